@@ -1,0 +1,48 @@
+# Every target makes the environment first, so nothing else has to be run before it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-by-make
+
+.PHONY: setup test test-fast lint demo bench constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with everything in it
+
+$(STAMP): pyproject.toml constraints/all.txt constraints/installer.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else f"edgekit needs Python 3.10 to 3.13, and $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r constraints/installer.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r constraints/all.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: $(STAMP)  ## run the tests (no root, loopback only)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the tests that need no TensorFlow
+	$(BIN)/python -m pytest -m "not heavy"
+
+lint: $(STAMP)  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: $(STAMP)  ## the whole journey on real data: make demo [ARGS=--keep]
+	$(BIN)/edgekit demo $(ARGS)
+
+bench: $(STAMP)  ## every benchmark there is
+	$(BIN)/python -m benchmarks
+
+constraints: $(STAMP)  ## pin every dependency anew, with hashes and without index addresses
+	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) --upgrade -o constraints/all.txt
+	$(BIN)/uv pip compile pyproject.toml --extra agent --extra litert --extra onnx -c constraints/all.txt $(COMPILE) -o constraints/agent.txt
+
+COMPILE := --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --quiet
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The command line: one module a noun; main.py is the only place that catches."""

@@ -1,0 +1,113 @@
+"""The `edgekit` command: the table of nouns, and the one place where errors are caught."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from edgekit.errors import EdgekitError
+
+# noun -> (module:attribute, one line of help), so that `edgekit --help` imports none of them
+COMMANDS = {
+    "convert": ("edgekit.cli.convert:convert", "Make the best proven bundle of a model for each target."),
+    "inspect": ("edgekit.cli.inspect:inspect", "Show a model or a bundle: tensors, operators, size, quality, cost."),
+    "compare": ("edgekit.cli.compare:compare", "Compare two models or bundles on the same samples."),
+    "targets": ("edgekit.cli.targets:targets", "List target profiles, or show one."),
+    "registry": ("edgekit.cli.registry:registry", "Create the signed registry, publish bundles, verify it."),
+    "rollout": ("edgekit.cli.rollout:rollout", "Roll a version out in waves; watch, pause, resume, abort."),
+    "device": ("edgekit.cli.device:device", "Enroll devices, list them, send a command."),
+    "controller": ("edgekit.cli.controller:controller", "Run the fleet controller."),
+    "cloud": ("edgekit.cli.cloud:cloud", "Run the cloud tier."),
+    "broker": ("edgekit.cli.broker:broker", "Run a private MQTT broker on this machine."),
+    "simulate": ("edgekit.cli.simulate:simulate", "Run many simulated devices against a broker."),
+    "demo": ("edgekit.cli.demo:demo", "The whole journey on this machine, on real data."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Nouns in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command; None when there is no such noun."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the nouns without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", type=click.Path(path_type=Path), envvar="EDGEKIT_CONFIG", help="Settings file [default: edgekit.toml]."
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log what happens; show tracebacks.")
+@click.version_option(package_name="edgekit")
+def edgekit(config: Path | None, verbose: bool) -> None:
+    """Put trained models on devices and keep them right.
+
+    \b
+    Examples:
+      edgekit convert model.keras --target raspberry-pi-4 --data data.npz
+      edgekit registry init
+      edgekit rollout start digits 1.0.0
+      edgekit demo
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 refused, 130 interrupted."""
+    sys.exit(run(edgekit, "edgekit"))
+
+
+def run(command: click.Command, name: str) -> int:
+    """Run `command` and return its exit status; every error ends here as one or two lines of stderr."""
+    verbose = "--verbose" in sys.argv or "-v" in sys.argv
+    try:
+        result = command.main(prog_name=name, standalone_mode=False)
+    except EdgekitError as error:
+        _explain(f"{name}: {error}", error.advice, verbose)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"\n{name}: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the boundary: a bug is one line for the user, and a traceback on request
+        _explain(
+            f"{name}: unexpected {type(error).__name__}: {error}", "Run again with --verbose for a traceback.", verbose
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _explain(message: str, advice: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    click.echo(message, err=True)
+    if advice:
+        click.echo(advice, err=True)

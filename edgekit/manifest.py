@@ -1,0 +1,288 @@
+"""What a bundle is: identity, files with their digests, tensors, golden tolerances, quality and cost.
+
+A manifest's canonical bytes are what TUF signs; their sha256 is the bundle digest. A device trusts nothing that does
+not hang off those bytes, so parsing refuses every file list that could write outside the bundle's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from edgekit.errors import ManifestError
+from edgekit.recipe import Recipe
+from edgekit.tensors import DType, TensorSpec
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+BLOCK_BYTES = 64 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_FILES = 256
+MAX_FILE_BYTES = 4 * 1024**3
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+
+ROLE_MODEL = "model"
+ROLE_GOLDEN = "golden"
+ROLE_REPORT = "report"
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One artifact of a bundle.
+
+    Attributes:
+        path: A plain file name inside the bundle's folder.
+        role: ``model``, ``golden`` or ``report``.
+        size: Bytes.
+        sha256: Of the whole file, hex.
+        blocks: sha256 of each block of BLOCK_BYTES, hex, in order; the last block may be shorter.
+    """
+
+    path: str
+    role: str
+    size: int
+    sha256: str
+    blocks: tuple[str, ...]
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """How one logical tensor, which clients see, is held by the artifact.
+
+    Attributes:
+        spec: The logical tensor: the source model's name, dtype, layout and free batch.
+        artifact: The artifact's own tensor.
+        permute: Axis order that turns the logical tensor into the artifact's; empty when the layouts agree.
+        scale: Real value of one integer step where the artifact's tensor is quantized, else None.
+        zero_point: Integer that stands for 0.0.
+    """
+
+    spec: TensorSpec
+    artifact: TensorSpec
+    permute: tuple[int, ...] = ()
+    scale: float | None = None
+    zero_point: int = 0
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """How far a runtime's answer to the golden inputs may be from the canonical float model's.
+
+    Attributes:
+        output: Logical output name.
+        runtime: ``litert`` or ``onnxruntime``.
+        max_abs: Largest allowed absolute difference, in the output's unit.
+    """
+
+    output: str
+    runtime: str
+    max_abs: float
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """What the device's self-test checks.
+
+    Attributes:
+        samples: How many rows golden.npz holds.
+        tolerances: One per output and runtime.
+        decisions_match: Largest scores of the task's output must name the same class for every row.
+    """
+
+    samples: int
+    tolerances: tuple[Tolerance, ...]
+    decisions_match: bool
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What the outputs mean, where it is known; routing reads it.
+
+    Attributes:
+        kind: ``classification`` or ``other``.
+        output: The logical output that holds the scores.
+        scores: ``probabilities`` or ``logits``.
+        labels: Class names in order; may be empty.
+    """
+
+    kind: str = "other"
+    output: str = ""
+    scores: str = ""
+    labels: tuple[str, ...] = ()
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """A metric on labelled data that was not used to calibrate.
+
+    Attributes:
+        metric: For example ``accuracy``.
+        value: Of this bundle.
+        float_value: Of the canonical float model on the same samples.
+        n: Number of samples.
+        proven: True where the drop is shown to stay within the budget at the stated confidence.
+    """
+
+    metric: str
+    value: float
+    float_value: float
+    n: int
+    proven: bool
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one row costs on the target: `kind` is ``estimate``, ``instructions`` or ``measured``."""
+
+    kind: str
+    value: float
+    unit: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The signed description of one bundle for one target.
+
+    Attributes:
+        name, version, target: Its identity; version is X.Y.Z.
+        runtime: Which runtime the artifact is for: ``litert`` or ``onnxruntime``.
+        files: Every file of the bundle but the manifest itself.
+        inputs, outputs: Logical tensors and how the artifact holds them.
+        golden: The self-test's limits.
+        recipe: What was done to the model.
+        task: What the outputs mean.
+        quality, cost: As measured at conversion; None where there was no data.
+        requires: Compatibility demands, read by compat.py: ``arch``, ``memory_mib``, ``runtime_version``.
+        source_sha256: Digest of the model that was converted.
+        tools: Versions of the tools that made it.
+        format: Of this document.
+    """
+
+    name: str
+    version: str
+    target: str
+    runtime: str
+    files: tuple[FileEntry, ...]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    golden: Golden
+    recipe: Recipe
+    task: Task = Task()
+    quality: Quality | None = None
+    cost: Cost | None = None
+    requires: dict[str, Any] = {}
+    source_sha256: str = ""
+    tools: dict[str, str] = {}
+    format: int = FORMAT
+
+    def file(self, role: str) -> FileEntry:
+        """The one file with `role`.
+
+        Raises:
+            ManifestError: there is none.
+        """
+        for entry in self.files:
+            if entry.role == role:
+                return entry
+        raise ManifestError(f"bundle {self.name} {self.version} has no file with role {role!r}")
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files, in bytes."""
+        return sum(entry.size for entry in self.files)
+
+    def canonical_bytes(self) -> bytes:
+        """Sorted keys, no spaces, UTF-8: the bytes that are signed and hashed."""
+        return msgspec.json.encode(self, order="sorted")
+
+    @property
+    def digest(self) -> str:
+        """The bundle digest: sha256 of the canonical bytes, hex."""
+        return hashlib.sha256(self.canonical_bytes()).hexdigest()
+
+
+def file_entry(path: str, role: str, data: bytes) -> FileEntry:
+    """Describe `data` as the bundle's file `path`."""
+    view = memoryview(data)
+    blocks = tuple(hashlib.sha256(view[at : at + BLOCK_BYTES]).hexdigest() for at in range(0, len(data), BLOCK_BYTES))
+    return FileEntry(path=path, role=role, size=len(data), sha256=hashlib.sha256(data).hexdigest(), blocks=blocks)
+
+
+def target_path(name: str, target: str, version: str) -> str:
+    """The TUF targets path of a bundle's manifest."""
+    return f"models/{name}/{target}/{version}/{MANIFEST_NAME}"
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        ManifestError: it is too large, not JSON, has missing or ill-typed fields, is not canonical, or any of its
+            names, sizes or digests could harm whoever stages it. All faults are named together.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"manifest cannot be parsed: {error}") from error
+    faults = manifest_faults(manifest)
+    if not faults and manifest.canonical_bytes() != data:
+        faults.append("it is not in canonical form (sorted keys, no spaces, known fields only)")
+    if faults:
+        raise ManifestError("manifest is not valid: " + "; ".join(faults))
+    return manifest
+
+
+def manifest_faults(manifest: Manifest) -> list[str]:
+    """Every reason why `manifest` may not be used; empty when it is sound."""
+    faults = []
+    if manifest.format != FORMAT:
+        faults.append(f"format is {manifest.format}, this edgekit reads {FORMAT}")
+    if not NAME.fullmatch(manifest.name):
+        faults.append(f"name {manifest.name!r} is not of the form {NAME.pattern}")
+    if not NAME.fullmatch(manifest.target):
+        faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
+    if not VERSION.fullmatch(manifest.version):
+        faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
+    return faults + _file_faults(manifest.files) + _binding_faults(manifest)
+
+
+def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
+    faults = []
+    if len(files) > MAX_FILES:
+        faults.append(f"{len(files)} files, the limit is {MAX_FILES}")
+    seen: set[str] = set()
+    for entry in files:
+        if not FILE_PATH.fullmatch(entry.path) or entry.path.lower() == MANIFEST_NAME:
+            faults.append(f"file name {entry.path!r} is not a plain file name")
+        if entry.path.lower() in seen:
+            faults.append(f"file name {entry.path!r} stands twice (upper and lower case count as one)")
+        seen.add(entry.path.lower())
+        if not 0 <= entry.size <= MAX_FILE_BYTES:
+            faults.append(f"{entry.path}: size {entry.size} is outside 0 to {MAX_FILE_BYTES}")
+            continue
+        expected = -(-entry.size // BLOCK_BYTES)
+        if len(entry.blocks) != expected:
+            faults.append(
+                f"{entry.path}: {len(entry.blocks)} block digests for {entry.size} bytes, expected {expected}"
+            )
+        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, *entry.blocks)):
+            faults.append(f"{entry.path}: a digest is not 64 hex digits")
+    for role in (ROLE_MODEL, ROLE_GOLDEN):
+        if sum(entry.role == role for entry in files) != 1:
+            faults.append(f"there must be exactly one file with role {role!r}")
+    return faults
+
+
+def _binding_faults(manifest: Manifest) -> list[str]:
+    faults = []
+    if not manifest.inputs or not manifest.outputs:
+        faults.append("a model needs at least one input and one output")
+    for binding in (*manifest.inputs, *manifest.outputs):
+        rank = len(binding.spec.shape)
+        if binding.permute and sorted(binding.permute) != list(range(rank)):
+            faults.append(f"{binding.spec.name}: permute {list(binding.permute)} is no order of {rank} axes")
+        quantized = binding.artifact.dtype in (DType.INT8, DType.UINT8) and binding.spec.dtype is DType.FLOAT32
+        if quantized and not (binding.scale and binding.scale > 0):
+            faults.append(f"{binding.spec.name}: the artifact is {binding.artifact.dtype.value} but no scale is given")
+    return faults

@@ -1,0 +1,153 @@
+"""Settings as frozen values: TOML, then environment, then flags, read once.
+
+A field is set in the environment by ``EDGEKIT_`` and its name in capitals. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgekit.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "EDGEKIT_"
+
+
+class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the workstation, registry, controller and cloud commands share: ``edgekit.toml`` in the working folder."""
+
+    fleet: str = "default"
+    registry: str = "file://registry"
+    keys: Path = Path("keys")
+    broker: str = "mqtt://127.0.0.1:1883"
+    database: str = "sqlite:///edgekit.db"
+    assignment_days: int = 30
+    offline_after_seconds: float = 90.0
+    concurrent_transfers: int = 16
+    tick_seconds: float = 0.5
+    cloud_host: str = "127.0.0.1"
+    cloud_port: int = 8700
+    cloud_api_key_file: Path | None = None
+
+
+class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``agent.toml``, as `edgekit device enroll` writes it.
+
+    Attributes:
+        device, fleet, target: Who this is, and its target profile's name.
+        state: Folder for journal, slots, blocks and metadata.
+        key: The device's private key file.
+        root: The TUF root that this device was born with.
+        http: host:port of the local endpoint; port 0 takes any free one. Empty for none.
+        socket: Path of the UNIX socket; None for none.
+        threads: Of each runtime.
+        cloud_url: Base URL of the cloud tier; empty for none.
+        cloud_model: Model name there; empty for the same name.
+        fallback_threshold: Answers with a score below it go to the cloud.
+    """
+
+    device: str
+    fleet: str
+    target: str
+    broker: str = "mqtt://127.0.0.1:1883"
+    state: Path = Path("state")
+    key: Path = Path("device.key")
+    root: Path = Path("root.json")
+    http: str = "127.0.0.1:8600"
+    socket: Path | None = Path("edgekit.sock")
+    threads: int = 1
+    heartbeat_seconds: float = 30.0
+    telemetry_seconds: float = 60.0
+    max_bundle_bytes: int = 2 * 1024**3
+    max_request_bytes: int = 64 * 1024**2
+    queue_limit: int = 64
+    probation_seconds: float = 3.0
+    step_timeout_seconds: float = 600.0
+    cloud_url: str = ""
+    cloud_model: str = ""
+    cloud_api_key_file: Path | None = None
+    cloud_timeout_seconds: float = 2.0
+    fallback_threshold: float = 0.8
+
+
+S = TypeVar("S", ControlSettings, AgentSettings)
+
+
+def load_settings(
+    kind: type[S],
+    *,
+    file: Path | None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> S:
+    """Read settings once; later sources win: defaults, `file`, `environ`, `flags` (None values are passed over).
+
+    Raises:
+        SettingsError: the file is missing or not TOML, a key is unknown (names the nearest), or a value is ill-typed.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_read_file(kind, file))
+    environ = os.environ if environ is None else environ
+    for name in kind.__struct_fields__:
+        if PREFIX + name.upper() in environ:
+            values[name] = environ[PREFIX + name.upper()]
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    try:
+        return msgspec.convert(values, kind, strict=False, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings{f' in {file}' if file else ''}: {error}") from error
+
+
+def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"there is no settings file {file}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"settings file {file} cannot be read: {error}") from error
+    for key in values:
+        if key not in kind.__struct_fields__:
+            near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0.4)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(kind.__struct_fields__)}."
+            raise SettingsError(f"settings file {file} has an unknown key {key!r}", advice=hint)
+    return _relative_to(file.parent, kind, values)
+
+
+def _relative_to(folder: Path, kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Read every path, given or default, from the settings file's folder, wherever the command is run."""
+    values = {**{field.name: field.default for field in msgspec.structs.fields(kind) if not field.required}, **values}
+    for field in msgspec.structs.fields(kind):
+        value = values.get(field.name)
+        if field.type in (Path, Path | None) and isinstance(value, str | Path):
+            values[field.name] = folder / value
+        elif field.name in _URL_SCHEMES and isinstance(value, str):
+            values[field.name] = _relative_url(value, _URL_SCHEMES[field.name], folder)
+    return values
+
+
+_URL_SCHEMES = {"registry": "file://", "database": "sqlite:///"}
+
+
+def _relative_url(url: str, scheme: str, folder: Path) -> str:
+    path = url.removeprefix(scheme)
+    if not url.startswith(scheme) or Path(path).is_absolute():
+        return url
+    return scheme + str((folder / path).resolve())
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")

@@ -1,0 +1,83 @@
+"""DType and TensorSpec: what a tensor is, apart from its values."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import DataError
+
+Array = npt.NDArray[Any]
+
+
+class DType(str, enum.Enum):
+    """Element types, named as numpy names them; ``BYTES`` holds variable-length byte strings (numpy object)."""
+
+    BOOL = "bool"
+    UINT8 = "uint8"
+    UINT16 = "uint16"
+    UINT32 = "uint32"
+    UINT64 = "uint64"
+    INT8 = "int8"
+    INT16 = "int16"
+    INT32 = "int32"
+    INT64 = "int64"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    BYTES = "bytes"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy dtype that holds it."""
+        return np.dtype(object) if self is DType.BYTES else np.dtype(self.value)
+
+    @classmethod
+    def of(cls, dtype: npt.DTypeLike) -> DType:
+        """The DType of a numpy dtype.
+
+        Raises:
+            DataError: no DType holds it.
+        """
+        found = np.dtype(dtype)
+        if found.kind in "OSU":
+            return cls.BYTES
+        try:
+            return cls(found.name)
+        except ValueError:
+            raise DataError(f"dtype {found.name} cannot be used in a tensor") from None
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output.
+
+    Attributes:
+        name: As clients and reports call it.
+        dtype: Its element type.
+        shape: Sizes in order; None stands for a free axis (the batch).
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...]
+
+    def faults(self, value: Array) -> list[str]:
+        """Every reason why `value` does not fit, showing what was found and what was expected; empty when it fits."""
+        faults = []
+        if DType.of(value.dtype) is not self.dtype:
+            faults.append(f"{self.name}: dtype is {value.dtype}, expected {self.dtype.value}")
+        fits = len(value.shape) == len(self.shape) and all(
+            want is None or want == have for want, have in zip(self.shape, value.shape, strict=False)
+        )
+        if not fits:
+            faults.append(f"{self.name}: shape is {list(value.shape)}, expected {self.shape_text}")
+        return faults
+
+    @property
+    def shape_text(self) -> str:
+        """The shape for people; a free axis reads ``any``."""
+        return "[" + ", ".join("any" if size is None else str(size) for size in self.shape) + "]"
