@@ -1,0 +1,81 @@
+"""The demo's child processes: awaited, ended, never left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekit.demo.processes import CommandError, Processes, stop_kept
+from edgekit.errors import EdgekitError, UnavailableError
+
+SERVER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("ready", child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> str:
+    (tmp_path / "server.py").write_text(SERVER)
+    return "python server.py"
+
+
+def test_a_command_gives_its_output_and_its_status_is_checked(tmp_path: Path) -> None:
+    """The expected exit status passes; another one is an error with the end of stderr."""
+    processes = Processes(tmp_path)
+    assert processes.run("python -c 'print(6*7)'") == "42\n"
+    processes.run("python -c 'raise SystemExit(3)'", expect=3)
+    with pytest.raises(CommandError, match="exited 1, expected 0:\nbroken"):
+        processes.run("""python -c 'import sys; sys.exit("broken")'""")
+
+
+def test_stopping_ends_a_server_and_its_children(tmp_path: Path, server: str) -> None:
+    """The whole group ends, not only the process that was started."""
+    processes = Processes(tmp_path)
+    child = int(processes.start("server", server, ready="ready").split()[1])
+    assert alive(child)
+    processes.stop_all()
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+    assert processes.names == []
+
+
+def test_a_server_that_ends_before_it_is_ready_is_an_error_with_its_log(tmp_path: Path) -> None:
+    """What it said last is in the message."""
+    with pytest.raises(UnavailableError, match="no port for me"):
+        Processes(tmp_path).start("server", "python -c 'print(\"no port for me\")'", ready="ready")
+
+
+def test_a_kept_demo_can_be_stopped_by_its_folder(tmp_path: Path, server: str) -> None:
+    """Only processes that still work in that folder are ended; a foreign number is left alone."""
+    processes = Processes(tmp_path)
+    processes.start("server", server, ready="ready")
+    text = (tmp_path / "processes.json").read_text()
+    (tmp_path / "processes.json").write_text(text.replace("}", f', "foreign": {os.getpid()}}}'))
+    assert stop_kept(tmp_path) == ["server"]
+    with pytest.raises(EdgekitError, match="holds no kept demo"):
+        stop_kept(tmp_path / "elsewhere")
+
+
+def test_the_environment_of_the_caller_cannot_redirect_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EDGEKIT_ variables are not handed on."""
+    monkeypatch.setenv("EDGEKIT_REGISTRY", "s3://somebody/elses")
+    code = "import os; print(os.environ.get('EDGEKIT_REGISTRY'))"
+    assert Processes(tmp_path).run(f'{Path(sys.executable).name} -c "{code}"') == "None\n"

@@ -1,0 +1,38 @@
+"""Every example runs as its reader would run it, and stays short."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py"}  # TensorFlow is loaded
+MODELS = {"digits.py"}  # homes of models, not examples of use; run by the demo
+
+
+def scripts() -> list[object]:
+    """One parameter for each example."""
+    paths = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in MODELS)
+    return [pytest.param(p, id=p.stem, marks=[pytest.mark.heavy] if p.name in HEAVY else []) for p in paths]
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_an_example_runs_and_says_what_it_prints(script: Path, tmp_path: Path) -> None:
+    """It exits 0 in an empty folder, prints something, has under 60 lines, and announces its output."""
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    text = script.read_text()
+    assert len(text.splitlines()) < 60
+    assert "print" in (ast.get_docstring(ast.parse(text)) or "").lower()
+
+
+def test_every_promised_example_is_there() -> None:
+    """The folder holds one script for each thing that a newcomer wants to see."""
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    journey = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
+    assert names >= journey | {"staged_rollout", "ask_the_agent"}
