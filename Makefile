@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed-by-make
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with everything in it
 
@@ -37,6 +37,9 @@ demo: $(STAMP)  ## the whole journey on real data: make demo [ARGS=--keep]
 
 bench: $(STAMP)  ## every benchmark there is
 	$(BIN)/python -m benchmarks
+
+bench-%: $(STAMP)  ## one benchmark: serve
+	$(BIN)/python -m benchmarks $*
 
 constraints: $(STAMP)  ## pin every dependency anew, with hashes and without index addresses
 	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) --upgrade -o constraints/all.txt

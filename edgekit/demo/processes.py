@@ -174,10 +174,17 @@ def _end_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline:
-            os.killpg(pid, 0)
+        while _runs(pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    """True unless it is gone, or dead and only waiting for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

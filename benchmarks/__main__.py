@@ -1,0 +1,25 @@
+"""Run the benchmarks named on the command line, or all: `python -m benchmarks [NAME ...]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("serve",)
+
+
+def main() -> int:
+    """Run each; a name that is not known is a usage error."""
+    chosen = sys.argv[1:] or list(NAMES)
+    unknown = [name for name in chosen if name not in NAMES]
+    if unknown:
+        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    for name in chosen:
+        print(f"== {name}", file=sys.stderr)
+        importlib.import_module(f"benchmarks.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
