@@ -1,0 +1,192 @@
+"""Assignments: what one device should run, as a TUF Targets document signed by the director.
+
+It stands outside snapshot: it is retained on the device's ``desired`` topic and verified against the key that the
+trusted top-level targets role delegates to ``director``. It may only choose among what the catalogue names, which
+`check_agrees` holds it to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
+from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.serialization.json import JSONSerializer
+
+from edgekit.errors import DowngradeError, ExpiredError, SignatureError, VerificationError
+from edgekit.manifest import target_path
+
+DIRECTOR = "director"
+MAX_ASSIGNMENT_BYTES = 256 * 1024
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One model of an assignment.
+
+    Attributes:
+        path: TUF targets path of the bundle's manifest.
+        length: Bytes of the manifest.
+        sha256: The bundle digest, hex.
+        name, target, version: The bundle's identity.
+        release: Counter that rises by one with every publish of this model.
+    """
+
+    path: str
+    length: int
+    sha256: str
+    name: str
+    target: str
+    version: str
+    release: int
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What one device should run.
+
+    Attributes:
+        device, fleet: For whom.
+        version: Rises with every new assignment for that device; from 1.
+        expires: Wall clock seconds; whole ones survive signing.
+        entries: By model name.
+    """
+
+    device: str
+    fleet: str
+    version: int
+    expires: float
+    entries: Mapping[str, Entry]
+
+
+def sign_assignment(assignment: Assignment, signer: Signer) -> bytes:
+    """The signed TUF document, as it goes on the ``desired`` topic."""
+    targets = {entry.path: _target_file(entry) for entry in assignment.entries.values()}
+    signed = Targets(
+        version=assignment.version,
+        expires=datetime.fromtimestamp(math.floor(assignment.expires), timezone.utc),
+        targets=targets,
+        unrecognized_fields={"custom": {"device": assignment.device, "fleet": assignment.fleet}},
+    )
+    document = Metadata(signed)
+    document.sign(signer)
+    return document.to_bytes(JSONSerializer(compact=True))
+
+
+def verify_assignment(
+    payload: bytes, trusted: Targets, *, device: str, fleet: str, now: float, seen_version: int = 0
+) -> Assignment:
+    """The assignment in `payload`, once it is seen to be the director's, for this device, and not stale.
+
+    Args:
+        payload: A signed TUF document.
+        trusted: The verified top-level targets role.
+        device, fleet: Who asks.
+        now: Wall clock seconds.
+        seen_version: The highest assignment version that this device accepted; the same one may come again.
+
+    Raises:
+        SignatureError: not signed by the director's key.
+        ExpiredError, DowngradeError: stale.
+        VerificationError: malformed, or meant for another device or fleet.
+    """
+    if len(payload) > MAX_ASSIGNMENT_BYTES:
+        raise VerificationError(f"assignment has {len(payload)} bytes, the limit is {MAX_ASSIGNMENT_BYTES}")
+    document = _verified(payload, trusted)
+    assignment = _parse(document)
+    if (assignment.device, assignment.fleet) != (device, fleet):
+        raise VerificationError(
+            f"assignment is for device {assignment.device!r} of fleet {assignment.fleet!r}, "
+            f"this is {device!r} of {fleet!r}"
+        )
+    if now >= assignment.expires:
+        raise ExpiredError(f"assignment {assignment.version} expired at {document.expires:%Y-%m-%d %H:%M:%S} UTC")
+    if assignment.version < seen_version:
+        raise DowngradeError(f"assignment has version {assignment.version}, {seen_version} was seen before")
+    return assignment
+
+
+def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: int = 0) -> None:
+    """Hold an assignment's entry to the catalogue.
+
+    Args:
+        entry: What the director asks for.
+        target_file: What the catalogue says about `entry.path`; None where it names no such target.
+        seen_release: The highest release of this model that the device committed.
+
+    Raises:
+        DowngradeError: the release is older than `seen_release`.
+        VerificationError: catalogue and entry differ; names every difference.
+    """
+    if target_file is None:
+        raise VerificationError(f"the catalogue has no {entry.path!r}, which the assignment names")
+    custom = target_file.custom if isinstance(target_file.custom, Mapping) else {}
+    expected = {
+        "path": target_path(entry.name, entry.target, entry.version),
+        "length": target_file.length,
+        "sha256": target_file.hashes.get("sha256"),
+        **{field: custom.get(field) for field in ("name", "target", "version", "release")},
+    }
+    faults = [
+        f"{field} is {getattr(entry, field)!r}, expected {value!r}"
+        for field, value in expected.items()
+        if getattr(entry, field) != value
+    ]
+    if target_file.path != entry.path:
+        faults.append(f"the catalogue was asked for {target_file.path!r}")
+    if faults:
+        raise VerificationError(f"assignment and catalogue disagree about {entry.path!r}: " + "; ".join(faults))
+    if entry.release < seen_release:
+        raise DowngradeError(
+            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before"
+        )
+
+
+def _target_file(entry: Entry) -> TargetFile:
+    custom = {"name": entry.name, "target": entry.target, "version": entry.version, "release": entry.release}
+    return TargetFile(entry.length, {"sha256": entry.sha256}, entry.path, {"custom": custom})
+
+
+def _verified(payload: bytes, trusted: Targets) -> Targets:
+    try:
+        document = Metadata[Targets].from_bytes(payload)
+        if not isinstance(document.signed, Targets):
+            raise VerificationError(f"assignment is a TUF {type(document.signed).__name__}, expected Targets")
+        trusted.verify_delegate(DIRECTOR, document.signed_bytes, document.signatures)
+    except UnsignedMetadataError as error:
+        raise SignatureError("assignment is not signed by the director's key") from error
+    except ValueError as error:
+        raise SignatureError("the trusted metadata names no director, so nobody may sign assignments") from error
+    except RepositoryError as error:
+        raise VerificationError(f"assignment cannot be parsed: {error}") from error
+    return document.signed
+
+
+def _parse(signed: Targets) -> Assignment:
+    entries: dict[str, Entry] = {}
+    try:
+        whom = msgspec.convert(signed.unrecognized_fields.get("custom"), _Whom)
+        for path, file in signed.targets.items():
+            custom: Any = file.custom if isinstance(file.custom, dict) else {}
+            fields = {**custom, "path": path, "length": file.length, "sha256": file.hashes.get("sha256")}
+            entry = msgspec.convert(fields, Entry)
+            if entry.name in entries:
+                raise VerificationError(f"assignment names model {entry.name!r} twice")
+            entries[entry.name] = entry
+    except msgspec.ValidationError as error:
+        raise VerificationError(f"assignment lacks what edgekit needs: {error}") from error
+    return Assignment(
+        device=whom.device,
+        fleet=whom.fleet,
+        version=signed.version,
+        expires=signed.expires.timestamp(),
+        entries=entries,
+    )
+
+
+class _Whom(msgspec.Struct, frozen=True):
+    device: str
+    fleet: str

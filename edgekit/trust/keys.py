@@ -1,0 +1,144 @@
+"""Ed25519 key files: the private key as PKCS8 PEM with mode 0600, its public key as PEM beside it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
+
+from edgekit.errors import NotFoundError, SettingsError
+
+KEY_SUFFIX = ".key"
+PUBLIC_SUFFIX = ".pub"
+
+
+def key_path(folder: Path, role: str) -> Path:
+    """Where the private key of `role` lies: ``<folder>/<role>.key``."""
+    return folder / f"{role}{KEY_SUFFIX}"
+
+
+def public_path(path: Path) -> Path:
+    """Where the public key of the private key file `path` lies."""
+    return path.with_name(path.name.removesuffix(KEY_SUFFIX) + PUBLIC_SUFFIX)
+
+
+def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
+    """Make a key; an existing file is never overwritten.
+
+    Args:
+        path: Of the private key; the public one is written beside it with the suffix ``.pub``.
+        passphrase: Encrypts the private key; None or empty leaves it plain.
+
+    Raises:
+        SettingsError: there is already a key at `path`, or it cannot be written.
+    """
+    private = Ed25519PrivateKey.generate()
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase.encode())
+    data = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(path, data, 0o600)
+        public_path(path).write_bytes(public)
+    except FileExistsError as error:
+        raise SettingsError(
+            f"there is already a key at {path}", advice="Keys are never overwritten; name another file or folder."
+        ) from error
+    except OSError as error:
+        raise SettingsError(f"key {path} cannot be written: {error}") from error
+    return CryptoSigner(private)
+
+
+def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
+    """Load a private key file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SettingsError: others may read the file, it is no Ed25519 key, or the passphrase is missing or wrong.
+    """
+    data = _read(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & 0o077:
+        raise SettingsError(
+            f"key {path} has mode {mode:04o}, expected 0600: others on this machine may read it",
+            advice=f"Run: chmod 600 {path}",
+        )
+    try:
+        private = serialization.load_pem_private_key(
+            data, passphrase.encode() if passphrase and _locked(data) else None
+        )
+    except TypeError as error:
+        raise SettingsError(
+            f"key {path} is encrypted and no passphrase was given",
+            advice="Set EDGEKIT_PASSPHRASE or name a passphrase file.",
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        reason = "the passphrase is wrong" if _locked(data) else "it is not a PKCS8 PEM private key"
+        raise SettingsError(f"key {path} cannot be read: {reason}") from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise SettingsError(f"key {path} is a {type(private).__name__}, expected Ed25519")
+    return CryptoSigner(private)
+
+
+def load_public(path: Path) -> SSlibKey:
+    """Load a public key file (``.pub``).
+
+    Raises:
+        NotFoundError: there is no such file.
+        SettingsError: it is no Ed25519 public key.
+    """
+    return parse_public(_read(path), str(path))
+
+
+def parse_public(data: bytes, label: str = "public key") -> SSlibKey:
+    """The key in PEM bytes, with its TUF key id.
+
+    Raises:
+        SettingsError: the bytes are no Ed25519 public key.
+    """
+    try:
+        public = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SettingsError(f"{label} cannot be read: it is not a PEM public key") from error
+    if not isinstance(public, Ed25519PublicKey):
+        raise SettingsError(f"{label} is a {type(public).__name__}, expected Ed25519")
+    return SSlibKey.from_crypto(public)
+
+
+def is_encrypted(path: Path) -> bool:
+    """True when the private key file needs a passphrase.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    return _locked(_read(path))
+
+
+def _locked(data: bytes) -> bool:
+    return b"ENCRYPTED" in data.partition(b"\n")[0]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no key {path}") from error
+    except OSError as error:
+        raise SettingsError(f"key {path} cannot be read: {error}") from error
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
