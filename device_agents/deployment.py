@@ -1,0 +1,207 @@
+"""The values of the UpdateMachine: its states, effects and events, and what it remembers between them."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from edgekit.messages import Outcome
+
+
+class S(str, enum.Enum):
+    """States."""
+
+    IDLE = "IDLE"
+    RESOLVING = "RESOLVING"
+    DOWNLOADING = "DOWNLOADING"
+    VERIFYING = "VERIFYING"
+    STAGING = "STAGING"
+    TESTING = "TESTING"
+    ACTIVATING = "ACTIVATING"
+    PROBATION = "PROBATION"
+    COMMITTING = "COMMITTING"
+    ROLLING_BACK = "ROLLING_BACK"
+    CLEANING = "CLEANING"
+
+
+class Do(str, enum.Enum):
+    """Effects."""
+
+    RESOLVE = "Resolve"  # refresh metadata, agree with the catalogue, fetch the manifest, check compatibility
+    DOWNLOAD = "Download"  # every missing block of every file, each checked against the manifest
+    VERIFY = "Verify"  # each whole file against its digest
+    STAGE = "Stage"  # verified files and the manifest into the inactive slot, durably
+    TEST = "Test"  # golden samples on the staged files
+    ACTIVATE = "Activate"  # the live model switches; the pointer says so, known-good stays
+    PROBE = "Probe"  # golden samples on the live model
+    COMMIT = "Commit"  # the pointer's known-good becomes the active slot
+    ROLL_BACK = "RollBack"  # the pointer's active becomes known-good; the live model switches back
+    CLEAN = "Clean"  # remove what is no longer needed
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One bundle for this device, as the signed assignment names it.
+
+    Attributes:
+        digest, length: sha256 (hex) and bytes of the manifest.
+        path: TUF targets path of the manifest.
+        name, version, target, release: Identity and release counter.
+        assignment: Version of the assignment that asked for it.
+    """
+
+    digest: str
+    length: int
+    path: str
+    name: str
+    version: str
+    target: str
+    release: int
+    assignment: int
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """What a slot holds: `slot` is ``a`` or ``b``, `since` wall clock seconds of its activation."""
+
+    slot: str
+    digest: str
+    version: str
+    release: int
+    since: float = 0.0
+
+
+class State(msgspec.Struct, frozen=True):
+    """Everything the machine remembers; journalled whole.
+
+    Attributes:
+        name: Where it is.
+        deployment: What is in progress, or waits for another attempt.
+        offered: What comes next, asked for while something else was in progress.
+        active, known_good: What runs, and what a failure returns to; differ only from ACTIVATING to COMMITTING.
+        release: Highest release counter ever committed; nothing older is accepted.
+        ending: Why it is rolling back or cleaning: ``succeeded``, ``failed``, ``retry`` or ``dropped``.
+        failed: The deployment that failed for good; the same offer of the same assignment is not tried again.
+        outcome: How the last deployment ended.
+        note: Why the last attempt failed, while another is to come.
+        attempts: Failed attempts of this deployment; sets the delay before the next.
+        interrupted: How often the device stopped while this deployment was being tested or proved.
+        probing: True in PROBATION once the wait is over and the live model is being asked.
+        deadline: When to send DeadlinePassed, monotonic seconds.
+    """
+
+    name: S = S.IDLE
+    deployment: Deployment | None = None
+    offered: Deployment | None = None
+    active: Installed | None = None
+    known_good: Installed | None = None
+    release: int = 0
+    ending: str = ""
+    failed: Deployment | None = None
+    outcome: Outcome | None = None
+    note: str = ""
+    attempts: int = 0
+    interrupted: int = 0
+    probing: bool = False
+    deadline: float | None = None
+
+    @property
+    def inactive_slot(self) -> str:
+        """The slot that may be written: never the known-good one."""
+        return "b" if self.known_good is not None and self.known_good.slot == "a" else "a"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Times and counts.
+
+    Attributes:
+        step_seconds: A step that takes longer has failed.
+        probation_seconds: Running live before commit.
+        retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its cap.
+        max_interruptions: So many stops of the device during test or probation refuse the deployment.
+    """
+
+    step_seconds: float = 600.0
+    probation_seconds: float = 3.0
+    retry_seconds: float = 2.0
+    max_retry_seconds: float = 300.0
+    max_interruptions: int = 3
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened; `at` is wall clock seconds."""
+
+    at: float = 0.0
+
+
+class Booted(Event, frozen=True):
+    """The agent started with a journalled state."""
+
+
+class Offered(Event, frozen=True):
+    """The assignment names a bundle."""
+
+    deployment: Deployment
+
+
+class Cancelled(Event, frozen=True):
+    """The assignment no longer names a bundle for this model."""
+
+
+class DeadlinePassed(Event, frozen=True):
+    """`wake_at` was reached."""
+
+
+class Resolved(Event, frozen=True):
+    """The manifest is here, trusted, and fits this device."""
+
+
+class Downloaded(Event, frozen=True):
+    """Every block is here and durable."""
+
+
+class Verified(Event, frozen=True):
+    """Every file has its digest."""
+
+
+class Staged(Event, frozen=True):
+    """The inactive slot holds the bundle."""
+
+
+class Tested(Event, frozen=True):
+    """The staged bundle answers its golden samples."""
+
+
+class Activated(Event, frozen=True):
+    """The new bundle runs live."""
+
+
+class Proved(Event, frozen=True):
+    """The live model answered its golden samples after probation."""
+
+
+class Committed(Event, frozen=True):
+    """The pointer names the new bundle as known-good."""
+
+
+class RolledBack(Event, frozen=True):
+    """The known-good bundle runs live and the pointer says so."""
+
+
+class Cleaned(Event, frozen=True):
+    """Nothing is left over."""
+
+
+class Failed(Event, frozen=True):
+    """An effect failed.
+
+    Attributes:
+        error: Class name of the error.
+        message: For people.
+        passing: True when the same attempt may work later.
+        refused: True when the bundle may never be used here.
+    """
+
+    error: str
+    message: str
+    passing: bool = False
+    refused: bool = False

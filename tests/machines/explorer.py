@@ -1,0 +1,164 @@
+"""Walks every order of events, failures and power cuts that the update table allows, over a model of the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from device_agents.deployment import (
+    Activated,
+    Booted,
+    Cancelled,
+    Cleaned,
+    Committed,
+    DeadlinePassed,
+    Deployment,
+    Do,
+    Downloaded,
+    Failed,
+    Installed,
+    Limits,
+    Offered,
+    Proved,
+    Resolved,
+    RolledBack,
+    S,
+    Staged,
+    State,
+    Tested,
+    Verified,
+)
+from device_agents.update import UpdateMachine
+
+
+def deployment(release: int, assignment: int = 1) -> Deployment:
+    """A deployment of release N, version N.0.0."""
+    path = f"models/digits/raspberry-pi-4/{release}.0.0/manifest.json"
+    digest = f"{release:064x}"
+    return Deployment(digest, 100, path, "digits", f"{release}.0.0", "raspberry-pi-4", release, assignment)
+
+
+OLD, NEW, NEWER = deployment(1), deployment(2), deployment(3, 2)
+INSTALLED_OLD = Installed("a", OLD.digest, OLD.version, OLD.release)
+OUTCOMES = {
+    Do.RESOLVE: Resolved,
+    Do.DOWNLOAD: Downloaded,
+    Do.VERIFY: Verified,
+    Do.STAGE: Staged,
+    Do.TEST: Tested,
+    Do.ACTIVATE: Activated,
+    Do.PROBE: Proved,
+    Do.COMMIT: Committed,
+    Do.ROLL_BACK: RolledBack,
+    Do.CLEAN: Cleaned,
+}
+FAILURES = (
+    Failed(error="TransportError", message="away", passing=True),
+    Failed(error="SelfTestError", message="wrong", refused=True),
+)
+
+
+class World(NamedTuple):
+    """A device between two events: what the agent remembers and what its disk says."""
+
+    state: State  # in memory
+    effect: Do | None  # under way
+    journal: State
+    active: str  # pointer, a digest; "" for none
+    known_good: str
+    slots: tuple[str, str]  # digest that each slot holds in full
+    on: bool = True
+
+
+def start(installed: Installed | None) -> World:
+    """A device at rest, with the old bundle or with none."""
+    state = State(active=installed, known_good=installed, release=installed.release if installed else 0)
+    digest = installed.digest if installed else ""
+    return World(state, None, state, digest, digest, (digest, ""))
+
+
+def explore(machine: UpdateMachine, first: World, offers: tuple[Deployment, ...]) -> set[World]:
+    """Every world that can be reached from `first`."""
+    seen, queue = {first}, deque([first])
+    while queue:
+        for world in _next(machine, queue.popleft(), offers):
+            if world not in seen:
+                seen.add(world)
+                queue.append(world)
+    return seen
+
+
+def _next(machine: UpdateMachine, world: World, offers: tuple[Deployment, ...]) -> list[World]:
+    if not world.on:
+        return _stepped(machine, world._replace(state=world.journal, effect=None, on=True), Booted())
+    after = [world._replace(on=False)]
+    for offer in offers:
+        after += _stepped(machine, world, Offered(offer))
+    after += _stepped(machine, world, Cancelled())
+    if world.state.deadline is not None:
+        after += _stepped(machine, world, DeadlinePassed())
+    if world.effect is not None:
+        done = _done(world, world.effect)
+        after.append(done._replace(on=False))  # the power went after the effect and before the journal
+        after += _stepped(machine, done, OUTCOMES[world.effect]())
+        for failure in FAILURES:  # an effect may fail before it did anything, or after
+            after += _stepped(machine, world, failure) + _stepped(machine, done, failure)
+    return after
+
+
+def _stepped(machine: UpdateMachine, world: World, event: object) -> list[World]:
+    step = machine.step(world.state, event, 0.0)  # type: ignore[arg-type]
+    # Numbers that rise for ever are held, so that the worlds are finitely many.
+    state = msgspec.structs.replace(step.state, attempts=min(step.state.attempts, 1))
+    assert len(step.effects) <= 1
+    kept = world.effect if state.name is world.state.name and state.deadline == world.state.deadline else None
+    effect = step.effects[0] if step.effects else kept
+    # The journal is one atomic write before the effects: the power goes before it or after it.
+    return [world._replace(on=False), world._replace(state=state, effect=effect, journal=state)]
+
+
+def _done(world: World, effect: Do) -> World:
+    """What one effect does to the disk, all of it; repeating it changes nothing."""
+    state = world.state
+    if effect is Do.STAGE and state.deployment is not None:
+        a, b = world.slots
+        digest = state.deployment.digest
+        return world._replace(slots=(digest, b) if state.inactive_slot == "a" else (a, digest))
+    if effect is Do.ACTIVATE and state.deployment is not None:
+        return world._replace(active=world.slots[state.inactive_slot == "b"])
+    if effect is Do.COMMIT and state.active is not None:
+        return world._replace(active=state.active.digest, known_good=state.active.digest)
+    if effect is Do.ROLL_BACK:
+        digest = state.known_good.digest if state.known_good else ""
+        return world._replace(active=digest, known_good=digest)
+    return world
+
+
+def machine(table: dict | None = None) -> UpdateMachine:
+    """A machine with two interruptions allowed."""
+    return UpdateMachine(Limits(max_interruptions=2), table=table)
+
+
+def at_rest(worlds: set[World]) -> set[World]:
+    """Worlds that are on and wait for nothing."""
+    return {w for w in worlds if w.on and w.state.name is S.IDLE}
+
+
+def can_return_to_idle(worlds: set[World], stepper: UpdateMachine) -> bool:
+    """True when every world reaches IDLE while effects succeed and the power stays."""
+    for world in worlds:
+        state, effect = (world.state, world.effect) if world.on else (world.journal, None)
+        if not world.on:
+            step = stepper.step(state, Booted(), 0.0)
+            state, effect = step.state, step.effects[0] if step.effects else None
+        for _ in range(40):
+            if state.name is S.IDLE and state.deployment is None:
+                break
+            event = OUTCOMES[effect]() if effect else DeadlinePassed()
+            step = stepper.step(state, event, 0.0)
+            state, effect = step.state, step.effects[0] if step.effects else None
+        else:
+            return False
+    return True

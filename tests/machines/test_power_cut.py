@@ -1,0 +1,63 @@
+import functools
+
+import pytest
+
+from device_agents.deployment import Booted, Do, S
+from device_agents.update import _INDEX, Row
+from tests.machines.explorer import INSTALLED_OLD, NEW, NEWER, OLD, at_rest, can_return_to_idle, explore, machine, start
+
+
+@functools.cache
+def explored(installed, offers):
+    return explore(machine(), start(installed), offers)
+
+
+@pytest.mark.parametrize("installed", [INSTALLED_OLD, None], ids=["over-an-old-bundle", "first-install"])
+def test_at_rest_the_pointer_is_old_old_or_new_new(installed):
+    """Whatever fails and wherever the power goes, a device at rest has the old bundle or the new one, and knows it."""
+    worlds = explored(installed, (NEW, NEWER))
+    resting = at_rest(worlds)
+    old = OLD.digest if installed else ""
+    found = {(w.active, w.known_good) for w in resting}
+    assert found == {(old, old), (NEW.digest, NEW.digest), (NEWER.digest, NEWER.digest)}
+    for world in resting:
+        active = world.state.active.digest if world.state.active else ""
+        good = world.state.known_good.digest if world.state.known_good else ""
+        assert (active, good) == (world.active, world.known_good)
+    assert len(worlds) > 500
+
+
+def test_the_pointer_never_names_a_slot_without_its_bundle():
+    """At every moment, also between two effects, active and known-good are held in full by a slot."""
+    for world in explored(INSTALLED_OLD, (NEW, NEWER)):
+        assert world.active in world.slots
+        assert world.known_good in world.slots
+
+
+def test_a_committed_bundle_is_never_followed_by_an_older_one():
+    """Known-good only rises, although offers come in any order."""
+    for world in explored(INSTALLED_OLD, (OLD, NEW, NEWER)):
+        if world.state.known_good:
+            assert world.state.known_good.release == world.state.release
+
+
+@pytest.mark.parametrize("installed", [INSTALLED_OLD, None], ids=["over-an-old-bundle", "first-install"])
+def test_every_world_can_return_to_idle(installed):
+    """There is no dead end: with power and working effects each world comes to rest."""
+    assert can_return_to_idle(explored(installed, (NEW, NEWER)), machine())
+
+
+def test_every_state_is_reached():
+    """No row of the table is there for nothing."""
+    worlds = explored(INSTALLED_OLD, (OLD, NEW, NEWER))
+    assert {world.state.name for world in worlds} == set(S)
+
+
+@pytest.mark.parametrize("state", [S.PROBATION, S.ACTIVATING])
+def test_control_a_wrong_boot_rule_is_caught(state):
+    """Resuming with cleaning instead of rolling back leaves an unproven bundle active, and the explorer sees it."""
+    table = dict(_INDEX)
+    for when in ("", "often"):
+        table[(state, Booted, when)] = Row(state, Booted, when, S.CLEANING, (Do.CLEAN,))
+    resting = at_rest(explore(machine(table), start(INSTALLED_OLD), (NEW,)))
+    assert any(world.active == NEW.digest and world.known_good == OLD.digest for world in resting)
