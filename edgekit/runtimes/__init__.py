@@ -1,0 +1,48 @@
+"""Runtimes: what runs an artifact. `open_runtime` gives a bundle's model with its logical tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.errors import ManifestError
+from edgekit.manifest import ROLE_MODEL, Manifest
+from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
+
+__all__ = ["LITERT", "ONNXRUNTIME", "LogicalRuntime", "RawRuntime", "open_runtime"]
+
+LITERT, ONNXRUNTIME = "litert", "onnxruntime"
+
+
+def open_runtime(
+    manifest: Manifest, folder: Path, *, threads: int = 1, providers: Sequence[str] | None = None
+) -> LogicalRuntime:
+    """Load a bundle's model; slow (up to seconds) and blocking, so call it from a worker thread.
+
+    Args:
+        manifest: Of the bundle; its runtime chooses the adapter. The caller has verified the files.
+        folder: Where the bundle's files are.
+        threads: Of the runtime's own pool.
+        providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
+
+    Raises:
+        ManifestError: this edgekit has no such runtime.
+        MissingExtraError: the runtime is not installed.
+        RuntimeLoadError: the artifact cannot be loaded, or is not what the manifest says.
+    """
+    path = folder / manifest.file(ROLE_MODEL).path
+    raw: RawRuntime
+    # Each adapter is imported where it is chosen: a device has one runtime installed, seldom both.
+    if manifest.runtime == LITERT:
+        from edgekit.runtimes.litert import LiteRTRuntime
+
+        raw = LiteRTRuntime(path, threads=threads)
+    elif manifest.runtime == ONNXRUNTIME:
+        from edgekit.runtimes.onnx import OnnxRuntime, installed_providers
+
+        free = any(size is None for binding in manifest.inputs for size in binding.artifact.shape)
+        # An arena keeps its peak for ever: fine where every run has one size, not where requests choose it.
+        raw = OnnxRuntime(path, providers=providers or installed_providers(), threads=threads, arena=not free)
+    else:
+        raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
+    return LogicalRuntime(raw, manifest.inputs, manifest.outputs)

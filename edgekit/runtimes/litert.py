@@ -1,0 +1,146 @@
+"""LiteRT: runs .tflite artifacts through ai-edge-litert, or tflite-runtime where only that exists."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import DataError, MissingExtraError, RuntimeLoadError
+from edgekit.tensors import Array, DType, TensorSpec
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+except ImportError:
+    try:
+        from tflite_runtime.interpreter import Interpreter
+    except ImportError as error:
+        raise MissingExtraError("ai_edge_litert", "litert") from error
+
+_log = logging.getLogger(__name__)
+_SIGNATURE = "serving_default"
+
+
+class LiteRTRuntime:
+    """RawRuntime over one .tflite file.
+
+    Tensors are named by the signature (``serving_default`` where there are several), and by the graph where there is
+    none. The file is mapped into memory: replace it by a rename, never in place, while this is open.
+
+    Args:
+        path: The .tflite file.
+        threads: Of the interpreter; LiteRT takes it only when it is built.
+
+    Raises:
+        RuntimeLoadError: the file is missing, damaged, or holds something that this LiteRT cannot run.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        self._path = path
+        try:
+            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+            inputs, outputs = _details(self._interpreter)
+            self._inputs = {name: _spec(name, detail) for name, detail in inputs.items()}
+            self._outputs = {name: _spec(name, detail) for name, detail in outputs.items()}
+            self._provider = _provider(self._interpreter)
+        except (ValueError, RuntimeError, OSError, DataError) as error:
+            raise RuntimeLoadError(f"{path.name} cannot be loaded by LiteRT: {error}") from error
+        self._input_index = {name: int(detail["index"]) for name, detail in inputs.items()}
+        self._output_index = {name: int(detail["index"]) for name, detail in outputs.items()}
+        self._held = {name: tuple(int(n) for n in detail["shape"]) for name, detail in inputs.items()}
+        self._quantization = {
+            name: found
+            for name, detail in (*inputs.items(), *outputs.items())
+            if (found := _quantization(detail)) is not None
+        }
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own inputs."""
+        return tuple(self._inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own outputs."""
+        return tuple(self._outputs.values())
+
+    @property
+    def provider(self) -> str:
+        """``XNNPACK`` where at least one part of the graph was handed to the default delegate, else ``CPU``."""
+        return self._provider
+
+    @property
+    def quantization(self) -> dict[str, tuple[float, int]]:
+        """(scale, zero point) of integer inputs and outputs, by name."""
+        return dict(self._quantization)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see Runtime.run. The answers are copies, safe to keep."""
+        if self._interpreter is None:
+            raise RuntimeLoadError(f"{self._path.name} is closed")
+        faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
+        if set(inputs) != set(self._inputs):
+            faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
+        if faults:
+            raise DataError("; ".join(faults))
+        try:
+            self._resize(inputs)
+            for name, value in inputs.items():
+                self._interpreter.set_tensor(self._input_index[name], value)
+            self._interpreter.invoke()
+            return {name: self._interpreter.get_tensor(index) for name, index in self._output_index.items()}
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeLoadError(f"LiteRT failed to run {self._path.name}: {error}") from error
+
+    def close(self) -> None:
+        """Free the model."""
+        self._interpreter = None
+
+    def _resize(self, inputs: Mapping[str, Array]) -> None:
+        changed = {name: value.shape for name, value in inputs.items() if value.shape != self._held[name]}
+        for name, shape in changed.items():
+            self._interpreter.resize_tensor_input(self._input_index[name], shape)
+        if changed:
+            self._held.update(changed)
+            self._interpreter.allocate_tensors()
+
+
+def _details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    signatures = list(interpreter.get_signature_list())
+    if not signatures:
+        return {d["name"]: d for d in inputs}, {d["name"]: d for d in outputs}
+    key = _SIGNATURE if _SIGNATURE in signatures else signatures[0]
+    runner = interpreter.get_signature_runner(key)
+    named: tuple[dict[str, Any], dict[str, Any]] = (runner.get_input_details(), runner.get_output_details())
+    if {d["index"] for d in named[0].values()} != {d["index"] for d in inputs}:
+        raise RuntimeLoadError(f"signature {key!r} does not run the file's main graph")
+    return named
+
+
+def _spec(name: str, detail: Mapping[str, Any]) -> TensorSpec:
+    free = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+    shape = tuple(None if size < 0 else int(size) for size in free)
+    return TensorSpec(name, DType.of(detail["dtype"]), shape)
+
+
+def _quantization(detail: Mapping[str, Any]) -> tuple[float, int] | None:
+    found = detail["quantization_parameters"]
+    if len(found["scales"]) != 1:
+        return None
+    return float(found["scales"][0]), int(found["zero_points"][0])
+
+
+def _provider(interpreter: Any) -> str:
+    """Read it from the graph as it will run: a delegated part shows as one DELEGATE node.
+
+    No delegate is passed in, so the only one that there can be is LiteRT's default, XNNPACK.
+    """
+    try:
+        names = {op["op_name"] for op in interpreter._get_ops_details()}
+    except (AttributeError, KeyError) as error:  # private to the library: an unknown answer is said, not guessed
+        _log.warning("this LiteRT does not tell its delegates: %s", error)
+        return "unknown"
+    return "XNNPACK" if "DELEGATE" in names else "CPU"

@@ -1,0 +1,205 @@
+"""LogicalRuntime: an artifact behind the source model's interface.
+
+Clients see the source's names, dtypes, layout and free batch; the manifest's bindings say how the artifact holds each
+tensor: another axis order, integers with a scale, half precision, a batch of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from edgekit.errors import DataError, RuntimeLoadError
+from edgekit.manifest import Binding
+from edgekit.protocols import Runtime
+from edgekit.tensors import Array, TensorSpec
+
+
+class RawRuntime(Runtime, Protocol):
+    """A Runtime whose tensors are the artifact's own."""
+
+    @property
+    def quantization(self) -> dict[str, tuple[float, int]]:
+        """(scale, zero point) of integer inputs and outputs, by name, where the artifact states them."""
+        ...
+
+
+class LogicalRuntime:
+    """Runtime over another one, with `inputs` and `outputs` applied.
+
+    Args:
+        raw: The artifact's own runtime; closed with this one.
+        inputs, outputs: How logical tensors are held by the artifact.
+
+    Raises:
+        RuntimeLoadError: the artifact's tensors are not what the bindings say; `raw` is closed, all faults are named.
+    """
+
+    def __init__(self, raw: RawRuntime, inputs: Sequence[Binding], outputs: Sequence[Binding]) -> None:
+        self._raw = raw
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self._by_row = any(_needs_rows(binding) for binding in self._inputs)
+        faults = [
+            *_artifact_faults("input", raw.inputs, self._inputs),
+            *_artifact_faults("output", raw.outputs, self._outputs),
+            *_batch_faults(self._inputs, self._outputs, self._by_row),
+        ]
+        if faults:
+            raw.close()
+            raise RuntimeLoadError("the artifact is not what its manifest says: " + "; ".join(faults))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Logical inputs."""
+        return tuple(binding.spec for binding in self._inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Logical outputs."""
+        return tuple(binding.spec for binding in self._outputs)
+
+    @property
+    def provider(self) -> str:
+        """What really runs it."""
+        return self._raw.provider
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; a batch-1 artifact is run once a row.
+
+        Raises:
+            DataError: an input is missing, unknown, or of the wrong shape or dtype; names all faults.
+            RuntimeLoadError: the runtime failed.
+        """
+        rows = check_inputs(self.inputs, inputs)
+        if rows == 0:
+            return {spec.name: _empty(spec) for spec in self.outputs}
+        held = {b.artifact.name: to_artifact(b, inputs[b.spec.name]) for b in self._inputs}
+        found = self._run_rows(held, rows) if self._by_row and rows is not None else self._raw.run(held)
+        return {b.spec.name: to_logical(b, found[b.artifact.name]) for b in self._outputs}
+
+    def close(self) -> None:
+        """Free the model."""
+        self._raw.close()
+
+    def _run_rows(self, held: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        if rows == 1:
+            return self._raw.run(held)
+        split = {binding.artifact.name for binding in self._inputs if _needs_rows(binding)}
+        answers = [
+            self._raw.run({name: value[i : i + 1] if name in split else value for name, value in held.items()})
+            for i in range(rows)
+        ]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
+    """The number of rows in `values`, or None where no input has a free batch.
+
+    Raises:
+        DataError: an input is missing, unknown, of the wrong shape or dtype, or has another number of rows than the
+            others; names all faults.
+    """
+    known = {spec.name for spec in specs}
+    faults = [f"input {name!r} is unknown, expected {', '.join(sorted(known))}" for name in values if name not in known]
+    rows: dict[str, int] = {}
+    for spec in specs:
+        if spec.name not in values:
+            faults.append(f"input {spec.name!r} is missing")
+            continue
+        found = spec.faults(values[spec.name])
+        faults += found
+        if not found and spec.shape and spec.shape[0] is None:
+            rows[spec.name] = values[spec.name].shape[0]
+    if len(set(rows.values())) > 1:
+        faults.append("inputs differ in rows: " + ", ".join(f"{name} has {n}" for name, n in rows.items()))
+    if faults:
+        raise DataError("; ".join(faults))
+    return next(iter(rows.values()), None)
+
+
+def to_artifact(binding: Binding, value: Array) -> Array:
+    """`value` as the artifact takes it: axes in its order, quantized or cast to its dtype.
+
+    Raises:
+        DataError: `value` holds NaN and the artifact's integers cannot.
+    """
+    if binding.permute:
+        value = value.transpose(binding.permute)
+    dtype = binding.artifact.dtype.numpy
+    if binding.scale is not None:
+        if np.isnan(value).any():
+            raise DataError(f"{binding.spec.name}: holds NaN, which an {dtype.name} model cannot take")
+        limits = np.iinfo(dtype)
+        value = np.clip(np.rint(value / np.float32(binding.scale)) + binding.zero_point, limits.min, limits.max)
+    return np.ascontiguousarray(value, dtype=dtype)
+
+
+def to_logical(binding: Binding, value: Array) -> Array:
+    """What the artifact answered as clients see it: dequantized or cast, axes in the source model's order."""
+    dtype = binding.spec.dtype.numpy
+    if binding.scale is not None:
+        value = (value.astype(np.float32) - np.float32(binding.zero_point)) * np.float32(binding.scale)
+    if binding.permute:
+        value = value.transpose(np.argsort(binding.permute))
+    return np.ascontiguousarray(value, dtype=dtype)
+
+
+def _needs_rows(binding: Binding) -> bool:
+    spec, artifact = binding.spec.shape, binding.artifact.shape
+    return bool(spec) and bool(artifact) and spec[0] is None and artifact[0] == 1
+
+
+def _empty(spec: TensorSpec) -> Array:
+    return np.zeros([0 if size is None else size for size in spec.shape], dtype=spec.dtype.numpy)
+
+
+def _artifact_faults(kind: str, found: Sequence[TensorSpec], bindings: Sequence[Binding]) -> list[str]:
+    have = {spec.name: spec for spec in found}
+    faults = []
+    for binding in bindings:
+        want = binding.artifact
+        if want.name not in have:
+            faults.append(f"{kind} {want.name!r} is not in it, found {', '.join(have) or 'none'}")
+        elif have[want.name].dtype is not want.dtype:
+            faults.append(f"{kind} {want.name}: dtype is {have[want.name].dtype.value}, expected {want.dtype.value}")
+        elif not _same_shape(have[want.name].shape, want.shape, exact=kind == "input"):
+            faults.append(f"{kind} {want.name}: shape is {have[want.name].shape_text}, expected {want.shape_text}")
+    if kind == "input":
+        bound = {binding.artifact.name for binding in bindings}
+        faults += [f"input {name!r} of the artifact is bound to nothing" for name in have if name not in bound]
+    return faults
+
+
+def _same_shape(found: Sequence[int | None], want: Sequence[int | None], *, exact: bool) -> bool:
+    """Outputs may have axes that the runtime cannot tell before it has run."""
+    loose = not exact
+    return len(found) == len(want) and all(
+        f == w or (loose and None in (f, w)) for f, w in zip(found, want, strict=True)
+    )
+
+
+def _batch_faults(inputs: Sequence[Binding], outputs: Sequence[Binding], by_row: bool) -> list[str]:
+    faults = []
+    for binding in (*inputs, *outputs):
+        spec, artifact = binding.spec.shape, binding.artifact.shape
+        if len(spec) != len(artifact):
+            faults.append(f"{binding.spec.name}: {len(spec)} axes are held by {len(artifact)}")
+        elif spec and spec[0] is None and artifact[0] not in (None, 1):
+            faults.append(f"{binding.spec.name}: a free batch is held by a batch of {artifact[0]}, expected 1 or any")
+        elif spec and spec[0] is None and binding.permute and binding.permute[0] != 0:
+            faults.append(f"{binding.spec.name}: permute {list(binding.permute)} moves the batch axis")
+    if by_row:
+        faults += [
+            f"output {binding.spec.name} has no free batch to join the rows of a batch-1 artifact"
+            for binding in outputs
+            if not binding.spec.shape or binding.spec.shape[0] is not None
+        ]
+        faults += [
+            f"input {binding.spec.name} has a free batch beside one that is held by a batch of 1"
+            for binding in inputs
+            if binding.spec.shape and binding.spec.shape[0] is None and binding.artifact.shape[:1] == (None,)
+        ]
+    return faults

@@ -1,0 +1,162 @@
+"""ONNX Runtime: runs .onnx artifacts on the providers that are really there."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import DataError, MissingExtraError, RuntimeLoadError
+from edgekit.tensors import Array, DType, TensorSpec
+
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as _state
+except ImportError as error:
+    raise MissingExtraError("onnxruntime", "onnx") from error
+
+_log = logging.getLogger(__name__)
+
+CPU = "CPUExecutionProvider"
+PREFERRED = ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)
+
+# ONNX Runtime's exceptions share no base below Exception; these are all that its C++ side raises.
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+_TYPES = {"float": DType.FLOAT32, "float16": DType.FLOAT16, "double": DType.FLOAT64, "string": DType.BYTES}
+_TYPES.update({dtype.value: dtype for dtype in DType if dtype.value not in _TYPES})
+
+
+def installed_providers() -> tuple[str, ...]:
+    """The providers of the installed ONNX Runtime that edgekit uses, the fastest first."""
+    have = set(onnxruntime.get_available_providers())
+    return tuple(name for name in PREFERRED if name in have)
+
+
+class OnnxRuntime:
+    """RawRuntime over one .onnx file or its bytes.
+
+    Thread spinning is off (it burns whole cores on a device), and on x86 int8 sums are exact
+    (``session.x64quantprecision``), so that answers equal those of ARM.
+
+    Args:
+        model: A file, or the bytes of one.
+        providers: Execution providers, the preferred first; one that is missing is logged and never in `provider`.
+        threads: Of one run.
+        arena: Keep freed memory for the next run; right where every run has the same size.
+
+    Raises:
+        RuntimeLoadError: the model is missing, damaged, or holds something that this ONNX Runtime cannot run.
+    """
+
+    def __init__(
+        self, model: Path | bytes, *, providers: Sequence[str] = (CPU,), threads: int = 1, arena: bool = True
+    ) -> None:
+        self._name = "the model" if isinstance(model, bytes) else model.name
+        available = set(onnxruntime.get_available_providers())
+        chosen = [name for name in providers if name in available]
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                sess_options=_options(threads, arena),
+                providers=chosen or [CPU],
+            )
+            self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
+            self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}
+        except _ERRORS as error:
+            raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
+        found = self._session.get_providers()
+        self._provider = str(found[0])
+        self.missing_providers = tuple(name for name in providers if name not in found)
+        if self.missing_providers:
+            _log.warning(
+                "%s asked for %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own inputs."""
+        return tuple(self._inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The artifact's own outputs."""
+        return tuple(self._outputs.values())
+
+    @property
+    def provider(self) -> str:
+        """The first provider that the session really has."""
+        return self._provider
+
+    @property
+    def quantization(self) -> dict[str, tuple[float, int]]:
+        """Empty: ONNX states scales in the graph, not on its inputs and outputs."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see Runtime.run."""
+        if self._session is None:
+            raise RuntimeLoadError(f"{self._name} is closed")
+        faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
+        if set(inputs) != set(self._inputs):
+            faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
+        if faults:
+            raise DataError("; ".join(faults))
+        fed = {name: _to_text(value) if value.dtype == object else value for name, value in inputs.items()}
+        try:
+            found = self._session.run(list(self._outputs), fed)
+        except _ERRORS as error:
+            raise RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}") from error
+        return {
+            name: _to_bytes(value) if value.dtype == object else value
+            for name, value in zip(self._outputs, found, strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+
+def _options(threads: int, arena: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    options.log_severity_level = 3  # errors; what matters of the warnings is said by this adapter
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _spec(node: Any) -> TensorSpec:
+    kind = str(node.type).removeprefix("tensor(").removesuffix(")")
+    if kind not in _TYPES:
+        raise RuntimeLoadError(f"{node.name} is {node.type}, which edgekit cannot hold")
+    return TensorSpec(node.name, _TYPES[kind], tuple(n if isinstance(n, int) else None for n in node.shape))
+
+
+def _to_text(value: Array) -> Array:
+    """ONNX strings are UTF-8 text in Python.
+
+    Raises:
+        DataError: `value` holds other bytes.
+    """
+    try:
+        texts = [item.decode() if isinstance(item, bytes) else str(item) for item in value.ravel()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"a BYTES element is not UTF-8, which ONNX strings must be: {error}") from error
+    return np.array(texts, dtype=object).reshape(value.shape)
+
+
+def _to_bytes(value: Array) -> Array:
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in value.ravel()]
+    return np.array(items, dtype=object).reshape(value.shape)

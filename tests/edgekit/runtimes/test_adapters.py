@@ -1,0 +1,141 @@
+"""The real runtimes on small real models."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgekit.errors import DataError, ManifestError, RuntimeLoadError
+from edgekit.golden import self_test
+from edgekit.manifest import Manifest
+from edgekit.runtimes import open_runtime
+from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.runtimes.onnx import OnnxRuntime
+from edgekit.tensors import DType
+from tests.simulators.models import litert_bundle, litert_model, onnx_bundle, onnx_model, softmax
+
+ROWS = np.array([[1, 2, 3], [0.5, 0, -1], [4, 0, 0]], np.float32)
+
+
+def _litert(folder: Path) -> Manifest:
+    return litert_bundle(folder)
+
+
+def _litert_int8(folder: Path) -> Manifest:
+    return litert_bundle(folder, quantized=True)
+
+
+def _onnx_batch_1(folder: Path) -> Manifest:
+    return onnx_bundle(folder)
+
+
+def _onnx_free_batch(folder: Path) -> Manifest:
+    return onnx_bundle(folder, batch=None)
+
+
+@pytest.mark.parametrize("make", [_litert, _litert_int8, _onnx_batch_1, _onnx_free_batch])
+def test_every_bundle_offers_the_source_interface(make, tmp_path: Path) -> None:
+    """Whatever the artifact is, any number of float rows go in, the model's floats come out, the self-test passes."""
+    manifest = make(tmp_path)
+    runtime = open_runtime(manifest, tmp_path)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in runtime.inputs] == [("x", DType.FLOAT32, (None, 3))]
+    for rows in (ROWS, ROWS[:1]):
+        np.testing.assert_allclose(runtime.run({"x": rows})["scores"], softmax(rows), atol=0.01)
+    assert self_test(runtime, manifest, (tmp_path / "golden.npz").read_bytes()).passed
+    runtime.close()
+    with pytest.raises(RuntimeLoadError, match="closed"):
+        runtime.run({"x": ROWS})
+
+
+def test_litert_names_tensors_by_the_signature_and_else_by_the_graph(tmp_path: Path) -> None:
+    """Signature names where there is one, graph names where there is none; answers are the same."""
+    for signature, names in ((True, ("x", "scores")), (False, ("graph_x", "graph_scores"))):
+        path = tmp_path / "m.tflite"
+        path.write_bytes(litert_model(signature=signature))
+        runtime = LiteRTRuntime(path)
+        assert (runtime.inputs[0].name, runtime.outputs[0].name) == names
+        np.testing.assert_allclose(runtime.run({names[0]: ROWS[:1]})[names[1]], softmax(ROWS[:1]), atol=1e-6)
+
+
+def test_litert_states_the_quantization_of_integer_tensors(tmp_path: Path) -> None:
+    """Scale and zero point by name for an int8 file, nothing for a float one."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(litert_model(quantized=True))
+    found = LiteRTRuntime(path).quantization
+    assert found["x"] == (pytest.approx(0.1), 0)
+    assert found["scores"] == (pytest.approx(1 / 256), -128)
+    path.write_bytes(litert_model())
+    assert LiteRTRuntime(path).quantization == {}
+
+
+def test_litert_answers_are_copies(tmp_path: Path) -> None:
+    """An answer that is kept does not change with the next run."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(litert_model())
+    runtime = LiteRTRuntime(path)
+    first = runtime.run({"x": ROWS[:1]})["scores"]
+    kept = first.copy()
+    runtime.run({"x": ROWS[1:2]})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_litert_says_whether_xnnpack_took_the_graph(tmp_path: Path) -> None:
+    """XNNPACK takes a float softmax and leaves an int8 one to LiteRT's own kernels; the provider tells which."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(litert_model())
+    assert LiteRTRuntime(path).provider == "XNNPACK"
+    path.write_bytes(litert_model(quantized=True))
+    assert LiteRTRuntime(path).provider == "CPU"
+
+
+def test_onnx_takes_bytes_and_says_its_provider() -> None:
+    """A model in memory runs on the CPU provider."""
+    runtime = OnnxRuntime(onnx_model(gain=2.0, tag=7.0))
+    assert runtime.provider == "CPUExecutionProvider"
+    found = runtime.run({"x": ROWS})
+    np.testing.assert_allclose(found["scores"], softmax(ROWS, 2.0), atol=1e-6)
+    np.testing.assert_allclose(found["tag"], 7.0, atol=1e-5)
+
+
+def test_a_provider_that_is_missing_is_never_silent(caplog: pytest.LogCaptureFixture) -> None:
+    """Asking for a provider that is not installed runs on the CPU, logs it, and `provider` tells the truth."""
+    with caplog.at_level(logging.WARNING):
+        runtime = OnnxRuntime(onnx_model(), providers=("QNNExecutionProvider", "CPUExecutionProvider"))
+    assert runtime.provider == "CPUExecutionProvider"
+    assert runtime.missing_providers == ("QNNExecutionProvider",)
+    assert "asked for QNNExecutionProvider and runs on CPUExecutionProvider" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "missing"])
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_a_damaged_artifact_is_a_load_error_that_names_the_file(kind: str, damage: str, tmp_path: Path) -> None:
+    """Whatever is wrong with the file, the runtime refuses it in words and the process lives."""
+    path = tmp_path / f"model.{kind}"
+    whole = litert_model() if kind == "litert" else onnx_model()
+    data = {"empty": b"", "garbage": bytes(range(256)) * 8, "truncated": whole[: len(whole) // 2]}
+    if damage in data:
+        path.write_bytes(data[damage])
+    with pytest.raises(RuntimeLoadError, match=path.name):
+        LiteRTRuntime(path) if kind == "litert" else OnnxRuntime(path)
+
+
+def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
+    """Both adapters check what they are given before the library sees it."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(litert_model())
+    for runtime in (LiteRTRuntime(path), OnnxRuntime(onnx_model())):
+        with pytest.raises(DataError, match="expected float32"):
+            runtime.run({"x": ROWS[:1].astype(np.int32)})
+        with pytest.raises(DataError, match="inputs are y, expected x"):
+            runtime.run({"y": ROWS[:1]})
+
+
+def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
+    """A manifest for a runtime that edgekit has not names the two that it has."""
+    manifest = onnx_bundle(tmp_path)
+    with pytest.raises(ManifestError, match="'litert' or 'onnxruntime'"):
+        open_runtime(msgspec.structs.replace(manifest, runtime="tvm"), tmp_path)

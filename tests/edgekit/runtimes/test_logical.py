@@ -1,0 +1,141 @@
+"""LogicalRuntime applies bindings over a runtime that is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from edgekit.errors import DataError, RuntimeLoadError
+from edgekit.manifest import Binding
+from edgekit.runtimes import LogicalRuntime
+from edgekit.tensors import Array, DType, TensorSpec
+
+
+class Echo:
+    """RawRuntime that answers its inputs under output names and remembers what it was given."""
+
+    provider = "Echo"
+
+    def __init__(self, inputs: dict[str, tuple[DType, tuple[int | None, ...]]]) -> None:
+        self.inputs = tuple(TensorSpec(name, *spec) for name, spec in inputs.items())
+        self.outputs = tuple(TensorSpec(name + "_out", *spec) for name, spec in inputs.items())
+        self.seen: list[dict[str, Array]] = []
+        self.closed = False
+        self.quantization: dict[str, tuple[float, int]] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self.seen.append(dict(inputs))
+        return {name + "_out": value.copy() for name, value in inputs.items()}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def bound(
+    raw: Echo, logical: tuple[int | None, ...], dtype: DType = DType.FLOAT32, **how: object
+) -> tuple[Binding, Binding]:
+    return (
+        Binding(TensorSpec("image", dtype, logical), raw.inputs[0], **how),  # type: ignore[arg-type]
+        Binding(TensorSpec("answer", dtype, logical), raw.outputs[0], **how),  # type: ignore[arg-type]
+    )
+
+
+def make(raw: Echo, logical: tuple[int | None, ...], dtype: DType = DType.FLOAT32, **how: object) -> LogicalRuntime:
+    a, b = bound(raw, logical, dtype, **how)
+    return LogicalRuntime(raw, [a], [b])
+
+
+def test_layout_is_permuted_on_the_way_in_and_back_on_the_way_out() -> None:
+    """A client's NHWC tensor reaches an NCHW artifact as NCHW and comes back as NHWC."""
+    raw = Echo({"a": (DType.FLOAT32, (None, 3, 4, 5))})
+    x = np.random.default_rng(0).random((2, 4, 5, 3), np.float32)
+    found = make(raw, (None, 4, 5, 3), permute=(0, 3, 1, 2)).run({"image": x})
+    np.testing.assert_array_equal(raw.seen[0]["a"], x.transpose(0, 3, 1, 2))
+    assert raw.seen[0]["a"].flags.c_contiguous
+    np.testing.assert_array_equal(found["answer"], x)
+
+
+def test_floats_are_quantized_with_rounding_and_clipping() -> None:
+    """An int8 artifact gets round(x / scale) + zero point within its limits, and floats come back."""
+    raw = Echo({"a": (DType.INT8, (None, 4))})
+    x = np.array([[0.0, 0.26, -100.0, 100.0]], np.float32)
+    found = make(raw, (None, 4), scale=0.5, zero_point=-3).run({"image": x})
+    assert raw.seen[0]["a"].tolist() == [[-3, -2, -128, 127]]
+    assert found["answer"].dtype == np.float32
+    np.testing.assert_allclose(found["answer"], [[0.0, 0.5, -62.5, 65.0]])
+
+
+def test_nan_is_refused_by_an_integer_artifact() -> None:
+    """NaN has no integer, so the error says so instead of answering for 0."""
+    raw = Echo({"a": (DType.INT8, (None, 1))})
+    with pytest.raises(DataError, match="image: holds NaN"):
+        make(raw, (None, 1), scale=0.5).run({"image": np.array([[np.nan]], np.float32)})
+
+
+def test_dtypes_are_cast_and_come_back() -> None:
+    """A float16 artifact is given float16 and its answer is float32 for the client."""
+    raw = Echo({"a": (DType.FLOAT16, (None, 2))})
+    found = make(raw, (None, 2)).run({"image": np.ones((3, 2), np.float32)})
+    assert raw.seen[0]["a"].dtype == np.float16
+    assert found["answer"].dtype == np.float32
+
+
+def test_a_batch_1_artifact_runs_row_by_row() -> None:
+    """Five rows through a batch-1 artifact are five runs in order, joined again."""
+    raw = Echo({"a": (DType.FLOAT32, (1, 2))})
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    found = make(raw, (None, 2)).run({"image": x})
+    assert [run["a"].tolist() for run in raw.seen] == [[row.tolist()] for row in x]
+    np.testing.assert_array_equal(found["answer"], x)
+
+
+def test_no_rows_give_empty_answers_without_a_run() -> None:
+    """A batch of zero answers arrays of zero rows."""
+    raw = Echo({"a": (DType.FLOAT32, (1, 2))})
+    assert make(raw, (None, 2)).run({"image": np.zeros((0, 2), np.float32)})["answer"].shape == (0, 2)
+    assert raw.seen == []
+
+
+def test_every_fault_of_the_inputs_is_named() -> None:
+    """A wrong dtype, a wrong shape and an unknown name come in one error that shows found and expected."""
+    raw = Echo({"a": (DType.FLOAT32, (None, 2))})
+    with pytest.raises(DataError) as caught:
+        make(raw, (None, 2)).run({"image": np.zeros((1, 3), np.int64), "other": np.zeros(1)})
+    for part in ("dtype is int64, expected float32", "[1, 3], expected [any, 2]", "'other' is unknown"):
+        assert part in str(caught.value)
+    with pytest.raises(DataError, match="'image' is missing"):
+        make(raw, (None, 2)).run({})
+
+
+def test_inputs_with_different_rows_are_refused() -> None:
+    """Two inputs must agree on the batch."""
+    raw = Echo({"a": (DType.FLOAT32, (1, 2)), "b": (DType.FLOAT32, (1, 2))})
+    specs = [Binding(TensorSpec(n, DType.FLOAT32, (None, 2)), s) for n, s in zip("pq", raw.inputs, strict=True)]
+    outs = [Binding(TensorSpec(n, DType.FLOAT32, (None, 2)), s) for n, s in zip("rs", raw.outputs, strict=True)]
+    runtime = LogicalRuntime(raw, specs, outs)
+    with pytest.raises(DataError, match="p has 2, q has 3"):
+        runtime.run({"p": np.zeros((2, 2), np.float32), "q": np.zeros((3, 2), np.float32)})
+
+
+def test_an_artifact_that_is_not_what_the_manifest_says_is_refused_and_closed() -> None:
+    """Names, dtypes and shapes of the artifact are compared at load, and every difference is named."""
+    raw = Echo({"a": (DType.INT8, (1, 2)), "extra": (DType.INT8, (1,))})
+    spec = TensorSpec("image", DType.FLOAT32, (None, 2))
+    with pytest.raises(RuntimeLoadError) as caught:
+        LogicalRuntime(
+            raw,
+            [Binding(spec, TensorSpec("a", DType.FLOAT32, (1, 2)))],
+            [Binding(spec, TensorSpec("z", DType.FLOAT32, (1, 2)))],
+        )
+    for part in ("input a: dtype is int8, expected float32", "output 'z' is not in it", "'extra' of the artifact"):
+        assert part in str(caught.value)
+    assert raw.closed
+
+
+def test_a_free_batch_over_a_fixed_batch_of_eight_is_refused() -> None:
+    """Only a free batch or a batch of 1 can hold a free logical batch."""
+    raw = Echo({"a": (DType.FLOAT32, (8, 2))})
+    with pytest.raises(RuntimeLoadError, match="held by a batch of 8"):
+        make(raw, (None, 2))
