@@ -1,0 +1,59 @@
+"""Fleet state in SQL: what is enrolled, what was reported, what is being rolled out, what each device should run.
+
+The command line and any number of controllers may use one database at once: every write is one transaction.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from edgekit.state.assignments import AssignmentTable, StoredAssignment
+from edgekit.state.commands import CommandTable, StoredCommand
+from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
+from edgekit.state.rollouts import ActiveRollout, RolloutTable
+from edgekit.tables import open_database
+
+__all__ = [
+    "ActiveRollout",
+    "AssignmentTable",
+    "CommandTable",
+    "DeviceTable",
+    "DeviceView",
+    "FleetState",
+    "RolloutTable",
+    "StoredAssignment",
+    "StoredCommand",
+    "StoredEvent",
+    "open_fleet_state",
+]
+
+
+class FleetState:
+    """Everything that the control side knows of one fleet.
+
+    Attributes:
+        fleet: Its name.
+        devices, rollouts, assignments, commands: Its parts.
+    """
+
+    def __init__(self, engine: sa.Engine, fleet: str) -> None:
+        self._engine = engine
+        self.fleet = fleet
+        self.devices = DeviceTable(engine, fleet)
+        self.rollouts = RolloutTable(engine, fleet)
+        self.assignments = AssignmentTable(engine, fleet)
+        self.commands = CommandTable(engine, fleet)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+
+def open_fleet_state(url: str, fleet: str) -> FleetState:
+    """Open the database at `url` and bring its tables up to date.
+
+    Raises:
+        SettingsError: the URL cannot be understood, its driver is missing, or the database is newer than this edgekit.
+        UnavailableError: the database cannot be reached or migrated.
+    """
+    return FleetState(open_database(url), fleet)

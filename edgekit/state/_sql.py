@@ -1,0 +1,59 @@
+"""What the parts of the fleet state share: transactions, JSON columns, writing a row that may be there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edgekit.errors import UnavailableError
+
+MAX_INTEGER = 2**53  # the largest number that every database, JSON reader and language here agrees on
+
+
+class Part:
+    """One part of the fleet state.
+
+    Args:
+        engine: The database.
+        fleet: Which fleet's rows are meant.
+    """
+
+    def __init__(self, engine: sa.Engine, fleet: str) -> None:
+        self._engine = engine
+        self._fleet = fleet
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _explained(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with _explained(), self._engine.connect() as connection:
+            connection = connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+
+def put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Update the row with `key`, or insert it."""
+    where = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    if connection.execute(table.update().where(where).values(**values)).rowcount == 0:
+        connection.execute(table.insert().values(**key, **values))
+
+
+def to_json(value: Any) -> str:
+    """A JSON column's text."""
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
+        raise UnavailableError(f"the database did not answer: {getattr(error, 'orig', None) or error}") from error

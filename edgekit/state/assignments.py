@@ -1,0 +1,131 @@
+"""Assignments: what each device should run, merged over all rollouts, with a version that only rises."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from edgekit.messages import Reported
+from edgekit.state._sql import MAX_INTEGER, Part, put, to_json
+from edgekit.tables import assignments, reports
+from edgekit.trust.assignment import Entry
+
+
+class StoredAssignment(msgspec.Struct, frozen=True):
+    """One device's assignment.
+
+    Attributes:
+        device: For whom.
+        version: Rises with every change and every renewal.
+        entries: By model name.
+        payload: The signed document of this version; None until it is signed.
+        expires: Of the signed document, wall clock seconds.
+    """
+
+    device: str
+    version: int
+    entries: dict[str, Entry]
+    payload: bytes | None
+    expires: float
+
+
+class AssignmentTable(Part):
+    """The assignments of one fleet."""
+
+    def get(self, device: str) -> StoredAssignment | None:
+        """What a device should run; None before anything was assigned."""
+        with self._reading() as connection:
+            row = connection.execute(self._query().where(assignments.c.device == device)).mappings().first()
+        return _read(row) if row is not None else None
+
+    def all(self) -> list[StoredAssignment]:
+        """Every device's, by device name."""
+        with self._reading() as connection:
+            return [_read(row) for row in connection.execute(self._query()).mappings()]
+
+    def unsigned(self, renew_before: float) -> list[StoredAssignment]:
+        """Those that must be signed: changed since they were, or expiring before `renew_before` (wall clock)."""
+        query = self._query().where(sa.or_(assignments.c.payload.is_(None), assignments.c.expires < renew_before))
+        with self._reading() as connection:
+            return [_read(row) for row in connection.execute(query).mappings()]
+
+    def unpublished(self) -> list[StoredAssignment]:
+        """Those that are signed and that the broker does not have yet."""
+        query = self._query().where(assignments.c.payload.is_not(None), assignments.c.published < assignments.c.version)
+        with self._reading() as connection:
+            return [_read(row) for row in connection.execute(query).mappings()]
+
+    def renew(self, device: str, version: int) -> int | None:
+        """Take a new version for an assignment that expires; None where somebody else changed it meanwhile."""
+        with self._writing() as connection:
+            row = connection.execute(self._one(device)).mappings().first()
+            if row is None or row["version"] != version:
+                return None
+            rising = next_version(connection, self._fleet, device, version)
+            self._update(connection, device, version, {"version": rising, "payload": None})
+        return rising
+
+    def signed(self, device: str, version: int, payload: bytes, expires: float) -> None:
+        """Keep the signed document of `version`, unless the assignment has changed again."""
+        with self._writing() as connection:
+            self._update(connection, device, version, {"payload": payload, "expires": expires})
+
+    def published(self, device: str, version: int) -> None:
+        """Note that the broker has `version`."""
+        with self._writing() as connection:
+            self._update(connection, device, version, {"published": version})
+
+    def _update(self, connection: sa.Connection, device: str, version: int, values: dict[str, object]) -> None:
+        connection.execute(
+            assignments.update()
+            .where(assignments.c.fleet == self._fleet, assignments.c.device == device, assignments.c.version == version)
+            .values(**values)
+        )
+
+    def _query(self) -> sa.Select[tuple[object, ...]]:
+        return sa.select(assignments).where(assignments.c.fleet == self._fleet).order_by(assignments.c.device)
+
+    def _one(self, device: str) -> sa.Select[tuple[object, ...]]:
+        return self._query().where(assignments.c.device == device).with_for_update()
+
+
+def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry: Entry | None) -> Entry | None:
+    """Change what `device` should run of `model`, inside the caller's transaction; None takes the model out.
+
+    Returns:
+        The entry that it had before.
+    """
+    where = sa.and_(assignments.c.fleet == fleet, assignments.c.device == device)
+    row = connection.execute(sa.select(assignments).where(where).with_for_update()).mappings().first()
+    entries = _entries(row["entries"]) if row is not None else {}
+    previous = entries.pop(model, None)
+    if entry is not None:
+        entries[model] = entry
+    version = next_version(connection, fleet, device, row["version"] if row is not None else 0)
+    values = {"version": version, "entries": to_json(entries), "payload": None}
+    if row is None:
+        values.update(expires=0.0, published=0)
+    put(connection, assignments, {"fleet": fleet, "device": device}, values)
+    return previous
+
+
+def next_version(connection: sa.Connection, fleet: str, device: str, version: int) -> int:
+    """A version above ours and above what the device says it has seen (this database may be a restored one)."""
+    query = sa.select(reports.c.body).where(reports.c.fleet == fleet, reports.c.device == device)
+    body = connection.execute(query).scalar()
+    seen = msgspec.json.decode(body, type=Reported).assignment if body else 0
+    return max(version, seen if 0 <= seen < MAX_INTEGER else 0) + 1
+
+
+def _entries(text: str) -> dict[str, Entry]:
+    return msgspec.json.decode(text, type=dict[str, Entry])
+
+
+def _read(row: sa.RowMapping) -> StoredAssignment:
+    return StoredAssignment(
+        device=row["device"],
+        version=row["version"],
+        entries=_entries(row["entries"]),
+        payload=row["payload"],
+        expires=row["expires"],
+    )

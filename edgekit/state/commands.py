@@ -1,0 +1,114 @@
+"""Remote commands: asked for by an operator, sent by a controller, answered by a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edgekit.messages import Result
+from edgekit.state._sql import Part, to_json
+from edgekit.state.devices import MAX_TEXT
+from edgekit.tables import commands, presence
+
+ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
+
+
+class StoredCommand(msgspec.Struct, frozen=True):
+    """One remote command.
+
+    Attributes:
+        device, number, kind, args: As sent; the number rises per device.
+        created, expires: Wall clock seconds.
+        state: ``asked``, ``sent``, ``done`` or ``expired``.
+        ok, message, detail: The device's answer.
+    """
+
+    device: str
+    number: int
+    kind: str
+    args: dict[str, Any]
+    created: float
+    expires: float
+    state: str
+    ok: bool | None = None
+    message: str = ""
+    detail: dict[str, Any] = {}
+
+
+class CommandTable(Part):
+    """The commands of one fleet."""
+
+    def ask(self, device: str, kind: str, args: Mapping[str, Any], *, now: float, expires: float) -> StoredCommand:
+        """Put a command down for a controller to send."""
+        with self._writing() as connection:
+            query = sa.select(sa.func.max(commands.c.number)).where(
+                commands.c.fleet == self._fleet, commands.c.device == device
+            )
+            # From the clock, so that numbers rise even when this database was made anew.
+            number = max((connection.execute(query).scalar() or 0) + 1, int(now))
+            values = {
+                "device": device,
+                "number": number,
+                "kind": kind,
+                "args": to_json(args),
+                "created": now,
+                "expires": expires,
+                "state": ASKED,
+                "message": "",
+                "detail": "{}",
+            }
+            connection.execute(commands.insert().values(fleet=self._fleet, **values))
+        return self.get(device, number)
+
+    def get(self, device: str, number: int) -> StoredCommand:
+        """One command, which must exist."""
+        with self._reading() as connection:
+            row = connection.execute(sa.select(commands).where(self._is(device, number))).mappings().one()
+        return _read(row)
+
+    def to_send(self, now: float) -> list[StoredCommand]:
+        """Commands that were not sent and whose device is online; those that ran out are marked so first."""
+        due = sa.and_(commands.c.fleet == self._fleet, commands.c.state.in_((ASKED, SENT)), commands.c.expires <= now)
+        query = (
+            sa.select(commands)
+            .join(presence, (presence.c.fleet == commands.c.fleet) & (presence.c.device == commands.c.device))
+            .where(commands.c.fleet == self._fleet, commands.c.state == ASKED, presence.c.online)
+            .order_by(commands.c.id)
+        )
+        with self._reading() as connection:
+            late = connection.execute(sa.select(commands.c.id).where(due)).first() is not None
+            rows = connection.execute(query).mappings().all()
+        if late:
+            with self._writing() as connection:
+                connection.execute(commands.update().where(due).values(state=EXPIRED, message="nobody answered"))
+        return [command for command in map(_read, rows) if command.expires > now]
+
+    def sent(self, device: str, number: int) -> None:
+        """Note that a command was sent."""
+        with self._writing() as connection:
+            asked = sa.and_(self._is(device, number), commands.c.state == ASKED)
+            connection.execute(commands.update().where(asked).values(state=SENT))
+
+    def save_result(self, result: Result) -> bool:
+        """Keep a device's answer; False where no such command waits for one."""
+        detail = to_json(result.detail)
+        values = {
+            "state": DONE,
+            "ok": result.ok,
+            "message": result.message[:MAX_TEXT],
+            "detail": detail if len(detail) <= 32 * MAX_TEXT else "{}",
+        }
+        with self._writing() as connection:
+            waiting = sa.and_(self._is(result.device, result.number), commands.c.state.in_((ASKED, SENT)))
+            return connection.execute(commands.update().where(waiting).values(**values)).rowcount == 1
+
+    def _is(self, device: str, number: int) -> sa.ColumnElement[bool]:
+        return sa.and_(commands.c.fleet == self._fleet, commands.c.device == device, commands.c.number == number)
+
+
+def _read(row: sa.RowMapping) -> StoredCommand:
+    values = {field: row[field] for field in StoredCommand.__struct_fields__ if field not in ("args", "detail")}
+    return StoredCommand(**values, args=msgspec.json.decode(row["args"]), detail=msgspec.json.decode(row["detail"]))
