@@ -151,6 +151,10 @@ class FileStore(ObjectStore):
             _sync(path)
             _sync(path.parent)
 
+    def list(self, prefix: str) -> list[str]:
+        """See Store.list."""
+        return [name for name in super().list(prefix) if name != LOCK_NAME]
+
     @contextlib.contextmanager
     def lock(self, timeout_seconds: float = 30.0) -> Iterator[None]:
         """Hold the store against other writers on this machine, who wait; the end of the process releases it.

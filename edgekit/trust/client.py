@@ -1,0 +1,182 @@
+"""The device side of TUF: signed metadata in, trusted answers out. Blobs are not its business."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
+
+from edgekit.errors import (
+    DiskError,
+    DowngradeError,
+    ExpiredError,
+    NotFoundError,
+    SignatureError,
+    UnavailableError,
+    VerificationError,
+)
+from edgekit.trust.assignment import Assignment, verify_assignment
+
+Fetch = Callable[[str], bytes]
+
+# Tighter than the library's, for devices: a hostile registry can cost at most this much per refresh.
+LIMITS = UpdaterConfig(
+    max_root_rotations=64,
+    root_max_length=256 * 1024,
+    timestamp_max_length=16 * 1024,
+    snapshot_max_length=1024 * 1024,
+    targets_max_length=4 * 1024 * 1024,
+)
+_ROLES = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
+_BASE = "registry:/"
+
+
+class TrustClient:
+    """Verified metadata of one registry. It blocks while it fetches, so an event loop calls it in a thread.
+
+    Args:
+        folder: Cache of what was verified last, kept by TUF's own client: replaced atomically, without fsync. After a
+            power cut an unreadable file counts as absent; what must never go back belongs in the caller's journal and
+            comes in as `seen`.
+        root: Bytes of the root that this device was born with; every refresh starts from it.
+        fetch: Returns one file of the repository, for example ``timestamp.json``. Raises NotFoundError where there is
+            none; its other errors pass through.
+    """
+
+    def __init__(self, folder: Path, root: bytes, fetch: Fetch) -> None:
+        self._folder = folder
+        self._root = root
+        self._fetcher = _Fetcher(fetch)
+        self._updater: Updater | None = None
+
+    def refresh(self, now: float | None = None, seen: Mapping[str, int] | None = None) -> None:
+        """Fetch and verify root, timestamp, snapshot and the top-level targets.
+
+        Args:
+            now: Wall clock seconds to judge expiry by; the machine's own time when None.
+            seen: Highest metadata versions that were ever trusted, as `versions` gave them.
+
+        Raises:
+            SignatureError, DowngradeError, ExpiredError, VerificationError: not to be trusted.
+            UnavailableError: a file could not be fetched; what `fetch` raises passes through.
+            DiskError: the cache cannot be written.
+        """
+        self._updater = None
+        with _mapped():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            updater = Updater(str(self._folder), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
+            if now is not None:
+                # No public way to say what time it is in tuf 7; a test holds that this one works.
+                updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
+            updater.refresh()
+        found = _versions(updater)
+        older = [
+            f"{role} {found[role]} (seen: {version})" for role, version in (seen or {}).items() if found[role] < version
+        ]
+        if older:
+            raise DowngradeError("the registry went back to older metadata: " + ", ".join(older))
+        self._updater = updater
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Trusted versions of root, timestamp, snapshot and targets, after a refresh."""
+        return _versions(self._refreshed())
+
+    def find_target(self, path: str) -> TargetFile | None:
+        """What the catalogue says about a target, by the role that its path is delegated to; None if it has none.
+
+        Raises:
+            As `refresh`.
+        """
+        with _mapped():
+            return self._refreshed().get_targetinfo(path)
+
+    def catalogue(self) -> dict[str, TargetFile]:
+        """Every target of every publisher, by path. Fetches one file per model.
+
+        Raises:
+            As `refresh`.
+        """
+        found: dict[str, TargetFile] = {}
+        delegations = self._top().delegations
+        for role in (delegations.roles or {}).values() if delegations else ():
+            if not role.paths:
+                continue
+            # Asking for a path that matches the role makes the client load and verify the role.
+            self.find_target(role.paths[0].replace("*", "_"))
+            targets = self._refreshed()._trusted_set[role.name]
+            assert isinstance(targets, Targets)
+            found.update((path, file) for path, file in targets.targets.items() if role.is_delegated_path(path))
+        return found
+
+    def verify_assignment(
+        self, payload: bytes, device: str, fleet: str, now: float, *, seen_version: int = 0
+    ) -> Assignment:
+        """The assignment in `payload`, verified against the director that the last refresh trusts.
+
+        Args and Raises: as `edgekit.trust.assignment.verify_assignment`.
+        """
+        return verify_assignment(payload, self._top(), device=device, fleet=fleet, now=now, seen_version=seen_version)
+
+    def _refreshed(self) -> Updater:
+        if self._updater is None:
+            self.refresh()
+        assert self._updater is not None
+        return self._updater
+
+    def _top(self) -> Targets:
+        return self._refreshed()._trusted_set.targets
+
+
+class _Fetcher(FetcherInterface):
+    """Asks `fetch` by file name. A generator, since the library wraps no error that is raised while it iterates."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._ask = fetch
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = url.removeprefix(f"{_BASE}/").removeprefix(_BASE)
+        try:
+            yield self._ask(name)
+        except NotFoundError as error:
+            raise DownloadHTTPError(str(error), 404) from error
+
+
+@contextlib.contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except UnsignedMetadataError as error:
+        raise SignatureError(f"metadata is not signed by who may sign it: {error}") from error
+    except BadVersionNumberError as error:
+        raise DowngradeError(f"metadata has the wrong version: {error}") from error
+    except ExpiredMetadataError as error:
+        raise ExpiredError(
+            f"metadata is too old: {error}",
+            advice="Check this machine's clock, then that the controller runs.",
+        ) from error
+    except RepositoryError as error:
+        raise VerificationError(f"metadata is not valid: {error}") from error
+    except DownloadLengthMismatchError as error:
+        raise VerificationError(f"metadata is longer than allowed: {error}") from error
+    except DownloadError as error:
+        raise UnavailableError(f"metadata could not be fetched: {error}") from error
+    except OSError as error:
+        raise DiskError(f"the metadata cache cannot be written: {error}") from error
+
+
+def _versions(updater: Updater) -> dict[str, int]:
+    return {role: updater._trusted_set[role].version for role in _ROLES}

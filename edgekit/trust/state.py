@@ -1,0 +1,128 @@
+"""What a TUF repository says now, read back from its store and verified before anything is signed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+
+from edgekit.errors import NotFoundError, SignatureError
+from edgekit.protocols import Store
+
+METADATA = "metadata/"
+TIMESTAMP_NAME = "timestamp.json"
+
+S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
+
+
+def publisher_role(name: str) -> str:
+    """The role, and the name of the key file, that publishes model `name`."""
+    return f"publisher-{name}"
+
+
+class State:
+    """Verified metadata of one commit.
+
+    Attributes:
+        root, snapshot, timestamp: The trusted roles.
+        committed: Bytes of the timestamp file that makes it the present one; empty while there is none.
+    """
+
+    def __init__(self, store: Store, root: Root, snapshot: Snapshot, timestamp: Timestamp, committed: bytes) -> None:
+        self._store = store
+        self.root = root
+        self.snapshot = snapshot
+        self.timestamp = timestamp
+        self.committed = committed
+
+    def top(self) -> Targets:
+        """The top-level targets role, which delegates."""
+        return self._targets(self.root, Targets.type)
+
+    def models(self) -> list[str]:
+        """Names of the models that have a publisher."""
+        return _models(self.top())
+
+    def publisher(self, name: str) -> Targets:
+        """The role that publishes model `name`.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        top = self.top()
+        if name not in _models(top):
+            raise NotFoundError(
+                f"model {name!r} has no publisher in this registry",
+                advice="Its first publish must be made where the offline targets key is.",
+            )
+        return self._targets(top, publisher_role(name))
+
+    def _targets(self, delegator: Root | Targets, role: str) -> Targets:
+        version = self.snapshot.meta[f"{role}.json"].version
+        data = self._store.get(f"{METADATA}{version}.{role}.json")
+        return _verified(data, Targets, delegator, role, version)
+
+
+def load_state(store: Store, root_file: Path) -> State:
+    """Read the present commit, starting from the root that its keys' owner trusts.
+
+    Expiry is not judged: what is stale must still be renewable.
+
+    Raises:
+        NotFoundError: there is no such root, or no repository.
+        SignatureError: the store holds what the root does not vouch for.
+        StoreError: the store failed.
+    """
+    root = _load_root(store, root_file)
+    try:
+        committed = store.get(METADATA + TIMESTAMP_NAME)
+    except NotFoundError as error:
+        raise NotFoundError("there is no registry here", advice="Run: edgekit registry init") from error
+    timestamp = _verified(committed, Timestamp, root, Timestamp.type)
+    version = timestamp.snapshot_meta.version
+    data = store.get(f"{METADATA}{version}.snapshot.json")
+    return State(store, root, _verified(data, Snapshot, root, Snapshot.type, version), timestamp, committed)
+
+
+def _load_root(store: Store, root_file: Path) -> Root:
+    try:
+        data = root_file.read_bytes()
+    except OSError as error:
+        raise NotFoundError(
+            f"the trusted root {root_file} cannot be read: {error}", advice="Run: edgekit registry init"
+        ) from error
+    root = _verified(data, Root, None, Root.type)
+    while store.exists(name := f"{METADATA}{root.version + 1}.root.json"):
+        data, version = store.get(name), root.version + 1
+        _verified(data, Root, root, Root.type, version)
+        root = _verified(data, Root, None, Root.type, version)
+    return root
+
+
+def _verified(data: bytes, kind: type[S], delegator: Root | Targets | None, role: str, version: int | None = None) -> S:
+    """Parse, and verify by `delegator`, or by itself when that is None."""
+    try:
+        document: Metadata[Any] = Metadata.from_bytes(data)
+        signed = document.signed
+        if not isinstance(signed, kind) or version not in (None, signed.version):
+            raise SignatureError(
+                f"the registry's {role} is a {type(signed).__name__} of version {signed.version}, "
+                f"expected {kind.__name__} {version or ''}"
+            )
+        judge = delegator or signed
+        assert isinstance(judge, Root | Targets)
+        judge.verify_delegate(role, document.signed_bytes, document.signatures)
+    except RepositoryError as error:
+        raise SignatureError(
+            f"the registry's {role} is not to be trusted: {error}",
+            advice="Either these keys belong to another registry, or somebody changed this one.",
+        ) from error
+    return signed
+
+
+def _models(top: Targets) -> list[str]:
+    prefix = publisher_role("")
+    roles = top.delegations.roles if top.delegations else None
+    return sorted(role.removeprefix(prefix) for role in roles or {} if role.startswith(prefix))
