@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed-by-make
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with everything in it
 
@@ -35,10 +35,10 @@ lint: $(STAMP)  ## style, types and the direction of imports
 demo: $(STAMP)  ## the whole journey on real data: make demo [ARGS=--keep]
 	$(BIN)/edgekit demo $(ARGS)
 
-bench: $(STAMP)  ## every benchmark there is
+bench: $(STAMP)  ## every benchmark there is; one: make bench-serve
 	$(BIN)/python -m benchmarks
 
-bench-%: $(STAMP)  ## one benchmark: serve
+bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $*
 
 constraints: $(STAMP)  ## pin every dependency anew, with hashes and without index addresses

@@ -52,8 +52,8 @@ def publish(name: str, figures: list[Figure]) -> None:
             f.unit,
             "" if f.reach is None else f"{f.reach:g}",
             {None: "", True: "yes", False: "no"}[f.met],
+            ", ".join(f"{peer} {value:.4g}" for peer, value in f.peers.items()),
         ]
-        + [", ".join(f"{peer} {value:.4g}" for peer, value in f.peers.items())]
         for f in figures
     ]
     print_table(["figure", "value", "unit", "reach", "met", "peers"], rows)

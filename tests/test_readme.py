@@ -1,0 +1,63 @@
+"""The README's quick start, run exactly as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MARK = "<!-- quick start: run by tests/test_readme.py -->"
+
+
+def quick_start() -> str:
+    found = re.search(re.escape(MARK) + r"\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found, "the README has no quick start"
+    return found.group(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.heavy
+def test_the_quick_start_works_as_written(tmp_path: Path) -> None:
+    """Every command exits 0 on a model of one's own, and the device ends with the new version."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    subprocess.run([sys.executable, ROOT / "examples" / "digits.py", "-o", tmp_path], check=True, timeout=300)
+    port = free_port()
+    script = "set -eu\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+    script += quick_start().replace("127.0.0.1:8600", f"127.0.0.1:{port}")  # the default may be taken on this machine
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "EDGEKIT_BROKER": f"mqtt://127.0.0.1:{free_port()}",
+        "EDGEKIT_HTTP": f"127.0.0.1:{port}",
+    }
+    child = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, _ = child.communicate(timeout=300)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 0, out
+    assert "1.0.0" in out
+    assert '"versions"' in out
