@@ -16,6 +16,8 @@ from edgekit.errors import (
     DiskError,
     ManifestError,
     NotFoundError,
+    StoreError,
+    UnavailableError,
     VerificationError,
 )
 from edgekit.manifest import (
@@ -23,6 +25,7 @@ from edgekit.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     SHA256,
+    VERSION,
     FileEntry,
     Manifest,
     parse_manifest,
@@ -167,13 +170,13 @@ class RegistryReader:
         """Take notice of what was published since; see `TrustClient.refresh`."""
         self._client.refresh(now)
 
-    def list(self) -> list[Row]:
-        """Every published bundle, by name, version and target.
+    def list(self, name: str | None = None) -> list[Row]:
+        """Every published bundle, of one model or of all, by name, version and target.
 
         Raises:
             VerificationError: and the other errors of `TrustClient.refresh`.
         """
-        rows = [_row(path, target) for path, target in self._client.catalogue().items()]
+        rows = [_row(path, target) for path, target in self._client.catalogue(name).items()]
         return sorted(rows, key=lambda row: (row.name, _order(row.version), row.target))
 
     def resolve(self, name: str, target: str, version: str | None = None, *, channel: str = "") -> Release:
@@ -187,7 +190,7 @@ class RegistryReader:
             NotFoundError: there is none; says what there is.
             VerificationError: its manifest in the store is not the one that was signed.
         """
-        rows = [row for row in self.list() if row.name == name]
+        rows = self.list(name)
         if not rows:
             raise NotFoundError(f"the registry has no model {name!r}", advice="See: edgekit registry list")
         fitting = [
@@ -214,7 +217,10 @@ class RegistryReader:
         found = hashlib.sha256(data).hexdigest()
         if found != row.sha256:
             raise DigestMismatchError(f"manifest of {row.path}", expected=row.sha256, found=found)
-        return _release(parse_manifest(data), row)
+        manifest = parse_manifest(data)
+        if target_path(manifest.name, manifest.target, manifest.version) != row.path:
+            raise VerificationError(f"{row.path} holds the manifest of {manifest.name} {manifest.version}")
+        return _release(manifest, row)
 
     def download(self, manifest: Manifest, folder: Path) -> None:
         """Write the bundle into `folder`; a file appears under its name only when it is whole and verified.
@@ -260,7 +266,9 @@ def verify(store: Store, root: bytes) -> list[str]:
         try:
             reader.refresh()
             rows = reader.list()
-        except (VerificationError, NotFoundError) as error:
+        except StoreError:
+            raise
+        except (VerificationError, UnavailableError) as error:
             return [f"metadata: {error}"]
         faults: dict[str, None] = {}
         for row in rows:
@@ -330,7 +338,7 @@ def _row(path: str, target: TargetFile) -> Row:
         )
     except msgspec.ValidationError as error:
         raise VerificationError(f"the catalogue's entry {path} lacks what edgekit needs: {error}") from error
-    if path != target_path(row.name, row.target, row.version):
+    if path != target_path(row.name, row.target, row.version) or not VERSION.fullmatch(row.version):
         raise VerificationError(f"the catalogue's entry {path} calls itself {row.name} {row.version} for {row.target}")
     return row
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+from securesystemslib.signer import Key  # type: ignore[attr-defined]
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
@@ -28,7 +29,8 @@ from edgekit.errors import (
     UnavailableError,
     VerificationError,
 )
-from edgekit.trust.assignment import Assignment, verify_assignment
+from edgekit.trust.assignment import DIRECTOR, Assignment, verify_assignment
+from edgekit.trust.state import publisher_role
 
 Fetch = Callable[[str], bytes]
 
@@ -48,16 +50,16 @@ class TrustClient:
     """Verified metadata of one registry. It blocks while it fetches, so an event loop calls it in a thread.
 
     Args:
-        folder: Cache of what was verified last, kept by TUF's own client: replaced atomically, without fsync. After a
-            power cut an unreadable file counts as absent; what must never go back belongs in the caller's journal and
-            comes in as `seen`.
+        cache_dir: What was verified last, kept by TUF's own client: replaced atomically, without fsync. After a power
+            cut an unreadable file counts as absent; what must never go back belongs in the caller's journal and comes
+            in as `seen`.
         root: Bytes of the root that this device was born with; every refresh starts from it.
         fetch: Returns one file of the repository, for example ``timestamp.json``. Raises NotFoundError where there is
             none; its other errors pass through.
     """
 
-    def __init__(self, folder: Path, root: bytes, fetch: Fetch) -> None:
-        self._folder = folder
+    def __init__(self, cache_dir: Path, root: bytes, fetch: Fetch) -> None:
+        self._cache_dir = cache_dir
         self._root = root
         self._fetcher = _Fetcher(fetch)
         self._updater: Updater | None = None
@@ -76,8 +78,8 @@ class TrustClient:
         """
         self._updater = None
         with _mapped():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            updater = Updater(str(self._folder), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
             if now is not None:
                 # No public way to say what time it is in tuf 7; a test holds that this one works.
                 updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
@@ -104,8 +106,8 @@ class TrustClient:
         with _mapped():
             return self._refreshed().get_targetinfo(path)
 
-    def catalogue(self) -> dict[str, TargetFile]:
-        """Every target of every publisher, by path. Fetches one file per model.
+    def catalogue(self, model: str | None = None) -> dict[str, TargetFile]:
+        """Every target of one model's publisher, or of all publishers, by path. Fetches one file per model.
 
         Raises:
             As `refresh`.
@@ -113,7 +115,7 @@ class TrustClient:
         found: dict[str, TargetFile] = {}
         delegations = self._top().delegations
         for role in (delegations.roles or {}).values() if delegations else ():
-            if not role.paths:
+            if not role.paths or (model is not None and role.name != publisher_role(model)):
                 continue
             # Asking for a path that matches the role makes the client load and verify the role.
             self.find_target(role.paths[0].replace("*", "_"))
@@ -130,6 +132,19 @@ class TrustClient:
         Args and Raises: as `edgekit.trust.assignment.verify_assignment`.
         """
         return verify_assignment(payload, self._top(), device=device, fleet=fleet, now=now, seen_version=seen_version)
+
+    def director_key(self) -> Key:
+        """The public key that signs assignments and commands, as the last refresh trusts it.
+
+        Raises:
+            VerificationError: the trusted metadata names no director.
+        """
+        top = self._top()
+        try:
+            (keyid,) = top.get_delegated_role(DIRECTOR).keyids
+            return top.get_key(keyid)
+        except ValueError as error:
+            raise VerificationError("the trusted metadata does not name exactly one director key") from error
 
     def _refreshed(self) -> Updater:
         if self._updater is None:

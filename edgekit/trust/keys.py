@@ -18,12 +18,12 @@ PUBLIC_SUFFIX = ".pub"
 
 
 def key_path(folder: Path, role: str) -> Path:
-    """Where the private key of `role` lies: ``<folder>/<role>.key``."""
-    return folder / f"{role}{KEY_SUFFIX}"
+    """Where the private key of `role` lies: ``<folder>/<role>``."""
+    return folder / role
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of the private key file `path` lies."""
+    """Where the public key of a private key file lies: ``root.pub`` for ``root``, ``device.pub`` for ``device.key``."""
     return path.with_name(path.name.removesuffix(KEY_SUFFIX) + PUBLIC_SUFFIX)
 
 

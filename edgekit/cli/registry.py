@@ -1,0 +1,343 @@
+"""`edgekit registry`: create the signed registry, publish bundles, look into it, verify it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgekit.cli.console import (
+    control_settings,
+    dry_run_option,
+    json_option,
+    needs_extra,
+    note,
+    print_json,
+    print_table,
+    step,
+)
+from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
+from edgekit.errors import ManifestError, NotFoundError, VerificationError
+from edgekit.settings import ControlSettings
+
+if TYPE_CHECKING:
+    from edgekit.protocols import Store
+    from edgekit.registry import RegistryReader, Row
+    from edgekit.trust.repository import Repository
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def registry() -> None:
+    """Create the signed registry, publish bundles, verify it."""
+
+
+def _place_options(function: F) -> F:
+    function = click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Folder of key files.")(
+        function
+    )
+    return click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store.")(function)
+
+
+@registry.command()
+@_place_options
+@passphrase_option
+@click.option("--encrypt", is_flag=True, help="Ask for a passphrase for the keys.")
+@click.option("--root-keys", type=click.IntRange(1, 16), default=1, show_default=True, help="Root keys to make.")
+@click.option(
+    "--root-threshold", type=click.IntRange(1, 16), default=1, show_default=True, help="Of them, how many sign."
+)
+@json_option
+def init(
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    encrypt: bool,
+    root_keys: int,
+    root_threshold: int,
+    as_json: bool,
+) -> None:
+    """Create an empty registry and all its keys."""
+    settings, _, repository = _opened(url, keys, lambda _: _new_passphrase(passphrase_file, encrypt))
+    repository.create(root_keys=root_keys, root_threshold=root_threshold)
+    offline, online = _key_files(settings.keys)
+    root = settings.keys / "root.json"
+    if as_json:
+        print_json({"registry": settings.registry, "root": root, "offline": offline, "online": online})
+        return
+    click.echo(f"Registry {settings.registry} is ready. Its keys are in {settings.keys}/.")
+    click.echo(f"Take offline, and bring back only to name a new model or to change keys: {', '.join(offline)}")
+    click.echo(f"Stay with the controller: {', '.join(online)}")
+    click.echo(f"Goes to every device, and is no secret: {root}")
+    if not given_passphrase(passphrase_file) and not encrypt:
+        note("The keys are not encrypted; who can read the files can sign. (--encrypt, or a passphrase file.)")
+
+
+@registry.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_place_options
+@passphrase_option
+@dry_run_option
+@json_option
+def publish(
+    bundles: tuple[Path, ...],
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Check, upload and sign BUNDLES (folders that `edgekit convert` wrote)."""
+    settings, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
+    with needs_extra("registry"):
+        from edgekit.registry import check_bundle
+        from edgekit.registry import publish as publish_bundle
+    manifests = [check_bundle(bundle) for bundle in bundles]  # all of them, before the first one is published
+    if dry_run:
+        _print_plan(settings, store, repository, manifests, as_json)
+        return
+    done = []
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        with step(f"Publishing {manifest.name} {manifest.version} for {manifest.target}"):
+            release = publish_bundle(store, repository, bundle)
+        done.append(release.entry)
+    if as_json:
+        print_json(done)
+        return
+    headers = ("model", "version", "target", "release", "digest")
+    print_table(headers, [(e.name, e.version, e.target, e.release, e.sha256[:12]) for e in done])
+
+
+@registry.command(name="list")
+@_place_options
+@json_option
+def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
+    """List every published bundle."""
+    with _reader(control_settings(registry=url, keys=keys)) as reader:
+        rows = reader.list()
+    if as_json:
+        print_json(rows)
+    elif rows:
+        _print_rows(rows)
+    else:
+        note("The registry holds no bundle yet.")
+
+
+@registry.command()
+@click.argument("name")
+@click.argument("version", required=False)
+@_place_options
+@json_option
+def show(name: str, version: str | None, url: str | None, keys: Path | None, as_json: bool) -> None:
+    """Show what is published of a model: every version, or one with its files."""
+    with _reader(control_settings(registry=url, keys=keys)) as reader:
+        rows = [row for row in reader.list(name) if version in (None, row.version)]
+        if not rows:
+            raise NotFoundError(
+                f"the registry has no {name}{f' {version}' if version else ''}", advice="See: edgekit registry list"
+            )
+        if version is None:
+            print_json(rows) if as_json else _print_rows(rows)
+            return
+        releases = [reader.load(row) for row in rows]
+    if as_json:
+        print_json(releases)
+        return
+    for release in releases:
+        manifest = release.manifest
+        click.echo(f"{manifest.name} {manifest.version} for {manifest.target}, release {release.release}")
+        click.echo(f"  digest   {release.sha256}")
+        click.echo(f"  runtime  {manifest.runtime}, recipe {manifest.recipe.id}")
+        if manifest.quality:
+            click.echo(f"  quality  {manifest.quality.metric} {manifest.quality.value:.4f} (n = {manifest.quality.n})")
+        for entry in manifest.files:
+            click.echo(f"  {entry.role:<8} {entry.path}, {entry.size} bytes, sha256 {entry.sha256[:12]}")
+
+
+@registry.command()
+@click.argument("name")
+@click.argument("version")
+@click.argument("channel")
+@_place_options
+@passphrase_option
+@json_option
+def promote(
+    name: str,
+    version: str,
+    channel: str,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Put a version into a CHANNEL, for example stable."""
+    _mark(url, keys, passphrase_file, as_json, name, version, channel=channel)
+
+
+@registry.command()
+@click.argument("name")
+@click.argument("version")
+@_place_options
+@passphrase_option
+@json_option
+def retire(
+    name: str, version: str, url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """Stop choosing a version; devices that run it keep it, and it can still be named."""
+    _mark(url, keys, passphrase_file, as_json, name, version, retired=True)
+
+
+@registry.command()
+@_place_options
+@json_option
+def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
+    """Verify all metadata and re-hash every blob; exits 3 when anything is wrong."""
+    settings = control_settings(registry=url, keys=keys)
+    with needs_extra("registry"):
+        from edgekit.registry import verify as verify_registry
+        from edgekit.stores import open_store
+    faults = verify_registry(open_store(settings.registry), _root(settings))
+    if as_json:
+        print_json({"sound": not faults, "faults": faults})
+    else:
+        for fault in faults:
+            click.echo(fault)
+        if not faults:
+            click.echo("Every signature holds and every blob has the digest that was signed.")
+    if faults:
+        raise VerificationError(
+            f"the registry has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
+            advice="A damaged or missing blob is mended by publishing its bundle again.",
+        )
+
+
+def _mark(
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+    name: str,
+    version: str,
+    **custom: Any,
+) -> None:
+    _, _, repository = _opened(url, keys, _passphrase_of(passphrase_file))
+    paths = repository.mark(name, version, **custom)
+    if as_json:
+        print_json({"changed": paths, **custom})
+        return
+    for path in paths:
+        click.echo(f"{path}: {', '.join(f'{key} {value}'.lower() for key, value in custom.items())}")
+
+
+def _opened(
+    url: str | None, keys: Path | None, passphrase: Callable[[Path], str | None]
+) -> tuple[ControlSettings, Store, Repository]:
+    settings = control_settings(registry=url, keys=keys)
+    with needs_extra("registry"):
+        from edgekit.stores import open_store
+        from edgekit.trust.repository import Repository
+    store = open_store(settings.registry)
+    return settings, store, Repository(store, settings.keys, passphrase(settings.keys))
+
+
+@contextmanager
+def _reader(settings: ControlSettings) -> Iterator[RegistryReader]:
+    """A refreshed reader, whose cache lives as long as the command."""
+    with needs_extra("registry"):
+        from edgekit.registry import RegistryReader
+        from edgekit.stores import open_store
+    with TemporaryDirectory() as cache:
+        reader = RegistryReader(open_store(settings.registry), _root(settings), Path(cache))
+        reader.refresh()
+        yield reader
+
+
+def _root(settings: ControlSettings) -> bytes:
+    path = settings.keys / "root.json"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotFoundError(
+            f"the trusted root {path} cannot be read: {error.strerror}", advice="Run: edgekit registry init"
+        ) from error
+
+
+def _passphrase_of(file: Path | None) -> Callable[[Path], str | None]:
+    return lambda keys: needed_passphrase(file, _private_keys(keys))
+
+
+def _new_passphrase(file: Path | None, encrypt: bool) -> str | None:
+    given = given_passphrase(file)
+    if given or not encrypt:
+        return given
+    return str(click.prompt("New passphrase for the keys", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def _key_files(keys: Path) -> tuple[list[str], list[str]]:
+    from edgekit.trust.repository import ONLINE_ROLES
+
+    names = [path.name for path in _private_keys(keys)]
+    online = [name for name in names if name in ONLINE_ROLES]
+    return [name for name in names if name not in online], online
+
+
+def _private_keys(keys: Path) -> list[Path]:
+    return [path.with_suffix("") for path in sorted(keys.glob("*.pub"))]
+
+
+def _print_plan(
+    settings: ControlSettings, store: Store, repository: Repository, manifests: list[Any], as_json: bool
+) -> None:
+    from edgekit.manifest import target_path
+    from edgekit.registry import blob_name
+
+    models = repository.models()
+    plan = []
+    with _reader(settings) as reader:
+        known = {row.path: row.sha256 for row in reader.list()}
+    for manifest in manifests:
+        path = target_path(manifest.name, manifest.target, manifest.version)
+        if known.get(path, manifest.digest) != manifest.digest:
+            raise ManifestError(
+                f"{path} is already published with other content",
+                advice="A published version never changes; convert with a higher --version.",
+            )
+        missing = [entry for entry in manifest.files if not store.exists(blob_name(entry.sha256))]
+        plan.append(
+            {
+                "path": path,
+                "published": path in known,
+                "new_model": manifest.name not in models,
+                "upload_files": len(missing),
+                "upload_bytes": sum(entry.size for entry in missing),
+            }
+        )
+    if as_json:
+        print_json(plan)
+        return
+    rows = [[str(value).lower() if isinstance(value, bool) else value for value in row.values()] for row in plan]
+    print_table(("path", "published already", "new model", "files to upload", "bytes to upload"), rows)
+
+
+def _print_rows(rows: list[Row]) -> None:
+    headers = ("model", "version", "target", "release", "digest", "channel", "state")
+    print_table(
+        headers,
+        [
+            (
+                r.name,
+                r.version,
+                r.target,
+                r.release,
+                r.sha256[:12],
+                r.channel or "-",
+                "retired" if r.retired else "current",
+            )
+            for r in rows
+        ],
+    )
