@@ -67,7 +67,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         waves: Rising; the last one is everybody.
-        success_threshold: Share of the told devices that must have succeeded before the next wave begins.
+        success_threshold: Share of a wave's devices, and at least one, that must have succeeded before the next wave.
         error_threshold: The rollout pauses when more than this share of the told devices failed ...
         min_failures: ... and at least so many did.
         device_deadline_seconds: A told device that has neither succeeded nor failed after this long has failed.
@@ -108,6 +108,7 @@ class Progress(msgspec.Struct, frozen=True):
         state: Where it stands.
         digest: Of the bundle for its target; empty where there is none.
         told_at: Wall clock seconds of when its deadline began; 0 while it was not told.
+        wave: Index of the wave in which it was told.
         reason: Why it failed or was skipped, for people.
         old_outcome: Time stamp of a failure of this very digest from before it was told, which does not count again.
         excused: It failed before an operator resumed the rollout; does not count towards the thresholds.
@@ -116,6 +117,7 @@ class Progress(msgspec.Struct, frozen=True):
     state: DeviceState
     digest: str = ""
     told_at: float = 0.0
+    wave: int = 0
     reason: str = ""
     old_outcome: float | None = None
     excused: bool = False
@@ -362,17 +364,17 @@ def _settle(rollout: Rollout, now: float) -> Step:
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
         return Step(rollout)  # nobody yet: devices that enroll later are told
+    told = sum(devices[name].state is not DeviceState.PENDING for name in eligible)
     wave = rollout.wave
     while True:
-        told = [name for name in eligible if devices[name].state is not DeviceState.PENDING]
-        room = rollout.plan.waves[wave].limit(len(eligible)) - len(told)
-        if room > 0 or wave == len(rollout.plan.waves) - 1 or not _wave_succeeded(rollout, told):
+        room = rollout.plan.waves[wave].limit(len(eligible)) - told
+        if room > 0 or wave == len(rollout.plan.waves) - 1 or not _wave_succeeded(rollout, wave):
             break
         wave += 1
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
     chosen = wave_order(rollout.id, pending)[: max(0, room)]
     for name in chosen:
-        devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.TOLD, told_at=now)
+        devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.TOLD, told_at=now, wave=wave)
     settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
     return _ended(settled, tuple(Tell(name) for name in chosen))
 
@@ -381,8 +383,7 @@ def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> Step:
     waiting = [p.told_at for p in rollout.devices.values() if p.state is DeviceState.TOLD]
     if waiting:
         return Step(rollout, effects, wake_at=min(waiting) + rollout.plan.device_deadline_seconds)
-    told = [n for n, p in rollout.devices.items() if p.state in (DeviceState.SUCCEEDED, DeviceState.FAILED)]
-    if not _wave_succeeded(rollout, told):
+    if not _wave_succeeded(rollout, rollout.wave):
         share = rollout.plan.success_threshold
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
         return Step(msgspec.structs.replace(rollout, state=State.PAUSED, reason=reason), effects)
@@ -401,10 +402,10 @@ def _too_many_failures(rollout: Rollout) -> str:
     )
 
 
-def _wave_succeeded(rollout: Rollout, told: list[str]) -> bool:
-    judged = [rollout.devices[name] for name in told if not rollout.devices[name].excused]
+def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
+    judged = [p for p in rollout.devices.values() if p.told_at and p.wave == wave and not p.excused]
     succeeded = sum(progress.state is DeviceState.SUCCEEDED for progress in judged)
-    return succeeded >= rollout.plan.success_threshold * len(judged) - 1e-9
+    return not judged or succeeded >= max(1, math.ceil(rollout.plan.success_threshold * len(judged) - 1e-9))
 
 
 def parse_waves(text: str) -> tuple[Wave, ...]:

@@ -20,6 +20,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
         entries: By model name.
         payload: The signed document of this version; None until it is signed.
         expires: Of the signed document, wall clock seconds.
+        published: The version that the broker has; 0 for none.
     """
 
     device: str
@@ -27,6 +28,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
     entries: dict[str, Entry]
     payload: bytes | None
     expires: float
+    published: int = 0
 
 
 class AssignmentTable(Part):
@@ -128,4 +130,5 @@ def _read(row: sa.RowMapping) -> StoredAssignment:
         entries=_entries(row["entries"]),
         payload=row["payload"],
         expires=row["expires"],
+        published=row["published"],
     )

@@ -112,6 +112,13 @@ class DeviceTable(Part):
             rows = connection.execute(query).mappings().all()
         return [_view(row, now - offline_after_seconds) for row in rows]
 
+    def latest_change(self) -> float:
+        """When a device last enrolled or reported, wall clock seconds; 0 for never."""
+        enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == self._fleet)
+        received = sa.select(sa.func.max(reports.c.received)).where(reports.c.fleet == self._fleet)
+        with self._reading() as connection:
+            return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
+
     def save_report(self, report: Reported, now: float) -> bool:
         """Keep `report` unless one as new is known; returns whether it was kept."""
         if not 0 < report.number <= MAX_INTEGER:
@@ -124,6 +131,7 @@ class DeviceTable(Part):
             if known is not None and known >= report.number:
                 return False
             put(connection, reports, key, {"number": report.number, "received": now, "body": to_json(report)})
+            self._heard(connection, report.device, {"seen": now})
         return True
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:
@@ -141,15 +149,10 @@ class DeviceTable(Part):
                 values["seen"] = now
             put(connection, presence, {"fleet": self._fleet, "device": name}, values)
 
-    def heard(self, name: str, now: float, telemetry: Telemetry | None = None) -> None:
-        """Note that a device was heard of, with its counters where it sent them."""
-        values: dict[str, Any] = {"seen": now}
-        if telemetry is not None:
-            values["telemetry"] = to_json(telemetry)
+    def save_telemetry(self, telemetry: Telemetry, now: float) -> None:
+        """Keep a device's last counters."""
         with self._writing() as connection:
-            if self._presence(connection, name) is None:
-                values = {"online": True, "session": 0, "telemetry": "{}", **values}
-            put(connection, presence, {"fleet": self._fleet, "device": name}, values)
+            self._heard(connection, telemetry.device, {"seen": now, "telemetry": to_json(telemetry)})
 
     def add_event(self, event: Event, now: float) -> None:
         """Keep one thing that happened; the oldest are dropped beyond KEPT_EVENTS."""
@@ -184,6 +187,11 @@ class DeviceTable(Part):
 
     def _devices(self) -> sa.Select[Any]:
         return sa.select(devices).where(devices.c.fleet == self._fleet).order_by(devices.c.name)
+
+    def _heard(self, connection: sa.Connection, name: str, values: dict[str, Any]) -> None:
+        if self._presence(connection, name) is None:  # its birth is still to come
+            values = {"online": False, "session": 0, "telemetry": "{}", **values}
+        put(connection, presence, {"fleet": self._fleet, "device": name}, values)
 
     def _presence(self, connection: sa.Connection, name: str) -> sa.RowMapping | None:
         query = sa.select(presence).where(presence.c.fleet == self._fleet, presence.c.device == name)

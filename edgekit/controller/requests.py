@@ -1,0 +1,135 @@
+"""What answers devices' requests: one task a request, bounded, and no request can do more than get an error answer."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from edgekit import topics
+from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
+from edgekit.messages import Answer, decode, encode
+from edgekit.protocols import Message, Transport
+
+log = logging.getLogger(__name__)
+
+GROUP = "controllers"
+MAX_OUTSTANDING = 256
+MAX_OUTSTANDING_PER_DEVICE = 4
+MAX_ID_LENGTH = 64
+
+
+class RequestService:
+    """Answers one kind of request on ``answer/<device>``, QoS 0; the device asks again for what is lost.
+
+    Args:
+        fleet: Whose devices.
+        kind: As in ``request/<kind>/<device>``.
+        transport: Where requests come from.
+
+    Attributes:
+        refused: Requests that got an error answer, by error.
+        dropped: Requests that got none, because too many were being answered.
+        failures: Answers that failed unexpectedly.
+    """
+
+    def __init__(self, *, fleet: str, kind: str, transport: Transport) -> None:
+        self._fleet = fleet
+        self._kind = kind
+        self._transport = transport
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outstanding: collections.Counter[str] = collections.Counter()
+        self.refused: collections.Counter[str] = collections.Counter()
+        self.dropped = 0
+        self.failures = 0
+
+    async def start(self) -> None:
+        """Begin to answer; requests are shared with other controllers where the broker can."""
+        await self._transport.subscribe(topics.request(self._fleet, self._kind, "+"), self._take, group=GROUP)
+
+    async def stop(self) -> None:
+        """End every answer that is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
+        """The answers to one request.
+
+        Raises:
+            DataError: the request is malformed.
+            NotFoundError: what it asks for does not exist.
+            UnavailableError: ask again later.
+        """
+        raise NotImplementedError
+
+    def _take(self, message: Message) -> None:
+        where = topics.parse_request(message.topic)
+        if where is None or message.retained:  # a retained request is an old one, or a trap
+            return
+        if len(self._tasks) >= MAX_OUTSTANDING:
+            self.dropped += 1
+            return
+        self._outstanding[where.device] += 1
+        task = asyncio.get_running_loop().create_task(self._answer(where.device, message.payload))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(done, where.device))
+
+    def _ended(self, task: asyncio.Task[None], device: str) -> None:
+        self._tasks.discard(task)
+        self._outstanding[device] -= 1
+        if self._outstanding[device] <= 0:
+            del self._outstanding[device]
+
+    async def _answer(self, device: str, payload: bytes) -> None:
+        try:
+            if self._outstanding[device] > MAX_OUTSTANDING_PER_DEVICE:
+                raise UnavailableError(f"{MAX_OUTSTANDING_PER_DEVICE} requests of this device are being answered")
+            async for answer in self.answers(device, payload):
+                await self._send(device, answer)
+        except TransportError as error:
+            log.debug("answer to %s was not sent: %s", device, error)
+        except DataError as error:
+            await self._refuse(device, payload, "bad-request", error)
+        except NotFoundError as error:
+            await self._refuse(device, payload, "not-found", error)
+        except UnavailableError as error:
+            await self._refuse(device, payload, "busy", error)
+        except Exception:  # supervision boundary: one request cannot end the service
+            self.failures += 1
+            log.exception("a %s request of %s could not be answered", self._kind, device)
+
+    async def _refuse(self, device: str, payload: bytes, error: str, reason: Exception) -> None:
+        self.refused[error] += 1
+        log.info("%s request of %s: %s: %s", self._kind, device, error, reason)
+        try:
+            await self._send(device, Answer(id=_request_id(payload), error=error, message=str(reason)[:500]))
+        except TransportError as failed:
+            log.debug("answer to %s was not sent: %s", device, failed)
+
+    async def _send(self, device: str, answer: Answer) -> None:
+        await self._transport.publish(topics.answer(self._fleet, device), encode(answer), qos=0)
+
+
+class _Identified(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
+def check_id(request_id: str) -> None:
+    """Hold the id of a request to a length.
+
+    Raises:
+        DataError: it is empty or too long.
+    """
+    if not 0 < len(request_id) <= MAX_ID_LENGTH:
+        raise DataError(f"request id has {len(request_id)} characters, expected 1 to {MAX_ID_LENGTH}")
+
+
+def _request_id(payload: bytes) -> str:
+    try:
+        return decode(payload, _Identified).id[:MAX_ID_LENGTH]
+    except DataError:
+        return ""

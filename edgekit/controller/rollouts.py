@@ -1,0 +1,169 @@
+"""Rollouts in motion: look at the fleet, step the machines, sign what changed, put it on the devices' topics.
+
+Nothing is remembered here that the database does not hold, so a controller can be stopped anywhere and another goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+
+from edgekit import topics
+from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.protocols import Clock, Transport
+from edgekit.registry import RegistryReader
+from edgekit.trust.assignment import Assignment, sign_assignment
+
+if TYPE_CHECKING:
+    from edgekit.state import ActiveRollout, FleetState, StoredAssignment
+
+log = logging.getLogger(__name__)
+
+FULL_SURVEY_SECONDS = 30.0
+OVERLAP_SECONDS = 10.0  # reports are dated before they are committed
+MISSING_TARGETS_SECONDS = 60.0
+PUBLISH_AT_ONCE = 32
+
+
+class _Look(msgspec.Struct):
+    """When a rollout was last looked at, and what the fleet was then."""
+
+    revision: int = -1
+    change: float = 0.0
+    at: float = 0.0
+    full: float = float("-inf")
+    targets: float = float("-inf")
+    state: str = ""
+
+
+class RolloutService:
+    """Drives every active rollout of a fleet.
+
+    Args:
+        fleet, transport, state, reader, clock: As Controller.
+        director: Signs assignments.
+        assignment_seconds: How long an assignment is valid; it is renewed when two thirds have passed.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: str,
+        transport: Transport,
+        state: FleetState,
+        reader: RegistryReader,
+        clock: Clock,
+        director: CryptoSigner,
+        assignment_seconds: float,
+    ) -> None:
+        self._fleet = fleet
+        self._transport = transport
+        self._state = state
+        self._reader = reader
+        self._clock = clock
+        self._director = director
+        self._lifetime = assignment_seconds
+        self._looks: dict[int, _Look] = {}
+        self._publish_all = True
+
+    def connection_changed(self, connected: bool) -> None:
+        """A broker that was away may have forgotten what it retained: give it everything again."""
+        self._publish_all = self._publish_all or connected
+
+    async def tick(self) -> None:
+        """Look, step and sign.
+
+        Raises:
+            UnavailableError: the database did not answer; the next tick does the same again.
+        """
+        await asyncio.to_thread(self._advance)
+        await asyncio.to_thread(self._sign)
+
+    async def publish(self) -> None:
+        """Give the broker what it does not have yet.
+
+        Raises:
+            TransportError: the broker is away; the next call does the same again.
+        """
+        everything, self._publish_all = self._publish_all, False
+        try:
+            table = self._state.assignments
+            stored = await asyncio.to_thread(table.all if everything else table.unpublished)
+            for at in range(0, len(stored), PUBLISH_AT_ONCE):
+                await asyncio.gather(*map(self._publish_one, stored[at : at + PUBLISH_AT_ONCE]))
+        except EdgekitError:
+            self._publish_all = self._publish_all or everything
+            raise
+
+    async def _publish_one(self, stored: StoredAssignment) -> None:
+        if stored.payload is None:
+            return
+        topic = topics.device(self._fleet, stored.device, "desired")
+        await self._transport.publish(topic, stored.payload, qos=1, retain=True)
+        if stored.published != stored.version:
+            await asyncio.to_thread(self._state.assignments.published, stored.device, stored.version)
+
+    def _advance(self) -> None:
+        change = self._state.devices.latest_change()
+        for active in self._state.rollouts.active():
+            self._look(active, change, self._clock.wall())
+
+    def _look(self, active: ActiveRollout, change: float, now: float) -> None:
+        last = self._looks.get(active.id) or _Look()
+        if now - last.targets >= MISSING_TARGETS_SECONDS:
+            self._fill_targets(active.id)
+            last.targets = now
+        full = last.revision != active.revision or now - last.full >= FULL_SURVEY_SECONDS
+        woken = active.wake_at is not None and now >= active.wake_at
+        if not full and not woken and last.change == change:
+            return
+        rollout = self._state.rollouts.survey(active.id, now, 0.0 if full else last.at - OVERLAP_SECONDS)
+        if last.state != rollout.state.value:
+            said = f"{rollout.state.value} {rollout.reason}".rstrip()
+            log.info("rollout %d of %s %s: %s", rollout.id, rollout.model, rollout.version, said)
+        self._looks[active.id] = _Look(
+            revision=active.revision,
+            change=change,
+            at=now,
+            full=now if full else last.full,
+            targets=last.targets,
+            state=rollout.state.value,
+        )
+
+    def _fill_targets(self, number: int) -> None:
+        """Find bundles for targets that had none: of devices that enrolled late, or published meanwhile."""
+        missing = self._state.rollouts.missing_targets(number)
+        if not missing:
+            return
+        rollout = self._state.rollouts.get(number)
+        try:
+            self._reader.refresh()
+        except EdgekitError as error:
+            log.warning("the registry cannot be read: %s", error)
+            return
+        for target in missing:
+            try:
+                release = self._reader.resolve(rollout.model, target, rollout.version)
+            except NotFoundError:
+                continue
+            self._state.rollouts.add_entry(number, target, release.entry)
+
+    def _sign(self) -> None:
+        now = self._clock.wall()
+        for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
+            version: int | None = stored.version
+            if stored.payload is not None:
+                version = self._state.assignments.renew(stored.device, stored.version)
+            if version is None:
+                continue
+            expires = float(math.floor(now + self._lifetime))
+            assignment = Assignment(
+                device=stored.device, fleet=self._fleet, version=version, expires=expires, entries=stored.entries
+            )
+            payload = sign_assignment(assignment, self._director)
+            self._state.assignments.signed(stored.device, version, payload, expires)
