@@ -1,0 +1,79 @@
+"""What this device is: measured here, judged by edgekit.compat, reported to the controller."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from edgekit.compat import Facts
+
+_ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
+_DISTRIBUTIONS = {
+    "litert": ("ai-edge-litert",),
+    "tflite-runtime": ("tflite-runtime",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+
+def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
+    """Measure this device; takes up to a second where ONNX Runtime must be imported to name its providers.
+
+    Args:
+        target: Name of the target profile that the device was enrolled as.
+        cpuinfo: Where Linux tells the features of the CPU.
+    """
+    machine = platform.machine().lower()
+    return Facts(
+        target=target,
+        arch=_ARCHES.get(machine, machine),
+        memory_mib=_memory_mib(),
+        cpu_features=_cpu_features(cpuinfo),
+        runtimes=_runtimes(),
+        providers=_providers(),
+        python=platform.python_version(),
+        edgekit=_version("edgekit") or "",
+    )
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+
+
+def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:
+    """Features of the first CPU; empty where the system tells none (not Linux)."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return ()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("features", "flags"):
+            return tuple(sorted(set(value.split())))
+    return ()
+
+
+def _runtimes() -> dict[str, str]:
+    found = {}
+    for name, distributions in _DISTRIBUTIONS.items():
+        versions = [version for distribution in distributions if (version := _version(distribution))]
+        if versions:
+            found[name] = versions[0]
+    return found
+
+
+def _providers() -> tuple[str, ...]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    import onnxruntime  # a device without it is common, and it is slow to import
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

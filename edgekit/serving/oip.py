@@ -1,0 +1,281 @@
+"""Open Inference Protocol v2 with the binary tensor extension: bytes to values and back, for servers and clients.
+
+The JSON comes first, then each binary tensor's bytes in order, little-endian and row-major; the HTTP header
+``Inference-Header-Content-Length`` (`HEADER`) says where the JSON ends. A lie in any length, shape or type is a
+DataError and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from edgekit.errors import DataError
+from edgekit.serving.tensor_data import DATATYPES, NAMES, datatype_of, from_binary, from_json, to_binary, to_json
+from edgekit.tensors import Array, TensorSpec
+
+HEADER = "Inference-Header-Content-Length"
+JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
+EXTENSIONS = ("binary_tensor_data",)
+MAX_RANK = 16
+
+
+class Encoded(NamedTuple):
+    """One message as it goes over HTTP; `header_length` is None where the whole body is JSON."""
+
+    body: bytes
+    header_length: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that go with the body."""
+        if self.header_length is None:
+            return {"Content-Type": JSON_TYPE}
+        return {"Content-Type": BINARY_TYPE, HEADER: str(self.header_length)}
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """What a client asks.
+
+    Attributes:
+        inputs: By name, of the dtypes and shapes that the client stated.
+        id: To be echoed; None where there was none.
+        parameters: Of the request, unchecked.
+        outputs: Wanted outputs, and whether each is wanted in binary; empty for all, as `binary_outputs` says.
+        binary_outputs: Send outputs in binary where nothing else is said.
+    """
+
+    inputs: dict[str, Array]
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    outputs: dict[str, bool] = {}
+    binary_outputs: bool = False
+
+
+class InferResponse(msgspec.Struct, frozen=True):
+    """What a server answers."""
+
+    model: str
+    version: str
+    outputs: dict[str, Array]
+    parameters: dict[str, Any] = {}
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    datatype: str
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] = []
+
+
+class _Response(msgspec.Struct):
+    outputs: list[_Tensor]
+    model_name: str = ""
+    model_version: str = ""
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+_response_decoder = msgspec.json.Decoder(_Response)
+
+
+def header_length(value: str | None) -> int | None:
+    """Parse the value of `HEADER`; None where the header is absent.
+
+    Raises:
+        DataError: it is no length, or 0 (the raw form, which edgekit does not serve).
+    """
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()) or len(value) > 18 or int(value) == 0:
+        raise DataError(f"{HEADER} is {value[:40]!r}, expected the length of the JSON in bytes, at least 1")
+    return int(value)
+
+
+def parse_request(body: bytes, length: int | None = None) -> InferRequest:
+    """Parse an infer request.
+
+    Args:
+        body: The whole HTTP body.
+        length: Bytes of JSON at its start; None when all of it is.
+
+    Raises:
+        DataError: the request is not what the protocol says.
+    """
+    document, rest = _split(body, length)
+    request = _decode(_request_decoder, document, "request")
+    outputs = {}
+    for output in request.outputs:
+        if output.name in outputs:
+            raise DataError(f"output {output.name!r} is asked for twice")
+        outputs[output.name] = _flag(output.parameters, "binary_data", _all_binary(request.parameters))
+    return InferRequest(
+        inputs=_tensors(request.inputs, rest),
+        id=request.id,
+        parameters=request.parameters,
+        outputs=outputs,
+        binary_outputs=_all_binary(request.parameters),
+    )
+
+
+def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
+    """Encode an answer in the form that `request` asked for; its id is echoed where it had one.
+
+    NaN and infinity have no JSON form and become null there; binary tensors carry them as they are.
+
+    Raises:
+        DataError: an output that was asked for does not exist, or has no JSON form (FP16, bytes that are not UTF-8).
+    """
+    unknown = [name for name in request.outputs if name not in response.outputs]
+    if unknown:
+        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(response.outputs)}")
+    wanted = request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
+    head: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if request.id is not None:
+        head["id"] = request.id
+    head["parameters"] = response.parameters
+    return _encode(head, "outputs", [(name, response.outputs[name], binary) for name, binary in wanted.items()])
+
+
+def encode_request(
+    inputs: Mapping[str, Array], *, parameters: Mapping[str, Any] | None = None, binary: bool = True
+) -> Encoded:
+    """Encode a client's request for all outputs, in binary or JSON.
+
+    Raises:
+        DataError: an input has no JSON form and `binary` is False.
+    """
+    given = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
+    return _encode({"parameters": given}, "inputs", [(name, value, binary) for name, value in inputs.items()])
+
+
+def parse_response(body: bytes, length: int | None = None) -> InferResponse:
+    """Parse a server's answer.
+
+    Raises:
+        DataError: the answer is not what the protocol says.
+    """
+    document, rest = _split(body, length)
+    response = _decode(_response_decoder, document, "response")
+    outputs = _tensors(response.outputs, rest)
+    return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
+
+
+def model_metadata(
+    name: str, versions: Sequence[str], platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> bytes:
+    """The document of ``/v2/models/<m>``; a free axis is -1."""
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        shape = [-1 if size is None else size for size in spec.shape]
+        return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
+
+    document = {"name": name, "versions": list(versions), "platform": platform}
+    return msgspec.json.encode({**document, "inputs": [*map(tensor, inputs)], "outputs": [*map(tensor, outputs)]})
+
+
+def server_metadata(version: str) -> bytes:
+    """The document of ``/v2``."""
+    return msgspec.json.encode({"name": "edgekit", "version": version, "extensions": EXTENSIONS})
+
+
+def error_document(message: str) -> bytes:
+    """The body of every answer that is not 200."""
+    return msgspec.json.encode({"error": message})
+
+
+# --- both ways
+
+
+def _split(body: bytes, length: int | None) -> tuple[memoryview, memoryview]:
+    view = memoryview(body)
+    if length is None:
+        return view, view[:0]
+    if not 0 < length <= len(body):
+        raise DataError(f"{HEADER} is {length}, but the body has {len(body)} bytes")
+    return view[:length], view[length:]
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], document: memoryview, what: str) -> Any:
+    try:
+        return decoder.decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{what} cannot be parsed: {error}") from error
+
+
+def _all_binary(parameters: Mapping[str, Any]) -> bool:
+    return _flag(parameters, "binary_data_output", False)
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise DataError(f"parameter {name} is {value!r}, expected true or false")
+    return value
+
+
+def _tensors(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    at = 0
+    for tensor in tensors:
+        if tensor.name in found:
+            raise DataError(f"tensor {tensor.name!r} stands twice")
+        if tensor.datatype not in DATATYPES:
+            raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
+        if len(tensor.shape) > MAX_RANK:
+            raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
+        size = _binary_size(tensor)
+        if size is None:
+            assert isinstance(tensor.data, msgspec.Raw)
+            found[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+            continue
+        if size > len(rest) - at:
+            raise DataError(f"{tensor.name}: binary_data_size is {size}, but {len(rest) - at} bytes are left")
+        found[tensor.name] = from_binary(tensor.name, tensor.datatype, tensor.shape, rest[at : at + size])
+        at += size
+    if at != len(rest):
+        raise DataError(f"{len(rest) - at} bytes follow the last tensor")
+    return found
+
+
+def _binary_size(tensor: _Tensor) -> int | None:
+    if "binary_data_size" not in tensor.parameters:
+        if tensor.data is msgspec.UNSET:
+            raise DataError(f"{tensor.name}: has neither data nor binary_data_size")
+        return None
+    size = tensor.parameters["binary_data_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise DataError(f"{tensor.name}: binary_data_size is {size!r}, expected a number of bytes")
+    if tensor.data is not msgspec.UNSET:
+        raise DataError(f"{tensor.name}: has both data and binary_data_size")
+    return size
+
+
+def _encode(head: dict[str, Any], key: str, tensors: Sequence[tuple[str, Array, bool]]) -> Encoded:
+    documents, parts = [], []
+    for name, value, binary in tensors:
+        document: dict[str, Any] = {"name": name, "datatype": datatype_of(value), "shape": list(value.shape)}
+        if binary:
+            parts.append(to_binary(value))
+            document["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            document["data"] = to_json(name, value)
+        documents.append(document)
+    text = msgspec.json.encode({**head, key: documents})
+    return Encoded(b"".join([text, *parts]), len(text) if parts else None)

@@ -1,0 +1,185 @@
+"""One tensor of the Open Inference Protocol: its elements as bytes or JSON, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from edgekit.errors import DataError
+from edgekit.tensors import Array, DType
+
+DATATYPES = {
+    "BOOL": DType.BOOL,
+    "UINT8": DType.UINT8,
+    "UINT16": DType.UINT16,
+    "UINT32": DType.UINT32,
+    "UINT64": DType.UINT64,
+    "INT8": DType.INT8,
+    "INT16": DType.INT16,
+    "INT32": DType.INT32,
+    "INT64": DType.INT64,
+    "FP16": DType.FLOAT16,
+    "FP32": DType.FLOAT32,
+    "FP64": DType.FLOAT64,
+    "BYTES": DType.BYTES,
+}
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def datatype_of(value: Array) -> str:
+    """The protocol's name of an array's dtype."""
+    return NAMES[DType.of(value.dtype)]
+
+
+def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview) -> Array:
+    """The tensor whose row-major little-endian bytes are `data`; BOOL is a byte an element, BYTES length and payload.
+
+    Raises:
+        DataError: `data` is not what `shape` of `datatype` needs.
+    """
+    dtype = DATATYPES[datatype]
+    count = math.prod(shape)
+    if dtype is DType.BYTES:
+        return _shaped(name, shape, _split_bytes(name, count, data))
+    needed = count * dtype.numpy.itemsize
+    if needed != len(data):
+        stated = f"{list(shape)} of {datatype} needs {needed} bytes"
+        raise DataError(f"{name}: {stated}, but binary_data_size is {len(data)}")
+    if dtype is DType.BOOL:
+        return _shaped(name, shape, np.frombuffer(data, np.uint8) != 0)
+    value = np.frombuffer(data, dtype.numpy.newbyteorder("<")).astype(dtype.numpy, copy=False)
+    # The JSON before it has any length, so the bytes may start at an odd address, which runtimes cannot use.
+    return _shaped(name, shape, np.require(value, requirements=["A"]))
+
+
+def to_binary(value: Array) -> bytes:
+    """Row-major little-endian bytes."""
+    if value.dtype == object:
+        return b"".join(len(item).to_bytes(4, "little") + item for item in value.ravel())
+    return np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw) -> Array:
+    """The tensor whose elements are the JSON list `data`, flat or nested as `shape` is.
+
+    Raises:
+        DataError: `data` has other elements than `shape` of `datatype`, or a number that it cannot hold.
+    """
+    dtype = DATATYPES[datatype]
+    if dtype is DType.FLOAT16:
+        raise DataError(f"{name}: FP16 has no JSON form, send it with binary_data_size")
+    items = _json_items(name, dtype, shape, data)
+    if len(items) != math.prod(shape):
+        raise DataError(f"{name}: data has {len(items)} elements, its shape {list(shape)} has {math.prod(shape)}")
+    if dtype is DType.BYTES:
+        return _shaped(name, shape, _objects([item.encode() for item in items]))
+    try:
+        with np.errstate(over="ignore"):
+            value = np.array(items, dtype=dtype.numpy)
+    except OverflowError as error:
+        raise DataError(f"{name}: a number is outside {datatype}") from error
+    if dtype is DType.FLOAT32 and not np.isfinite(value).all():
+        raise DataError(f"{name}: a number is outside {datatype}")
+    return _shaped(name, shape, value)
+
+
+def to_json(name: str, value: Array) -> list[Any]:
+    """The elements in row-major order.
+
+    Raises:
+        DataError: they have no JSON form (FP16, bytes that are not UTF-8).
+    """
+    if value.dtype == np.float16:
+        raise DataError(f"{name}: FP16 has no JSON form, ask for it with binary_data")
+    if value.dtype != object:
+        items: list[Any] = value.ravel().tolist()
+        return items
+    try:
+        return [item.decode() for item in value.ravel()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: holds bytes that are not UTF-8, ask for it with binary_data") from error
+
+
+# JSON lists are decoded straight into checked elements: 1.5 is no INT32, 300 is no UINT8, 1 is no BOOL.
+
+
+def _element(dtype: DType) -> Any:
+    if dtype is DType.BOOL:
+        return bool
+    if dtype is DType.BYTES:
+        return str
+    if dtype in (DType.FLOAT32, DType.FLOAT64):
+        return float
+    limits = np.iinfo(dtype.numpy)
+    if dtype is DType.UINT64:
+        return Annotated[int, msgspec.Meta(ge=0)]
+    return Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max))]
+
+
+_LISTS: dict[DType, Any] = {dtype: list[_element(dtype)] for dtype in DType if dtype is not DType.FLOAT16}  # type: ignore[misc]
+_DECODERS: dict[DType, msgspec.json.Decoder[Any]] = {
+    dtype: msgspec.json.Decoder(kind) for dtype, kind in _LISTS.items()
+}
+
+
+def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw) -> list[Any]:
+    try:
+        items: list[Any] = _DECODERS[dtype].decode(data)
+        return items
+    except (msgspec.MsgspecError, RecursionError) as error:
+        nested = _decode_any(name, data)
+        if not (isinstance(nested, list) and nested and isinstance(nested[0], list)):
+            raise DataError(f"{name}: data is not {NAMES[dtype]}: {error}") from error
+    try:
+        items = msgspec.convert(_flatten(name, shape, nested), _LISTS[dtype])
+        return items
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{name}: data is not {NAMES[dtype]}: {error}") from error
+
+
+def _decode_any(name: str, data: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DataError(f"{name}: data cannot be parsed: {error}") from error
+
+
+def _flatten(name: str, shape: Sequence[int], data: Any) -> list[Any]:
+    items = [data]
+    for size in shape:
+        if not all(isinstance(item, list) and len(item) == size for item in items):
+            raise DataError(f"{name}: data is neither flat nor nested as its shape {list(shape)}")
+        items = [element for item in items for element in item]
+    return items
+
+
+def _split_bytes(name: str, count: int, data: memoryview) -> Array:
+    items: list[bytes] = []
+    at = 0
+    while at < len(data) and len(items) <= count:
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if at + 4 > len(data) or end > len(data):
+            raise DataError(f"{name}: element {len(items)} of BYTES runs past the end of its data")
+        items.append(bytes(data[at + 4 : end]))
+        at = end
+    if len(items) != count:
+        found = f"more than {count}" if len(items) > count else len(items)
+        raise DataError(f"{name}: holds {found} elements of BYTES, but its shape has {count}")
+    return _objects(items)
+
+
+def _objects(items: Sequence[bytes]) -> Array:
+    value = np.empty(len(items), dtype=object)
+    value[:] = items
+    return value
+
+
+def _shaped(name: str, shape: Sequence[int], flat: Array) -> Array:
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:  # sizes whose product is right but that numpy cannot hold
+        raise DataError(f"{name}: shape {list(shape)} cannot be held: {error}") from error

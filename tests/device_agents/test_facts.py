@@ -1,0 +1,28 @@
+"""Facts are measured on this very machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from device_agents.facts import measure_facts
+
+
+def test_facts_are_those_of_this_machine() -> None:
+    """Architecture, memory, runtimes and providers are what the system says."""
+    facts = measure_facts("raspberry-pi-4")
+    assert facts.target == "raspberry-pi-4"
+    assert facts.arch == {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
+    assert facts.memory_mib > 64
+    assert facts.runtimes["onnxruntime"] == metadata.version("onnxruntime")
+    assert "CPUExecutionProvider" in facts.providers
+    assert facts.python == platform.python_version()
+
+
+def test_cpu_features_are_read_in_the_words_of_arm_and_of_x86(tmp_path: Path) -> None:
+    """The first CPU's features, sorted; none where the system tells none."""
+    for line in ("Features\t: fp asimd asimddp", "flags\t\t: fp asimd asimddp"):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n\nprocessor : 1\n{line} more\n")
+        assert measure_facts("x", cpuinfo=tmp_path / "cpuinfo").cpu_features == ("asimd", "asimddp", "fp")
+    assert measure_facts("x", cpuinfo=tmp_path / "none").cpu_features == ()

@@ -1,0 +1,231 @@
+"""The Open Inference Protocol codec: what goes in comes out, and every lie is a DataError."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.errors import DataError
+from edgekit.serving import oip
+from edgekit.serving.tensor_data import DATATYPES
+from edgekit.tensors import DType, TensorSpec
+
+VALUES = {
+    "BOOL": np.array([[True, False], [False, True]]),
+    "BYTES": np.array([[b"", b"a"], [b"\xc3\xa9", b"dd"]], dtype=object),
+    **{
+        name: np.array([[0, 1], [np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max]], dtype.numpy)
+        for name, dtype in DATATYPES.items()
+        if "INT" in name
+    },
+    **{name: np.array([[0, 0.1], [-1.5, 60000]], DATATYPES[name].numpy) for name in ("FP16", "FP32", "FP64")},
+}
+
+
+def request(*inputs: dict, **more: object) -> bytes:
+    return json.dumps({"inputs": inputs, **more}).encode()
+
+
+def tensor(data: object = None, shape: tuple = (2,), datatype: str = "FP32", name: str = "x", **parameters: object):
+    made: dict = {"name": name, "shape": list(shape), "datatype": datatype}
+    if data is not None:
+        made["data"] = data
+    if parameters:
+        made["parameters"] = parameters
+    return made
+
+
+def refused(body: bytes, length: int | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        oip.parse_request(body, length)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("datatype", list(DATATYPES))
+def test_every_datatype_survives_both_ways(datatype: str, binary: bool) -> None:
+    """A request and its answer carry every value exactly, in binary and in JSON; FP16 has no JSON form."""
+    value = VALUES[datatype]
+    if datatype == "FP16" and not binary:
+        with pytest.raises(DataError, match="FP16 has no JSON form"):
+            oip.encode_request({"x": value}, binary=False)
+        return
+    sent = oip.encode_request({"x": value}, binary=binary)
+    got = oip.parse_request(*sent)
+    assert got.inputs["x"].dtype == value.dtype
+    np.testing.assert_array_equal(got.inputs["x"], value)
+    answer = oip.encode_response(oip.InferResponse("m", "1.0.0", got.inputs), got)
+    assert (answer.header_length is not None) is binary
+    np.testing.assert_array_equal(oip.parse_response(*answer).outputs["x"], value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 5)])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
+def test_tensors_of_size_zero_survive(datatype: str, shape: tuple[int, ...]) -> None:
+    """An empty tensor keeps its shape, in binary and in JSON."""
+    value = np.zeros(shape, DATATYPES[datatype].numpy)
+    for binary in (True, False):
+        got = oip.parse_request(*oip.encode_request({"x": value}, binary=binary))
+        assert got.inputs["x"].shape == shape
+
+
+def test_data_may_be_nested_as_the_shape_is() -> None:
+    """Clients send lists flat or nested; both mean the same, and ragged ones are refused."""
+    for data in ([1, 2, 3, 4], [[1, 2], [3, 4]]):
+        got = oip.parse_request(request(tensor(data, (2, 2))))
+        np.testing.assert_array_equal(got.inputs["x"], [[1, 2], [3, 4]])
+    assert "neither flat nor nested" in refused(request(tensor([[1, 2, 3], [4]], (2, 2))))
+
+
+def test_binary_inputs_are_aligned_whatever_the_json_length_is() -> None:
+    """Tensor bytes that start at an odd address are given to the runtime at an even one."""
+    for pad in range(8):
+        body, length = oip.encode_request({"x": np.ones(3, np.float64)}, parameters={"pad": "." * pad})
+        assert oip.parse_request(body, length).inputs["x"].flags.aligned
+
+
+def test_outputs_are_sent_in_the_form_that_each_was_asked_in() -> None:
+    """binary_data of an output wins over binary_data_output of the request; only wanted outputs are sent."""
+    outputs = [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}]
+    got = oip.parse_request(request(tensor([1, 2]), outputs=outputs, parameters={"binary_data_output": True}))
+    values = {name: np.array([1.5], np.float32) for name in "abc"}
+    body, length = oip.encode_response(oip.InferResponse("m", "1", values), got)
+    assert length is not None
+    sent = {output["name"]: output for output in json.loads(body[:length])["outputs"]}
+    assert set(sent) == {"a", "b"}
+    assert sent["a"]["data"] == [1.5]
+    assert sent["b"]["parameters"] == {"binary_data_size": 4}
+    assert body[length:] == np.float32(1.5).tobytes()
+
+
+def test_an_id_is_echoed_and_a_missing_one_is_not() -> None:
+    """No id in, no id out."""
+    for extra in ({"id": "seven"}, {}):
+        got = oip.parse_request(request(tensor([1, 2]), **extra))
+        answer = json.loads(oip.encode_response(oip.InferResponse("m", "1", {}), got).body)
+        assert {key: answer[key] for key in answer if key == "id"} == extra
+
+
+def test_an_output_that_does_not_exist_is_refused() -> None:
+    """The error names the outputs that there are."""
+    got = oip.parse_request(request(tensor([1, 2]), outputs=[{"name": "z"}]))
+    with pytest.raises(DataError, match="'z' is unknown, expected a, b"):
+        oip.encode_response(oip.InferResponse("m", "1", {"a": np.zeros(1), "b": np.zeros(1)}), got)
+
+
+def test_bytes_that_are_not_text_need_binary() -> None:
+    """JSON cannot carry every byte, so the error says how to ask."""
+    got = oip.parse_request(request(tensor([1, 2])))
+    value = np.array([b"\xff"], dtype=object)
+    with pytest.raises(DataError, match="ask for it with binary_data"):
+        oip.encode_response(oip.InferResponse("m", "1", {"a": value}), got)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "cannot be parsed"),
+        (b"[1]", "cannot be parsed"),
+        (b'{"inputs": [', "cannot be parsed"),
+        (b'{"inputs": "\xff"}', "cannot be parsed"),
+        (b"[" * 100_000, "cannot be parsed"),
+        (b"{}", "inputs"),
+        (request(tensor([1, 2]), id=5), "id"),
+        (request(tensor([1, 2]), tensor([1, 2])), "stands twice"),
+        (request(tensor([1, 2]), outputs=[{"name": "a"}, {"name": "a"}]), "asked for twice"),
+        (request(tensor([1, 2], datatype="FP8")), "datatype is 'FP8'"),
+        (request(tensor([1, 2], (-2,))), ">= 0"),
+        (request(tensor([1, 2], (1,) * 17 + (2,))), "18 axes"),
+        (request(tensor([1, 2, 3])), "data has 3 elements, its shape [2] has 2"),
+        (request(tensor([1])), "data has 1 elements"),
+        (request(tensor([], (0, 2**62, 2**62))), "cannot be held"),
+        (request(tensor()), "neither data nor binary_data_size"),
+        (request(tensor([1.5, 2], datatype="INT32")), "not INT32"),
+        (request(tensor([300, 2], datatype="UINT8")), "not UINT8"),
+        (request(tensor([-1, 2], datatype="UINT64")), "not UINT64"),
+        (request(tensor([2**70, 2], datatype="UINT64")), "UINT64"),
+        (request(tensor([1, 0], datatype="BOOL")), "not BOOL"),
+        (request(tensor(["a", "b"])), "not FP32"),
+        (request(tensor([1e39, 0])), "outside FP32"),
+        (request(tensor([1, 2], datatype="BYTES")), "not BYTES"),
+        (request(tensor("text", datatype="BYTES")), "not BYTES"),
+        (request(tensor([1, 2], datatype="FP16")), "FP16 has no JSON form"),
+        (request(tensor(binary_data_size=8)), "0 bytes are left"),
+        (request(tensor(binary_data_size=-8)), "expected a number of bytes"),
+        (request(tensor(binary_data_size=True)), "expected a number of bytes"),
+        (request(tensor(binary_data_size="8")), "expected a number of bytes"),
+        (request(tensor([1, 2], binary_data_size=8)), "both data and"),
+        (request(tensor([1, 2]), parameters={"binary_data_output": "yes"}), "expected true or false"),
+    ],
+)
+def test_a_faulty_json_request_is_refused_in_words(body: bytes, says: str) -> None:
+    """Each fault has its own message."""
+    assert says in refused(body)
+
+
+@pytest.mark.parametrize(
+    ("size", "rest", "says"),
+    [
+        (8, b"1234", "4 bytes are left"),
+        (4, b"1234", "needs 8 bytes, but binary_data_size is 4"),
+        (8, b"123456789", "1 bytes follow the last tensor"),
+        (2**80, b"", "cannot be parsed|bytes are left"),
+    ],
+)
+def test_a_lie_about_binary_sizes_is_refused(size: int, rest: bytes, says: str) -> None:
+    """Too few bytes, too many, and a size that is not the shape's."""
+    head = request(tensor(binary_data_size=size))
+    with pytest.raises(DataError, match=says):
+        oip.parse_request(head + rest, len(head))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\x01\x00", "runs past the end"),
+        (b"\xff\xff\xff\xff", "runs past the end"),
+        (b"\x01\x00\x00\x00a", "holds 1 elements"),
+        (bytes(40), "more than 2"),
+    ],
+)
+def test_a_lie_about_bytes_elements_is_refused(data: bytes, says: str) -> None:
+    """Lengths inside BYTES are checked one by one."""
+    head = request(tensor(datatype="BYTES", binary_data_size=len(data)))
+    assert says in refused(head + data, len(head))
+
+
+def test_the_header_length_must_be_within_the_body() -> None:
+    """A header longer than the body, zero (the raw form), signed or not a number is refused."""
+    body = request(tensor([1, 2]))
+    assert "the body has" in refused(body, len(body) + 1)
+    for value in ("0", "-1", "+5", "1.5", "", "٣", "9" * 30):
+        with pytest.raises(DataError, match=oip.HEADER):
+            oip.header_length(value)
+    assert oip.header_length("12") == 12
+    assert oip.header_length(None) is None
+
+
+@given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 255))
+def test_no_mutation_of_a_request_raises_anything_else(noise: bytes, at: int, flip: int) -> None:
+    """Whatever is done to the bytes, the codec parses or says DataError."""
+    body, length = oip.encode_request({"x": np.arange(3, dtype=np.float32)})
+    damaged = bytearray(body + noise)
+    damaged[at % len(damaged)] ^= flip
+    for header in (length, None, len(noise) or None):
+        try:
+            oip.parse_request(bytes(damaged), header)
+        except DataError:
+            continue
+
+
+def test_metadata_names_free_axes_minus_one() -> None:
+    """The documents have the protocol's form."""
+    spec = TensorSpec("x", DType.FLOAT32, (None, 3))
+    document = json.loads(oip.model_metadata("m", ["1.0.0"], "onnxruntime_onnx", [spec], []))
+    assert document["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert json.loads(oip.server_metadata("1.0"))["extensions"] == ["binary_tensor_data"]
+    assert json.loads(oip.error_document("no")) == {"error": "no"}
