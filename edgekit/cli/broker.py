@@ -1,0 +1,67 @@
+"""`edgekit broker`: a private MQTT broker on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import click
+
+from edgekit.broker import GET_MOSQUITTO, KINDS, start_broker
+from edgekit.cli.console import note
+from edgekit.errors import TransportError
+
+
+@click.group()
+def broker() -> None:
+    """Run a private MQTT broker on this machine."""
+
+
+@broker.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=1883, show_default=True, help="0 takes any free port.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("broker"),
+    show_default=True,
+    help="For mosquitto's configuration, log and retained messages.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="auto",
+    show_default=True,
+    help="auto: mosquitto where it is installed, else the embedded amqtt.",
+)
+def run(host: str, port: int, folder: Path, kind: str) -> None:
+    """Run until interrupted; prints one line with the URL when it accepts connections.
+
+    It listens on loopback only, because it asks nobody for a proof of who they are.
+
+    \b
+    Examples:
+      edgekit broker run
+      edgekit broker run --port 0 --folder /tmp/broker
+    """
+    asyncio.run(_run(host, port, folder, kind))
+
+
+async def _run(host: str, port: int, folder: Path, kind: str) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with await start_broker(host, port, folder, kind=kind) as running:
+        if running.kind == "amqtt":
+            note(f"amqtt keeps nothing over a restart and serves one controller. {GET_MOSQUITTO} for more.")
+        click.echo(f"broker ({running.title}) ready at {running.url}")  # click flushes
+        stop = asyncio.create_task(stopped.wait())
+        end = asyncio.create_task(running.wait_ended())
+        try:
+            await asyncio.wait((stop, end), return_when=asyncio.FIRST_COMPLETED)
+            if not stopped.is_set():
+                raise TransportError(end.result())
+        finally:
+            stop.cancel()
+            end.cancel()
