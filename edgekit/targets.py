@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.resources
+import sys
 from collections.abc import Mapping
 
 import msgspec
 
 from edgekit.errors import NotFoundError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,3 +61,20 @@ def find_target(name: str, table: Mapping[str, TargetProfile]) -> TargetProfile:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise NotFoundError(f"there is no target {name!r}", advice=f"{hint}`edgekit targets` lists them.")
+
+
+def parse_targets(text: str) -> dict[str, TargetProfile]:
+    """Profiles of a TOML table, by name.
+
+    Raises:
+        msgspec.ValidationError: a profile lacks a field, has an unknown one or an ill-typed one.
+    """
+    return {
+        name: msgspec.convert({"name": name, **values}, TargetProfile) for name, values in tomllib.loads(text).items()
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def builtin_targets() -> Mapping[str, TargetProfile]:
+    """The profiles that edgekit ships, by name: constants that are kept as TOML beside this module."""
+    return parse_targets(importlib.resources.files("edgekit").joinpath("targets.toml").read_text(encoding="utf-8"))

@@ -1,0 +1,32 @@
+"""What makes artifacts of the canonical graph, one file for each kind of runtime and accelerator."""
+
+from __future__ import annotations
+
+from converters.backends.contract import Artifact, Backend, Workbench
+from converters.backends.litert import LiteRTBackend
+from converters.backends.onnx_cpu import OnnxCpuBackend
+from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
+from edgekit.runtimes import LITERT
+from edgekit.targets import TargetProfile
+
+__all__ = ["Artifact", "Backend", "Workbench", "backend_for"]
+
+
+def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backend:
+    """The backend that makes artifacts for `runtime` on devices of `profile`."""
+    if runtime == LITERT:
+        return LiteRTBackend(bench)
+    if "TensorrtExecutionProvider" in profile.providers:
+        return OnnxTensorRTBackend(bench)
+    return OnnxCpuBackend(bench, free_batch=profile.free_batch)
+
+
+def precisions_of(profile: TargetProfile, runtime: str) -> tuple[str, ...]:
+    """Precisions that both the target and its backend know, in the order in which they are tried."""
+    if runtime == LITERT:
+        known = LiteRTBackend.precisions
+    elif "TensorrtExecutionProvider" in profile.providers:
+        known = OnnxTensorRTBackend.precisions
+    else:
+        known = OnnxCpuBackend.precisions
+    return tuple(precision for precision in known if precision in profile.precisions)

@@ -1,0 +1,129 @@
+"""LiteRT artifacts: lowered to a float .tflite once, then float16 or static int8 by ai-edge-quantizer.
+
+Static int8 keeps int8 inputs and outputs, and the bindings hold their scales: the interface stays float for clients,
+and the graph has no float island at either end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_quantizer import quantizer as aeq
+from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
+
+from converters.backends.contract import Artifact, Workbench
+from edgekit.errors import ConversionError
+from edgekit.manifest import Binding
+from edgekit.recipe import Recipe
+from edgekit.runtimes import LITERT
+from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.tensors import Array, TensorSpec
+
+SIGNATURE = "serving_default"
+THREADS = 2  # the quantizer's own default is 16
+
+
+class LiteRTBackend:
+    """Builds .tflite artifacts with a batch of 1."""
+
+    name = "LiteRT"
+    precisions = ("float32", "float16", "int8")
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+
+    def build(self, recipe: Recipe) -> Artifact:
+        """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
+        path = self._bench.float_tflite
+        if recipe.precision == "float16":
+            path = self._written(recipe, self._float16(path))
+        elif recipe.precision == "int8":
+            path = self._written(recipe, self._int8(path, recipe))
+        return self._bound(path)
+
+    def _float16(self, path: Path) -> bytes:
+        quantizer = aeq.Quantizer(str(path))
+        quantizer.add_weight_only_config(
+            ".*", TFLOperationName.ALL_SUPPORTED, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING
+        )
+        return self._quantized(quantizer, None)
+
+    def _int8(self, path: Path, recipe: Recipe) -> bytes:
+        quantizer = aeq.Quantizer(str(path))
+        quantizer.add_static_config(
+            ".*",
+            TFLOperationName.ALL_SUPPORTED,
+            activation_num_bits=8,
+            weight_num_bits=8,
+            weight_granularity=QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE,
+        )
+        for layer in recipe.float_layers:
+            quantizer.update_quantization_recipe(
+                layer, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
+        return self._quantized(quantizer, {SIGNATURE: list(self._rows())})
+
+    def _quantized(self, quantizer: Any, rows: dict[str, list[dict[str, Array]]] | None) -> bytes:
+        try:
+            # Its progress bars have no place among ours.
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                found = quantizer.calibrate(rows, num_threads=THREADS) if rows is not None else None
+                result = quantizer.quantize(found, enable_progress_bar=False, enable_progress_report=False)
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
+        return bytes(result.quantized_model)
+
+    def _rows(self) -> Iterator[dict[str, Array]]:
+        """The calibration split row by row, as the float artifact takes it."""
+        samples = self._bench.samples
+        permutes = self._bench.permutes[0]
+        for row in range(len(samples)):
+            values = [samples.inputs[spec.name][row : row + 1] for spec in self._bench.graph.inputs]
+            yield {
+                f"input_{i}": np.ascontiguousarray(value.transpose(permute) if permute else value)
+                for i, (value, permute) in enumerate(zip(values, permutes, strict=True))
+            }
+
+    def _written(self, recipe: Recipe, data: bytes) -> Path:
+        path = self._bench.folder / f"litert-{recipe.id}.tflite"
+        path.write_bytes(data)
+        return path
+
+    def _bound(self, path: Path) -> Artifact:
+        runtime = LiteRTRuntime(path)
+        try:
+            tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
+            scales = runtime.quantization
+        finally:
+            runtime.close()
+        graph, permutes = self._bench.graph, self._bench.permutes
+        return Artifact(
+            file="model.tflite",
+            data=path.read_bytes(),
+            runtime=LITERT,
+            inputs=_bindings(graph.logical_inputs, "input", permutes[0], tensors, scales),
+            outputs=_bindings(graph.logical_outputs, "output", permutes[1], tensors, scales),
+        )
+
+
+def _bindings(
+    specs: tuple[TensorSpec, ...],
+    kind: str,
+    permutes: list[tuple[int, ...]],
+    tensors: dict[str, TensorSpec],
+    scales: dict[str, tuple[float, int]],
+) -> tuple[Binding, ...]:
+    found = []
+    for index, (spec, permute) in enumerate(zip(specs, permutes, strict=True)):
+        name = f"{kind}_{index}"
+        if name not in tensors:
+            raise ConversionError(f"the LiteRT model has the tensors {', '.join(sorted(tensors))}, expected {name}")
+        quantized = tensors[name].dtype is not spec.dtype
+        scale, zero_point = scales[name] if quantized else (None, 0)
+        found.append(Binding(spec, tensors[name], permute, scale, zero_point))
+    return tuple(found)

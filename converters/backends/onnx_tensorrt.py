@@ -1,0 +1,40 @@
+"""ONNX artifacts for Jetson: ONNX Runtime with TensorRT and CUDA.
+
+TensorRT takes explicit quantization only: zero points of 0, activations per tensor, weights per channel, and biases in
+float. Element types in the file decide the precision, so float16 is written into it.
+"""
+
+from __future__ import annotations
+
+from converters.backends.contract import Artifact, Workbench
+from converters.backends.onnx_common import artifact_of, half, qdq
+from edgekit.errors import ConversionError
+from edgekit.recipe import Recipe
+
+OPERATORS = ["Add", "Conv", "Gemm", "MatMul"]
+
+
+class OnnxTensorRTBackend:
+    """Builds .onnx artifacts with a batch of 1: float32, float16, or symmetric QDQ int8."""
+
+    name = "ONNX Runtime (TensorRT)"
+    precisions = ("float32", "float16", "int8")
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._graph = bench.graph.with_batch(1) if bench.graph.free_batch else bench.graph
+
+    def build(self, recipe: Recipe) -> Artifact:
+        """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
+        if recipe.precision == "float32":
+            return artifact_of(self._graph, self._graph.model)
+        if recipe.precision == "float16":
+            return artifact_of(self._graph, half(self._graph))
+        if not recipe.symmetric:
+            raise ConversionError(
+                "TensorRT takes int8 activations with a zero point of 0 only",
+                advice="Set symmetric = true in the recipe.",
+            )
+        options = {"QuantizeBias": False}
+        model = qdq(self._graph, self._bench.calibration, recipe, operators=OPERATORS, options=options)
+        return artifact_of(self._graph, model)

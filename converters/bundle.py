@@ -1,0 +1,146 @@
+"""Writes a bundle: golden answers with measured tolerances, the manifest, and the folder, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.backends import Artifact
+from converters.candidates import open_artifact
+from edgekit.errors import ConversionError, DataError
+from edgekit.golden import judge, write_golden
+from edgekit.manifest import (
+    MANIFEST_NAME,
+    ROLE_GOLDEN,
+    ROLE_MODEL,
+    ROLE_REPORT,
+    Golden,
+    Manifest,
+    Tolerance,
+    file_entry,
+    manifest_faults,
+)
+from edgekit.recipe import Recipe
+from edgekit.targets import TargetProfile
+from edgekit.tensors import Array
+
+GOLDEN_ROWS = 16
+MARGIN = 1.5
+SMALLEST = 1e-6
+
+# How far sound runtimes of one artifact may differ beyond what this machine shows, as a share of the output's range:
+# other CPUs round float sums otherwise, GPUs multiply float32 with 10 bits of mantissa, int8 kernels differ by a step.
+CPU_FLOAT32, GPU_FLOAT32, FLOAT16, INT8 = 1e-5, 2e-3, 2e-3, 1 / 127
+
+
+def measure_golden(
+    artifact: Artifact,
+    recipe: Recipe,
+    manifest: Manifest,
+    inputs: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    *,
+    profile: TargetProfile,
+    folder: Path,
+) -> Golden:
+    """Run the golden rows through the artifact and state what a device may answer.
+
+    Tolerances are MARGIN times what was measured, and never below what other sound hardware may add. Decisions must
+    match where they do so here, and where no row is so close a call that the tolerance itself could turn it.
+
+    Raises:
+        ConversionError: the answers hold undefined values.
+    """
+    runtime = open_artifact(artifact, folder)
+    try:
+        found = runtime.run(inputs)
+    finally:
+        runtime.close()
+    rows = len(next(iter(inputs.values())))
+    unlimited = tuple(Tolerance(b.spec.name, artifact.runtime, float("inf")) for b in manifest.outputs)
+    seen = judge(msgspec.structs.replace(manifest, golden=Golden(rows, unlimited, False)), expected, found)
+    if seen.faults:
+        raise ConversionError("the golden answers cannot be used: " + "; ".join(seen.faults))
+    share = _share(recipe, profile)
+    limits = {
+        name: MARGIN * worst + max(SMALLEST, share * float(np.ptp(expected[name])))
+        for name, worst in seen.max_abs.items()
+    }
+    tolerances = tuple(Tolerance(name, artifact.runtime, limit) for name, limit in limits.items())
+    task = manifest.task
+    decisive = task.kind == "classification" and seen.agreement == 1.0
+    if decisive:
+        best = np.sort(expected[task.output].astype(np.float64), axis=-1)
+        decisive = bool((best[..., -1] - best[..., -2]).min() > 2 * limits[task.output])
+    return Golden(rows, tolerances, decisive)
+
+
+def bundle_files(artifact: Artifact, golden: bytes, report: bytes, page: bytes) -> dict[str, tuple[str, bytes]]:
+    """The bundle's files but the manifest: (role, bytes) by name."""
+    return {
+        artifact.file: (ROLE_MODEL, artifact.data),
+        "golden.npz": (ROLE_GOLDEN, golden),
+        "report.json": (ROLE_REPORT, report),
+        "report.html": (ROLE_REPORT, page),
+    }
+
+
+def with_files(manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Manifest:
+    """The manifest with the entries of `files`.
+
+    Raises:
+        ConversionError: the manifest would not be accepted by a device.
+    """
+    entries = tuple(file_entry(path, role, data) for path, (role, data) in files.items())
+    done = msgspec.structs.replace(manifest, files=entries)
+    faults = manifest_faults(done)
+    if faults:
+        raise ConversionError("the manifest is not valid: " + "; ".join(faults))
+    return done
+
+
+def golden_bytes(inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> bytes:
+    """golden.npz with real inputs and the canonical float model's answers."""
+    return write_golden(inputs, expected)
+
+
+def write_bundle(output: Path, name: str, manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Path:
+    """Write the folder `output`/`name`: under another name first, so that it is seen whole or not at all.
+
+    A bundle that is there already is replaced.
+
+    Raises:
+        DataError: something else than a bundle is in the way, or the disk refuses.
+    """
+    folder = output / name
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise DataError(f"{folder} exists and is no bundle", advice="Move it away, or choose another folder with -o.")
+    scratch: Path | None = None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=output))
+        staged = scratch / name
+        staged.mkdir()
+        for path, data in [*((p, d) for p, (_, d) in files.items()), (MANIFEST_NAME, manifest.canonical_bytes())]:
+            (staged / path).write_bytes(data)
+        if folder.exists():
+            os.rename(folder, scratch / "replaced")
+        os.rename(staged, folder)
+    except OSError as error:
+        raise DataError(f"bundle {folder} cannot be written: {error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _share(recipe: Recipe, profile: TargetProfile) -> float:
+    if recipe.precision == "float32":
+        return GPU_FLOAT32 if len(profile.providers) > 1 else CPU_FLOAT32
+    return FLOAT16 if recipe.precision == "float16" else INT8

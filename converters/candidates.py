@@ -1,0 +1,187 @@
+"""Makes the candidates of one target and measures each through the very adapter that the device will use."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters import parity
+from converters.backends import Artifact, Backend
+from converters.cost import estimate
+from converters.graph import Graph
+from converters.parity import Parity
+from converters.quality import AGREEMENT, Metric, paired_drop, score
+from converters.report import Value
+from converters.samples import Samples
+from converters.search import Budget, Measured
+from edgekit.errors import ConversionError, UnsupportedOpError
+from edgekit.manifest import ROLE_MODEL, FileEntry, Golden, Manifest, Task
+from edgekit.recipe import Recipe
+from edgekit.runtimes import LogicalRuntime, open_runtime
+from edgekit.targets import TargetProfile
+from edgekit.tensors import Array
+
+CHUNK_ROWS = 64
+HOST_PROVIDERS = ("CPUExecutionProvider",)
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """Samples with the canonical float model's answers, and how to judge others by them.
+
+    Attributes:
+        choice, proof: The splits; without data both are the same random inputs.
+        choice_answers, proof_answers: The float model's answers (N, ...) by output.
+        metric: None without data.
+        output: Which output the metric reads.
+        decision: The output that holds scores, or empty.
+    """
+
+    choice: Samples
+    proof: Samples
+    choice_answers: dict[str, Array]
+    proof_answers: dict[str, Array]
+    metric: Metric | None
+    output: str
+    decision: str
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A candidate with what was measured; `artifact`, `quality` and `parity` are None where it could not be made."""
+
+    measured: Measured
+    artifact: Artifact | None = None
+    quality: Value | None = None
+    parity: Parity | None = None
+
+
+def make_candidate(
+    backend: Backend,
+    recipe: Recipe,
+    *,
+    graph: Graph,
+    profile: TargetProfile,
+    evidence: Evidence,
+    budget: Budget,
+    folder: Path,
+) -> Candidate:
+    """Build one candidate and measure it; one that cannot be made is a candidate with a fault.
+
+    Raises:
+        UnsupportedOpError: an operator cannot be converted for this backend in any precision.
+        ParityError: the float32 artifact does not answer as the canonical graph does.
+        ConversionError: the float32 artifact cannot be made.
+    """
+    cost = estimate(graph, profile, recipe)
+    try:
+        artifact = backend.build(recipe)
+        answers, provider = _answers(artifact, evidence, folder / recipe.id)
+        found = _compare(backend, recipe, evidence, answers, provider)
+    except UnsupportedOpError:
+        raise
+    except ConversionError as error:
+        if recipe.precision == "float32":
+            raise
+        return Candidate(Measured(recipe, 0, cost, fault=str(error)))
+    relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision, 0.0)
+    limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
+    if recipe.precision == "float32":
+        parity.require(found, limit)
+    same = recipe.precision != "int8" and found.max_abs <= limit and found.agreement == 1.0
+    measured = Measured(recipe, len(artifact.data), cost, same=same)
+    quality = None
+    if evidence.metric is not None:
+        measured, quality = _judged(measured, evidence, answers, budget)
+    return Candidate(measured, artifact, quality, found)
+
+
+def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:
+    """The artifact behind its logical interface, on this machine's CPU, opened as a device opens it.
+
+    Raises:
+        RuntimeLoadError: the runtime cannot load it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / artifact.file).write_bytes(artifact.data)
+    digest = hashlib.sha256(artifact.data).hexdigest()
+    manifest = Manifest(
+        name="candidate",
+        version="0.0.0",
+        target="candidate",
+        runtime=artifact.runtime,
+        files=(FileEntry(artifact.file, ROLE_MODEL, len(artifact.data), digest, ()),),
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        golden=Golden(0, (), False),
+        recipe=Recipe(),
+        task=Task(),
+    )
+    return open_runtime(manifest, folder, providers=HOST_PROVIDERS)
+
+
+def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Answers to `inputs` (N, ...) in chunks that bound memory."""
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        runtime.run({name: value[start : start + CHUNK_ROWS] for name, value in inputs.items()})
+        for start in range(0, rows, CHUNK_ROWS)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def labels_for(samples: Samples, answers: Mapping[str, Array], metric: Metric, output: str) -> Array:
+    """What the metric compares with: the labels, or the float model's own answers for agreement."""
+    return answers[output] if metric.name == AGREEMENT or samples.labels is None else samples.labels
+
+
+def _answers(
+    artifact: Artifact, evidence: Evidence, folder: Path
+) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
+    runtime = open_artifact(artifact, folder)
+    try:
+        proof = run_rows(runtime, evidence.proof.inputs)
+        same = evidence.choice is evidence.proof
+        return (proof if same else run_rows(runtime, evidence.choice.inputs), proof), runtime.provider
+    finally:
+        runtime.close()
+
+
+def _compare(
+    backend: Backend,
+    recipe: Recipe,
+    evidence: Evidence,
+    answers: tuple[dict[str, Array], dict[str, Array]],
+    provider: str,
+) -> Parity:
+    """Parity over both splits together."""
+    where = f"{platform.machine()}, {provider}"
+    label = f"{backend.name} {recipe.id}"
+    pairs = [(evidence.choice_answers, answers[0]), (evidence.proof_answers, answers[1])]
+    found = [
+        parity.compare(expected, answer, runtime=label, where=where, decision=evidence.decision)
+        for expected, answer in pairs
+    ]
+    rows = [len(evidence.choice), len(evidence.proof)]
+    agreement = sum(p.agreement * n for p, n in zip(found, rows, strict=True)) / sum(rows)
+    exact = all(p.agreement == 1.0 for p in found)
+    return Parity(label, where, max(p.max_abs for p in found), 1.0 if exact else agreement, all(p.equal for p in found))
+
+
+def _judged(
+    measured: Measured, evidence: Evidence, answers: tuple[dict[str, Array], dict[str, Array]], budget: Budget
+) -> tuple[Measured, Value]:
+    metric, output = evidence.metric, evidence.output
+    assert metric is not None
+    scores = []
+    splits = ((evidence.choice, evidence.choice_answers), (evidence.proof, evidence.proof_answers))
+    for (samples, expected), found in zip(splits, answers, strict=True):
+        labels = labels_for(samples, expected, metric, output)
+        scores.append((score(metric, expected[output], labels), score(metric, found[output], labels)))
+    (choice_float, choice_found), (proof_float, proof_found) = scores
+    drop = paired_drop(proof_float, proof_found, budget.confidence)
+    judged = msgspec.structs.replace(measured, choice_drop=float((choice_float - choice_found).mean()), drop=drop)
+    return judged, Value(metric.value(proof_found), len(proof_found))

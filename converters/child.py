@@ -1,0 +1,193 @@
+"""TensorFlow's own process: functions are sent to it by name, and its noise goes to a log.
+
+TensorFlow takes ten seconds and 600 MB to import, prints on both streams, and can end the process that it is in. So one
+child is started when first needed and serves a whole conversion. It is a plain child and not a process pool, because a
+pool imports the user's own script a second time, and a script without a ``__main__`` guard would convert twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from edgekit import errors
+from edgekit.errors import ConversionError, EdgekitError
+
+# What may be asked of the child; a name that is not here cannot be called.
+FUNCTIONS = {
+    "export_keras": "converters.frontends.tensorflow_side:export_keras",
+    "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
+    "answers": "converters.frontends.tensorflow_side:answers",
+    "lower": "converters.lowering.tflite:lower",
+}
+LOG_TAIL_LINES = 12
+_LENGTH = struct.Struct("!Q")
+
+
+class TensorFlowChild:
+    """One child process with TensorFlow in it; use it as a context manager. Not safe for concurrent calls."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Run one of FUNCTIONS in the child and return its result; starts the child on first use.
+
+        Raises:
+            EdgekitError: what the function raised.
+            ConversionError: it failed in another way, or the child died; carries the last lines of its log.
+        """
+        if function not in FUNCTIONS:
+            raise ValueError(f"{function!r} is not a function of the child")
+        process = self._started()
+        try:
+            _send(process.stdin, (function, arguments))
+            kind, value = _receive(process.stdout)
+        except (EOFError, BrokenPipeError):
+            status = self._kill()
+            raise ConversionError(
+                f"the TensorFlow process ended in {function} ({status}){self.log_tail()}",
+                advice="If it was killed for memory, close other programs or convert on a larger machine.",
+            ) from None
+        except BaseException:  # Ctrl-C in the middle of an answer: the pipe is of no further use
+            self._kill()
+            raise
+        if kind == "result":
+            return value
+        raise self._error(kind, value)
+
+    def log_tail(self) -> str:
+        """The last lines that TensorFlow printed, for an error message; empty when there are none."""
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = [line.rstrip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return "".join("\n  | " + line for line in lines[-LOG_TAIL_LINES:])
+
+    def close(self) -> None:
+        """End the child; no error when it never ran."""
+        self._kill()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> TensorFlowChild:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-tensorflow-")  # noqa: SIM115 - lives until close
+            quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
+            path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "converters.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, **quiet, "PYTHONPATH": path.rstrip(os.pathsep)},
+            )
+        return self._process
+
+    def _kill(self) -> str:
+        """Kill and reap the child; how it ended."""
+        if self._process is None:
+            return "it was not running"
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # it died with unread input; the pipe is closed all the same
+                    pipe.close()
+        # A child that died by itself has its own status a moment after its pipe broke.
+        try:
+            process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        code = process.returncode
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def _error(self, kind: str, value: dict[str, Any]) -> EdgekitError:
+        if kind == "unexpected":
+            return ConversionError(f"TensorFlow failed: {value['message']}{self.log_tail()}")
+        found: type[EdgekitError] = getattr(errors, kind)
+        error = found.__new__(found, value["message"])  # as it was raised, whatever its constructor asks for
+        error.__dict__.update(value["fields"])
+        return error
+
+
+def _send(stream: Any, value: Any) -> None:
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: Any) -> Any:
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    return pickle.loads(_exactly(stream, length))  # noqa: S301 - both ends are this program; no file is ever read so
+
+
+def _exactly(stream: Any, length: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        part = stream.read(length - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+# --- the child's side
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    while True:
+        try:
+            name, arguments = _receive(requests)
+        except EOFError:
+            return
+        _send(replies, _answer(_find(name), arguments))
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module, _, attribute = FUNCTIONS[name].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any]:
+    try:
+        return "result", function(**arguments)
+    except EdgekitError as error:
+        return type(error).__name__, {"message": str(error), "fields": vars(error)}
+    except Exception as error:  # the process boundary: the parent raises it anew, with this child's log
+        return "unexpected", {"message": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    """Serve calls until the parent goes away. What libraries print to stdout joins stderr in the parent's log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""One way in for every kind of model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from converters.child import TensorFlowChild
+from converters.frontends import sniff as formats
+from converters.frontends.onnx import canonical, load_onnx
+from converters.graph import Graph
+from edgekit.tensors import Array
+
+EXPORTS = {formats.KERAS: "export_keras", formats.H5: "export_keras", formats.SAVED_MODEL: "export_saved_model"}
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A model as it came, with the graph that was made of it.
+
+    Attributes:
+        path: Where it was read.
+        format: ``keras``, ``h5``, ``savedmodel`` or ``onnx``.
+        sha256: Of the file; of all files in order of their names for a folder.
+        graph: The canonical graph before any pass.
+        answers: What the source itself answers to inputs (N, ...), by its own framework.
+    """
+
+    path: Path
+    format: str
+    sha256: str
+    graph: Graph
+    answers: Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+def load_model(path: Path, child: TensorFlowChild) -> Source:
+    """Load any model that edgekit reads.
+
+    Raises:
+        NotFoundError, ModelFormatError, UnsupportedOpError: as the frontends do.
+        ConversionError: TensorFlow failed.
+    """
+    path = path.resolve()
+    kind = formats.sniff(path)
+    digest = _digest(path)
+    if kind == formats.ONNX:
+        graph = load_onnx(path)
+        return Source(path, kind, digest, graph, graph.run)
+    data = child.call(EXPORTS[kind], path=str(path))
+    graph = canonical(onnx.load_model_from_string(data), str(path))
+    return Source(path, kind, digest, graph, lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)))
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    for file in files:
+        if file != path:
+            found.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1024 * 1024):
+                found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,149 @@
+"""ONNX files to canonical graphs: checked, one standard operator set, batch first and named ``batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import checker, external_data_helper, inliner, version_converter
+
+from converters.graph import BATCH, Graph, label
+from edgekit.errors import ModelFormatError, UnsupportedOpError
+
+MIN_OPSET, CANONICAL_OPSET = 11, 17
+STANDARD = ("", "ai.onnx")
+
+
+def load_onnx(path: Path) -> Graph:
+    """Read an .onnx file, with its external data file beside it where it has one.
+
+    Raises:
+        ModelFormatError: it is no ONNX, truncated, too old, lacks its external data, or has axes that cannot be fixed.
+        UnsupportedOpError: a node is of a domain other than ONNX's own.
+    """
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise _not_onnx(path, "it cannot be parsed") from error
+    if not model.ir_version or not model.opset_import or not model.graph.output:
+        raise _not_onnx(path, "it parses to a model without version, operator sets or outputs")
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, checker.ValidationError) as error:
+        raise ModelFormatError(
+            f"{path} keeps its weights in another file, which cannot be read: {error}",
+            advice="Put the external data file beside the model, under the name that it was saved with.",
+        ) from error
+    return canonical(model, str(path))
+
+
+def canonical(model: onnx.ModelProto, source: str) -> Graph:
+    """Bring a parsed model into the canonical form.
+
+    Raises:
+        ModelFormatError, UnsupportedOpError: as `load_onnx`.
+    """
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    for node in _all_nodes(model.graph):
+        if node.domain not in STANDARD:
+            raise UnsupportedOpError(
+                f"{node.domain}::{node.op_type}",
+                label(node),
+                backend="any target: it is a custom operator",
+                advice="Export the model with standard ONNX operators only.",
+            )
+    model = _at_opset(model, source)
+    try:
+        checker.check_model(model, full_check=True)
+    except (checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelFormatError(f"{source} is not a valid ONNX model: {error}") from error
+    _drop_initializer_inputs(model)
+    _name_batch(model, source)
+    _name_nodes(model)
+    return Graph(model)
+
+
+def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    versions = [entry.version for entry in model.opset_import if entry.domain in STANDARD]
+    if not versions or versions[0] < MIN_OPSET:
+        found = versions[0] if versions else "none"
+        raise ModelFormatError(
+            f"{source} uses ONNX opset {found}, expected {MIN_OPSET} or newer",
+            advice=f"Export it again with opset {CANONICAL_OPSET}.",
+        )
+    kept = [entry for entry in model.opset_import if entry.domain in STANDARD]
+    del model.opset_import[:]
+    model.opset_import.extend(kept[:1])
+    if versions[0] >= CANONICAL_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, CANONICAL_OPSET)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise ModelFormatError(
+            f"{source} uses ONNX opset {versions[0]} and cannot be brought to {CANONICAL_OPSET}: {error}",
+            advice=f"Export it again with opset {CANONICAL_OPSET}.",
+        ) from error
+
+
+def _drop_initializer_inputs(model: onnx.ModelProto) -> None:
+    """Old exporters list weights among the inputs; here an input is what a caller must give."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+
+
+def _name_batch(model: onnx.ModelProto, source: str) -> None:
+    fixed = []
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not dims:
+            raise ModelFormatError(f"{source}: {value.name} has no axes, expected the batch as its first")
+        fixed.append(dims[0].HasField("dim_value"))
+        if fixed[-1] and dims[0].dim_value != 1:
+            raise ModelFormatError(
+                f"{source}: {value.name} has a first axis of {dims[0].dim_value}, expected a free batch or 1",
+                advice="Export the model with a free (dynamic) batch axis.",
+            )
+        for axis, dim in enumerate(dims):
+            if axis and not dim.HasField("dim_value"):
+                raise ModelFormatError(
+                    f"{source}: {value.name} has a free axis {axis} ({dim.dim_param or 'unnamed'}), "
+                    "expected only the batch to be free",
+                    advice="Export the model with fixed sizes for every axis but the first.",
+                )
+    if not all(fixed):
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Quantizers, recipes and messages tell nodes by name, and exporters may leave it out."""
+    taken = {node.name for node in model.graph.node if node.name}
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{index}"
+            node.name = f"{name}_" if name in taken else name
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _all_nodes(attribute.g)
+
+
+def _not_onnx(path: Path, why: str) -> ModelFormatError:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+    return ModelFormatError(
+        f"{path} ({size} bytes, begins with {head!r}) is not a model that edgekit knows, or is truncated: "
+        f"read as ONNX, {why}",
+        advice="edgekit reads .keras, .h5, SavedModel folders and .onnx; copy or export the file again.",
+    )

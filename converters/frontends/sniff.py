@@ -1,0 +1,115 @@
+"""What kind of model a file is, told by its content; whatever cannot be read is named for what it is."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
+
+KERAS, H5, SAVED_MODEL, ONNX = "keras", "h5", "savedmodel", "onnx"
+KNOWN = "edgekit reads .keras, .h5, SavedModel folders and .onnx."
+_HEAD_BYTES = 4096
+_MAX_CONFIG_BYTES = 64 * 1024**2
+
+
+def sniff(path: Path) -> str:
+    """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel`` or ``onnx``. Nothing is unpickled.
+
+    Raises:
+        NotFoundError: there is nothing at `path`.
+        ModelFormatError: it is damaged, unknown, a pickle, or a kind that edgekit does not read.
+        UnsupportedOpError: a .keras file holds a Lambda layer, which is Python code.
+    """
+    if not path.exists():
+        raise NotFoundError(f"there is no model {str(path)!r}", advice="Check the path.")
+    if path.is_dir():
+        return _sniff_folder(path)
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        raise ModelFormatError(f"{path} is empty", advice=KNOWN)
+    if head.startswith(b"PK"):
+        return _sniff_zip(path)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return H5
+    _refuse_known_others(path, head)
+    return ONNX  # protobuf has no signature: the frontend parses it and says so when it is none
+
+
+def _sniff_folder(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return SAVED_MODEL
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    raise ModelFormatError(f"{path} is a folder without saved_model.pb (it holds {held})", advice=KNOWN)
+
+
+def _sniff_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "config.json" in names and any(name.startswith("model.weights") for name in names):
+                _refuse_code(archive, path)
+                return KERAS
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ModelFormatError(
+            f"{path} begins as a zip archive (as .keras files do) but is damaged or truncated: {error}",
+            advice="Copy or save the file again.",
+        ) from error
+    if any(name.endswith(("data.pkl", ".pickle")) for name in names):
+        raise _pickle(path, "a PyTorch file, which is a pickle in a zip archive")
+    if any(name.endswith(("archive_format", "models/model.json")) for name in names):
+        raise ModelFormatError(
+            f"{path} is a torch.export program (.pt2), which edgekit does not read yet",
+            advice="Convert it to ONNX first: torch.onnx.export(program, args, 'model.onnx', external_data=False).",
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        raise ModelFormatError(f"{path} holds arrays (.npz), not a model", advice="Give data with --data.")
+    raise ModelFormatError(f"{path} is a zip archive of unknown content ({', '.join(names[:3])} ...)", advice=KNOWN)
+
+
+def _refuse_code(archive: zipfile.ZipFile, path: Path) -> None:
+    """A Lambda layer is marshalled Python code: name it before anything is loaded."""
+    info = archive.getinfo("config.json")
+    if info.file_size > _MAX_CONFIG_BYTES:
+        raise ModelFormatError(f"{path}: config.json is {info.file_size} bytes, the limit is {_MAX_CONFIG_BYTES}")
+    try:
+        config = json.loads(archive.read(info))
+    except ValueError as error:
+        raise ModelFormatError(f"{path}: config.json is no JSON: {error}") from error
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") == "Lambda":
+                raise UnsupportedOpError(
+                    "Lambda",
+                    str((value.get("config") or {}).get("name", "")),
+                    backend="any target, since it is Python code inside the file",
+                    advice="Replace the Lambda layer by Keras layers or keras.ops, and save again.",
+                )
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+def _refuse_known_others(path: Path, head: bytes) -> None:
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise _pickle(path, "a Python pickle")
+    if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b") and path.suffix in (".pkl", ".joblib", ".gz"):
+        raise _pickle(path, "a compressed file, as joblib writes pickles")
+    if head[4:8] == b"TFL3":
+        raise ModelFormatError(
+            f"{path} is a .tflite model, which edgekit does not read yet as a source",
+            advice="Convert the model it was made from, or convert it to ONNX first.",
+        )
+    if head.startswith(b"\x93NUMPY"):
+        raise ModelFormatError(f"{path} holds an array (.npy), not a model", advice="Give data with --data.")
+
+
+def _pickle(path: Path, what: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{path} is {what}; loading it could run any program, so edgekit never does",
+        advice="Export the model to ONNX (torch.onnx.export) or save it as .keras, and convert that.",
+    )

@@ -1,0 +1,147 @@
+"""Keras and SavedModel to ONNX. Runs in TensorFlow's own process (see ../child.py); nothing else may import it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tf2onnx
+
+from edgekit.errors import ModelFormatError
+from edgekit.tensors import Array
+
+OPSET = 17
+
+
+class _Loaded:
+    """A source model as a function of tensors in order, with its own names."""
+
+    def __init__(self, function: Callable[..., list[Any]], inputs: list[Any], outputs: list[str]) -> None:
+        self.function, self.inputs, self.outputs = function, inputs, outputs
+
+
+_loaded: dict[str, _Loaded] = {}
+
+
+def export_keras(path: str) -> bytes:
+    """The Keras model at `path` as serialized ONNX with the source's own names and layout.
+
+    Raises:
+        ModelFormatError: Keras cannot load it, or it has no fixed interface.
+    """
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
+        raise ModelFormatError(
+            f"{path} cannot be loaded by Keras {keras.__version__}: {_first_lines(error)}",
+            advice="Save the model with built-in layers only, as .keras, with a recent Keras 3.",
+        ) from error
+    if not getattr(model, "inputs", None):
+        raise ModelFormatError(
+            f"{path}: the model has no inputs of known shape",
+            advice="Build it as a functional or Sequential model with keras.Input before saving.",
+        )
+    inputs = [tf.TensorSpec(_batched(t.shape, path), t.dtype, name=t.name) for t in model.inputs]
+    names = list(model.output_names)
+
+    def call(*tensors: Any) -> list[Any]:
+        return keras.tree.flatten(model(list(tensors) if len(tensors) > 1 else tensors[0], training=False))
+
+    return _export(path, _Loaded(call, inputs, names))
+
+
+def export_saved_model(path: str) -> bytes:
+    """The SavedModel's ``serving_default`` signature as serialized ONNX.
+
+    Raises:
+        ModelFormatError: TensorFlow cannot load it, or it has no such signature.
+    """
+    try:
+        model = tf.saved_model.load(path)
+    except (ValueError, OSError, AttributeError, tf.errors.OpError) as error:
+        raise ModelFormatError(
+            f"{path} cannot be loaded by TensorFlow {tf.__version__}: {_first_lines(error)}",
+            advice="Load it where it was made and save it as .keras.",
+        ) from error
+    signature = model.signatures.get("serving_default")
+    if signature is None:
+        raise ModelFormatError(
+            f"{path} has the signatures {sorted(model.signatures) or 'none'}, expected 'serving_default'",
+            advice="Export the model with model.export(path).",
+        )
+    specs = signature.structured_input_signature[1]
+    inputs = [tf.TensorSpec(_batched(spec.shape, path), spec.dtype, name=name) for name, spec in specs.items()]
+    names = list(signature.structured_outputs)
+
+    def call(*tensors: Any) -> list[Any]:
+        answers = signature(**dict(zip(specs, tensors, strict=True)))
+        return [answers[name] for name in names]
+
+    call.keep = model  # type: ignore[attr-defined]  # variables live as long as the object that was loaded
+    return _export(path, _Loaded(call, inputs, names))
+
+
+def answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
+    """What the source model, exported before, answers to `inputs` (N, ...)."""
+    loaded = _loaded[path]
+    found = loaded.function(*(tf.constant(inputs[spec.name]) for spec in loaded.inputs))
+    return {name: np.asarray(value) for name, value in zip(loaded.outputs, found, strict=True)}
+
+
+def _export(path: str, loaded: _Loaded) -> bytes:
+    function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)])
+    model, _ = tf2onnx.convert.from_function(function, input_signature=loaded.inputs, opset=OPSET)
+    _rename(model.graph, [spec.name for spec in loaded.inputs], loaded.outputs)
+    _loaded[path] = loaded
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Give the graph's inputs and outputs the source's names, and whatever else bears one of these another."""
+    wanted = {
+        **{value.name: name for value, name in zip(_in_order(graph.input, inputs), inputs, strict=True)},
+        **{value.name: name for value, name in zip(graph.output, outputs, strict=True)},
+    }
+    taken = set(wanted.values())
+    mapping = {name: f"{name}__inner" for node in graph.node for name in node.output if name in taken}
+    mapping.update({tensor.name: f"{tensor.name}__inner" for tensor in graph.initializer if tensor.name in taken})
+    mapping.update(wanted)
+    for node in graph.node:
+        node.input[:] = [mapping.get(name, name) for name in node.input]
+        node.output[:] = [mapping.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = mapping.get(value.name, value.name)
+    _separate(graph, set(inputs) & set(outputs))
+
+
+def _in_order(values: Any, names: list[str]) -> list[Any]:
+    """tf2onnx may list inputs in another order than the signature, but keeps the specs' names."""
+    by_name = {value.name.partition(":")[0]: value for value in values}
+    if len(by_name) == len(names) and all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    return list(values)
+
+
+def _separate(graph: Any, both: set[str]) -> None:
+    if both:
+        names = ", ".join(sorted(both))
+        raise ModelFormatError(f"inputs and outputs share the names {names}", advice="Rename the layers.")
+
+
+def _batched(shape: Any, path: str) -> list[int | None]:
+    sizes = list(shape)
+    if not sizes or None in sizes[1:]:
+        raise ModelFormatError(
+            f"{path}: an input has shape {sizes}, expected fixed sizes on every axis but the first",
+            advice="Save the model with fixed input sizes.",
+        )
+    return [None if sizes[0] != 1 else 1, *sizes[1:]]
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + " ".join(lines[:3])[:400]

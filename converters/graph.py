@@ -1,0 +1,195 @@
+"""The canonical float model: an ONNX graph, and what passes, backends and cost may ask of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+from edgekit.errors import ModelFormatError
+from edgekit.runtimes.onnx import OnnxRuntime
+from edgekit.tensors import Array, DType, TensorSpec
+
+BATCH = "batch"
+CHUNK_ROWS = 64
+
+
+class Graph:
+    """One ONNX graph; treated as a value: nothing changes a model once a Graph holds it.
+
+    Args:
+        model: Checked, with one opset import of the standard domain, batch first in every input and output.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes in order of execution."""
+        return list(self.model.graph.node)
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return next(int(entry.version) for entry in self.model.opset_import if entry.domain in ("", "ai.onnx"))
+
+    @cached_property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What callers must give, in order; a free batch is None."""
+        constants = {tensor.name for tensor in self.model.graph.initializer}
+        return tuple(_spec(value) for value in self.model.graph.input if value.name not in constants)
+
+    @cached_property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it answers, in order; a free batch is None."""
+        return tuple(_spec(value) for value in self.model.graph.output)
+
+    @property
+    def logical_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as clients see them: always with a free batch."""
+        return tuple(_free(spec) for spec in self.inputs)
+
+    @property
+    def logical_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs as clients see them: always with a free batch."""
+        return tuple(_free(spec) for spec in self.outputs)
+
+    @property
+    def free_batch(self) -> bool:
+        """True when it takes any number of rows at once."""
+        return all(spec.shape[0] is None for spec in self.inputs)
+
+    @cached_property
+    def constants(self) -> dict[str, Array]:
+        """Values known before any input: initializers and Constant nodes, by name."""
+        values = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        values[node.output[0]] = numpy_helper.to_array(attribute.t)
+                    elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
+                        kind = np.float32 if "float" in attribute.name else np.int64
+                        values[node.output[0]] = np.array(helper.get_attribute_value(attribute), dtype=kind)
+        return values
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How often each operator occurs, the most frequent first."""
+        return dict(Counter(node.op_type for node in self.nodes if node.op_type != "Constant").most_common())
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values: elements of all floating-point constants."""
+        return sum(value.size for value in self.constants.values() if value.dtype.kind == "f")
+
+    def to_bytes(self) -> bytes:
+        """The serialized model, weights inside."""
+        data: bytes = self.model.SerializeToString()
+        return data
+
+    def with_batch(self, batch: int | None) -> Graph:
+        """The same graph with the batch fixed to `batch`, or free with None, and every shape inferred anew."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        del model.graph.value_info[:]
+        for value in (*model.graph.input, *model.graph.output):
+            axis = value.type.tensor_type.shape.dim[0]
+            axis.Clear()
+            if batch is None:
+                axis.dim_param = BATCH
+            else:
+                axis.dim_value = batch
+        return Graph(model)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The shape of every tensor that inference can tell; None stands for a size that it cannot."""
+        inferred = shape_inference.infer_shapes(self.model, data_prop=True)
+        values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+        found = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
+        return {**found, **{name: tuple(value.shape) for name, value in self.constants.items()}}
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds of one row, by the name of the node's first output; nodes without any are left out."""
+        one = self.with_batch(1)
+        found = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
+        return {name: count for name, count in found.items() if count}
+
+    def consumers(self, tensor: str) -> list[Any]:
+        """The nodes that read `tensor`."""
+        return [node for node in self.model.graph.node if tensor in node.input]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Answers to `inputs` (N, ...) by ONNX Runtime in float, in chunks that bound memory.
+
+        Raises:
+            DataError: an input does not fit its spec.
+            RuntimeLoadError: ONNX Runtime cannot load or run the graph.
+        """
+        runtime = OnnxRuntime(self.to_bytes(), threads=1)
+        try:
+            parts = [runtime.run(chunk) for chunk in _chunks(inputs, CHUNK_ROWS if self.free_batch else 1)]
+        finally:
+            runtime.close()
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a node as Python values; bytes become text."""
+    found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+
+
+def label(node: Any) -> str:
+    """What to call a node in a message: its name, or its first output where it has none."""
+    return str(node.name or node.output[0])
+
+
+def _chunks(inputs: Mapping[str, Array], rows: int) -> Iterator[dict[str, Array]]:
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, rows):
+        yield {name: value[start : start + rows] for name, value in inputs.items()}
+
+
+def _spec(value: Any) -> TensorSpec:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        raise ModelFormatError(f"{value.name}: it is no tensor of known shape, and edgekit needs one")
+    dtype = DType.of(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return TensorSpec(value.name, dtype, _shape(value))
+
+
+def _shape(value: Any) -> tuple[int | None, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims)
+
+
+def _free(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, (None, *spec.shape[1:]))
+
+
+def _macs(node: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> int:
+    out = shapes.get(node.output[0], ())
+    weights = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+    if None in out or None in weights:
+        return 0
+    size = math.prod(n for n in out if n is not None)
+    if node.op_type == "Conv":
+        return size * math.prod(n for n in weights[1:] if n is not None)
+    if node.op_type == "ConvTranspose":
+        read = shapes.get(node.input[0], ())
+        return math.prod(n or 1 for n in read) * math.prod(n or 1 for n in weights[1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        read = shapes.get(node.input[0], ())
+        inner = read[0] if node.op_type == "Gemm" and attributes(node).get("transA") else (read[-1] if read else 0)
+        return size * (inner or 0)
+    return 0

@@ -1,0 +1,108 @@
+"""A canonical graph to a float .tflite: TensorFlow functions, a SavedModel with one signature, the converter.
+
+Runs in TensorFlow's own process. The converter is fed from a SavedModel because what it makes of bare concrete
+functions has no signature, which the quantizer and the runtime need.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import onnx
+import tensorflow as tf
+
+import converters.lowering.elementwise
+import converters.lowering.shapes
+import converters.lowering.spatial  # noqa: F401 - these three fill the registry
+from converters.graph import Graph, attributes, label
+from converters.lowering import Lowered
+from converters.lowering.registry import LOWERINGS, CannotLowerError
+from converters.lowering.values import Value, channels_last, identity, of
+from edgekit.errors import ConversionError, UnsupportedOpError
+
+SIGNATURE = "serving_default"
+CHANNEL_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+
+
+def lower(model: bytes) -> Lowered:
+    """Lower a serialized canonical graph.
+
+    Raises:
+        UnsupportedOpError: an operator, or the way it is used, has no TensorFlow form.
+        ConversionError: the converter failed, or what it made has no signature.
+    """
+    graph = Graph(onnx.load_model_from_string(model)).with_batch(1)
+    orders = [_input_order(graph, spec.name, len(spec.shape)) for spec in graph.inputs]
+    results: list[tuple[int, ...]] = []
+
+    def call(*tensors: Any) -> dict[str, Any]:
+        values = {s.name: Value(t, o) for s, t, o in zip(graph.inputs, tensors, orders, strict=True)}
+        answers = _execute(graph, values)
+        results[:] = [answer.order for answer in answers]
+        return {f"output_{i}": tf.identity(answer.tensor) for i, answer in enumerate(answers)}
+
+    specs = [
+        tf.TensorSpec(_physical(spec.shape, order), tf.as_dtype(spec.dtype.value), name=f"input_{i}")
+        for i, (spec, order) in enumerate(zip(graph.inputs, orders, strict=True))
+    ]
+    module = tf.Module()
+    module.call = tf.function(call, input_signature=specs)
+    with tempfile.TemporaryDirectory(prefix="edgekit-lower-") as folder:
+        tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
+        data = _convert(folder)
+    return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
+
+
+def _execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
+    values.update({name: of(value) for name, value in graph.constants.items()})
+    for node in graph.nodes:
+        if node.op_type == "Constant":
+            continue
+        if node.op_type not in LOWERINGS:
+            known = ", ".join(sorted(LOWERINGS))
+            raise UnsupportedOpError(
+                node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {known}."
+            )
+        inputs = [values[name] if name else None for name in node.input]
+        try:
+            values[node.output[0]] = LOWERINGS[node.op_type](inputs, attributes(node))
+        except CannotLowerError as error:
+            raise UnsupportedOpError(
+                node.op_type, label(node), backend="LiteRT", advice=f"What stands in the way: {error}."
+            ) from error
+    return [values[spec.name] for spec in graph.outputs]
+
+
+def _input_order(graph: Graph, name: str, rank: int) -> tuple[int, ...]:
+    """Channel-first images are taken channel-last, so that the artifact needs no transpose."""
+    readers = graph.consumers(name)
+    image = rank == 4 and any(node.op_type in CHANNEL_FIRST for node in readers)
+    return channels_last(rank) if image else identity(rank)
+
+
+def _physical(shape: tuple[int | None, ...], order: tuple[int, ...]) -> list[int | None]:
+    sizes: list[int | None] = [None] * len(shape)
+    for logical, physical in enumerate(order):
+        sizes[physical] = shape[logical]
+    return sizes
+
+
+def _permute(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The transposition that brings a logical tensor into `order`."""
+    inverse = [0] * len(order)
+    for logical, physical in enumerate(order):
+        inverse[physical] = logical
+    return () if tuple(inverse) == identity(len(order)) else tuple(inverse)
+
+
+def _convert(folder: str) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
+    try:
+        data: bytes = converter.convert()
+    except Exception as error:  # the converter raises bare Exceptions; it is named and nothing goes on
+        raise ConversionError(f"the LiteRT converter failed: {type(error).__name__}: {str(error)[:400]}") from error
+    signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
+    if list(signatures) != [SIGNATURE]:
+        raise ConversionError(f"the converted model has the signatures {list(signatures)}, expected {SIGNATURE!r}")
+    return data

@@ -1,0 +1,64 @@
+"""What every pass promises: when it applies, what holds afterwards, and whether it changed anything."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from converters.graph import Graph
+from edgekit.errors import ConversionError
+
+
+class GraphPass(Protocol):
+    """One step on the canonical graph. It never changes the graph that it is given."""
+
+    @property
+    def name(self) -> str:
+        """As reports and errors call it."""
+        ...
+
+    def applies(self, graph: Graph) -> bool:
+        """The precondition: False where there is nothing for it to do."""
+        ...
+
+    def run(self, graph: Graph) -> Graph:
+        """The new graph, with the same inputs and outputs."""
+        ...
+
+    def holds(self, graph: Graph) -> bool:
+        """The postcondition, asked of the new graph."""
+        ...
+
+
+class PassResult(msgspec.Struct, frozen=True):
+    """A graph after one pass; `modified` is measured and not claimed."""
+
+    graph: Graph
+    name: str
+    modified: bool
+
+
+def run_pass(step: GraphPass, graph: Graph) -> PassResult:
+    """Run one pass and hold it to its contract.
+
+    Raises:
+        ConversionError: it changed the interface, or its postcondition does not hold.
+    """
+    if not step.applies(graph):
+        return PassResult(graph, step.name, False)
+    before = graph.to_bytes()
+    after = step.run(graph)
+    if graph.to_bytes() != before:
+        raise ConversionError(f"pass {step.name} changed the graph that it was given")
+    if (after.inputs, after.outputs) != (graph.inputs, graph.outputs):
+        raise ConversionError(
+            f"pass {step.name} changed the interface: found {_interface(after)}, expected {_interface(graph)}"
+        )
+    if not step.holds(after):
+        raise ConversionError(f"pass {step.name} ran, but what it promises does not hold of the new graph")
+    return PassResult(after, step.name, after.to_bytes() != before)
+
+
+def _interface(graph: Graph) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype.value}{spec.shape_text}" for spec in (*graph.inputs, *graph.outputs))

@@ -1,0 +1,151 @@
+"""report.json and report.html: what was tried, what was measured, and why one candidate was taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import msgspec
+
+from converters.parity import Parity
+from converters.quality import Drop
+from converters.search import Budget
+from edgekit.manifest import Cost
+from edgekit.recipe import Recipe
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A metric over `n` samples."""
+
+    value: float
+    n: int
+
+
+class SourceReport(msgspec.Struct, frozen=True):
+    """The model that was converted: its file name, digest and format."""
+
+    path: str
+    sha256: str
+    format: str
+
+
+class SplitReport(msgspec.Struct, frozen=True):
+    """Rows in each part of the data, and the digest of all of them."""
+
+    digest: str
+    calibration: int
+    choice: int
+    proof: int
+
+
+class FloatReport(msgspec.Struct, frozen=True):
+    """The canonical float model: its size and its quality on the proof split."""
+
+    bytes: int
+    quality: Value | None
+
+
+class CandidateReport(msgspec.Struct, frozen=True):
+    """One candidate; `drop` is on the proof split. `verdict` is chosen, fits, unproven, refused or failed."""
+
+    id: str
+    recipe: Recipe
+    bytes: int
+    quality: Value | None
+    drop: Drop | None
+    cost: Cost
+    verdict: str
+    reason: str
+
+
+class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
+    """Quality on data that was never chosen by."""
+
+    __test__ = False  # not a test case, whatever its name looks like to a collector
+
+    float_: float
+    chosen: float
+    n: int
+
+
+class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
+    """report.json of one target. `bundle` is the folder's name; what `convert` returns has its whole path.
+
+    `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null.
+    """
+
+    name: str
+    version: str
+    target: str
+    runtime: str
+    bundle: str
+    source: SourceReport
+    metric: str
+    data: str
+    split: SplitReport | None
+    aim: str
+    budget: Budget
+    float_: FloatReport
+    candidates: tuple[CandidateReport, ...]
+    chosen: str
+    proven: bool
+    test: TestReport | None
+    parity: tuple[Parity, ...]
+    tools: dict[str, str]
+
+    @property
+    def taken(self) -> CandidateReport:
+        """The candidate that was chosen."""
+        return next(candidate for candidate in self.candidates if candidate.id == self.chosen)
+
+
+def report_json(report: Report) -> bytes:
+    """The bytes of report.json."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def report_html(report: Report) -> bytes:
+    """The bytes of report.html: one self-contained page that loads nothing."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("converters", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, figure=_figure)
+    page = environment.get_template("report.html.j2").render(r=report, chosen=report.taken, chart=_chart(report))
+    return page.encode()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024:,.0f} KiB" if count >= 10 * 1024 else f"{count:,} B"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _chart(report: Report) -> dict[str, Any] | None:
+    """Points of size against drop, in the coordinates of a 640 by 280 picture; None without quality."""
+    known = [(c, c.drop) for c in report.candidates if c.drop is not None]
+    if not known:
+        return None
+    limit = report.budget.max_drop
+    largest = max(c.bytes for c, _ in known) * 1.12
+    reach = [value for _, d in known for value in (d.value, min(d.upper, 4 * limit + abs(d.value)))]
+    low, high = min([0.0, *reach]), max([limit, *reach]) * 1.1 + 1e-9
+    low -= 0.08 * (high - low)
+
+    def x(size: float) -> float:
+        return round(70 + 540 * size / largest, 1)
+
+    def y(drop: float) -> float:
+        return round(20 + 210 * (high - min(drop, high)) / (high - low), 1)
+
+    points = [
+        {"id": c.id, "x": x(c.bytes), "y": y(d.value), "top": y(d.upper), "verdict": c.verdict, "size": _size(c.bytes)}
+        for c, d in known
+    ]
+    ticks = [{"x": x(largest * share), "text": _size(int(largest * share))} for share in (0.25, 0.5, 0.75, 1.0)]
+    return {"points": points, "ticks": ticks, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}

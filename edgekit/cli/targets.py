@@ -1,0 +1,55 @@
+"""`edgekit targets`: what can be converted for."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.cli.console import json_option, print_json, print_table
+from edgekit.targets import TargetProfile, builtin_targets, find_target
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def targets(name: str | None, as_json: bool) -> None:
+    """List target profiles, or show one.
+
+    \b
+    Examples:
+      edgekit targets
+      edgekit targets raspberry-pi-4
+      edgekit targets --json
+    """
+    table = builtin_targets()
+    if name is not None:
+        profile = find_target(name, table)
+        if as_json:
+            print_json(profile)
+        else:
+            print_table(["field", "value"], _fields(profile))
+        return
+    if as_json:
+        print_json(list(table.values()))
+        return
+    rows = [
+        (profile.name, profile.title, profile.arch, " ".join(profile.runtimes), " ".join(profile.precisions))
+        for profile in table.values()
+    ]
+    print_table(["name", "for", "arch", "runtimes", "precisions"], rows)
+
+
+def _fields(profile: TargetProfile) -> list[tuple[str, str]]:
+    return [
+        ("name", profile.name),
+        ("for", profile.title),
+        ("arch", profile.arch),
+        ("runtimes", ", ".join(profile.runtimes) + " (the first is the default)"),
+        ("providers", ", ".join(profile.providers)),
+        ("memory", f"{profile.memory_mib} MiB"),
+        ("cpu features", ", ".join(profile.cpu_features) or "none assumed"),
+        ("precisions", ", ".join(profile.precisions)),
+        ("speed", ", ".join(f"{precision} {speed:g}x" for precision, speed in profile.speed.items())),
+        ("int8 activations", "symmetric" if profile.int8_symmetric else "asymmetric"),
+        ("batch", "free" if profile.free_batch else "1"),
+        ("edgekit-agent", "runs there" if profile.agent else "cannot run there"),
+    ]
