@@ -38,7 +38,7 @@ _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv
 
 
 class ProtocolRefusedError(TransportError):
-    """The broker does not speak this version of MQTT; or (not `certain`) hung up on it, as some old ones do."""
+    """The broker does not speak this version of MQTT; or (not `certain`) hung up or fell silent, as old ones do."""
 
     def __init__(self, message: str, *, certain: bool) -> None:
         super().__init__(message)
@@ -114,7 +114,8 @@ class Link:
             await asyncio.wait_for(self._accepted, timeout)
         except asyncio.TimeoutError:
             self.drop("no answer")
-            raise TransportError(f"it does not answer as an MQTT broker within {timeout:g} s") from None
+            silence = f"it does not answer as an MQTT broker within {timeout:g} s"
+            raise ProtocolRefusedError(silence, certain=False) from None
         except TransportError:
             self.drop("refused")
             raise

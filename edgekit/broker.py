@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import re
 import shutil
@@ -18,11 +17,14 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import MissingExtraError, SettingsError, TransportError
 from edgekit.messages import MAX_PAYLOAD_BYTES
 from edgekit.topics import DEVICE_KINDS, REQUEST_KINDS, ROOT
+
+if TYPE_CHECKING:
+    from edgekit._broker_amqtt import EmbeddedAmqtt
 
 KINDS = ("auto", "mosquitto", "amqtt")
 CONTROLLER_USER = "controller"
@@ -87,7 +89,7 @@ async def start_broker(host: str, port: int, folder: Path, *, kind: str = "auto"
     port = _free_port(host, port)
     if program is None:
         return await _start_amqtt(host, port)
-    return await _start_mosquitto(program, host, port, Path(os.path.abspath(folder)))
+    return await _start_mosquitto(program, host, port, _absolute(folder))
 
 
 def find_mosquitto() -> str | None:
@@ -208,6 +210,10 @@ async def _wait_accepting(process: asyncio.subprocess.Process, host: str, port: 
             return
 
 
+def _absolute(folder: Path) -> Path:
+    return folder.absolute()
+
+
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return lines[-1] if lines else "it left no log"
@@ -217,15 +223,14 @@ def _tail(log: Path) -> str:
 
 
 class _Amqtt(Broker):
-    def __init__(self, url: str, title: str, inner: Any) -> None:
-        super().__init__(url, "amqtt", title)
-        self._inner: Any = inner
+    def __init__(self, url: str, inner: EmbeddedAmqtt) -> None:
+        super().__init__(url, "amqtt", f"amqtt {version('amqtt')}, MQTT 3.1.1")
+        self._inner = inner
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None:
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            await inner.shutdown()
+        await self._inner.stop()
+        if not self._ended.done():
             self._ended.set_result("amqtt was stopped")
 
     async def wait_ended(self) -> str:
@@ -234,24 +239,15 @@ class _Amqtt(Broker):
 
 async def _start_amqtt(host: str, port: int) -> Broker:
     try:
-        from amqtt.broker import Broker as Amqtt
-        from amqtt.errors import BrokerError
+        from edgekit._broker_amqtt import EmbeddedAmqtt
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "amqtt", "controller") from error
-    for name in ("amqtt", "transitions"):
-        # It logs every dropped connection as an error with a traceback.
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    inner = Amqtt(
-        {
-            "listeners": {"default": {"type": "tcp", "bind": _bracketed(host) + f":{port}"}},
-            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-        }
-    )
+    inner = EmbeddedAmqtt()
     try:
-        await inner.start()
-    except BrokerError as error:
-        raise TransportError(f"amqtt did not start: {error}") from error
-    return _Amqtt(_url(host, port), f"amqtt {version('amqtt')}, MQTT 3.1.1", inner)
+        await inner.start(host, port)
+    except OSError as error:
+        raise TransportError(f"amqtt cannot listen on {_bracketed(host)}:{port}: {error}") from error
+    return _Amqtt(_url(host, port), inner)
 
 
 # --- addresses
