@@ -1,0 +1,34 @@
+"""Counters as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(counters: Mapping[str, Mapping[str, float]], statuses: Mapping[int, int]) -> bytes:
+    """Render rising counters.
+
+    Args:
+        counters: By model, then by name.
+        statuses: HTTP answers by status.
+    """
+    lines = [
+        "# HELP edgekit_http_responses_total Answers by HTTP status.",
+        "# TYPE edgekit_http_responses_total counter",
+    ]
+    lines += [f'edgekit_http_responses_total{{code="{code}"}} {count}' for code, count in sorted(statuses.items())]
+    for name in sorted({name for one in counters.values() for name in one}):
+        metric = f"edgekit_model_{name}_total"
+        lines.append(f"# TYPE {metric} counter")
+        lines += [
+            f'{metric}{{model="{_escape(model)}"}} {one[name]:g}'
+            for model, one in sorted(counters.items())
+            if name in one
+        ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _escape(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

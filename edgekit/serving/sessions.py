@@ -1,0 +1,142 @@
+"""One model in use: a runtime on its own thread behind a bounded queue, and the switch to another without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from edgekit.errors import UnavailableError
+from edgekit.protocols import Runtime
+from edgekit.tensors import Array
+
+T = TypeVar("T")
+
+_SMOOTHING = 0.1  # weight of the newest run in the mean time of one
+
+
+class OverloadedError(UnavailableError):
+    """A model's queue is full.
+
+    Args:
+        model: Its name.
+        waiting: Requests in the queue.
+        retry_after_seconds: When the queue is likely to have emptied.
+    """
+
+    def __init__(self, model: str, waiting: int, retry_after_seconds: float) -> None:
+        super().__init__(
+            f"model {model} has {waiting} requests waiting, which is its limit",
+            advice=f"Ask again in {math.ceil(retry_after_seconds)} s, or raise queue_limit.",
+        )
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Session:
+    """A loaded model. Requests run one at a time in the order in which they came; the event loop never waits for them.
+
+    Use `Session.open`. All calls are made on one event loop.
+    """
+
+    def __init__(self, model: str, runtime: Runtime, executor: ThreadPoolExecutor, queue_limit: int) -> None:
+        self.model = model
+        self.runtime = runtime
+        self._executor = executor
+        self._queue_limit = queue_limit
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._mean_seconds = 0.0
+
+    @classmethod
+    async def open(cls, model: str, load: Callable[[], Runtime], *, queue_limit: int) -> Session:
+        """Load a runtime on the thread that will run it.
+
+        Args:
+            model: Name, for errors and the thread.
+            load: Loads the runtime; called on the session's thread.
+            queue_limit: Most requests that may wait or run at a time.
+
+        Raises:
+            Whatever `load` raises.
+        """
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{model}")
+        try:
+            runtime = await asyncio.wrap_future(executor.submit(load))
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        return cls(model, runtime, executor, queue_limit)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return self._pending
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long a request that came now would likely take."""
+        return (self._pending + 1) * self._mean_seconds
+
+    async def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. A caller that is cancelled while it waits leaves the queue.
+
+        Raises:
+            OverloadedError: the queue is full.
+            DataError, RuntimeLoadError: as Runtime.run.
+        """
+        if self._pending >= self._queue_limit:
+            raise OverloadedError(self.model, self._pending, max(1.0, self.wait_seconds))
+        return await self.call(lambda runtime: self._timed(runtime, inputs))
+
+    async def call(self, function: Callable[[Runtime], T]) -> T:
+        """Call `function(runtime)` on the session's thread, after what came before it; not bound by the limit."""
+        with self._lock:
+            self._pending += 1
+        future = self._executor.submit(function, self.runtime)
+        future.add_done_callback(self._done)
+        return await asyncio.wrap_future(future)
+
+    async def close(self) -> None:
+        """Let everything that was asked before finish, then free the model."""
+        # The thread takes its work in order, so its last piece of work is to close.
+        closing = self._executor.submit(self.runtime.close)
+        self._executor.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(closing))
+
+    def _timed(self, runtime: Runtime, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        start = time.perf_counter()
+        found = runtime.run(inputs)
+        spent = time.perf_counter() - start
+        self._mean_seconds += (spent - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+        return found
+
+    def _done(self, _: Future[T]) -> None:
+        with self._lock:
+            self._pending -= 1
+
+
+class Slot:
+    """Where the session of one model stands; a switch happens between two requests."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self.swaps = 0
+
+    @property
+    def session(self) -> Session | None:
+        """What answers now. Use it before the next await: afterwards it may be another."""
+        return self._session
+
+    async def swap(self, new: Session | None) -> None:
+        """Answer with `new` from now on; returns when the one before has finished its requests and is closed.
+
+        The caller has loaded and warmed `new`; None leaves the model without a local answer.
+        """
+        old, self._session = self._session, new
+        self.swaps += 1
+        if old is not None:
+            await old.close()

@@ -1,0 +1,168 @@
+"""A session runs requests in order on its own thread; a switch loses none and mixes none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from edgekit.errors import RuntimeLoadError
+from edgekit.serving.sessions import OverloadedError, Session, Slot
+from edgekit.tensors import Array
+
+
+class Tagged:
+    """Runtime that answers `tag`, waits for `gate`, and knows whether it was used after it was closed."""
+
+    inputs = outputs = ()
+    provider = "test"
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.runs = 0
+        self.threads: set[int] = set()
+        self.closed = False
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        assert not self.closed
+        self.threads.add(threading.get_ident())
+        self.runs += 1
+        self.entered.set()
+        assert self.gate.wait(10)
+        return {"tag": np.array([self.tag])}
+
+    def close(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.closed = True
+
+
+async def opened(runtime: Tagged, limit: int = 100) -> Session:
+    return await Session.open("m", lambda: runtime, queue_limit=limit)
+
+
+async def until_entered(runtime: Tagged) -> None:
+    await asyncio.to_thread(runtime.entered.wait, 10)
+
+
+async def test_the_loop_is_free_while_a_model_runs() -> None:
+    """Other coroutines go on while the runtime is busy, and everything it does is on one thread."""
+    runtime = Tagged(1)
+    session = await opened(runtime)
+    runtime.gate.clear()
+    asked = asyncio.ensure_future(session.run({}))
+    await until_entered(runtime)
+    await asyncio.sleep(0)
+    assert not asked.done()
+    runtime.gate.set()
+    assert (await asked)["tag"] == [1]
+    await session.close()
+    assert len(runtime.threads) == 1
+    assert threading.get_ident() not in runtime.threads
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    """What is over the limit is refused; what was accepted is answered."""
+    runtime = Tagged(1)
+    session = await opened(runtime, limit=3)
+    runtime.gate.clear()
+    asked = [asyncio.ensure_future(session.run({})) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="m has 3 requests waiting") as caught:
+        await session.run({})
+    assert caught.value.retry_after_seconds >= 1
+    runtime.gate.set()
+    assert len(await asyncio.gather(*asked)) == 3
+    assert session.pending == 0
+    await session.run({})
+    await session.close()
+
+
+async def test_a_caller_that_gives_up_leaves_the_queue() -> None:
+    """A cancelled request that had not begun is never run."""
+    runtime = Tagged(1)
+    session = await opened(runtime)
+    runtime.gate.clear()
+    first = asyncio.ensure_future(session.run({}))
+    await until_entered(runtime)
+    second = asyncio.ensure_future(session.run({}))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    runtime.gate.set()
+    await first
+    await session.close()
+    assert runtime.runs == 1
+    assert session.pending == 0
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
+    """The error of the load comes out as it is."""
+
+    def broken() -> Tagged:
+        raise RuntimeLoadError("no model")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeLoadError, match="no model"):
+        await Session.open("m", broken, queue_limit=1)
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        await asyncio.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+async def test_a_swap_answers_what_was_asked_before_with_the_old_model() -> None:
+    """Requests in flight finish on the old model, new ones go to the new at once, then the old is closed."""
+    old, new = Tagged(1), Tagged(2)
+    slot = Slot()
+    await slot.swap(await opened(old))
+    old.gate.clear()
+    assert slot.session is not None
+    before = [asyncio.ensure_future(slot.session.run({})) for _ in range(3)]
+    await until_entered(old)
+    swapping = asyncio.ensure_future(slot.swap(await opened(new)))
+    await asyncio.sleep(0)
+    assert (await slot.session.run({}))["tag"] == [2]
+    assert not swapping.done()
+    assert not old.closed
+    old.gate.set()
+    await swapping
+    assert [answer["tag"][0] for answer in await asyncio.gather(*before)] == [1, 1, 1]
+    assert old.closed
+    await slot.swap(None)
+    assert slot.session is None
+    assert new.closed
+
+
+async def test_many_swaps_under_load_lose_and_mix_nothing() -> None:
+    """Each of many concurrent requests is answered by the model that stood when it was asked."""
+    slot = Slot()
+    await slot.swap(await opened(Tagged(0)))
+    wrong, answered = [], 0
+    stop = asyncio.Event()
+
+    async def client() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            session = slot.session
+            assert session is not None
+            expected = session.runtime.tag  # type: ignore[attr-defined]
+            found = (await session.run({}))["tag"][0]
+            answered += 1
+            if found != expected:
+                wrong.append((found, expected))
+
+    clients = [asyncio.ensure_future(client()) for _ in range(8)]
+    for tag in range(1, 51):
+        await slot.swap(await opened(Tagged(tag)))
+    stop.set()
+    await asyncio.gather(*clients)
+    assert wrong == []
+    assert answered >= 50
+    await slot.swap(None)
