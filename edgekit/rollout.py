@@ -21,6 +21,7 @@ from edgekit.messages import Outcome, Running
 
 FAILURES = ("failed", "rolled-back", "refused")
 SILENT = "silent"
+MAX_REASON = 500
 
 
 class State(str, enum.Enum):
@@ -133,6 +134,7 @@ class Rollout(msgspec.Struct, frozen=True):
         state: Of the machine.
         wave: Index of the current wave.
         reason: Why it is paused or aborted.
+        stopped_itself: It is paused because of its devices, and not by an operator.
         devices: By device name.
     """
 
@@ -144,6 +146,7 @@ class Rollout(msgspec.Struct, frozen=True):
     state: State = State.DRAFT
     wave: int = 0
     reason: str = ""
+    stopped_itself: bool = False
     devices: dict[str, Progress] = {}
 
     def counts(self) -> dict[str, int]:
@@ -291,7 +294,8 @@ def _resume(rollout: Rollout, event: Event, now: float) -> Step:
             devices[name] = msgspec.structs.replace(progress, excused=True)
         elif progress.state is DeviceState.TOLD:  # the pause was not the device's fault
             devices[name] = msgspec.structs.replace(progress, told_at=now)
-    return _settle(msgspec.structs.replace(rollout, state=State.RUNNING, reason="", devices=devices), now)
+    running = msgspec.structs.replace(rollout, state=State.RUNNING, reason="", stopped_itself=False, devices=devices)
+    return _settle(running, now)
 
 
 def _abort(rollout: Rollout, event: Event, now: float) -> Step:
@@ -343,10 +347,8 @@ def _judge(progress: Progress, sight: Sight) -> Progress:
     if running is not None and running.digest == progress.digest and running.state == "IDLE":
         return msgspec.structs.replace(progress, state=DeviceState.SUCCEEDED, reason="", excused=False)
     if failure and failure.at != progress.old_outcome:
-        error = f"{failure.error}: " if failure.error else ""
-        return msgspec.structs.replace(
-            progress, state=DeviceState.FAILED, reason=f"{failure.result}: {error}{failure.message}"
-        )
+        reason = ": ".join(part for part in (failure.result, failure.error, failure.message) if part)
+        return msgspec.structs.replace(progress, state=DeviceState.FAILED, reason=reason[:MAX_REASON])
     return progress
 
 
@@ -359,7 +361,7 @@ def _settle(rollout: Rollout, now: float) -> Step:
     """Pause, or begin waves and tell their devices, or finish: whatever the devices' states ask for."""
     reason = _too_many_failures(rollout)
     if reason:
-        return Step(msgspec.structs.replace(rollout, state=State.PAUSED, reason=reason))
+        return Step(_stopped(rollout, reason))
     devices = dict(rollout.devices)
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
@@ -386,8 +388,12 @@ def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> Step:
     if not _wave_succeeded(rollout, rollout.wave):
         share = rollout.plan.success_threshold
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
-        return Step(msgspec.structs.replace(rollout, state=State.PAUSED, reason=reason), effects)
+        return Step(_stopped(rollout, reason), effects)
     return Step(msgspec.structs.replace(rollout, state=State.FINISHED), effects)
+
+
+def _stopped(rollout: Rollout, reason: str) -> Rollout:
+    return msgspec.structs.replace(rollout, state=State.PAUSED, reason=reason, stopped_itself=True)
 
 
 def _too_many_failures(rollout: Rollout) -> str:

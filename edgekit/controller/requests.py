@@ -73,8 +73,9 @@ class RequestService:
         if len(self._tasks) >= MAX_OUTSTANDING:
             self.dropped += 1
             return
+        busy = self._outstanding[where.device] >= MAX_OUTSTANDING_PER_DEVICE
         self._outstanding[where.device] += 1
-        task = asyncio.get_running_loop().create_task(self._answer(where.device, message.payload))
+        task = asyncio.get_running_loop().create_task(self._answer(where.device, message.payload, busy))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, where.device))
 
@@ -84,9 +85,9 @@ class RequestService:
         if self._outstanding[device] <= 0:
             del self._outstanding[device]
 
-    async def _answer(self, device: str, payload: bytes) -> None:
+    async def _answer(self, device: str, payload: bytes, busy: bool) -> None:
         try:
-            if self._outstanding[device] > MAX_OUTSTANDING_PER_DEVICE:
+            if busy:
                 raise UnavailableError(f"{MAX_OUTSTANDING_PER_DEVICE} requests of this device are being answered")
             async for answer in self.answers(device, payload):
                 await self._send(device, answer)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.errors import UnavailableError
+from edgekit.errors import DataError, UnavailableError
 
 MAX_INTEGER = 2**53  # the largest number that every database, JSON reader and language here agrees on
 
@@ -49,6 +49,25 @@ def put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], valu
 def to_json(value: Any) -> str:
     """A JSON column's text."""
     return msgspec.json.encode(value, order="sorted").decode()
+
+
+def outside_json(value: msgspec.Struct) -> str:
+    """A JSON column's text of what came from outside, once it is seen that it can be read back.
+
+    Raises:
+        DataError: it holds what JSON cannot (NaN, foreign types, bottomless nesting).
+    """
+    try:
+        text = to_json(value)
+        msgspec.json.decode(text, type=type(value))
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise DataError(f"{type(value).__name__} cannot be kept: {error}") from error
+    return text
+
+
+def outside_text(text: str, limit: int) -> str:
+    """Text that came from outside, of at most `limit` characters and without the one that PostgreSQL refuses."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:limit]
 
 
 @contextlib.contextmanager

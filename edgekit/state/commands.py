@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.messages import Result
-from edgekit.state._sql import Part, to_json
+from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, to_json
 from edgekit.state.devices import MAX_TEXT
 from edgekit.tables import commands, presence
 
@@ -93,12 +93,19 @@ class CommandTable(Part):
             connection.execute(commands.update().where(asked).values(state=SENT))
 
     def save_result(self, result: Result) -> bool:
-        """Keep a device's answer; False where no such command waits for one."""
+        """Keep a device's answer; False where no such command waits for one.
+
+        Raises:
+            DataError: it cannot be kept.
+        """
+        outside_json(result)
+        if not 0 < result.number <= MAX_INTEGER:
+            return False
         detail = to_json(result.detail)
         values = {
             "state": DONE,
             "ok": result.ok,
-            "message": result.message[:MAX_TEXT],
+            "message": outside_text(result.message, MAX_TEXT),
             "detail": detail if len(detail) <= 32 * MAX_TEXT else "{}",
         }
         with self._writing() as connection:

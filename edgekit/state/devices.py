@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.errors import NotFoundError, SettingsError
+from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.fleet import Device
 from edgekit.messages import Event, Outcome, Presence, Reported, Running, Telemetry
-from edgekit.state._sql import MAX_INTEGER, Part, put, to_json
+from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, put, to_json
 from edgekit.tables import devices, events, presence, reports
 
 KEPT_EVENTS = 10_000
@@ -120,9 +120,14 @@ class DeviceTable(Part):
             return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
 
     def save_report(self, report: Reported, now: float) -> bool:
-        """Keep `report` unless one as new is known; returns whether it was kept."""
+        """Keep `report` unless one as new is known; returns whether it was kept.
+
+        Raises:
+            DataError: it cannot be kept.
+        """
         if not 0 < report.number <= MAX_INTEGER:
-            return False
+            raise DataError(f"report number {report.number} is outside 1 to {MAX_INTEGER}")
+        body = outside_json(report)
         key = {"fleet": self._fleet, "device": report.device}
         with self._writing() as connection:
             known = connection.execute(
@@ -130,7 +135,7 @@ class DeviceTable(Part):
             ).scalar()
             if known is not None and known >= report.number:
                 return False
-            put(connection, reports, key, {"number": report.number, "received": now, "body": to_json(report)})
+            put(connection, reports, key, {"number": report.number, "received": now, "body": body})
             self._heard(connection, report.device, {"seen": now})
         return True
 
@@ -150,20 +155,24 @@ class DeviceTable(Part):
             put(connection, presence, {"fleet": self._fleet, "device": name}, values)
 
     def save_telemetry(self, telemetry: Telemetry, now: float) -> None:
-        """Keep a device's last counters."""
+        """Keep a device's last counters. Raises DataError when they cannot be kept."""
+        text = outside_json(telemetry)
         with self._writing() as connection:
-            self._heard(connection, telemetry.device, {"seen": now, "telemetry": to_json(telemetry)})
+            self._heard(connection, telemetry.device, {"seen": now, "telemetry": text})
 
     def add_event(self, event: Event, now: float) -> None:
-        """Keep one thing that happened; the oldest are dropped beyond KEPT_EVENTS."""
+        """Keep one thing that happened; the oldest are dropped beyond KEPT_EVENTS.
+
+        Raises:
+            DataError: it cannot be kept.
+        """
+        outside_json(event)
+        detail = to_json(event.detail)
         values = {
-            "device": event.device[:63],
             "at": now,
-            "kind": event.kind[:63],
-            "model": event.model[:63],
-            "error": event.error[:63],
-            "message": event.message[:MAX_TEXT],
-            "detail": to_json(event.detail)[:MAX_TEXT] if len(to_json(event.detail)) <= MAX_TEXT else "{}",
+            "message": outside_text(event.message, MAX_TEXT),
+            "detail": detail if len(detail) <= MAX_TEXT else "{}",
+            **{name: outside_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
         }
         with self._writing() as connection:
             result = connection.execute(events.insert().values(fleet=self._fleet, **values))

@@ -1,0 +1,118 @@
+"""`edgekit controller`: the control side as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.console import control_settings, needs_extra, note
+from edgekit.cli.fleet import read_root
+from edgekit.cli.passphrase import needed_passphrase, passphrase_option
+from edgekit.errors import TransportError
+from edgekit.settings import ControlSettings
+
+if TYPE_CHECKING:
+    from edgekit.mqtt import MqttTransport
+    from edgekit.protocols import Store
+
+SAY_AWAY_SECONDS = 5.0
+
+
+@click.group()
+def controller() -> None:
+    """Run the fleet controller."""
+
+
+@controller.command()
+@click.option("--broker", metavar="URL", help="MQTT broker.")
+@passphrase_option
+def run(broker: str | None, passphrase_file: Path | None) -> None:
+    """Serve the fleet until interrupted: rollouts, blocks and metadata for devices, and what devices report.
+
+    \b
+    Example:
+      edgekit controller run --broker mqtt://127.0.0.1:1883
+    """
+    settings = control_settings(broker=broker)
+    passphrase = needed_passphrase(passphrase_file, sorted(settings.keys.glob("*.key")))
+    with TemporaryDirectory(prefix="edgekit-controller-") as cache:
+        asyncio.run(_run(settings, passphrase, Path(cache)))
+
+
+async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -> None:
+    with needs_extra("controller"):
+        from edgekit.clock import SystemClock
+        from edgekit.controller import Controller, ControllerOptions
+        from edgekit.mqtt import MqttTransport
+        from edgekit.registry import RegistryReader
+        from edgekit.state import open_fleet_state
+        from edgekit.stores import open_store
+        from edgekit.trust.keys import key_path, load_signer
+    store = open_store(settings.registry)
+    transport = MqttTransport(
+        settings.broker, client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}", username="controller"
+    )
+    director = load_signer(key_path(settings.keys, "director"), passphrase)
+    reader = RegistryReader(store, read_root(settings), cache)
+    state = open_fleet_state(settings.database, settings.fleet)
+    try:
+        service = Controller(
+            fleet=settings.fleet,
+            transport=transport,
+            state=state,
+            store=store,
+            reader=reader,
+            director=director,
+            clock=SystemClock(),
+            options=ControllerOptions(
+                tick_seconds=settings.tick_seconds,
+                assignment_days=settings.assignment_days,
+                concurrent_transfers=settings.concurrent_transfers,
+            ),
+            freshen=_freshener(settings, store, passphrase),
+        )
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        said = asyncio.get_running_loop().create_task(_say_ready(settings, transport))
+        try:
+            await service.run(stop)
+        finally:
+            said.cancel()
+            await asyncio.gather(said, return_exceptions=True)
+    finally:
+        state.close()
+
+
+async def _say_ready(settings: ControlSettings, transport: MqttTransport) -> None:
+    """One line on stdout once the broker is there; on stderr whenever it is away, and why."""
+    said = ""
+    while True:
+        try:
+            await transport.wait_connected(SAY_AWAY_SECONDS)
+            break
+        except TransportError as error:
+            if str(error) != said:
+                note(f"{error}; trying again until it is there")
+                said = str(error)
+    click.echo(f"controller for fleet {settings.fleet} ready, broker {transport.address}")
+    transport.on_connection(lambda there: note(f"broker {transport.address} is {'back' if there else 'away; waiting'}"))
+
+
+def _freshener(settings: ControlSettings, store: Store, passphrase: str | None) -> Callable[[], object] | None:
+    """Signs the registry's timestamp anew when it is due, where the keys for it are here."""
+    from edgekit.trust.keys import key_path
+    from edgekit.trust.repository import Repository
+
+    missing = [role for role in ("snapshot", "timestamp") if not key_path(settings.keys, role).exists()]
+    if missing:
+        note(f"no {' and no '.join(missing)} key in {settings.keys}: the registry's timestamp is not renewed here")
+        return None
+    return Repository(store, settings.keys, passphrase).refresh_timestamp

@@ -1,0 +1,307 @@
+"""`edgekit device`: enroll devices, look at them, send them a command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit import topics
+from edgekit.cli.console import (
+    control_settings,
+    dry_run_option,
+    json_option,
+    needs_extra,
+    note,
+    print_json,
+    print_table,
+)
+from edgekit.cli.fleet import fleet_state, parse_labels, read_root
+from edgekit.errors import DiskError, EdgekitError, SettingsError, UnavailableError
+from edgekit.fleet import Device
+from edgekit.targets import builtin_targets, find_target
+
+if TYPE_CHECKING:
+    from edgekit.state import DeviceView, FleetState, StoredCommand
+
+COMMAND_KINDS = ("self-test",)
+POLL_SECONDS = 0.2
+KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
+
+
+@click.group()
+def device() -> None:
+    """Enroll devices, list them, send a command."""
+
+
+@device.command()
+@click.argument("name", metavar="ID")
+@click.option("--target", required=True, help="Its target profile; `edgekit targets` lists them.")
+@click.option(
+    "-o",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the device [default: devices/ID].",
+)
+@click.option("--fleet", help="Fleet that it belongs to.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="To select it by (may be repeated).")
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM of a key that stays on the device; none is made.",
+)
+@click.option("--http", help="host:port of its local endpoint; port 0 takes a free one.")
+@click.option("--broker", metavar="URL", help="Broker as the device reaches it.")
+@click.option("--cloud-url", help="Base URL of the cloud tier.")
+@click.option("--cloud-model", help="Model name there, where it is another one.")
+@click.option(
+    "--cloud-api-key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="API key of the cloud tier; copied into the folder.",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Answers with a score below it go to the cloud.")
+@dry_run_option
+@json_option
+def enroll(
+    name: str,
+    target: str,
+    folder: Path | None,
+    fleet: str | None,
+    labels: tuple[str, ...],
+    public_key: Path | None,
+    http: str | None,
+    broker: str | None,
+    cloud_url: str | None,
+    cloud_model: str | None,
+    cloud_api_key_file: Path | None,
+    threshold: float | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Register the device ID and write the folder that it starts from: key, trusted root and agent.toml.
+
+    \b
+    Example:
+      edgekit device enroll pi-1 --target raspberry-pi-4 -o pi-1
+      edgekit-agent run --config pi-1/agent.toml
+    """
+    settings = control_settings(fleet=fleet, broker=broker)
+    folder = folder or Path("devices") / name
+    agent = {
+        "device": _checked_name(name),
+        "fleet": settings.fleet,
+        "target": _checked_target(target),
+        "broker": settings.broker,
+        "http": http,
+        "cloud_url": cloud_url,
+        "cloud_model": cloud_model,
+        "cloud_api_key_file": CLOUD_KEY_FILE if cloud_api_key_file else None,
+        "fallback_threshold": threshold,
+    }
+    root = read_root(settings)
+    parsed = parse_labels(labels)
+    if (folder / SETTINGS_FILE).exists() or (folder / KEY_FILE).exists():
+        raise SettingsError(f"{folder} already holds a device", advice="Name another folder with -o.")
+    if dry_run:
+        note(f"would enroll {name} in fleet {settings.fleet} and write {folder}/{SETTINGS_FILE}")
+        return
+    with fleet_state(settings) as state:
+        _enroll(state, folder, agent, root, parsed, public_key, cloud_api_key_file)
+    if as_json:
+        print_json({"device": name, "fleet": settings.fleet, "folder": folder, "settings": folder / SETTINGS_FILE})
+        return
+    note(f"{name} is enrolled in fleet {settings.fleet}; its folder is {folder}/")
+    if public_key is None:
+        note(f"{folder / KEY_FILE} is its private key: move it to the device and nowhere else")
+    note(f"there, run: edgekit-agent run --config {folder / SETTINGS_FILE}")
+
+
+@device.command(name="list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the devices, what they run, and how their last deployment ended."""
+    settings = control_settings()
+    with fleet_state(settings) as state:
+        views = state.devices.views(time.time(), settings.offline_after_seconds)
+    if as_json:
+        print_json(views)
+    elif views:
+        rows = [(v.device, v.target, _presence(v), _models(v), _outcomes(v)) for v in views]
+        print_table(("device", "target", "presence", "models", "last deployments"), rows)
+    else:
+        note(f"No device is enrolled in fleet {settings.fleet}.")
+
+
+@device.command()
+@click.argument("name", metavar="ID")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show one device: what it reports, what it is assigned, what happened to it."""
+    settings = control_settings()
+    with fleet_state(settings) as state:
+        state.devices.get(name)
+        (view,) = state.devices.views(time.time(), settings.offline_after_seconds, name)
+        assignment = state.assignments.get(name)
+        events = state.devices.events(name)
+    entries = assignment.entries if assignment else {}
+    version = assignment.version if assignment else 0
+    if as_json:
+        print_json({"reported": view, "assigned": {"version": version, "entries": entries}, "events": events})
+        return
+    rows = [
+        ("target", view.target),
+        ("labels", ", ".join(f"{key}={value}" for key, value in view.labels.items()) or "-"),
+        ("presence", _presence(view)),
+        ("models", _models(view)),
+        ("last deployments", _outcomes(view)),
+        ("assigned", ", ".join(f"{e.name} {e.version}" for e in entries.values()) or "-"),
+        ("assignment", f"version {version}, accepted {view.assignment}"),
+    ]
+    print_table((name, ""), [*rows, *((f"fact {key}", value) for key, value in sorted(view.facts.items()))])
+    for event in events:
+        said = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
+        click.echo(f"{_time(event.at)}  {said}")
+
+
+@device.command()
+@click.argument("name", metavar="ID")
+@click.argument("kind", type=click.Choice(COMMAND_KINDS))
+@click.option("--expires", type=click.FloatRange(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
+@click.option("--wait", is_flag=True, help="Wait for the device's answer; exit 1 when it is a bad one, or none.")
+@json_option
+def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> None:
+    """Send the device ID a signed command.
+
+    \b
+    Example:
+      edgekit device command pi-1 self-test --wait
+    """
+    with fleet_state(control_settings()) as state:
+        state.devices.get(name)
+        now = time.time()
+        asked = state.commands.ask(name, kind, {}, now=now, expires=now + expires)
+        answer = _await_answer(state, asked) if wait else asked
+    if as_json:
+        print_json(answer)
+    elif not wait:
+        note(f"{kind} number {answer.number} is sent to {name} while it is online, within {expires:g} s")
+    if not wait:
+        return
+    if answer.state != "done":
+        raise UnavailableError(
+            f"{name} did not answer {kind} within {expires:g} s",
+            advice="See `edgekit device list` for whether it is online, and that `edgekit controller run` is running.",
+        )
+    if not answer.ok:
+        raise EdgekitError(f"{name}: {kind} failed: {answer.message}")
+    if not as_json:
+        click.echo(f"{name}: {kind} passed: {answer.message}")
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return topics.check_name(name)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _checked_target(name: str) -> str:
+    profile = find_target(name, builtin_targets())
+    if not profile.agent:
+        raise SettingsError(f"edgekit-agent cannot run on {profile.title}, so it cannot be enrolled")
+    return profile.name
+
+
+def _enroll(
+    state: FleetState,
+    folder: Path,
+    agent: dict[str, Any],
+    root: bytes,
+    labels: dict[str, str],
+    public_key: Path | None,
+    cloud_key: Path | None,
+) -> None:
+    """Write the folder, then the row; where the row is refused, what was written goes again."""
+    with needs_extra("controller"):
+        from edgekit.trust.keys import generate_key, load_public, public_path
+    own = folder / KEY_FILE
+    written = [folder / SETTINGS_FILE, folder / ROOT_FILE]
+    if not folder.exists():
+        written.append(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if public_key is not None:
+            load_public(public_key)
+            pem = public_key.read_text()
+        else:
+            generate_key(own)
+            written += [own, public_path(own)]
+            pem = public_path(own).read_text()
+        if cloud_key is not None:
+            written.append(folder / CLOUD_KEY_FILE)
+            shutil.copyfile(cloud_key, folder / CLOUD_KEY_FILE)
+            (folder / CLOUD_KEY_FILE).chmod(0o600)
+        (folder / ROOT_FILE).write_bytes(root)
+        (folder / SETTINGS_FILE).write_text(_toml(agent), encoding="utf-8")
+        state.devices.enroll(
+            Device(name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time())
+        )
+    except OSError as error:
+        _undo(written)
+        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except EdgekitError:
+        _undo(written)
+        raise
+
+
+def _undo(written: list[Path]) -> None:
+    for path in written:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+    for folder in filter(Path.is_dir, written):
+        folder.rmdir()
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """TOML of flat values; JSON's strings and numbers are TOML's."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _await_answer(state: FleetState, asked: StoredCommand) -> StoredCommand:
+    while True:
+        found = state.commands.get(asked.device, asked.number)
+        if found.state in ("done", "expired") or time.time() > asked.expires + 1:
+            return found
+        time.sleep(POLL_SECONDS)
+
+
+def _presence(view: DeviceView) -> str:
+    if view.online:
+        return "online"
+    return f"offline since {_time(view.seen)}" if view.seen else "never seen"
+
+
+def _models(view: DeviceView) -> str:
+    parts = []
+    for name, running in sorted(view.models.items()):
+        state = "" if running.state == "IDLE" else f" ({running.state})"
+        parts.append(f"{name} {running.version or 'none'}{state}")
+    return ", ".join(parts) or "-"
+
+
+def _outcomes(view: DeviceView) -> str:
+    parts = []
+    for name, outcome in sorted(view.outcomes.items()):
+        error = f": {outcome.error}" if outcome.error else ""
+        parts.append(f"{name} {outcome.version} {outcome.result}{error}")
+    return ", ".join(parts) or "-"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")

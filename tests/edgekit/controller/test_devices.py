@@ -1,0 +1,189 @@
+"""What devices say is kept once it is theirs; commands reach them signed, and their answers are kept."""
+
+import msgspec
+
+from edgekit import topics
+from edgekit.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
+from edgekit.rollout import State
+from edgekit.trust.envelopes import open_envelope, seal
+from tests.simulators.control import FLEET, ControlSide, FakeDevice
+
+
+def view(side, name="pi-1"):
+    (found,) = side.state.devices.views(side.clock.wall(), 90.0, name)
+    return found
+
+
+def events(side, name="pi-1"):
+    return [event.kind for event in side.state.devices.events(name)]
+
+
+async def test_report_is_kept_and_shown(tmp_path):
+    """A signed report becomes what the operator sees of the device."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.report(facts={"arch": "aarch64"})
+        await side.until(lambda: view(side).facts == {"arch": "aarch64"})
+        assert view(side).online
+
+
+async def test_older_and_repeated_reports_are_passed_over(tmp_path):
+    """Only a higher number replaces what is known."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.report(number=50, facts={"n": 50})
+        await side.until(lambda: view(side).facts == {"n": 50})
+        await device.report(number=49, facts={"n": 49})
+        await device.report(number=50, facts={"n": "again"})
+        await device.report(number=51, facts={"n": 51})
+        await side.until(lambda: view(side).facts != {"n": 50})
+        assert view(side).facts == {"n": 51}
+
+
+async def test_report_by_another_key_is_an_event_and_nothing_else(tmp_path):
+    """Who does not hold the device's key cannot speak for it."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await side.until(lambda: view(side).seen)
+        stranger = FakeDevice(side.broker, tmp_path / "elsewhere", "pi-1")
+        device.signer = stranger.signer
+        await device.report(facts={"forged": True})
+        await side.until(lambda: events(side) == ["bad-signature"])
+        assert view(side).facts == {}
+
+
+async def test_unknown_device_and_garbage_are_events(tmp_path):
+    """What cannot be read, and who is not enrolled, is written down; the controller goes on."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        side.broker.publish(topics.device(FLEET, "ghost", "reported"), b"\xc1", qos=1)
+        await device.say("reported", b"\xc1 garbage")
+        await side.until(lambda: events(side, "ghost") == ["unknown-device"] and events(side) == ["bad-message"])
+        for _ in range(20):
+            await device.say("reported", b"more garbage")
+        await device.report(facts={"fine": True})
+        await side.until(lambda: view(side).facts == {"fine": True})
+        assert events(side) == ["bad-message"]
+        assert side.controller.devices.failures == 0
+
+
+async def test_report_for_another_device_or_fleet_is_refused(tmp_path):
+    """A device can only speak of itself, in its fleet."""
+    async with ControlSide(tmp_path) as side:
+        device, other = await side.device("pi-1"), await side.device("pi-2")
+        await device.report(device="pi-2", facts={"forged": True})
+        await side.until(lambda: events(side) == ["bad-message"])
+        await other.report(fleet="elsewhere", facts={"forged": True})
+        await side.until(lambda: events(side, "pi-2") == ["bad-message"])
+        assert view(side).facts == view(side, "pi-2").facts == {}
+
+
+async def test_will_of_an_older_session_does_not_end_the_newer_one(tmp_path):
+    """Presence follows the session number and not the order of arrival."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.say("presence", encode(Presence(online=True, session=5)), retain=True)
+        await device.say("presence", encode(Presence(online=False, session=4)))
+        await device.report(facts={"after": 1})
+        await side.until(lambda: view(side).facts)
+        assert view(side).online
+        await device.say("presence", encode(Presence(online=False, session=5)))
+        await side.until(lambda: not view(side).online)
+
+
+async def test_events_and_telemetry_are_kept(tmp_path):
+    """A device's event is written down with its reason; its last counters are shown."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        event = Event(device="pi-1", kind="refused", at=1.0, model="digits", error="SelfTestError", message="wrong")
+        await device.say("event", seal(event, device.signer))
+        await device.say("telemetry", encode(Telemetry("pi-1", 2.0, 60.0, {"requests": 7.0})))
+        await side.until(lambda: view(side).telemetry)
+        assert view(side).telemetry["counters"] == {"requests": 7.0}
+        (kept,) = side.state.devices.events("pi-1")
+        assert (kept.kind, kept.model, kept.error, kept.message) == ("refused", "digits", "SelfTestError", "wrong")
+
+
+async def test_absurd_values_do_no_harm(tmp_path):
+    """Numbers beyond any database's and texts beyond any column's are cut or passed over."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.report(number=2**63)
+        await device.say("presence", encode(Presence(online=True, session=2**63)))
+        await device.report(at=float("nan"))
+        await device.report(facts={"deep": _nested(900)})
+        await device.report(facts={"foreign": msgspec.msgpack.Ext(5, b"x")})
+        event = Event(device="pi-1", kind="k" * 500, at=1.0, message="m" * 100_000, detail={"d": "x" * 10_000})
+        await device.say("event", seal(event, device.signer))
+        await side.until(lambda: len(events(side)) == 2)
+        kept, complaint = side.state.devices.events("pi-1")
+        assert complaint.kind == "bad-message"
+        assert (len(kept.kind), len(kept.message), kept.detail) == (63, 2000, {})
+        assert side.controller.devices.failures == 0
+
+
+async def test_report_that_json_cannot_hold_breaks_no_rollout(tmp_path):
+    """One device that reports NaN does not keep the others from being looked at."""
+    async with ControlSide(tmp_path) as side:
+        side.publish("digits", "1.0.0")
+        bad, good = await side.device("pi-bad"), await side.device("pi-good")
+        outcome = Outcome("a" * 64, "1.0.0", "refused", at=float("nan"))
+        await bad.report(outcomes={"digits": outcome})
+        await side.until(lambda: events(side, "pi-bad") == ["bad-message"])
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        assert good.models
+
+
+async def test_command_is_signed_sent_once_and_answered(tmp_path):
+    """An operator's command reaches the device under the director's signature; the answer is kept."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await side.until(lambda: view(side).online)
+        now = side.clock.wall()
+        asked = side.state.commands.ask("pi-1", "self-test", {}, now=now, expires=now + 60)
+        await side.until(lambda: side.state.commands.get("pi-1", asked.number).state == "done")
+        answered = side.state.commands.get("pi-1", asked.number)
+        assert answered.ok
+        assert answered.message == "all golden rows agree"
+        assert len(device.commands) == 1
+        command = open_envelope(device.commands[0], Command, side.director.public_key)
+        assert (command.device, command.fleet, command.kind) == ("pi-1", FLEET, "self-test")
+
+
+async def test_command_waits_for_the_device_and_runs_out(tmp_path):
+    """A command to a device that is away is sent when it comes, and is marked when its time is over."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.say("presence", encode(Presence(online=False, session=1)), retain=True)
+        await side.until(lambda: view(side).seen and not view(side).online)
+        now = side.clock.wall()
+        late = side.state.commands.ask("pi-1", "self-test", {}, now=now, expires=now + 0.05)
+        await side.until(lambda: side.state.commands.get("pi-1", late.number).state == "expired")
+        asked = side.state.commands.ask("pi-1", "self-test", {}, now=now, expires=now + 60)
+        assert asked.number > late.number
+        await device.say("presence", encode(Presence(online=True, session=2)), retain=True)
+        await side.until(lambda: side.state.commands.get("pi-1", asked.number).state == "done")
+        assert len(device.commands) == 1
+
+
+async def test_answer_that_nobody_asked_for_changes_nothing(tmp_path):
+    """A result with an unknown number, or of another device, completes no command."""
+    async with ControlSide(tmp_path) as side:
+        device, other = await side.device("pi-1"), await side.device("pi-2")
+        await device.say("presence", encode(Presence(online=False, session=1)), retain=True)
+        await side.until(lambda: view(side).seen and not view(side).online)
+        now = side.clock.wall()
+        asked = side.state.commands.ask("pi-1", "self-test", {}, now=now, expires=now + 60)
+        await other.say("result", seal(Result("pi-2", asked.number, True, "forged"), other.signer))
+        await device.say("result", seal(Result("pi-1", asked.number + 1, True, "forged"), device.signer))
+        await device.report(facts={"after": 1})
+        await side.until(lambda: view(side).facts)
+        assert side.state.commands.get("pi-1", asked.number).state == "asked"
+
+
+def _nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value

@@ -1,0 +1,278 @@
+"""The block and metadata services: what devices ask for, and what anybody else might."""
+
+import asyncio
+import hashlib
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgekit import topics
+from edgekit.controller.blocks import MAX_CREDIT, BlockCache, BlockService
+from edgekit.controller.metadata import MetadataService
+from edgekit.manifest import BLOCK_BYTES
+from edgekit.messages import Answer, BlocksRequest, MetadataRequest, Range, decode, encode
+from edgekit.registry import blob_name
+from edgekit.stores import open_store
+from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
+
+FLEET = "test"
+BLOB = bytes(range(256)) * 256 * 20 + b"tail"  # 20 whole blocks and a short one
+DIGEST = hashlib.sha256(BLOB).hexdigest()
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def wall(self):
+        return self.now
+
+
+class CountingStore:
+    """A real store that counts what is read."""
+
+    def __init__(self, store):
+        self._store = store
+        self.reads = 0
+
+    def get_range(self, name, start, length):
+        self.reads += 1
+        return self._store.get_range(name, start, length)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+class Desk:
+    """Both services, and devices that ask them."""
+
+    def __init__(self, folder, **options):
+        self.broker = MemoryBroker()
+        self.store = CountingStore(open_store(f"file://{folder}"))
+        self.store.put(blob_name(DIGEST), BLOB)
+        self.store.put("metadata/timestamp.json", b"{}")
+        self.store.put("metadata/7.snapshot.json", b"s" * (2 * BLOCK_BYTES + 1))
+        self.clock = Clock()
+        transport = MemoryTransport(self.broker, "controller")
+        self.blocks = BlockService(
+            fleet=FLEET,
+            transport=transport,
+            store=self.store,
+            clock=self.clock,
+            concurrent_transfers=options.get("concurrent_transfers", 4),
+        )
+        self.metadata = MetadataService(fleet=FLEET, transport=transport, store=self.store)
+        self.transports = {"controller": transport}
+        self.answers = {}
+
+    async def __aenter__(self):
+        await connect(self.transports["controller"])
+        await self.blocks.start()
+        await self.metadata.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.blocks.stop()
+        await self.metadata.stop()
+        for transport in self.transports.values():
+            await transport.stop()
+
+    async def ask(self, kind, request, device="pi-1", count=1):
+        """The next `count` answers that the device gets."""
+        if device not in self.transports:
+            self.transports[device] = MemoryTransport(self.broker, device)
+            await connect(self.transports[device])
+            self.answers[device] = asyncio.Queue()
+            queue = self.answers[device]
+            await self.transports[device].subscribe(
+                topics.answer(FLEET, device), lambda m: queue.put_nowait(decode(m.payload, Answer))
+            )
+        payload = request if isinstance(request, bytes) else encode(request)
+        await self.transports[device].publish(topics.request(FLEET, kind, device), payload, qos=1)
+        return [await asyncio.wait_for(self.answers[device].get(), 10) for _ in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "store"
+
+
+def want(*ranges, credit=MAX_CREDIT, digest=DIGEST, request_id="r1"):
+    return BlocksRequest(request_id, digest, tuple(Range(*pair) for pair in ranges), credit)
+
+
+# --- blocks
+
+
+async def test_blocks_come_as_asked(folder):
+    """Each block carries its index, the number of blocks and the request's id; the last one is short."""
+    async with Desk(folder) as desk:
+        answers = await desk.ask("blocks", want((19, 20), (3, 3)), count=3)
+    assert [(a.id, a.index, a.total) for a in answers] == [("r1", 19, 21), ("r1", 20, 21), ("r1", 3, 21)]
+    assert [a.data for a in answers] == [BLOB[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES] for i in (19, 20, 3)]
+
+
+async def test_credit_bounds_the_answers(folder):
+    """No more blocks come than the device gave credit for, and never more than the service's own bound."""
+    async with Desk(folder) as desk:
+        await desk.ask("blocks", want((0, 20), credit=2), count=2)
+        last = await desk.ask("blocks", want((0, 20), credit=10**9, request_id="r2"), count=MAX_CREDIT)
+        assert [a.index for a in last] == list(range(MAX_CREDIT))
+        assert desk.answers["pi-1"].empty()
+
+
+async def test_neighbouring_blocks_are_one_read_and_hot_ones_none(folder):
+    """A run of blocks costs one read of the store; the next device in step costs none."""
+    async with Desk(folder) as desk:
+        await desk.ask("blocks", want((0, 15)), count=16)
+        assert desk.store.reads == 1
+        await desk.ask("blocks", want((0, 15)), device="pi-2", count=16)
+        assert desk.store.reads == 1
+
+
+async def test_mended_blob_is_served_after_a_while(folder):
+    """The cache forgets: what was damaged in the store and mended is served as it is now."""
+    async with Desk(folder) as desk:
+        desk.store.put(blob_name(DIGEST), b"x" * len(BLOB))
+        (damaged,) = await desk.ask("blocks", want((0, 0)))
+        desk.store.put(blob_name(DIGEST), BLOB)
+        desk.clock.now += 60
+        (mended,) = await desk.ask("blocks", want((0, 0)))
+    assert damaged.data == b"x" * BLOCK_BYTES
+    assert mended.data == BLOB[:BLOCK_BYTES]
+
+
+async def test_missing_blob_is_not_found(folder):
+    """A digest that the store does not hold is answered so."""
+    async with Desk(folder) as desk:
+        (answer,) = await desk.ask("blocks", want((0, 0), digest="0" * 64))
+    assert (answer.id, answer.error, answer.data) == ("r1", "not-found", b"")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        want((0, 0), digest="../../keys/root"),
+        want((0, 0), digest="A" * 64),
+        want((0, 21)),
+        want((5, 4)),
+        want((-1, 0)),
+        want((0, 2**62)),
+        want(),
+        want(*[(0, 0)] * 1025),
+        want((0, 0), credit=0),
+        want((0, 0), request_id="r" * 65),
+        want((0, 0), request_id=""),
+        MetadataRequest("r1", "timestamp.json"),
+        b"",
+        b"\xc1",
+        b"\xff" * 1000,
+        msgspec.msgpack.encode({"id": 7}),
+    ],
+)
+async def test_hostile_block_requests_get_an_error_answer(folder, request_):
+    """What is malformed or out of bounds is answered bad-request, and the next good request is served."""
+    async with Desk(folder) as desk:
+        (answer,) = await desk.ask("blocks", request_)
+        assert answer.error == "bad-request"
+        assert answer.data == b""
+        (good,) = await desk.ask("blocks", want((0, 0)))
+        assert good.error == ""
+        assert desk.blocks.failures == 0
+
+
+async def test_transfers_beyond_the_cap_are_told_busy(folder):
+    """Only so many devices are served at a time; another gets its turn when one has been idle."""
+    async with Desk(folder, concurrent_transfers=2) as desk:
+        for device in ("pi-1", "pi-2"):
+            assert (await desk.ask("blocks", want((0, 0)), device))[0].error == ""
+        assert (await desk.ask("blocks", want((0, 0)), "pi-3"))[0].error == "busy"
+        assert (await desk.ask("blocks", want((1, 1)), "pi-1"))[0].error == ""
+        desk.clock.now += 10
+        assert (await desk.ask("blocks", want((0, 0)), "pi-3"))[0].error == ""
+
+
+async def test_flood_of_one_device_is_bounded(folder):
+    """A device that asks without waiting is told busy for the excess, and its answers stay bounded."""
+    async with Desk(folder) as desk:
+        await desk.ask("blocks", want((0, 0)))
+        topic = topics.request(FLEET, "blocks", "pi-1")
+        for i in range(40):
+            desk.broker.publish(topic, encode(want((0, 20), request_id=f"f{i}")), qos=1)
+        answers = []
+        while len({a.id for a in answers}) < 40:
+            answers.append(await asyncio.wait_for(desk.answers["pi-1"].get(), 10))
+        busy = [a for a in answers if a.error == "busy"]
+        assert 0 < len(busy) < 40
+        assert len(answers) - len(busy) <= (40 - len(busy)) * MAX_CREDIT
+
+
+async def test_empty_blob_has_no_blocks(folder):
+    """Asking for a block of an empty blob is a bad request and nothing worse."""
+    async with Desk(folder) as desk:
+        digest = hashlib.sha256(b"").hexdigest()
+        desk.store.put(blob_name(digest), b"")
+        (answer,) = await desk.ask("blocks", want((0, 0), digest=digest))
+    assert answer.error == "bad-request"
+
+
+def test_cache_stays_within_its_bytes():
+    """The least recently used blocks make room."""
+    cache = BlockCache(100, 10.0, Clock())
+    for index in range(10):
+        cache.put("d", index, b"x" * 30)
+    assert cache.bytes <= 100
+    assert cache.get("d", 9) == b"x" * 30
+    assert cache.get("d", 0) is None
+    cache.put("d", 9, b"y")
+    assert cache.get("d", 9) == b"y"
+    assert cache.bytes == 61
+
+
+# --- metadata
+
+
+async def test_metadata_comes_in_parts(folder):
+    """A file larger than a block comes in numbered parts that make it whole."""
+    async with Desk(folder) as desk:
+        parts = await desk.ask("metadata", MetadataRequest("m1", "7.snapshot.json"), count=3)
+    assert [(p.id, p.index, p.total) for p in parts] == [("m1", i, 3) for i in range(3)]
+    assert b"".join(p.data for p in parts) == b"s" * (2 * BLOCK_BYTES + 1)
+    assert max(len(p.data) for p in parts) == BLOCK_BYTES
+
+
+async def test_missing_metadata_is_not_found(folder):
+    """The next root that does not exist yet is answered, so that a device need not wait for a timeout."""
+    async with Desk(folder) as desk:
+        (answer,) = await desk.ask("metadata", MetadataRequest("m1", "2.root.json"))
+    assert answer.error == "not-found"
+
+
+@pytest.mark.parametrize(
+    "name", ["../keys/root.json", "/etc/passwd", "a/b.json", "timestamp.txt", "", "..json", "X.json", "a\n.json"]
+)
+async def test_names_that_leave_the_folder_are_refused(folder, name):
+    """Nothing but a plain metadata file name reaches the store."""
+    async with Desk(folder) as desk:
+        desk.store.put("keys/root.json", b"secret")
+        (answer,) = await desk.ask("metadata", MetadataRequest("m1", name))
+    assert answer.error in ("not-found", "bad-request")
+    assert answer.data == b""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["blocks", "metadata"]), st.binary(max_size=200))
+def test_garbage_never_breaks_a_service(tmp_path_factory, kind, payload):
+    """Any bytes get exactly one error answer."""
+
+    async def story():
+        async with Desk(tmp_path_factory.mktemp("store")) as desk:
+            (answer,) = await desk.ask(kind, payload)
+            assert answer.error
+            assert desk.blocks.failures == desk.metadata.failures == 0
+
+    asyncio.run(story())
