@@ -92,8 +92,10 @@ class ObjectStore:
 
     def put(self, name: str, data: bytes | Path) -> None:
         """See Store.put."""
-        with self._wrapped(name, "written"):
+        try:
             obstore.put(self._remote, _checked(name), data)
+        except _FAILURES as error:  # an absent source file too
+            raise self._failed(name, "written", error) from error
 
     def exists(self, name: str) -> bool:
         """See Store.exists."""

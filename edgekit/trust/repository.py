@@ -182,8 +182,12 @@ class Repository:
             self._commit(state, {publisher_role(parsed.name): self._next(publisher, "publisher")})
             return target
 
-    def mark(self, name: str, version: str, **custom: str | int | bool) -> list[str]:
-        """Set signed fields, for example ``retired=True``, on every target of a version.
+    def mark(self, name: str, version: str, *, retired: bool | None = None, channel: str | None = None) -> list[str]:
+        """Set signed fields on every target of a version; its content and release stay.
+
+        Args:
+            retired: It is not chosen any more; None leaves it as it is.
+            channel: What it is promoted to, for example ``stable``; None leaves it as it is.
 
         Returns:
             The paths that were changed.
@@ -198,7 +202,7 @@ class Repository:
             if not found:
                 raise NotFoundError(f"model {name!r} has no version {version!r}")
             for file in found:
-                file.custom.update(custom)
+                file.custom.update({k: v for k, v in (("retired", retired), ("channel", channel)) if v is not None})
             self._commit(state, {publisher_role(name): self._next(publisher, "publisher")})
             return [file.path for file in found]
 

@@ -1,0 +1,155 @@
+"""`edgekit registry`, as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgekit.cli.main import edgekit
+from edgekit.errors import EdgekitError, NotFoundError, SettingsError, VerificationError
+from tests.simulators.bundles import write_bundle
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("EDGEKIT_PASSPHRASE", "EDGEKIT_REGISTRY", "EDGEKIT_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def type_in(*words: str, **options: str) -> Result:
+    return CliRunner().invoke(edgekit, ["registry", *words], **options)
+
+
+def ran(*words: str, **options: str) -> str:
+    result = type_in(*words, **options)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def failed(kind: type[EdgekitError], *words: str) -> EdgekitError:
+    result = type_in(*words)
+    assert isinstance(result.exception, kind), (result.output, result.exception)
+    return result.exception
+
+
+def test_the_whole_life_of_a_version(folder: Path) -> None:
+    """Init, publish two, list, show, promote, retire, verify: stable keys in --json, words without."""
+    first, second = write_bundle(folder), write_bundle(folder, version="1.1.0")
+    assert "root, targets" in ran("init")
+    assert "digits" in ran("publish", str(first))
+    (published,) = json.loads(ran("publish", str(second), "--json"))
+    assert (published["name"], published["version"], published["release"]) == ("digits", "1.1.0", 2)
+    assert "channel stable" in ran("promote", "digits", "1.0.0", "stable")
+    assert "retired true" in ran("retire", "digits", "1.1.0")
+    rows = json.loads(ran("list", "--json"))
+    assert [(row["version"], row["retired"], row["channel"]) for row in rows] == [
+        ("1.0.0", False, "stable"),
+        ("1.1.0", True, ""),
+    ]
+    assert ran("list").splitlines()[2].split()[-1] == "retired"
+    assert "model.onnx, 150000 bytes" in ran("show", "digits", "1.0.0")
+    (shown,) = json.loads(ran("show", "digits", "1.0.0", "--json"))
+    assert shown["manifest"]["version"] == "1.0.0"
+    assert len(ran("show", "digits").splitlines()) == 3
+    assert json.loads(ran("verify", "--json")) == {"faults": [], "sound": True}
+
+
+def test_init_says_which_keys_belong_where(folder: Path) -> None:
+    """Offline, online and the file for devices are told apart, in words and in JSON."""
+    told = json.loads(ran("init", "--json", "--keys", "secret", "--registry", "file://store", "--root-keys", "2"))
+    assert told["offline"] == ["root-1", "root-2", "targets"]
+    assert told["online"] == ["director", "snapshot", "timestamp"]
+    assert Path(told["root"]) == Path("secret/root.json")
+    assert (folder / "secret" / "root.json").exists()
+    assert (folder / "store" / "metadata" / "timestamp.json").exists()
+
+
+def test_init_twice_is_refused(folder: Path) -> None:
+    """A second registry neither replaces the first nor its keys."""
+    ran("init")
+    before = (folder / "keys" / "root").read_bytes()
+    assert "already a registry" in str(failed(SettingsError, "init"))
+    assert "keys" in str(failed(SettingsError, "init", "--registry", "file://other"))
+    assert (folder / "keys" / "root").read_bytes() == before
+    assert not (folder / "other" / "metadata").exists()
+
+
+def test_a_dry_run_writes_nothing(folder: Path) -> None:
+    """The plan names what would be uploaded, and a version conflict already fails it."""
+    bundle = write_bundle(folder)
+    ran("init")
+    before = sorted(folder.rglob("*"))
+    (plan,) = json.loads(ran("publish", str(bundle), "--dry-run", "--json"))
+    assert plan == {
+        "path": "models/digits/pi/1.0.0/manifest.json",
+        "published": False,
+        "new_model": True,
+        "upload_files": 2,
+        "upload_bytes": 150_006,
+    }
+    assert sorted(folder.rglob("*")) == before
+    ran("publish", str(bundle))
+    (plan,) = json.loads(ran("publish", str(bundle), "--dry-run", "--json"))
+    assert (plan["published"], plan["new_model"], plan["upload_bytes"]) == (True, False, 0)
+    changed = write_bundle(folder / "changed", model=b"changed")
+    assert "other content" in str(type_in("publish", str(changed), "--dry-run").exception)
+
+
+def test_one_bad_bundle_stops_them_all(folder: Path) -> None:
+    """All bundles are checked before the first one is published."""
+    good, bad = write_bundle(folder), write_bundle(folder, version="1.1.0")
+    (bad / "model.onnx").write_bytes(b"")
+    ran("init")
+    result = type_in("publish", str(good), str(bad))
+    assert "not whole" in str(result.exception)
+    assert json.loads(ran("list", "--json")) == []
+
+
+def test_verify_refuses_a_tampered_blob(folder: Path) -> None:
+    """Exit 3, the digest on stdout, and how to mend it."""
+    ran("init")
+    ran("publish", str(write_bundle(folder)))
+    blob = max((folder / "registry" / "blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    blob.write_bytes(b"X" + blob.read_bytes()[1:])
+    result = type_in("verify")
+    assert blob.name in result.stdout
+    assert isinstance(result.exception, VerificationError)
+    assert result.exception.exit_code == 3
+    assert "publishing its bundle again" in result.exception.advice
+
+
+@pytest.mark.parametrize("way", ["file", "environment", "prompt"])
+def test_keys_are_encrypted_by_a_passphrase_from_anywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Whichever way it comes in, publishing needs it again and a wrong one is said."""
+    (folder / "pass").write_text("secret\n")
+    bundle = str(write_bundle(folder))
+    if way == "file":
+        ran("init", "--passphrase-file", "pass")
+    elif way == "environment":
+        monkeypatch.setenv("EDGEKIT_PASSPHRASE", "secret")
+        ran("init")
+        monkeypatch.delenv("EDGEKIT_PASSPHRASE")
+    else:
+        ran("init", "--encrypt", input="secret\nsecret\n")
+    assert all(b"ENCRYPTED" in (folder / "keys" / role).read_bytes() for role in ("root", "director", "timestamp"))
+    assert "no passphrase" in str(failed(SettingsError, "publish", bundle))
+    (folder / "wrong").write_text("guess")
+    assert "wrong" in str(failed(SettingsError, "publish", bundle, "--passphrase-file", "wrong"))
+    ran("publish", bundle, "--passphrase-file", "pass")
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["verify"], ["publish", "b"], ["show", "digits"], ["retire", "d", "1.0.0"]]
+)
+def test_without_a_registry_the_advice_is_init(folder: Path, words: list[str]) -> None:
+    """Every command that needs one says how to make it."""
+    if words[0] == "publish":
+        words = ["publish", str(write_bundle(folder))]
+    assert "registry init" in failed(NotFoundError, *words).advice

@@ -1,0 +1,30 @@
+"""Bundles whose artifacts are plain bytes: for what signs, stores and moves bundles but never runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
+from edgekit.recipe import Recipe
+from edgekit.tensors import DType, TensorSpec
+
+
+def manifest_of(
+    name: str = "digits", version: str = "1.0.0", target: str = "pi", model: bytes = b"model" * 30_000
+) -> Manifest:
+    """A manifest; the model has three blocks unless `model` says otherwise."""
+    binding = Binding(TensorSpec("x", DType.FLOAT32, (None, 3)), TensorSpec("x", DType.FLOAT32, (1, 3)))
+    files = (file_entry("model.onnx", "model", model), file_entry("golden.npz", "golden", b"golden"))
+    return Manifest(name, version, target, "onnxruntime", files, (binding,), (binding,), Golden(1, (), False), Recipe())
+
+
+def write_bundle(
+    folder: Path, name: str = "digits", version: str = "1.0.0", target: str = "pi", model: bytes = b"model" * 30_000
+) -> Path:
+    """Write a bundle into a new folder below `folder`, named as convert names it."""
+    bundle = folder / f"{name}-{version}-{target}"
+    bundle.mkdir(parents=True)
+    (bundle / "model.onnx").write_bytes(model)
+    (bundle / "golden.npz").write_bytes(b"golden")
+    (bundle / MANIFEST_NAME).write_bytes(manifest_of(name, version, target, model).canonical_bytes())
+    return bundle
