@@ -1,7 +1,6 @@
 """Publish a bundle into a signed registry, read it back verified, and see a damaged blob refused.
 
-Prints the catalogue's entry, "verified" for the copy that was fetched, and then the digest that does not match after
-one byte of the stored model was changed.
+Prints the catalogue's entry, "verified" for the fetched copy, and the digest that fails once a stored byte is changed.
 """
 
 import tempfile
