@@ -1,0 +1,333 @@
+"""The agent: resumes what a restart interrupted, serves, follows the signed assignment, reports, obeys commands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
+
+from device_agents.answers import Answers
+from device_agents.blocks_fetch import BlockFetcher
+from device_agents.commands import Commands
+from device_agents.control import ControlLink
+from device_agents.deployment import Deployment, Event, Limits, State
+from device_agents.effects import Effects
+from device_agents.journal import Journal
+from device_agents.seams import Inference, SelfTester, TrustFactory
+from device_agents.telemetry import Window, flatten
+from device_agents.threads import in_thread
+from device_agents.update import UpdateMachine
+from device_agents.updater import Updater
+from edgekit import messages
+from edgekit.errors import EdgekitError, ExpiredError, TransportError, UnavailableError, VerificationError
+from edgekit.manifest import NAME, Manifest
+from edgekit.protocols import Clock, Disk, Transport
+from edgekit.trust.assignment import Assignment, Entry
+
+log = logging.getLogger(__name__)
+
+ASSIGNMENT_RETRY_SECONDS = (1.0, 60.0)
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the agent is and how long it takes for what; as `edgekit.settings.AgentSettings`."""
+
+    device: str
+    fleet: str
+    heartbeat_seconds: float = 30.0
+    telemetry_seconds: float = 60.0
+    max_bundle_bytes: int = 2 * 1024**3
+    limits: Limits = Limits()
+
+
+class Agent:
+    """One device.
+
+    Args:
+        options: Who and how.
+        disk: The device's folder.
+        journal: On the same disk, its session begun.
+        transport: Made with the will of that session; the agent starts and stops it.
+        trust: Makes verified metadata, given a blocking function that fetches one metadata file.
+        inference: What answers local applications.
+        self_test: Judges a staged bundle.
+        mismatches: Every reason why a manifest does not fit this device.
+        facts: What this device measured of itself, for its reports.
+        signer: The device's key.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        *,
+        disk: Disk,
+        journal: Journal,
+        transport: Transport,
+        trust: TrustFactory,
+        inference: Inference,
+        self_test: SelfTester,
+        mismatches: Callable[[Manifest], list[str]],
+        facts: dict[str, Any],
+        signer: CryptoSigner,
+        clock: Clock,
+    ) -> None:
+        self._options, self._journal, self._clock = options, journal, clock
+        self._inference, self._facts = inference, facts
+        self._answers = Answers(transport, fleet=options.fleet, device=options.device)
+        self._trust = trust(self._fetch_metadata)
+        self._effects = Effects(
+            disk=disk,
+            journal=journal,
+            trust=self._trust,
+            fetcher=BlockFetcher(self._answers, clock),
+            inference=inference,
+            self_test=self_test,
+            mismatches=mismatches,
+            clock=clock,
+            max_bundle_bytes=options.max_bundle_bytes,
+        )
+        self._link = ControlLink(
+            transport,
+            device=options.device,
+            fleet=options.fleet,
+            session=journal.record.session,
+            signer=signer,
+            clock=clock,
+            heartbeat_seconds=options.heartbeat_seconds,
+            report=self._report,
+        )
+        self._commands = Commands(
+            options.device,
+            options.fleet,
+            link=self._link,
+            journal=journal,
+            inference=inference,
+            director_key=self._director_key,
+            active=lambda: [name for name, state in self.states.items() if state.active is not None],
+            clock=clock,
+        )
+        self._machine = UpdateMachine(options.limits)
+        self._updaters: dict[str, Updater] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._wake = asyncio.Event()
+        self._refused_payload = b""
+
+    @property
+    def states(self) -> dict[str, State]:
+        """Update state of each model."""
+        return {name: updater.state for name, updater in self._updaters.items()}
+
+    async def start(self) -> None:
+        """Take up the journal and make installed models answer; needs no broker.
+
+        Raises:
+            DataError: the journal cannot be read.
+            DiskError: the disk failed.
+        """
+        for model, state in self._journal.models().items():
+            installed = await self._updater(model, state).boot()
+            if installed is None:
+                continue
+            try:
+                await self._effects.load(model, installed)
+                log.info("%s %s answers from slot %s", model, installed.version, installed.slot)
+            except EdgekitError as error:
+                # It ran here before, so this is the device's trouble; the cloud tier and other models still answer.
+                log.error("%s %s cannot be loaded: %s", model, installed.version, error)
+                self._event("load-failed", model, type(error).__name__, str(error))
+
+    async def run(self) -> None:
+        """Connect and work until `stop`; then end in order. Any other end is an error that it raises."""
+        self._loop = asyncio.get_running_loop()
+        await self._answers.start()
+        await self._link.start()
+        for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry()):
+            self._spawn(work)
+        for updater in self._updaters.values():
+            self._spawn(updater.run())
+        try:
+            while not self._stopping:
+                await self._wake.wait()
+                self._wake.clear()
+                for task in self._tasks:
+                    if task.done():
+                        task.result()  # none ends but by a bug, which must not go unseen
+        finally:
+            self._answers.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._link.stop()
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stopping = True
+        self._wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._wake.set())
+        self._tasks.append(task)
+
+    def _updater(self, model: str, state: State) -> Updater:
+        self._updaters[model] = Updater(
+            model,
+            state,
+            machine=self._machine,
+            effects=self._effects,
+            journal=self._journal,
+            clock=self._clock,
+            listener=self._stepped,
+        )
+        return self._updaters[model]
+
+    def _fetch_metadata(self, name: str) -> bytes:
+        """One metadata file, for the trust client's thread, by the event loop's connection."""
+        if self._loop is None:
+            raise TransportError("the agent has not begun to connect")
+        return asyncio.run_coroutine_threadsafe(self._answers.metadata(name), self._loop).result()
+
+    async def _director_key(self) -> Key:
+        async with self._effects.trust_lock:
+            return await in_thread(self._trust.director_key)
+
+    # --- the assignment
+
+    async def _follow_desired(self) -> None:
+        first, most = ASSIGNMENT_RETRY_SECONDS
+        payload, delay = await self._link.next_desired(), first
+        while True:
+            again = await self._accept(payload)
+            try:
+                wait = delay * random.uniform(0.5, 1.0) if again else None
+                payload, delay = await self._link.next_desired(wait), first
+            except asyncio.TimeoutError:
+                delay = min(most, delay * 2)
+
+    async def _accept(self, payload: bytes) -> bool:
+        """Offer what the assignment names; True when it is worth another attempt."""
+        try:
+            assignment = await self._verify(payload)
+        except (VerificationError, UnavailableError) as error:
+            log.warning("the assignment is not followed: %s: %s", type(error).__name__, error)
+            if isinstance(error, VerificationError) and payload != self._refused_payload:
+                self._refused_payload = payload
+                self._event("assignment-refused", "", type(error).__name__, str(error))
+            return isinstance(error, UnavailableError | ExpiredError)
+        await self._hold(assignment)
+        for name, entry in assignment.entries.items():
+            if name not in self._updaters:
+                self._spawn(self._updater(name, State()).run())
+            self._updaters[name].offer(_to_deployment(entry, assignment.version))
+        for name, updater in self._updaters.items():
+            if name not in assignment.entries:
+                updater.cancel()
+        self._link.changed()
+        return False
+
+    async def _verify(self, payload: bytes) -> Assignment:
+        await self._effects.refresh()
+        async with self._effects.trust_lock:
+            assignment = await in_thread(
+                self._trust.verify_assignment,
+                payload,
+                self._options.device,
+                self._options.fleet,
+                self._clock.wall(),
+                seen_version=self._journal.record.assignment,
+            )
+        for name, entry in assignment.entries.items():
+            if name != entry.name or not NAME.fullmatch(name):
+                raise VerificationError(f"assignment {assignment.version} names a model {name!r} that is no model name")
+        await in_thread(self._journal.accept_assignment, assignment.version)
+        return assignment
+
+    async def _hold(self, assignment: Assignment) -> None:
+        """Follow the fleet's hints: wait while it is paused, and spread what is new."""
+        running = {name: state.active.digest if state.active else "" for name, state in self.states.items()}
+        if all(running.get(name) == entry.sha256 for name, entry in assignment.entries.items()):
+            return
+        while self._link.hints.paused:
+            log.info("the fleet is paused; assignment %d waits", assignment.version)
+            self._link.hints_changed.clear()
+            await self._link.hints_changed.wait()
+        await asyncio.sleep(random.uniform(0.0, self._link.hints.spread_seconds))
+
+    # --- what is told
+
+    async def _report(self) -> messages.Reported:
+        number = await in_thread(self._journal.next_report)
+        return messages.Reported(
+            device=self._options.device,
+            fleet=self._options.fleet,
+            number=number,
+            at=self._clock.wall(),
+            assignment=self._journal.record.assignment,
+            models={name: self._running(name, state) for name, state in self.states.items()},
+            outcomes={name: state.outcome for name, state in self.states.items() if state.outcome},
+            facts=self._facts,
+        )
+
+    def _running(self, model: str, state: State) -> messages.Running:
+        active = state.active
+        if active is None:
+            return messages.Running(state=state.name.value)
+        provider = self._inference.provider(model)
+        return messages.Running(active.digest, active.version, active.since, state.name.value, active.release, provider)
+
+    def _stepped(self, model: str, before: State, after: State, event: Event) -> None:
+        if after.outcome is not None and after.outcome != before.outcome:
+            outcome = after.outcome
+            detail = {"version": outcome.version, "digest": outcome.deployment}
+            self._event(f"deployment-{outcome.result}", model, outcome.error, outcome.message, detail)
+        if after.note and after.note != before.note:
+            error, _, message = after.note.partition(": ")
+            self._event("deployment-delayed", model, error, message)
+        if after != before:
+            self._link.changed()
+
+    def _event(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any] | None = None) -> None:
+        self._link.event(
+            messages.Event(self._options.device, kind, self._clock.wall(), model, error, message, detail or {})
+        )
+
+    async def _send_telemetry(self) -> None:
+        window = Window(self._options.device, self._clock.monotonic())
+        while True:
+            await asyncio.sleep(self._options.telemetry_seconds)
+            totals, now = self._counters(), self._clock.monotonic()
+            try:
+                await self._link.telemetry(window.peek(totals, now=now, at=self._clock.wall()))
+                window.sent(totals, now=now)
+            except TransportError as error:
+                log.debug("telemetry waits: %s", error)
+
+    def _counters(self) -> dict[str, float]:
+        own = {
+            "agent.wrong_blocks": float(self._effects.wrong_blocks),
+            "agent.foreign_answers": float(self._answers.foreign),
+            "agent.malformed_answers": float(self._answers.malformed),
+            "agent.unexpected_errors": float(self._effects.unexpected_errors),
+        }
+        return {**flatten(self._inference.counters()), **own}
+
+
+def _to_deployment(entry: Entry, assignment: int) -> Deployment:
+    return Deployment(
+        digest=entry.sha256,
+        length=entry.length,
+        path=entry.path,
+        name=entry.name,
+        version=entry.version,
+        target=entry.target,
+        release=entry.release,
+        assignment=assignment,
+    )

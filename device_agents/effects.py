@@ -1,0 +1,262 @@
+"""The effects of the UpdateMachine, each safe to repeat, and each outcome turned into one event."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from device_agents.blocks_fetch import BlockFetcher
+from device_agents.blocks_file import Download
+from device_agents.deployment import (
+    Activated,
+    Cleaned,
+    Committed,
+    Deployment,
+    Do,
+    Downloaded,
+    Event,
+    Failed,
+    Installed,
+    Proved,
+    Resolved,
+    RolledBack,
+    Staged,
+    State,
+    Tested,
+    Verified,
+)
+from device_agents.journal import Journal
+from device_agents.seams import Inference, SelfTester, Trust
+from device_agents.slots import Slots, verify_file
+from device_agents.threads import in_thread
+from edgekit.errors import (
+    CompatibilityError,
+    DiskError,
+    EdgekitError,
+    ExpiredError,
+    MissingExtraError,
+    SelfTestError,
+    UnavailableError,
+    VerificationError,
+)
+from edgekit.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from edgekit.protocols import Clock, Disk
+from edgekit.trust.assignment import Entry, check_agrees
+
+log = logging.getLogger(__name__)
+
+INCOMING = "incoming"
+_PASSING = (UnavailableError, ExpiredError)  # expired metadata is renewed by the control side
+_LASTING = (DiskError, MissingExtraError)  # of the former, what waiting does not mend
+_REFUSED = (VerificationError, CompatibilityError, SelfTestError)
+
+
+class Effects:
+    """Runs effects for every model of the device.
+
+    Args:
+        disk: Everything durable.
+        journal: For the trusted metadata versions.
+        trust: Verified metadata; used by one caller at a time.
+        fetcher: Blocks and manifests.
+        inference: What answers; told to switch.
+        self_test: Judges a staged bundle by its golden samples with a runtime of its own.
+        mismatches: Every reason why a manifest does not fit this device.
+        clock: Wall time for reports and expiry.
+        max_bundle_bytes: A larger bundle is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        journal: Journal,
+        trust: Trust,
+        fetcher: BlockFetcher,
+        inference: Inference,
+        self_test: SelfTester,
+        mismatches: Callable[[Manifest], list[str]],
+        clock: Clock,
+        max_bundle_bytes: int,
+    ) -> None:
+        self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
+        self._inference, self._self_test, self._mismatches = inference, self_test, mismatches
+        self._clock, self._max_bundle_bytes = clock, max_bundle_bytes
+        self._live: dict[str, str] = {}
+        self.trust_lock = asyncio.Lock()
+        self.wrong_blocks = 0
+        self.unexpected_errors = 0
+        self._table: dict[Do, tuple[Callable[[State], Awaitable[None]], type[Event]]] = {
+            Do.RESOLVE: (self._resolve, Resolved),
+            Do.DOWNLOAD: (self._download, Downloaded),
+            Do.VERIFY: (self._verify, Verified),
+            Do.STAGE: (self._stage, Staged),
+            Do.TEST: (self._test, Tested),
+            Do.ACTIVATE: (self._activate, Activated),
+            Do.PROBE: (self._probe, Proved),
+            Do.COMMIT: (self._commit, Committed),
+            Do.CLEAN: (self._clean, Cleaned),
+        }
+
+    async def run(self, effect: Do, model: str, state: State) -> Event:
+        """Run one effect for the state that was journalled; never raises but when cancelled."""
+        try:
+            if effect is Do.ROLL_BACK:
+                await self._roll_back(model, state)
+                return RolledBack(at=self._clock.wall())
+            work, outcome = self._table[effect]
+            await work(state)
+            return outcome(at=self._clock.wall())
+        except EdgekitError as error:
+            passing = isinstance(error, _PASSING) and not isinstance(error, _LASTING)
+            refused = isinstance(error, _REFUSED) and not passing
+            log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
+            return self._failed(error, passing=passing, refused=refused)
+        except Exception as error:
+            # The supervision boundary: a bug met in one model's update must not end the agent, which still serves.
+            self.unexpected_errors += 1
+            log.exception("%s: %s met an unexpected error", model, effect.value)
+            return self._failed(error, passing=False, refused=False)
+
+    async def load(self, model: str, installed: Installed) -> None:
+        """Make what a slot holds answer.
+
+        Raises:
+            DiskError, VerificationError, ManifestError, RuntimeLoadError: it cannot.
+        """
+        if self._live.get(model) == installed.digest:
+            return
+        slots = Slots(self._disk, model)
+        manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
+        self._live.pop(model, None)  # unknown while it changes, and should the change be given up
+        await self._inference.activate(model, manifest, slots.path(installed.slot))
+        self._live[model] = installed.digest
+
+    def _failed(self, error: Exception, *, passing: bool, refused: bool) -> Failed:
+        name = type(error).__name__
+        return Failed(error=name, message=str(error), passing=passing, refused=refused, at=self._clock.wall())
+
+    async def _resolve(self, state: State) -> None:
+        deployment = _deployment(state)
+        entry = Entry(
+            path=deployment.path,
+            length=deployment.length,
+            sha256=deployment.digest,
+            name=deployment.name,
+            target=deployment.target,
+            version=deployment.version,
+            release=deployment.release,
+        )
+        await self.refresh()
+        async with self.trust_lock:
+            target_file = await in_thread(self._trust.find_target, entry.path)
+        check_agrees(entry, target_file, seen_release=state.release)
+        if entry.length > MAX_MANIFEST_BYTES:
+            raise VerificationError(f"manifest has {entry.length} bytes, the limit is {MAX_MANIFEST_BYTES}")
+        data = await self._fetcher.blob(deployment.digest, deployment.length, f"manifest {entry.path}")
+        self._check(parse_manifest(data), deployment)
+        await in_thread(self._keep_manifest, deployment, data)
+
+    async def refresh(self) -> None:
+        """Bring trusted metadata up to date; never back. Raises as `TrustClient.refresh`."""
+        async with self.trust_lock:
+            await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
+            await in_thread(self._journal.note_metadata, self._trust.versions)
+
+    def _check(self, manifest: Manifest, deployment: Deployment) -> None:
+        found = (manifest.name, manifest.target, manifest.version)
+        expected = (deployment.name, deployment.target, deployment.version)
+        if found != expected:
+            raise VerificationError(f"manifest says it is {' '.join(found)}, expected {' '.join(expected)}")
+        reasons = self._mismatches(manifest)
+        if manifest.total_bytes > self._max_bundle_bytes:
+            reasons = [*reasons, f"it has {manifest.total_bytes} bytes, this device takes {self._max_bundle_bytes}"]
+        if reasons:
+            raise CompatibilityError(reasons)
+
+    def _keep_manifest(self, deployment: Deployment, data: bytes) -> None:
+        for other in self._disk.list(f"{INCOMING}/{deployment.name}"):
+            if other != deployment.digest:
+                self._disk.remove(f"{INCOMING}/{deployment.name}/{other}")
+        self._disk.write(f"{_incoming(deployment)}/{MANIFEST_NAME}", data)
+
+    def _manifest(self, deployment: Deployment) -> tuple[Manifest, bytes]:
+        try:
+            data = self._disk.read(f"{_incoming(deployment)}/{MANIFEST_NAME}")
+        except FileNotFoundError as error:
+            raise DiskError(f"the manifest of {deployment.name} {deployment.version} is gone from the disk") from error
+        if hashlib.sha256(data).hexdigest() != deployment.digest:
+            raise DiskError(f"the manifest of {deployment.name} {deployment.version} was damaged on the disk")
+        return parse_manifest(data), data
+
+    async def _download(self, state: State) -> None:
+        deployment = _deployment(state)
+        slots = Slots(self._disk, deployment.name)
+        manifest, _ = await in_thread(self._manifest, deployment)
+        download = Download(self._disk, self._fetcher, wrong_block=self._count_wrong_block)
+        local = [slots.folder("a"), slots.folder("b")]
+        room = slots.clear
+        await download.run(manifest, _incoming(deployment), local=local, make_room=lambda: room(state.inactive_slot))
+
+    def _count_wrong_block(self) -> None:
+        self.wrong_blocks += 1
+
+    async def _verify(self, state: State) -> None:
+        deployment = _deployment(state)
+        manifest, _ = await in_thread(self._manifest, deployment)
+        for entry in manifest.files:
+            await in_thread(verify_file, self._disk, f"{_incoming(deployment)}/{entry.path}", entry)
+
+    async def _stage(self, state: State) -> None:
+        deployment = _deployment(state)
+        _, data = await in_thread(self._manifest, deployment)
+        slots = Slots(self._disk, deployment.name)
+        await in_thread(slots.stage, state.inactive_slot, data, _incoming(deployment))
+
+    async def _test(self, state: State) -> None:
+        deployment = _deployment(state)
+        slots = Slots(self._disk, deployment.name)
+        manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
+        await self._self_test(manifest, slots.path(state.inactive_slot))
+
+    async def _activate(self, state: State) -> None:
+        deployment = _deployment(state)
+        slot, good = state.inactive_slot, state.known_good
+        await self.load(deployment.name, Installed(slot, deployment.digest, deployment.version, deployment.release))
+        await in_thread(Slots(self._disk, deployment.name).point, slot, good.slot if good else "")
+
+    async def _probe(self, state: State) -> None:
+        await self._inference.self_test(_deployment(state).name)
+
+    async def _commit(self, state: State) -> None:
+        assert state.active is not None  # COMMITTING comes after ACTIVATING
+        await in_thread(Slots(self._disk, _deployment(state).name).point, state.active.slot, state.active.slot)
+
+    async def _roll_back(self, model: str, state: State) -> None:
+        good = state.known_good
+        slot = good.slot if good else ""
+        await in_thread(Slots(self._disk, model).point, slot, slot)
+        if good is not None:
+            await self.load(model, good)
+        else:
+            await self._inference.deactivate(model)
+            self._live.pop(model, None)
+
+    async def _clean(self, state: State) -> None:
+        if state.ending == "retry":
+            return  # what was downloaded serves the next attempt
+        deployment = _deployment(state)
+        await in_thread(self._disk.remove, f"{INCOMING}/{deployment.name}")
+        if state.ending != "succeeded":
+            await in_thread(Slots(self._disk, deployment.name).clear, state.inactive_slot)
+
+
+def _deployment(state: State) -> Deployment:
+    assert state.deployment is not None  # every state with an effect has one
+    return state.deployment
+
+
+def _incoming(deployment: Deployment) -> str:
+    return f"{INCOMING}/{deployment.name}/{deployment.digest}"

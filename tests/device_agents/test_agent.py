@@ -1,0 +1,276 @@
+import pytest
+
+from device_agents.deployment import S
+from device_agents.slots import Pointer, Slots
+from edgekit import messages, topics
+from edgekit.trust.envelopes import open_envelope
+from edgekit.trust.keys import generate_key
+from tests.simulators.device import DEVICE, FLEET, Desk, Device
+from tests.simulators.transport import MemoryBroker
+
+
+@pytest.fixture
+async def desk(tmp_path):
+    made = Desk(tmp_path / "desk", MemoryBroker())
+    await made.start()
+    return made
+
+
+@pytest.fixture
+async def device(tmp_path, desk):
+    made = Device(tmp_path / "device", desk.broker, desk.root)
+    await made.start()
+    yield made
+    if not made.task.done():
+        await made.stop()
+
+
+async def reports(device, holds):
+    """Wait until the retained report satisfies `holds`."""
+    topic = topics.device(FLEET, DEVICE, "reported")
+    await device.until(lambda: topic in device.broker.retained and holds(device.reported()))
+    return device.reported()
+
+
+async def test_an_assignment_ends_in_a_committed_bundle_and_a_signed_report(desk, device):
+    """Pull, verify, stage, test, activate, commit, report: the whole way over a broker."""
+    entry = desk.publish("1.0.0")
+    desk.assign(entry)
+    await device.settled("1.0.0")
+    assert device.inference.live == {"digits": "1.0.0"}
+    report = await reports(device, lambda r: r.outcomes and r.models["digits"].state == "IDLE")
+    assert report.models["digits"].digest == entry.sha256
+    assert report.outcomes["digits"].result == "succeeded"
+    assert (report.assignment, report.facts) == (1, {"arch": "aarch64"})
+    assert Slots(device.disk, "digits").pointer() == Pointer("a", "a")
+    assert device.disk.list("incoming") == []
+
+
+async def test_a_second_version_goes_to_the_other_slot_and_fetches_only_what_differs(desk, device):
+    """The old bundle stays whole beside the new one, and blocks that both share are not sent again."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    desk.blocks_sent = 0
+    desk.assign(desk.publish("2.0.0"))
+    await device.settled("2.0.0")
+    assert device.inference.history == ["1.0.0", "2.0.0"]
+    assert Slots(device.disk, "digits").pointer() == Pointer("b", "b")
+    assert device.disk.exists("models/digits/a/manifest.json")
+    model_blocks = -(-len(b"model 2.0.0 " * 25_000) // 65536)
+    assert desk.blocks_sent == model_blocks + 1  # and the manifest; golden.npz came from slot a
+
+
+async def test_blocks_that_get_lost_doubled_and_reordered_still_make_the_bundle(desk, device):
+    """The network may do what it likes to QoS 0 messages."""
+    desk.broker.drop, desk.broker.duplicate, desk.broker.reorder = 0.1, 0.2, 0.3
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+
+
+async def test_a_tampered_blob_is_refused_naming_both_digests(desk, device):
+    """A block that is wrong again and again ends the deployment; the running model stays."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    entry = desk.publish("1.2.0")
+    desk.tamper = lambda digest, index, data: bytes(len(data)) if index == 2 and digest != entry.sha256 else data
+    desk.assign(entry)
+    report = await reports(device, lambda r: r.outcomes["digits"].version == "1.2.0")
+    outcome = report.outcomes["digits"]
+    assert (outcome.result, outcome.error) == ("refused", "DigestMismatchError")
+    assert "expected sha256" in outcome.message
+    assert "found" in outcome.message
+    await device.settled("1.0.0")
+    assert device.inference.history == ["1.0.0"]
+    assert not device.disk.exists("models/digits/b")
+    events = [open_envelope(p, messages.Event, device.signer.public_key) for p in desk.said("event")]
+    assert [event.kind for event in events] == ["deployment-succeeded", "deployment-refused"]
+
+
+async def test_one_wrong_block_is_asked_for_again(desk, device):
+    """A passing fault of the network is mended and not punished."""
+    wrong = [True]
+
+    def once(digest, index, data):
+        return bytes(len(data)) if index == 2 and wrong and wrong.pop() is not None else data
+
+    desk.tamper = once
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    assert not wrong
+
+
+async def test_a_failed_self_test_refuses_the_bundle_before_it_ever_runs(desk, device):
+    """The staged bundle fails its golden samples: refused, not rolled back, and not tried again by itself."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.refused.add("1.1.0")
+    desk.assign(desk.publish("1.1.0"))
+    report = await reports(
+        device, lambda r: r.outcomes["digits"].version == "1.1.0" and r.models["digits"].state == "IDLE"
+    )
+    assert (report.outcomes["digits"].result, report.outcomes["digits"].error) == ("refused", "SelfTestError")
+    assert report.models["digits"].version == "1.0.0"
+    assert device.inference.history == ["1.0.0"]
+
+
+async def test_a_model_that_fails_in_probation_is_rolled_back(desk, device):
+    """It passed its test, but not live: known-good answers again, at once and after a restart."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.inference.dying.add("1.1.0")
+    desk.assign(desk.publish("1.1.0"))
+    report = await reports(device, lambda r: r.outcomes["digits"].result == "rolled-back")
+    assert report.outcomes["digits"].version == "1.1.0"
+    await device.settled("1.0.0")
+    assert device.inference.history == ["1.0.0", "1.1.0", "1.0.0"]
+    assert Slots(device.disk, "digits").pointer() == Pointer("a", "a")
+
+
+async def test_a_first_bundle_that_fails_in_probation_leaves_none(desk, device):
+    """Without a known-good bundle the device is as empty as before."""
+    device.inference.dying.add("1.0.0")
+    desk.assign(desk.publish("1.0.0"))
+    await reports(device, lambda r: r.outcomes and r.outcomes["digits"].result == "rolled-back")
+    await device.settled()
+    assert device.inference.live == {}
+    assert Slots(device.disk, "digits").pointer() == Pointer()
+
+
+async def test_what_does_not_fit_is_refused_with_every_reason(desk, device):
+    """Compatibility is judged before the first block is fetched."""
+    device.mismatches = ["arch is aarch64, needs x86_64", "memory is 512 MiB, needs 1024"]
+    desk.assign(desk.publish("1.0.0"))
+    report = await reports(device, lambda r: r.outcomes)
+    assert report.outcomes["digits"].error == "CompatibilityError"
+    assert all(reason in report.outcomes["digits"].message for reason in device.mismatches)
+
+
+async def test_an_older_release_is_refused(desk, device):
+    """The director may not take a device back."""
+    old, new = desk.publish("1.0.0"), desk.publish("2.0.0")
+    desk.assign(new)
+    await device.settled("2.0.0")
+    desk.assign(old)
+    report = await reports(device, lambda r: r.outcomes["digits"].version == "1.0.0")
+    assert (report.outcomes["digits"].result, report.outcomes["digits"].error) == ("refused", "DowngradeError")
+    assert report.models["digits"].version == "2.0.0"
+
+
+async def test_an_assignment_of_another_key_or_device_is_not_followed(desk, device, tmp_path):
+    """Each is told once as an event, and changes nothing."""
+    entry = desk.publish("1.0.0")
+    desk.assign(entry, signer=generate_key(tmp_path / "stranger.key"))
+    await device.until(lambda: len(desk.said("event")) == 1)
+    desk.assign(entry, device="d2")
+    await device.until(lambda: len(desk.said("event")) == 2)
+    desk.assign(entry, seconds=-10)
+    await device.until(lambda: len(desk.said("event")) == 3)
+    events = [open_envelope(p, messages.Event, device.signer.public_key) for p in desk.said("event")]
+    assert [event.error for event in events] == ["SignatureError", "VerificationError", "ExpiredError"]
+    assert device.agent.states == {}
+
+
+async def test_a_newer_offer_supersedes_a_transfer(desk, device):
+    """The device does not finish what nobody wants any more."""
+    first, second = desk.publish("1.0.0"), desk.publish("2.0.0")
+    kept = first.sha256
+    desk.tamper = lambda digest, index, data: data if digest == kept else None
+    desk.assign(first)
+    await device.until(lambda: device.state and device.state.name is S.DOWNLOADING)
+    desk.assign(second)
+    await device.until(lambda: device.state.deployment.version == "2.0.0")
+    desk.tamper = lambda digest, index, data: data
+    await device.settled("2.0.0")
+    assert device.inference.history == ["2.0.0"]
+
+
+async def test_while_the_broker_is_away_the_transfer_waits_and_then_resumes(desk, device):
+    """Nothing that was verified is fetched again."""
+    desk.broker.tap = lambda client, message: [] if _after_block(message, 2) else [message]
+    desk.assign(desk.publish("1.0.0"))
+    await device.until(lambda: desk.blocks_sent >= 4)
+    desk.broker.stop()
+    desk.broker.tap = None
+    await device.until(lambda: device.state.note.startswith("TransportError"))
+    assert device.inference.live == {}
+    sent = desk.blocks_sent
+    desk.broker.start()
+    await device.settled("1.0.0")
+    assert desk.blocks_sent - sent < 6
+
+
+def _after_block(message, index):
+    if not message.topic.endswith(f"/answer/{DEVICE}"):
+        return False
+    return messages.decode(message.payload, messages.Answer).index > index
+
+
+async def test_a_restart_serves_what_is_installed_before_there_is_a_broker(desk, device):
+    """Local answers need no network and no fresh metadata."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    await device.stop()
+    desk.broker.stop()
+    device.inference.live.clear()
+    await device.start()
+    assert device.inference.live == {"digits": "1.0.0"}
+    desk.broker.start()
+
+
+async def test_reports_rise_over_restarts_and_presence_tells_the_session(desk, device):
+    """So that a listener can tell an older report, and an older will."""
+    await device.until(lambda: desk.said("reported"))
+    before = device.reported().number
+    await device.stop()
+    await device.start()
+    await device.until(lambda: device.reported().number > before)
+    presences = [messages.decode(p, messages.Presence) for p in desk.said("presence")]
+    assert [(p.online, p.session) for p in presences] == [(True, 1), (False, 1), (True, 2)]
+
+
+async def test_a_model_that_the_assignment_no_longer_names_keeps_serving(desk, device):
+    """Removal is not built yet; what runs is still reported."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    desk.assign()
+    report = await reports(device, lambda r: r.assignment == 2)
+    assert report.models["digits"].version == "1.0.0"
+    assert device.inference.live == {"digits": "1.0.0"}
+
+
+async def test_the_self_test_command_is_obeyed_once_and_its_result_signed(desk, device):
+    """A command that is repeated, stale or unknown is not obeyed."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    desk.command("self-test")
+    await device.until(lambda: len(desk.said("result")) == 1)
+    desk.command("self-test", number=1)
+    desk.command("self-test", number=7, seconds=-1)
+    desk.command("reboot", number=8)
+    device.inference.dying.add("1.0.0")
+    desk.command("self-test", number=9)
+    await device.until(lambda: len(desk.said("result")) == 3)
+    results = [open_envelope(p, messages.Result, device.signer.public_key) for p in desk.said("result")]
+    assert [(r.number, r.ok) for r in results] == [(1, True), (8, False), (9, False)]
+    assert "scores differ" in results[2].message
+    refused = [open_envelope(p, messages.Event, device.signer.public_key).kind for p in desk.said("event")]
+    assert refused.count("command-refused") == 2
+
+
+async def test_telemetry_carries_counters(desk, device):
+    """Of inference and of the agent itself, since the last time."""
+    await device.until(lambda: len(desk.said("telemetry")) >= 2)
+    first, second = (messages.decode(p, messages.Telemetry) for p in desk.said("telemetry")[:2])
+    assert first.counters["digits.local"] == 3.0
+    assert second.counters["digits.local"] == 0.0
+
+
+async def test_hints_hold_a_new_deployment_until_the_fleet_goes_on(desk, device):
+    """A paused fleet changes nothing, and goes on by itself."""
+    hints = topics.fleet_hints(FLEET)
+    desk.broker.publish(hints, messages.encode(messages.FleetHints(paused=True)), qos=1, retain=True)
+    desk.assign(desk.publish("1.0.0"))
+    await reports(device, lambda r: r.assignment == 1 or device.agent._journal.record.assignment == 1)
+    assert device.agent.states == {}
+    desk.broker.publish(hints, messages.encode(messages.FleetHints()), qos=1, retain=True)
+    await device.settled("1.0.0")

@@ -1,0 +1,270 @@
+"""A whole device in memory, and a desk that serves it: signed registry, metadata, blocks, assignments and commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from device_agents.agent import Agent, AgentOptions
+from device_agents.control import presence_will
+from device_agents.deployment import Limits, S
+from device_agents.journal import Journal
+from edgekit import messages, topics
+from edgekit.clock import SystemClock
+from edgekit.errors import RuntimeLoadError, SelfTestError
+from edgekit.manifest import BLOCK_BYTES, Manifest
+from edgekit.registry import blob_name, publish
+from edgekit.trust.assignment import Assignment, Entry, sign_assignment
+from edgekit.trust.client import TrustClient
+from edgekit.trust.envelopes import open_envelope, seal
+from edgekit.trust.keys import generate_key, key_path, load_signer
+from edgekit.trust.repository import Repository
+from tests.simulators.bundles import write_bundle
+from tests.simulators.disk import FaultyDisk
+from tests.simulators.store import MemoryStore
+from tests.simulators.transport import MemoryBroker, MemoryTransport
+
+FLEET, DEVICE, TARGET = "test", "d1", "raspberry-pi-4"
+QUICK = Limits(probation_seconds=0.01, retry_seconds=0.02, max_retry_seconds=0.1)
+
+
+class Desk:
+    """The control side, with one model ``digits`` and any number of versions.
+
+    Attributes:
+        broker: Where it listens.
+        tamper: Called as `tamper(digest, index, data)` for each block; None sends nothing.
+        silent: True to answer nothing.
+        blocks_sent: How many blocks were sent.
+    """
+
+    def __init__(self, folder: Path, broker: MemoryBroker) -> None:
+        self._folder = folder
+        self.broker = broker
+        self.store = MemoryStore()
+        self.repository = Repository(self.store, folder / "keys")
+        self.root = self.repository.create()
+        self.repository.add_model("digits")
+        self.director = load_signer(key_path(folder / "keys", "director"))
+        self.transport = MemoryTransport(broker, "controller")
+        self.tamper: Callable[[str, int, bytes], bytes | None] = lambda digest, index, data: data
+        self.silent = False
+        self.blocks_sent = 0
+        self._version = 0
+        self._commands = 0
+        self._tasks: set[asyncio.Task] = set()
+
+    async def start(self) -> None:
+        """Listen for requests."""
+        for kind in topics.REQUEST_KINDS:
+            await self.transport.subscribe(topics.request(FLEET, kind, "+"), self._soon)
+        await self.transport.start()
+        await self.transport.wait_connected(5)
+
+    def publish(self, version: str) -> Entry:
+        """Publish a version into the registry; returns its assignment entry."""
+        model = f"model {version} ".encode() * 25_000  # five blocks
+        bundle = write_bundle(self._folder / version, "digits", version, TARGET, model)
+        return publish(self.store, self.repository, bundle).entry
+
+    def assign(self, *entries: Entry, device: str = DEVICE, seconds: float = 3600.0, signer: object = None) -> bytes:
+        """Sign an assignment and retain it on the desired topic."""
+        self._version += 1
+        expires = SystemClock().wall() + seconds
+        assignment = Assignment(device, FLEET, self._version, expires, {entry.name: entry for entry in entries})
+        payload = sign_assignment(assignment, signer or self.director)
+        self.broker.publish(topics.device(FLEET, DEVICE, "desired"), payload, qos=1, retain=True)
+        return payload
+
+    def command(self, kind: str, *, number: int | None = None, seconds: float = 60.0, **args: object) -> None:
+        """Send a signed command."""
+        self._commands = number if number is not None else self._commands + 1
+        expires = SystemClock().wall() + seconds
+        command = messages.Command(DEVICE, FLEET, self._commands, expires, kind, args)
+        self.broker.publish(topics.device(FLEET, DEVICE, "command"), seal(command, self.director), qos=1)
+
+    def said(self, kind: str) -> list[bytes]:
+        """Payloads that the device published on one of its topics, in order."""
+        topic = topics.device(FLEET, DEVICE, kind)
+        return [message.payload for message in self.broker.published if message.topic == topic]
+
+    def _soon(self, message: object) -> None:
+        task = asyncio.create_task(self._answer(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: object) -> None:
+        if self.silent or not self.transport.connected:
+            return
+        parsed = topics.parse_request(message.topic)
+        if parsed.kind == "metadata":
+            request = messages.decode(message.payload, messages.MetadataRequest)
+            name = f"metadata/{request.name}"
+            if not self.store.exists(name):
+                await self._send(parsed.device, messages.Answer(request.id, error="not-found"))
+                return
+            data = self.store.get(name)
+            parts = [data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)]
+            for index, part in enumerate(parts):
+                await self._send(parsed.device, messages.Answer(request.id, index, len(parts), part))
+            return
+        request = messages.decode(message.payload, messages.BlocksRequest)
+        wanted = [index for span in request.ranges for index in range(span.first, span.last + 1)]
+        for index in wanted[: request.credit]:
+            data = self.store.get_range(blob_name(request.digest), index * BLOCK_BYTES, BLOCK_BYTES)
+            sent = self.tamper(request.digest, index, data)
+            if sent is None:
+                continue
+            self.blocks_sent += 1
+            answer = messages.Answer(request.id, index, 0, sent)
+            await self._send(parsed.device, answer)
+
+    async def _send(self, device: str, answer: messages.Answer) -> None:
+        if self.transport.connected:
+            await self.transport.publish(topics.answer(FLEET, device), messages.encode(answer))
+
+
+class FakeInference:
+    """Answers with nothing, but knows which bundle would.
+
+    Attributes:
+        live: Version by model.
+        history: Every switch, in order.
+        broken: Versions that do not load; `dying`: versions that fail their self-test when live.
+    """
+
+    def __init__(self) -> None:
+        self.live: dict[str, str] = {}
+        self.history: list[str] = []
+        self.broken: set[str] = set()
+        self.dying: set[str] = set()
+
+    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+        """As the protocol says."""
+        await asyncio.sleep(0)
+        if manifest.version in self.broken:
+            raise RuntimeLoadError(f"{model} {manifest.version} does not load")
+        self.live[model] = manifest.version
+        self.history.append(manifest.version)
+
+    async def deactivate(self, model: str) -> None:
+        """As the protocol says."""
+        self.live.pop(model, None)
+        self.history.append("")
+
+    async def self_test(self, model: str) -> object:
+        """As the protocol says."""
+        if model not in self.live:
+            raise RuntimeLoadError(f"{model} is not loaded")
+        if self.live[model] in self.dying:
+            raise SelfTestError(f"{model} {self.live[model]}: scores differ")
+        return None
+
+    def provider(self, model: str) -> str:
+        """As the protocol says."""
+        return "fake" if model in self.live else ""
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """As the protocol says."""
+        return {"digits": {"local": 3.0}}
+
+
+class Device:
+    """One device; `start` it, `kill` it as a power cut would, `start` it again on what its disk kept.
+
+    Attributes:
+        refused: Versions whose self-test fails before activation.
+        mismatches: What the compatibility check finds.
+    """
+
+    def __init__(self, folder: Path, broker: MemoryBroker, root: bytes, disk: FaultyDisk | None = None) -> None:
+        self.disk = disk or FaultyDisk()
+        self.broker, self.root = broker, root
+        self.inference = FakeInference()
+        self.refused: set[str] = set()
+        self.mismatches: list[str] = []
+        self.limits = QUICK
+        self._cache = folder / "tuf"
+        key = folder / "device.key"
+        self.signer = load_signer(key) if key.exists() else generate_key(key)
+        self.agent: Agent
+        self.task: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        """Boot: take up the journal, then connect."""
+        journal = Journal(self.disk)
+        session = journal.begin_session()
+        self.transport = MemoryTransport(self.broker, DEVICE, will=presence_will(FLEET, DEVICE, session))
+        options = AgentOptions(
+            device=DEVICE, fleet=FLEET, heartbeat_seconds=60, telemetry_seconds=0.05, limits=self.limits
+        )
+        self.agent = Agent(
+            options,
+            disk=self.disk,
+            journal=journal,
+            transport=self.transport,
+            trust=lambda fetch: TrustClient(self._cache, self.root, fetch),
+            inference=self.inference,
+            self_test=self._test,
+            mismatches=lambda manifest: list(self.mismatches),
+            facts={"arch": "aarch64"},
+            signer=self.signer,
+            clock=SystemClock(),
+        )
+        await self.agent.start()
+        self.task = asyncio.create_task(self.agent.run())
+
+    async def _test(self, manifest: Manifest, folder: Path) -> None:
+        if manifest.version in self.refused:
+            raise SelfTestError(f"output scores of {manifest.version} differs by 0.5, allowed 0.01")
+
+    async def stop(self) -> None:
+        """End in order."""
+        self.agent.stop()
+        await self.task
+
+    async def kill(self) -> None:
+        """The process goes at once, and its connection with it."""
+        self.broker.cut(DEVICE, hold=True)
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        await self.transport.stop()
+        self.broker.restore(DEVICE)
+        if not self.task.cancelled():
+            self.task.exception()
+
+    @property
+    def state(self) -> object:
+        """Update state of the model."""
+        return self.agent.states.get("digits")
+
+    def reported(self) -> messages.Reported:
+        """The retained report, its signature checked."""
+        payload = self.broker.retained[topics.device(FLEET, DEVICE, "reported")]
+        return open_envelope(payload, messages.Reported, self.signer.public_key)
+
+    async def until(self, holds: Callable[[], object], seconds: float = 20.0) -> None:
+        """Wait until something holds; fails with the device's states when it does not."""
+        try:
+            await asyncio.wait_for(self._poll(holds), seconds)
+        except asyncio.TimeoutError:
+            raise AssertionError(f"it did not happen within {seconds} s: {self.agent.states}") from None
+
+    async def _poll(self, holds: Callable[[], object]) -> None:
+        while not holds():
+            if self.task.done():
+                self.task.result()
+                raise AssertionError("the agent ended")
+            await asyncio.sleep(0.005)
+
+    async def settled(self, version: str | None = None) -> None:
+        """Wait until the model rests, with `version` active where given."""
+
+        def rests() -> bool:
+            state = self.state
+            if state is None or state.name is not S.IDLE or state.deployment is not None:
+                return False
+            return version is None or (state.active is not None and state.active.version == version)
+
+        await self.until(rests)
