@@ -223,7 +223,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest cannot be parsed: {error}") from error
     faults = manifest_faults(manifest)
     if not faults and manifest.canonical_bytes() != data:
