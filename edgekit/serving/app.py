@@ -17,7 +17,7 @@ import msgspec
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving import oip
 from edgekit.serving.metrics import METRICS_TYPE, render
-from edgekit.serving.sessions import OverloadedError
+from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.tensors import TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,28 @@ class ModelDescription(msgspec.Struct, frozen=True):
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+_FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
+
+
+def describe_session(session: Session) -> ModelDescription:
+    """Describe a loaded bundle by its logical tensors."""
+    manifest, runtime = session.manifest, session.runtime
+    platform = _FORMATS.get(manifest.runtime, manifest.runtime)
+    return ModelDescription(manifest.name, manifest.version, platform, runtime.inputs, runtime.outputs)
+
+
+def check_outputs(session: Session, request: oip.InferRequest) -> None:
+    """Check the outputs that a request asks for, before anything runs.
+
+    Raises:
+        DataError: one does not exist.
+    """
+    known = [spec.name for spec in session.runtime.outputs]
+    unknown = [name for name in request.outputs if name not in known]
+    if unknown:
+        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(known)}")
 
 
 class ModelServer(Protocol):

@@ -8,13 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
-from edgekit.errors import UnavailableError
+from edgekit.errors import ManifestError, UnavailableError
+from edgekit.golden import read_golden
+from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array
 
 T = TypeVar("T")
+Load = Callable[[Manifest, Path], Runtime]
 
 _SMOOTHING = 0.1  # weight of the newest run in the mean time of one
 
@@ -37,13 +41,21 @@ class OverloadedError(UnavailableError):
 
 
 class Session:
-    """A loaded model. Requests run one at a time in the order in which they came; the event loop never waits for them.
+    """A loaded bundle. Requests run one at a time in the order in which they came; the event loop never waits for them.
 
     Use `Session.open`. All calls are made on one event loop.
+
+    Attributes:
+        manifest, digest, folder: The bundle.
+        runtime: Its logical tensors and provider may be read at any time; only the session runs it.
     """
 
-    def __init__(self, model: str, runtime: Runtime, executor: ThreadPoolExecutor, queue_limit: int) -> None:
-        self.model = model
+    def __init__(
+        self, manifest: Manifest, folder: Path, runtime: Runtime, executor: ThreadPoolExecutor, queue_limit: int
+    ) -> None:
+        self.manifest = manifest
+        self.digest = manifest.digest
+        self.folder = folder
         self.runtime = runtime
         self._executor = executor
         self._queue_limit = queue_limit
@@ -52,24 +64,34 @@ class Session:
         self._mean_seconds = 0.0
 
     @classmethod
-    async def open(cls, model: str, load: Callable[[], Runtime], *, queue_limit: int) -> Session:
-        """Load a runtime on the thread that will run it.
+    async def open(cls, manifest: Manifest, folder: Path, load: Load, *, queue_limit: int) -> Session:
+        """Load a bundle's runtime on the thread that will run it.
 
         Args:
-            model: Name, for errors and the thread.
+            manifest: Of the bundle.
+            folder: Where its files are.
             load: Loads the runtime; called on the session's thread.
             queue_limit: Most requests that may wait or run at a time.
 
         Raises:
             Whatever `load` raises.
         """
-        executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{model}")
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{manifest.name}")
         try:
-            runtime = await asyncio.wrap_future(executor.submit(load))
+            runtime = await asyncio.wrap_future(executor.submit(load, manifest, folder))
         except BaseException:
             executor.shutdown(wait=False)
             raise
-        return cls(model, runtime, executor, queue_limit)
+        return cls(manifest, folder, runtime, executor, queue_limit)
+
+    async def warm(self) -> None:
+        """Run the first golden row, so that no client pays for the runtime's first run.
+
+        Raises:
+            ManifestError: the golden samples are missing or malformed.
+            DataError, RuntimeLoadError: as Runtime.run.
+        """
+        await self.call(self._run_golden_row)
 
     @property
     def pending(self) -> int:
@@ -89,7 +111,7 @@ class Session:
             DataError, RuntimeLoadError: as Runtime.run.
         """
         if self._pending >= self._queue_limit:
-            raise OverloadedError(self.model, self._pending, max(1.0, self.wait_seconds))
+            raise OverloadedError(self.manifest.name, self._pending, max(1.0, self.wait_seconds))
         return await self.call(lambda runtime: self._timed(runtime, inputs))
 
     async def call(self, function: Callable[[Runtime], T]) -> T:
@@ -106,6 +128,15 @@ class Session:
         closing = self._executor.submit(self.runtime.close)
         self._executor.shutdown(wait=False)
         await asyncio.shield(asyncio.wrap_future(closing))
+
+    def _run_golden_row(self, runtime: Runtime) -> None:
+        path = self.folder / self.manifest.file(ROLE_GOLDEN).path
+        try:
+            inputs, _ = read_golden(path.read_bytes())
+        except OSError as error:
+            raise ManifestError(f"golden samples cannot be read: {error}") from error
+        free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
+        runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
 
     def _timed(self, runtime: Runtime, inputs: Mapping[str, Array]) -> dict[str, Array]:
         start = time.perf_counter()

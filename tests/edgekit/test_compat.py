@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from edgekit.compat import Facts, mismatches
-from tests.simulators.models import onnx_bundle
+from tests.simulators.small_models import onnx_bundle
 
 DEVICE = Facts(
     target="x86-64",

@@ -16,7 +16,7 @@ from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import DType
-from tests.simulators.models import litert_bundle, litert_model, onnx_bundle, onnx_model, softmax
+from tests.simulators.small_models import litert_bundle, litert_model, onnx_bundle, onnx_model, softmax
 
 ROWS = np.array([[1, 2, 3], [0.5, 0, -1], [4, 0, 0]], np.float32)
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgekit.errors import RuntimeLoadError
+from edgekit.errors import ManifestError, RuntimeLoadError
+from edgekit.manifest import Golden, Manifest
+from edgekit.recipe import Recipe
+from edgekit.runtimes import open_runtime
 from edgekit.serving.sessions import OverloadedError, Session, Slot
 from edgekit.tensors import Array
+from tests.simulators.small_models import onnx_bundle
+
+BUNDLE = Manifest("m", "1.0.0", "server", "onnxruntime", (), (), (), Golden(0, (), False), Recipe())
 
 
 class Tagged:
@@ -43,7 +51,7 @@ class Tagged:
 
 
 async def opened(runtime: Tagged, limit: int = 100) -> Session:
-    return await Session.open("m", lambda: runtime, queue_limit=limit)
+    return await Session.open(BUNDLE, Path(), lambda manifest, folder: runtime, queue_limit=limit)
 
 
 async def until_entered(runtime: Tagged) -> None:
@@ -104,12 +112,12 @@ async def test_a_caller_that_gives_up_leaves_the_queue() -> None:
 async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
     """The error of the load comes out as it is."""
 
-    def broken() -> Tagged:
+    def broken(*_: Any) -> Tagged:
         raise RuntimeLoadError("no model")
 
     before = threading.active_count()
     with pytest.raises(RuntimeLoadError, match="no model"):
-        await Session.open("m", broken, queue_limit=1)
+        await Session.open(BUNDLE, Path(), broken, queue_limit=1)
     for _ in range(100):
         if threading.active_count() <= before:
             break
@@ -166,3 +174,14 @@ async def test_many_swaps_under_load_lose_and_mix_nothing() -> None:
     assert wrong == []
     assert answered >= 50
     await slot.swap(None)
+
+
+async def test_a_session_is_warmed_by_a_real_row(tmp_path: Path) -> None:
+    """The bundle's golden samples are run once; a bundle without them is refused in words."""
+    manifest = onnx_bundle(tmp_path)
+    session = await Session.open(manifest, tmp_path, open_runtime, queue_limit=1)
+    await session.warm()
+    (tmp_path / "golden.npz").unlink()
+    with pytest.raises(ManifestError, match="golden samples cannot be read"):
+        await session.warm()
+    await session.close()

@@ -1,0 +1,56 @@
+"""The golden self-test: whether a bundle answers on this device as the canonical float model did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.errors import DataError, ManifestError, SelfTestError
+from edgekit.golden import SelfTest, self_test
+from edgekit.manifest import ROLE_GOLDEN, Manifest
+from edgekit.protocols import Runtime
+from edgekit.runtimes import open_runtime
+
+
+async def run_self_test(
+    manifest: Manifest, folder: Path, threads: int = 1, *, providers: Sequence[str] | None = None
+) -> SelfTest:
+    """Load a bundle in a thread with a runtime of its own, run its golden samples and judge the answers.
+
+    Args:
+        manifest: Of the bundle; its files have been verified.
+        folder: Where they are.
+        threads: Of the runtime.
+        providers: As `open_runtime`.
+
+    Raises:
+        SelfTestError: an answer is outside the tolerance; names output, difference and limit.
+        RuntimeLoadError: the artifact cannot be loaded or run.
+        ManifestError: the golden samples are malformed.
+        MissingExtraError: the runtime is not installed.
+    """
+    return await asyncio.to_thread(_test_fresh, manifest, folder, threads, providers)
+
+
+def _test_fresh(manifest: Manifest, folder: Path, threads: int, providers: Sequence[str] | None) -> SelfTest:
+    runtime = open_runtime(manifest, folder, threads=threads, providers=providers)
+    try:
+        return check_golden(runtime, manifest, folder)
+    finally:
+        runtime.close()
+
+
+def check_golden(runtime: Runtime, manifest: Manifest, folder: Path) -> SelfTest:
+    """Judge a loaded runtime by the bundle's golden samples; raises as `run_self_test`."""
+    path = folder / manifest.file(ROLE_GOLDEN).path
+    try:
+        found = self_test(runtime, manifest, path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"golden samples cannot be read: {error}") from error
+    except DataError as error:
+        raise ManifestError(f"golden samples do not fit the model: {error}") from error
+    if not found.passed:
+        name = f"{manifest.name} {manifest.version}"
+        raise SelfTestError(f"{name} failed its self-test on {runtime.provider}: " + "; ".join(found.faults))
+    return found

@@ -1,0 +1,339 @@
+"""InferenceService: answers locally, falls back to the cloud tier, switches models without a gap.
+
+Serve it with `edgekit.serving.app.App`, or embed it in an application and await `infer`; both mean the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from device_agents import routing
+from device_agents.fallback import Fallback, FallbackError
+from device_agents.health import check_golden
+from device_agents.routing import Decision, Place, Reason
+from edgekit.clock import SystemClock
+from edgekit.errors import CloudError, DataError, EdgekitError, NotFoundError, RuntimeLoadError, UnavailableError
+from edgekit.golden import SelfTest
+from edgekit.manifest import Manifest
+from edgekit.protocols import Clock, CloudTier
+from edgekit.runtimes import open_runtime
+from edgekit.runtimes.logical import check_inputs
+from edgekit.serving.app import ModelDescription, check_outputs, describe_session
+from edgekit.serving.oip import InferRequest, InferResponse
+from edgekit.serving.sessions import Load, OverloadedError, Session, Slot
+from edgekit.tensors import Array
+
+COUNTERS = ("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps")
+
+
+class _Model:
+    """What is kept of one model name, with or without a bundle."""
+
+    def __init__(self) -> None:
+        self.slot = Slot()
+        self.switching = asyncio.Lock()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+
+
+class InferenceService:
+    """Local inference for any number of models, with the cloud tier behind it.
+
+    Args:
+        cloud: Where unsure answers go; None for nowhere.
+        threads: Of each runtime.
+        queue_limit: Most requests of one model that may wait or run.
+        threshold: Local answers with a score below it go to the cloud; 0 keeps all, above 1 sends all.
+        cloud_timeout_seconds: Longest wait for the cloud tier.
+        providers: ONNX Runtime execution providers; None takes the best that is installed.
+        clock: Time for deadlines and the breaker.
+        load: Opens a bundle's runtime; the adapters of `edgekit.runtimes` where None.
+        spread: Random numbers from 0 to 1 for the breaker.
+    """
+
+    def __init__(
+        self,
+        *,
+        cloud: CloudTier | None = None,
+        threads: int = 1,
+        queue_limit: int = 64,
+        threshold: float = 0.8,
+        cloud_timeout_seconds: float = 2.0,
+        providers: Sequence[str] | None = None,
+        clock: Clock | None = None,
+        load: Load | None = None,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
+        self._queue_limit = queue_limit
+        self._threshold = threshold
+        self._load: Load = load or functools.partial(open_runtime, threads=threads, providers=providers)
+        self._models: dict[str, _Model] = {}
+
+    async def __aenter__(self) -> InferenceService:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish what was asked and free every model."""
+        for model in list(self._models):
+            await self.deactivate(model)
+
+    # --- models
+
+    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+        """Load and warm a bundle, switch to it between two requests, drain and close the one before.
+
+        Args:
+            model: Name that clients ask for.
+            manifest: Of the bundle, whose files the caller has verified.
+            folder: Where they are; they must stay there while the bundle is active.
+
+        Raises:
+            RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the one before
+                keeps answering.
+        """
+        kept = self._models.setdefault(model, _Model())
+        async with kept.switching:
+            session = await Session.open(manifest, folder, self._load, queue_limit=self._queue_limit)
+            try:
+                await session.warm()
+            except BaseException:
+                await session.close()
+                raise
+            kept.counters["swaps"] += 1
+            await kept.slot.swap(session)
+
+    async def deactivate(self, model: str) -> None:
+        """Stop answering for a model locally; what was asked before is answered. No error when it does not answer."""
+        kept = self._models.get(model)
+        if kept is not None:
+            async with kept.switching:
+                await kept.slot.swap(None)
+
+    async def self_test(self, model: str) -> SelfTest:
+        """Ask the live model its golden samples, in line with other requests.
+
+        Raises:
+            NotFoundError: there is no such local model.
+            SelfTestError: the answers are outside the tolerance.
+            RuntimeLoadError, ManifestError: it does not answer, or its golden samples are damaged.
+        """
+        session = self._session(model)
+        if session is None:
+            raise NotFoundError(f"there is no local model {model!r}")
+        return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
+
+    def provider(self, model: str) -> str:
+        """What really runs a model; empty where it is not loaded."""
+        session = self._session(model)
+        return session.runtime.provider if session else ""
+
+    # --- asking
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: str | None = None,
+        route: str = routing.AUTO,
+        deadline_ms: float | None = None,
+    ) -> InferResponse:
+        """Answer from the device, or from the cloud tier where that is wanted and there.
+
+        Args:
+            model: Its name.
+            inputs: Logical inputs by name.
+            version: Of the local bundle; None for whichever is active.
+            route: ``auto``, ``local-only`` (nothing leaves the device) or ``cloud-only``.
+            deadline_ms: Time for the whole answer; what is left of it bounds the wait for the cloud tier.
+
+        Returns:
+            Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
+            ``edgekit_score`` of the local answer, ``edgekit_model`` and ``edgekit_version`` of the device's bundle.
+
+        Raises:
+            DataError: the inputs do not fit the model, or route or deadline are not valid.
+            NotFoundError: there is no such model or version.
+            OverloadedError: too many requests wait, and the cloud tier did not take this one.
+            UnavailableError: `route` allows no place that answers; says why.
+            RuntimeLoadError: the runtime failed, and the cloud tier did not answer either.
+        """
+        if route not in routing.ROUTES:
+            raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing.ROUTES)}")
+        session = self._session(model)
+        self._check_there(model, version, session)
+        kept = self._models.get(model) or _Model()
+        request = _Request(model, inputs, route, self._deadline(deadline_ms), session, kept.counters)
+        kept.counters["requests"] += 1
+        try:
+            found = await self._route(request)
+        except EdgekitError:
+            kept.counters["errors"] += 1
+            raise
+        kept.counters[found.parameters["edgekit_route"]] += 1
+        self._models.setdefault(model, kept)  # the cloud tier knows a name that the device did not
+        return found
+
+    async def _route(self, request: _Request) -> InferResponse:
+        session = request.session
+        first = routing.before_running(
+            request.route, has_local=session is not None, has_cloud=self._fallback is not None
+        )
+        if first.place is Place.NOWHERE:
+            raise UnavailableError(_nowhere(request, first.reason))
+        if session is None or first.place is Place.CLOUD:
+            if session is not None:
+                check_inputs(session.runtime.inputs, request.inputs)
+            return request.respond(await self._ask_cloud(request), first)
+        try:
+            outputs = await session.run(request.inputs)
+        except (OverloadedError, RuntimeLoadError) as error:
+            return await self._without_local(request, error)
+        return await self._judge(request, session, outputs)
+
+    async def _judge(self, request: _Request, session: Session, outputs: dict[str, Array]) -> InferResponse:
+        score = routing.score(session.manifest.task, outputs)
+        after = routing.after_running(
+            request.route,
+            score=score,
+            threshold=self._threshold,
+            has_cloud=self._fallback is not None,
+            usable=routing.usable(outputs),
+        )
+        if after.place is not Place.CLOUD:
+            return request.respond(outputs, after, score)
+        try:
+            return request.respond(await self._ask_cloud(request), after, score)
+        except FallbackError as error:
+            return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
+
+    async def _without_local(self, request: _Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
+        """The local model gave no answer at all: only the cloud tier is left."""
+        if request.route == routing.LOCAL_ONLY or self._fallback is None:
+            raise error
+        reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
+        try:
+            return request.respond(await self._ask_cloud(request), Decision(Place.CLOUD, reason))
+        except CloudError as away:
+            raise error from away
+
+    async def _ask_cloud(self, request: _Request) -> dict[str, Array]:
+        assert self._fallback is not None
+        left = None if request.deadline is None else request.deadline - self._clock.monotonic()
+        expected = request.session.runtime.outputs if request.session else ()
+        try:
+            return await self._fallback.ask(request.model, request.inputs, left_seconds=left, expected=expected)
+        except CloudError:
+            request.counters["cloud_errors"] += 1
+            raise
+
+    def _deadline(self, deadline_ms: float | None) -> float | None:
+        if deadline_ms is None:
+            return None
+        if not 0 < deadline_ms < float("inf"):
+            raise DataError(f"edgekit_deadline_ms is {deadline_ms}, expected a number above 0")
+        return self._clock.monotonic() + deadline_ms / 1000
+
+    # --- ModelServer
+
+    def models(self) -> list[str]:
+        """Names of the models that answer locally."""
+        return [name for name in self._models if self._session(name)]
+
+    def ready(self) -> bool:
+        """True while no model is being loaded for the first time; a device without models is ready for one."""
+        return not any(kept.switching.locked() and kept.slot.session is None for kept in self._models.values())
+
+    def describe(self, model: str, version: str | None) -> ModelDescription:
+        """Describe a local model; see ModelServer."""
+        session = self._session(model)
+        self._check_there(model, version, session)
+        if session is None:
+            raise UnavailableError(f"model {model!r} has no local bundle yet; the cloud tier answers for it")
+        return describe_session(session)
+
+    async def answer(self, model: str, version: str | None, request: InferRequest) -> InferResponse:
+        """Answer a protocol request; its parameters are those of `infer` with ``edgekit_`` before them."""
+        route, deadline_ms = _parse_parameters(request.parameters)
+        session = self._session(model)
+        if session is not None:
+            check_outputs(session, request)
+        return await self.infer(model, request.inputs, version=version, route=route, deadline_ms=deadline_ms)
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """Rising counters by model: requests, local, cloud, degraded, errors, cloud_errors, swaps."""
+        return {name: {key: float(n) for key, n in kept.counters.items()} for name, kept in self._models.items()}
+
+    def _session(self, model: str) -> Session | None:
+        kept = self._models.get(model)
+        return kept.slot.session if kept else None
+
+    def _check_there(self, model: str, version: str | None, session: Session | None) -> None:
+        if session is None and self._fallback is None:
+            raise NotFoundError(f"there is no model {model!r}", advice=f"Models: {', '.join(self.models()) or 'none'}.")
+        found = session.manifest.version if session else "none"
+        if version not in (None, found):
+            raise NotFoundError(f"model {model!r} has no version {version}, its active version is {found}")
+
+
+class _Request(NamedTuple):
+    """One request on its way; `deadline` is monotonic seconds, `session` what was active when it came."""
+
+    model: str
+    inputs: Mapping[str, Array]
+    route: str
+    deadline: float | None
+    session: Session | None
+    counters: Counter[str]
+
+    def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
+        parameters: dict[str, Any] = {
+            "edgekit_route": decision.place.value,
+            "edgekit_reason": decision.reason.value,
+        }
+        if score is not None:
+            parameters["edgekit_score"] = score
+        version = ""
+        if self.session is not None:
+            version = self.session.manifest.version
+            parameters["edgekit_model"] = self.session.digest
+            parameters["edgekit_version"] = version
+        return InferResponse(self.model, version, outputs, parameters)
+
+
+def _nowhere(request: _Request, reason: Reason) -> str:
+    if reason is Reason.NO_CLOUD:
+        return f"{request.route} was asked for model {request.model!r}, and no cloud tier is configured"
+    return f"{request.route} was asked for model {request.model!r}, which has no local bundle"
+
+
+def _parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Route and deadline of a protocol request; parameters of others are not looked at.
+
+    Raises:
+        DataError: one of ours is unknown or of the wrong type.
+    """
+    unknown = [name for name in parameters if name.startswith("edgekit_") and name not in _PARAMETERS]
+    if unknown:
+        raise DataError(f"parameter {unknown[0]!r} is unknown, expected {' or '.join(_PARAMETERS)}")
+    route = parameters.get("edgekit_route", routing.AUTO)
+    deadline = parameters.get("edgekit_deadline_ms")
+    if deadline is not None and (not isinstance(deadline, int | float) or isinstance(deadline, bool)):
+        raise DataError(f"edgekit_deadline_ms is {deadline!r}, expected a number above 0")
+    return route, deadline
+
+
+_PARAMETERS = ("edgekit_route", "edgekit_deadline_ms")
