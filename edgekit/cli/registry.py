@@ -268,7 +268,9 @@ def _root(settings: ControlSettings) -> bytes:
 
 
 def _passphrase_of(file: Path | None) -> Callable[[Path], str | None]:
-    return lambda keys: needed_passphrase(file, _private_keys(keys))
+    from edgekit.trust.keys import private_keys
+
+    return lambda keys: needed_passphrase(file, private_keys(keys))
 
 
 def _new_passphrase(file: Path | None, encrypt: bool) -> str | None:
@@ -279,15 +281,12 @@ def _new_passphrase(file: Path | None, encrypt: bool) -> str | None:
 
 
 def _key_files(keys: Path) -> tuple[list[str], list[str]]:
+    """Names of the key files that belong offline, and of those that belong online."""
+    from edgekit.trust.keys import key_path, private_keys
     from edgekit.trust.repository import ONLINE_ROLES
 
-    names = [path.name for path in _private_keys(keys)]
-    online = [name for name in names if name in ONLINE_ROLES]
-    return [name for name in names if name not in online], online
-
-
-def _private_keys(keys: Path) -> list[Path]:
-    return [path.with_suffix("") for path in sorted(keys.glob("*.pub"))]
+    online = [key_path(keys, role) for role in sorted(ONLINE_ROLES)]
+    return [path.name for path in private_keys(keys) if path not in online], [path.name for path in online]
 
 
 def _print_plan(

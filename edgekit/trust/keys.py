@@ -18,12 +18,17 @@ PUBLIC_SUFFIX = ".pub"
 
 
 def key_path(folder: Path, role: str) -> Path:
-    """Where the private key of `role` lies: ``<folder>/<role>``."""
-    return folder / role
+    """Where the private key of `role` lies: ``<folder>/<role>.key``."""
+    return folder / f"{role}{KEY_SUFFIX}"
+
+
+def private_keys(folder: Path) -> list[Path]:
+    """The private key files in `folder`, sorted; empty where there is no such folder."""
+    return sorted(folder.glob(f"*{KEY_SUFFIX}"))
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of a private key file lies: ``root.pub`` for ``root``, ``device.pub`` for ``device.key``."""
+    """Where the public key of a private key file lies: ``device.pub`` for ``device.key``."""
     return path.with_name(path.name.removesuffix(KEY_SUFFIX) + PUBLIC_SUFFIX)
 
 

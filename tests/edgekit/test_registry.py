@@ -20,7 +20,7 @@ from edgekit.registry import (
     publish,
     verify,
 )
-from edgekit.trust.keys import load_signer
+from edgekit.trust.keys import key_path, load_signer
 from edgekit.trust.repository import Repository
 from tests.simulators.bundles import manifest_of, write_bundle
 from tests.simulators.publisher import Registry
@@ -239,7 +239,7 @@ def test_a_publisher_that_signs_nonsense_harms_its_own_model_only(
     put(registry, tmp_path, "other")
     role = Metadata[Targets].from_bytes(registry.metadata()["2.publisher-other.json"])
     role.signed.targets["models/other/pi/1.0.0/manifest.json"].custom["version"] = "one"
-    role.sign(load_signer(registry.keys / "publisher-other"))
+    role.sign(load_signer(key_path(registry.keys, "publisher-other")))
     registry.store.blobs["metadata/2.publisher-other.json"] = role.to_bytes()
     reader.refresh()
     with pytest.raises(VerificationError, match="calls itself"):

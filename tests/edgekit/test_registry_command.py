@@ -40,7 +40,7 @@ def failed(kind: type[EdgekitError], *words: str) -> EdgekitError:
 def test_the_whole_life_of_a_version(folder: Path) -> None:
     """Init, publish two, list, show, promote, retire, verify: stable keys in --json, words without."""
     first, second = write_bundle(folder), write_bundle(folder, version="1.1.0")
-    assert "root, targets" in ran("init")
+    assert "root.key, targets.key" in ran("init")
     assert "digits" in ran("publish", str(first))
     (published,) = json.loads(ran("publish", str(second), "--json"))
     assert (published["name"], published["version"], published["release"]) == ("digits", "1.1.0", 2)
@@ -62,8 +62,8 @@ def test_the_whole_life_of_a_version(folder: Path) -> None:
 def test_init_says_which_keys_belong_where(folder: Path) -> None:
     """Offline, online and the file for devices are told apart, in words and in JSON."""
     told = json.loads(ran("init", "--json", "--keys", "secret", "--registry", "file://store", "--root-keys", "2"))
-    assert told["offline"] == ["root-1", "root-2", "targets"]
-    assert told["online"] == ["director", "snapshot", "timestamp"]
+    assert told["offline"] == ["root-1.key", "root-2.key", "targets.key"]
+    assert told["online"] == ["director.key", "snapshot.key", "timestamp.key"]
     assert Path(told["root"]) == Path("secret/root.json")
     assert (folder / "secret" / "root.json").exists()
     assert (folder / "store" / "metadata" / "timestamp.json").exists()
@@ -72,10 +72,10 @@ def test_init_says_which_keys_belong_where(folder: Path) -> None:
 def test_init_twice_is_refused(folder: Path) -> None:
     """A second registry neither replaces the first nor its keys."""
     ran("init")
-    before = (folder / "keys" / "root").read_bytes()
+    before = (folder / "keys" / "root.key").read_bytes()
     assert "already a registry" in str(failed(SettingsError, "init"))
     assert "keys" in str(failed(SettingsError, "init", "--registry", "file://other"))
-    assert (folder / "keys" / "root").read_bytes() == before
+    assert (folder / "keys" / "root.key").read_bytes() == before
     assert not (folder / "other" / "metadata").exists()
 
 
@@ -138,7 +138,9 @@ def test_keys_are_encrypted_by_a_passphrase_from_anywhere(
         monkeypatch.delenv("EDGEKIT_PASSPHRASE")
     else:
         ran("init", "--encrypt", input="secret\nsecret\n")
-    assert all(b"ENCRYPTED" in (folder / "keys" / role).read_bytes() for role in ("root", "director", "timestamp"))
+    assert all(
+        b"ENCRYPTED" in (folder / "keys" / f"{role}.key").read_bytes() for role in ("root", "director", "timestamp")
+    )
     assert "no passphrase" in str(failed(SettingsError, "publish", bundle))
     (folder / "wrong").write_text("guess")
     assert "wrong" in str(failed(SettingsError, "publish", bundle, "--passphrase-file", "wrong"))

@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from edgekit.errors import DowngradeError, EdgekitError, ExpiredError, SignatureError, VerificationError
 from edgekit.trust.assignment import MAX_ASSIGNMENT_BYTES, Assignment, Entry, check_agrees, sign_assignment
 from edgekit.trust.client import TrustClient
-from edgekit.trust.keys import load_signer
+from edgekit.trust.keys import key_path, load_signer
 from tests.simulators.publisher import DAY, Registry
 
 
@@ -41,7 +41,9 @@ def order(registry: Registry, client: TrustClient, **changes: object) -> bytes:
     assignment = Assignment(
         device="pi-1", fleet="lab", version=5, expires=registry.clock.now + DAY, entries={"digits": entry_of(client)}
     )
-    return sign_assignment(msgspec.structs.replace(assignment, **changes), load_signer(registry.keys / "director"))
+    return sign_assignment(
+        msgspec.structs.replace(assignment, **changes), load_signer(key_path(registry.keys, "director"))
+    )
 
 
 def test_a_device_gets_back_what_the_director_signed(registry: Registry, client: TrustClient) -> None:
@@ -81,7 +83,7 @@ def test_an_order_for_another_or_of_yesterday_is_refused(
 def test_no_other_role_may_give_orders(registry: Registry, client: TrustClient, role: str) -> None:
     """Even the offline keys are not the director's."""
     assignment = Assignment("pi-1", "lab", 1, registry.clock.now + DAY, {})
-    payload = sign_assignment(assignment, load_signer(registry.keys / role))
+    payload = sign_assignment(assignment, load_signer(key_path(registry.keys, role)))
     with pytest.raises(SignatureError):
         client.verify_assignment(payload, "pi-1", "lab", registry.clock.now)
 

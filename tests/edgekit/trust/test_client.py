@@ -22,7 +22,7 @@ from edgekit.errors import (
     VerificationError,
 )
 from edgekit.trust.client import LIMITS, TrustClient
-from edgekit.trust.keys import load_public, load_signer
+from edgekit.trust.keys import key_path, load_public, load_signer
 from tests.simulators.bundles import manifest_of
 from tests.simulators.publisher import DAY, Device, Registry
 
@@ -240,7 +240,7 @@ def test_a_publisher_cannot_name_another_model(registry: Registry) -> None:
     (target,) = signed.signed.targets.values()
     target.path = "models/cloud/pi/6.6.6/manifest.json"
     signed.signed.targets = {target.path: target}
-    signed.sign(load_signer(registry.keys / "publisher-digits"))
+    signed.sign(load_signer(key_path(registry.keys, "publisher-digits")))
     device = registry.device()
     device.files["2.publisher-digits.json"] = signed.to_bytes()
     assert device.client.find_target(target.path) is None

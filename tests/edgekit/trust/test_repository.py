@@ -15,6 +15,7 @@ from tuf.api.metadata import Metadata, Targets
 
 from edgekit.errors import ManifestError, NotFoundError, SettingsError, SignatureError, StoreError, UnavailableError
 from edgekit.stores import FileStore
+from edgekit.trust.keys import key_path
 from edgekit.trust.repository import Repository
 from tests.simulators.bundles import manifest_of
 from tests.simulators.publisher import DAY, Registry
@@ -126,7 +127,7 @@ def test_a_published_version_never_changes(registry: Registry) -> None:
 def test_publishing_needs_no_offline_key(registry: Registry) -> None:
     """With root and targets keys gone, a known model is published and renewed; a new model is not made."""
     for role in ("root", "targets"):
-        (registry.keys / role).unlink()
+        key_path(registry.keys, role).unlink()
     registry.repository.publish(V2)
     assert registry.repository.refresh_timestamp(force=True)
     before = dict(registry.store.blobs)
@@ -134,14 +135,14 @@ def test_publishing_needs_no_offline_key(registry: Registry) -> None:
         registry.repository.add_model("another")
     assert "offline" in caught.value.advice
     assert registry.store.blobs == before
-    assert not (registry.keys / "publisher-another").exists()
+    assert not key_path(registry.keys, "publisher-another").exists()
 
 
 def test_renewing_needs_the_online_keys_only(registry: Registry, tmp_path: Path) -> None:
     """A controller that holds snapshot, timestamp and the root file keeps the registry fresh, and can do no more."""
     held = tmp_path / "controller"
     held.mkdir(mode=0o700)
-    for name in ("snapshot", "timestamp", "root.json"):
+    for name in ("snapshot.key", "timestamp.key", "root.json"):
         shutil.copy2(registry.keys / name, held / name)
     controller = Repository(registry.store, held, clock=registry.clock)
     assert not controller.refresh_timestamp()
@@ -290,6 +291,7 @@ def test_a_killed_publisher_leaves_the_registry_whole(tmp_path: Path) -> None:
     script = """
 import os, pathlib
 from edgekit.stores import FileStore
+from edgekit.trust.keys import key_path
 from edgekit.trust.repository import Repository
 class Killed(FileStore):
     def put(self, name, data):
