@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from edgekit.mqtt import MqttTransport
     from edgekit.protocols import Store
 
-SAY_AWAY_SECONDS = 5.0
+SAY_AWAY_SECONDS = 2.0
+ROLES = ("director", "snapshot", "timestamp")  # whose keys a controller uses
 
 
 @click.group()
@@ -41,7 +42,9 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
       edgekit controller run --broker mqtt://127.0.0.1:1883
     """
     settings = control_settings(broker=broker)
-    passphrase = needed_passphrase(passphrase_file, sorted(settings.keys.glob("*.key")))
+    with needs_extra("controller"):
+        from edgekit.trust.keys import key_path
+    passphrase = needed_passphrase(passphrase_file, [key_path(settings.keys, role) for role in ROLES])
     with TemporaryDirectory(prefix="edgekit-controller-") as cache:
         asyncio.run(_run(settings, passphrase, Path(cache)))
 

@@ -17,6 +17,8 @@ from edgekit.state.devices import read_device
 from edgekit.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
+DEFAULT_PLAN = Plan()
+EVERYBODY = Cohort()
 ACTIVE = (State.RUNNING.value, State.PAUSED.value)
 
 
@@ -32,15 +34,22 @@ class RolloutTable(Part):
     """The rollouts of one fleet."""
 
     def start(
-        self, model: str, version: str, entries: Mapping[str, Entry], *, plan: Plan, cohort: Cohort, now: float
+        self,
+        model: str,
+        version: str,
+        entries: Mapping[str, Entry],
+        *,
+        now: float,
+        plan: Plan = DEFAULT_PLAN,
+        cohort: Cohort = EVERYBODY,
     ) -> Rollout:
         """Create a rollout and start it; a controller tells its devices.
 
         Args:
             model, version: What to roll out.
             entries: What to assign, by target; devices of other targets are skipped.
-            plan, cohort: How, and to whom.
             now: Wall clock seconds.
+            plan, cohort: How, and to whom.
 
         Raises:
             RefusedError: another rollout of the model has not ended.

@@ -1,0 +1,293 @@
+"""The control side's commands as a user types them: output, files, exit codes, and what stays as it was."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from edgekit.cli.main import edgekit, run
+from edgekit.messages import Outcome, Reported, Running
+from edgekit.rollout import State
+from edgekit.settings import AgentSettings, load_settings
+from edgekit.state import open_fleet_state
+from tests.simulators.control import write_bundle
+
+TARGET = "raspberry-pi-4"
+
+
+class Shell:
+    """Runs commands in one folder."""
+
+    def __init__(self, folder, monkeypatch, capfd):
+        self.folder, self._monkeypatch, self._capfd = folder, monkeypatch, capfd
+
+    def __call__(self, line, expect=0):
+        """Run one line and return its stdout and stderr."""
+        self._monkeypatch.setattr(sys, "argv", line.split())
+        self._capfd.readouterr()
+        found = run(edgekit, "edgekit")
+        out, err = self._capfd.readouterr()
+        assert found == expect, f"{line}: exit {found}, expected {expect}\n{out}\n{err}"
+        return out, err
+
+    def json(self, line, expect=0):
+        """Its stdout as JSON."""
+        return json.loads(self(line, expect)[0])
+
+    def state(self):
+        return open_fleet_state(f"sqlite:///{self.folder / 'edgekit.db'}", "f1")
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edgekit.toml").write_text('fleet = "f1"\n')
+    shell = Shell(tmp_path, monkeypatch, capfd)
+    shell("edgekit registry init")
+    for version in ("1.0.0", "1.1.0"):
+        write_bundle(tmp_path / version, "digits", version)
+        shell(f"edgekit registry publish {version}")
+    return shell
+
+
+def enroll(shell, *names, target=TARGET):
+    for name in names:
+        shell(f"edgekit device enroll {name} --target {target}")
+
+
+def report(shell, name, number, *, digest="", refuses=""):
+    """What the device's agent would say."""
+    running = Running(digest=digest, version="1.0.0" if digest else "", provider="XNNPACK")
+    outcome = Outcome(refuses, "1.0.0", "refused", "SelfTestError", "wrong answers", 5.0)
+    said = Reported(name, "f1", number, 0.0, 1, {"digits": running}, {"digits": outcome} if refuses else {})
+    state = shell.state()
+    state.devices.save_report(said, time.time())
+    state.close()
+
+
+def survey(shell, number=1):
+    """What a controller's next round does; returns the digest that is wanted."""
+    state = shell.state()
+    rollout = state.rollouts.survey(number, time.time())
+    state.close()
+    return rollout
+
+
+# --- device
+
+
+def test_enroll_writes_what_the_agent_starts_from(shell, tmp_path):
+    """The folder holds a private key, the trusted root and settings that the agent reads, with the copied API key."""
+    (tmp_path / "api.key").write_text("secret")
+    options = "--http 127.0.0.1:0 --cloud-url http://c:1 --cloud-model big --cloud-api-key-file api.key --threshold 0.6"
+    shell(f"edgekit device enroll pi-1 --target {TARGET} -o d/pi-1 --label site=north {options}")
+    folder = tmp_path / "d" / "pi-1"
+    settings = load_settings(AgentSettings, file=folder / "agent.toml", environ={})
+    assert (settings.device, settings.fleet, settings.target) == ("pi-1", "f1", TARGET)
+    assert (settings.http, settings.cloud_url, settings.cloud_model) == ("127.0.0.1:0", "http://c:1", "big")
+    assert settings.fallback_threshold == 0.6
+    assert settings.cloud_api_key_file.read_text() == "secret"
+    assert settings.root.read_bytes() == (tmp_path / "keys" / "root.json").read_bytes()
+    for private in (settings.key, settings.cloud_api_key_file):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    state = shell.state()
+    device = state.devices.get("pi-1")
+    assert device.labels == {"site": "north"}
+    assert device.public_key == (folder / "device.pub").read_text()
+    state.close()
+
+
+def test_enroll_with_the_devices_own_key_makes_none(shell, tmp_path):
+    """With --public-key the private key stays where it was made."""
+    enroll(shell, "maker")
+    shell(f"edgekit device enroll pi-1 --target {TARGET} -o pi-1 --public-key devices/maker/device.pub")
+    assert sorted(path.name for path in (tmp_path / "pi-1").iterdir()) == ["agent.toml", "root.json"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("pi-1 --target raspberry-pi-44", "did you mean 'raspberry-pi-4'"),
+        ("Pi_1 --target raspberry-pi-4", "is not a device or fleet name"),
+        ("pi-1 --target ethos-u55", "cannot run on"),
+        ("pi-1 --target raspberry-pi-4 --label north", "not of the form key=value"),
+        ("pi-1 --target raspberry-pi-4 --public-key edgekit.toml", "not a PEM public key"),
+    ],
+)
+def test_bad_enrollment_leaves_nothing(shell, tmp_path, line, says):
+    """What cannot be enrolled is an error with its reason, and no folder or row is left."""
+    _, err = shell(f"edgekit device enroll {line} -o new", expect=1)
+    assert says in err
+    assert not (tmp_path / "new").exists()
+    assert shell.json("edgekit device list --json") == []
+
+
+def test_second_device_of_a_name_is_refused_and_its_folder_goes(shell, tmp_path):
+    """A name is enrolled once; the key that was made for the second one is not left behind."""
+    enroll(shell, "pi-1")
+    _, err = shell(f"edgekit device enroll pi-1 --target {TARGET} -o other", expect=1)
+    assert "already enrolled" in err
+    assert not (tmp_path / "other").exists()
+    _, err = shell(f"edgekit device enroll pi-2 --target {TARGET} -o devices/pi-1", expect=1)
+    assert "already holds a device" in err
+
+
+def test_enroll_dry_run_changes_nothing(shell, tmp_path):
+    """--dry-run writes neither folder nor row."""
+    shell(f"edgekit device enroll pi-1 --target {TARGET} --dry-run")
+    assert not (tmp_path / "devices").exists()
+    assert shell.json("edgekit device list --json") == []
+
+
+def test_device_list_and_show_say_what_is_reported(shell):
+    """Models, their versions and the last outcome stand in the table, in JSON and in `show`."""
+    enroll(shell, "pi-1", "pi-2")
+    report(shell, "pi-1", 1, digest="a" * 64, refuses="b" * 64)
+    rows = {row["device"]: row for row in shell.json("edgekit device list --json")}
+    assert rows["pi-1"]["models"]["digits"]["version"] == "1.0.0"
+    assert rows["pi-1"]["outcomes"]["digits"]["error"] == "SelfTestError"
+    assert rows["pi-2"]["models"] == {}
+    out, _ = shell("edgekit device list")
+    assert "digits 1.0.0 refused: SelfTestError" in out
+    assert "never seen" in out
+    out, _ = shell("edgekit device show pi-1")
+    assert "digits 1.0.0" in out
+    assert shell.json("edgekit device show pi-1 --json")["reported"]["device"] == "pi-1"
+    _, err = shell("edgekit device show pi-9", expect=1)
+    assert "no device 'pi-9'" in err
+
+
+def test_command_that_nobody_answers_fails_in_time(shell):
+    """--wait ends when the command runs out, with a reason and exit 1."""
+    enroll(shell, "pi-1")
+    _, err = shell("edgekit device command pi-1 self-test --wait --expires 1", expect=1)
+    assert "did not answer" in err
+    shell("edgekit device command pi-1 reboot", expect=2)
+
+
+# --- rollout
+
+
+def test_start_plans_and_refuses(shell):
+    """A dry run prints the plan and starts nothing; unknown versions and empty fleets are errors with advice."""
+    _, err = shell("edgekit rollout start digits 1.0.0", expect=1)
+    assert "edgekit device enroll" in err
+    enroll(shell, "pi-1", "pi-2")
+    out, _ = shell("edgekit rollout start digits 1.0.0 --dry-run")
+    assert "50%" in out
+    assert shell.json("edgekit rollout list --json") == []
+    _, err = shell("edgekit rollout start digits 9.9.9", expect=1)
+    assert "1.0.0 for raspberry-pi-4" in err
+    _, err = shell("edgekit rollout start digits 1.0.0 --waves 10%,50%", expect=1)
+    assert "last wave must be 100%" in err
+
+
+def test_start_says_which_targets_have_no_bundle(shell):
+    """Devices whose target has no bundle are counted, and the others go on."""
+    enroll(shell, "pi-1")
+    enroll(shell, "jetson-1", "jetson-2", target="jetson-orin")
+    _, err = shell("edgekit rollout start digits 1.0.0")
+    assert "no bundle for jetson-orin: 2 devices skipped" in err
+    rollout = survey(shell)
+    assert rollout.counts()["SKIPPED"] == 2
+    assert rollout.counts()["TOLD"] == 1
+
+
+def test_cohort_options_choose_devices(shell):
+    """Only devices with the label take part."""
+    enroll(shell, "pi-1")
+    shell(f"edgekit device enroll pi-2 --target {TARGET} --label ring=1")
+    shell("edgekit rollout start digits 1.0.0 --label ring=1")
+    assert list(survey(shell).devices) == ["pi-2"]
+
+
+def test_pause_resume_abort(shell):
+    """Operators' commands step the rollout; what its state does not allow is refused with exit 3."""
+    enroll(shell, "pi-1")
+    assert shell.json("edgekit rollout start digits 1.0.0 --json")["state"] == "RUNNING"
+    _, err = shell("edgekit rollout start digits 1.1.0", expect=3)
+    assert "one rollout at a time" in err
+    survey(shell)
+    assert shell.json("edgekit rollout pause 1 --json")["state"] == "PAUSED"
+    shell("edgekit rollout pause 1", expect=3)
+    assert shell.json("edgekit rollout resume 1 --json")["state"] == "RUNNING"
+    planned = shell.json("edgekit rollout abort 1 --dry-run --json")
+    assert planned["withdraw"] == ["pi-1"]
+    assert shell.json("edgekit rollout list --json")[0]["state"] == "RUNNING"
+    assert shell.json("edgekit rollout abort 1 --json")["state"] == "ABORTED"
+    shell("edgekit rollout resume 1", expect=3)
+    shell("edgekit rollout abort 7", expect=1)
+
+
+def test_watch_ends_with_exit_0_when_finished(shell):
+    """Watching a finished rollout shows its devices and succeeds."""
+    enroll(shell, "pi-1")
+    shell("edgekit rollout start digits 1.0.0")
+    wanted = survey(shell).devices["pi-1"].digest
+    report(shell, "pi-1", 1, digest=wanted)
+    assert survey(shell).state is State.FINISHED
+    out, _ = shell("edgekit rollout watch")
+    assert "FINISHED" in out
+    out, _ = shell("edgekit rollout status 1")
+    assert "pi-1  SUCCEEDED" in out
+
+
+def test_wait_exits_3_with_the_reason_when_the_rollout_pauses_itself(shell):
+    """`start --wait` follows the rollout, and the failure that stopped it stands in the error."""
+    enroll(shell, "pi-1", "pi-2")
+
+    def refuse():
+        state = shell.state()
+        while not state.rollouts.all():
+            time.sleep(0.02)
+        state.close()
+        rollout = survey(shell)
+        told = next(name for name, progress in rollout.devices.items() if progress.told_at)
+        report(shell, told, 1, refuses=rollout.devices[told].digest)
+        survey(shell)
+
+    device = threading.Thread(target=refuse)
+    device.start()
+    _, err = shell("edgekit rollout start digits 1.0.0 --wait", expect=3)
+    device.join(10)
+    assert "1 of 1 told devices failed" in err
+    assert "edgekit rollout resume 1" in err
+    found = shell.json("edgekit rollout list --json")[0]
+    assert (found["state"], found["stopped_itself"]) == ("PAUSED", True)
+    assert shell.json("edgekit rollout watch --json", expect=3)["devices"]
+
+
+# --- controller
+
+
+def test_controller_without_a_registry_says_what_to_run(tmp_path, monkeypatch, capfd):
+    """Before `registry init` there is nothing to control."""
+    monkeypatch.chdir(tmp_path)
+    _, err = Shell(tmp_path, monkeypatch, capfd)("edgekit controller run", expect=1)
+    assert "director" in err or "root.json" in err
+
+
+def test_controller_waits_for_its_broker_and_ends_on_a_signal(shell, tmp_path):
+    """As a process: it says that the broker is away and keeps trying; SIGTERM ends it with exit 0."""
+    code = "import sys; from edgekit.cli.main import main; sys.argv[0] = 'edgekit'; main()"
+    command = [sys.executable, "-c", code, "controller", "run", "--broker", "mqtt://127.0.0.1:9"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    try:
+        line = process.stderr.readline()
+        assert "cannot reach broker mqtt://127.0.0.1:9" in line
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "ready" not in out
+    assert "Traceback" not in err
