@@ -1,0 +1,156 @@
+"""`edgekit cloud`: the cloud tier as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.console import control_settings, needs_extra, step
+from edgekit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from edgekit.manifest import Manifest
+
+MAX_REQUEST_BYTES = 64 * 1024**2
+MIN_KEY_LENGTH = 16
+
+FetchBundle = Callable[[str], "tuple[Manifest, Path]"]
+
+
+@click.group()
+def cloud() -> None:
+    """Run the cloud tier, which answers when devices are unsure."""
+
+
+@cloud.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store.")
+@click.option(
+    "--root", type=click.Path(path_type=Path, dir_okay=False), help="Trusted TUF root [default: root.json of the keys]."
+)
+@click.option("--host", help="Address to listen on [default: 127.0.0.1].")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: 8700].")
+@click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
+@click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of each model's runtime [default: one a CPU].")
+def serve(
+    models: tuple[str, ...],
+    url: str | None,
+    root: Path | None,
+    host: str | None,
+    port: int | None,
+    api_key_file: Path | None,
+    target: str,
+    threads: int | None,
+) -> None:
+    """Serve the newest version of each MODEL over Open Inference Protocol v2 until interrupted.
+
+    Bundles come from the registry and are verified. Prints one line with the URL when every model has passed its
+    self-test. On any address but loopback an API key is a must.
+
+    \b
+    Examples:
+      edgekit cloud serve digits-cloud
+      edgekit cloud serve digits-cloud --host 0.0.0.0 --api-key-file cloud.key
+    """
+    settings = control_settings(registry=url, cloud_host=host, cloud_port=port, cloud_api_key_file=api_key_file)
+    local_only = is_loopback(settings.cloud_host)
+    key = read_api_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
+    if not key and not local_only:
+        raise SettingsError(
+            f"without an API key the cloud tier listens on loopback only, not on {settings.cloud_host}",
+            advice=_MAKE_KEY.format(file="cloud.key") + " Then give --api-key-file cloud.key.",
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves: ends as Ctrl-C does, and tidies up
+    with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
+        fetch = _fetcher(settings.registry, root or settings.keys / "root.json", target, Path(folder))
+        host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
+        address = f"{host}:{settings.cloud_port}"
+        asyncio.run(_serve(models, fetch, address, key, local_only, threads or os.cpu_count() or 1))
+
+
+async def _serve(
+    models: tuple[str, ...], fetch: FetchBundle, address: str, key: str, local_only: bool, threads: int
+) -> None:
+    with needs_extra("cloud"):
+        from edgekit.cloud import CloudModels
+        from edgekit.serving import server
+        from edgekit.serving.app import App
+    stopped = asyncio.Event()
+    with step(f"load {', '.join(models)}"):
+        served = await CloudModels.open(list(dict.fromkeys(models)), fetch, threads=threads)
+    try:
+        app = App(served, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        async with server.serve(app, http=address) as bound:
+            titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
+            click.echo(f"cloud tier ready at {bound.url} ({titles})")  # click flushes
+            await stopped.wait()
+    finally:
+        await served.close()
+
+
+def _fetcher(url: str, root: Path, target: str, folder: Path) -> FetchBundle:
+    """Finds and downloads the newest bundle of a model, verified from `root` on."""
+    with needs_extra("cloud"):
+        from edgekit.registry import RegistryReader
+        from edgekit.stores import open_store
+    try:
+        trusted = root.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"the trusted root cannot be read: {error}",
+            advice="Give --root FILE; `edgekit registry init` wrote it beside the keys.",
+        ) from error
+    reader = RegistryReader(open_store(url), trusted, folder / "metadata")
+    reader.refresh()
+
+    def fetch(name: str) -> tuple[Manifest, Path]:
+        release = reader.resolve(name, target)
+        reader.download(release.manifest, folder / name)
+        return release.manifest, folder / name
+
+    return fetch
+
+
+_MAKE_KEY = "Make one: (umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(24))' > {file})."
+
+
+def read_api_key(path: Path) -> str:
+    """The key in a file that only its owner may read.
+
+    Raises:
+        SettingsError: it is missing, readable by others, or holds no usable key; says how to make one.
+    """
+    advice = _MAKE_KEY.format(file=path)
+    try:
+        mode = path.stat().st_mode
+        key = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError as error:
+        raise SettingsError(f"there is no API key file {path}", advice=advice) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"API key file {path} cannot be read: {error}", advice=advice) from error
+    if mode & 0o077:
+        raise SettingsError(f"API key file {path} can be read by others", advice=f"Run: chmod 600 {path}")
+    if len(key) < MIN_KEY_LENGTH or any(c.isspace() or not c.isprintable() for c in key):
+        raise SettingsError(
+            f"API key file {path} must hold one word of at least {MIN_KEY_LENGTH} characters", advice=advice
+        )
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address, or the name localhost, that no other machine can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,37 @@
+"""CloudTier in memory: answers, fails or waits as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.errors import CloudError
+from edgekit.tensors import Array
+
+
+class MemoryCloud:
+    """Answers `outputs`, after `fault` (where one is set) has been raised, once `gate` is open."""
+
+    def __init__(self, outputs: Mapping[str, Array]) -> None:
+        self.outputs = dict(outputs)
+        self.fault: CloudError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.arrivals = asyncio.Semaphore(0)  # one for each call
+        self.asked: list[tuple[str, dict[str, Array], float]] = []
+
+    async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
+        self.asked.append((model, dict(inputs), timeout_seconds))
+        self.arrivals.release()
+        try:
+            await asyncio.wait_for(self.gate.wait(), timeout_seconds)
+        except asyncio.TimeoutError:
+            raise CloudError("too late") from None
+        if self.fault:
+            raise self.fault
+        return dict(self.outputs)
+
+
+CLOUD_OUTPUTS = {"scores": np.array([[0.0, 0.0, 1.0]], np.float32), "tag": np.array([[99.0]], np.float32)}
