@@ -291,8 +291,8 @@ def _commit(state: State, event: Committed) -> State:
     assert state.active is not None  # COMMITTING is entered with it
     outcome = _outcome(state.deployment, "succeeded", event.at)
     release = max(state.release, state.active.release)
-    good = state.active
-    return _replace(state, known_good=good, release=release, outcome=outcome, ending="succeeded", failed=None, note="")
+    kept = _replace(state, known_good=state.active, release=release, failed=None, note="", probing=False)
+    return _replace(kept, outcome=outcome, ending="succeeded")
 
 
 def _leave_cleaning(state: State, event: Event, case: str) -> State:

@@ -260,11 +260,11 @@ class Device:
 
     async def settled(self, version: str | None = None) -> None:
         """Wait until the model rests, with `version` active where given."""
+        await self.until(lambda: self.rests(version))
 
-        def rests() -> bool:
-            state = self.state
-            if state is None or state.name is not S.IDLE or state.deployment is not None:
-                return False
-            return version is None or (state.active is not None and state.active.version == version)
-
-        await self.until(rests)
+    def rests(self, version: str | None = None) -> bool:
+        """True when nothing is under way for the model, and `version` is active where given."""
+        state = self.state
+        if state is None or state.name is not S.IDLE or state.deployment is not None:
+            return False
+        return version is None or (state.active is not None and state.active.version == version)
