@@ -81,6 +81,22 @@ def measure_golden(
     return Golden(rows, tolerances, decisive)
 
 
+def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:
+    """Which rows make good golden samples: up to GOLDEN_ROWS indices in order.
+
+    Where `decision` names an output with scores, they are spread over the rows with the clearer half of the decisions:
+    a close call may fall either way on sound hardware, so it could prove nothing.
+    """
+    first = next(iter(answers.values()))
+    rows = np.arange(len(first))
+    if decision:
+        best = np.sort(answers[decision].astype(np.float64), axis=-1)
+        order = np.argsort(-(best[..., -1] - best[..., -2]), kind="stable")
+        rows = order[: max(GOLDEN_ROWS, len(order) // 2)]
+    picked = np.linspace(0, len(rows) - 1, min(GOLDEN_ROWS, len(rows))).round().astype(np.int64)
+    return np.sort(rows[picked])
+
+
 def bundle_files(artifact: Artifact, golden: bytes, report: bytes, page: bytes) -> dict[str, tuple[str, bytes]]:
     """The bundle's files but the manifest: (role, bytes) by name."""
     return {

@@ -103,12 +103,15 @@ def _parts(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
                 helper.make_empty_tensor_value_info(name) for name in node.output if name and name not in have
             )
     runtime = OnnxRuntime(model.SerializeToString(), threads=1)
+    # In order of execution, so that a fault is found where it begins.
+    order = [*(spec.name for spec in graph.inputs), *(name for node in graph.nodes for name in node.output)]
     rows = CHUNK_ROWS if graph.free_batch else 1
     try:
         for start in range(0, len(samples), rows):
             inputs = samples.take(slice(start, start + rows)).inputs
             values = {**inputs, **runtime.run(inputs)}
-            yield {name: value for name, value in values.items() if value.dtype.kind == "f" and value.size}
+            known = [(name, values[name]) for name in order if name in values]
+            yield {name: value for name, value in known if value.dtype.kind == "f" and value.size}
     finally:
         runtime.close()
 

@@ -168,7 +168,14 @@ def _compare(
     rows = [len(evidence.choice), len(evidence.proof)]
     agreement = sum(p.agreement * n for p, n in zip(found, rows, strict=True)) / sum(rows)
     exact = all(p.agreement == 1.0 for p in found)
-    return Parity(label, where, max(p.max_abs for p in found), 1.0 if exact else agreement, all(p.equal for p in found))
+    return Parity(
+        runtime=label,
+        where=where,
+        max_abs=max(p.max_abs for p in found),
+        agreement=1.0 if exact else agreement,
+        equal=all(p.equal for p in found),
+        candidate=recipe.id,
+    )
 
 
 def _judged(

@@ -97,7 +97,7 @@ class TensorFlowChild:
             quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "converters.child"],
+                [sys.executable, "-c", "from converters.child import main; main()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -187,7 +187,3 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _serve(sys.stdin.buffer, replies)
-
-
-if __name__ == "__main__":
-    main()

@@ -23,6 +23,7 @@ class Parity(msgspec.Struct, frozen=True):
         max_abs: Largest absolute difference over all outputs, in the outputs' unit.
         agreement: Share of rows whose largest score is in the same place; 1.0 where outputs are no scores.
         equal: True where every bit is the same.
+        candidate: Id of the candidate that ran; empty for a step on the canonical graph.
     """
 
     runtime: str
@@ -30,6 +31,7 @@ class Parity(msgspec.Struct, frozen=True):
     max_abs: float
     agreement: float
     equal: bool
+    candidate: str = ""
 
 
 def compare(

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from converters import parity
-from converters.backends import Workbench, backend_for, precisions_of
-from converters.bundle import GOLDEN_ROWS, bundle_files, golden_bytes, measure_golden, with_files, write_bundle
+from converters.backends import Artifact, Workbench, backend_for, precisions_of
+from converters.bundle import bundle_files, golden_bytes, golden_rows, measure_golden, with_files, write_bundle
 from converters.candidates import Candidate, Evidence, labels_for, make_candidate, open_artifact, run_rows
 from converters.child import TensorFlowChild
 from converters.cost import memory_mib
@@ -380,8 +380,9 @@ def _manifest(
     artifact, recipe = chosen.artifact, chosen.measured.recipe
     assert artifact is not None
     evidence = prepared.evidence
-    rows = evidence.choice.take(slice(0, GOLDEN_ROWS)).inputs
-    expected = {name: value[:GOLDEN_ROWS] for name, value in evidence.choice_answers.items()}
+    picked = golden_rows(evidence.choice_answers, evidence.decision)
+    rows = evidence.choice.take(picked).inputs
+    expected = {name: value[picked] for name, value in evidence.choice_answers.items()}
     quality = None
     if chosen.quality is not None and report.float_.quality is not None:
         float_value = report.float_.quality.value
@@ -399,12 +400,20 @@ def _manifest(
         task=prepared.task,
         quality=quality,
         cost=chosen.measured.cost,
-        requires={"memory_mib": memory_mib(prepared.graph, len(artifact.data))},
+        requires=_demands(prepared.graph, artifact),
         source_sha256=prepared.source.sha256,
         tools=report.tools,
     )
     golden = measure_golden(artifact, recipe, manifest, rows, expected, profile=profile, folder=folder / "golden")
     return msgspec.structs.replace(manifest, golden=golden), golden_bytes(rows, expected)
+
+
+def _demands(graph: Graph, artifact: Artifact) -> dict[str, Any]:
+    """What a device must have. No processor is named: these artifacts run on any that has the runtime."""
+    demands: dict[str, Any] = {"memory_mib": memory_mib(graph, len(artifact.data))}
+    if artifact.runtime_version:
+        demands["runtime_version"] = artifact.runtime_version
+    return demands
 
 
 def _runtime_of(profile: TargetProfile, runtime: str | None) -> str:

@@ -130,28 +130,33 @@ def samples_needed(budget: float, confidence: float) -> int:
     return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - budget)))
 
 
+def _per_row(values: Array) -> Array:
+    """The mean over all but the first axis: (N, ...) to (N,)."""
+    means: Array = values.astype(np.float64).reshape(len(values), -1).mean(axis=1)
+    return means
+
+
 def _accuracy(outputs: Array, labels: Array) -> Array:
     if outputs.ndim != 2:
         raise ValueError("accuracy needs outputs of shape [N, classes]")
     if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[1] - 1}")
-    return (np.argmax(outputs, axis=-1) == labels).astype(np.float64)
+    return _per_row(np.argmax(outputs, axis=-1) == labels)
 
 
 def _agreement(outputs: Array, labels: Array) -> Array:
     """Here `labels` are the float model's outputs."""
     if outputs.ndim < 2 or outputs.shape[-1] == 1:
-        return -np.abs(outputs.astype(np.float64) - labels).reshape(len(outputs), -1).mean(axis=1)
-    same = np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1)
-    return same.reshape(len(outputs), -1).mean(axis=1).astype(np.float64)
+        return -_per_row(np.abs(outputs.astype(np.float64) - labels))
+    return _per_row(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
 
 
 def _squared(outputs: Array, labels: Array) -> Array:
-    return -((_like(outputs, labels) - labels.astype(np.float64)) ** 2).reshape(len(labels), -1).mean(axis=1)
+    return -_per_row((_like(outputs, labels) - labels.astype(np.float64)) ** 2)
 
 
 def _absolute(outputs: Array, labels: Array) -> Array:
-    return -np.abs(_like(outputs, labels) - labels.astype(np.float64)).reshape(len(labels), -1).mean(axis=1)
+    return -_per_row(np.abs(_like(outputs, labels) - labels.astype(np.float64)))
 
 
 def _like(outputs: Array, labels: Array) -> Array:

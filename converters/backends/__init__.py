@@ -23,6 +23,7 @@ def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backe
 
 def precisions_of(profile: TargetProfile, runtime: str) -> tuple[str, ...]:
     """Precisions that both the target and its backend know, in the order in which they are tried."""
+    known: tuple[str, ...]
     if runtime == LITERT:
         known = LiteRTBackend.precisions
     elif "TensorrtExecutionProvider" in profile.providers:

@@ -25,6 +25,7 @@ class Artifact(msgspec.Struct, frozen=True):
         data: Its bytes.
         runtime: ``litert`` or ``onnxruntime``.
         inputs, outputs: How it holds the logical tensors.
+        runtime_version: The oldest version of the runtime that can run it; empty where any can.
     """
 
     file: str
@@ -32,6 +33,7 @@ class Artifact(msgspec.Struct, frozen=True):
     runtime: str
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
+    runtime_version: str = ""
 
 
 class Workbench:

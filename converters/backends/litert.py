@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ class LiteRTBackend:
 
     def _quantized(self, quantizer: Any, rows: dict[str, list[dict[str, Array]]] | None) -> bytes:
         try:
-            # Its progress bars have no place among ours.
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            with _hushed():
                 found = quantizer.calibrate(rows, num_threads=THREADS) if rows is not None else None
                 result = quantizer.quantize(found, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -109,6 +109,18 @@ class LiteRTBackend:
             inputs=_bindings(graph.logical_inputs, "input", permutes[0], tensors, scales),
             outputs=_bindings(graph.logical_outputs, "output", permutes[1], tensors, scales),
         )
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the quantizer's progress bars, and its note on memory for debugging, which it is not."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors", category=UserWarning)
+        yield
 
 
 def _bindings(

@@ -49,6 +49,7 @@ def artifact_of(graph: Graph, model: onnx.ModelProto) -> Artifact:
         runtime=ONNXRUNTIME,
         inputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_inputs),
         outputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_outputs),
+        runtime_version=RUNTIME_OF_OPSET.get(Graph(model).opset, ""),
     )
 
 

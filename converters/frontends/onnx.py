@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper, inliner, version_converter
 
 from converters.graph import BATCH, Graph, label
@@ -122,12 +122,14 @@ def _name_batch(model: onnx.ModelProto, source: str) -> None:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Quantizers, recipes and messages tell nodes by name, and exporters may leave it out."""
-    taken = {node.name for node in model.graph.node if node.name}
+    """Quantizers, recipes and messages tell nodes by name; exporters may leave it out or give one name twice."""
+    taken: set[str] = set()
     for index, node in enumerate(model.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{index}"
-            node.name = f"{name}_" if name in taken else name
+        name = node.name or f"{node.op_type}_{index}"
+        while name in taken:
+            name = f"{name}_{index}"
+        node.name = name
+        taken.add(name)
 
 
 def _all_nodes(graph: Any) -> Iterator[Any]:

@@ -48,7 +48,7 @@ def export_keras(path: str) -> bytes:
     names = list(model.output_names)
 
     def call(*tensors: Any) -> list[Any]:
-        return keras.tree.flatten(model(list(tensors) if len(tensors) > 1 else tensors[0], training=False))
+        return list(keras.tree.flatten(model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)))
 
     return _export(path, _Loaded(call, inputs, names))
 

@@ -47,7 +47,7 @@ def lower(model: bytes) -> Lowered:
         for i, (spec, order) in enumerate(zip(graph.inputs, orders, strict=True))
     ]
     module = tf.Module()
-    module.call = tf.function(call, input_signature=specs)
+    module.call = tf.function(call, input_signature=specs, autograph=False)
     with tempfile.TemporaryDirectory(prefix="edgekit-lower-") as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
         data = _convert(folder)

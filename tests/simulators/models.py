@@ -1,197 +1,76 @@
-"""Small real models and bundles, made in milliseconds and without TensorFlow.
-
-Every model takes ``x`` (N, 3) float32 and answers ``scores`` (N, 3), the softmax of ``gain * x``, and, where asked for,
-``tag`` (N, 1), a constant that tells one version from another.
-"""
-
-from __future__ import annotations
+"""Small ONNX models and data, made on the spot."""
 
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.golden import write_golden
-from edgekit.manifest import (
-    MANIFEST_NAME,
-    ROLE_GOLDEN,
-    ROLE_MODEL,
-    Binding,
-    Golden,
-    Manifest,
-    Task,
-    Tolerance,
-    file_entry,
-)
-from edgekit.recipe import Recipe
-from edgekit.tensors import DType, TensorSpec
-
-X = TensorSpec("x", DType.FLOAT32, (None, 3))
-SCORES = TensorSpec("scores", DType.FLOAT32, (None, 3))
-TAG = TensorSpec("tag", DType.FLOAT32, (None, 1))
-
-SURE = np.array([[9.0, 0.0, 0.0]], np.float32)
-UNSURE = np.array([[0.2, 0.1, 0.0]], np.float32)
+from converters.graph import Graph
 
 
-def softmax(x: np.ndarray, gain: float = 1.0) -> np.ndarray:
-    """What every model here answers."""
-    e = np.exp(gain * x - (gain * x).max(axis=-1, keepdims=True))
-    return (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-def onnx_model(*, gain: float = 1.0, tag: float = 0.0, batch: int | None = None, work: int = 0) -> bytes:
-    """An ONNX model; `batch` None is free, `work` adds matrix products that change nothing and take time."""
-    n = "batch" if batch is None else batch
-    nodes = [helper.make_node("Mul", ["x", "gain"], ["h0"])]
-    weights = {"gain": np.float32(gain), "tag_value": np.full((3, 1), tag / 3, np.float32)}
-    if work:
-        weights["eye"] = np.eye(3, dtype=np.float32)
-    nodes += [helper.make_node("MatMul", [f"h{i}", "eye"], [f"h{i + 1}"]) for i in range(work)]
-    nodes += [
-        helper.make_node("Softmax", [f"h{work}"], ["scores"], axis=-1),
-        helper.make_node("Mul", ["x", "zero"], ["zeros"]),
-        helper.make_node("Add", ["zeros", "one"], ["ones"]),
-        helper.make_node("MatMul", ["ones", "tag_value"], ["tag"]),
-    ]
-    weights.update(zero=np.float32(0), one=np.float32(1))
+def model_of(nodes, inputs, outputs, weights=None, *, opset=17, domains=()):
+    """A model with float inputs and outputs: {name: shape}."""
     graph = helper.make_graph(
         nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [n, 3])],
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [n, 3]),
-            helper.make_tensor_value_info("tag", TensorProto.FLOAT, [n, 1]),
-        ],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+        "test",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in (weights or {}).items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def litert_model(*, quantized: bool = False, signature: bool = True) -> bytes:
-    """A .tflite of one SOFTMAX: float32, or int8 with scale 0.1 in and 1/256 out; batch 1."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    def tensor(name: str, buffer: int, scale: float, zero: int) -> object:
-        made = schema.TensorT()
-        made.name, made.shape, made.buffer = name, [1, 3], buffer
-        made.type = schema.TensorType.INT8 if quantized else schema.TensorType.FLOAT32
-        if quantized:
-            made.quantization = schema.QuantizationParametersT()
-            made.quantization.scale, made.quantization.zeroPoint = [scale], [zero]
-        return made
-
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SOFTMAX
-    code.version = 2 if quantized else 1
-    op = schema.OperatorT()
-    op.opcodeIndex, op.inputs, op.outputs = 0, [0], [1]
-    op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.SoftmaxOptions, schema.SoftmaxOptionsT()
-    op.builtinOptions.beta = 1.0
-    graph = schema.SubGraphT()
-    graph.name, graph.inputs, graph.outputs, graph.operators = "main", [0], [1], [op]
-    graph.tensors = [tensor("graph_x", 1, 0.1, 0), tensor("graph_scores", 2, 1 / 256, -128)]
-    model = schema.ModelT()
-    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.description = "small"
-    model.buffers = [schema.BufferT() for _ in range(3)]
-    model.signatureDefs = [_signature(schema)] if signature else []
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+def patterns(rows, *, classes=3, size=8, seed=0):
+    """Noisy stripes across, stripes down, a chequerboard, and plain grey: images (rows, 1, size, size) and labels."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[0:size, 0:size] % 2
+    kinds = np.stack([down, across, down ^ across, np.full((size, size), 0.5)])
+    labels = rng.integers(0, classes, rows)
+    images = kinds[labels] + rng.normal(0, 0.1, (rows, size, size))
+    return images[:, None].astype(np.float32), labels
 
 
-def _signature(schema: object) -> object:
-    def entry(name: str, index: int) -> object:
-        made = schema.TensorMapT()  # type: ignore[attr-defined]
-        made.name, made.tensorIndex = name, index
-        return made
+def classifier(*, batch="batch", size=8, classes=3, seed=0, softmax=True):
+    """Tells `patterns` apart, channel first: Conv, BatchNormalization, Relu, GlobalAveragePool, Gemm, Softmax.
 
-    made = schema.SignatureDefT()  # type: ignore[attr-defined]
-    made.signatureKey, made.subgraphIndex = "serving_default", 0
-    made.inputs, made.outputs = [entry("x", 0)], [entry("scores", 1)]
-    return made
-
-
-def onnx_bundle(
-    folder: Path,
-    *,
-    name: str = "small",
-    version: str = "1.0.0",
-    target: str = "x86-64",
-    gain: float = 1.0,
-    tag: float = 0.0,
-    batch: int | None = 1,
-    work: int = 0,
-    golden_gain: float | None = None,
-) -> Manifest:
-    """Write a bundle; `golden_gain` other than `gain` makes one whose self-test must fail."""
-    model = onnx_model(gain=gain, tag=tag, batch=batch, work=work)
-    x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
-    outputs = {"scores": softmax(x, gain if golden_gain is None else golden_gain), "tag": np.full((3, 1), tag)}
-    bindings = [
-        Binding(spec=spec, artifact=TensorSpec(spec.name, spec.dtype, (batch, *spec.shape[1:])))
-        for spec in (X, SCORES, TAG)
+    The convolution is random and the dense layer is fitted to it by least squares.
+    """
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w": rng.normal(0, 0.4, (6, 1, 3, 3)).astype(np.float32),
+        "gamma": rng.uniform(0.5, 1.5, 6).astype(np.float32),
+        "beta": rng.normal(0, 0.1, 6).astype(np.float32),
+        "mean": rng.normal(0, 0.1, 6).astype(np.float32),
+        "var": rng.uniform(0.5, 1.5, 6).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], pads=[1, 1, 1, 1], name="conv"),
+        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
     ]
-    return _write(
-        folder,
-        model=("model.onnx", model),
-        golden=write_golden({"x": x}, {key: value.astype(np.float32) for key, value in outputs.items()}),
-        identity={"name": name, "version": version, "target": target, "runtime": "onnxruntime"},
-        inputs=tuple(bindings[:1]),
-        outputs=tuple(bindings[1:]),
-        max_abs=1e-5,
-    )
+    images, labels = patterns(200, classes=classes, size=size, seed=seed)
+    features = Graph(model_of(nodes, {"image": ["batch", 1, size, size]}, {"f": ["batch", 6]}, weights))
+    known = np.column_stack([features.run({"image": images})["f"], np.ones(len(labels))])
+    fitted = np.linalg.lstsq(known, 10.0 * np.eye(classes)[labels], rcond=None)[0].astype(np.float32)
+    weights.update(dense=fitted[:-1], bias=fitted[-1])
+    nodes.append(helper.make_node("Gemm", ["f", "dense", "bias"], ["logits" if softmax else "scores"], name="dense"))
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["scores"], axis=-1, name="softmax"))
+    return model_of(nodes, {"image": [batch, 1, size, size]}, {"scores": [batch, classes]}, weights)
 
 
-def litert_bundle(folder: Path, *, name: str = "small", version: str = "1.0.0", quantized: bool = False) -> Manifest:
-    """Write a LiteRT bundle of `litert_model`."""
-    x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
-    dtype = DType.INT8 if quantized else DType.FLOAT32
-    return _write(
-        folder,
-        model=("model.tflite", litert_model(quantized=quantized)),
-        golden=write_golden({"x": x}, {"scores": softmax(x)}),
-        identity={"name": name, "version": version, "target": "raspberry-pi-4", "runtime": "litert"},
-        inputs=(Binding(X, TensorSpec("x", dtype, (1, 3)), scale=0.1 if quantized else None),),
-        outputs=(
-            Binding(
-                SCORES,
-                TensorSpec("scores", dtype, (1, 3)),
-                scale=1 / 256 if quantized else None,
-                zero_point=-128 if quantized else 0,
-            ),
-        ),
-        max_abs=0.02 if quantized else 1e-5,
-    )
+def saved(model, path: Path) -> Path:
+    """Write a model and return its path."""
+    onnx.save(model, path)
+    return path
 
 
-def _write(
-    folder: Path,
-    *,
-    model: tuple[str, bytes],
-    golden: bytes,
-    identity: dict[str, str],
-    inputs: tuple[Binding, ...],
-    outputs: tuple[Binding, ...],
-    max_abs: float,
-) -> Manifest:
-    folder.mkdir(parents=True, exist_ok=True)
-    path, data = model
-    (folder / path).write_bytes(data)
-    (folder / "golden.npz").write_bytes(golden)
-    manifest = Manifest(
-        **identity,
-        files=(file_entry(path, ROLE_MODEL, data), file_entry("golden.npz", ROLE_GOLDEN, golden)),
-        inputs=inputs,
-        outputs=outputs,
-        golden=Golden(3, tuple(Tolerance(b.spec.name, identity["runtime"], max_abs) for b in outputs), True),
-        recipe=Recipe(),
-        task=Task("classification", "scores", "probabilities"),
-    )
-    (folder / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
-    return manifest
+def labelled_data(path: Path, *, rows=500, seed=3) -> Path:
+    """An .npz with patterns (x) and their classes (y)."""
+    images, labels = patterns(rows, seed=seed)
+    np.savez(path, x=images, y=labels)
+    return path

@@ -1,0 +1,168 @@
+"""`edgekit convert`: one proven bundle per target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from edgekit.cli.console import dry_run_option, json_option, needs_extra, note, print_json, print_table, step
+from edgekit.errors import RecipeError
+from edgekit.recipe import PRESETS, Recipe, preset
+
+if TYPE_CHECKING:
+    from converters.pipeline import Plan
+    from converters.report import Report
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, required=True, help="Device class; may be given several times.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples to calibrate, choose and prove with (.npz, .npy)."
+)
+@click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on.")
+@click.option("--metric", help="accuracy, mse, mae, agreement, or module:function.")
+@click.option(
+    "--aim", type=click.Choice(["cost", "size"]), default="cost", show_default=True, help="What to make small."
+)
+@click.option("--max-drop", type=float, default=0.01, show_default=True, help="Largest drop, in the metric's unit.")
+@click.option(
+    "--confidence", type=float, default=0.95, show_default=True, help="Of the proof that the drop is no more."
+)
+@click.option("--accept-unproven", is_flag=True, help="Take the best point estimate where nothing better is proven.")
+@click.option("--max-bytes", type=int, help="Largest artifact.")
+@click.option("--max-cost", type=float, help="Highest cost, in the report's unit.")
+@click.option("--recipe", help=f"Try only this: {', '.join(PRESETS)}, or a .toml or .json file.")
+@click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="Where a target runs both.")
+@click.option("--name", help="Name of the bundles [default: the model's file name].")
+@click.option("--version", default="1.0.0", show_default=True, help="X.Y.Z.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True, help="Folder."
+)
+@dry_run_option
+@json_option
+def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **choices: Any) -> None:
+    """Make the best proven bundle of MODEL for each target.
+
+    MODEL is a .keras or .h5 file, a SavedModel folder, or an .onnx file. Without --data, parity is measured on random
+    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget.
+
+    \b
+    Examples:
+      edgekit convert model.keras --target raspberry-pi-4 --data data.npz
+      edgekit convert model.onnx --target jetson-orin --target server --data data.npz --test test.npz
+      edgekit convert model.keras --target raspberry-pi-5 --data data.npz --aim size --max-drop 0.02
+      edgekit convert model.keras --target x86-64 --dry-run
+    """
+    with needs_extra("convert"):
+        from converters.frontends import sniff
+        from converters.pipeline import make_plan, run_plan
+
+    plan = make_plan(model, recipe=_recipe(recipe) if recipe else None, **choices)
+    if dry_run:
+        _print_plan(plan, sniff(model), as_json)
+        return
+    with _native_noise_hidden():
+        reports = run_plan(plan, on_step=step)
+    if as_json:
+        print_json(reports)
+        return
+    _print_reports(reports)
+
+
+def _print_plan(plan: Plan, source: str, as_json: bool) -> None:
+    rows = [
+        {
+            "target": profile.name,
+            "runtime": runtime,
+            "candidates": [recipe.id for recipe in plan.recipes(profile, runtime)],
+            "bundle": str(plan.output / f"{plan.name}-{plan.version}-{profile.name}"),
+        }
+        for profile, runtime in plan.profiles
+    ]
+    if as_json:
+        print_json({"model": str(plan.model), "format": source, "targets": rows})
+        return
+    click.echo(f"would convert {plan.model} ({source}):")
+    print_table(
+        ["target", "runtime", "candidates", "bundle"],
+        [(row["target"], row["runtime"], ", ".join(row["candidates"]), row["bundle"]) for row in rows],
+    )
+
+
+def _print_reports(reports: list[Report]) -> None:
+    for report in reports:
+        click.echo(f"\n{report.target}: {report.chosen}, {'proven' if report.proven else 'not proven'}")
+        print_table(
+            ["candidate", "bytes", report.metric, "drop", "at most", "cost", "verdict", "why"],
+            [
+                (
+                    candidate.id,
+                    candidate.bytes,
+                    f"{candidate.quality.value:.4f}" if candidate.quality else "-",
+                    f"{candidate.drop.value:.4f}" if candidate.drop else "-",
+                    f"{candidate.drop.upper:.4f}" if candidate.drop else "-",
+                    f"{candidate.cost.value:.3g}",
+                    candidate.verdict,
+                    candidate.reason,
+                )
+                for candidate in report.candidates
+            ],
+        )
+        if report.test is not None:
+            click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
+        if report.data == "random":
+            note("no --data: parity was measured on random inputs, quality is unknown, int8 was not tried")
+        click.echo(f"wrote {report.bundle}")
+
+
+def _recipe(text: str) -> Recipe:
+    path = Path(text)
+    if path.suffix not in (".toml", ".json"):
+        return preset(text)
+    try:
+        data = path.read_bytes()
+        decode = msgspec.toml.decode if path.suffix == ".toml" else msgspec.json.decode
+        return decode(data, type=Recipe)
+    except (OSError, msgspec.MsgspecError) as error:
+        fields = ", ".join(Recipe.__struct_fields__)
+        raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Its keys are {fields}.") from error
+
+
+@contextlib.contextmanager
+def _native_noise_hidden() -> Iterator[None]:
+    """Keep what native libraries print to the process's stderr out of the progress lines.
+
+    Python's own stderr goes on to the terminal. With --verbose nothing is hidden.
+    """
+    context = click.get_current_context(silent=True)
+    verbose = bool(context and context.find_root().params.get("verbose"))
+    try:
+        ours = sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # a stand-in, as tests use
+        ours = False
+    if verbose or not ours:
+        yield
+        return
+    python_stderr = sys.stderr
+    saved = os.dup(2)
+    with (
+        tempfile.TemporaryFile(prefix="edgekit-native-") as log,
+        os.fdopen(os.dup(saved), "w", buffering=1) as terminal,
+    ):
+        os.dup2(log.fileno(), 2)
+        sys.stderr = terminal
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(saved, 2)
+            os.close(saved)

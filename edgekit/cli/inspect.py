@@ -1,0 +1,131 @@
+"""`edgekit inspect`: what a model or a bundle is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.console import json_option, needs_extra, print_json, print_table
+from edgekit.errors import ManifestError
+from edgekit.manifest import MANIFEST_NAME, Binding, Manifest, parse_manifest
+from edgekit.tensors import TensorSpec
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Show a model or a bundle: inputs, outputs, operators, size, quality, cost.
+
+    \b
+    Examples:
+      edgekit inspect model.onnx
+      edgekit inspect bundles/digits-1.0.0-raspberry-pi-4
+    """
+    found = _bundle(path) if (path / MANIFEST_NAME).is_file() else _model(path)
+    if as_json:
+        print_json(found)
+        return
+    tensors = [("input", *row) for row in _rows(found["inputs"])] + [
+        ("output", *row) for row in _rows(found["outputs"])
+    ]
+    facts = [(key, _text(value)) for key, value in found.items() if key not in ("inputs", "outputs")]
+    print_table(["what", "value"], facts)
+    click.echo()
+    print_table(["", "name", "dtype", "shape", "held as"], tensors)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    try:
+        data = (path / MANIFEST_NAME).read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path / MANIFEST_NAME} cannot be read: {error}") from error
+    manifest = parse_manifest(data)
+    return {
+        "kind": "bundle",
+        "name": manifest.name,
+        "version": manifest.version,
+        "target": manifest.target,
+        "runtime": manifest.runtime,
+        "digest": manifest.digest,
+        "bytes": manifest.total_bytes,
+        "files": {entry.path: entry.size for entry in manifest.files},
+        "recipe": manifest.recipe.id,
+        "task": manifest.task.kind,
+        "quality": _quality(manifest),
+        "cost": f"{manifest.cost.value:.4g} {manifest.cost.unit} ({manifest.cost.kind})" if manifest.cost else None,
+        "golden": _golden(manifest),
+        "requires": manifest.requires,
+        "source": manifest.source_sha256,
+        "inputs": [_held(binding) for binding in manifest.inputs],
+        "outputs": [_held(binding) for binding in manifest.outputs],
+    }
+
+
+def _quality(manifest: Manifest) -> str | None:
+    quality = manifest.quality
+    if quality is None:
+        return None
+    proven = "proven" if quality.proven else "not proven"
+    return f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, {quality.n} samples, {proven})"
+
+
+def _golden(manifest: Manifest) -> str:
+    limits = ", ".join(f"{entry.output} within {entry.max_abs:.3g}" for entry in manifest.golden.tolerances)
+    decisions = ", decisions must match" if manifest.golden.decisions_match else ""
+    return f"{manifest.golden.samples} rows, {limits}{decisions}"
+
+
+def _model(path: Path) -> dict[str, Any]:
+    with needs_extra("convert"):
+        from converters.child import TensorFlowChild
+        from converters.frontends import load_model
+
+    with TensorFlowChild() as child:
+        source = load_model(path, child)
+    graph = source.graph
+    return {
+        "kind": "model",
+        "format": source.format,
+        "sha256": source.sha256,
+        "graph_bytes": len(graph.to_bytes()),
+        "opset": graph.opset,
+        "parameters": graph.parameters,
+        "multiply_adds": sum(graph.macs.values()),
+        "operators": graph.operators,
+        "inputs": [_plain(spec) for spec in graph.logical_inputs],
+        "outputs": [_plain(spec) for spec in graph.logical_outputs],
+    }
+
+
+def _plain(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype.value, "shape": list(spec.shape)}
+
+
+def _held(binding: Binding) -> dict[str, Any]:
+    found = _plain(binding.spec)
+    found["artifact"] = _plain(binding.artifact)
+    if binding.scale is not None:
+        found["artifact"]["scale"] = binding.scale
+        found["artifact"]["zero_point"] = binding.zero_point
+    return found
+
+
+def _rows(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    return [(t["name"], t["dtype"], _shape(t["shape"]), _held_as(t.get("artifact"))) for t in tensors]
+
+
+def _held_as(artifact: dict[str, Any] | None) -> str:
+    return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}" if artifact else ""
+
+
+def _shape(shape: list[int | None]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "-"
+    return "-" if value is None else str(value)

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+
+import pytest
+
+from converters.child import TensorFlowChild
+from tests.simulators import models
+
+KERAS = """
+import sys, numpy as np, keras
+from keras import layers
+keras.utils.set_random_seed(4)
+image = keras.Input((12, 12, 1), name="image")
+x = layers.BatchNormalization()(layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(image))
+x = layers.DepthwiseConv2D(3, padding="same")(layers.ReLU()(x))
+x = layers.Add()([x, layers.Conv2D(8, 1)(x)])
+x = layers.Dense(3, activation="softmax", name="scores")(layers.GlobalAveragePooling2D()(x))
+model = keras.Model(image, x)
+rng = np.random.default_rng(5)
+labels = rng.integers(0, 3, 600)
+images = np.clip(0.2 + 0.3 * labels[:, None, None, None] + rng.normal(0, 0.1, (600, 12, 12, 1)), 0, 1).astype("float32")
+model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+model.fit(images, labels, epochs=4, verbose=0)
+folder = sys.argv[1]
+model.save(folder + "/tiny.keras")
+model.save(folder + "/tiny.h5")
+model.export(folder + "/tiny_saved", verbose=False)
+keras.Sequential([keras.Input((2,)), layers.Lambda(lambda v: v * 2, name="twice")]).save(folder + "/lambda.keras")
+keras.Sequential([keras.Input((2,)), layers.Lambda(lambda v: v * 2, name="twice")]).save(folder + "/lambda.h5")
+np.savez(folder + "/data.npz", x=images[:500], y=labels[:500])
+np.savez(folder + "/test.npz", x=images[500:], y=labels[500:])
+"""
+
+
+@pytest.fixture(scope="session")
+def keras_folder(tmp_path_factory):
+    """Models made by Keras in a process of its own, so that this one stays without TensorFlow."""
+    folder = tmp_path_factory.mktemp("keras")
+    subprocess.run([sys.executable, "-c", KERAS, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def child():
+    with TensorFlowChild() as child:
+        yield child
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory):
+    """A classifier in ONNX, and its data."""
+    folder = tmp_path_factory.mktemp("onnx")
+    model = models.classifier()
+    models.saved(model, folder / "model.onnx")
+    models.labelled_data(folder / "data.npz")
+    models.labelled_data(folder / "test.npz", rows=50, seed=9)
+    return folder

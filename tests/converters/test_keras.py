@@ -1,0 +1,96 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from converters import convert
+from converters.frontends import load_model
+from edgekit.golden import self_test
+from edgekit.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.runtimes import open_runtime
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def bundles(keras_folder, tmp_path_factory):
+    """One conversion for two targets."""
+    out = tmp_path_factory.mktemp("bundles")
+    reports = convert(
+        keras_folder / "tiny.keras",
+        targets=["raspberry-pi-4", "jetson-orin"],
+        data=keras_folder / "data.npz",
+        test=keras_folder / "test.npz",
+        output=out,
+    )
+    return {report.target: report for report in reports}, out
+
+
+def test_both_targets_get_three_candidates(bundles):
+    """float, half and int8 were made and measured for each."""
+    for report in bundles[0].values():
+        assert [c.recipe.precision for c in report.candidates] == ["float32", "float16", "int8"]
+        assert all(c.verdict != "failed" and c.quality and c.drop.n == 300 for c in report.candidates)
+        assert report.test.n == 100
+
+
+def test_every_candidate_passes_its_self_test(keras_folder, tmp_path):
+    """Each precision by itself makes a LiteRT bundle that passes on this machine, and keeps the float interface."""
+    from edgekit.recipe import PRESETS
+
+    for name, recipe in PRESETS.items():
+        convert(
+            keras_folder / "tiny.keras",
+            targets=["raspberry-pi-4"],
+            data=keras_folder / "data.npz",
+            recipe=recipe,
+            accept_unproven=True,
+            max_drop=0.1,
+            name=name,
+            output=tmp_path,
+        )
+        folder = tmp_path / f"{name}-1.0.0-raspberry-pi-4"
+        manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+        runtime = open_runtime(manifest, folder)
+        assert self_test(runtime, manifest, (folder / "golden.npz").read_bytes()).passed
+        answers = runtime.run({"image": np.load(keras_folder / "test.npz")["x"][:3]})["scores"]
+        assert (answers.dtype, answers.shape) == (np.float32, (3, 3))
+        assert manifest.inputs[0].artifact.dtype == ("int8" if name == "int8" else "float32")
+        runtime.close()
+
+
+def test_interface_is_kerass(bundles):
+    """Names of the Keras model, channel-last, free batch, on both runtimes."""
+    for target in bundles[0]:
+        manifest = parse_manifest((bundles[1] / f"tiny-1.0.0-{target}" / MANIFEST_NAME).read_bytes())
+        assert [(b.spec.name, b.spec.shape) for b in manifest.inputs] == [("image", (None, 12, 12, 1))]
+        assert [(b.spec.name, b.spec.shape) for b in manifest.outputs] == [("scores", (None, 3))]
+
+
+def test_report_tells_parity_of_every_step(bundles):
+    """From Keras to each runtime: reading, simplifying, and each candidate."""
+    report = json.loads((bundles[1] / "tiny-1.0.0-raspberry-pi-4" / "report.json").read_bytes())
+    assert report["source"]["format"] == "keras"
+    names = [entry["runtime"] for entry in report["parity"]]
+    assert names[0] == "read keras"
+    assert names[-3:] == ["LiteRT float32", "LiteRT float16", "LiteRT int8"]
+    assert all(entry["max_abs"] < 1e-4 for entry in report["parity"] if "float32" in entry["runtime"])
+
+
+def test_tensorflow_never_enters_this_process(bundles):
+    """After a whole conversion the parent has not imported TensorFlow, Keras or tf2onnx."""
+    assert bundles[0]
+    assert not {"tensorflow", "keras", "tf2onnx"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("name", ["tiny.h5", "tiny_saved"])
+def test_other_formats_answer_as_the_keras_file(name, keras_folder, child):
+    """.h5 and SavedModel become the same graph, with parity to what they themselves answer."""
+    x = {"image": np.load(keras_folder / "test.npz")["x"][:8]}
+    expected = load_model(keras_folder / "tiny.keras", child).answers(x)["scores"]
+    source = load_model(keras_folder / name, child)
+    [found] = source.graph.run({source.graph.inputs[0].name: x["image"]}).values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    [own] = source.answers({source.graph.inputs[0].name: x["image"]}).values()
+    np.testing.assert_allclose(own, expected, atol=1e-6)

@@ -1,0 +1,259 @@
+import json
+import sys
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from converters import convert
+from edgekit.errors import DataError, ManifestError, NotFoundError, RecipeError, RefusedError, SettingsError
+from edgekit.golden import read_golden, self_test
+from edgekit.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.recipe import Recipe
+from edgekit.runtimes import open_runtime
+from tests.simulators import models
+
+
+@pytest.fixture(scope="module")
+def jetson(onnx_folder, tmp_path_factory):
+    """One conversion for a Jetson, its report and its folder."""
+    out = tmp_path_factory.mktemp("bundles")
+    [report] = convert(
+        onnx_folder / "model.onnx",
+        targets=["jetson-orin"],
+        data=onnx_folder / "data.npz",
+        test=onnx_folder / "test.npz",
+        output=out,
+        name="shapes",
+    )
+    return report, out / "shapes-1.0.0-jetson-orin"
+
+
+def test_bundle_holds_exactly_its_files(jetson):
+    """The folder has the five files, and the manifest lists four of them with true digests."""
+    _, folder = jetson
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "golden.npz", "manifest.json", "model.onnx", "report.html", "report.json",
+    ]  # fmt: skip
+    manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+    from edgekit.manifest import file_entry
+
+    for entry in manifest.files:
+        assert entry == file_entry(entry.path, entry.role, (folder / entry.path).read_bytes())
+    assert not [p for p in folder.parent.iterdir() if p != folder]
+
+
+def test_bundle_passes_its_own_self_test(jetson):
+    """The golden rows run through the device's adapter are within the manifest's tolerances, decisions included."""
+    _, folder = jetson
+    manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+    runtime = open_runtime(manifest, folder)
+    found = self_test(runtime, manifest, (folder / "golden.npz").read_bytes())
+    runtime.close()
+    assert found.passed, found.faults
+    assert manifest.golden.samples == found.rows == 16
+    assert manifest.golden.decisions_match
+
+
+def test_golden_answers_are_the_float_models(jetson, onnx_folder):
+    """golden.npz holds real rows of the data and what the source model answers to them."""
+    _, folder = jetson
+    inputs, outputs = read_golden((folder / "golden.npz").read_bytes())
+    rows = {row.tobytes() for row in np.load(onnx_folder / "data.npz")["x"]}
+    assert all(row.tobytes() in rows for row in inputs["image"])
+    from converters.graph import Graph
+
+    expected = Graph(onnx.load(onnx_folder / "model.onnx")).run(inputs)
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-5)
+
+
+def test_interface_is_the_sources(jetson):
+    """Names, dtype, layout and the free batch are those of the source; the artifact has a batch of 1."""
+    manifest = parse_manifest((jetson[1] / MANIFEST_NAME).read_bytes())
+    assert (manifest.inputs[0].spec.name, manifest.inputs[0].spec.shape) == ("image", (None, 1, 8, 8))
+    assert manifest.inputs[0].artifact.shape == (1, 1, 8, 8)
+    assert (manifest.task.kind, manifest.task.output, manifest.task.scores) == (
+        "classification", "scores", "probabilities",
+    )  # fmt: skip
+
+
+def test_report_has_the_agreed_keys(jetson):
+    """report.json holds what scripts read, and the three candidates with their verdicts."""
+    report = json.loads((jetson[1] / "report.json").read_bytes())
+    assert set(report) >= {
+        "target", "source", "metric", "split", "budget", "float", "candidates", "chosen", "proven", "test", "parity",
+        "tools",
+    }  # fmt: skip
+    assert set(report["budget"]) == {"max_drop", "confidence", "max_bytes", "max_cost"}
+    assert set(report["split"]) == {"digest", "calibration", "choice", "proof"}
+    assert [c["id"] for c in report["candidates"]] == ["float32", "float16", "int8-symmetric"]
+    for candidate in report["candidates"]:
+        assert set(candidate) == {"id", "recipe", "bytes", "quality", "drop", "cost", "verdict", "reason"}
+    assert [c["id"] for c in report["candidates"] if c["verdict"] == "chosen"] == [report["chosen"]]
+    assert set(report["test"]) == {"float", "chosen", "n"}
+    assert report["split"] == {**report["split"], "calibration": 100, "choice": 100, "proof": 300}
+    assert "/" not in report["source"]["path"]
+
+
+def test_page_is_self_contained(jetson):
+    """report.html names the choice and loads nothing from anywhere."""
+    page = (jetson[1] / "report.html").read_text()
+    assert jetson[0].chosen in page
+    assert "<svg" in page
+    assert not any(word in page for word in ("http://", "https://", "src=", "<script", "@import"))
+
+
+def test_page_escapes_what_users_named(onnx_folder, tmp_path):
+    """A hostile file name is text in the page."""
+    source = tmp_path / "<b>bold<b>.onnx"
+    source.write_bytes((onnx_folder / "model.onnx").read_bytes())
+    [report] = convert(source, targets=["server"], output=tmp_path, name="safe")
+    page = (tmp_path / "safe-1.0.0-server" / "report.html").read_text()
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold" in page
+    assert report.chosen == "float32"
+
+
+def test_int8_for_tensorrt_is_symmetric_and_per_channel(onnx_folder, tmp_path):
+    """Every zero point is 0, convolution weights have a scale per channel, biases stay float."""
+    convert(
+        onnx_folder / "model.onnx",
+        targets=["jetson-orin"],
+        data=onnx_folder / "data.npz",
+        recipe=Recipe("int8"),
+        accept_unproven=True,
+        output=tmp_path,
+        max_drop=1.0,
+    )
+    model = onnx.load(tmp_path / "model-1.0.0-jetson-orin" / "model.onnx")
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    nodes = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert nodes
+    assert all(not values[n.input[2]].any() and values[n.input[2]].dtype == np.int8 for n in nodes)
+    assert any(values[n.input[1]].shape == (6,) for n in nodes)
+
+
+def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):
+    """--runtime onnxruntime on a board that runs both: float32 and QDQ int8, no float16."""
+    [report] = convert(
+        onnx_folder / "model.onnx",
+        targets=["raspberry-pi-5"],
+        runtime="onnxruntime",
+        data=onnx_folder / "data.npz",
+        output=tmp_path,
+    )
+    assert [c.id for c in report.candidates] == ["float32", "int8"]
+    assert all(c.verdict != "failed" for c in report.candidates)
+
+
+def test_server_bundle_keeps_the_free_batch(onnx_folder, tmp_path):
+    """The cloud tier's artifact takes any number of rows at once, in float32."""
+    [report] = convert(onnx_folder / "model.onnx", targets=["server"], output=tmp_path)
+    manifest = parse_manifest((tmp_path / "model-1.0.0-server" / MANIFEST_NAME).read_bytes())
+    assert manifest.inputs[0].artifact.shape[0] is None
+    assert report.chosen == "float32"
+
+
+def test_without_data_only_float_is_made_and_it_says_so(onnx_folder, tmp_path):
+    """No samples: no int8, no quality, nothing proven, and the page tells."""
+    [report] = convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path)
+    assert [c.id for c in report.candidates] == ["float32", "float16"]
+    assert (report.data, report.split, report.float_.quality, report.proven) == ("random", None, None, False)
+    assert "There were no samples" in (tmp_path / "model-1.0.0-jetson-orin" / "report.html").read_text()
+
+
+def test_no_candidate_within_budget_writes_nothing(onnx_folder, tmp_path):
+    """A limit that nothing meets: refused with the nearest, and the output folder is not even made."""
+    with pytest.raises(RefusedError, match="nearest is"):
+        convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path / "out", max_bytes=10)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, tmp_path):
+    """Either all targets get a bundle, or none."""
+    sizes = {}
+    for target in ("server", "jetson-orin"):
+        [report] = convert(onnx_folder / "model.onnx", targets=[target], output=tmp_path / target)
+        sizes[target] = report.taken.bytes
+    assert sizes["jetson-orin"] < sizes["server"]
+    with pytest.raises(RefusedError):
+        convert(
+            onnx_folder / "model.onnx",
+            targets=["jetson-orin", "server"],
+            output=tmp_path / "out",
+            max_bytes=sizes["jetson-orin"],
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_does_not_fit_writes_nothing(onnx_folder, tmp_path):
+    """Samples of another size: both shapes are shown, nothing is written."""
+    np.savez(tmp_path / "d.npz", x=np.zeros((9, 1, 4, 4), np.float32))
+    with pytest.raises(DataError, match=r"\[9, 1, 4, 4\], expected \[any, 1, 8, 8\]"):
+        convert(onnx_folder / "model.onnx", targets=["server"], data=tmp_path / "d.npz", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_converting_again_replaces_the_bundle(onnx_folder, tmp_path):
+    """A second run gives the same bundle in the same place, with nothing beside it."""
+    digests = []
+    for _ in range(2):
+        [report] = convert(onnx_folder / "model.onnx", targets=["server"], output=tmp_path)
+        digests.append(parse_manifest((tmp_path / "model-1.0.0-server" / MANIFEST_NAME).read_bytes()).digest)
+    assert digests[0] == digests[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["model-1.0.0-server"]
+    assert report.bundle == str(tmp_path / "model-1.0.0-server")
+
+
+def test_what_is_no_bundle_is_never_replaced(onnx_folder, tmp_path):
+    """A user's folder of the same name is left alone."""
+    (tmp_path / "model-1.0.0-server").mkdir()
+    (tmp_path / "model-1.0.0-server" / "thesis.txt").write_text("x")
+    with pytest.raises(DataError, match="is no bundle"):
+        convert(onnx_folder / "model.onnx", targets=["server"], output=tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["model-1.0.0-server", "thesis.txt"]
+
+
+def test_model_that_ends_in_logits_is_known_by_its_labels(tmp_path):
+    """Integer labels and no softmax: classification by logits."""
+    model = models.classifier(softmax=False)
+    models.saved(model, tmp_path / "m.onnx")
+    models.labelled_data(tmp_path / "d.npz")
+    convert(tmp_path / "m.onnx", targets=["server"], data=tmp_path / "d.npz", output=tmp_path)
+    manifest = parse_manifest((tmp_path / "m-1.0.0-server" / MANIFEST_NAME).read_bytes())
+    assert manifest.task.scores == "logits"
+
+
+@pytest.mark.parametrize(
+    ("choices", "error"),
+    [
+        ({"targets": ["raspberry-pi-44"]}, NotFoundError),
+        ({"targets": []}, SettingsError),
+        ({"targets": ["server"], "aim": "speed"}, SettingsError),
+        ({"targets": ["server"], "confidence": 95}, SettingsError),
+        ({"targets": ["server"], "runtime": "litert"}, SettingsError),
+        ({"targets": ["server"], "version": "1.0"}, ManifestError),
+        ({"targets": ["server"], "name": "../up"}, ManifestError),
+        ({"targets": ["coral-edgetpu"]}, RecipeError),
+        ({"targets": ["server"], "recipe": Recipe("int8")}, RecipeError),
+    ],
+)
+def test_wrong_choices_are_refused_before_any_work(choices, error):
+    """The model does not even have to exist for a wrong choice to be told."""
+    with pytest.raises(error):
+        convert("nothing.onnx", **choices)
+
+
+def test_onnx_conversion_needs_no_tensorflow(onnx_folder, tmp_path):
+    """From ONNX to ONNX the process stays light."""
+    convert(onnx_folder / "model.onnx", targets=["server"], output=tmp_path)
+    assert not {"tensorflow", "keras", "tf2onnx", "torch"} & set(sys.modules)
+
+
+def test_report_survives_a_round_trip(jetson):
+    """What convert returns and what it wrote say the same."""
+    from converters import Report
+
+    written = msgspec.json.decode((jetson[1] / "report.json").read_bytes(), type=Report)
+    assert msgspec.structs.replace(written, bundle=jetson[0].bundle) == jetson[0]

@@ -1,0 +1,147 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from edgekit.cli.main import edgekit, run
+from tests.simulators import models
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run the command line; returns exit status, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
+        status = run(edgekit, "edgekit")
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    models.saved(models.classifier(), tmp_path / "shapes.onnx")
+    models.labelled_data(tmp_path / "data.npz")
+    return tmp_path / "shapes.onnx"
+
+
+def test_convert_prints_candidates_and_where_the_bundle_is(call, model, tmp_path):
+    """Results on stdout, steps on stderr, exit 0."""
+    status, out, err = call(
+        "convert", model, "--target", "jetson-orin", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"
+    )
+    assert status == 0
+    assert "int8-symmetric" in out
+    assert f"wrote {tmp_path / 'out' / 'shapes-1.0.0-jetson-orin'}" in out
+    assert "load shapes.onnx ..." in err
+
+
+def test_convert_json_has_the_reports_keys(call, model, tmp_path):
+    """--json prints a list of reports and nothing else on stdout."""
+    status, out, _ = call("convert", model, "--target", "server", "-o", tmp_path / "out", "--json")
+    assert status == 0
+    [report] = json.loads(out)
+    assert report["chosen"] == "float32"
+    assert report["float"]["bytes"] > 0
+    assert report["bundle"] == str(tmp_path / "out" / "shapes-1.0.0-server")
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(call, model, tmp_path):
+    """The plan has targets and candidates; no folder is made."""
+    status, out, _ = call("convert", model, "--target", "raspberry-pi-4", "-o", tmp_path / "out", "--dry-run")
+    assert status == 0
+    assert "float32, float16" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_budget_exits_3(call, model, tmp_path):
+    """No candidate within the budget: exit 3, the nearest is named, nothing is written."""
+    status, _, err = call("convert", model, "--target", "server", "--max-bytes", 5, "-o", tmp_path / "out")
+    assert status == 3
+    assert "nearest is float32" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_model_exits_1_and_wrong_usage_2(call, tmp_path):
+    """A file that is no model exits 1; a missing option exits 2."""
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    status, _, err = call("convert", tmp_path / "m.onnx", "--target", "server", "-o", tmp_path / "out")
+    assert status == 1
+    assert "not a model that edgekit knows" in err
+    assert "Traceback" not in err
+    assert call("convert", tmp_path / "m.onnx")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_file_is_read_and_a_wrong_key_is_named(call, model, tmp_path):
+    """A recipe may be a TOML file; an unknown key is an error that lists the known."""
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text('precision = "float16"\n')
+    bad.write_text('precison = "float16"\n')
+    options = ("--target", "jetson-orin", "-o", tmp_path / "out")
+    status, out, _ = call("convert", model, "--recipe", good, *options)
+    assert status == 0
+    assert "float32" not in out
+    status, _, err = call("convert", model, "--recipe", bad, *options)
+    assert status == 1
+    assert "precision" in err
+
+
+def test_inspect_shows_a_model_and_a_bundle(call, model, tmp_path):
+    """Both kinds, as JSON with tensors."""
+    status, out, _ = call("inspect", model, "--json")
+    found = json.loads(out)
+    assert (status, found["kind"], found["operators"]["Conv"]) == (0, "model", 1)
+    assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": [None, 1, 8, 8]}]
+    call("convert", model, "--target", "server", "-o", tmp_path / "out")
+    status, out, _ = call("inspect", tmp_path / "out" / "shapes-1.0.0-server", "--json")
+    found = json.loads(out)
+    assert (status, found["kind"], found["target"]) == (0, "bundle", "server")
+    assert "scores within" in call("inspect", tmp_path / "out" / "shapes-1.0.0-server")[1]
+
+
+def test_compare_tells_a_model_from_a_broken_one(call, model, tmp_path):
+    """The same model has no drop; one with other weights has, and the bounds hold it."""
+    broken = models.classifier()
+    for tensor in broken.graph.initializer:
+        if tensor.name == "dense":
+            tensor.CopyFrom(models.numpy_helper.from_array(-models.numpy_helper.to_array(tensor), "dense"))
+    models.saved(broken, tmp_path / "other.onnx")
+    _, out, _ = call("compare", model, model, "--data", tmp_path / "data.npz", "--json")
+    same = json.loads(out)["data.npz"]
+    assert (same["drop"]["value"], same["parity"]["equal"]) == (0.0, True)
+    _, out, _ = call("compare", model, tmp_path / "other.onnx", "--data", tmp_path / "data.npz", "--json")
+    other = json.loads(out)["data.npz"]
+    assert other["drop"]["lower"] <= other["drop"]["value"] <= other["drop"]["upper"]
+    assert other["drop"]["value"] > 0.1
+
+
+def test_compare_refuses_other_interfaces(call, model, tmp_path):
+    """Models with other outputs cannot be compared, and both interfaces are shown."""
+    models.saved(models.classifier(classes=4), tmp_path / "other.onnx")
+    status, _, err = call("compare", model, tmp_path / "other.onnx", "--data", tmp_path / "data.npz")
+    assert status == 1
+    assert "[any, 3]" in err
+    assert "[any, 4]" in err
+
+
+def test_targets_lists_and_shows(call):
+    """The table, one profile, and JSON with stable keys."""
+    assert "raspberry-pi-4" in call("targets")[1]
+    assert "litert" in call("targets", "raspberry-pi-4")[1]
+    assert {row["name"] for row in json.loads(call("targets", "--json")[1])} >= {"server", "jetson-orin"}
+    status, _, err = call("targets", "jetson-orion")
+    assert status == 1
+    assert "jetson-orin" in err
+
+
+def test_data_of_the_wrong_shape_shows_both(call, model, tmp_path):
+    """Both shapes are in the message."""
+    np.savez(tmp_path / "wrong.npz", x=np.zeros((6, 8, 8, 1), np.float32))
+    status, _, err = call("convert", model, "--target", "server", "--data", tmp_path / "wrong.npz")
+    assert status == 1
+    assert "[6, 8, 8, 1]" in err
+    assert "[any, 1, 8, 8]" in err
