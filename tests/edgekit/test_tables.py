@@ -1,5 +1,6 @@
 """The fleet's database: migrations, transactions, and two processes at once."""
 
+import os
 import threading
 import time
 
@@ -22,9 +23,19 @@ def entry(version="1.0.0", target="t"):
     return Entry(f"models/m/{target}/{version}/manifest.json", 9, version[0] * 64, "m", target, version, 1)
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'fleet.db'}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty database; PostgreSQL where EDGEKIT_TEST_POSTGRES names one that may be emptied."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    if "EDGEKIT_TEST_POSTGRES" not in os.environ:
+        pytest.skip("EDGEKIT_TEST_POSTGRES is not set")
+    engine = sa.create_engine(os.environ["EDGEKIT_TEST_POSTGRES"])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return os.environ["EDGEKIT_TEST_POSTGRES"]
 
 
 @pytest.fixture
