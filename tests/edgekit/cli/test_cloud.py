@@ -1,0 +1,136 @@
+"""`edgekit cloud serve` as a process over a real registry."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agents.cloud import CloudClient
+from edgekit.cli.cloud import is_loopback, read_api_key
+from edgekit.errors import SettingsError
+from edgekit.registry import publish
+from edgekit.stores import open_store
+from edgekit.trust.repository import Repository
+from tests.simulators.small_models import SURE, onnx_bundle, softmax
+
+KEY = "a-key-of-the-test"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """A working folder with a registry that holds ``big`` 1.0.0 and 1.1.0 for servers."""
+    store = open_store(f"file://{tmp_path}/registry")
+    repository = Repository(store, tmp_path / "keys")
+    repository.create()
+    for version, gain in (("1.0.0", 1.0), ("1.1.0", 5.0)):
+        onnx_bundle(tmp_path / version, name="big", version=version, target="server", batch=None, gain=gain)
+        publish(store, repository, tmp_path / version)
+    return tmp_path
+
+
+def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from edgekit.cli.main import main; main()", "cloud", "serve", *arguments],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and the URL of its ready line."""
+    with command(folder, *arguments) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            line = child.stdout.readline()
+            found = re.fullmatch(r"cloud tier ready at (http://127\.0\.0\.1:\d+) \(big 1\.1\.0\)\n", line)
+            assert found, line + child.stderr.read()
+            yield child, found.group(1)
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_newest_version_is_served_until_a_signal(registry: Path, number: int) -> None:
+    """One line says where, the key is asked for, and a signal ends it with status 0 and nothing left behind."""
+    (registry / "cloud.key").touch(mode=0o600)
+    (registry / "cloud.key").write_text(KEY + "\n")
+    with running(registry, "big", "--port", "0", "--api-key-file", "cloud.key") as (child, url):
+        client = CloudClient(url, model="big", api_key=KEY)
+        found = await client.infer("small", {"x": SURE}, timeout_seconds=10)
+        np.testing.assert_allclose(found["scores"], softmax(SURE, 5.0), atol=1e-6)
+        client.close()
+        child.send_signal(number)
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, out) == (0, ""), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("big", "--host", "0.0.0.0"), 1, "without an API key the cloud tier listens on loopback only"),
+        (("big", "--api-key-file", "none.key"), 1, "there is no API key file none.key"),
+        (("nothing",), 1, "has no model 'nothing'"),
+        (("big", "--target", "jetson-orin"), 1, "no current version for 'jetson-orin'"),
+        (("big", "--root", "none.json"), 1, "the trusted root cannot be read"),
+        ((), 2, "Missing argument"),
+    ],
+)
+def test_what_cannot_be_served_is_told(registry: Path, arguments: tuple[str, ...], status: int, says: str) -> None:
+    """The status says who must act, stderr says what; nothing is printed on stdout."""
+    with command(registry, *arguments) as child:
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == status, err
+    assert says in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_tampered_blob_is_refused(registry: Path) -> None:
+    """The error names the file and both digests, and the status is that of a refusal."""
+    data = (registry / "1.1.0" / "model.onnx").read_bytes()
+    for blob in (registry / "registry" / "blobs").rglob("*"):
+        if blob.is_file() and blob.read_bytes() == data:
+            blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with command(registry, "big", "--port", "0") as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 3, err
+    assert "model.onnx: digest does not match: expected sha256" in err
+
+
+def test_an_api_key_file_must_be_private_and_hold_a_key(tmp_path: Path) -> None:
+    """Each fault says how to mend it."""
+    path = tmp_path / "cloud.key"
+    path.write_text(KEY)
+    path.chmod(0o640)
+    with pytest.raises(SettingsError, match="can be read by others") as caught:
+        read_api_key(path)
+    assert "chmod 600" in caught.value.advice
+    path.chmod(0o600)
+    assert read_api_key(path) == KEY
+    for text in ("", "short", "two words of a key\n", "é" * 20):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="API key file"):
+            read_api_key(path)
+
+
+def test_loopback_is_told_from_the_rest() -> None:
+    """Names are not looked up: only localhost is known."""
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.5", "cloud.example", "127.0.0.1.example")))
