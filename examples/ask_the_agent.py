@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx.parser
 
+from device_agents import InferenceService
 from device_agents.cloud import CloudClient
-from device_agents.inference import InferenceService
 from edgekit.cloud import CloudModels
 from edgekit.golden import write_golden
 from edgekit.manifest import Binding, Golden, Manifest, Task, Tolerance, file_entry
