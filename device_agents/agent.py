@@ -31,6 +31,7 @@ from edgekit.trust.assignment import Assignment, Entry
 
 log = logging.getLogger(__name__)
 
+ALONE_SECONDS = 3.0
 ASSIGNMENT_RETRY_SECONDS = (1.0, 60.0)
 
 
@@ -149,6 +150,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         await self._answers.start()
         await self._link.start()
+        self._spawn(self._link.say_when_alone(ALONE_SECONDS))
         for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry()):
             self._spawn(work)
         for updater in self._updaters.values():
@@ -159,7 +161,7 @@ class Agent:
                 self._wake.clear()
                 for task in self._tasks:
                     if task.done():
-                        task.result()  # none ends but by a bug, which must not go unseen
+                        task.result()  # a bug that ended one must not go unseen
         finally:
             self._answers.close()
             for task in self._tasks:

@@ -104,6 +104,13 @@ class ControlLink:
         assert self._desired is not None  # set before the event
         return self._desired
 
+    async def say_when_alone(self, after_seconds: float) -> None:
+        """Log it when there is no broker after a while."""
+        try:
+            await self._transport.wait_connected(after_seconds)
+        except TransportError as error:
+            log.warning("%s; local answers go on, changes wait", error)
+
     async def run(self) -> None:
         """Send reports and events until cancelled."""
         while True:

@@ -65,7 +65,6 @@ class Journal:
         self._disk = disk
         self._record = self._read(_DEVICE, DeviceRecord) if disk.exists(_DEVICE) else DeviceRecord()
         self._next_report = self._record.reports
-        self._keep_reserve()
 
     @property
     def record(self) -> DeviceRecord:
@@ -74,6 +73,7 @@ class Journal:
 
     def begin_session(self) -> int:
         """Note that the agent starts, and return the number of its session."""
+        self._keep_reserve()
         self._write(session=self._record.session + 1)
         return self._record.session
 

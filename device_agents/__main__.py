@@ -1,0 +1,203 @@
+"""`edgekit-agent`: run the agent, show what it remembers, check that it could run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from device_agents.deployment import State
+from device_agents.journal import Journal
+from device_agents.slots import Slots
+from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.main import run as run_command
+from edgekit.disk import FolderDisk
+from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
+from edgekit.settings import AgentSettings, load_settings
+
+BROKER_SECONDS = 5.0
+PROBE_NAME = "check.tmp"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--verbose", "-v", is_flag=True, help="Log every step; show tracebacks.")
+@click.version_option(package_name="edgekit")
+def agent(verbose: bool) -> None:
+    """Keep this device's models up to date and answer local applications.
+
+    \b
+    Examples:
+      edgekit-agent check --config pi-1/agent.toml
+      edgekit-agent run --config pi-1/agent.toml
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("device_agents").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--config``."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("agent.toml"),
+        envvar="EDGEKIT_AGENT_CONFIG",
+        show_default=True,
+        help="Settings that `edgekit device enroll` wrote.",
+    )(function)
+
+
+@agent.command()
+@config_option
+@click.option("--http", help="host:port of the local endpoint; port 0 takes a free one.")
+@click.option("--broker", metavar="URL", help="Broker to use instead of the one in the settings.")
+def run(config: Path, http: str | None, broker: str | None) -> None:
+    """Run until interrupted; prints one line with the local URL when installed models answer."""
+    settings = load_settings(AgentSettings, file=config, flags={"http": http, "broker": broker})
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: AgentSettings) -> None:
+    with needs_extra("agent"):
+        from device_agents.assemble import make_agent, make_inference, single_instance
+        from device_agents.facts import measure_facts
+        from edgekit.serving.app import App
+        from edgekit.serving.server import serve
+    with single_instance(settings.state):
+        facts = await asyncio.to_thread(measure_facts, settings.target)
+        inference, cloud = make_inference(settings)
+        try:
+            async with inference:
+                made = make_agent(settings, inference, facts)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, made.stop)
+                await made.start()
+                app = App(inference, max_request_bytes=settings.max_request_bytes)
+                async with serve(app, http=settings.http, socket=settings.socket) as bound:
+                    click.echo(f"agent {settings.device} ready at {bound.url or f'unix:{bound.socket}'}")
+                    await made.run()
+        finally:
+            if cloud is not None:
+                cloud.close()
+
+
+@agent.command()
+@config_option
+@json_option
+def status(config: Path, as_json: bool) -> None:
+    """Show what the agent remembers; works while it runs, and without a broker."""
+    settings = load_settings(AgentSettings, file=config)
+    if not settings.state.is_dir():
+        raise NotFoundError(
+            f"there is no state folder {settings.state}", advice="The agent makes it when it runs for the first time."
+        )
+    disk = FolderDisk(settings.state)
+    journal = Journal(disk)
+    models = journal.models()
+    if as_json:
+        print_json(
+            {
+                "device": settings.device,
+                "fleet": settings.fleet,
+                **msgspec.to_builtins(journal.record),
+                "models": {
+                    name: {**msgspec.to_builtins(state), "pointer": Slots(disk, name).pointer()}
+                    for name, state in models.items()
+                },
+            }
+        )
+        return
+    record = journal.record
+    note(f"{settings.device} of fleet {settings.fleet}: session {record.session}, assignment {record.assignment}")
+    headers = ("MODEL", "VERSION", "SLOT", "DIGEST", "SINCE", "STATE", "LAST DEPLOYMENT")
+    print_table(headers, [_row(name, state) for name, state in sorted(models.items())])
+
+
+def _row(name: str, state: State) -> tuple[str, ...]:
+    active, outcome = state.active, state.outcome
+    last = f"{outcome.version} {outcome.result}" if outcome else "none"
+    if outcome and outcome.error:
+        last += f": {outcome.error}: {outcome.message}"
+    if state.note:
+        last = f"{state.deployment.version if state.deployment else ''} waits: {state.note}"
+    if active is None:
+        return (name, "none", "", "", "", state.name.value, last)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(active.since))
+    return (name, active.version, active.slot, active.digest[:12], since, state.name.value, last)
+
+
+@agent.command()
+@config_option
+@json_option
+def check(config: Path, as_json: bool) -> int:
+    """Check everything that the agent needs and explain what is missing; exit 1 when it could not work."""
+    settings = load_settings(AgentSettings, file=config)
+    rows = [{"check": "settings", "ok": True, "found": str(config)}]
+    with needs_extra("agent"):
+        checks = _checks(settings)
+    for name, probe in checks.items():
+        try:
+            rows.append({"check": name, "ok": True, "found": probe()})
+        except EdgekitError as error:
+            rows.append({"check": name, "ok": False, "found": f"{error} {error.advice}".rstrip()})
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            ("CHECK", "", "FOUND"), [(row["check"], "ok" if row["ok"] else "FAILED", row["found"]) for row in rows]
+        )
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
+    from device_agents.assemble import broker_answers, read_root
+    from device_agents.facts import measure_facts
+    from edgekit.trust.keys import load_signer
+
+    def key() -> str:
+        return f"{settings.key}, key id {load_signer(settings.key).public_key.keyid[:12]}"
+
+    def root() -> str:
+        return f"{settings.root}, {len(read_root(settings.root))} bytes"
+
+    def disk() -> str:
+        folder = FolderDisk(settings.state)
+        folder.write(PROBE_NAME, b"check")
+        folder.remove(PROBE_NAME)
+        return f"{settings.state}, {folder.free_bytes() // 2**20} MiB free"
+
+    def journal() -> str:
+        models = Journal(FolderDisk(settings.state)).models()
+        return ", ".join(sorted(models)) or "no models yet"
+
+    def runtimes() -> str:
+        facts = measure_facts(settings.target)
+        if not facts.runtimes:
+            raise UnavailableError("no runtime is installed", advice="Run: pip install 'edgekit[litert]' or [onnx]")
+        return ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
+
+    def broker() -> str:
+        asyncio.run(broker_answers(settings, BROKER_SECONDS))
+        return settings.broker
+
+    return {"key": key, "root": root, "disk": disk, "journal": journal, "runtimes": runtimes, "broker": broker}
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 refused, 130 interrupted."""
+    sys.exit(run_command(agent, "edgekit-agent"))
+
+
+if __name__ == "__main__":
+    main()

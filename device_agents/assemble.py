@@ -1,0 +1,160 @@
+"""Builds an agent and its inference from settings: the one place where the device's parts are chosen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from device_agents.agent import Agent, AgentOptions
+from device_agents.cloud import CloudClient
+from device_agents.control import presence_will
+from device_agents.deployment import Limits
+from device_agents.health import run_self_test
+from device_agents.inference import InferenceService
+from device_agents.journal import Journal
+from edgekit.clock import SystemClock
+from edgekit.compat import Facts, mismatches
+from edgekit.disk import FolderDisk
+from edgekit.errors import DiskError, SettingsError, UnavailableError
+from edgekit.mqtt import MqttTransport
+from edgekit.protocols import Will
+from edgekit.settings import AgentSettings
+from edgekit.trust.client import TrustClient
+from edgekit.trust.keys import load_signer
+
+LOCK_NAME = "lock"
+
+
+@contextlib.contextmanager
+def single_instance(state: Path) -> Iterator[None]:
+    """Hold the state folder for this process alone; the system gives it back however the process ends.
+
+    Raises:
+        UnavailableError: another agent holds it.
+        DiskError: the folder cannot be made or written.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(state / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DiskError(f"the state folder {state} cannot be used: {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UnavailableError(
+                f"another agent runs with the state folder {state}", advice="Stop it, or give this one another folder."
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClient | None]:
+    """The inference service, and the client of the cloud tier where the settings name one.
+
+    Raises:
+        SettingsError: the API key cannot be read.
+    """
+    cloud = None
+    if settings.cloud_url:
+        key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
+        cloud = CloudClient(settings.cloud_url, model=settings.cloud_model, api_key=key)
+    inference = InferenceService(
+        cloud=cloud,
+        threads=settings.threads,
+        queue_limit=settings.queue_limit,
+        threshold=settings.fallback_threshold,
+        cloud_timeout_seconds=settings.cloud_timeout_seconds,
+    )
+    return inference, cloud
+
+
+def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:
+    """The broker connection; the user name is the device's unless the URL names one. Raises SettingsError."""
+    username = None if "@" in settings.broker else settings.device
+    return MqttTransport(settings.broker, client_id=client_id, will=will, username=username)
+
+
+def agent_options(settings: AgentSettings) -> AgentOptions:
+    """The part of the settings that the agent itself reads."""
+    return AgentOptions(
+        device=settings.device,
+        fleet=settings.fleet,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        telemetry_seconds=settings.telemetry_seconds,
+        max_bundle_bytes=settings.max_bundle_bytes,
+        limits=Limits(step_seconds=settings.step_timeout_seconds, probation_seconds=settings.probation_seconds),
+    )
+
+
+def make_agent(settings: AgentSettings, inference: InferenceService, facts: Facts) -> Agent:
+    """The agent; begins a new session in the journal.
+
+    Raises:
+        SettingsError: the key or the broker's URL is not usable.
+        NotFoundError: there is no key.
+        DataError, DiskError: the journal cannot be read or written.
+    """
+    disk = FolderDisk(settings.state)
+    signer = load_signer(settings.key)
+    root = read_root(settings.root)
+    journal = Journal(disk)
+    session = journal.begin_session()
+    will = presence_will(settings.fleet, settings.device, session)
+
+    async def self_test(manifest: object, folder: Path) -> object:
+        return await run_self_test(manifest, folder, settings.threads)  # type: ignore[arg-type]
+
+    return Agent(
+        agent_options(settings),
+        disk=disk,
+        journal=journal,
+        transport=make_transport(settings, client_id=settings.device, will=will),
+        trust=lambda fetch: TrustClient(settings.state / "tuf", root, fetch),
+        inference=inference,
+        self_test=self_test,
+        mismatches=lambda manifest: mismatches(manifest, facts),
+        facts=msgspec.to_builtins(facts),
+        signer=signer,
+        clock=SystemClock(),
+    )
+
+
+def read_root(path: Path) -> bytes:
+    """The TUF root that this device was born with. Raises SettingsError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"the trusted root {path} cannot be read: {error.strerror or error}",
+            advice="It is root.json of the folder that `edgekit device enroll` wrote.",
+        ) from error
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the API key file {path} cannot be read: {error}") from error
+
+
+async def broker_answers(settings: AgentSettings, timeout_seconds: float) -> None:
+    """Connect to the broker once, under another client id than the agent's.
+
+    Raises:
+        TransportError: it does not answer; says why.
+        SettingsError: its URL is not usable.
+    """
+    transport = make_transport(settings, client_id=f"{settings.device}-check-{os.getpid()}")
+    await transport.start()
+    try:
+        await transport.wait_connected(timeout_seconds)
+    finally:
+        await asyncio.shield(transport.stop())
