@@ -12,16 +12,15 @@ from edgekit.cli.console import control_settings, dry_run_option, json_option, n
 from edgekit.cli.fleet import fleet_state, parse_labels, registry_reader
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.fleet import Cohort, Device
+from edgekit.plan import Plan, parse_waves
 from edgekit.rollout import (
     Aborted,
     Event,
     Paused,
-    Plan,
     Resumed,
     Rollout,
     State,
     Withdraw,
-    parse_waves,
     step,
 )
 from edgekit.settings import ControlSettings

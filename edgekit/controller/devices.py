@@ -132,7 +132,7 @@ class DeviceService:
         report = self._open(device, message, Reported)
         if report.fleet != self._fleet:
             raise DataError(f"report is for fleet {report.fleet[:64]!r}, this is {self._fleet!r}")
-        if not self._state.devices.save_report(report, self._clock.wall()):
+        if not self._state.devices.save_report(report, self._clock.wall(), live=not message.retained):
             log.debug("report %d of %s was known", report.number, device)
 
     def _take_presence(self, device: str, message: Message) -> None:

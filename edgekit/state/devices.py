@@ -119,8 +119,10 @@ class DeviceTable(Part):
         with self._reading() as connection:
             return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
 
-    def save_report(self, report: Reported, now: float) -> bool:
+    def save_report(self, report: Reported, now: float, *, live: bool = True) -> bool:
         """Keep `report` unless one as new is known; returns whether it was kept.
+
+        With `live` it was sent just now, so the device is there, whatever a late will of its may have said.
 
         Raises:
             DataError: it cannot be kept.
@@ -136,7 +138,8 @@ class DeviceTable(Part):
             if known is not None and known >= report.number:
                 return False
             put(connection, reports, key, {"number": report.number, "received": now, "body": body})
-            self._heard(connection, report.device, {"seen": now})
+            if live:
+                self._heard(connection, report.device, {"seen": now, "online": True})
         return True
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.fleet import Cohort
 from edgekit.messages import Reported
-from edgekit.rollout import Event, Plan, Progress, Rollout, Sight, Started, State, Step, Surveyed, Tell, step
+from edgekit.plan import Plan
+from edgekit.rollout import Event, Progress, Rollout, Sight, Started, State, Step, Surveyed, Tell, step
 from edgekit.state._sql import Part, put, to_json
 from edgekit.state.assignments import assign
 from edgekit.state.devices import read_device

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from edgekit import rollout as m
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.messages import Outcome, Running
+from edgekit.plan import DEFAULT_WAVES, Plan, Wave, parse_waves
 from edgekit.rollout import (
     Aborted,
     DeviceState,
     Paused,
-    Plan,
     Resumed,
     Rollout,
     Sight,
@@ -22,9 +22,7 @@ from edgekit.rollout import (
     State,
     Surveyed,
     Tell,
-    Wave,
     Withdraw,
-    parse_waves,
     step,
 )
 
@@ -322,8 +320,7 @@ moves = st.lists(
     st.tuples(st.one_of(surveys, surveys, surveys, st.sampled_from(EVENTS)), st.floats(0, 400)), max_size=30
 )
 plans = st.builds(
-    Plan,
-    waves=st.sampled_from([m.DEFAULT_WAVES, (Wave(share=1.0),), (Wave(count=1), Wave(count=3), Wave(share=1.0))]),
+    waves=st.sampled_from([DEFAULT_WAVES, (Wave(share=1.0),), (Wave(count=1), Wave(count=3), Wave(share=1.0))]),
     success_threshold=st.floats(0, 1),
     error_threshold=st.floats(0, 1),
     min_failures=st.integers(1, 3),

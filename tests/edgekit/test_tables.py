@@ -13,7 +13,8 @@ from alembic.runtime.migration import MigrationContext
 from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
 from edgekit.fleet import Cohort, Device
 from edgekit.messages import Reported
-from edgekit.rollout import Aborted, DeviceState, Paused, Plan, Resumed, State, Wave
+from edgekit.plan import Plan, Wave
+from edgekit.rollout import Aborted, DeviceState, Paused, Resumed, State
 from edgekit.state import open_fleet_state
 from edgekit.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry

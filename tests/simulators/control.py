@@ -23,9 +23,10 @@ from edgekit.controller import Controller, ControllerOptions
 from edgekit.fleet import Cohort, Device
 from edgekit.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
 from edgekit.messages import Command, Outcome, Presence, Reported, Result, Running, encode
+from edgekit.plan import Plan
 from edgekit.recipe import Recipe
 from edgekit.registry import RegistryReader, publish
-from edgekit.rollout import Plan, Rollout
+from edgekit.rollout import Rollout
 from edgekit.state import open_fleet_state
 from edgekit.stores import open_store
 from edgekit.tensors import DType, TensorSpec

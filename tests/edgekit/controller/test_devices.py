@@ -84,11 +84,22 @@ async def test_will_of_an_older_session_does_not_end_the_newer_one(tmp_path):
         device = await side.device("pi-1")
         await device.say("presence", encode(Presence(online=True, session=5)), retain=True)
         await device.say("presence", encode(Presence(online=False, session=4)))
-        await device.report(facts={"after": 1})
-        await side.until(lambda: view(side).facts)
-        assert view(side).online
         await device.say("presence", encode(Presence(online=False, session=5)))
         await side.until(lambda: not view(side).online)
+        await device.say("presence", encode(Presence(online=True, session=6)))
+        await device.say("presence", encode(Presence(online=False, session=5)))
+        await side.until(lambda: view(side).online)
+
+
+async def test_heartbeat_after_a_late_will_means_online(tmp_path):
+    """A will that arrives after the device came back in the same session is corrected by its next report."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await side.until(lambda: view(side).online)
+        await device.say("presence", encode(Presence(online=False, session=1)))
+        await side.until(lambda: not view(side).online)
+        await device.report()
+        await side.until(lambda: view(side).online)
 
 
 async def test_events_and_telemetry_are_kept(tmp_path):
@@ -177,8 +188,8 @@ async def test_answer_that_nobody_asked_for_changes_nothing(tmp_path):
         asked = side.state.commands.ask("pi-1", "self-test", {}, now=now, expires=now + 60)
         await other.say("result", seal(Result("pi-2", asked.number, True, "forged"), other.signer))
         await device.say("result", seal(Result("pi-1", asked.number + 1, True, "forged"), device.signer))
-        await device.report(facts={"after": 1})
-        await side.until(lambda: view(side).facts)
+        await device.say("telemetry", encode(Telemetry("pi-1", 2.0, 60.0, {})))
+        await side.until(lambda: view(side).telemetry)
         assert side.state.commands.get("pi-1", asked.number).state == "asked"
 
 

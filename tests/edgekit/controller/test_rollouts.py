@@ -4,7 +4,8 @@ import asyncio
 
 from edgekit import topics
 from edgekit.controller import ControllerOptions
-from edgekit.rollout import Aborted, DeviceState, Resumed, State, Wave
+from edgekit.plan import Wave
+from edgekit.rollout import Aborted, DeviceState, Resumed, State
 from edgekit.trust.client import TrustClient
 from tests.simulators.control import FLEET, ControlSide
 

@@ -1,0 +1,98 @@
+"""The real agent under the real controller: assignments, metadata and blocks from one to the other, over a broker."""
+
+import contextlib
+
+from edgekit import topics
+from edgekit.fleet import Device as Enrolled
+from edgekit.messages import Presence, encode
+from edgekit.registry import blob_name
+from edgekit.rollout import Aborted, State
+from tests.simulators.control import FLEET, TARGET, ControlSide
+from tests.simulators.device import DEVICE, Device
+
+
+@contextlib.asynccontextmanager
+async def fleet_of_one(folder):
+    """A control side with one enrolled device that runs the real agent."""
+    async with ControlSide(folder) as side:
+        device = Device(folder / "device", side.broker, side.root)
+        pem = (folder / "device" / "device.pub").read_text()
+        side.state.devices.enroll(Enrolled(DEVICE, TARGET, pem, enrolled=side.clock.wall()))
+        await device.start()
+        try:
+            yield side, device
+        finally:
+            await device.stop()
+
+
+async def test_rollout_ends_in_a_committed_bundle(tmp_path):
+    """Manifest, metadata and blocks come from the controller's services; the report finishes the rollout."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        digest = side.publish("digits", "1.0.0", model=b"weights" * 40_000)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        assert device.inference.live == {"digits": "1.0.0"}
+        (view,) = side.state.devices.views(side.clock.wall(), 90.0)
+        assert view.models["digits"].digest == digest
+        assert view.online
+
+
+async def test_refused_self_test_pauses_and_the_abort_settles(tmp_path):
+    """The device keeps the old version through refusal, pause and abort, and takes the next good one."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        for version in ("1.0.0", "1.1.0", "1.2.0"):
+            side.publish("digits", version)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        device.refused.add("1.1.0")
+        side.start("digits", "1.1.0")
+        await side.until(lambda: side.rollout().state is State.PAUSED)
+        assert "SelfTestError" in side.rollout().devices[DEVICE].reason
+        side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
+        await side.until(lambda: device.reported().assignment == 3)
+        side.start("digits", "1.2.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        assert device.inference.history == ["1.0.0", "1.2.0"]
+
+
+async def test_tampered_blob_pauses_and_the_mended_one_is_taken(tmp_path):
+    """A blob that was changed in the store is refused by its digest; mended and started again, it goes through."""
+    async with fleet_of_one(tmp_path) as (side, _device):
+        side.publish("digits", "1.0.0", model=b"weights" * 40_000)
+        manifest = side.reader().resolve("digits", TARGET).manifest
+        name = blob_name(manifest.file("model").sha256)
+        good = side.store.get(name)
+        side.store.put(name, b"X" + good[1:])
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.PAUSED)
+        assert manifest.file("model").blocks[0] in side.rollout().devices[DEVICE].reason
+        side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
+        side.store.put(name, good)
+        await side.stop_controller()
+        await side.start_controller()  # a running one forgets its hot blocks within half a minute
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+
+
+async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
+    """`self-test` over the director's and the device's signatures."""
+    async with fleet_of_one(tmp_path) as (side, _device):
+        side.publish("digits", "1.0.0")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        now = side.clock.wall()
+        asked = side.state.commands.ask(DEVICE, "self-test", {}, now=now, expires=now + 60)
+        await side.until(lambda: side.state.commands.get(DEVICE, asked.number).state == "done")
+        assert side.state.commands.get(DEVICE, asked.number).ok
+
+
+async def test_disorder_on_the_way_does_not_stop_a_rollout(tmp_path):
+    """Messages may be doubled and reordered, and the connection cut; the rollout ends all the same."""
+    async with fleet_of_one(tmp_path) as (side, _device):
+        side.broker.duplicate, side.broker.reorder = 0.2, 0.3
+        side.publish("digits", "1.0.0", model=b"weights" * 60_000)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: topics.device(FLEET, DEVICE, "desired") in side.broker.retained)
+        side.broker.cut(DEVICE)
+        side.broker.publish(topics.device(FLEET, DEVICE, "presence"), encode(Presence(online=False, session=0)), qos=1)
+        await side.until(lambda: side.rollout().state is State.FINISHED)
