@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from converters import parity
-from converters.backends import Artifact, Workbench, backend_for, precisions_of
+from converters.backends import Artifact, Workbench, backend_for
 from converters.bundle import bundle_files, golden_bytes, golden_rows, measure_golden, with_files, write_bundle
 from converters.candidates import Candidate, Evidence, labels_for, make_candidate, open_artifact, run_rows
 from converters.child import TensorFlowChild
@@ -22,6 +21,7 @@ from converters.frontends import Source, load_model
 from converters.graph import Graph
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, run_pass
+from converters.plan import Plan, make_plan
 from converters.quality import find_metric, score
 from converters.report import (
     CandidateReport,
@@ -35,12 +35,10 @@ from converters.report import (
     report_json,
 )
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
-from converters.search import AIMS, Budget, Choice, candidates, choose
+from converters.search import Choice, choose
 from converters.tasks import detect_task
-from edgekit.errors import ManifestError, RecipeError, SettingsError
-from edgekit.manifest import NAME, VERSION, Golden, Manifest, Quality, Task
-from edgekit.recipe import Recipe
-from edgekit.targets import TargetProfile, builtin_targets, find_target
+from edgekit.manifest import Golden, Manifest, Quality, Task
+from edgekit.targets import TargetProfile
 
 PARITY_ROWS = 32
 RANDOM_ROWS, RANDOM_SEED = 64, 1
@@ -48,120 +46,6 @@ PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", 
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 
 Step = Callable[[str], contextlib.AbstractContextManager[None]]
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What one conversion is asked to do, checked before any work.
-
-    Attributes:
-        model: Path of the source model.
-        profiles: The targets, each with the runtime that was chosen for it.
-        output: Where bundles are written.
-        name, version: The bundles' identity.
-        data, test: Data files; None for none.
-        metric: Name of the metric; None for the default.
-        aim: ``cost`` or ``size``.
-        budget: What may be lost.
-        accept_unproven: Take a point estimate for a proof.
-        recipe: The only recipe to try; None for all that the target can do.
-    """
-
-    model: Path
-    profiles: tuple[tuple[TargetProfile, str], ...]
-    output: Path
-    name: str
-    version: str
-    data: Path | None
-    test: Path | None
-    metric: str | None
-    aim: str
-    budget: Budget
-    accept_unproven: bool
-    recipe: Recipe | None
-
-    def recipes(self, profile: TargetProfile, runtime: str) -> list[Recipe]:
-        """The candidates of one target.
-
-        Raises:
-            RecipeError: the target cannot do the recipe that was asked for, or can only do int8 and there is no data.
-        """
-        known = precisions_of(profile, runtime)
-        found = candidates(profile, known, with_data=self.data is not None, runtime=runtime)
-        if self.recipe is None:
-            if not found:
-                raise RecipeError(
-                    f"target {profile.name} runs int8 only, which needs samples to calibrate with",
-                    advice="Give --data with real samples.",
-                )
-            return found
-        if self.recipe.precision not in known:
-            raise RecipeError(f"target {profile.name} takes {', '.join(known)}, not {self.recipe.precision}")
-        if self.recipe.precision == "int8" and self.data is None:
-            raise RecipeError("an int8 recipe needs samples to calibrate with", advice="Give --data with real samples.")
-        by_precision = {recipe.precision: recipe for recipe in found}
-        symmetric = self.recipe.symmetric or by_precision[self.recipe.precision].symmetric
-        return [msgspec.structs.replace(self.recipe, symmetric=symmetric)]
-
-
-def make_plan(
-    model: str | Path,
-    *,
-    targets: Sequence[str],
-    data: str | Path | None = None,
-    test: str | Path | None = None,
-    metric: str | None = None,
-    aim: str = "cost",
-    max_drop: float = 0.01,
-    confidence: float = 0.95,
-    accept_unproven: bool = False,
-    max_bytes: int | None = None,
-    max_cost: float | None = None,
-    recipe: Recipe | None = None,
-    runtime: str | None = None,
-    name: str | None = None,
-    version: str = "1.0.0",
-    output: str | Path = "bundles",
-) -> Plan:
-    """Check what was asked for; the arguments are those of `convert`.
-
-    Raises:
-        NotFoundError: there is no such target.
-        SettingsError: a value is out of its range, or a target cannot run `runtime`.
-        ManifestError: the name or version cannot be a bundle's.
-        RecipeError: as Plan.recipes.
-    """
-    table = builtin_targets()
-    profiles = tuple((profile, _runtime_of(profile, runtime)) for profile in (find_target(t, table) for t in targets))
-    if not profiles:
-        raise SettingsError("no target was named", advice="Give --target; `edgekit targets` lists them.")
-    if aim not in AIMS:
-        raise SettingsError(f"aim is {aim!r}, expected {' or '.join(AIMS)}")
-    if not 0.5 <= confidence < 1.0 or max_drop < 0:
-        raise SettingsError(
-            f"confidence is {confidence}, expected 0.5 to 1; max_drop is {max_drop}, expected 0 or more"
-        )
-    stem = name or re.sub(r"[^a-z0-9._-]+", "-", Path(model).stem.lower()).strip("-._") or "model"
-    if not NAME.fullmatch(stem):
-        raise ManifestError(f"name {stem!r} is not of the form {NAME.pattern}", advice="Give another with --name.")
-    if not VERSION.fullmatch(version):
-        raise ManifestError(f"version {version!r} is not of the form X.Y.Z", advice="For example 1.0.0.")
-    plan = Plan(
-        model=Path(model),
-        profiles=profiles,
-        output=Path(output),
-        name=stem,
-        version=version,
-        data=Path(data) if data is not None else None,
-        test=Path(test) if test is not None else None,
-        metric=metric,
-        aim=aim,
-        budget=Budget(max_drop, confidence, max_bytes, max_cost),
-        accept_unproven=accept_unproven,
-        recipe=recipe,
-    )
-    for profile, chosen in profiles:
-        plan.recipes(profile, chosen)
-    return plan
 
 
 def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -> list[Report]:
@@ -185,10 +69,12 @@ def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -
     return run_plan(make_plan(model, **choices), on_step=on_step)
 
 
-def run_plan(plan: Plan, *, on_step: Step | None = None) -> list[Report]:
-    """Do what `plan` says; see `convert`."""
+def run_plan(plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None) -> list[Report]:
+    """Do what `plan` says; see `convert`. With `child`, TensorFlow's process serves several plans and is left open."""
     step = on_step or (lambda label: contextlib.nullcontext())
-    with TensorFlowChild() as child, tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
+    with contextlib.ExitStack() as stack:
+        child = child or stack.enter_context(TensorFlowChild())
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.calibration, child, Path(scratch))
         done = [_one_target(plan, prepared, bench, profile, runtime, step) for profile, runtime in plan.profiles]
@@ -414,14 +300,6 @@ def _demands(graph: Graph, artifact: Artifact) -> dict[str, Any]:
     if artifact.runtime_version:
         demands["runtime_version"] = artifact.runtime_version
     return demands
-
-
-def _runtime_of(profile: TargetProfile, runtime: str | None) -> str:
-    if runtime is None:
-        return profile.runtimes[0]
-    if runtime not in profile.runtimes:
-        raise SettingsError(f"target {profile.name} runs {', '.join(profile.runtimes)}, not {runtime!r}")
-    return runtime
 
 
 def _split_report(split: Split) -> SplitReport:

@@ -45,7 +45,7 @@ def export_keras(path: str) -> bytes:
             advice="Build it as a functional or Sequential model with keras.Input before saving.",
         )
     inputs = [tf.TensorSpec(_batched(t.shape, path), t.dtype, name=t.name) for t in model.inputs]
-    names = list(model.output_names)
+    names = _output_names(model)
 
     def call(*tensors: Any) -> list[Any]:
         return list(keras.tree.flatten(model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)))
@@ -89,6 +89,15 @@ def answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
     loaded = _loaded[path]
     found = loaded.function(*(tf.constant(inputs[spec.name]) for spec in loaded.inputs))
     return {name: np.asarray(value) for name, value in zip(loaded.outputs, found, strict=True)}
+
+
+def _output_names(model: Any) -> list[str]:
+    """Names of the layers that make the outputs, as functional models call them; a repeated one gets a number."""
+    names: list[str] = []
+    for tensor in model.outputs:
+        name = str(tensor._keras_history.operation.name)
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names
 
 
 def _export(path: str, loaded: _Loaded) -> bytes:

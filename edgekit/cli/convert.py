@@ -18,7 +18,7 @@ from edgekit.errors import RecipeError
 from edgekit.recipe import PRESETS, Recipe, preset
 
 if TYPE_CHECKING:
-    from converters.pipeline import Plan
+    from converters.plan import Plan
     from converters.report import Report
 
 
@@ -64,7 +64,8 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
     """
     with needs_extra("convert"):
         from converters.frontends import sniff
-        from converters.pipeline import make_plan, run_plan
+        from converters.pipeline import run_plan
+        from converters.plan import make_plan
 
     plan = make_plan(model, recipe=_recipe(recipe) if recipe else None, **choices)
     if dry_run:

@@ -25,6 +25,11 @@ folder = sys.argv[1]
 model.save(folder + "/tiny.keras")
 model.save(folder + "/tiny.h5")
 model.export(folder + "/tiny_saved", verbose=False)
+dense = [keras.Input((12, 12, 1), name="image"), layers.Flatten(), layers.Dense(4, name="last")]
+keras.Sequential(dense).save(folder + "/sequential.keras")
+shared = layers.Dense(2, name="shared")
+left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
+keras.Model([left, right], [shared(left), shared(right)]).save(folder + "/siamese.keras")
 keras.Sequential([keras.Input((2,)), layers.Lambda(lambda v: v * 2, name="twice")]).save(folder + "/lambda.keras")
 keras.Sequential([keras.Input((2,)), layers.Lambda(lambda v: v * 2, name="twice")]).save(folder + "/lambda.h5")
 np.savez(folder + "/data.npz", x=images[:500], y=labels[:500])

@@ -6,6 +6,8 @@ import pytest
 
 from converters import convert
 from converters.frontends import load_model
+from converters.pipeline import run_plan
+from converters.plan import make_plan
 from edgekit.golden import self_test
 from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
@@ -35,12 +37,12 @@ def test_both_targets_get_three_candidates(bundles):
         assert report.test.n == 100
 
 
-def test_every_candidate_passes_its_self_test(keras_folder, tmp_path):
+def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
     """Each precision by itself makes a LiteRT bundle that passes on this machine, and keeps the float interface."""
     from edgekit.recipe import PRESETS
 
     for name, recipe in PRESETS.items():
-        convert(
+        plan = make_plan(
             keras_folder / "tiny.keras",
             targets=["raspberry-pi-4"],
             data=keras_folder / "data.npz",
@@ -50,6 +52,7 @@ def test_every_candidate_passes_its_self_test(keras_folder, tmp_path):
             name=name,
             output=tmp_path,
         )
+        run_plan(plan, child=child)
         folder = tmp_path / f"{name}-1.0.0-raspberry-pi-4"
         manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
         runtime = open_runtime(manifest, folder)
@@ -94,3 +97,27 @@ def test_other_formats_answer_as_the_keras_file(name, keras_folder, child):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     [own] = source.answers({source.graph.inputs[0].name: x["image"]}).values()
     np.testing.assert_allclose(own, expected, atol=1e-6)
+
+
+def test_sequential_model_keeps_its_names(keras_folder, child):
+    """A Sequential model's interface is its Input and its last layer."""
+    source = load_model(keras_folder / "sequential.keras", child)
+    assert [spec.name for spec in source.graph.inputs] == ["image"]
+    assert [spec.name for spec in source.graph.outputs] == ["last"]
+
+
+def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_path):
+    """Two inputs and two outputs of one shared layer stay apart, on both runtimes."""
+    plan = make_plan(keras_folder / "siamese.keras", targets=["raspberry-pi-4", "server"], output=tmp_path)
+    run_plan(plan, child=child)
+    rng = np.random.default_rng(0)
+    x = {name: rng.random((2, 3)).astype(np.float32) for name in ("left", "right")}
+    expected = load_model(keras_folder / "siamese.keras", child).answers(x)
+    assert list(expected) == ["shared", "shared_1"]
+    for target in ("raspberry-pi-4", "server"):
+        folder = tmp_path / f"siamese-1.0.0-{target}"
+        runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
+        found = runtime.run(x)
+        runtime.close()
+        for name, answer in expected.items():
+            np.testing.assert_allclose(found[name], answer, atol=1e-5)

@@ -1,0 +1,138 @@
+"""What one conversion is asked to do, checked before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from converters.backends import precisions_of
+from converters.search import AIMS, Budget, candidates
+from edgekit.errors import ManifestError, RecipeError, SettingsError
+from edgekit.manifest import NAME, VERSION
+from edgekit.recipe import Recipe
+from edgekit.targets import TargetProfile, builtin_targets, find_target
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one conversion is asked to do, checked before any work.
+
+    Attributes:
+        model: Path of the source model.
+        profiles: The targets, each with the runtime that was chosen for it.
+        output: Where bundles are written.
+        name, version: The bundles' identity.
+        data, test: Data files; None for none.
+        metric: Name of the metric; None for the default.
+        aim: ``cost`` or ``size``.
+        budget: What may be lost.
+        accept_unproven: Take a point estimate for a proof.
+        recipe: The only recipe to try; None for all that the target can do.
+    """
+
+    model: Path
+    profiles: tuple[tuple[TargetProfile, str], ...]
+    output: Path
+    name: str
+    version: str
+    data: Path | None
+    test: Path | None
+    metric: str | None
+    aim: str
+    budget: Budget
+    accept_unproven: bool
+    recipe: Recipe | None
+
+    def recipes(self, profile: TargetProfile, runtime: str) -> list[Recipe]:
+        """The candidates of one target.
+
+        Raises:
+            RecipeError: the target cannot do the recipe that was asked for, or can only do int8 and there is no data.
+        """
+        known = precisions_of(profile, runtime)
+        found = candidates(profile, known, with_data=self.data is not None, runtime=runtime)
+        if self.recipe is None:
+            if not found:
+                raise RecipeError(
+                    f"target {profile.name} runs int8 only, which needs samples to calibrate with",
+                    advice="Give --data with real samples.",
+                )
+            return found
+        if self.recipe.precision not in known:
+            raise RecipeError(f"target {profile.name} takes {', '.join(known)}, not {self.recipe.precision}")
+        if self.recipe.precision == "int8" and self.data is None:
+            raise RecipeError("an int8 recipe needs samples to calibrate with", advice="Give --data with real samples.")
+        by_precision = {recipe.precision: recipe for recipe in found}
+        symmetric = self.recipe.symmetric or by_precision[self.recipe.precision].symmetric
+        return [msgspec.structs.replace(self.recipe, symmetric=symmetric)]
+
+
+def make_plan(
+    model: str | Path,
+    *,
+    targets: Sequence[str],
+    data: str | Path | None = None,
+    test: str | Path | None = None,
+    metric: str | None = None,
+    aim: str = "cost",
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    accept_unproven: bool = False,
+    max_bytes: int | None = None,
+    max_cost: float | None = None,
+    recipe: Recipe | None = None,
+    runtime: str | None = None,
+    name: str | None = None,
+    version: str = "1.0.0",
+    output: str | Path = "bundles",
+) -> Plan:
+    """Check what was asked for; the arguments are those of `convert`.
+
+    Raises:
+        NotFoundError: there is no such target.
+        SettingsError: a value is out of its range, or a target cannot run `runtime`.
+        ManifestError: the name or version cannot be a bundle's.
+        RecipeError: as Plan.recipes.
+    """
+    table = builtin_targets()
+    profiles = tuple((profile, _runtime_of(profile, runtime)) for profile in (find_target(t, table) for t in targets))
+    if not profiles:
+        raise SettingsError("no target was named", advice="Give --target; `edgekit targets` lists them.")
+    if aim not in AIMS:
+        raise SettingsError(f"aim is {aim!r}, expected {' or '.join(AIMS)}")
+    if not 0.5 <= confidence < 1.0 or max_drop < 0:
+        raise SettingsError(
+            f"confidence is {confidence}, expected 0.5 to 1; max_drop is {max_drop}, expected 0 or more"
+        )
+    stem = name or re.sub(r"[^a-z0-9._-]+", "-", Path(model).stem.lower()).strip("-._") or "model"
+    if not NAME.fullmatch(stem):
+        raise ManifestError(f"name {stem!r} is not of the form {NAME.pattern}", advice="Give another with --name.")
+    if not VERSION.fullmatch(version):
+        raise ManifestError(f"version {version!r} is not of the form X.Y.Z", advice="For example 1.0.0.")
+    plan = Plan(
+        model=Path(model),
+        profiles=profiles,
+        output=Path(output),
+        name=stem,
+        version=version,
+        data=Path(data) if data is not None else None,
+        test=Path(test) if test is not None else None,
+        metric=metric,
+        aim=aim,
+        budget=Budget(max_drop, confidence, max_bytes, max_cost),
+        accept_unproven=accept_unproven,
+        recipe=recipe,
+    )
+    for profile, chosen in profiles:
+        plan.recipes(profile, chosen)
+    return plan
+
+
+def _runtime_of(profile: TargetProfile, runtime: str | None) -> str:
+    if runtime is None:
+        return profile.runtimes[0]
+    if runtime not in profile.runtimes:
+        raise SettingsError(f"target {profile.name} runs {', '.join(profile.runtimes)}, not {runtime!r}")
+    return runtime
