@@ -320,6 +320,7 @@ moves = st.lists(
     st.tuples(st.one_of(surveys, surveys, surveys, st.sampled_from(EVENTS)), st.floats(0, 400)), max_size=30
 )
 plans = st.builds(
+    Plan,
     waves=st.sampled_from([DEFAULT_WAVES, (Wave(share=1.0),), (Wave(count=1), Wave(count=3), Wave(share=1.0))]),
     success_threshold=st.floats(0, 1),
     error_threshold=st.floats(0, 1),
