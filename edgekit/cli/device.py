@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COMMAND_KINDS = ("self-test",)
 POLL_SECONDS = 0.2
+FACT_WIDTH = 80
 KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
 
 
@@ -162,7 +163,7 @@ def show(name: str, as_json: bool) -> None:
         ("assigned", ", ".join(f"{e.name} {e.version}" for e in entries.values()) or "-"),
         ("assignment", f"version {version}, accepted {view.assignment}"),
     ]
-    print_table((name, ""), [*rows, *((f"fact {key}", value) for key, value in sorted(view.facts.items()))])
+    print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
     for event in events:
         said = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
         click.echo(f"{_time(event.at)}  {said}")
@@ -301,6 +302,11 @@ def _outcomes(view: DeviceView) -> str:
         error = f": {outcome.error}" if outcome.error else ""
         parts.append(f"{name} {outcome.version} {outcome.result}{error}")
     return ", ".join(parts) or "-"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= FACT_WIDTH else text[: FACT_WIDTH - 3] + "..."
 
 
 def _time(seconds: float) -> str:
