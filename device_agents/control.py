@@ -57,6 +57,7 @@ class ControlLink:
         self._events: deque[bytes] = deque(maxlen=MAX_EVENTS)
         self._changed = asyncio.Event()
         self._born = False
+        self._stopping = False
         self._desired: bytes | None = None
         self._desired_changed = asyncio.Event()
         self.commands: asyncio.Queue[bytes] = asyncio.Queue(MAX_COMMANDS)
@@ -73,6 +74,7 @@ class ControlLink:
 
     async def stop(self) -> None:
         """Say goodbye and disconnect."""
+        self._stopping = True
         if self._transport.connected:
             try:
                 await self._say_presence(False)
@@ -145,7 +147,7 @@ class ControlLink:
     def _connection(self, connected: bool) -> None:
         if connected:
             log.info("connected to the broker")
-        else:
+        elif not self._stopping:
             log.warning("the broker is away; local answers go on, changes wait")
         self._born = False  # the will may have been published since
         self._changed.set()

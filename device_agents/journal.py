@@ -56,14 +56,19 @@ _R = TypeVar("_R", DeviceRecord, ModelRecord)
 class Journal:
     """Durable state of the agent, every write of it atomic.
 
+    Args:
+        disk: Where it is kept.
+        first_number: Session and report numbers of a new journal begin above it; for a device whose disk forgets.
+
     Raises:
         DataError: what is on the disk cannot be read; every fault is the disk's, since writes are atomic.
         DiskError: the disk failed.
     """
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, *, first_number: int = 0) -> None:
         self._disk = disk
-        self._record = self._read(_DEVICE, DeviceRecord) if disk.exists(_DEVICE) else DeviceRecord()
+        fresh = DeviceRecord(session=first_number, reports=first_number)
+        self._record = self._read(_DEVICE, DeviceRecord) if disk.exists(_DEVICE) else fresh
         self._next_report = self._record.reports
 
     @property

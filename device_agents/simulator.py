@@ -1,0 +1,170 @@
+"""Many devices in one process: the real agent and UpdateMachine over a real Transport; disk and model are pretended."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+
+from device_agents.agent import Agent, AgentOptions
+from device_agents.deployment import S
+from device_agents.journal import Journal
+from device_agents.seams import TrustFactory
+from edgekit.errors import RuntimeLoadError, SelfTestError
+from edgekit.manifest import Manifest
+from edgekit.protocols import Clock, Disk, Transport
+
+
+class SimulatedInference:
+    """Inference that runs nothing; some bundles fail on some devices, always the same ones.
+
+    Args:
+        device: Its name.
+        fail_share: Share of (device, bundle) pairs whose self-test fails, 0 to 1.
+    """
+
+    def __init__(self, device: str, fail_share: float = 0.0) -> None:
+        self._device, self._fail_share = device, fail_share
+        self._live: dict[str, Manifest] = {}
+
+    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+        """Pretend to load a bundle."""
+        self._live[model] = manifest
+
+    async def deactivate(self, model: str) -> None:
+        """Forget a model."""
+        self._live.pop(model, None)
+
+    async def self_test(self, model: str) -> None:
+        """Judge the live bundle. Raises RuntimeLoadError where there is none, SelfTestError where it fails."""
+        if model not in self._live:
+            raise RuntimeLoadError(f"{model} is not loaded")
+        await self.test(self._live[model], Path())
+
+    async def test(self, manifest: Manifest, folder: Path) -> None:
+        """Judge a staged bundle. Raises SelfTestError where it fails on this device."""
+        luck = hashlib.sha256(f"{self._device} {manifest.digest}".encode()).digest()
+        if int.from_bytes(luck[:4], "big") < self._fail_share * 2**32:
+            raise SelfTestError(f"{manifest.name} {manifest.version} fails on {self._device}, as the simulation chose")
+
+    def provider(self, model: str) -> str:
+        """What would run a model."""
+        return "simulated" if model in self._live else ""
+
+    def counters(self) -> Mapping[str, Mapping[str, float]]:
+        """Nothing is counted, since nothing is asked."""
+        return {}
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How the fleet stands.
+
+    Attributes:
+        devices, connected: How many there are, and how many the broker has accepted.
+        updating: Of them, in a state other than IDLE.
+        versions: Devices by ``model version``.
+        failures: Devices by ``model version result error`` of the last deployment that did not succeed.
+    """
+
+    devices: int
+    connected: int
+    updating: int
+    versions: dict[str, int]
+    failures: dict[str, int]
+
+
+class SimulatedFleet:
+    """Devices that live and end together."""
+
+    def __init__(self) -> None:
+        self._agents: list[Agent] = []
+        self._transports: list[Transport] = []
+
+    def add(
+        self,
+        options: AgentOptions,
+        *,
+        target: str,
+        disk: Disk,
+        journal: Journal,
+        transport: Transport,
+        trust: TrustFactory,
+        signer: CryptoSigner,
+        clock: Clock,
+        fail_share: float = 0.0,
+    ) -> None:
+        """Add one device; see Agent for the arguments."""
+
+        def fits(manifest: Manifest) -> list[str]:
+            wrong = manifest.target != target
+            return [f"it is for target {manifest.target!r}, this device is {target!r}"] if wrong else []
+
+        inference = SimulatedInference(options.device, fail_share)
+        self._transports.append(transport)
+        self._agents.append(
+            Agent(
+                options,
+                disk=disk,
+                journal=journal,
+                transport=transport,
+                trust=trust,
+                inference=inference,
+                self_test=inference.test,
+                mismatches=fits,
+                facts={"target": target, "simulated": True},
+                signer=signer,
+                clock=clock,
+            )
+        )
+
+    def progress(self) -> Progress:
+        """How the fleet stands now."""
+        versions: Counter[str] = Counter()
+        failures: Counter[str] = Counter()
+        updating = 0
+        for agent in self._agents:
+            states = agent.states
+            updating += any(state.name is not S.IDLE or state.deployment is not None for state in states.values())
+            for model, state in states.items():
+                versions[f"{model} {state.active.version}" if state.active else f"{model} none"] += 1
+                if state.outcome is not None and state.outcome.result != "succeeded":
+                    failures[f"{model} {state.outcome.version} {state.outcome.result} {state.outcome.error}"] += 1
+        connected = sum(transport.connected for transport in self._transports)
+        return Progress(len(self._agents), connected, updating, dict(versions), dict(failures))
+
+    async def run(
+        self, *, done: Callable[[Progress], bool], show: Callable[[Progress], None], seconds: float
+    ) -> Progress:
+        """Run every device until `done`, asked every `seconds`; calls `show` after each change, returns the last."""
+        shown: Progress | None = None
+        tasks = [asyncio.create_task(self._run_one(agent)) for agent in self._agents]
+        try:
+            while not done(self.progress()):
+                await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+                if self.progress() != shown:
+                    shown = self.progress()
+                    show(shown)
+            return self.progress()
+        finally:
+            for agent in self._agents:
+                agent.stop()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run_one(self, agent: Agent) -> None:
+        await agent.start()
+        await agent.run()
+
+
+def versions_reached(progress: Progress, version: str) -> bool:
+    """True when nothing is under way and every device has `version` of some model, or failed to get it."""
+    at = sum(count for name, count in progress.versions.items() if name.split()[1] == version)
+    failed = sum(count for name, count in progress.failures.items() if name.split()[1] == version)
+    return progress.updating == 0 and at + failed >= progress.devices
