@@ -1,7 +1,8 @@
-"""A broker's address: its URL, and the TLS files that go with it."""
+"""A broker's address: its URL, the TLS files that go with it, and why it could not be reached."""
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +60,21 @@ def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> 
         names = ", ".join(str(path) for path in (ca, certificate, key) if path)
         raise SettingsError(f"TLS files {names} cannot be used: {error}") from error
     return context
+
+
+def explain_failure(error: Exception, timeout_seconds: float) -> str:
+    """What went wrong while connecting, for people."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, socket.gaierror):
+        return f"the host name cannot be resolved ({error.strerror})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is not trusted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_seconds:g} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)
 
 
 def _hide_password(parts: SplitResult) -> str:

@@ -13,8 +13,8 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage
@@ -24,6 +24,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edgekit._mqtt_address import explain_failure
 from edgekit.errors import TransportError
 from edgekit.protocols import Will
 
@@ -33,6 +34,8 @@ MISC_SECONDS = 1.0  # keepalive pings live in loop_misc
 MAX_INFLIGHT = 20
 PACKET_OVERHEAD_BYTES = 1024  # topic, headers and properties of one PUBLISH, generously
 FILTERS_PER_SUBSCRIBE = 8  # the smallest limit known among hosted brokers
+
+T = TypeVar("T")
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -108,10 +111,10 @@ class Link:
             await self._connect_in_thread()
         except (OSError, ValueError) as error:  # ssl and socket raise ValueError for names they cannot use
             self.drop("not connected")
-            raise TransportError(_explain(error, timeout)) from error
+            raise TransportError(explain_failure(error, timeout)) from error
         try:
             self._attach()
-            await asyncio.wait_for(self._accepted, timeout)
+            await within(timeout, self._accepted)
         except asyncio.TimeoutError:
             self.drop("no answer")
             silence = f"it does not answer as an MQTT broker within {timeout:g} s"
@@ -125,7 +128,7 @@ class Link:
         if self._attached and not self.closed.done():
             self._client.disconnect()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.closed), timeout_seconds)
+                await within(timeout_seconds, asyncio.shield(self.closed))
         self.drop("stopped")
 
     def drop(self, reason: str) -> None:
@@ -381,6 +384,26 @@ class Link:
             self._on_message(message)
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """The result of `work`; after `seconds` it is cancelled.
+
+    Unlike `asyncio.wait_for` before Python 3.12, this never swallows the cancellation of its caller, which happens
+    there when `work` is done at the same moment, and would leave `stop` waiting for ever.
+
+    Raises:
+        asyncio.TimeoutError: the time is over.
+    """
+    future = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait((future,), timeout=seconds)
+    finally:
+        if not future.done():
+            future.cancel()
+    if not done:
+        raise asyncio.TimeoutError
+    return future.result()
+
+
 def _set_nodelay(client: Client, userdata: Any, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -388,17 +411,3 @@ def _set_nodelay(client: Client, userdata: Any, sock: Any) -> None:
 def _close(sock: Any) -> None:
     if sock is not None:
         sock.close()
-
-
-def _explain(error: Exception, timeout: float) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, socket.gaierror):
-        return f"the host name cannot be resolved ({error.strerror})"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not trusted: {error.verify_message}"
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error)

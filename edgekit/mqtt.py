@@ -17,7 +17,7 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.matcher import MQTTMatcher
 
 from edgekit._mqtt_address import parse_url, tls_context
-from edgekit._mqtt_link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError
+from edgekit._mqtt_link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError, within
 from edgekit.clock import SystemClock
 from edgekit.errors import TransportError
 from edgekit.messages import MAX_PAYLOAD_BYTES
@@ -148,7 +148,7 @@ class MqttTransport:
             TransportError: not connected within the time; says why the last attempt failed.
         """
         try:
-            await asyncio.wait_for(self._connected.wait(), timeout_seconds)
+            await within(timeout_seconds, self._connected.wait())
         except asyncio.TimeoutError:
             raise TransportError(
                 f"cannot reach broker {self.address}: {self._last_failure}",
@@ -310,7 +310,7 @@ class MqttTransport:
 
     async def _in_time(self, work: Awaitable[T], problem: str) -> T:
         try:
-            return await asyncio.wait_for(work, self._publish_timeout)
+            return await within(self._publish_timeout, work)
         except asyncio.TimeoutError:
             raise TransportError(f"broker {self.address}: {problem} within {self._publish_timeout:g} s") from None
 

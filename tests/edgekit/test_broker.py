@@ -136,6 +136,18 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         await start_broker("127.0.0.1", 0, tmp_path / "file", kind="mosquitto")
 
 
+async def test_amqtt_answers_mqtt_5_with_unacceptable_version(tmp_path: Path) -> None:
+    """A CONNECT of MQTT 5 that amqtt itself would choke on gets CONNACK 1 at once; what is no MQTT is closed."""
+    connect = b"\x10\x14\x00\x04MQTT\x05\xc2\x00\x1e\x00\x00\x01d\x00\x01u\x00\x01p"
+    async with await start_broker("127.0.0.1", 0, tmp_path, kind="amqtt") as broker:
+        for sent, expected in ((connect, b"\x20\x02\x00\x01"), (b"GET / HTTP/1.1\r\n\r\n", b"")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(broker.url.rpartition(":")[2]))
+            writer.write(sent)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == expected
+            writer.close()
+            await writer.wait_closed()
+
+
 # --- who may do what (mosquitto)
 
 
