@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgekit.errors import ManifestError
+from edgekit.errors import ManifestError, RecipeError
 from edgekit.recipe import Recipe
 from edgekit.tensors import DType, TensorSpec
 
@@ -223,7 +223,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecipeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest cannot be parsed: {error}") from error
     faults = manifest_faults(manifest)
     if not faults and manifest.canonical_bytes() != data:

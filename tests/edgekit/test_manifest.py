@@ -216,6 +216,13 @@ def test_bytes_that_are_not_canonical_are_refused(change: Any) -> None:
         parse_manifest(data)
 
 
+def test_a_recipe_that_makes_no_sense_is_a_manifest_error() -> None:
+    """Whoever parses a manifest has one error to expect."""
+    data = sound().canonical_bytes().replace(b'"minmax"', b'"linmax"')
+    with pytest.raises(ManifestError, match="linmax"):
+        parse_manifest(data)
+
+
 def test_a_manifest_over_the_limit_is_not_even_parsed() -> None:
     """Size is checked first."""
     with pytest.raises(ManifestError, match=f"the limit is {MAX_MANIFEST_BYTES}"):

@@ -22,6 +22,17 @@ from edgekit.errors import TransportError
 from edgekit.mqtt import MqttTransport
 
 PATIENCE = 15.0
+SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 
@@ -116,6 +127,12 @@ class Pki:
         builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
         builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(address, critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        # Python 3.13 checks as RFC 5280 demands: key identifiers, and a usage for an authority's key.
+        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(own, critical=False).add_extension(issuer, critical=False)
+        if ca:
+            builder = builder.add_extension(SIGNS_CERTIFICATES, critical=True)
         return builder.sign(self._key, hashes.SHA256())
 
     def _write(self, name: str, certificate: x509.Certificate) -> Path:
