@@ -1,0 +1,130 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from device_agents.deployment import Installed, State
+from device_agents.journal import Journal
+from device_agents.slots import Slots
+from edgekit.disk import FolderDisk
+from edgekit.trust.keys import generate_key
+from tests.simulators.small_models import onnx_bundle
+
+AGENT = [sys.executable, "-m", "device_agents"]
+ENV = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
+WORKSTATION = ("tensorflow", "keras", "torch", "onnx", "sqlalchemy", "alembic", "obstore", "sklearn", "scipy", "amqtt")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A device's folder as `edgekit device enroll` writes it, and a broker that is not there."""
+    generate_key(tmp_path / "device.key")
+    (tmp_path / "root.json").write_text("{}")
+    (tmp_path / "agent.toml").write_text(
+        'device = "d1"\nfleet = "test"\ntarget = "x86-64"\nbroker = "mqtt://127.0.0.1:9"\nhttp = "127.0.0.1:0"\n'
+    )
+    return tmp_path
+
+
+def agent(*args, check=None):
+    done = subprocess.run([*AGENT, *args], capture_output=True, text=True, env=ENV, timeout=60)
+    assert check is None or done.returncode == check, done.stderr
+    return done
+
+
+def install(folder, version="1.0.0"):
+    """Put a bundle into slot a, as a committed update leaves it."""
+    manifest = onnx_bundle(folder / "bundle", version=version)
+    disk = FolderDisk(folder / "state")
+    for path in (folder / "bundle").iterdir():
+        disk.write(f"in/{path.name}", path.read_bytes())
+    slots = Slots(disk, "small")
+    slots.stage("a", manifest.canonical_bytes(), "in")
+    slots.point("a", "a")
+    installed = Installed("a", manifest.digest, version, 1, 1.7e9)
+    Journal(disk).save("small", State(active=installed, known_good=installed, release=1))
+    return manifest
+
+
+def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder):
+    """Local first: ready at once, says that it is alone, exits 0 on SIGTERM; a second agent is refused meanwhile."""
+    manifest = install(folder)
+    with subprocess.Popen(
+        [*AGENT, "run", "--config", str(folder / "agent.toml")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+    ) as child:
+        try:
+            line = child.stdout.readline()
+            url = re.fullmatch(r"agent d1 ready at (http://127\.0\.0\.1:\d+)\n", line).group(1)
+            body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]})
+            request = urllib.request.Request(f"{url}/v2/models/small/infer", body.encode())
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                found = json.loads(answer.read())
+            assert found["parameters"]["edgekit_model"] == manifest.digest
+            second = agent("run", "--config", str(folder / "agent.toml"), check=1)
+            assert "another agent runs" in second.stderr
+            for note in child.stderr:
+                if "local answers go on" in note:
+                    break
+            child.send_signal(signal.SIGTERM)
+            _, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    assert child.returncode == 0, err
+
+
+def test_status_tells_what_is_installed_without_the_agent_running(folder):
+    """From journal and slots alone, as a table or as JSON, and it changes nothing."""
+    manifest = install(folder)
+    before = sorted(path for path in (folder / "state").rglob("*"))
+    table = agent("status", "--config", str(folder / "agent.toml"), check=0).stdout
+    assert all(word in table for word in ("small", "1.0.0", manifest.digest[:12], "IDLE"))
+    found = json.loads(agent("status", "--config", str(folder / "agent.toml"), "--json", check=0).stdout)
+    assert found["models"]["small"]["active"]["digest"] == manifest.digest
+    assert found["models"]["small"]["pointer"] == {"active": "a", "known_good": "a"}
+    assert sorted(path for path in (folder / "state").rglob("*")) == before
+
+
+def test_status_of_an_agent_that_never_ran_says_so(folder):
+    """An error with advice, and no folder is made."""
+    done = agent("status", "--config", str(folder / "agent.toml"), check=1)
+    assert "no state folder" in done.stderr
+    assert not (folder / "state").exists()
+
+
+def test_check_names_everything_that_is_wrong(folder):
+    """All faults together, each with what to do; exit 1."""
+    (folder / "device.key").chmod(0o644)
+    done = agent("check", "--config", str(folder / "agent.toml"), "--json", check=1)
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert [name for name, row in rows.items() if not row["ok"]] == ["key", "broker"]
+    assert "chmod 600" in rows["key"]["found"]
+    assert "connection refused" in rows["broker"]["found"]
+
+
+def test_a_wrong_setting_names_the_nearest_key(folder):
+    """Before anything starts."""
+    with (folder / "agent.toml").open("a") as file:
+        file.write("heartbeat = 5\n")
+    done = agent("run", "--config", str(folder / "agent.toml"), check=1)
+    assert "heartbeat_seconds" in done.stderr
+
+
+def test_the_agent_loads_no_workstation_library():
+    """A fresh interpreter that has everything a running agent imports has none of them."""
+    code = (
+        "import sys, device_agents.__main__, device_agents.assemble, device_agents.facts, device_agents.simulator\n"
+        "import edgekit.serving.app, edgekit.serving.server\n"
+        "from device_agents import Agent, InferenceService\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True)
+    assert not set(done.stdout.split()) & set(WORKSTATION)
