@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.disk import split_name
 from edgekit.errors import DataError, DigestMismatchError, DiskError
 from edgekit.manifest import MANIFEST_NAME, NAME, FileEntry, Manifest, parse_manifest
 from edgekit.protocols import Disk
@@ -148,8 +147,3 @@ def verify_file(disk: Disk, name: str, entry: FileEntry) -> None:
 def _pieces(disk: Disk, name: str, size: int) -> Iterator[bytes]:
     for offset in range(0, size, CHUNK_BYTES):
         yield disk.read_at(name, offset, CHUNK_BYTES)
-
-
-def installed_models(disk: Disk) -> list[str]:
-    """Names of the models that have slots."""
-    return [name for name in disk.list(_ROOT) if split_name(name)]
