@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from edgekit._mqtt_address import parse_url
 from edgekit.broker import GET_MOSQUITTO, KINDS, start_broker
-from edgekit.cli.console import note
+from edgekit.cli.console import control_settings, note
 from edgekit.errors import TransportError
 
 
@@ -19,8 +20,8 @@ def broker() -> None:
 
 
 @broker.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
-@click.option("--port", type=click.IntRange(0, 65535), default=1883, show_default=True, help="0 takes any free port.")
+@click.option("--host", help="A loopback address [default: the settings' broker].")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: the settings' broker].")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -35,7 +36,7 @@ def broker() -> None:
     show_default=True,
     help="auto: mosquitto where it is installed, else the embedded amqtt.",
 )
-def run(host: str, port: int, folder: Path, kind: str) -> None:
+def run(host: str | None, port: int | None, folder: Path, kind: str) -> None:
     """Run until interrupted; prints one line with the URL when it accepts connections.
 
     It listens on loopback only, because it asks nobody for a proof of who they are.
@@ -45,7 +46,8 @@ def run(host: str, port: int, folder: Path, kind: str) -> None:
       edgekit broker run
       edgekit broker run --port 0 --folder /tmp/broker
     """
-    asyncio.run(_run(host, port, folder, kind))
+    address = parse_url(control_settings().broker)
+    asyncio.run(_run(host or address.host, address.port if port is None else port, folder, kind))
 
 
 async def _run(host: str, port: int, folder: Path, kind: str) -> None:

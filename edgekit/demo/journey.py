@@ -16,7 +16,7 @@ import numpy as np
 
 import edgekit
 from edgekit.cli.console import note, print_table, step
-from edgekit.demo.damage import damaged_bundle, flip_byte
+from edgekit.demo.damage import flip_byte
 from edgekit.demo.measure import Endpoint, Figures, load_rows, measure, stream
 from edgekit.demo.processes import Processes
 from edgekit.errors import EdgekitError, NotFoundError
@@ -58,7 +58,7 @@ class Journey:
             self._publish()
             self._start_servers()
         with step("4  roll out 1.0.0"):
-            self._run(f"edgekit rollout start {MODEL} 1.0.0 --wait")
+            self._run(f"edgekit rollout start {MODEL} 1.0.0 --waves 34%,100% --wait")
             self._expect_versions("1.0.0")
         with step("5  ask every device for the held-out digits, local only and with fallback"):
             figures = self._measure()
@@ -103,8 +103,8 @@ class Journey:
             advice = "The demo runs from a clone of the project: `make demo`."
             raise NotFoundError(f"{script} is not there", advice=advice)
         self._run(f"python {shlex.quote(str(script))} -o model --next")
-        summary = json.loads((self._folder / "model" / "summary.json").read_text())
-        small, large = summary["digits"]["accuracy"], summary["digits-cloud"]["accuracy"]
+        models = json.loads((self._folder / "model" / "summary.json").read_text())["models"]
+        small, large = models[MODEL]["accuracy"], models[CLOUD_MODEL]["accuracy"]
         _expect(large > small, f"the cloud model is better on held-out data: {large:.3f} against {small:.3f}")
 
     def _convert(self) -> None:
@@ -170,7 +170,7 @@ class Journey:
     def _roll_out_broken(self) -> str:
         for target in sorted(set(DEVICES.values())):
             bundle = self._folder / "bundles" / f"{MODEL}-1.1.0-{target}"
-            damaged_bundle(self._folder / "bundles" / f"{MODEL}-1.0.0-{target}", bundle, version="1.1.0")
+            self._run(f"python -m edgekit.demo.damage bundles/{MODEL}-1.0.0-{target} bundles/{bundle.name} 1.1.0")
             self._run(f"edgekit registry publish bundles/{bundle.name}")
         self._run(f"edgekit rollout start {MODEL} 1.1.0 --wait", expect=3)
         state = self._rollout("1.1.0")
