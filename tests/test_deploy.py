@@ -28,7 +28,7 @@ def test_the_unit_sets_only_settings_that_exist() -> None:
 
 
 def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> None:
-    """The example configuration is read without complaint up to the certificates, which are not there."""
+    """The example configuration is read without complaint; it ends there for want of certificates."""
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if program is None:
         pytest.skip("mosquitto is not installed")
@@ -39,5 +39,5 @@ def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> Non
     )
     (tmp_path / "mosquitto.conf").write_text(text)
     done = subprocess.run([program, "-c", str(tmp_path / "mosquitto.conf")], capture_output=True, text=True, timeout=20)
-    assert "Unknown configuration" not in done.stderr
-    assert "certificate" in done.stderr.lower() or "CA" in done.stderr
+    assert "Config loaded" in done.stderr, done.stderr
+    assert done.returncode != 0  # nothing here may listen
