@@ -8,10 +8,10 @@ import logging
 import secrets
 from collections.abc import Iterator
 
-from device_agents.waiting import within
 from edgekit import messages, topics
 from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
 from edgekit.protocols import Message, Transport
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 

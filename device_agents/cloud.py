@@ -16,6 +16,7 @@ from device_agents.routing import CloudRefusedError
 from edgekit.errors import CloudError, DataError
 from edgekit.serving import oip
 from edgekit.tensors import Array
+from edgekit.waiting import within
 
 MAX_ANSWER_BYTES = 64 * 1024**2
 CONNECTIONS = 8
@@ -49,9 +50,7 @@ class CloudClient:
         deadline = time.monotonic() + timeout_seconds
         ask = functools.partial(self._ask, self._model or model, dict(inputs), deadline)
         try:
-            return await asyncio.wait_for(
-                asyncio.get_running_loop().run_in_executor(self._executor, ask), timeout_seconds
-            )
+            return await within(timeout_seconds, asyncio.get_running_loop().run_in_executor(self._executor, ask))
         except asyncio.TimeoutError:
             raise CloudError(f"the cloud tier did not answer within {timeout_seconds:.2g} s") from None
 

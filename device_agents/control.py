@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
-from device_agents.waiting import within
 from edgekit import messages, topics
 from edgekit.errors import DataError, TransportError
 from edgekit.protocols import Clock, Message, Transport, Will
 from edgekit.trust.envelopes import seal
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from device_agents.effects import Effects
 from device_agents.journal import Journal
 from device_agents.threads import in_thread
 from device_agents.update import UpdateMachine
-from device_agents.waiting import within
 from edgekit.errors import DiskError
 from edgekit.protocols import Clock
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ from typing import Any
 from amqtt.adapters import StreamWriterAdapter
 from amqtt.broker import Broker
 
+from edgekit.waiting import within
+
 LISTENER = "default"
 LEVEL = 4  # of MQTT 3.1.1
 WRONG_VERSION = b"\x20\x02\x00\x01"
@@ -73,7 +75,7 @@ class EmbeddedAmqtt:
             task.add_done_callback(self._tasks.discard)
         self._writers.add(writer)
         try:
-            head = await asyncio.wait_for(_read_head(reader), CONNECT_SECONDS)
+            head = await within(CONNECT_SECONDS, _read_head(reader))
             if head[-1] == LEVEL:
                 await self._broker.external_connected(_Reader(head, reader), StreamWriterAdapter(writer), LISTENER)
             else:

@@ -13,8 +13,8 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage
@@ -27,6 +27,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edgekit._mqtt_address import explain_failure
 from edgekit.errors import TransportError
 from edgekit.protocols import Will
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ MISC_SECONDS = 1.0  # keepalive pings live in loop_misc
 MAX_INFLIGHT = 20
 PACKET_OVERHEAD_BYTES = 1024  # topic, headers and properties of one PUBLISH, generously
 FILTERS_PER_SUBSCRIBE = 8  # the smallest limit known among hosted brokers
-
-T = TypeVar("T")
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -382,26 +381,6 @@ class Link:
     def _arrived(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         if not self.closed.done():
             self._on_message(message)
-
-
-async def within(seconds: float, work: Awaitable[T]) -> T:
-    """The result of `work`; after `seconds` it is cancelled.
-
-    Unlike `asyncio.wait_for` before Python 3.12, this never swallows the cancellation of its caller, which happens
-    there when `work` is done at the same moment, and would leave `stop` waiting for ever.
-
-    Raises:
-        asyncio.TimeoutError: the time is over.
-    """
-    future = asyncio.ensure_future(work)
-    try:
-        done, _ = await asyncio.wait((future,), timeout=seconds)
-    finally:
-        if not future.done():
-            future.cancel()
-    if not done:
-        raise asyncio.TimeoutError
-    return future.result()
 
 
 def _set_nodelay(client: Client, userdata: Any, sock: Any) -> None:

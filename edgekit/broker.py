@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from edgekit.errors import MissingExtraError, SettingsError, TransportError
 from edgekit.messages import MAX_PAYLOAD_BYTES
 from edgekit.topics import DEVICE_KINDS, REQUEST_KINDS, ROOT
+from edgekit.waiting import within
 
 if TYPE_CHECKING:
     from edgekit._broker_amqtt import EmbeddedAmqtt
@@ -146,7 +147,7 @@ class _Mosquitto(Broker):
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                await within(STOP_SECONDS, self._process.wait())
             except asyncio.TimeoutError:
                 self._process.kill()
                 await self._process.wait()
@@ -170,7 +171,7 @@ async def _start_mosquitto(program: str, host: str, port: int, folder: Path) -> 
         )
     broker = _Mosquitto(_url(host, port), title, process, folder / "mosquitto.log")
     try:
-        await asyncio.wait_for(_wait_accepting(process, host, port), START_SECONDS)
+        await within(START_SECONDS, _wait_accepting(process, host, port))
     except asyncio.TimeoutError:
         await broker.stop()
         raise TransportError(f"mosquitto does not accept connections: {_tail(folder / 'mosquitto.log')}") from None

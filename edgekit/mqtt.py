@@ -17,11 +17,12 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.matcher import MQTTMatcher
 
 from edgekit._mqtt_address import parse_url, tls_context
-from edgekit._mqtt_link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError, within
+from edgekit._mqtt_link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError
 from edgekit.clock import SystemClock
 from edgekit.errors import TransportError
 from edgekit.messages import MAX_PAYLOAD_BYTES
 from edgekit.protocols import Clock, Handler, Message, Will
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 

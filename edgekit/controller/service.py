@@ -17,6 +17,7 @@ from edgekit.controller.rollouts import RolloutService
 from edgekit.errors import EdgekitError, TransportError
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import RegistryReader
+from edgekit.waiting import within
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
@@ -107,7 +108,7 @@ class Controller:
             while not stop.is_set():
                 await self.tick()
                 try:
-                    await asyncio.wait_for(stop.wait(), self._options.tick_seconds)
+                    await within(self._options.tick_seconds, stop.wait())
                 except asyncio.TimeoutError:
                     continue
         finally:

@@ -19,6 +19,7 @@ from edgekit.serving import oip
 from edgekit.serving.metrics import METRICS_TYPE, render
 from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.tensors import TensorSpec
+from edgekit.waiting import within
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_SECONDS = 30.0
+_CLOSE = {"Connection": "close"}  # the rest of a body that nobody wants is not waited for
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -159,6 +161,10 @@ class App:
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": reply.body})
 
+    def refused(self, status: int) -> None:
+        """Count an answer that the HTTP server gave in this application's place."""
+        self._statuses[status] += 1
+
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         """The one place where errors become statuses."""
         try:
@@ -174,12 +180,12 @@ class App:
         except UnavailableError as error:
             return _error(503, str(error))
         except EdgekitError as error:
-            _log.warning("%s %s failed: %s", scope["method"], scope["path"], error)
+            _log.warning("%s %r failed: %s", scope["method"], scope["path"], error)
             return _error(500, str(error))
         except _ClientGoneError:
             raise
         except Exception:  # a bug must not end the server; it is counted by its status and its traceback stays here
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            _log.exception("%s %r failed", scope["method"], scope["path"])
             return _error(500, "internal error; the server's log has the reason")
 
     async def _route(self, scope: Scope, receive: Receive) -> Reply:
@@ -230,12 +236,12 @@ class App:
 
     async def _body(self, receive: Receive, stated: str | None) -> bytes:
         limit = self._max_request_bytes
-        if stated is not None and stated.isdigit() and int(stated) > limit:
-            raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}")
+        if stated is not None and stated.isascii() and stated.isdigit() and int(stated) > limit:
+            raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}", _CLOSE)
         try:
-            return await asyncio.wait_for(_read(receive, limit), BODY_SECONDS)
+            return await within(BODY_SECONDS, _read(receive, limit))
         except asyncio.TimeoutError:
-            raise _HttpError(408, f"the request did not arrive within {BODY_SECONDS:.0f} s") from None
+            raise _HttpError(408, f"the request did not arrive within {BODY_SECONDS:.0f} s", _CLOSE) from None
 
     def _check_origin(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> None:
         over_tcp = scope.get("server") is not None and scope["server"][1] is not None
@@ -250,8 +256,8 @@ class App:
     def _check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if not self._api_key:
             return
-        given = _header(headers, b"authorization") or ""
-        if not hmac.compare_digest(given.encode("latin-1"), b"Bearer " + self._api_key.encode()):
+        scheme, _, given = (_header(headers, b"authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
 
@@ -266,7 +272,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise _HttpError(413, f"the request is longer than the limit of {limit} bytes", {"Connection": "close"})
+            raise _HttpError(413, f"the request is longer than the limit of {limit} bytes", _CLOSE)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -1,0 +1,47 @@
+import asyncio
+
+import pytest
+
+from edgekit.waiting import within
+
+
+async def test_the_result_comes_through_and_so_does_the_error() -> None:
+    """Whatever the work gives, with a limit or without one."""
+
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    assert await within(10, asyncio.sleep(0, "done")) == "done"
+    assert await within(None, asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(ValueError, match="broken"):
+        await within(10, fail())
+
+
+async def test_work_that_takes_too_long_is_cancelled() -> None:
+    """Nothing goes on behind the caller's back."""
+    work = asyncio.ensure_future(asyncio.Event().wait())
+    with pytest.raises(asyncio.TimeoutError):
+        await within(0.001, work)
+    await asyncio.wait([work])
+    assert work.cancelled()
+
+
+async def test_a_cancellation_that_meets_the_result_is_not_lost() -> None:
+    """The case in which asyncio.wait_for returns the result before Python 3.12, and a stopped loop goes on."""
+    work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    caller = asyncio.ensure_future(within(10, work))
+    await asyncio.sleep(0)
+    work.set_result("done")
+    caller.cancel()
+    await asyncio.wait([caller])
+    assert caller.cancelled()
+
+
+async def test_a_caller_that_goes_takes_its_work_along() -> None:
+    """Cancelled with its caller."""
+    work = asyncio.ensure_future(asyncio.Event().wait())
+    caller = asyncio.ensure_future(within(None, work))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller, work])
+    assert work.cancelled()
