@@ -117,7 +117,8 @@ def check_bundle(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        manifest = parse_manifest(path.read_bytes())
+        with path.open("rb") as file:
+            manifest = parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
     except OSError as error:
         raise ManifestError(
             f"{folder} is no bundle: {MANIFEST_NAME} cannot be read: {error.strerror}",

@@ -163,10 +163,13 @@ class FileStore(ObjectStore):
 
         Raises:
             UnavailableError: another writer held it for the whole time.
+            StoreError: the folder cannot be written.
         """
-        with self._wrapped(LOCK_NAME, "opened"):
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self._label} cannot be written: {error}") from error
         try:
             _take(handle, time.monotonic() + timeout_seconds, self._label)
             yield

@@ -9,6 +9,7 @@ ROOT = "edgekit/v1"
 DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEVICE_KINDS = ("desired", "reported", "presence", "telemetry", "event", "command", "result")
 REQUEST_KINDS = ("metadata", "blocks")
+CONTROLLER = "controller"  # the broker user that may read and write everything; so no device may be called so
 
 
 class DeviceTopic(NamedTuple):
@@ -35,6 +36,17 @@ def check_name(name: str) -> str:
     """
     if not DEVICE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a device or fleet name: lower case letters, digits and dashes, at most 63")
+    return name
+
+
+def check_device_name(name: str) -> str:
+    """Return `name` when a device may have it.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if check_name(name) == CONTROLLER:
+        raise ValueError(f"{name!r} cannot be a device: brokers let the user of that name read and write everything")
     return name
 
 

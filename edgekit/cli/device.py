@@ -206,7 +206,7 @@ def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> 
 
 def _checked_name(name: str) -> str:
     try:
-        return topics.check_name(name)
+        return topics.check_device_name(name)
     except ValueError as error:
         raise SettingsError(str(error)) from error
 

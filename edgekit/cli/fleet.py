@@ -32,7 +32,7 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
 @contextmanager
 def registry_reader(settings: ControlSettings) -> Iterator[RegistryReader]:
     """The registry, verified anew; its cache lives as long as the command."""
-    with needs_extra("controller"):
+    with needs_extra("registry"):
         from edgekit.registry import RegistryReader
         from edgekit.stores import open_store
     root = read_root(settings)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,13 +18,14 @@ from edgekit.cli.console import (
     print_table,
     step,
 )
+from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
 from edgekit.errors import ManifestError, NotFoundError, VerificationError
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.protocols import Store
-    from edgekit.registry import RegistryReader, Row
+    from edgekit.registry import Row
     from edgekit.trust.repository import Repository
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,7 +117,7 @@ def publish(
 @json_option
 def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
     """List every published bundle."""
-    with _reader(control_settings(registry=url, keys=keys)) as reader:
+    with registry_reader(control_settings(registry=url, keys=keys)) as reader:
         rows = reader.list()
     if as_json:
         print_json(rows)
@@ -135,7 +134,7 @@ def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
 @json_option
 def show(name: str, version: str | None, url: str | None, keys: Path | None, as_json: bool) -> None:
     """Show what is published of a model: every version, or one with its files."""
-    with _reader(control_settings(registry=url, keys=keys)) as reader:
+    with registry_reader(control_settings(registry=url, keys=keys)) as reader:
         rows = [row for row in reader.list(name) if version in (None, row.version)]
         if not rows:
             raise NotFoundError(
@@ -201,7 +200,7 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     with needs_extra("registry"):
         from edgekit.registry import verify as verify_registry
         from edgekit.stores import open_store
-    faults = verify_registry(open_store(settings.registry), _root(settings))
+    faults = verify_registry(open_store(settings.registry), read_root(settings))
     if as_json:
         print_json({"sound": not faults, "faults": faults})
     else:
@@ -212,7 +211,9 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     if faults:
         raise VerificationError(
             f"the registry has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
-            advice="A damaged or missing blob is mended by publishing its bundle again.",
+            advice="See that --registry and --keys belong together; else somebody changed the registry's metadata."
+            if faults[0].startswith("metadata: ")
+            else "A damaged or missing blob is mended by publishing its bundle again.",
         )
 
 
@@ -245,28 +246,6 @@ def _opened(
     return settings, store, Repository(store, settings.keys, passphrase(settings.keys))
 
 
-@contextmanager
-def _reader(settings: ControlSettings) -> Iterator[RegistryReader]:
-    """A refreshed reader, whose cache lives as long as the command."""
-    with needs_extra("registry"):
-        from edgekit.registry import RegistryReader
-        from edgekit.stores import open_store
-    with TemporaryDirectory() as cache:
-        reader = RegistryReader(open_store(settings.registry), _root(settings), Path(cache))
-        reader.refresh()
-        yield reader
-
-
-def _root(settings: ControlSettings) -> bytes:
-    path = settings.keys / "root.json"
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise NotFoundError(
-            f"the trusted root {path} cannot be read: {error.strerror}", advice="Run: edgekit registry init"
-        ) from error
-
-
 def _passphrase_of(file: Path | None) -> Callable[[Path], str | None]:
     from edgekit.trust.keys import private_keys
 
@@ -297,7 +276,7 @@ def _print_plan(
 
     models = repository.models()
     plan = []
-    with _reader(settings) as reader:
+    with registry_reader(settings) as reader:
         known = {row.path: row.sha256 for row in reader.list()}
     for manifest in manifests:
         path = target_path(manifest.name, manifest.target, manifest.version)

@@ -194,7 +194,10 @@ class Repository:
 
         Raises:
             NotFoundError: there is no such model or version, or a key is not here.
+            ManifestError: `channel` is no name.
         """
+        if channel is not None and not NAME.fullmatch(channel):
+            raise ManifestError(f"channel {channel!r} is not of the form {NAME.pattern}")
         with self._locked():
             state = self._load()
             publisher = state.publisher(name)

@@ -153,6 +153,10 @@ def add_file(bundle: Path) -> None:
     (bundle / "extra.py").write_text("")
 
 
+def grow_manifest(bundle: Path) -> None:
+    os.truncate(bundle / "manifest.json", 1 << 40)  # sparse; nobody may try to read it whole
+
+
 def remove_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").unlink()
 
@@ -172,6 +176,7 @@ def lie_about_blocks(bundle: Path) -> None:
         (link_model, "model.onnx is missing"),
         (add_file, "extra.py is not in the manifest"),
         (remove_manifest, "is no bundle"),
+        (grow_manifest, "the limit is"),
         (lie_about_blocks, "block digests"),
     ],
 )

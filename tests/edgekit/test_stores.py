@@ -120,6 +120,11 @@ def test_a_store_in_a_file_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file/registry"):
         FileStore(tmp_path / "file" / "registry").put("x", b"1")
+    with (
+        pytest.raises(StoreError, match="file/registry cannot be written"),
+        FileStore(tmp_path / "file/registry").lock(),
+    ):
+        pass
 
 
 def test_an_object_store_that_is_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,3 +86,11 @@ def test_topics_are_those_of_the_contract() -> None:
     assert topics.answer("f", "d") == "edgekit/v1/f/answer/d"
     assert topics.wave("f", "ab") == "edgekit/v1/f/wave/ab"
     assert topics.fleet_hints("f") == "edgekit/v1/f/fleet"
+
+
+def test_no_device_is_called_as_the_controller_is() -> None:
+    """That broker user may read and write everything; a fleet may have the name."""
+    with pytest.raises(ValueError, match="read and write everything"):
+        topics.check_device_name("controller")
+    assert topics.check_device_name("controller-2") == "controller-2"
+    assert topics.check_name("controller") == "controller"

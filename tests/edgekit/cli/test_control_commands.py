@@ -115,6 +115,7 @@ def test_enroll_with_the_devices_own_key_makes_none(shell, tmp_path):
     [
         ("pi-1 --target raspberry-pi-44", "did you mean 'raspberry-pi-4'"),
         ("Pi_1 --target raspberry-pi-4", "is not a device or fleet name"),
+        ("controller --target raspberry-pi-4", "read and write everything"),
         ("pi-1 --target ethos-u55", "cannot run on"),
         ("pi-1 --target raspberry-pi-4 --label north", "not of the form key=value"),
         ("pi-1 --target raspberry-pi-4 --public-key edgekit.toml", "not a PEM public key"),

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli.main import edgekit
-from edgekit.errors import EdgekitError, NotFoundError, SettingsError, VerificationError
+from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsError, VerificationError
 from tests.simulators.bundles import write_bundle
 
 
@@ -108,6 +108,22 @@ def test_one_bad_bundle_stops_them_all(folder: Path) -> None:
     result = type_in("publish", str(good), str(bad))
     assert "not whole" in str(result.exception)
     assert json.loads(ran("list", "--json")) == []
+
+
+def test_verify_with_foreign_keys_does_not_advise_to_publish(folder: Path) -> None:
+    """Metadata that the root does not vouch for is no matter of a damaged blob."""
+    ran("init")
+    ran("init", "--registry", "file://other", "--keys", "others")
+    assert "--keys belong together" in failed(VerificationError, "verify", "--keys", "others").advice
+
+
+def test_a_channel_has_a_plain_name(folder: Path) -> None:
+    """An empty or spaced channel could not be named again; nothing is changed."""
+    ran("init")
+    ran("publish", str(write_bundle(folder)))
+    for channel in ("", "st able", "-x", "x" * 64):
+        failed(ManifestError, "promote", "--", "digits", "1.0.0", channel)
+    assert json.loads(ran("list", "--json"))[0]["channel"] == ""
 
 
 def test_verify_refuses_a_tampered_blob(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import stat
 from pathlib import Path
 
@@ -89,3 +90,16 @@ def test_what_is_no_ed25519_key_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingsError, match="expected Ed25519"):
         load_signer(path)
+
+
+def test_a_full_disk_leaves_no_half_key(tmp_path: Path) -> None:
+    """A key that could not be written whole is gone, so that the next try makes it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(SettingsError, match="cannot be written"):
+            generate_key(tmp_path / "root.key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    generate_key(tmp_path / "root.key")
