@@ -28,7 +28,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_SECONDS = 30.0
-_CLOSE = {"Connection": "close"}  # the rest of a body that nobody wants is not waited for
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -237,11 +236,11 @@ class App:
     async def _body(self, receive: Receive, stated: str | None) -> bytes:
         limit = self._max_request_bytes
         if stated is not None and stated.isascii() and stated.isdigit() and int(stated) > limit:
-            raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}", _CLOSE)
+            raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}")
         try:
             return await within(BODY_SECONDS, _read(receive, limit))
         except asyncio.TimeoutError:
-            raise _HttpError(408, f"the request did not arrive within {BODY_SECONDS:.0f} s", _CLOSE) from None
+            raise _HttpError(408, f"the request did not arrive within {BODY_SECONDS:.0f} s") from None
 
     def _check_origin(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> None:
         over_tcp = scope.get("server") is not None and scope["server"][1] is not None
@@ -272,7 +271,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise _HttpError(413, f"the request is longer than the limit of {limit} bytes", _CLOSE)
+            raise _HttpError(413, f"the request is longer than the limit of {limit} bytes")
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -7,16 +7,28 @@ import contextlib
 import os
 import socket as sockets
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import uvicorn
 
 from edgekit.errors import SettingsError, UnavailableError
 from edgekit.serving.app import Receive, Scope, Send
+from edgekit.serving.protocol import limited
 
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+class Application(Protocol):
+    """An ASGI application that is told what was refused before it could see it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        ...
+
+    def refused(self, status: int) -> None:
+        """Count an HTTP answer that the server itself gave."""
+        ...
+
 
 DRAIN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
@@ -81,7 +93,7 @@ def _config(app: Application) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",  # it runs in the caller's
-        http="httptools",
+        http=limited(app.refused),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -126,7 +138,12 @@ def parse_address(address: str) -> tuple[str, int]:
         SettingsError: it is neither.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+    if (
+        not host
+        or not (port.isascii() and port.isdigit())
+        or int(port) > 65535
+        or (":" in host and not host.startswith("["))
+    ):
         raise SettingsError(f"address is {address!r}, expected host:port, for example 127.0.0.1:8600")
     return host.strip("[]"), int(port)
 

@@ -15,35 +15,9 @@ import urllib3
 
 from edgekit.errors import SettingsError, UnavailableError
 from edgekit.serving import oip
-from edgekit.serving.app import App, ModelDescription
+from edgekit.serving.app import App
 from edgekit.serving.server import parse_address, serve
-
-
-class Echo:
-    """ModelServer that answers its inputs once `gate` is open."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.asked = asyncio.Event()
-
-    def models(self) -> list[str]:
-        return ["m"]
-
-    def ready(self) -> bool:
-        return True
-
-    def describe(self, model: str, version: str | None) -> ModelDescription:
-        return ModelDescription(model, "1.0.0", "test_test", (), ())
-
-    async def answer(self, model: str, version: str | None, request: oip.InferRequest) -> oip.InferResponse:
-        self.asked.set()
-        await self.gate.wait()
-        return oip.InferResponse(model, "1.0.0", dict(request.inputs))
-
-    def counters(self) -> dict[str, dict[str, float]]:
-        return {}
-
+from tests.simulators.echo import Echo
 
 VALUE = np.arange(30_000, dtype=np.float32)
 REQUEST = oip.encode_request({"x": VALUE})
@@ -138,7 +112,7 @@ async def test_a_taken_port_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("address", ["8600", "host:", ":80", "host:70000", "::1:80", "host:-1"])
+@pytest.mark.parametrize("address", ["8600", "host:", ":80", "host:70000", "::1:80", "host:-1", "host:\u00b2"])
 def test_a_malformed_address_is_refused(address: str) -> None:
     """The error shows the form that is expected."""
     with pytest.raises(SettingsError, match="expected host:port"):

@@ -1,0 +1,44 @@
+"""ModelServer in memory that answers what it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edgekit.serving import oip
+from edgekit.serving.app import ModelDescription
+
+
+class Echo:
+    """Answers its inputs once `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+        self._arrivals = asyncio.Condition()
+        self.requests = 0
+
+    async def arrived(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        async with self._arrivals:
+            await asyncio.wait_for(self._arrivals.wait_for(lambda: self.requests >= count), 10)
+
+    def models(self) -> list[str]:
+        return ["m"]
+
+    def ready(self) -> bool:
+        return True
+
+    def describe(self, model: str, version: str | None) -> ModelDescription:
+        return ModelDescription(model, "1.0.0", "test_test", (), ())
+
+    async def answer(self, model: str, version: str | None, request: oip.InferRequest) -> oip.InferResponse:
+        async with self._arrivals:
+            self.requests += 1
+            self._arrivals.notify_all()
+        self.asked.set()
+        await self.gate.wait()
+        return oip.InferResponse(model, "1.0.0", dict(request.inputs))
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        return {}
