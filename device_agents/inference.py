@@ -31,6 +31,7 @@ from edgekit.serving.sessions import Load, OverloadedError, Session, Slot
 from edgekit.tensors import Array
 
 COUNTERS = ("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps")
+MAX_DEADLINE_MS = 24 * 3600 * 1000
 
 
 class _Model:
@@ -243,8 +244,10 @@ class InferenceService:
     def _deadline(self, deadline_ms: float | None) -> float | None:
         if deadline_ms is None:
             return None
-        if not 0 < deadline_ms < float("inf"):
-            raise DataError(f"edgekit_deadline_ms is {deadline_ms}, expected a number above 0")
+        if not 0 < deadline_ms <= MAX_DEADLINE_MS:
+            raise DataError(
+                f"edgekit_deadline_ms is {str(deadline_ms)[:40]}, expected above 0 and at most {MAX_DEADLINE_MS}"
+            )
         return self._clock.monotonic() + deadline_ms / 1000
 
     # --- ModelServer

@@ -88,11 +88,14 @@ class LogicalRuntime:
         if rows == 1:
             return self._raw.run(held)
         split = {binding.artifact.name for binding in self._inputs if _needs_rows(binding)}
-        answers = [
-            self._raw.run({name: value[i : i + 1] if name in split else value for name, value in held.items()})
-            for i in range(rows)
-        ]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        found: dict[str, Array] = {}
+        for i in range(rows):
+            answer = self._raw.run({n: value[i : i + 1] if n in split else value for n, value in held.items()})
+            if not found:
+                found = {name: np.empty((rows, *value.shape[1:]), value.dtype) for name, value in answer.items()}
+            for name, value in answer.items():
+                found[name][i : i + 1] = value
+        return found
 
 
 def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:

@@ -281,6 +281,7 @@ async def test_bad_requests_are_told_and_stay_here(service, cloud) -> None:
         ({"edgekit_route": ["auto"]}, "expected one of"),
         ({"edgekit_deadline_ms": True}, "edgekit_deadline_ms is True"),
         ({"edgekit_deadline_ms": -1}, "edgekit_deadline_ms is -1"),
+        ({"edgekit_deadline_ms": 10**400}, "edgekit_deadline_ms is 1000"),
     ):
         with pytest.raises(DataError, match=says):
             await service.answer("small", None, oip.InferRequest({"x": SURE}, parameters=parameters))
