@@ -67,6 +67,7 @@ class MqttTransport:
     Attributes:
         handler_errors: Handlers and listeners that raised.
         dropped_messages: Messages that came without being asked for.
+        unexpected_errors: Connections that ended in an error that nobody foresaw; they are renewed like any other.
 
     Raises:
         SettingsError: the URL or a certificate file is not usable.
@@ -97,6 +98,7 @@ class MqttTransport:
         self.address = parse_url(url)
         self.handler_errors = 0
         self.dropped_messages = 0
+        self.unexpected_errors = 0
         self._options = LinkOptions(
             host=self.address.host,
             port=self.address.port,
@@ -239,20 +241,34 @@ class MqttTransport:
         failures = 0
         while True:
             try:
-                link = await self._open()
-            except TransportError as error:
-                self._last_failure = str(error)
-                log.info("cannot reach broker %s: %s", self.address, error)
-            else:
-                since = self._clock.monotonic()
-                await self._serve(link)
-                self._last_failure = link.closed.result()
-                log.warning("lost broker %s: %s", self.address, self._last_failure)
-                if self._clock.monotonic() - since >= self._stable:
+                if await self._attempt():
                     failures = 0
+            except Exception as error:
+                # The supervision boundary: whatever went wrong (no thread to be had, a bug), a device must not be
+                # out of reach for ever; the next attempt begins with a fresh link.
+                self.unexpected_errors += 1
+                self._last_failure = f"unexpected {type(error).__name__}: {error}"
+                log.exception("the connection to broker %s failed unexpectedly", self.address)
+                if self._link is not None:
+                    self._link.drop(self._last_failure)
+                self._set_connected(False)
             self._link = None
             await asyncio.sleep(backoff(failures, self._backoff, self._backoff_cap, random.random()))
             failures += 1
+
+    async def _attempt(self) -> bool:
+        """Connect and stay connected; True where that lasted long enough to call the connection stable."""
+        try:
+            link = await self._open()
+        except TransportError as error:
+            self._last_failure = str(error)
+            log.info("cannot reach broker %s: %s", self.address, error)
+            return False
+        since = self._clock.monotonic()
+        await self._serve(link)
+        self._last_failure = link.closed.result()
+        log.warning("lost broker %s: %s", self.address, self._last_failure)
+        return self._clock.monotonic() - since >= self._stable
 
     async def _open(self) -> Link:
         """Connect with the version that worked last (5 at first), or else with the other one."""

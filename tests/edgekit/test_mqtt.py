@@ -440,6 +440,28 @@ async def test_an_unstable_connection_is_renewed_ever_later(
     assert 1 <= len(broker.connects) < 40
 
 
+async def test_an_error_that_nobody_foresaw_is_counted_and_the_connection_renewed(
+    broker: ScriptedBroker, make: Callable[..., MqttTransport]
+) -> None:
+    """A device must never be out of reach for ever: what cannot be foreseen costs one connection and is seen."""
+
+    class FailingClock:
+        failures = 2
+
+        def monotonic(self) -> float:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            return 0.0
+
+        def wall(self) -> float:
+            return 0.0
+
+    transport = await connect(make(clock=FailingClock()))
+    assert transport.unexpected_errors == 2
+    await transport.publish("t", b"x", qos=1)
+
+
 async def test_small_packets_are_not_held_back(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
     """TCP_NODELAY is set: without it each QoS 1 round trip waits for a delayed acknowledgement (40 to 90 ms)."""
     transport = await connect(make())
