@@ -16,7 +16,12 @@ from edgekit.errors import TransportError
 
 @click.group()
 def broker() -> None:
-    """Run a private MQTT broker on this machine."""
+    """Run a private MQTT broker on this machine.
+
+    \b
+    Example:
+      edgekit broker run
+    """
 
 
 @broker.command()

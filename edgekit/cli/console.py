@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, SettingsError
 from edgekit.settings import ControlSettings, load_settings
 
 DEFAULT_CONFIG = Path("edgekit.toml")
@@ -55,6 +55,24 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise MissingExtraError(package, extra) from error
 
 
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Turn an error in what was typed into wrong usage: exit status 2, with the command's usage line.
+
+    Raises:
+        click.UsageError: a SettingsError was raised inside.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        raise click.UsageError(f"{error}. {error.advice}".rstrip(" .") + ".") from error
+
+
+def printable(text: str) -> str:
+    """`text` on one line and without control characters: devices say things that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_json(value: Any) -> None:
     """Print a result for machines: JSON with sorted keys on stdout."""
     data = msgspec.json.encode(value, order="sorted", enc_hook=str)
@@ -63,7 +81,7 @@ def print_json(value: Any) -> None:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a result for people: aligned columns on stdout; numbers are set right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(headers))]
     for row in [list(headers), *cells]:

@@ -28,7 +28,12 @@ ROLES = ("director", "snapshot", "timestamp")  # whose keys a controller uses
 
 @click.group()
 def controller() -> None:
-    """Run the fleet controller."""
+    """Run the fleet controller.
+
+    \b
+    Example:
+      edgekit controller run
+    """
 
 
 @controller.command()

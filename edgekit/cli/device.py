@@ -20,6 +20,8 @@ from edgekit.cli.console import (
     note,
     print_json,
     print_table,
+    printable,
+    usage,
 )
 from edgekit.cli.fleet import fleet_state, parse_labels, read_root
 from edgekit.errors import DiskError, EdgekitError, SettingsError, UnavailableError
@@ -37,7 +39,13 @@ KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", 
 
 @click.group()
 def device() -> None:
-    """Enroll devices, list them, send a command."""
+    """Enroll devices, list them, send a command.
+
+    \b
+    Examples:
+      edgekit device enroll pi-1 --target raspberry-pi-4
+      edgekit device list
+    """
 
 
 @device.command()
@@ -93,8 +101,10 @@ def enroll(
     """
     settings = control_settings(fleet=fleet, broker=broker)
     folder = folder or Path("devices") / name
+    with usage():
+        name, parsed = _checked_name(name), parse_labels(labels)
     agent = {
-        "device": _checked_name(name),
+        "device": name,
         "fleet": settings.fleet,
         "target": _checked_target(target),
         "broker": settings.broker,
@@ -105,7 +115,6 @@ def enroll(
         "fallback_threshold": threshold,
     }
     root = read_root(settings)
-    parsed = parse_labels(labels)
     if (folder / SETTINGS_FILE).exists() or (folder / KEY_FILE).exists():
         raise SettingsError(f"{folder} already holds a device", advice="Name another folder with -o.")
     if dry_run:
@@ -125,7 +134,12 @@ def enroll(
 @device.command(name="list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """List the devices, what they run, and how their last deployment ended."""
+    """List the devices, what they run, and how their last deployment ended.
+
+    \b
+    Example:
+      edgekit device list --json
+    """
     settings = control_settings()
     with fleet_state(settings) as state:
         views = state.devices.views(time.time(), settings.offline_after_seconds)
@@ -142,7 +156,12 @@ def list_command(as_json: bool) -> None:
 @click.argument("name", metavar="ID")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show one device: what it reports, what it is assigned, what happened to it."""
+    """Show one device: what it reports, what it is assigned, what happened to it.
+
+    \b
+    Example:
+      edgekit device show pi-1
+    """
     settings = control_settings()
     with fleet_state(settings) as state:
         state.devices.get(name)
@@ -166,7 +185,7 @@ def show(name: str, as_json: bool) -> None:
     print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
     for event in events:
         said = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
-        click.echo(f"{_time(event.at)}  {said}")
+        click.echo(f"{_time(event.at)}  {printable(said)}")
 
 
 @device.command()
@@ -201,7 +220,7 @@ def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> 
     if not answer.ok:
         raise EdgekitError(f"{name}: {kind} failed: {answer.message}")
     if not as_json:
-        click.echo(f"{name}: {kind} passed: {answer.message}")
+        click.echo(f"{name}: {kind} passed: {printable(answer.message)}")
 
 
 def _checked_name(name: str) -> str:

@@ -106,8 +106,11 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _explain(message: str, advice: str, verbose: bool) -> None:
+    from edgekit.cli.console import printable
+
     if verbose:
         traceback.print_exc()
-    click.echo(message, err=True)
+    for line in message.splitlines():
+        click.echo(printable(line), err=True)
     if advice:
         click.echo(advice, err=True)

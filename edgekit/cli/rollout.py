@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.console import control_settings, dry_run_option, json_option, note, print_json, print_table
+from edgekit.cli.console import (
+    control_settings,
+    dry_run_option,
+    json_option,
+    note,
+    print_json,
+    print_table,
+    printable,
+    usage,
+)
 from edgekit.cli.fleet import fleet_state, parse_labels, registry_reader
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.fleet import Cohort, Device
@@ -36,7 +45,13 @@ NOBODY_TOLD_SECONDS = 10.0
 
 @click.group()
 def rollout() -> None:
-    """Roll a version out in waves; watch, pause, resume, abort."""
+    """Roll a version out in waves; watch, pause, resume, abort.
+
+    \b
+    Examples:
+      edgekit rollout start digits 1.0.0 --wait
+      edgekit rollout watch
+    """
 
 
 @rollout.command()
@@ -102,14 +117,15 @@ def start(
       edgekit rollout start digits 1.1.0 --waves 1,10%,100% --label site=north
     """
     settings = control_settings()
-    plan = Plan(
-        waves=parse_waves(waves),
-        success_threshold=success_threshold,
-        error_threshold=error_threshold,
-        min_failures=min_failures,
-        device_deadline_seconds=device_deadline,
-    )
-    cohort = Cohort(targets=targets, labels=parse_labels(labels))
+    with usage():
+        plan = Plan(
+            waves=parse_waves(waves),
+            success_threshold=success_threshold,
+            error_threshold=error_threshold,
+            min_failures=min_failures,
+            device_deadline_seconds=device_deadline,
+        )
+        cohort = Cohort(targets=targets, labels=parse_labels(labels))
     with fleet_state(settings) as state:
         members = [device for device in state.devices.all() if cohort.selects(device)]
         entries, missing = _bundles(settings, members, name, version)
@@ -130,7 +146,12 @@ def start(
 @click.argument("number", metavar="[ID]", type=int, required=False)
 @json_option
 def status(number: int | None, as_json: bool) -> None:
-    """Show a rollout and its devices; the newest where no ID is given."""
+    """Show a rollout and its devices; the newest where no ID is given.
+
+    \b
+    Example:
+      edgekit rollout status 3
+    """
     with fleet_state(control_settings()) as state:
         found = _find(state, number)
     if as_json:
@@ -142,7 +163,12 @@ def status(number: int | None, as_json: bool) -> None:
 @rollout.command(name="list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """List every rollout, oldest first."""
+    """List every rollout, oldest first.
+
+    \b
+    Example:
+      edgekit rollout list --json
+    """
     with fleet_state(control_settings()) as state:
         rollouts = state.rollouts.all()
     if as_json:
@@ -158,7 +184,12 @@ def list_command(as_json: bool) -> None:
 @click.argument("number", metavar="[ID]", type=int, required=False)
 @json_option
 def watch(number: int | None, as_json: bool) -> None:
-    """Follow a rollout to its end; exit 3 when it pauses itself or is aborted."""
+    """Follow a rollout to its end; exit 3 when it pauses itself or is aborted.
+
+    \b
+    Example:
+      edgekit rollout watch
+    """
     with fleet_state(control_settings()) as state:
         _follow(state, _find(state, number).id, live=True, as_json=as_json)
 
@@ -169,7 +200,12 @@ def watch(number: int | None, as_json: bool) -> None:
 @dry_run_option
 @json_option
 def pause(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
-    """Tell no more devices; those that were told go on."""
+    """Tell no more devices; those that were told go on.
+
+    \b
+    Example:
+      edgekit rollout pause 3 --reason "store visit on Monday"
+    """
     _operate(number, Paused(reason), dry_run, as_json)
 
 
@@ -178,7 +214,12 @@ def pause(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
 @dry_run_option
 @json_option
 def resume(number: int, dry_run: bool, as_json: bool) -> None:
-    """Go on, knowing of the failures so far, which no longer count."""
+    """Go on, knowing of the failures so far, which no longer count.
+
+    \b
+    Example:
+      edgekit rollout resume 3
+    """
     _operate(number, Resumed(), dry_run, as_json)
 
 
@@ -188,7 +229,12 @@ def resume(number: int, dry_run: bool, as_json: bool) -> None:
 @dry_run_option
 @json_option
 def abort(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
-    """End it; devices that have not activated the version get their previous assignment back."""
+    """End it; devices that have not activated the version get their previous assignment back.
+
+    \b
+    Example:
+      edgekit rollout abort 3 --dry-run
+    """
     _operate(number, Aborted(reason), dry_run, as_json)
 
 
@@ -309,7 +355,7 @@ def _show(found: Rollout, shown: list[str], *, live: bool) -> list[str]:
 
 
 def _lines(found: Rollout) -> list[str]:
-    reason = f": {found.reason}" if found.reason else ""
+    reason = f": {printable(found.reason)}" if found.reason else ""
     waves = ", ".join(wave.text for wave in found.plan.waves)
     lines = [
         f"rollout {found.id} of {found.model} {found.version} is {found.state.value}{reason}",
@@ -317,7 +363,7 @@ def _lines(found: Rollout) -> list[str]:
     ]
     width = max((len(name) for name in found.devices), default=0)
     for name, progress in sorted(found.devices.items()):
-        lines.append(f"  {name:<{width}}  {progress.state.value:<9}  {progress.reason}".rstrip())
+        lines.append(f"  {name:<{width}}  {progress.state.value:<9}  {printable(progress.reason)}".rstrip())
     return lines
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from edgekit.cli.main import edgekit, run
-from edgekit.messages import Outcome, Reported, Running
+from edgekit.messages import Event, Outcome, Reported, Running
 from edgekit.rollout import State
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.state import open_fleet_state
@@ -111,19 +111,19 @@ def test_enroll_with_the_devices_own_key_makes_none(shell, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "status", "says"),
     [
-        ("pi-1 --target raspberry-pi-44", "did you mean 'raspberry-pi-4'"),
-        ("Pi_1 --target raspberry-pi-4", "is not a device or fleet name"),
-        ("controller --target raspberry-pi-4", "read and write everything"),
-        ("pi-1 --target ethos-u55", "cannot run on"),
-        ("pi-1 --target raspberry-pi-4 --label north", "not of the form key=value"),
-        ("pi-1 --target raspberry-pi-4 --public-key edgekit.toml", "not a PEM public key"),
+        ("pi-1 --target raspberry-pi-44", 1, "did you mean 'raspberry-pi-4'"),
+        ("Pi_1 --target raspberry-pi-4", 2, "is not a device or fleet name"),
+        ("controller --target raspberry-pi-4", 2, "read and write everything"),
+        ("pi-1 --target ethos-u55", 1, "cannot run on"),
+        ("pi-1 --target raspberry-pi-4 --label north", 2, "not of the form key=value"),
+        ("pi-1 --target raspberry-pi-4 --public-key edgekit.toml", 1, "not a PEM public key"),
     ],
 )
-def test_bad_enrollment_leaves_nothing(shell, tmp_path, line, says):
+def test_bad_enrollment_leaves_nothing(shell, tmp_path, line, status, says):
     """What cannot be enrolled is an error with its reason, and no folder or row is left."""
-    _, err = shell(f"edgekit device enroll {line} -o new", expect=1)
+    _, err = shell(f"edgekit device enroll {line} -o new", expect=status)
     assert says in err
     assert not (tmp_path / "new").exists()
     assert shell.json("edgekit device list --json") == []
@@ -185,8 +185,40 @@ def test_start_plans_and_refuses(shell):
     assert shell.json("edgekit rollout list --json") == []
     _, err = shell("edgekit rollout start digits 9.9.9", expect=1)
     assert "1.0.0 for raspberry-pi-4" in err
-    _, err = shell("edgekit rollout start digits 1.0.0 --waves 10%,50%", expect=1)
-    assert "last wave must be 100%" in err
+    for flags, says in (
+        ("--waves 10%,50%", "last wave must be 100%"),
+        ("--waves few", "'few' is neither a share"),
+        ("--error-threshold 7", "expected a share from 0 to 1"),
+        ("--min-failures 0", "expected at least 1"),
+        ("--label north", "not of the form key=value"),
+    ):
+        _, err = shell(f"edgekit rollout start digits 1.0.0 {flags}", expect=2)
+        assert says in err
+    assert shell.json("edgekit rollout list --json") == []
+
+
+@pytest.mark.parametrize("noun", ["rollout", "device", "broker", "controller", "simulate"])
+def test_every_command_shows_an_example(noun):
+    """`--help` of each command of the control side ends in something to type."""
+    group = edgekit.get_command(None, noun)
+    commands = [group, *getattr(group, "commands", {}).values()]
+    assert [command.name for command in commands if "Example" not in (command.help or "")] == []
+
+
+def test_what_a_device_says_cannot_steer_the_terminal(shell):
+    """Escape sequences and line breaks in reports and events are shown, not obeyed."""
+    enroll(shell, "pi-1")
+    bad = "\x1b[2Jgone\r\nroot#"
+    state = shell.state()
+    state.devices.add_event(Event("pi-1", "odd", 1.0, "digits", "Error", bad), 1.0)
+    outcome = Outcome("d", "1.0.0", "failed", bad, bad)
+    models = {"digits": Running("d", bad)}
+    report = Reported("pi-1", "f1", 1, 1.0, 0, models, {"digits": outcome}, {"arch": bad})
+    state.devices.save_report(report, 1.0, live=True)
+    state.close()
+    for line in ("device show pi-1", "device list"):
+        out, _ = shell(f"edgekit {line}")
+        assert "\x1b" not in out and "\r" not in out and r"\x1b[2Jgone\r\n" in out
 
 
 def test_start_says_which_targets_have_no_bundle(shell):
