@@ -11,7 +11,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from edgekit.controller.requests import RequestService, check_id
-from edgekit.errors import DataError, StoreError, UnavailableError
+from edgekit.errors import DataError, NotFoundError, StoreError, UnavailableError
 from edgekit.manifest import BLOCK_BYTES, SHA256
 from edgekit.messages import Answer, BlocksRequest, Range, decode
 from edgekit.protocols import Clock, Store, Transport
@@ -76,7 +76,10 @@ class BlockService(RequestService):
         cached = self._cache.get(digest, -1)
         if cached is not None:
             return int(cached)
-        size = await asyncio.to_thread(self._store.size, blob_name(digest))
+        try:
+            size = await asyncio.to_thread(self._store.size, blob_name(digest))
+        except NotFoundError as error:
+            raise NotFoundError(f"there is no blob {digest}") from error  # where the store is, is not for devices
         self._cache.put(digest, -1, str(size).encode())
         return size
 
