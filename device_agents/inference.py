@@ -28,6 +28,7 @@ from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.sessions import Load, OverloadedError, Session, Slot
+from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
 COUNTERS = ("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps")
@@ -262,11 +263,11 @@ class InferenceService:
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
         """Describe a local model; see ModelServer."""
-        session = self._session(model)
-        self._check_there(model, version, session)
-        if session is None:
-            raise UnavailableError(f"model {model!r} has no local bundle yet; the cloud tier answers for it")
-        return describe_session(session)
+        return describe_session(self._loaded(model, version))
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        """What the local model has done since it was activated; see ModelServer."""
+        return self._loaded(model, version).statistics
 
     async def answer(self, model: str, version: str | None, request: InferRequest) -> InferResponse:
         """Answer a protocol request; its parameters are those of `infer` with ``edgekit_`` before them."""
@@ -283,6 +284,13 @@ class InferenceService:
     def _session(self, model: str) -> Session | None:
         kept = self._models.get(model)
         return kept.slot.session if kept else None
+
+    def _loaded(self, model: str, version: str | None) -> Session:
+        session = self._session(model)
+        self._check_there(model, version, session)
+        if session is None:
+            raise UnavailableError(f"model {model!r} has no local bundle yet; the cloud tier answers for it")
+        return session
 
     def _check_there(self, model: str, version: str | None, session: Session | None) -> None:
         if session is None and self._fallback is None:

@@ -14,6 +14,7 @@ from edgekit.runtimes import open_runtime
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.sessions import Load, Session
+from edgekit.serving.statistics import Statistics
 
 FetchBundle = Callable[[str], tuple[Manifest, Path]]
 
@@ -94,6 +95,10 @@ class CloudModels:
         found = session.manifest.version
         parameters = {"edgekit_route": "cloud", "edgekit_model": session.digest, "edgekit_version": found}
         return InferResponse(model, found, outputs, parameters)
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        """What the loaded model has done; see ModelServer."""
+        return self._find(model, version).statistics
 
     def counters(self) -> dict[str, dict[str, float]]:
         """Rising counters by model: requests, errors."""

@@ -18,6 +18,7 @@ from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableEr
 from edgekit.serving import oip
 from edgekit.serving.metrics import METRICS_TYPE, render
 from edgekit.serving.sessions import OverloadedError, Session
+from edgekit.serving.statistics import Statistics, statistics_document
 from edgekit.tensors import TensorSpec
 from edgekit.waiting import within
 
@@ -38,6 +39,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
         name, version: Its identity.
         platform: Runtime and format, for example ``onnxruntime_onnx``.
         inputs, outputs: Logical tensors.
+        provider: What really runs it, for example ``XNNPACK``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    provider: str = ""
 
 
 _FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
@@ -54,7 +57,9 @@ def describe_session(session: Session) -> ModelDescription:
     """Describe a loaded bundle by its logical tensors."""
     manifest, runtime = session.manifest, session.runtime
     platform = _FORMATS.get(manifest.runtime, manifest.runtime)
-    return ModelDescription(manifest.name, manifest.version, platform, runtime.inputs, runtime.outputs)
+    return ModelDescription(
+        manifest.name, manifest.version, platform, runtime.inputs, runtime.outputs, runtime.provider
+    )
 
 
 def check_outputs(session: Session, request: oip.InferRequest) -> None:
@@ -97,6 +102,10 @@ class ModelServer(Protocol):
             OverloadedError: too many requests wait.
             DataError: the request does not fit the model.
         """
+        ...
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        """What the loaded model has done; raises as `describe`."""
         ...
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
@@ -200,6 +209,12 @@ class App:
         if path == ["v2"]:
             _need(scope, "GET")
             return _json(oip.server_metadata(metadata.version("edgekit")))
+        if path == ["v2", "repository", "index"]:
+            _need(scope, "POST")
+            return await self._index(scope, receive)
+        if path == ["v2", "models", "stats"]:
+            _need(scope, "GET")
+            return self._statistics([(name, None) for name in self._server.models()])
         if path[:2] == ["v2", "models"] and len(path) > 2:
             version, action = _model_path(path[3:])
             return await self._model(scope, receive, path[2], version, action)
@@ -221,7 +236,32 @@ class App:
         found = self._server.describe(model, version)
         if action == "ready":
             return Reply(200)
-        return _json(oip.model_metadata(model, [found.version], found.platform, found.inputs, found.outputs))
+        if action == "stats":
+            return self._statistics([(model, version)])
+        document = oip.model_metadata(
+            model, [found.version], found.platform, found.inputs, found.outputs, provider=found.provider
+        )
+        return _json(document)
+
+    def _statistics(self, wanted: Sequence[tuple[str, str | None]]) -> Reply:
+        entries = [
+            statistics_document(
+                name, self._server.describe(name, version).version, self._server.statistics(name, version)
+            )
+            for name, version in wanted
+        ]
+        return _json(msgspec.json.encode({"model_stats": entries}))
+
+    async def _index(self, scope: Scope, receive: Receive) -> Reply:
+        ready_only = oip.wants_ready_only(await self._body(receive, _header(scope["headers"], b"content-length")))
+        entries = []
+        for name in self._server.models():
+            try:
+                entries.append((name, self._server.describe(name, None).version, ""))
+            except UnavailableError as error:
+                if not ready_only:
+                    entries.append((name, "", str(error)))
+        return _json(oip.repository_index(entries))
 
     async def _infer(self, scope: Scope, receive: Receive, model: str, version: str | None) -> Reply:
         headers = scope["headers"]
@@ -229,7 +269,10 @@ class App:
             raise _HttpError(415, "compressed requests are not served, send them as they are")
         body = await self._body(receive, _header(headers, b"content-length"))
         length = oip.header_length(_header(headers, oip.HEADER.lower().encode()))
-        request = oip.parse_request(body, length)
+        if length == 0:
+            request = oip.parse_raw(body, self._server.describe(model, version).inputs)
+        else:
+            request = oip.parse_request(body, length)
         encoded = oip.encode_response(await self._server.answer(model, version, request), request)
         return Reply(200, encoded.body, encoded.headers)
 
@@ -277,17 +320,17 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _model_path(rest: list[str]) -> tuple[str | None, str]:
-    """Version and action of what follows the model's name: [versions/<v>] [ready|infer]."""
+    """Version and action of what follows the model's name: [versions/<v>] [ready|infer|stats]."""
     version = None
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    if rest in ([], ["ready"], ["infer"]):
+    if rest in ([], ["ready"], ["infer"], ["stats"]):
         return version, rest[0] if rest else ""
-    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready or infer")
+    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer or stats")
 
 
 def _need(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
+    if scope["method"] != method and (scope["method"], method) != ("HEAD", "GET"):  # whose answer goes without its body
         raise _HttpError(405, f"method is {scope['method']}, expected {method}", {"Allow": method})
 
 

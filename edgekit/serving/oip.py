@@ -7,6 +7,7 @@ DataError and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -14,11 +15,11 @@ import msgspec
 
 from edgekit.errors import DataError
 from edgekit.serving.tensor_data import DATATYPES, NAMES, datatype_of, from_binary, from_json, to_binary, to_json
-from edgekit.tensors import Array, TensorSpec
+from edgekit.tensors import Array, DType, TensorSpec
 
 HEADER = "Inference-Header-Content-Length"
 JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "statistics")
 MAX_RANK = 16
 
 
@@ -91,20 +92,25 @@ class _Response(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+_index_decoder = msgspec.json.Decoder(_IndexRequest)
 _request_decoder = msgspec.json.Decoder(_Request)
 _response_decoder = msgspec.json.Decoder(_Response)
 
 
 def header_length(value: str | None) -> int | None:
-    """Parse the value of `HEADER`; None where the header is absent.
+    """Parse the value of `HEADER`; None where the header is absent, 0 for the raw form (`parse_raw`).
 
     Raises:
-        DataError: it is no length, or 0 (the raw form, which edgekit does not serve).
+        DataError: it is no length.
     """
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit()) or len(value) > 18 or int(value) == 0:
-        raise DataError(f"{HEADER} is {value[:40]!r}, expected the length of the JSON in bytes, at least 1")
+    if not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise DataError(f"{HEADER} is {value[:40]!r}, expected the length of the JSON in bytes")
     return int(value)
 
 
@@ -132,6 +138,35 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
         outputs=outputs,
         binary_outputs=_all_binary(request.parameters),
     )
+
+
+def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
+    """Parse a request in the raw form: the body is one tensor and nothing else. Its answer is binary.
+
+    The batch is 1, and one further free axis is as long as the bytes make it. For BYTES the body is the one element.
+
+    Args:
+        body: The whole HTTP body.
+        inputs: Of the model.
+
+    Raises:
+        DataError: the model has not one input, or more free axes, or the bytes do not fit it.
+    """
+    if len(inputs) != 1:
+        raise DataError(f"the raw form is for models with one input, this has {len(inputs)}")
+    spec = inputs[0]
+    shape = [1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)]
+    fixed = [size for size in shape if size is not None]
+    if len(shape) - len(fixed) > 1:
+        raise DataError(
+            f"{spec.name}: the raw form is for one free axis beside the batch, the shape is {spec.shape_text}"
+        )
+    if spec.dtype is DType.BYTES:
+        body = len(body).to_bytes(4, "little") + body
+    row = math.prod(fixed) * (len(body) if spec.dtype is DType.BYTES else spec.dtype.numpy.itemsize)
+    known = [len(body) // max(row, 1) if size is None else size for size in shape]
+    value = from_binary(spec.name, NAMES[spec.dtype], known, memoryview(body))
+    return InferRequest(inputs={spec.name: value}, binary_outputs=True)
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
@@ -178,21 +213,44 @@ def parse_response(body: bytes, length: int | None = None) -> InferResponse:
 
 
 def model_metadata(
-    name: str, versions: Sequence[str], platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    name: str,
+    versions: Sequence[str],
+    platform: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    provider: str = "",
 ) -> bytes:
-    """The document of ``/v2/models/<m>``; a free axis is -1."""
+    """The document of ``/v2/models/<m>``; a free axis is -1, ``edgekit_provider`` is what really runs the model."""
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
         shape = [-1 if size is None else size for size in spec.shape]
         return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
 
-    document = {"name": name, "versions": list(versions), "platform": platform}
+    document = {"name": name, "versions": list(versions), "platform": platform, "edgekit_provider": provider}
     return msgspec.json.encode({**document, "inputs": [*map(tensor, inputs)], "outputs": [*map(tensor, outputs)]})
 
 
 def server_metadata(version: str) -> bytes:
     """The document of ``/v2``."""
     return msgspec.json.encode({"name": "edgekit", "version": version, "extensions": EXTENSIONS})
+
+
+def wants_ready_only(body: bytes) -> bool:
+    """Whether a request for the repository index (a JSON object, or nothing) asks for ready models alone.
+
+    Raises:
+        DataError: it is something else.
+    """
+    return _decode(_index_decoder, memoryview(body), "request").ready if body else False
+
+
+def repository_index(entries: Sequence[tuple[str, str, str]]) -> bytes:
+    """The document of ``/v2/repository/index``: (model, version, reason why it cannot answer or nothing) each."""
+    states = ("UNAVAILABLE", "READY")
+    return msgspec.json.encode(
+        [{"name": n, "version": v, "state": states[not reason], "reason": reason} for n, v, reason in entries]
+    )
 
 
 def error_document(message: str) -> bytes:

@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from edgekit.errors import ManifestError, UnavailableError
+from edgekit.errors import EdgekitError, ManifestError, UnavailableError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
+from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Session:
     Attributes:
         manifest, digest, folder: The bundle.
         runtime: Its logical tensors and provider may be read at any time; only the session runs it.
+        statistics: What it has done; to be read only.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Session:
         self.digest = manifest.digest
         self.folder = folder
         self.runtime = runtime
+        self.statistics = Statistics()
         self._executor = executor
         self._queue_limit = queue_limit
         self._lock = threading.Lock()
@@ -112,7 +115,8 @@ class Session:
         """
         if self._pending >= self._queue_limit:
             raise OverloadedError(self.manifest.name, self._pending, max(1.0, self.wait_seconds))
-        return await self.call(lambda runtime: self._timed(runtime, inputs))
+        asked = time.perf_counter_ns()
+        return await self.call(lambda runtime: self._timed(runtime, inputs, asked))
 
     async def call(self, function: Callable[[Runtime], T]) -> T:
         """Call `function(runtime)` on the session's thread, after what came before it; not bound by the limit."""
@@ -138,11 +142,18 @@ class Session:
         free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
         runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
 
-    def _timed(self, runtime: Runtime, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        start = time.perf_counter()
-        found = runtime.run(inputs)
-        spent = time.perf_counter() - start
-        self._mean_seconds += (spent - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+    def _timed(self, runtime: Runtime, inputs: Mapping[str, Array], asked: int) -> dict[str, Array]:
+        start = time.perf_counter_ns()
+        try:
+            found = runtime.run(inputs)
+        except EdgekitError:
+            self.statistics.failed(time.perf_counter_ns() - asked)
+            raise
+        spent = time.perf_counter_ns() - start
+        self._mean_seconds += (spent / 1e9 - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+        rows = next((len(inputs[spec.name]) for spec in runtime.inputs if spec.shape[:1] == (None,)), 1)
+        wall_ms = int(time.time() * 1000)
+        self.statistics.succeeded(rows=rows, queue_ns=start - asked, compute_ns=spent, wall_ms=wall_ms)
         return found
 
     def _done(self, _: Future[T]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 from edgekit.serving import oip
 from edgekit.serving.app import ModelDescription
+from edgekit.serving.statistics import Statistics
 
 
 class Echo:
@@ -39,6 +40,9 @@ class Echo:
         self.asked.set()
         await self.gate.wait()
         return oip.InferResponse(model, "1.0.0", dict(request.inputs))
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        return Statistics()
 
     def counters(self) -> dict[str, dict[str, float]]:
         return {}

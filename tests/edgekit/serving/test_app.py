@@ -12,6 +12,7 @@ from edgekit.errors import CloudError, DataError, NotFoundError, RuntimeLoadErro
 from edgekit.serving import oip
 from edgekit.serving.app import App, ModelDescription
 from edgekit.serving.sessions import OverloadedError
+from edgekit.serving.statistics import Statistics
 from edgekit.tensors import DType, TensorSpec
 
 SPEC = TensorSpec("x", DType.FLOAT32, (None, 2))
@@ -44,6 +45,9 @@ class Doubler:
         if self.fault:
             raise self.fault
         return oip.InferResponse(model, "1.0.0", {"y": request.inputs["x"] * 2}, {"edgekit_route": "local"})
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        return Statistics(runs=3, rows=6, success_count=3, success_ns=30, queue_ns=10, compute_ns=20)
 
     def counters(self) -> dict[str, dict[str, float]]:
         return {"m": {"requests": self.asked, "errors": 0}}
@@ -105,7 +109,7 @@ INFER = "/v2/models/m/infer"
 
 async def test_metadata_and_health_have_their_documents(app: App) -> None:
     """Server and model describe themselves as the protocol says."""
-    assert (await ask(app, "GET", "/v2")).json["extensions"] == ["binary_tensor_data"]
+    assert (await ask(app, "GET", "/v2")).json["extensions"] == ["binary_tensor_data", "statistics"]
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1.0.0/ready"):
         assert (await ask(app, "GET", path)).status == 200
     for path in ("/v2/models/m", "/v2/models/m/versions/1.0.0"):
@@ -253,3 +257,42 @@ async def test_a_client_that_leaves_gets_no_answer_and_no_error(app: App, server
     await app({"type": "http", "method": "POST", "path": INFER, "headers": [], "server": None}, receive, send)
     assert sent == []
     assert server.asked == 0
+
+
+async def test_the_raw_form_is_a_tensor_and_nothing_else(app: App) -> None:
+    """With a header length of 0 the body is the input, and the answer comes in binary."""
+    raw = {oip.HEADER: "0"}
+    reply = await ask(app, "POST", INFER, np.array([1, 2], np.float32).tobytes(), raw)
+    found = oip.parse_response(reply.body, oip.header_length(reply.headers[oip.HEADER.lower()]))
+    np.testing.assert_array_equal(found.outputs["y"], [[2, 4]])
+    assert (await ask(app, "POST", INFER, b"12345", raw)).status == 400
+    assert (await ask(app, "POST", "/v2/models/other/infer", b"12345", raw)).status == 404
+
+
+async def test_the_index_lists_every_model_and_its_state(app: App, server: Doubler) -> None:
+    """A model that cannot answer is listed with the reason, unless only ready ones are asked for."""
+    path = "/v2/repository/index"
+    assert (await ask(app, "POST", path)).json == [{"name": "m", "version": "1.0.0", "state": "READY", "reason": ""}]
+    server.is_ready = False
+    (entry,) = (await ask(app, "POST", path, b"{}")).json
+    assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "m is loading")
+    assert (await ask(app, "POST", path, b'{"ready": true}')).json == []
+    assert (await ask(app, "POST", path, b"[]")).status == 400
+    assert (await ask(app, "GET", path)).status == 405
+
+
+async def test_statistics_are_told_of_one_model_or_of_all(app: App) -> None:
+    """The document has the protocol's names; times are nanoseconds."""
+    for path in ("/v2/models/m/stats", "/v2/models/m/versions/1.0.0/stats", "/v2/models/stats"):
+        (found,) = (await ask(app, "GET", path)).json["model_stats"]
+        assert (found["name"], found["version"]) == ("m", "1.0.0")
+        assert (found["inference_count"], found["execution_count"]) == (6, 3)
+        assert found["inference_stats"]["success"] == {"count": 3, "ns": 30}
+        assert found["inference_stats"]["queue"] == {"count": 3, "ns": 10}
+    assert (await ask(app, "GET", "/v2/models/m/versions/2.0.0/stats")).status == 404
+
+
+async def test_head_answers_as_get_does(app: App) -> None:
+    """Probes that send HEAD see the status."""
+    assert (await ask(app, "HEAD", "/v2/health/ready")).status == 200
+    assert (await ask(app, "HEAD", INFER)).status == 405

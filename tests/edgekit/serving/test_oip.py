@@ -199,13 +199,14 @@ def test_a_lie_about_bytes_elements_is_refused(data: bytes, says: str) -> None:
 
 
 def test_the_header_length_must_be_within_the_body() -> None:
-    """A header longer than the body, zero (the raw form), signed or not a number is refused."""
+    """A header longer than the body, signed or not a number is refused; zero is the raw form."""
     body = request(tensor([1, 2]))
     assert "the body has" in refused(body, len(body) + 1)
-    for value in ("0", "-1", "+5", "1.5", "", "٣", "9" * 30):
+    for value in ("-1", "+5", "1.5", "", "٣", "9" * 30):
         with pytest.raises(DataError, match=oip.HEADER):
             oip.header_length(value)
     assert oip.header_length("12") == 12
+    assert oip.header_length("0") == 0
     assert oip.header_length(None) is None
 
 
@@ -227,5 +228,62 @@ def test_metadata_names_free_axes_minus_one() -> None:
     spec = TensorSpec("x", DType.FLOAT32, (None, 3))
     document = json.loads(oip.model_metadata("m", ["1.0.0"], "onnxruntime_onnx", [spec], []))
     assert document["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-    assert json.loads(oip.server_metadata("1.0"))["extensions"] == ["binary_tensor_data"]
+    assert json.loads(oip.server_metadata("1.0"))["extensions"] == ["binary_tensor_data", "statistics"]
     assert json.loads(oip.error_document("no")) == {"error": "no"}
+
+
+def free(*shape: int | None, dtype: DType = DType.FLOAT32) -> list[TensorSpec]:
+    return [TensorSpec("x", dtype, shape)]
+
+
+@pytest.mark.parametrize(
+    ("specs", "body", "shape"),
+    [
+        (free(None, 2), bytes(8), (1, 2)),
+        (free(None, None), bytes(12), (1, 3)),
+        (free(2, None, 2), bytes(32), (2, 2, 2)),
+        (free(3), bytes(12), (3,)),
+        (free(None, None), b"", (1, 0)),
+        (free(None, 3, dtype=DType.FLOAT16), bytes(6), (1, 3)),
+        (free(None, 3, dtype=DType.BOOL), b"\0\1\1", (1, 3)),
+    ],
+)
+def test_the_raw_form_takes_its_shape_from_the_model(
+    specs: list[TensorSpec], body: bytes, shape: tuple[int, ...]
+) -> None:
+    """The batch is one, one more free axis is as long as the bytes make it, and the answer is binary."""
+    got = oip.parse_raw(body, specs)
+    assert got.inputs["x"].shape == shape
+    assert got.inputs["x"].dtype == specs[0].dtype.numpy
+    assert got.inputs["x"].tobytes() == body
+    assert got.binary_outputs
+
+
+def test_the_raw_form_of_bytes_is_one_element() -> None:
+    """The whole body, whatever is in it."""
+    got = oip.parse_raw(b"\x04\x00a picture", free(None, dtype=DType.BYTES))
+    assert got.inputs["x"].tolist() == [b"\x04\x00a picture"]
+
+
+@pytest.mark.parametrize(
+    ("specs", "body", "says"),
+    [
+        ([*free(None, 2), *free(None, 2)], bytes(8), "one input, this has 2"),
+        (free(None, None, None), bytes(8), "one free axis beside the batch"),
+        (free(None, 2), bytes(9), "needs 8 bytes"),
+        (free(None, 2), bytes(16), "needs 8 bytes"),
+        (free(None, None), bytes(9), "needs 8 bytes"),
+        (free(None, 2, dtype=DType.BYTES), b"abc", "BYTES"),
+    ],
+)
+def test_the_raw_form_is_refused_where_it_cannot_be_meant(specs: list[TensorSpec], body: bytes, says: str) -> None:
+    """Too many inputs, too many free axes, and bytes that do not fit are the client's errors."""
+    with pytest.raises(DataError, match=says):
+        oip.parse_raw(body, specs)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}', b"\xff"])
+def test_an_index_request_that_means_nothing_is_refused(body: bytes) -> None:
+    """It is an object with ready, or empty."""
+    with pytest.raises(DataError, match="cannot be parsed"):
+        oip.wants_ready_only(body)

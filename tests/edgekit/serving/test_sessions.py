@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.errors import ManifestError, RuntimeLoadError
+from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.manifest import Golden, Manifest
 from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
@@ -184,4 +184,19 @@ async def test_a_session_is_warmed_by_a_real_row(tmp_path: Path) -> None:
     (tmp_path / "golden.npz").unlink()
     with pytest.raises(ManifestError, match="golden samples cannot be read"):
         await session.warm()
+    await session.close()
+
+
+async def test_a_session_knows_what_it_has_done(tmp_path: Path) -> None:
+    """Rows, runs, waiting and failures add up; a request that never ran is not counted."""
+    session = await Session.open(onnx_bundle(tmp_path, batch=None), tmp_path, open_runtime, queue_limit=1)
+    assert session.statistics.last_ms == 0
+    for rows in (1, 4):
+        await session.run({"x": np.zeros((rows, 3), np.float32)})
+    with pytest.raises(DataError):
+        await session.run({"x": np.zeros((1, 4), np.float32)})
+    found = session.statistics
+    assert (found.rows, found.runs, found.success_count, found.fail_count) == (5, 2, 2, 1)
+    assert found.success_ns == found.queue_ns + found.compute_ns
+    assert min(found.queue_ns, found.compute_ns, found.fail_ns, found.last_ms) > 0
     await session.close()

@@ -1,0 +1,71 @@
+"""What a loaded model has done since it was loaded, for the protocol's statistics document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Statistics(msgspec.Struct):
+    """Rising sums of one loaded model; written by its own thread alone. Times are nanoseconds.
+
+    Attributes:
+        last_ms: Wall clock of the last run in milliseconds since 1970; 0 before the first.
+        rows, runs: Samples answered, and calls of the runtime that answered them.
+        success_count, success_ns: Requests answered, and their time from the queue's tail to the answer.
+        fail_count, fail_ns: Requests that the runtime refused or failed.
+        queue_ns, compute_ns: The parts of `success_ns`: waiting, running.
+    """
+
+    last_ms: int = 0
+    rows: int = 0
+    runs: int = 0
+    success_count: int = 0
+    success_ns: int = 0
+    fail_count: int = 0
+    fail_ns: int = 0
+    queue_ns: int = 0
+    compute_ns: int = 0
+
+    def succeeded(self, *, rows: int, queue_ns: int, compute_ns: int, wall_ms: int) -> None:
+        """Count an answer."""
+        self.last_ms = wall_ms
+        self.rows += rows
+        self.runs += 1
+        self.success_count += 1
+        self.success_ns += queue_ns + compute_ns
+        self.queue_ns += queue_ns
+        self.compute_ns += compute_ns
+
+    def failed(self, spent_ns: int) -> None:
+        """Count a request without an answer."""
+        self.fail_count += 1
+        self.fail_ns += spent_ns
+
+
+def statistics_document(name: str, version: str, found: Statistics) -> dict[str, Any]:
+    """One entry of ``model_stats`` in ``/v2/models/<m>/stats``.
+
+    Preparing tensors is part of running here, so it is in ``compute_infer`` and the two beside it stay 0.
+    """
+
+    def pair(count: int, ns: int) -> dict[str, int]:
+        return {"count": count, "ns": ns}
+
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": found.last_ms,
+        "inference_count": found.rows,
+        "execution_count": found.runs,
+        "inference_stats": {
+            "success": pair(found.success_count, found.success_ns),
+            "fail": pair(found.fail_count, found.fail_ns),
+            "queue": pair(found.success_count, found.queue_ns),
+            "compute_input": pair(0, 0),
+            "compute_infer": pair(found.success_count, found.compute_ns),
+            "compute_output": pair(0, 0),
+        },
+        "batch_stats": [],
+    }
