@@ -24,7 +24,7 @@ from device_agents.threads import in_thread
 from device_agents.update import UpdateMachine
 from device_agents.updater import Updater
 from edgekit import messages
-from edgekit.errors import EdgekitError, ExpiredError, TransportError, UnavailableError, VerificationError
+from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, TransportError, VerificationError
 from edgekit.manifest import NAME, Manifest
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.trust.assignment import Assignment, Entry
@@ -119,7 +119,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._wake = asyncio.Event()
-        self._refused_payload = b""
+        self._told = (b"", "")
 
     @property
     def states(self) -> dict[str, State]:
@@ -134,7 +134,7 @@ class Agent:
             DiskError: the disk failed.
         """
         for model, state in self._journal.models().items():
-            installed = await self._updater(model, state).boot()
+            installed = self._updater(model, state).boot()
             if installed is None:
                 continue
             try:
@@ -218,12 +218,16 @@ class Agent:
         """Offer what the assignment names; True when it is worth another attempt."""
         try:
             assignment = await self._verify(payload)
-        except (VerificationError, UnavailableError) as error:
+        except EdgekitError as error:
             log.warning("the assignment is not followed: %s: %s", type(error).__name__, error)
-            if isinstance(error, VerificationError) and payload != self._refused_payload:
-                self._refused_payload = payload
-                self._event("assignment-refused", "", type(error).__name__, str(error))
-            return isinstance(error, UnavailableError | ExpiredError)
+            # What is away comes back by itself; the rest is told, once for each assignment and reason.
+            refused = isinstance(error, VerificationError)
+            told = (payload, type(error).__name__)
+            if (refused or isinstance(error, DiskError | DataError)) and told != self._told:
+                self._told = told
+                kind = "assignment-refused" if refused else "assignment-delayed"
+                self._event(kind, "", type(error).__name__, str(error))
+            return not refused or isinstance(error, ExpiredError)
         await self._hold(assignment)
         for name, entry in assignment.entries.items():
             if name not in self._updaters:

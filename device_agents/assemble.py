@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.mqtt import MqttTransport
 from edgekit.protocols import Will
 from edgekit.settings import AgentSettings
+from edgekit.topics import check_device_name, check_name
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 
@@ -41,7 +43,7 @@ def single_instance(state: Path) -> Iterator[None]:
     """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(state / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(state / LOCK_NAME)
     except OSError as error:
         raise DiskError(f"the state folder {state} cannot be used: {error.strerror or error}") from error
     try:
@@ -54,6 +56,15 @@ def single_instance(state: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a worn card has gone read-only; what it holds still answers
 
 
 def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClient | None]:
@@ -83,7 +94,12 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
 
 
 def agent_options(settings: AgentSettings) -> AgentOptions:
-    """The part of the settings that the agent itself reads."""
+    """The part of the settings that the agent itself reads. Raises SettingsError for names that no topic can carry."""
+    try:
+        check_device_name(settings.device)
+        check_name(settings.fleet)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     return AgentOptions(
         device=settings.device,
         fleet=settings.fleet,
@@ -102,6 +118,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         NotFoundError: there is no key.
         DataError, DiskError: the journal cannot be read or written.
     """
+    options = agent_options(settings)
     disk = FolderDisk(settings.state)
     signer = load_signer(settings.key)
     root = read_root(settings.root)
@@ -113,7 +130,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         return await run_self_test(manifest, folder, settings.threads)  # type: ignore[arg-type]
 
     return Agent(
-        agent_options(settings),
+        options,
         disk=disk,
         journal=journal,
         transport=make_transport(settings, client_id=settings.device, will=will),

@@ -11,7 +11,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
 from edgekit import messages, topics
-from edgekit.errors import DataError, TransportError
+from edgekit.errors import DataError, DiskError, TransportError
 from edgekit.protocols import Clock, Message, Transport, Will
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within
@@ -36,7 +36,7 @@ class ControlLink:
         signer: The device's key.
         clock: Time.
         heartbeat_seconds: A report is sent this often although nothing changed.
-        report: Makes the present report.
+        report: Makes the present report; DiskError when its number cannot be noted.
     """
 
     def __init__(
@@ -129,8 +129,7 @@ class ControlLink:
             if not self._born:
                 await self._say_presence(True)
                 self._born = True
-            report = await self._report()
-            await self._transport.publish(self._topic("reported"), seal(report, self._signer), qos=1, retain=True)
+            await self._send_report()
             while self._events:
                 await self._transport.publish(self._topic("event"), self._events[0], qos=1)
                 self._events.popleft()
@@ -139,6 +138,14 @@ class ControlLink:
             if self._transport.connected:  # else the next connection brings it
                 self._changed.set()
                 await asyncio.sleep(1.0)
+
+    async def _send_report(self) -> None:
+        try:
+            report = await self._report()
+        except DiskError as error:  # its number could not be noted; events still go, and the heartbeat tries again
+            log.error("the report waits: %s", error)
+            return
+        await self._transport.publish(self._topic("reported"), seal(report, self._signer), qos=1, retain=True)
 
     async def _say_presence(self, online: bool) -> None:
         presence = messages.Presence(online, self._session)

@@ -79,30 +79,40 @@ class Journal:
     def begin_session(self) -> int:
         """Note that the agent starts, and return the number of its session."""
         self._keep_reserve()
-        self._write(session=self._record.session + 1)
+        fresh = msgspec.structs.replace(self._record, session=self._record.session + 1)
+        try:
+            self._write(fresh)
+        except DiskError as error:
+            # What is installed must answer all the same; a number that comes twice confuses one late will at most.
+            log.error("the session is not noted, installed models answer: %s", error)
+            self._record = fresh
         return self._record.session
 
     def next_report(self) -> int:
-        """A number that is higher than that of every report before, also before a power cut."""
+        """A number that is higher than that of every report before, also before a power cut. Raises DiskError."""
         self._next_report += 1
         if self._next_report > self._record.reports:
-            self._write(reports=self._record.reports + REPORTS_AT_ONCE)
+            try:
+                self._change(reports=self._record.reports + REPORTS_AT_ONCE)
+            except DiskError:
+                self._next_report -= 1
+                raise
         return self._next_report
 
     def accept_assignment(self, version: int) -> None:
         """Remember that an assignment was accepted."""
         if version > self._record.assignment:
-            self._write(assignment=version)
+            self._change(assignment=version)
 
     def accept_command(self, number: int) -> None:
         """Remember that a command was accepted, before it runs."""
         if number > self._record.command:
-            self._write(command=number)
+            self._change(command=number)
 
     def note_metadata(self, versions: Mapping[str, int]) -> None:
         """Remember the metadata versions that are now trusted."""
         if dict(versions) != self._record.metadata:
-            self._write(metadata=dict(versions))
+            self._change(metadata=dict(versions))
 
     def models(self) -> dict[str, State]:
         """Every model's state, by name."""
@@ -110,8 +120,13 @@ class Journal:
         return {name: self._read(f"{_MODELS}/{name}{_SUFFIX}", ModelRecord).state for name in names}
 
     def save(self, model: str, state: State) -> None:
-        """Remember a model's state; on a full disk the reserve is given up for it, so that a failure can be told."""
-        name, data = f"{_MODELS}/{model}{_SUFFIX}", msgspec.json.encode(ModelRecord(state))
+        """Remember a model's state. Raises DiskError."""
+        self._put(f"{_MODELS}/{model}{_SUFFIX}", msgspec.json.encode(ModelRecord(state)))
+        if state.name is S.IDLE:
+            self._keep_reserve()
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write; on a full disk the reserve is given up for it, so that a failure can be told, and the agent start."""
         try:
             self._disk.write(name, data)
         except DiskError:
@@ -119,8 +134,6 @@ class Journal:
                 raise
             self._disk.remove(_RESERVE)
             self._disk.write(name, data)
-        if state.name is S.IDLE:
-            self._keep_reserve()
 
     def _keep_reserve(self) -> None:
         if not self._disk.exists(_RESERVE):
@@ -129,9 +142,11 @@ class Journal:
             except DiskError as error:
                 log.warning("no space can be kept for the journal: %s", error)
 
-    def _write(self, **changes: object) -> None:
-        record = msgspec.structs.replace(self._record, **changes)
-        self._disk.write(_DEVICE, msgspec.json.encode(record))
+    def _change(self, **changes: object) -> None:
+        self._write(msgspec.structs.replace(self._record, **changes))
+
+    def _write(self, record: DeviceRecord) -> None:
+        self._put(_DEVICE, msgspec.json.encode(record))
         self._record = record
 
     def _read(self, name: str, kind: type[_R]) -> _R:

@@ -22,7 +22,7 @@ from device_agents.deployment import (
 from device_agents.effects import Effects
 from device_agents.journal import Journal
 from device_agents.threads import in_thread
-from device_agents.update import UpdateMachine
+from device_agents.update import Step, UpdateMachine
 from edgekit.errors import DiskError
 from edgekit.protocols import Clock
 from edgekit.waiting import within
@@ -63,11 +63,14 @@ class Updater:
         self._inbox: asyncio.Queue[tuple[int | None, Event]] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._generation = 0
-        self._resumed: tuple[Do, ...] = ()
+        self._booted: tuple[State, Event, Step] | None = None
 
-    async def boot(self) -> Installed | None:
-        """Take up the journalled state; returns what must answer now. Effects wait for `run`."""
-        self._resumed = await self._step(Booted(at=self._clock.wall()))
+    def boot(self) -> Installed | None:
+        """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`."""
+        event = Booted(at=self._clock.wall())
+        step = self._machine.step(self.state, event, self._clock.monotonic())
+        self._booted = (self.state, event, step)
+        self.state = step.state
         return self.state.known_good if self.state.name is S.ROLLING_BACK else self.state.active
 
     def offer(self, deployment: Deployment) -> None:
@@ -81,7 +84,9 @@ class Updater:
     async def run(self) -> None:
         """Live until cancelled; an effect under way is then given up, and taken up again at the next start."""
         try:
-            self._start(self._resumed)
+            if self._booted is not None:
+                await self._note(*self._booted)
+                self._start(self._booted[2].effects)
             while True:
                 event = await self._next()
                 if event is not None:
@@ -111,13 +116,16 @@ class Updater:
         """Journal what follows from `event`; no effect runs before the journal is durable."""
         before = self.state
         step = self._machine.step(before, event, self._clock.monotonic())
+        await self._note(before, event, step)
+        return step.effects
+
+    async def _note(self, before: State, event: Event, step: Step) -> None:
         if step.state != before:
             await self._save(step.state)
         self.state = step.state
         if step.state.name is not before.name:
             log.info("%s: %s -> %s", self.model, before.name.value, step.state.name.value)
         self._listener(self.model, before, step.state, event)
-        return step.effects
 
     async def _save(self, state: State) -> None:
         while True:

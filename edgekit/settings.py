@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,9 @@ else:
 
 PREFIX = "EDGEKIT_"
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
 
 class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the workstation, registry, controller and cloud commands share: ``edgekit.toml`` in the working folder."""
@@ -32,10 +35,10 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     keys: Path = Path("keys")
     broker: str = "mqtt://127.0.0.1:1883"
     database: str = "sqlite:///edgekit.db"
-    assignment_days: int = 30
-    offline_after_seconds: float = 90.0
-    concurrent_transfers: int = 16
-    tick_seconds: float = 0.5
+    assignment_days: Count = 30
+    offline_after_seconds: Seconds = 90.0
+    broker_budget_bytes: Count = 16 * 1024**2
+    tick_seconds: Seconds = 0.5
     cloud_host: str = "127.0.0.1"
     cloud_port: int = 8700
     cloud_api_key_file: Path | None = None
@@ -66,18 +69,18 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     root: Path = Path("root.json")
     http: str = "127.0.0.1:8600"
     socket: Path | None = Path("edgekit.sock")
-    threads: int = 1
-    heartbeat_seconds: float = 30.0
-    telemetry_seconds: float = 60.0
-    max_bundle_bytes: int = 2 * 1024**3
-    max_request_bytes: int = 64 * 1024**2
-    queue_limit: int = 64
-    probation_seconds: float = 3.0
-    step_timeout_seconds: float = 600.0
+    threads: Count = 1
+    heartbeat_seconds: Seconds = 30.0
+    telemetry_seconds: Seconds = 60.0
+    max_bundle_bytes: Count = 2 * 1024**3
+    max_request_bytes: Count = 64 * 1024**2
+    queue_limit: Count = 64
+    probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    step_timeout_seconds: Seconds = 600.0
     cloud_url: str = ""
     cloud_model: str = ""
     cloud_api_key_file: Path | None = None
-    cloud_timeout_seconds: float = 2.0
+    cloud_timeout_seconds: Seconds = 2.0
     fallback_threshold: float = 0.8
 
 

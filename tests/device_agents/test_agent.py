@@ -1,5 +1,7 @@
+import msgspec
 import pytest
 
+from device_agents import agent
 from device_agents.deployment import S
 from device_agents.slots import Pointer, Slots
 from edgekit import messages, topics
@@ -274,3 +276,26 @@ async def test_hints_hold_a_new_deployment_until_the_fleet_goes_on(desk, device)
     assert device.agent.states == {}
     desk.broker.publish(hints, messages.encode(messages.FleetHints()), qos=1, retain=True)
     await device.settled("1.0.0")
+
+
+async def test_metadata_answers_that_make_no_sense_do_not_end_the_agent(desk, device, monkeypatch):
+    """A hostile broker or controller is told of and waited out; the agent lives on."""
+    monkeypatch.setattr(agent, "ASSIGNMENT_RETRY_SECONDS", (0.01, 0.1))
+    nonsense = [
+        messages.Answer("", 5, 3, b"x"),
+        messages.Answer("", 0, 0, b"x"),
+        messages.Answer("", error="bad-request"),
+    ]
+
+    def twist(client, message):
+        if client != DEVICE or not nonsense or not message.topic.endswith(f"/answer/{DEVICE}"):
+            return [message]
+        wrong = msgspec.structs.replace(nonsense.pop(), id=messages.decode(message.payload, messages.Answer).id)
+        return [msgspec.structs.replace(message, payload=messages.encode(wrong))]
+
+    desk.broker.tap = twist
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    assert not nonsense
+    events = [open_envelope(p, messages.Event, device.signer.public_key) for p in desk.said("event")]
+    assert ("assignment-delayed", "DataError") in [(event.kind, event.error) for event in events]

@@ -79,6 +79,22 @@ def test_a_full_disk_still_takes_one_more_state():
         journal.save("digits", State())
 
 
+def test_a_disk_that_takes_nothing_gets_a_session_and_no_report_number():
+    """The agent starts and its models answer; a number that was not noted is never used."""
+    disk = FaultyDisk()
+    Journal(disk).begin_session()
+    disk.remove("journal/reserve")
+    disk.fault = full
+    journal = Journal(disk)
+    assert journal.begin_session() == 2
+    for _ in range(2):
+        with pytest.raises(DiskError):
+            journal.next_report()
+    disk.fault = None
+    assert journal.next_report() == 1
+    assert Journal(disk.after_power_cut()).begin_session() == 3
+
+
 def test_a_staged_slot_holds_a_whole_bundle():
     """Files are moved, what lay there before is gone, and the manifest comes last."""
     disk = FaultyDisk()

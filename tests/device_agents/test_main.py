@@ -118,6 +118,15 @@ def test_a_wrong_setting_names_the_nearest_key(folder):
     assert "heartbeat_seconds" in done.stderr
 
 
+def test_a_name_that_no_topic_can_carry_is_a_wrong_setting(folder):
+    """Said as such, and not met later as a bug."""
+    text = (folder / "agent.toml").read_text()
+    (folder / "agent.toml").write_text(text.replace('"d1"', '"Pi 1"'))
+    done = agent("run", "--config", str(folder / "agent.toml"), check=1)
+    assert "'Pi 1' is not a device or fleet name" in done.stderr
+    assert "unexpected" not in done.stderr
+
+
 def test_the_agent_loads_no_workstation_library():
     """A fresh interpreter that has everything a running agent imports has none of them."""
     code = (

@@ -1,8 +1,12 @@
 import pytest
 
+from device_agents import updater
+from device_agents.deployment import S
 from device_agents.slots import Slots, verify_file
+from edgekit import messages, topics
 from edgekit.errors import DiskError
-from tests.simulators.device import Desk, Device
+from edgekit.trust.envelopes import open_envelope
+from tests.simulators.device import DEVICE, FLEET, Desk, Device
 from tests.simulators.disk import FaultyDisk, full
 from tests.simulators.transport import MemoryBroker
 
@@ -153,3 +157,36 @@ async def test_a_restart_keeps_the_blocks_that_were_durable(desk, tmp_path):
     await device.settled("1.0.0")
     assert desk.blocks_sent <= 3
     await device.stop()
+
+
+async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(desk, tmp_path, monkeypatch):
+    """In the middle of an update, not even the journal takes a byte: the old model answers, changes wait."""
+    monkeypatch.setattr(updater, "JOURNAL_RETRY_SECONDS", 0.02)
+    desk.assign(desk.publish("1.0.0"))
+    device = Device(tmp_path / "device", desk.broker, desk.root)
+    await device.start()
+    await device.settled("1.0.0")
+    desk.tamper = lambda digest, index, data: None if index else data
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await restart(device)
+    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await device.kill()
+    device.disk = device.disk.after_power_cut()
+    device.disk.remove("journal/reserve")
+    device.disk.fault = full
+    device.inference.live.clear()
+    await device.start()
+    assert device.inference.live == {"digits": "1.0.0"}
+    desk.assign(desk.publish("3.0.0"))
+    await device.until(lambda: any(e.kind == "assignment-delayed" and e.error == "DiskError" for e in events(device)))
+    device.disk.fault = None
+    desk.tamper = lambda digest, index, data: data
+    await device.settled("3.0.0")
+    await device.stop()
+
+
+def events(device):
+    topic = topics.device(FLEET, DEVICE, "event")
+    sent = [message.payload for message in device.broker.published if message.topic == topic]
+    return [open_envelope(payload, messages.Event, device.signer.public_key) for payload in sent]

@@ -116,3 +116,14 @@ def test_required_settings_must_come_from_somewhere() -> None:
         AgentSettings, file=None, environ={"EDGEKIT_DEVICE": "d", "EDGEKIT_FLEET": "f"}, flags={"target": "t"}
     )
     assert (found.device, found.fleet, found.target) == ("d", "f", "t")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("heartbeat_seconds", "-1"), ("telemetry_seconds", "nan"), ("queue_limit", "0"), ("probation_seconds", "-0.1")],
+)
+def test_a_number_out_of_its_range_is_refused_by_name(name: str, value: str) -> None:
+    """A heartbeat of minus one second would be a flood, and a queue of none answers nobody."""
+    flags = {"device": "d", "fleet": "f", "target": "t", name: value}
+    with pytest.raises(SettingsError, match=rf"Expected .* at `\$.{name}`"):
+        load_settings(AgentSettings, file=None, environ={}, flags=flags)
