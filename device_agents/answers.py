@@ -90,9 +90,11 @@ class Answers:
             for request_id in exchange.ids:
                 self.waiting.pop(request_id, None)
 
-    async def ask_blocks(self, exchange: Exchange, digest: str, ranges: tuple[messages.Range, ...], credit: int) -> str:
+    async def ask_blocks(
+        self, exchange: Exchange, digest: str, ranges: tuple[messages.Range, ...], credit: int, left: int
+    ) -> str:
         """Ask for blocks and return the request's id. Raises TransportError when it cannot be sent."""
-        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit)
+        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id

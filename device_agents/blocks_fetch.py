@@ -96,7 +96,7 @@ class _Transfer:
                 self._expire()
                 continue
             if answer.error == "busy":
-                await self._back_off()
+                await self._back_off(answer.retry_seconds)
                 continue
             check_answer(answer, f"blob {self._digest}")
             if answer.index in self._missing:
@@ -109,7 +109,8 @@ class _Transfer:
             return
         indexes = [self._waiting.popleft() for _ in range(min(credit, len(self._waiting)))]
         self._asked.update(dict.fromkeys(indexes, self._clock.monotonic()))
-        await self._answers.ask_blocks(self._exchange, self._digest, to_ranges(indexes), len(indexes))
+        ranges = to_ranges(indexes)
+        await self._answers.ask_blocks(self._exchange, self._digest, ranges, len(indexes), len(self._waiting))
 
     def _arrived(self, answer: Answer) -> None:
         self._missing.discard(answer.index)
@@ -131,11 +132,13 @@ class _Transfer:
         self.round_trip = self.round_trip.lost()
         self._window = self._window.after_loss()
 
-    async def _back_off(self) -> None:
-        """The controller serves as many transfers as it wants to; wait for a place."""
+    async def _back_off(self, retry_seconds: float) -> None:
+        """The controller serves as many transfers as it wants to; ask again when it says, or ever later."""
         self._give_up_all()
         self._busy = min(self._busy + 1, 6)
-        await asyncio.sleep(min(MAX_BUSY_SECONDS, 0.25 * 2.0**self._busy) * random.uniform(0.5, 1.0))
+        told = 0 < retry_seconds <= MAX_BUSY_SECONDS
+        wait = retry_seconds if told else min(MAX_BUSY_SECONDS, 0.25 * 2.0**self._busy)
+        await asyncio.sleep(wait * random.uniform(0.8, 1.2))
 
     def _give_up_all(self) -> None:
         self._waiting.extendleft(sorted(self._asked, reverse=True))

@@ -24,12 +24,16 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlocksRequest(msgspec.Struct, frozen=True):
-    """``request/blocks/<id>``: send me these blocks of a blob, at most `credit` of them."""
+    """``request/blocks/<id>``: send me these blocks of a blob, at most `credit` of them.
+
+    `left` is how many of the blob's blocks will still be missing then, so that 0 ends a transfer; -1 where unknown.
+    """
 
     id: str
     digest: str
     ranges: tuple[Range, ...]
     credit: int
+    left: int = -1
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
@@ -49,6 +53,7 @@ class Answer(msgspec.Struct, frozen=True):
         data: The bytes; empty with an error.
         error: ``""``, ``not-found``, ``busy``, ``unknown-kind`` or ``bad-request``.
         message: For people.
+        retry_seconds: With ``busy``: when to ask again; 0 where the controller cannot tell.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Answer(msgspec.Struct, frozen=True):
     data: bytes = b""
     error: str = ""
     message: str = ""
+    retry_seconds: float = 0.0
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ async def main(home):
     entry = registry.publish(store, owner, bundle).entry
     async with await broker.start_broker("127.0.0.1", 0, home / "broker") as private:
         link = mqtt.MqttTransport(private.url, client_id="controller", username="controller")
-        await blocks.BlockService(fleet="demo", store=store, transport=link, clock=now, concurrent_transfers=1).start()
+        await blocks.BlockService(fleet="demo", store=store, transport=link, clock=now, broker_budget_bytes=1).start()
         await metadata.MetadataService(fleet="demo", store=store, transport=link).start()
         await link.start()
         await link.wait_connected(10)

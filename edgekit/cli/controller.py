@@ -82,7 +82,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
             options=ControllerOptions(
                 tick_seconds=settings.tick_seconds,
                 assignment_days=settings.assignment_days,
-                concurrent_transfers=settings.concurrent_transfers,
+                broker_budget_bytes=settings.broker_budget_bytes,
             ),
             freshen=_freshener(settings, store, passphrase),
         )

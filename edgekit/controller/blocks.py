@@ -10,16 +10,16 @@ import collections
 import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator
 
-from edgekit.controller.requests import RequestService, check_id
-from edgekit.errors import DataError, NotFoundError, StoreError, UnavailableError
+from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
+from edgekit.controller.requests import BusyError, RequestService, check_id
+from edgekit.errors import DataError, NotFoundError, StoreError
 from edgekit.manifest import BLOCK_BYTES, SHA256
 from edgekit.messages import Answer, BlocksRequest, Range, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import blob_name
 
-MAX_CREDIT = 16
+MAX_CREDIT = WINDOW_BLOCKS
 MAX_RANGES = 1024
-TRANSFER_IDLE_SECONDS = 3.0
 CACHE_BYTES = 32 * 1024**2
 CACHE_SECONDS = 30.0  # short, so that a blob that was mended in the store is soon served as it is now
 
@@ -31,17 +31,17 @@ class BlockService(RequestService):
         fleet, transport: As RequestService.
         store: The registry's store.
         clock: For what is idle and what is stale.
-        concurrent_transfers: Devices that are served at a time; others are told that it is busy.
+        broker_budget_bytes: What may be under way to devices at one time, a window each; others are told when to ask
+            again.
     """
 
     def __init__(
-        self, *, fleet: str, transport: Transport, store: Store, clock: Clock, concurrent_transfers: int
+        self, *, fleet: str, transport: Transport, store: Store, clock: Clock, broker_budget_bytes: int
     ) -> None:
         super().__init__(fleet=fleet, kind="blocks", transport=transport)
         self._store = store
         self._clock = clock
-        self._limit = concurrent_transfers
-        self._transfers: dict[str, float] = {}
+        self.leases = Leases(places_within(broker_budget_bytes))
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
 
     async def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
@@ -49,7 +49,7 @@ class BlockService(RequestService):
         request = decode(payload, BlocksRequest)
         check_id(request.id)
         self._check(request)
-        self._admit(device)
+        self._admit(device, last=request.left == 0)
         size = await self._size(request.digest)
         total = -(-size // BLOCK_BYTES)
         wanted = list(itertools.islice(_indexes(request.ranges, total), min(request.credit, MAX_CREDIT)))
@@ -65,12 +65,10 @@ class BlockService(RequestService):
         if request.credit < 1:
             raise DataError(f"credit is {request.credit}, expected at least 1")
 
-    def _admit(self, device: str) -> None:
-        now = self._clock.monotonic()
-        self._transfers = {d: at for d, at in self._transfers.items() if now - at < TRANSFER_IDLE_SECONDS}
-        if device not in self._transfers and len(self._transfers) >= self._limit:
-            raise UnavailableError(f"{self._limit} transfers are under way")
-        self._transfers[device] = now
+    def _admit(self, device: str, *, last: bool) -> None:
+        retry_seconds = self.leases.ask(device, self._clock.monotonic(), last=last)
+        if retry_seconds:
+            raise BusyError(f"{self.leases.held} transfers are under way", retry_seconds)
 
     async def _size(self, digest: str) -> int:
         cached = self._cache.get(digest, -1)

@@ -22,6 +22,14 @@ MAX_OUTSTANDING_PER_DEVICE = 4
 MAX_ID_LENGTH = 64
 
 
+class BusyError(UnavailableError):
+    """Too much is under way; the device should ask again after `retry_seconds`."""
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
 class RequestService:
     """Answers one kind of request on ``answer/<device>``, QoS 0; the device asks again for what is lost.
 
@@ -107,7 +115,9 @@ class RequestService:
         self.refused[error] += 1
         log.info("%s request of %s: %s: %s", self._kind, device, error, reason)
         try:
-            await self._send(device, Answer(id=_request_id(payload), error=error, message=str(reason)[:500]))
+            retry = reason.retry_seconds if isinstance(reason, BusyError) else 0.0
+            answer = Answer(id=_request_id(payload), error=error, message=str(reason)[:500], retry_seconds=retry)
+            await self._send(device, answer)
         except TransportError as failed:
             log.debug("answer to %s was not sent: %s", device, failed)
 

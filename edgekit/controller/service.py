@@ -31,13 +31,13 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     Attributes:
         tick_seconds: How often rollouts are looked at.
         assignment_days: How long an assignment is valid.
-        concurrent_transfers: Devices that are served blocks at a time.
+        broker_budget_bytes: Blocks that may be under way to devices at one time.
         freshen_seconds: How often the registry's timestamp is looked at.
     """
 
     tick_seconds: float = 0.5
     assignment_days: int = 30
-    concurrent_transfers: int = 16
+    broker_budget_bytes: int = 16 * 1024**2
     freshen_seconds: float = 3600.0
 
 
@@ -83,7 +83,7 @@ class Controller:
             transport=transport,
             store=store,
             clock=clock,
-            concurrent_transfers=options.concurrent_transfers,
+            broker_budget_bytes=options.broker_budget_bytes,
         )
         self.metadata = MetadataService(fleet=fleet, transport=transport, store=store)
         self.devices = DeviceService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)

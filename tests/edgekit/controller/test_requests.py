@@ -63,7 +63,7 @@ class Desk:
             transport=transport,
             store=self.store,
             clock=self.clock,
-            concurrent_transfers=options.get("concurrent_transfers", 4),
+            broker_budget_bytes=options.get("broker_budget_bytes", 4 * 2**20),
         )
         self.metadata = MetadataService(fleet=FLEET, transport=transport, store=self.store)
         self.transports = {"controller": transport}
@@ -188,12 +188,12 @@ async def test_hostile_block_requests_get_an_error_answer(folder, request_):
 
 async def test_transfers_beyond_the_cap_are_told_busy(folder):
     """Only so many devices are served at a time; another gets its turn when one has been idle."""
-    async with Desk(folder, concurrent_transfers=2) as desk:
+    async with Desk(folder, broker_budget_bytes=2 * 2**20) as desk:
         for device in ("pi-1", "pi-2"):
             assert (await desk.ask("blocks", want((0, 0)), device))[0].error == ""
         assert (await desk.ask("blocks", want((0, 0)), "pi-3"))[0].error == "busy"
         assert (await desk.ask("blocks", want((1, 1)), "pi-1"))[0].error == ""
-        desk.clock.now += 10
+        desk.clock.now += 11
         assert (await desk.ask("blocks", want((0, 0)), "pi-3"))[0].error == ""
 
 

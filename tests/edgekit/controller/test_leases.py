@@ -1,0 +1,146 @@
+"""Leases: who may fetch, who waits, and that windows times devices stays inside the broker's budget."""
+
+import asyncio
+import hashlib
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_agents.answers import Answers
+from device_agents.blocks_fetch import BlockFetcher
+from edgekit.clock import SystemClock
+from edgekit.controller.blocks import BlockService
+from edgekit.controller.leases import IDLE_SECONDS, LAST_SECONDS, MAX_RETRY_SECONDS, Leases, places_within
+from edgekit.manifest import BLOCK_BYTES
+from edgekit.messages import Answer, decode
+from edgekit.registry import blob_name
+from edgekit.stores import open_store
+from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
+
+FLEET = "test"
+WINDOW_BYTES = 16 * BLOCK_BYTES
+
+
+def test_a_budget_is_a_number_of_windows():
+    """One window a device; a budget smaller than one still serves one device."""
+    assert [places_within(n) for n in (0, WINDOW_BYTES, 4 * WINDOW_BYTES - 1, 4 * WINDOW_BYTES)] == [1, 1, 3, 4]
+
+
+def test_first_come_first_served():
+    """A freed place goes to who waits longest, even when a later one asks first."""
+    leases = Leases(1)
+    assert leases.ask("a", 0.0) == 0.0
+    assert leases.ask("b", 0.1) > 0.0
+    assert leases.ask("c", 0.2) > 0.0
+    assert leases.ask("a", 0.3, last=True) == 0.0
+    free = 0.3 + LAST_SECONDS
+    assert leases.ask("c", free) > 0.0
+    assert leases.ask("b", free) == 0.0
+
+
+def test_who_does_not_come_back_loses_its_turn():
+    """A device that went away while it waited does not keep a place empty for ever."""
+    leases = Leases(1)
+    leases.ask("a", 0.0, last=True)
+    leases.ask("gone", 0.0)
+    assert leases.ask("c", 2.0) > 0.0
+    assert leases.ask("c", 60.0) == 0.0
+
+
+def test_a_silent_transfer_gives_its_place_back():
+    """A device that stops asking is served no longer after a while, and a finished one at once."""
+    leases = Leases(1)
+    leases.ask("a", 0.0)
+    assert leases.ask("b", IDLE_SECONDS - 0.1) > 0.0
+    assert leases.ask("b", IDLE_SECONDS + 0.1) == 0.0
+    leases.ask("b", 11.0, last=True)
+    assert leases.ask("c", 11.0 + LAST_SECONDS) == 0.0
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4), st.booleans()), max_size=80),
+)
+def test_no_order_of_requests_makes_too_many_leases(places, requests):
+    """However devices ask, leases stay within the places, and every refusal says a sensible time."""
+    leases, now = Leases(places), 0.0
+    for device, wait, last in requests:
+        now += wait
+        retry = leases.ask(f"d{device}", now, last=last)
+        assert leases.held <= places
+        assert 0.0 <= retry <= MAX_RETRY_SECONDS
+
+
+@pytest.mark.parametrize("places", [1, 3, 16])
+def test_everybody_has_a_turn(places):
+    """200 devices that keep to the times they are told are all served, roughly in the order they came."""
+    luck = random.Random(7)
+    leases = Leases(places)
+    asks = sorted((luck.uniform(0, 1), f"d{n}") for n in range(200))
+    arrived, served = [name for _, name in asks], []
+    now = 0.0
+    while asks:
+        now, name = asks.pop(0)
+        retry = leases.ask(name, now, last=True)
+        if retry:
+            asks = sorted([*asks, (now + retry * luck.uniform(0.8, 1.2), name)])
+        else:
+            served.append(name)
+    assert sorted(served) == sorted(arrived)
+    assert max(abs(served.index(name) - arrived.index(name)) for name in arrived) <= 2 * places
+    assert now <= 2 * 200 * LAST_SECONDS / places + MAX_RETRY_SECONDS
+
+
+class Fleet:
+    """Devices that all fetch one blob from one service."""
+
+    def __init__(self, folder, budget_bytes, blob):
+        self.broker = MemoryBroker()
+        self.digest = hashlib.sha256(blob).hexdigest()
+        store = open_store(f"file://{folder}")
+        store.put(blob_name(self.digest), blob)
+        self.desk = MemoryTransport(self.broker, "controller")
+        self.service = BlockService(
+            fleet=FLEET, transport=self.desk, store=store, clock=SystemClock(), broker_budget_bytes=budget_bytes
+        )
+        self.most_served = 0
+        self.hints = []
+        self.broker.tap = self._tap
+
+    def _tap(self, client, message):
+        if client != "controller":
+            answer = decode(message.payload, Answer)
+            self.most_served = max(self.most_served, self.service.leases.held)
+            self.hints += [answer.retry_seconds] if answer.error else []
+        return [message]
+
+    async def fetch(self, name):
+        """One device, from connecting to the whole blob."""
+        transport = MemoryTransport(self.broker, name)
+        answers = Answers(transport, fleet=FLEET, device=name)
+        await answers.start()
+        await connect(transport)
+        try:
+            blocks = [block async for block in BlockFetcher(answers, SystemClock()).blocks(self.digest, range(6))]
+            return b"".join(data for _, data in sorted(blocks))
+        finally:
+            await transport.stop()
+
+
+async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
+    """24 real fetchers and places for 8: all get the blob, never more than 8 are served, and the rest are told when."""
+    blob = bytes(range(256)) * 256 * 5 + b"tail"
+    fleet = Fleet(tmp_path, 8 * WINDOW_BYTES, blob)
+    await connect(fleet.desk)
+    await fleet.service.start()
+    try:
+        fetched = await asyncio.wait_for(asyncio.gather(*(fleet.fetch(f"d{n}") for n in range(24))), 60)
+    finally:
+        await fleet.service.stop()
+        await fleet.desk.stop()
+    assert set(fetched) == {blob}
+    assert 0 < fleet.most_served <= 8
+    assert fleet.hints
+    assert all(0 < hint <= MAX_RETRY_SECONDS for hint in fleet.hints)
