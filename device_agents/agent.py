@@ -318,7 +318,7 @@ class Agent:
 
     def _counters(self) -> dict[str, float]:
         own = {
-            "agent.wrong_blocks": float(self._effects.wrong_blocks),
+            **{f"agent.{name}": float(count) for name, count in self._effects.transfers.items()},
             "agent.foreign_answers": float(self._answers.foreign),
             "agent.malformed_answers": float(self._answers.malformed),
             "agent.unexpected_errors": float(self._effects.unexpected_errors),

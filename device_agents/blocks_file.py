@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 
 from device_agents.blocks_fetch import MAX_WRONG
+from device_agents.blocks_local import find_blocks, read_place
 from device_agents.threads import in_thread
 from edgekit.blocks import BlockMap
 from edgekit.errors import DataError, DigestMismatchError, DiskError
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 SYNC_EVERY_BLOCKS = 64
 SPARE_BYTES = 1024 * 1024
 MAP_SUFFIX = ".map"
+TRANSFER_COUNTERS = ("blocks_fetched", "bytes_fetched", "blocks_reused", "wrong_blocks")
 
 
 class BlockFile:
@@ -33,6 +35,9 @@ class BlockFile:
     def __init__(self, disk: Disk, name: str, entry: FileEntry) -> None:
         self._disk, self._name, self._entry = disk, name, entry
         self._unsaved = 0
+        self._places: dict[str, list[int]] = {}
+        for index, digest in enumerate(entry.blocks):
+            self._places.setdefault(digest, []).append(index)
         self.blocks = BlockMap(entry.size)
 
     def open(self) -> None:
@@ -45,8 +50,12 @@ class BlockFile:
             if index in self.blocks and not self._matches(index, self._read(self._name, index)):
                 self.blocks.clear(index)
 
+    def wanted(self) -> list[int]:
+        """Missing blocks, in order; of those with the same content only the first."""
+        return sorted({self._entry.blocks[index]: index for index in reversed(self.blocks.missing())}.values())
+
     def put(self, index: int, data: bytes) -> None:
-        """Check one block and write it.
+        """Check one block and write it wherever the file has the same content.
 
         Raises:
             DigestMismatchError: it is not the block that the manifest names.
@@ -56,9 +65,11 @@ class BlockFile:
             found = hashlib.sha256(data).hexdigest()
             what = f"block {index} of {self._entry.path} (sha256 {self._entry.sha256})"
             raise DigestMismatchError(what, expected=self._entry.blocks[index], found=found)
-        self._disk.write_at(self._name, index * BLOCK_BYTES, data)
-        self.blocks.mark(index)
-        self._unsaved += 1
+        for place in self._places[self._entry.blocks[index]]:
+            if place not in self.blocks:
+                self._disk.write_at(self._name, place * BLOCK_BYTES, data)
+                self.blocks.mark(place)
+                self._unsaved += 1
         if self._unsaved >= SYNC_EVERY_BLOCKS:
             self.save()
 
@@ -68,15 +79,19 @@ class BlockFile:
         self._disk.write(self._name + MAP_SUFFIX, self.blocks.to_bytes())
         self._unsaved = 0
 
-    def copy_from(self, other: str) -> int:
-        """Take blocks that another file of this disk holds at the same place; returns how many."""
-        copied = 0
-        for index in self.blocks.missing():
-            data = self._read(other, index)
-            if self._matches(index, data):
-                self.put(index, data)
-                copied += 1
-        return copied
+    def reuse(self) -> int:
+        """Take every missing block that some slot of this disk holds; returns how many of this file's that were."""
+        before = self.blocks.present
+        wanted = self.wanted()
+        found = find_blocks(self._disk, {self._entry.blocks[index] for index in wanted})
+        for index in wanted:
+            _, length = self.blocks.span(index)
+            for place in found.get(self._entry.blocks[index], ()):
+                data = read_place(self._disk, place, length)
+                if self._matches(index, data):
+                    self.put(index, data)
+                    break
+        return self.blocks.present - before
 
     def _restored(self) -> BlockMap:
         try:
@@ -102,22 +117,19 @@ class Download:
     Args:
         disk: Where to.
         source: Blocks that are not here.
-        wrong_block: Called for each block that did not have its digest.
+        counters: TRANSFER_COUNTERS, which only rise; `blocks_reused` were on this disk already.
     """
 
-    def __init__(self, disk: Disk, source: BlockSource, *, wrong_block: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, disk: Disk, source: BlockSource, counters: Counter[str]) -> None:
         self._disk, self._source = disk, source
-        self._wrong_block = wrong_block
+        self._counters = counters
 
-    async def run(
-        self, manifest: Manifest, folder: str, *, local: Iterable[str], make_room: Callable[[], None]
-    ) -> None:
+    async def run(self, manifest: Manifest, folder: str, *, make_room: Callable[[], None]) -> None:
         """Fetch every missing block of every file; what is verified stays, however this ends.
 
         Args:
             manifest: Names the files and the digest of each block.
             folder: Disk name of where they go.
-            local: Disk names of folders that may hold some of the blocks already.
             make_room: Called once, when there is not enough space; frees what can be spared.
 
         Raises:
@@ -128,8 +140,9 @@ class Download:
         await in_thread(self._prepare, manifest, folder, make_room)
         for entry in manifest.files:
             file = BlockFile(self._disk, f"{folder}/{entry.path}", entry)
-            await in_thread(self._open, file, entry, tuple(local))
+            await in_thread(file.open)
             try:
+                self._counters["blocks_reused"] += await in_thread(file.reuse)
                 await self._fetch(file, entry)
             finally:
                 await in_thread(file.save)
@@ -149,16 +162,10 @@ class Download:
     def _unreserved(self, name: str, entry: FileEntry) -> int:
         return max(0, entry.size - self._disk.size(name)) if self._disk.exists(name) else entry.size
 
-    def _open(self, file: BlockFile, entry: FileEntry, local: tuple[str, ...]) -> None:
-        file.open()
-        for folder in local:
-            if not file.blocks.done and self._disk.exists(f"{folder}/{entry.path}"):
-                file.copy_from(f"{folder}/{entry.path}")
-
     async def _fetch(self, file: BlockFile, entry: FileEntry) -> None:
         wrong: Counter[int] = Counter()
         while not file.blocks.done:
-            blocks = self._source.blocks(entry.sha256, file.blocks.missing())
+            blocks = self._source.blocks(entry.sha256, file.wanted())
             try:
                 async for index, data in blocks:
                     await self._take(file, index, data, wrong)
@@ -167,10 +174,12 @@ class Download:
                     await blocks.aclose()  # now, and not when it is collected: it holds request ids
 
     async def _take(self, file: BlockFile, index: int, data: bytes, wrong: Counter[int]) -> None:
+        self._counters["bytes_fetched"] += len(data)
         try:
             await in_thread(file.put, index, data)
+            self._counters["blocks_fetched"] += 1
         except DigestMismatchError:
-            self._wrong_block()
+            self._counters["wrong_blocks"] += 1
             wrong[index] += 1
             if wrong[index] >= MAX_WRONG:
                 raise

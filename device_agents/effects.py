@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from device_agents.blocks_fetch import BlockFetcher
-from device_agents.blocks_file import Download
+from device_agents.blocks_file import TRANSFER_COUNTERS, Download
 from device_agents.deployment import (
     Activated,
     Cleaned,
@@ -86,7 +87,7 @@ class Effects:
         self._clock, self._max_bundle_bytes = clock, max_bundle_bytes
         self._live: dict[str, str] = {}
         self.trust_lock = asyncio.Lock()
-        self.wrong_blocks = 0
+        self.transfers: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
         self.unexpected_errors = 0
         self._table: dict[Do, tuple[Callable[[State], Awaitable[None]], type[Event]]] = {
             Do.RESOLVE: (self._resolve, Resolved),
@@ -195,13 +196,8 @@ class Effects:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest, _ = await in_thread(self._manifest, deployment)
-        download = Download(self._disk, self._fetcher, wrong_block=self._count_wrong_block)
-        local = [slots.folder("a"), slots.folder("b")]
-        room = slots.clear
-        await download.run(manifest, _incoming(deployment), local=local, make_room=lambda: room(state.inactive_slot))
-
-    def _count_wrong_block(self) -> None:
-        self.wrong_blocks += 1
+        download = Download(self._disk, self._fetcher, self.transfers)
+        await download.run(manifest, _incoming(deployment), make_room=lambda: slots.clear(state.inactive_slot))
 
     async def _verify(self, state: State) -> None:
         deployment = _deployment(state)

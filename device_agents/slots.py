@@ -24,6 +24,11 @@ class Pointer(msgspec.Struct, frozen=True):
     known_good: str = ""
 
 
+def slot_folders(disk: Disk) -> list[str]:
+    """Disk names of the slots of every model; some may be empty."""
+    return [f"{_ROOT}/{model}/{slot}" for model in disk.list(_ROOT) for slot in SLOTS]
+
+
 class Slots:
     """The slots of one model below ``models/<name>/``.
 

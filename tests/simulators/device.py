@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,9 +63,9 @@ class Desk:
         await self.transport.start()
         await self.transport.wait_connected(5)
 
-    def publish(self, version: str) -> Entry:
-        """Publish a version into the registry; returns its assignment entry."""
-        model = f"model {version} ".encode() * 25_000  # five blocks
+    def publish(self, version: str, model: bytes | None = None) -> Entry:
+        """Publish a version into the registry, with five blocks of its own by default; returns its assignment entry."""
+        model = random.Random(version).randbytes(300_000) if model is None else model
         bundle = write_bundle(self._folder / version, "digits", version, TARGET, model)
         return publish(self.store, self.repository, bundle).entry
 
