@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from edgekit.errors import ManifestError
+from edgekit.errors import DataError, ManifestError
 from edgekit.manifest import Manifest
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array
@@ -42,10 +42,14 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 
 def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
-    """The bytes of golden.npz: logical inputs (N, ...) and the float model's answers (N, ...)."""
+    """The bytes of golden.npz: logical inputs (N, ...) and the float model's answers (N, ...).
+
+    Raises:
+        DataError: an element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.
+    """
     buffer = io.BytesIO()
-    arrays = {INPUT + name: value for name, value in inputs.items()}
-    arrays.update({OUTPUT + name: value for name, value in outputs.items()})
+    arrays = {INPUT + name: _fixed(name, value) for name, value in inputs.items()}
+    arrays.update({OUTPUT + name: _fixed(name, value) for name, value in outputs.items()})
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
@@ -58,12 +62,26 @@ def read_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: _variable(archive[name]) for name in archive.files}
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ManifestError(f"golden samples cannot be read: {error}") from error
     inputs = {name.removeprefix(INPUT): value for name, value in arrays.items() if name.startswith(INPUT)}
     outputs = {name.removeprefix(OUTPUT): value for name, value in arrays.items() if name.startswith(OUTPUT)}
     return inputs, outputs
+
+
+def _fixed(name: str, value: Array) -> Array:
+    """BYTES as fixed-length strings, which need no pickle."""
+    if value.dtype != object:
+        return value
+    fixed = value.astype("S")
+    if not np.array_equal(fixed.astype(object), value):
+        raise DataError(f"{name}: golden samples of BYTES cannot end in a zero byte")
+    return fixed
+
+
+def _variable(value: Array) -> Array:
+    return value.astype(object) if value.dtype.kind == "S" else value
 
 
 def self_test(runtime: Runtime, manifest: Manifest, golden: bytes) -> SelfTest:
@@ -98,6 +116,9 @@ def judge(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str,
 def _compare(name: str, expected: Array, found: Array, limit: float) -> tuple[list[str], float]:
     if expected.shape != found.shape:
         return [f"{name}: answer has shape {list(found.shape)}, expected {list(expected.shape)}"], float("inf")
+    if expected.dtype == object:
+        differ = int(np.sum(expected != found))
+        return ([f"{name}: {differ} of {expected.size} elements differ, allowed none"] if differ else []), float(differ)
     if not np.isfinite(found.astype(np.float64)).all():
         return [f"{name}: answer holds NaN or infinity"], float("inf")
     worst = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))

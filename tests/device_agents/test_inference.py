@@ -25,9 +25,9 @@ from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.serving import oip
 from edgekit.serving.sessions import OverloadedError
-from edgekit.tensors import Array
+from edgekit.tensors import Array, DType
 from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
-from tests.simulators.small_models import SURE, UNSURE, litert_bundle, onnx_bundle, softmax
+from tests.simulators.small_models import SURE, UNSURE, identity_bundle, litert_bundle, onnx_bundle, softmax
 
 
 class HeldClock:
@@ -383,3 +383,22 @@ async def test_calls_to_the_cloud_are_bounded(service, cloud) -> None:
     assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "cloud-busy")
     cloud.gate.set()
     assert {where(found) for found in await asyncio.gather(*waiting)} == {("cloud", "low-score")}
+
+
+async def test_every_datatype_goes_through_a_real_model(tmp_path) -> None:
+    """BOOL, integers, half precision, floats and BYTES come back as they were sent, also with no rows."""
+    numbers = [d.value for d in DType if d is not DType.BYTES]
+    async with InferenceService() as service:
+        for name, dtypes in (("kinds", numbers), ("text", ["bytes"])):
+            await service.activate(
+                name, identity_bundle(tmp_path / name, name=name, dtypes=tuple(dtypes)), tmp_path / name
+            )
+            assert (await service.self_test(name)).passed
+            for rows in (3, 0):
+                values = {d: np.ones((rows, 2), DType(d).numpy) for d in dtypes if d != "bytes"}
+                if name == "text":
+                    values = {"bytes": np.array([[b"a", "é".encode()]] * rows, object).reshape(rows, 2)}
+                found = (await service.infer(name, values)).outputs
+                for dtype, value in values.items():
+                    assert found[f"{dtype}_out"].dtype == value.dtype
+                    np.testing.assert_array_equal(found[f"{dtype}_out"], value)

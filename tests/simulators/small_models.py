@@ -30,6 +30,7 @@ from edgekit.tensors import DType, TensorSpec
 
 X = TensorSpec("x", DType.FLOAT32, (None, 3))
 SCORES = TensorSpec("scores", DType.FLOAT32, (None, 3))
+CLASSIFICATION = Task("classification", "scores", "probabilities")
 TAG = TensorSpec("tag", DType.FLOAT32, (None, 1))
 
 SURE = np.array([[9.0, 0.0, 0.0]], np.float32)
@@ -148,6 +149,38 @@ def onnx_bundle(
     )
 
 
+def identity_bundle(folder: Path, *, name: str, dtypes: tuple[str, ...]) -> Manifest:
+    """Write a bundle that answers each of its inputs, (N, 2) and named as its dtype, under ``<dtype>_out``."""
+    kinds = {"bytes": TensorProto.STRING, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+    onnx_types = {dtype: kinds.get(dtype) or getattr(TensorProto, dtype.upper()) for dtype in dtypes}
+
+    def infos(suffix: str) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(d + suffix, kind, ["n", 2]) for d, kind in onnx_types.items()]
+
+    nodes = [helper.make_node("Identity", [dtype], [f"{dtype}_out"]) for dtype in dtypes]
+    graph = helper.make_graph(nodes, "identity", infos(""), infos("_out"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    values = {
+        d: np.array([[b"", b"a"]], object) if d == "bytes" else np.array([[0, 1]], DType(d).numpy) for d in dtypes
+    }
+
+    def bindings(suffix: str) -> tuple[Binding, ...]:
+        specs = [TensorSpec(dtype + suffix, DType(dtype), (None, 2)) for dtype in dtypes]
+        return tuple(Binding(spec, spec) for spec in specs)
+
+    return _write(
+        folder,
+        model=("model.onnx", bytes(model.SerializeToString())),
+        golden=write_golden(values, {f"{dtype}_out": value for dtype, value in values.items()}),
+        identity={"name": name, "version": "1.0.0", "target": "x86-64", "runtime": "onnxruntime"},
+        inputs=bindings(""),
+        outputs=bindings("_out"),
+        max_abs=0.0,
+        samples=1,
+        task=Task(),
+    )
+
+
 def litert_bundle(folder: Path, *, name: str = "small", version: str = "1.0.0", quantized: bool = False) -> Manifest:
     """Write a LiteRT bundle of `litert_model`."""
     x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
@@ -179,6 +212,8 @@ def _write(
     inputs: tuple[Binding, ...],
     outputs: tuple[Binding, ...],
     max_abs: float,
+    samples: int = 3,
+    task: Task = CLASSIFICATION,
 ) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     path, data = model
@@ -189,9 +224,11 @@ def _write(
         files=(file_entry(path, ROLE_MODEL, data), file_entry("golden.npz", ROLE_GOLDEN, golden)),
         inputs=inputs,
         outputs=outputs,
-        golden=Golden(3, tuple(Tolerance(b.spec.name, identity["runtime"], max_abs) for b in outputs), True),
+        golden=Golden(
+            samples, tuple(Tolerance(b.spec.name, identity["runtime"], max_abs) for b in outputs), task.output != ""
+        ),
         recipe=Recipe(),
-        task=Task("classification", "scores", "probabilities"),
+        task=task,
     )
     (folder / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
     return manifest
