@@ -1,0 +1,61 @@
+"""Environments of their own for what cannot live beside edgekit: `python -m benchmarks.peers [NAME ...]` makes them.
+
+They are under ``.bench/``; a peer that cannot be had is skipped by name, never silently.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / ".bench"
+PEERS = {
+    "tritonclient": ("tritonclient[http]==2.73.0",),
+    "fastapi": ("fastapi==0.115.14", "uvicorn==0.34.3", "httptools", "numpy", "onnxruntime"),
+}
+_MADE = ".made"
+
+
+def python_of(peer: str) -> Path | None:
+    """The interpreter of a peer's environment; None where it has not been made."""
+    folder = FOLDER / peer
+    wanted = "\n".join(PEERS[peer])
+    made = folder / _MADE
+    return folder / "bin" / "python" if made.exists() and made.read_text() == wanted else None
+
+
+def make(peer: str) -> str:
+    """Make a peer's environment; the reason why it cannot be had, or nothing."""
+    if python_of(peer) is not None:
+        return ""
+    folder = FOLDER / peer
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
+        install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, *PEERS[peer]], check=True, capture_output=True, text=True, timeout=300)
+    except subprocess.CalledProcessError as error:
+        return (error.stderr or error.stdout or str(error)).strip().splitlines()[-1]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    (folder / _MADE).write_text("\n".join(PEERS[peer]))
+    return ""
+
+
+def main() -> int:
+    """Make the named environments, or all."""
+    chosen = sys.argv[1:] or list(PEERS)
+    unknown = [name for name in chosen if name not in PEERS]
+    if unknown:
+        print(f"no peer {', '.join(unknown)}; there are: {', '.join(PEERS)}", file=sys.stderr)
+        return 2
+    reasons = {name: make(name) for name in chosen}
+    for name, reason in reasons.items():
+        print(f"{name}: {reason or 'ready'}")
+    return 1 if any(reasons.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
