@@ -42,7 +42,7 @@ bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $*
 
 constraints: $(STAMP)  ## pin every dependency anew, with hashes and without index addresses
-	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) --upgrade -o constraints/all.txt
+	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) --upgrade -c constraints/limits.in -o constraints/all.txt
 	$(BIN)/uv pip compile pyproject.toml --extra agent --extra litert --extra onnx -c constraints/all.txt $(COMPILE) -o constraints/agent.txt
 
 COMPILE := --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --quiet
