@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +35,7 @@ CONTROLLER_USER = "controller"
 DEVICE_READS = ("desired", "command")
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # often not on a user's PATH
 GET_MOSQUITTO = "Install mosquitto (`apt install mosquitto`, `brew install mosquitto`)"
 
@@ -159,6 +163,12 @@ class _Mosquitto(Broker):
 
 async def _start_mosquitto(program: str, host: str, port: int, folder: Path) -> Broker:
     title = await asyncio.to_thread(_write_files, program, host, port, folder)
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before the fork
+
+    def end_with_us() -> None:
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
     with (folder / "mosquitto.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -168,6 +178,7 @@ async def _start_mosquitto(program: str, host: str, port: int, folder: Path) -> 
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C in a terminal ends us first, and we end it
+            preexec_fn=end_with_us,  # also when we are killed: else the port would stay taken
         )
     broker = _Mosquitto(_url(host, port), title, process, folder / "mosquitto.log")
     try:

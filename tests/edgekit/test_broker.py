@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -281,6 +282,24 @@ def test_the_command_ends_when_its_mosquitto_does(tmp_path: Path) -> None:
     _, err = command.process.communicate(timeout=PATIENCE)
     assert command.process.returncode == 1
     assert "mosquitto ended with status -9" in err
+
+
+@needs_mosquitto
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's death signal is Linux's")
+def test_a_killed_command_leaves_no_mosquitto_behind(tmp_path: Path) -> None:
+    """Even after SIGKILL the port is free, so that the next start works."""
+    command = Command("--kind", "mosquitto", "--folder", str(tmp_path))
+    port = int(command.ready().strip().rpartition(":")[2])
+    assert children(command.process.pid)
+    command.end(signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+    pytest.fail("mosquitto still listens")
 
 
 def children(pid: int) -> list[int]:
