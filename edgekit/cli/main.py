@@ -45,6 +45,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; that the reader of stdout went away (`| head`) is no failure, as click would have it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the nouns without importing them."""
         with formatter.section("Commands"):
@@ -93,10 +101,6 @@ def run(command: click.Command, name: str) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"\n{name}: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # The reader of stdout went away (`| head`); Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # the boundary: a bug is one line for the user, and a traceback on request
         _explain(
             f"{name}: unexpected {type(error).__name__}: {error}", "Run again with --verbose for a traceback.", verbose

@@ -326,3 +326,14 @@ def test_controller_waits_for_its_broker_and_ends_on_a_signal(shell, tmp_path):
     assert process.returncode == 0, err
     assert "ready" not in out
     assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_failure(shell, tmp_path):
+    """`edgekit device list | head -0` ends in silence and success."""
+    read, write = os.pipe()
+    os.close(read)
+    enroll(shell, "pi-1")
+    command = [sys.executable, "-c", "from edgekit.cli.main import main; main()", "device", "list"]
+    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=60)
+    os.close(write)
+    assert (found.returncode, found.stderr) == (0, b"")
