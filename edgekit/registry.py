@@ -144,9 +144,8 @@ def publish(store: Store, repository: Repository, bundle: Path) -> Release:
         StoreError: the store failed; the catalogue is as it was.
     """
     manifest = check_bundle(bundle)
-    if manifest.name not in repository.models():
-        repository.add_model(manifest.name)
     data = manifest.canonical_bytes()
+    repository.check(data)  # before the first byte is uploaded
     for entry in manifest.files:
         _upload(store, entry.sha256, entry.size, bundle / entry.path)
     _upload(store, manifest.digest, len(data), data)

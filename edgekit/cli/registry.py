@@ -20,7 +20,7 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
-from edgekit.errors import ManifestError, NotFoundError, VerificationError
+from edgekit.errors import NotFoundError, VerificationError
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ def publish(
     as_json: bool,
 ) -> None:
     """Check, upload and sign BUNDLES (folders that `edgekit convert` wrote)."""
-    settings, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
+    _, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
     with needs_extra("registry"):
         from edgekit.registry import check_bundle
         from edgekit.registry import publish as publish_bundle
     manifests = [check_bundle(bundle) for bundle in bundles]  # all of them, before the first one is published
     if dry_run:
-        _print_plan(settings, store, repository, manifests, as_json)
+        _print_plan(store, repository, manifests, as_json)
         return
     done = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
@@ -268,28 +268,20 @@ def _key_files(keys: Path) -> tuple[list[str], list[str]]:
     return [path.name for path in private_keys(keys) if path not in online], [path.name for path in online]
 
 
-def _print_plan(
-    settings: ControlSettings, store: Store, repository: Repository, manifests: list[Any], as_json: bool
-) -> None:
+def _print_plan(store: Store, repository: Repository, manifests: list[Any], as_json: bool) -> None:
     from edgekit.manifest import target_path
     from edgekit.registry import blob_name
 
     models = repository.models()
     plan = []
-    with registry_reader(settings) as reader:
-        known = {row.path: row.sha256 for row in reader.list()}
     for manifest in manifests:
         path = target_path(manifest.name, manifest.target, manifest.version)
-        if known.get(path, manifest.digest) != manifest.digest:
-            raise ManifestError(
-                f"{path} is already published with other content",
-                advice="A published version never changes; convert with a higher --version.",
-            )
+        known = repository.check(manifest.canonical_bytes())
         missing = [entry for entry in manifest.files if not store.exists(blob_name(entry.sha256))]
         plan.append(
             {
                 "path": path,
-                "published": path in known,
+                "published": known is not None,
                 "new_model": manifest.name not in models,
                 "upload_files": len(missing),
                 "upload_bytes": sum(entry.size for entry in missing),

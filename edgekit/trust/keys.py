@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -25,6 +27,34 @@ def key_path(folder: Path, role: str) -> Path:
 def private_keys(folder: Path) -> list[Path]:
     """The private key files in `folder`, sorted; empty where there is no such folder."""
     return sorted(folder.glob(f"*{KEY_SUFFIX}"))
+
+
+def signers_of(folder: Path, keyids: Collection[str], passphrase: str | None = None) -> list[CryptoSigner]:
+    """The private keys in `folder` that have one of these key ids, whatever their files are called.
+
+    Raises:
+        SettingsError: one of them cannot be loaded, or is not the key that the ``.pub`` file beside it says.
+    """
+    found = {}
+    for path in private_keys(folder):
+        public = public_path(path)
+        # Only the private key itself can tell where its public file was left behind.
+        keyid = load_public(public).keyid if public.exists() else load_signer(path, passphrase).public_key.keyid
+        if keyid in keyids:
+            signer = load_signer(path, passphrase)
+            if signer.public_key.keyid != keyid:
+                raise SettingsError(f"key {path} is not the key that {public} says", advice=f"Remove {public}.")
+            found[keyid] = signer
+    return list(found.values())
+
+
+def free_path(folder: Path, role: str) -> Path:
+    """Where a further key of `role` can be made: ``timestamp.key``, then ``timestamp+2.key`` and so on.
+
+    No role has a ``+`` in its name, so no role's key is mistaken for another's.
+    """
+    paths = itertools.chain([key_path(folder, role)], (key_path(folder, f"{role}+{i}") for i in itertools.count(2)))
+    return next(path for path in paths if not path.exists())
 
 
 def public_path(path: Path) -> Path:

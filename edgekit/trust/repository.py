@@ -1,24 +1,15 @@
-"""The publish side of TUF: makes the repository in a store, delegates one role per model, publishes, keeps it fresh.
-
-Every change is a new set of numbered files (consistent snapshots); ``timestamp.json``, written last, is the commit. A
-change that dies before it leaves files that nobody reads, which the next change overwrites. What is read back from the
-store is verified before it is signed again, so a store that was tampered with cannot have its content signed.
-"""
+"""The publish side of TUF: makes the repository in a store, delegates one role per model, publishes, keeps it fresh."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
 
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     DelegatedRole,
     Delegations,
-    Metadata,
-    MetaFile,
     Root,
     Snapshot,
     TargetFile,
@@ -27,31 +18,15 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from edgekit.clock import SystemClock
-from edgekit.errors import ManifestError, NotFoundError, SettingsError, UnavailableError
-from edgekit.manifest import NAME, parse_manifest, target_path
+from edgekit.errors import ManifestError, NotFoundError, SettingsError
+from edgekit.manifest import NAME, Manifest, parse_manifest, target_path
 from edgekit.protocols import Clock, Store
 from edgekit.trust.assignment import DIRECTOR
+from edgekit.trust.commit import LIFETIME_DAYS, ROOT_FILE, Committer, signed_bytes
 from edgekit.trust.keys import generate_key, key_path, load_signer
-from edgekit.trust.state import METADATA, TIMESTAMP_NAME, State, load_state, publisher_role
+from edgekit.trust.state import METADATA, TIMESTAMP_NAME, State, publisher_role
 
-ROOT_FILE = "root.json"
-OFFLINE_ROLES = (Root.type, Targets.type)
 ONLINE_ROLES = (Snapshot.type, Timestamp.type, DIRECTOR)
-
-# What people sign lives a year. What a machine signs unattended lives a week: that bounds how long a registry can
-# hide news from devices, and how long the controller may be away before devices refuse changes.
-LIFETIME_DAYS = {Root.type: 365, Targets.type: 365, "publisher": 365, Snapshot.type: 7, Timestamp.type: 7}
-
-S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
-
-
-@runtime_checkable
-class Lockable(Protocol):
-    """A Store that can keep other writers out for the time of one change."""
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the store."""
-        ...
 
 
 class Repository:
@@ -70,7 +45,7 @@ class Repository:
         self._store = store
         self._keys = keys
         self._passphrase = passphrase
-        self._clock = clock or SystemClock()
+        self._committer = Committer(store, keys, passphrase, clock or SystemClock())
 
     def create(self, *, root_keys: int = 1, root_threshold: int = 1) -> bytes:
         """Make all keys and an empty repository.
@@ -91,22 +66,22 @@ class Repository:
                 f"root threshold is {root_threshold}, expected 1 to {root_keys} (the number of root keys)"
             )
         roots = [Root.type] if root_keys == 1 else [f"{Root.type}-{i + 1}" for i in range(root_keys)]
-        with self._locked():
+        with self._committer.locked():
             self._refuse_second(roots)
             signers = {
                 role: generate_key(key_path(self._keys, role), self._passphrase)
                 for role in (*roots, Targets.type, *ONLINE_ROLES)
             }
-            root = Root(version=1, expires=self._expiry(Root.type), consistent_snapshot=True)
+            root = self._committer.fresh(Root(version=1, consistent_snapshot=True), Root.type)
             for role in (Targets.type, Snapshot.type, Timestamp.type):
                 root.add_key(signers[role].public_key, role)
             for name in roots:
                 root.add_key(signers[name].public_key, Root.type)
             root.roles[Root.type].threshold = root_threshold
-            data = _signed(root, *(signers[name] for name in roots))
+            data = signed_bytes(root, [signers[name] for name in roots])
             (self._keys / ROOT_FILE).write_bytes(data)
             self._store.put(f"{METADATA}1.root.json", data)
-            self._commit(
+            self._committer.commit(
                 State(self._store, root, Snapshot(), Timestamp(), b""), {Targets.type: self._first_targets(signers)}
             )
             return data
@@ -117,7 +92,7 @@ class Repository:
         Raises:
             NotFoundError, SignatureError: there is no repository, or not one of these keys' root.
         """
-        return self._load().models()
+        return self._committer.load().models()
 
     def add_model(self, name: str) -> None:
         """Make a publisher key for model `name` and delegate its targets to it; needs the offline targets key.
@@ -126,29 +101,38 @@ class Repository:
             NotFoundError: the targets key is not here.
             ManifestError: `name` is no model name, or has a publisher already.
         """
-        if not NAME.fullmatch(name):
-            raise ManifestError(f"model name {name!r} is not of the form {NAME.pattern}")
-        role = publisher_role(name)
-        with self._locked():
-            state = self._load()
-            top = state.top()
+        with self._committer.locked():
+            state = self._committer.load()
             if name in state.models():
                 raise ManifestError(f"model {name!r} has a publisher already")
-            self._signer(Targets.type)
-            # A change that died after making the key left it here; nothing trusts it yet, so it may serve.
-            path = key_path(self._keys, role)
-            publisher = self._signer(role) if path.exists() else generate_key(path, self._passphrase)
-            delegated = DelegatedRole(role, [], threshold=1, terminating=True, paths=[f"models/{name}/*/*/*"])
-            assert top.delegations is not None
-            assert top.delegations.roles is not None
-            top.delegations.roles[role] = delegated
-            top.add_key(publisher.public_key, role)
-            self._commit(
-                state, {Targets.type: self._next(top, Targets.type), role: self._fresh(Targets(), "publisher")}
-            )
+            self._committer.commit(state, self._delegated(state, name))
+
+    def check(self, manifest: bytes) -> TargetFile | None:
+        """Hold a manifest to everything that `publish` asks for, keys included, and change nothing.
+
+        Returns:
+            The target where this content is published already; None where it can be.
+
+        Raises:
+            As `publish`.
+        """
+        state = self._committer.load()
+        parsed = parse_manifest(manifest)
+        known = _published(state, parsed, manifest)
+        if known is None:
+            if parsed.name in state.models():
+                self._committer.signers(publisher_role(parsed.name), state.top())
+            else:
+                self._committer.signers(Targets.type, state.root)
+            for role in (Snapshot.type, Timestamp.type):
+                self._committer.signers(role, state.root)
+        return known
 
     def publish(self, manifest: bytes, custom: Mapping[str, str | int | bool] | None = None) -> TargetFile:
         """Name a bundle's manifest in the catalogue; the same content again changes nothing.
+
+        The first publish of a model makes its publisher in the same change, for which the offline targets key is
+        needed.
 
         Args:
             manifest: Its canonical bytes; the blobs are already in the store.
@@ -159,27 +143,25 @@ class Repository:
 
         Raises:
             ManifestError: not a valid manifest, or that version is published with other content.
-            NotFoundError: the model has no publisher, or a key is not here.
+            NotFoundError: a key is not here.
         """
         parsed = parse_manifest(manifest)
-        path = target_path(parsed.name, parsed.target, parsed.version)
-        with self._locked():
-            state = self._load()
-            publisher = state.publisher(parsed.name)
-            target = TargetFile.from_data(path, manifest, ["sha256"])
-            known = publisher.targets.get(path)
+        with self._committer.locked():
+            state = self._committer.load()
+            known = _published(state, parsed, manifest)
             if known is not None:
-                if known.hashes != target.hashes:
-                    raise ManifestError(
-                        f"{path} is already published with other content (digest {known.hashes['sha256'][:12]})",
-                        advice="A published version never changes; convert with a higher --version.",
-                    )
                 return known
-            release = 1 + max((_release(file) for file in publisher.targets.values()), default=0)
+            role = publisher_role(parsed.name)
+            if parsed.name in state.models():
+                changed = {role: self._committer.next(state.publisher(parsed.name), "publisher")}
+            else:
+                changed = self._delegated(state, parsed.name)
+            target = TargetFile.from_data(_path(parsed), manifest, ["sha256"])
+            release = 1 + max((_release(file) for file in changed[role].targets.values()), default=0)
             identity = {"name": parsed.name, "target": parsed.target, "version": parsed.version, "release": release}
             target.unrecognized_fields["custom"] = {**(custom or {}), **identity}
-            publisher.targets[path] = target
-            self._commit(state, {publisher_role(parsed.name): self._next(publisher, "publisher")})
+            changed[role].targets[target.path] = target
+            self._committer.commit(state, changed)
             return target
 
     def mark(self, name: str, version: str, *, retired: bool | None = None, channel: str | None = None) -> list[str]:
@@ -198,15 +180,15 @@ class Repository:
         """
         if channel is not None and not NAME.fullmatch(channel):
             raise ManifestError(f"channel {channel!r} is not of the form {NAME.pattern}")
-        with self._locked():
-            state = self._load()
+        with self._committer.locked():
+            state = self._committer.load()
             publisher = state.publisher(name)
             found = [file for file in publisher.targets.values() if file.custom.get("version") == version]
             if not found:
                 raise NotFoundError(f"model {name!r} has no version {version!r}")
             for file in found:
                 file.custom.update({k: v for k, v in (("retired", retired), ("channel", channel)) if v is not None})
-            self._commit(state, {publisher_role(name): self._next(publisher, "publisher")})
+            self._committer.commit(state, {publisher_role(name): self._committer.next(publisher, "publisher")})
             return [file.path for file in found]
 
     def refresh_timestamp(self, *, force: bool = False) -> bool:
@@ -219,42 +201,63 @@ class Repository:
             NotFoundError: there is no repository, or a key is not here.
             StoreError, SignatureError: as `publish`.
         """
-        with self._locked():
-            state = self._load()
-            left = min(state.snapshot.expires, state.timestamp.expires) - self._now()
+        with self._committer.locked():
+            state = self._committer.load()
+            left = min(state.snapshot.expires, state.timestamp.expires) - self._committer.now()
             if not force and left > timedelta(days=LIFETIME_DAYS[Timestamp.type]) / 2:
                 return False
-            self._commit(state, {})
+            self._committer.commit(state, {})
             return True
 
-    def _commit(self, state: State, changed: Mapping[str, Targets]) -> None:
-        """Sign everything, then write everything, the timestamp last."""
-        files = {}
-        for role, targets in changed.items():
-            files[f"{targets.version}.{role}.json"] = _signed(targets, self._signer(role))
-            state.snapshot.meta[f"{role}.json"] = MetaFile(targets.version)
-        if state.committed:
-            state.snapshot.version += 1
-            state.timestamp.version += 1
-        snapshot = self._fresh(state.snapshot, Snapshot.type)
-        files[f"{snapshot.version}.snapshot.json"] = _signed(snapshot, self._signer(Snapshot.type))
-        state.timestamp.snapshot_meta = MetaFile(snapshot.version)
-        timestamp = _signed(self._fresh(state.timestamp, Timestamp.type), self._signer(Timestamp.type))
-        if state.committed and self._store.get(METADATA + TIMESTAMP_NAME) != state.committed:
-            raise UnavailableError("another publisher changed the registry meanwhile", advice="Try again.")
-        for name, data in files.items():
-            self._store.put(METADATA + name, data)
-        self._store.put(METADATA + TIMESTAMP_NAME, timestamp)
+    def missing(self, roles: Iterable[str]) -> list[str]:
+        """Those of the top-level `roles` for which too few keys are here.
 
-    def _load(self) -> State:
-        return load_state(self._store, self._keys / ROOT_FILE)
+        Raises:
+            NotFoundError, SignatureError: there is no repository, or not one of these keys' root.
+        """
+        root = self._committer.load().root
+        missing = []
+        for role in roles:
+            try:
+                self._committer.signers(role, root)
+            except NotFoundError:
+                missing.append(role)
+        return missing
+
+    def director(self) -> CryptoSigner:
+        """The key that signs assignments and commands, as the registry names it now.
+
+        Raises:
+            NotFoundError: it is not here, or there is no repository. SignatureError: see `models`.
+        """
+        return self._committer.signers(DIRECTOR, self._committer.load().top())[0]
+
+    def _delegated(self, state: State, name: str) -> dict[str, Targets]:
+        """The change that gives model `name` a publisher, with its key made."""
+        if not NAME.fullmatch(name):
+            raise ManifestError(f"model name {name!r} is not of the form {NAME.pattern}")
+        self._committer.signers(Targets.type, state.root)
+        role, top = publisher_role(name), state.top()
+        # A change that died after making the key left it here; nothing trusts it yet, so it may serve.
+        path = key_path(self._keys, role)
+        publisher = load_signer(path, self._passphrase) if path.exists() else generate_key(path, self._passphrase)
+        assert top.delegations is not None
+        assert top.delegations.roles is not None
+        top.delegations.roles[role] = DelegatedRole(
+            role, [], threshold=1, terminating=True, paths=[f"models/{name}/*/*/*"]
+        )
+        top.add_key(publisher.public_key, role)
+        return {
+            Targets.type: self._committer.next(top, Targets.type),
+            role: self._committer.fresh(Targets(), "publisher"),
+        }
 
     def _first_targets(self, signers: Mapping[str, CryptoSigner]) -> Targets:
         # The director names no target itself, so no client ever asks for a director.json: there is none.
         director = DelegatedRole(DIRECTOR, [], threshold=1, terminating=True, paths=[])
         targets = Targets(delegations=Delegations({}, {DIRECTOR: director}))
         targets.add_key(signers[DIRECTOR].public_key, DIRECTOR)
-        return self._fresh(targets, Targets.type)
+        return self._committer.fresh(targets, Targets.type)
 
     def _refuse_second(self, roots: list[str]) -> None:
         if self._store.exists(METADATA + TIMESTAMP_NAME):
@@ -269,38 +272,27 @@ class Repository:
                 advice="They may belong to another registry: name another --keys folder.",
             )
 
-    def _signer(self, role: str) -> CryptoSigner:
-        try:
-            return load_signer(key_path(self._keys, role), self._passphrase)
-        except NotFoundError as error:
-            kind = "It belongs offline: bring it for this one change." if role in OFFLINE_ROLES else "Bring it here."
-            raise NotFoundError(
-                f"this needs the key {key_path(self._keys, role)}, which is not here", advice=kind
-            ) from error
 
-    def _next(self, targets: Targets, kind: str) -> Targets:
-        targets.version += 1
-        return self._fresh(targets, kind)
-
-    def _fresh(self, signed: S, kind: str) -> S:
-        signed.expires = self._expiry(kind)
-        return signed
-
-    def _expiry(self, kind: str) -> datetime:
-        return self._now() + timedelta(days=LIFETIME_DAYS[kind])
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self._clock.wall()), timezone.utc)
-
-    def _locked(self) -> AbstractContextManager[None]:
-        return self._store.lock() if isinstance(self._store, Lockable) else nullcontext()
+def _path(manifest: Manifest) -> str:
+    return target_path(manifest.name, manifest.target, manifest.version)
 
 
-def _signed(signed: S, *signers: CryptoSigner) -> bytes:
-    document = Metadata(signed)
-    for signer in signers:
-        document.sign(signer, append=True)
-    return document.to_bytes()
+def _published(state: State, parsed: Manifest, manifest: bytes) -> TargetFile | None:
+    """The target that has this content already.
+
+    Raises:
+        ManifestError: it has other content.
+    """
+    if parsed.name not in state.models():
+        return None
+    path = _path(parsed)
+    known = state.publisher(parsed.name).targets.get(path)
+    if known is not None and known.hashes != TargetFile.from_data(path, manifest, ["sha256"]).hashes:
+        raise ManifestError(
+            f"{path} is already published with other content (digest {known.hashes['sha256'][:12]})",
+            advice="A published version never changes; convert with a higher --version.",
+        )
+    return known
 
 
 def _release(file: TargetFile) -> int:

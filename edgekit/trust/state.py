@@ -13,6 +13,7 @@ from edgekit.protocols import Store
 
 METADATA = "metadata/"
 TIMESTAMP_NAME = "timestamp.json"
+PENDING_NAME = "pending.json"  # the timestamp that a new root is waiting for; empty where none does
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 
@@ -76,14 +77,27 @@ def load_state(store: Store, root_file: Path) -> State:
         StoreError: the store failed.
     """
     root = _load_root(store, root_file)
+    committed, timestamp = _load_timestamp(store, root)
+    version = timestamp.snapshot_meta.version
+    data = store.get(f"{METADATA}{version}.snapshot.json")
+    return State(store, root, _verified(data, Snapshot, root, Snapshot.type, version), timestamp, committed)
+
+
+def _load_timestamp(store: Store, root: Root) -> tuple[bytes, Timestamp]:
     try:
         committed = store.get(METADATA + TIMESTAMP_NAME)
     except NotFoundError as error:
         raise NotFoundError("there is no registry here", advice="Run: edgekit registry init") from error
-    timestamp = _verified(committed, Timestamp, root, Timestamp.type)
-    version = timestamp.snapshot_meta.version
-    data = store.get(f"{METADATA}{version}.snapshot.json")
-    return State(store, root, _verified(data, Snapshot, root, Snapshot.type, version), timestamp, committed)
+    try:
+        return committed, _verified(committed, Timestamp, root, Timestamp.type)
+    except SignatureError:
+        # A change of keys died between the new root and its timestamp: end it, if that timestamp is the root's.
+        pending = METADATA + PENDING_NAME
+        if not store.exists(pending) or not (committed := store.get(pending)):
+            raise
+        timestamp = _verified(committed, Timestamp, root, Timestamp.type)
+        store.put(METADATA + TIMESTAMP_NAME, committed)
+        return committed, timestamp
 
 
 def _load_root(store: Store, root_file: Path) -> Root:

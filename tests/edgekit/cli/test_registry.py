@@ -98,6 +98,8 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert (plan["published"], plan["new_model"], plan["upload_bytes"]) == (True, False, 0)
     changed = write_bundle(folder / "changed", model=b"changed")
     assert "other content" in str(type_in("publish", str(changed), "--dry-run").exception)
+    (folder / "keys" / "targets.key").rename(folder / "targets.key")
+    assert "targets.key" in str(failed(NotFoundError, "publish", str(write_bundle(folder, "new")), "--dry-run"))
 
 
 def test_one_bad_bundle_stops_them_all(folder: Path) -> None:

@@ -154,11 +154,21 @@ def test_renewing_needs_the_online_keys_only(registry: Registry, tmp_path: Path)
     registry.device().client.refresh(registry.clock.now + 6 * DAY)
 
 
-def test_an_unknown_model_is_not_published(registry: Registry) -> None:
-    """Without a publisher there is no publish; the advice says where it can be made."""
-    with pytest.raises(NotFoundError, match="no publisher") as caught:
-        registry.repository.publish(manifest_of("another").canonical_bytes())
-    assert "targets key" in caught.value.advice
+def test_a_new_model_takes_the_offline_key(registry: Registry) -> None:
+    """Its first publish makes its publisher in the same change; without the targets key neither of them is made."""
+    new = manifest_of("another").canonical_bytes()
+    away = key_path(registry.keys, "targets").rename(registry.folder / "targets.key")
+    before = dict(registry.store.blobs)
+    for change in (registry.repository.publish, registry.repository.check):
+        with pytest.raises(NotFoundError, match="targets") as caught:
+            change(new)
+        assert "offline" in caught.value.advice
+    assert registry.store.blobs == before
+    away.rename(key_path(registry.keys, "targets"))
+    assert registry.repository.check(new) is None
+    assert registry.repository.publish(new).custom["release"] == 1
+    assert registry.repository.models() == ["another", "digits"]
+    assert registry.device().client.find_target("models/another/pi/1.0.0/manifest.json") is not None
 
 
 @pytest.mark.parametrize("name", ["digits", "Digits", "a/b", "*", "", "-x"])
