@@ -12,7 +12,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
 
 from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher
+from device_agents.blocks_fetch import BlockFetcher, Gate
 from device_agents.commands import Commands
 from device_agents.control import ControlLink
 from device_agents.deployment import Deployment, Event, Limits, State
@@ -21,6 +21,7 @@ from device_agents.journal import Journal
 from device_agents.seams import Inference, SelfTester, TrustFactory
 from device_agents.telemetry import Window, flatten
 from device_agents.threads import in_thread
+from device_agents.throttle import QuietHours
 from device_agents.update import UpdateMachine
 from device_agents.updater import Updater
 from edgekit import messages
@@ -43,6 +44,9 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: float = 30.0
     telemetry_seconds: float = 60.0
     max_bundle_bytes: int = 2 * 1024**3
+    download_bytes_per_second: int = 0
+    download_budget: float = 3.0
+    quiet_hours: QuietHours | None = None
     limits: Limits = Limits()
 
 
@@ -82,16 +86,18 @@ class Agent:
         self._inference, self._facts = inference, facts
         self._answers = Answers(transport, fleet=options.fleet, device=options.device)
         self._trust = trust(self._fetch_metadata)
+        gate = Gate(clock, bytes_per_second=options.download_bytes_per_second, quiet=options.quiet_hours)
         self._effects = Effects(
             disk=disk,
             journal=journal,
             trust=self._trust,
-            fetcher=BlockFetcher(self._answers, clock),
+            fetcher=BlockFetcher(self._answers, clock, gate),
             inference=inference,
             self_test=self_test,
             mismatches=mismatches,
             clock=clock,
             max_bundle_bytes=options.max_bundle_bytes,
+            download_budget=options.download_budget,
         )
         self._link = ControlLink(
             transport,

@@ -19,6 +19,7 @@ from device_agents.deployment import Limits
 from device_agents.health import run_self_test
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
+from device_agents.throttle import parse_quiet_hours
 from edgekit.clock import SystemClock
 from edgekit.compat import Facts, mismatches
 from edgekit.disk import FolderDisk
@@ -94,10 +95,11 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
 
 
 def agent_options(settings: AgentSettings) -> AgentOptions:
-    """The part of the settings that the agent itself reads. Raises SettingsError for names that no topic can carry."""
+    """The part of the settings that the agent itself reads. Raises SettingsError for what no topic or day has."""
     try:
         check_device_name(settings.device)
         check_name(settings.fleet)
+        quiet = parse_quiet_hours(settings.quiet_hours)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     return AgentOptions(
@@ -106,6 +108,9 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         heartbeat_seconds=settings.heartbeat_seconds,
         telemetry_seconds=settings.telemetry_seconds,
         max_bundle_bytes=settings.max_bundle_bytes,
+        download_bytes_per_second=settings.download_bytes_per_second,
+        download_budget=settings.download_budget,
+        quiet_hours=quiet,
         limits=Limits(step_seconds=settings.step_timeout_seconds, probation_seconds=settings.probation_seconds),
     )
 

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
 from device_agents.answers import Answers, Exchange, check_answer
+from device_agents.throttle import Bucket, QuietHours
 from edgekit.blocks import BlockMap, RoundTrip, Window, to_ranges
-from edgekit.errors import DigestMismatchError, TransportError
+from edgekit.errors import DigestMismatchError, TransportError, UnavailableError
 from edgekit.messages import Answer
 from edgekit.protocols import Clock
 
@@ -20,12 +22,52 @@ MAX_WRONG = 3
 MAX_BUSY_SECONDS = 15.0
 
 
-class BlockFetcher:
-    """BlockSource over the request and answer topics; round trips are remembered from blob to blob."""
+class Gate:
+    """Lets requests through at the rate and in the hours that the device's owner allows.
 
-    def __init__(self, answers: Answers, clock: Clock) -> None:
+    Args:
+        clock: Monotonic time for the rate, wall time (in the device's time zone) for the hours.
+        bytes_per_second: 0 for no limit.
+        quiet: Hours in which nothing is asked for; None for none.
+    """
+
+    def __init__(self, clock: Clock, *, bytes_per_second: int = 0, quiet: QuietHours | None = None) -> None:
+        self._clock, self._quiet = clock, quiet
+        self._bucket = Bucket.full(bytes_per_second, clock.monotonic())
+
+    def check_hours(self) -> None:
+        """Raises UnavailableError in quiet hours."""
+        local = time.localtime(self._clock.wall())
+        if self._quiet is not None and local.tm_hour * 60 + local.tm_min in self._quiet:
+            raise UnavailableError(f"nothing is downloaded in quiet hours, {self._quiet}")
+
+    async def pass_blocks(self, wanted: int, *, wait: bool) -> int:
+        """How many of `wanted` blocks may be asked for now, which counts as asked; 0 only where `wait` is false.
+
+        Raises:
+            UnavailableError: quiet hours have begun.
+        """
+        self.check_hours()
+        while not (allowed := self._bucket.blocks(self._clock.monotonic(), wanted)) and wait:
+            await asyncio.sleep(max(0.001, self._bucket.wait_seconds(self._clock.monotonic())))
+            self.check_hours()
+        self._bucket = self._bucket.take(self._clock.monotonic(), allowed)
+        return allowed
+
+
+class BlockFetcher:
+    """BlockSource over the request and answer topics; round trips are remembered from blob to blob.
+
+    Args:
+        answers: The topics.
+        clock: Monotonic time.
+        gate: Rate and hours; open where None.
+    """
+
+    def __init__(self, answers: Answers, clock: Clock, gate: Gate | None = None) -> None:
         self._answers = answers
         self._clock = clock
+        self.gate = gate or Gate(clock)
         self._round_trip = RoundTrip()
 
     async def blocks(self, digest: str, wanted: Iterable[int]) -> AsyncGenerator[tuple[int, bytes], None]:
@@ -34,9 +76,10 @@ class BlockFetcher:
         Raises:
             NotFoundError: the store has no blob with this digest.
             TransportError: the broker is away, or nothing arrived for several attempts.
+            UnavailableError: quiet hours have begun.
         """
         with self._answers.exchange() as exchange:
-            transfer = _Transfer(self._answers, exchange, self._clock, digest, wanted, self._round_trip)
+            transfer = _Transfer(self._answers, exchange, self._clock, self.gate, digest, wanted, self._round_trip)
             try:
                 async for index, data in transfer.run():
                     yield index, data
@@ -71,11 +114,12 @@ class _Transfer:
         answers: Answers,
         exchange: Exchange,
         clock: Clock,
+        gate: Gate,
         digest: str,
         wanted: Iterable[int],
         round_trip: RoundTrip,
     ) -> None:
-        self._answers, self._exchange, self._clock = answers, exchange, clock
+        self._answers, self._exchange, self._clock, self._gate = answers, exchange, clock, gate
         self._digest = digest
         self._waiting = deque(dict.fromkeys(wanted))
         self._asked: dict[int, float] = {}  # block -> when it was asked for
@@ -107,7 +151,10 @@ class _Transfer:
         credit = self._window.credit(len(self._asked))
         if not credit or not self._waiting:
             return
-        indexes = [self._waiting.popleft() for _ in range(min(credit, len(self._waiting)))]
+        allowed = await self._gate.pass_blocks(min(credit, len(self._waiting)), wait=not self._asked)
+        if not allowed:
+            return
+        indexes = [self._waiting.popleft() for _ in range(allowed)]
         self._asked.update(dict.fromkeys(indexes, self._clock.monotonic()))
         ranges = to_ranges(indexes)
         await self._answers.ask_blocks(self._exchange, self._digest, ranges, len(indexes), len(self._waiting))

@@ -11,7 +11,7 @@ from device_agents.blocks_fetch import MAX_WRONG
 from device_agents.blocks_local import find_blocks, read_place
 from device_agents.threads import in_thread
 from edgekit.blocks import BlockMap
-from edgekit.errors import DataError, DigestMismatchError, DiskError
+from edgekit.errors import DataError, DigestMismatchError, DiskError, RefusedError
 from edgekit.manifest import BLOCK_BYTES, FileEntry, Manifest
 from edgekit.protocols import BlockSource, Disk
 
@@ -118,11 +118,16 @@ class Download:
         disk: Where to.
         source: Blocks that are not here.
         counters: TRANSFER_COUNTERS, which only rise; `blocks_reused` were on this disk already.
+        budget: Bytes that may be fetched, wrong and repeated ones included; None for any number.
+
+    Attributes:
+        fetched: Bytes that were.
     """
 
-    def __init__(self, disk: Disk, source: BlockSource, counters: Counter[str]) -> None:
+    def __init__(self, disk: Disk, source: BlockSource, counters: Counter[str], *, budget: int | None = None) -> None:
         self._disk, self._source = disk, source
-        self._counters = counters
+        self._counters, self._budget = counters, budget
+        self.fetched = 0
 
     async def run(self, manifest: Manifest, folder: str, *, make_room: Callable[[], None]) -> None:
         """Fetch every missing block of every file; what is verified stays, however this ends.
@@ -135,6 +140,7 @@ class Download:
         Raises:
             DiskError: there is not enough space (found before the first byte), or the disk failed.
             DigestMismatchError: the source sent a wrong block three times.
+            RefusedError: the budget is spent.
             NotFoundError, TransportError: as the source.
         """
         await in_thread(self._prepare, manifest, folder, make_room)
@@ -175,6 +181,12 @@ class Download:
 
     async def _take(self, file: BlockFile, index: int, data: bytes, wrong: Counter[int]) -> None:
         self._counters["bytes_fetched"] += len(data)
+        self.fetched += len(data)
+        if self._budget is not None and self.fetched > self._budget:
+            raise RefusedError(
+                f"the deployment has fetched more than its budget, of which {self._budget} bytes were left",
+                advice="Something damages or loses most blocks on their way; a larger download_budget allows more.",
+            )
         try:
             await in_thread(file.put, index, data)
             self._counters["blocks_fetched"] += 1

@@ -84,6 +84,7 @@ class State(msgspec.Struct, frozen=True):
         outcome: How the last deployment ended.
         note: Why the last attempt failed, while another is to come.
         attempts: Failed attempts of this deployment; sets the delay before the next.
+        fetched: Bytes that its failed attempts fetched, for its budget.
         interrupted: How often the device stopped while this deployment was being tested or proved.
         probing: True in PROBATION once the wait is over and the live model is being asked.
         deadline: When to send DeadlinePassed, monotonic seconds.
@@ -100,6 +101,7 @@ class State(msgspec.Struct, frozen=True):
     outcome: Outcome | None = None
     note: str = ""
     attempts: int = 0
+    fetched: int = 0
     interrupted: int = 0
     probing: bool = False
     deadline: float | None = None
@@ -199,9 +201,11 @@ class Failed(Event, frozen=True):
         message: For people.
         passing: True when the same attempt may work later.
         refused: True when the bundle may never be used here.
+        fetched: Bytes that the attempt fetched.
     """
 
     error: str
     message: str
     passing: bool = False
     refused: bool = False
+    fetched: int = 0

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from device_agents.blocks_fetch import BlockFetcher
-from device_agents.blocks_file import TRANSFER_COUNTERS, Download
+from device_agents.blocks_file import SPARE_BYTES, TRANSFER_COUNTERS, Download
 from device_agents.deployment import (
     Activated,
     Cleaned,
@@ -67,6 +67,7 @@ class Effects:
         mismatches: Every reason why a manifest does not fit this device.
         clock: Wall time for reports and expiry.
         max_bundle_bytes: A larger bundle is refused.
+        download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
     """
 
     def __init__(
@@ -81,10 +82,13 @@ class Effects:
         mismatches: Callable[[Manifest], list[str]],
         clock: Clock,
         max_bundle_bytes: int,
+        download_budget: float = 3.0,
     ) -> None:
         self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
         self._inference, self._self_test, self._mismatches = inference, self_test, mismatches
         self._clock, self._max_bundle_bytes = clock, max_bundle_bytes
+        self._download_budget = download_budget
+        self._fetched: dict[str, int] = {}  # by model, in the attempt that failed
         self._live: dict[str, str] = {}
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
@@ -114,7 +118,8 @@ class Effects:
             passing = isinstance(error, _PASSING) and not isinstance(error, _LASTING)
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
-            return self._failed(error, passing=passing, refused=refused)
+            fetched = self._fetched.pop(model, 0)
+            return self._failed(error, passing=passing, refused=refused, fetched=fetched)
         except Exception as error:
             # The supervision boundary: a bug met in one model's update must not end the agent, which still serves.
             self.unexpected_errors += 1
@@ -135,9 +140,9 @@ class Effects:
         await self._inference.activate(model, manifest, slots.path(installed.slot))
         self._live[model] = installed.digest
 
-    def _failed(self, error: Exception, *, passing: bool, refused: bool) -> Failed:
-        name = type(error).__name__
-        return Failed(error=name, message=str(error), passing=passing, refused=refused, at=self._clock.wall())
+    def _failed(self, error: Exception, *, passing: bool, refused: bool, fetched: int = 0) -> Failed:
+        name, at = type(error).__name__, self._clock.wall()
+        return Failed(error=name, message=str(error), passing=passing, refused=refused, fetched=fetched, at=at)
 
     async def _resolve(self, state: State) -> None:
         deployment = _deployment(state)
@@ -150,6 +155,7 @@ class Effects:
             version=deployment.version,
             release=deployment.release,
         )
+        self._fetcher.gate.check_hours()
         await self.refresh()
         async with self.trust_lock:
             target_file = await in_thread(self._trust.find_target, entry.path)
@@ -196,8 +202,12 @@ class Effects:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest, _ = await in_thread(self._manifest, deployment)
-        download = Download(self._disk, self._fetcher, self.transfers)
-        await download.run(manifest, _incoming(deployment), make_room=lambda: slots.clear(state.inactive_slot))
+        budget = int(self._download_budget * manifest.total_bytes) + SPARE_BYTES - state.fetched
+        download = Download(self._disk, self._fetcher, self.transfers, budget=budget)
+        try:
+            await download.run(manifest, _incoming(deployment), make_room=lambda: slots.clear(state.inactive_slot))
+        finally:
+            self._fetched[deployment.name] = download.fetched
 
     async def _verify(self, state: State) -> None:
         deployment = _deployment(state)

@@ -239,10 +239,10 @@ def _offer(state: State, event: Offered, case: str, *, was: S) -> State:
     offer = event.deployment
     if was is S.IDLE and case == "wanted":
         again = state.deployment is not None and state.deployment.digest == offer.digest
-        kept = (state.attempts, state.interrupted) if again else (0, 0)
-        return _replace(state, deployment=offer, attempts=kept[0], interrupted=kept[1], ending="", note="")
+        state = state if again else _replace(state, attempts=0, fetched=0, interrupted=0)
+        return _replace(state, deployment=offer, ending="", note="")
     if was is S.IDLE:
-        state = _replace(state, deployment=None, attempts=0, interrupted=0, note="", deadline=None)
+        state = _replace(state, deployment=None, attempts=0, fetched=0, interrupted=0, note="", deadline=None)
         return _refuse_older(state, offer, event.at) if case == "older" else state
     if case == "unchanged":
         return _asked_again(state, offer)
@@ -260,7 +260,7 @@ def _asked_again(state: State, offer: Deployment) -> State:
 
 def _cancel(state: State, *, was: S) -> State:
     if was is S.IDLE:
-        return _replace(state, deployment=None, attempts=0, interrupted=0, note="", deadline=None)
+        return _replace(state, deployment=None, attempts=0, fetched=0, interrupted=0, note="", deadline=None)
     dropped = was in _BEFORE or state.ending == "retry"
     return _replace(state, offered=None, ending="dropped" if dropped else state.ending)
 
@@ -268,7 +268,8 @@ def _cancel(state: State, *, was: S) -> State:
 def _fail(state: State, event: Failed) -> State:
     if event.passing:
         note = f"{event.error}: {event.message}"
-        return _replace(state, ending="retry", note=note, attempts=min(state.attempts + 1, 16))
+        fetched = state.fetched + event.fetched
+        return _replace(state, ending="retry", note=note, attempts=min(state.attempts + 1, 16), fetched=fetched)
     rolled = state.name is S.ROLLING_BACK
     result = "rolled-back" if rolled else "refused" if event.refused else "failed"
     outcome = _outcome(state.deployment, result, event.at, error=event.error, message=event.message)
@@ -299,10 +300,10 @@ def _leave_cleaning(state: State, event: Event, case: str) -> State:
     offer = state.offered
     rested = _replace(state, name=S.IDLE, offered=None, ending="")
     if case == "offered":
-        return _replace(rested, name=S.RESOLVING, deployment=offer, attempts=0, interrupted=0, note="")
+        return _replace(rested, name=S.RESOLVING, deployment=offer, attempts=0, fetched=0, interrupted=0, note="")
     if offer is None and state.ending == "retry":
         return rested
-    rested = _replace(rested, deployment=None, attempts=0, interrupted=0, note="")
+    rested = _replace(rested, deployment=None, attempts=0, fetched=0, interrupted=0, note="")
     if offer is not None and _idle_offer_case(state, offer) == "older":
         return _refuse_older(rested, offer, event.at)
     return rested

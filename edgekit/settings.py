@@ -55,6 +55,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         http: host:port of the local endpoint; port 0 takes any free one. Empty for none.
         socket: Path of the UNIX socket; None for none.
         threads: Of each runtime.
+        download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
+        download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
+        quiet_hours: Local times between which nothing is downloaded, for example 08:00-18:30; empty for none.
         cloud_url: Base URL of the cloud tier; empty for none.
         cloud_model: Model name there; empty for the same name.
         fallback_threshold: Answers with a score below it go to the cloud.
@@ -73,6 +76,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     heartbeat_seconds: Seconds = 30.0
     telemetry_seconds: Seconds = 60.0
     max_bundle_bytes: Count = 2 * 1024**3
+    download_bytes_per_second: Annotated[int, msgspec.Meta(ge=0)] = 0
+    download_budget: Annotated[float, msgspec.Meta(ge=1)] = 3.0
+    quiet_hours: str = ""
     max_request_bytes: Count = 64 * 1024**2
     queue_limit: Count = 64
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0

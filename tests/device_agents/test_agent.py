@@ -1,4 +1,5 @@
 import random
+import time
 
 import msgspec
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from device_agents import agent
 from device_agents.deployment import S
 from device_agents.slots import Pointer, Slots
+from device_agents.throttle import QuietHours
 from edgekit import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key
@@ -318,3 +320,39 @@ async def test_what_was_fetched_and_what_was_reused_is_counted(desk, device):
 
     await device.until(lambda: total("blocks_reused") == 4 + 1)
     assert (total("blocks_fetched"), total("bytes_fetched")) == (6 + 1, 6 * 65536 + len(b"golden"))
+
+
+async def test_a_deployment_that_burns_its_byte_budget_fails_for_good(desk, device):
+    """A link that damages most blocks may not cost the owner without end."""
+    await device.stop()
+    device.options = {"download_budget": 1.0}
+    await device.start()
+    entry, seen = desk.publish("1.0.0", random.Random(1).randbytes(40 * 65536)), set()
+
+    def damage_once(digest, index, data):
+        if digest == entry.sha256 or (digest, index) in seen:
+            return data
+        seen.add((digest, index))
+        return bytes(len(data))
+
+    desk.tamper = damage_once
+    desk.assign(entry)
+    report = await reports(device, lambda r: r.outcomes)
+    assert (report.outcomes["digits"].result, report.outcomes["digits"].error) == ("failed", "RefusedError")
+    await device.settled()
+    assert desk.blocks_sent < 40 + 16 + 16 + 4  # the budget, its spare megabyte, and what was under way
+
+
+async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
+    """The deployment waits, and the controller knows why."""
+    await device.stop()
+    now = time.localtime()
+    minute = now.tm_hour * 60 + now.tm_min
+    device.options = {"quiet_hours": QuietHours((minute - 30) % 1440, (minute + 30) % 1440)}
+    await device.start()
+    desk.assign(desk.publish("1.0.0"))
+    await device.until(lambda: len(desk.said("event")) == 1)
+    event = open_envelope(desk.said("event")[0], messages.Event, device.signer.public_key)
+    assert (event.kind, event.error) == ("deployment-delayed", "UnavailableError")
+    assert "quiet hours" in event.message
+    assert desk.blocks_sent == 0

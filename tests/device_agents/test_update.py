@@ -111,6 +111,15 @@ def test_a_passing_failure_is_tried_again_with_growing_delays_and_no_outcome():
     assert delays == [2, 4, 8, 10, 10]
 
 
+def test_what_failed_attempts_fetched_is_added_up_until_another_deployment():
+    """The byte budget is a deployment's and not an attempt's."""
+    failed = Failed(error="TransportError", message="away", passing=True, fetched=1000)
+    state, _ = told(Offered(NEW), Resolved(), failed, Cleaned(), DeadlinePassed(), Resolved(), failed, Cleaned())
+    assert state.fetched == 2000
+    state, _ = told(Offered(NEWER), state=state)
+    assert state.fetched == 0
+
+
 def test_an_offer_that_waits_is_taken_up_at_once_when_it_comes_again():
     """A new connection brings the assignment again, and is the best time for another attempt."""
     state, _ = told(Offered(NEW), AWAY, Cleaned())

@@ -177,6 +177,7 @@ class Device:
     Attributes:
         refused: Versions whose self-test fails before activation.
         mismatches: What the compatibility check finds.
+        options: More of AgentOptions; read by `start`.
     """
 
     def __init__(self, folder: Path, broker: MemoryBroker, root: bytes, disk: FaultyDisk | None = None) -> None:
@@ -186,6 +187,7 @@ class Device:
         self.refused: set[str] = set()
         self.mismatches: list[str] = []
         self.limits = QUICK
+        self.options: dict[str, object] = {}
         self._cache = folder / "tuf"
         key = folder / "device.key"
         self.signer = load_signer(key) if key.exists() else generate_key(key)
@@ -198,7 +200,12 @@ class Device:
         session = journal.begin_session()
         self.transport = MemoryTransport(self.broker, DEVICE, will=presence_will(FLEET, DEVICE, session))
         options = AgentOptions(
-            device=DEVICE, fleet=FLEET, heartbeat_seconds=60, telemetry_seconds=0.05, limits=self.limits
+            device=DEVICE,
+            fleet=FLEET,
+            heartbeat_seconds=60,
+            telemetry_seconds=0.05,
+            limits=self.limits,
+            **self.options,
         )
         self.agent = Agent(
             options,
