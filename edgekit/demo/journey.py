@@ -82,6 +82,7 @@ class Journey:
         url = self._urls["pi-1"]
         return [
             f"cd {self._folder}",
+            "less logs/commands.log   # every command that ran, with its output",
             "edgekit device list",
             "edgekit rollout list",
             "edgekit device command pi-1 self-test --wait",
