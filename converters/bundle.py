@@ -126,6 +126,24 @@ def golden_bytes(inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> 
     return write_golden(inputs, expected)
 
 
+def require_place(output: Path, name: str) -> Path:
+    """The folder `output`/`name`, where a bundle may be written; nothing is made yet.
+
+    Raises:
+        DataError: something else than a bundle is in the way, or the nearest folder that exists is not writable.
+    """
+    folder = output / name
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise DataError(f"{folder} exists and is no bundle", advice="Move it away, or choose another folder with -o.")
+    nearest = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise DataError(
+            f"bundles cannot be written to {output}: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}",
+            advice="Choose another folder with -o.",
+        )
+    return folder
+
+
 def write_bundle(output: Path, name: str, manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Path:
     """Write the folder `output`/`name`: under another name first, so that it is seen whole or not at all.
 
@@ -134,9 +152,7 @@ def write_bundle(output: Path, name: str, manifest: Manifest, files: Mapping[str
     Raises:
         DataError: something else than a bundle is in the way, or the disk refuses.
     """
-    folder = output / name
-    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
-        raise DataError(f"{folder} exists and is no bundle", advice="Move it away, or choose another folder with -o.")
+    folder = require_place(output, name)
     scratch: Path | None = None
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from converters.quality import AGREEMENT, Metric, paired_drop, score
 from converters.report import Value
 from converters.samples import Samples
 from converters.search import Budget, Measured
-from edgekit.errors import ConversionError, UnsupportedOpError
+from edgekit.errors import ConversionError, RuntimeLoadError, UnsupportedOpError
 from edgekit.manifest import ROLE_MODEL, FileEntry, Golden, Manifest, Task
 from edgekit.recipe import Recipe
 from edgekit.runtimes import LogicalRuntime, open_runtime
@@ -74,7 +74,7 @@ def make_candidate(
     Raises:
         UnsupportedOpError: an operator cannot be converted for this backend in any precision.
         ParityError: the float32 artifact does not answer as the canonical graph does.
-        ConversionError: the float32 artifact cannot be made.
+        ConversionError, RuntimeLoadError: the float32 artifact cannot be made or run.
     """
     cost = estimate(graph, profile, recipe)
     try:
@@ -83,7 +83,7 @@ def make_candidate(
         found = _compare(backend, recipe, evidence, answers, provider)
     except UnsupportedOpError:
         raise
-    except ConversionError as error:
+    except (ConversionError, RuntimeLoadError) as error:
         if recipe.precision == "float32":
             raise
         return Candidate(Measured(recipe, 0, cost, fault=str(error)))

@@ -36,9 +36,14 @@ _LENGTH = struct.Struct("!Q")
 
 
 class TensorFlowChild:
-    """One child process with TensorFlow in it; use it as a context manager. Not safe for concurrent calls."""
+    """One child process with TensorFlow in it; use it as a context manager. Not safe for concurrent calls.
 
-    def __init__(self) -> None:
+    Args:
+        show_log: Let what TensorFlow prints go to stderr as it comes, instead of to a log that only errors quote.
+    """
+
+    def __init__(self, *, show_log: bool = False) -> None:
+        self._show_log = show_log
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Any = None
 
@@ -93,7 +98,8 @@ class TensorFlowChild:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-tensorflow-")  # noqa: SIM115 - lives until close
+            if not self._show_log:
+                self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-tensorflow-")  # noqa: SIM115 - lives until close
             quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self._process = subprocess.Popen(

@@ -66,7 +66,7 @@ def _compared(
 ) -> Comparison:
     answers_a, answers_b = a.run(samples.inputs), b.run(samples.inputs)
     output = a.decision or a.outputs[0].name
-    found = find_metric(metric, samples.labels)
+    found = find_metric(metric, samples.labels, decisions=bool(a.decision))
     labels = answers_a[output] if found.name == AGREEMENT or samples.labels is None else samples.labels
     scores_a, scores_b = (score(found, answers[output], labels) for answers in (answers_a, answers_b))
     return Comparison(

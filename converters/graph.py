@@ -188,6 +188,12 @@ def _macs(node: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> int:
     if node.op_type == "ConvTranspose":
         read = shapes.get(node.input[0], ())
         return math.prod(n or 1 for n in read) * math.prod(n or 1 for n in weights[1:])
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        steps = shapes.get(node.input[0], ())[:1]
+        recurrent = shapes.get(node.input[2], ())
+        return math.prod(n or 1 for n in steps) * (
+            math.prod(n or 1 for n in weights) + math.prod(n or 1 for n in recurrent)
+        )
     if node.op_type in ("Gemm", "MatMul"):
         read = shapes.get(node.input[0], ())
         inner = read[0] if node.op_type == "Gemm" and attributes(node).get("transA") else (read[-1] if read else 0)

@@ -13,14 +13,22 @@ import msgspec
 
 from converters import parity
 from converters.backends import Artifact, Workbench, backend_for
-from converters.bundle import bundle_files, golden_bytes, golden_rows, measure_golden, with_files, write_bundle
+from converters.bundle import (
+    bundle_files,
+    golden_bytes,
+    golden_rows,
+    measure_golden,
+    require_place,
+    with_files,
+    write_bundle,
+)
 from converters.candidates import Candidate, Evidence, labels_for, make_candidate, open_artifact, run_rows
 from converters.child import TensorFlowChild
 from converters.cost import memory_mib
 from converters.frontends import Source, load_model
 from converters.graph import Graph
 from converters.parity import Parity
-from converters.passes import CANONICAL_PASSES, run_pass
+from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan, make_plan
 from converters.quality import find_metric, score
 from converters.report import (
@@ -72,11 +80,13 @@ def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -
 def run_plan(plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None) -> list[Report]:
     """Do what `plan` says; see `convert`. With `child`, TensorFlow's process serves several plans and is left open."""
     step = on_step or (lambda label: contextlib.nullcontext())
+    for profile, _ in plan.profiles:  # what stands in the way is told before minutes of work
+        require_place(plan.output, plan.bundle_name(profile))
     with contextlib.ExitStack() as stack:
         child = child or stack.enter_context(TensorFlowChild())
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
-        bench = Workbench(prepared.graph, prepared.calibration, child, Path(scratch))
+        bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
         done = [_one_target(plan, prepared, bench, profile, runtime, step) for profile, runtime in plan.profiles]
     written = []
     for report, manifest, files in done:
@@ -91,6 +101,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
     source: Source
     graph: Graph
+    fixed: Graph
     calibration: Samples | None
     split: SplitReport | None
     evidence: Evidence
@@ -107,15 +118,15 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
         test = load_samples(plan.test, specs) if plan.test is not None else None
     choice = split.choice if split else random_samples(specs, RANDOM_ROWS, RANDOM_SEED)
     with step("simplify, with a parity check after each pass"):
-        graph, steps = _canonical(source, choice.take(slice(0, PARITY_ROWS)))
+        graph, fixed, steps = _canonical(source, choice.take(slice(0, PARITY_ROWS)))
     labels = split.proof.labels if split else None
     task = detect_task(graph, labels)
-    steps = tuple(steps)
     with step("answers of the float model"):
         evidence = _evidence(plan, graph, task, split, choice)
     return Prepared(
         source=source,
         graph=graph,
+        fixed=fixed,
         calibration=split.calibration if split else None,
         split=_split_report(split) if split else None,
         evidence=evidence,
@@ -125,30 +136,35 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
     )
 
 
-def _canonical(source: Source, samples: Samples) -> tuple[Graph, tuple[Parity, ...]]:
-    """Run the passes; after every step the answers must still be the source model's own."""
+def _canonical(source: Source, samples: Samples) -> tuple[Graph, Graph, tuple[Parity, ...]]:
+    """Run the passes; after every step the answers must still be the source model's own.
+
+    The second graph is the first with a batch of 1: what computes shapes is constant then, and gone.
+    """
     expected = source.answers(samples.inputs)
     limit = parity.tolerance(expected, parity.FLOAT32_RELATIVE)
     graph, steps = source.graph, []
 
-    def check(name: str) -> None:
+    def check(name: str, graph: Graph) -> None:
         found = parity.compare(expected, graph.run(samples.inputs), runtime=name, where="canonical graph", decision="")
         parity.require(found, limit)
         steps.append(found)
 
-    check(f"read {source.format}")
+    check(f"read {source.format}", graph)
     for one in CANONICAL_PASSES:
         result = run_pass(one, graph)
         if result.modified:
             graph = result.graph
-            check(one.name)
-    return graph, tuple(steps)
+            check(one.name, graph)
+    fixed = run_pass(Simplify(), graph.with_batch(1)).graph
+    check("fix the batch", fixed)
+    return graph, fixed, tuple(steps)
 
 
 def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice: Samples) -> Evidence:
     proof = split.proof if split else choice
     answers = graph.run(choice.inputs)
-    metric = find_metric(plan.metric, proof.labels) if split else None
+    metric = find_metric(plan.metric, proof.labels, decisions=task.kind == "classification") if split else None
     return Evidence(
         choice=choice,
         proof=proof,
@@ -175,7 +191,7 @@ def _one_target(
                 make_candidate(
                     backend,
                     recipe,
-                    graph=prepared.graph,
+                    graph=prepared.fixed,
                     profile=profile,
                     evidence=prepared.evidence,
                     budget=plan.budget,
@@ -199,7 +215,7 @@ def _tested(prepared: Prepared, chosen: Candidate, folder: Path) -> TestReport |
         return None
     expected = prepared.graph.run(test.inputs)
     if metric is None:
-        metric = find_metric(None, test.labels)
+        metric = find_metric(None, test.labels, decisions=bool(prepared.evidence.decision))
     assert chosen.artifact is not None
     runtime = open_artifact(chosen.artifact, folder / "test")
     try:
@@ -243,7 +259,7 @@ def _report(
         version=plan.version,
         target=profile.name,
         runtime=runtime,
-        bundle=f"{plan.name}-{plan.version}-{profile.name}",
+        bundle=plan.bundle_name(profile),
         source=SourceReport(prepared.source.path.name, prepared.source.sha256, prepared.source.format),
         metric=evidence.metric.name if evidence.metric else "none",
         data="given" if prepared.split else "random",
@@ -286,7 +302,7 @@ def _manifest(
         task=prepared.task,
         quality=quality,
         cost=chosen.measured.cost,
-        requires=_demands(prepared.graph, artifact),
+        requires=_demands(prepared.fixed, artifact),
         source_sha256=prepared.source.sha256,
         tools=report.tools,
     )

@@ -45,6 +45,10 @@ class Plan(msgspec.Struct, frozen=True):
     accept_unproven: bool
     recipe: Recipe | None
 
+    def bundle_name(self, profile: TargetProfile) -> str:
+        """Name of the folder that a target's bundle is written to."""
+        return f"{self.name}-{self.version}-{profile.name}"
+
     def recipes(self, profile: TargetProfile, runtime: str) -> list[Recipe]:
         """The candidates of one target.
 
@@ -97,15 +101,20 @@ def make_plan(
         RecipeError: as Plan.recipes.
     """
     table = builtin_targets()
-    profiles = tuple((profile, _runtime_of(profile, runtime)) for profile in (find_target(t, table) for t in targets))
+    profiles = tuple(
+        (profile, _runtime_of(profile, runtime)) for profile in (find_target(t, table) for t in dict.fromkeys(targets))
+    )
     if not profiles:
         raise SettingsError("no target was named", advice="Give --target; `edgekit targets` lists them.")
     if aim not in AIMS:
         raise SettingsError(f"aim is {aim!r}, expected {' or '.join(AIMS)}")
-    if not 0.5 <= confidence < 1.0 or max_drop < 0:
+    if not 0.5 <= confidence < 1.0 or not max_drop >= 0:
         raise SettingsError(
             f"confidence is {confidence}, expected 0.5 to 1; max_drop is {max_drop}, expected 0 or more"
         )
+    for option, limit in (("max_bytes", max_bytes), ("max_cost", max_cost)):
+        if limit is not None and not limit > 0:
+            raise SettingsError(f"{option} is {limit}, expected more than 0")
     stem = name or re.sub(r"[^a-z0-9._-]+", "-", Path(model).stem.lower()).strip("-._") or "model"
     if not NAME.fullmatch(stem):
         raise ManifestError(f"name {stem!r} is not of the form {NAME.pattern}", advice="Give another with --name.")

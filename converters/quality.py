@@ -53,8 +53,11 @@ class Drop(msgspec.Struct, frozen=True):
     method: str
 
 
-def find_metric(name: str | None, labels: Array | None) -> Metric:
+def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
     """The metric called `name`; by default accuracy with integer labels, mse with others, agreement without any.
+
+    Args:
+        decisions: The output holds one score a class, so that agreement means the same class; else it means closeness.
 
     Raises:
         SettingsError: there is no such metric, or the user's function cannot be imported.
@@ -72,8 +75,11 @@ def find_metric(name: str | None, labels: Array | None) -> Metric:
         raise DataError(f"metric {name} needs labels", advice="Add an array 'y' to the data file.")
     if name == "accuracy" and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
         raise DataError(
-            f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]"
+            f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
+            advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column a class.",
         )
+    if name == AGREEMENT and not decisions:
+        return Metric(name, _closeness)
     return Metric(name, _BUILT_IN[name], error=name in ERRORS)
 
 
@@ -85,9 +91,10 @@ def score(metric: Metric, outputs: Array, labels: Array) -> Array:
     """
     try:
         scores = np.asarray(metric.scores(outputs, labels), dtype=np.float64)
-    except (ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # a user's function may raise anything; it is named and nothing goes on
         raise DataError(
-            f"metric {metric.name} failed for outputs {list(outputs.shape)} and labels {list(labels.shape)}: {error}"
+            f"metric {metric.name} failed for outputs {list(outputs.shape)} and labels {list(labels.shape)}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if scores.shape != (len(outputs),) or not np.isfinite(scores).all():
         raise DataError(
@@ -145,10 +152,24 @@ def _accuracy(outputs: Array, labels: Array) -> Array:
 
 
 def _agreement(outputs: Array, labels: Array) -> Array:
-    """Here `labels` are the float model's outputs."""
-    if outputs.ndim < 2 or outputs.shape[-1] == 1:
-        return -_per_row(np.abs(outputs.astype(np.float64) - labels))
+    """The same class; here `labels` are the float model's outputs."""
     return _per_row(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
+
+
+def _closeness(outputs: Array, labels: Array) -> Array:
+    """1 less the distance from the float model's answer, as a share of how far its answers usually spread; 0 at least.
+
+    Here `labels` are the float model's outputs (N, ...); spread is the root mean square distance from their mean, or
+    their root mean square size where they are all the same.
+    """
+    expected = labels.astype(np.float64).reshape(len(labels), -1)
+    distance = np.linalg.norm(outputs.astype(np.float64).reshape(expected.shape) - expected, axis=1)
+    for size in (expected - expected.mean(axis=0), expected, np.ones_like(expected)):
+        spread = float(np.sqrt((size**2).sum(axis=1).mean()))
+        if spread > 0:
+            break
+    near: Array = np.maximum(0.0, 1.0 - distance / spread)
+    return near
 
 
 def _squared(outputs: Array, labels: Array) -> Array:
@@ -178,7 +199,7 @@ def _user_function(name: str) -> Scores:
     module, _, attribute = name.partition(":")
     try:
         function: Scores = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"metric {name!r} cannot be imported: {error}",
             advice="Give module:function, with the module's folder on PYTHONPATH.",

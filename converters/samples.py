@@ -83,8 +83,11 @@ def load_samples(path: Path, specs: Sequence[TensorSpec]) -> Samples:
         faults.append("numbers of rows differ: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()))
     if not faults and not len(arrays[wanted[0]]):
         faults.append("it holds no rows")
+    if labels is not None and labels.dtype.kind not in "iufb":
+        faults.append(f"{LABELS}: dtype is {labels.dtype}, expected class indices or numbers")
     if not faults:
-        faults = [f"{name}: holds NaN or infinity" for name, value in arrays.items() if not _finite(value)]
+        held = arrays if labels is None else {**arrays, LABELS: labels}
+        faults = [f"{name}: holds NaN or infinity" for name, value in held.items() if not _finite(value)]
     if faults:
         raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
     return Samples({spec.name: arrays[spec.name] for spec in specs}, labels)

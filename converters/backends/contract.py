@@ -41,13 +41,17 @@ class Workbench:
 
     Args:
         graph: The canonical float graph.
+        fixed: The same with a batch of 1, simplified for that.
         samples: The calibration split; None without data.
         child: TensorFlow's process.
         folder: Scratch space.
     """
 
-    def __init__(self, graph: Graph, samples: Samples | None, child: TensorFlowChild, folder: Path) -> None:
+    def __init__(
+        self, graph: Graph, fixed: Graph, samples: Samples | None, child: TensorFlowChild, folder: Path
+    ) -> None:
         self.graph = graph
+        self.fixed = fixed
         self.child = child
         self.folder = folder
         self._samples = samples
@@ -65,13 +69,13 @@ class Workbench:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """What each tensor of the canonical graph takes on the calibration split. Raises as `calibrate`."""
-        return calibrate(self.graph, self.samples)
+        """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
+        return calibrate(self.fixed, self.samples)
 
     @cached_property
     def float_tflite(self) -> Path:
         """The graph as a float .tflite; `permutes` are known from then on."""
-        lowered = self.child.call("lower", model=self.graph.to_bytes())
+        lowered = self.child.call("lower", model=self.fixed.to_bytes())
         self.permutes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = (
             lowered.input_permutes,
             lowered.output_permutes,

@@ -39,8 +39,7 @@ class OnnxCpuBackend:
 
     def __init__(self, bench: Workbench, *, free_batch: bool = False) -> None:
         self._bench = bench
-        graph = bench.graph
-        self._graph = graph if free_batch or not graph.free_batch else graph.with_batch(1)
+        self._graph = bench.graph if free_batch else bench.fixed
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""

@@ -22,7 +22,7 @@ class OnnxTensorRTBackend:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._graph = bench.graph.with_batch(1) if bench.graph.free_batch else bench.graph
+        self._graph = bench.fixed
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""

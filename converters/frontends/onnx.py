@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper, inliner, version_converter
@@ -13,7 +14,7 @@ from onnx import checker, external_data_helper, inliner, version_converter
 from converters.graph import BATCH, Graph, label
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 
-MIN_OPSET, CANONICAL_OPSET = 11, 17
+MIN_OPSET, CANONICAL_OPSET, MAX_OPSET = 11, 17, 23
 STANDARD = ("", "ai.onnx")
 
 
@@ -57,10 +58,12 @@ def canonical(model: onnx.ModelProto, source: str) -> Graph:
                 advice="Export the model with standard ONNX operators only.",
             )
     model = _at_opset(model, source)
+    _require_known_operators(model)
     try:
         checker.check_model(model, full_check=True)
     except (checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelFormatError(f"{source} is not a valid ONNX model: {error}") from error
+    _require_finite_weights(model, source)
     _drop_initializer_inputs(model)
     _name_batch(model, source)
     _name_nodes(model)
@@ -75,6 +78,11 @@ def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
             f"{source} uses ONNX opset {found}, expected {MIN_OPSET} or newer",
             advice=f"Export it again with opset {CANONICAL_OPSET}.",
         )
+    if versions[0] > MAX_OPSET:
+        raise ModelFormatError(
+            f"{source} uses ONNX opset {versions[0]}, expected {MAX_OPSET} or older",
+            advice=f"Export it again with opset {CANONICAL_OPSET}.",
+        )
     kept = [entry for entry in model.opset_import if entry.domain in STANDARD]
     del model.opset_import[:]
     model.opset_import.extend(kept[:1])
@@ -87,6 +95,24 @@ def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
             f"{source} uses ONNX opset {versions[0]} and cannot be brought to {CANONICAL_OPSET}: {error}",
             advice=f"Export it again with opset {CANONICAL_OPSET}.",
         ) from error
+
+
+def _require_known_operators(model: onnx.ModelProto) -> None:
+    version = model.opset_import[0].version
+    for node in _all_nodes(model.graph):
+        if not onnx.defs.has(node.op_type, version, ""):
+            raise UnsupportedOpError(
+                node.op_type, label(node), backend=f"any target: ONNX opset {version} has no such operator"
+            )
+
+
+def _require_finite_weights(model: onnx.ModelProto, source: str) -> None:
+    for name, value in Graph(model).constants.items():
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise ModelFormatError(
+                f"{source}: weight {name} holds {int(np.isnan(value).sum())} undefined values (NaN)",
+                advice="The training diverged, or the file is damaged: export the model from a sound checkpoint.",
+            )
 
 
 def _drop_initializer_inputs(model: onnx.ModelProto) -> None:

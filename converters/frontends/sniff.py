@@ -26,6 +26,8 @@ def sniff(path: Path) -> str:
         raise NotFoundError(f"there is no model {str(path)!r}", advice="Check the path.")
     if path.is_dir():
         return _sniff_folder(path)
+    if not path.is_file():
+        raise ModelFormatError(f"{path} is neither a file nor a folder", advice=KNOWN)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:

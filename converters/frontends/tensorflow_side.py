@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf2onnx
+from onnx import helper, numpy_helper
 
 from edgekit.errors import ModelFormatError
 from edgekit.tensors import Array
@@ -103,10 +105,34 @@ def _output_names(model: Any) -> list[str]:
 def _export(path: str, loaded: _Loaded) -> bytes:
     function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)])
     model, _ = tf2onnx.convert.from_function(function, input_signature=loaded.inputs, opset=OPSET)
+    _replace_erfc(model.graph)
+    _name_fused(model.graph)
     _rename(model.graph, [spec.name for spec in loaded.inputs], loaded.outputs)
     _loaded[path] = loaded
     data: bytes = model.SerializeToString()
     return data
+
+
+def _replace_erfc(graph: Any) -> None:
+    """tf2onnx hands on Erfc (from an exact gelu), which ONNX lacks: erfc(x) is 1 - erf(x)."""
+    for node in list(graph.node):
+        if node.op_type == "Erfc":
+            at = list(graph.node).index(node)
+            one, inner = f"{node.output[0]}/one", f"{node.output[0]}/erf"
+            graph.initializer.append(numpy_helper.from_array(np.float32(1.0), one))
+            graph.node.insert(at + 1, helper.make_node("Sub", [one, inner], [node.output[0]], name=f"{node.name}/sub"))
+            node.op_type, node.output[0] = "Erf", inner
+
+
+def _name_fused(graph: Any) -> None:
+    """tf2onnx gives what it joins (LSTM, GRU) names of its own; call it by the layer that it was made of."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if re.fullmatch(r"(LSTM|GRU|RNN)\w*", node.name):
+            near = [makers[name].name for name in node.input if name in makers]
+            layers = [name.rpartition("/")[0] for name in near if "/" in name]
+            if layers:
+                node.name = f"{layers[-1]}/{node.op_type}"
 
 
 def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:

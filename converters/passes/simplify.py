@@ -30,6 +30,7 @@ class Simplify:
             slim = onnxslim.slim(copy)
         except Exception as error:  # onnxslim raises bare Exceptions; the step is named and nothing goes on
             raise ConversionError(f"pass {self.name} failed: {type(error).__name__}: {error}") from error
+        del slim.graph.value_info[:]  # shapes are inferred where they are asked for; in a file they are dead weight
         return Graph(slim)
 
     def holds(self, graph: Graph) -> bool:

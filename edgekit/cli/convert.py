@@ -63,6 +63,7 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
       edgekit convert model.keras --target x86-64 --dry-run
     """
     with needs_extra("convert"):
+        from converters.child import TensorFlowChild
         from converters.frontends import sniff
         from converters.pipeline import run_plan
         from converters.plan import make_plan
@@ -71,8 +72,8 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
     if dry_run:
         _print_plan(plan, sniff(model), as_json)
         return
-    with _native_noise_hidden():
-        reports = run_plan(plan, on_step=step)
+    with _native_noise_hidden(), TensorFlowChild(show_log=_verbose()) as child:
+        reports = run_plan(plan, on_step=step, child=child)
     if as_json:
         print_json(reports)
         return
@@ -85,7 +86,7 @@ def _print_plan(plan: Plan, source: str, as_json: bool) -> None:
             "target": profile.name,
             "runtime": runtime,
             "candidates": [recipe.id for recipe in plan.recipes(profile, runtime)],
-            "bundle": str(plan.output / f"{plan.name}-{plan.version}-{profile.name}"),
+            "bundle": str(plan.output / plan.bundle_name(profile)),
         }
         for profile, runtime in plan.profiles
     ]
@@ -138,19 +139,22 @@ def _recipe(text: str) -> Recipe:
         raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Its keys are {fields}.") from error
 
 
+def _verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("verbose"))
+
+
 @contextlib.contextmanager
 def _native_noise_hidden() -> Iterator[None]:
     """Keep what native libraries print to the process's stderr out of the progress lines.
 
     Python's own stderr goes on to the terminal. With --verbose nothing is hidden.
     """
-    context = click.get_current_context(silent=True)
-    verbose = bool(context and context.find_root().params.get("verbose"))
     try:
         ours = sys.stderr.fileno() == 2
     except (OSError, ValueError, AttributeError):  # a stand-in, as tests use
         ours = False
-    if verbose or not ours:
+    if _verbose() or not ours:
         yield
         return
     python_stderr = sys.stderr

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import zipfile
 
@@ -183,3 +184,33 @@ def test_truncated_h5_is_refused(keras_folder, tmp_path, child):
     assert sniff(path) == "h5"
     with pytest.raises(ModelFormatError, match=r"cut\.h5"):
         load_model(path, child)
+
+
+def test_undefined_weight_is_named(tmp_path):
+    """A weight that is NaN is told before anything is run."""
+    model = models.classifier()
+    for tensor in model.graph.initializer:
+        if tensor.name == "dense":
+            tensor.CopyFrom(models.numpy_helper.from_array(np.full((6, 3), np.nan, np.float32), "dense"))
+    assert "weight dense holds 18 undefined" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+
+
+def test_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path):
+    """A node of the standard domain that no operator set has."""
+    node = helper.make_node("Frobnicate", ["x"], ["y"], name="frob_1")
+    model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    error = refused(models.saved(model, tmp_path / "m.onnx"), UnsupportedOpError)
+    assert (error.op, error.layer) == ("Frobnicate", "frob_1")
+
+
+def test_opset_of_the_future_is_refused_with_both_versions(tmp_path):
+    """An operator set that no runtime here knows."""
+    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    model.opset_import[0].version = 99
+    assert "opset 99, expected 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    """A named pipe is no model; opening it would wait for ever."""
+    os.mkfifo(tmp_path / "m.onnx")
+    assert "neither a file nor a folder" in str(refused(tmp_path / "m.onnx"))

@@ -8,6 +8,7 @@ from converters import convert
 from converters.frontends import load_model
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from edgekit.errors import UnsupportedOpError
 from edgekit.golden import self_test
 from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
@@ -121,3 +122,21 @@ def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_pa
         runtime.close()
         for name, answer in expected.items():
             np.testing.assert_allclose(found[name], answer, atol=1e-5)
+
+
+def test_exact_gelu_is_read(keras_folder, child):
+    """gelu becomes Erfc in TensorFlow, which ONNX lacks; the graph answers as Keras does all the same."""
+    x = {"flat": np.linspace(-4, 4, 20, dtype=np.float32).reshape(5, 4)}
+    source = load_model(keras_folder / "gelu.keras", child)
+    np.testing.assert_allclose(source.graph.run(x)["gelu"], source.answers(x)["gelu"], atol=1e-5)
+
+
+def test_recurrent_layer_that_litert_cannot_take_is_named(keras_folder, child, tmp_path):
+    """An LSTM is refused for LiteRT by its own name and its layer's, and made for ONNX Runtime."""
+    plan = make_plan(keras_folder / "lstm.keras", targets=["raspberry-pi-4"], output=tmp_path)
+    with pytest.raises(UnsupportedOpError) as caught:
+        run_plan(plan, child=child)
+    assert caught.value.op == "LSTM"
+    assert "memory" in caught.value.layer
+    plan = make_plan(keras_folder / "lstm.keras", targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path)
+    assert run_plan(plan, child=child)[0].chosen == "float32"

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import msgspec
@@ -172,18 +173,10 @@ def test_no_candidate_within_budget_writes_nothing(onnx_folder, tmp_path):
 
 def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, tmp_path):
     """Either all targets get a bundle, or none."""
-    sizes = {}
-    for target in ("server", "jetson-orin"):
-        [report] = convert(onnx_folder / "model.onnx", targets=[target], output=tmp_path / target)
-        sizes[target] = report.taken.bytes
-    assert sizes["jetson-orin"] < sizes["server"]
+    [report] = convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path / "alone")
+    limit = report.taken.cost.value
     with pytest.raises(RefusedError):
-        convert(
-            onnx_folder / "model.onnx",
-            targets=["jetson-orin", "server"],
-            output=tmp_path / "out",
-            max_bytes=sizes["jetson-orin"],
-        )
+        convert(onnx_folder / "model.onnx", targets=["jetson-orin", "server"], output=tmp_path / "out", max_cost=limit)
     assert not (tmp_path / "out").exists()
 
 
@@ -233,6 +226,8 @@ def test_model_that_ends_in_logits_is_known_by_its_labels(tmp_path):
         ({"targets": ["server"], "aim": "speed"}, SettingsError),
         ({"targets": ["server"], "confidence": 95}, SettingsError),
         ({"targets": ["server"], "runtime": "litert"}, SettingsError),
+        ({"targets": ["server"], "max_drop": float("nan")}, SettingsError),
+        ({"targets": ["server"], "max_bytes": 0}, SettingsError),
         ({"targets": ["server"], "version": "1.0"}, ManifestError),
         ({"targets": ["server"], "name": "../up"}, ManifestError),
         ({"targets": ["coral-edgetpu"]}, RecipeError),
@@ -257,3 +252,46 @@ def test_report_survives_a_round_trip(jetson):
 
     written = msgspec.json.decode((jetson[1] / "report.json").read_bytes(), type=Report)
     assert msgspec.structs.replace(written, bundle=jetson[0].bundle) == jetson[0]
+
+
+def test_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    """A file in the way of the output folder: the model is not even looked for."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="is a file"):
+        convert(tmp_path / "nothing.onnx", targets=["server"], output=tmp_path / "file" / "deep")
+
+
+def test_disk_that_fills_up_leaves_nothing_behind(onnx_folder, tmp_path):
+    """A write that fails half-way is an error, and neither bundle nor scratch remains."""
+    script = (
+        "import resource, sys; from converters import convert; from edgekit.errors import DataError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try: convert(sys.argv[1], targets=['server'], output=sys.argv[2])\n"
+        "except DataError as error: sys.exit(f'refused: {error}')"
+    )
+    arguments = [str(onnx_folder / "model.onnx"), str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    assert "cannot be written: [Errno 27]" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_target_given_twice_is_made_once(onnx_folder, tmp_path):
+    """One report for one target."""
+    assert len(convert(onnx_folder / "model.onnx", targets=["server", "server"], output=tmp_path)) == 1
+
+
+def test_cost_counts_recurrent_layers(tmp_path):
+    """An LSTM costs its weights once a step: 5 steps of 4 x 3 inputs and 4 x 3 recurrent weights, 3 wide."""
+    rng = np.random.default_rng(0)
+    node = models.helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=3, name="lstm")
+    turn = models.helper.make_node("Transpose", ["image"], ["x"], perm=[1, 0, 2], name="turn")
+    out = models.helper.make_node("Squeeze", ["h", "axis"], ["scores"], name="squeeze")
+    weights = {
+        "w": rng.normal(0, 1, (1, 12, 3)).astype(np.float32),
+        "r": rng.normal(0, 1, (1, 12, 3)).astype(np.float32),
+        "axis": np.array([0]),
+    }
+    inputs, outputs = {"image": ["batch", 5, 3]}, {"scores": ["batch", 3]}
+    models.saved(models.model_of([turn, node, out], inputs, outputs, weights), tmp_path / "m.onnx")
+    [report] = convert(tmp_path / "m.onnx", targets=["server"], output=tmp_path)
+    assert report.taken.cost.value == 5 * (12 * 3 + 12 * 3)

@@ -84,3 +84,27 @@ def test_metric_that_needs_labels_says_so():
     """accuracy without labels asks for y."""
     with pytest.raises(DataError, match="needs labels"):
         find_metric("accuracy", None)
+
+
+def test_metric_function_that_raises_is_a_data_error(tmp_path, monkeypatch):
+    """Whatever a user's function raises is named, with its type."""
+    (tmp_path / "broken_metric.py").write_text("def fails(outputs, labels):\n    return {}['key']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DataError, match="KeyError"):
+        score(find_metric("broken_metric:fails", np.zeros(2)), np.ones((2, 1)), np.zeros(2))
+    with pytest.raises(SettingsError, match="cannot be imported"):
+        find_metric(":", np.zeros(2))
+
+
+def test_agreement_of_what_is_no_class_is_closeness():
+    """An autoencoder's answers agree by distance: a tenth of their spread away is 0.9, whatever their largest place."""
+    rng = np.random.default_rng(0)
+    expected = 1000.0 + rng.normal(0, 1.0, (400, 8))
+    metric = find_metric(None, None, decisions=False)
+    direction = rng.normal(0, 1.0, (400, 8))
+    direction *= np.sqrt(8) / np.linalg.norm(direction, axis=1, keepdims=True)
+    near, far = (metric.value(score(metric, expected + d * direction, expected)) for d in (0.1, 5.0))
+    assert near == pytest.approx(0.9, abs=0.01)
+    assert far == 0.0
+    assert metric.value(score(metric, expected, expected)) == 1.0
+    assert metric.value(score(metric, np.zeros((3, 2)), np.zeros((3, 2)))) == 1.0

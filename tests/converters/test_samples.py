@@ -123,3 +123,11 @@ def test_random_samples_fit_and_repeat():
     assert not IMAGE.faults(one.inputs["image"])
     assert not MASK.faults(one.inputs["mask"])
     np.testing.assert_array_equal(one.inputs["image"], two.inputs["image"])
+
+
+def test_labels_of_text_or_undefined_values_are_refused(tmp_path):
+    """Labels must be numbers, and defined; both are told of y."""
+    with pytest.raises(DataError, match="y: dtype is <U1"):
+        load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array(["a", "b", "c"])), [IMAGE])
+    with pytest.raises(DataError, match="y: holds NaN"):
+        load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array([1.0, np.nan, 0.0])), [IMAGE])
