@@ -36,7 +36,7 @@ Fetch = Callable[[str], bytes]
 
 # Tighter than the library's, for devices: a hostile registry can cost at most this much per refresh.
 LIMITS = UpdaterConfig(
-    max_root_rotations=64,
+    max_root_rotations=1024,  # from the root that a device was born with; each one is signed by the one before
     root_max_length=256 * 1024,
     timestamp_max_length=16 * 1024,
     snapshot_max_length=1024 * 1024,

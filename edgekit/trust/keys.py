@@ -35,17 +35,29 @@ def signers_of(folder: Path, keyids: Collection[str], passphrase: str | None = N
     Raises:
         SettingsError: one of them cannot be loaded, or is not the key that the ``.pub`` file beside it says.
     """
-    found = {}
-    for path in private_keys(folder):
-        public = public_path(path)
-        # Only the private key itself can tell where its public file was left behind.
-        keyid = load_public(public).keyid if public.exists() else load_signer(path, passphrase).public_key.keyid
+    found = []
+    for keyid, path in key_files(folder, passphrase).items():
         if keyid in keyids:
             signer = load_signer(path, passphrase)
             if signer.public_key.keyid != keyid:
+                public = public_path(path)
                 raise SettingsError(f"key {path} is not the key that {public} says", advice=f"Remove {public}.")
-            found[keyid] = signer
-    return list(found.values())
+            found.append(signer)
+    return found
+
+
+def key_files(folder: Path, passphrase: str | None = None) -> dict[str, Path]:
+    """The private key files in `folder` by key id.
+
+    Raises:
+        SettingsError: a key without a ``.pub`` file cannot be loaded; only it can tell its id then.
+    """
+    found = {}
+    for path in private_keys(folder):
+        public = public_path(path)
+        key = load_public(public) if public.exists() else load_signer(path, passphrase).public_key
+        found[key.keyid] = path
+    return found
 
 
 def free_path(folder: Path, role: str) -> Path:

@@ -77,27 +77,31 @@ def load_state(store: Store, root_file: Path) -> State:
         StoreError: the store failed.
     """
     root = _load_root(store, root_file)
-    committed, timestamp = _load_timestamp(store, root)
-    version = timestamp.snapshot_meta.version
-    data = store.get(f"{METADATA}{version}.snapshot.json")
-    return State(store, root, _verified(data, Snapshot, root, Snapshot.type, version), timestamp, committed)
-
-
-def _load_timestamp(store: Store, root: Root) -> tuple[bytes, Timestamp]:
     try:
         committed = store.get(METADATA + TIMESTAMP_NAME)
     except NotFoundError as error:
         raise NotFoundError("there is no registry here", advice="Run: edgekit registry init") from error
     try:
-        return committed, _verified(committed, Timestamp, root, Timestamp.type)
+        return _state(store, root, committed)
     except SignatureError:
-        # A change of keys died between the new root and its timestamp: end it, if that timestamp is the root's.
+        # A change of keys may have died between the new root and its timestamp: end it, if that one is the root's.
         pending = METADATA + PENDING_NAME
         if not store.exists(pending) or not (committed := store.get(pending)):
             raise
-        timestamp = _verified(committed, Timestamp, root, Timestamp.type)
+        state = _state(store, root, committed)
         store.put(METADATA + TIMESTAMP_NAME, committed)
-        return committed, timestamp
+        store.put(pending, b"")
+        return state
+
+
+def _state(store: Store, root: Root, committed: bytes) -> State:
+    timestamp = _verified(committed, Timestamp, root, Timestamp.type)
+    version = timestamp.snapshot_meta.version
+    data = store.get(f"{METADATA}{version}.snapshot.json")
+    snapshot = _verified(data, Snapshot, root, Snapshot.type, version)
+    state = State(store, root, snapshot, timestamp, committed)
+    state.top()
+    return state
 
 
 def _load_root(store: Store, root_file: Path) -> Root:
