@@ -23,7 +23,9 @@ from edgekit.controller import Controller, ControllerOptions
 from edgekit.fleet import Cohort, Device
 from edgekit.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
 from edgekit.messages import Command, Outcome, Presence, Reported, Result, Running, encode
+from edgekit.mqtt import MqttTransport
 from edgekit.plan import Plan
+from edgekit.protocols import Transport
 from edgekit.recipe import Recipe
 from edgekit.registry import RegistryReader, publish
 from edgekit.rollout import Rollout
@@ -146,10 +148,11 @@ class FakeDevice:
 
 
 class ControlSide:
-    """Registry, database, broker and a running controller."""
+    """Registry, database, broker and a running controller; with `url` it uses that real broker instead."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "") -> None:
         self.folder = folder
+        self.url = url
         self.broker = MemoryBroker()
         self.store = open_store(f"file://{folder / 'registry'}")
         self.repository = Repository(self.store, folder / "keys")
@@ -178,7 +181,7 @@ class ControlSide:
         self._stop = asyncio.Event()
         self.controller = Controller(
             fleet=FLEET,
-            transport=MemoryTransport(self.broker, "controller"),
+            transport=self._transport(),
             state=self.state,
             store=self.store,
             reader=self.reader(),
@@ -187,6 +190,11 @@ class ControlSide:
             options=self.options,
         )
         self._running = asyncio.get_running_loop().create_task(self.controller.run(self._stop))
+
+    def _transport(self) -> Transport:
+        if self.url:
+            return MqttTransport(self.url, client_id="controller", username="controller")
+        return MemoryTransport(self.broker, "controller")
 
     async def stop_controller(self) -> None:
         """Stop it cleanly."""
