@@ -20,10 +20,9 @@ from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.mqtt import MqttTransport
-    from edgekit.protocols import Store
+    from edgekit.trust.repository import Repository
 
 SAY_AWAY_SECONDS = 2.0
-ROLES = ("director", "snapshot", "timestamp")  # whose keys a controller uses
 
 
 @click.group()
@@ -48,8 +47,8 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
     """
     settings = control_settings(broker=broker)
     with needs_extra("controller"):
-        from edgekit.trust.keys import key_path
-    passphrase = needed_passphrase(passphrase_file, [key_path(settings.keys, role) for role in ROLES])
+        from edgekit.trust.keys import private_keys
+    passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
     with TemporaryDirectory(prefix="edgekit-controller-") as cache:
         asyncio.run(_run(settings, passphrase, Path(cache)))
 
@@ -62,12 +61,13 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.registry import RegistryReader
         from edgekit.state import open_fleet_state
         from edgekit.stores import open_store
-        from edgekit.trust.keys import key_path, load_signer
+        from edgekit.trust.repository import Repository
     store = open_store(settings.registry)
     transport = MqttTransport(
         settings.broker, client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}", username="controller"
     )
-    director = load_signer(key_path(settings.keys, "director"), passphrase)
+    repository = Repository(store, settings.keys, passphrase)
+    director = repository.director()
     reader = RegistryReader(store, read_root(settings), cache)
     state = open_fleet_state(settings.database, settings.fleet)
     try:
@@ -84,7 +84,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 assignment_days=settings.assignment_days,
                 broker_budget_bytes=settings.broker_budget_bytes,
             ),
-            freshen=_freshener(settings, store, passphrase),
+            freshen=_freshener(settings, repository),
         )
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -114,13 +114,10 @@ async def _say_ready(settings: ControlSettings, transport: MqttTransport) -> Non
     transport.on_connection(lambda there: note(f"broker {transport.address} is {'back' if there else 'away; waiting'}"))
 
 
-def _freshener(settings: ControlSettings, store: Store, passphrase: str | None) -> Callable[[], object] | None:
+def _freshener(settings: ControlSettings, repository: Repository) -> Callable[[], object] | None:
     """Signs the registry's timestamp anew when it is due, where the keys for it are here."""
-    from edgekit.trust.keys import key_path
-    from edgekit.trust.repository import Repository
-
-    missing = [role for role in ("snapshot", "timestamp") if not key_path(settings.keys, role).exists()]
+    missing = repository.missing(("snapshot", "timestamp"))
     if missing:
         note(f"no {' and no '.join(missing)} key in {settings.keys}: the registry's timestamp is not renewed here")
         return None
-    return Repository(store, settings.keys, passphrase).refresh_timestamp
+    return repository.refresh_timestamp

@@ -20,6 +20,7 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
+from edgekit.cli.registry_keys import key, renew
 from edgekit.errors import NotFoundError, VerificationError
 from edgekit.settings import ControlSettings
 
@@ -33,7 +34,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group()
 def registry() -> None:
-    """Create the signed registry, publish bundles, verify it."""
+    """Create the signed registry, publish bundles, verify it, change its keys."""
+
+
+registry.add_command(key)
+registry.add_command(renew)
 
 
 def _place_options(function: F) -> F:

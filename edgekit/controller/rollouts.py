@@ -70,6 +70,7 @@ class RolloutService:
         self._lifetime = assignment_seconds
         self._looks: dict[int, _Look] = {}
         self._publish_all = True
+        self._distrusted = False
 
     def connection_changed(self, connected: bool) -> None:
         """A broker that was away may have forgotten what it retained: give it everything again."""
@@ -155,6 +156,9 @@ class RolloutService:
 
     def _sign(self) -> None:
         now = self._clock.wall()
+        if not self._distrusted:  # the director's key may have been changed since they were signed
+            self._state.assignments.distrust_others(self._director.public_key.keyid)
+            self._distrusted = True
         for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
             version: int | None = stored.version
             if stored.payload is not None:

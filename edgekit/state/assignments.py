@@ -51,6 +51,15 @@ class AssignmentTable(Part):
         with self._reading() as connection:
             return [_read(row) for row in connection.execute(query).mappings()]
 
+    def distrust_others(self, keyid: str) -> int:
+        """Let whatever is not signed by the key `keyid` be signed again soon; returns how many that are."""
+        with self._writing() as connection:
+            rows = [_read(row) for row in connection.execute(self._query()).mappings()]
+            foreign = [row for row in rows if row.payload is not None and keyid.encode() not in row.payload]
+            for row in foreign:
+                self._update(connection, row.device, row.version, {"expires": 0.0})
+        return len(foreign)
+
     def unpublished(self) -> list[StoredAssignment]:
         """Those that are signed and that the broker does not have yet."""
         query = self._query().where(assignments.c.payload.is_not(None), assignments.c.published < assignments.c.version)

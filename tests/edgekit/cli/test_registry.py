@@ -173,3 +173,27 @@ def test_without_a_registry_the_advice_is_init(folder: Path, words: list[str]) -
     if words[0] == "publish":
         words = ["publish", str(write_bundle(folder))]
     assert "registry init" in failed(NotFoundError, *words).advice
+
+
+def test_keys_are_listed_added_rotated_and_revoked(folder: Path) -> None:
+    """By role and by the beginning of a key id; every file is named, and the registry stays sound."""
+    ran("init")
+    ran("publish", str(write_bundle(folder)))
+    ran("init", "--registry", "file://team", "--keys", "team")
+    team = str(folder / "team" / "snapshot.pub")
+    added = json.loads(ran("key", "add", "publisher-digits", "--public-key", team, "--json"))["added"]
+    assert "signs for timestamp" in ran("key", "rotate", "timestamp")
+    rows = {(row["role"], row["keyid"]): row["file"] for row in json.loads(ran("key", "list", "--json"))}
+    assert rows["publisher-digits", added] == ""
+    assert sorted(file for (role, _), file in rows.items() if role == "timestamp") == ["timestamp+2.key"]
+    assert "may not sign" in ran("key", "revoke", "publisher-digits", added[:8])
+    assert "no role" in str(failed(SettingsError, "key", "add", "publisher-other"))
+    assert ran("renew").startswith("Signed anew: root, publisher-digits, targets")
+    (folder / "keys" / "root.key").unlink()
+    result = type_in("renew")
+    assert "not renewed: the key of root" in result.stderr
+    assert "offline" in failed(NotFoundError, "key", "rotate", "snapshot").advice
+    lines = ran("key", "list").splitlines()
+    assert lines[1].split()[0] == "root"
+    assert lines[1].split()[3] == "-"
+    assert json.loads(ran("verify", "--json"))["sound"]

@@ -7,6 +7,7 @@ from edgekit.controller import ControllerOptions
 from edgekit.plan import Wave
 from edgekit.rollout import Aborted, DeviceState, Resumed, State
 from edgekit.trust.client import TrustClient
+from edgekit.trust.rotation import KeyKeeper
 from tests.simulators.control import FLEET, ControlSide
 
 EVERYBODY = {"waves": (Wave(share=1.0),)}
@@ -200,6 +201,27 @@ async def test_resume_goes_on_past_failures(tmp_path):
         side.state.rollouts.apply(side.rollout().id, Resumed(), side.clock.wall())
         await side.until(lambda: side.rollout().state is State.FINISHED)
         assert side.rollout().counts() == {"PENDING": 0, "TOLD": 0, "SUCCEEDED": 1, "FAILED": 1, "SKIPPED": 0}
+
+
+async def test_a_new_director_signs_everything_again(tmp_path):
+    """A controller that starts with another key replaces what the old one signed, under a higher version, once."""
+    async with ControlSide(tmp_path) as side:
+        side.publish("digits", "1.0.0")
+        await side.device("pi-1")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: (found := side.state.assignments.get("pi-1")) and found.published)
+        before = side.state.assignments.get("pi-1")
+        await side.stop_controller()
+        KeyKeeper(side.store, side.folder / "keys").rotate("director")
+        side.director = side.repository.director()
+        keyid = side.director.public_key.keyid.encode()
+        assert keyid not in before.payload
+        await side.start_controller()
+        await side.until(lambda: side.state.assignments.get("pi-1").published > before.version)
+        after = side.state.assignments.get("pi-1")
+        assert keyid in after.payload
+        assert after.entries == before.entries
+        assert side.state.assignments.distrust_others(side.director.public_key.keyid) == 0
 
 
 async def test_expiring_assignment_is_renewed(tmp_path):

@@ -1,0 +1,171 @@
+"""`edgekit registry key` and `edgekit registry renew`: who may sign, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgekit.cli.console import control_settings, json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.passphrase import needed_passphrase, passphrase_option
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key  # type: ignore[attr-defined]
+
+    from edgekit.trust.rotation import KeyKeeper
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def key() -> None:
+    """List, add, rotate and revoke the keys that sign. Devices follow by themselves.
+
+    ROLE is root, targets, snapshot, timestamp, director or publisher-MODEL. The first four need the root key(s) here,
+    the others the targets key.
+    """
+
+
+def _place_options(function: F) -> F:
+    for option in (
+        json_option,
+        passphrase_option,
+        click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Folder of key files."),
+        click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store."),
+    ):
+        function = option(function)
+    return function
+
+
+def _public_option(function: F) -> F:
+    return click.option(
+        "--public-key",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="PEM of a key that somebody else holds [default: make one here].",
+    )(function)
+
+
+def _threshold_option(function: F) -> F:
+    return click.option(
+        "--threshold", type=click.IntRange(1, 16), help="How many keys of the role must sign from now on."
+    )(function)
+
+
+@key.command(name="list")
+@_place_options
+def list_command(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
+    """List who may sign what, which of the private keys are here, and until when their signatures hold."""
+    rows = _keeper(url, keys, passphrase_file).rows()
+    if as_json:
+        print_json(rows)
+        return
+    headers = ("role", "key", "must sign", "file", "expires")
+    print_table(headers, [(r.role, r.keyid[:12], r.threshold, r.file or "-", r.expires[:10] or "-") for r in rows])
+
+
+@key.command()
+@click.argument("role")
+@_public_option
+@_threshold_option
+@_place_options
+def add(
+    role: str,
+    public_key: Path | None,
+    threshold: int | None,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Let one more key sign for ROLE.
+
+    \b
+    Example, a second team that publishes the model digits with its own key:
+      edgekit registry key add publisher-digits --public-key team.pub
+    """
+    made = _keeper(url, keys, passphrase_file).add(role, _public(public_key), threshold=threshold)
+    _say(as_json, role, f"key {made[:12]} may sign for {role} from now on", added=made)
+
+
+@key.command()
+@click.argument("role")
+@click.argument("keyid", required=False)
+@_public_option
+@_place_options
+def rotate(
+    role: str,
+    keyid: str | None,
+    public_key: Path | None,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Put a new key in the place of ROLE's key (of KEYID, or its beginning, where there are several).
+
+    A lost key can be replaced too. After a theft of the snapshot key rotate the timestamp key as well.
+    """
+    made = _keeper(url, keys, passphrase_file).rotate(role, keyid, _public(public_key))
+    _say(as_json, role, f"key {made[:12]} signs for {role} from now on; the old one does not", added=made)
+    if role == "director":
+        note("Start the controller anew: it signs every assignment again with the new key.")
+
+
+@key.command()
+@click.argument("role")
+@click.argument("keyid")
+@_threshold_option
+@_place_options
+def revoke(
+    role: str,
+    keyid: str,
+    threshold: int | None,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Take the key KEYID (or the beginning of its id) from ROLE."""
+    _keeper(url, keys, passphrase_file).revoke(role, keyid, threshold=threshold)
+    _say(as_json, role, f"key {keyid[:12]} may not sign for {role} any more", revoked=keyid)
+
+
+@click.command()
+@_place_options
+def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
+    """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys."""
+    renewed = _keeper(url, keys, passphrase_file).renew()
+    if as_json:
+        print_json({"renewed": renewed})
+        return
+    click.echo(f"Signed anew: {', '.join(renewed)}")
+    away = [role for role in ("root", "targets") if role not in renewed]
+    if away:
+        note(f"Not here, so not renewed: the key of {' and '.join(away)}. See: edgekit registry key list")
+
+
+def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None) -> KeyKeeper:
+    settings = control_settings(registry=url, keys=keys)
+    with needs_extra("registry"):
+        from edgekit.stores import open_store
+        from edgekit.trust.keys import private_keys
+        from edgekit.trust.rotation import KeyKeeper
+    passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
+    return KeyKeeper(open_store(settings.registry), settings.keys, passphrase)
+
+
+def _public(path: Path | None) -> Key | None:
+    if path is None:
+        return None
+    from edgekit.trust.keys import load_public
+
+    return load_public(path)
+
+
+def _say(as_json: bool, role: str, text: str, **fields: str) -> None:
+    if as_json:
+        print_json({"role": role, **fields})
+    else:
+        click.echo(text)
