@@ -49,7 +49,8 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
     if kind == formats.ONNX:
         graph = load_onnx(path)
         return Source(path, kind, digest, graph, graph.run)
-    data = child.call(EXPORTS[kind], path=str(path))
+    options = {"legacy": True} if kind == formats.H5 else {}
+    data = child.call(EXPORTS[kind], path=str(path), **options)
     graph = canonical(onnx.load_model_from_string(data), str(path))
     return Source(path, kind, digest, graph, lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)))
 

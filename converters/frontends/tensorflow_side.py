@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf2onnx
 from onnx import helper, numpy_helper
 
+from converters.frontends.legacy import frozen_saved_model, keras2_layers
 from edgekit.errors import ModelFormatError
 from edgekit.tensors import Array
 
@@ -28,14 +29,18 @@ class _Loaded:
 _loaded: dict[str, _Loaded] = {}
 
 
-def export_keras(path: str) -> bytes:
+def export_keras(path: str, legacy: bool = False) -> bytes:
     """The Keras model at `path` as serialized ONNX with the source's own names and layout.
+
+    With `legacy` it is an .h5, and layers may have the options of Keras 2.
 
     Raises:
         ModelFormatError: Keras cannot load it, or it has no fixed interface.
     """
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(
+            path, compile=False, safe_mode=True, custom_objects=keras2_layers() if legacy else None
+        )
     except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
         raise ModelFormatError(
             f"{path} cannot be loaded by Keras {keras.__version__}: {_first_lines(error)}",
@@ -64,10 +69,7 @@ def export_saved_model(path: str) -> bytes:
     try:
         model = tf.saved_model.load(path)
     except (ValueError, OSError, AttributeError, tf.errors.OpError) as error:
-        raise ModelFormatError(
-            f"{path} cannot be loaded by TensorFlow {tf.__version__}: {_first_lines(error)}",
-            advice="Load it where it was made and save it as .keras.",
-        ) from error
+        return _export_frozen(path, error)
     signature = model.signatures.get("serving_default")
     if signature is None:
         raise ModelFormatError(
@@ -83,6 +85,21 @@ def export_saved_model(path: str) -> bytes:
         return [answers[name] for name in names]
 
     call.keep = model  # type: ignore[attr-defined]  # variables live as long as the object that was loaded
+    return _export(path, _Loaded(call, inputs, names))
+
+
+def _export_frozen(path: str, why: Exception) -> bytes:
+    """A SavedModel that the usual loader refused, by the older one; prints that it did, for the log."""
+    try:
+        call, specs, names = frozen_saved_model(path)
+    except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
+        raise ModelFormatError(
+            f"{path} cannot be loaded by TensorFlow {tf.__version__}: {_first_lines(why)}; "
+            f"nor by the loader of TensorFlow 1: {_first_lines(error)}",
+            advice="Load it where it was made and save it as .keras.",
+        ) from why
+    print(f"{path} was loaded by TensorFlow 1's loader, since the usual one failed: {_first_lines(why)}")
+    inputs = [tf.TensorSpec(_batched(spec.shape, path), spec.dtype, name=name) for name, spec in specs.items()]
     return _export(path, _Loaded(call, inputs, names))
 
 

@@ -36,6 +36,17 @@ steps = keras.Input((6, 3), name="steps")
 keras.Model(steps, layers.Dense(2)(layers.LSTM(4, name="memory")(steps))).save(folder + "/lstm.keras")
 flat = keras.Input((4,), name="flat")
 keras.Model(flat, layers.Dense(3, activation="gelu", name="gelu")(flat)).save(folder + "/gelu.keras")
+old = keras.Input((8, 8, 2), name="old")
+x = layers.SeparableConv2D(4, 3)(layers.DepthwiseConv2D(3, name="deep")(old))
+keras.Model(old, layers.Conv2DTranspose(2, 3, name="up")(x)).save(folder + "/groups.h5")
+import h5py, json
+with h5py.File(folder + "/groups.h5", "a") as file:
+    config = json.loads(file.attrs["model_config"])
+    for entry in config["config"]["layers"]:
+        if "Conv" in entry["class_name"]:
+            entry["config"]["groups"] = 1
+    file.attrs["model_config"] = json.dumps(config)
+    file.attrs["keras_version"] = "2.15.0"
 np.savez(folder + "/data.npz", x=images[:500], y=labels[:500])
 np.savez(folder + "/test.npz", x=images[500:], y=labels[500:])
 """

@@ -140,3 +140,10 @@ def test_recurrent_layer_that_litert_cannot_take_is_named(keras_folder, child, t
     assert "memory" in caught.value.layer
     plan = make_plan(keras_folder / "lstm.keras", targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path)
     assert run_plan(plan, child=child)[0].chosen == "float32"
+
+
+def test_layers_of_keras_2_with_groups_are_read(keras_folder, child):
+    """An .h5 whose depthwise, separable and transposed convolutions say `groups`, as Keras 2 wrote them."""
+    source = load_model(keras_folder / "groups.h5", child)
+    x = {"old": np.random.default_rng(0).random((3, 8, 8, 2)).astype(np.float32)}
+    np.testing.assert_allclose(source.graph.run(x)["up"], source.answers(x)["up"], atol=1e-5)

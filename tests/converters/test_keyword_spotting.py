@@ -1,0 +1,42 @@
+"""The keyword spotting model of MLPerf Tiny, where its files are beside the repository."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.pipeline import run_plan
+from converters.plan import make_plan
+from edgekit.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.runtimes import open_runtime
+
+FOLDER = Path(__file__).parents[3] / "shared" / "data" / "mlperf_tiny_kws"
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(not FOLDER.is_dir(), reason=f"{FOLDER.name} is not beside the repository"),
+]
+
+
+def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
+    """The usual loader fails on it; converted for a Raspberry Pi it keeps its quality and is smaller than the peer."""
+    plan = make_plan(
+        FOLDER / "saved_model",
+        targets=["raspberry-pi-4"],
+        data=FOLDER / "calibration.npz",
+        test=FOLDER / "test.npz",
+        aim="size",
+        accept_unproven=True,
+        name="kws",
+        output=tmp_path,
+    )
+    [report] = run_plan(plan, child=child)
+    assert report.test.float_ == pytest.approx(0.91)
+    assert report.test.chosen >= report.test.float_ - 0.01
+    assert report.taken.bytes < (FOLDER / "reference_int8.tflite").stat().st_size
+    folder = Path(report.bundle)
+    runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
+    test = np.load(FOLDER / "test.npz")
+    [answers] = runtime.run({runtime.inputs[0].name: test["x"][:100]}).values()
+    runtime.close()
+    assert np.mean(np.argmax(answers, axis=1) == test["y"][:100]) > 0.85
