@@ -18,6 +18,7 @@ from device_agents.control import ControlLink
 from device_agents.deployment import Deployment, Event, Limits, State
 from device_agents.effects import Effects
 from device_agents.journal import Journal
+from device_agents.probation import ProbationLimits
 from device_agents.seams import Inference, SelfTester, TrustFactory
 from device_agents.telemetry import Window, flatten
 from device_agents.threads import in_thread
@@ -48,6 +49,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     download_budget: float = 3.0
     quiet_hours: QuietHours | None = None
     limits: Limits = Limits()
+    probation: ProbationLimits = ProbationLimits()
 
 
 class Agent:
@@ -98,6 +100,7 @@ class Agent:
             clock=clock,
             max_bundle_bytes=options.max_bundle_bytes,
             download_budget=options.download_budget,
+            probation=options.probation,
         )
         self._link = ControlLink(
             transport,

@@ -19,6 +19,7 @@ from device_agents.deployment import Limits
 from device_agents.health import run_self_test
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
+from device_agents.probation import ProbationLimits
 from device_agents.throttle import parse_quiet_hours
 from edgekit.clock import SystemClock
 from edgekit.compat import Facts, mismatches
@@ -111,6 +112,9 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         download_bytes_per_second=settings.download_bytes_per_second,
         download_budget=settings.download_budget,
         quiet_hours=quiet,
+        probation=ProbationLimits(
+            max_error_share=settings.probation_max_error_share, max_latency_ms=settings.probation_max_latency_ms
+        ),
         limits=Limits(step_seconds=settings.step_timeout_seconds, probation_seconds=settings.probation_seconds),
     )
 

@@ -29,6 +29,7 @@ from device_agents.deployment import (
     Verified,
 )
 from device_agents.journal import Journal
+from device_agents.probation import ProbationLimits, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
 from device_agents.slots import Slots, verify_file
 from device_agents.threads import in_thread
@@ -68,6 +69,7 @@ class Effects:
         clock: Wall time for reports and expiry.
         max_bundle_bytes: A larger bundle is refused.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
+        probation: What live answers must stay within.
     """
 
     def __init__(
@@ -83,11 +85,14 @@ class Effects:
         clock: Clock,
         max_bundle_bytes: int,
         download_budget: float = 3.0,
+        probation: ProbationLimits | None = None,
     ) -> None:
         self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
         self._inference, self._self_test, self._mismatches = inference, self_test, mismatches
         self._clock, self._max_bundle_bytes = clock, max_bundle_bytes
         self._download_budget = download_budget
+        self._probation = probation or ProbationLimits()
+        self._activated: dict[str, dict[str, float]] = {}  # counters by model, when it was activated
         self._fetched: dict[str, int] = {}  # by model, in the attempt that failed
         self._live: dict[str, str] = {}
         self.trust_lock = asyncio.Lock()
@@ -231,10 +236,19 @@ class Effects:
         deployment = _deployment(state)
         slot, good = state.inactive_slot, state.known_good
         await self.load(deployment.name, Installed(slot, deployment.digest, deployment.version, deployment.release))
+        self._activated[deployment.name] = self._live_counters(deployment.name)
         await in_thread(Slots(self._disk, deployment.name).point, slot, good.slot if good else "")
 
+    def _live_counters(self, model: str) -> dict[str, float]:
+        return dict(self._inference.counters().get(model, {}))
+
     async def _probe(self, state: State) -> None:
-        await self._inference.self_test(_deployment(state).name)
+        deployment = _deployment(state)
+        name = deployment.name
+        faults = live_faults(self._activated.get(name, {}), self._live_counters(name), self._probation)
+        if faults:
+            raise SelfTestError(f"{name} {deployment.version} failed its probation: " + "; ".join(faults))
+        await self._inference.self_test(name)
 
     async def _commit(self, state: State) -> None:
         assert state.active is not None  # COMMITTING comes after ACTIVATING

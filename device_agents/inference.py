@@ -31,7 +31,10 @@ from edgekit.serving.sessions import Load, OverloadedError, Session, Slot
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
-COUNTERS = ("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps")
+COUNTERS = (
+    *("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps"),
+    *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us` are microseconds, queue included
+)
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 
 
@@ -201,10 +204,24 @@ class InferenceService:
                 check_inputs(session.runtime.inputs, request.inputs)
             return request.respond(await self._ask_cloud(request), first)
         try:
-            outputs = await session.run(request.inputs)
+            outputs = await self._run(request, session)
         except (OverloadedError, RuntimeLoadError) as error:
             return await self._without_local(request, error)
         return await self._judge(request, session, outputs)
+
+    async def _run(self, request: _Request, session: Session) -> dict[str, Array]:
+        """Run the local model, and count what probation and telemetry judge it by."""
+        start, counters = self._clock.monotonic(), request.counters
+        try:
+            outputs = await session.run(request.inputs)
+        except RuntimeLoadError:
+            counters["runs"] += 1
+            counters["runtime_errors"] += 1
+            raise
+        counters["runs"] += 1
+        counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
+        counters["unusable"] += not routing.usable(outputs) and routing.usable(request.inputs)
+        return outputs
 
     async def _judge(self, request: _Request, session: Session, outputs: dict[str, Array]) -> InferResponse:
         score = routing.score(session.manifest.task, outputs)
@@ -278,7 +295,7 @@ class InferenceService:
         return await self.infer(model, request.inputs, version=version, route=route, deadline_ms=deadline_ms)
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: requests, local, cloud, degraded, errors, cloud_errors, swaps."""
+        """Rising counters by model: COUNTERS."""
         return {name: {key: float(n) for key, n in kept.counters.items()} for name, kept in self._models.items()}
 
     def _session(self, model: str) -> Session | None:

@@ -42,7 +42,7 @@ class Inference(Protocol):
         ...
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
-        """Counters by model, rising since the service began."""
+        """Counters by model, rising since the service began; `device_agents.probation` says which it judges by."""
         ...
 
 

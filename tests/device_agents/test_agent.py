@@ -131,6 +131,19 @@ async def test_a_model_that_fails_in_probation_is_rolled_back(desk, device):
     assert Slots(device.disk, "digits").pointer() == Pointer("a", "a")
 
 
+async def test_a_model_that_fails_live_traffic_is_rolled_back_though_its_golden_answers_are_right(desk, device):
+    """The report says how many requests failed, and how many may."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.inference.flaky.add("1.1.0")
+    desk.assign(desk.publish("1.1.0"))
+    report = await reports(device, lambda r: r.outcomes["digits"].result == "rolled-back")
+    assert "failed in the runtime" in report.outcomes["digits"].message
+    assert "at most 5.0% may" in report.outcomes["digits"].message
+    await device.settled("1.0.0")
+    assert device.inference.history == ["1.0.0", "1.1.0", "1.0.0"]
+
+
 async def test_a_first_bundle_that_fails_in_probation_leaves_none(desk, device):
     """Without a known-good bundle the device is as empty as before."""
     device.inference.dying.add("1.0.0")

@@ -124,7 +124,12 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
     assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "breaker-open")
     clock.now += 1.0
     assert where(await service.infer("small", {"x": UNSURE})) == ("cloud", "low-score")
-    assert service.counters()["small"] == {
+    found = service.counters()["small"]
+    assert found.pop("run_us") >= 0
+    assert found == {
+        "runs": 7,
+        "runtime_errors": 0,
+        "unusable": 0,
         "requests": 7,
         "local": 0,
         "cloud": 1,
@@ -248,6 +253,9 @@ async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_p
             await service.infer("small", {"x": SURE})
         made[0].fails = False
         assert where(await service.infer("small", {"x": SURE})) == ("degraded", "cloud-failed")
+        await service.infer("small", {"x": np.full_like(SURE, np.nan)})  # not the model's fault
+        found = service.counters()["small"]
+        assert (found["runs"], found["runtime_errors"], found["unusable"]) == (6, 3, 2)
 
 
 async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp_path) -> None:

@@ -132,7 +132,8 @@ class FakeInference:
     Attributes:
         live: Version by model.
         history: Every switch, in order.
-        broken: Versions that do not load; `dying`: versions that fail their self-test when live.
+        broken: Versions that do not load; `dying`: versions that fail their self-test when live; `flaky`: versions that
+            pass it, but fail one live request of two.
     """
 
     def __init__(self) -> None:
@@ -140,6 +141,8 @@ class FakeInference:
         self.history: list[str] = []
         self.broken: set[str] = set()
         self.dying: set[str] = set()
+        self.flaky: set[str] = set()
+        self.errors = 0
 
     async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
         """As the protocol says."""
@@ -168,7 +171,8 @@ class FakeInference:
 
     def counters(self) -> dict[str, dict[str, float]]:
         """As the protocol says."""
-        return {"digits": {"local": 3.0}}
+        self.errors += self.live.get("digits") in self.flaky
+        return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
 
 
 class Device:

@@ -1,0 +1,47 @@
+"""Whether a bundle in probation answers live traffic well enough to stay. Rules only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class ProbationLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What live traffic must stay within; golden answers are judged besides.
+
+    Attributes:
+        max_error_share: Of the requests that the model ran: failed in the runtime, or answered with NaN where the
+            request had none. 0 to 1.
+        max_latency_ms: Mean time of an answer, waiting in the queue included; 0 for no limit.
+    """
+
+    max_error_share: float = 0.05
+    max_latency_ms: float = 0.0
+
+
+def live_faults(before: Mapping[str, float], after: Mapping[str, float], limits: ProbationLimits) -> list[str]:
+    """Every reason why a model's live answers are outside the limits; none where nobody asked.
+
+    Args:
+        before: Rising counters of the model at its activation: `runs`, `run_us`, `runtime_errors`, `unusable`.
+        after: The same now.
+        limits: What they must stay within.
+    """
+
+    def since(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    runs, errors, unusable = since("runs"), since("runtime_errors"), since("unusable")
+    faults = []
+    if errors + unusable > limits.max_error_share * runs:
+        faults.append(
+            f"of {runs:.0f} live requests {errors:.0f} failed in the runtime and {unusable:.0f} were answered with NaN"
+            f", at most {limits.max_error_share:.1%} may"
+        )
+    mean_ms = since("run_us") / 1000 / runs if runs else 0.0
+    if limits.max_latency_ms and mean_ms > limits.max_latency_ms:
+        faults.append(
+            f"{runs:.0f} live requests took {mean_ms:.3g} ms on average, at most {limits.max_latency_ms:g} ms"
+        )
+    return faults

@@ -1,0 +1,39 @@
+import pytest
+
+from device_agents.probation import ProbationLimits, live_faults
+
+BEFORE = {"runs": 1000.0, "run_us": 9e9, "runtime_errors": 500.0, "unusable": 7.0}
+
+
+def after(runs=0, ms=0.0, errors=0, unusable=0):
+    """Counters after so many more runs of a mean time."""
+    more = {"runs": runs, "run_us": runs * ms * 1000, "runtime_errors": errors, "unusable": unusable}
+    return {name: BEFORE[name] + more[name] for name in BEFORE}
+
+
+@pytest.mark.parametrize(
+    ("found", "faults"),
+    [
+        (after(), 0),  # nobody asked
+        (after(100, 9.9), 0),
+        (after(100, 9.9, errors=3, unusable=2), 0),
+        (after(100, 9.9, errors=3, unusable=3), 1),
+        (after(1, 1.0, errors=1), 1),
+        (after(100, 10.1), 1),
+        (after(100, 10.1, unusable=6), 2),
+    ],
+)
+def test_only_what_came_since_the_activation_counts_and_every_fault_is_told(found, faults):
+    """Errors of the bundle before are not the new one's, nor is its time."""
+    assert len(live_faults(BEFORE, found, ProbationLimits(max_error_share=0.05, max_latency_ms=10.0))) == faults
+
+
+def test_a_model_that_was_never_asked_before_has_no_counters():
+    """The first bundle of a device is judged all the same."""
+    assert live_faults({}, {"runs": 4.0, "unusable": 4.0}, ProbationLimits())
+    assert not live_faults({}, {}, ProbationLimits())
+
+
+def test_without_a_latency_limit_only_errors_count():
+    """A larger model may well be slower; who minds says so."""
+    assert not live_faults(BEFORE, after(10, 5000.0), ProbationLimits())
