@@ -113,7 +113,9 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         download_budget=settings.download_budget,
         quiet_hours=quiet,
         probation=ProbationLimits(
-            max_error_share=settings.probation_max_error_share, max_latency_ms=settings.probation_max_latency_ms
+            max_error_share=settings.probation_max_error_share,
+            max_latency_ms=settings.probation_max_latency_ms,
+            requests=settings.probation_requests,
         ),
         limits=Limits(step_seconds=settings.step_timeout_seconds, probation_seconds=settings.probation_seconds),
     )

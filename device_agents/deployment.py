@@ -34,7 +34,8 @@ class Do(str, enum.Enum):
     STAGE = "Stage"  # verified files and the manifest into the inactive slot, durably
     TEST = "Test"  # golden samples on the staged files
     ACTIVATE = "Activate"  # the live model switches; the pointer says so, known-good stays
-    PROBE = "Probe"  # golden samples on the live model
+    WATCH = "Watch"  # live traffic, until it is outside its limits or enough of it was answered
+    PROBE = "Probe"  # live traffic and golden samples on the live model
     COMMIT = "Commit"  # the pointer's known-good becomes the active slot
     ROLL_BACK = "RollBack"  # the pointer's active becomes known-good; the live model switches back
     CLEAN = "Clean"  # remove what is no longer needed
@@ -86,7 +87,7 @@ class State(msgspec.Struct, frozen=True):
         attempts: Failed attempts of this deployment; sets the delay before the next.
         fetched: Bytes that its failed attempts fetched, for its budget.
         interrupted: How often the device stopped while this deployment was being tested or proved.
-        probing: True in PROBATION once the wait is over and the live model is being asked.
+        probing: True in PROBATION once the watch is over and the live model is being asked.
         deadline: When to send DeadlinePassed, monotonic seconds.
     """
 
@@ -117,7 +118,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     Attributes:
         step_seconds: A step that takes longer has failed.
-        probation_seconds: Running live before commit.
+        probation_seconds: Running live before commit, unless enough requests were answered before.
         retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its cap.
         max_interruptions: So many stops of the device during test or probation refuse the deployment.
     """
@@ -177,8 +178,12 @@ class Activated(Event, frozen=True):
     """The new bundle runs live."""
 
 
+class Watched(Event, frozen=True):
+    """The live model has answered as many requests as probation asks for."""
+
+
 class Proved(Event, frozen=True):
-    """The live model answered its golden samples after probation."""
+    """The live model answered its golden samples, and live traffic within the limits, after probation."""
 
 
 class Committed(Event, frozen=True):

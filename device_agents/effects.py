@@ -27,9 +27,10 @@ from device_agents.deployment import (
     State,
     Tested,
     Verified,
+    Watched,
 )
 from device_agents.journal import Journal
-from device_agents.probation import ProbationLimits, live_faults
+from device_agents.probation import ProbationLimits, enough, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
 from device_agents.slots import Slots, verify_file
 from device_agents.threads import in_thread
@@ -50,6 +51,7 @@ from edgekit.trust.assignment import Entry, check_agrees
 log = logging.getLogger(__name__)
 
 INCOMING = "incoming"
+WATCH_SECONDS = 0.5
 _PASSING = (UnavailableError, ExpiredError)  # expired metadata is renewed by the control side
 _LASTING = (DiskError, MissingExtraError)  # of the former, what waiting does not mend
 _REFUSED = (VerificationError, CompatibilityError, SelfTestError)
@@ -105,6 +107,7 @@ class Effects:
             Do.STAGE: (self._stage, Staged),
             Do.TEST: (self._test, Tested),
             Do.ACTIVATE: (self._activate, Activated),
+            Do.WATCH: (self._watch, Watched),
             Do.PROBE: (self._probe, Proved),
             Do.COMMIT: (self._commit, Committed),
             Do.CLEAN: (self._clean, Cleaned),
@@ -160,6 +163,7 @@ class Effects:
             version=deployment.version,
             release=deployment.release,
         )
+        self._fetched.pop(deployment.name, None)
         self._fetcher.gate.check_hours()
         await self.refresh()
         async with self.trust_lock:
@@ -242,13 +246,24 @@ class Effects:
     def _live_counters(self, model: str) -> dict[str, float]:
         return dict(self._inference.counters().get(model, {}))
 
-    async def _probe(self, state: State) -> None:
-        deployment = _deployment(state)
-        name = deployment.name
-        faults = live_faults(self._activated.get(name, {}), self._live_counters(name), self._probation)
+    async def _watch(self, state: State) -> None:
+        """Until enough was answered; the machine ends it when its time is over."""
+        while True:
+            if self._judge_live(_deployment(state)):
+                return
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _judge_live(self, deployment: Deployment) -> bool:
+        """True when enough requests were answered. Raises SelfTestError when they are outside the limits."""
+        before, now = self._activated.get(deployment.name, {}), self._live_counters(deployment.name)
+        faults = live_faults(before, now, self._probation)
         if faults:
-            raise SelfTestError(f"{name} {deployment.version} failed its probation: " + "; ".join(faults))
-        await self._inference.self_test(name)
+            raise SelfTestError(f"{deployment.name} {deployment.version} failed its probation: " + "; ".join(faults))
+        return enough(before, now, self._probation)
+
+    async def _probe(self, state: State) -> None:
+        self._judge_live(_deployment(state))
+        await self._inference.self_test(_deployment(state).name)
 
     async def _commit(self, state: State) -> None:
         assert state.active is not None  # COMMITTING comes after ACTIVATING

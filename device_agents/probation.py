@@ -14,10 +14,17 @@ class ProbationLimits(msgspec.Struct, frozen=True, kw_only=True):
         max_error_share: Of the requests that the model ran: failed in the runtime, or answered with NaN where the
             request had none. 0 to 1.
         max_latency_ms: Mean time of an answer, waiting in the queue included; 0 for no limit.
+        requests: So many within the limits end probation before its time; 0 for its time in any case.
     """
 
     max_error_share: float = 0.05
     max_latency_ms: float = 0.0
+    requests: int = 0
+
+
+def enough(before: Mapping[str, float], after: Mapping[str, float], limits: ProbationLimits) -> bool:
+    """True when the model has run as many live requests as probation asks for; counters as for `live_faults`."""
+    return 0 < limits.requests <= after.get("runs", 0.0) - before.get("runs", 0.0)
 
 
 def live_faults(before: Mapping[str, float], after: Mapping[str, float], limits: ProbationLimits) -> list[str]:

@@ -34,6 +34,7 @@ from device_agents.deployment import (
     State,
     Tested,
     Verified,
+    Watched,
 )
 from edgekit.messages import Outcome
 
@@ -66,8 +67,9 @@ TABLE: tuple[Row, ...] = (
     Row(S.VERIFYING,    Verified,       "",          S.STAGING,      (Do.STAGE,)),
     Row(S.STAGING,      Staged,         "",          S.TESTING,      (Do.TEST,)),
     Row(S.TESTING,      Tested,         "",          S.ACTIVATING,   (Do.ACTIVATE,)),
-    Row(S.ACTIVATING,   Activated,      "",          S.PROBATION),
-    Row(S.PROBATION,    DeadlinePassed, "waited",    S.PROBATION,    (Do.PROBE,)),
+    Row(S.ACTIVATING,   Activated,      "",          S.PROBATION,    (Do.WATCH,)),
+    Row(S.PROBATION,    Watched,        "",          S.PROBATION,    (Do.PROBE,)),
+    Row(S.PROBATION,    DeadlinePassed, "watched",   S.PROBATION,    (Do.PROBE,)),
     Row(S.PROBATION,    DeadlinePassed, "late",      S.ROLLING_BACK, (Do.ROLL_BACK,)),
     Row(S.PROBATION,    Proved,         "",          S.COMMITTING,   (Do.COMMIT,)),
     Row(S.COMMITTING,   Committed,      "",          S.CLEANING,     (Do.CLEAN,)),
@@ -160,7 +162,7 @@ class UpdateMachine:
         if isinstance(event, DeadlinePassed) and state.name is S.IDLE:
             return "retry" if state.deployment is not None else ""
         if isinstance(event, DeadlinePassed) and state.name is S.PROBATION:
-            return "late" if state.probing else "waited"
+            return "late" if state.probing else "watched"
         if state.name is S.CLEANING and isinstance(event, Cleaned | Failed | DeadlinePassed):
             fresh = state.offered is not None and _idle_offer_case(state, state.offered) == "wanted"
             return "offered" if fresh else ""
@@ -184,7 +186,7 @@ class UpdateMachine:
             passing = state.name in (S.RESOLVING, S.DOWNLOADING)
             late = Failed(error="DeadlinePassed", message=message, passing=passing, at=event.at)
             return changed if state.name is S.ROLLING_BACK else _fail(changed, late)
-        if isinstance(event, DeadlinePassed) and state.name is S.PROBATION:
+        if isinstance(event, DeadlinePassed | Watched) and state.name is S.PROBATION:
             return _replace(changed, probing=True)
         if isinstance(event, Booted) and state.name in (S.TESTING, S.ACTIVATING, S.PROBATION):
             return _interrupt(changed, event, case, was=state.name)
@@ -202,7 +204,7 @@ class UpdateMachine:
             if state.deployment is None:
                 return None
             return now if row.event is Booted else now + self._retry_delay(state.attempts)
-        if state.name is S.PROBATION and not row.effects:
+        if row.effects == (Do.WATCH,):
             return now + self._limits.probation_seconds
         if state.name is S.ROLLING_BACK and not row.effects:
             return now + self._limits.retry_seconds

@@ -56,7 +56,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         socket: Path of the UNIX socket; None for none.
         threads: Of each runtime.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
-        probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
+        probation_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
         probation_max_latency_ms: Mean of its live answers, queue included; 0 for no limit.
         download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
@@ -85,6 +86,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_request_bytes: Count = 64 * 1024**2
     queue_limit: Count = 64
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    probation_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
     probation_max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     probation_max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     step_timeout_seconds: Seconds = 600.0

@@ -6,6 +6,7 @@ import pytest
 
 from device_agents import agent
 from device_agents.deployment import S
+from device_agents.probation import ProbationLimits
 from device_agents.slots import Pointer, Slots
 from device_agents.throttle import QuietHours
 from edgekit import messages, topics
@@ -132,16 +133,30 @@ async def test_a_model_that_fails_in_probation_is_rolled_back(desk, device):
 
 
 async def test_a_model_that_fails_live_traffic_is_rolled_back_though_its_golden_answers_are_right(desk, device):
-    """The report says how many requests failed, and how many may."""
+    """At once, and not when its time is over; the report says how many requests failed, and how many may."""
     desk.assign(desk.publish("1.0.0"))
     await device.settled("1.0.0")
     device.inference.flaky.add("1.1.0")
+    await device.stop()
+    device.limits = msgspec.structs.replace(device.limits, probation_seconds=600.0)
+    await device.start()
     desk.assign(desk.publish("1.1.0"))
     report = await reports(device, lambda r: r.outcomes["digits"].result == "rolled-back")
     assert "failed in the runtime" in report.outcomes["digits"].message
     assert "at most 5.0% may" in report.outcomes["digits"].message
     await device.settled("1.0.0")
-    assert device.inference.history == ["1.0.0", "1.1.0", "1.0.0"]
+    assert device.inference.history == ["1.0.0", "1.0.0", "1.1.0", "1.0.0"]  # the second by the restart
+
+
+async def test_enough_good_answers_end_probation_before_its_time(desk, device):
+    """A busy device need not wait."""
+    await device.stop()
+    device.limits = msgspec.structs.replace(device.limits, probation_seconds=600.0)
+    device.options = {"probation": ProbationLimits(max_error_share=1.0, requests=4)}
+    await device.start()
+    device.inference.flaky.add("1.0.0")
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
 
 
 async def test_a_first_bundle_that_fails_in_probation_leaves_none(desk, device):

@@ -1,6 +1,6 @@
 import pytest
 
-from device_agents.probation import ProbationLimits, live_faults
+from device_agents.probation import ProbationLimits, enough, live_faults
 
 BEFORE = {"runs": 1000.0, "run_us": 9e9, "runtime_errors": 500.0, "unusable": 7.0}
 
@@ -37,3 +37,9 @@ def test_a_model_that_was_never_asked_before_has_no_counters():
 def test_without_a_latency_limit_only_errors_count():
     """A larger model may well be slower; who minds says so."""
     assert not live_faults(BEFORE, after(10, 5000.0), ProbationLimits())
+
+
+def test_enough_is_counted_since_the_activation_and_only_where_it_is_asked_for():
+    """No number means that the time decides."""
+    assert [enough(BEFORE, after(runs), ProbationLimits(requests=10)) for runs in (0, 9, 10)] == [False, False, True]
+    assert not enough(BEFORE, after(10**6), ProbationLimits())

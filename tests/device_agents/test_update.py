@@ -23,6 +23,7 @@ from device_agents.deployment import (
     State,
     Tested,
     Verified,
+    Watched,
 )
 from device_agents.update import BOOT_TABLE, TABLE, InvalidTransition, UpdateMachine
 from tests.machines.explorer import INSTALLED_OLD, NEW, NEWER, OLD
@@ -49,7 +50,7 @@ def test_a_deployment_that_goes_well():
     """Effects in order, and in the end the new bundle is active and known to be good."""
     state, effects = told(*TO_PROBATION, DeadlinePassed(), Proved(), Committed(at=9.0), Cleaned())
     assert effects == [
-        Do.RESOLVE, Do.DOWNLOAD, Do.VERIFY, Do.STAGE, Do.TEST, Do.ACTIVATE, Do.PROBE, Do.COMMIT, Do.CLEAN,
+        Do.RESOLVE, Do.DOWNLOAD, Do.VERIFY, Do.STAGE, Do.TEST, Do.ACTIVATE, Do.WATCH, Do.PROBE, Do.COMMIT, Do.CLEAN,
     ]  # fmt: skip
     assert state.name is S.IDLE
     assert state.active == state.known_good
@@ -74,6 +75,17 @@ def test_a_failure_in_probation_rolls_back():
     assert effects[-3:] == [Do.PROBE, Do.ROLL_BACK, Do.CLEAN]
     assert (state.active, state.known_good) == (INSTALLED_OLD, INSTALLED_OLD)
     assert state.outcome.result == "rolled-back"
+
+
+def test_probation_ends_at_its_time_or_when_enough_was_answered():
+    """Then the probe has the time of a step; a fault before that rolls back at once."""
+    state, _ = told(*TO_PROBATION, now=10.0)
+    assert state.deadline == 10.0 + MACHINE._limits.probation_seconds
+    for event in (Watched(), DeadlinePassed()):
+        probing, effects = told(event, state=state, now=20.0)
+        assert (probing.name, probing.deadline, effects) == (S.PROBATION, 120.0, [Do.PROBE])
+    state, effects = told(WRONG, state=state)
+    assert (state.name, effects) == (S.ROLLING_BACK, [Do.ROLL_BACK])
 
 
 def test_rolling_back_never_gives_up():
@@ -142,7 +154,7 @@ def test_a_cancel_ends_a_transfer_and_leaves_an_activation_alone():
     state, effects = told(Offered(NEW), Resolved(), Cancelled(), Cleaned())
     assert (state.name, state.deployment, state.outcome, effects[-1]) == (S.IDLE, None, None, Do.CLEAN)
     state, effects = told(*TO_PROBATION, Cancelled())
-    assert (state.name, effects[-1]) == (S.PROBATION, Do.ACTIVATE)
+    assert (state.name, effects[-1]) == (S.PROBATION, Do.WATCH)
 
 
 def test_going_back_to_what_runs_drops_the_transfer():

@@ -29,6 +29,7 @@ from device_agents.deployment import (
     State,
     Tested,
     Verified,
+    Watched,
 )
 from device_agents.update import UpdateMachine
 
@@ -49,6 +50,7 @@ OUTCOMES = {
     Do.STAGE: Staged,
     Do.TEST: Tested,
     Do.ACTIVATE: Activated,
+    Do.WATCH: Watched,
     Do.PROBE: Proved,
     Do.COMMIT: Committed,
     Do.ROLL_BACK: RolledBack,
