@@ -84,6 +84,10 @@ class ExpiredError(VerificationError):
     """Signed metadata has passed its expiry."""
 
 
+class ClockError(ExpiredError):
+    """The clock of this machine cannot be right, so it cannot be said what has expired."""
+
+
 # --- the wrong device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,10 +18,11 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
 
 from edgekit.errors import (
+    ClockError,
     DiskError,
     DowngradeError,
     ExpiredError,
@@ -30,7 +32,7 @@ from edgekit.errors import (
     VerificationError,
 )
 from edgekit.trust.assignment import DIRECTOR, Assignment, verify_assignment
-from edgekit.trust.state import publisher_role
+from edgekit.trust.state import CUSTOM, SIGNED_AT, publisher_role
 
 Fetch = Callable[[str], bytes]
 
@@ -42,6 +44,11 @@ LIMITS = UpdaterConfig(
     snapshot_max_length=1024 * 1024,
     targets_max_length=4 * 1024 * 1024,
 )
+# No registry was signed before the first edgekit was; a clock that stands earlier has lost its battery.
+EARLIEST = 1_704_067_200  # 2024-01-01
+# How far the clocks of two honest machines may be apart, seconds.
+CLOCK_SKEW_SECONDS = 86_400
+TIME = "time"
 _ROLES = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
 _BASE = "registry:/"
 
@@ -69,32 +76,39 @@ class TrustClient:
 
         Args:
             now: Wall clock seconds to judge expiry by; the machine's own time when None.
-            seen: Highest metadata versions that were ever trusted, as `versions` gave them.
+            seen: What was trusted last, as `versions` gave it. Where the keys of timestamp or snapshot have been
+                changed since, its versions do not count: so a registry recovers from a thief who signed absurdly high
+                ones.
 
         Raises:
             SignatureError, DowngradeError, ExpiredError, VerificationError: not to be trusted.
+            ClockError: it is certainly later than `now`.
             UnavailableError: a file could not be fetched; what `fetch` raises passes through.
             DiskError: the cache cannot be written.
         """
         self._updater = None
+        seen = seen or {}
+        now = time.time() if now is None else now
         with _mapped():
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
-            if now is not None:
-                # No public way to say what time it is in tuf 7; a test holds that this one works.
-                updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
+            # No public way to say what time it is in tuf 7; a test holds that this one works.
+            updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
             updater.refresh()
         found = _versions(updater)
-        older = [
-            f"{role} {found[role]} (seen: {version})" for role, version in (seen or {}).items() if found[role] < version
-        ]
+        counting = (Root.type,) if self._keys_changed(updater, seen.get(Root.type, found[Root.type])) else _ROLES
+        older = [f"{role} {found[role]} (seen: {seen[role]})" for role in counting if found[role] < seen.get(role, 0)]
         if older:
             raise DowngradeError("the registry went back to older metadata: " + ", ".join(older))
+        _check_clock(now, max(EARLIEST, seen.get(TIME, 0), found[TIME]))
         self._updater = updater
 
     @property
     def versions(self) -> dict[str, int]:
-        """Trusted versions of root, timestamp, snapshot and targets, after a refresh."""
+        """Trusted versions by role, after a refresh, and under ``time`` when that timestamp was signed.
+
+        That is in wall clock seconds, 0 where the timestamp does not say.
+        """
         return _versions(self._refreshed())
 
     def find_target(self, path: str) -> TargetFile | None:
@@ -146,6 +160,18 @@ class TrustClient:
         except ValueError as error:
             raise VerificationError("the trusted metadata does not name exactly one director key") from error
 
+    def _keys_changed(self, updater: Updater, version: int) -> bool:
+        """True when timestamp or snapshot have other keys now than in root `version`."""
+        root = updater._trusted_set.root
+        # The refresh left the chain of verified roots here; what is not in it came before the root that we start from.
+        path = self._cache_dir / "root_history" / f"{version}.root.json"
+        if version >= root.version or not path.exists():
+            return version < root.version
+        with _mapped():
+            old = Metadata[Root].from_bytes(path.read_bytes()).signed
+        online = (Timestamp.type, Snapshot.type)
+        return any(set(old.roles[role].keyids) != set(root.roles[role].keyids) for role in online)
+
     def _refreshed(self) -> Updater:
         if self._updater is None:
             self.refresh()
@@ -194,4 +220,22 @@ def _mapped() -> Iterator[None]:
 
 
 def _versions(updater: Updater) -> dict[str, int]:
-    return {role: updater._trusted_set[role].version for role in _ROLES}
+    trusted = updater._trusted_set
+    custom = trusted.timestamp.unrecognized_fields.get(CUSTOM)
+    signed_at = custom.get(SIGNED_AT) if isinstance(custom, dict) else None
+    if not isinstance(signed_at, int) or not 0 <= signed_at <= trusted.timestamp.expires.timestamp():
+        signed_at = 0
+    versions = {role: trusted[role].version for role in _ROLES}
+    return {**versions, TIME: signed_at}
+
+
+def _check_clock(now: float, floor: int) -> None:
+    if now < floor - CLOCK_SKEW_SECONDS:
+        raise ClockError(
+            f"this machine's clock says {_date(now)}, but it is later than {_date(floor)}",
+            advice="Set the clock; until then nothing is changed here.",
+        )
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"

@@ -19,7 +19,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 from edgekit.errors import NotFoundError, UnavailableError
 from edgekit.protocols import Clock, Store
 from edgekit.trust.keys import key_path, signers_of
-from edgekit.trust.state import METADATA, PENDING_NAME, TIMESTAMP_NAME, State, load_state
+from edgekit.trust.state import CUSTOM, METADATA, PENDING_NAME, SIGNED_AT, TIMESTAMP_NAME, State, load_state
 
 ROOT_FILE = "root.json"
 OFFLINE_ROLES = (Root.type, Targets.type)
@@ -112,6 +112,7 @@ class Committer:
         snapshot = self.fresh(state.snapshot, Snapshot.type)
         files[f"{snapshot.version}.snapshot.json"] = signed_bytes(snapshot, signers[Snapshot.type])
         state.timestamp.snapshot_meta = MetaFile(snapshot.version)
+        state.timestamp.unrecognized_fields[CUSTOM] = {SIGNED_AT: int(self.now().timestamp())}
         timestamp = signed_bytes(self.fresh(state.timestamp, Timestamp.type), signers[Timestamp.type])
         last = [(TIMESTAMP_NAME, timestamp)]
         if root is not None:

@@ -14,6 +14,8 @@ from edgekit.protocols import Store
 METADATA = "metadata/"
 TIMESTAMP_NAME = "timestamp.json"
 PENDING_NAME = "pending.json"  # the timestamp that a new root is waiting for; empty where none does
+# A field of the timestamp role that TUF leaves to us: when it was signed, wall clock seconds.
+CUSTOM, SIGNED_AT = "custom", "signed_at"
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 
