@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
 
@@ -39,11 +40,29 @@ class Part:
                 yield connection
 
 
-def put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Update the row with `key`, or insert it."""
-    where = sa.and_(*(table.c[name] == value for name, value in key.items()))
-    if connection.execute(table.update().where(where).values(**values)).rowcount == 0:
-        connection.execute(table.insert().values(**key, **values))
+_NOTHING: Mapping[str, Any] = {}
+
+
+def put(
+    connection: sa.Connection,
+    table: sa.Table,
+    key: Mapping[str, Any],
+    values: Mapping[str, Any],
+    *,
+    at_first: Mapping[str, Any] = _NOTHING,
+    only_if: sa.ColumnElement[bool] | None = None,
+) -> bool:
+    """Update the row with the primary `key` where `only_if` holds for it, or insert it, then with `at_first` too.
+
+    One statement, so that two controllers that hear of a new device at once both succeed, and the newer word stays.
+
+    Returns:
+        Whether anything was written.
+    """
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = kind.insert(table).values(**key, **at_first, **values)
+    upsert = row.on_conflict_do_update(index_elements=list(key), set_=dict(values), where=only_if)
+    return connection.execute(upsert).rowcount > 0
 
 
 def to_json(value: Any) -> str:

@@ -114,9 +114,8 @@ def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry
         entries[model] = entry
     version = next_version(connection, fleet, device, row["version"] if row is not None else 0)
     values = {"version": version, "entries": to_json(entries), "payload": None}
-    if row is None:
-        values.update(expires=0.0, published=0)
-    put(connection, assignments, {"fleet": fleet, "device": device}, values)
+    never = {"expires": 0.0, "published": 0}
+    put(connection, assignments, {"fleet": fleet, "device": device}, values, at_first=never)
     return previous
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -132,14 +133,11 @@ class DeviceTable(Part):
         body = outside_json(report)
         key = {"fleet": self._fleet, "device": report.device}
         with self._writing() as connection:
-            known = connection.execute(
-                sa.select(reports.c.number).where(reports.c.fleet == self._fleet, reports.c.device == report.device)
-            ).scalar()
-            if known is not None and known >= report.number:
+            values = {"number": report.number, "received": now, "body": body}
+            if not put(connection, reports, key, values, only_if=reports.c.number < report.number):
                 return False
-            put(connection, reports, key, {"number": report.number, "received": now, "body": body})
             if live:
-                self._heard(connection, report.device, {"seen": now, "online": True})
+                self._put_presence(connection, report.device, {"seen": now, "online": True})
         return True
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:
@@ -147,21 +145,16 @@ class DeviceTable(Part):
         if not 0 <= message.session <= MAX_INTEGER:
             return
         with self._writing() as connection:
-            known = self._presence(connection, name)
-            if known is not None and known["session"] > message.session:
-                return
             values: dict[str, Any] = {"online": message.online, "session": message.session}
-            if known is None:
-                values = {**values, "seen": 0.0, "telemetry": "{}"}
             if message.online:
                 values["seen"] = now
-            put(connection, presence, {"fleet": self._fleet, "device": name}, values)
+            self._put_presence(connection, name, values, only_if=presence.c.session <= message.session)
 
     def save_telemetry(self, telemetry: Telemetry, now: float) -> None:
         """Keep a device's last counters. Raises DataError when they cannot be kept."""
         text = outside_json(telemetry)
         with self._writing() as connection:
-            self._heard(connection, telemetry.device, {"seen": now, "telemetry": text})
+            self._put_presence(connection, telemetry.device, {"seen": now, "telemetry": text})
 
     def add_event(self, event: Event, now: float) -> None:
         """Keep one thing that happened; the oldest are dropped beyond KEPT_EVENTS.
@@ -200,14 +193,16 @@ class DeviceTable(Part):
     def _devices(self) -> sa.Select[Any]:
         return sa.select(devices).where(devices.c.fleet == self._fleet).order_by(devices.c.name)
 
-    def _heard(self, connection: sa.Connection, name: str, values: dict[str, Any]) -> None:
-        if self._presence(connection, name) is None:  # its birth is still to come
-            values = {"online": False, "session": 0, "telemetry": "{}", **values}
-        put(connection, presence, {"fleet": self._fleet, "device": name}, values)
-
-    def _presence(self, connection: sa.Connection, name: str) -> sa.RowMapping | None:
-        query = sa.select(presence).where(presence.c.fleet == self._fleet, presence.c.device == name)
-        return connection.execute(query).mappings().first()
+    def _put_presence(
+        self,
+        connection: sa.Connection,
+        name: str,
+        values: Mapping[str, Any],
+        only_if: sa.ColumnElement[bool] | None = None,
+    ) -> None:
+        unheard = {"online": False, "session": 0, "seen": 0.0, "telemetry": "{}"}
+        at_first = {column: value for column, value in unheard.items() if column not in values}
+        put(connection, presence, {"fleet": self._fleet, "device": name}, values, at_first=at_first, only_if=only_if)
 
 
 def read_device(row: sa.RowMapping) -> Device:

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 
 from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
 from edgekit.fleet import Cohort, Device
-from edgekit.messages import Reported
+from edgekit.messages import Presence, Reported, Telemetry
 from edgekit.plan import Plan, Wave
 from edgekit.rollout import Aborted, DeviceState, Paused, Resumed, State
 from edgekit.state import open_fleet_state
@@ -226,6 +226,38 @@ def test_concurrent_steps_lose_nothing(url):
         thread.join(30)
     assert {assigned.version for assigned in opened[0].assignments.all()} == {1}
     assert len(opened[0].assignments.all()) == len(names)
+    for state in opened:
+        state.close()
+
+
+def test_controllers_that_hear_of_a_device_at_once_both_succeed(url):
+    """First words of many devices, taken by four controllers together: no error, and no birth is overwritten."""
+    opened = [open_fleet_state(url, "f") for _ in range(4)]
+    names = [f"d{i}" for i in range(20)]
+    enroll(opened[0], *names)
+    together, failures = threading.Barrier(4), []
+
+    def listen(state, take):
+        for name in names:
+            together.wait(30)
+            try:
+                take(state, name)
+            except Exception as error:  # a thread's own failure would pass unseen
+                failures.append(error)
+
+    takes = (
+        lambda state, name: state.devices.save_presence(name, Presence(True, 5), 1000.0),
+        lambda state, name: state.devices.save_report(Reported(name, "f", 1, 0.0, 0, {}, {}), 1000.0, live=False),
+        lambda state, name: state.devices.save_telemetry(Telemetry(name, 1.0, 1.0, {}), 1000.0),
+        lambda state, name: state.devices.save_presence(name, Presence(False, 4), 1000.0),
+    )
+    threads = [threading.Thread(target=listen, args=pair) for pair in zip(opened, takes, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert all(view.online and view.telemetry for view in opened[0].devices.views(1000.0, 90.0))
     for state in opened:
         state.close()
 
