@@ -18,6 +18,7 @@ from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.contract import Artifact, Workbench
+from converters.backends.strip import require_equal, strip
 from edgekit.errors import ConversionError
 from edgekit.manifest import Binding
 from edgekit.recipe import Recipe
@@ -45,7 +46,7 @@ class LiteRTBackend:
             path = self._written(recipe, self._float16(path))
         elif recipe.precision == "int8":
             path = self._written(recipe, self._int8(path, recipe))
-        return self._bound(path)
+        return self._bound(self._stripped(recipe, path))
 
     def _float16(self, path: Path) -> bytes:
         quantizer = aeq.Quantizer(str(path))
@@ -93,6 +94,13 @@ class LiteRTBackend:
         path = self._bench.folder / f"litert-{recipe.id}.tflite"
         path.write_bytes(data)
         return path
+
+    def _stripped(self, recipe: Recipe, path: Path) -> Path:
+        """Last, since the quantizer chooses layers by names that go here. Raises as `strip` and `require_equal`."""
+        stripped = self._bench.folder / f"litert-{recipe.id}-stripped.tflite"
+        stripped.write_bytes(strip(path.read_bytes()))
+        require_equal(path, stripped)
+        return stripped
 
     def _bound(self, path: Path) -> Artifact:
         runtime = LiteRTRuntime(path)
