@@ -249,20 +249,20 @@ class Effects:
     async def _watch(self, state: State) -> None:
         """Until enough was answered; the machine ends it when its time is over."""
         while True:
-            if self._judge_live(_deployment(state)):
+            if self._judge_live(_deployment(state), final=False):
                 return
             await asyncio.sleep(WATCH_SECONDS)
 
-    def _judge_live(self, deployment: Deployment) -> bool:
+    def _judge_live(self, deployment: Deployment, *, final: bool) -> bool:
         """True when enough requests were answered. Raises SelfTestError when they are outside the limits."""
         before, now = self._activated.get(deployment.name, {}), self._live_counters(deployment.name)
-        faults = live_faults(before, now, self._probation)
+        faults = live_faults(before, now, self._probation, final=final)
         if faults:
             raise SelfTestError(f"{deployment.name} {deployment.version} failed its probation: " + "; ".join(faults))
         return enough(before, now, self._probation)
 
     async def _probe(self, state: State) -> None:
-        self._judge_live(_deployment(state))
+        self._judge_live(_deployment(state), final=True)
         await self._inference.self_test(_deployment(state).name)
 
     async def _commit(self, state: State) -> None:

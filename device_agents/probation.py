@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+FEW_REQUESTS = 20  # fewer say nothing about a mean, and little about a share
+
 
 class ProbationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What live traffic must stay within; golden answers are judged besides.
@@ -27,13 +29,16 @@ def enough(before: Mapping[str, float], after: Mapping[str, float], limits: Prob
     return 0 < limits.requests <= after.get("runs", 0.0) - before.get("runs", 0.0)
 
 
-def live_faults(before: Mapping[str, float], after: Mapping[str, float], limits: ProbationLimits) -> list[str]:
+def live_faults(
+    before: Mapping[str, float], after: Mapping[str, float], limits: ProbationLimits, *, final: bool
+) -> list[str]:
     """Every reason why a model's live answers are outside the limits; none where nobody asked.
 
     Args:
         before: Rising counters of the model at its activation: `runs`, `run_us`, `runtime_errors`, `unusable`.
         after: The same now.
         limits: What they must stay within.
+        final: False while more is to come: then the first few requests are not judged yet.
     """
 
     def since(name: str) -> float:
@@ -41,14 +46,13 @@ def live_faults(before: Mapping[str, float], after: Mapping[str, float], limits:
 
     runs, errors, unusable = since("runs"), since("runtime_errors"), since("unusable")
     faults = []
-    if errors + unusable > limits.max_error_share * runs:
+    if errors + unusable > limits.max_error_share * runs and (final or runs >= FEW_REQUESTS):
         faults.append(
             f"of {runs:.0f} live requests {errors:.0f} failed in the runtime and {unusable:.0f} were answered with NaN"
             f", at most {limits.max_error_share:.1%} may"
         )
     mean_ms = since("run_us") / 1000 / runs if runs else 0.0
-    if limits.max_latency_ms and mean_ms > limits.max_latency_ms:
-        faults.append(
-            f"{runs:.0f} live requests took {mean_ms:.3g} ms on average, at most {limits.max_latency_ms:g} ms"
-        )
+    if 0 < limits.max_latency_ms < mean_ms and runs >= FEW_REQUESTS:
+        most = f"at most {limits.max_latency_ms:g} ms are allowed"
+        faults.append(f"{runs:.0f} live requests took {mean_ms:.3g} ms on average, {most}")
     return faults
