@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from device_agents.agent import Agent, AgentOptions
 from device_agents.cloud import CloudClient
@@ -133,7 +135,8 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     disk = FolderDisk(settings.state)
     signer = load_signer(settings.key)
     root = read_root(settings.root)
-    journal = Journal(disk)
+    # From the clock: a device whose state folder was lost must not say what the control side holds for older.
+    journal = Journal(disk, first_number=max(0, int(SystemClock().wall())))
     session = journal.begin_session()
     will = presence_will(settings.fleet, settings.device, session)
 
@@ -164,6 +167,19 @@ def read_root(path: Path) -> bytes:
             f"the trusted root {path} cannot be read: {error.strerror or error}",
             advice="It is root.json of the folder that `edgekit device enroll` wrote.",
         ) from error
+
+
+def root_version(data: bytes) -> int:
+    """Version of a TUF root. Raises SettingsError when it is none, or not signed by its own keys."""
+    try:
+        root = Metadata[Root].from_bytes(data)
+        root.verify_delegate(Root.type, root)
+    except (RepositoryError, ValueError) as error:
+        raise SettingsError(
+            f"the trusted root is not a signed TUF root: {error}",
+            advice="Copy root.json again from the folder that `edgekit device enroll` wrote.",
+        ) from error
+    return root.signed.version
 
 
 def _read_key(path: Path) -> str:
