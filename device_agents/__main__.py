@@ -161,7 +161,7 @@ def check(config: Path, as_json: bool) -> int:
 
 
 def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
-    from device_agents.assemble import broker_answers, read_root
+    from device_agents.assemble import broker_answers, read_root, root_version
     from device_agents.facts import measure_facts
     from edgekit.trust.keys import load_signer
 
@@ -169,7 +169,7 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         return f"{settings.key}, key id {load_signer(settings.key).public_key.keyid[:12]}"
 
     def root() -> str:
-        return f"{settings.root}, {len(read_root(settings.root))} bytes"
+        return f"{settings.root}, version {root_version(read_root(settings.root))}"
 
     def disk() -> str:
         folder = FolderDisk(settings.state)

@@ -13,7 +13,9 @@ from device_agents.journal import Journal
 from device_agents.slots import Slots
 from edgekit.disk import FolderDisk
 from edgekit.trust.keys import generate_key
+from edgekit.trust.repository import Repository
 from tests.simulators.small_models import onnx_bundle
+from tests.simulators.store import MemoryStore
 
 AGENT = [sys.executable, "-m", "device_agents"]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
@@ -24,7 +26,7 @@ WORKSTATION = ("tensorflow", "keras", "torch", "onnx", "sqlalchemy", "alembic", 
 def folder(tmp_path):
     """A device's folder as `edgekit device enroll` writes it, and a broker that is not there."""
     generate_key(tmp_path / "device.key")
-    (tmp_path / "root.json").write_text("{}")
+    (tmp_path / "root.json").write_bytes(Repository(MemoryStore(), tmp_path / "keys").create())
     (tmp_path / "agent.toml").write_text(
         'device = "d1"\nfleet = "test"\ntarget = "x86-64"\nbroker = "mqtt://127.0.0.1:9"\nhttp = "127.0.0.1:0"\n'
     )
@@ -103,10 +105,14 @@ def test_status_of_an_agent_that_never_ran_says_so(folder):
 def test_check_names_everything_that_is_wrong(folder):
     """All faults together, each with what to do; exit 1."""
     (folder / "device.key").chmod(0o644)
+    root = json.loads((folder / "root.json").read_text())
+    root["signed"]["version"] = 2  # so its signatures are of something else
+    (folder / "root.json").write_text(json.dumps(root))
     done = agent("check", "--config", str(folder / "agent.toml"), "--json", check=1)
     rows = {row["check"]: row for row in json.loads(done.stdout)}
-    assert [name for name, row in rows.items() if not row["ok"]] == ["key", "broker"]
+    assert [name for name, row in rows.items() if not row["ok"]] == ["key", "root", "broker"]
     assert "chmod 600" in rows["key"]["found"]
+    assert "not a signed TUF root" in rows["root"]["found"]
     assert "connection refused" in rows["broker"]["found"]
 
 
