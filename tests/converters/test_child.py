@@ -58,3 +58,17 @@ def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
     assert "Conv" in caught.value.advice
     with pytest.raises(ModelFormatError):
         child.call("export_keras", path=str(tmp_path / "none.keras"))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
+    """What the child prints goes to stderr where that was asked for, and else into the tail that errors quote."""
+    with TensorFlowChild(show_log=shown) as child:
+        process = child._started()
+        process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
+        process.stdin.flush()
+        process.wait(timeout=60)
+        kept = child.log_tail()
+    seen = capfd.readouterr().err
+    assert ("UnpicklingError" in seen) is shown
+    assert ("UnpicklingError" in kept) is not shown
