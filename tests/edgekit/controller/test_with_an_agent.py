@@ -7,6 +7,7 @@ from edgekit.fleet import Device as Enrolled
 from edgekit.messages import Presence, encode
 from edgekit.registry import blob_name
 from edgekit.rollout import Aborted, State
+from edgekit.trust.rotation import KeyKeeper
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device
 
@@ -95,4 +96,43 @@ async def test_disorder_on_the_way_does_not_stop_a_rollout(tmp_path):
         await side.until(lambda: topics.device(FLEET, DEVICE, "desired") in side.broker.retained)
         side.broker.cut(DEVICE)
         side.broker.publish(topics.device(FLEET, DEVICE, "presence"), encode(Presence(online=False, session=0)), qos=1)
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+
+
+async def test_every_key_changes_under_a_running_agent(tmp_path):
+    """The next rollout and the next command reach it; nobody touched the device."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        for version in ("1.0.0", "1.1.0"):
+            side.publish("digits", version)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        before = side.state.assignments.get(DEVICE).version
+        await side.stop_controller()
+        keeper = KeyKeeper(side.store, side.folder / "keys")
+        for role in dict.fromkeys(row.role for row in keeper.rows()):
+            keeper.rotate(role)
+        side.director = side.repository.director()
+        await side.start_controller()
+        await side.until(lambda: device.reported().assignment > before)
+        side.start("digits", "1.1.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        assert device.inference.live == {"digits": "1.1.0"}
+        now = side.clock.wall()
+        asked = side.state.commands.ask(DEVICE, "self-test", {}, now=now, expires=now + 60)
+        await side.until(lambda: side.state.commands.get(DEVICE, asked.number).state == "done")
+        assert side.state.commands.get(DEVICE, asked.number).ok
+
+
+async def test_a_clock_that_stands_in_the_past_is_reported_and_blocks_changes_only(tmp_path, monkeypatch):
+    """The agent refuses the assignment by name and keeps what runs; once the clock is set it goes on by itself."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        for version in ("1.0.0", "1.1.0"):
+            side.publish("digits", version)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is State.FINISHED)
+        monkeypatch.setattr(device.agent._effects._clock, "wall", lambda: 1000.0)
+        side.start("digits", "1.1.0")
+        await side.until(lambda: "ClockError" in [event.error for event in side.state.devices.events(DEVICE)])
+        assert device.inference.live == {"digits": "1.0.0"}
+        monkeypatch.undo()
         await side.until(lambda: side.rollout().state is State.FINISHED)
