@@ -25,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit._mqtt_address import explain_failure
+from edgekit._mqtt_outbox import MAX_INFLIGHT, Outbox
 from edgekit.errors import TransportError
 from edgekit.protocols import Will
 from edgekit.waiting import within
@@ -32,7 +33,6 @@ from edgekit.waiting import within
 log = logging.getLogger(__name__)
 
 MISC_SECONDS = 1.0  # keepalive pings live in loop_misc
-MAX_INFLIGHT = 20
 PACKET_OVERHEAD_BYTES = 1024  # topic, headers and properties of one PUBLISH, generously
 FILTERS_PER_SUBSCRIBE = 8  # the smallest limit known among hosted brokers
 
@@ -72,6 +72,7 @@ class Link:
         subscribed: Filters that the broker was asked for, as it knows them.
         refused: Why the broker refused a filter, by filter.
         shares: The broker offers shared subscriptions.
+        outbox: What was sent and not seen through.
         closed: Done when the connection is over; its result says why.
     """
 
@@ -80,17 +81,13 @@ class Link:
         self.subscribed: set[str] = set()
         self.refused: dict[str, str] = {}
         self.shares = False
+        self.outbox = Outbox(options.max_queued_messages, options.max_queued_bytes)
         self._options = options
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
-        self._sending: dict[int, tuple[int, asyncio.Future[None] | None]] = {}
         self._asked: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
-        self._queued_bytes = 0
-        self._inflight = 0
-        self._inflight_limit = MAX_INFLIGHT
-        self._room = asyncio.Event()
         self._packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
         self._attached = False
         self._misc: asyncio.TimerHandle | None = None
@@ -190,35 +187,17 @@ class Link:
             self._accepted.set_exception(ProtocolRefusedError(hung_up, certain=False))
             self._accepted.exception()
         lost = TransportError(f"the connection was lost before the broker answered ({reason})")
-        waiting: list[asyncio.Future[Any] | None] = [future for _, future in self._sending.values()]
-        for future in [*waiting, *self._asked.values()]:
-            if future is not None and not future.done():
+        for future in self._asked.values():
+            if not future.done():
                 future.set_exception(lost)
-        self._sending.clear()
         self._asked.clear()
-        self._queued_bytes = 0
-        self._room.set()
+        self.outbox.close(lost)
 
     # --- sending
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a packet of this size."""
         return len(topic) + len(payload) + 64 <= self._packet_limit
-
-    def has_room(self, size: int, qos: int) -> bool:
-        """Whether `size` more bytes may be queued; a message alone always may."""
-        if not self._sending:
-            return True
-        full = len(self._sending) >= self._options.max_queued_messages
-        if qos and self._inflight >= self._inflight_limit:
-            return False
-        return not full and self._queued_bytes + size <= self._options.max_queued_bytes
-
-    async def wait_room(self, size: int, qos: int) -> None:
-        """Wait until `size` bytes may be queued, or the link is closed."""
-        while not self.has_room(size, qos) and not self.closed.done():
-            self._room.clear()
-            await self._room.wait()
 
     def send(
         self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_seconds: int | None
@@ -237,11 +216,7 @@ class Link:
         info = self._client.publish(topic, payload, qos, retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise TransportError(f"the message was not taken: {info.rc.name}")
-        future: asyncio.Future[None] | None = self._loop.create_future() if qos else None
-        self._sending[info.mid] = (len(payload), future)
-        self._queued_bytes += len(payload)
-        self._inflight += qos
-        return future
+        return self.outbox.add(info.mid, len(payload), qos)
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe, and wait for the broker's answer; refusals are in `refused`.
@@ -290,7 +265,7 @@ class Link:
         )
         client.connect_timeout = options.connect_timeout_seconds
         client.max_queued_messages_set(options.max_queued_messages)
-        client.max_inflight_messages_set(0)  # no limit of paho's, which ignores the broker's; `has_room` has both
+        client.max_inflight_messages_set(0)  # no limit of paho's, which ignores the broker's; the outbox has both
         if options.username is not None:
             client.username_pw_set(options.username, options.password)
         if options.tls is not None:
@@ -349,7 +324,7 @@ class Link:
         if not reason.is_failure:
             self.shares = self.protocol == "5" and bool(getattr(properties, "SharedSubscriptionAvailable", 1))
             self._packet_limit = min(self._packet_limit, getattr(properties, "MaximumPacketSize", self._packet_limit))
-            self._inflight_limit = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))
+            self.outbox.inflight_limit = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))
             self._accepted.set_result(None)
         elif reason.getName() == "Unsupported protocol version":
             problem = f"the broker does not speak MQTT {self.protocol}"
@@ -362,16 +337,7 @@ class Link:
         self._end("the broker went away" if name == "unspecified error" else name)
 
     def _published(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
-        size, future = self._sending.pop(mid, (0, None))
-        self._queued_bytes -= size
-        self._inflight -= future is not None
-        self._room.set()
-        if future is None or future.done():
-            return
-        if reason.is_failure:
-            future.set_exception(TransportError(f"the broker refused the message: {str(reason).lower()}"))
-        else:
-            future.set_result(None)
+        self.outbox.sent(mid, reason)
 
     def _answered(self, client: Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         future = self._asked.get(mid)

@@ -195,7 +195,7 @@ class MqttTransport:
         if not link.fits(topic, payload):
             raise TransportError(f"payload is {len(payload)} bytes, more than broker {self.address} takes")
         send = functools.partial(link.send, topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
-        if self._gate.locked() or not link.has_room(len(payload), qos):
+        if self._gate.locked() or not link.outbox.has_room(len(payload), qos):
             future = await self._in_time(self._when_room(link, len(payload), qos, send), "the outgoing queue is full")
         else:
             future = send()
@@ -322,7 +322,7 @@ class MqttTransport:
 
     async def _when_room(self, link: Link, size: int, qos: int, send: Callable[[], T]) -> T:
         async with self._gate:  # in the order of the calls
-            await link.wait_room(size, qos)
+            await link.outbox.wait_room(size, qos)
             return send()
 
     async def _in_time(self, work: Awaitable[T], problem: str) -> T:
