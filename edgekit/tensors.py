@@ -44,12 +44,18 @@ class DType(str, enum.Enum):
             DataError: no DType holds it.
         """
         found = np.dtype(dtype)
+        known = _BY_NUMPY.get(found)
+        if known is not None:
+            return known
         if found.kind in "OSU":
             return cls.BYTES
         try:
             return cls(found.name)
         except ValueError:
             raise DataError(f"dtype {found.name} cannot be used in a tensor") from None
+
+
+_BY_NUMPY = {dtype.numpy: dtype for dtype in DType}  # asked several times a request
 
 
 class TensorSpec(msgspec.Struct, frozen=True):

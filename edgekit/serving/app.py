@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import math
@@ -20,7 +19,6 @@ from edgekit.serving.metrics import METRICS_TYPE, render
 from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.serving.statistics import Statistics, statistics_document
 from edgekit.tensors import TensorSpec
-from edgekit.waiting import within
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +26,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-BODY_SECONDS = 30.0
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -135,7 +132,7 @@ class _ClientGoneError(Exception):
 
 
 class App:
-    """The ASGI application.
+    """The ASGI application. How long a request may take to arrive is the server's matter (`LimitedProtocol`).
 
     Args:
         server: What answers.
@@ -280,10 +277,7 @@ class App:
         limit = self._max_request_bytes
         if stated is not None and stated.isascii() and stated.isdigit() and int(stated) > limit:
             raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}")
-        try:
-            return await within(BODY_SECONDS, _read(receive, limit))
-        except asyncio.TimeoutError:
-            raise _HttpError(408, f"the request did not arrive within {BODY_SECONDS:.0f} s") from None
+        return await _read(receive, limit)
 
     def _check_origin(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> None:
         over_tcp = scope.get("server") is not None and scope["server"][1] is not None

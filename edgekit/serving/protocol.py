@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 256
 MAX_HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 20.0
+BODY_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 
 _REASONS = {
@@ -36,7 +37,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     * Over MAX_CONNECTIONS the connection that has been without a request for the longest is closed; where all are at
       work, the new one gets 503.
-    * A header (or what follows the body) over MAX_HEADER_BYTES gets 431, one that takes over HEADER_SECONDS 408.
+    * A header (or what follows the body) over MAX_HEADER_BYTES gets 431, one that takes over HEADER_SECONDS 408,
+      and so does a body over BODY_SECONDS.
     * After an answer that a client did not wait for (413), what it still sends is read and dropped for LINGER_SECONDS:
       closing at once would make its system throw the answer away.
     * What is no HTTP gets 400, as JSON like every other error. It is counted and not logged, or it would fill the log.
@@ -52,6 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
         self._refused = False
+        self._has_body_timer = False
 
     @property
     def idle(self) -> bool:
@@ -100,8 +103,10 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             if self._unparsed > MAX_HEADER_BYTES:
                 self._refuse(431, f"the header is longer than the limit of {MAX_HEADER_BYTES} bytes")
-            elif not self._in_header:
+            elif not self._in_header and not self._has_body_timer:
                 self._stop_timer()
+                self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+                self._has_body_timer = True
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection open for the answer to a whole request, and for nothing else."""
@@ -132,6 +137,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         super().on_message_complete()
         self._stop_timer()
+        if self.cycle.response_complete:
+            self._start_timer()  # nobody else waits for the next request then
 
     def on_response_complete(self) -> None:
         """Begin to be idle."""
@@ -150,15 +157,19 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._has_body_timer = False
 
     def _too_slow(self) -> None:
-        self._timer = None
+        self._stop_timer()
         if self._in_header:
             self._refuse(408, f"no whole header came within {HEADER_SECONDS:.0f} s")
+        elif not self.pipeline:  # where one is, its body waits for the answers before it
+            self._refuse(408, f"the request did not arrive within {BODY_SECONDS:.0f} s")
 
     def _linger(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._has_body_timer = True  # this one stands for it
 
     def _answer_last(self) -> None:
         if self.cycle is not None:

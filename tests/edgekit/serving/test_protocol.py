@@ -136,9 +136,29 @@ async def test_a_header_that_does_not_come_ends_the_connection(path: Path, monke
     writer.close()
 
 
+async def test_a_body_that_does_not_come_ends_the_connection(
+    path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a body, and one that drips, are waited for only so long; the model is not asked."""
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.2)
+    assert (await send(path, infer(length=5000))).startswith(b"HTTP/1.1 408 ")
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(infer(length=5000))
+    answer = asyncio.ensure_future(reader.read())
+    for _ in range(100):
+        await asyncio.wait({answer}, timeout=0.02)
+        if answer.done():
+            break
+        writer.write(b"x")
+    assert (await answer).startswith(b"HTTP/1.1 408 ")
+    assert echo.requests == 0
+    writer.close()
+
+
 async def test_a_slow_model_is_not_a_slow_header(path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that runs longer than a header may take is answered."""
     monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.05)
     echo.gate.clear()
     asyncio.get_running_loop().call_later(0.3, echo.gate.set)
     assert (await send(path, infer(b"Connection: close\r\n"))).startswith(b"HTTP/1.1 200 ")

@@ -15,6 +15,7 @@ from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.manifest import Golden, Manifest
 from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
+from edgekit.serving import sessions
 from edgekit.serving.sessions import OverloadedError, Session, Slot
 from edgekit.tensors import Array
 from tests.simulators.small_models import onnx_bundle
@@ -72,6 +73,56 @@ async def test_the_loop_is_free_while_a_model_runs() -> None:
     await session.close()
     assert len(runtime.threads) == 1
     assert threading.get_ident() not in runtime.threads
+
+
+async def test_a_fast_model_is_not_sent_to_the_thread_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known to be fast and alone, a request runs at once; one that is larger, second, or after a slow one does not."""
+    monkeypatch.setattr(sessions, "INLINE_SECONDS", 60.0)
+    runtime = Tagged(1)
+    session = await opened(runtime)
+    small, large = {"x": np.zeros(4)}, {"x": np.zeros(5)}
+
+    async def where(inputs: dict[str, Array]) -> set[int]:
+        runtime.threads.clear()
+        await session.run(inputs)
+        return set(runtime.threads)
+
+    (worker,) = await where(small)
+    assert worker != threading.get_ident()
+    assert await where(small) == {threading.get_ident()}
+    assert await where(large) == {worker}
+    assert await where(large) == {threading.get_ident()}
+    runtime.gate.clear()
+    waiting = asyncio.ensure_future(session.call(lambda runtime: runtime.run({})))
+    await asyncio.sleep(0)
+    asked = asyncio.ensure_future(session.run(small))
+    await asyncio.sleep(0)
+    assert not asked.done()
+    runtime.gate.set()
+    await asyncio.gather(waiting, asked)
+    monkeypatch.setattr(sessions, "INLINE_SECONDS", 0.0)  # now every run is far too slow
+    assert await where(small) == {threading.get_ident()}
+    assert await where(small) == {worker}
+    await session.close()
+
+
+async def test_a_caller_that_asks_in_a_loop_does_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every answer is there at once, other coroutines get their turn."""
+    monkeypatch.setattr(sessions, "INLINE_SECONDS", 60.0)
+    session = await opened(Tagged(1))
+    ended = asyncio.Event()
+    asyncio.get_running_loop().call_soon(ended.set)
+    for _ in range(1000):
+        await session.run({})
+        if ended.is_set():
+            break
+    asyncio.get_running_loop().call_later(0, ended.clear)
+    for _ in range(1000):
+        await session.run({})
+        if not ended.is_set():
+            break
+    assert not ended.is_set()
+    await session.close()
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
