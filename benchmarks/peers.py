@@ -13,7 +13,13 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.parent / ".bench"
 PEERS = {
     "tritonclient": ("tritonclient[http]==2.73.0",),
-    "fastapi": ("fastapi==0.115.14", "uvicorn==0.34.3", "httptools", "numpy", "onnxruntime"),
+    "fastapi": (
+        "fastapi==0.165.0",
+        "httptools==0.9.0",
+        "onnxruntime==1.23.2; python_version < '3.11'",
+        "onnxruntime==1.31.1; python_version >= '3.11'",
+        "uvicorn==0.54.0",
+    ),
 }
 _MADE = ".made"
 
