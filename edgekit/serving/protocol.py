@@ -35,8 +35,8 @@ class _RefusedError(Exception):
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which alone takes any number of connections, headers without end, and clients that wait.
 
-    * Over MAX_CONNECTIONS the connection that has been without a request for the longest is closed; where all are at
-      work, the new one gets 503.
+    * Over MAX_CONNECTIONS the connection that has been without a request for the longest is closed, one that never had
+      any first; where all are at work, the new one gets 503.
     * A header (or what follows the body) over MAX_HEADER_BYTES gets 431, one that takes over HEADER_SECONDS 408,
       and so does a body over BODY_SECONDS.
     * After an answer that a client did not wait for (413), what it still sends is read and dropped for LINGER_SECONDS:
@@ -75,7 +75,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if not idle:
             self._refuse(503, f"{MAX_CONNECTIONS} connections are at work, which is the limit", "Retry-After: 1\r\n")
             return
-        longest = min(idle, key=lambda one: one._idle_since)
+        # Those that have never asked anything go first: a flood of connections must not cost clients theirs.
+        longest = min(idle, key=lambda one: (one.cycle is not None, one._idle_since))
         self.connections.discard(longest)
         longest.transport.close()
 

@@ -184,3 +184,19 @@ async def test_over_the_cap_the_longest_idle_connection_makes_room(
     echo.gate.set()
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in await asyncio.gather(*working))
     writer.close()
+
+
+async def test_a_flood_of_silent_connections_does_not_cost_a_client_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept-alive connection that has been used outlives any number that never were."""
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    for _ in range(3):
+        writer.write(LIVE)
+        assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        silent = [(await asyncio.open_unix_connection(str(path)))[1] for _ in range(10)]
+        await asyncio.sleep(0.05)
+    writer.close()
+    for one in silent:
+        one.close()
