@@ -23,7 +23,7 @@ def render(counters: Mapping[str, Mapping[str, float]], statuses: Mapping[int, i
         metric = f"edgekit_model_{name}_total"
         lines.append(f"# TYPE {metric} counter")
         lines += [
-            f'{metric}{{model="{_escape(model)}"}} {one[name]:g}'
+            f'{metric}{{model="{_escape(model)}"}} {one[name]:.17g}'
             for model, one in sorted(counters.items())
             if name in one
         ]
