@@ -1,6 +1,6 @@
 """The tables of the fleet state, and opening a database: its URL, its pragmas, its migrations.
 
-What is read and written there is in `edgekit.fleet_state`.
+What is read and written there is in `edgekit.state`.
 """
 
 from __future__ import annotations
