@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup test test-fast lint demo bench constraints clean
+.PHONY: setup test test-fast test-soak lint demo bench constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,10 +21,13 @@ $(STAMP): pyproject.toml constraints/all.txt constraints/installer.txt
 	@touch $@
 
 test: $(STAMP)  ## run the tests (no root, loopback only)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not soak"
 
 test-fast: $(STAMP)  ## the tests that need no TensorFlow
-	$(BIN)/python -m pytest -m "not heavy"
+	$(BIN)/python -m pytest -m "not heavy and not soak"
+
+test-soak: $(STAMP)  ## the tests that run long or need an environment of their own
+	$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP)  ## style, types and the direction of imports
 	$(BIN)/ruff check .
