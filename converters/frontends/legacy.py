@@ -39,7 +39,7 @@ def frozen_saved_model(path: str) -> Frozen:
         The signature as a function of its inputs in order, their TensorSpecs by name, and the names of its outputs.
 
     Raises:
-        ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError: it cannot be loaded, or has no such signature.
+        ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError: it cannot be loaded, or lacks the signature.
     """
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         found = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], path).signature_def[SIGNATURE]

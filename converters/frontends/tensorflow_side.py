@@ -68,7 +68,7 @@ def export_saved_model(path: str) -> bytes:
     """
     try:
         model = tf.saved_model.load(path)
-    except (ValueError, OSError, AttributeError, tf.errors.OpError) as error:
+    except (ValueError, OSError, AttributeError, IndexError, tf.errors.OpError) as error:
         return _export_frozen(path, error)
     signature = model.signatures.get("serving_default")
     if signature is None:
@@ -92,7 +92,7 @@ def _export_frozen(path: str, why: Exception) -> bytes:
     """A SavedModel that the usual loader refused, by the older one; prints that it did, for the log."""
     try:
         call, specs, names = frozen_saved_model(path)
-    except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError) as error:
         raise ModelFormatError(
             f"{path} cannot be loaded by TensorFlow {tf.__version__}: {_first_lines(why)}; "
             f"nor by the loader of TensorFlow 1: {_first_lines(error)}",

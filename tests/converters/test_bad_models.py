@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -214,3 +215,14 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path):
     """A named pipe is no model; opening it would wait for ever."""
     os.mkfifo(tmp_path / "m.onnx")
     assert "neither a file nor a folder" in str(refused(tmp_path / "m.onnx"))
+
+
+@pytest.mark.heavy
+def test_damaged_saved_model_names_both_loaders(keras_folder, tmp_path, child):
+    """Cut weights: neither loader can read it, and the error says why each failed."""
+    folder = tmp_path / "cut"
+    shutil.copytree(keras_folder / "tiny_saved", folder)
+    [weights] = (folder / "variables").glob("*.data-*")
+    weights.write_bytes(weights.read_bytes()[:10])
+    with pytest.raises(ModelFormatError, match="nor by the loader of TensorFlow 1"):
+        load_model(folder, child)
