@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
-from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner, Key
 
 from device_agents.answers import Answers
 from device_agents.blocks_fetch import BlockFetcher, Gate

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Root
 
 from device_agents.agent import Agent, AgentOptions
 from device_agents.cloud import CloudClient

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from securesystemslib.signer import Key  # type: ignore[attr-defined]
+from securesystemslib.signer import Key
 
 from device_agents.control import ControlLink
 from device_agents.journal import Journal

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from securesystemslib.signer import Key  # type: ignore[attr-defined]
-from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
+from securesystemslib.signer import Key
+from tuf.api.metadata import TargetFile
 
 from edgekit.manifest import Manifest
 from edgekit.trust.assignment import Assignment

@@ -12,7 +12,7 @@ from edgekit.cli.console import control_settings, json_option, needs_extra, note
 from edgekit.cli.passphrase import needed_passphrase, passphrase_option
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Key  # type: ignore[attr-defined]
+    from securesystemslib.signer import Key
 
     from edgekit.trust.rotation import KeyKeeper
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
-from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner, Key
 
 from edgekit import topics
 from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 import msgspec
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner
 
 from edgekit import topics
 from edgekit.errors import EdgekitError, NotFoundError

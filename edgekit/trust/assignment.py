@@ -13,9 +13,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
-from securesystemslib.signer import Signer  # type: ignore[attr-defined]
+from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
-from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
 from edgekit.errors import DowngradeError, ExpiredError, SignatureError, VerificationError

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 from securesystemslib.exceptions import UnverifiedSignatureError
-from securesystemslib.signer import CryptoSigner, Key, Signature  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner, Key, Signature
 
 from edgekit.errors import DataError, SignatureError
 from edgekit.messages import Envelope, decode, encode

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
-from securesystemslib.signer import Key  # type: ignore[attr-defined]
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+from securesystemslib.signer import Key
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from edgekit.clock import SystemClock
 from edgekit.errors import NotFoundError, SettingsError

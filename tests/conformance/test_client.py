@@ -64,9 +64,9 @@ class Site:
             if role == "snapshot":
                 for name, child in self.signed.items():
                     if isinstance(child, Targets):
-                        signed.meta[f"{name}.json"] = MetaFile(child.version)  # type: ignore[attr-defined]
+                        signed.meta[f"{name}.json"] = MetaFile(child.version)
             if role == "timestamp":
-                signed.snapshot_meta = MetaFile(self.signed["snapshot"].version)  # type: ignore[attr-defined]
+                signed.snapshot_meta = MetaFile(self.signed["snapshot"].version)
             document = Metadata(signed)
             for key in self.keys[role]:
                 document.sign(key, append=True)
@@ -81,7 +81,7 @@ class Site:
 
     def add_target(self, name: str, data: bytes, role: str = "targets") -> None:
         file = TargetFile.from_data(name, data, ["sha256"])
-        self.signed[role].targets[name] = file  # type: ignore[attr-defined]
+        self.signed[role].targets[name] = file
         folder, slash, last = name.rpartition("/")
         self.files[f"targets/{folder}{slash}{hashlib.sha256(data).hexdigest()}.{last}"] = data
 
@@ -211,8 +211,8 @@ def older_targets(site: Site) -> None:
 
 
 def targets_left_out(site: Site) -> None:
-    site.signed["snapshot"].meta.clear()  # type: ignore[attr-defined]
-    site.signed["snapshot"].meta["other.json"] = MetaFile(1)  # type: ignore[attr-defined]
+    site.signed["snapshot"].meta.clear()
+    site.signed["snapshot"].meta["other.json"] = MetaFile(1)
     kept = site.signed.pop("targets")
     site.raised("snapshot", "timestamp")
     site.signed["targets"] = kept
@@ -331,8 +331,8 @@ def test_a_role_of_any_name_is_asked_for_quoted_and_stays_in_the_folder(
     key = CryptoSigner.generate_ed25519()
     role = DelegatedRole(name, [], 1, True, paths=["d/*"])
     top = site.signed["targets"]
-    top.delegations = Delegations({}, {name: role})  # type: ignore[attr-defined]
-    top.add_key(key.public_key, name)  # type: ignore[attr-defined]
+    top.delegations = Delegations({}, {name: role})
+    top.add_key(key.public_key, name)
     site.keys[name], site.signed[name] = [key], Targets(expires=top.expires)
     site.add_target("d/x", b"data", role=name)
     site.publish(name)
