@@ -63,7 +63,12 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--http", help="host:port of the local endpoint; port 0 takes a free one.")
 @click.option("--broker", metavar="URL", help="Broker to use instead of the one in the settings.")
 def run(config: Path, http: str | None, broker: str | None) -> None:
-    """Run until interrupted; prints one line with the local URL when installed models answer."""
+    """Run until interrupted; prints one line with the local URL when installed models answer.
+
+    \b
+    Example:
+      edgekit-agent run --config pi-1/agent.toml
+    """
     settings = load_settings(AgentSettings, file=config, flags={"http": http, "broker": broker})
     asyncio.run(_run(settings))
 
@@ -96,7 +101,12 @@ async def _run(settings: AgentSettings) -> None:
 @config_option
 @json_option
 def status(config: Path, as_json: bool) -> None:
-    """Show what the agent remembers; works while it runs, and without a broker."""
+    """Show what the agent remembers; works while it runs, and without a broker.
+
+    \b
+    Example:
+      edgekit-agent status --config pi-1/agent.toml
+    """
     settings = load_settings(AgentSettings, file=config)
     if not settings.state.is_dir():
         raise NotFoundError(
@@ -141,7 +151,12 @@ def _row(name: str, state: State) -> tuple[str, ...]:
 @config_option
 @json_option
 def check(config: Path, as_json: bool) -> int:
-    """Check everything that the agent needs and explain what is missing; exit 1 when it could not work."""
+    """Check everything that the agent needs and explain what is missing; exit 1 when it could not work.
+
+    \b
+    Example:
+      edgekit-agent check --config pi-1/agent.toml
+    """
     settings = load_settings(AgentSettings, file=config)
     rows = [{"check": "settings", "ok": True, "found": str(config)}]
     with needs_extra("agent"):

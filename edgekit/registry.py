@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,6 +36,8 @@ from edgekit.trust.assignment import Entry
 from edgekit.trust.client import TrustClient
 from edgekit.trust.repository import Repository
 from edgekit.trust.state import METADATA
+
+Progress = Callable[[int, int], None]
 
 PART_BYTES = 4 * 1024 * 1024  # a multiple of BLOCK_BYTES
 _METADATA_NAME = re.compile(r"(?:[1-9]\d{0,9}\.)?[a-z0-9][a-z0-9._-]{0,127}\.json")
@@ -132,11 +134,14 @@ def check_bundle(folder: Path) -> Manifest:
     return manifest
 
 
-def publish(store: Store, repository: Repository, bundle: Path) -> Release:
+def publish(
+    store: Store, repository: Repository, bundle: Path, *, progress: Progress = lambda done, total: None
+) -> Release:
     """Publish a bundle: blobs first, then the catalogue, in which it appears at once or not at all.
 
     Publishing the same content again changes nothing, but mends blobs that are missing or damaged in the store. The
-    first publish of a model makes its publisher, for which the offline targets key is needed.
+    first publish of a model makes its publisher, for which the offline targets key is needed. `progress` is called with
+    bytes done and bytes in all.
 
     Raises:
         ManifestError: the bundle is not whole, or its version is published with other content.
@@ -146,8 +151,11 @@ def publish(store: Store, repository: Repository, bundle: Path) -> Release:
     manifest = check_bundle(bundle)
     data = manifest.canonical_bytes()
     repository.check(data)  # before the first byte is uploaded
+    done = 0
     for entry in manifest.files:
         _upload(store, entry.sha256, entry.size, bundle / entry.path)
+        done += entry.size
+        progress(done, manifest.total_bytes)
     _upload(store, manifest.digest, len(data), data)
     target = repository.publish(data)
     return _release(manifest, _row(target.path, target))
@@ -252,8 +260,11 @@ class RegistryReader:
             raise DigestMismatchError(entry.path, expected=entry.sha256, found=digest.hexdigest())
 
 
-def verify(store: Store, root: bytes) -> list[str]:
+def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total: None) -> list[str]:
     """Verify all metadata from `root` on and re-hash every blob that it names.
+
+    Args:
+        progress: Called with bytes hashed and bytes in all.
 
     Returns:
         One sentence a fault; empty when the registry is sound.
@@ -271,15 +282,18 @@ def verify(store: Store, root: bytes) -> list[str]:
         except (VerificationError, UnavailableError) as error:
             return [f"metadata: {error}"]
         faults: dict[str, None] = {}
+        blobs: list[tuple[Row, FileEntry]] = []
         for row in rows:
             try:
-                manifest = reader.load(row).manifest
+                blobs += [(row, entry) for entry in reader.load(row).manifest.files]
             except (VerificationError, NotFoundError, ManifestError) as error:
                 faults[f"{row.path}: {error}"] = None
-                continue
-            for entry in manifest.files:
-                faults.update(dict.fromkeys(_blob_faults(store, row, entry)))
-        return list(faults)
+    done, total = 0, sum(entry.size for _, entry in blobs)
+    for row, entry in blobs:
+        faults.update(dict.fromkeys(_blob_faults(store, row, entry)))
+        done += entry.size
+        progress(done, total)
+    return list(faults)
 
 
 def _blob_faults(store: Store, row: Row, entry: FileEntry) -> list[str]:

@@ -16,6 +16,7 @@ from edgekit.errors import MissingExtraError, SettingsError
 from edgekit.settings import ControlSettings, load_settings
 
 DEFAULT_CONFIG = Path("edgekit.toml")
+QUIET_SECONDS = 2.0
 OURS = ("edgekit", "converters", "device_agents")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,7 +109,7 @@ def step(label: str) -> Iterator[None]:
 
 
 class Progress:
-    """A progress line on stderr with the time left; plain lines every 10 % where stderr is no terminal."""
+    """A progress line on stderr with the time left; on a pipe a plain line every 10 %. Short work says nothing."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -117,17 +118,15 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` units are done."""
+        spent = time.monotonic() - self._start
         share = done / total if total else 1.0
-        if int(share * 10) == self._shown and not sys.stderr.isatty():
+        terminal = sys.stderr.isatty()
+        if (spent < QUIET_SECONDS and self._shown < 0) or (int(share * 10) == self._shown and not terminal):
             return
         self._shown = int(share * 10)
-        spent = time.monotonic() - self._start
         left = f", {spent / share - spent:.0f} s left" if 0 < share < 1 else ""
         text = f"{self._label}: {share:4.0%}{left}"
-        if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{text}", nl=done >= total, err=True)
-        else:
-            click.echo(text, err=True)
+        click.echo(f"\r\x1b[K{text}" if terminal else text, nl=done >= total or not terminal, err=True)
 
 
 def _is_number(text: str) -> bool:

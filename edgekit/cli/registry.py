@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgekit.cli.console import (
+    Progress,
     control_settings,
     dry_run_option,
     json_option,
@@ -66,7 +67,12 @@ def init(
     root_threshold: int,
     as_json: bool,
 ) -> None:
-    """Create an empty registry and all its keys."""
+    """Create an empty registry and all its keys.
+
+    \b
+    Example:
+      edgekit registry init --registry s3://models/edgekit --keys keys --encrypt
+    """
     settings, _, repository = _opened(url, keys, lambda _: _new_passphrase(passphrase_file, encrypt))
     repository.create(root_keys=root_keys, root_threshold=root_threshold)
     offline, online = _key_files(settings.keys)
@@ -96,7 +102,12 @@ def publish(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Check, upload and sign BUNDLES (folders that `edgekit convert` wrote)."""
+    """Check, upload and sign BUNDLES (folders that `edgekit convert` wrote).
+
+    \b
+    Example:
+      edgekit registry publish bundles/digits-1.0.0-raspberry-pi-4 bundles/digits-1.0.0-jetson-orin
+    """
     _, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
     with needs_extra("registry"):
         from edgekit.registry import check_bundle
@@ -107,8 +118,9 @@ def publish(
         return
     done = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
-        with step(f"Publishing {manifest.name} {manifest.version} for {manifest.target}"):
-            release = publish_bundle(store, repository, bundle)
+        label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
+        with step(label):
+            release = publish_bundle(store, repository, bundle, progress=Progress(label))
         done.append(release.entry)
     if as_json:
         print_json(done)
@@ -121,7 +133,12 @@ def publish(
 @_place_options
 @json_option
 def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
-    """List every published bundle."""
+    """List every published bundle.
+
+    \b
+    Example:
+      edgekit registry list
+    """
     with registry_reader(control_settings(registry=url, keys=keys)) as reader:
         rows = reader.list()
     if as_json:
@@ -138,7 +155,12 @@ def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
 @_place_options
 @json_option
 def show(name: str, version: str | None, url: str | None, keys: Path | None, as_json: bool) -> None:
-    """Show what is published of a model: every version, or one with its files."""
+    """Show what is published of a model: every version, or one with its files.
+
+    \b
+    Example:
+      edgekit registry show digits 1.0.0
+    """
     with registry_reader(control_settings(registry=url, keys=keys)) as reader:
         rows = [row for row in reader.list(name) if version in (None, row.version)]
         if not rows:
@@ -179,7 +201,12 @@ def promote(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Put a version into a CHANNEL, for example stable."""
+    """Put a version into a CHANNEL, for example stable.
+
+    \b
+    Example:
+      edgekit registry promote digits 1.0.0 stable
+    """
     _mark(url, keys, passphrase_file, as_json, name, version, channel=channel)
 
 
@@ -192,7 +219,12 @@ def promote(
 def retire(
     name: str, version: str, url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Stop choosing a version; devices that run it keep it, and it can still be named."""
+    """Stop choosing a version; devices that run it keep it, and it can still be named.
+
+    \b
+    Example:
+      edgekit registry retire digits 1.0.0
+    """
     _mark(url, keys, passphrase_file, as_json, name, version, retired=True)
 
 
@@ -200,12 +232,17 @@ def retire(
 @_place_options
 @json_option
 def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
-    """Verify all metadata and re-hash every blob; exits 3 when anything is wrong."""
+    """Verify all metadata and re-hash every blob; exits 3 when anything is wrong.
+
+    \b
+    Example:
+      edgekit registry verify
+    """
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
         from edgekit.registry import verify as verify_registry
         from edgekit.stores import open_store
-    faults = verify_registry(open_store(settings.registry), read_root(settings))
+    faults = verify_registry(open_store(settings.registry), read_root(settings), progress=Progress("verify"))
     if as_json:
         print_json({"sound": not faults, "faults": faults})
     else:

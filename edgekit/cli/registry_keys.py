@@ -56,7 +56,12 @@ def _threshold_option(function: F) -> F:
 @key.command(name="list")
 @_place_options
 def list_command(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
-    """List who may sign what, which of the private keys are here, and until when their signatures hold."""
+    """List who may sign what, which of the private keys are here, and until when their signatures hold.
+
+    \b
+    Example:
+      edgekit registry key list
+    """
     rows = _keeper(url, keys, passphrase_file).rows()
     if as_json:
         print_json(rows)
@@ -106,6 +111,10 @@ def rotate(
     """Put a new key in the place of ROLE's key (of KEYID, or its beginning, where there are several).
 
     A lost key can be replaced too. After a theft of the snapshot key rotate the timestamp key as well.
+
+    \b
+    Example:
+      edgekit registry key rotate director
     """
     made = _keeper(url, keys, passphrase_file).rotate(role, keyid, _public(public_key))
     _say(as_json, role, f"key {made[:12]} signs for {role} from now on; the old one does not", added=made)
@@ -127,7 +136,12 @@ def revoke(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Take the key KEYID (or the beginning of its id) from ROLE."""
+    """Take the key KEYID (or the beginning of its id) from ROLE.
+
+    \b
+    Example:
+      edgekit registry key revoke publisher-digits 3fa85f64
+    """
     _keeper(url, keys, passphrase_file).revoke(role, keyid, threshold=threshold)
     _say(as_json, role, f"key {keyid[:12]} may not sign for {role} any more", revoked=keyid)
 
@@ -135,7 +149,12 @@ def revoke(
 @click.command()
 @_place_options
 def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
-    """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys."""
+    """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys.
+
+    \b
+    Example:
+      edgekit registry renew
+    """
     renewed = _keeper(url, keys, passphrase_file).renew()
     if as_json:
         print_json({"renewed": renewed})

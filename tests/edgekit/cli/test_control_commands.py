@@ -197,14 +197,6 @@ def test_start_plans_and_refuses(shell):
     assert shell.json("edgekit rollout list --json") == []
 
 
-@pytest.mark.parametrize("noun", ["rollout", "device", "broker", "controller", "simulate"])
-def test_every_command_shows_an_example(noun):
-    """`--help` of each command of the control side ends in something to type."""
-    group = edgekit.get_command(None, noun)
-    commands = [group, *getattr(group, "commands", {}).values()]
-    assert [command.name for command in commands if "Example" not in (command.help or "")] == []
-
-
 def test_what_a_device_says_cannot_steer_the_terminal(shell):
     """Escape sequences and line breaks in reports and events are shown, not obeyed."""
     enroll(shell, "pi-1")
