@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints/all.txt constraints/installer.txt
 	@touch $@
 
 test: $(STAMP)  ## run the tests (no root, loopback only)
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile
 
 test-fast: $(STAMP)  ## the tests that need no TensorFlow
 	$(BIN)/python -m pytest -m "not heavy and not soak"
