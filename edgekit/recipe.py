@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 
 import msgspec
 
 from edgekit.errors import RecipeError
 
-PRECISIONS = ("float32", "float16", "int8")
+STATIC, DYNAMIC, WEIGHTS = "int8", "int8-dynamic", "int8-weights"
+PRECISIONS = ("float32", "float16", STATIC, DYNAMIC, WEIGHTS)
 RANGES = ("minmax", "percentile", "entropy", "mse")
+ROUNDINGS = ("nearest", "gptq")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is done to the canonical float graph to get one candidate.
 
     Attributes:
-        precision: ``float32``, ``float16`` (weights, and activations where the runtime computes in half), or ``int8``
-            (static: weights and activations).
-        per_channel: int8 weights have one scale per output channel.
+        precision: ``float32``, ``float16`` (weights, and activations where the runtime computes in half), ``int8``
+            (static: weights and activations), ``int8-dynamic`` (weights; activations are quantized as they come, inputs
+            and outputs stay float) or ``int8-weights`` (weights only, computed in float).
+        per_channel: Integer weights have one scale per output channel.
         symmetric: int8 activations have zero point 0.
         ranges: How activation ranges are read from the calibration.
         float_layers: Names of layers that stay float in an int8 candidate.
+        int4_layers: Names of layers whose weights have 4 bits; the others have 8.
+        rounding: How 4-bit weights are rounded: each to the ``nearest``, or by ``gptq``, which needs samples.
+        equalize: Even out the ranges of neighbouring channels first.
+        correct_bias: Take back what quantized weights add to the mean of each channel; needs samples.
     """
 
     precision: str = "float32"
@@ -29,27 +37,62 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symmetric: bool = False
     ranges: str = "minmax"
     float_layers: tuple[str, ...] = ()
+    int4_layers: tuple[str, ...] = ()
+    rounding: str = "nearest"
+    equalize: bool = False
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise RecipeError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
-        if self.ranges not in RANGES:
-            raise RecipeError(f"ranges is {self.ranges!r}, expected one of {', '.join(RANGES)}")
+        for field, known in (("precision", PRECISIONS), ("ranges", RANGES), ("rounding", ROUNDINGS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise RecipeError(f"{field} is {value!r}, expected one of {', '.join(known)}")
+        if self.int4_layers and not self.quantized:
+            raise RecipeError(
+                f"int4_layers are given and precision is {self.precision!r}, expected an int8 kind",
+                advice=f"Set precision to one of {', '.join((STATIC, DYNAMIC, WEIGHTS))}, or leave int4_layers out.",
+            )
+        both = sorted({*self.float_layers} & {*self.int4_layers})
+        if both:
+            raise RecipeError(f"{', '.join(both)}: in float_layers and in int4_layers, expected in one of them")
+
+    @property
+    def quantized(self) -> bool:
+        """True where weights are integers."""
+        return self.precision in (STATIC, DYNAMIC, WEIGHTS)
+
+    @property
+    def needs_samples(self) -> bool:
+        """True where it cannot be made without calibration samples."""
+        return self.precision == STATIC or self.correct_bias or (self.rounding == "gptq" and bool(self.int4_layers))
 
     @property
     def id(self) -> str:
-        """Short and stable, for reports: ``float32``, ``int8-symmetric`` ..."""
-        if self.precision != "int8":
-            return self.precision
-        parts = ["int8"]
+        """Short and stable, and another one for every other choice.
+
+        ``float32``, ``int8-symmetric``, ``int8-dynamic-w4x9-gptq-5f3a20``: nine layers of 4 bit, and a digest that says
+        which.
+        """
+        parts = [self.precision]
         if not self.per_channel:
             parts.append("per-tensor")
         if self.symmetric:
             parts.append("symmetric")
         if self.ranges != "minmax":
             parts.append(self.ranges)
+        if self.equalize:
+            parts.append("equalized")
+        if self.correct_bias:
+            parts.append("corrected")
         if self.float_layers:
-            parts.append(f"float{len(self.float_layers)}")
+            parts.append(f"float{len(set(self.float_layers))}")
+        if self.int4_layers:
+            parts.append(f"w4x{len(set(self.int4_layers))}")
+        if self.rounding != "nearest":
+            parts.append(self.rounding)
+        if self.float_layers or self.int4_layers:
+            named = [sorted(set(self.float_layers)), sorted(set(self.int4_layers))]
+            parts.append(hashlib.sha256(msgspec.json.encode(named)).hexdigest()[:6])
         return "-".join(parts)
 
 

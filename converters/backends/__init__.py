@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from converters.backends.contract import Artifact, Backend, Workbench
+from converters.backends.layers import Layer, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
 from edgekit.runtimes import LITERT
 from edgekit.targets import TargetProfile
 
-__all__ = ["Artifact", "Backend", "Workbench", "backend_for"]
+__all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit_default", "precisions_of"]
 
 
 def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backend:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from converters.backends.layers import Layer
 from converters.calibration import Calibration, calibrate
 from converters.child import TensorFlowChild
 from converters.graph import Graph
@@ -91,6 +92,15 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """As errors and reports call it."""
+        ...
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What `build` can make, in the order in which candidates are tried."""
+        ...
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`."""
         ...
 
     def build(self, recipe: Recipe) -> Artifact:

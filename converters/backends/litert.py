@@ -1,4 +1,4 @@
-"""LiteRT artifacts: lowered to a float .tflite once, then float16 or static int8 by ai-edge-quantizer.
+"""LiteRT artifacts: lowered to a float .tflite once, then float16 or int8 of each kind by ai-edge-quantizer.
 
 Static int8 keeps int8 inputs and outputs, and the bindings hold their scales: the interface stays float for clients,
 and the graph has no float island at either end.
@@ -18,10 +18,11 @@ from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.contract import Artifact, Workbench
+from converters.backends.layers import Layer, layers_of, without_four_bits
 from converters.backends.strip import require_equal, strip
 from edgekit.errors import ConversionError
 from edgekit.manifest import Binding
-from edgekit.recipe import Recipe
+from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
@@ -34,17 +35,21 @@ class LiteRTBackend:
     """Builds .tflite artifacts with a batch of 1."""
 
     name = "LiteRT"
-    precisions = ("float32", "float16", "int8")
+    precisions = PRECISIONS
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What a recipe may name. See Backend.layers."""
+        return without_four_bits(layers_of(self._bench.fixed))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
         path = self._bench.float_tflite
         if recipe.precision == "float16":
             path = self._written(recipe, self._float16(path))
-        elif recipe.precision == "int8":
+        elif recipe.quantized:
             path = self._written(recipe, self._int8(path, recipe))
         return self._bound(self._stripped(recipe, path))
 
@@ -57,18 +62,19 @@ class LiteRTBackend:
 
     def _int8(self, path: Path, recipe: Recipe) -> bytes:
         quantizer = aeq.Quantizer(str(path))
-        quantizer.add_static_config(
-            ".*",
-            TFLOperationName.ALL_SUPPORTED,
-            activation_num_bits=8,
-            weight_num_bits=8,
-            weight_granularity=QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE,
-        )
+        granularity = QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE
+        if recipe.precision == STATIC:
+            quantizer.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, 8, 8, weight_granularity=granularity)
+        elif recipe.precision == DYNAMIC:
+            quantizer.add_dynamic_config(".*", TFLOperationName.ALL_SUPPORTED, 8, granularity)
+        else:
+            quantizer.add_weight_only_config(".*", TFLOperationName.ALL_SUPPORTED, 8, granularity)
         for layer in recipe.float_layers:
             quantizer.update_quantization_recipe(
                 layer, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE
             )
-        return self._quantized(quantizer, {SIGNATURE: list(self._rows())})
+        rows = {SIGNATURE: list(self._rows())} if recipe.precision == STATIC else None
+        return self._quantized(quantizer, rows)
 
     def _quantized(self, quantizer: Any, rows: dict[str, list[dict[str, Array]]] | None) -> bytes:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from converters.backends.contract import Artifact, Workbench
+from converters.backends.layers import Layer, layers_of, without_four_bits
 from converters.backends.onnx_common import artifact_of, qdq
 from edgekit.errors import ConversionError
 from edgekit.recipe import Recipe
@@ -40,6 +41,10 @@ class OnnxCpuBackend:
     def __init__(self, bench: Workbench, *, free_batch: bool = False) -> None:
         self._bench = bench
         self._graph = bench.graph if free_batch else bench.fixed
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What a recipe may name. See Backend.layers."""
+        return without_four_bits(layers_of(self._graph))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""

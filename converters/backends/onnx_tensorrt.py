@@ -7,6 +7,7 @@ float. Element types in the file decide the precision, so float16 is written int
 from __future__ import annotations
 
 from converters.backends.contract import Artifact, Workbench
+from converters.backends.layers import Layer, layers_of, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, qdq
 from edgekit.errors import ConversionError
 from edgekit.recipe import Recipe
@@ -23,6 +24,10 @@ class OnnxTensorRTBackend:
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._graph = bench.fixed
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What a recipe may name. See Backend.layers."""
+        return without_four_bits(layers_of(self._graph))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""

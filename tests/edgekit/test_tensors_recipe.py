@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import DataError, RecipeError
-from edgekit.recipe import PRECISIONS, PRESETS, RANGES, Recipe, preset
+from edgekit.recipe import PRECISIONS, PRESETS, RANGES, ROUNDINGS, Recipe, preset
 from edgekit.tensors import DType, TensorSpec
 
 
@@ -71,7 +71,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
     assert "'int8'" in caught.value.advice
 
 
-@pytest.mark.parametrize("fields", [{"precision": "int4"}, {"ranges": "max"}], ids=str)
+@pytest.mark.parametrize("fields", [{"precision": "int4"}, {"ranges": "max"}, {"rounding": "up"}], ids=str)
 def test_a_bad_choice_is_refused_when_it_is_made(fields: dict[str, str]) -> None:
     """The error shows what was found and what is allowed, also when the recipe comes from a file."""
     (value,) = fields.values()
@@ -87,13 +87,54 @@ def test_a_misspelt_field_of_a_recipe_is_refused() -> None:
         msgspec.json.decode(b'{"per_chanel":false}', type=Recipe)
 
 
+def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
+    """A float candidate has none, and no layer is float and of 4 bit at once."""
+    with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 kind"):
+        Recipe(precision="float16", int4_layers=("a",))
+    with pytest.raises(RecipeError, match="a, b: in float_layers and in int4_layers"):
+        Recipe(precision="int8-dynamic", int4_layers=("b", "c", "a"), float_layers=("a", "b"))
+
+
+def test_a_recipe_of_an_older_bundle_is_read() -> None:
+    """What was not yet a choice has its default."""
+    old = b'{"float_layers":["a"],"per_channel":true,"precision":"int8","ranges":"minmax","symmetric":true}'
+    assert msgspec.json.decode(old, type=Recipe) == Recipe("int8", symmetric=True, float_layers=("a",))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs"),
+    [
+        (Recipe("int8"), True),
+        (Recipe("int8-dynamic"), False),
+        (Recipe("int8-dynamic", int4_layers=("a",)), False),
+        (Recipe("int8-weights", int4_layers=("a",), rounding="gptq"), True),
+        (Recipe("int8-dynamic", correct_bias=True), True),
+        (Recipe("float16"), False),
+    ],
+    ids=lambda value: getattr(value, "id", value),
+)
+def test_a_recipe_knows_whether_it_needs_samples(recipe: Recipe, needs: bool) -> None:
+    """Whoever has no data makes only what can be made without."""
+    assert recipe.needs_samples is needs
+
+
+layers = st.lists(st.sampled_from(["a", "b", "c"]), unique=True, max_size=3)
 recipes = st.builds(
-    Recipe,
+    lambda float_layers, int4_layers, precision, **rest: Recipe(
+        precision=precision,
+        float_layers=tuple(float_layers),
+        int4_layers=tuple(n for n in int4_layers if n not in float_layers) if precision.startswith("int8") else (),
+        **rest,
+    ),
+    layers,
+    layers,
     precision=st.sampled_from(PRECISIONS),
     per_channel=st.booleans(),
     symmetric=st.booleans(),
     ranges=st.sampled_from(RANGES),
-    float_layers=st.lists(st.sampled_from(["a", "b", "c"]), unique=True, max_size=3).map(tuple),
+    rounding=st.sampled_from(ROUNDINGS),
+    equalize=st.booleans(),
+    correct_bias=st.booleans(),
 )
 
 
@@ -103,14 +144,13 @@ def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
 
 
+def _choices(recipe: Recipe) -> Recipe:
+    return msgspec.structs.replace(
+        recipe, float_layers=tuple(sorted(recipe.float_layers)), int4_layers=tuple(sorted(recipe.int4_layers))
+    )
+
+
 @given(one=recipes, other=recipes)
-def test_ids_of_int8_recipes_differ_when_their_choices_do(one: Recipe, other: Recipe) -> None:
-    """Two int8 candidates of one report have two ids, apart from which layers are float: the number stands there."""
-    if one.precision == other.precision == "int8":
-        same = (one.per_channel, one.symmetric, one.ranges, len(one.float_layers)) == (
-            other.per_channel,
-            other.symmetric,
-            other.ranges,
-            len(other.float_layers),
-        )
-        assert (one.id == other.id) == same
+def test_ids_differ_exactly_when_choices_do(one: Recipe, other: Recipe) -> None:
+    """Two candidates of one report have two ids; the order in which layers are named is no choice."""
+    assert (one.id == other.id) == (_choices(one) == _choices(other))

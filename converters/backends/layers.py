@@ -1,0 +1,95 @@
+"""The layers that a recipe may name: what holds weights in the canonical graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from converters.graph import Graph, attributes, label
+from edgekit.errors import ConversionError
+from edgekit.recipe import Recipe
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A node with constant weights.
+
+    Attributes:
+        name: The canonical node's, as recipes name it.
+        operator: In ONNX.
+        weights: Number of weights, biases left out.
+        macs: Multiply-adds of one row.
+        four_bit: Its weights can have 4 bits. Depthwise convolutions have too few for that to pay.
+    """
+
+    name: str
+    operator: str
+    weights: int
+    macs: int
+    four_bit: bool
+
+
+def layers_of(graph: Graph) -> tuple[Layer, ...]:
+    """The layers of `graph` in order of execution."""
+    constants = graph.constants
+    return tuple(
+        Layer(
+            name=label(node),
+            operator=node.op_type,
+            weights=sum(constants[name].size for name in _weights(graph, node)),
+            macs=graph.macs.get(node.output[0], 0),
+            four_bit=_four_bit(graph, node),
+        )
+        for node in graph.nodes
+        if _weights(graph, node)
+    )
+
+
+def four_bit_default(layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """The names of layers that usually bear 4 bits: those that can have them, but for the first and the last of all."""
+    return tuple(layer.name for layer in layers[1:-1] if layer.four_bit)
+
+
+def without_four_bits(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The same for a backend that has no 4-bit weights."""
+    return tuple(msgspec.structs.replace(layer, four_bit=False) for layer in layers)
+
+
+def require_layers(recipe: Recipe, layers: tuple[Layer, ...]) -> None:
+    """Check that every layer which `recipe` names is one that it can set.
+
+    Raises:
+        ConversionError: there is no such layer, or its weights cannot have 4 bits.
+    """
+    known = {layer.name: layer for layer in layers}
+    unknown = [name for name in (*recipe.float_layers, *recipe.int4_layers) if name not in known]
+    if unknown:
+        raise ConversionError(
+            f"the recipe names the layers {', '.join(unknown)}, and the model has none of these names",
+            advice=f"Layers: {', '.join(known)}.",
+        )
+    wide = [name for name in recipe.int4_layers if not known[name].four_bit]
+    if wide:
+        raise ConversionError(
+            f"the recipe wants 4 bits for {', '.join(wide)}, whose weights cannot have them",
+            advice=f"Layers that can: {', '.join(layer.name for layer in layers if layer.four_bit) or 'none'}.",
+        )
+
+
+def _weights(graph: Graph, node: Any) -> list[str]:
+    inputs = list(node.input)
+    if node.op_type not in WEIGHTED:
+        return []
+    places = (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
+    return [inputs[place] for place in places if len(inputs) > place and inputs[place] in graph.constants]
+
+
+def _four_bit(graph: Graph, node: Any) -> bool:
+    operator, found = node.op_type, attributes(node)
+    if operator == "Conv":
+        return bool(found.get("group", 1) == 1)
+    if operator == "Gemm":
+        return bool(found.get("alpha", 1.0) == 1.0 and not found.get("transA"))
+    return bool(operator == "MatMul" and graph.constants[node.input[1]].ndim == 2)
