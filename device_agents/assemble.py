@@ -85,6 +85,8 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
         cloud=cloud,
         threads=settings.threads,
         queue_limit=settings.queue_limit,
+        instances=settings.instances,
+        deadline_ms=settings.deadline_ms or None,
         threshold=settings.fallback_threshold,
         cloud_timeout_seconds=settings.cloud_timeout_seconds,
     )

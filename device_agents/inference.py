@@ -27,13 +27,14 @@ from edgekit.runtimes import open_runtime
 from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.oip import InferRequest, InferResponse
-from edgekit.serving.sessions import Load, OverloadedError, Session, Slot
+from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session, Slot
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
 COUNTERS = (
     *("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps"),
     *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us` are microseconds, queue included
+    *("shed", "expired"),  # not run by the local model: its queue was full, the deadline was too near
 )
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 
@@ -54,6 +55,8 @@ class InferenceService:
         cloud: Where unsure answers go; None for nowhere.
         threads: Of each runtime.
         queue_limit: Most requests of one model that may wait or run.
+        instances: Copies of each model, which run side by side; each costs its memory.
+        deadline_ms: Of requests that name none; None for no limit.
         threshold: Local answers with a score below it go to the cloud; 0 keeps all, above 1 sends all.
         cloud_timeout_seconds: Longest wait for the cloud tier.
         providers: ONNX Runtime execution providers; None takes the best that is installed.
@@ -68,6 +71,8 @@ class InferenceService:
         cloud: CloudTier | None = None,
         threads: int = 1,
         queue_limit: int = 64,
+        instances: int = 1,
+        deadline_ms: float | None = None,
         threshold: float = 0.8,
         cloud_timeout_seconds: float = 2.0,
         providers: Sequence[str] | None = None,
@@ -77,7 +82,7 @@ class InferenceService:
     ) -> None:
         self._clock = clock or SystemClock()
         self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
-        self._queue_limit = queue_limit
+        self._queue_limit, self._instances, self._deadline_ms = queue_limit, instances, deadline_ms
         self._threshold = threshold
         self._load: Load = load or functools.partial(open_runtime, threads=threads, providers=providers)
         self._models: dict[str, _Model] = {}
@@ -111,7 +116,14 @@ class InferenceService:
         """
         kept = self._models.setdefault(model, _Model())
         async with kept.switching:
-            session = await Session.open(manifest, folder, self._load, queue_limit=self._queue_limit)
+            session = await Session.open(
+                manifest,
+                folder,
+                self._load,
+                queue_limit=self._queue_limit,
+                instances=self._instances,
+                clock=self._clock.monotonic,
+            )
             try:
                 await session.warm()
             except BaseException:
@@ -163,7 +175,8 @@ class InferenceService:
             inputs: Logical inputs by name.
             version: Of the local bundle; None for whichever is active.
             route: ``auto``, ``local-only`` (nothing leaves the device) or ``cloud-only``.
-            deadline_ms: Time for the whole answer; what is left of it bounds the wait for the cloud tier.
+            deadline_ms: Time for the whole answer, from now. The local model does not begin after it, and what is left
+                of it bounds the wait for the cloud tier; a run that has begun is answered, if late.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
@@ -172,7 +185,8 @@ class InferenceService:
         Raises:
             DataError: the inputs do not fit the model, or route or deadline are not valid.
             NotFoundError: there is no such model or version.
-            OverloadedError: too many requests wait, and the cloud tier did not take this one.
+            OverloadedError: too many requests wait, or the deadline cannot be kept (DeadlineError), and the cloud tier
+                did not take this one.
             UnavailableError: `route` allows no place that answers; says why.
             RuntimeLoadError: the runtime failed, and the cloud tier did not answer either.
         """
@@ -213,7 +227,10 @@ class InferenceService:
         """Run the local model, and count what probation and telemetry judge it by."""
         start, counters = self._clock.monotonic(), request.counters
         try:
-            outputs = await session.run(request.inputs)
+            outputs = await session.run(request.inputs, deadline=request.deadline)
+        except OverloadedError as error:
+            counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
+            raise
         except RuntimeLoadError:
             counters["runs"] += 1
             counters["runtime_errors"] += 1
@@ -260,6 +277,8 @@ class InferenceService:
             raise
 
     def _deadline(self, deadline_ms: float | None) -> float | None:
+        if deadline_ms is None:
+            deadline_ms = self._deadline_ms
         if deadline_ms is None:
             return None
         if not 0 < deadline_ms <= MAX_DEADLINE_MS:

@@ -56,8 +56,11 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         socket: Path of the UNIX socket; None for none.
         threads: Of each runtime.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
-        probation_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
-    probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
+        probation_requests: So many live requests end probation before its time; 0 for its time in any case.
+        probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
+        queue_limit: Most requests of one model that may wait or run.
+        deadline_ms: Of requests that name none with ``edgekit_deadline_ms``; 0 for no limit.
+        instances: Copies of each model, which run side by side; each costs its memory.
         probation_max_latency_ms: Mean of its live answers, queue included; 0 for no limit.
         download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
@@ -90,6 +93,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     probation_max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     probation_max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     step_timeout_seconds: Seconds = 600.0
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
+    instances: Count = 1
     cloud_url: str = ""
     cloud_model: str = ""
     cloud_api_key_file: Path | None = None

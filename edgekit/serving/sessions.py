@@ -1,22 +1,33 @@
-"""One model in use: a runtime on its own thread behind a bounded queue, and the switch to another without a gap."""
+"""One model in use: its copies behind a bounded queue, and the switch to another without a gap."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from edgekit.errors import EdgekitError, ManifestError, UnavailableError
+from edgekit.errors import EdgekitError, ManifestError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
+from edgekit.serving.instance import Instance
+from edgekit.serving.queue import (
+    LEAST_RETRY_SECONDS,
+    DeadlineError,
+    Job,
+    JobQueue,
+    OverloadedError,
+    admit,
+    expected_seconds,
+)
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
+
+__all__ = ["DeadlineError", "Load", "OverloadedError", "Session", "Slot"]
 
 T = TypeVar("T")
 Load = Callable[[Manifest, Path], Runtime]
@@ -27,25 +38,8 @@ _TURNS = 8  # runs on the event loop before others get their turn
 _SMOOTHING = 0.1  # weight of the newest run in the mean time of one
 
 
-class OverloadedError(UnavailableError):
-    """A model's queue is full.
-
-    Args:
-        model: Its name.
-        waiting: Requests in the queue.
-        retry_after_seconds: When the queue is likely to have emptied.
-    """
-
-    def __init__(self, model: str, waiting: int, retry_after_seconds: float) -> None:
-        super().__init__(
-            f"model {model} has {waiting} requests waiting, which is its limit",
-            advice=f"Ask again in {math.ceil(retry_after_seconds)} s, or raise queue_limit.",
-        )
-        self.retry_after_seconds = retry_after_seconds
-
-
 class Session:
-    """A loaded bundle. Requests run one at a time in the order in which they came, on the session's own thread.
+    """A loaded bundle. Requests run in the order in which they came, one at a time on each copy of the model.
 
     A request no larger than one that took less than INLINE_SECONDS runs on the event loop when nothing is before it,
     because two switches between threads cost more than such a model. Some that take longer end that until a run on the
@@ -60,14 +54,13 @@ class Session:
     """
 
     def __init__(
-        self, manifest: Manifest, folder: Path, runtime: Runtime, executor: ThreadPoolExecutor, queue_limit: int
+        self, manifest: Manifest, folder: Path, load: Load, queue_limit: int, instances: int, clock: Callable[[], float]
     ) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.folder = folder
-        self.runtime = runtime
         self.statistics = Statistics()
-        self._executor = executor
+        self._clock = clock
         self._queue_limit = queue_limit
         self._lock = threading.Lock()
         self._pending = 0
@@ -75,36 +68,55 @@ class Session:
         self._inline_bytes = -1  # inputs up to this size are known to be fast; none are
         self._slow_runs = 0  # in a row
         self._turns = 0
+        self._queue = JobQueue(clock, self._expired)
+        self._instances = [
+            Instance(f"model-{manifest.name}", self._queue, lambda: load(manifest, folder), self._infer)
+            for _ in range(instances)
+        ]
+        self.runtime: Runtime
 
     @classmethod
-    async def open(cls, manifest: Manifest, folder: Path, load: Load, *, queue_limit: int) -> Session:
+    async def open(
+        cls,
+        manifest: Manifest,
+        folder: Path,
+        load: Load,
+        *,
+        queue_limit: int,
+        instances: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Session:
         """Load a bundle's runtime on the thread that will run it.
 
         Args:
             manifest: Of the bundle.
             folder: Where its files are.
-            load: Loads the runtime; called on the session's thread.
+            load: Loads the runtime; called once for each copy, on its thread.
             queue_limit: Most requests that may wait or run at a time.
+            instances: Copies of the model, which run side by side; each costs its memory.
+            clock: Monotonic seconds, for deadlines.
 
         Raises:
             Whatever `load` raises.
         """
-        executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{manifest.name}")
+        made = cls(manifest, folder, load, queue_limit, instances, clock)
         try:
-            runtime = await asyncio.wrap_future(executor.submit(load, manifest, folder))
+            loaded = await asyncio.gather(*(asyncio.wrap_future(one.loaded) for one in made._instances))
         except BaseException:
-            executor.shutdown(wait=False)
+            made._queue.close()  # whatever was loaded all the same is closed by its thread
             raise
-        return cls(manifest, folder, runtime, executor, queue_limit)
+        made.runtime = loaded[0]
+        return made
 
     async def warm(self) -> None:
-        """Run the first golden row, so that no client pays for the runtime's first run.
+        """Run the first golden row on every copy, so that no client pays for the runtime's first run.
 
         Raises:
             ManifestError: the golden samples are missing or malformed.
             DataError, RuntimeLoadError: as Runtime.run.
         """
-        await self.call(self._run_golden_row)
+        for instance in self._instances:
+            await self._ask(Job(self._run_golden_row), only=instance)
 
     @property
     def pending(self) -> int:
@@ -114,17 +126,29 @@ class Session:
     @property
     def wait_seconds(self) -> float:
         """How long a request that came now would likely take."""
-        return (self._pending + 1) * self._mean_seconds
+        return expected_seconds(self._pending, self._mean_seconds, len(self._instances))
 
-    async def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    async def run(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> dict[str, Array]:
         """Run once. A caller that is cancelled while it waits leaves the queue.
+
+        Args:
+            inputs: One array per input.
+            deadline: In seconds of the session's clock. A run that would begin later, or would likely end later, is
+                refused; one that has begun is finished.
 
         Raises:
             OverloadedError: the queue is full.
+            DeadlineError: `deadline` passed while the request waited, or would have.
             DataError, RuntimeLoadError: as Runtime.run.
         """
-        if self._pending >= self._queue_limit:
-            raise OverloadedError(self.manifest.name, self._pending, max(1.0, self.wait_seconds))
+        left = None if deadline is None else deadline - self._clock()
+        admit(
+            self.manifest.name,
+            waiting=self._pending,
+            limit=self._queue_limit,
+            left=left,
+            expected=self.wait_seconds,
+        )
         asked = time.perf_counter_ns()
         if self._pending == 0 and _size(inputs) <= self._inline_bytes:
             found = self._timed(self.runtime, inputs, asked)
@@ -132,22 +156,43 @@ class Session:
             if self._turns % _TURNS == 0:
                 await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
             return found
-        return await self.call(lambda runtime: self._timed(runtime, inputs, asked))
+        job = Job(inputs=inputs, asked_ns=asked, deadline=deadline)
+        timer = None
+        if left is not None:
+            timer = asyncio.get_running_loop().call_later(left, self._queue.expire, job)
+        try:
+            answer: dict[str, Array] = await self._ask(job)
+            return answer
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def call(self, function: Callable[[Runtime], T]) -> T:
-        """Call `function(runtime)` on the session's thread, after what came before it; not bound by the limit."""
-        with self._lock:
-            self._pending += 1
-        future = self._executor.submit(function, self.runtime)
-        future.add_done_callback(self._done)
-        return await asyncio.wrap_future(future)
+        """Call `function(runtime)` on a thread of the session, after what came before it; not bound by the limit."""
+        found: T = await self._ask(Job(function))
+        return found
 
     async def close(self) -> None:
         """Let everything that was asked before finish, then free the model."""
-        # The thread takes its work in order, so its last piece of work is to close.
-        closing = self._executor.submit(self.runtime.close)
-        self._executor.shutdown(wait=False)
-        await asyncio.shield(asyncio.wrap_future(closing))
+        self._queue.close()
+        await asyncio.shield(asyncio.gather(*(asyncio.wrap_future(one.closed) for one in self._instances)))
+
+    async def _ask(self, job: Job, *, only: Instance | None = None) -> Any:
+        with self._lock:
+            self._pending += 1
+        job.future.add_done_callback(self._done)
+        self._queue.put(job, only=only)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            self._queue.forget(job)
+            raise
+
+    def _expired(self) -> DeadlineError:
+        waiting = self._pending
+        retry = max(LEAST_RETRY_SECONDS, self.wait_seconds)
+        message = f"the deadline passed while the request waited for model {self.manifest.name}"
+        return DeadlineError(self.manifest.name, waiting, retry, message, "allow more time")
 
     def _run_golden_row(self, runtime: Runtime) -> None:
         path = self.folder / self.manifest.file(ROLE_GOLDEN).path
@@ -158,19 +203,30 @@ class Session:
         free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
         runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
 
+    def _infer(self, runtime: Runtime, jobs: list[Job]) -> None:
+        (job,) = jobs
+        try:
+            found = self._timed(runtime, job.inputs, job.asked_ns)
+        except BaseException as error:  # it is the caller's
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(found)
+
     def _timed(self, runtime: Runtime, inputs: Mapping[str, Array], asked: int) -> dict[str, Array]:
         start = time.perf_counter_ns()
         try:
             found = runtime.run(inputs)
         except EdgekitError:
-            self.statistics.failed(time.perf_counter_ns() - asked)
+            with self._lock:
+                self.statistics.failed(time.perf_counter_ns() - asked)
             raise
         spent = time.perf_counter_ns() - start
-        self._mean_seconds += (spent / 1e9 - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
-        self._learn(_size(inputs), spent / 1e9)
         rows = next((len(inputs[spec.name]) for spec in runtime.inputs if spec.shape[:1] == (None,)), 1)
         wall_ms = int(time.time() * 1000)
-        self.statistics.succeeded(rows=rows, queue_ns=start - asked, compute_ns=spent, wall_ms=wall_ms)
+        with self._lock:
+            self._mean_seconds += (spent / 1e9 - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+            self._learn(_size(inputs), spent / 1e9)
+            self.statistics.succeeded(rows=rows, queue_ns=start - asked, compute_ns=spent, wall_ms=wall_ms)
         return found
 
     def _learn(self, size: int, seconds: float) -> None:
@@ -182,7 +238,7 @@ class Session:
         if self._slow_runs >= _SLOW_RUNS or seconds > _FAR * INLINE_SECONDS:
             self._inline_bytes = -1
 
-    def _done(self, _: Future[T]) -> None:
+    def _done(self, _: Future[Any]) -> None:
         with self._lock:
             self._pending -= 1
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,7 +26,9 @@ from edgekit.errors import (
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.serving import oip
-from edgekit.serving.sessions import OverloadedError
+from edgekit.serving.app import App
+from edgekit.serving.server import serve
+from edgekit.serving.sessions import DeadlineError, OverloadedError
 from edgekit.tensors import Array, DType
 from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
 from tests.simulators.small_models import SURE, UNSURE, identity_bundle, litert_bundle, onnx_bundle, softmax
@@ -135,6 +139,8 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "cloud": 1,
         "degraded": 6,
         "errors": 0,
+        "shed": 0,
+        "expired": 0,
         "cloud_errors": 6,
         "swaps": 1,
     }
@@ -270,8 +276,77 @@ async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp
         assert where(await service.infer("small", {"x": SURE})) == ("cloud", "overloaded")
         with pytest.raises(OverloadedError):
             await service.infer("small", {"x": SURE}, route="local-only")
+        assert service.counters()["small"]["shed"] == 2
         gate.set()
         await busy
+
+
+async def test_requests_that_name_no_deadline_have_the_services(cloud, manifest, tmp_path) -> None:
+    """Behind a long run they fail in time, or are the cloud's; one of their own goes before it."""
+    async with InferenceService(deadline_ms=20) as service:
+        await service.activate("small", manifest, tmp_path)
+        session = service._session("small")
+        assert session is not None
+        gate = threading.Event()
+        busy = asyncio.ensure_future(session.call(lambda runtime: gate.wait(10)))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineError):
+            await service.infer("small", {"x": SURE})
+        assert (service.counters()["small"]["expired"], service.counters()["small"]["runs"]) == (1, 0)
+        patient = asyncio.ensure_future(service.infer("small", {"x": SURE}, deadline_ms=60_000))
+        await asyncio.sleep(0.05)
+        assert not patient.done()
+        gate.set()
+        assert where(await patient)[0] == "local"
+        await busy
+
+
+async def test_health_answers_while_a_long_inference_runs(manifest, tmp_path) -> None:
+    """Over HTTP: a request that takes long keeps neither health nor metadata waiting, and one of little patience
+    gets 429 with the time to come back."""
+    made: list[Broken] = []
+
+    def load(manifest: Manifest, folder: Path) -> Broken:
+        made.append(Broken(manifest, folder))
+        return made[-1]
+
+    def get(path: str, body: bytes | None = None) -> tuple[int, str | None]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST" if body else "GET", path, body)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.headers["Retry-After"]
+
+    async with InferenceService(load=load) as service:
+        await service.activate("small", manifest, tmp_path)
+        gate, entered = threading.Event(), threading.Event()
+        real = made[0].run
+
+        def slow(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            entered.set()
+            assert gate.wait(10)
+            return real(inputs)
+
+        made[0].run = slow
+        session = service._session("small")
+        session._inline_bytes = -1  # as after a slow run
+        async with serve(App(service, max_request_bytes=2**20), http="127.0.0.1:0") as bound:
+            port = int(bound.url.rpartition(":")[2])
+            infer = "/v2/models/small/infer"
+            long = asyncio.ensure_future(asyncio.to_thread(get, infer, ask_body()))
+            await asyncio.to_thread(entered.wait, 10)
+            for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/small", "/metrics"):
+                assert await asyncio.to_thread(get, path) == (200, None)
+            assert not long.done()
+            assert await asyncio.to_thread(get, infer, ask_body(edgekit_deadline_ms=20)) == (429, "1")
+            gate.set()
+            assert await long == (200, None)
+
+
+def ask_body(**parameters: object) -> bytes:
+    """A JSON request for SURE."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": SURE[0].tolist()}
+    return msgspec.json.encode({"inputs": [tensor], "parameters": parameters})
 
 
 async def test_bad_requests_are_told_and_stay_here(service, cloud) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from edgekit.manifest import Golden, Manifest
 from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.serving import sessions
-from edgekit.serving.sessions import OverloadedError, Session, Slot
+from edgekit.serving.sessions import DeadlineError, OverloadedError, Session, Slot
 from edgekit.tensors import Array
 from tests.simulators.small_models import onnx_bundle
 
@@ -51,8 +52,11 @@ class Tagged:
         self.closed = True
 
 
-async def opened(runtime: Tagged, limit: int = 100) -> Session:
-    return await Session.open(BUNDLE, Path(), lambda manifest, folder: runtime, queue_limit=limit)
+async def opened(*runtimes: Tagged, limit: int = 100) -> Session:
+    left = list(runtimes)
+    return await Session.open(
+        BUNDLE, Path(), lambda manifest, folder: left.pop(0), queue_limit=limit, instances=len(runtimes)
+    )
 
 
 async def until_entered(runtime: Tagged) -> None:
@@ -158,6 +162,96 @@ async def test_a_caller_that_gives_up_leaves_the_queue() -> None:
     await session.close()
     assert runtime.runs == 1
     assert session.pending == 0
+
+
+async def test_a_request_fails_at_its_deadline_and_not_when_its_turn_comes() -> None:
+    """While a long run goes on, what waits behind it is told in time; what runs is finished."""
+    runtime = Tagged(1)
+    session = await opened(runtime)
+    runtime.gate.clear()
+    first = asyncio.ensure_future(session.run({}, deadline=time.monotonic() + 0.01))
+    await until_entered(runtime)
+    with pytest.raises(DeadlineError, match="the deadline passed while the request waited for model m"):
+        await session.run({}, deadline=time.monotonic() + 0.02)
+    with pytest.raises(DeadlineError, match="had passed before"):
+        await session.run({}, deadline=time.monotonic() - 1)
+    assert session.pending == 1
+    runtime.gate.set()
+    assert (await first)["tag"] == [1]
+    await session.close()
+    assert runtime.runs == 1
+
+
+async def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
+    """By the measured time of a run, without waiting for the deadline."""
+    runtime = Tagged(1)
+    session = await opened(runtime)
+    session._mean_seconds = 1000.0
+    runtime.gate.clear()
+    first = asyncio.ensure_future(session.run({}))
+    await until_entered(runtime)
+    with pytest.raises(DeadlineError, match="would answer in about 2000000 ms") as caught:
+        await session.run({}, deadline=time.monotonic() + 600)
+    assert caught.value.retry_after_seconds == pytest.approx(2000)
+    runtime.gate.set()
+    await first
+    await session.close()
+
+
+async def test_copies_of_a_model_run_side_by_side() -> None:
+    """Two copies answer two requests at a time, each on its thread; all are warmed, and all are closed."""
+    runtimes = Tagged(1), Tagged(2)
+    session = await opened(*runtimes)
+    for runtime in runtimes:
+        runtime.gate.clear()
+    asked = [asyncio.ensure_future(session.run({})) for _ in range(2)]
+    for runtime in runtimes:
+        await until_entered(runtime)
+    for runtime in runtimes:
+        runtime.gate.set()
+    assert {answer["tag"][0] for answer in await asyncio.gather(*asked)} == {1, 2}
+    await session.close()
+    assert all(runtime.closed for runtime in runtimes)
+    assert len(runtimes[0].threads | runtimes[1].threads) == 2
+
+
+async def test_every_copy_is_warmed(tmp_path: Path) -> None:
+    """No copy meets its first run in a client's request."""
+    made: list[Counted] = []
+
+    class Counted:
+        def __init__(self, manifest: Manifest, folder: Path) -> None:
+            self._real, self.runs = open_runtime(manifest, folder), 0
+            self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
+            self.close = self._real.close
+            made.append(self)
+
+        def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            self.runs += 1
+            return self._real.run(inputs)
+
+    session = await Session.open(onnx_bundle(tmp_path), tmp_path, Counted, queue_limit=1, instances=3)
+    await session.warm()
+    assert [one.runs for one in made] == [1, 1, 1]
+    await session.close()
+
+
+async def test_a_copy_that_cannot_be_loaded_frees_the_others() -> None:
+    """Half a model answers nobody."""
+    good, left = Tagged(1), [1, 2]
+
+    def load(*_: Any) -> Tagged:
+        if left.pop() == 1:
+            raise RuntimeLoadError("no second")
+        return good
+
+    with pytest.raises(RuntimeLoadError, match="no second"):
+        await Session.open(BUNDLE, Path(), load, queue_limit=1, instances=2)
+    for _ in range(200):
+        if good.closed:
+            break
+        await asyncio.sleep(0.01)
+    assert good.closed
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
