@@ -12,13 +12,15 @@ import numpy as np
 
 from converters import parity
 from converters.backends import Artifact, Backend
+from converters.bounds import likely_method
 from converters.cost import estimate
+from converters.distance import divergence
 from converters.graph import Graph
 from converters.parity import Parity
-from converters.quality import AGREEMENT, Metric, paired_drop, score
+from converters.proof import Budget, Measured
+from converters.quality import AGREEMENT, Metric, drop_of, score
 from converters.report import Value
 from converters.samples import Samples
-from converters.search import Budget, Measured
 from edgekit.errors import ConversionError, RuntimeLoadError, UnsupportedOpError
 from edgekit.manifest import ROLE_MODEL, FileEntry, Golden, Manifest, Task
 from edgekit.recipe import Recipe
@@ -91,8 +93,9 @@ def make_candidate(
     limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
     if recipe.precision == "float32":
         parity.require(found, limit)
-    same = recipe.precision != "int8" and found.max_abs <= limit and found.agreement == 1.0
-    measured = Measured(recipe, len(artifact.data), cost, same=same)
+    same = not recipe.quantized and found.max_abs <= limit and found.agreement == 1.0
+    distance = divergence(evidence.choice_answers, answers[0], evidence.decision)
+    measured = Measured(recipe, len(artifact.data), cost, same=same, distance=distance)
     quality = None
     if evidence.metric is not None:
         measured, quality = _judged(measured, evidence, answers, budget)
@@ -183,12 +186,20 @@ def _judged(
 ) -> tuple[Measured, Value]:
     metric, output = evidence.metric, evidence.output
     assert metric is not None
-    scores = []
+    scores, expectations = [], []
     splits = ((evidence.choice, evidence.choice_answers), (evidence.proof, evidence.proof_answers))
     for (samples, expected), found in zip(splits, answers, strict=True):
         labels = labels_for(samples, expected, metric, output)
         scores.append((score(metric, expected[output], labels), score(metric, found[output], labels)))
+        expectations.append(labels)
     (choice_float, choice_found), (proof_float, proof_found) = scores
-    drop = paired_drop(proof_float, proof_found, budget.confidence)
-    judged = msgspec.structs.replace(measured, choice_drop=float((choice_float - choice_found).mean()), drop=drop)
+    method = likely_method(choice_float, choice_found, len(proof_float), budget.confidence)
+    drop = drop_of(metric, proof_float, proof_found, expectations[1], budget.confidence, method=method)
+    choice_drop, rows = float((choice_float - choice_found).mean()), (len(choice_float), len(proof_float))
+    judged = msgspec.structs.replace(
+        measured,
+        choice_drop=choice_drop,
+        drop=drop,
+        estimate=(choice_drop * rows[0] + drop.value * rows[1]) / sum(rows),
+    )
     return judged, Value(metric.value(proof_found), len(proof_found))

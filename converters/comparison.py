@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from converters.bounds import Drop
 from converters.candidates import HOST_PROVIDERS, run_rows
 from converters.child import TensorFlowChild
 from converters.frontends import load_model
 from converters.parity import Parity
 from converters.parity import compare as compare_answers
-from converters.quality import AGREEMENT, Drop, find_metric, paired_drop, score
+from converters.quality import AGREEMENT, drop_of, find_metric, score
 from converters.samples import Samples, load_samples
 from converters.tasks import detect_task
 from edgekit.errors import DataError
@@ -73,7 +74,7 @@ def _compared(
         found.name,
         found.value(scores_a),
         found.value(scores_b),
-        paired_drop(scores_a, scores_b, confidence),
+        drop_of(found, scores_a, scores_b, labels, confidence),
         compare_answers(answers_a, answers_b, runtime=name, where="this machine", decision=a.decision),
     )
 

@@ -30,6 +30,7 @@ from converters.graph import Graph
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan, make_plan
+from converters.proof import Choice, choose
 from converters.quality import find_metric, score
 from converters.report import (
     CandidateReport,
@@ -43,7 +44,6 @@ from converters.report import (
     report_json,
 )
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
-from converters.search import Choice, choose
 from converters.tasks import detect_task
 from edgekit.manifest import Golden, Manifest, Quality, Task
 from edgekit.targets import TargetProfile

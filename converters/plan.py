@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import precisions_of
-from converters.search import AIMS, Budget, candidates
+from converters.proof import AIMS, Budget
+from converters.search import candidates
 from edgekit.errors import ManifestError, RecipeError, SettingsError
 from edgekit.manifest import NAME, VERSION
 from edgekit.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Metrics, and what can be claimed of a difference between two models on the same samples."""
+"""Metrics: one score a sample, higher is better. What can be claimed of differences is in bounds.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
-from scipy import stats
 
+from converters.bounds import Drop, paired_drop
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
 Scores = Callable[[Array, Array], Array]
-AGREEMENT = "agreement"
+AGREEMENT, AUC = "agreement", "auc"
 ERRORS = ("mse", "mae")
 
 
@@ -21,36 +21,21 @@ class Metric(msgspec.Struct, frozen=True):
     """A metric by name.
 
     Attributes:
-        name: ``accuracy``, ``agreement``, ``mse``, ``mae`` or ``module:function``.
+        name: ``accuracy``, ``agreement``, ``mse``, ``mae``, ``auc`` or ``module:function``.
         scores: (outputs, labels) -> one score a sample (N,), higher is better.
         error: True where the reported value is an error (lower is better): the mean of the negated scores.
+        limits: The lowest and highest score that there can be, for exact bounds; None where nobody knows.
     """
 
     name: str
     scores: Scores
     error: bool = False
+    limits: tuple[float, float] | None = None
 
     def value(self, scores: Array) -> float:
         """The mean of `scores` (N,) in the metric's own unit."""
         mean = float(np.mean(scores))
         return -mean if self.error else mean
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """How much worse a candidate is than the float model on the same samples, in the metric's unit; below 0 is better.
-
-    Attributes:
-        value: Of the samples at hand.
-        lower, upper: One-sided bounds, each at the stated confidence.
-        n: Number of samples.
-        method: How the bounds were found: ``clopper-pearson`` or ``student-t``.
-    """
-
-    value: float
-    lower: float
-    upper: float
-    n: int
-    method: str
 
 
 def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
@@ -66,7 +51,8 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
     if name is None:
         name = AGREEMENT if labels is None else "accuracy" if labels.dtype.kind in "iu" else "mse"
     if ":" in name:
-        return Metric(name, _user_function(name))
+        function = _user_function(name)
+        return Metric(name, function, limits=_stated_limits(name, function))
     if name not in _BUILT_IN:
         raise SettingsError(
             f"there is no metric {name!r}", advice=f"Metrics: {', '.join(_BUILT_IN)}, or your own as module:function."
@@ -78,8 +64,13 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
             f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
             advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column a class.",
         )
+    if name == AUC and labels is not None and not _two_classes(labels):
+        raise DataError(
+            f"metric auc: labels are {labels.dtype} of shape {list(labels.shape)}, expected 0 and 1 of shape [N]",
+            advice="For more classes than two use accuracy.",
+        )
     if name == AGREEMENT and not decisions:
-        return Metric(name, _closeness)
+        return Metric(name, _closeness, limits=(0.0, 1.0))
     return Metric(name, _BUILT_IN[name], error=name in ERRORS)
 
 
@@ -101,40 +92,20 @@ def score(metric: Metric, outputs: Array, labels: Array) -> Array:
             f"metric {metric.name} gave an array of shape {list(scores.shape)}, "
             f"expected {len(outputs)} finite numbers, one a sample"
         )
+    if metric.limits is not None and len(scores) and not _within(scores, metric.limits):
+        raise DataError(
+            f"metric {metric.name} gave scores from {scores.min():.4g} to {scores.max():.4g}, "
+            f"expected {metric.limits[0]:g} to {metric.limits[1]:g} as its attribute limits says"
+        )
     return scores
 
 
-def paired_drop(reference: Array, candidate: Array, confidence: float) -> Drop:
-    """Bound the mean of reference - candidate, both (N,) scores of the same samples.
-
-    For scores of 0 and 1 the bound is exact and needs no assumption but independent samples: the drop is the share of
-    samples that changed for the worse less the share that changed for the better, so it is at most the Clopper-Pearson
-    upper limit of the former (Clopper and Pearson 1934). Without a single change for the worse, 299 samples give 0.01
-    at 95 %. For other scores it is Student's t on the differences.
-    """
-    changes = reference - candidate
-    n = len(changes)
-    value = float(np.mean(changes))
-    if set(np.unique(reference)) | set(np.unique(candidate)) <= {0.0, 1.0}:
-        losses, gains = int(np.sum(changes > 0)), int(np.sum(changes < 0))
-        upper, lower = upper_share(losses, n, confidence), -upper_share(gains, n, confidence)
-        return Drop(value, lower, upper, n, "clopper-pearson")
-    if n < 2:
-        return Drop(value, -float("inf"), float("inf"), n, "student-t")
-    margin = float(stats.t.ppf(confidence, n - 1) * np.std(changes, ddof=1) / np.sqrt(n))
-    return Drop(value, value - margin, value + margin, n, "student-t")
-
-
-def upper_share(count: int, n: int, confidence: float) -> float:
-    """One-sided Clopper-Pearson upper limit of a share of which `count` of `n` were seen."""
-    return 1.0 if count >= n else float(stats.beta.ppf(confidence, count + 1, n - count))
-
-
-def samples_needed(budget: float, confidence: float) -> int:
-    """How many samples, none of them changed for the worse, prove `budget`; 0 where no number can."""
-    if not 0.0 < budget < 1.0:
-        return 0
-    return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - budget)))
+def drop_of(
+    metric: Metric, reference: Array, candidate: Array, labels: Array, confidence: float, *, method: str = ""
+) -> Drop:
+    """Bound how much worse `candidate` is than `reference`, both (N,) scores of `metric`; see `paired_drop`."""
+    positive = labels.reshape(-1) > 0 if metric.name == AUC else None
+    return paired_drop(reference, candidate, confidence, limits=metric.limits, positive=positive, method=method)
 
 
 def _per_row(values: Array) -> Array:
@@ -180,6 +151,40 @@ def _absolute(outputs: Array, labels: Array) -> Array:
     return -_per_row(np.abs(_like(outputs, labels) - labels.astype(np.float64)))
 
 
+def _placements(outputs: Array, labels: Array) -> Array:
+    """Of a positive the share of negatives that score less, of a negative that of positives that score more.
+
+    Ties count half. The mean over either class, and so over all, is the area under the ROC curve.
+    """
+    scores, positive = _one_score(outputs), labels.reshape(-1) > 0
+    if positive.all() or not positive.any():
+        raise ValueError("auc needs samples of both classes")
+    found = np.empty(len(scores))
+    for own, sign in ((positive, 1.0), (~positive, -1.0)):
+        others = np.sort(sign * scores[~own])
+        mine = sign * scores[own]
+        below, upto = np.searchsorted(others, mine, "left"), np.searchsorted(others, mine, "right")
+        found[own] = (below + upto) / (2.0 * len(others))
+    return found
+
+
+def _one_score(outputs: Array) -> Array:
+    """The score of the positive class: the second of two columns, or the only one."""
+    flat = outputs.astype(np.float64).reshape(len(outputs), -1)
+    if flat.shape[1] > 2:
+        raise ValueError("auc needs outputs of shape [N], [N, 1] or [N, 2]")
+    column: Array = flat[:, -1]
+    return column
+
+
+def _two_classes(labels: Array) -> bool:
+    return labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())
+
+
+def _within(scores: Array, limits: tuple[float, float]) -> bool:
+    return bool(scores.min() >= limits[0] and scores.max() <= limits[1])
+
+
 def _like(outputs: Array, labels: Array) -> Array:
     """Outputs in the labels' shape: (N, 1) serves labels (N,); numpy alone would broadcast them to (N, N)."""
     if outputs.size != labels.size:
@@ -192,6 +197,7 @@ _BUILT_IN: dict[str, Scores] = {
     AGREEMENT: _agreement,
     "mse": _squared,
     "mae": _absolute,
+    AUC: _placements,
 }
 
 
@@ -207,3 +213,17 @@ def _user_function(name: str) -> Scores:
     if not callable(function):
         raise SettingsError(f"metric {name!r} is a {type(function).__name__}, expected a function")
     return function
+
+
+def _stated_limits(name: str, function: Scores) -> tuple[float, float] | None:
+    """What a user's function says of its own scores by an attribute ``limits = (lowest, highest)``."""
+    stated = getattr(function, "limits", None)
+    if stated is None:
+        return None
+    try:
+        low, high = (float(value) for value in stated)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"metric {name!r} has limits {stated!r}, expected (lowest, highest)") from error
+    if not low < high:
+        raise SettingsError(f"metric {name!r} has limits {stated!r}, expected the lower first")
+    return low, high

@@ -7,9 +7,9 @@ from typing import Any
 import jinja2
 import msgspec
 
+from converters.bounds import Drop
 from converters.parity import Parity
-from converters.quality import Drop
-from converters.search import Budget
+from converters.proof import Budget
 from edgekit.manifest import Cost
 from edgekit.recipe import Recipe
 
@@ -46,7 +46,7 @@ class FloatReport(msgspec.Struct, frozen=True):
 
 
 class CandidateReport(msgspec.Struct, frozen=True):
-    """One candidate; `drop` is on the proof split. `verdict` is chosen, fits, unproven, refused or failed."""
+    """One candidate; `drop` is on the proof split. `verdict` is one of those of proof.py."""
 
     id: str
     recipe: Recipe

@@ -14,7 +14,7 @@ from edgekit.cli.console import json_option, needs_extra, print_json, print_tabl
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Samples (.npz, .npy).")
 @click.option("--test", type=click.Path(path_type=Path), help="More samples, reported on apart.")
-@click.option("--metric", help="accuracy, mse, mae, agreement, or module:function.")
+@click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bounds on the drop.")
 @json_option
 def compare(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--data", type=click.Path(path_type=Path), help="Samples to calibrate, choose and prove with (.npz, .npy)."
 )
 @click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on.")
-@click.option("--metric", help="accuracy, mse, mae, agreement, or module:function.")
+@click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
 @click.option(
     "--aim", type=click.Choice(["cost", "size"]), default="cost", show_default=True, help="What to make small."
 )
