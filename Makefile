@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup test test-fast test-soak lint demo bench constraints clean
+.PHONY: setup torch test test-fast test-soak lint demo bench constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints/all.txt constraints/installer.txt
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r constraints/all.txt
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+torch: $(STAMP)  ## add PyTorch to .venv, which .pt2 models need
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary=:all: torch==2.13.0 onnxscript==0.7.2
 
 test: $(STAMP)  ## run the tests (no root, loopback only)
 	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile

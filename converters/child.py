@@ -1,8 +1,9 @@
-"""TensorFlow's own process: functions are sent to it by name, and its noise goes to a log.
+"""The processes of TensorFlow and PyTorch: functions are sent to them by name, and their noise goes to a log.
 
 TensorFlow takes ten seconds and 600 MB to import, prints on both streams, and can end the process that it is in. So one
 child is started when first needed and serves a whole conversion. It is a plain child and not a process pool, because a
-pool imports the user's own script a second time, and a script without a ``__main__`` guard would convert twice.
+pool imports the user's own script a second time, and a script without a ``__main__`` guard would convert twice. PyTorch
+gets a process of its own, since the two bring other copies of the same libraries.
 """
 
 from __future__ import annotations
@@ -19,30 +20,37 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from edgekit import errors
-from edgekit.errors import ConversionError, EdgekitError
+from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
-# What may be asked of the child; a name that is not here cannot be called.
+# What may be asked of the children; a name that is not here cannot be called.
 FUNCTIONS = {
     "export_keras": "converters.frontends.tensorflow_side:export_keras",
     "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
     "answers": "converters.frontends.tensorflow_side:answers",
     "lower": "converters.lowering.tflite:lower",
+    "export_program": "converters.frontends.torch_side:export_program",
+    "program_answers": "converters.frontends.torch_side:program_answers",
 }
+# Imported by a child, and which extra brings it; any other module that cannot be imported is a fault of ours.
+EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
 LOG_TAIL_LINES = 12
 _LENGTH = struct.Struct("!Q")
+_Child = TypeVar("_Child", bound="FrameworkChild")
 
 
-class TensorFlowChild:
-    """One child process with TensorFlow in it; use it as a context manager. Not safe for concurrent calls.
+class FrameworkChild:
+    """One child process with one framework in it; use it as a context manager. Not safe for concurrent calls.
 
     Args:
-        show_log: Let what TensorFlow prints go to stderr as it comes, instead of to a log that only errors quote.
+        framework: Its name, for messages.
+        show_log: Let what the framework prints go to stderr as it comes, instead of to a log that only errors quote.
     """
 
-    def __init__(self, *, show_log: bool = False) -> None:
+    def __init__(self, framework: str, *, show_log: bool = False) -> None:
+        self._framework = framework
         self._show_log = show_log
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Any = None
@@ -52,6 +60,7 @@ class TensorFlowChild:
 
         Raises:
             EdgekitError: what the function raised.
+            MissingExtraError: the framework is not installed.
             ConversionError: it failed in another way, or the child died; carries the last lines of its log.
         """
         if function not in FUNCTIONS:
@@ -63,7 +72,7 @@ class TensorFlowChild:
         except (EOFError, BrokenPipeError):
             status = self._kill()
             raise ConversionError(
-                f"the TensorFlow process ended in {function} ({status}){self.log_tail()}",
+                f"the {self._framework} process ended in {function} ({status}){self.log_tail()}",
                 advice="If it was killed for memory, close other programs or convert on a larger machine.",
             ) from None
         except BaseException:  # Ctrl-C in the middle of an answer: the pipe is of no further use
@@ -74,7 +83,7 @@ class TensorFlowChild:
         raise self._error(kind, value)
 
     def log_tail(self) -> str:
-        """The last lines that TensorFlow printed, for an error message; empty when there are none."""
+        """The last lines that the framework printed, for an error message; empty when there are none."""
         if self._log is None:
             return ""
         self._log.seek(0)
@@ -88,7 +97,7 @@ class TensorFlowChild:
             self._log.close()
             self._log = None
 
-    def __enter__(self) -> TensorFlowChild:
+    def __enter__(self: _Child) -> _Child:
         return self
 
     def __exit__(
@@ -99,7 +108,7 @@ class TensorFlowChild:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             if not self._show_log:
-                self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-tensorflow-")  # noqa: SIM115 - lives until close
+                self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-child-")  # noqa: SIM115 - lives until close
             quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self._process = subprocess.Popen(
@@ -131,11 +140,30 @@ class TensorFlowChild:
 
     def _error(self, kind: str, value: dict[str, Any]) -> EdgekitError:
         if kind == "unexpected":
-            return ConversionError(f"TensorFlow failed: {value['message']}{self.log_tail()}")
+            return ConversionError(f"{self._framework} failed: {value['message']}{self.log_tail()}")
         found: type[EdgekitError] = getattr(errors, kind)
         error = found.__new__(found, value["message"])  # as it was raised, whatever its constructor asks for
         error.__dict__.update(value["fields"])
         return error
+
+
+class TensorFlowChild(FrameworkChild):
+    """TensorFlow's process, and PyTorch's once something is asked of that."""
+
+    def __init__(self, *, show_log: bool = False) -> None:
+        super().__init__("TensorFlow", show_log=show_log)
+        self._torch = FrameworkChild("PyTorch", show_log=show_log)
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Run one of FUNCTIONS in the process that it belongs to. Raises as `FrameworkChild.call`."""
+        if "torch_side" in FUNCTIONS.get(function, ""):
+            return self._torch.call(function, **arguments)
+        return super().call(function, **arguments)
+
+    def close(self) -> None:
+        """End both; no error when they never ran."""
+        self._torch.close()
+        super().close()
 
 
 def _send(stream: Any, value: Any) -> None:
@@ -169,7 +197,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
             name, arguments = _receive(requests)
         except EOFError:
             return
-        _send(replies, _answer(_find(name), arguments))
+        _send(replies, _answer(name, arguments))
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -178,9 +206,15 @@ def _find(name: str) -> Callable[..., Any]:
     return function
 
 
-def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any]:
+def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
     try:
-        return "result", function(**arguments)
+        return "result", _find(name)(**arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            return "unexpected", {"message": f"{type(error).__name__}: {error}"}
+        absent = MissingExtraError(missing, EXTRAS[missing])
+        return type(absent).__name__, {"message": str(absent), "fields": vars(absent)}
     except EdgekitError as error:
         return type(error).__name__, {"message": str(error), "fields": vars(error)}
     except Exception as error:  # the process boundary: the parent raises it anew, with this child's log

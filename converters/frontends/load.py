@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import onnx
 from converters.child import TensorFlowChild
 from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx
+from converters.frontends.program_check import write_checked
 from converters.graph import Graph
 from edgekit.tensors import Array
 
@@ -23,7 +25,7 @@ class Source(msgspec.Struct, frozen=True):
 
     Attributes:
         path: Where it was read.
-        format: ``keras``, ``h5``, ``savedmodel`` or ``onnx``.
+        format: ``keras``, ``h5``, ``savedmodel``, ``onnx`` or ``pt2``.
         sha256: Of the file; of all files in order of their names for a folder.
         graph: The canonical graph before any pass.
         answers: What the source itself answers to inputs (N, ...), by its own framework.
@@ -41,7 +43,8 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
 
     Raises:
         NotFoundError, ModelFormatError, UnsupportedOpError: as the frontends do.
-        ConversionError: TensorFlow failed.
+        MissingExtraError: it needs a framework that is not installed.
+        ConversionError: TensorFlow or PyTorch failed.
     """
     path = path.resolve()
     kind = formats.sniff(path)
@@ -49,10 +52,27 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
     if kind == formats.ONNX:
         graph = load_onnx(path)
         return Source(path, kind, digest, graph, graph.run)
+    if kind == formats.PT2:
+        return _program(path, digest, child)
     options = {"legacy": True} if kind == formats.H5 else {}
     data = child.call(EXPORTS[kind], path=str(path), **options)
     graph = canonical(onnx.load_model_from_string(data), str(path))
     return Source(path, kind, digest, graph, lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)))
+
+
+def _program(path: Path, digest: str, child: TensorFlowChild) -> Source:
+    """A torch.export program: PyTorch sees only the checked copy, which is needed no longer than it is loaded."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
+        checked = Path(folder) / "checked.pt2"
+        write_checked(path, checked)
+        data = child.call("export_program", path=str(checked))
+    graph = canonical(onnx.load_model_from_string(data), str(path))
+
+    def answers(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        found: dict[str, Array] = child.call("program_answers", path=str(checked), inputs=dict(inputs))
+        return found
+
+    return Source(path, formats.PT2, digest, graph, answers)
 
 
 def _digest(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import checker, external_data_helper, inliner, version_converter
 
 from converters.graph import BATCH, Graph, label
@@ -173,5 +173,5 @@ def _not_onnx(path: Path, why: str) -> ModelFormatError:
     return ModelFormatError(
         f"{path} ({size} bytes, begins with {head!r}) is not a model that edgekit knows, or is truncated: "
         f"read as ONNX, {why}",
-        advice="edgekit reads .keras, .h5, SavedModel folders and .onnx; copy or export the file again.",
+        advice="edgekit reads .keras, .h5, SavedModel folders, .onnx and .pt2; copy or export the file again.",
     )

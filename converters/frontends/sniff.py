@@ -8,14 +8,14 @@ from pathlib import Path
 
 from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
 
-KERAS, H5, SAVED_MODEL, ONNX = "keras", "h5", "savedmodel", "onnx"
-KNOWN = "edgekit reads .keras, .h5, SavedModel folders and .onnx."
+KERAS, H5, SAVED_MODEL, ONNX, PT2 = "keras", "h5", "savedmodel", "onnx", "pt2"
+KNOWN = "edgekit reads .keras, .h5, SavedModel folders, .onnx and .pt2."
 _HEAD_BYTES = 4096
 _MAX_CONFIG_BYTES = 64 * 1024**2
 
 
 def sniff(path: Path) -> str:
-    """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel`` or ``onnx``. Nothing is unpickled.
+    """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel``, ``onnx`` or ``pt2``. Nothing is unpickled.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -59,13 +59,15 @@ def _sniff_zip(path: Path) -> str:
             f"{path} begins as a zip archive (as .keras files do) but is damaged or truncated: {error}",
             advice="Copy or save the file again.",
         ) from error
+    if any(name.endswith(("/models/model.json", "/archive_format")) for name in names):
+        return PT2
+    if "serialized_exported_program.json" in names:
+        raise ModelFormatError(
+            f"{path} is a torch.export program of the format before PyTorch 2.8, which is made of pickles",
+            advice="Load it where it was made and save it with torch.export.save of PyTorch 2.9 or newer.",
+        )
     if any(name.endswith(("data.pkl", ".pickle")) for name in names):
         raise _pickle(path, "a PyTorch file, which is a pickle in a zip archive")
-    if any(name.endswith(("archive_format", "models/model.json")) for name in names):
-        raise ModelFormatError(
-            f"{path} is a torch.export program (.pt2), which edgekit does not read yet",
-            advice="Convert it to ONNX first: torch.onnx.export(program, args, 'model.onnx', external_data=False).",
-        )
     if names and all(name.endswith(".npy") for name in names):
         raise ModelFormatError(f"{path} holds arrays (.npz), not a model", advice="Give data with --data.")
     raise ModelFormatError(f"{path} is a zip archive of unknown content ({', '.join(names[:3])} ...)", advice=KNOWN)
@@ -113,5 +115,5 @@ def _refuse_known_others(path: Path, head: bytes) -> None:
 def _pickle(path: Path, what: str) -> ModelFormatError:
     return ModelFormatError(
         f"{path} is {what}; loading it could run any program, so edgekit never does",
-        advice="Export the model to ONNX (torch.onnx.export) or save it as .keras, and convert that.",
+        advice="Export the model with torch.export (.pt2) or to ONNX, or save it as .keras, and convert that.",
     )
