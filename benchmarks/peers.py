@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / ".bench"
+ONNXRUNTIME = ("onnxruntime==1.23.2; python_version < '3.11'", "onnxruntime==1.31.1; python_version >= '3.11'")
 PEERS = {
-    "tritonclient": ("tritonclient[http]==2.73.0",),
-    "fastapi": (
-        "fastapi==0.165.0",
-        "httptools==0.9.0",
-        "onnxruntime==1.23.2; python_version < '3.11'",
-        "onnxruntime==1.31.1; python_version >= '3.11'",
-        "uvicorn==0.54.0",
-    ),
+    "tritonclient": ("tritonclient[http,grpc]==2.73.0",),  # with `all` pip silently takes one of years ago
+    "fastapi": ("fastapi==0.165.0", "httptools==0.9.0", *ONNXRUNTIME, "uvicorn==0.54.0"),
+    "mlserver": ("mlserver==1.7.1", *ONNXRUNTIME),
+    "kserve": ("kserve==0.21.0", *ONNXRUNTIME),
+    "litserve": ("litserve==0.2.19", *ONNXRUNTIME),
+    "bentoml": ("bentoml==1.4.39", *ONNXRUNTIME),
 }
+INSTALL_SECONDS = 900
 _MADE = ".made"
 
 
@@ -41,7 +41,7 @@ def make(peer: str) -> str:
     try:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
         install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, *PEERS[peer]], check=True, capture_output=True, text=True, timeout=300)
+        subprocess.run([*install, *PEERS[peer]], check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
     except subprocess.CalledProcessError as error:
         return (error.stderr or error.stdout or str(error)).strip().splitlines()[-1]
     except (OSError, subprocess.TimeoutExpired) as error:

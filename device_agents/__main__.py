@@ -77,8 +77,7 @@ async def _run(settings: AgentSettings) -> None:
     with needs_extra("agent"):
         from device_agents.assemble import make_agent, make_inference, single_instance
         from device_agents.facts import measure_facts
-        from edgekit.serving.app import App
-        from edgekit.serving.server import serve
+        from edgekit.serving.endpoints import Doors, open_doors
     with single_instance(settings.state):
         facts = await asyncio.to_thread(measure_facts, settings.target)
         inference, cloud = make_inference(settings)
@@ -88,9 +87,9 @@ async def _run(settings: AgentSettings) -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, made.stop)
                 await made.start()
-                app = App(inference, max_request_bytes=settings.max_request_bytes)
-                async with serve(app, http=settings.http, socket=settings.socket) as bound:
-                    click.echo(f"agent {settings.device} ready at {bound.url or f'unix:{bound.socket}'}")
+                wanted = Doors(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
+                async with open_doors(inference, wanted, max_request_bytes=settings.max_request_bytes) as doors:
+                    click.echo(f"agent {settings.device} ready at {doors}")
                     await made.run()
         finally:
             if cloud is not None:

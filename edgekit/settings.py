@@ -41,6 +41,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tick_seconds: Seconds = 0.5
     cloud_host: str = "127.0.0.1"
     cloud_port: int = 8700
+    cloud_grpc_port: int | None = None
     cloud_api_key_file: Path | None = None
 
 
@@ -54,13 +55,15 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         root: The TUF root that this device was born with.
         http: host:port of the local endpoint; port 0 takes any free one. Empty for none.
         socket: Path of the UNIX socket; None for none.
+        grpc: host:port of the local gRPC endpoint, loopback only; empty for none. Needs edgekit[grpc].
+        grpc_socket: Path of gRPC's UNIX socket; None for none.
         threads: Of each runtime.
-        probation_seconds: How long a new bundle runs live before it is judged and committed.
-        probation_requests: So many live requests end probation before its time; 0 for its time in any case.
-        probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
         queue_limit: Most requests of one model that may wait or run.
         deadline_ms: Of requests that name none with ``edgekit_deadline_ms``; 0 for no limit.
         instances: Copies of each model, which run side by side; each costs its memory.
+        probation_seconds: How long a new bundle runs live before it is judged and committed.
+        probation_requests: So many live requests end probation before its time; 0 for its time in any case.
+        probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
         probation_max_latency_ms: Mean of its live answers, queue included; 0 for no limit.
         download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
@@ -79,6 +82,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     root: Path = Path("root.json")
     http: str = "127.0.0.1:8600"
     socket: Path | None = Path("edgekit.sock")
+    grpc: str = ""
+    grpc_socket: Path | None = None
     threads: Count = 1
     heartbeat_seconds: Seconds = 30.0
     telemetry_seconds: Seconds = 60.0
@@ -88,13 +93,13 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     quiet_hours: str = ""
     max_request_bytes: Count = 64 * 1024**2
     queue_limit: Count = 64
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
+    instances: Count = 1
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0
     probation_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
     probation_max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     probation_max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     step_timeout_seconds: Seconds = 600.0
-    deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
-    instances: Count = 1
     cloud_url: str = ""
     cloud_model: str = ""
     cloud_api_key_file: Path | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import signal
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import click
 
 from edgekit.cli.console import control_settings, needs_extra, step
 from edgekit.errors import SettingsError
+from edgekit.serving.addresses import is_loopback
 
 if TYPE_CHECKING:
     from edgekit.manifest import Manifest
@@ -38,6 +38,7 @@ def cloud() -> None:
 )
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: 8700].")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Serve gRPC there too; needs edgekit[grpc].")
 @click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
 @click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of each model's runtime [default: one a CPU].")
@@ -47,6 +48,7 @@ def serve(
     root: Path | None,
     host: str | None,
     port: int | None,
+    grpc_port: int | None,
     api_key_file: Path | None,
     target: str,
     threads: int | None,
@@ -60,8 +62,15 @@ def serve(
     Examples:
       edgekit cloud serve digits-cloud
       edgekit cloud serve digits-cloud --host 0.0.0.0 --api-key-file cloud.key
+      edgekit cloud serve digits-cloud --grpc-port 8701
     """
-    settings = control_settings(registry=url, cloud_host=host, cloud_port=port, cloud_api_key_file=api_key_file)
+    settings = control_settings(
+        registry=url,
+        cloud_host=host,
+        cloud_port=port,
+        cloud_grpc_port=grpc_port,
+        cloud_api_key_file=api_key_file,
+    )
     local_only = is_loopback(settings.cloud_host)
     key = read_api_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
     if not key and not local_only:
@@ -73,27 +82,30 @@ def serve(
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
         fetch = _fetcher(settings.registry, root or settings.keys / "root.json", target, Path(folder))
         host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
-        address = f"{host}:{settings.cloud_port}"
-        asyncio.run(_serve(models, fetch, address, key, local_only, threads or os.cpu_count() or 1))
+        addresses = [f"{host}:{settings.cloud_port}"]
+        if settings.cloud_grpc_port is not None:
+            addresses.append(f"{host}:{settings.cloud_grpc_port}")
+        asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or os.cpu_count() or 1))
 
 
 async def _serve(
-    models: tuple[str, ...], fetch: FetchBundle, address: str, key: str, local_only: bool, threads: int
+    models: tuple[str, ...], fetch: FetchBundle, addresses: list[str], key: str, local_only: bool, threads: int
 ) -> None:
     with needs_extra("cloud"):
         from edgekit.cloud import CloudModels
-        from edgekit.serving import server
-        from edgekit.serving.app import App
+        from edgekit.serving.endpoints import Doors, open_doors
     stopped = asyncio.Event()
     with step(f"load {', '.join(models)}"):
         served = await CloudModels.open(list(dict.fromkeys(models)), fetch, threads=threads)
     try:
-        app = App(served, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        async with server.serve(app, http=address) as bound:
+        wanted = Doors(url=addresses[0], grpc=addresses[1] if len(addresses) > 1 else "")
+        async with open_doors(
+            served, wanted, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only
+        ) as doors:
             titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
-            click.echo(f"cloud tier ready at {bound.url} ({titles})")  # click flushes
+            click.echo(f"cloud tier ready at {doors} ({titles})")  # click flushes
             await stopped.wait()
     finally:
         await served.close()
@@ -146,11 +158,3 @@ def read_api_key(path: Path) -> str:
             f"API key file {path} must hold one word of at least {MIN_KEY_LENGTH} characters", advice=advice
         )
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """True for an address, or the name localhost, that no other machine can reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,17 +7,16 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from importlib import metadata
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
-from edgekit.serving import oip
+from edgekit.serving import documents, oip
 from edgekit.serving.metrics import METRICS_TYPE, render
 from edgekit.serving.sessions import OverloadedError, Session
-from edgekit.serving.statistics import Statistics, statistics_document
+from edgekit.serving.statistics import Statistics
 from edgekit.tensors import TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -140,15 +139,23 @@ class App:
         api_key: Asked of every request but health, as ``Authorization: Bearer``; empty for none.
         local_only: Refuse requests over TCP that name a foreign host or come from a web page, so that no page in a
             browser on this machine can talk to it.
+        grpc_codes: Calls by gRPC status, to be shown in the metrics; None where gRPC is not served.
     """
 
     def __init__(
-        self, server: ModelServer, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
+        self,
+        server: ModelServer,
+        *,
+        max_request_bytes: int,
+        api_key: str = "",
+        local_only: bool = True,
+        grpc_codes: Mapping[str, int] | None = None,
     ) -> None:
         self._server = server
         self._max_request_bytes = max_request_bytes
         self._api_key = api_key
         self._local_only = local_only
+        self._grpc_codes = grpc_codes
         self._statuses: Counter[int] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,16 +209,18 @@ class App:
         self._check_key(headers)
         if path == ["metrics"]:
             _need(scope, "GET")
-            return Reply(200, render(self._server.counters(), self._statuses), {"Content-Type": METRICS_TYPE})
+            return Reply(
+                200, render(self._server.counters(), self._statuses, self._grpc_codes), {"Content-Type": METRICS_TYPE}
+            )
         if path == ["v2"]:
             _need(scope, "GET")
-            return _json(oip.server_metadata(metadata.version("edgekit")))
+            return _json(documents.server())
         if path == ["v2", "repository", "index"]:
             _need(scope, "POST")
             return await self._index(scope, receive)
         if path == ["v2", "models", "stats"]:
             _need(scope, "GET")
-            return self._statistics([(name, None) for name in self._server.models()])
+            return _json(documents.statistics(self._server, documents.every(self._server)))
         if path[:2] == ["v2", "models"] and len(path) > 2:
             version, action = _model_path(path[3:])
             return await self._model(scope, receive, path[2], version, action)
@@ -230,35 +239,14 @@ class App:
             _need(scope, "POST")
             return await self._infer(scope, receive, model, version)
         _need(scope, "GET")
-        found = self._server.describe(model, version)
-        if action == "ready":
-            return Reply(200)
         if action == "stats":
-            return self._statistics([(model, version)])
-        document = oip.model_metadata(
-            model, [found.version], found.platform, found.inputs, found.outputs, provider=found.provider
-        )
-        return _json(document)
-
-    def _statistics(self, wanted: Sequence[tuple[str, str | None]]) -> Reply:
-        entries = [
-            statistics_document(
-                name, self._server.describe(name, version).version, self._server.statistics(name, version)
-            )
-            for name, version in wanted
-        ]
-        return _json(msgspec.json.encode({"model_stats": entries}))
+            return _json(documents.statistics(self._server, [(model, version)]))
+        document = documents.model(self._server, model, version)
+        return Reply(200) if action == "ready" else _json(document)
 
     async def _index(self, scope: Scope, receive: Receive) -> Reply:
         ready_only = oip.wants_ready_only(await self._body(receive, _header(scope["headers"], b"content-length")))
-        entries = []
-        for name in self._server.models():
-            try:
-                entries.append((name, self._server.describe(name, None).version, ""))
-            except UnavailableError as error:
-                if not ready_only:
-                    entries.append((name, "", str(error)))
-        return _json(oip.repository_index(entries))
+        return _json(documents.index(self._server, ready_only))
 
     async def _infer(self, scope: Scope, receive: Receive, model: str, version: str | None) -> Reply:
         headers = scope["headers"]
@@ -339,8 +327,8 @@ def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
-def _json(body: bytes) -> Reply:
-    return Reply(200, body, {"Content-Type": oip.JSON_TYPE})
+def _json(document: Any) -> Reply:
+    return Reply(200, msgspec.json.encode(document), {"Content-Type": oip.JSON_TYPE})
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Reply:

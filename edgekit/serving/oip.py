@@ -19,7 +19,6 @@ from edgekit.tensors import Array, DType, TensorSpec
 
 HEADER = "Inference-Header-Content-Length"
 JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
-EXTENSIONS = ("binary_tensor_data", "statistics")
 MAX_RANK = 16
 
 
@@ -177,15 +176,24 @@ def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
     Raises:
         DataError: an output that was asked for does not exist, or has no JSON form (FP16, bytes that are not UTF-8).
     """
-    unknown = [name for name in request.outputs if name not in response.outputs]
-    if unknown:
-        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(response.outputs)}")
-    wanted = request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
+    wanted = wanted_outputs(response, request)
     head: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if request.id is not None:
         head["id"] = request.id
     head["parameters"] = response.parameters
     return _encode(head, "outputs", [(name, response.outputs[name], binary) for name, binary in wanted.items()])
+
+
+def wanted_outputs(response: InferResponse, request: InferRequest) -> dict[str, bool]:
+    """The outputs to send, and whether each in binary.
+
+    Raises:
+        DataError: one that was asked for does not exist.
+    """
+    unknown = [name for name in request.outputs if name not in response.outputs]
+    if unknown:
+        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(response.outputs)}")
+    return request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
 
 
 def encode_request(
@@ -212,30 +220,6 @@ def parse_response(body: bytes, length: int | None = None) -> InferResponse:
     return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
 
 
-def model_metadata(
-    name: str,
-    versions: Sequence[str],
-    platform: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    *,
-    provider: str = "",
-) -> bytes:
-    """The document of ``/v2/models/<m>``; a free axis is -1, ``edgekit_provider`` is what really runs the model."""
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        shape = [-1 if size is None else size for size in spec.shape]
-        return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
-
-    document = {"name": name, "versions": list(versions), "platform": platform, "edgekit_provider": provider}
-    return msgspec.json.encode({**document, "inputs": [*map(tensor, inputs)], "outputs": [*map(tensor, outputs)]})
-
-
-def server_metadata(version: str) -> bytes:
-    """The document of ``/v2``."""
-    return msgspec.json.encode({"name": "edgekit", "version": version, "extensions": EXTENSIONS})
-
-
 def wants_ready_only(body: bytes) -> bool:
     """Whether a request for the repository index (a JSON object, or nothing) asks for ready models alone.
 
@@ -243,14 +227,6 @@ def wants_ready_only(body: bytes) -> bool:
         DataError: it is something else.
     """
     return _decode(_index_decoder, memoryview(body), "request").ready if body else False
-
-
-def repository_index(entries: Sequence[tuple[str, str, str]]) -> bytes:
-    """The document of ``/v2/repository/index``: (model, version, reason why it cannot answer or nothing) each."""
-    states = ("UNAVAILABLE", "READY")
-    return msgspec.json.encode(
-        [{"name": n, "version": v, "state": states[not reason], "reason": reason} for n, v, reason in entries]
-    )
 
 
 def error_document(message: str) -> bytes:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket as sockets
-import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import uvicorn
 
-from edgekit.errors import SettingsError, UnavailableError
+from edgekit.errors import UnavailableError
+from edgekit.serving.addresses import SOCKET_MODE, make_room, parse_address, removed_after
 from edgekit.serving.app import Receive, Scope, Send
 from edgekit.serving.protocol import limited
 
@@ -32,7 +32,6 @@ class Application(Protocol):
 
 DRAIN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
-MAX_SOCKET_PATH = 107
 _BACKLOG = 512
 
 
@@ -131,23 +130,6 @@ def _bind_tcp(address: str) -> Iterator[sockets.socket]:
         yield listener
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[host]:port``.
-
-    Raises:
-        SettingsError: it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    if (
-        not host
-        or not (port.isascii() and port.isdigit())
-        or int(port) > 65535
-        or (":" in host and not host.startswith("["))
-    ):
-        raise SettingsError(f"address is {address!r}, expected host:port, for example 127.0.0.1:8600")
-    return host.strip("[]"), int(port)
-
-
 def _url(listener: sockets.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -155,43 +137,12 @@ def _url(listener: sockets.socket) -> str:
 
 @contextlib.contextmanager
 def _bind_unix(path: Path) -> Iterator[sockets.socket]:
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_PATH:
-        raise SettingsError(f"socket path {path} has {length} bytes, the limit is {MAX_SOCKET_PATH}")
-    _remove_stale(path)
+    make_room(path)
     with contextlib.closing(sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)) as listener:
         try:
             listener.bind(str(path))
-            os.chmod(path, 0o660)  # before it listens, so that nobody gets in by a wider mode
+            os.chmod(path, SOCKET_MODE)  # before it listens, so that nobody gets in by a wider mode
         except OSError as error:
             raise UnavailableError(f"cannot make the socket {path}: {error.strerror or error}") from error
-        made = path.stat().st_ino
-        try:
+        with removed_after(path):
             yield listener
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == made:  # and not a successor's
-                    path.unlink()
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody answers; leave everything else.
-
-    Raises:
-        UnavailableError: somebody answers there, or it is no socket.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UnavailableError(f"{path} is in the way and is no socket", advice="Move it, or choose another path.")
-    with contextlib.closing(sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except OSError as error:
-            raise UnavailableError(f"cannot use the socket {path}: {error.strerror or error}") from error
-    raise UnavailableError(f"another server answers at {path}", advice="Stop it, or choose another path.")

@@ -44,16 +44,16 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
     dtype = DATATYPES[datatype]
     count = math.prod(shape)
     if dtype is DType.BYTES:
-        return _shaped(name, shape, _split_bytes(name, count, data))
+        return shaped(name, shape, _split_bytes(name, count, data))
     needed = count * dtype.numpy.itemsize
     if needed != len(data):
         stated = f"{list(shape)} of {datatype} needs {needed} bytes"
-        raise DataError(f"{name}: {stated}, but binary_data_size is {len(data)}")
+        raise DataError(f"{name}: {stated}, but {len(data)} bytes were sent")
     if dtype is DType.BOOL:
-        return _shaped(name, shape, np.frombuffer(data, np.uint8) != 0)
+        return shaped(name, shape, np.frombuffer(data, np.uint8) != 0)
     value = np.frombuffer(data, dtype.numpy.newbyteorder("<")).astype(dtype.numpy, copy=False)
     # The JSON before it has any length, so the bytes may start at an odd address, which runtimes cannot use.
-    return _shaped(name, shape, np.require(value, requirements=["A"]))
+    return shaped(name, shape, np.require(value, requirements=["A"]))
 
 
 def to_binary(value: Array) -> bytes:
@@ -76,7 +76,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     if len(items) != math.prod(shape):
         raise DataError(f"{name}: data has {len(items)} elements, its shape {list(shape)} has {math.prod(shape)}")
     if dtype is DType.BYTES:
-        return _shaped(name, shape, _objects([item.encode() for item in items]))
+        return bytes_tensor(name, shape, [item.encode() for item in items])
     try:
         with np.errstate(over="ignore"):
             value = np.array(items, dtype=dtype.numpy)
@@ -84,7 +84,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
         raise DataError(f"{name}: a number is outside {datatype}") from error
     if dtype is DType.FLOAT32 and not np.isfinite(value).all():
         raise DataError(f"{name}: a number is outside {datatype}")
-    return _shaped(name, shape, value)
+    return shaped(name, shape, value)
 
 
 def to_json(name: str, value: Array) -> list[Any]:
@@ -178,7 +178,17 @@ def _objects(items: Sequence[bytes]) -> Array:
     return value
 
 
-def _shaped(name: str, shape: Sequence[int], flat: Array) -> Array:
+def bytes_tensor(name: str, shape: Sequence[int], items: Sequence[bytes]) -> Array:
+    """The tensor of BYTES with these elements, as many as `shape` has."""
+    return shaped(name, shape, _objects(items))
+
+
+def shaped(name: str, shape: Sequence[int], flat: Array) -> Array:
+    """`flat` in `shape`.
+
+    Raises:
+        DataError: no array can have that shape, or not with these elements.
+    """
     try:
         return flat.reshape(shape)
     except (ValueError, OverflowError) as error:  # sizes whose product is right but that numpy cannot hold

@@ -1,4 +1,7 @@
-"""A third-party client against the agent's endpoint and the cloud tier; needs its own environment."""
+"""A third-party client against the agent's endpoints and the cloud tier's; needs its own environment.
+
+Run: python -m benchmarks.peers tritonclient && pytest -m soak tests/conformance
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from benchmarks import peers
 from device_agents.inference import InferenceService
 from edgekit.cloud import CloudModels
 from edgekit.manifest import Manifest
-from edgekit.serving.app import App, ModelServer
-from edgekit.serving.server import serve
+from edgekit.serving.app import ModelServer
+from edgekit.serving.endpoints import Doors, open_doors
 from tests.simulators.small_models import identity_bundle, onnx_bundle
 
-SCRIPT = Path(__file__).parent / "tritonclient_check.py"
+SCRIPTS = {
+    "http": Path(__file__).parent / "tritonclient_check.py",
+    "grpc": Path(__file__).parent / "tritonclient_grpc_check.py",
+}
 KINDS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 FLOATS = ("float16", "float32", "float64")
 
@@ -38,24 +44,25 @@ def bundles(folder: Path) -> dict[str, tuple[Manifest, Path]]:
 
 
 async def check(server: ModelServer, key: str = "") -> None:
-    async with serve(App(server, max_request_bytes=2**20, api_key=key), http="127.0.0.1:0") as bound:
-        address = bound.url.removeprefix("http://")
-        command = [str(peers.python_of("tritonclient")), str(SCRIPT), address, *([key] if key else [])]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        try:
-            said, _ = await asyncio.wait_for(process.communicate(), 120)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    assert process.returncode == 0, said.decode()
-    assert said.decode().count("ok ") == 12, said.decode()
+    wanted = Doors(url="127.0.0.1:0", grpc="127.0.0.1:0")
+    async with open_doors(server, wanted, max_request_bytes=2**20, api_key=key) as doors:
+        for kind, address in (("http", doors.url.removeprefix("http://")), ("grpc", doors.grpc)):
+            command = [str(peers.python_of("tritonclient")), str(SCRIPTS[kind]), address, *([key] if key else [])]
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            )
+            try:
+                said, _ = await asyncio.wait_for(process.communicate(), 120)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            assert process.returncode == 0, said.decode()
+            assert said.decode().count("ok ") == 12, said.decode()
 
 
 async def test_the_agents_endpoint_is_what_tritonclient_expects(tmp_path: Path) -> None:
-    """Sync and async, binary and JSON, every datatype, versions, ids, errors, index and statistics."""
+    """HTTP and gRPC, sync and async, binary and JSON: datatypes, versions, ids, errors, index and statistics."""
     async with InferenceService() as service:
         for name, (manifest, folder) in bundles(tmp_path).items():
             await service.activate(name, manifest, folder)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 
+import grpc
 import pytest
 
 from device_agents.deployment import Installed, State
@@ -81,6 +82,25 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
         finally:
             child.kill()
     assert child.returncode == 0, err
+
+
+def test_grpc_of_the_agent_is_on_its_own_socket_and_never_on_a_network(folder):
+    """Named in the ready line where it is configured; an address that others reach is refused before anything runs."""
+    with (folder / "agent.toml").open("a") as file:
+        file.write('grpc_socket = "g.sock"\n')
+    with subprocess.Popen(
+        [*AGENT, "run", "--config", str(folder / "agent.toml")], stdout=subprocess.PIPE, text=True, env=ENV
+    ) as child:
+        try:
+            assert child.stdout.readline().endswith(f", grpc unix:{folder / 'g.sock'}\n")
+            with grpc.insecure_channel(f"unix:{folder / 'g.sock'}") as channel:
+                said = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"", timeout=10)
+            assert said == b"\x08\x01"
+        finally:
+            child.kill()
+    with (folder / "agent.toml").open("a") as file:
+        file.write('grpc = "0.0.0.0:0"\n')
+    assert "loopback only" in agent("run", "--config", str(folder / "agent.toml"), check=1).stderr
 
 
 def test_status_tells_what_is_installed_without_the_agent_running(folder):

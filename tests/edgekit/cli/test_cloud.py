@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from device_agents.cloud import CloudClient
-from edgekit.cli.cloud import is_loopback, read_api_key
+from edgekit.cli.cloud import read_api_key
 from edgekit.errors import SettingsError
 from edgekit.registry import publish
+from edgekit.serving.addresses import is_loopback
 from edgekit.stores import open_store
 from edgekit.trust.repository import Repository
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
@@ -63,6 +65,21 @@ def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         finally:
             if child.poll() is None:
                 child.kill()
+
+
+def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> None:
+    """The ready line names both; without the port there is no gRPC."""
+    with command(registry, "big", "--port", "0", "--grpc-port", "0") as child:
+        assert child.stdout is not None
+        try:
+            line = child.stdout.readline()
+            found = re.search(r"ready at http://\S+, grpc (127\.0\.0\.1:\d+) \(big 1\.1\.0\)\n", line)
+            assert found, line
+            with grpc.insecure_channel(found.group(1)) as channel:
+                said = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
+            assert said == b"\x08\x01"  # field 1, live: true
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,8 +15,9 @@ import urllib3
 
 from edgekit.errors import SettingsError, UnavailableError
 from edgekit.serving import oip
+from edgekit.serving.addresses import parse_address
 from edgekit.serving.app import App
-from edgekit.serving.server import parse_address, serve
+from edgekit.serving.server import serve
 from tests.simulators.echo import Echo
 
 VALUE = np.arange(30_000, dtype=np.float32)

@@ -1,0 +1,85 @@
+"""Where servers listen: host:port, loopback or not, and paths of UNIX sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket as sockets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekit.errors import SettingsError, UnavailableError
+
+MAX_SOCKET_PATH = 107
+SOCKET_MODE = 0o660
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[host]:port``.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    host, _, port = address.rpartition(":")
+    if (
+        not host
+        or not (port.isascii() and port.isdigit())
+        or int(port) > 65535
+        or (":" in host and not host.startswith("["))
+    ):
+        raise SettingsError(f"address is {address!r}, expected host:port, for example 127.0.0.1:8600")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address, or the name localhost, that no other machine can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def make_room(path: Path) -> None:
+    """Make room for a socket at `path`; what a dead server left there is removed.
+
+    Raises:
+        SettingsError: the path is too long.
+        UnavailableError: somebody answers there, or what is there is no socket.
+    """
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise SettingsError(f"socket path {path} has {length} bytes, the limit is {MAX_SOCKET_PATH}")
+    _remove_stale(path)
+
+
+@contextlib.contextmanager
+def removed_after(path: Path) -> Iterator[None]:
+    """Remove the socket that was bound at `path` when the block ends, and not a successor's."""
+    made = path.stat().st_ino
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == made:
+                path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody answers; leave everything else."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UnavailableError(f"{path} is in the way and is no socket", advice="Move it, or choose another path.")
+    with contextlib.closing(sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise UnavailableError(f"cannot use the socket {path}: {error.strerror or error}") from error
+    raise UnavailableError(f"another server answers at {path}", advice="Stop it, or choose another path.")

@@ -1,0 +1,78 @@
+"""What a server says of itself and its models, as plain values: HTTP and gRPC send the same."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import UnavailableError
+from edgekit.serving.statistics import statistics_document
+from edgekit.serving.tensor_data import NAMES
+from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.serving.app import ModelServer
+
+EXTENSIONS = ["binary_tensor_data", "statistics"]
+MAX_DEADLINE_MS = 24 * 3600 * 1000.0
+
+
+@functools.lru_cache(maxsize=1)
+def _version() -> str:
+    return metadata.version("edgekit")
+
+
+def server() -> dict[str, Any]:
+    """Name, version and extensions."""
+    return {"name": "edgekit", "version": _version(), "extensions": EXTENSIONS}
+
+
+def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:
+    """Metadata of a model; a free axis is -1, ``edgekit_provider`` is what really runs it.
+
+    Raises:
+        NotFoundError, UnavailableError: as `ModelServer.describe`.
+    """
+    found = models.describe(name, version)
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        shape = [-1 if size is None else size for size in spec.shape]
+        return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
+
+    return {
+        "name": name,
+        "versions": [found.version],
+        "platform": found.platform,
+        "edgekit_provider": found.provider,
+        "inputs": [*map(tensor, found.inputs)],
+        "outputs": [*map(tensor, found.outputs)],
+    }
+
+
+def every(models: ModelServer) -> list[tuple[str, str | None]]:
+    """All models, each in whichever version is active."""
+    return [(name, None) for name in models.models()]
+
+
+def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """Statistics of the models and versions that are wanted; raises as `ModelServer.describe`."""
+    entries = [
+        statistics_document(name, models.describe(name, version).version, models.statistics(name, version))
+        for name, version in wanted
+    ]
+    return {"model_stats": entries}
+
+
+def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
+    """Every model, its state, and why it cannot answer; with `ready_only` those that can."""
+    entries = []
+    for name in models.models():
+        try:
+            version, state, reason = models.describe(name, None).version, "READY", ""
+        except UnavailableError as error:
+            version, state, reason = "", "UNAVAILABLE", str(error)
+        if state == "READY" or not ready_only:
+            entries.append({"name": name, "version": version, "state": state, "reason": reason})
+    return entries

@@ -1,0 +1,70 @@
+"""Every door by which clients reach a ModelServer: HTTP on TCP and a UNIX socket, and gRPC where it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+from edgekit.errors import MissingExtraError
+from edgekit.serving.app import App, ModelServer
+from edgekit.serving.server import serve
+
+
+class Doors(NamedTuple):
+    """Where clients are answered; empty or None for what was not asked for.
+
+    Attributes:
+        url: ``http://host:port`` with the real port.
+        socket: Path of HTTP's UNIX socket.
+        grpc: ``host:port`` with the real port.
+        grpc_socket: Path of gRPC's UNIX socket.
+    """
+
+    url: str = ""
+    socket: Path | None = None
+    grpc: str = ""
+    grpc_socket: Path | None = None
+
+    def __str__(self) -> str:
+        named = [self.url, f"unix:{self.socket}" if self.socket and not self.url else ""]
+        named += [f"grpc {self.grpc}" if self.grpc else "", f"grpc unix:{self.grpc_socket}" if self.grpc_socket else ""]
+        return ", ".join(name for name in named if name)
+
+
+@contextlib.asynccontextmanager
+async def open_doors(
+    server: ModelServer, wanted: Doors, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
+) -> AsyncIterator[Doors]:
+    """Serve until the block ends, then drain.
+
+    Args:
+        server: What answers.
+        wanted: Where to listen; `url` is ``host:port`` here, and port 0 takes any free one.
+        max_request_bytes, api_key, local_only: As `App` has them.
+
+    Yields:
+        The doors that are open.
+
+    Raises:
+        SettingsError: an address is malformed or not allowed.
+        UnavailableError: an address is taken or not ours to bind.
+        MissingExtraError: gRPC is asked for and not installed.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        codes, found = None, Doors()
+        if wanted.grpc or wanted.grpc_socket:
+            try:
+                from edgekit.serving.grpc_server import GrpcService, serve_grpc
+            except ModuleNotFoundError as error:
+                raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
+            service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)
+            listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket)
+            bound = await stack.enter_async_context(listening)
+            codes, found = service.codes, Doors(grpc=bound.address, grpc_socket=bound.socket)
+        app = App(server, max_request_bytes=max_request_bytes, api_key=api_key, local_only=local_only, grpc_codes=codes)
+        if wanted.url or wanted.socket:
+            http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket))
+            found = found._replace(url=http.url, socket=http.socket)
+        yield found
