@@ -52,8 +52,8 @@ def mismatches(manifest: Manifest, facts: Facts) -> list[str]:
 def _runtime_mismatches(manifest: Manifest, facts: Facts) -> list[str]:
     version = facts.runtimes.get(manifest.runtime)
     if version is None:
-        if _STANDS_IN.get(manifest.runtime) in facts.runtimes:
-            return []
+        if _STANDS_IN.get(manifest.runtime) in facts.runtimes and "runtime_version" not in manifest.requires:
+            return []  # where a version is demanded, the file holds what the older distribution cannot run
         have = ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items())) or "none"
         return [f"it needs runtime {manifest.runtime}, this device has {have}"]
     wanted = manifest.requires.get("runtime_version")

@@ -52,6 +52,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"int4_layers are given and precision is {self.precision!r}, expected an int8 kind",
                 advice=f"Set precision to one of {', '.join((STATIC, DYNAMIC, WEIGHTS))}, or leave int4_layers out.",
             )
+        if self.int4_layers and not self.per_channel:
+            raise RecipeError("int4_layers are given and per_channel is false, expected one scale per output channel")
         both = sorted({*self.float_layers} & {*self.int4_layers})
         if both:
             raise RecipeError(f"{', '.join(both)}: in float_layers and in int4_layers, expected in one of them")

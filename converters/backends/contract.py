@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from converters.backends.layers import Layer
+from converters.backends.layers import Layer, layers_of, require_layers
 from converters.calibration import Calibration, calibrate
 from converters.child import TensorFlowChild
 from converters.graph import Graph
+from converters.passes.contract import run_pass
+from converters.passes.round_weights import RoundWeights
 from converters.samples import Samples
 from edgekit.errors import CalibrationError
 from edgekit.manifest import Binding
@@ -37,6 +40,14 @@ class Artifact(msgspec.Struct, frozen=True):
     runtime_version: str = ""
 
 
+class LoweredFile(msgspec.Struct, frozen=True):
+    """A float .tflite, and the transposition of each input and output to it; an empty one changes nothing."""
+
+    path: Path
+    input_permutes: list[tuple[int, ...]]
+    output_permutes: list[tuple[int, ...]]
+
+
 class Workbench:
     """What the backends of one conversion share; what takes long is done once, when first asked for.
 
@@ -56,6 +67,8 @@ class Workbench:
         self.child = child
         self.folder = folder
         self._samples = samples
+        self._prepared: dict[tuple[frozenset[str], str], Graph] = {}
+        self._lowered: dict[str, LoweredFile] = {}
 
     @property
     def samples(self) -> Samples:
@@ -73,17 +86,29 @@ class Workbench:
         """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
         return calibrate(self.fixed, self.samples)
 
-    @cached_property
-    def float_tflite(self) -> Path:
-        """The graph as a float .tflite; `permutes` are known from then on."""
-        lowered = self.child.call("lower", model=self.fixed.to_bytes())
-        self.permutes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = (
-            lowered.input_permutes,
-            lowered.output_permutes,
-        )
-        path = self.folder / "float32.tflite"
-        path.write_bytes(lowered.data)
-        return path
+    def prepared(self, recipe: Recipe) -> Graph:
+        """The fixed graph with the float weights that `recipe` wants: rounded to 4 bits where it says so.
+
+        Raises:
+            CalibrationError: it needs samples and there are none.
+            ConversionError: it names a layer that is not there or that cannot have 4 bits.
+        """
+        require_layers(recipe, layers_of(self.fixed))
+        key = (frozenset(recipe.int4_layers), recipe.rounding)
+        if key not in self._prepared:
+            samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
+            self._prepared[key] = run_pass(RoundWeights(recipe.int4_layers, samples), self.fixed).graph
+        return self._prepared[key]
+
+    def lowered(self, graph: Graph) -> LoweredFile:
+        """`graph`, one with a batch of 1, as a float .tflite. Raises as the lowering."""
+        digest = hashlib.sha256(graph.to_bytes()).hexdigest()[:16]
+        if digest not in self._lowered:
+            found = self.child.call("lower", model=graph.to_bytes())
+            path = self.folder / f"float32-{digest}.tflite"
+            path.write_bytes(found.data)
+            self._lowered[digest] = LoweredFile(path, found.input_permutes, found.output_permutes)
+        return self._lowered[digest]
 
 
 class Backend(Protocol):

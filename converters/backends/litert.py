@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ import numpy as np
 from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
-from converters.backends.contract import Artifact, Workbench
-from converters.backends.layers import Layer, layers_of, without_four_bits
+from converters.backends.contract import Artifact, LoweredFile, Workbench
+from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
+from converters.backends.tflite_file import WeightedOp, match_layers, require_types, weighted_ops
+from converters.graph import Graph
 from edgekit.errors import ConversionError
 from edgekit.manifest import Binding
 from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
@@ -27,6 +30,8 @@ from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
+ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
+FOUR_BIT_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes; tflite-runtime 2.14 refuses such weights
 SIGNATURE = "serving_default"
 THREADS = 2  # the quantizer's own default is 16
 
@@ -42,39 +47,45 @@ class LiteRTBackend:
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return without_four_bits(layers_of(self._bench.fixed))
+        return layers_of(self._bench.fixed)
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
-        path = self._bench.float_tflite
+        graph = self._bench.prepared(recipe)
+        lowered = self._bench.lowered(graph)
+        path = lowered.path
         if recipe.precision == "float16":
             path = self._written(recipe, self._float16(path))
         elif recipe.quantized:
-            path = self._written(recipe, self._int8(path, recipe))
-        return self._bound(self._stripped(recipe, path))
+            path = self._written(recipe, self._integers(graph, lowered, recipe))
+        return self._bound(recipe, lowered, self._stripped(recipe, path))
 
     def _float16(self, path: Path) -> bytes:
         quantizer = aeq.Quantizer(str(path))
-        quantizer.add_weight_only_config(
-            ".*", TFLOperationName.ALL_SUPPORTED, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING
-        )
+        quantizer.add_weight_only_config(ALL, ANY, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
         return self._quantized(quantizer, None)
 
-    def _int8(self, path: Path, recipe: Recipe) -> bytes:
-        quantizer = aeq.Quantizer(str(path))
-        granularity = QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE
-        if recipe.precision == STATIC:
-            quantizer.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, 8, 8, weight_granularity=granularity)
-        elif recipe.precision == DYNAMIC:
-            quantizer.add_dynamic_config(".*", TFLOperationName.ALL_SUPPORTED, 8, granularity)
-        else:
-            quantizer.add_weight_only_config(".*", TFLOperationName.ALL_SUPPORTED, 8, granularity)
-        for layer in recipe.float_layers:
-            quantizer.update_quantization_recipe(
-                layer, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE
-            )
-        rows = {SIGNATURE: list(self._rows())} if recipe.precision == STATIC else None
-        return self._quantized(quantizer, rows)
+    def _integers(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> bytes:
+        quantizer = aeq.Quantizer(str(lowered.path))
+        _add_rule(quantizer, recipe, ALL, 8)
+        if recipe.precision == DYNAMIC:  # XNNPACK has no depthwise convolution of this kind, and would be split at each
+            quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
+        ops = weighted_ops(lowered.path.read_bytes())
+        places = match_layers(graph, ops)
+        named = (*recipe.float_layers, *recipe.int4_layers)
+        lost = [name for name in named if name not in places]
+        if lost:
+            raise ConversionError(f"layers {', '.join(lost)} have no operator of their own in the LiteRT model")
+        for name in recipe.float_layers:
+            quantizer.update_quantization_recipe(_only(ops[places[name]]), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        for name in recipe.int4_layers:
+            _add_rule(quantizer, recipe, _only(ops[places[name]]), 4)
+        rows = {SIGNATURE: list(self._rows(lowered))} if recipe.precision == STATIC else None
+        data = self._quantized(quantizer, rows)
+        expected = {places[name]: "float32" for name in recipe.float_layers}
+        expected.update({places[name]: "int4" for name in recipe.int4_layers})
+        require_types(data, expected)
+        return data
 
     def _quantized(self, quantizer: Any, rows: dict[str, list[dict[str, Array]]] | None) -> bytes:
         try:
@@ -85,10 +96,10 @@ class LiteRTBackend:
             raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
         return bytes(result.quantized_model)
 
-    def _rows(self) -> Iterator[dict[str, Array]]:
+    def _rows(self, lowered: LoweredFile) -> Iterator[dict[str, Array]]:
         """The calibration split row by row, as the float artifact takes it."""
         samples = self._bench.samples
-        permutes = self._bench.permutes[0]
+        permutes = lowered.input_permutes
         for row in range(len(samples)):
             values = [samples.inputs[spec.name][row : row + 1] for spec in self._bench.graph.inputs]
             yield {
@@ -108,21 +119,42 @@ class LiteRTBackend:
         require_equal(path, stripped)
         return stripped
 
-    def _bound(self, path: Path) -> Artifact:
+    def _bound(self, recipe: Recipe, lowered: LoweredFile, path: Path) -> Artifact:
         runtime = LiteRTRuntime(path)
         try:
             tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
             scales = runtime.quantization
         finally:
             runtime.close()
-        graph, permutes = self._bench.graph, self._bench.permutes
+        graph = self._bench.graph
         return Artifact(
             file="model.tflite",
             data=path.read_bytes(),
             runtime=LITERT,
-            inputs=_bindings(graph.logical_inputs, "input", permutes[0], tensors, scales),
-            outputs=_bindings(graph.logical_outputs, "output", permutes[1], tensors, scales),
+            inputs=_bindings(graph.logical_inputs, "input", lowered.input_permutes, tensors, scales),
+            outputs=_bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales),
+            runtime_version=FOUR_BIT_RUNTIME if recipe.int4_layers else "",
         )
+
+
+def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:
+    """Quantize what `scope` names as the recipe says, with weights of `bits`; later rules win."""
+    granularity = _granularity(recipe)
+    if recipe.precision == STATIC:
+        quantizer.add_static_config(scope, ANY, 8, bits, weight_granularity=granularity)
+    elif recipe.precision == DYNAMIC:
+        quantizer.add_dynamic_config(scope, ANY, bits, granularity)
+    else:
+        quantizer.add_weight_only_config(scope, ANY, bits, granularity)
+
+
+def _granularity(recipe: Recipe) -> QuantGranularity:
+    return QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE
+
+
+def _only(op: WeightedOp) -> str:
+    """The rule's pattern for exactly this operator."""
+    return f"^{re.escape(op.scope)}$"
 
 
 @contextlib.contextmanager

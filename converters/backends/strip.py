@@ -14,11 +14,11 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.errors import ConversionError, ParityError
+from converters.backends.tflite_file import IDENTIFIER, buffer_content, parse_tflite
+from edgekit.errors import ParityError
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
-IDENTIFIER = b"TFL3"
 ALIGNMENT = 16  # of weights, as the schema asks; the Python writer does not know of it
 TRIALS, SEED = 3, 7
 
@@ -29,9 +29,7 @@ def strip(data: bytes) -> bytes:
     Raises:
         ConversionError: `data` is no .tflite file.
     """
-    if data[4:8] != IDENTIFIER:
-        raise ConversionError(f"strip: the file begins with {data[:8]!r}, expected a .tflite file")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    model = parse_tflite(data)
     model.description = None
     model.metadata = model.metadataBuffer = None
     for graph in model.subgraphs:
@@ -109,7 +107,7 @@ def _pack_buffers(model: Any, data: bytes) -> None:
     buffers = [schema.BufferT()]
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            content = _content(model.buffers[tensor.buffer], data)
+            content = buffer_content(model.buffers[tensor.buffer], data)
             if content not in kept:
                 kept[content] = len(buffers)
                 buffer = schema.BufferT()
@@ -117,12 +115,6 @@ def _pack_buffers(model: Any, data: bytes) -> None:
                 buffers.append(buffer)
             tensor.buffer = kept[content]
     model.buffers = buffers
-
-
-def _content(buffer: Any, data: bytes) -> bytes:
-    if buffer.offset and buffer.size and buffer.offset > 1:  # large data lies behind the flatbuffer
-        return data[buffer.offset : buffer.offset + buffer.size]
-    return b"" if buffer.data is None else np.asarray(buffer.data, dtype=np.uint8).tobytes()
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types

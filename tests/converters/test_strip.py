@@ -25,7 +25,7 @@ def files(child, tmp_path_factory):
     found = {}
     for name, recipe in PRESETS.items():
         backend.build(recipe)
-        before = folder / ("float32.tflite" if name == "float32" else f"litert-{recipe.id}.tflite")
+        before = next(folder.glob("float32-*.tflite")) if name == "float32" else folder / f"litert-{recipe.id}.tflite"
         found[name] = before, folder / f"litert-{recipe.id}-stripped.tflite"
     return found
 

@@ -47,10 +47,12 @@ def test_all_reasons_come_together(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_not_installed_is_a_reason(tmp_path: Path) -> None:
-    """The reason says what there is instead; tflite-runtime stands in for litert."""
+    """The reason says what there is instead; tflite-runtime stands in for litert where no version is asked for."""
     assert found(tmp_path, runtime="litert") == ["it needs runtime litert, this device has onnxruntime 1.31.0"]
     older = msgspec.structs.replace(DEVICE, runtimes={"tflite-runtime": "2.14.0"})
-    assert found(tmp_path, older, runtime="litert", requires={"runtime_version": "9"}) == []
+    assert found(tmp_path, older, runtime="litert") == []
+    (reason,) = found(tmp_path, older, runtime="litert", requires={"runtime_version": "2.1"})
+    assert reason == "it needs runtime litert, this device has tflite-runtime 2.14.0"
 
 
 @pytest.mark.parametrize(

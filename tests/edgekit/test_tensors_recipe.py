@@ -91,6 +91,8 @@ def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
     """A float candidate has none, and no layer is float and of 4 bit at once."""
     with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 kind"):
         Recipe(precision="float16", int4_layers=("a",))
+    with pytest.raises(RecipeError, match="per_channel is false"):
+        Recipe(precision="int8", int4_layers=("a",), per_channel=False)
     with pytest.raises(RecipeError, match="a, b: in float_layers and in int4_layers"):
         Recipe(precision="int8-dynamic", int4_layers=("b", "c", "a"), float_layers=("a", "b"))
 
@@ -120,10 +122,13 @@ def test_a_recipe_knows_whether_it_needs_samples(recipe: Recipe, needs: bool) ->
 
 layers = st.lists(st.sampled_from(["a", "b", "c"]), unique=True, max_size=3)
 recipes = st.builds(
-    lambda float_layers, int4_layers, precision, **rest: Recipe(
+    lambda float_layers, int4_layers, precision, per_channel, **rest: Recipe(
         precision=precision,
         float_layers=tuple(float_layers),
-        int4_layers=tuple(n for n in int4_layers if n not in float_layers) if precision.startswith("int8") else (),
+        per_channel=per_channel,
+        int4_layers=tuple(n for n in int4_layers if n not in float_layers)
+        if precision.startswith("int8") and per_channel
+        else (),
         **rest,
     ),
     layers,

@@ -1,0 +1,138 @@
+"""Reads a .tflite file: which operators hold weights, of what type, and which canonical layer each one is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from converters.graph import Graph, attributes, label
+from edgekit.errors import ConversionError
+from edgekit.tensors import Array
+
+IDENTIFIER = b"TFL3"
+OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
+
+class WeightedOp(msgspec.Struct, frozen=True):
+    """An operator whose weights are constant.
+
+    Attributes:
+        operator: Its name in TensorFlow Lite.
+        scope: Names of its outputs, each ending in a semicolon, as ai-edge-quantizer's rules are matched with.
+        dtype: Of its weights: ``float32``, ``int8``, ``int4`` ...
+        content: The weights' bytes as they lie in the file.
+    """
+
+    operator: str
+    scope: str
+    dtype: str
+    content: bytes
+
+
+def parse_tflite(data: bytes) -> Any:
+    """The file as the schema's objects.
+
+    Raises:
+        ConversionError: `data` is no .tflite file.
+    """
+    if data[4:8] != IDENTIFIER:
+        raise ConversionError(f"the file begins with {data[:8]!r}, expected a .tflite file")
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """The built-in operator's name; ``CUSTOM`` for any other."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)])
+
+
+def operators_of(data: bytes) -> list[str]:
+    """The operators of the main graph in order of execution."""
+    model = parse_tflite(data)
+    return [operator_name(model, operator) for operator in model.subgraphs[0].operators]
+
+
+def weighted_ops(data: bytes) -> list[WeightedOp]:
+    """The operators that hold weights, in order of execution; weights behind a DEQUANTIZE count as the operator's."""
+    model = parse_tflite(data)
+    graph = model.subgraphs[0]
+    dequantized = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator_name(model, operator) == "DEQUANTIZE"
+    }
+    found = []
+    for operator in graph.operators:
+        name = operator_name(model, operator)
+        if name not in WEIGHTED:
+            continue
+        index = operator.inputs[1]
+        tensor = graph.tensors[dequantized.get(index, index)]
+        content = buffer_content(model.buffers[tensor.buffer], data)
+        if content:
+            names = [(graph.tensors[i].name or b"").decode() for i in operator.outputs]
+            found.append(WeightedOp(name, "".join(f"{n};" for n in names if n), TYPES[tensor.type], content))
+    return found
+
+
+def buffer_content(buffer: Any, data: bytes) -> bytes:
+    """The bytes of a buffer, which may lie behind the flatbuffer."""
+    if buffer.offset and buffer.size and buffer.offset > 1:
+        return data[buffer.offset : buffer.offset + buffer.size]
+    return b"" if buffer.data is None else np.asarray(buffer.data, dtype=np.uint8).tobytes()
+
+
+def match_layers(graph: Graph, ops: list[WeightedOp]) -> dict[str, int]:
+    """Which of `ops`, the weighted operators of a float file lowered from `graph`, is which layer, by equal weights.
+
+    Layers with the same weights are told apart by their order. A layer that the lowering changed has no entry.
+    """
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for index, op in enumerate(ops):
+        places[op.content].append(index)
+    found = {}
+    for node in graph.nodes:
+        weights = _lowered_weights(graph, node)
+        if weights is not None and places.get(key := weights.tobytes()):
+            found[label(node)] = places[key].pop(0)
+    return found
+
+
+def _lowered_weights(graph: Graph, node: Any) -> Array | None:
+    """The weights of a layer in TensorFlow Lite's order: output channel first, input channel last."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[1] not in graph.constants:
+        return None
+    weights = graph.constants[node.input[1]]
+    if node.op_type == "Conv":
+        depthwise = int(attributes(node).get("group", 1)) > 1 and weights.shape[1] == 1
+        moved = np.moveaxis(weights, 0, -1) if depthwise else np.moveaxis(weights, 1, -1)
+    elif node.op_type == "ConvTranspose":
+        moved = np.moveaxis(np.swapaxes(weights, 0, 1), 1, -1)
+    else:
+        moved = weights if attributes(node).get("transB") else weights.T
+    return np.ascontiguousarray(moved, dtype=np.float32)
+
+
+def require_types(data: bytes, expected: Mapping[int, str]) -> None:
+    """Check that every rule hit: the weighted operators of `data`, by place, have weights of these types.
+
+    Raises:
+        ConversionError: one has another type; says where, what was found and what was expected.
+    """
+    ops = weighted_ops(data)
+    wrong = [
+        f"{ops[index].operator} {index} has {ops[index].dtype} weights, expected {dtype}"
+        for index, dtype in sorted(expected.items())
+        if index < len(ops) and ops[index].dtype != dtype
+    ]
+    if expected and max(expected) >= len(ops):
+        wrong.append(f"{len(ops)} operators with weights were found, expected more than {max(expected)}")
+    if wrong:
+        raise ConversionError("a rule of the recipe did not take effect: " + "; ".join(wrong))

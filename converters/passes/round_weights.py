@@ -1,0 +1,180 @@
+"""Weights of chosen layers to 4 bits: integers from -7 to 7 times one scale a channel, written back as floats.
+
+The graph stays a float graph, so it can be run, compared and lowered as any other, and quantizers that read scales off
+the largest weight of a channel find these very integers again: every channel reaches 7 or -7.
+
+With samples the rounding is that of GPTQ (Frantar et al. 2022, "Accurate post-training quantization for generative
+pre-trained transformers"): weights are rounded one input after the other, and the rest of the row takes up each error
+as far as the inputs, as they come out of the layers rounded so far, allow. Before that the layer is fitted to the
+answers of the float layer (ridge least squares, held to the old weights), and its bias takes up what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import linalg
+
+from converters.graph import Graph
+from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
+from converters.samples import Samples
+from edgekit.errors import ConversionError
+from edgekit.tensors import Array
+
+LEVELS = 7  # the largest integer
+RATIOS = np.linspace(0.5, 1.0, 26)  # of the largest weight: where the scale may be clipped
+RIDGE, DAMPING = 1e-2, 1e-2  # shares of the mean square of a feature
+ROWS, PLACES = 256, 16  # most rows that are read; features seen per weight of a channel
+WIDEST = 4608  # inputs of one channel: beyond it the square matrices take too long
+
+
+class RoundWeights:
+    """Rounds the weights of `layers`.
+
+    Args:
+        layers: Names of Conv, Gemm or MatMul layers of group 1.
+        samples: Rows that the rounding goes by, the model's inputs (N, ...); None rounds each weight to the nearest.
+    """
+
+    name = "round-weights"
+
+    def __init__(self, layers: Sequence[str], samples: Samples | None = None) -> None:
+        self._layers = frozenset(layers)
+        self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
+
+    def applies(self, graph: Graph) -> bool:
+        """True where a layer was named.
+
+        Raises:
+            ConversionError: one of them is not in the graph, or cannot be rounded.
+        """
+        known = {layer.name for layer in dense_layers(graph) if layer.group == 1}
+        missing = sorted(self._layers - known)
+        if missing:
+            raise ConversionError(f"pass {self.name}: there is no dense layer called {', '.join(missing)}")
+        return bool(self._layers)
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with rounded weights and fitted biases."""
+        rounded, done = graph, set[str]()
+        for layer in [layer for layer in dense_layers(graph) if layer.name in self._layers]:
+            if layer.weight_name in done:
+                continue
+            done.add(layer.weight_name)
+            fitted = self._samples is not None and layer.matrix.shape[1] <= WIDEST
+            if fitted and read_by_one(graph, layer.weight_name):
+                assert self._samples is not None
+                rounded = _fitted(graph, rounded, layer, self._samples)
+            else:
+                rounded = with_layer(rounded, layer, nearest(layer.matrix), None)
+        return rounded
+
+    def holds(self, graph: Graph) -> bool:
+        """Every channel of every layer is integers up to 7 times a scale, and reaches 7 or is zero."""
+        return all(is_rounded(layer.matrix) for layer in dense_layers(graph) if layer.name in self._layers)
+
+
+def nearest(matrix: Array) -> Array:
+    """`matrix` (O, K) with each weight at the nearest level, by the scale of least squared error."""
+    scales = best_scales(matrix)
+    rounded: Array = np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
+    return rounded
+
+
+def best_scales(matrix: Array) -> Array:
+    """The scale of each channel (O, 1) that rounds `matrix` (O, K) with the least squared error."""
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    largest[largest == 0] = LEVELS
+    best: Array = largest / LEVELS
+    least = np.full(len(matrix), np.inf)
+    for ratio in RATIOS:
+        scales = largest * ratio / LEVELS
+        error = matrix - np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
+        found = (error**2).sum(axis=1)
+        better = found < least
+        best[better], least[better] = scales[better], found[better]
+    return best
+
+
+def is_rounded(matrix: Array) -> bool:
+    """True where each channel of `matrix` (O, K) is integers from -7 to 7 times a scale, the largest being 7."""
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    levels = matrix * LEVELS / np.where(largest == 0, 1.0, largest)
+    return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
+
+
+def gptq(matrix: Array, moments: Array) -> Array:
+    """`matrix` (O, K) rounded so that ``moments`` (K, K), the mean of x x^T over inputs x, sees little of the error."""
+    size = len(moments)
+    strength = np.diag(moments)
+    damped = moments + np.eye(size) * max(DAMPING * float(strength.mean()), 1e-12)
+    order = np.argsort(-strength, kind="stable")  # what matters most is rounded while the others can still follow
+    inverse = linalg.cho_solve(linalg.cho_factor(damped[np.ix_(order, order)]), np.eye(size))
+    factor = linalg.cholesky(inverse, lower=False)
+    work = matrix[:, order]
+    scales = best_scales(matrix)
+    rounded = np.empty_like(work)
+    pending = np.ones(len(matrix), dtype=bool)
+    for _ in range(8):  # a channel that does not reach 7 is rounded again on a finer scale
+        rounded[pending] = _swept(work[pending], scales[pending], factor)
+        reached = np.abs(rounded).max(axis=1)
+        pending = (reached < LEVELS) & (np.abs(matrix).max(axis=1) > 0)
+        if not pending.any():
+            break
+        scales[pending] *= ((reached[pending] + 0.5) / (LEVELS + 0.5))[:, None]
+    result = np.empty_like(work)
+    result[:, order] = rounded * scales
+    if pending.any():
+        result[pending] = nearest(matrix[pending])
+    return result
+
+
+def _swept(work: Array, scales: Array, factor: Array) -> Array:
+    """The integers of each row, the later weights taking up the errors of the earlier ones."""
+    left = work.copy()
+    integers = np.empty_like(work)
+    for column in range(work.shape[1]):
+        value = left[:, column : column + 1]
+        integers[:, column : column + 1] = np.clip(np.rint(value / scales), -LEVELS, LEVELS)
+        error = (value - integers[:, column : column + 1] * scales) / factor[column, column]
+        left[:, column + 1 :] -= error * factor[column, column + 1 :]
+    return integers
+
+
+def _fitted(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> Graph:
+    """One layer fitted to the float layer's answers, rounded, and its bias fitted again."""
+    old = layer.matrix
+    moments, cross, mean_x, mean_y = _moments(graph, rounded, layer, samples)
+    with_bias = layer.can_have_bias
+    if with_bias:
+        moments_fit = moments - np.outer(mean_x, mean_x)
+        cross_fit = cross - np.outer(mean_x, mean_y)
+    else:
+        moments_fit, cross_fit = moments, cross
+    ridge = np.eye(len(moments)) * max(RIDGE * float(np.diag(moments).mean()), 1e-12)
+    fitted = linalg.solve(moments_fit + ridge, cross_fit + ridge @ old.T, assume_a="pos").T
+    matrix = gptq(fitted, moments_fit if with_bias else moments)
+    bias = mean_y - matrix @ mean_x if with_bias else None
+    return with_layer(rounded, layer, matrix, bias)
+
+
+def _moments(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> tuple[Array, Array, Array, Array]:
+    """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float one."""
+    outputs, inputs = layer.matrix.shape
+    moments, cross = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+    sum_x, sum_y, count = np.zeros(inputs), np.zeros(outputs), 0
+    per_row = -(-PLACES * max(inputs, 64) // len(samples))
+    rng = np.random.default_rng(0)
+    source = tensor_rows(rounded, layer.node.input[0], samples)
+    for x, y in zip(source, tensor_rows(graph, layer.output, samples), strict=True):
+        features, results = layer.features(x).astype(np.float64), layer.results(y).astype(np.float64)
+        if len(features) > per_row:
+            picked = rng.choice(len(features), per_row, replace=False)
+            features, results = features[picked], results[picked]
+        moments += features.T @ features
+        cross += features.T @ results
+        sum_x += features.sum(axis=0)
+        sum_y += results.sum(axis=0)
+        count += len(features)
+    return moments / count, cross / count, sum_x / count, sum_y / count

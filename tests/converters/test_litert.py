@@ -1,0 +1,168 @@
+"""LiteRT artifacts of every kind, with layers of their own precision, through the real quantizer and runtime."""
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from converters.backends import Workbench, four_bit_default
+from converters.backends.litert import LiteRTBackend
+from converters.backends.strip import require_equal
+from converters.backends.tflite_file import match_layers, operators_of, weighted_ops
+from converters.candidates import open_artifact, run_rows
+from converters.graph import Graph
+from converters.samples import Samples
+from edgekit.errors import CalibrationError, ConversionError
+from edgekit.recipe import PRECISIONS, Recipe
+from tests.simulators import models
+
+pytestmark = pytest.mark.heavy
+
+KINDS = ("int8", "int8-dynamic", "int8-weights")
+
+
+def separable(seed=0):
+    """Conv, then twice depthwise and pointwise (the second pair has the weights of the first), pool, dense, softmax."""
+    rng = np.random.default_rng(seed)
+    nodes, last = [helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], name="first", pads=[1] * 4)], "c0"
+    for i in (1, 2):
+        nodes += [
+            helper.make_node("Relu", [last], [f"r{i}"], name=f"relu{i}"),
+            helper.make_node("Conv", [f"r{i}", "wd", "bd"], [f"d{i}"], name=f"deep{i}", group=8, pads=[1] * 4),
+            helper.make_node("Relu", [f"d{i}"], [f"s{i}"], name=f"relu{i}b"),
+            helper.make_node("Conv", [f"s{i}", "wp", "bp"], [f"p{i}"], name=f"point{i}"),
+        ]
+        last = f"p{i}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["g"], name="pool"),
+        helper.make_node("Flatten", ["g"], ["f"], name="flat"),
+        helper.make_node("Gemm", ["f", "w9", "b9"], ["logits"], name="last", transB=1),
+        helper.make_node("Softmax", ["logits"], ["scores"], name="softmax"),
+    ]
+    shapes = {"w0": (8, 1, 3, 3), "wd": (8, 1, 3, 3), "wp": (8, 8, 1, 1), "w9": (3, 8)}
+    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights.update({f"b{name[1:]}": rng.normal(0, 0.1, w.shape[0]).astype(np.float32) for name, w in weights.items()})
+    return Graph(models.model_of(nodes, {"image": ["batch", 1, 8, 8]}, {"scores": ["batch", 3]}, weights))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    images, _ = models.patterns(60)
+    return Samples({"image": images})
+
+
+@pytest.fixture(scope="module")
+def backend(child, samples, tmp_path_factory):
+    graph = separable()
+    bench = Workbench(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("litert"))
+    return LiteRTBackend(bench)
+
+
+@pytest.fixture(scope="module")
+def answers(backend, samples, tmp_path_factory):
+    """Build a recipe and answer the samples with it: (artifact, scores)."""
+
+    def answers(recipe):
+        artifact = backend.build(recipe)
+        runtime = open_artifact(artifact, tmp_path_factory.mktemp("run"))
+        try:
+            return artifact, run_rows(runtime, samples.inputs)["scores"]
+        finally:
+            runtime.close()
+
+    return answers
+
+
+def dtypes(artifact):
+    return [op.dtype for op in weighted_ops(artifact.data)]
+
+
+EXPECTED = {
+    "float32": ["float32"] * 6,
+    "float16": ["float16"] * 6,
+    **{kind: ["int8"] * 6 for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_kind_holds_its_weights_and_answers_alike(precision, answers, samples):
+    """The interface stays float for clients, and every kind agrees with the float model."""
+    artifact, found = answers(Recipe(precision))
+    assert dtypes(artifact) == EXPECTED[precision]
+    expected = separable().run(samples.inputs)["scores"]
+    assert np.abs(found - expected).max() < {"float32": 1e-5, "float16": 5e-3}.get(precision, 0.06)
+    assert artifact.inputs[0].artifact.dtype.value == ("int8" if precision == "int8" else "float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int8-dynamic", "int8-weights"])
+def test_one_delegate_takes_the_whole_graph(precision, answers, tmp_path):
+    """XNNPACK runs everything in one piece: no operator between two parts moves activations back and forth."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    artifact, _ = answers(Recipe(precision))
+    (tmp_path / "m.tflite").write_bytes(artifact.data)
+    interpreter = Interpreter(model_path=str(tmp_path / "m.tflite"), num_threads=1)
+    interpreter.allocate_tensors()
+    names = [op["op_name"] for op in interpreter._get_ops_details()]
+    assert names[len(operators_of(artifact.data)) :] == ["DELEGATE"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_named_layers_stay_float(precision, answers):
+    """Also where two layers have the same weights: they are told apart by their order."""
+    second = ("point1", "point2") if precision == "int8-weights" else ("point2",)  # there, what is shared stays alike
+    artifact, _ = answers(Recipe(precision, float_layers=(*second, "first")))
+    first = "float32" if "point1" in second else "int8"
+    assert dtypes(artifact) == ["float32", "int8", first, "int8", "float32", "int8"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_named_layers_have_4_bits(precision, rounding, backend, answers):
+    """Pointwise layers by default; the integers in the file are those of the rounding pass; the runtime is demanded."""
+    names = four_bit_default(backend.layers())
+    assert names == ("point1", "point2")
+    recipe = Recipe(precision, int4_layers=names, rounding=rounding)
+    artifact, found = answers(recipe)
+    assert dtypes(artifact) == ["int8", "int8", "int4", "int8", "int4", "int8"]
+    assert artifact.runtime_version == "2.1"
+    prepared = backend._bench.prepared(recipe).constants["wp"].reshape(8, 8)
+    levels = np.rint(prepared * 7 / np.abs(prepared).max(axis=1, keepdims=True)).astype(np.int8)
+    raw = np.frombuffer(weighted_ops(artifact.data)[2].content, np.uint8)
+    nibbles = np.stack([raw & 15, raw >> 4], axis=1).ravel().astype(np.int8)
+    np.testing.assert_array_equal(np.where(nibbles > 7, nibbles - 16, nibbles).reshape(8, 8), levels)
+    assert np.isfinite(found).all()
+
+
+def test_layers_are_found_by_their_weights(backend):
+    """Equal ones by their order."""
+    bench = backend._bench
+    ops = weighted_ops(bench.lowered(bench.fixed).path.read_bytes())
+    assert match_layers(bench.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
+
+
+def test_rule_that_names_no_layer_is_refused(backend):
+    """A misspelt name is an error and not a candidate that silently lacks the rule."""
+    with pytest.raises(ConversionError, match="pointy"):
+        backend.build(Recipe("int8-dynamic", float_layers=("pointy",)))
+
+
+def test_what_needs_samples_is_refused_without(child, tmp_path):
+    """4 bits to the nearest need none, rounding by data does."""
+    graph = separable()
+    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path))
+    assert dtypes(backend.build(Recipe("int8-dynamic", int4_layers=("point1",))))[2] == "int4"
+    with pytest.raises(CalibrationError):
+        backend.build(Recipe("int8-dynamic", int4_layers=("point1",), rounding="gptq"))
+
+
+def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
+    """4-bit weights and float islands come through the strip."""
+    for recipe in (
+        Recipe("int8", int4_layers=("point1",), float_layers=("last",)),
+        Recipe("int8-dynamic", int4_layers=("point2",), float_layers=("deep1",)),
+    ):
+        artifact = backend.build(recipe)
+        (tmp_path / "after.tflite").write_bytes(artifact.data)
+        before = backend._bench.folder / f"litert-{recipe.id}.tflite"
+        require_equal(before, tmp_path / "after.tflite")
+        assert len(artifact.data) < 0.9 * before.stat().st_size
