@@ -14,7 +14,7 @@ from converters.search import candidates
 from edgekit.errors import ManifestError, RecipeError, SettingsError
 from edgekit.manifest import NAME, VERSION
 from edgekit.recipe import Recipe
-from edgekit.targets import TargetProfile, builtin_targets, find_target
+from edgekit.targets import TargetProfile, find_target, known_targets
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -89,6 +89,7 @@ def make_plan(
     max_cost: float | None = None,
     recipe: Recipe | None = None,
     runtime: str | None = None,
+    targets_file: str | Path | None = None,
     name: str | None = None,
     version: str = "1.0.0",
     output: str | Path = "bundles",
@@ -97,11 +98,11 @@ def make_plan(
 
     Raises:
         NotFoundError: there is no such target.
-        SettingsError: a value is out of its range, or a target cannot run `runtime`.
+        SettingsError: a value is out of its range, a target cannot run `runtime`, or `targets_file` cannot be used.
         ManifestError: the name or version cannot be a bundle's.
         RecipeError: as Plan.recipes.
     """
-    table = builtin_targets()
+    table = known_targets(_text(Path(targets_file)) if targets_file is not None else None)
     profiles = tuple(
         (profile, _runtime_of(profile, runtime)) for profile in (find_target(t, table) for t in dict.fromkeys(targets))
     )
@@ -138,6 +139,13 @@ def make_plan(
     for profile, chosen in profiles:
         plan.recipes(profile, chosen)
     return plan
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"target profiles {path} cannot be read: {error}") from error
 
 
 def _runtime_of(profile: TargetProfile, runtime: str | None) -> str:

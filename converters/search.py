@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from edgekit.recipe import STATIC, Recipe
+from edgekit.recipe import DYNAMIC, STATIC, Recipe
 from edgekit.targets import TargetProfile
 
 
 def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data: bool, runtime: str) -> list[Recipe]:
-    """The recipes worth a try on a target; int8 needs data to calibrate."""
+    """The kinds that a target runs; without data only those that quantize no activation."""
     symmetric = profile.int8_symmetric and runtime == "onnxruntime"
     return [
         Recipe(precision=precision, symmetric=symmetric and precision == STATIC)
         for precision in precisions
-        if with_data or precision != STATIC
+        if with_data or precision not in (STATIC, DYNAMIC)
     ]

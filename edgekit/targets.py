@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgekit.errors import NotFoundError
+from edgekit.errors import NotFoundError, SettingsError
+from edgekit.recipe import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,8 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cpu_features: As Linux names them (``asimddp`` is int8 dot product, ``asimdhp`` half precision arithmetic).
         memory_mib: Typical memory of the smallest member.
         precisions: Candidate precisions that it gains from or can run.
-        speed: Throughput of one multiply-add relative to float32, by precision; for cost estimates.
+        speed: Of an accelerator: throughput of one multiply-add relative to float32, by precision. Empty for
+            processors, whose cost follows from their features.
         int8_symmetric: True where activations must have zero point 0 (TensorRT).
         free_batch: True where artifacts keep a free batch axis (servers); False means batch 1.
         agent: False where edgekit-agent cannot run.
@@ -42,12 +44,17 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtimes: tuple[str, ...]
     memory_mib: int
     precisions: tuple[str, ...]
-    speed: dict[str, float]
+    speed: dict[str, float] = {}
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     cpu_features: tuple[str, ...] = ()
     int8_symmetric: bool = False
     free_batch: bool = False
     agent: bool = True
+
+
+def known_targets(text: str | None = None) -> Mapping[str, TargetProfile]:
+    """The built-in profiles, and those of the TOML `text`, which may replace them. Raises as `parse_targets`."""
+    return builtin_targets() if text is None else {**builtin_targets(), **parse_targets(text)}
 
 
 def find_target(name: str, table: Mapping[str, TargetProfile]) -> TargetProfile:
@@ -67,11 +74,36 @@ def parse_targets(text: str) -> dict[str, TargetProfile]:
     """Profiles of a TOML table, by name.
 
     Raises:
-        msgspec.ValidationError: a profile lacks a field, has an unknown one or an ill-typed one.
+        SettingsError: it is no TOML, or a profile lacks a field, has an unknown one or one of another type.
     """
-    return {
-        name: msgspec.convert({"name": name, **values}, TargetProfile) for name, values in tomllib.loads(text).items()
-    }
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the target profiles are no TOML: {error}") from error
+    found, faults = {}, []
+    for name, values in tables.items():
+        try:
+            found[name] = _profile(name, values)
+        except (msgspec.ValidationError, TypeError) as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise SettingsError("; ".join(faults), advice=f"A profile's keys are {', '.join(_KEYS)}.")
+    return found
+
+
+def _profile(name: str, values: object) -> TargetProfile:
+    if not isinstance(values, dict):
+        raise TypeError(f"it is {type(values).__name__}, expected a table")
+    profile = msgspec.convert({"name": name, **values}, TargetProfile)
+    unknown = [precision for precision in profile.precisions if precision not in PRECISIONS]
+    if unknown or not profile.precisions:
+        raise TypeError(f"precisions are {', '.join(unknown) or 'none'}, expected some of {', '.join(PRECISIONS)}")
+    if not profile.runtimes:
+        raise TypeError("runtimes are none, expected at least one")
+    return profile
+
+
+_KEYS = tuple(field for field in TargetProfile.__struct_fields__ if field != "name")
 
 
 @functools.lru_cache(maxsize=1)

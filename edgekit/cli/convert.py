@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--max-cost", type=float, help="Highest cost, in the report's unit.")
 @click.option("--recipe", help=f"Try only this: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="Where a target runs both.")
+@click.option("--targets-file", type=click.Path(path_type=Path), help="Target profiles of your own (.toml).")
 @click.option("--name", help="Name of the bundles [default: the model's file name].")
 @click.option("--version", default="1.0.0", show_default=True, help="X.Y.Z.")
 @click.option(

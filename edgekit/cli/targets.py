@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from edgekit.cli.console import json_option, print_json, print_table
-from edgekit.targets import TargetProfile, builtin_targets, find_target
+from edgekit.errors import SettingsError
+from edgekit.targets import TargetProfile, find_target, known_targets
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--targets-file", type=click.Path(path_type=Path), help="Target profiles of your own (.toml).")
 @json_option
-def targets(name: str | None, as_json: bool) -> None:
+def targets(name: str | None, targets_file: Path | None, as_json: bool) -> None:
     """List target profiles, or show one.
 
     \b
@@ -19,8 +23,9 @@ def targets(name: str | None, as_json: bool) -> None:
       edgekit targets
       edgekit targets raspberry-pi-4
       edgekit targets --json
+      edgekit targets my-board --targets-file boards.toml
     """
-    table = builtin_targets()
+    table = known_targets(_text(targets_file) if targets_file else None)
     if name is not None:
         profile = find_target(name, table)
         if as_json:
@@ -38,6 +43,13 @@ def targets(name: str | None, as_json: bool) -> None:
     print_table(["name", "for", "arch", "runtimes", "precisions"], rows)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"target profiles {path} cannot be read: {error}") from error
+
+
 def _fields(profile: TargetProfile) -> list[tuple[str, str]]:
     return [
         ("name", profile.name),
@@ -48,8 +60,15 @@ def _fields(profile: TargetProfile) -> list[tuple[str, str]]:
         ("memory", f"{profile.memory_mib} MiB"),
         ("cpu features", ", ".join(profile.cpu_features) or "none assumed"),
         ("precisions", ", ".join(profile.precisions)),
-        ("speed", ", ".join(f"{precision} {speed:g}x" for precision, speed in profile.speed.items())),
+        ("cost", _speed(profile)),
         ("int8 activations", "symmetric" if profile.int8_symmetric else "asymmetric"),
         ("batch", "free" if profile.free_batch else "1"),
         ("edgekit-agent", "runs there" if profile.agent else "cannot run there"),
     ]
+
+
+def _speed(profile: TargetProfile) -> str:
+    if not profile.speed:
+        return "in instructions, estimated from the cpu features"
+    speeds = ", ".join(f"{precision} {speed:g}x" for precision, speed in profile.speed.items())
+    return f"in multiply-adds, with {speeds}"

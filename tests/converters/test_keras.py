@@ -30,10 +30,10 @@ def bundles(keras_folder, tmp_path_factory):
     return {report.target: report for report in reports}, out
 
 
-def test_both_targets_get_three_candidates(bundles):
+def test_both_targets_get_candidates_of_each_kind(bundles):
     """float, half and int8 were made and measured for each."""
     for report in bundles[0].values():
-        assert [c.recipe.precision for c in report.candidates] == ["float32", "float16", "int8"]
+        assert {"float32", "float16", "int8"} <= {c.recipe.precision for c in report.candidates}
         assert all(c.verdict != "failed" and c.quality and c.drop.n == 300 for c in report.candidates)
         assert report.test.n == 100
 
@@ -81,7 +81,7 @@ def test_report_tells_parity_of_every_step(bundles):
     assert report["source"]["format"] == "keras"
     names = [entry["runtime"] for entry in report["parity"]]
     assert names[0] == "read keras"
-    assert names[-3:] == ["LiteRT float32", "LiteRT float16", "LiteRT int8"]
+    assert {"LiteRT float32", "LiteRT float16", "LiteRT int8"} <= set(names)
     assert all(entry["max_abs"] < 1e-4 for entry in report["parity"] if "float32" in entry["runtime"])
 
 

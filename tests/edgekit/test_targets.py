@@ -1,14 +1,15 @@
-import msgspec
 import pytest
 
-from edgekit.errors import NotFoundError
+from edgekit.errors import NotFoundError, SettingsError
 from edgekit.recipe import PRECISIONS
-from edgekit.targets import builtin_targets, find_target, parse_targets
+from edgekit.targets import builtin_targets, find_target, known_targets, parse_targets
 
 NAMES = [
     "raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "imx8m-plus", "android-arm64", "jetson-nano", "jetson-xavier",
     "jetson-orin", "coral-edgetpu", "ethos-u55", "x86-64", "server",
 ]  # fmt: skip
+
+GOOD = '[a]\ntitle="A"\narch="any"\nruntimes=["litert"]\nmemory_mib = 1\nprecisions=["float32"]\n'
 
 
 def test_the_promised_targets_are_there():
@@ -18,12 +19,13 @@ def test_the_promised_targets_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_profile_is_sound(name):
-    """Every precision has a speed, and every runtime is known."""
+    """Accelerators say how fast each precision is, processors what they can do; every runtime is known."""
     profile = builtin_targets()[name]
-    assert set(profile.precisions) <= set(profile.speed)
+    assert not profile.speed or set(profile.precisions) <= set(profile.speed)
+    assert profile.speed or profile.cpu_features or profile.arch == "x86_64"
     assert set(profile.precisions) <= set(PRECISIONS)
     assert set(profile.runtimes) <= {"litert", "onnxruntime"}
-    assert profile.speed["float32"] == 1.0
+    assert profile.speed.get("float32", 1.0) == 1.0
 
 
 def test_arm_boards_default_to_litert_and_jetsons_to_onnx():
@@ -43,5 +45,28 @@ def test_misspelt_target_names_the_nearest():
 
 def test_unknown_key_in_a_table_is_refused():
     """A profile with a key that no one reads is an error."""
-    with pytest.raises(msgspec.ValidationError, match="colour"):
-        parse_targets('[a]\ntitle="A"\narch="any"\nruntimes=[]\nmemory_mib=1\nprecisions=[]\nspeed={}\ncolour="red"\n')
+    with pytest.raises(SettingsError, match=r"a: .*colour"):
+        parse_targets(GOOD + 'colour="red"\n')
+
+
+def test_users_profiles_join_the_built_in_ones():
+    """A file adds targets and may replace one."""
+    table = known_targets(GOOD + GOOD.replace("[a]", "[server]"))
+    assert set(table) == {*NAMES, "a"}
+    assert table["server"].title == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[a", "no TOML"),
+        ("a = 3", "a: it is int, expected a table"),
+        (GOOD.replace('["float32"]', '["int3"]'), "precisions are int3"),
+        (GOOD.replace('["litert"]', "[]"), "runtimes are none"),
+        (GOOD.replace("= 1", '= "one"'), "memory_mib"),
+    ],
+)
+def test_table_that_cannot_be_used_says_what_is_wrong(text, fault):
+    """Not TOML, no table, an unknown precision, no runtime, a wrong type."""
+    with pytest.raises(SettingsError, match=fault):
+        parse_targets(text)
