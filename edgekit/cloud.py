@@ -13,6 +13,7 @@ from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.oip import InferRequest, InferResponse
+from edgekit.serving.processing import parse_postprocess, prepare
 from edgekit.serving.sessions import Load, Session
 from edgekit.serving.statistics import Statistics
 
@@ -88,7 +89,8 @@ class CloudModels:
         self._counters[model]["requests"] += 1
         try:
             check_outputs(session, request)
-            outputs = await session.run(request.inputs)
+            prepared = await prepare(lambda: session, request.inputs, parse_postprocess(request.parameters))
+            outputs = await prepared.finish(await session.run(prepared.inputs))
         except EdgekitError:
             self._counters[model]["errors"] += 1
             raise

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edgekit.errors import ManifestError, RecipeError
+from edgekit.preprocess import Processing, processing_faults
 from edgekit.recipe import Recipe
 from edgekit.tensors import DType, TensorSpec
 
@@ -31,6 +32,7 @@ FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 ROLE_MODEL = "model"
 ROLE_GOLDEN = "golden"
 ROLE_REPORT = "report"
+ROLE_PROCESSING = "processing"
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -38,7 +40,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
     Attributes:
         path: A plain file name inside the bundle's folder.
-        role: ``model``, ``golden`` or ``report``.
+        role: ``model``, ``golden``, ``report`` or ``processing`` (a vocabulary or anchors).
         size: Bytes.
         sha256: Of the whole file, hex.
         blocks: sha256 of each block of BLOCK_BYTES, hex, in order; the last block may be shorter.
@@ -154,6 +156,7 @@ class Manifest(msgspec.Struct, frozen=True):
         requires: Compatibility demands, read by compat.py: ``arch``, ``memory_mib``, ``runtime_version``.
         source_sha256: Digest of the model that was converted.
         tools: Versions of the tools that made it.
+        processing: What happens before and after the model; absent where clients send and get its own tensors alone.
         format: Of this document.
     """
 
@@ -172,6 +175,8 @@ class Manifest(msgspec.Struct, frozen=True):
     requires: dict[str, Any] = {}
     source_sha256: str = ""
     tools: dict[str, str] = {}
+    # Absent and not null, so that the bytes of a manifest without it are those they always were.
+    processing: Processing | msgspec.UnsetType = msgspec.UNSET
     format: int = FORMAT
 
     def file(self, role: str) -> FileEntry:
@@ -244,7 +249,7 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
     if not VERSION.fullmatch(manifest.version):
         faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
-    return faults + _file_faults(manifest.files) + _binding_faults(manifest)
+    return faults + _file_faults(manifest.files) + _binding_faults(manifest) + _processing_faults(manifest)
 
 
 def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
@@ -286,3 +291,14 @@ def _binding_faults(manifest: Manifest) -> list[str]:
         if quantized and not (binding.scale and binding.scale > 0):
             faults.append(f"{binding.spec.name}: the artifact is {binding.artifact.dtype.value} but no scale is given")
     return faults
+
+
+def _processing_faults(manifest: Manifest) -> list[str]:
+    if not isinstance(manifest.processing, Processing):
+        return []
+    inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
+    there = {entry.path for entry in manifest.files if entry.role == ROLE_PROCESSING}
+    missing = sorted(manifest.processing.files().keys() - there)
+    return processing_faults(manifest.processing, inputs, outputs) + [
+        f"processing reads {name!r}, which is no file with role {ROLE_PROCESSING!r}" for name in missing
+    ]

@@ -15,6 +15,7 @@ import msgspec
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving import documents, oip
 from edgekit.serving.metrics import METRICS_TYPE, render
+from edgekit.serving.processing import answered
 from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import TensorSpec
@@ -62,9 +63,9 @@ def check_outputs(session: Session, request: oip.InferRequest) -> None:
     """Check the outputs that a request asks for, before anything runs.
 
     Raises:
-        DataError: one does not exist.
+        DataError: one does not exist, or the parameter that chooses between outputs and what is made of them is wrong.
     """
-    known = [spec.name for spec in session.runtime.outputs]
+    known = [spec.name for spec in answered(session, request.inputs, request.parameters)]
     unknown = [name for name in request.outputs if name not in known]
     if unknown:
         raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(known)}")

@@ -15,6 +15,7 @@ from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
 from edgekit.serving.instance import Instance
+from edgekit.serving.processing import SessionProcessing, open_processing
 from edgekit.serving.queue import (
     LEAST_RETRY_SECONDS,
     DeadlineError,
@@ -51,6 +52,7 @@ class Session:
         manifest, digest, folder: The bundle.
         runtime: Its logical tensors and provider may be read at any time; only the session runs it.
         statistics: What it has done; to be read only.
+        processing: What it does before and after the model; None where nothing.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Session:
             for _ in range(instances)
         ]
         self.runtime: Runtime
+        self.processing: SessionProcessing | None = None
 
     @classmethod
     async def open(
@@ -98,7 +101,9 @@ class Session:
 
         Raises:
             Whatever `load` raises.
+            ManifestError, MissingExtraError: what comes before or after the model cannot be done here.
         """
+        processing = await open_processing(manifest, folder, queue_limit)
         made = cls(manifest, folder, load, queue_limit, instances, clock)
         try:
             loaded = await asyncio.gather(*(asyncio.wrap_future(one.loaded) for one in made._instances))
@@ -106,6 +111,7 @@ class Session:
             made._queue.close()  # whatever was loaded all the same is closed by its thread
             raise
         made.runtime = loaded[0]
+        made.processing = processing
         return made
 
     async def warm(self) -> None:

@@ -1,0 +1,130 @@
+"""Steps before the model that work on any numbers, and the union of all steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from edgekit.errors import DataError
+from edgekit.preprocess.image_steps import CenterCrop, DecodeImage, Layout, Resize, ResizeShorter
+from edgekit.preprocess.sound_steps import Cepstra, DecodeWav, FitLength, LogMel
+from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need
+from edgekit.preprocess.text_steps import WordPieces
+from edgekit.tensors import Array, DType
+
+_DTYPES = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32"]
+
+
+class Scale(Step, frozen=True, tag="scale"):
+    """value * by + offset, in float32."""
+
+    by: float
+    offset: float = 0.0
+
+    def flow(self, given: Flow) -> Flow:
+        """float32 of the same shape."""
+        need(self, given != BYTES, given, "numbers")
+        return Flow(DType.FLOAT32, given.shape)
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Scale."""
+        scaled: Array = value.astype(np.float32) * np.float32(self.by) + np.float32(self.offset)
+        return scaled
+
+
+class Normalize(Step, frozen=True, tag="normalize"):
+    """(value - mean) / std of each channel (the last axis), in float32; one number serves all channels."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def flow(self, given: Flow) -> Flow:
+        """float32 of the same shape."""
+        need(self, given != BYTES and len(given.shape) > 0, given, "numbers")
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, given.shape[-1]):
+                raise DataError(f"{self.name}: {what} has {len(values)} numbers for {given.shape[-1]} channels")
+        if not all(value > 0 for value in self.std):
+            raise DataError(f"{self.name}: std is {list(self.std)}, expected numbers above 0")
+        return Flow(DType.FLOAT32, given.shape)
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Normalize."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normal: Array = (value.astype(np.float32) - mean) / std
+        return normal
+
+
+class ExpandAxis(Step, frozen=True, tag="expand-axis"):
+    """A new axis of size 1 at `axis`; -1 is the end."""
+
+    axis: int = -1
+
+    def flow(self, given: Flow) -> Flow:
+        """One axis more."""
+        need(self, given != BYTES, given, "numbers")
+        rank = len(given.shape)
+        if not -rank - 1 <= self.axis <= rank:
+            raise DataError(f"{self.name}: axis is {self.axis}, expected {-rank - 1} to {rank}")
+        at = self.axis if self.axis >= 0 else rank + 1 + self.axis
+        return Flow(given.dtype, (*given.shape[:at], 1, *given.shape[at:]))
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Add the axis."""
+        return np.expand_dims(value, self.axis)
+
+
+class Flatten(Step, frozen=True, tag="flatten"):
+    """All axes of a sample as one, the last running fastest."""
+
+    def flow(self, given: Flow) -> Flow:
+        """One axis; its size is known where all were."""
+        need(self, given != BYTES, given, "numbers")
+        known = [size for size in given.shape if size is not None]
+        return Flow(given.dtype, (math.prod(known) if len(known) == len(given.shape) else None,))
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Flatten."""
+        return value.reshape(-1)
+
+
+class Cast(Step, frozen=True, tag="cast"):
+    """To another dtype; to integers by rounding to the nearest (half to even), held within their range."""
+
+    dtype: _DTYPES
+
+    def flow(self, given: Flow) -> Flow:
+        """The same shape."""
+        need(self, given != BYTES, given, "numbers")
+        return Flow(DType(self.dtype), given.shape)
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Cast."""
+        dtype = np.dtype(self.dtype)
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            if value.dtype.kind == "f":
+                value = np.rint(value.astype(np.float64))
+            value = np.clip(value, limits.min, limits.max)
+        return value.astype(dtype)
+
+
+BeforeStep = (
+    DecodeImage
+    | Resize
+    | ResizeShorter
+    | CenterCrop
+    | Scale
+    | Normalize
+    | Layout
+    | ExpandAxis
+    | Flatten
+    | Cast
+    | DecodeWav
+    | FitLength
+    | LogMel
+    | Cepstra
+    | WordPieces
+)

@@ -1,0 +1,113 @@
+"""Steps that make a row of numbers of a sound."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgekit.errors import DataError
+from edgekit.preprocess import sound
+from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need, need_sizes
+from edgekit.tensors import Array, DType
+
+MAX_SECONDS = 3600.0
+
+
+class DecodeWav(Step, frozen=True, tag="decode-wav"):
+    """WAV bytes to samples (n,) float32 from -1 to 1, channels mixed. Another sample rate is refused, not resampled."""
+
+    sample_rate: int
+    max_seconds: float = 60.0
+
+    def flow(self, given: Flow) -> Flow:
+        """Samples, as many as there are."""
+        need(self, given == BYTES, given, "bytes")
+        if not 1 <= self.sample_rate <= 768_000 or not 0 < self.max_seconds <= MAX_SECONDS:
+            raise DataError(f"{self.name}: sample_rate up to 768000 and max_seconds up to {MAX_SECONDS:g} are expected")
+        return Flow(DType.FLOAT32, (None,))
+
+    def apply(self, value: bytes, tools: Tools) -> Array:
+        """Decode."""
+        return sound.decode_wav(value, self.sample_rate, int(self.sample_rate * self.max_seconds))
+
+
+class FitLength(Step, frozen=True, tag="fit-length"):
+    """The first `samples` of a sound, with silence after a shorter one."""
+
+    samples: int
+
+    def flow(self, given: Flow) -> Flow:
+        """Exactly so many."""
+        need(self, given != BYTES and len(given.shape) == 1, given, "samples")
+        if not 1 <= self.samples <= 2**26:
+            raise DataError(f"{self.name}: samples is {self.samples}, expected 1 to {2**26}")
+        return Flow(given.dtype, (self.samples,))
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Cut or fill."""
+        return sound.fit_length(value, self.samples)
+
+
+class LogMel(Step, frozen=True, tag="log-mel"):
+    """Samples to ln(mel energies + offset), (frames, mels); formulas in `edgekit.preprocess.sound.log_mel`.
+
+    Attributes:
+        sample_rate: Of the samples, in Hz.
+        frame_length, frame_step, fft_length: In samples.
+        mels, low_hz, high_hz: Bands and where they begin and end.
+        power: Of the spectrum's magnitude: 1 or 2.
+        offset: Added before the logarithm.
+    """
+
+    sample_rate: int
+    frame_length: int
+    frame_step: int
+    fft_length: int
+    mels: int = 40
+    low_hz: float = 20.0
+    high_hz: float = 4000.0
+    power: Literal[1, 2] = 1
+    offset: float = 1e-6
+
+    def flow(self, given: Flow) -> Flow:
+        """As many frames as fit wholly."""
+        need(self, given.dtype is DType.FLOAT32 and len(given.shape) == 1, given, "float32 samples")
+        need_sizes(
+            self,
+            frame_length=self.frame_length,
+            frame_step=self.frame_step,
+            fft_length=self.fft_length,
+            mels=self.mels,
+        )
+        if self.frame_length > self.fft_length:
+            raise DataError(f"{self.name}: frame_length {self.frame_length} is above fft_length {self.fft_length}")
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2 or not self.offset > 0:
+            raise DataError(
+                f"{self.name}: low_hz {self.low_hz:g}, high_hz {self.high_hz:g} and offset {self.offset:g}, expected "
+                f"0 <= low_hz < high_hz <= {self.sample_rate / 2:g} and an offset above 0"
+            )
+        samples = given.shape[0]
+        frames = None if samples is None else sound.frame_count(samples, self.frame_length, self.frame_step)
+        return Flow(DType.FLOAT32, (frames, self.mels))
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Compute."""
+        return sound.log_mel(value, **msgspec.structs.asdict(self))
+
+
+class Cepstra(Step, frozen=True, tag="mfcc"):
+    """The first `coefficients` cepstra of log-mel energies; follows log-mel."""
+
+    coefficients: int = 13
+
+    def flow(self, given: Flow) -> Flow:
+        """(frames, coefficients)."""
+        need(self, given.dtype is DType.FLOAT32 and len(given.shape) == 2, given, "log-mel energies")
+        if not 1 <= self.coefficients <= (given.shape[1] or 0):
+            raise DataError(f"{self.name}: coefficients is {self.coefficients}, expected 1 to {given.shape[1]}")
+        return Flow(DType.FLOAT32, (given.shape[0], self.coefficients))
+
+    def apply(self, value: Array, tools: Tools) -> Array:
+        """Compute."""
+        return sound.cepstra(value, self.coefficients)
