@@ -139,7 +139,7 @@ class Agent:
         """Take up the journal and make installed models answer; needs no broker.
 
         Raises:
-            DataError: the journal cannot be read.
+            DataError: the journal is of another version of the agent.
             DiskError: the disk failed.
         """
         for model, state in self._journal.models().items():
@@ -153,6 +153,8 @@ class Agent:
                 # It ran here before, so this is the device's trouble; the cloud tier and other models still answer.
                 log.error("%s %s cannot be loaded: %s", model, installed.version, error)
                 self._event("load-failed", model, type(error).__name__, str(error))
+        for damage in self._journal.damage:
+            self._event("journal-damaged", "", "DataError", damage)
 
     async def run(self) -> None:
         """Connect and work until `stop`; then end in order. Any other end is an error that it raises."""
@@ -177,6 +179,8 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._link.stop()
+            if self._stopping:
+                await in_thread(self._journal.end_session)
 
     def stop(self) -> None:
         """Ask `run` to end."""

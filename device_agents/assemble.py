@@ -18,6 +18,7 @@ from device_agents.agent import Agent, AgentOptions
 from device_agents.cloud import CloudClient
 from device_agents.control import presence_will
 from device_agents.deployment import Limits
+from device_agents.facts import boot_id
 from device_agents.health import run_self_test
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
@@ -131,7 +132,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     Raises:
         SettingsError: the key or the broker's URL is not usable.
         NotFoundError: there is no key.
-        DataError, DiskError: the journal cannot be read or written.
+        DataError, DiskError: the journal is of another version, or cannot be read.
     """
     options = agent_options(settings)
     disk = FolderDisk(settings.state)
@@ -139,7 +140,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     root = read_root(settings.root)
     # From the clock: a device whose state folder was lost must not say what the control side holds for older.
     journal = Journal(disk, first_number=max(0, int(SystemClock().wall())))
-    session = journal.begin_session()
+    session = journal.begin_session(boot_id())
     will = presence_will(settings.fleet, settings.device, session)
 
     async def self_test(manifest: object, folder: Path) -> object:

@@ -38,6 +38,14 @@ def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Fact
     )
 
 
+def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """What Linux calls the present boot of this machine; empty where it tells none."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _memory_mib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.errors import DataError, DigestMismatchError, DiskError
+from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
 from edgekit.manifest import MANIFEST_NAME, NAME, FileEntry, Manifest, parse_manifest
 from edgekit.protocols import Disk
 
@@ -54,15 +54,20 @@ class Slots:
             return Pointer()
         try:
             return msgspec.json.decode(self._disk.read(name), type=Pointer)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataError(f"the pointer {self._disk.path(name)} cannot be read: {error}") from error
 
     def point(self, active: str, known_good: str) -> None:
-        """Write the pointer, atomically and durably."""
+        """Write the pointer, atomically and durably; a damaged one is replaced."""
         name = f"{self._root}/active"
         if not active and not known_good:
             self._disk.remove(name)
-        elif self.pointer() != Pointer(active, known_good):
+            return
+        try:
+            there = self.pointer()
+        except DataError:
+            there = Pointer()
+        if there != Pointer(active, known_good):
             self._disk.write(name, msgspec.json.encode(Pointer(active, known_good)))
 
     def folder(self, slot: str) -> str:
@@ -101,8 +106,8 @@ class Slots:
         """Move the verified files of folder `source` into a slot; its manifest comes last, as the mark of a whole.
 
         Raises:
-            DiskError: the disk failed, or a file is in neither place.
-            DigestMismatchError: a file that an interrupted staging left in the slot is damaged.
+            DiskError: the disk failed.
+            UnavailableError: a power cut lost a file that was moved already; it must be fetched again.
         """
         manifest, folder = parse_manifest(manifest_bytes), self.folder(slot)
         self._disk.make_folder(folder)
@@ -115,9 +120,17 @@ class Slots:
             if self._disk.exists(f"{source}/{entry.path}"):
                 self._disk.rename(f"{source}/{entry.path}", f"{folder}/{entry.path}")
             else:
-                verify_file(self._disk, f"{folder}/{entry.path}", entry)
+                self._check_moved(folder, entry)
         self._disk.write(f"{folder}/{MANIFEST_NAME}", manifest_bytes)
         self._disk.sync(folder)
+
+    def _check_moved(self, folder: str, entry: FileEntry) -> None:
+        name = f"{folder}/{entry.path}"
+        try:
+            verify_file(self._disk, name, entry)
+        except (DiskError, DigestMismatchError) as error:
+            self._disk.remove(name)
+            raise UnavailableError(f"{entry.path} was lost when staging was interrupted: {error}") from error
 
     def clear(self, slot: str) -> None:
         """Empty a slot that the pointer does not name.

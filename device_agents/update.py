@@ -188,6 +188,8 @@ class UpdateMachine:
             return changed if state.name is S.ROLLING_BACK else _fail(changed, late)
         if isinstance(event, DeadlinePassed | Watched) and state.name is S.PROBATION:
             return _replace(changed, probing=True)
+        if isinstance(event, Booted) and row.then is S.ROLLING_BACK:
+            changed = _replace(changed, active=state.known_good)  # of what ran before nothing does
         if isinstance(event, Booted) and state.name in (S.TESTING, S.ACTIVATING, S.PROBATION):
             return _interrupt(changed, event, case, was=state.name)
         if isinstance(event, Activated):

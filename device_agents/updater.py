@@ -16,7 +16,6 @@ from device_agents.deployment import (
     Failed,
     Installed,
     Offered,
-    S,
     State,
 )
 from device_agents.effects import Effects
@@ -71,7 +70,7 @@ class Updater:
         step = self._machine.step(self.state, event, self._clock.monotonic())
         self._booted = (self.state, event, step)
         self.state = step.state
-        return self.state.known_good if self.state.name is S.ROLLING_BACK else self.state.active
+        return self.state.active
 
     def offer(self, deployment: Deployment) -> None:
         """The assignment names this bundle."""

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgekit._disk_calls import DiskCalls
 from edgekit.errors import DiskError
 
 NEW_SUFFIX = ".new~"
@@ -36,11 +37,16 @@ class FolderDisk:
 
     One process writes it (the agent holds a lock); threads must not write the same name at once.
 
+    Args:
+        root: The folder.
+        calls: Of the system; others only in tests of what a power cut leaves.
+
     Raises:
         DiskError: the folder cannot be made.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, calls: DiskCalls | None = None) -> None:
+        self._calls = calls or DiskCalls()
         with _wrapped("create the folder", str(root)):
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._root = root.resolve(strict=True)
@@ -90,21 +96,21 @@ class FolderDisk:
         fresh = "/".join((*parts[:-1], parts[-1] + NEW_SUFFIX))
         try:
             with self._opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
-                _write_all(fd, data, 0)
-                os.fsync(fd)
+                self._write_all(fd, data, 0)
+                self._calls.fsync(fd)
         except DiskError:
             with contextlib.suppress(OSError):  # give the space back; the first error is the one to tell
-                self.path(fresh).unlink()
+                self._calls.unlink(self.path(fresh))
             raise
         self.rename(fresh, name)
 
     def preallocate(self, name: str, size: int) -> None:
         """Create or resize a file to `size` bytes, with space reserved where the file system can."""
         with self._opened(name, os.O_WRONLY | os.O_CREAT) as fd:
-            os.ftruncate(fd, size)
-            if size and hasattr(os, "posix_fallocate"):
+            self._calls.truncate(fd, size)
+            if size:
                 try:
-                    os.posix_fallocate(fd, 0, size)
+                    self._calls.reserve(fd, size)
                 except OSError as error:
                     if error.errno not in _NO_FALLOCATE:
                         raise
@@ -112,37 +118,35 @@ class FolderDisk:
     def write_at(self, name: str, offset: int, data: bytes) -> None:
         """Write into an existing file; not durable until `sync`."""
         with self._opened(name, os.O_WRONLY) as fd:
-            _write_all(fd, data, offset)
+            self._write_all(fd, data, offset)
 
     def sync(self, name: str) -> None:
         """Fsync a file or a folder."""
         with self._opened(name, os.O_RDONLY) as fd:
-            os.fsync(fd)
+            self._calls.fsync(fd)
 
     def make_folder(self, name: str) -> None:
         """Create a folder and its parents, durably; no error when it is there."""
         parts = split_name(name)
         for depth in range(1, len(parts) + 1):
             with _wrapped("create the folder", name), contextlib.suppress(FileExistsError):
-                self.path("/".join(parts[:depth])).mkdir(mode=0o700)
+                self._calls.mkdir(self.path("/".join(parts[:depth])))
                 self.sync("/".join(parts[: depth - 1]))
 
     def rename(self, source: str, target: str) -> None:
         """Rename atomically, replacing a file at `target`, then fsync the folders."""
         with _wrapped("rename", f"{source} to {target}"):
-            os.replace(self.path(source), self.path(target))
-        folders = {source.rpartition("/")[0], target.rpartition("/")[0]}
-        for folder in sorted(folders):
-            self.sync(folder)
+            self._calls.replace(self.path(source), self.path(target))
+        before, after = source.rpartition("/")[0], target.rpartition("/")[0]
+        self.sync(after)  # first: a cut between the two leaves the file under both names, and never under none
+        if before != after:
+            self.sync(before)
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder; no error when it is not there."""
         path = self.path(name)
         with _wrapped("remove", name), contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR(path.lstat().st_mode):
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            self._remove_tree(path)
             self.sync(name.rpartition("/")[0])
 
     def free_bytes(self) -> int:
@@ -150,15 +154,30 @@ class FolderDisk:
         with _wrapped("measure", "the root"):
             return shutil.disk_usage(self._root).free
 
+    def _remove_tree(self, path: Path) -> None:
+        """Never through a symbolic link: its name goes, and what it leads to stays."""
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            self._calls.unlink(path)
+            return
+        for entry in sorted(path.iterdir()):
+            self._remove_tree(entry)
+        self._calls.rmdir(path)
+
+    def _write_all(self, fd: int, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            done = self._calls.pwrite(fd, view, offset)
+            view, offset = view[done:], offset + done
+
     @contextlib.contextmanager
     def _opened(self, name: str, flags: int) -> Iterator[int]:
         with _wrapped("open", name):
-            fd = os.open(self.path(name), flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = self._calls.open(self.path(name), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with _wrapped("read or write", name):
                 yield fd
         finally:
-            os.close(fd)
+            self._calls.close(fd)
 
 
 class MemoryDisk:
@@ -258,13 +277,6 @@ class MemoryDisk:
     def _reserve(self, more: int) -> None:
         if more > self.free_bytes():
             raise DiskError(f"no space left: {more} bytes more are needed, {self.free_bytes()} are free")
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 @contextlib.contextmanager

@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 import pytest
 
 from device_agents.deployment import S, State
@@ -5,7 +8,7 @@ from device_agents.journal import REPORTS_AT_ONCE, Journal
 from device_agents.slots import Pointer, Slots, verify_file
 from device_agents.telemetry import Window, flatten
 from edgekit.disk import MemoryDisk
-from edgekit.errors import DataError, DigestMismatchError, DiskError
+from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
 from tests.machines.explorer import NEW
 from tests.simulators.bundles import manifest_of
 from tests.simulators.disk import FaultyDisk, full
@@ -51,13 +54,116 @@ def test_report_numbers_rise_over_power_cuts_and_seldom_cost_a_write():
     assert numbers[-1] <= REPORTS_AT_ONCE + 1
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"session": "one"}', b'{"format": 99}'])
-def test_a_damaged_journal_is_named_and_not_guessed(data):
-    """Starting from nothing would forget what may not be forgotten."""
+DAMAGE = {
+    "emptied": lambda data: b"",
+    "cut-off": lambda data: data[:20],
+    "one-bit": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "another-number": lambda data: data.replace(b'"assignment":5', b'"assignment":6'),
+    "not-text": lambda data: b"\xff" * len(data),
+}
+
+
+def written(disk):
+    journal = Journal(disk)
+    journal.begin_session()
+    journal.accept_assignment(5)
+    journal.accept_command(2)
+    journal.save("digits", State(name=S.DOWNLOADING, deployment=msgspec.structs.replace(NEW, assignment=5)))
+    return journal
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+@pytest.mark.parametrize("name", ["journal/device.json", "journal/models/digits.json"])
+def test_a_damaged_record_is_told_and_its_copy_serves(name, fault):
+    """Of the file or of the copy itself: nothing is forgotten, and the next write mends both."""
+    for place in (name, name.replace("journal/", "journal/copies/")):
+        disk = MemoryDisk()
+        before = written(disk)
+        disk.write(place, DAMAGE[fault](disk.read(place)))
+        journal = Journal(disk)
+        assert (journal.record, journal.models()) == (before.record, before.models())
+        assert bool(journal.damage) == (place == name)
+        assert all(name in damage for damage in journal.damage)
+        journal.begin_session()
+        journal.save("digits", journal.models()["digits"])
+        again = Journal(disk)
+        again.models()
+        assert again.damage == []
+
+
+def test_a_record_that_is_gone_is_taken_from_its_copy():
+    """A file system check may remove a file altogether."""
     disk = MemoryDisk()
-    disk.write("journal/device.json", data)
-    with pytest.raises(DataError, match=r"device\.json"):
+    before = written(disk)
+    disk.remove("journal/device.json")
+    disk.remove("journal/models/digits.json")
+    assert (Journal(disk).record, Journal(disk).models()) == (before.record, before.models())
+
+
+def test_without_any_copy_the_device_starts_again_above_what_the_rest_still_says():
+    """Numbers from the clock, so that reports are heard; assignments that came before are still refused."""
+    disk = MemoryDisk()
+    written(disk)
+    disk.write("journal/device.json", b"{")
+    disk.write("journal/copies/device.json", b"{")
+    journal = Journal(disk, first_number=1_000_000)
+    assert len(journal.damage) == 2
+    assert (journal.record.session, journal.record.assignment) == (1_000_000, 5)
+    assert journal.next_report() == 1_000_001
+
+
+def test_a_model_without_any_copy_is_what_its_pointer_and_a_whole_slot_say():
+    """The release counter is not on the disk; a slot that is not whole is not taken."""
+    disk = MemoryDisk()
+    manifest = staged(disk)
+    Slots(disk, "digits").point("a", "a")
+    disk.write("journal/models/digits.json", b"")
+    state = Journal(disk).models()["digits"]
+    assert (state.name, state.active.slot, state.active.digest) == (S.IDLE, "a", manifest.digest)
+    assert state.known_good == state.active
+    disk.write("models/digits/a/model.onnx", bytes(len(MODEL)))
+    assert Journal(disk).models()["digits"].known_good is None
+    Slots(disk, "digits").point("b", "a")
+    assert Journal(disk).models()["digits"].name is S.ROLLING_BACK
+
+
+def test_a_journal_of_another_version_is_refused_and_not_taken_for_damage():
+    """What a newer agent wrote must not be overwritten."""
+    disk = MemoryDisk()
+    disk.write("journal/device.json", b'{"format": 99}')
+    with pytest.raises(DataError, match="format 99"):
         Journal(disk)
+
+
+def test_a_journal_without_digests_is_read():
+    """As an older agent wrote it."""
+    disk = MemoryDisk()
+    disk.write("journal/device.json", b'{"session": 7, "assignment": 3, "format": 1}')
+    assert (Journal(disk).record.session, Journal(disk).record.assignment) == (7, 3)
+
+
+def test_threads_that_write_at_once_take_turns():
+    """A report number and an assignment are noted from different threads."""
+    disk = MemoryDisk()
+    journal = Journal(disk)
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(200):
+            threads.submit(journal.accept_assignment, number)
+            threads.submit(journal.accept_command, number)
+    assert (Journal(disk).record.assignment, Journal(disk).record.command) == (199, 199)
+
+
+@pytest.mark.parametrize(("ended", "boot", "crashed"), [(True, "b1", False), (False, "b1", True), (False, "b2", False)])
+def test_a_process_that_died_is_told_from_an_orderly_end_and_from_a_machine_that_started_anew(ended, boot, crashed):
+    """By what was noted at the end, and by the name of the machine's boot."""
+    disk = MemoryDisk()
+    journal = Journal(disk)
+    journal.begin_session("b1")
+    if ended:
+        journal.end_session()
+    again = Journal(disk)
+    again.begin_session(boot)
+    assert again.crashed is crashed
 
 
 def test_a_full_disk_still_takes_one_more_state():
@@ -108,17 +214,26 @@ def test_a_staged_slot_holds_a_whole_bundle():
 
 
 def test_staging_can_be_taken_up_half_way():
-    """Some files are moved already; a damaged one is found."""
+    """Some files are moved already; one that a power cut damaged or lost goes, and is fetched again."""
     disk = MemoryDisk()
     manifest = staged(disk)
     disk.remove("models/digits/a/manifest.json")
     Slots(disk, "digits").stage("a", manifest.canonical_bytes(), "in")
     disk.write("models/digits/a/model.onnx", b"torn")
-    with pytest.raises(DigestMismatchError, match=r"model\.onnx"):
-        Slots(disk, "digits").stage("a", manifest.canonical_bytes(), "in")
-    disk.remove("models/digits/a/model.onnx")
-    with pytest.raises(DiskError, match=r"model\.onnx"):
-        Slots(disk, "digits").stage("a", manifest.canonical_bytes(), "in")
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match=r"model\.onnx was lost"):
+            Slots(disk, "digits").stage("a", manifest.canonical_bytes(), "in")
+        assert not disk.exists("models/digits/a/model.onnx")
+
+
+def test_a_damaged_pointer_is_replaced():
+    """It says nothing that the journal does not say."""
+    disk = MemoryDisk()
+    disk.write("models/digits/active", b"\xff{")
+    with pytest.raises(DataError, match="cannot be read"):
+        Slots(disk, "digits").pointer()
+    Slots(disk, "digits").point("a", "b")
+    assert Slots(disk, "digits").pointer() == Pointer("a", "b")
 
 
 def test_a_slot_that_holds_something_else_is_told_from_one_that_holds_nothing():

@@ -192,7 +192,8 @@ class Device:
         self.mismatches: list[str] = []
         self.limits = QUICK
         self.options: dict[str, object] = {}
-        self._cache = folder / "tuf"
+        self.first_number = 0
+        self.cache = folder / "tuf"
         key = folder / "device.key"
         self.signer = load_signer(key) if key.exists() else generate_key(key)
         self.agent: Agent
@@ -200,7 +201,7 @@ class Device:
 
     async def start(self) -> None:
         """Boot: take up the journal, then connect."""
-        journal = Journal(self.disk)
+        journal = Journal(self.disk, first_number=self.first_number)
         session = journal.begin_session()
         self.transport = MemoryTransport(self.broker, DEVICE, will=presence_will(FLEET, DEVICE, session))
         options = AgentOptions(
@@ -216,9 +217,9 @@ class Device:
             disk=self.disk,
             journal=journal,
             transport=self.transport,
-            trust=lambda fetch: TrustClient(self._cache, self.root, fetch),
+            trust=lambda fetch: TrustClient(self.cache, self.root, fetch),
             inference=self.inference,
-            self_test=self._test,
+            self_test=self.self_test,
             mismatches=lambda manifest: list(self.mismatches),
             facts={"arch": "aarch64"},
             signer=self.signer,
@@ -227,7 +228,8 @@ class Device:
         await self.agent.start()
         self.task = asyncio.create_task(self.agent.run())
 
-    async def _test(self, manifest: Manifest, folder: Path) -> None:
+    async def self_test(self, manifest: Manifest, folder: Path) -> None:
+        """Judge a staged bundle."""
         if manifest.version in self.refused:
             raise SelfTestError(f"output scores of {manifest.version} differs by 0.5, allowed 0.01")
 
