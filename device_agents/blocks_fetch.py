@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import random
 import time
@@ -15,7 +14,7 @@ from device_agents.throttle import Bucket, QuietHours
 from edgekit.blocks import BlockMap, RoundTrip, Window, to_ranges
 from edgekit.errors import DigestMismatchError, TransportError, UnavailableError
 from edgekit.messages import Answer
-from edgekit.protocols import Clock
+from edgekit.protocols import BlockSource, Clock
 
 MAX_SILENT_ATTEMPTS = 5
 MAX_WRONG = 3
@@ -93,17 +92,26 @@ class BlockFetcher:
             DigestMismatchError: what was sent does not have the digest, several times over.
             NotFoundError, TransportError: as `blocks`.
         """
-        found = ""
-        for _ in range(MAX_WRONG):
-            parts: dict[int, bytes] = {}
-            async with contextlib.aclosing(self.blocks(digest, range(BlockMap(size).count))) as blocks:
-                async for index, data in blocks:
-                    parts[index] = data
-            blob = b"".join(parts[index] for index in sorted(parts))
-            found = hashlib.sha256(blob).hexdigest()
-            if found == digest and len(blob) == size:
-                return blob
-        raise DigestMismatchError(what, expected=digest, found=found)
+        return await fetch_blob(self, digest, size, what)
+
+
+async def fetch_blob(source: BlockSource, digest: str, size: int, what: str) -> bytes:
+    """As `BlockFetcher.blob`, from any source."""
+    found = ""
+    for _ in range(MAX_WRONG):
+        parts: dict[int, bytes] = {}
+        blocks = source.blocks(digest, range(BlockMap(size).count))
+        try:
+            async for index, data in blocks:
+                parts[index] = data
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
+        blob = b"".join(parts[index] for index in sorted(parts))
+        found = hashlib.sha256(blob).hexdigest()
+        if found == digest and len(blob) == size:
+            return blob
+    raise DigestMismatchError(what, expected=digest, found=found)
 
 
 class _Transfer:

@@ -29,12 +29,19 @@ class Place(NamedTuple):
 def find_blocks(disk: Disk, wanted: Set[str]) -> dict[str, list[Place]]:
     """Places of every wanted block (sha256, hex) in the slots of this disk; only the wanted ones are kept in memory."""
     found: dict[str, list[Place]] = {}
-    for folder in slot_folders(disk):
-        manifest = _manifest(disk, folder)
-        for digest, place in _blocks(folder, manifest) if manifest else ():
+    for folder, manifest in slot_manifests(disk):
+        for digest, place in _blocks(folder, manifest):
             if digest in wanted:
                 found.setdefault(digest, []).append(place)
     return found
+
+
+def slot_manifests(disk: Disk) -> Iterator[tuple[str, Manifest]]:
+    """Every slot that says what it holds: its disk name and its manifest, which is only a hint."""
+    for folder in slot_folders(disk):
+        manifest = _manifest(disk, folder)
+        if manifest is not None:
+            yield folder, manifest
 
 
 def read_place(disk: Disk, place: Place, length: int) -> bytes:

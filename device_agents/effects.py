@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from device_agents.blocks_fetch import BlockFetcher
-from device_agents.blocks_file import SPARE_BYTES, TRANSFER_COUNTERS, Download
+from device_agents.blocks_file import SPARE_BYTES
+from device_agents.delta import keep_offers, kept_offers
 from device_agents.deployment import (
     Activated,
     Cleaned,
@@ -29,11 +30,13 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
+from device_agents.download import TRANSFER_COUNTERS, Download
 from device_agents.journal import Journal
 from device_agents.probation import ProbationLimits, enough, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
 from device_agents.slots import Slots, verify_file
 from device_agents.threads import in_thread
+from edgekit.deltas import parse_offers
 from edgekit.errors import (
     CompatibilityError,
     DiskError,
@@ -174,6 +177,8 @@ class Effects:
         data = await self._fetcher.blob(deployment.digest, deployment.length, f"manifest {entry.path}")
         self._check(parse_manifest(data), deployment)
         await in_thread(self._keep_manifest, deployment, data)
+        offers = parse_offers(target_file.custom if target_file else {})
+        await in_thread(keep_offers, self._disk, _incoming(deployment), offers)
 
     async def refresh(self) -> None:
         """Bring trusted metadata up to date; never back. Raises as `TrustClient.refresh`."""
@@ -212,7 +217,8 @@ class Effects:
         slots = Slots(self._disk, deployment.name)
         manifest, _ = await in_thread(self._manifest, deployment)
         budget = int(self._download_budget * manifest.total_bytes) + SPARE_BYTES - state.fetched
-        download = Download(self._disk, self._fetcher, self.transfers, budget=budget)
+        offers = await in_thread(kept_offers, self._disk, _incoming(deployment))
+        download = Download(self._disk, self._fetcher, self.transfers, budget=budget, offers=offers)
         try:
             await download.run(manifest, _incoming(deployment), make_room=lambda: slots.clear(state.inactive_slot))
         finally:

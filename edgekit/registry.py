@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 from tuf.api.metadata import TargetFile
 
+from edgekit.deltas import TARGET_FIELD, Offer, parse_offers
 from edgekit.errors import (
     DigestMismatchError,
     DiskError,
     ManifestError,
     NotFoundError,
-    StoreError,
-    UnavailableError,
     VerificationError,
 )
 from edgekit.manifest import (
@@ -53,6 +51,7 @@ class Row(msgspec.Struct, frozen=True):
         length, sha256: Bytes of the manifest; the bundle digest.
         retired: It is not chosen any more unless its version is named.
         channel: What `promote` called it last; may be empty.
+        deltas: From which files a device that holds one of them can make it with fewer bytes.
     """
 
     name: str
@@ -64,6 +63,15 @@ class Row(msgspec.Struct, frozen=True):
     sha256: str
     retired: bool = False
     channel: str = ""
+    deltas: tuple[Offer, ...] = ()
+
+
+class MadeDelta(msgspec.Struct, frozen=True):
+    """A delta that is to be published: what the catalogue will say, and its two blobs."""
+
+    offer: Offer
+    description: bytes
+    payload: bytes
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -135,13 +143,18 @@ def check_bundle(folder: Path) -> Manifest:
 
 
 def publish(
-    store: Store, repository: Repository, bundle: Path, *, progress: Progress = lambda done, total: None
+    store: Store,
+    repository: Repository,
+    bundle: Path,
+    *,
+    deltas: Sequence[MadeDelta] = (),
+    progress: Progress = lambda done, total: None,
 ) -> Release:
     """Publish a bundle: blobs first, then the catalogue, in which it appears at once or not at all.
 
-    Publishing the same content again changes nothing, but mends blobs that are missing or damaged in the store. The
-    first publish of a model makes its publisher, for which the offline targets key is needed. `progress` is called with
-    bytes done and bytes in all.
+    Publishing the same content again changes nothing, but mends blobs that are missing or damaged in the store, and
+    adds `deltas` to those that are published. The first publish of a model makes its publisher, for which the offline
+    targets key is needed. `progress` is called with bytes done and bytes in all.
 
     Raises:
         ManifestError: the bundle is not whole, or its version is published with other content.
@@ -150,14 +163,20 @@ def publish(
     """
     manifest = check_bundle(bundle)
     data = manifest.canonical_bytes()
-    repository.check(data)  # before the first byte is uploaded
+    known = repository.check(data)  # before the first byte is uploaded
+    offers = {offer.description: offer for offer in parse_offers(known.custom if known else {})}
     done = 0
     for entry in manifest.files:
         _upload(store, entry.sha256, entry.size, bundle / entry.path)
         done += entry.size
         progress(done, manifest.total_bytes)
     _upload(store, manifest.digest, len(data), data)
-    target = repository.publish(data)
+    for delta in deltas:
+        _upload(store, delta.offer.description, len(delta.description), delta.description)
+        _upload(store, hashlib.sha256(delta.payload).hexdigest(), len(delta.payload), delta.payload)
+        offers[delta.offer.description] = delta.offer
+    custom = {TARGET_FIELD: msgspec.to_builtins(list(offers.values()))} if deltas else None
+    target = repository.publish(data, custom)
     return _release(manifest, _row(target.path, target))
 
 
@@ -250,6 +269,14 @@ class RegistryReader:
         except OSError as error:
             raise DiskError(f"bundle cannot be written to {folder}: {error}") from error
 
+    def read(self, entry: FileEntry) -> bytes:
+        """One file of a bundle, in memory. Raises as `download`."""
+        data = b"".join(_parts(self._store, entry.sha256, entry.size))
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.sha256:
+            raise DigestMismatchError(entry.path, expected=entry.sha256, found=found)
+        return data
+
     def _fetch(self, entry: FileEntry, path: Path) -> None:
         digest = hashlib.sha256()
         with path.open("wb") as file:
@@ -258,53 +285,6 @@ class RegistryReader:
                 file.write(part)
         if digest.hexdigest() != entry.sha256:
             raise DigestMismatchError(entry.path, expected=entry.sha256, found=digest.hexdigest())
-
-
-def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total: None) -> list[str]:
-    """Verify all metadata from `root` on and re-hash every blob that it names.
-
-    Args:
-        progress: Called with bytes hashed and bytes in all.
-
-    Returns:
-        One sentence a fault; empty when the registry is sound.
-
-    Raises:
-        UnavailableError: the store cannot be read, so nothing can be said.
-    """
-    with TemporaryDirectory() as cache:
-        reader = RegistryReader(store, root, Path(cache))
-        try:
-            reader.refresh()
-            rows = reader.list()
-        except StoreError:
-            raise
-        except (VerificationError, UnavailableError) as error:
-            return [f"metadata: {error}"]
-        faults: dict[str, None] = {}
-        blobs: list[tuple[Row, FileEntry]] = []
-        for row in rows:
-            try:
-                blobs += [(row, entry) for entry in reader.load(row).manifest.files]
-            except (VerificationError, NotFoundError, ManifestError) as error:
-                faults[f"{row.path}: {error}"] = None
-    done, total = 0, sum(entry.size for _, entry in blobs)
-    for row, entry in blobs:
-        faults.update(dict.fromkeys(_blob_faults(store, row, entry)))
-        done += entry.size
-        progress(done, total)
-    return list(faults)
-
-
-def _blob_faults(store: Store, row: Row, entry: FileEntry) -> list[str]:
-    label = f"{row.path}: {entry.path}"
-    try:
-        found = _hash_blob(store, entry.sha256, entry.size)
-    except NotFoundError:
-        return [f"{label}: blob {entry.sha256} is missing"]
-    if found != entry.sha256:
-        return [f"{label}: digest does not match: expected sha256 {entry.sha256}, found {found}"]
-    return []
 
 
 def _file_faults(folder: Path, entry: FileEntry) -> list[str]:
@@ -325,12 +305,13 @@ def _file_faults(folder: Path, entry: FileEntry) -> list[str]:
 
 def _upload(store: Store, digest: str, size: int, data: bytes | Path) -> None:
     name = blob_name(digest)
-    if store.exists(name) and _hash_blob(store, digest, size) == digest:
+    if store.exists(name) and hash_blob(store, digest, size) == digest:
         return
     store.put(name, data)
 
 
-def _hash_blob(store: Store, digest: str, size: int) -> str:
+def hash_blob(store: Store, digest: str, size: int) -> str:
+    """The sha256 of what the store holds under `digest`, of which `size` bytes were signed. Raises as `Store.get`."""
     found = hashlib.sha256()
     for part in _parts(store, digest, size):
         found.update(part)
@@ -348,7 +329,14 @@ def _row(path: str, target: TargetFile) -> Row:
     custom = target.custom if isinstance(target.custom, Mapping) else {}
     try:
         row = msgspec.convert(
-            {**custom, "path": path, "length": target.length, "sha256": target.hashes.get("sha256")}, Row
+            {
+                **custom,
+                "path": path,
+                "length": target.length,
+                "sha256": target.hashes.get("sha256"),
+                "deltas": parse_offers(custom),
+            },
+            Row,
         )
     except msgspec.ValidationError as error:
         raise VerificationError(f"the catalogue's entry {path} lacks what edgekit needs: {error}") from error

@@ -21,6 +21,7 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
+from edgekit.cli.registry_deltas import deltas_for
 from edgekit.cli.registry_keys import key, renew
 from edgekit.errors import NotFoundError, VerificationError
 from edgekit.settings import ControlSettings
@@ -90,12 +91,21 @@ def init(
 
 @registry.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--delta-from",
+    "delta_from",
+    metavar="VERSION",
+    multiple=True,
+    help="Let devices that run VERSION fetch the difference only; may be repeated. Default: the versions that most "
+    "devices of the fleet run, where its database is at hand; 'none' makes no delta.",
+)
 @_place_options
 @passphrase_option
 @dry_run_option
 @json_option
 def publish(
     bundles: tuple[Path, ...],
+    delta_from: tuple[str, ...],
     url: str | None,
     keys: Path | None,
     passphrase_file: Path | None,
@@ -107,8 +117,9 @@ def publish(
     \b
     Example:
       edgekit registry publish bundles/digits-1.0.0-raspberry-pi-4 bundles/digits-1.0.0-jetson-orin
+      edgekit registry publish bundles/digits-1.1.0-raspberry-pi-4 --delta-from 1.0.0
     """
-    _, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
+    settings, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
     with needs_extra("registry"):
         from edgekit.registry import check_bundle
         from edgekit.registry import publish as publish_bundle
@@ -119,8 +130,9 @@ def publish(
     done = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
         label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
+        deltas = deltas_for(settings, bundle, manifest, delta_from)
         with step(label):
-            release = publish_bundle(store, repository, bundle, progress=Progress(label))
+            release = publish_bundle(store, repository, bundle, deltas=deltas, progress=Progress(label))
         done.append(release.entry)
     if as_json:
         print_json(done)
@@ -183,6 +195,8 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
             click.echo(f"  quality  {manifest.quality.metric} {manifest.quality.value:.4f} (n = {manifest.quality.n})")
         for entry in manifest.files:
             click.echo(f"  {entry.role:<8} {entry.path}, {entry.size} bytes, sha256 {entry.sha256[:12]}")
+        for offer in next(row.deltas for row in rows if row.path == release.path):
+            click.echo(f"  delta    from sha256 {offer.base[:12]}, {offer.size + offer.length} bytes")
 
 
 @registry.command()
@@ -240,7 +254,7 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     """
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
-        from edgekit.registry import verify as verify_registry
+        from edgekit.registry_verify import verify as verify_registry
         from edgekit.stores import open_store
     faults = verify_registry(open_store(settings.registry), read_root(settings), progress=Progress("verify"))
     if as_json:

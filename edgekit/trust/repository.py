@@ -128,8 +128,8 @@ class Repository:
                 self._committer.signers(role, state.root)
         return known
 
-    def publish(self, manifest: bytes, custom: Mapping[str, str | int | bool] | None = None) -> TargetFile:
-        """Name a bundle's manifest in the catalogue; the same content again changes nothing.
+    def publish(self, manifest: bytes, custom: Mapping[str, object] | None = None) -> TargetFile:
+        """Name a bundle's manifest in the catalogue; the same content again changes nothing but fields of `custom`.
 
         The first publish of a model makes its publisher in the same change, for which the offline targets key is
         needed.
@@ -149,9 +149,14 @@ class Repository:
         with self._committer.locked():
             state = self._committer.load()
             known = _published(state, parsed, manifest)
-            if known is not None:
-                return known
             role = publisher_role(parsed.name)
+            if known is not None:
+                if custom and {**known.custom, **custom} != known.custom:
+                    known.custom.update(custom)
+                    publisher = state.publisher(parsed.name)
+                    publisher.targets[known.path] = known
+                    self._committer.commit(state, {role: self._committer.next(publisher, "publisher")})
+                return known
             if parsed.name in state.models():
                 changed = {role: self._committer.next(state.publisher(parsed.name), "publisher")}
             else:

@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from device_agents.blocks_file import BlockFile, Download
+from device_agents.blocks_file import BlockFile
+from device_agents.download import Download
 from device_agents.slots import Slots
 from edgekit.disk import MemoryDisk
 from edgekit.errors import DigestMismatchError, DiskError

@@ -18,8 +18,8 @@ from edgekit.registry import (
     check_bundle,
     metadata_name,
     publish,
-    verify,
 )
+from edgekit.registry_verify import verify
 from edgekit.trust.keys import key_path, load_signer
 from edgekit.trust.repository import Repository
 from tests.simulators.bundles import manifest_of, write_bundle
