@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterator
 
 import msgspec
@@ -10,54 +12,16 @@ import onnx
 from onnx import helper
 
 from converters.graph import Graph
+from converters.histogram import BINS, Histogram
+from converters.ranges import read_range
 from converters.samples import Samples
 from edgekit.errors import CalibrationError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 
-BINS = 256
 CHUNK_ROWS = 16
-
-
-class Histogram(msgspec.Struct, frozen=True):
-    """Counts of one tensor's values in BINS bins around zero.
-
-    The bin width is a power of two, so two histograms always have a common grid and merge without loss of exactness:
-    the finer one's bins are joined in pairs until the widths agree.
-
-    Attributes:
-        minimum, maximum: The exact extremes.
-        exponent: The bin width is 2 ** exponent; bin i covers (i - BINS / 2) to (i + 1 - BINS / 2) widths.
-        counts: Values per bin, (BINS,) int64.
-    """
-
-    minimum: float
-    maximum: float
-    exponent: int
-    counts: Array
-
-    @classmethod
-    def of(cls, values: Array) -> Histogram:
-        """The histogram of every element of `values`, which must be finite and at least one."""
-        flat = np.asarray(values, dtype=np.float64).ravel()
-        reach = max(abs(float(flat.min())), abs(float(flat.max())), 2.0**-100)
-        exponent = int(np.floor(np.log2(reach / (BINS // 2)))) + 1
-        index = np.floor(flat / 2.0**exponent).astype(np.int64) + BINS // 2
-        return cls(float(flat.min()), float(flat.max()), exponent, np.bincount(index, minlength=BINS).astype(np.int64))
-
-    def merged(self, other: Histogram) -> Histogram:
-        """The histogram of both sets of values."""
-        exponent = max(self.exponent, other.exponent)
-        counts = self._counts_at(exponent) + other._counts_at(exponent)
-        return Histogram(min(self.minimum, other.minimum), max(self.maximum, other.maximum), exponent, counts)
-
-    def _counts_at(self, exponent: int) -> Array:
-        counts = self.counts
-        for _ in range(min(exponent - self.exponent, BINS.bit_length())):
-            joined = counts.reshape(-1, 2).sum(axis=1)
-            counts = np.zeros_like(counts)
-            counts[BINS // 4 : BINS // 4 + BINS // 2] = joined
-        return counts
+FORMAT = 1
+MOST_BYTES = 64 * 1024 * 1024
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -71,9 +35,60 @@ class Calibration(msgspec.Struct, frozen=True):
         tensors = {name: found.merged(other.tensors[name]) for name, found in self.tensors.items()}
         return Calibration(self.rows + other.rows, tensors)
 
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value by tensor name."""
-        return {name: (found.minimum, found.maximum) for name, found in self.tensors.items()}
+    def ranges(self, rule: str = "minmax") -> dict[str, tuple[float, float]]:
+        """Smallest and largest value that a grid should hold, by tensor name; `rule` as `read_range`."""
+        return {name: read_range(found, rule) for name, found in self.tensors.items()}
+
+    def to_bytes(self) -> bytes:
+        """For a cache or a bundle: a few hundred bytes a tensor."""
+        tensors = {
+            name: (found.minimum, found.maximum, found.exponent, found.zeros, *_trimmed(found.counts))
+            for name, found in self.tensors.items()
+        }
+        return zlib.compress(msgspec.msgpack.encode((FORMAT, self.rows, tensors)), 9)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Calibration:
+        """What `to_bytes` wrote.
+
+        Raises:
+            CalibrationError: it is something else, or damaged.
+        """
+        try:
+            form, rows, tensors = _decoder.decode(_inflated(data))
+            if form != FORMAT:
+                raise CalibrationError(f"the calibration's format is {form}, expected {FORMAT}")
+            return cls(rows, {name: _restored(*values) for name, values in tensors.items()})
+        except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+            raise CalibrationError(f"the calibration cannot be read: {error}") from error
+
+
+Saved = tuple[float, float, int, int, int, list[int]]
+_decoder = msgspec.msgpack.Decoder(tuple[int, int, dict[str, Saved]])
+
+
+def _trimmed(counts: Array) -> tuple[int, list[int]]:
+    """The first bin that is not empty, and the counts from there to the last one."""
+    used = np.flatnonzero(counts)
+    return int(used[0]), [int(count) for count in counts[used[0] : used[-1] + 1]]
+
+
+def _restored(low: float, high: float, exponent: int, zeros: int, first: int, found: list[int]) -> Histogram:
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high and -1100 < exponent < 1100):
+        raise ValueError(f"a range is {low} to {high} with exponent {exponent}")
+    if first < 0 or first + len(found) > BINS or min(found, default=-1) < 0 or not 0 <= zeros <= sum(found):
+        raise ValueError(f"{len(found)} counts from bin {first} on do not fit {BINS} bins")
+    counts = np.zeros(BINS, dtype=np.int64)
+    counts[first : first + len(found)] = found
+    return Histogram(low, high, exponent, counts, zeros)
+
+
+def _inflated(data: bytes) -> bytes:
+    inflate = zlib.decompressobj()
+    found = inflate.decompress(data, MOST_BYTES)
+    if inflate.unconsumed_tail or not inflate.eof:
+        raise ValueError(f"it is cut short, or unpacks to more than {MOST_BYTES} bytes")
+    return found
 
 
 def calibrate(graph: Graph, samples: Samples) -> Calibration:
@@ -83,16 +98,16 @@ def calibrate(graph: Graph, samples: Samples) -> Calibration:
         CalibrationError: a tensor takes infinite or undefined values; names it.
     """
     found: Calibration | None = None
-    for part in _parts(graph, samples):
+    for part in tensor_values(graph, samples):
         rows = len(next(iter(part.values())))
-        now = Calibration(rows, {name: _histogram(name, value) for name, value in part.items()})
+        now = Calibration(rows, {name: histogram_of(name, value) for name, value in part.items()})
         found = now if found is None else found.merged(now)
     if found is None:
         raise CalibrationError("there are no samples to calibrate with")
     return found
 
 
-def _parts(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
+def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
     """Every floating-point tensor's values, inputs included, chunk by chunk."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -116,7 +131,12 @@ def _parts(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
         runtime.close()
 
 
-def _histogram(name: str, values: Array) -> Histogram:
+def histogram_of(name: str, values: Array) -> Histogram:
+    """The histogram of tensor `name`.
+
+    Raises:
+        CalibrationError: a value is infinite or undefined.
+    """
     if not np.isfinite(values).all():
         raise CalibrationError(
             f"tensor {name} takes infinite or undefined values on the calibration samples",

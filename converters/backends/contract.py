@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from converters.backends.layers import Layer, layers_of, require_layers
-from converters.calibration import Calibration, calibrate
+from converters.calibration import Calibration, calibrate, tensor_values
 from converters.child import TensorFlowChild
 from converters.graph import Graph
 from converters.passes.contract import run_pass
@@ -19,6 +20,9 @@ from converters.samples import Samples
 from edgekit.errors import CalibrationError
 from edgekit.manifest import Binding
 from edgekit.recipe import Recipe
+from edgekit.tensors import Array
+
+PROBE_ROWS = 4  # enough to tell tensors apart by their values
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -57,16 +61,24 @@ class Workbench:
         samples: The calibration split; None without data.
         child: TensorFlow's process.
         folder: Scratch space.
+        calibration: What was measured before on the same graph and samples; None measures when it is first asked for.
     """
 
     def __init__(
-        self, graph: Graph, fixed: Graph, samples: Samples | None, child: TensorFlowChild, folder: Path
+        self,
+        graph: Graph,
+        fixed: Graph,
+        samples: Samples | None,
+        child: TensorFlowChild,
+        folder: Path,
+        calibration: Calibration | None = None,
     ) -> None:
         self.graph = graph
         self.fixed = fixed
         self.child = child
         self.folder = folder
         self._samples = samples
+        self._calibration = calibration
         self._prepared: dict[tuple[frozenset[str], str], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
 
@@ -84,7 +96,12 @@ class Workbench:
     @cached_property
     def calibration(self) -> Calibration:
         """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
-        return calibrate(self.fixed, self.samples)
+        return self._calibration or calibrate(self.fixed, self.samples)
+
+    def probes(self, graph: Graph) -> dict[str, Array]:
+        """What each tensor of `graph`, whose batch is 1, takes on the first rows of the calibration split (R, ...)."""
+        parts = list(tensor_values(graph, self.samples.take(slice(0, PROBE_ROWS))))
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def prepared(self, recipe: Recipe) -> Graph:
         """The fixed graph with the float weights that `recipe` wants: rounded to 4 bits where it says so.

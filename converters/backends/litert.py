@@ -22,7 +22,9 @@ from converters.backends.contract import Artifact, LoweredFile, Workbench
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
 from converters.backends.tflite_file import WeightedOp, match_layers, require_types, weighted_ops
+from converters.backends.tflite_ranges import tensor_histograms
 from converters.graph import Graph
+from converters.ranges import read_range
 from edgekit.errors import ConversionError
 from edgekit.manifest import Binding
 from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
@@ -80,21 +82,37 @@ class LiteRTBackend:
             quantizer.update_quantization_recipe(_only(ops[places[name]]), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
         for name in recipe.int4_layers:
             _add_rule(quantizer, recipe, _only(ops[places[name]]), 4)
-        rows = {SIGNATURE: list(self._rows(lowered))} if recipe.precision == STATIC else None
-        data = self._quantized(quantizer, rows)
+        ranges = self._ranges(graph, lowered, recipe, quantizer) if recipe.precision == STATIC else None
+        data = self._quantized(quantizer, ranges)
         expected = {places[name]: "float32" for name in recipe.float_layers}
         expected.update({places[name]: "int4" for name in recipe.int4_layers})
         require_types(data, expected)
         return data
 
-    def _quantized(self, quantizer: Any, rows: dict[str, list[dict[str, Array]]] | None) -> bytes:
-        try:
-            with _hushed():
-                found = quantizer.calibrate(rows, num_threads=THREADS) if rows is not None else None
-                result = quantizer.quantize(found, enable_progress_bar=False, enable_progress_report=False)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
+    def _quantized(self, quantizer: Any, ranges: dict[str, dict[str, Array]] | None) -> bytes:
+        with _quantizing():
+            result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         return bytes(result.quantized_model)
+
+    def _ranges(
+        self, graph: Graph, lowered: LoweredFile, recipe: Recipe, quantizer: Any
+    ) -> dict[str, dict[str, Array]]:
+        """Smallest and largest value of each tensor that the quantizer asks for, from the one calibration."""
+        rows = list(self._rows(lowered))
+        with _quantizing():  # one row tells which tensors it wants; its own ranges are moving averages over the rows
+            wanted = quantizer.calibrate({SIGNATURE: rows[:1]}, num_threads=THREADS)
+        found = tensor_histograms(
+            lowered.path, rows, wanted, probes=self._bench.probes(graph), known=self._bench.calibration.tensors
+        )
+        ranges = {name: read_range(histogram, recipe.ranges) for name, histogram in found.items()}
+        return {
+            name: {
+                "min": np.full_like(entry["min"], ranges[name][0]),
+                "max": np.full_like(entry["max"], ranges[name][1]),
+            }
+            for name, entry in wanted.items()
+            if name in ranges
+        }
 
     def _rows(self, lowered: LoweredFile) -> Iterator[dict[str, Array]]:
         """The calibration split row by row, as the float artifact takes it."""
@@ -158,15 +176,22 @@ def _only(op: WeightedOp) -> str:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Without the quantizer's progress bars, and its note on memory for debugging, which it is not."""
+def _quantizing() -> Iterator[None]:
+    """Without the quantizer's progress bars, and its note on memory for debugging, which it is not.
+
+    Raises:
+        ConversionError: for what the quantizer raises.
+    """
     with (
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors", category=UserWarning)
-        yield
+        try:
+            yield
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
 
 
 def _bindings(

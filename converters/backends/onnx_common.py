@@ -78,7 +78,9 @@ def qdq(
     unknown = [layer for layer in recipe.float_layers if layer not in names]
     if unknown:
         raise ConversionError(f"the recipe keeps {', '.join(unknown)} float, and the graph has no such node")
-    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in calibration.ranges().items()}
+    ranges = {
+        name: (np.float32(low), np.float32(high)) for name, (low, high) in calibration.ranges(recipe.ranges).items()
+    }
     level = logging.getLogger().level
     try:
         logging.getLogger().setLevel(logging.ERROR)  # it logs advice for its own command line to the root logger

@@ -7,12 +7,15 @@ from onnx import helper
 from converters.backends import Workbench, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal
-from converters.backends.tflite_file import match_layers, operators_of, weighted_ops
+from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
+from converters.backends.tflite_ranges import tensor_histograms
 from converters.candidates import open_artifact, run_rows
 from converters.graph import Graph
+from converters.histogram import Histogram
+from converters.ranges import read_range
 from converters.samples import Samples
 from edgekit.errors import CalibrationError, ConversionError
-from edgekit.recipe import PRECISIONS, Recipe
+from edgekit.recipe import PRECISIONS, RANGES, Recipe
 from tests.simulators import models
 
 pytestmark = pytest.mark.heavy
@@ -166,3 +169,37 @@ def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
         before = backend._bench.folder / f"litert-{recipe.id}.tflite"
         require_equal(before, tmp_path / "after.tflite")
         assert len(artifact.data) < 0.9 * before.stat().st_size
+
+
+def test_ranges_come_from_the_one_calibration(backend, samples):
+    """Every tensor that takes a canonical tensor's values has its histogram; none is measured twice."""
+    bench = backend._bench
+    lowered = bench.lowered(bench.fixed)
+    rows = list(backend._rows(lowered))
+    probes, known = bench.probes(bench.fixed), bench.calibration.tensors
+    names = tensor_names(lowered.path)
+    found = tensor_histograms(lowered.path, rows, names, probes=probes, known=known)
+    assert sum(any(histogram is one for one in known.values()) for histogram in found.values()) == len(names)
+    # what no canonical tensor matches is measured through the runtime, to the same values
+    alone = tensor_histograms(lowered.path, rows, names, probes={"x": np.zeros((4, 3))}, known={})
+    for name, histogram in found.items():
+        np.testing.assert_allclose(
+            (alone[name].minimum, alone[name].maximum), (histogram.minimum, histogram.maximum), atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("rule", RANGES)
+def test_ranges_of_each_rule_are_in_the_file(rule, answers, samples):
+    """The scale of the input is that of the rule's range, and the answers stay near."""
+    artifact, found = answers(Recipe("int8", ranges=rule))
+    low, high = read_range(Histogram.of(samples.inputs["image"]), rule)
+    np.testing.assert_allclose(artifact.inputs[0].scale, (max(high, 0) - min(low, 0)) / 255, rtol=1e-4)
+    assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.15
+
+
+def tensor_names(path):
+    """Activations of a file: what operators make, and its inputs."""
+    model = parse_tflite(path.read_bytes())
+    graph = model.subgraphs[0]
+    indices = [*graph.inputs, *(i for operator in graph.operators for i in operator.outputs)]
+    return [graph.tensors[i].name.decode() for i in indices]
