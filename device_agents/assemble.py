@@ -19,6 +19,7 @@ from device_agents.cloud import CloudClient
 from device_agents.control import presence_will
 from device_agents.deployment import Limits
 from device_agents.facts import boot_id
+from device_agents.footprints import DiskFootprints
 from device_agents.health import run_self_test
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
@@ -30,6 +31,8 @@ from edgekit.disk import FolderDisk
 from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.mqtt import MqttTransport
 from edgekit.protocols import Will
+from edgekit.serving.footprint import few_arenas
+from edgekit.serving.options import ModelOptions
 from edgekit.settings import AgentSettings
 from edgekit.topics import check_device_name, check_name
 from edgekit.trust.client import TrustClient
@@ -73,11 +76,12 @@ def _open_lock(path: Path) -> int:
 
 
 def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClient | None]:
-    """The inference service, and the client of the cloud tier where the settings name one.
+    """The inference service, and the client of the cloud tier where the settings name one; once in a process.
 
     Raises:
         SettingsError: the API key cannot be read.
     """
+    few_arenas()
     cloud = None
     if settings.cloud_url:
         key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
@@ -85,8 +89,10 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     inference = InferenceService(
         cloud=cloud,
         threads=settings.threads,
-        queue_limit=settings.queue_limit,
-        instances=settings.instances,
+        options=ModelOptions(queue_limit=settings.queue_limit, instances=settings.instances, swap=settings.swap),
+        models=settings.models,
+        memory_budget_bytes=settings.memory_budget_mib * 2**20,
+        footprints=DiskFootprints(FolderDisk(settings.state)),
         deadline_ms=settings.deadline_ms or None,
         threshold=settings.fallback_threshold,
         cloud_timeout_seconds=settings.cloud_timeout_seconds,

@@ -5,14 +5,15 @@ Serve it with `edgekit.serving.app.App`, or embed it in an application and await
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from device_agents import routing
 from device_agents.fallback import Fallback, FallbackError
@@ -23,29 +24,25 @@ from edgekit.errors import CloudError, DataError, EdgekitError, NotFoundError, R
 from edgekit.golden import SelfTest
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
-from edgekit.runtimes import open_runtime
+from edgekit.runtimes import import_library, open_runtime
 from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
+from edgekit.serving.footprint import Footprints
 from edgekit.serving.oip import InferRequest, InferResponse
-from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session, Slot
+from edgekit.serving.options import ModelOptions, ModelSettings
+from edgekit.serving.processing import PARAMETER as POSTPROCESS
+from edgekit.serving.processing import Prepared, parse_postprocess, prepare
+from edgekit.serving.residents import Residents
+from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
 COUNTERS = (
-    *("requests", "local", "cloud", "degraded", "errors", "cloud_errors", "swaps"),
+    *("requests", "local", "cloud", "degraded", "errors", "cloud_errors"),
     *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us` are microseconds, queue included
     *("shed", "expired"),  # not run by the local model: its queue was full, the deadline was too near
 )
 MAX_DEADLINE_MS = 24 * 3600 * 1000
-
-
-class _Model:
-    """What is kept of one model name, with or without a bundle."""
-
-    def __init__(self) -> None:
-        self.slot = Slot()
-        self.switching = asyncio.Lock()
-        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
 
 
 class InferenceService:
@@ -54,8 +51,10 @@ class InferenceService:
     Args:
         cloud: Where unsure answers go; None for nowhere.
         threads: Of each runtime.
-        queue_limit: Most requests of one model that may wait or run.
-        instances: Copies of each model, which run side by side; each costs its memory.
+        options: How models are served.
+        models: What is different for some, by name.
+        memory_budget_bytes: For all models together; 0 for no limit.
+        footprints: What models were measured to hold in memory, kept across restarts; None forgets it.
         deadline_ms: Of requests that name none; None for no limit.
         threshold: Local answers with a score below it go to the cloud; 0 keeps all, above 1 sends all.
         cloud_timeout_seconds: Longest wait for the cloud tier.
@@ -70,8 +69,10 @@ class InferenceService:
         *,
         cloud: CloudTier | None = None,
         threads: int = 1,
-        queue_limit: int = 64,
-        instances: int = 1,
+        options: ModelOptions | None = None,
+        models: Mapping[str, ModelSettings] | None = None,
+        memory_budget_bytes: int = 0,
+        footprints: Footprints | None = None,
         deadline_ms: float | None = None,
         threshold: float = 0.8,
         cloud_timeout_seconds: float = 2.0,
@@ -82,10 +83,17 @@ class InferenceService:
     ) -> None:
         self._clock = clock or SystemClock()
         self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
-        self._queue_limit, self._instances, self._deadline_ms = queue_limit, instances, deadline_ms
-        self._threshold = threshold
-        self._load: Load = load or functools.partial(open_runtime, threads=threads, providers=providers)
-        self._models: dict[str, _Model] = {}
+        self._threshold, self._deadline_ms = threshold, deadline_ms
+        own, defaults = models or {}, options or ModelOptions()
+        self._residents = Residents(
+            load or functools.partial(open_runtime, threads=threads, providers=providers),
+            lambda model: own[model].over(defaults) if model in own else defaults,
+            budget_bytes=memory_budget_bytes,
+            footprints=footprints,
+            prepare=import_library if load is None else None,
+            clock=self._clock.monotonic,
+        )
+        self._counters: dict[str, Counter[str]] = {}
 
     async def __aenter__(self) -> InferenceService:
         return self
@@ -97,8 +105,7 @@ class InferenceService:
 
     async def close(self) -> None:
         """Finish what was asked and free every model."""
-        for model in list(self._models):
-            await self.deactivate(model)
+        await self._residents.close()
 
     # --- models
 
@@ -111,33 +118,16 @@ class InferenceService:
             folder: Where they are; they must stay there while the bundle is active.
 
         Raises:
+            MemoryBudgetError: it does not fit into the memory budget.
             RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the one before
                 keeps answering.
         """
-        kept = self._models.setdefault(model, _Model())
-        async with kept.switching:
-            session = await Session.open(
-                manifest,
-                folder,
-                self._load,
-                queue_limit=self._queue_limit,
-                instances=self._instances,
-                clock=self._clock.monotonic,
-            )
-            try:
-                await session.warm()
-            except BaseException:
-                await session.close()
-                raise
-            kept.counters["swaps"] += 1
-            await kept.slot.swap(session)
+        self._counters.setdefault(model, _new_counters())
+        await self._residents.activate(model, manifest, folder)
 
     async def deactivate(self, model: str) -> None:
         """Stop answering for a model locally; what was asked before is answered. No error when it does not answer."""
-        kept = self._models.get(model)
-        if kept is not None:
-            async with kept.switching:
-                await kept.slot.swap(None)
+        await self._residents.deactivate(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Ask the live model its golden samples, in line with other requests.
@@ -147,13 +137,13 @@ class InferenceService:
             SelfTestError: the answers are outside the tolerance.
             RuntimeLoadError, ManifestError: it does not answer, or its golden samples are damaged.
         """
-        session = self._session(model)
-        if session is None:
+        if self._session(model) is None:
             raise NotFoundError(f"there is no local model {model!r}")
+        session = await self._residents.acquire(model)
         return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
 
     def provider(self, model: str) -> str:
-        """What really runs a model; empty where it is not loaded."""
+        """What really runs a model, or ran it when it was last in memory; empty where there is none."""
         session = self._session(model)
         return session.runtime.provider if session else ""
 
@@ -167,16 +157,19 @@ class InferenceService:
         version: str | None = None,
         route: str = routing.AUTO,
         deadline_ms: float | None = None,
+        postprocess: bool | None = None,
     ) -> InferResponse:
         """Answer from the device, or from the cloud tier where that is wanted and there.
 
         Args:
             model: Its name.
-            inputs: Logical inputs by name.
+            inputs: Logical inputs by name; or bytes, one element of BYTES a row, where the bundle says how to decode.
             version: Of the local bundle; None for whichever is active.
             route: ``auto``, ``local-only`` (nothing leaves the device) or ``cloud-only``.
             deadline_ms: Time for the whole answer, from now. The local model does not begin after it, and what is left
                 of it bounds the wait for the cloud tier; a run that has begun is answered, if late.
+            postprocess: Whether the bundle's steps after the model are done (labels, boxes ...); None where they are
+                when bytes were sent.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
@@ -192,19 +185,36 @@ class InferenceService:
         """
         if route not in routing.ROUTES:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing.ROUTES)}")
-        session = self._session(model)
-        self._check_there(model, version, session)
-        kept = self._models.get(model) or _Model()
-        request = _Request(model, inputs, route, self._deadline(deadline_ms), session, kept.counters)
-        kept.counters["requests"] += 1
+        self._check_there(model, version, self._session(model))
+        counters = self._counters.get(model) or _new_counters()
+        request = _Request(model, inputs, route, version, self._deadline(deadline_ms), counters, postprocess)
+        counters["requests"] += 1
         try:
+            await self._prepare(request)
             found = await self._route(request)
+            outputs = await request.prepared.finish(found.outputs)
         except EdgekitError:
-            kept.counters["errors"] += 1
+            counters["errors"] += 1
             raise
-        kept.counters[found.parameters["edgekit_route"]] += 1
-        self._models.setdefault(model, kept)  # the cloud tier knows a name that the device did not
-        return found
+        counters[found.parameters["edgekit_route"]] += 1
+        self._counters.setdefault(model, counters)  # the cloud tier knows a name that the device did not
+        return found if outputs is found.outputs else msgspec.structs.replace(found, outputs=outputs)
+
+    async def _prepare(self, request: _Request) -> None:
+        """Decode what was sent as bytes, for the bundle that is to answer."""
+        request.prepared = await prepare(lambda: self._session(request.model), request.sent, request.postprocess)
+        request.session, request.inputs = request.prepared.session, request.prepared.inputs
+
+    async def _acquire(self, request: _Request) -> Session:
+        """The session that is to run a request now; use it before the next await."""
+        while True:
+            session = await self._residents.acquire(request.model, request.deadline)
+            if request.session is not None and session.digest == request.session.digest:
+                break
+            self._check_there(request.model, request.version, session)  # another bundle came while it waited
+            await self._prepare(request)
+        request.session = session
+        return session
 
     async def _route(self, request: _Request) -> InferResponse:
         session = request.session
@@ -218,15 +228,16 @@ class InferenceService:
                 check_inputs(session.runtime.inputs, request.inputs)
             return request.respond(await self._ask_cloud(request), first)
         try:
-            outputs = await self._run(request, session)
+            outputs = await self._run(request)
         except (OverloadedError, RuntimeLoadError) as error:
             return await self._without_local(request, error)
-        return await self._judge(request, session, outputs)
+        return await self._judge(request, outputs)
 
-    async def _run(self, request: _Request, session: Session) -> dict[str, Array]:
+    async def _run(self, request: _Request) -> dict[str, Array]:
         """Run the local model, and count what probation and telemetry judge it by."""
         start, counters = self._clock.monotonic(), request.counters
         try:
+            session = await self._acquire(request)
             outputs = await session.run(request.inputs, deadline=request.deadline)
         except OverloadedError as error:
             counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
@@ -240,8 +251,9 @@ class InferenceService:
         counters["unusable"] += not routing.usable(outputs) and routing.usable(request.inputs)
         return outputs
 
-    async def _judge(self, request: _Request, session: Session, outputs: dict[str, Array]) -> InferResponse:
-        score = routing.score(session.manifest.task, outputs)
+    async def _judge(self, request: _Request, outputs: dict[str, Array]) -> InferResponse:
+        assert request.session is not None  # it answered
+        score = routing.score(request.session.manifest.task, outputs)
         after = routing.after_running(
             request.route,
             score=score,
@@ -291,15 +303,18 @@ class InferenceService:
 
     def models(self) -> list[str]:
         """Names of the models that answer locally."""
-        return [name for name in self._models if self._session(name)]
+        return [name for name in self._residents.all() if self._session(name)]
 
     def ready(self) -> bool:
         """True while no model is being loaded for the first time; a device without models is ready for one."""
-        return not any(kept.switching.locked() and kept.slot.session is None for kept in self._models.values())
+        return not any(model.is_first_load for model in self._residents.all().values())
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
         """Describe a local model; see ModelServer."""
-        return describe_session(self._loaded(model, version))
+        found = describe_session(self._loaded(model, version))
+        kept = self._residents.get(model)
+        is_out = kept is not None and kept.session is None
+        return msgspec.structs.replace(found, loaded=False) if is_out else found
 
     def statistics(self, model: str, version: str | None) -> Statistics:
         """What the local model has done since it was activated; see ModelServer."""
@@ -311,15 +326,39 @@ class InferenceService:
         session = self._session(model)
         if session is not None:
             check_outputs(session, request)
-        return await self.infer(model, request.inputs, version=version, route=route, deadline_ms=deadline_ms)
+        return await self.infer(
+            model,
+            request.inputs,
+            version=version,
+            route=route,
+            deadline_ms=deadline_ms,
+            postprocess=parse_postprocess(request.parameters),
+        )
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: COUNTERS."""
-        return {name: {key: float(n) for key, n in kept.counters.items()} for name, kept in self._models.items()}
+        """Rising counters by model: COUNTERS, `swaps`, `loads` and `evictions`."""
+        found = {}
+        for name, counters in self._counters.items():
+            model = self._residents.get(name)
+            own = model.counters if model else _NO_MODEL
+            found[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
+        return found
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        """By model with a bundle, now: `memory_bytes` (0 while put out), `waiting` requests, `loaded` 1 or 0."""
+        found = {}
+        for name, model in self._residents.all().items():
+            if model.bundle is not None:
+                session = model.session
+                waiting = model.waiting + (session.pending if session else 0)
+                held = model.bytes if session else 0
+                found[name] = {"memory_bytes": held, "waiting": waiting, "loaded": float(session is not None)}
+        return found
 
     def _session(self, model: str) -> Session | None:
-        kept = self._models.get(model)
-        return kept.slot.session if kept else None
+        """The active bundle's session, or its last one while it is out of memory: for what describes it."""
+        kept = self._residents.get(model)
+        return None if kept is None or kept.bundle is None else kept.session or kept.last
 
     def _loaded(self, model: str, version: str | None) -> Session:
         session = self._session(model)
@@ -336,15 +375,38 @@ class InferenceService:
             raise NotFoundError(f"model {model!r} has no version {version}, its active version is {found}")
 
 
-class _Request(NamedTuple):
-    """One request on its way; `deadline` is monotonic seconds, `session` what was active when it came."""
+def _new_counters() -> Counter[str]:
+    return Counter(dict.fromkeys(COUNTERS, 0))
 
-    model: str
-    inputs: Mapping[str, Array]
-    route: str
-    deadline: float | None
-    session: Session | None
-    counters: Counter[str]
+
+_NO_MODEL: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
+
+
+class _Request:
+    """One request on its way.
+
+    Attributes:
+        sent: The inputs as the client sent them.
+        deadline: Monotonic seconds.
+        session: Of the active bundle when it came, then of the one that answered.
+        inputs: The logical inputs for it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        sent: Mapping[str, Array],
+        route: str,
+        version: str | None,
+        deadline: float | None,
+        counters: Counter[str],
+        postprocess: bool | None,
+    ) -> None:
+        self.model, self.sent, self.route, self.version = model, sent, route, version
+        self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
+        self.inputs = sent
+        self.session: Session | None = None
+        self.prepared: Prepared
 
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
         parameters: dict[str, Any] = {
@@ -383,4 +445,4 @@ def _parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]
     return route, deadline
 
 
-_PARAMETERS = ("edgekit_route", "edgekit_deadline_ms")
+_PARAMETERS = ("edgekit_route", "edgekit_deadline_ms", POSTPROCESS)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from edgekit.errors import SettingsError
+from edgekit.serving.options import ModelSettings, Swap
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +62,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         queue_limit: Most requests of one model that may wait or run.
         deadline_ms: Of requests that name none with ``edgekit_deadline_ms``; 0 for no limit.
         instances: Copies of each model, which run side by side; each costs its memory.
+        swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.options.ModelOptions`.
+        memory_budget_mib: For all models together; 0 for no limit. Those over it are loaded when they are asked for.
+        models: What is different for one model, ``[models.NAME]``: `queue_limit`, `instances`, `swap`, `pinned`.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
         probation_requests: So many live requests end probation before its time; 0 for its time in any case.
         probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
@@ -95,6 +99,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     queue_limit: Count = 64
     deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
     instances: Count = 1
+    swap: Swap = "auto"
+    memory_budget_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    models: dict[str, ModelSettings] = {}
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0
     probation_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
     probation_max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
@@ -153,8 +160,9 @@ def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
 
 def _relative_to(folder: Path, kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """Read every path, given or default, from the settings file's folder, wherever the command is run."""
-    values = {**{field.name: field.default for field in msgspec.structs.fields(kind) if not field.required}, **values}
-    for field in msgspec.structs.fields(kind):
+    fields = msgspec.structs.fields(kind)
+    values = {**{f.name: f.default for f in fields if f.default is not msgspec.NODEFAULT}, **values}
+    for field in fields:
         value = values.get(field.name)
         if field.type in (Path, Path | None) and isinstance(value, str | Path):
             values[field.name] = folder / value

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekit.errors import ManifestError
+from edgekit.errors import ManifestError, MissingExtraError
 from edgekit.manifest import ROLE_MODEL, Manifest
 from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
 
-__all__ = ["LITERT", "ONNXRUNTIME", "LogicalRuntime", "RawRuntime", "open_runtime"]
+__all__ = ["LITERT", "ONNXRUNTIME", "LogicalRuntime", "RawRuntime", "import_library", "open_runtime"]
 
 LITERT, ONNXRUNTIME = "litert", "onnxruntime"
 
@@ -46,3 +48,11 @@ def open_runtime(
     else:
         raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
     return LogicalRuntime(raw, manifest.inputs, manifest.outputs)
+
+
+def import_library(manifest: Manifest) -> None:
+    """Import the library of a bundle's runtime, where it is there; `open_runtime` says what is missing."""
+    name = {LITERT: "edgekit.runtimes.litert", ONNXRUNTIME: "edgekit.runtimes.onnx"}.get(manifest.runtime)
+    if name is not None:
+        with contextlib.suppress(MissingExtraError):
+            importlib.import_module(name)

@@ -14,7 +14,7 @@ import msgspec
 
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving import documents, oip
-from edgekit.serving.metrics import METRICS_TYPE, render
+from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
 from edgekit.serving.processing import answered
 from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.serving.statistics import Statistics
@@ -37,6 +37,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
         platform: Runtime and format, for example ``onnxruntime_onnx``.
         inputs, outputs: Logical tensors.
         provider: What really runs it, for example ``XNNPACK``.
+        loaded: False while it is out of memory and loaded again by the next request.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     provider: str = ""
+    loaded: bool = True
 
 
 _FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
@@ -211,7 +213,7 @@ class App:
         if path == ["metrics"]:
             _need(scope, "GET")
             return Reply(
-                200, render(self._server.counters(), self._statuses, self._grpc_codes), {"Content-Type": METRICS_TYPE}
+                200, render(self._server.counters(), self._statuses, self._grpc_codes, gauges_of(self._server)), {"Content-Type": METRICS_TYPE}
             )
         if path == ["v2"]:
             _need(scope, "GET")

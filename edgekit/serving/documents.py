@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgekit.serving.app import ModelServer
 
 EXTENSIONS = ["binary_tensor_data", "statistics"]
+OUT_OF_MEMORY = "not in memory now; the next request loads it"
 MAX_DEADLINE_MS = 24 * 3600 * 1000.0
 
 
@@ -66,11 +67,12 @@ def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) ->
 
 
 def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
-    """Every model, its state, and why it cannot answer; with `ready_only` those that can."""
+    """Every model, its state, and why it cannot answer or not at once; with `ready_only` those that can."""
     entries = []
     for name in models.models():
         try:
-            version, state, reason = models.describe(name, None).version, "READY", ""
+            found = models.describe(name, None)
+            version, state, reason = found.version, "READY", "" if found.loaded else OUT_OF_MEMORY
         except UnavailableError as error:
             version, state, reason = "", "UNAVAILABLE", str(error)
         if state == "READY" or not ready_only:

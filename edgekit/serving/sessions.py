@@ -1,4 +1,4 @@
-"""One model in use: its copies behind a bounded queue, and the switch to another without a gap."""
+"""One model in use: its copies behind a bounded queue."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError, ManifestError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
+from edgekit.serving.footprint import TellsMemory
 from edgekit.serving.instance import Instance
 from edgekit.serving.processing import SessionProcessing, open_processing
 from edgekit.serving.queue import (
@@ -28,7 +29,7 @@ from edgekit.serving.queue import (
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
 
-__all__ = ["DeadlineError", "Load", "OverloadedError", "Session", "Slot"]
+__all__ = ["DeadlineError", "Load", "OverloadedError", "Session"]
 
 T = TypeVar("T")
 Load = Callable[[Manifest, Path], Runtime]
@@ -76,6 +77,7 @@ class Session:
             for _ in range(instances)
         ]
         self.runtime: Runtime
+        self._runtimes: tuple[Runtime, ...] = ()
         self.processing: SessionProcessing | None = None
 
     @classmethod
@@ -110,7 +112,7 @@ class Session:
         except BaseException:
             made._queue.close()  # whatever was loaded all the same is closed by its thread
             raise
-        made.runtime = loaded[0]
+        made.runtime, made._runtimes = loaded[0], tuple(loaded)
         made.processing = processing
         return made
 
@@ -128,6 +130,11 @@ class Session:
     def pending(self) -> int:
         """Requests that wait or run."""
         return self._pending
+
+    def memory_bytes(self) -> int | None:
+        """What runtimes with a process of their own hold; None where they are part of this one. Blocks for a moment."""
+        told = [one.memory_bytes() for one in self._runtimes if isinstance(one, TellsMemory)]
+        return sum(told) if told else None
 
     @property
     def wait_seconds(self) -> float:
@@ -252,26 +259,3 @@ class Session:
 def _size(inputs: Mapping[str, Array]) -> int:
     """Bytes of all inputs."""
     return sum(value.nbytes for value in inputs.values())
-
-
-class Slot:
-    """Where the session of one model stands; a switch happens between two requests."""
-
-    def __init__(self) -> None:
-        self._session: Session | None = None
-        self.swaps = 0
-
-    @property
-    def session(self) -> Session | None:
-        """What answers now. Use it before the next await: afterwards it may be another."""
-        return self._session
-
-    async def swap(self, new: Session | None) -> None:
-        """Answer with `new` from now on; returns when the one before has finished its requests and is closed.
-
-        The caller has loaded and warmed `new`; None leaves the model without a local answer.
-        """
-        old, self._session = self._session, new
-        self.swaps += 1
-        if old is not None:
-            await old.close()

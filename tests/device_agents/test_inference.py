@@ -13,8 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agents.footprints import DiskFootprints
 from device_agents.inference import InferenceService
 from device_agents.routing import CloudRefusedError
+from edgekit.disk import FolderDisk
 from edgekit.errors import (
     CloudError,
     DataError,
@@ -25,8 +27,10 @@ from edgekit.errors import (
 )
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
-from edgekit.serving import oip
+from edgekit.serving import documents, oip
 from edgekit.serving.app import App
+from edgekit.serving.memory import MIB, SETTLE_SECONDS, MemoryBudgetError
+from edgekit.serving.options import ModelOptions
 from edgekit.serving.server import serve
 from edgekit.serving.sessions import DeadlineError, OverloadedError
 from edgekit.tensors import Array, DType
@@ -143,6 +147,8 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "expired": 0,
         "cloud_errors": 6,
         "swaps": 1,
+        "loads": 1,
+        "evictions": 0,
     }
 
 
@@ -266,7 +272,7 @@ async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_p
 
 async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp_path) -> None:
     """Overload is answered by the cloud in auto, and is an error where the request stays local."""
-    async with InferenceService(cloud=cloud, queue_limit=1) as service:
+    async with InferenceService(cloud=cloud, options=ModelOptions(queue_limit=1)) as service:
         await service.activate("small", manifest, tmp_path)
         session = service._session("small")
         assert session is not None
@@ -392,7 +398,7 @@ async def test_a_switch_under_load_loses_nothing_and_mixes_nothing(tmp_path: Pat
         while not stop.is_set():
             answers.append(await service.infer("small", {"x": SURE}))
 
-    async with InferenceService(queue_limit=1000) as service:
+    async with InferenceService(options=ModelOptions(queue_limit=1000)) as service:
         await service.activate("small", bundles[0], folders[0])
         clients = [asyncio.ensure_future(client(service)) for _ in range(8)]
         for bundle, folder in zip(bundles[1:], folders[1:], strict=True):
@@ -485,3 +491,68 @@ async def test_every_datatype_goes_through_a_real_model(tmp_path) -> None:
                 for dtype, value in values.items():
                     assert found[f"{dtype}_out"].dtype == value.dtype
                     np.testing.assert_array_equal(found[f"{dtype}_out"], value)
+
+
+async def test_models_over_the_budget_are_loaded_when_they_are_asked(tmp_path) -> None:
+    """Of two models one fits. The other is described, listed and answered all the same, and waits for the
+    first to have been there for a while; memory is told by model and kept on the disk."""
+    kept = DiskFootprints(FolderDisk(tmp_path / "state"))
+    bundles = {name: onnx_bundle(tmp_path / name, name=name, batch=None) for name in ("one", "two")}
+    for manifest in bundles.values():
+        kept.put(manifest.digest, 40 * MIB)  # as measured before; what such a small model really holds is less
+    clock = HeldClock()
+    async with InferenceService(memory_budget_bytes=60 * MIB, footprints=kept, clock=clock) as service:
+        for name, manifest in bundles.items():
+            await service.activate(name, manifest, tmp_path / name)
+        gauges = service.gauges()
+        assert (gauges["one"]["loaded"], gauges["two"]["loaded"]) == (0, 1)
+        assert (gauges["one"]["memory_bytes"], gauges["two"]["memory_bytes"]) == (0, 40 * MIB)
+        assert service.models() == ["one", "two"]
+        assert service.ready()
+        reasons = {entry["name"]: entry["reason"] for entry in documents.index(service, ready_only=True)}
+        assert reasons == {"one": documents.OUT_OF_MEMORY, "two": ""}
+        with pytest.raises(DeadlineError, match="while model one was being loaded"):
+            await service.infer("one", {"x": SURE}, deadline_ms=30)
+        clock.now += SETTLE_SECONDS
+        assert where(await service.infer("one", {"x": SURE})) == ("local", "confident")
+        assert service.gauges()["two"]["loaded"] == 0
+        clock.now += SETTLE_SECONDS
+        assert (await service.self_test("two")).passed
+        assert service.counters()["one"]["evictions"] == 2
+        big = onnx_bundle(tmp_path / "big", name="big", gain=3.0)
+        kept.put(big.digest, 70 * MIB)
+        with pytest.raises(MemoryBudgetError):
+            await service.activate("big", big, tmp_path / "big")
+    again = DiskFootprints(FolderDisk(tmp_path / "state"))
+    assert again.get(bundles["one"].digest) == 40 * MIB
+
+
+async def test_the_cloud_answers_for_a_model_that_is_not_loaded_in_time(cloud, tmp_path) -> None:
+    """What waits too long for its model is overload like any other: `auto` asks the cloud tier while there is time."""
+    async with InferenceService(cloud=cloud, options=ModelOptions(queue_limit=1)) as service:
+        await service.activate("one", onnx_bundle(tmp_path, name="one"), tmp_path)
+        model = service._residents.get("one")
+        async with model.switching:
+            session, model.session = model.session, None
+            patient = asyncio.ensure_future(service.infer("one", {"x": SURE}))
+            await asyncio.sleep(0.01)
+            assert where(await service.infer("one", {"x": SURE})) == ("cloud", "overloaded")
+            model.session = session
+        assert where(await patient)[0] == "local"
+
+
+def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None:
+    """They are measured again; the oldest of too many are forgotten."""
+    disk = FolderDisk(tmp_path)
+    made = DiskFootprints(disk)
+    for n in range(70):
+        made.put(f"{n}", n)
+    again = DiskFootprints(disk)
+    assert (again.get("69"), again.get("6"), again.get("5")) == (69, 6, None)
+    (tmp_path / "footprints.json").write_bytes(b'{"69": "large"}')
+    assert DiskFootprints(disk).get("69") is None
+    (tmp_path / "footprints.json").unlink()
+    (tmp_path / "footprints.json").mkdir()
+    broken = DiskFootprints(disk)
+    broken.put("1", 1)
+    assert broken.get("1") == 1

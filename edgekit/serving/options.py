@@ -1,0 +1,41 @@
+"""How one model is served: choices as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Swap = Literal["auto", "load-first", "unload-first"]
+
+
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How one model is served.
+
+    Attributes:
+        queue_limit: Most requests that may wait or run.
+        instances: Copies, which run side by side; each costs its memory.
+        pinned: It stays in memory whatever the budget.
+        swap: ``load-first`` holds the old and the new bundle for a moment and never makes a request wait;
+            ``unload-first`` holds one, and requests wait while the new one is loaded; ``auto`` is the first where
+            the memory budget has room for both without putting another model out, else the second.
+    """
+
+    queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 64
+    instances: Annotated[int, msgspec.Meta(ge=1)] = 1
+    pinned: bool = False
+    swap: Swap = "auto"
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[models.NAME]`` of ``agent.toml``: what is different for one model; as ModelOptions."""
+
+    queue_limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    instances: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    pinned: bool | None = None
+    swap: Swap | None = None
+
+    def over(self, options: ModelOptions) -> ModelOptions:
+        """`options` with what is set here in its place."""
+        changed = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(options, **changed)
