@@ -34,7 +34,7 @@ class DType(str, enum.Enum):
     @property
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype that holds it."""
-        return np.dtype(object) if self is DType.BYTES else np.dtype(self.value)
+        return _NUMPY[self]
 
     @classmethod
     def of(cls, dtype: npt.DTypeLike) -> DType:
@@ -55,7 +55,9 @@ class DType(str, enum.Enum):
             raise DataError(f"dtype {found.name} cannot be used in a tensor") from None
 
 
-_BY_NUMPY = {dtype.numpy: dtype for dtype in DType}  # asked several times a request
+# Both are asked several times a request.
+_NUMPY = {dtype: np.dtype(object) if dtype is DType.BYTES else np.dtype(dtype.value) for dtype in DType}
+_BY_NUMPY = {dtype: name for name, dtype in _NUMPY.items()}
 
 
 class TensorSpec(msgspec.Struct, frozen=True):

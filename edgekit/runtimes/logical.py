@@ -41,6 +41,8 @@ class LogicalRuntime:
         self._raw = raw
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
+        self._input_specs = tuple(binding.spec for binding in self._inputs)  # asked for several times a request
+        self._output_specs = tuple(binding.spec for binding in self._outputs)
         self._by_row = any(_needs_rows(binding) for binding in self._inputs)
         faults = [
             *_artifact_faults("input", raw.inputs, self._inputs),
@@ -54,12 +56,12 @@ class LogicalRuntime:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Logical inputs."""
-        return tuple(binding.spec for binding in self._inputs)
+        return self._input_specs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Logical outputs."""
-        return tuple(binding.spec for binding in self._outputs)
+        return self._output_specs
 
     @property
     def provider(self) -> str:

@@ -1,19 +1,21 @@
-"""Open Inference Protocol v2 as a plain ASGI application, for the device's endpoint and for the cloud tier."""
+"""Open Inference Protocol v2 over HTTP: paths, statuses and who may ask, on the device and in the cloud tier."""
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving import documents, oip
+from edgekit.serving.http import Head, Reply, Work
 from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
 from edgekit.serving.processing import answered
 from edgekit.serving.sessions import OverloadedError, Session
@@ -26,6 +28,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_LENGTH = oip.HEADER.lower().encode()
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -112,14 +115,6 @@ class ModelServer(Protocol):
         ...
 
 
-class Reply(NamedTuple):
-    """One HTTP answer."""
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = {}
-
-
 class _HttpError(Exception):
     """Something that HTTP itself has a status for."""
 
@@ -134,7 +129,9 @@ class _ClientGoneError(Exception):
 
 
 class App:
-    """The ASGI application. How long a request may take to arrive is the server's matter (`LimitedProtocol`).
+    """The protocol's paths over a ModelServer: for our own HTTP server (`begin`), and as an ASGI application.
+
+    How long a request may take to arrive is the server's matter.
 
     Args:
         server: What answers.
@@ -161,102 +158,118 @@ class App:
         self._grpc_codes = grpc_codes
         self._statuses: Counter[int] = Counter()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        if scope["type"] != "http":
-            raise ValueError(f"connection is {scope['type']!r}, expected 'http'")
-        try:
-            reply = await self._reply(scope, receive)
-        except _ClientGoneError:
-            self._statuses[499] += 1
-            return
-        self._statuses[reply.status] += 1
-        headers = {"Content-Length": str(len(reply.body)), **reply.headers}
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": reply.status, "headers": raw})
-        await send({"type": "http.response.body", "body": reply.body})
+    @property
+    def max_request_bytes(self) -> int:
+        """The longest body that is taken."""
+        return self._max_request_bytes
 
-    def refused(self, status: int) -> None:
-        """Count an answer that the HTTP server gave in this application's place."""
+    def begin(self, head: Head) -> Reply | Work:
+        """The answer, where the head is enough for it; else the work that makes it from the body."""
+        try:
+            return self._route(head)
+        except Exception as error:  # errors become statuses here and in _finish; what is a bug is logged
+            return _failure(head, error)
+
+    def too_long(self, stated: str) -> Reply:
+        """The answer to a body over the limit."""
+        found = f"has {stated[:20]} bytes" if stated else "is longer than that"
+        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this {found}")
+
+    def count(self, status: int) -> None:
+        """Count an answer for the metrics."""
         self._statuses[status] += 1
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
-        """The one place where errors become statuses."""
-        try:
-            return await self._route(scope, receive)
-        except _HttpError as error:
-            return _error(error.status, str(error), error.headers)
-        except OverloadedError as error:
-            return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
-        except DataError as error:
-            return _error(400, str(error))
-        except NotFoundError as error:
-            return _error(404, str(error))
-        except UnavailableError as error:
-            return _error(503, str(error))
-        except EdgekitError as error:
-            _log.warning("%s %r failed: %s", scope["method"], scope["path"], error)
-            return _error(500, str(error))
-        except _ClientGoneError:
-            raise
-        except Exception:  # a bug must not end the server; it is counted by its status and its traceback stays here
-            _log.exception("%s %r failed", scope["method"], scope["path"])
-            return _error(500, "internal error; the server's log has the reason")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request of an ASGI server."""
+        if scope["type"] != "http":
+            raise ValueError(f"connection is {scope['type']!r}, expected 'http'")
+        head = _head(scope)
+        decision = self.begin(head)
+        if not isinstance(decision, Reply):
+            try:
+                body = await self._read(head, receive)
+            except _ClientGoneError:
+                self.count(499)
+                return
+            decision = self.too_long("") if body is None else await decision(body)
+        self.count(decision.status)
+        headers = {"Content-Length": str(len(decision.body)), **decision.headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": decision.status, "headers": raw})
+        await send({"type": "http.response.body", "body": decision.body})
 
-    async def _route(self, scope: Scope, receive: Receive) -> Reply:
-        headers = scope["headers"]
-        self._check_origin(scope, headers)
-        path = [part for part in scope["path"].split("/") if part]
-        if path[:2] == ["v2", "health"]:
-            return self._health(scope, path)
-        self._check_key(headers)
-        if path == ["metrics"]:
-            _need(scope, "GET")
-            return Reply(
-                200, render(self._server.counters(), self._statuses, self._grpc_codes, gauges_of(self._server)), {"Content-Type": METRICS_TYPE}
-            )
-        if path == ["v2"]:
-            _need(scope, "GET")
+    async def _read(self, head: Head, receive: Receive) -> bytes | None:
+        """The body; None where it is over the limit."""
+        stated = head.header(b"content-length") or ""
+        if stated.isascii() and stated.isdigit() and int(stated) > self._max_request_bytes:
+            return None
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_request_bytes:
+                return None
+            more = message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _route(self, head: Head) -> Reply | Work:
+        self._check_origin(head)
+        path = _split(head.path)
+        if path[:2] == ("v2", "health"):
+            return self._health(head, path)
+        self._check_key(head)
+        if path[:2] == ("v2", "models") and len(path) > 2:
+            if path == ("v2", "models", "stats"):
+                _need(head, "GET")
+                return _json(documents.statistics(self._server, documents.every(self._server)))
+            return self._model(head, path[2], *_model_path(path[3:]))
+        if path == ("metrics",):
+            _need(head, "GET")
+            text = render(self._server.counters(), self._statuses, self._grpc_codes, gauges_of(self._server))
+            return Reply(200, text, {"Content-Type": METRICS_TYPE})
+        if path == ("v2",):
+            _need(head, "GET")
             return _json(documents.server())
-        if path == ["v2", "repository", "index"]:
-            _need(scope, "POST")
-            return await self._index(scope, receive)
-        if path == ["v2", "models", "stats"]:
-            _need(scope, "GET")
-            return _json(documents.statistics(self._server, documents.every(self._server)))
-        if path[:2] == ["v2", "models"] and len(path) > 2:
-            version, action = _model_path(path[3:])
-            return await self._model(scope, receive, path[2], version, action)
-        raise _HttpError(404, f"there is nothing at {scope['path']}")
+        if path == ("v2", "repository", "index"):
+            _need(head, "POST")
+            return functools.partial(self._finish, head, self._index)
+        raise _HttpError(404, f"there is nothing at {head.path}")
 
-    def _health(self, scope: Scope, path: list[str]) -> Reply:
-        if path[2:] not in (["live"], ["ready"]):
-            raise _HttpError(404, f"there is nothing at {scope['path']}")
-        _need(scope, "GET")
+    async def _finish(self, head: Head, work: Callable[..., Coroutine[Any, Any, Reply]], *given: Any) -> Reply:
+        try:
+            return await work(*given)
+        except Exception as error:
+            return _failure(head, error)
+
+    def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
+        if path[2:] not in (("live",), ("ready",)):
+            raise _HttpError(404, f"there is nothing at {head.path}")
+        _need(head, "GET")
         if path[2] == "ready" and not self._server.ready():
             raise UnavailableError("a model is not ready")
         return Reply(200)
 
-    async def _model(self, scope: Scope, receive: Receive, model: str, version: str | None, action: str) -> Reply:
+    def _model(self, head: Head, model: str, version: str | None, action: str) -> Reply | Work:
         if action == "infer":
-            _need(scope, "POST")
-            return await self._infer(scope, receive, model, version)
-        _need(scope, "GET")
+            _need(head, "POST")
+            if head.header(b"content-encoding") not in (None, "identity"):
+                raise _HttpError(415, "compressed requests are not served, send them as they are")
+            length = oip.header_length(head.header(_LENGTH))
+            return functools.partial(self._finish, head, self._infer, model, version, length)
+        _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
         document = documents.model(self._server, model, version)
         return Reply(200) if action == "ready" else _json(document)
 
-    async def _index(self, scope: Scope, receive: Receive) -> Reply:
-        ready_only = oip.wants_ready_only(await self._body(receive, _header(scope["headers"], b"content-length")))
-        return _json(documents.index(self._server, ready_only))
+    async def _index(self, body: bytes) -> Reply:
+        return _json(documents.index(self._server, oip.wants_ready_only(body)))
 
-    async def _infer(self, scope: Scope, receive: Receive, model: str, version: str | None) -> Reply:
-        headers = scope["headers"]
-        if _header(headers, b"content-encoding") not in (None, "identity"):
-            raise _HttpError(415, "compressed requests are not served, send them as they are")
-        body = await self._body(receive, _header(headers, b"content-length"))
-        length = oip.header_length(_header(headers, oip.HEADER.lower().encode()))
+    async def _infer(self, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
         if length == 0:
             request = oip.parse_raw(body, self._server.describe(model, version).inputs)
         else:
@@ -264,70 +277,75 @@ class App:
         encoded = oip.encode_response(await self._server.answer(model, version, request), request)
         return Reply(200, encoded.body, encoded.headers)
 
-    async def _body(self, receive: Receive, stated: str | None) -> bytes:
-        limit = self._max_request_bytes
-        if stated is not None and stated.isascii() and stated.isdigit() and int(stated) > limit:
-            raise _HttpError(413, f"the request has {stated} bytes, the limit is {limit}")
-        return await _read(receive, limit)
-
-    def _check_origin(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        over_tcp = scope.get("server") is not None and scope["server"][1] is not None
-        if not self._local_only or not over_tcp:
+    def _check_origin(self, head: Head) -> None:
+        if not self._local_only or not head.over_tcp:
             return
-        if any(name == b"origin" for name, _ in headers):
+        if b"origin" in head.headers:
             raise _HttpError(403, "requests from web pages are refused")
-        for name, value in headers:
-            if name == b"host" and value and not _is_local(value.decode("latin-1")):
-                raise _HttpError(403, f"host is {value.decode('latin-1')!r}, expected localhost or 127.0.0.1")
+        host = head.header(b"host")
+        if host and not _is_local(host):
+            raise _HttpError(403, f"host is {host!r}, expected localhost or 127.0.0.1")
 
-    def _check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def _check_key(self, head: Head) -> None:
         if not self._api_key:
             return
-        scheme, _, given = (_header(headers, b"authorization") or "").partition(" ")
+        scheme, _, given = (head.header(b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGoneError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _HttpError(413, f"the request is longer than the limit of {limit} bytes")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+def _failure(head: Head, error: Exception) -> Reply:
+    """The one place where errors become statuses; nothing of a bug is shown, and its traceback is logged."""
+    if isinstance(error, _HttpError):
+        return _error(error.status, str(error), error.headers)
+    if isinstance(error, OverloadedError):
+        return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
+    for kind, status in ((DataError, 400), (NotFoundError, 404), (UnavailableError, 503)):
+        if isinstance(error, kind):
+            return _error(status, str(error))
+    if isinstance(error, EdgekitError):
+        _log.warning("%s %r failed: %s", head.method, head.path, error)
+        return _error(500, str(error))
+    _log.error("%s %r failed", head.method, head.path, exc_info=error)
+    return _error(500, "internal error; the server's log has the reason")
 
 
-def _model_path(rest: list[str]) -> tuple[str | None, str]:
+def _head(scope: Scope) -> Head:
+    headers: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    over_tcp = scope.get("server") is not None and scope["server"][1] is not None
+    return Head(scope["method"], scope["path"], headers, over_tcp)
+
+
+@functools.lru_cache(maxsize=256)
+def _split(path: str) -> tuple[str, ...]:
+    return tuple(part for part in path.split("/") if part)
+
+
+@functools.lru_cache(maxsize=256)
+def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
     """Version and action of what follows the model's name: [versions/<v>] [ready|infer|stats]."""
     version = None
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    if rest in ([], ["ready"], ["infer"], ["stats"]):
+    if rest in ((), ("ready",), ("infer",), ("stats",)):
         return version, rest[0] if rest else ""
     raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer or stats")
 
 
-def _need(scope: Scope, method: str) -> None:
-    if scope["method"] != method and (scope["method"], method) != ("HEAD", "GET"):  # whose answer goes without its body
-        raise _HttpError(405, f"method is {scope['method']}, expected {method}", {"Allow": method})
+def _need(head: Head, method: str) -> None:
+    if head.method != method and (head.method, method) != ("HEAD", "GET"):  # whose answer goes without its body
+        raise _HttpError(405, f"method is {head.method}, expected {method}", {"Allow": method})
 
 
+@functools.lru_cache(maxsize=64)
 def _is_local(host: str) -> bool:
     try:
         return urlsplit(f"//{host}").hostname in _LOCAL_HOSTS
     except ValueError:
         return False
-
-
-def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
 def _json(document: Any) -> Reply:

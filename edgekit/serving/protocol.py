@@ -1,16 +1,23 @@
-"""HTTP/1.1 connections with limits: how many, how long a header may be and take, and what is said to nonsense."""
+"""HTTP/1.1 connections on asyncio and httptools, with limits on everything that a peer can make long or slow."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import http
 import logging
-from collections.abc import Callable
-from typing import Any
+import math
+import socket as sockets
+import types
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Generator
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgekit.serving import oip
+from edgekit.serving.http import Application, Head, Reply, Work
 
 _log = logging.getLogger(__name__)
 
@@ -18,188 +25,471 @@ MAX_CONNECTIONS = 256
 MAX_HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 20.0
 BODY_SECONDS = 30.0
+KEEP_ALIVE_SECONDS = 75.0
+STALLED_SECONDS = 30.0
 LINGER_SECONDS = 5.0
+HELD_BODIES = 4  # so many of the longest bodies may be in memory at a time, over all connections
+SWEEP_SECONDS = 1.0  # how late a limit of time may be noticed
 
-_REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
+_NEVER = math.inf
+_ONE_WRITE = 64 * 1024  # a head and a body up to this are copied into one write
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _RefusedError(Exception):
     """A header that is well-formed and not served; the parser wraps it."""
 
 
-class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which alone takes any number of connections, headers without end, and clients that wait.
+class _Pending(NamedTuple):
+    """A request that waits for its answer: the answer, or the work and the body that make it."""
+
+    decision: Reply | Work
+    body: bytes
+    keep_alive: bool
+    with_body: bool  # False for HEAD
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Reply:
+    return Reply(status, oip.error_document(message), {"Content-Type": oip.JSON_TYPE, **(headers or {})})
+
+
+@types.coroutine
+def _resume(working: Coroutine[Any, Any, Reply], awaited: Any) -> Generator[Any, Any, Reply]:
+    """The rest of a coroutine that has begun and waits for `awaited`."""
+    while True:
+        try:
+            sent = yield awaited
+        except BaseException as error:  # it is the coroutine's
+            step = functools.partial(working.throw, error)
+        else:
+            step = functools.partial(working.send, sent)
+        try:
+            awaited = step()
+        except StopIteration as done:
+            reply: Reply = done.value
+            return reply
+
+
+class Hub:
+    """What all connections of a server share.
+
+    Attributes:
+        app: What answers.
+        connections: Those that are open.
+        draining: Each answer is the last of its connection.
+        held_bytes: Of bodies that are not answered yet.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.held_bytes = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Connection) -> None:
+        """Know a new connection; time limits are looked after as long as there is one."""
+        self.connections.add(connection)
+        self.empty.clear()
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def discard(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.empty.set()
+
+    def drain(self) -> None:
+        """Close what is idle; what is not closes after its answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.close()
+
+    def abort(self) -> None:
+        """Close every connection, whatever it is doing."""
+        for connection in list(self.connections):
+            connection.abort()
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for connection in [one for one in self.connections if one.deadline < now]:
+            connection.late(now)
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if self.connections else None
+
+
+class Connection(asyncio.Protocol):
+    """One connection; requests are answered one after the other, in their order.
 
     * Over MAX_CONNECTIONS the connection that has been without a request for the longest is closed, one that never had
       any first; where all are at work, the new one gets 503.
     * A header (or what follows the body) over MAX_HEADER_BYTES gets 431, one that takes over HEADER_SECONDS 408,
-      and so does a body over BODY_SECONDS.
-    * After an answer that a client did not wait for (413), what it still sends is read and dropped for LINGER_SECONDS:
-      closing at once would make its system throw the answer away.
+      and so does a body over BODY_SECONDS. Between requests a connection may be silent for KEEP_ALIVE_SECONDS.
+    * What is known to be refused is answered before its body has come; what the client still sends is dropped for
+      LINGER_SECONDS, because closing at once would make its system throw the answer away.
+    * A client that takes no byte of an answer for STALLED_SECONDS is left. While it takes none, nothing more is read.
     * What is no HTTP gets 400, as JSON like every other error. It is counted and not logged, or it would fill the log.
     * A client that closes its sending side after a whole request gets its answer.
+
+    Attributes:
+        deadline: In the loop's time; `late` is called some time after it.
     """
 
-    refused: Callable[[int], None]  # set by `limited`
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._in_header = True  # between requests too
+    def __init__(self, hub: Hub) -> None:
+        self.deadline = _NEVER
+        self._hub = hub
+        self._app = hub.app
+        self._loop = hub.loop
+        self._parser: Any = None
+        self._transport: asyncio.Transport
+        self._over_tcp = True
+        self._since = 0.0  # idle, or being written to without progress
+        self._requests = 0
+        # What is being read
+        self._in_head = True  # between requests too
+        self._head_began = True  # the first one's time runs from the connection on
         self._unparsed = 0  # bytes since the parser last came to the end of something
-        self._timer: asyncio.TimerHandle | None = None
-        self._idle_since = 0.0
-        self._refused = False
-        self._has_body_timer = False
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._method = ""
+        self._decision: Reply | Work | None = None  # None: answered before its body had come
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._held = 0  # bytes of bodies that are not answered yet
+        # What is being answered
+        self._waiting: deque[_Pending] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._is_last = False  # nothing more is parsed
+        self._half_closed = False  # by the client
+        self._ended = False  # the last answer is written
+        self._reading = True
+        self._writable = True
+        self._unsent = 0
 
     @property
     def idle(self) -> bool:
         """True while no request runs here; a half-sent header is none."""
-        return self._refused or (self._in_header and (self.cycle is None or self.cycle.response_complete))
+        return self._ended or (self._in_head and self._task is None and not self._waiting)
 
     # --- asyncio
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or make room for it, or refuse it."""
-        others = [one for one in self.connections if isinstance(one, LimitedProtocol)]
-        super().connection_made(transport)
-        self._idle_since = self.loop.time()
-        self._start_timer()
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._over_tcp = transport.get_extra_info("socket").family != sockets.AF_UNIX
+        self._since = self._loop.time()
+        self.deadline = self._since + HEADER_SECONDS
+        others = list(self._hub.connections)
+        self._hub.add(self)
         if len(others) < MAX_CONNECTIONS:
             return
         idle = [one for one in others if one.idle]
         if not idle:
-            self._refuse(503, f"{MAX_CONNECTIONS} connections are at work, which is the limit", "Retry-After: 1\r\n")
+            said = f"{MAX_CONNECTIONS} connections are at work, which is the limit"
+            self._refuse(503, said, {"Retry-After": "1"})
             return
         # Those that have never asked anything go first: a flood of connections must not cost clients theirs.
-        longest = min(idle, key=lambda one: (one.cycle is not None, one._idle_since))
-        self.connections.discard(longest)
-        longest.transport.close()
+        longest = min(idle, key=lambda one: (one._requests > 0, one._since))
+        self._hub.discard(longest)
+        longest.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._stop_timer()
-        super().connection_lost(exc)
+        """Forget the connection; nobody waits for what still runs."""
+        self._hub.discard(self)
+        self._is_last = self._ended = True
+        self.deadline = _NEVER
+        self._waiting.clear()
+        self._release(self._held)
+        if self._task is not None:
+            self._task.cancel()
+        self._parser = None  # it and this hold each other
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        if self._refused or self.transport.is_closing():
+        if self._is_last:
             return
-        self._unset_keepalive_if_required()
-        if self._in_header and self._timer is None:
-            self._start_timer()
+        if not self._head_began:
+            self._head_began = True
+            self.deadline = self._loop.time() + HEADER_SECONDS
         self._unparsed += len(data)
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._answer_last()  # what follows would be another protocol
+            self._is_last = True  # what follows would be another protocol
         except httptools.HttpParserError as error:
-            _log.debug("refused", exc_info=error)
-            said = error.__context__ if isinstance(error.__context__, _RefusedError) else "this is no HTTP/1.1 request"
-            self._refuse(400, str(said))
+            if not self._is_last:  # or it is what follows the last request
+                _log.debug("refused", exc_info=error)
+                known = isinstance(error.__context__, _RefusedError)
+                self._refuse(400, str(error.__context__) if known else "this is no HTTP/1.1 request")
         else:
             if self._unparsed > MAX_HEADER_BYTES:
                 self._refuse(431, f"the header is longer than the limit of {MAX_HEADER_BYTES} bytes")
-            elif not self._in_header and not self._has_body_timer:
-                self._stop_timer()
-                self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
-                self._has_body_timer = True
+        self._advance()
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Keep the connection open for the answer to a whole request, and for nothing else."""
-        if self._refused or self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            return None
-        self._answer_last()
+    def eof_received(self) -> bool:
+        """Keep the connection open for the answers to whole requests, and for nothing else."""
+        if self._ended or not (self._task is not None or self._waiting):
+            return False
+        self._is_last = self._half_closed = True
         return True
+
+    def pause_writing(self) -> None:
+        """Answer nothing more until the client has read."""
+        self._writable = False
+        self._unsent = self._transport.get_write_buffer_size()
+        self.deadline = min(self.deadline, self._loop.time() + STALLED_SECONDS)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writable = True
+        if not self._ended:
+            self._begin_idle() if self._in_head else self._begin_body()
+        self._advance()
 
     # --- the parser's calls
 
+    def on_message_begin(self) -> None:
+        """Begin a header."""
+        self._url = b""
+        self._headers = {}
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those after a body say nothing here."""
+        if self._in_head:
+            name, before = name.lower(), self._headers
+            before[name] = before[name] + b", " + value if name in before else value
+
     def on_headers_complete(self) -> None:
-        """Begin a request."""
-        names = {name for name, _ in self.headers}
-        if self.parser.should_upgrade() and names & {b"content-length", b"transfer-encoding"}:
+        """Decide what can be decided before the body."""
+        headers = self._headers
+        if self._parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
             raise _RefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
-        self._in_header = False
+        self._method = self._parser.get_method().decode()
+        head = Head(self._method, self._path(), headers, self._over_tcp)
+        self._in_head = False
         self._unparsed = 0
-        super().on_headers_complete()
+        self._requests += 1
+        self._parts, self._size = [], 0
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._app.max_request_bytes:
+            self._decision = self._app.too_long(length.decode())
+        else:
+            self._decision = self._app.begin(head)
+        self._begin_body()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
+        """Take a part of a body that is wanted."""
         self._unparsed = 0
-        super().on_body(body)
+        if self._decision is None or isinstance(self._decision, Reply):
+            return
+        self._size += len(body)
+        self._held += len(body)
+        self._hub.held_bytes += len(body)
+        if self._size > self._app.max_request_bytes:
+            self._drop(self._app.too_long(""))
+        elif self._hub.held_bytes > HELD_BODIES * self._app.max_request_bytes:
+            self._drop(_error(503, "the bodies of other requests fill the memory for them", {"Retry-After": "1"}))
+        else:
+            self._parts.append(body)
+
+    def _drop(self, reply: Reply) -> None:
+        self._decision, self._parts = reply, []
+        self._release(self._size)
+
+    def _release(self, size: int) -> None:
+        self._held -= size
+        self._hub.held_bytes -= size
+
+    def on_chunk_header(self) -> None:
+        """Nothing; where this is missing, chunks are counted as a header."""
 
     def on_message_complete(self) -> None:
-        """End a request's body; a next header may follow."""
-        self._in_header = True
+        """Let the request wait for its turn; a next header may follow."""
+        self._in_head, self._head_began = True, False
         self._unparsed = 0
-        super().on_message_complete()
-        self._stop_timer()
-        if self.cycle.response_complete:
-            self._start_timer()  # nobody else waits for the next request then
+        keep = self._keep_alive()
+        if self._decision is None:  # answered already
+            self._begin_idle()
+            if not keep:
+                self._end()
+            return
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._waiting.append(_Pending(self._decision, body, keep, self._method != "HEAD"))
+        self._decision, self._parts = None, []
+        self._is_last = self._is_last or not keep
+        self.deadline = _NEVER
 
-    def on_response_complete(self) -> None:
-        """Begin to be idle."""
-        self._idle_since = self.loop.time()
-        super().on_response_complete()
-        if not self._in_header and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
-            self._linger()
+    def _keep_alive(self) -> bool:
+        if not self._parser.should_keep_alive():
+            return False
+        return b"connection" not in self._headers or self._parser.get_http_version() != "1.0"
+
+    def _path(self) -> str:
+        url = self._url
+        if not url.startswith(b"/"):  # the form that names the host as well, or one that is for proxies
+            try:
+                parsed = httptools.parse_url(url)
+            except httptools.HttpParserInvalidURLError as error:
+                raise _RefusedError("the request's target is no path") from error
+            if not parsed.host or not parsed.path:
+                raise _RefusedError("the request's target is no path")
+            self._headers[b"host"] = parsed.host
+            url = parsed.path
+        path = url.partition(b"?")[0].partition(b"#")[0].decode("latin-1")
+        return unquote(path) if "%" in path else path
+
+    # --- answering
+
+    def _advance(self) -> None:
+        self._next()
+        if not self._in_head:
+            self._answer_early()
+        self._read_or_not()
+
+    def _next(self) -> None:
+        """Answer what waits, as long as nothing runs and the client reads."""
+        while self._waiting and self._task is None and self._writable and not self._ended:
+            asked = self._waiting.popleft()
+            reply = asked.decision
+            if not isinstance(reply, Reply):
+                working = reply(asked.body)
+                try:  # most small models answer without waiting, and a task costs as much as their parsing
+                    awaited = working.send(None)
+                except StopIteration as done:
+                    reply = done.value
+                else:
+                    self._task = self._loop.create_task(self._answer(asked, _resume(working, awaited)))
+                    return
+            self._release(len(asked.body))
+            self._send(reply, asked.keep_alive, asked.with_body)
+
+    async def _answer(self, asked: _Pending, working: Awaitable[Reply]) -> None:
+        try:
+            reply = await working
+        except BaseException:  # the client left, or a bug that the application did not catch: never leave it waiting
+            self._transport.abort()
+            raise
+        self._task = None
+        self._release(len(asked.body))
+        self._send(reply, asked.keep_alive, asked.with_body)
+        self._advance()
+
+    def _answer_early(self) -> None:
+        """Say before the body has come what is known: to send it, or that nobody wants it."""
+        if self._task is not None or self._waiting or self._ended or self._decision is None:
+            return
+        if isinstance(self._decision, Reply):
+            decision, self._decision = self._decision, None
+            self._send(decision, True, self._method != "HEAD")
+            self.deadline = self._loop.time() + LINGER_SECONDS
+        elif self._headers.get(b"expect", b"").lower() == b"100-continue" and not self._parts:
+            self._headers[b"expect"] = b""
+            self._transport.write(_CONTINUE)
+
+    def _send(self, reply: Reply, keep_alive: bool, with_body: bool) -> None:
+        self._app.count(reply.status)
+        if self._ended or self._transport.is_closing():
+            return
+        keep_alive = keep_alive and not self._hub.draining
+        lines = [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
+        ending = "\r\n" if keep_alive else "Connection: close\r\n\r\n"
+        head = f"{_STATUS_LINES[reply.status]}Content-Length: {len(reply.body)}\r\n{''.join(lines)}{ending}".encode()
+        if not with_body:
+            self._transport.write(head)
+        elif len(reply.body) <= _ONE_WRITE:
+            self._transport.write(head + reply.body)
+        else:
+            self._transport.write(head)
+            self._transport.write(reply.body)
+        if not keep_alive or (self._is_last and not self._waiting):
+            self._end()
+        elif self._in_head and not self._waiting:
+            self._begin_idle()
+
+    def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        """Let what is wrong here be the last answer; requests before it have theirs."""
+        self._is_last = True
+        if self._decision is None and not self._in_head:  # it has its answer, and only its body is wrong
+            self._end()
+            return
+        self._waiting.append(_Pending(_error(status, message, headers), b"", False, True))
+        self._in_head = True
+        self._next()
+
+    def _end(self) -> None:
+        """Nothing more is said; what the client still says is dropped for a while."""
+        if self._ended:
+            return
+        self._is_last = self._ended = True
+        self._waiting.clear()
+        self.deadline = self._loop.time() + LINGER_SECONDS
+        self._unsent = self._transport.get_write_buffer_size()
+        if self._half_closed:
+            self._transport.close()  # which sends what was written first
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
 
     # --- limits
 
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+    def _begin_idle(self) -> None:
+        self._since = self._loop.time()
+        self.deadline = self._since + (HEADER_SECONDS if self._head_began else KEEP_ALIVE_SECONDS)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._has_body_timer = False
+    def _begin_body(self) -> None:
+        self.deadline = self._loop.time() + BODY_SECONDS
 
-    def _too_slow(self) -> None:
-        self._stop_timer()
-        if self._in_header:
-            self._refuse(408, f"no whole header came within {HEADER_SECONDS:.0f} s")
-        elif not self.pipeline:  # where one is, its body waits for the answers before it
+    def _read_or_not(self) -> None:
+        """Read while nothing waits, so that no client can make requests pile up here."""
+        wanted = self._ended or (not self._waiting and self._writable)
+        if wanted is self._reading or self._transport.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def late(self, now: float) -> None:
+        """The deadline has passed."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent and unsent < self._unsent:  # slow, and not stalled
+            self._unsent, self.deadline = unsent, now + STALLED_SECONDS
+        elif self._ended or not self._writable:
+            self.abort()
+        elif self._task is not None or self._waiting:  # its time runs when those before it have their answers
+            self.deadline = now + BODY_SECONDS
+        elif not self._in_head:
             self._refuse(408, f"the request did not arrive within {BODY_SECONDS:.0f} s")
+        elif self._head_began:
+            self._refuse(408, f"no whole header came within {HEADER_SECONDS:.0f} s")
+        else:
+            self.close()
 
-    def _linger(self) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        self._has_body_timer = True  # this one stands for it
+    def close(self) -> None:
+        """Close when what was written has been sent."""
+        self._is_last = self._ended = True
+        self._transport.close()
+        self.deadline = self._loop.time() + LINGER_SECONDS
 
-    def _answer_last(self) -> None:
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
+    def leave(self) -> None:
+        """Close, and do not wait for a client that does not read."""
+        if self._transport.get_write_buffer_size():
+            self.abort()
+        else:
+            self.close()
 
-    def _refuse(self, status: int, message: str, extra: str = "") -> None:
-        """Answer what is wrong here and close, once the requests before it have their answers."""
-        if self._refused or self.transport.is_closing():
-            return
-        type(self).refused(status)
-        self._refused = True
-        self._linger()
-        running = self.cycle is not None and not self.cycle.response_complete
-        if running and self._in_header:
-            self._stop_timer()
-            self._answer_last()
-            return
-        if running and (self.cycle.response_started or self.pipeline):
-            self.transport.close()
-            return
-        body = oip.error_document(message)
-        head = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {oip.JSON_TYPE}\r\n{extra}"
-        self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-        self.transport.write_eof()
-        if running:  # the request whose body this was
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-
-
-def limited(refused: Callable[[int], None]) -> type[LimitedProtocol]:
-    """LimitedProtocol that tells `refused` the status of every answer that the application does not see."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"refused": staticmethod(refused)})
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()

@@ -1,4 +1,4 @@
-"""uvicorn on sockets that are bound here: TCP on one address, and a UNIX socket."""
+"""Our HTTP connections on sockets that are bound here: TCP on one address, and a UNIX socket."""
 
 from __future__ import annotations
 
@@ -8,30 +8,15 @@ import os
 import socket as sockets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import uvicorn
+from typing import NamedTuple
 
 from edgekit.errors import UnavailableError
 from edgekit.serving.addresses import SOCKET_MODE, make_room, parse_address, removed_after
-from edgekit.serving.app import Receive, Scope, Send
-from edgekit.serving.protocol import limited
-
-
-class Application(Protocol):
-    """An ASGI application that is told what was refused before it could see it."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        ...
-
-    def refused(self, status: int) -> None:
-        """Count an HTTP answer that the server itself gave."""
-        ...
-
+from edgekit.serving.http import Application
+from edgekit.serving.protocol import Connection, Hub
+from edgekit.waiting import within
 
 DRAIN_SECONDS = 10
-KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 512
 
 
@@ -47,21 +32,12 @@ class Bound(NamedTuple):
     socket: Path | None
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to the program it runs in."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture nothing."""
-        yield
-
-
 @contextlib.asynccontextmanager
 async def serve(app: Application, *, http: str = "", socket: Path | None = None) -> AsyncIterator[Bound]:
     """Serve `app` until the block ends, then let running requests finish (up to DRAIN_SECONDS).
 
     Args:
-        app: The ASGI application.
+        app: What answers.
         http: ``host:port``; port 0 takes any free one; empty for no TCP.
         socket: Path of a UNIX socket (mode 0660), or None; what a dead server left there is replaced.
 
@@ -69,6 +45,7 @@ async def serve(app: Application, *, http: str = "", socket: Path | None = None)
         SettingsError: an address is malformed.
         UnavailableError: an address is taken or not ours to bind.
     """
+    hub, loop = Hub(app), asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         listeners = []
         url = ""
@@ -78,40 +55,21 @@ async def serve(app: Application, *, http: str = "", socket: Path | None = None)
             url = _url(tcp)
         if socket is not None:
             listeners.append(stack.enter_context(_bind_unix(socket)))
-        server = _Server(_config(app))
-        running = asyncio.ensure_future(server.serve(sockets=listeners))
+        servers = [await loop.create_server(lambda: Connection(hub), sock=one, backlog=_BACKLOG) for one in listeners]
         try:
-            await _started(server, running)
             yield Bound(url, socket)
         finally:
-            server.should_exit = True
-            await running
+            for server in servers:
+                server.close()
+            await asyncio.shield(_drain(hub))
 
 
-def _config(app: Application) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="none",  # it runs in the caller's
-        http=limited(app.refused),
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-
-
-async def _started(server: uvicorn.Server, running: asyncio.Future[None]) -> None:
-    while not server.started:
-        if running.done():
-            running.result()
-            raise UnavailableError("the HTTP server ended before it had started")
-        await asyncio.sleep(0.005)
+async def _drain(hub: Hub) -> None:
+    hub.drain()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await within(DRAIN_SECONDS, hub.empty.wait())
+    hub.abort()
+    await within(None, hub.empty.wait())
 
 
 @contextlib.contextmanager

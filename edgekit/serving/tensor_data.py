@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ DATATYPES = {
     "FP64": DType.FLOAT64,
     "BYTES": DType.BYTES,
 }
+_LITTLE = sys.byteorder == "little"  # as the protocol is
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
@@ -51,16 +53,18 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
         raise DataError(f"{name}: {stated}, but {len(data)} bytes were sent")
     if dtype is DType.BOOL:
         return shaped(name, shape, np.frombuffer(data, np.uint8) != 0)
-    value = np.frombuffer(data, dtype.numpy.newbyteorder("<")).astype(dtype.numpy, copy=False)
+    value = np.frombuffer(data, dtype.numpy)
+    if not _LITTLE:
+        value = value.byteswap()
     # The JSON before it has any length, so the bytes may start at an odd address, which runtimes cannot use.
-    return shaped(name, shape, np.require(value, requirements=["A"]))
+    return shaped(name, shape, value if value.flags.aligned else value.copy())
 
 
 def to_binary(value: Array) -> bytes:
     """Row-major little-endian bytes."""
     if value.dtype == object:
         return b"".join(len(item).to_bytes(4, "little") + item for item in value.ravel())
-    return np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+    return (value if _LITTLE else value.byteswap()).tobytes()
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw) -> Array:

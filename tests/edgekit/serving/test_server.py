@@ -1,4 +1,4 @@
-"""A real uvicorn on loopback TCP and on a UNIX socket."""
+"""The real server on loopback TCP and on a UNIX socket."""
 
 from __future__ import annotations
 
