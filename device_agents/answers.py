@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from edgekit import messages, topics
 from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
-from edgekit.protocols import Message, Transport
+from edgekit.protocols import Handler, Message, Transport
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
@@ -91,13 +91,28 @@ class Answers:
                 self.waiting.pop(request_id, None)
 
     async def ask_blocks(
-        self, exchange: Exchange, digest: str, ranges: tuple[messages.Range, ...], credit: int, left: int
+        self,
+        exchange: Exchange,
+        digest: str,
+        ranges: tuple[messages.Range, ...],
+        credit: int,
+        left: int,
+        *,
+        missing: tuple[messages.Range, ...] = (),
     ) -> str:
         """Ask for blocks and return the request's id. Raises TransportError when it cannot be sent."""
-        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left)
+        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left, missing)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id
+
+    async def listen(self, digest: str, handler: Handler) -> None:
+        """Call `handler` for what is broadcast of a blob. Raises TransportError."""
+        await self._transport.subscribe(topics.wave(self._fleet, digest), handler, qos=0)
+
+    async def deafen(self, digest: str) -> None:
+        """End what `listen` began."""
+        await self._transport.unsubscribe(topics.wave(self._fleet, digest))
 
     async def metadata(self, name: str) -> bytes:
         """One file of the TUF repository.

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import random
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from device_agents.answers import Answers, Exchange, check_answer
 from device_agents.throttle import Bucket, QuietHours
+from device_agents.waves import HEARD, WaveEar
 from edgekit.blocks import BlockMap, RoundTrip, Window, to_ranges
 from edgekit.errors import DigestMismatchError, TransportError, UnavailableError
 from edgekit.messages import Answer
@@ -19,6 +20,17 @@ from edgekit.protocols import BlockSource, Clock
 MAX_SILENT_ATTEMPTS = 5
 MAX_WRONG = 3
 MAX_BUSY_SECONDS = 15.0
+CLOCK_SECONDS = 0.05  # what a sleep may end too early
+TRANSFER_COUNTERS = (
+    "blocks_fetched",
+    "bytes_fetched",
+    "blocks_reused",
+    "blocks_made",
+    "deltas_failed",
+    "wave_blocks",
+    "wrong_blocks",
+    "wrong_wave_blocks",
+)
 
 
 class Gate:
@@ -33,6 +45,11 @@ class Gate:
     def __init__(self, clock: Clock, *, bytes_per_second: int = 0, quiet: QuietHours | None = None) -> None:
         self._clock, self._quiet = clock, quiet
         self._bucket = Bucket.full(bytes_per_second, clock.monotonic())
+
+    @property
+    def open(self) -> bool:
+        """True where there is no rate to keep, so that a device may take what it did not ask for."""
+        return not self._bucket.rate
 
     def check_hours(self) -> None:
         """Raises UnavailableError in quiet hours."""
@@ -61,6 +78,9 @@ class BlockFetcher:
         answers: The topics.
         clock: Monotonic time.
         gate: Rate and hours; open where None.
+
+    Attributes:
+        counters: TRANSFER_COUNTERS, which only rise.
     """
 
     def __init__(self, answers: Answers, clock: Clock, gate: Gate | None = None) -> None:
@@ -68,9 +88,17 @@ class BlockFetcher:
         self._clock = clock
         self.gate = gate or Gate(clock)
         self._round_trip = RoundTrip()
+        self.counters: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
 
-    async def blocks(self, digest: str, wanted: Iterable[int]) -> AsyncGenerator[tuple[int, bytes], None]:
+    async def blocks(
+        self, digest: str, wanted: Iterable[int], hashes: Sequence[str] = ()
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
         """Yield each wanted block once, as it arrives; the caller verifies it.
+
+        Args:
+            digest: Of the blob.
+            wanted: Indexes of blocks.
+            hashes: sha256 (hex) of each block of the blob; with them waves are listened to, and checked, too.
 
         Raises:
             NotFoundError: the store has no blob with this digest.
@@ -78,12 +106,14 @@ class BlockFetcher:
             UnavailableError: quiet hours have begun.
         """
         with self._answers.exchange() as exchange:
-            transfer = _Transfer(self._answers, exchange, self._clock, self.gate, digest, wanted, self._round_trip)
+            ear = WaveEar(self._answers, exchange, digest, hashes, self.counters, willing=self.gate.open)
+            transfer = _Transfer(self._answers, exchange, ear, self._clock, self.gate, digest, wanted, self._round_trip)
             try:
                 async for index, data in transfer.run():
                     yield index, data
             finally:
                 self._round_trip = transfer.round_trip
+                await ear.leave()
 
     async def blob(self, digest: str, size: int, what: str) -> bytes:
         """A whole blob of known size, verified; for small ones such as a manifest.
@@ -121,17 +151,20 @@ class _Transfer:
         self,
         answers: Answers,
         exchange: Exchange,
+        ear: WaveEar,
         clock: Clock,
         gate: Gate,
         digest: str,
         wanted: Iterable[int],
         round_trip: RoundTrip,
     ) -> None:
-        self._answers, self._exchange, self._clock, self._gate = answers, exchange, clock, gate
+        self._answers, self._exchange, self._ear = answers, exchange, ear
+        self._clock, self._gate = clock, gate
         self._digest = digest
         self._waiting = deque(dict.fromkeys(wanted))
         self._asked: dict[int, float] = {}  # block -> when it was asked for
         self._missing = set(self._waiting)
+        self._stale = False  # some of the waiting ones have come unasked
         self._window = Window()
         self._silent = 0
         self._busy = 0
@@ -139,23 +172,54 @@ class _Transfer:
 
     async def run(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while self._missing:
-            await self._ask()
-            oldest = min(self._asked.values())
-            patience = oldest + self.round_trip.timeout_seconds - self._clock.monotonic()
+            if not self._ear.listening:
+                await self._ask()
             try:
-                answer = await self._exchange.next(max(patience, 0.001))
+                answer = await self._exchange.next(self._patience())
             except asyncio.TimeoutError:
-                self._expire()
+                await self._nothing_came()
                 continue
-            if answer.error == "busy":
-                await self._back_off(answer.retry_seconds)
-                continue
-            check_answer(answer, f"blob {self._digest}")
-            if answer.index in self._missing:
-                self._arrived(answer)
-                yield answer.index, answer.data
+            if answer.id == HEARD:
+                if await self._ear.take(answer, self._missing):
+                    self._drop(answer.index)
+                    yield answer.index, answer.data
+            elif answer.error == "busy" and answer.wave:
+                await self._listen()
+            elif answer.error == "busy":
+                if not self._ear.listening:
+                    await self._back_off(answer.retry_seconds)
+            else:
+                check_answer(answer, f"blob {self._digest}")
+                if answer.index in self._missing:
+                    self._arrived(answer)
+                    yield answer.index, answer.data
+
+    def _patience(self) -> float:
+        if self._ear.listening:
+            self._gate.check_hours()
+            return self._ear.patience_seconds
+        oldest = min(self._asked.values())
+        return max(0.001, oldest + self.round_trip.timeout_seconds - self._clock.monotonic())
+
+    async def _nothing_came(self) -> None:
+        if self._ear.listening:
+            await self._ear.leave()
+        else:
+            self._expire()
+
+    async def _listen(self) -> None:
+        """A wave is under way: nothing is asked for until it is over."""
+        if self._ear.listening:
+            return
+        self._give_up_all()
+        self._silent = self._busy = 0
+        if not await self._ear.join(self._missing):
+            await self._back_off(0.0)
 
     async def _ask(self) -> None:
+        if self._stale:
+            self._waiting = deque(index for index in self._waiting if index in self._missing)
+            self._stale = False
         credit = self._window.credit(len(self._asked))
         if not credit or not self._waiting:
             return
@@ -165,17 +229,35 @@ class _Transfer:
         indexes = [self._waiting.popleft() for _ in range(allowed)]
         self._asked.update(dict.fromkeys(indexes, self._clock.monotonic()))
         ranges = to_ranges(indexes)
-        await self._answers.ask_blocks(self._exchange, self._digest, ranges, len(indexes), len(self._waiting))
+        missing = self._ear.offer(self._missing)
+        await self._answers.ask_blocks(
+            self._exchange, self._digest, ranges, len(indexes), len(self._waiting), missing=missing
+        )
 
     def _arrived(self, answer: Answer) -> None:
         self._missing.discard(answer.index)
         asked = self._asked.pop(answer.index, None)
         if asked is None:  # it came after it was given up, and before it was asked for again
-            self._waiting = deque(index for index in self._waiting if index != answer.index)
+            self._drop(answer.index)
         else:
             self.round_trip = self.round_trip.observed(self._clock.monotonic() - asked)
+            self._overtaken(asked)
         self._window = self._window.after_arrival()
         self._silent = self._busy = 0
+
+    def _overtaken(self, asked: float) -> None:
+        """Give up what was asked for before a block that came, longer ago than answers take: it was lost."""
+        since = min(asked, self._clock.monotonic() - self.round_trip.overtaken_seconds)
+        lost = [index for index, at in self._asked.items() if at < since]
+        if lost:
+            self._give_up(lost)
+            self._window = self._window.after_loss()
+
+    def _drop(self, index: int) -> None:
+        """A block came that is not under way."""
+        self._missing.discard(index)
+        self._asked.pop(index, None)
+        self._stale = True
 
     def _expire(self) -> None:
         self._silent += 1
@@ -183,7 +265,8 @@ class _Transfer:
             raise TransportError(
                 f"no block of {self._digest} arrived in {self._silent} attempts, {len(self._missing)} are missing"
             )
-        self._give_up_all()
+        since = self._clock.monotonic() - self.round_trip.timeout_seconds
+        self._give_up([index for index, at in self._asked.items() if at <= since + CLOCK_SECONDS])
         self.round_trip = self.round_trip.lost()
         self._window = self._window.after_loss()
 
@@ -196,5 +279,10 @@ class _Transfer:
         await asyncio.sleep(wait * random.uniform(0.8, 1.2))
 
     def _give_up_all(self) -> None:
-        self._waiting.extendleft(sorted(self._asked, reverse=True))
-        self._asked.clear()
+        self._give_up(list(self._asked))
+
+    def _give_up(self, indexes: list[int]) -> None:
+        """Ask for blocks again, before the others."""
+        self._waiting.extendleft(sorted(indexes, reverse=True))
+        for index in indexes:
+            del self._asked[index]

@@ -14,15 +14,6 @@ from edgekit.errors import DigestMismatchError, DiskError, RefusedError
 from edgekit.manifest import FileEntry, Manifest
 from edgekit.protocols import BlockSource, Disk
 
-TRANSFER_COUNTERS = (
-    "blocks_fetched",
-    "bytes_fetched",
-    "blocks_reused",
-    "blocks_made",
-    "deltas_failed",
-    "wrong_blocks",
-)
-
 
 class Download:
     """Fills a folder with the files of a manifest, from slots on this disk first and from `source` for the rest.
@@ -30,8 +21,8 @@ class Download:
     Args:
         disk: Where to.
         source: Blocks that are not here.
-        counters: TRANSFER_COUNTERS, which only rise; `blocks_reused` were on this disk already, `blocks_made` came out
-            of deltas.
+        counters: `blocks_fetch.TRANSFER_COUNTERS`, which only rise; `blocks_reused` were on this disk already,
+            `blocks_made` came out of deltas.
         budget: Bytes that may be fetched, wrong and repeated ones included; None for any number.
         offers: Deltas that the signed catalogue offers.
 
@@ -111,7 +102,7 @@ class Download:
         wrong: Counter[int] = Counter()
         chosen = None if only is None else set(only)
         while wanted := [index for index in file.wanted() if chosen is None or index in chosen]:
-            blocks = self._source.blocks(entry.sha256, wanted)
+            blocks = self._source.blocks(entry.sha256, wanted, entry.blocks)
             try:
                 async for index, data in blocks:
                     await self._take(file, index, data, wrong)

@@ -30,7 +30,7 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
-from device_agents.download import TRANSFER_COUNTERS, Download
+from device_agents.download import Download
 from device_agents.journal import Journal
 from device_agents.probation import ProbationLimits, enough, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
@@ -101,7 +101,7 @@ class Effects:
         self._fetched: dict[str, int] = {}  # by model, in the attempt that failed
         self._live: dict[str, str] = {}
         self.trust_lock = asyncio.Lock()
-        self.transfers: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
+        self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
         self._table: dict[Do, tuple[Callable[[State], Awaitable[None]], type[Event]]] = {
             Do.RESOLVE: (self._resolve, Resolved),

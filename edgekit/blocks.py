@@ -163,6 +163,11 @@ class RoundTrip(msgspec.Struct, frozen=True):
         return RoundTrip(self.smoothed, self.variation, min(self.doubled + 1, 5))
 
     @property
+    def overtaken_seconds(self) -> float:
+        """How long after it was asked for a block is lost, once one that was asked for later has come."""
+        return self.LEAST_SECONDS if self.smoothed is None else 1.5 * self.smoothed + 4 * self.variation + 0.01
+
+    @property
     def timeout_seconds(self) -> float:
         """How long to wait for the next answer."""
         base = self.FIRST_SECONDS if self.smoothed is None else self.smoothed + 4 * self.variation

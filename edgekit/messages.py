@@ -12,6 +12,7 @@ import msgspec
 from edgekit.errors import DataError
 
 MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_WAVE_BLOCKS = 3  # of 64 KiB, so that they fit one payload
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
     """``request/blocks/<id>``: send me these blocks of a blob, at most `credit` of them.
 
     `left` is how many of the blob's blocks will still be missing then, so that 0 ends a transfer; -1 where unknown.
+    `missing` are all of them, from a device that would listen to a wave; empty from one that would not.
     """
 
     id: str
@@ -34,6 +36,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
     ranges: tuple[Range, ...]
     credit: int
     left: int = -1
+    missing: tuple[Range, ...] = ()
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ class Answer(msgspec.Struct, frozen=True):
         error: ``""``, ``not-found``, ``busy``, ``unknown-kind`` or ``bad-request``.
         message: For people.
         retry_seconds: With ``busy``: when to ask again; 0 where the controller cannot tell.
+        wave: With ``busy``: the blob's blocks are about to come on ``wave/<digest>``; ask for the rest afterwards.
     """
 
     id: str
@@ -63,6 +67,30 @@ class Answer(msgspec.Struct, frozen=True):
     error: str = ""
     message: str = ""
     retry_seconds: float = 0.0
+    wave: bool = False
+
+
+class WaveBlocks(msgspec.Struct, frozen=True):
+    """``wave/<digest>``: up to MAX_WAVE_BLOCKS consecutive blocks of a blob from `first` on; none at the end."""
+
+    first: int
+    data: bytes
+
+
+class WaveClaim(msgspec.Struct, frozen=True):
+    """``wave/<digest>/claim``: what controllers tell each other, so that one of them sends.
+
+    Attributes:
+        controller: Who says so; of two that gather devices at one time the lower name sends.
+        sending: It has begun.
+        seconds: It will be about so long; 0 from a controller that does not send, but has sent a device to listen.
+        missing: What such a device misses.
+    """
+
+    controller: str
+    sending: bool = False
+    seconds: float = 0.0
+    missing: tuple[Range, ...] = ()
 
 
 class Running(msgspec.Struct, frozen=True):

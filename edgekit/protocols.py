@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -250,6 +250,12 @@ class CloudTier(Protocol):
 class BlockSource(Protocol):
     """Where verified bytes of a bundle come from."""
 
-    def blocks(self, digest: str, wanted: Iterable[int]) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield (index, bytes) as they arrive, in any order; the caller verifies each one."""
+    def blocks(
+        self, digest: str, wanted: Iterable[int], hashes: Sequence[str] = ()
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield (index, bytes) as they arrive, in any order; the caller verifies each one.
+
+        With `hashes`, the sha256 (hex) of each block of the blob, it may ask others than the controllers too, and drops
+        what is wrong of theirs itself.
+        """
         ...

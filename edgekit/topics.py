@@ -74,6 +74,11 @@ def wave(fleet: str, digest: str) -> str:
     return f"{_fleet(fleet)}/wave/{digest}"
 
 
+def wave_claim(fleet: str, digest: str) -> str:
+    """``edgekit/v1/<fleet>/wave/<digest>/claim``; `digest` ``+`` makes a filter over all blobs."""
+    return f"{_fleet(fleet)}/wave/{digest}/claim"
+
+
 def fleet_hints(fleet: str) -> str:
     """``edgekit/v1/<fleet>/fleet``."""
     return f"{_fleet(fleet)}/fleet"

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
 from edgekit.controller.requests import BusyError, RequestService, check_id
+from edgekit.controller.waves import WaveService
 from edgekit.errors import DataError, NotFoundError, StoreError
 from edgekit.manifest import BLOCK_BYTES, SHA256
 from edgekit.messages import Answer, BlocksRequest, Range, decode
@@ -43,15 +44,31 @@ class BlockService(RequestService):
         self._clock = clock
         self.leases = Leases(places_within(broker_budget_bytes))
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
+        self.waves = WaveService(
+            fleet=fleet, transport=transport, clock=clock, read=self._read, broker_budget_bytes=broker_budget_bytes
+        )
+
+    async def start(self) -> None:
+        """As RequestService, and hear what other controllers send."""
+        await self.waves.start()
+        await super().start()
+
+    async def stop(self) -> None:
+        """As RequestService; waves end too."""
+        await super().stop()
+        await self.waves.stop()
 
     async def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
         """Up to MAX_CREDIT blocks, in the order asked for."""
         request = decode(payload, BlocksRequest)
         check_id(request.id)
         self._check(request)
-        self._admit(device, last=request.left == 0)
         size = await self._size(request.digest)
         total = -(-size // BLOCK_BYTES)
+        if self.waves.ask(device, request, total):
+            self.leases.release(device, self._clock.monotonic())
+            raise BusyError("a wave of this blob is under way", 0.0, wave=True)
+        self._admit(device, last=request.left == 0)
         wanted = list(itertools.islice(_indexes(request.ranges, total), min(request.credit, MAX_CREDIT)))
         for run in _runs(wanted):
             for index, data in await self._read(request.digest, run):
@@ -60,8 +77,9 @@ class BlockService(RequestService):
     def _check(self, request: BlocksRequest) -> None:
         if not SHA256.fullmatch(request.digest):
             raise DataError("digest is not 64 lower case hex digits")
-        if not 0 < len(request.ranges) <= MAX_RANGES:
-            raise DataError(f"{len(request.ranges)} ranges, expected 1 to {MAX_RANGES}")
+        if not 0 < len(request.ranges) <= MAX_RANGES or len(request.missing) > MAX_RANGES:
+            found = max(len(request.ranges), len(request.missing))
+            raise DataError(f"{found} ranges, expected 1 to {MAX_RANGES}")
         if request.credit < 1:
             raise DataError(f"credit is {request.credit}, expected at least 1")
 

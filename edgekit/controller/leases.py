@@ -68,6 +68,12 @@ class Leases:
         self._held[device] = (since, now + (LAST_SECONDS if last else IDLE_SECONDS))
         return 0.0
 
+    def release(self, device: str, now: float) -> None:
+        """A device fetches nothing now, and does not wait for it either."""
+        self._waiting.pop(device, None)
+        if device in self._held:
+            self._held[device] = (self._held[device][0], min(now, self._held[device][1]))
+
     def _ahead(self, device: str) -> int:
         """How many have been waiting for longer."""
         if device not in self._waiting:

@@ -23,11 +23,12 @@ MAX_ID_LENGTH = 64
 
 
 class BusyError(UnavailableError):
-    """Too much is under way; the device should ask again after `retry_seconds`."""
+    """Too much is under way; the device should ask again after `retry_seconds`, or listen to a wave before."""
 
-    def __init__(self, message: str, retry_seconds: float) -> None:
+    def __init__(self, message: str, retry_seconds: float, *, wave: bool = False) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+        self.wave = wave
 
 
 class RequestService:
@@ -115,8 +116,9 @@ class RequestService:
         self.refused[error] += 1
         log.info("%s request of %s: %s: %s", self._kind, device, error, reason)
         try:
-            retry = reason.retry_seconds if isinstance(reason, BusyError) else 0.0
-            answer = Answer(id=_request_id(payload), error=error, message=str(reason)[:500], retry_seconds=retry)
+            busy = reason if isinstance(reason, BusyError) else BusyError("", 0.0)
+            said, retry = str(reason)[:500], busy.retry_seconds
+            answer = Answer(_request_id(payload), error=error, message=said, retry_seconds=retry, wave=busy.wave)
             await self._send(device, answer)
         except TransportError as failed:
             log.debug("answer to %s was not sent: %s", device, failed)

@@ -82,6 +82,7 @@ def test_messages_are_maps_on_the_wire() -> None:
         "ranges": [[0, 3], [7, 7]],
         "credit": 4,
         "left": -1,
+        "missing": [],
     }
 
 
