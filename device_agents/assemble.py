@@ -89,7 +89,13 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     inference = InferenceService(
         cloud=cloud,
         threads=settings.threads,
-        options=ModelOptions(queue_limit=settings.queue_limit, instances=settings.instances, swap=settings.swap),
+        options=ModelOptions(
+            queue_limit=settings.queue_limit,
+            instances=settings.instances,
+            swap=settings.swap,
+            isolation=settings.isolation,
+            run_timeout_seconds=settings.run_timeout_seconds,
+        ),
         models=settings.models,
         memory_budget_bytes=settings.memory_budget_mib * 2**20,
         footprints=DiskFootprints(FolderDisk(settings.state)),
@@ -150,7 +156,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     will = presence_will(settings.fleet, settings.device, session)
 
     async def self_test(manifest: object, folder: Path) -> object:
-        return await run_self_test(manifest, folder, settings.threads)  # type: ignore[arg-type]
+        return await run_self_test(manifest, folder, load=inference.load)  # type: ignore[arg-type]
 
     return Agent(
         options,

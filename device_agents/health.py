@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgekit.errors import DataError, ManifestError, SelfTestError
@@ -14,7 +15,12 @@ from edgekit.runtimes import open_runtime
 
 
 async def run_self_test(
-    manifest: Manifest, folder: Path, threads: int = 1, *, providers: Sequence[str] | None = None
+    manifest: Manifest,
+    folder: Path,
+    threads: int = 1,
+    *,
+    providers: Sequence[str] | None = None,
+    load: Callable[[Manifest, Path], Runtime] | None = None,
 ) -> SelfTest:
     """Load a bundle in a thread with a runtime of its own, run its golden samples and judge the answers.
 
@@ -23,6 +29,7 @@ async def run_self_test(
         folder: Where they are.
         threads: Of the runtime.
         providers: As `open_runtime`.
+        load: Opens the bundle in place of `open_runtime`, for one that runs in a process of its own.
 
     Raises:
         SelfTestError: an answer is outside the tolerance; names output, difference and limit.
@@ -30,11 +37,12 @@ async def run_self_test(
         ManifestError: the golden samples are malformed.
         MissingExtraError: the runtime is not installed.
     """
-    return await asyncio.to_thread(_test_fresh, manifest, folder, threads, providers)
+    opener = load or functools.partial(open_runtime, threads=threads, providers=providers)
+    return await asyncio.to_thread(_test_fresh, manifest, folder, opener)
 
 
-def _test_fresh(manifest: Manifest, folder: Path, threads: int, providers: Sequence[str] | None) -> SelfTest:
-    runtime = open_runtime(manifest, folder, threads=threads, providers=providers)
+def _test_fresh(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path], Runtime]) -> SelfTest:
+    runtime = load(manifest, folder)
     try:
         return check_golden(runtime, manifest, folder)
     finally:

@@ -5,7 +5,6 @@ Serve it with `edgekit.serving.app.App`, or embed it in an application and await
 
 from __future__ import annotations
 
-import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,10 @@ from edgekit.errors import CloudError, DataError, EdgekitError, NotFoundError, R
 from edgekit.golden import SelfTest
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
-from edgekit.runtimes import import_library, open_runtime
 from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.footprint import Footprints
+from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
 from edgekit.serving.processing import PARAMETER as POSTPROCESS
@@ -60,8 +59,11 @@ class InferenceService:
         cloud_timeout_seconds: Longest wait for the cloud tier.
         providers: ONNX Runtime execution providers; None takes the best that is installed.
         clock: Time for deadlines and the breaker.
-        load: Opens a bundle's runtime; the adapters of `edgekit.runtimes` where None.
+        load: Opens a bundle's runtime; the adapters of `edgekit.runtimes`, isolated as `options` say, where None.
         spread: Random numbers from 0 to 1 for the breaker.
+
+    Attributes:
+        load: As above; blocks.
     """
 
     def __init__(
@@ -85,12 +87,18 @@ class InferenceService:
         self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
         self._threshold, self._deadline_ms = threshold, deadline_ms
         own, defaults = models or {}, options or ModelOptions()
+
+        def options_of(model: str) -> ModelOptions:
+            return own[model].over(defaults) if model in own else defaults
+
+        loader = Loader(options_of, threads=threads, providers=providers)
+        self.load: Load = load or loader
         self._residents = Residents(
-            load or functools.partial(open_runtime, threads=threads, providers=providers),
-            lambda model: own[model].over(defaults) if model in own else defaults,
+            self.load,
+            options_of,
             budget_bytes=memory_budget_bytes,
             footprints=footprints,
-            prepare=import_library if load is None else None,
+            prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
         self._counters: dict[str, Counter[str]] = {}

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from edgekit.errors import SettingsError
-from edgekit.serving.options import ModelSettings, Swap
+from edgekit.serving.options import Isolation, ModelSettings, Swap
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,8 +63,10 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         deadline_ms: Of requests that name none with ``edgekit_deadline_ms``; 0 for no limit.
         instances: Copies of each model, which run side by side; each costs its memory.
         swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.options.ModelOptions`.
+        isolation: ``thread``, ``process`` (a crashing model does not reach the agent) or ``auto``.
+        run_timeout_seconds: A process of its own is ended when one run takes longer.
         memory_budget_mib: For all models together; 0 for no limit. Those over it are loaded when they are asked for.
-        models: What is different for one model, ``[models.NAME]``: `queue_limit`, `instances`, `swap`, `pinned`.
+        models: What is different for one model, ``[models.NAME]``: as ModelSettings.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
         probation_requests: So many live requests end probation before its time; 0 for its time in any case.
         probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
@@ -100,6 +102,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
     instances: Count = 1
     swap: Swap = "auto"
+    isolation: Isolation = "auto"
+    run_timeout_seconds: Seconds = 30.0
     memory_budget_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     models: dict[str, ModelSettings] = {}
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+Isolation = Literal["auto", "thread", "process"]
 Swap = Literal["auto", "load-first", "unload-first"]
 
 
@@ -19,12 +20,18 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         swap: ``load-first`` holds the old and the new bundle for a moment and never makes a request wait;
             ``unload-first`` holds one, and requests wait while the new one is loaded; ``auto`` is the first where
             the memory budget has room for both without putting another model out, else the second.
+        isolation: ``process`` runs it in a process of its own, which may crash, hang and leak without harm to the
+            agent, for its memory (an interpreter and the runtime's library) and some 0.1 ms a request; ``thread`` in
+            the agent's; ``auto`` is the former on GPUs (CUDA, TensorRT), else the latter.
+        run_timeout_seconds: A process of its own is ended when one run takes longer.
     """
 
     queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 64
     instances: Annotated[int, msgspec.Meta(ge=1)] = 1
     pinned: bool = False
     swap: Swap = "auto"
+    isolation: Isolation = "auto"
+    run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,6 +41,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     instances: Annotated[int, msgspec.Meta(ge=1)] | None = None
     pinned: bool | None = None
     swap: Swap | None = None
+    isolation: Isolation | None = None
+    run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:
         """`options` with what is set here in its place."""

@@ -70,6 +70,7 @@ class Session:
         self._mean_seconds = 0.0
         self._inline_bytes = -1  # inputs up to this size are known to be fast; none are
         self._slow_runs = 0  # in a row
+        self._may_inline = True  # a process of its own may hang however fast it was
         self._turns = 0
         self._queue = JobQueue(clock, self._expired)
         self._instances = [
@@ -113,6 +114,7 @@ class Session:
             made._queue.close()  # whatever was loaded all the same is closed by its thread
             raise
         made.runtime, made._runtimes = loaded[0], tuple(loaded)
+        made._may_inline = not any(isinstance(one, TellsMemory) for one in loaded)
         made.processing = processing
         return made
 
@@ -245,7 +247,7 @@ class Session:
     def _learn(self, size: int, seconds: float) -> None:
         if seconds < INLINE_SECONDS:
             self._slow_runs = 0
-            self._inline_bytes = max(self._inline_bytes, size)
+            self._inline_bytes = max(self._inline_bytes, size) if self._may_inline else -1
             return
         self._slow_runs += 1
         if self._slow_runs >= _SLOW_RUNS or seconds > _FAR * INLINE_SECONDS:

@@ -1,0 +1,70 @@
+"""How bundles are opened: in this process, or in one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from edgekit.manifest import Manifest
+from edgekit.protocols import Runtime
+from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
+from edgekit.serving.options import ModelOptions
+from edgekit.serving.worker import WorkerRuntime
+
+_GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+_GPU_DISTRIBUTION = "onnxruntime-gpu"
+
+
+class Loader:
+    """Opens bundles as the options of their models say. Blocks, so call it on a thread.
+
+    Args:
+        options: How each model is served, by name.
+        threads: Of each runtime.
+        providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
+    """
+
+    def __init__(
+        self,
+        options: Callable[[str], ModelOptions],
+        *,
+        threads: int = 1,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self._options, self._threads, self._providers = options, threads, providers
+
+    def __call__(self, manifest: Manifest, folder: Path) -> Runtime:
+        """Open a bundle; raises as `open_runtime` and `WorkerRuntime`."""
+        if not self.is_isolated(manifest):
+            return open_runtime(manifest, folder, threads=self._threads, providers=self._providers)
+        return WorkerRuntime(
+            manifest,
+            folder,
+            options={"threads": self._threads, "providers": self._providers},
+            run_seconds=self._options(manifest.name).run_timeout_seconds,
+        )
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Import the library of a bundle's runtime where it will run in this process."""
+        if not self.is_isolated(manifest):
+            import_library(manifest)
+
+    def is_isolated(self, manifest: Manifest) -> bool:
+        """Whether a bundle runs in a process of its own."""
+        chosen = self._options(manifest.name).isolation
+        if chosen != "auto":
+            return chosen == "process"
+        if manifest.runtime != ONNXRUNTIME:
+            return False
+        if self._providers is not None:
+            return any(provider in _GPU_PROVIDERS for provider in self._providers)
+        return _is_installed(_GPU_DISTRIBUTION)  # and its providers are then preferred
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
