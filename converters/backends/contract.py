@@ -79,7 +79,8 @@ class Workbench:
         self.folder = folder
         self._samples = samples
         self._calibration = calibration
-        self._prepared: dict[tuple[frozenset[str], str], Graph] = {}
+        self._free: Calibration | None = None
+        self._prepared: dict[tuple[frozenset[str], str, bool], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
 
     @property
@@ -98,23 +99,33 @@ class Workbench:
         """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
         return self._calibration or calibrate(self.fixed, self.samples)
 
+    def ranges(self, recipe: Recipe, graph: Graph) -> dict[str, tuple[float, float]]:
+        """Activation ranges by the rule that `recipe` names, for `graph`, the fixed one or the free one."""
+        if graph is self.fixed:
+            return self.calibration.ranges(recipe.ranges)
+        if self._free is None:
+            self._free = calibrate(graph, self.samples)
+        return self._free.ranges(recipe.ranges)
+
     def probes(self, graph: Graph) -> dict[str, Array]:
         """What each tensor of `graph`, whose batch is 1, takes on the first rows of the calibration split (R, ...)."""
         parts = list(tensor_values(graph, self.samples.take(slice(0, PROBE_ROWS))))
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def prepared(self, recipe: Recipe) -> Graph:
-        """The fixed graph with the float weights that `recipe` wants: rounded to 4 bits where it says so.
+    def prepared(self, recipe: Recipe, graph: Graph) -> Graph:
+        """`graph`, the fixed one or the free one, with the float weights that `recipe` wants: rounded where it says so.
 
         Raises:
             CalibrationError: it needs samples and there are none.
             ConversionError: it names a layer that is not there or that cannot have 4 bits.
         """
-        require_layers(recipe, layers_of(self.fixed))
-        key = (frozenset(recipe.int4_layers), recipe.rounding)
+        require_layers(recipe, layers_of(graph))
+        if not recipe.int4_layers:
+            return graph
+        key = (frozenset(recipe.int4_layers), recipe.rounding, graph is self.fixed)
         if key not in self._prepared:
-            samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
-            self._prepared[key] = run_pass(RoundWeights(recipe.int4_layers, samples), self.fixed).graph
+            samples = self.samples if recipe.rounding == "gptq" else None
+            self._prepared[key] = run_pass(RoundWeights(recipe.int4_layers, samples), graph).graph
         return self._prepared[key]
 
     def lowered(self, graph: Graph) -> LoweredFile:

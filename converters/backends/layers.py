@@ -38,12 +38,12 @@ def layers_of(graph: Graph) -> tuple[Layer, ...]:
         Layer(
             name=label(node),
             operator=node.op_type,
-            weights=sum(constants[name].size for name in _weights(graph, node)),
+            weights=sum(constants[name].size for name in weight_names(graph, node)),
             macs=graph.macs.get(node.output[0], 0),
             four_bit=_four_bit(graph, node),
         )
         for node in graph.nodes
-        if _weights(graph, node)
+        if weight_names(graph, node)
     )
 
 
@@ -78,7 +78,8 @@ def require_layers(recipe: Recipe, layers: tuple[Layer, ...]) -> None:
         )
 
 
-def _weights(graph: Graph, node: Any) -> list[str]:
+def weight_names(graph: Graph, node: Any) -> list[str]:
+    """The constants that are the weights of `node`; none where it holds none."""
     inputs = list(node.input)
     if node.op_type not in WEIGHTED:
         return []

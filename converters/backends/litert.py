@@ -53,7 +53,7 @@ class LiteRTBackend:
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
-        graph = self._bench.prepared(recipe)
+        graph = self._bench.prepared(recipe, self._bench.fixed)
         lowered = self._bench.lowered(graph)
         path = lowered.path
         if recipe.precision == "float16":

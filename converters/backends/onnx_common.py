@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from converters.backends.contract import Artifact
-from converters.calibration import Calibration
-from converters.graph import Graph
+from converters.backends.onnx_sharing import unshared
+from converters.graph import Graph, label
 from edgekit.errors import ConversionError
 from edgekit.manifest import Binding
 from edgekit.recipe import Recipe
@@ -33,7 +37,7 @@ def artifact_of(graph: Graph, model: onnx.ModelProto) -> Artifact:
         RuntimeLoadError: ONNX Runtime cannot load it.
         ConversionError: its tensors are not the graph's.
     """
-    data = model.SerializeToString()
+    data = unshared(model).SerializeToString()
     runtime = OnnxRuntime(data)
     try:
         tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
@@ -66,42 +70,101 @@ def half(graph: Graph) -> onnx.ModelProto:
         raise ConversionError(f"conversion to float16 failed: {type(error).__name__}: {error}") from error
 
 
+def named(graph: Graph) -> Graph:
+    """The graph with every node named by its label: quantizers leave nodes out by name.
+
+    Raises:
+        ConversionError: two nodes have one name.
+    """
+    names = Counter(label(node) for node in graph.nodes)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ConversionError(f"several nodes of the model are called {', '.join(twice)}, expected one each")
+    model = _copy(graph)
+    for node in model.graph.node:
+        node.name = label(node)
+    return Graph(model)
+
+
 def qdq(
-    graph: Graph, calibration: Calibration, recipe: Recipe, *, operators: list[str], options: dict[str, Any]
+    graph: Graph,
+    ranges: Mapping[str, tuple[float, float]],
+    recipe: Recipe,
+    *,
+    excluded: Collection[str],
+    operators: list[str],
+    options: dict[str, Any],
 ) -> onnx.ModelProto:
     """`graph` with explicit QuantizeLinear and DequantizeLinear pairs, signed 8 bit for weights and activations.
 
+    Args:
+        graph: With named nodes.
+        ranges: Smallest and largest value by tensor.
+        recipe: Says whether scales are per channel and zero points are 0.
+        excluded: Names of nodes that stay float.
+        operators: What is quantized.
+        options: More of the quantizer's.
+
     Raises:
-        ConversionError: a layer that should stay float is not in the graph, or the quantizer failed.
+        ConversionError: the quantizer failed.
     """
-    names = {node.name for node in graph.nodes}
-    unknown = [layer for layer in recipe.float_layers if layer not in names]
-    if unknown:
-        raise ConversionError(f"the recipe keeps {', '.join(unknown)} float, and the graph has no such node")
-    ranges = {
-        name: (np.float32(low), np.float32(high)) for name, (low, high) in calibration.ranges(recipe.ranges).items()
-    }
-    level = logging.getLogger().level
-    try:
-        logging.getLogger().setLevel(logging.ERROR)  # it logs advice for its own command line to the root logger
+    known = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    with _quantizing("QDQ"):
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(_copy(graph)),
             recipe.per_channel,
             False,
             QuantType.QInt8,
             QuantType.QInt8,
-            TensorsData(CalibrationMethod.MinMax, ranges),
+            TensorsData(CalibrationMethod.MinMax, known),
             [],
-            list(recipe.float_layers),
+            sorted(excluded),
             operators,
             {"WeightSymmetric": True, "ActivationSymmetric": recipe.symmetric, **options},
         )
         quantizer.quantize_model()
+    return quantizer.model.model
+
+
+def dynamic(
+    graph: Graph, recipe: Recipe, *, excluded: Collection[str], operators: list[str], folder: Path
+) -> onnx.ModelProto:
+    """`graph` with signed 8-bit weights in `operators`, whose inputs are quantized as they come.
+
+    Raises:
+        ConversionError: the quantizer failed, or quantized a layer that should stay float.
+    """
+    path = folder / f"dynamic-{recipe.id}.onnx"
+    # a Gemm becomes a MatMul and an Add first, and its name changes with it
+    names = [name for layer in excluded for name in (layer, f"{layer}_MatMul")]
+    with _quantizing("dynamic"):
+        quantize_dynamic(
+            _copy(graph),
+            path,
+            op_types_to_quantize=operators,
+            per_channel=recipe.per_channel,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=names,
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        )
+    return onnx.load(path)
+
+
+@contextlib.contextmanager
+def _quantizing(what: str) -> Iterator[None]:
+    """Around calls of onnxruntime.quantization: without the advice for its own command line that it logs.
+
+    Raises:
+        ConversionError: for what it raises.
+    """
+    level = logging.getLogger().level
+    try:
+        logging.getLogger().setLevel(logging.ERROR)
+        yield
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise ConversionError(f"QDQ quantization failed: {type(error).__name__}: {error}") from error
+        raise ConversionError(f"{what} quantization failed: {type(error).__name__}: {error}") from error
     finally:
         logging.getLogger().setLevel(level)
-    return quantizer.model.model
 
 
 def _copy(graph: Graph) -> onnx.ModelProto:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from converters.backends.contract import Artifact, Workbench
-from converters.backends.layers import Layer, layers_of, without_four_bits
-from converters.backends.onnx_common import artifact_of, qdq
+from converters.backends.layers import Layer, layers_of
+from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
+from converters.backends.onnx_weights import integer_weights
+from converters.graph import Graph, label
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
+from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
 OPERATORS = [
     "Add",
@@ -23,12 +25,14 @@ OPERATORS = [
     "Squeeze",
     "Transpose",
 ]
+DYNAMIC_OPERATORS = ["Gemm", "LSTM", "MatMul"]  # those with a kernel that quantizes inputs as they come
 
 
 class OnnxCpuBackend:
-    """Builds .onnx artifacts: float32, or QDQ int8 (S8S8).
+    """Builds .onnx artifacts: float32, QDQ int8 (S8S8), dynamic int8 of dense and recurrent models, integer weights.
 
-    There is no float16 here: CPU kernels would cast to float and back at every node.
+    Layers of 4 bits compute in float whatever the precision of the others. There is no float16 here: CPU kernels would
+    cast to float and back at every node.
 
     Args:
         bench: What the backends of one conversion share.
@@ -36,7 +40,7 @@ class OnnxCpuBackend:
     """
 
     name = "ONNX Runtime (CPU)"
-    precisions = ("float32", "int8")
+    precisions: tuple[str, ...] = ("float32", STATIC, DYNAMIC, WEIGHTS)
 
     def __init__(self, bench: Workbench, *, free_batch: bool = False) -> None:
         self._bench = bench
@@ -44,13 +48,65 @@ class OnnxCpuBackend:
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return without_four_bits(layers_of(self._graph))
+        return layers_of(self._graph)
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
-        if recipe.precision == "float32":
-            return artifact_of(self._graph, self._graph.model)
-        if recipe.precision == "int8":
-            model = qdq(self._graph, self._bench.calibration, recipe, operators=OPERATORS, options={})
-            return artifact_of(self._graph, model)
-        raise ConversionError(f"{self.name} makes {' and '.join(self.precisions)}, not {recipe.precision}")
+        if recipe.precision not in self.precisions:
+            raise ConversionError(f"{self.name} makes {', '.join(self.precisions)}, not {recipe.precision}")
+        graph = named(self._bench.prepared(recipe, self._graph))
+        if not recipe.quantized:
+            return artifact_of(self._graph, graph.model)
+        ranges = self._bench.ranges(recipe, self._graph) if recipe.precision == STATIC else {}
+        lean = integer_weights(graph, recipe.int4_layers, bits=4)
+        apart = {*recipe.float_layers, *recipe.int4_layers}
+        if recipe.precision == WEIGHTS:
+            rest = [layer.name for layer in layers_of(graph) if layer.name not in apart]
+            model = integer_weights(lean, rest, bits=8, per_channel=recipe.per_channel).model
+        elif recipe.precision == DYNAMIC:
+            _require_dense(graph)
+            model = dynamic(lean, recipe, excluded=apart, operators=DYNAMIC_OPERATORS, folder=self._bench.folder)
+        else:
+            excluded = apart | unfit(graph)
+            model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
+        return artifact_of(self._graph, model)
+
+
+def unfit(graph: Graph) -> set[str]:
+    """Labels of nodes that must stay float in a QDQ graph.
+
+    What scales and shifts by constants (a layer normalization or Gelu that was taken apart) loses in 8 bits and gains
+    nothing, but for the bias behind a MatMul. So do variances: squares, and sums that go into roots.
+    """
+    makers = {name: node for node in graph.nodes for name in node.output}
+    found = set()
+    for node in graph.nodes:
+        if node.op_type not in ("Add", "Mul"):
+            continue
+        constants = [name for name in node.input if name in graph.constants]
+        behind = [makers[name].op_type for name in node.input if name in makers and name not in constants]
+        bias = node.op_type == "Add" and behind == ["MatMul"]
+        square = len(set(node.input)) == 1
+        rooted = any(reader.op_type in ("Sqrt", "Pow") for reader in graph.consumers(node.output[0]))
+        if (constants and not bias) or square or rooted:
+            found.add(label(node))
+    return found
+
+
+def _require_dense(graph: Graph) -> None:
+    """Check that dynamic kernels would do most of the work.
+
+    Raises:
+        ConversionError: there is nothing for them, or convolutions prevail, whose dynamic kernel is slower than float.
+    """
+    macs = graph.macs
+    work = {"Conv": 0, "dense": 0}
+    for layer in layers_of(graph):
+        work["Conv" if "Conv" in layer.operator else "dense"] += max(layer.macs, layer.weights)
+    if not any(layer.operator in DYNAMIC_OPERATORS for layer in layers_of(graph)) or work["Conv"] > work["dense"]:
+        share = work["Conv"] / max(sum(work.values()), 1)
+        raise ConversionError(
+            f"ONNX Runtime quantizes inputs as they come in dense and LSTM layers only, and here {share:.0%} of "
+            f"{sum(macs.values())} multiply-adds are in convolutions",
+            advice="Use int8 or int8-weights; LiteRT has dynamic convolutions.",
+        )

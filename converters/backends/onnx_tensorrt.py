@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from converters.backends.contract import Artifact, Workbench
 from converters.backends.layers import Layer, layers_of, without_four_bits
-from converters.backends.onnx_common import artifact_of, half, qdq
+from converters.backends.onnx_common import artifact_of, half, named, qdq
 from edgekit.errors import ConversionError
 from edgekit.recipe import Recipe
 
@@ -40,6 +40,13 @@ class OnnxTensorRTBackend:
                 "TensorRT takes int8 activations with a zero point of 0 only",
                 advice="Set symmetric = true in the recipe.",
             )
-        options = {"QuantizeBias": False}
-        model = qdq(self._graph, self._bench.calibration, recipe, operators=OPERATORS, options=options)
+        graph = named(self._bench.prepared(recipe, self._graph))
+        model = qdq(
+            graph,
+            self._bench.ranges(recipe, self._graph),
+            recipe,
+            excluded=recipe.float_layers,
+            operators=OPERATORS,
+            options={"QuantizeBias": False},
+        )
         return artifact_of(self._graph, model)

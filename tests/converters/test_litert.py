@@ -128,7 +128,7 @@ def test_named_layers_have_4_bits(precision, rounding, backend, answers):
     artifact, found = answers(recipe)
     assert dtypes(artifact) == ["int8", "int8", "int4", "int8", "int4", "int8"]
     assert artifact.runtime_version == "2.1"
-    prepared = backend._bench.prepared(recipe).constants["wp"].reshape(8, 8)
+    prepared = backend._bench.prepared(recipe, backend._bench.fixed).constants["wp"].reshape(8, 8)
     levels = np.rint(prepared * 7 / np.abs(prepared).max(axis=1, keepdims=True)).astype(np.int8)
     raw = np.frombuffer(weighted_ops(artifact.data)[2].content, np.uint8)
     nibbles = np.stack([raw & 15, raw >> 4], axis=1).ravel().astype(np.int8)

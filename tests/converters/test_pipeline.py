@@ -136,7 +136,10 @@ def test_int8_for_tensorrt_is_symmetric_and_per_channel(onnx_folder, tmp_path):
 
 
 def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):
-    """--runtime onnxruntime on a board that runs both: float32 and QDQ int8, no float16."""
+    """--runtime onnxruntime on a board that runs both: float32, QDQ int8 and integer weights; no float16.
+
+    Convolutions that quantize their inputs as they come are slower than float: that kind is refused, with the reason.
+    """
     [report] = convert(
         onnx_folder / "model.onnx",
         targets=["raspberry-pi-5"],
@@ -144,8 +147,10 @@ def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path)
         data=onnx_folder / "data.npz",
         output=tmp_path,
     )
-    assert [c.id for c in report.candidates] == ["float32", "int8"]
-    assert all(c.verdict != "failed" for c in report.candidates)
+    verdicts = {c.id: c.verdict for c in report.candidates}
+    assert verdicts.keys() >= {"float32", "int8", "int8-weights"}
+    assert "float16" not in verdicts
+    assert {name for name, verdict in verdicts.items() if verdict == "failed"} <= {"int8-dynamic"}
 
 
 def test_server_bundle_keeps_the_free_batch(onnx_folder, tmp_path):

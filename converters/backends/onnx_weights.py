@@ -1,0 +1,102 @@
+"""ONNX weights as integers behind a DequantizeLinear: the file shrinks, the arithmetic stays float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from converters.backends.layers import weight_names
+from converters.graph import Graph, attributes, label
+from edgekit.errors import ConversionError
+from edgekit.tensors import Array
+
+FOUR_BIT_OPSET = 21  # the first with INT4
+LEVELS = {8: 127, 4: 7}
+
+
+def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_channel: bool = True) -> Graph:
+    """`graph` with the weights of `layers` (labels) as symmetric integers.
+
+    A tensor that layers share is written once, with one scale an output channel, or one in all.
+
+    Raises:
+        ConversionError: the graph cannot be brought to the operator set that 4 bits need.
+    """
+    if not layers:
+        return graph
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model if bits > 4 or graph.opset >= FOUR_BIT_OPSET else _raised(graph))
+    written: dict[str, str] = {}
+    dequantizers = []
+    for node in model.graph.node:
+        if label(node) not in layers:
+            continue
+        for name in weight_names(graph, node):
+            if name not in written:
+                axis = _channel_axis(graph, node) if per_channel else None
+                written[name] = f"weights{bits}.{len(written)}"  # short: a file holds each name several times
+                dequantizers.append(_dequantized(model, written[name], graph.constants[name], axis, bits))
+            node.input[list(node.input).index(name)] = written[name]
+    nodes = [*dequantizers, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unread(model, written)
+    return Graph(model)
+
+
+def _dequantized(model: onnx.ModelProto, name: str, values: Array, axis: int | None, bits: int) -> Any:
+    """Add integers and scales of `values` to `model`, and return the node that makes `name` of them."""
+    largest = np.abs(values.astype(np.float64))
+    others = tuple(i for i in range(values.ndim) if i != axis) if axis is not None else None
+    largest = largest.max(axis=others)
+    scale = np.where(largest == 0, 1.0, largest) / LEVELS[bits]
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)] if axis is not None else []
+    integers = np.clip(np.rint(values / scale.reshape(shape)), -LEVELS[bits], LEVELS[bits]).astype(np.int8)
+    zero = np.zeros(scale.shape, np.int8)  # absent, ONNX Runtime takes it for a scalar and refuses to run
+    model.graph.initializer.append(_tensor(f"{name}.q", integers, bits))
+    model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}.s"))
+    model.graph.initializer.append(_tensor(f"{name}.z", zero, bits))
+    where = {} if axis is None else {"axis": axis}
+    inputs = [f"{name}.q", f"{name}.s", f"{name}.z"]
+    return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.d", **where)
+
+
+def _tensor(name: str, integers: Array, bits: int) -> Any:
+    if bits == 8:
+        return numpy_helper.from_array(integers, name)
+    nibbles = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 15
+    packed = (nibbles[::2] | (nibbles[1::2] << 4)).astype(np.uint8)  # the earlier one in the lower half
+    return helper.make_tensor(name, TensorProto.INT4, list(integers.shape), packed.tobytes(), raw=True)
+
+
+def _channel_axis(graph: Graph, node: Any) -> int:
+    """The axis of a layer's weights along which its outputs lie."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if attributes(node).get("transB") else 1
+    return graph.constants[node.input[1]].ndim - 1 if node.op_type == "MatMul" else 1
+
+
+def _raised(graph: Graph) -> onnx.ModelProto:
+    try:
+        return version_converter.convert_version(graph.model, FOUR_BIT_OPSET)
+    except (RuntimeError, ValueError) as error:  # the converter's own types derive from these
+        raise ConversionError(
+            f"4-bit weights need operator set {FOUR_BIT_OPSET}, and the model of set {graph.opset} cannot be raised to "
+            f"it: {error}"
+        ) from error
+
+
+def _drop_unread(model: onnx.ModelProto, names: Collection[str]) -> None:
+    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    kept = [t for t in model.graph.initializer if t.name in read or t.name not in names]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    nodes = [n for n in model.graph.node if n.op_type != "Constant" or n.output[0] in read or n.output[0] not in names]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
