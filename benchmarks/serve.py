@@ -17,40 +17,40 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import peers
+from benchmarks import peers, serve_agent, serve_overload
 from benchmarks.results import Figure, publish
+from benchmarks.serve_load import (
+    CONNECTIONS,
+    FORMS,
+    REQUESTS,
+    WARM_UP,
+    Server,
+    free_port,
+    oip_requests,
+    own_route_requests,
+    process,
+    pss_mb,
+    turn,
+    wait_for,
+)
 from device_agents.inference import InferenceService
 from edgekit.golden import write_golden
 from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
 from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.onnx import OnnxRuntime
-from edgekit.serving import oip
 from edgekit.serving.app import App
 from edgekit.serving.server import serve
 from edgekit.tensors import DType, TensorSpec
 
-CONNECTIONS = 16
 TURNS = 5
-REQUESTS = 640  # a turn, over all connections
-WARM_UP = 160
-FORMS = ("binary", "JSON")
 REACH_OVER_BARE = 1.6
-
-
-class Server(NamedTuple):
-    """A running server and how to reach it."""
-
-    name: str
-    pid: int
-    family: int
-    address: Any
+REACH_UNDER = {"mlserver": 4.0, "kserve": 6.0}
 
 
 def mlp(folder: Path) -> tuple[Path, Manifest]:
@@ -97,29 +97,18 @@ async def run_edgekit(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A server process that ends with the block."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.terminate()
-
-
-@contextlib.contextmanager
 def servers(folder: Path) -> Iterator[list[Server]]:
     """Our own and every peer that can be had, all running."""
     model, _ = mlp(folder)
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(process([sys.executable, "-m", "benchmarks.serve", str(folder)]))
         assert own.stdout is not None
-        port = int(own.stdout.readline())
+        port, asked = int(own.stdout.readline()), oip_requests()
         made = [
-            Server("edgekit", own.pid, socket.AF_INET, ("127.0.0.1", port)),
-            Server("edgekit, UNIX socket", own.pid, socket.AF_UNIX, str(folder / "edgekit.sock")),
+            Server("edgekit", own.pid, socket.AF_INET, ("127.0.0.1", port), asked),
+            Server("edgekit, UNIX socket", own.pid, socket.AF_UNIX, str(folder / "edgekit.sock"), asked),
         ]
-        script = str(Path(__file__).with_name("serve_peers.py"))
-        for name in ("bare", "threads", "fastapi"):
+        for name in PEERS:
             python: str | Path | None = sys.executable
             if name in peers.PEERS:
                 reason = peers.make(name)
@@ -128,91 +117,30 @@ def servers(folder: Path) -> Iterator[list[Server]]:
                     continue
                 python = peers.python_of(name)
             port = free_port()
-            peer = stack.enter_context(process([str(python), script, name, str(model), str(port)]))
-            made.append(Server(name, peer.pid, socket.AF_INET, ("127.0.0.1", port)))
-        for server in made:
-            wait_for(server)
+            command = [str(python), str(Path(__file__).with_name("serve_peers.py")), name, str(model), str(port)]
+            peer = stack.enter_context(process(command, stderr=subprocess.DEVNULL))
+            made.append(Server(name, peer.pid, socket.AF_INET, ("127.0.0.1", port), PEERS[name]()))
+        for server in list(made):
+            try:
+                wait_for(server, next(iter(server.requests)))
+            except TimeoutError as error:
+                print(f"skipped {server.name}: {error}", file=sys.stderr)
+                made.remove(server)
         yield made
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def wait_for(server: Server) -> None:
-    """Until it takes connections.
-
-    Raises:
-        TimeoutError: it does not within 30 s.
-    """
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        with contextlib.suppress(ConnectionError, FileNotFoundError), socket.socket(server.family) as probe:
-            probe.connect(server.address)
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"{server.name} did not start")
+PEERS = {
+    "bare": oip_requests,
+    "threads": oip_requests,
+    "fastapi": oip_requests,
+    "mlserver": lambda: oip_requests(("JSON",)),  # its REST takes no binary tensors
+    "kserve": lambda: oip_requests(with_id=True),
+    "litserve": own_route_requests,
+    "bentoml": own_route_requests,
+}
 
 
 # --- measuring
-
-
-def cpu_ns(pid: int) -> int:
-    """CPU time of a process, by the scheduler's count of each of its threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-
-
-def pss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def requests() -> dict[str, bytes]:
-    """One small request in each form, as it goes over the wire."""
-    x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
-    made = {}
-    for form in FORMS:
-        sent = oip.encode_request({"x": x}, binary=form == "binary")
-        headers = {"Host": "localhost", "Content-Length": str(len(sent.body)), **sent.headers}
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        made[form] = f"POST /v2/models/m/infer HTTP/1.1\r\n{head}\r\n".encode() + sent.body
-    return made
-
-
-def ask(connections: list[socket.socket], request: bytes, count: int) -> None:
-    """Send `count` requests, one at a time on each connection, all connections at once."""
-    for _ in range(count // len(connections)):
-        for connection in connections:
-            connection.sendall(request)
-        for connection in connections:
-            read_answer(connection)
-
-
-def read_answer(connection: socket.socket) -> None:
-    data = connection.recv(65536)
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), data
-    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    missing = int(fields[b"content-length"]) - len(body)
-    while missing > 0:
-        missing -= len(connection.recv(65536))
-
-
-def turn(server: Server, request: bytes) -> float:
-    """CPU microseconds of the server a request."""
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(socket.socket(server.family)) for _ in range(CONNECTIONS)]
-        for connection in connections:
-            connection.settimeout(30)
-            connection.connect(server.address)
-        ask(connections, request, WARM_UP)
-        before = cpu_ns(server.pid)
-        ask(connections, request, REQUESTS)
-        return (cpu_ns(server.pid) - before) / REQUESTS / 1000
 
 
 def runtime_alone(folder: Path) -> float:
@@ -233,39 +161,51 @@ def runtime_alone(folder: Path) -> float:
 
 def main() -> None:
     """Measure, print, write results/serve.json."""
-    sent = requests()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         floor = runtime_alone(folder)
         with servers(folder) as running:
-            idle = pss_mb(running[0].pid)
+            memory = {server.name: pss_mb(server.pid) for server in running}
             turns: dict[tuple[str, str], list[float]] = {}
             for _ in range(TURNS):
                 for form in FORMS:
                     for server in running:
-                        turns.setdefault((server.name, form), []).append(turn(server, sent[form]))
-    found = {key: statistics.median(values) for key, values in turns.items()}
-    publish("serve", figures(found, [server.name for server in running], floor, idle))
+                        if form in server.requests:
+                            turns.setdefault((server.name, form), []).append(turn(server, form))
+        found = {key: statistics.median(values) for key, values in turns.items()}
+        made = figures(found, floor, memory)
+        made += serve_overload.measure(folder)
+        made += serve_agent.measure()
+    publish("serve", made)
 
 
-def figures(found: dict[tuple[str, str], float], names: list[str], floor: float, idle: float) -> list[Figure]:
-    """The figures, from CPU microseconds by server and form."""
+def figures(found: dict[tuple[str, str], float], floor: float, memory: dict[str, float]) -> list[Figure]:
+    """The figures of cost, from CPU microseconds by server and form."""
     made = []
     how = f"median of {TURNS} interleaved turns of {REQUESTS}, {CONNECTIONS} connections, MLP 64-128-64-10"
-    others = [name for name in names if not name.startswith("edgekit")]
     for form in FORMS:
-        peer_values = {"runtime alone": floor, **{name: found[name, form] for name in others}}
+        others = {name: value for (name, of), value in found.items() if of == form and not name.startswith("edgekit")}
         made += [
-            Figure(f"server CPU, small {form} request, {where}", found[name, form], "us", peers=peer_values, note=how)
+            Figure(
+                f"server CPU, small {form} request, {where}",
+                found[name, form],
+                "us",
+                peers={"runtime alone": floor, **others},
+                note=how,
+            )
             for name, where in (("edgekit", "TCP"), ("edgekit, UNIX socket", "UNIX socket"))
         ]
     ratio = found["edgekit", "binary"] / found["bare", "binary"]
     made.append(Figure("small binary request over the bare handler", ratio, "x", reach=REACH_OVER_BARE))
-    over = {name: found[name, "binary"] / found["edgekit", "binary"] for name in others if name != "bare"}
-    made += [Figure(f"{name} over edgekit, small binary request", value, "x") for name, value in over.items()]
-    made.append(
-        Figure("memory (PSS), serving, no MQTT", idle, "MB", note="one small ONNX model, before the first turn")
-    )
+    for name in PEERS:
+        best = min((value for (of, _), value in found.items() if of == name), default=None)
+        if name != "bare" and best is not None:
+            note = "each in its fastest form"
+            ratio = best / found["edgekit", "binary"]
+            made.append(Figure(f"{name} over edgekit", ratio, "x", REACH_UNDER.get(name), at_most=False, note=note))
+    others = {name: value for name, value in memory.items() if not name.startswith("edgekit")}
+    note = "one small ONNX model, before the first turn; all processes of a server"
+    made.append(Figure("memory (PSS), serving, no MQTT", memory["edgekit"], "MB", peers=others, note=note))
     return made
 
 

@@ -1,14 +1,21 @@
-"""The servers that edgekit is measured against: the same protocol, model and runtime settings, and nothing else.
+"""The servers that edgekit is measured against: the same model and runtime settings, each in its fastest form.
 
-Usage: serve_peers.py bare|threads|fastapi MODEL.onnx PORT. Each runs where its libraries are; edgekit is not needed.
+Usage: serve_peers.py NAME MODEL.onnx PORT. Each runs where its libraries are; edgekit is not needed. `bare`, `threads`,
+`fastapi`, `mlserver` and `kserve` speak the Open Inference Protocol; `litserve` and `bentoml` have JSON routes of
+their own (``/predict``) and are asked there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import os
+import socket
 import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,5 +127,80 @@ def run_threads(path: str, port: int) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
+def run_mlserver(path: str, port: int) -> None:
+    """One process, without its metrics; its REST takes no binary tensors."""
+    from mlserver import MLServer, ModelSettings, Settings
+
+    os.environ["EDGEKIT_BENCH_MODEL"] = path
+    settings = Settings(
+        host="127.0.0.1",
+        http_port=port,
+        grpc_port=free_port(),
+        metrics_endpoint=None,
+        parallel_workers=0,
+        debug=False,
+        gzip_enabled=False,
+    )
+    model = ModelSettings(name="m", implementation="serve_peer_mlserver.Model")
+    asyncio.run(MLServer(settings).start([model]))
+
+
+def run_kserve(path: str, port: int) -> None:
+    """Its own model server, REST only, one worker, without access log."""
+    from kserve import InferOutput, InferResponse, Model, ModelServer
+
+    class Onnx(Model):
+        def load(self) -> bool:
+            self.session, self.ready = session(path), True
+            return True
+
+        async def predict(self, payload: Any, headers: Any = None) -> Any:
+            tensor = payload.inputs[0]
+            binary = tensor.parameters and "binary_data_size" in tensor.parameters
+            (y,) = self.session.run(None, {tensor.name: tensor.as_numpy()})
+            output = InferOutput(name="y", shape=list(y.shape), datatype="FP32")
+            output.set_data_from_numpy(y, binary_data=bool(binary))
+            return InferResponse(payload.id, self.name, [output])
+
+    model = Onnx("m")
+    model.load()
+    logging.disable(logging.INFO)  # a line a request, and two of traces
+    ModelServer(http_port=port, grpc_port=free_port(), enable_grpc=False, workers=1).start([model])
+
+
+def run_litserve(path: str, port: int) -> None:
+    """One worker; a JSON route of its own."""
+    import litserve
+    from serve_peer_litserve import Api
+
+    api = Api()
+    api.model_path = path
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=port, num_api_servers=1, log_level="error", generate_client_file=False)
+
+
+def run_bentoml(path: str, port: int) -> None:
+    """One worker; a JSON route of its own."""
+    os.environ["EDGEKIT_BENCH_MODEL"] = path
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-m", "bentoml", "serve", "serve_peer_bentoml:Onnx", "--working-dir", folder]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+RUN = {
+    "bare": run_bare,
+    "threads": run_threads,
+    "fastapi": run_fastapi,
+    "mlserver": run_mlserver,
+    "kserve": run_kserve,
+    "litserve": run_litserve,
+    "bentoml": run_bentoml,
+}
+
 if __name__ == "__main__":
-    {"bare": run_bare, "fastapi": run_fastapi, "threads": run_threads}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    RUN[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

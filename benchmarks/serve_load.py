@@ -1,0 +1,188 @@
+"""Servers in processes of their own, and the client that asks them: CPU, memory, and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from edgekit.serving import oip
+
+CONNECTIONS = 16
+REQUESTS = 640  # a turn, over all connections
+WARM_UP = 160
+FORMS = ("binary", "JSON")
+
+
+class Server(NamedTuple):
+    """A running server and how to reach it.
+
+    Attributes:
+        name: For the table.
+        pid: Of its first process; those below it are counted too.
+        family, address: Of its socket.
+        requests: One small request in each form that it takes, as it goes over the wire.
+    """
+
+    name: str
+    pid: int
+    family: int
+    address: Any
+    requests: dict[str, bytes]
+
+
+@contextlib.contextmanager
+def process(command: list[str], **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A server process that ends with the block, and every process below it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **more) as running:
+        try:
+            yield running
+        finally:
+            below = tree(running.pid)
+            running.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(10)
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_for(server: Server, form: str, seconds: float = 60) -> None:
+    """Until it answers.
+
+    Raises:
+        TimeoutError: it does not in time.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, AssertionError), connected(server, 1) as (one,):
+            one.sendall(server.requests[form])
+            read_answer(one)
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{server.name} did not start")
+
+
+@contextlib.contextmanager
+def connected(server: Server, count: int) -> Iterator[list[socket.socket]]:
+    """So many open connections."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(socket.socket(server.family)) for _ in range(count)]
+        for one in made:
+            one.settimeout(30)
+            one.connect(server.address)
+        yield made
+
+
+# --- what it costs
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            below.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(
+                int(entry.name)
+            )
+    found = [pid]
+    for one in found:
+        found += below.get(one, [])
+    return found
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process and those below it, by the scheduler's count of each of their threads."""
+    found = 0
+    for one in tree(pid):
+        with contextlib.suppress(OSError):
+            found += sum(int((t / "schedstat").read_text().split()[0]) for t in Path(f"/proc/{one}/task").iterdir())
+    return found
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process and those below it; what they share with others counts in parts."""
+    found = 0
+    for one in tree(pid):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return found / 1024
+
+
+# --- asking
+
+
+def oip_requests(forms: tuple[str, ...] = FORMS, *, with_id: bool = False) -> dict[str, bytes]:
+    """A row of 64 numbers in each form."""
+    x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
+    made = {}
+    for form in forms:
+        body, length = oip.encode_request({"x": x}, binary=form == "binary")
+        if with_id:  # KServe answers a request without one with 500
+            size = len(body) if length is None else length
+            text = msgspec.json.encode({"id": "1", **msgspec.json.decode(body[:size])})
+            body, length = text + body[size:], None if length is None else len(text)
+        made[form] = wire("/v2/models/m/infer", body, oip.Encoded(body, length).headers)
+    return made
+
+
+def own_route_requests() -> dict[str, bytes]:
+    """The same row for servers with a route of their own."""
+    x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
+    return {"JSON": wire("/predict", msgspec.json.encode({"x": x.tolist()}), {"Content-Type": "application/json"})}
+
+
+def wire(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    head = "".join(f"{n}: {v}\r\n" for n, v in {"Host": "localhost", "Content-Length": len(body), **headers}.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def ask(connections: list[socket.socket], request: bytes, count: int) -> None:
+    """Send `count` requests, one at a time on each connection, all connections at once."""
+    for _ in range(count // len(connections)):
+        for connection in connections:
+            connection.sendall(request)
+        for connection in connections:
+            read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> None:
+    """Read one answer, which must be 200."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = connection.recv(65536)
+        assert part, "the server hung up"
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), data
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    if b"content-length" not in fields:
+        while not body.endswith(b"0\r\n\r\n"):
+            body += connection.recv(65536)
+        return
+    missing = int(fields[b"content-length"]) - len(body)
+    while missing > 0:
+        missing -= len(connection.recv(65536))
+
+
+def turn(server: Server, form: str) -> float:
+    """CPU microseconds of the server a request."""
+    with connected(server, CONNECTIONS) as connections:
+        ask(connections, server.requests[form], WARM_UP)
+        before = cpu_ns(server.pid)
+        ask(connections, server.requests[form], REQUESTS)
+        return (cpu_ns(server.pid) - before) / REQUESTS / 1000
