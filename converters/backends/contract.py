@@ -10,18 +10,22 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from converters import parity
 from converters.backends.layers import Layer, layers_of, require_layers
 from converters.calibration import Calibration, calibrate, tensor_values
 from converters.child import TensorFlowChild
 from converters.graph import Graph
 from converters.passes.contract import run_pass
+from converters.passes.correct_bias import CorrectBias
+from converters.passes.equalize import Equalize
 from converters.passes.round_weights import RoundWeights
-from converters.samples import Samples
+from converters.samples import Samples, random_samples
 from edgekit.errors import CalibrationError
 from edgekit.manifest import Binding
-from edgekit.recipe import Recipe
+from edgekit.recipe import STATIC, Recipe
 from edgekit.tensors import Array
 
+PARITY_ROWS = 16
 PROBE_ROWS = 4  # enough to tell tensors apart by their values
 
 
@@ -79,8 +83,8 @@ class Workbench:
         self.folder = folder
         self._samples = samples
         self._calibration = calibration
-        self._free: Calibration | None = None
-        self._prepared: dict[tuple[frozenset[str], str, bool], Graph] = {}
+        self._calibrations: dict[tuple[bool, bool], Calibration] = {}
+        self._prepared: dict[tuple[str, bool], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
 
     @property
@@ -99,13 +103,18 @@ class Workbench:
         """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
         return self._calibration or calibrate(self.fixed, self.samples)
 
-    def ranges(self, recipe: Recipe, graph: Graph) -> dict[str, tuple[float, float]]:
-        """Activation ranges by the rule that `recipe` names, for `graph`, the fixed one or the free one."""
-        if graph is self.fixed:
-            return self.calibration.ranges(recipe.ranges)
-        if self._free is None:
-            self._free = calibrate(graph, self.samples)
-        return self._free.ranges(recipe.ranges)
+    def calibration_of(self, recipe: Recipe, graph: Graph) -> Calibration:
+        """The calibration that ranges for `recipe` are read from; `graph` is the fixed one or the free one.
+
+        Rounding and corrected biases hardly move ranges, equalization does: it is measured anew, once.
+        """
+        if graph is self.fixed and not recipe.equalize:
+            return self.calibration
+        key = (recipe.equalize, graph is self.fixed)
+        if key not in self._calibrations:
+            evened = self.prepared(Recipe(STATIC, equalize=True), graph) if recipe.equalize else graph
+            self._calibrations[key] = calibrate(evened, self.samples)
+        return self._calibrations[key]
 
     def probes(self, graph: Graph) -> dict[str, Array]:
         """What each tensor of `graph`, whose batch is 1, takes on the first rows of the calibration split (R, ...)."""
@@ -113,20 +122,38 @@ class Workbench:
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def prepared(self, recipe: Recipe, graph: Graph) -> Graph:
-        """`graph`, the fixed one or the free one, with the float weights that `recipe` wants: rounded where it says so.
+        """`graph`, the fixed one or the free one, with the float weights that `recipe` wants.
+
+        They are evened out, rounded to 4 bits and their biases corrected, in this order, where it says so.
 
         Raises:
             CalibrationError: it needs samples and there are none.
             ConversionError: it names a layer that is not there or that cannot have 4 bits.
+            ParityError: evening out changed the answers.
         """
         require_layers(recipe, layers_of(graph))
-        if not recipe.int4_layers:
-            return graph
-        key = (frozenset(recipe.int4_layers), recipe.rounding, graph is self.fixed)
-        if key not in self._prepared:
-            samples = self.samples if recipe.rounding == "gptq" else None
-            self._prepared[key] = run_pass(RoundWeights(recipe.int4_layers, samples), graph).graph
-        return self._prepared[key]
+        digest = (recipe.id, graph is self.fixed)
+        if digest not in self._prepared:
+            found = graph
+            if recipe.equalize:
+                found = run_pass(Equalize(self._samples), found).graph
+                self._require_same(graph, found)
+            samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
+            found = run_pass(RoundWeights(recipe.int4_layers, samples), found).graph
+            if recipe.correct_bias:
+                exact = (*recipe.float_layers, *recipe.int4_layers)
+                step = CorrectBias(self.samples, exact=exact, per_channel=recipe.per_channel)
+                found = run_pass(step, found).graph
+            self._prepared[digest] = found
+        return self._prepared[digest]
+
+    def _require_same(self, before: Graph, after: Graph) -> None:
+        """Hold a step that must not change answers to that."""
+        rows = random_samples(before.inputs, PARITY_ROWS, 1) if self._samples is None else self._samples
+        inputs = rows.take(slice(0, PARITY_ROWS)).inputs
+        expected = before.run(inputs)
+        found = parity.compare(expected, after.run(inputs), runtime="equalize", where="canonical graph", decision="")
+        parity.require(found, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
 
     def lowered(self, graph: Graph) -> LoweredFile:
         """`graph`, one with a batch of 1, as a float .tflite. Raises as the lowering."""

@@ -102,7 +102,11 @@ class LiteRTBackend:
         with _quantizing():  # one row tells which tensors it wants; its own ranges are moving averages over the rows
             wanted = quantizer.calibrate({SIGNATURE: rows[:1]}, num_threads=THREADS)
         found = tensor_histograms(
-            lowered.path, rows, wanted, probes=self._bench.probes(graph), known=self._bench.calibration.tensors
+            lowered.path,
+            rows,
+            wanted,
+            probes=self._bench.probes(graph),
+            known=self._bench.calibration_of(recipe, self._bench.fixed).tensors,
         )
         ranges = {name: read_range(histogram, recipe.ranges) for name, histogram in found.items()}
         return {

@@ -57,7 +57,9 @@ class OnnxCpuBackend:
         graph = named(self._bench.prepared(recipe, self._graph))
         if not recipe.quantized:
             return artifact_of(self._graph, graph.model)
-        ranges = self._bench.ranges(recipe, self._graph) if recipe.precision == STATIC else {}
+        ranges = (
+            self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges) if recipe.precision == STATIC else {}
+        )
         lean = integer_weights(graph, recipe.int4_layers, bits=4)
         apart = {*recipe.float_layers, *recipe.int4_layers}
         if recipe.precision == WEIGHTS:

@@ -43,7 +43,7 @@ class OnnxTensorRTBackend:
         graph = named(self._bench.prepared(recipe, self._graph))
         model = qdq(
             graph,
-            self._bench.ranges(recipe, self._graph),
+            self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges),
             recipe,
             excluded=recipe.float_layers,
             operators=OPERATORS,

@@ -197,6 +197,17 @@ def test_ranges_of_each_rule_are_in_the_file(rule, answers, samples):
     assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.15
 
 
+def test_evened_out_and_corrected_files_answer_alike(answers, samples):
+    """Ranges are measured anew for evened channels; the weights in the file are the new ones."""
+    expected = separable().run(samples.inputs)["scores"]
+    artifact, found = answers(Recipe("int8", correct_bias=True))
+    assert np.abs(found - expected).max() < 0.06
+    layers = ("first", "deep1", "point1", "deep2", "point2")
+    artifact, found = answers(Recipe("int8-weights", equalize=True, float_layers=layers))
+    assert np.abs(found - expected).max() < 0.02
+    assert dtypes(artifact) == ["float32"] * 5 + ["int8"]
+
+
 def tensor_names(path):
     """Activations of a file: what operators make, and its inputs."""
     model = parse_tflite(path.read_bytes())

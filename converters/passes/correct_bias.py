@@ -1,0 +1,91 @@
+"""Takes back from each bias what the rounding of weights adds to the mean of its channel.
+
+Quantized weights shift the mean of a layer's outputs, and shifts add up from layer to layer (Nagel et al. 2019, as in
+equalize.py). Layer by layer the mean with rounded weights, behind the layers corrected so far, is compared with the
+float model's on samples, and the difference goes into the bias. The weights stay: it is the quantizer that rounds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
+from converters.samples import Samples
+from edgekit.tensors import Array
+
+ROWS = 64  # most rows that means are taken over
+LEVELS = 127
+
+
+class CorrectBias:
+    """Corrects the bias of every layer that can have one.
+
+    Args:
+        samples: Rows that means are taken over, the model's inputs (N, ...).
+        exact: Names of layers whose weights the quantizer leaves as they are.
+        per_channel: Weights will have one scale per output channel.
+    """
+
+    name = "correct-bias"
+
+    def __init__(self, samples: Samples, *, exact: Collection[str] = (), per_channel: bool = True) -> None:
+        self._samples = samples.take(slice(0, ROWS))
+        self._exact = frozenset(exact)
+        self._per_channel = per_channel
+        self._weights: dict[str, Array] = {}
+
+    def applies(self, graph: Graph) -> bool:
+        """True where a layer has a bias of its own, or can have one."""
+        return bool(_correctable(graph))
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with other biases."""
+        self._weights = {layer.weight_name: layer.matrix for layer in dense_layers(graph)}
+        rounded, corrected = graph, graph
+        for layer in dense_layers(graph):
+            if layer.name not in self._exact:
+                rounded = with_layer(rounded, layer, rounded_8(layer.matrix, per_channel=self._per_channel), None)
+        for layer in _correctable(graph):
+            shift = _mean(graph, layer, self._samples) - _mean(rounded, layer, self._samples)
+            name = layer.bias_name()
+            old = np.zeros(len(shift)) if name is None else graph.constants[name].astype(np.float64).ravel()
+            corrected = with_layer(corrected, layer, layer.matrix, old + shift)
+            weights = layer.matrix
+            if layer.name not in self._exact:
+                weights = rounded_8(weights, per_channel=self._per_channel)
+            rounded = with_layer(rounded, layer, weights, old + shift)
+        return corrected
+
+    def holds(self, graph: Graph) -> bool:
+        """No weight changed."""
+        found = {layer.weight_name: layer.matrix for layer in dense_layers(graph)}
+        return all(np.array_equal(found[name], matrix) for name, matrix in self._weights.items())
+
+
+def rounded_8(matrix: Array, *, per_channel: bool) -> Array:
+    """`matrix` (O, K) at the nearest of 255 symmetric levels, as backends will round it."""
+    largest = np.abs(matrix).max(axis=1, keepdims=True) if per_channel else np.abs(matrix).max(keepdims=True)
+    scale = np.where(largest == 0, 1.0, largest) / LEVELS
+    rounded: Array = np.rint(matrix / scale) * scale
+    return rounded
+
+
+def _correctable(graph: Graph) -> list[Dense]:
+    return [
+        layer
+        for layer in dense_layers(graph)
+        if layer.can_have_bias and ((name := layer.bias_name()) is None or read_by_one(graph, name))
+    ]
+
+
+def _mean(graph: Graph, layer: Dense, samples: Samples) -> Array:
+    """The mean of each output channel (O,)."""
+    total, count = np.zeros(len(layer.matrix)), 0
+    for y in tensor_rows(graph, layer.output, samples):
+        results = layer.results(y)
+        total += results.sum(axis=0, dtype=np.float64)
+        count += len(results)
+    return total / count

@@ -1,0 +1,190 @@
+"""Evens out channels between two layers, so that one range of 8 bits fits them all: cross-layer equalization.
+
+Relu and pooling commute with positive factors, so output channel i of one layer can be divided by s_i and the next
+layer's weights for it multiplied by s_i, and the answers stay (Nagel et al. 2019, "Data-free quantization through
+weight equalization and bias correction"). With s_i = sqrt(r_i / w_i) the channel's reach r_i and the reach w_i of the
+weights that read it become equal. With samples r_i is measured on the channel's values, whose range is what 8 bits must
+hold when weights have scales of their own; without samples it is read off the weights that make it.
+
+Clip with an upper bound (Relu6) does not commute: such pairs are left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from converters.graph import Graph, attributes
+from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_constants
+from converters.samples import Samples
+from edgekit.errors import ConversionError
+from edgekit.tensors import Array
+
+ROWS = 128  # most rows that ranges are measured on
+ROUNDS = 8  # layers in the middle of a chain are changed from both sides
+BALANCED = 1.1  # a channel is even with its readers up to this factor
+LARGEST = 1e3  # of a factor: beyond it a channel is as good as dead
+ANY_RANK = ("Relu", "LeakyRelu")
+IMAGES = (*ANY_RANK, "MaxPool", "AveragePool", "GlobalAveragePool")
+FLATTENING = ("Flatten", "Reshape", "Squeeze")
+
+
+class Pair:
+    """A layer and the only layer that reads it, with nothing between them that factors would disturb."""
+
+    def __init__(self, first: Dense, second: Dense) -> None:
+        self.first, self.second = first, second
+        self.factors = np.ones(len(first.matrix))
+
+
+class Equalize:
+    """Evens out every pair of neighbouring layers.
+
+    Args:
+        samples: Rows that channels are measured on, the model's inputs (N, ...); None goes by the weights.
+    """
+
+    name = "equalize"
+
+    def __init__(self, samples: Samples | None = None) -> None:
+        self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
+
+    def applies(self, graph: Graph) -> bool:
+        """True where there is a pair."""
+        return bool(pairs(graph))
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with factors moved between layers.
+
+        Raises:
+            ConversionError: weights came out that are no numbers.
+        """
+        found = pairs(graph)
+        reach = {id(pair): _reach(graph, pair, self._samples) for pair in found}
+        matrices = {layer.name: layer.matrix for pair in found for layer in (pair.first, pair.second)}
+        biases = {pair.first.name: _bias(graph, pair.first) for pair in found}
+        for _ in range(ROUNDS):
+            for pair in found:
+                first, second = matrices[pair.first.name], matrices[pair.second.name]
+                now = np.abs(first).max(axis=1) if self._samples is None else reach[id(pair)] / pair.factors
+                factors = _factors(now, _columns(pair, second))
+                pair.factors = pair.factors * factors
+                matrices[pair.first.name] = first / factors[:, None]
+                matrices[pair.second.name] = _scaled(pair, second, factors)
+        values: dict[str, Array] = {}
+        for pair in found:
+            for layer in (pair.first, pair.second):
+                values[layer.weight_name] = layer.weights_of(matrices[layer.name])
+            name, bias = pair.first.bias_name(), biases[pair.first.name]
+            if name is not None and bias is not None:
+                values[name] = (bias / pair.factors).reshape(graph.constants[name].shape).astype(np.float32)
+        if not all(np.isfinite(value).all() for value in values.values()):
+            raise ConversionError(f"pass {self.name} made weights that are no numbers")
+        return with_constants(graph, values)
+
+    def holds(self, graph: Graph) -> bool:
+        """Every pair is even, or as far as factors may go."""
+        for pair in pairs(graph):
+            now = _reach(graph, pair, self._samples)
+            factors = _factors(now, _columns(pair, pair.second.matrix))
+            if np.median(np.maximum(factors, 1 / factors)) > BALANCED:
+                return False
+        return True
+
+
+def pairs(graph: Graph) -> list[Pair]:
+    """Every pair in order of execution; a layer may be the second of one and the first of the next."""
+    layers = dense_layers(graph)
+    made = {layer.output: layer for layer in layers}
+    makers = {name: node for node in graph.nodes for name in node.output}
+    found = []
+    for second in layers:
+        source, images = _source(graph, makers, second)
+        first = made.get(source)
+        if first is not None and (first.node.op_type == "Conv") == images and _fits(graph, first, second):
+            found.append(Pair(first, second))
+    return found
+
+
+def _fits(graph: Graph, first: Dense, second: Dense) -> bool:
+    inputs = len(first.matrix)
+    if second.group == 1:
+        kernel = second.matrix.shape[1] // inputs
+        if second.matrix.shape[1] != inputs * kernel:
+            return False
+    elif second.group != inputs or len(second.matrix) != inputs:  # of grouped layers the plain depthwise ones only
+        return False
+    names = [first.weight_name, second.weight_name, first.bias_name()]
+    return all(name is None or read_by_one(graph, name) for name in names)
+
+
+def _source(graph: Graph, makers: dict[str, Any], layer: Dense) -> tuple[str, bool]:
+    """The tensor from which `layer` is reached through what commutes with factors, or none.
+
+    With it comes whether its channels are an image's, on axis 1.
+    """
+    name = layer.node.input[0]
+    results = {value.name for value in graph.outputs}
+    images = layer.node.op_type == "Conv"
+    while name not in results and len(graph.consumers(name)) == 1 and name in makers:
+        node = makers[name]
+        if _commutes(graph, node, images):
+            images = images or node.op_type in FLATTENING
+            name = node.input[0]
+            continue
+        return str(name), images
+    return "", images
+
+
+def _commutes(graph: Graph, node: Any, images: bool) -> bool:
+    if node.op_type in FLATTENING:  # of (1, C, 1, 1) to (1, C): channels stay what they are
+        before, after = graph.shapes.get(node.input[0], ()), graph.shapes.get(node.output[0], ())
+        return not images and len(after) == 2 and after[1] == before[1] and set(before[2:]) == {1}
+    if node.op_type == "LeakyRelu":
+        return bool(attributes(node).get("alpha", 0.01) >= 0)
+    return node.op_type in (IMAGES if images else ANY_RANK)
+
+
+def _reach(graph: Graph, pair: Pair, samples: Samples | None) -> Array:
+    """How far each channel between the two goes (C,)."""
+    if samples is None:
+        largest: Array = np.abs(pair.first.matrix).max(axis=1)
+        return largest
+    found = np.zeros(len(pair.first.matrix))
+    node = pair.second.node
+    for x in tensor_rows(graph, node.input[0], samples):
+        others = (0, *range(2, x.ndim)) if node.op_type == "Conv" else tuple(range(x.ndim - 1))
+        found = np.maximum(found, np.abs(x).max(axis=others))
+    return found
+
+
+def _columns(pair: Pair, matrix: Array) -> Array:
+    """The largest weight that reads each channel (C,)."""
+    channels = len(pair.first.matrix)
+    if pair.second.group > 1:
+        largest: Array = np.abs(matrix).max(axis=1)
+    else:
+        largest = np.abs(matrix.reshape(len(matrix), channels, -1)).max(axis=(0, 2))
+    return largest
+
+
+def _scaled(pair: Pair, matrix: Array, factors: Array) -> Array:
+    if pair.second.group > 1:
+        grouped: Array = matrix * factors[:, None]
+        return grouped
+    plain: Array = matrix * np.repeat(factors, matrix.shape[1] // len(factors))
+    return plain
+
+
+def _factors(reach: Array, columns: Array) -> Array:
+    """What to divide each channel by; 1 for a channel that is dead or that nobody reads."""
+    alive = (reach > 0) & (columns > 0)
+    raw = np.sqrt(np.where(alive, reach, 1.0) / np.where(alive, columns, 1.0))
+    clipped: Array = np.clip(raw, 1 / LARGEST, LARGEST)
+    return clipped
+
+
+def _bias(graph: Graph, layer: Dense) -> Array | None:
+    name = layer.bias_name()
+    return graph.constants[name].astype(np.float64).ravel() if name is not None else None
