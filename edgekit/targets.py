@@ -35,6 +35,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             processors, whose cost follows from their features.
         int8_symmetric: True where activations must have zero point 0 (TensorRT).
         free_batch: True where artifacts keep a free batch axis (servers); False means batch 1.
+        tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty where there is none.
         agent: False where edgekit-agent cannot run.
     """
 
@@ -49,6 +50,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_features: tuple[str, ...] = ()
     int8_symmetric: bool = False
     free_batch: bool = False
+    tensorrt: str = ""
     agent: bool = True
 
 

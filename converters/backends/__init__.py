@@ -10,6 +10,8 @@ from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
 from edgekit.runtimes import LITERT
 from edgekit.targets import TargetProfile
 
+TYPED_TENSORRT = 10  # the first that takes what is not int8 as the file says; Jetsons before it have opset 17 at most
+
 __all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit_default", "precisions_of"]
 
 
@@ -18,7 +20,7 @@ def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backe
     if runtime == LITERT:
         return LiteRTBackend(bench)
     if "TensorrtExecutionProvider" in profile.providers:
-        return OnnxTensorRTBackend(bench)
+        return OnnxTensorRTBackend(bench, typed=int(profile.tensorrt.partition(".")[0] or 0) >= TYPED_TENSORRT)
     return OnnxCpuBackend(bench, free_batch=profile.free_batch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from onnx import version_converter
 
 from converters.graph import Graph, attributes, label
 from edgekit.errors import ConversionError
@@ -85,6 +86,30 @@ def weight_names(graph: Graph, node: Any) -> list[str]:
         return []
     places = (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
     return [inputs[place] for place in places if len(inputs) > place and inputs[place] in graph.constants]
+
+
+def output_axis(node: Any, rank: int) -> int:
+    """The axis of a layer's weights, of `rank` axes, along which its outputs lie."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attributes(node).get("transB")):
+        return 0
+    return rank - 1 if node.op_type == "MatMul" else 1
+
+
+def raised(graph: Graph, opset: int, purpose: str) -> Graph:
+    """`graph` in operator set `opset` or a later one, which `purpose` needs.
+
+    Raises:
+        ConversionError: it cannot be brought there.
+    """
+    if graph.opset >= opset:
+        return graph
+    try:
+        return Graph(version_converter.convert_version(graph.model, opset))
+    except (RuntimeError, ValueError) as error:  # what the converter raises derives from these
+        raise ConversionError(
+            f"operator set {opset} is needed for {purpose}, and the model of set {graph.opset} cannot be raised to it: "
+            f"{error}"
+        ) from error
 
 
 def _four_bit(graph: Graph, node: Any) -> bool:

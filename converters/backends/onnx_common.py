@@ -15,7 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
@@ -25,6 +25,8 @@ from edgekit.manifest import Binding
 from edgekit.recipe import Recipe
 from edgekit.runtimes import ONNXRUNTIME
 from edgekit.runtimes.onnx import OnnxRuntime
+
+NORMALIZATIONS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization")
 
 # Of ONNX's operator sets to the first ONNX Runtime that has them.
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
@@ -57,17 +59,44 @@ def artifact_of(graph: Graph, model: onnx.ModelProto) -> Artifact:
     )
 
 
-def half(graph: Graph) -> onnx.ModelProto:
-    """`graph` in half precision inside, with its float inputs and outputs kept.
+def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """`graph` in half precision inside, with its float inputs and outputs kept, and float where squares could overflow.
+
+    Args:
+        graph: With named nodes.
+        keep: Labels of nodes that stay float.
 
     Raises:
         ConversionError: the converter failed.
     """
     model = _copy(graph)
     try:
-        return convert_float_to_float16(model, keep_io_types=True)
+        return convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *NORMALIZATIONS],
+            node_block_list=[*keep, *_squares(graph)],
+        )
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise ConversionError(f"conversion to float16 failed: {type(error).__name__}: {error}") from error
+
+
+def _squares(graph: Graph) -> set[str]:
+    """Labels of the nodes from squares to their roots, as in normalizations taken apart: 256 squared is no half."""
+    squares = [
+        node
+        for node in graph.nodes
+        if node.op_type == "Pow" or (node.op_type == "Mul" and len(set(node.input)) == 1) or node.op_type == "ReduceL2"
+    ]
+    found, queue = {label(node) for node in squares}, squares
+    while queue:
+        node = queue.pop()
+        readers = [reader for name in node.output for reader in graph.consumers(name)]
+        for reader in readers if node.op_type != "Sqrt" else ():
+            if reader.op_type in ("ReduceMean", "ReduceSum", "Add", "Sqrt") and label(reader) not in found:
+                found.add(label(reader))
+                queue.append(reader)
+    return found
 
 
 def named(graph: Graph) -> Graph:

@@ -1,29 +1,45 @@
 """ONNX artifacts for Jetson: ONNX Runtime with TensorRT and CUDA.
 
 TensorRT takes explicit quantization only: zero points of 0, activations per tensor, weights per channel, and biases in
-float. Element types in the file decide the precision, so float16 is written into it.
+float. Up to TensorRT 9 the builder chooses between float and half outside of it; from 10 on element types in the file
+may decide, from 11 on nothing else does: there what is not int8 is float16 in the file.
 """
 
 from __future__ import annotations
 
-from converters.backends.contract import Artifact, Workbench
-from converters.backends.layers import Layer, layers_of, without_four_bits
-from converters.backends.onnx_common import artifact_of, half, named, qdq
-from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
+from typing import Any
 
-OPERATORS = ["Add", "Conv", "Gemm", "MatMul"]
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.backends.contract import Artifact, Workbench
+from converters.backends.layers import Layer, layers_of, output_axis, raised, without_four_bits
+from converters.backends.onnx_common import artifact_of, half, named
+from converters.backends.tensorrt_rules import Placement, place, violations
+from converters.graph import Graph, label
+from edgekit.errors import ConversionError
+from edgekit.recipe import STATIC, Recipe
+
+TYPED_OPSET = 19  # the first whose QuantizeLinear takes float16
+LEVELS = 127
 
 
 class OnnxTensorRTBackend:
-    """Builds .onnx artifacts with a batch of 1: float32, float16, or symmetric QDQ int8."""
+    """Builds .onnx artifacts with a batch of 1: float32, float16, or symmetric QDQ int8 where TensorRT fuses it.
+
+    Args:
+        bench: What the backends of one conversion share.
+        typed: Write float16 into int8 artifacts for what is not int8.
+    """
 
     name = "ONNX Runtime (TensorRT)"
-    precisions = ("float32", "float16", "int8")
+    precisions: tuple[str, ...] = ("float32", "float16", STATIC)
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, *, typed: bool = False) -> None:
         self._bench = bench
         self._graph = bench.fixed
+        self._typed = typed
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
@@ -31,22 +47,96 @@ class OnnxTensorRTBackend:
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
-        if recipe.precision == "float32":
-            return artifact_of(self._graph, self._graph.model)
-        if recipe.precision == "float16":
-            return artifact_of(self._graph, half(self._graph))
-        if not recipe.symmetric:
-            raise ConversionError(
-                "TensorRT takes int8 activations with a zero point of 0 only",
-                advice="Set symmetric = true in the recipe.",
-            )
+        if recipe.precision not in self.precisions or recipe.int4_layers:
+            what = f"{recipe.precision} with 4-bit layers" if recipe.int4_layers else recipe.precision
+            raise ConversionError(f"{self.name} makes {', '.join(self.precisions)}, not {what}")
         graph = named(self._bench.prepared(recipe, self._graph))
-        model = qdq(
-            graph,
-            self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges),
-            recipe,
-            excluded=recipe.float_layers,
-            operators=OPERATORS,
-            options={"QuantizeBias": False},
-        )
-        return artifact_of(self._graph, model)
+        if recipe.precision == "float32":
+            return artifact_of(self._graph, graph.model)
+        if recipe.precision == "float16":
+            return artifact_of(self._graph, half(graph, keep=recipe.float_layers))
+        if not recipe.symmetric or not recipe.per_channel:
+            raise ConversionError(
+                "TensorRT takes int8 activations with a zero point of 0 and weights with one scale per channel only",
+                advice="Set symmetric = true and per_channel = true in the recipe.",
+            )
+        return artifact_of(self._graph, self._int8(graph, recipe))
+
+    def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
+        placement = place(graph, recipe.float_layers)
+        if not placement.layers:
+            reasons = "; ".join(f"{name}: {why}" for name, why in placement.reasons.items())
+            raise ConversionError(
+                f"no layer gains from int8 on TensorRT ({reasons or 'there are no layers with weights'})",
+                advice="Take float16.",
+            )
+        ranges = self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges)
+        if self._typed:
+            graph = raised(graph, TYPED_OPSET, "half precision beside int8")
+        done = with_pairs(graph, placement, ranges)
+        broken = violations(done)
+        if broken:
+            raise ConversionError("the placement of quantization breaks TensorRT's rules: " + "; ".join(broken))
+        return half(done) if self._typed else done.model
+
+
+def with_pairs(graph: Graph, placement: Placement, ranges: dict[str, tuple[float, float]]) -> Graph:
+    """`graph` with pairs of QuantizeLinear and DequantizeLinear where `placement` says.
+
+    Raises:
+        ConversionError: the range of a tensor is not known.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "quantized.zero"))
+    skips = set(placement.skips)
+    pairs: dict[str, str] = {}
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        chosen = [0] if label(node) in placement.layers else [i for i in range(2) if (label(node), i) in skips]
+        for index in chosen:
+            tensor = node.input[index]
+            if tensor not in pairs:
+                pairs[tensor] = f"quantized{len(pairs)}"
+                nodes += _pair(model, tensor, pairs[tensor], ranges)
+            node.input[index] = pairs[tensor]
+        if label(node) in placement.layers:
+            nodes.append(_weights(model, graph, node))
+        nodes.append(node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return Graph(model)
+
+
+def _pair(model: onnx.ModelProto, tensor: str, name: str, ranges: dict[str, tuple[float, float]]) -> list[Any]:
+    if tensor not in ranges:
+        raise ConversionError(f"tensor {tensor} was not calibrated, and its quantization needs a range")
+    reach = max(abs(ranges[tensor][0]), abs(ranges[tensor][1]))
+    scale = np.float32(max(reach, 1e-6) / LEVELS)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(scale), f"{name}.s"))
+    return [
+        helper.make_node("QuantizeLinear", [tensor, f"{name}.s", "quantized.zero"], [f"{name}.q"], name=f"{name}.Q"),
+        helper.make_node("DequantizeLinear", [f"{name}.q", f"{name}.s", "quantized.zero"], [name], name=f"{name}.DQ"),
+    ]
+
+
+def _weights(model: onnx.ModelProto, graph: Graph, node: Any) -> Any:
+    """Quantize the weights of `node`, which reads them from then on; the node that makes them floats again."""
+    name, weights = node.input[1], graph.constants[node.input[1]]
+    axis = output_axis(node, weights.ndim)
+    others = tuple(i for i in range(weights.ndim) if i != axis)
+    largest = np.abs(weights.astype(np.float64)).max(axis=others)
+    scale = np.where(largest == 0, 1.0, largest) / LEVELS
+    shape = [-1 if i == axis else 1 for i in range(weights.ndim)]
+    integers = np.clip(np.rint(weights / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+    made = f"{label(node)}.weights"
+    for part, value in (("q", integers), ("s", scale.astype(np.float32)), ("z", np.zeros(scale.shape, np.int8))):
+        model.graph.initializer.append(numpy_helper.from_array(value, f"{made}.{part}"))
+    node.input[list(node.input).index(name, 1)] = made
+    inputs = [f"{made}.q", f"{made}.s", f"{made}.z"]
+    return helper.make_node("DequantizeLinear", inputs, [made], name=f"{made}.DQ", axis=axis)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
-from converters.backends.layers import weight_names
-from converters.graph import Graph, attributes, label
-from edgekit.errors import ConversionError
+from converters.backends.layers import output_axis, raised, weight_names
+from converters.graph import Graph, label
 from edgekit.tensors import Array
 
 FOUR_BIT_OPSET = 21  # the first with INT4
@@ -29,7 +28,7 @@ def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_cha
     if not layers:
         return graph
     model = onnx.ModelProto()
-    model.CopyFrom(graph.model if bits > 4 or graph.opset >= FOUR_BIT_OPSET else _raised(graph))
+    model.CopyFrom(graph.model if bits > 4 else raised(graph, FOUR_BIT_OPSET, "4-bit weights").model)
     written: dict[str, str] = {}
     dequantizers = []
     for node in model.graph.node:
@@ -37,7 +36,7 @@ def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_cha
             continue
         for name in weight_names(graph, node):
             if name not in written:
-                axis = _channel_axis(graph, node) if per_channel else None
+                axis = output_axis(node, graph.constants[name].ndim) if per_channel else None
                 written[name] = f"weights{bits}.{len(written)}"  # short: a file holds each name several times
                 dequantizers.append(_dequantized(model, written[name], graph.constants[name], axis, bits))
             node.input[list(node.input).index(name)] = written[name]
@@ -71,25 +70,6 @@ def _tensor(name: str, integers: Array, bits: int) -> Any:
     nibbles = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 15
     packed = (nibbles[::2] | (nibbles[1::2] << 4)).astype(np.uint8)  # the earlier one in the lower half
     return helper.make_tensor(name, TensorProto.INT4, list(integers.shape), packed.tobytes(), raw=True)
-
-
-def _channel_axis(graph: Graph, node: Any) -> int:
-    """The axis of a layer's weights along which its outputs lie."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if attributes(node).get("transB") else 1
-    return graph.constants[node.input[1]].ndim - 1 if node.op_type == "MatMul" else 1
-
-
-def _raised(graph: Graph) -> onnx.ModelProto:
-    try:
-        return version_converter.convert_version(graph.model, FOUR_BIT_OPSET)
-    except (RuntimeError, ValueError) as error:  # the converter's own types derive from these
-        raise ConversionError(
-            f"4-bit weights need operator set {FOUR_BIT_OPSET}, and the model of set {graph.opset} cannot be raised to "
-            f"it: {error}"
-        ) from error
 
 
 def _drop_unread(model: onnx.ModelProto, names: Collection[str]) -> None:
