@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("serve", "fleet")
+NAMES = ("serve", "swap", "fleet")
 
 
 def main() -> int:

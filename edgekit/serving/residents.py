@@ -114,8 +114,7 @@ class Residents:
             old = model.session
             first = await self._make_room(model, manifest)
             if not first and old is not None:
-                model.session = None  # from now on requests wait, until the end of `switching`
-                await self._close(old)
+                await self._unload(model)  # from now on requests wait, until the end of `switching`
             try:
                 new = await self._open(model, manifest, folder)
             except BaseException:
@@ -269,11 +268,18 @@ class Residents:
 
     async def _evict(self, names: Sequence[str]) -> None:
         for model in map(self._models.__getitem__, names):
-            session, model.session = model.session, None
-            if session is not None:
+            if model.session is not None:
                 log.info("%s is put out of memory (%.1f MiB)", model.name, model.bytes / 2**20)
                 model.counters["evictions"] += 1
-                await self._close(session)
+                await self._unload(model)
+
+    async def _unload(self, model: Model) -> None:
+        """Free a model; requests that waited for it get their turn first, or they might wait for ever."""
+        while model.waiting and model.session is not None:
+            await asyncio.sleep(0)
+        session, model.session = model.session, None
+        if session is not None:
+            await self._close(session)
 
     # --- loading
 

@@ -346,6 +346,20 @@ async def test_switches_under_load_lose_and_mix_nothing(shelf, swap) -> None:
     assert made.held == []
 
 
+async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
+    """Each bundle is there for a moment only, and those who waited for one are answered by it."""
+    made = shelf(a=40, settings={"a": ModelSettings(swap="unload-first", queue_limit=64)})
+    await made.add("a")
+    asked = [asyncio.ensure_future(made.ask("a")) for _ in range(8)]
+    for n in range(10):
+        await made.add("a", 2 - n % 2)
+        asked += [asyncio.ensure_future(made.ask("a")) for _ in range(3)]
+    answered = sum(one.done() for one in asked)
+    assert answered >= len(asked) - 6
+    await asyncio.gather(*asked)
+    await made.residents.close()
+
+
 async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None:
     """Clients of four models of which two fit, with updates between: every answer is right, memory stays bounded."""
     made = shelf(a=40, b=40, c=40, d=40, settings={name: ModelSettings(queue_limit=64) for name in "abcd"})
