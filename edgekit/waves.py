@@ -13,11 +13,11 @@ MIN_DEVICES = 4  # fewer are answered one by one
 MIN_BLOCKS = 16
 MIN_SHARE = 0.5  # of what a wave sends to its devices, so much must be of use to them
 LATE_SHARE = 0.25  # of a blob: who misses less of it asks for it
-MAX_CYCLES = 3
+COMING_SHARE = 0.5  # of what a latecomer misses: where less is still to come, it asks
 FORGET_SECONDS = 20.0  # a device that has not asked for so long does not count
 GATHER_SECONDS = 1.0
 STALL_SECONDS = 0.1
-LEAST_BYTES_PER_SECOND = 1024**2
+LEAST_BYTES_PER_SECOND = 256 * 1024
 MAX_DEVICES = 20_000
 
 
@@ -74,7 +74,10 @@ class Crowd:
 
 
 class Wave:
-    """One broadcast: the blocks that are still to be sent, in order, beginning anew for those who come late.
+    """One broadcast: each block once, in order.
+
+    Whoever lost some, or came late, asks for the rest when it is over; sending that again would reach all the others
+    who still listen for a block or two.
 
     Args:
         total: Blocks of the blob.
@@ -90,39 +93,31 @@ class Wave:
         self.devices = set(devices)
         self.sent = 0
         self._pending = bits
-        self._at = 0
 
     def join(self, device: str, bits: int, *, sending: bool) -> bool:
-        """Let a device listen; False where it should rather ask for the little that it misses.
+        """Let a device listen; False where too little of what it misses is still to come.
 
         Args:
             device: Its name.
             bits: What it misses.
             sending: The wave has begun, so that a part of it is over.
         """
-        if sending:
-            if bits.bit_count() < max(1, LATE_SHARE * self.total):
-                return False
-            coming = (bits & self._pending).bit_count() * 2 >= bits.bit_count()
-            if not coming and self.sent >= MAX_CYCLES * self.total:
-                return False
+        if not sending:
+            self._pending |= bits
+        elif (bits & self._pending).bit_count() < COMING_SHARE * bits.bit_count():
+            return False
         self.devices.add(device)
-        self._pending |= bits
         return True
 
     def next_run(self) -> Iterator[int] | None:
-        """Consecutive blocks for one message; None when everything was sent, or too much."""
-        if not self._pending or self.sent >= MAX_CYCLES * self.total:
+        """Consecutive blocks for one message; None when everything was sent."""
+        if not self._pending:
             return None
-        ahead = self._pending >> self._at
-        if not ahead:
-            self._at, ahead = 0, self._pending
-        first = self._at + (ahead & -ahead).bit_length() - 1
+        first = (self._pending & -self._pending).bit_length() - 1
         count = 0
         while count < MAX_WAVE_BLOCKS and self._pending >> (first + count) & 1:
             count += 1
         self._pending &= ~(((1 << count) - 1) << first)
-        self._at = first + count
         self.sent += count
         return iter(range(first, first + count))
 

@@ -79,8 +79,8 @@ class WaveService:
             if request.left == 0 and digest in self._crowds:
                 self._crowds[digest].left(device)
             return False
-        if digest in self._waves:
-            return self._waves[digest][0].join(device, bits, sending=digest in self._sending)
+        if digest in self._waves and self._waves[digest][0].join(device, bits, sending=digest in self._sending):
+            return True
         if self._foreign.get(digest, 0.0) > now:
             if bits.bit_count() * 4 < total:
                 return False
@@ -90,8 +90,8 @@ class WaveService:
         if crowd is None:
             return False
         crowd.asked(device, bits, now)
-        if not crowd.worth_a_wave(now):
-            return False
+        if digest in self._waves or not crowd.worth_a_wave(now):
+            return False  # the next wave is for those who missed too much of this one
         self._begin(digest, total, crowd)
         return True
 
@@ -168,9 +168,10 @@ class WaveService:
         if claim.controller == self._name or message.retained or not SHA256.fullmatch(digest):
             return
         if claim.seconds <= 0:
-            if digest in self._sending:
+            if digest in self._waves:
                 wave, _ = self._waves[digest]
-                wave.join(f"{claim.controller}/", bits_of(claim.missing, wave.total), sending=True)
+                sending = digest in self._sending
+                wave.join(f"{claim.controller}/", bits_of(claim.missing, wave.total), sending=sending)
             return
         if digest in self._sending:
             if not claim.sending:

@@ -156,19 +156,20 @@ async def test_five_percent_of_loss_cost_at_most_ten_percent_more(devices):
         assert made.to_devices <= 1.10 * devices * len(MODEL)
 
 
-async def test_who_comes_late_joins_and_gets_the_beginning_in_the_end():
-    """In the middle of a wave, five more; nobody is served alone."""
+async def test_those_who_come_late_hear_the_rest_and_then_a_wave_of_what_they_missed():
+    """In the middle of a wave, eight more: few of their blocks are answered one by one."""
     async with site() as made:
         service = await made.controller(budget=4 * 2**20)
         for number in range(6):
             await made.device(f"d{number}")
-        await made.until(lambda: service.waves.blocks_sent > BLOCKS // 2)
+        await made.until(lambda: service.waves.blocks_sent > BLOCKS // 3)
         before = made.sent("answer")
-        for number in range(5):
+        for number in range(8):
             await made.device(f"late-{number}")
         await made.finish()
-        assert made.sent("answer") == before
-        assert made.sent("wave") < 2 * len(MODEL)
+        assert service.waves.waves == 2
+        assert made.sent("answer") - before < len(MODEL)
+        assert made.sent("wave") < 1.6 * len(MODEL)
 
 
 async def test_a_controller_that_dies_in_a_wave_is_followed_by_another():
