@@ -14,6 +14,7 @@ from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
+from tests.simulators.conv_models import residual
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +117,14 @@ def test_page_escapes_what_users_named(onnx_folder, tmp_path):
     assert report.chosen == "float32"
 
 
-def test_int8_for_tensorrt_is_symmetric_and_per_channel(onnx_folder, tmp_path):
+def test_int8_for_tensorrt_is_symmetric_and_per_channel(tmp_path):
     """Every zero point is 0, convolution weights have a scale per channel, biases stay float."""
+    onnx.save(residual().model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(0, 1, (60, 3, 16, 16)).astype(np.float32))
     convert(
-        onnx_folder / "model.onnx",
+        tmp_path / "model.onnx",
         targets=["jetson-orin"],
-        data=onnx_folder / "data.npz",
+        data=tmp_path / "data.npz",
         recipe=Recipe("int8"),
         accept_unproven=True,
         output=tmp_path,
@@ -132,7 +135,7 @@ def test_int8_for_tensorrt_is_symmetric_and_per_channel(onnx_folder, tmp_path):
     nodes = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert nodes
     assert all(not values[n.input[2]].any() and values[n.input[2]].dtype == np.int8 for n in nodes)
-    assert any(values[n.input[1]].shape == (6,) for n in nodes)
+    assert any(values[n.input[1]].shape == (32,) for n in nodes)
 
 
 def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):

@@ -18,50 +18,9 @@ from edgekit.errors import ConversionError
 from edgekit.recipe import Recipe
 from edgekit.targets import builtin_targets
 from tests.simulators import dense_models, models
-from tests.simulators.models import model_of
+from tests.simulators.conv_models import residual
 
 INT8 = Recipe("int8", symmetric=True)
-
-
-def residual(seed=0):
-    """A stem of 3 channels, a block with a skip, a block whose skip is a convolution, a depthwise layer, a head."""
-    rng = np.random.default_rng(seed)
-    weights, nodes = {}, []
-
-    def conv(x, y, a, b, size=3, stride=1, group=1, name=None):
-        weights[f"{y}.w"] = rng.normal(0, 1 / np.sqrt(a / group * size * size), (b, a // group, size, size))
-        weights[f"{y}.b"] = rng.normal(0, 0.1, b)
-        pads = [size // 2] * 4
-        inputs = [x, f"{y}.w", f"{y}.b"]
-        nodes.append(helper.make_node("Conv", inputs, [y], name=y, pads=pads, strides=[stride] * 2, group=group))
-
-    def op(kind, inputs, output, **attributes):
-        nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-
-    conv("x", "stem", 3, 16)
-    op("Relu", ["stem"], "r0")
-    conv("r0", "c1", 16, 16)
-    op("Relu", ["c1"], "r1")
-    conv("r1", "c2", 16, 16)
-    op("Add", ["c2", "r0"], "sum1")
-    op("Relu", ["sum1"], "r2")
-    conv("r2", "short", 16, 32, size=1, stride=2)
-    conv("r2", "c3", 16, 32, stride=2)
-    op("Relu", ["c3"], "r3")
-    conv("r3", "c4", 32, 32)
-    op("Add", ["c4", "short"], "sum2")
-    op("Relu", ["sum2"], "r4")
-    conv("r4", "deep", 32, 32, group=32)
-    op("Relu", ["deep"], "r5")
-    op("MaxPool", ["r5"], "m", kernel_shape=[2, 2], strides=[2, 2])
-    conv("m", "c5", 32, 16, size=1)
-    op("GlobalAveragePool", ["c5"], "p")
-    op("Flatten", ["p"], "f")
-    weights["head.w"] = rng.normal(0, 0.3, (16, 10))
-    op("Gemm", ["f", "head.w"], "head")
-    op("Softmax", ["head"], "y", axis=-1)
-    weights = {name: value.astype(np.float32) for name, value in weights.items()}
-    return Graph(model_of(nodes, {"x": ["batch", 3, 16, 16]}, {"y": ["batch", 10]}, weights))
 
 
 @pytest.fixture(scope="module")
