@@ -134,7 +134,13 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
             max_latency_ms=settings.probation_max_latency_ms,
             requests=settings.probation_requests,
         ),
-        limits=Limits(step_seconds=settings.step_timeout_seconds, probation_seconds=settings.probation_seconds),
+        limits=Limits(
+            step_seconds=settings.step_timeout_seconds,
+            probation_seconds=settings.probation_seconds,
+            max_attempts=settings.deployment_attempts,
+            total_seconds=settings.deployment_hours * 3600,
+            crash_watch_seconds=settings.crash_watch_seconds,
+        ),
     )
 
 

@@ -49,6 +49,7 @@ class Deployment(msgspec.Struct, frozen=True):
         path: TUF targets path of the manifest.
         name, version, target, release: Identity and release counter.
         assignment: Version of the assignment that asked for it.
+        downgrade: True where the signed assignment asks for a release that is older than what ran here.
     """
 
     digest: str
@@ -59,6 +60,7 @@ class Deployment(msgspec.Struct, frozen=True):
     target: str
     release: int
     assignment: int
+    downgrade: bool = False
 
 
 class Installed(msgspec.Struct, frozen=True):
@@ -79,14 +81,20 @@ class State(msgspec.Struct, frozen=True):
         deployment: What is in progress, or waits for another attempt.
         offered: What comes next, asked for while something else was in progress.
         active, known_good: What runs, and what a failure returns to; differ only from ACTIVATING to COMMITTING.
-        release: Highest release counter ever committed; nothing older is accepted.
+        previous: What was known to be good before, as long as nothing was written into its slot.
+        kept: What asked for the bundle that was committed last, so that it can be fetched again.
+        release: Highest release counter ever committed, or that of a signed downgrade since; nothing older is accepted.
         ending: Why it is rolling back or cleaning: ``succeeded``, ``failed``, ``retry`` or ``dropped``.
         failed: The deployment that failed for good; the same offer of the same assignment is not tried again.
         outcome: How the last deployment ended.
         note: Why the last attempt failed, while another is to come.
         attempts: Failed attempts of this deployment; sets the delay before the next.
+        tried: Of them, those that cost something; for its budget.
+        begun: Wall clock seconds when it was first asked for; for its budget.
         fetched: Bytes that its failed attempts fetched, for its budget.
         interrupted: How often the device stopped while this deployment was being tested or proved.
+        watching: True after a commit until the agent has run for `crash_watch_seconds`.
+        crashes: How often the process died since the commit, or in ROLLING_BACK.
         probing: True in PROBATION once the watch is over and the live model is being asked.
         deadline: When to send DeadlinePassed, monotonic seconds.
     """
@@ -96,14 +104,20 @@ class State(msgspec.Struct, frozen=True):
     offered: Deployment | None = None
     active: Installed | None = None
     known_good: Installed | None = None
+    previous: Installed | None = None
+    kept: Deployment | None = None
     release: int = 0
     ending: str = ""
     failed: Deployment | None = None
     outcome: Outcome | None = None
     note: str = ""
     attempts: int = 0
+    tried: int = 0
+    begun: float = 0.0
     fetched: int = 0
     interrupted: int = 0
+    watching: bool = False
+    crashes: int = 0
     probing: bool = False
     deadline: float | None = None
 
@@ -121,6 +135,10 @@ class Limits(msgspec.Struct, frozen=True):
         probation_seconds: Running live before commit, unless enough requests were answered before.
         retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its cap.
         max_interruptions: So many stops of the device during test or probation refuse the deployment.
+        max_attempts: So many failed attempts that cost something end the deployment.
+        total_seconds: So does a failure so long after it was first asked for.
+        crash_watch_seconds: How long the agent must run without a break after a commit before the commit is final.
+        max_crashes: So often may the process not die until then.
     """
 
     step_seconds: float = 600.0
@@ -128,6 +146,10 @@ class Limits(msgspec.Struct, frozen=True):
     retry_seconds: float = 2.0
     max_retry_seconds: float = 300.0
     max_interruptions: int = 3
+    max_attempts: int = 1000
+    total_seconds: float = 30 * 86_400.0
+    crash_watch_seconds: float = 600.0
+    max_crashes: int = 3
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +159,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Booted(Event, frozen=True):
-    """The agent started with a journalled state."""
+    """The agent started with a journalled state.
+
+    Attributes:
+        ended: How its last run ended: ``order``, ``crash`` (the process died, the machine stayed up) or ``cut``.
+    """
+
+    ended: str = "cut"
 
 
 class Offered(Event, frozen=True):
@@ -194,6 +222,24 @@ class RolledBack(Event, frozen=True):
     """The known-good bundle runs live and the pointer says so."""
 
 
+class Damaged(Event, frozen=True):
+    """What a slot holds is not whole any more.
+
+    Attributes:
+        digest: Of the bundle that it should hold.
+        error: Class name of the error.
+        message: For people.
+        fallback: True when the bundle that was known to be good before is whole.
+        answering: True when the damaged bundle, loaded before, still answers its golden samples.
+    """
+
+    digest: str
+    error: str
+    message: str
+    fallback: bool = False
+    answering: bool = False
+
+
 class Cleaned(Event, frozen=True):
     """Nothing is left over."""
 
@@ -206,6 +252,7 @@ class Failed(Event, frozen=True):
         message: For people.
         passing: True when the same attempt may work later.
         refused: True when the bundle may never be used here.
+        costly: True when the attempt counts for the budget: it fetched something, or got beyond fetching.
         fetched: Bytes that the attempt fetched.
     """
 
@@ -213,4 +260,5 @@ class Failed(Event, frozen=True):
     message: str
     passing: bool = False
     refused: bool = False
+    costly: bool = False
     fetched: int = 0

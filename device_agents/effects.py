@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from device_agents.blocks_fetch import BlockFetcher
 from device_agents.blocks_file import SPARE_BYTES
@@ -15,6 +16,7 @@ from device_agents.deployment import (
     Activated,
     Cleaned,
     Committed,
+    Damaged,
     Deployment,
     Do,
     Downloaded,
@@ -31,6 +33,7 @@ from device_agents.deployment import (
     Watched,
 )
 from device_agents.download import Download
+from device_agents.healing import check_slot
 from device_agents.journal import Journal
 from device_agents.probation import ProbationLimits, enough, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
@@ -99,7 +102,7 @@ class Effects:
         self._probation = probation or ProbationLimits()
         self._activated: dict[str, dict[str, float]] = {}  # counters by model, when it was activated
         self._fetched: dict[str, int] = {}  # by model, in the attempt that failed
-        self._live: dict[str, str] = {}
+        self._live: dict[str, tuple[str, str]] = {}  # by model, slot and digest
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
@@ -113,15 +116,16 @@ class Effects:
             Do.WATCH: (self._watch, Watched),
             Do.PROBE: (self._probe, Proved),
             Do.COMMIT: (self._commit, Committed),
-            Do.CLEAN: (self._clean, Cleaned),
         }
 
     async def run(self, effect: Do, model: str, state: State) -> Event:
         """Run one effect for the state that was journalled; never raises but when cancelled."""
         try:
             if effect is Do.ROLL_BACK:
-                await self._roll_back(model, state)
-                return RolledBack(at=self._clock.wall())
+                return await self._roll_back(model, state)
+            if effect is Do.CLEAN:
+                await self._clean(model, state)
+                return Cleaned(at=self._clock.wall())
             work, outcome = self._table[effect]
             await work(state)
             return outcome(at=self._clock.wall())
@@ -130,12 +134,13 @@ class Effects:
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
             fetched = self._fetched.pop(model, 0)
-            return self._failed(error, passing=passing, refused=refused, fetched=fetched)
+            costly = bool(fetched) or effect not in (Do.RESOLVE, Do.DOWNLOAD)
+            return self._failed(error, passing=passing, refused=refused, costly=costly, fetched=fetched)
         except Exception as error:
             # The supervision boundary: a bug met in one model's update must not end the agent, which still serves.
             self.unexpected_errors += 1
             log.exception("%s: %s met an unexpected error", model, effect.value)
-            return self._failed(error, passing=False, refused=False)
+            return self._failed(error)
 
     async def load(self, model: str, installed: Installed) -> None:
         """Make what a slot holds answer.
@@ -143,17 +148,38 @@ class Effects:
         Raises:
             DiskError, VerificationError, ManifestError, RuntimeLoadError: it cannot.
         """
-        if self._live.get(model) == installed.digest:
+        if self._live.get(model) == (installed.slot, installed.digest):
             return
         slots = Slots(self._disk, model)
         manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
         self._live.pop(model, None)  # unknown while it changes, and should the change be given up
         await self._inference.activate(model, manifest, slots.path(installed.slot))
-        self._live[model] = installed.digest
+        self._live[model] = (installed.slot, installed.digest)
 
-    def _failed(self, error: Exception, *, passing: bool, refused: bool, fetched: int = 0) -> Failed:
-        name, at = type(error).__name__, self._clock.wall()
-        return Failed(error=name, message=str(error), passing=passing, refused=refused, fetched=fetched, at=at)
+    async def examine(self, model: str, installed: Installed, state: State, *, answering: bool) -> Damaged | None:
+        """Hash what a slot holds; None where all of it is whole, or the disk does not say otherwise."""
+        try:
+            await in_thread(check_slot, self._disk, model, installed)
+            return None
+        except EdgekitError as error:
+            name, message = type(error).__name__, str(error)
+        log.error("%s %s is damaged in slot %s: %s", model, installed.version, installed.slot, message)
+        fallback = state.previous is not None and await self._whole(model, state.previous)
+        at = self._clock.wall()
+        return Damaged(
+            digest=installed.digest, error=name, message=message, fallback=fallback, answering=answering, at=at
+        )
+
+    async def _whole(self, model: str, installed: Installed) -> bool:
+        try:
+            await in_thread(check_slot, self._disk, model, installed)
+        except EdgekitError as error:
+            log.warning("%s %s is not whole either: %s", model, installed.version, error)
+            return False
+        return True
+
+    def _failed(self, error: Exception, **how: Any) -> Failed:
+        return Failed(error=type(error).__name__, message=str(error), at=self._clock.wall(), **how)
 
     async def _resolve(self, state: State) -> None:
         deployment = _deployment(state)
@@ -275,23 +301,29 @@ class Effects:
         assert state.active is not None  # COMMITTING comes after ACTIVATING
         await in_thread(Slots(self._disk, _deployment(state).name).point, state.active.slot, state.active.slot)
 
-    async def _roll_back(self, model: str, state: State) -> None:
+    async def _roll_back(self, model: str, state: State) -> Event:
         good = state.known_good
         slot = good.slot if good else ""
         await in_thread(Slots(self._disk, model).point, slot, slot)
-        if good is not None:
-            await self.load(model, good)
-        else:
+        if good is None:
             await self._inference.deactivate(model)
             self._live.pop(model, None)
+            return RolledBack(at=self._clock.wall())
+        try:
+            await self.load(model, good)
+        except EdgekitError:
+            damaged = await self.examine(model, good, state, answering=False)
+            if damaged is None:
+                raise  # the slot is whole: whatever it is may pass, and the machine tries again
+            return damaged
+        return RolledBack(at=self._clock.wall())
 
-    async def _clean(self, state: State) -> None:
+    async def _clean(self, model: str, state: State) -> None:
         if state.ending == "retry":
             return  # what was downloaded serves the next attempt
-        deployment = _deployment(state)
-        await in_thread(self._disk.remove, f"{INCOMING}/{deployment.name}")
-        if state.ending != "succeeded":
-            await in_thread(Slots(self._disk, deployment.name).clear, state.inactive_slot)
+        await in_thread(self._disk.remove, f"{INCOMING}/{model}")
+        if state.ending != "succeeded" and state.previous is None:  # else nothing was written into that slot
+            await in_thread(Slots(self._disk, model).clear, state.inactive_slot)
 
 
 def _deployment(state: State) -> Deployment:

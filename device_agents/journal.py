@@ -74,7 +74,7 @@ class Journal:
 
     Attributes:
         damage: What could not be read since this journal was opened, and what serves instead; for the event log.
-        crashed: True when the session before did not end in order although the machine stayed up.
+        ended: How the session before ended: ``order``, ``crash`` (the process died, the machine stayed up) or ``cut``.
 
     Raises:
         DataError: it was written by another version of the agent.
@@ -84,7 +84,7 @@ class Journal:
         self._disk = disk
         self._lock = threading.RLock()
         self.damage: list[str] = []
-        self.crashed = False
+        self.ended = "order"
         found = self._read(_DEVICE, DeviceRecord)
         self._record = found or DeviceRecord(session=first_number, reports=first_number)
         if found is None and self.damage:
@@ -104,7 +104,7 @@ class Journal:
         """
         self._keep_reserve()
         before = self._record
-        self.crashed = before.running and before.boot == boot
+        self.ended = "order" if not before.running else "crash" if before.boot == boot else "cut"
         fresh = msgspec.structs.replace(before, session=before.session + 1, running=True, boot=boot)
         try:
             self._write(fresh)

@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 import msgspec
 
+from device_agents import consequences as then
 from device_agents.deployment import (
     Activated,
     Booted,
     Cancelled,
     Cleaned,
     Committed,
+    Damaged,
     DeadlinePassed,
-    Deployment,
     Do,
     Downloaded,
     Event,
     Failed,
-    Installed,
     Limits,
     Offered,
     Proved,
@@ -36,7 +36,6 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
-from edgekit.messages import Outcome
 
 
 class Row(NamedTuple):
@@ -52,6 +51,7 @@ class Row(NamedTuple):
 _BEFORE = (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.STAGING, S.TESTING)  # the active slot is untouched
 _AFTER = (S.ACTIVATING, S.PROBATION, S.COMMITTING)
 _LATER = (*_AFTER, S.ROLLING_BACK, S.CLEANING)
+_SUSPECT = (S.TESTING, *_AFTER)  # a device that stops here may have been stopped by the new bundle
 _CLEANED = (Cleaned, Failed, DeadlinePassed)
 
 # fmt: off
@@ -62,6 +62,7 @@ TABLE: tuple[Row, ...] = (
     Row(S.IDLE,         Offered,        "unchanged", S.IDLE),
     Row(S.IDLE,         Cancelled,      "",          S.IDLE),
     Row(S.IDLE,         DeadlinePassed, "retry",     S.RESOLVING,    (Do.RESOLVE,)),
+    Row(S.IDLE,         DeadlinePassed, "stable",    S.IDLE),
     Row(S.RESOLVING,    Resolved,       "",          S.DOWNLOADING,  (Do.DOWNLOAD,)),
     Row(S.DOWNLOADING,  Downloaded,     "",          S.VERIFYING,    (Do.VERIFY,)),
     Row(S.VERIFYING,    Verified,       "",          S.STAGING,      (Do.STAGE,)),
@@ -82,6 +83,9 @@ TABLE: tuple[Row, ...] = (
     *(Row(s,            Failed,         "",          S.ROLLING_BACK, (Do.ROLL_BACK,)) for s in _AFTER),
     *(Row(s,            DeadlinePassed, "",          S.ROLLING_BACK, (Do.ROLL_BACK,))
       for s in (S.ACTIVATING, S.COMMITTING)),
+    # What is not whole any more answers nobody; the bundle before it does, if that is whole, and then it comes again.
+    *(Row(s,            Damaged,        "",          S.ROLLING_BACK, (Do.ROLL_BACK,)) for s in S),
+    Row(S.IDLE,         Damaged,        "alone",     S.IDLE),  # what is in memory still answers rightly
     # What outsiders may ask at any time: a newer offer supersedes a transfer and waits for anything later.
     *(Row(s,            Offered,        "unchanged", s) for s in (*_BEFORE, *_LATER)),
     *(Row(s,            Offered,        "wanted",    S.CLEANING,     (Do.CLEAN,)) for s in _BEFORE),
@@ -107,8 +111,12 @@ BOOT_TABLE: tuple[Row, ...] = (
     Row(S.PROBATION,    Booted, "",       S.ROLLING_BACK, (Do.ROLL_BACK,)),
     Row(S.PROBATION,    Booted, "often",  S.ROLLING_BACK, (Do.ROLL_BACK,)),
     Row(S.COMMITTING,   Booted, "",       S.COMMITTING,   (Do.COMMIT,)),
+    Row(S.COMMITTING,   Booted, "often",  S.ROLLING_BACK, (Do.ROLL_BACK,)),
     Row(S.ROLLING_BACK, Booted, "",       S.ROLLING_BACK, (Do.ROLL_BACK,)),
     Row(S.CLEANING,     Booted, "",       S.CLEANING,     (Do.CLEAN,)),
+    # What was committed, and ends the process again and again, is not loaded once more.
+    *(Row(s,            Booted, "looping", S.ROLLING_BACK, (Do.ROLL_BACK,))
+      for s in S if s not in _SUSPECT),
 )
 # fmt: on
 
@@ -153,182 +161,96 @@ class UpdateMachine:
         # PROBATION's second stretch is the probe itself, which has the time of a step.
         if row.effects or row.then is not state.name or isinstance(event, Booted | Failed):
             after = msgspec.structs.replace(after, deadline=self._deadline(after, row, now))
+        elif after.name is S.IDLE and after.deadline is None:
+            after = msgspec.structs.replace(after, deadline=self._idle_deadline(after, row, now))
         return Step(after, row.effects, after.deadline)
 
     def _case(self, state: State, event: Event) -> str:
         """Which of a row's cases holds."""
         if isinstance(event, Offered):
-            return _offer_case(state, event.deployment)
+            return then.offer_case(state, event.deployment)
         if isinstance(event, DeadlinePassed) and state.name is S.IDLE:
-            return "retry" if state.deployment is not None else ""
+            return "retry" if state.deployment is not None else "stable" if state.watching else ""
         if isinstance(event, DeadlinePassed) and state.name is S.PROBATION:
             return "late" if state.probing else "watched"
         if state.name is S.CLEANING and isinstance(event, Cleaned | Failed | DeadlinePassed):
-            fresh = state.offered is not None and _idle_offer_case(state, state.offered) == "wanted"
+            fresh = state.offered is not None and then.idle_offer_case(state, state.offered) == "wanted"
             return "offered" if fresh else ""
-        if isinstance(event, Booted) and state.name in (S.TESTING, S.ACTIVATING, S.PROBATION):
-            return "often" if state.interrupted + 1 >= self._limits.max_interruptions else ""
-        return ""
+        if isinstance(event, Damaged) and state.name is S.IDLE:
+            return "alone" if event.answering and not event.fallback else ""
+        return self._boot_case(state, event) if isinstance(event, Booted) else ""
+
+    def _boot_case(self, state: State, event: Booted) -> str:
+        """Whether what was under test, or what was committed, ends the process or the device again and again."""
+        if state.name in _SUSPECT:
+            often = event.ended != "order" and state.interrupted + 1 >= self._limits.max_interruptions
+            return "often" if often else ""
+        counts = event.ended == "crash" and (state.watching or state.name is S.ROLLING_BACK)
+        loops = counts and state.known_good is not None and state.crashes + 1 >= self._limits.max_crashes
+        return "looping" if loops else ""
 
     def _apply(self, state: State, event: Event, case: str, row: Row) -> State:
         """The new state but for its deadline."""
-        if state.name is S.CLEANING and row.then is not S.CLEANING:
-            return _leave_cleaning(state, event, case)
-        changed = _replace(state, name=row.then)
+        if state.name is S.CLEANING and row.then in (S.IDLE, S.RESOLVING):
+            return then.leave_cleaning(state, event, case)
+        changed = then.replace(state, name=row.then)
+        if row.then is S.STAGING:
+            changed = then.replace(changed, previous=None)  # its slot is written
+        if isinstance(event, Booted):
+            return self._boot(changed, event, case, row, was=state.name)
+        if isinstance(event, Damaged):
+            return then.damage(changed, event, case, was=state.name)
         if isinstance(event, Offered):
-            return _offer(changed, event, case, was=state.name)
+            return then.offer(changed, event, case, was=state.name, before=state.name in _BEFORE)
         if isinstance(event, Cancelled):
-            return _cancel(changed, was=state.name)
+            return then.cancel(changed, was=state.name, before=state.name in _BEFORE)
         if isinstance(event, Failed) and state.name is not S.ROLLING_BACK:
-            return _fail(changed, event)
-        if isinstance(event, DeadlinePassed) and row.then in (S.CLEANING, S.ROLLING_BACK):
+            return then.fail(changed, event, self._limits)
+        if isinstance(event, DeadlinePassed):
+            return self._pass_deadline(state, changed, event, case, row)
+        if isinstance(event, Watched):
+            return then.replace(changed, probing=True)
+        if isinstance(event, Activated):
+            return then.replace(changed, active=then.installed(state, event.at), probing=False)
+        if isinstance(event, Committed):
+            return then.commit(changed, event)
+        if isinstance(event, RolledBack):
+            return then.replace(changed, active=state.known_good)
+        return changed
+
+    def _boot(self, changed: State, event: Booted, case: str, row: Row, *, was: S) -> State:
+        if row.then is S.ROLLING_BACK:
+            changed = then.replace(changed, active=changed.known_good)  # of what ran before nothing does
+        if was in _SUSPECT:
+            return then.interrupt(changed, event, case, self._limits, was=was)
+        return then.crash(changed, event, case, was=was) if event.ended == "crash" else changed
+
+    def _pass_deadline(self, state: State, changed: State, event: DeadlinePassed, case: str, row: Row) -> State:
+        if case == "stable":
+            return then.replace(changed, watching=False, crashes=0, deadline=None)
+        if row.then in (S.CLEANING, S.ROLLING_BACK) and state.name is not S.ROLLING_BACK:
             message = f"{state.name.value} took longer than {self._limits.step_seconds:g} s"
             passing = state.name in (S.RESOLVING, S.DOWNLOADING)
-            late = Failed(error="DeadlinePassed", message=message, passing=passing, at=event.at)
-            return changed if state.name is S.ROLLING_BACK else _fail(changed, late)
-        if isinstance(event, DeadlinePassed | Watched) and state.name is S.PROBATION:
-            return _replace(changed, probing=True)
-        if isinstance(event, Booted) and row.then is S.ROLLING_BACK:
-            changed = _replace(changed, active=state.known_good)  # of what ran before nothing does
-        if isinstance(event, Booted) and state.name in (S.TESTING, S.ACTIVATING, S.PROBATION):
-            return _interrupt(changed, event, case, was=state.name)
-        if isinstance(event, Activated):
-            return _replace(changed, active=_installed(state, event.at), probing=False)
-        if isinstance(event, Committed):
-            return _commit(changed, event)
-        if isinstance(event, RolledBack):
-            return _replace(changed, active=state.known_good)
-        return changed
+            late = Failed(error="DeadlinePassed", message=message, passing=passing, costly=True, at=event.at)
+            return then.fail(changed, late, self._limits)
+        return then.replace(changed, probing=True) if state.name is S.PROBATION else changed
 
     def _deadline(self, state: State, row: Row, now: float) -> float | None:
         """When the state that was entered, or its effect, takes too long."""
         if state.name is S.IDLE:
-            if state.deployment is None:
-                return None
-            return now if row.event is Booted else now + self._retry_delay(state.attempts)
+            return self._idle_deadline(state, row, now)
         if row.effects == (Do.WATCH,):
             return now + self._limits.probation_seconds
         if state.name is S.ROLLING_BACK and not row.effects:
             return now + self._limits.retry_seconds
         return now + self._limits.step_seconds
 
+    def _idle_deadline(self, state: State, row: Row, now: float) -> float | None:
+        """When to try again, or when a commit is final."""
+        if state.deployment is not None:
+            return now if row.event is Booted else now + self._retry_delay(state.attempts)
+        return now + self._limits.crash_watch_seconds if state.watching else None
+
     def _retry_delay(self, attempts: int) -> float:
         exponent = min(max(attempts - 1, 0), 16)
         return min(self._limits.max_retry_seconds, self._limits.retry_seconds * 2.0**exponent)
-
-
-def _offer_case(state: State, offer: Deployment) -> str:
-    if state.name is S.IDLE:
-        return _idle_offer_case(state, offer)
-    heading = state.offered or (None if state.ending in ("failed", "dropped") else state.deployment)
-    if heading is not None and heading.digest == offer.digest:
-        return "unchanged"
-    return "unchanged" if heading is None and _settled(state, offer) else "wanted"
-
-
-def _idle_offer_case(state: State, offer: Deployment) -> str:
-    if _settled(state, offer):
-        return "unchanged"
-    return "older" if offer.release < state.release else "wanted"
-
-
-def _settled(state: State, offer: Deployment) -> bool:
-    """True when `offer` runs already, or failed for good under the same assignment."""
-    runs = state.known_good is not None and state.known_good.digest == offer.digest
-    failed = state.failed
-    return runs or (failed is not None and (failed.digest, failed.assignment) == (offer.digest, offer.assignment))
-
-
-def _offer(state: State, event: Offered, case: str, *, was: S) -> State:
-    offer = event.deployment
-    if was is S.IDLE and case == "wanted":
-        again = state.deployment is not None and state.deployment.digest == offer.digest
-        state = state if again else _replace(state, attempts=0, fetched=0, interrupted=0)
-        return _replace(state, deployment=offer, ending="", note="")
-    if was is S.IDLE:
-        state = _replace(state, deployment=None, attempts=0, fetched=0, interrupted=0, note="", deadline=None)
-        return _refuse_older(state, offer, event.at) if case == "older" else state
-    if case == "unchanged":
-        return _asked_again(state, offer)
-    return _replace(state, offered=offer, ending="dropped" if was in _BEFORE else state.ending)
-
-
-def _asked_again(state: State, offer: Deployment) -> State:
-    """Remember the newest assignment that asked for what is under way."""
-    if state.offered is not None and state.offered.digest == offer.digest:
-        return _replace(state, offered=offer)
-    if state.deployment is not None and state.deployment.digest == offer.digest:
-        return _replace(state, deployment=offer)
-    return state
-
-
-def _cancel(state: State, *, was: S) -> State:
-    if was is S.IDLE:
-        return _replace(state, deployment=None, attempts=0, fetched=0, interrupted=0, note="", deadline=None)
-    dropped = was in _BEFORE or state.ending == "retry"
-    return _replace(state, offered=None, ending="dropped" if dropped else state.ending)
-
-
-def _fail(state: State, event: Failed) -> State:
-    if event.passing:
-        note = f"{event.error}: {event.message}"
-        fetched = state.fetched + event.fetched
-        return _replace(state, ending="retry", note=note, attempts=min(state.attempts + 1, 16), fetched=fetched)
-    rolled = state.name is S.ROLLING_BACK
-    result = "rolled-back" if rolled else "refused" if event.refused else "failed"
-    outcome = _outcome(state.deployment, result, event.at, error=event.error, message=event.message)
-    return _replace(state, ending="failed", failed=state.deployment, outcome=outcome, note="")
-
-
-def _interrupt(state: State, event: Booted, case: str, *, was: S) -> State:
-    """The device stopped while the bundle was tested or proved, which the bundle itself may have caused."""
-    count = state.interrupted + 1
-    state = _replace(state, interrupted=count)
-    message = f"the device stopped {count} times in {was.value}"
-    if case == "often":
-        return _fail(state, Failed(error="Interrupted", message=message, refused=True, at=event.at))
-    if was is S.TESTING:
-        return state
-    return _fail(state, Failed(error="Interrupted", message=message, passing=True, at=event.at))
-
-
-def _commit(state: State, event: Committed) -> State:
-    assert state.active is not None  # COMMITTING is entered with it
-    outcome = _outcome(state.deployment, "succeeded", event.at)
-    release = max(state.release, state.active.release)
-    kept = _replace(state, known_good=state.active, release=release, failed=None, note="", probing=False)
-    return _replace(kept, outcome=outcome, ending="succeeded")
-
-
-def _leave_cleaning(state: State, event: Event, case: str) -> State:
-    offer = state.offered
-    rested = _replace(state, name=S.IDLE, offered=None, ending="")
-    if case == "offered":
-        return _replace(rested, name=S.RESOLVING, deployment=offer, attempts=0, fetched=0, interrupted=0, note="")
-    if offer is None and state.ending == "retry":
-        return rested
-    rested = _replace(rested, deployment=None, attempts=0, fetched=0, interrupted=0, note="")
-    if offer is not None and _idle_offer_case(state, offer) == "older":
-        return _refuse_older(rested, offer, event.at)
-    return rested
-
-
-def _refuse_older(state: State, offer: Deployment, at: float) -> State:
-    message = f"release {offer.release} is older than release {state.release}, which this device has committed"
-    outcome = _outcome(offer, "refused", at, error="DowngradeError", message=message)
-    return _replace(state, failed=offer, outcome=outcome)
-
-
-def _installed(state: State, at: float) -> Installed:
-    deployment = state.deployment
-    assert deployment is not None  # every state but IDLE has one
-    return Installed(state.inactive_slot, deployment.digest, deployment.version, deployment.release, at)
-
-
-def _outcome(deployment: Deployment | None, result: str, at: float, *, error: str = "", message: str = "") -> Outcome:
-    assert deployment is not None  # only a deployment can end
-    return Outcome(deployment.digest, deployment.version, result, error=error, message=message, at=at)
-
-
-def _replace(state: State, **changes: object) -> State:
-    return msgspec.structs.replace(state, **changes)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from device_agents.deployment import (
     Booted,
     Cancelled,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Do,
@@ -64,13 +65,28 @@ class Updater:
         self._generation = 0
         self._booted: tuple[State, Event, Step] | None = None
 
-    def boot(self) -> Installed | None:
-        """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`."""
-        event = Booted(at=self._clock.wall())
-        step = self._machine.step(self.state, event, self._clock.monotonic())
-        self._booted = (self.state, event, step)
-        self.state = step.state
-        return self.state.active
+    def boot(self, ended: str = "cut") -> Installed | None:
+        """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`.
+
+        Args:
+            ended: How the last run of the agent ended; see Booted.
+        """
+        return self._begin(Booted(ended=ended, at=self._clock.wall()))
+
+    def boot_damaged(self, damaged: Damaged) -> Installed | None:
+        """After `boot`: what it returned is not whole; returns what must answer instead."""
+        return self._begin(damaged)
+
+    async def note_boot(self) -> None:
+        """Journal the start before anything is loaded, since that may be what ends the process."""
+        try:
+            await in_thread(self._journal.save, self.model, self.state)
+        except DiskError as error:
+            log.error("%s: this start cannot be noted: %s", self.model, error)
+
+    def damaged(self, event: Damaged) -> None:
+        """The slot of the active bundle was found damaged."""
+        self._inbox.put_nowait((None, event))
 
     def offer(self, deployment: Deployment) -> None:
         """The assignment names this bundle."""
@@ -92,6 +108,12 @@ class Updater:
                     await self._handle(event)
         finally:
             await self._stop_running()
+
+    def _begin(self, event: Event) -> Installed | None:
+        step = self._machine.step(self.state, event, self._clock.monotonic())
+        self._booted = (self._booted[0] if self._booted else self.state, event, step)
+        self.state = step.state
+        return self.state.known_good if isinstance(event, Damaged) else self.state.active
 
     async def _next(self) -> Event | None:
         """The next event that counts: from outside, from the effect under way, or the deadline."""

@@ -73,6 +73,10 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         probation_max_latency_ms: Mean of its live answers, queue included; 0 for no limit.
         download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
+        deployment_attempts: So many failed attempts that cost something end a deployment.
+        deployment_hours: So does a failure so long after it was first asked for.
+        crash_watch_seconds: A process that dies three times after a commit, before it has run for so long, is taken
+            for the new bundle's fault.
         quiet_hours: Local times between which nothing is downloaded, for example 08:00-18:30; empty for none.
         cloud_url: Base URL of the cloud tier; empty for none.
         cloud_model: Model name there; empty for the same name.
@@ -96,6 +100,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_bundle_bytes: Count = 2 * 1024**3
     download_bytes_per_second: Annotated[int, msgspec.Meta(ge=0)] = 0
     download_budget: Annotated[float, msgspec.Meta(ge=1)] = 3.0
+    deployment_attempts: Count = 1000
+    deployment_hours: Seconds = 720.0
+    crash_watch_seconds: Seconds = 600.0
     quiet_hours: str = ""
     max_request_bytes: Count = 64 * 1024**2
     queue_limit: Count = 64

@@ -153,17 +153,19 @@ def test_threads_that_write_at_once_take_turns():
     assert (Journal(disk).record.assignment, Journal(disk).record.command) == (199, 199)
 
 
-@pytest.mark.parametrize(("ended", "boot", "crashed"), [(True, "b1", False), (False, "b1", True), (False, "b2", False)])
-def test_a_process_that_died_is_told_from_an_orderly_end_and_from_a_machine_that_started_anew(ended, boot, crashed):
+@pytest.mark.parametrize(
+    ("in_order", "boot", "ended"), [(True, "b1", "order"), (False, "b1", "crash"), (False, "b2", "cut")]
+)
+def test_a_process_that_died_is_told_from_an_orderly_end_and_from_a_machine_that_started_anew(in_order, boot, ended):
     """By what was noted at the end, and by the name of the machine's boot."""
     disk = MemoryDisk()
     journal = Journal(disk)
     journal.begin_session("b1")
-    if ended:
+    if in_order:
         journal.end_session()
     again = Journal(disk)
     again.begin_session(boot)
-    assert again.crashed is crashed
+    assert again.ended == ended
 
 
 def test_a_full_disk_still_takes_one_more_state():

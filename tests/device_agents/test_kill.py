@@ -43,7 +43,7 @@ def enroll(side, name="pi-1"):
     (folder / "root.json").write_bytes(side.root)
     (folder / "agent.toml").write_text(
         f'device = "{name}"\nfleet = "{FLEET}"\ntarget = "x86-64"\nbroker = "{side.url}"\nhttp = "127.0.0.1:0"\n'
-        "probation_seconds = 0.3\ndownload_bytes_per_second = 6000000\n"
+        "probation_seconds = 0.3\ndownload_bytes_per_second = 6000000\ncrash_watch_seconds = 0.1\n"
     )
     pem = (folder / "device.pub").read_text()
     side.state.devices.enroll(Device(name, "x86-64", pem, enrolled=side.clock.wall()))

@@ -56,7 +56,9 @@ def test_a_deployment_that_goes_well():
     assert state.active == state.known_good
     assert (state.active.slot, state.active.version, state.active.since, state.release) == ("b", "2.0.0", 5.0, 2)
     assert (state.outcome.result, state.outcome.at) == ("succeeded", 9.0)
-    assert state.deadline is None
+    assert (state.watching, state.deadline) == (True, 600.0)
+    state, _ = told(DeadlinePassed(), state=state)
+    assert (state.watching, state.deadline) == (False, None)
 
 
 @pytest.mark.parametrize("count", range(1, 6))
@@ -223,3 +225,35 @@ def test_a_state_survives_the_journal():
     """What is written is what is read."""
     state, _ = told(*TO_PROBATION)
     assert msgspec.json.decode(msgspec.json.encode(state), type=State) == state
+
+
+COSTLY = Failed(error="TransportError", message="away", passing=True, costly=True)
+
+
+def give_up(failure, limits, hours=0.0):
+    """How often a deployment is tried whose download always fails; and the state then."""
+    stepper, state = UpdateMachine(limits), REST
+    for attempt in range(1, 60):
+        for event in (DeadlinePassed() if attempt > 1 else Offered(NEW, at=1e9), Resolved()):
+            state = stepper.step(state, event, 0.0).state
+        state = stepper.step(state, msgspec.structs.replace(failure, at=1e9 + attempt * hours * 3600), 0.0).state
+        state = stepper.step(state, Cleaned(), 0.0).state
+        if state.deployment is None:
+            return attempt, state
+    return None, state
+
+
+def test_attempts_that_cost_something_are_counted_and_the_others_are_not():
+    """A week without a broker is no reason to give up; fifty aborted transfers are."""
+    attempts, state = give_up(COSTLY, Limits(max_attempts=5))
+    assert (attempts, state.outcome.result, state.outcome.error) == (5, "failed", "BudgetError")
+    assert state.outcome.message == "5 attempts failed; the last failure was TransportError: away"
+    assert told(Offered(NEW), state=state)[0].deployment is None, "the same assignment does not begin it anew"
+    assert give_up(AWAY, Limits(max_attempts=5))[0] is None
+
+
+def test_a_deployment_has_its_time():
+    """Counted from when it was first asked for."""
+    attempts, state = give_up(AWAY, Limits(total_seconds=10 * 3600), hours=4.0)
+    assert attempts == 3
+    assert "12.0 h ago, and has 10 h" in state.outcome.message

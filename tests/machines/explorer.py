@@ -13,6 +13,7 @@ from device_agents.deployment import (
     Cancelled,
     Cleaned,
     Committed,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Do,
@@ -72,13 +73,15 @@ class World(NamedTuple):
     known_good: str
     slots: tuple[str, str]  # digest that each slot holds in full
     on: bool = True
+    harm: int = 0  # how often a slot may still be damaged
 
 
-def start(installed: Installed | None) -> World:
-    """A device at rest, with the old bundle or with none."""
-    state = State(active=installed, known_good=installed, release=installed.release if installed else 0)
+def start(installed: Installed | None, *, harm: int = 0) -> World:
+    """A device at rest, with the old bundle or with none; `harm` slots of it may be damaged."""
+    kept = OLD if installed else None
+    state = State(active=installed, known_good=installed, kept=kept, release=installed.release if installed else 0)
     digest = installed.digest if installed else ""
-    return World(state, None, state, digest, digest, (digest, ""))
+    return World(state, None, state, digest, digest, (digest, ""), harm=harm)
 
 
 def explore(machine: UpdateMachine, first: World, offers: tuple[Deployment, ...]) -> set[World]:
@@ -94,13 +97,17 @@ def explore(machine: UpdateMachine, first: World, offers: tuple[Deployment, ...]
 
 def _next(machine: UpdateMachine, world: World, offers: tuple[Deployment, ...]) -> list[World]:
     if not world.on:
-        return _stepped(machine, world._replace(state=world.journal, effect=None, on=True), Booted())
+        return _booted(machine, world._replace(state=world.journal, effect=None, on=True))
     after = [world._replace(on=False)]
     for offer in offers:
         after += _stepped(machine, world, Offered(offer))
     after += _stepped(machine, world, Cancelled())
     if world.state.deadline is not None:
         after += _stepped(machine, world, DeadlinePassed())
+    if world.harm:
+        after += _harmed(machine, world)
+    if world.effect is Do.ROLL_BACK and world.state.known_good and world.state.known_good.digest not in world.slots:
+        return after + _stepped(machine, world, _damaged(world, world.state.known_good, answering=False))
     if world.effect is not None:
         done = _done(world, world.effect)
         after.append(done._replace(on=False))  # the power went after the effect and before the journal
@@ -110,10 +117,43 @@ def _next(machine: UpdateMachine, world: World, offers: tuple[Deployment, ...]) 
     return after
 
 
+def _booted(machine: UpdateMachine, world: World) -> list[World]:
+    """A start: what should answer is not whole, or it is."""
+    after = []
+    for booted in _stepped(machine, world, Booted()):
+        active = booted.state.active
+        after.append(booted)
+        if booted.on and active is not None and active.digest not in booted.slots:
+            after += _stepped(machine, booted, _damaged(booted, active, answering=False))
+    return after
+
+
+def _harmed(machine: UpdateMachine, world: World) -> list[World]:
+    """Either slot is damaged, and that is noticed at rest at once, or by whoever looks at it later."""
+    after = []
+    for slot in (0, 1):
+        slots = ("", world.slots[1]) if slot == 0 else (world.slots[0], "")
+        harmed = world._replace(slots=slots, harm=world.harm - 1)
+        active = world.state.active
+        if world.state.name is S.IDLE and active is not None and active.slot == "ab"[slot]:
+            for answering in (False, True):
+                after += _stepped(machine, harmed, _damaged(harmed, active, answering=answering))
+        after.append(harmed._replace(on=False))
+    return after
+
+
+def _damaged(world: World, installed: Installed, *, answering: bool) -> Damaged:
+    previous = world.state.previous
+    whole = previous is not None and world.slots[previous.slot == "b"] == previous.digest
+    return Damaged(
+        digest=installed.digest, error="DigestMismatchError", message="torn", fallback=whole, answering=answering
+    )
+
+
 def _stepped(machine: UpdateMachine, world: World, event: object) -> list[World]:
     step = machine.step(world.state, event, 0.0)  # type: ignore[arg-type]
     # Numbers that rise for ever are held, so that the worlds are finitely many.
-    state = msgspec.structs.replace(step.state, attempts=min(step.state.attempts, 1))
+    state = msgspec.structs.replace(step.state, attempts=min(step.state.attempts, 1), tried=min(step.state.tried, 1))
     assert len(step.effects) <= 1
     kept = world.effect if state.name is world.state.name and state.deadline == world.state.deadline else None
     effect = step.effects[0] if step.effects else kept
