@@ -49,6 +49,11 @@ def decode_segment(segment: Segment, base: bytes, payload: bytes, size: int) -> 
         added = given.copy()
         added[changed] += np.frombuffer(values, np.uint8)
         return bytes(added.data)
+    if segment.form == deltas.GAPS:
+        at = _positions(np.frombuffer(decompress_up_to(codecs[0], parts[0], size), np.uint8), size)
+        added = given.copy()
+        added[at] += np.frombuffer(decompress(codecs[1], parts[1], len(at)), np.uint8)
+        return bytes(added.data)
     return _widen(given, [decompress(*pair, -(-size // 4)) for pair in zip(codecs, parts, strict=True)])[:size]
 
 
@@ -62,8 +67,10 @@ def encode_segment(new: bytes, base: bytes, spans: tuple[deltas.Span, ...]) -> t
     mask = np.packbits(changed, bitorder="little").tobytes()
     ways = [
         (deltas.SUM, [compress(difference.tobytes())]),
-        (deltas.SPARSE, [compress(mask), compress(difference[changed].tobytes())]),
+        (deltas.SPARSE, [compress(mask), values := compress(difference[changed].tobytes())]),
     ]
+    if np.count_nonzero(changed) < len(new) // 8:
+        ways.append((deltas.GAPS, [compress(_gaps(np.flatnonzero(changed))), values]))
     if min(map(_total, ways)) > len(new) // 4:  # dense changes: floats, perhaps
         ways.append((deltas.WIDE, [compress(plane) for plane in _narrow(ours, given)]))
     form, streams = min(ways, key=_total)
@@ -95,6 +102,14 @@ def decompress(codec: int, data: bytes, size: int, *, dictionary: bytes = b"") -
     Raises:
         DataError: it holds fewer or more, or cannot be read.
     """
+    found = decompress_up_to(codec, data, size, dictionary=dictionary)
+    if len(found) != size:
+        raise DataError(f"a part of a delta decompresses to {len(found)} bytes, expected {size}")
+    return found
+
+
+def decompress_up_to(codec: int, data: bytes, most: int, *, dictionary: bytes = b"") -> bytes:
+    """At most so many bytes. Raises DataError where there are more, or they cannot be read."""
     try:
         if codec == deltas.STORED:
             found = data
@@ -102,15 +117,15 @@ def decompress(codec: int, data: bytes, size: int, *, dictionary: bytes = b"") -
             reader = zstandard.ZstdDecompressor(
                 dict_data=_raw(dictionary) if dictionary else None, max_window_size=_WINDOW_BYTES
             ).stream_reader(io.BytesIO(data), read_across_frames=False)
-            found = reader.read(size + 1)
+            found = reader.read(most + 1)
         elif codec == deltas.BZ2:
-            found = bz2.BZ2Decompressor().decompress(data, size + 1)
+            found = bz2.BZ2Decompressor().decompress(data, most + 1)
         else:
-            found = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA).decompress(data, size + 1)
+            found = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA).decompress(data, most + 1)
     except (zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise DataError(f"a part of a delta cannot be decompressed: {error}") from error
-    if len(found) != size:
-        raise DataError(f"a part of a delta decompresses to {len(found)} bytes or more, expected {size}")
+    if len(found) > most:
+        raise DataError(f"a part of a delta decompresses to more than the expected {most} bytes")
     return bytes(found)
 
 
@@ -128,6 +143,25 @@ def _split(parts: Sequence[Part], payload: bytes) -> list[bytes]:
         found.append(payload[at : at + part.length])
         at += part.length
     return found
+
+
+def _gaps(changed: Array) -> bytes:
+    """Positions, rising, as bytes: the distance from one to the next, in steps of GAP_MOST where it is longer."""
+    between = np.diff(changed, prepend=-1) - 1
+    steps = between // deltas.GAP_MOST
+    ends = np.cumsum(steps + 1) - 1
+    gaps = np.full(int(ends[-1]) + 1, deltas.GAP_MOST, np.uint8)
+    gaps[ends] = between % deltas.GAP_MOST
+    return gaps.tobytes()
+
+
+def _positions(gaps: Array, size: int) -> Array:
+    """What `_gaps` was given. Raises DataError where one lies past `size`."""
+    change = gaps < deltas.GAP_MOST
+    at = np.cumsum(gaps + change.astype(np.int32), dtype=np.int32) - 1
+    if len(at) and at[-1] >= size:
+        raise DataError(f"a part of a delta changes byte {at[-1]} of {size}")
+    return at[change]
 
 
 def _words(data: Array) -> Array:

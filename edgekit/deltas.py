@@ -32,7 +32,9 @@ SUM = 1  # each byte of the part is added, modulo 256
 SPARSE = 2  # one bit a byte says which ones change (little end first), the second part holds what is added to those
 WIDE = 3  # as little-endian 32-bit words: zigzag differences, their bytes in four parts, the lowest first
 DICTIONARY = 4  # the part is the segment, compressed with them as a dictionary
-PARTS = {COPY: 0, SUM: 1, SPARSE: 2, WIDE: 4, DICTIONARY: 1}
+GAPS = 5  # as SPARSE, but the first part says how many bytes stay before each that changes; GAP_MOST: so many, and more
+PARTS = {COPY: 0, SUM: 1, SPARSE: 2, WIDE: 4, DICTIONARY: 1, GAPS: 2}
+GAP_MOST = 255
 
 STORED, ZSTD, BZ2, LZMA = range(4)
 

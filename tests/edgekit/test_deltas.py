@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit import deltas
-from edgekit.delta_codec import _LZMA, decode_segment, decompress
+from edgekit.delta_codec import _LZMA, _gaps, _positions, decode_segment, decompress
 from edgekit.delta_make import align, apply_delta, make_delta
 from edgekit.deltas import Delta, Offer, Part, Segment, Span, parse_delta, parse_offers
 from edgekit.errors import DataError
@@ -212,7 +212,7 @@ def test_a_bomb_stops_one_byte_past_its_size(codec):
     }[codec](bytes(64 * 1024**2))
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="expected 1000"):
+        with pytest.raises(DataError, match="expected 1000 bytes"):
             decompress(codec, bomb, 1000)
         assert tracemalloc.get_traced_memory()[1] < 4 * 1024**2
     finally:
@@ -241,6 +241,30 @@ def test_a_mask_with_more_changes_than_values_is_refused():
     segment = Segment(deltas.SPARSE, (Span(0, 16),), (Part(deltas.STORED, 2), Part(deltas.STORED, 1)))
     with pytest.raises(DataError, match="expected 16"):
         decode_segment(segment, bytes(16), b"\xff\xff\x01", 16)
+
+
+@given(st.sets(st.integers(0, 3000), min_size=1, max_size=60), st.integers(0, 5))
+@settings(deadline=None)
+def test_changes_far_apart_are_found_by_their_gaps(positions, margin):
+    """Gaps of any length, and one at either end."""
+    size = max(positions) + 1 + margin
+    new = bytearray(size)
+    for at in positions:
+        new[at] = 1 + at % 255
+    found = _positions(np.frombuffer(_gaps(np.array(sorted(positions))), np.uint8), size)
+    assert found.tolist() == sorted(positions)
+    segment = Segment(deltas.GAPS, (Span(0, size),), ())
+    parts = [_gaps(np.array(sorted(positions))), bytes(new[at] for at in sorted(positions))]
+    segment = msgspec.structs.replace(segment, parts=tuple(Part(deltas.STORED, len(part)) for part in parts))
+    assert decode_segment(segment, bytes(size), b"".join(parts), size) == bytes(new)
+
+
+@pytest.mark.parametrize("gaps", [b"\x10", b"\xff" * 16, b"\x00" * 16 + b"\x00"])
+def test_a_change_past_the_end_is_refused(gaps):
+    """Sixteen bytes have no seventeenth."""
+    segment = Segment(deltas.GAPS, (Span(0, 16),), (Part(deltas.STORED, len(gaps)), Part(deltas.STORED, 1)))
+    with pytest.raises(DataError):
+        decode_segment(segment, bytes(16), gaps + b"\x01", 16)
 
 
 def test_offers_that_cannot_be_used_are_passed_over():
