@@ -75,15 +75,23 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     def faults(self, value: Array) -> list[str]:
         """Every reason why `value` does not fit, showing what was found and what was expected; empty when it fits."""
+        fits = self._holds(value.shape)
+        if fits and value.dtype == _NUMPY[self.dtype]:
+            return []
         faults = []
         if DType.of(value.dtype) is not self.dtype:
             faults.append(f"{self.name}: dtype is {value.dtype}, expected {self.dtype.value}")
-        fits = len(value.shape) == len(self.shape) and all(
-            want is None or want == have for want, have in zip(self.shape, value.shape, strict=False)
-        )
         if not fits:
             faults.append(f"{self.name}: shape is {list(value.shape)}, expected {self.shape_text}")
         return faults
+
+    def _holds(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) != len(self.shape):
+            return False
+        for want, have in zip(self.shape, shape, strict=True):  # noqa: SIM110 - twice as fast as all(), for each request
+            if want is not None and want != have:
+                return False
+        return True
 
     @property
     def shape_text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hmac
 import logging
@@ -20,6 +21,7 @@ from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
 from edgekit.serving.processing import answered
 from edgekit.serving.sessions import OverloadedError, Session
 from edgekit.serving.statistics import Statistics
+from edgekit.serving.tensor_data import LONG_JSON
 from edgekit.tensors import TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -272,9 +274,15 @@ class App:
     async def _infer(self, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
         if length == 0:
             request = oip.parse_raw(body, self._server.describe(model, version).inputs)
+        elif (len(body) if length is None else length) > LONG_JSON:  # seconds of it must not stop everyone else
+            request = await asyncio.to_thread(oip.parse_request, body, length)
         else:
             request = oip.parse_request(body, length)
-        encoded = oip.encode_response(await self._server.answer(model, version, request), request)
+        found = await self._server.answer(model, version, request)
+        if oip.json_elements(found, request) > LONG_JSON // 8:
+            encoded = await asyncio.to_thread(oip.encode_response, found, request)
+        else:
+            encoded = oip.encode_response(found, request)
         return Reply(200, encoded.body, encoded.headers)
 
     def _check_origin(self, head: Head) -> None:

@@ -196,6 +196,14 @@ def wanted_outputs(response: InferResponse, request: InferRequest) -> dict[str, 
     return request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
 
 
+def json_elements(response: InferResponse, request: InferRequest) -> int:
+    """How many elements of the answer go as JSON, as far as it has what was asked for."""
+    wanted = request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
+    return sum(
+        response.outputs[name].size for name, binary in wanted.items() if not binary and name in response.outputs
+    )
+
+
 def encode_request(
     inputs: Mapping[str, Array], *, parameters: Mapping[str, Any] | None = None, binary: bool = True
 ) -> Encoded:

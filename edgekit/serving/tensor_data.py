@@ -28,6 +28,8 @@ DATATYPES = {
     "FP64": DType.FLOAT64,
     "BYTES": DType.BYTES,
 }
+LONG_JSON = 2**20  # bytes, or an eighth of it elements: longer is read and written in parts, so that other threads run
+_PART = 2**17
 _LITTLE = sys.byteorder == "little"  # as the protocol is
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
@@ -76,7 +78,9 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     dtype = DATATYPES[datatype]
     if dtype is DType.FLOAT16:
         raise DataError(f"{name}: FP16 has no JSON form, send it with binary_data_size")
-    items = _json_items(name, dtype, shape, data)
+    items = _decode_in_parts(dtype, data)
+    if items is None:
+        items = _json_items(name, dtype, shape, data)
     if len(items) != math.prod(shape):
         raise DataError(f"{name}: data has {len(items)} elements, its shape {list(shape)} has {math.prod(shape)}")
     if dtype is DType.BYTES:
@@ -91,8 +95,8 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     return shaped(name, shape, value)
 
 
-def to_json(name: str, value: Array) -> list[Any]:
-    """The elements in row-major order.
+def to_json(name: str, value: Array) -> list[Any] | msgspec.Raw:
+    """The elements in row-major order; many of them as the JSON text that they are.
 
     Raises:
         DataError: they have no JSON form (FP16, bytes that are not UTF-8).
@@ -100,8 +104,12 @@ def to_json(name: str, value: Array) -> list[Any]:
     if value.dtype == np.float16:
         raise DataError(f"{name}: FP16 has no JSON form, ask for it with binary_data")
     if value.dtype != object:
-        items: list[Any] = value.ravel().tolist()
-        return items
+        flat, step = value.ravel(), _PART // 8
+        if flat.size <= LONG_JSON // 8:
+            items: list[Any] = flat.tolist()
+            return items
+        parts = [msgspec.json.encode(flat[at : at + step].tolist())[1:-1] for at in range(0, flat.size, step)]
+        return msgspec.Raw(b"[" + b",".join(parts) + b"]")
     try:
         return [item.decode() for item in value.ravel()]
     except UnicodeDecodeError as error:
@@ -128,6 +136,30 @@ _LISTS: dict[DType, Any] = {dtype: list[_element(dtype)] for dtype in DType if d
 _DECODERS: dict[DType, msgspec.json.Decoder[Any]] = {
     dtype: msgspec.json.Decoder(kind) for dtype, kind in _LISTS.items()
 }
+
+
+def _decode_in_parts(dtype: DType, data: msgspec.Raw) -> Array | None:
+    """A long flat list of numbers; None for what is short, nested, text, or wrong, which is read at once."""
+    size = len(memoryview(data))
+    if size <= LONG_JSON or dtype is DType.BYTES:
+        return None
+    text = bytes(data).strip()
+    if not (text.startswith(b"[") and text.endswith(b"]")) or text.find(b"[", 1) >= 0:
+        return None
+    parts, start, end = [], 1, len(text) - 1
+    while start <= end:
+        comma = text.find(b",", start + _PART, end)
+        stop = end if comma < 0 else comma
+        if not text[start:stop].strip():
+            return None
+        try:
+            items = _DECODERS[dtype].decode(b"[" + text[start:stop] + b"]")
+            with np.errstate(over="ignore"):
+                parts.append(np.array(items, dtype.numpy))
+        except (msgspec.MsgspecError, OverflowError):
+            return None
+        start = stop + 1
+    return np.concatenate(parts)
 
 
 def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import DataError
-from edgekit.serving import oip
+from edgekit.serving import oip, tensor_data
 from edgekit.serving.tensor_data import DATATYPES
 from edgekit.tensors import DType, TensorSpec
 
@@ -283,3 +284,51 @@ def test_an_index_request_that_means_nothing_is_refused(body: bytes) -> None:
     """It is an object with ready, or empty."""
     with pytest.raises(DataError, match="cannot be parsed"):
         oip.wants_ready_only(body)
+
+
+LONG = 4000  # elements
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of a thousand numbers are long."""
+    monkeypatch.setattr(tensor_data, "LONG_JSON", 4096)
+    monkeypatch.setattr(tensor_data, "_PART", 512)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint64", "bool"])
+def test_long_json_is_read_and_written_in_parts_to_the_same_values(dtype: str) -> None:
+    """Flat lists in parts, nested ones at once: both as short ones are."""
+    value = (np.random.default_rng(0).random((LONG // 2, 2)) * 2).astype(dtype)
+    response = oip.InferResponse("m", "1", {"y": value})
+    sent = oip.encode_response(response, oip.InferRequest({}))
+    assert oip.json_elements(response, oip.InferRequest({})) == value.size
+    np.testing.assert_array_equal(oip.parse_response(sent.body).outputs["y"], value)
+    kind = {"float32": "FP32", "float64": "FP64", "int8": "INT8", "uint64": "UINT64", "bool": "BOOL"}[dtype]
+    for data in (value.ravel().tolist(), value.tolist()):
+        tensor = {"name": "x", "datatype": kind, "shape": value.shape, "data": data}
+        text = json.dumps({"inputs": [tensor]}, indent=1)
+        np.testing.assert_array_equal(oip.parse_request(text.encode()).inputs["x"], value)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t[:-1] + ",]", "cannot be parsed"),
+        (lambda t: t[:-1] + ", \n ]", "cannot be parsed"),
+        (lambda t: t.replace("1,1", "1,,1", 1), "cannot be parsed"),
+        (lambda t: t[:-2] + '"1"]', "Expected `int`"),
+        (lambda t: t[:-2] + "300]", "not INT8"),
+        (lambda t: t[:-2] + "1,1]", "elements"),
+        (lambda t: t[:-2] + "1.5]", "not INT8"),
+    ],
+)
+def test_long_json_with_a_fault_anywhere_is_refused_as_short_json_is(change: Callable[[str], str], says: str) -> None:
+    """A comma too many, text, numbers out of range, and a wrong count, at the end of many numbers."""
+    data = change(json.dumps([1] * LONG, separators=(",", ":")))
+    text = f'{{"inputs":[{{"name":"x","datatype":"INT8","shape":[{LONG}],"data":{data}}}]}}'
+    assert len(text) > tensor_data.LONG_JSON
+    with pytest.raises(DataError, match=says):
+        oip.parse_request(text.encode())
