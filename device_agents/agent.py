@@ -350,6 +350,10 @@ class Agent:
         if after != before:
             self._link.changed()
 
+    def tell_load(self, kind: str, model: str, seconds: float) -> None:
+        """Send an event about a load that takes long, as the building of an engine does."""
+        self._event(kind, model, "", f"{seconds:.0f} s", {"seconds": round(seconds, 1)})
+
     def _event(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any] | None = None) -> None:
         self._link.event(
             messages.Event(self._options.device, kind, self._clock.wall(), model, error, message, detail or {})

@@ -31,6 +31,7 @@ from edgekit.disk import FolderDisk
 from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.mqtt import MqttTransport
 from edgekit.protocols import Will
+from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.footprint import few_arenas
 from edgekit.serving.options import ModelOptions
 from edgekit.settings import AgentSettings
@@ -39,6 +40,7 @@ from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 
 LOCK_NAME = "lock"
+ENGINES = "engines"  # of TensorRT, by what they were built for
 
 
 @contextlib.contextmanager
@@ -97,6 +99,12 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
             run_timeout_seconds=settings.run_timeout_seconds,
         ),
         models=settings.models,
+        acceleration=Acceleration(
+            providers=settings.providers,
+            required=settings.require_providers,
+            gpu_memory_bytes=settings.gpu_memory_mib * 2**20,
+            engine_cache=str((settings.state / ENGINES).resolve()),
+        ),
         memory_budget_bytes=settings.memory_budget_mib * 2**20,
         footprints=DiskFootprints(FolderDisk(settings.state)),
         deadline_ms=settings.deadline_ms or None,
@@ -164,7 +172,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     async def self_test(manifest: object, folder: Path) -> object:
         return await run_self_test(manifest, folder, load=inference.load)  # type: ignore[arg-type]
 
-    return Agent(
+    made = Agent(
         options,
         disk=disk,
         journal=journal,
@@ -177,6 +185,8 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         signer=signer,
         clock=SystemClock(),
     )
+    inference.listen(made.tell_load)
+    return made
 
 
 def read_root(path: Path) -> bytes:

@@ -24,6 +24,7 @@ from edgekit.golden import SelfTest
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
 from edgekit.runtimes.logical import check_inputs
+from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.footprint import Footprints
 from edgekit.serving.loading import Loader
@@ -31,7 +32,7 @@ from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
 from edgekit.serving.processing import PARAMETER as POSTPROCESS
 from edgekit.serving.processing import Prepared, parse_postprocess, prepare
-from edgekit.serving.residents import Residents
+from edgekit.serving.residents import LoadListener, Residents
 from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
@@ -58,6 +59,7 @@ class InferenceService:
         threshold: Local answers with a score below it go to the cloud; 0 keeps all, above 1 sends all.
         cloud_timeout_seconds: Longest wait for the cloud tier.
         providers: ONNX Runtime execution providers; None takes the best that is installed.
+        acceleration: The same and more, in place of `providers`.
         clock: Time for deadlines and the breaker.
         load: Opens a bundle's runtime; the adapters of `edgekit.runtimes`, isolated as `options` say, where None.
         spread: Random numbers from 0 to 1 for the breaker.
@@ -79,6 +81,7 @@ class InferenceService:
         threshold: float = 0.8,
         cloud_timeout_seconds: float = 2.0,
         providers: Sequence[str] | None = None,
+        acceleration: Acceleration | None = None,
         clock: Clock | None = None,
         load: Load | None = None,
         spread: Callable[[], float] = random.random,
@@ -91,7 +94,7 @@ class InferenceService:
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults
 
-        loader = Loader(options_of, threads=threads, providers=providers)
+        loader = Loader(options_of, threads=threads, providers=providers, acceleration=acceleration)
         self.load: Load = load or loader
         self._residents = Residents(
             self.load,
@@ -132,6 +135,10 @@ class InferenceService:
         """
         self._counters.setdefault(model, _new_counters())
         await self._residents.activate(model, manifest, folder)
+
+    def listen(self, listener: LoadListener) -> None:
+        """Call ``listener(kind, model, seconds)`` while a load takes long (``model-loading``) and after it."""
+        self._residents.listener = listener
 
     async def deactivate(self, model: str) -> None:
         """Stop answering for a model locally; what was asked before is answered. No error when it does not answer."""

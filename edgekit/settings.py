@@ -65,6 +65,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.options.ModelOptions`.
         isolation: ``thread``, ``process`` (a crashing model does not reach the agent) or ``auto``.
         run_timeout_seconds: A process of its own is ended when one run takes longer.
+        providers: ONNX Runtime execution providers, the preferred first; empty takes the best that is installed.
+        require_providers: A provider that is not got is an error; else a warning, and metadata tells it.
+        gpu_memory_mib: Most that ONNX Runtime's arena of one model may hold on the GPU; 0 for no limit.
         memory_budget_mib: For all models together; 0 for no limit. Those over it are loaded when they are asked for.
         models: What is different for one model, ``[models.NAME]``: as ModelSettings.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
@@ -111,6 +114,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     swap: Swap = "auto"
     isolation: Isolation = "auto"
     run_timeout_seconds: Seconds = 30.0
+    providers: tuple[str, ...] = ()
+    require_providers: bool = False
+    gpu_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     memory_budget_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     models: dict[str, ModelSettings] = {}
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0

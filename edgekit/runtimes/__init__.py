@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edgekit.errors import ManifestError, MissingExtraError
 from edgekit.manifest import ROLE_MODEL, Manifest
 from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
+from edgekit.runtimes.providers import TENSORRT, Acceleration, engine_key, options
 
-__all__ = ["LITERT", "ONNXRUNTIME", "LogicalRuntime", "RawRuntime", "import_library", "open_runtime"]
+__all__ = ["LITERT", "ONNXRUNTIME", "Acceleration", "LogicalRuntime", "RawRuntime", "import_library", "open_runtime"]
 
 LITERT, ONNXRUNTIME = "litert", "onnxruntime"
 
 
 def open_runtime(
-    manifest: Manifest, folder: Path, *, threads: int = 1, providers: Sequence[str] | None = None
+    manifest: Manifest,
+    folder: Path,
+    *,
+    threads: int = 1,
+    providers: Sequence[str] | None = None,
+    acceleration: Acceleration | Mapping[str, Any] | None = None,
 ) -> LogicalRuntime:
     """Load a bundle's model; slow (up to seconds) and blocking, so call it from a worker thread.
 
@@ -26,6 +35,7 @@ def open_runtime(
         folder: Where the bundle's files are.
         threads: Of the runtime's own pool.
         providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
+        acceleration: The same and more, in place of `providers`; as plain values where it comes from another process.
 
     Raises:
         ManifestError: this edgekit has no such runtime.
@@ -42,12 +52,33 @@ def open_runtime(
     elif manifest.runtime == ONNXRUNTIME:
         from edgekit.runtimes.onnx import OnnxRuntime, installed_providers
 
+        wanted = msgspec.convert(acceleration or {"providers": tuple(providers or ())}, Acceleration)
+        chosen = wanted.providers or installed_providers()
         free = any(size is None for binding in manifest.inputs for size in binding.artifact.shape)
         # An arena keeps its peak for ever: fine where every run has one size, not where requests choose it.
-        raw = OnnxRuntime(path, providers=providers or installed_providers(), threads=threads, arena=not free)
+        raw = OnnxRuntime(
+            path,
+            providers=chosen,
+            options=_provider_options(manifest, chosen, wanted),
+            required=wanted.required,
+            threads=threads,
+            arena=not free,
+        )
     else:
         raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
     return LogicalRuntime(raw, manifest.inputs, manifest.outputs)
+
+
+def _provider_options(manifest: Manifest, chosen: Sequence[str], wanted: Acceleration) -> dict[str, dict[str, str]]:
+    inputs = [binding.artifact for binding in manifest.inputs]
+    engines = ""
+    if TENSORRT in chosen and wanted.engine_cache:
+        from edgekit.runtimes.gpu import engine_folder, gpu_versions
+
+        key = engine_key(manifest.file(ROLE_MODEL).sha256, gpu_versions(), inputs)
+        engines = str(engine_folder(Path(wanted.engine_cache), key))
+    precision = manifest.recipe.precision
+    return {name: options(name, wanted, precision=precision, engines=engines, inputs=inputs) for name in chosen}
 
 
 def import_library(manifest: Manifest) -> None:

@@ -68,6 +68,12 @@ class LogicalRuntime:
         """What really runs it."""
         return self._raw.provider
 
+    @property
+    def providers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What was asked for, and what was got."""
+        found: tuple[tuple[str, ...], tuple[str, ...]] = getattr(self._raw, "providers", ((), (self._raw.provider,)))
+        return found
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; a batch-1 artifact is run once a row.
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import DataError, MissingExtraError, RuntimeLoadError
+from edgekit.runtimes import providers as rules
+from edgekit.runtimes.providers import CPU, PREFERRED
 from edgekit.tensors import Array, DType, TensorSpec
 
 try:
@@ -20,9 +22,6 @@ except ImportError as error:
     raise MissingExtraError("onnxruntime", "onnx") from error
 
 _log = logging.getLogger(__name__)
-
-CPU = "CPUExecutionProvider"
-PREFERRED = ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)
 
 # ONNX Runtime's exceptions share no base below Exception; these are all that its C++ side raises.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -49,24 +48,37 @@ class OnnxRuntime:
     Args:
         model: A file, or the bytes of one.
         providers: Execution providers, the preferred first; one that is missing is logged and never in `provider`.
+        options: Of each provider, by its name.
+        required: A provider that is missing is an error.
         threads: Of one run.
         arena: Keep freed memory for the next run; right where every run has the same size.
 
     Raises:
-        RuntimeLoadError: the model is missing, damaged, or holds something that this ONNX Runtime cannot run.
+        RuntimeLoadError: the model is missing, damaged, or holds something that this ONNX Runtime cannot run; or a
+            required provider was not got.
     """
 
     def __init__(
-        self, model: Path | bytes, *, providers: Sequence[str] = (CPU,), threads: int = 1, arena: bool = True
+        self,
+        model: Path | bytes,
+        *,
+        providers: Sequence[str] = (CPU,),
+        options: Mapping[str, Mapping[str, str]] | None = None,
+        required: bool = False,
+        threads: int = 1,
+        arena: bool = True,
     ) -> None:
         self._name = "the model" if isinstance(model, bytes) else model.name
         available = set(onnxruntime.get_available_providers())
         chosen = [name for name in providers if name in available]
+        if required:
+            self._refuse(rules.missing(providers, chosen), sorted(available))  # before minutes are spent on building
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 sess_options=_options(threads, arena),
                 providers=chosen or [CPU],
+                provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
             )
             self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
             self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}
@@ -74,10 +86,20 @@ class OnnxRuntime:
             raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
         found = self._session.get_providers()
         self._provider = str(found[0])
-        self.missing_providers = tuple(name for name in providers if name not in found)
+        self.providers = tuple(providers), tuple(found)
+        self.missing_providers = rules.missing(providers, found)
+        if required:
+            self._refuse(self.missing_providers, found)
         if self.missing_providers:
             _log.warning(
                 "%s asked for %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
+            )
+
+    def _refuse(self, missing: Sequence[str], found: Sequence[str]) -> None:
+        if missing:
+            raise RuntimeLoadError(
+                f"{self._name} requires {', '.join(missing)}, ONNX Runtime has {', '.join(found)}",
+                advice="Install the provider's libraries, or set require_providers to false to run without.",
             )
 
     @property

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.runtimes import providers
 from edgekit.serving import documents, oip
 from edgekit.serving.http import Head, Reply, Work
 from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
@@ -42,6 +43,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
         platform: Runtime and format, for example ``onnxruntime_onnx``.
         inputs, outputs: Logical tensors.
         provider: What really runs it, for example ``XNNPACK``.
+        providers_missing: What was asked for to run it and was not got.
         loaded: False while it is out of memory and loaded again by the next request.
     """
 
@@ -52,6 +54,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     provider: str = ""
     loaded: bool = True
+    providers_missing: tuple[str, ...] = ()
 
 
 _FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
@@ -62,7 +65,13 @@ def describe_session(session: Session) -> ModelDescription:
     manifest, runtime = session.manifest, session.runtime
     platform = _FORMATS.get(manifest.runtime, manifest.runtime)
     return ModelDescription(
-        manifest.name, manifest.version, platform, runtime.inputs, runtime.outputs, runtime.provider
+        manifest.name,
+        manifest.version,
+        platform,
+        runtime.inputs,
+        runtime.outputs,
+        runtime.provider,
+        providers_missing=providers.missing(*getattr(runtime, "providers", ((), ()))),
     )
 
 

@@ -33,6 +33,8 @@ def server() -> dict[str, Any]:
 def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:
     """Metadata of a model; a free axis is -1, ``edgekit_provider`` is what really runs it.
 
+    ``edgekit_providers_missing`` was asked for and not got.
+
     Raises:
         NotFoundError, UnavailableError: as `ModelServer.describe`.
     """
@@ -47,6 +49,7 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
         "versions": [found.version],
         "platform": found.platform,
         "edgekit_provider": found.provider,
+        "edgekit_providers_missing": list(found.providers_missing),
         "inputs": [*map(tensor, found.inputs)],
         "outputs": [*map(tensor, found.outputs)],
     }

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from edgekit.manifest import Manifest
 from edgekit.protocols import Runtime
 from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
+from edgekit.runtimes.providers import GPU, Acceleration
 from edgekit.serving.options import ModelOptions
 from edgekit.serving.worker import WorkerRuntime
 
-_GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 _GPU_DISTRIBUTION = "onnxruntime-gpu"
 
 
@@ -23,6 +25,7 @@ class Loader:
         options: How each model is served, by name.
         threads: Of each runtime.
         providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
+        acceleration: The same and more, in place of `providers`.
     """
 
     def __init__(
@@ -31,17 +34,19 @@ class Loader:
         *,
         threads: int = 1,
         providers: Sequence[str] | None = None,
+        acceleration: Acceleration | None = None,
     ) -> None:
-        self._options, self._threads, self._providers = options, threads, providers
+        self._options, self._threads = options, threads
+        self._wanted = acceleration or Acceleration(providers=tuple(providers or ()))
 
     def __call__(self, manifest: Manifest, folder: Path) -> Runtime:
         """Open a bundle; raises as `open_runtime` and `WorkerRuntime`."""
         if not self.is_isolated(manifest):
-            return open_runtime(manifest, folder, threads=self._threads, providers=self._providers)
+            return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
         return WorkerRuntime(
             manifest,
             folder,
-            options={"threads": self._threads, "providers": self._providers},
+            options={"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)},
             run_seconds=self._options(manifest.name).run_timeout_seconds,
         )
 
@@ -57,8 +62,8 @@ class Loader:
             return chosen == "process"
         if manifest.runtime != ONNXRUNTIME:
             return False
-        if self._providers is not None:
-            return any(provider in _GPU_PROVIDERS for provider in self._providers)
+        if self._wanted.providers:
+            return any(provider in GPU for provider in self._wanted.providers)
         return _is_installed(_GPU_DISTRIBUTION)  # and its providers are then preferred
 
 

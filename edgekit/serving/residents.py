@@ -20,7 +20,11 @@ from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
+LoadListener = Callable[[str, str, float], None]
+
 RETRY_LOAD_SECONDS = 10.0
+LONG_LOAD_SECONDS, TELL_SECONDS = 10.0, 30.0
+LOADING, LOADED = "model-loading", "model-loaded"
 _POLL_SECONDS = 0.05
 
 
@@ -83,6 +87,7 @@ class Residents:
         self._budget = budget_bytes
         self._footprints = footprints or MemoryFootprints()
         self._prepare = prepare
+        self.listener: LoadListener | None = None  # told of loads that take long
         self._models: dict[str, Model] = {}
         self._planning = asyncio.Lock()  # who goes and who comes is decided one at a time
         self._measuring = asyncio.Lock()  # the growth of the process must be one model's
@@ -275,7 +280,7 @@ class Residents:
 
     async def _unload(self, model: Model) -> None:
         """Free a model; requests that waited for it get their turn first, or they might wait for ever."""
-        while model.waiting and model.session is not None:
+        while model.waiting and model.session is not None:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
         session, model.session = model.session, None
         if session is not None:
@@ -286,6 +291,7 @@ class Residents:
     async def _open(self, model: Model, manifest: Manifest, folder: Path) -> Session:
         """Load and warm a bundle, and note what it holds."""
         started = self._clock()
+        telling = asyncio.ensure_future(self._tell_progress(model, started))
         try:
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare, manifest)
@@ -306,6 +312,7 @@ class Residents:
                     await self._close(session)
                     raise
         finally:
+            telling.cancel()
             model.reserved = 0
         if model.last is not None and model.last.digest == session.digest:
             session.statistics = model.last.statistics  # it was only out for a while
@@ -313,8 +320,20 @@ class Residents:
         model.bytes = size
         model.loaded_at = model.used_at = self._clock()
         model.load_seconds = model.loaded_at - started
+        if model.load_seconds >= LONG_LOAD_SECONDS and self.listener is not None:
+            self.listener(LOADED, model.name, model.load_seconds)
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
         return session
+
+    async def _tell_progress(self, model: Model, started: float) -> None:
+        """Say that a load goes on, which for an engine of TensorRT may be minutes without another sign."""
+        await asyncio.sleep(LONG_LOAD_SECONDS)
+        while True:
+            seconds = self._clock() - started
+            log.info("%s is being loaded since %.0f s", model.name, seconds)
+            if self.listener is not None:
+                self.listener(LOADING, model.name, seconds)
+            await asyncio.sleep(TELL_SECONDS)
 
     async def _measure(self, model: Model, session: Session, before: int) -> int:
         """What a session holds; notes it, and puts others out where it is more than was expected."""

@@ -15,6 +15,7 @@ from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.runtimes.onnx import OnnxRuntime
+from edgekit.runtimes.providers import CPU, CUDA, Acceleration
 from edgekit.tensors import DType
 from tests.simulators.small_models import litert_bundle, litert_model, onnx_bundle, onnx_model, softmax
 
@@ -108,6 +109,19 @@ def test_a_provider_that_is_missing_is_never_silent(caplog: pytest.LogCaptureFix
     assert runtime.provider == "CPUExecutionProvider"
     assert runtime.missing_providers == ("QNNExecutionProvider",)
     assert "asked for QNNExecutionProvider and runs on CPUExecutionProvider" in caplog.text
+
+
+def test_a_provider_that_is_required_and_missing_is_an_error(tmp_path: Path) -> None:
+    """It names what was asked for and what there is; what was asked for and got is told in any case."""
+    manifest = onnx_bundle(tmp_path)
+    wanted = Acceleration(providers=(CUDA, CPU), required=True)
+    with pytest.raises(RuntimeLoadError, match=r"requires CUDAExecutionProvider, ONNX Runtime has .*CPU") as e:
+        open_runtime(manifest, tmp_path, acceleration=wanted)
+    assert "require_providers" in e.value.advice
+    runtime = open_runtime(manifest, tmp_path, acceleration=msgspec.structs.replace(wanted, required=False))
+    assert runtime.providers == ((CUDA, CPU), (CPU,))
+    assert open_runtime(litert_bundle(tmp_path / "l"), tmp_path / "l").providers == ((), ("XNNPACK",))
+    assert open_runtime(manifest, tmp_path, acceleration=Acceleration(providers=(CPU,), required=True)).provider == CPU
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "missing"])

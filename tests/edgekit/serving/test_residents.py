@@ -360,6 +360,30 @@ async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
     await made.residents.close()
 
 
+async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
+    """After a while, again and again, and when it is done; a short one says nothing."""
+    monkeypatch.setattr(residents, "LONG_LOAD_SECONDS", 0.02)
+    monkeypatch.setattr(residents, "TELL_SECONDS", 0.02)
+    made, told = shelf(a=40), []
+    made.residents.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
+    made.loading["a"].clear()
+    adding = asyncio.ensure_future(made.add("a"))
+    while len(told) < 3:
+        await asyncio.sleep(0.01)
+        made.now += 5.0
+    made.loading["a"].set()
+    await adding
+    assert [kind for kind, _, _ in told[:3]] == [residents.LOADING] * 3
+    assert told[-1][:2] == (residents.LOADED, "a")
+    seconds = [seconds for _, _, seconds in told]
+    assert seconds == sorted(seconds)
+    told.clear()
+    monkeypatch.setattr(residents, "LONG_LOAD_SECONDS", 10.0)
+    await made.add("a", 2)
+    assert told == []
+    await made.residents.close()
+
+
 async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None:
     """Clients of four models of which two fit, with updates between: every answer is right, memory stays bounded."""
     made = shelf(a=40, b=40, c=40, d=40, settings={name: ModelSettings(queue_limit=64) for name in "abcd"})

@@ -1,0 +1,73 @@
+"""tflite-runtime 2.14 in an environment of its own (Python up to 3.11, numpy 1).
+
+Run: pytest -m soak tests/edgekit/runtimes. The environment is made with uv from the package index; without either, or
+without a Python for it, the test is skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.runtimes import open_runtime
+from tests.simulators.small_models import litert_bundle
+
+ROOT = Path(__file__).parents[3]
+NEEDS = ("tflite-runtime==2.14.0", "numpy<2", "msgspec")
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import numpy as np
+from edgekit.golden import self_test
+from edgekit.manifest import parse_manifest
+from edgekit.runtimes import open_runtime
+folder = Path(sys.argv[2])
+manifest = parse_manifest((folder / "manifest.json").read_bytes())
+runtime = open_runtime(manifest, folder)
+assert self_test(runtime, manifest, (folder / "golden.npz").read_bytes()).passed
+found = runtime.run({"x": np.load(folder / "x.npy")})
+np.save(folder / "scores.npy", found["scores"])
+import tflite_runtime
+print(tflite_runtime.__version__, np.__version__, runtime.provider)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with tflite-runtime."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    if not Path(uv).exists():
+        pytest.skip("uv is not installed")
+    chosen = sys.executable if sys.version_info < (3, 12) else "3.11"
+    made = tmp_path_factory.mktemp("tflite") / "venv"
+    for command in (
+        [uv, "venv", "-q", "-p", chosen, str(made)],
+        [uv, "pip", "install", "-q", "-p", str(made / "bin" / "python"), *NEEDS],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no environment for tflite-runtime: {done.stderr.strip()[-300:]}")
+    return made / "bin" / "python"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_adapter_runs_on_tflite_runtime(python: Path, tmp_path: Path, quantized: bool) -> None:
+    """The same bundle passes its self-test there; int8 answers are LiteRT's to the bit, float ones within 1e-6."""
+    manifest = litert_bundle(tmp_path, quantized=quantized)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    command = [str(python), "-I", "-c", SCRIPT, str(ROOT), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version, numpy_version, _ = done.stdout.split()
+    assert version == "2.14.0"
+    assert numpy_version.startswith("1.")
+    expected = open_runtime(manifest, tmp_path).run({"x": x})["scores"]
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), expected, atol=0 if quantized else 1e-6)
