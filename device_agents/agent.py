@@ -390,4 +390,5 @@ def _to_deployment(entry: Entry, assignment: int) -> Deployment:
         target=entry.target,
         release=entry.release,
         assignment=assignment,
+        downgrade=entry.downgrade,
     )

@@ -191,6 +191,7 @@ class Effects:
             target=deployment.target,
             version=deployment.version,
             release=deployment.release,
+            downgrade=deployment.downgrade,
         )
         self._fetched.pop(deployment.name, None)
         self._fetcher.gate.check_hours()

@@ -205,6 +205,7 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
 @click.argument("channel")
 @_place_options
 @passphrase_option
+@dry_run_option
 @json_option
 def promote(
     name: str,
@@ -213,6 +214,7 @@ def promote(
     url: str | None,
     keys: Path | None,
     passphrase_file: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Put a version into a CHANNEL, for example stable.
@@ -221,7 +223,7 @@ def promote(
     Example:
       edgekit registry promote digits 1.0.0 stable
     """
-    _mark(url, keys, passphrase_file, as_json, name, version, channel=channel)
+    _mark(url, keys, passphrase_file, dry_run, as_json, name, version, channel=channel)
 
 
 @registry.command()
@@ -229,9 +231,16 @@ def promote(
 @click.argument("version")
 @_place_options
 @passphrase_option
+@dry_run_option
 @json_option
 def retire(
-    name: str, version: str, url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool
+    name: str,
+    version: str,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Stop choosing a version; devices that run it keep it, and it can still be named.
 
@@ -239,7 +248,35 @@ def retire(
     Example:
       edgekit registry retire digits 1.0.0
     """
-    _mark(url, keys, passphrase_file, as_json, name, version, retired=True)
+    _mark(url, keys, passphrase_file, dry_run, as_json, name, version, retired=True)
+
+
+@registry.command(name="allow-downgrade")
+@click.argument("name")
+@click.argument("version")
+@click.option("--no-more", is_flag=True, help="Take the permission back.")
+@_place_options
+@passphrase_option
+@dry_run_option
+@json_option
+def allow_downgrade(
+    name: str,
+    version: str,
+    no_more: bool,
+    url: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Let devices that ran a newer release go back to a version, when a rollout says --downgrade as well.
+
+    \b
+    Example:
+      edgekit registry allow-downgrade digits 1.0.0
+      edgekit rollout start digits 1.0.0 --downgrade
+    """
+    _mark(url, keys, passphrase_file, dry_run, as_json, name, version, downgrade=not no_more)
 
 
 @registry.command()
@@ -277,16 +314,19 @@ def _mark(
     url: str | None,
     keys: Path | None,
     passphrase_file: Path | None,
+    dry_run: bool,
     as_json: bool,
     name: str,
     version: str,
     **custom: Any,
 ) -> None:
     _, _, repository = _opened(url, keys, _passphrase_of(passphrase_file))
-    paths = repository.mark(name, version, **custom)
+    paths = repository.mark(name, version, dry_run=dry_run, **custom)
     if as_json:
-        print_json({"changed": paths, **custom})
+        print_json({"changed": paths, "dry_run": dry_run, **custom})
         return
+    if dry_run:
+        note("This would be changed; nothing was:")
     for path in paths:
         click.echo(f"{path}: {', '.join(f'{key} {value}'.lower() for key, value in custom.items())}")
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.cli.console import control_settings, json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.console import (
+    control_settings,
+    dry_run_option,
+    json_option,
+    needs_extra,
+    note,
+    print_json,
+    print_table,
+)
 from edgekit.cli.passphrase import needed_passphrase, passphrase_option
 
 if TYPE_CHECKING:
@@ -75,6 +83,7 @@ def list_command(url: str | None, keys: Path | None, passphrase_file: Path | Non
 @_public_option
 @_threshold_option
 @_place_options
+@dry_run_option
 def add(
     role: str,
     public_key: Path | None,
@@ -83,6 +92,7 @@ def add(
     keys: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
+    dry_run: bool,
 ) -> None:
     """Let one more key sign for ROLE.
 
@@ -90,8 +100,9 @@ def add(
     Example, a second team that publishes the model digits with its own key:
       edgekit registry key add publisher-digits --public-key team.pub
     """
-    made = _keeper(url, keys, passphrase_file).add(role, _public(public_key), threshold=threshold)
-    _say(as_json, role, f"key {made[:12]} may sign for {role} from now on", added=made)
+    made = _keeper(url, keys, passphrase_file, dry_run).add(role, _public(public_key), threshold=threshold)
+    said = f"{_named(made)} {'would' if dry_run else 'may'} sign for {role} from now on"
+    _say(as_json, dry_run, role, said, added=made)
 
 
 @key.command()
@@ -99,6 +110,7 @@ def add(
 @click.argument("keyid", required=False)
 @_public_option
 @_place_options
+@dry_run_option
 def rotate(
     role: str,
     keyid: str | None,
@@ -107,6 +119,7 @@ def rotate(
     keys: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
+    dry_run: bool,
 ) -> None:
     """Put a new key in the place of ROLE's key (of KEYID, or its beginning, where there are several).
 
@@ -116,9 +129,10 @@ def rotate(
     Example:
       edgekit registry key rotate director
     """
-    made = _keeper(url, keys, passphrase_file).rotate(role, keyid, _public(public_key))
-    _say(as_json, role, f"key {made[:12]} signs for {role} from now on; the old one does not", added=made)
-    if role == "director":
+    made = _keeper(url, keys, passphrase_file, dry_run).rotate(role, keyid, _public(public_key))
+    said = f"{_named(made)} {'would sign' if dry_run else 'signs'} for {role} from now on; the old one not any more"
+    _say(as_json, dry_run, role, said, added=made)
+    if role == "director" and not dry_run:
         note("Start the controller anew: it signs every assignment again with the new key.")
 
 
@@ -127,6 +141,7 @@ def rotate(
 @click.argument("keyid")
 @_threshold_option
 @_place_options
+@dry_run_option
 def revoke(
     role: str,
     keyid: str,
@@ -135,6 +150,7 @@ def revoke(
     keys: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
+    dry_run: bool,
 ) -> None:
     """Take the key KEYID (or the beginning of its id) from ROLE.
 
@@ -142,37 +158,39 @@ def revoke(
     Example:
       edgekit registry key revoke publisher-digits 3fa85f64
     """
-    _keeper(url, keys, passphrase_file).revoke(role, keyid, threshold=threshold)
-    _say(as_json, role, f"key {keyid[:12]} may not sign for {role} any more", revoked=keyid)
+    _keeper(url, keys, passphrase_file, dry_run).revoke(role, keyid, threshold=threshold)
+    said = f"key {keyid[:12]} {'could' if dry_run else 'may'} not sign for {role} any more"
+    _say(as_json, dry_run, role, said, revoked=keyid)
 
 
 @click.command()
 @_place_options
-def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
+@dry_run_option
+def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool, dry_run: bool) -> None:
     """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys.
 
     \b
     Example:
       edgekit registry renew
     """
-    renewed = _keeper(url, keys, passphrase_file).renew()
+    renewed = _keeper(url, keys, passphrase_file, dry_run).renew()
     if as_json:
         print_json({"renewed": renewed})
         return
-    click.echo(f"Signed anew: {', '.join(renewed)}")
+    click.echo(f"{'Would be signed' if dry_run else 'Signed'} anew: {', '.join(renewed)}")
     away = [role for role in ("root", "targets") if role not in renewed]
     if away:
         note(f"Not here, so not renewed: the key of {' and '.join(away)}. See: edgekit registry key list")
 
 
-def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None) -> KeyKeeper:
+def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None, dry_run: bool = False) -> KeyKeeper:
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
         from edgekit.stores import open_store
         from edgekit.trust.keys import private_keys
         from edgekit.trust.rotation import KeyKeeper
     passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
-    return KeyKeeper(open_store(settings.registry), settings.keys, passphrase)
+    return KeyKeeper(open_store(settings.registry), settings.keys, passphrase, dry_run=dry_run)
 
 
 def _public(path: Path | None) -> Key | None:
@@ -183,8 +201,12 @@ def _public(path: Path | None) -> Key | None:
     return load_public(path)
 
 
-def _say(as_json: bool, role: str, text: str, **fields: str) -> None:
+def _named(keyid: str) -> str:
+    return f"key {keyid[:12]}" if keyid else "a new key"
+
+
+def _say(as_json: bool, dry_run: bool, role: str, text: str, **fields: str) -> None:
     if as_json:
-        print_json({"role": role, **fields})
+        print_json({"role": role, "dry_run": dry_run, **fields})
     else:
         click.echo(text)

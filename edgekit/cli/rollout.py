@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from edgekit.cli.console import (
     control_settings,
@@ -92,6 +93,11 @@ def rollout() -> None:
 @click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with this label (may be repeated)."
 )
+@click.option(
+    "--downgrade",
+    is_flag=True,
+    help="Also devices that ran a newer release go back; see: edgekit registry allow-downgrade.",
+)
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit 3 when it pauses itself or is aborted.")
 @dry_run_option
 @json_option
@@ -105,6 +111,7 @@ def start(
     device_deadline: float,
     targets: tuple[str, ...],
     labels: tuple[str, ...],
+    downgrade: bool,
     wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -129,6 +136,8 @@ def start(
     with fleet_state(settings) as state:
         members = [device for device in state.devices.all() if cohort.selects(device)]
         entries, missing = _bundles(settings, members, name, version)
+        if downgrade:
+            entries = {target: msgspec.structs.replace(entry, downgrade=True) for target, entry in entries.items()}
         if dry_run:
             _print_plan(plan, members, entries, missing, as_json)
             return

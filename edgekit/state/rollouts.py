@@ -127,6 +127,8 @@ class RolloutTable(Part):
         """Give a rollout the bundle for one more target; devices that were skipped for it become pending."""
         with self._writing() as connection:
             _, entries = self._load(connection, number, lock=True)
+            meant = any(one.downgrade for one in entries.values())  # of the whole rollout
+            entry = msgspec.structs.replace(entry, downgrade=meant)
             values = {"entries": to_json({**entries, target: entry}), "revision": rollouts.c.revision + 1}
             connection.execute(rollouts.update().where(rollouts.c.id == number).values(**values))
 

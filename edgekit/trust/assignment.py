@@ -22,6 +22,7 @@ from edgekit.errors import DowngradeError, ExpiredError, SignatureError, Verific
 from edgekit.manifest import target_path
 
 DIRECTOR = "director"
+DOWNGRADE = "downgrade"
 MAX_ASSIGNMENT_BYTES = 256 * 1024
 
 
@@ -34,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
         sha256: The bundle digest, hex.
         name, target, version: The bundle's identity.
         release: Counter that rises by one with every publish of this model.
+        downgrade: True asks for this release although a newer one ran; the publisher must allow it as well.
     """
 
     path: str
@@ -43,6 +45,7 @@ class Entry(msgspec.Struct, frozen=True):
     target: str
     version: str
     release: int
+    downgrade: bool = False
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -118,7 +121,8 @@ def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: 
         seen_release: The highest release of this model that the device committed.
 
     Raises:
-        DowngradeError: the release is older than `seen_release`.
+        DowngradeError: the release is older than `seen_release`, and not both the director (in `entry`) and the
+            publisher (in the catalogue) say that this is meant.
         VerificationError: catalogue and entry differ; names every difference.
     """
     if target_file is None:
@@ -139,14 +143,22 @@ def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: 
         faults.append(f"the catalogue was asked for {target_file.path!r}")
     if faults:
         raise VerificationError(f"assignment and catalogue disagree about {entry.path!r}: " + "; ".join(faults))
-    if entry.release < seen_release:
+    if entry.release < seen_release and not (entry.downgrade and custom.get(DOWNGRADE) is True):
+        unsaid = "its publisher has not allowed to go back to it" if entry.downgrade else "no downgrade was asked for"
         raise DowngradeError(
-            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before"
+            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before, and {unsaid}"
         )
 
 
 def _target_file(entry: Entry) -> TargetFile:
-    custom = {"name": entry.name, "target": entry.target, "version": entry.version, "release": entry.release}
+    custom: dict[str, str | int | bool] = {
+        "name": entry.name,
+        "target": entry.target,
+        "version": entry.version,
+        "release": entry.release,
+    }
+    if entry.downgrade:
+        custom[DOWNGRADE] = True
     return TargetFile(entry.length, {"sha256": entry.sha256}, entry.path, {"custom": custom})
 
 

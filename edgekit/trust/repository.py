@@ -21,7 +21,7 @@ from edgekit.clock import SystemClock
 from edgekit.errors import ManifestError, NotFoundError, SettingsError
 from edgekit.manifest import NAME, Manifest, parse_manifest, target_path
 from edgekit.protocols import Clock, Store
-from edgekit.trust.assignment import DIRECTOR
+from edgekit.trust.assignment import DIRECTOR, DOWNGRADE
 from edgekit.trust.commit import LIFETIME_DAYS, ROOT_FILE, Committer, signed_bytes
 from edgekit.trust.keys import generate_key, key_path, load_signer
 from edgekit.trust.state import METADATA, TIMESTAMP_NAME, State, publisher_role
@@ -169,12 +169,23 @@ class Repository:
             self._committer.commit(state, changed)
             return target
 
-    def mark(self, name: str, version: str, *, retired: bool | None = None, channel: str | None = None) -> list[str]:
+    def mark(
+        self,
+        name: str,
+        version: str,
+        *,
+        retired: bool | None = None,
+        channel: str | None = None,
+        downgrade: bool | None = None,
+        dry_run: bool = False,
+    ) -> list[str]:
         """Set signed fields on every target of a version; its content and release stay.
 
         Args:
             retired: It is not chosen any more; None leaves it as it is.
             channel: What it is promoted to, for example ``stable``; None leaves it as it is.
+            downgrade: Devices that ran a newer release may go back to it; None leaves it as it is.
+            dry_run: Check everything, keys included, and change nothing.
 
         Returns:
             The paths that were changed.
@@ -191,8 +202,14 @@ class Repository:
             found = [file for file in publisher.targets.values() if file.custom.get("version") == version]
             if not found:
                 raise NotFoundError(f"model {name!r} has no version {version!r}")
+            fields = {"retired": retired, "channel": channel, DOWNGRADE: downgrade}
             for file in found:
-                file.custom.update({k: v for k, v in (("retired", retired), ("channel", channel)) if v is not None})
+                file.custom.update({key: value for key, value in fields.items() if value is not None})
+            if dry_run:
+                self._committer.signers(publisher_role(name), state.top())
+                for role in (Snapshot.type, Timestamp.type):
+                    self._committer.signers(role, state.root)
+                return [file.path for file in found]
             self._committer.commit(state, {publisher_role(name): self._committer.next(publisher, "publisher")})
             return [file.path for file in found]
 

@@ -49,9 +49,19 @@ class KeyKeeper:
 
     Args:
         store, keys, passphrase, clock: As of `edgekit.trust.repository.Repository`.
+        dry_run: Check everything that can be checked, and change nothing; what makes a key returns an empty id.
     """
 
-    def __init__(self, store: Store, keys: Path, passphrase: str | None = None, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: Path,
+        passphrase: str | None = None,
+        *,
+        clock: Clock | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self._dry_run = dry_run
         self._keys = keys
         self._passphrase = passphrase
         self._committer = Committer(store, keys, passphrase, clock or SystemClock())
@@ -139,7 +149,10 @@ class KeyKeeper:
             if self._can_sign(Targets.type, state.root):
                 changed[Targets.type] = self._committer.next(top, Targets.type)
             root = _next_root(self._committer, state) if self._can_sign(Root.type, state.root) else None
-            self._committer.commit(state, changed, root)
+            for role in (Snapshot.type, Timestamp.type):
+                self._committer.signers(role, state.root)
+            if not self._dry_run:
+                self._committer.commit(state, changed, root)
         return [*([Root.type] if root else []), *sorted(changed), Snapshot.type, Timestamp.type]
 
     def _can_sign(self, role: str, judge: Root | Targets) -> bool:
@@ -161,6 +174,9 @@ class KeyKeeper:
             gone = [_chosen(role, keyids, begin) for begin in old]
             _check_threshold(role, judge, len(keyids) - len(gone) + (1 if new is None else len(new)), threshold)
             self._check_signers(state, role)
+            if self._dry_run:
+                _apply(judge, role, keyids, new or [], gone, None)
+                return str(new[0].keyid) if new else ""
             if new is None:
                 new = [generate_key(free_path(self._keys, role), self._passphrase).public_key]
             _apply(judge, role, keyids, new, gone, threshold)

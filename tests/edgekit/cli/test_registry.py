@@ -197,3 +197,36 @@ def test_keys_are_listed_added_rotated_and_revoked(folder: Path) -> None:
     assert lines[1].split()[0] == "root"
     assert lines[1].split()[3] == "-"
     assert json.loads(ran("verify", "--json"))["sound"]
+
+
+def test_dry_run_of_every_change_changes_nothing(folder: Path) -> None:
+    """Promote, retire, allow-downgrade, keys and renewal say what they would do, and check what they can."""
+    bundle = write_bundle(folder)
+    ran("init")
+    ran("publish", str(bundle))
+
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+    before = content()
+    for words in (
+        ("promote", "digits", "1.0.0", "stable"),
+        ("retire", "digits", "1.0.0"),
+        ("allow-downgrade", "digits", "1.0.0"),
+    ):
+        assert "digits/pi/1.0.0" in ran(*words, "--dry-run")
+        assert json.loads(ran(*words, "--dry-run", "--json"))["dry_run"] is True
+    assert "a new key would sign for timestamp" in ran("key", "add", "timestamp", "--dry-run")
+    assert "would sign for director" in ran("key", "rotate", "director", "--dry-run")
+    assert "Would be signed anew" in ran("renew", "--dry-run")
+    failed(SettingsError, "key", "revoke", "timestamp", "0000", "--dry-run")
+    failed(NotFoundError, "retire", "digits", "9.9.9", "--dry-run")
+    assert content() == before
+
+
+def test_a_permission_to_go_back_is_given_and_taken_back() -> None:
+    """It is a signed field of the version."""
+    ran("init")
+    ran("publish", str(write_bundle(Path.cwd())))
+    assert "downgrade true" in ran("allow-downgrade", "digits", "1.0.0")
+    assert "downgrade false" in ran("allow-downgrade", "digits", "1.0.0", "--no-more")
