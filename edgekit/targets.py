@@ -36,6 +36,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int8_symmetric: True where activations must have zero point 0 (TensorRT).
         free_batch: True where artifacts keep a free batch axis (servers); False means batch 1.
         tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty where there is none.
+        accelerator: What runs the artifact, ``edgetpu`` or ``ethos-u55``: integers only, and a list of operators.
         agent: False where edgekit-agent cannot run.
     """
 
@@ -51,6 +52,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     int8_symmetric: bool = False
     free_batch: bool = False
     tensorrt: str = ""
+    accelerator: str = ""
     agent: bool = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from converters.backends.accelerators import accelerators
 from converters.backends.contract import Artifact, Backend, Workbench
 from converters.backends.layers import Layer, four_bit_default
 from converters.backends.litert import LiteRTBackend
@@ -18,7 +19,7 @@ __all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit
 def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backend:
     """The backend that makes artifacts for `runtime` on devices of `profile`."""
     if runtime == LITERT:
-        return LiteRTBackend(bench)
+        return LiteRTBackend(bench, accelerator=accelerators()[profile.accelerator] if profile.accelerator else None)
     if "TensorrtExecutionProvider" in profile.providers:
         return OnnxTensorRTBackend(bench, typed=int(profile.tensorrt.partition(".")[0] or 0) >= TYPED_TENSORRT)
     return OnnxCpuBackend(bench, free_batch=profile.free_batch)

@@ -38,6 +38,8 @@ class Artifact(msgspec.Struct, frozen=True):
         runtime: ``litert`` or ``onnxruntime``.
         inputs, outputs: How it holds the logical tensors.
         runtime_version: The oldest version of the runtime that can run it; empty where any can.
+        compiled: The same compiled by an accelerator's own compiler; empty where there is none, or none is installed.
+        notes: What a reader of the report should know of it.
     """
 
     file: str
@@ -46,6 +48,8 @@ class Artifact(msgspec.Struct, frozen=True):
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     runtime_version: str = ""
+    compiled: bytes = b""
+    notes: tuple[str, ...] = ()
 
 
 class LoweredFile(msgspec.Struct, frozen=True):

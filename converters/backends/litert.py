@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
+from converters.backends.accelerators import Accelerator, compile_for, require_fit
 from converters.backends.contract import Artifact, LoweredFile, Workbench
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
@@ -39,13 +41,19 @@ THREADS = 2  # the quantizer's own default is 16
 
 
 class LiteRTBackend:
-    """Builds .tflite artifacts with a batch of 1."""
+    """Builds .tflite artifacts with a batch of 1.
+
+    Args:
+        bench: What the backends of one conversion share.
+        accelerator: What the artifacts must fit, and are compiled for where its compiler is installed.
+    """
 
     name = "LiteRT"
     precisions = PRECISIONS
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, *, accelerator: Accelerator | None = None) -> None:
         self._bench = bench
+        self._accelerator = accelerator
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
@@ -60,7 +68,21 @@ class LiteRTBackend:
             path = self._written(recipe, self._float16(path))
         elif recipe.quantized:
             path = self._written(recipe, self._integers(graph, lowered, recipe))
-        return self._bound(recipe, lowered, self._stripped(recipe, path))
+        artifact = self._bound(recipe, lowered, self._stripped(recipe, path))
+        return artifact if self._accelerator is None else self._compiled(artifact, recipe, self._accelerator)
+
+    def _compiled(self, artifact: Artifact, recipe: Recipe, accelerator: Accelerator) -> Artifact:
+        """The artifact, fit for the accelerator, with what its compiler made of it. Raises as `compile_for`."""
+        require_fit(artifact.data, accelerator)
+        folder = self._bench.folder / f"{accelerator.name}-{recipe.id}"
+        found = compile_for(self._bench.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
+        if found is None:
+            missing = (
+                f"checked against the operators of {accelerator.title}; {accelerator.compiler[0]} is not installed"
+            )
+            return msgspec.structs.replace(artifact, notes=(missing,))
+        notes = (f"compiled by {accelerator.compiler[0]}", *found.left)
+        return msgspec.structs.replace(artifact, compiled=found.data, notes=notes)
 
     def _float16(self, path: Path) -> bytes:
         quantizer = aeq.Quantizer(str(path))

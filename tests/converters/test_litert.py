@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from onnx import helper
 
 from converters.backends import Workbench, four_bit_default
 from converters.backends.litert import LiteRTBackend
@@ -10,41 +9,17 @@ from converters.backends.strip import require_equal
 from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
 from converters.backends.tflite_ranges import tensor_histograms
 from converters.candidates import open_artifact, run_rows
-from converters.graph import Graph
 from converters.histogram import Histogram
 from converters.ranges import read_range
 from converters.samples import Samples
 from edgekit.errors import CalibrationError, ConversionError
 from edgekit.recipe import PRECISIONS, RANGES, Recipe
 from tests.simulators import models
+from tests.simulators.conv_models import separable
 
 pytestmark = pytest.mark.heavy
 
 KINDS = ("int8", "int8-dynamic", "int8-weights")
-
-
-def separable(seed=0):
-    """Conv, then twice depthwise and pointwise (the second pair has the weights of the first), pool, dense, softmax."""
-    rng = np.random.default_rng(seed)
-    nodes, last = [helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], name="first", pads=[1] * 4)], "c0"
-    for i in (1, 2):
-        nodes += [
-            helper.make_node("Relu", [last], [f"r{i}"], name=f"relu{i}"),
-            helper.make_node("Conv", [f"r{i}", "wd", "bd"], [f"d{i}"], name=f"deep{i}", group=8, pads=[1] * 4),
-            helper.make_node("Relu", [f"d{i}"], [f"s{i}"], name=f"relu{i}b"),
-            helper.make_node("Conv", [f"s{i}", "wp", "bp"], [f"p{i}"], name=f"point{i}"),
-        ]
-        last = f"p{i}"
-    nodes += [
-        helper.make_node("GlobalAveragePool", [last], ["g"], name="pool"),
-        helper.make_node("Flatten", ["g"], ["f"], name="flat"),
-        helper.make_node("Gemm", ["f", "w9", "b9"], ["logits"], name="last", transB=1),
-        helper.make_node("Softmax", ["logits"], ["scores"], name="softmax"),
-    ]
-    shapes = {"w0": (8, 1, 3, 3), "wd": (8, 1, 3, 3), "wp": (8, 8, 1, 1), "w9": (3, 8)}
-    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    weights.update({f"b{name[1:]}": rng.normal(0, 0.1, w.shape[0]).astype(np.float32) for name, w in weights.items()})
-    return Graph(models.model_of(nodes, {"image": ["batch", 1, 8, 8]}, {"scores": ["batch", 3]}, weights))
 
 
 @pytest.fixture(scope="module")
