@@ -75,11 +75,13 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
 
 async def _run(settings: AgentSettings) -> None:
     with needs_extra("agent"):
-        from device_agents.assemble import make_agent, make_inference, single_instance
         from device_agents.facts import measure_facts
+
+        measuring = asyncio.get_running_loop().run_in_executor(None, measure_facts, settings.target)  # beside imports
+        from device_agents.assemble import make_agent, make_inference, single_instance
         from edgekit.serving.endpoints import Doors, open_doors
     with single_instance(settings.state):
-        facts = await asyncio.to_thread(measure_facts, settings.target)
+        facts = await measuring
         inference, cloud = make_inference(settings)
         try:
             async with inference:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,9 +19,12 @@ _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
 
+_OTHERS = ("ai-edge-litert", "tflite-runtime")
+_CHILD_SECONDS = 60.0
+
 
 def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
-    """Measure this device; takes up to a second where ONNX Runtime must be imported to name its providers.
+    """Measure this device; takes up to a second where ONNX Runtime must be imported, here or in a child process.
 
     Args:
         target: Name of the target profile that the device was enrolled as.
@@ -73,11 +78,26 @@ def _runtimes() -> dict[str, str]:
 
 
 def _providers() -> tuple[str, ...]:
+    """What ONNX Runtime has; where another runtime may be the one in use, a child asks, for it is never unloaded."""
     if importlib.util.find_spec("onnxruntime") is None:
         return ()
+    if "onnxruntime" not in sys.modules and any(_version(name) for name in _OTHERS):
+        found = _ask_child()
+        if found is not None:
+            return found
     import onnxruntime  # a device without it is common, and it is slow to import
 
     return tuple(onnxruntime.get_available_providers())
+
+
+def _ask_child() -> tuple[str, ...] | None:
+    """None where the child could not say."""
+    command = [sys.executable, "-c", "import onnxruntime; print(*onnxruntime.get_available_providers())"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return tuple(said.split())
 
 
 def _version(distribution: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -26,3 +28,13 @@ def test_cpu_features_are_read_in_the_words_of_arm_and_of_x86(tmp_path: Path) ->
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n\nprocessor : 1\n{line} more\n")
         assert measure_facts("x", cpuinfo=tmp_path / "cpuinfo").cpu_features == ("asimd", "asimddp", "fp")
     assert measure_facts("x", cpuinfo=tmp_path / "none").cpu_features == ()
+
+
+def test_naming_the_providers_leaves_onnx_runtime_out_of_this_process() -> None:
+    """Beside LiteRT a child asks: the library would cost the agent its memory for ever."""
+    code = (
+        "import sys; from device_agents.facts import measure_facts; found = measure_facts('x86-64');"
+        "print('CPUExecutionProvider' in found.providers, 'onnxruntime' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.split() == ["True", "False"]
