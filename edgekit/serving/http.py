@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+import functools
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 
@@ -37,6 +39,23 @@ class Reply(NamedTuple):
 
 # Its first step is run where the request was read, outside of any task; only what has to wait becomes one.
 Work = Callable[[bytes], Coroutine[Any, Any, Reply]]
+
+
+@types.coroutine
+def rest_of(working: Coroutine[Any, Any, Reply], awaited: Any) -> Generator[Any, Any, Reply]:
+    """The rest of a coroutine that has begun and waits for `awaited`."""
+    while True:
+        try:
+            sent = yield awaited
+        except BaseException as error:  # it is the coroutine's
+            step = functools.partial(working.throw, error)
+        else:
+            step = functools.partial(working.send, sent)
+        try:
+            awaited = step()
+        except StopIteration as done:
+            reply: Reply = done.value
+            return reply
 
 
 class Application(Protocol):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import http
 import logging
 import math
 import socket as sockets
-import types
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import httptools
 
 from edgekit.serving import oip
-from edgekit.serving.http import Application, Head, Reply, Work
+from edgekit.serving.http import Head, Reply, Work, rest_of
+from edgekit.serving.hub import Hub
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ KEEP_ALIVE_SECONDS = 75.0
 STALLED_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 HELD_BODIES = 4  # so many of the longest bodies may be in memory at a time, over all connections
-SWEEP_SECONDS = 1.0  # how late a limit of time may be noticed
 
 _NEVER = math.inf
 _ONE_WRITE = 64 * 1024  # a head and a body up to this are copied into one write
@@ -52,75 +50,6 @@ class _Pending(NamedTuple):
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Reply:
     return Reply(status, oip.error_document(message), {"Content-Type": oip.JSON_TYPE, **(headers or {})})
-
-
-@types.coroutine
-def _resume(working: Coroutine[Any, Any, Reply], awaited: Any) -> Generator[Any, Any, Reply]:
-    """The rest of a coroutine that has begun and waits for `awaited`."""
-    while True:
-        try:
-            sent = yield awaited
-        except BaseException as error:  # it is the coroutine's
-            step = functools.partial(working.throw, error)
-        else:
-            step = functools.partial(working.send, sent)
-        try:
-            awaited = step()
-        except StopIteration as done:
-            reply: Reply = done.value
-            return reply
-
-
-class Hub:
-    """What all connections of a server share.
-
-    Attributes:
-        app: What answers.
-        connections: Those that are open.
-        draining: Each answer is the last of its connection.
-        held_bytes: Of bodies that are not answered yet.
-    """
-
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.loop = asyncio.get_running_loop()
-        self.connections: set[Connection] = set()
-        self.draining = False
-        self.held_bytes = 0
-        self.empty = asyncio.Event()
-        self.empty.set()
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    def add(self, connection: Connection) -> None:
-        """Know a new connection; time limits are looked after as long as there is one."""
-        self.connections.add(connection)
-        self.empty.clear()
-        if self._sweeper is None:
-            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
-
-    def discard(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
-        self.connections.discard(connection)
-        if not self.connections:
-            self.empty.set()
-
-    def drain(self) -> None:
-        """Close what is idle; what is not closes after its answer."""
-        self.draining = True
-        for connection in list(self.connections):
-            if connection.idle:
-                connection.close()
-
-    def abort(self) -> None:
-        """Close every connection, whatever it is doing."""
-        for connection in list(self.connections):
-            connection.abort()
-
-    def _sweep(self) -> None:
-        now = self.loop.time()
-        for connection in [one for one in self.connections if one.deadline < now]:
-            connection.late(now)
-        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if self.connections else None
 
 
 class Connection(asyncio.Protocol):
@@ -370,7 +299,7 @@ class Connection(asyncio.Protocol):
                 except StopIteration as done:
                     reply = done.value
                 else:
-                    self._task = self._loop.create_task(self._answer(asked, _resume(working, awaited)))
+                    self._task = self._loop.create_task(self._answer(asked, rest_of(working, awaited)))
                     return
             self._release(len(asked.body))
             self._send(reply, asked.keep_alive, asked.with_body)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from edgekit.errors import UnavailableError
 from edgekit.serving.addresses import SOCKET_MODE, make_room, parse_address, removed_after
 from edgekit.serving.http import Application
-from edgekit.serving.protocol import Connection, Hub
+from edgekit.serving.hub import Hub
+from edgekit.serving.protocol import Connection
 from edgekit.waiting import within
 
 DRAIN_SECONDS = 10

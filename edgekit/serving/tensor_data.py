@@ -78,7 +78,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     dtype = DATATYPES[datatype]
     if dtype is DType.FLOAT16:
         raise DataError(f"{name}: FP16 has no JSON form, send it with binary_data_size")
-    items = _decode_in_parts(dtype, data)
+    items: Any = _decode_in_parts(dtype, data)
     if items is None:
         items = _json_items(name, dtype, shape, data)
     if len(items) != math.prod(shape):

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.runtimes.logical import check_inputs
-from edgekit.serving import oip, protocol
+from edgekit.serving import hub, oip, protocol
 from edgekit.serving.app import App
 from edgekit.serving.http import Head, Reply, Work
 from edgekit.serving.server import serve
@@ -34,7 +34,7 @@ MAX_BYTES = 2**20
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for clients that do not hang up, and time limits are looked after often."""
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(protocol, "SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr(hub, "SWEEP_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.serving import oip, protocol
+from edgekit.serving import hub, oip, protocol
 from edgekit.serving.app import App
 from edgekit.serving.server import serve
 from tests.simulators.echo import Echo
@@ -39,7 +39,7 @@ def echo() -> Echo:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for clients that do not hang up."""
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(protocol, "SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr(hub, "SWEEP_SECONDS", 0.02)
 
 
 @pytest.fixture

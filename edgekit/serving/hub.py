@@ -1,0 +1,65 @@
+"""What all connections of one HTTP server share: the application, the bound on bodies, time limits, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from edgekit.serving.http import Application
+
+if TYPE_CHECKING:
+    from edgekit.serving.protocol import Connection
+
+SWEEP_SECONDS = 1.0  # how late a limit of time may be noticed
+
+
+class Hub:
+    """What all connections of a server share.
+
+    Attributes:
+        app: What answers.
+        connections: Those that are open.
+        draining: Each answer is the last of its connection.
+        held_bytes: Of bodies that are not answered yet.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.held_bytes = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Connection) -> None:
+        """Know a new connection; time limits are looked after as long as there is one."""
+        self.connections.add(connection)
+        self.empty.clear()
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def discard(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.empty.set()
+
+    def drain(self) -> None:
+        """Close what is idle; what is not closes after its answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.close()
+
+    def abort(self) -> None:
+        """Close every connection, whatever it is doing."""
+        for connection in list(self.connections):
+            connection.abort()
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for connection in [one for one in self.connections if one.deadline < now]:
+            connection.late(now)
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if self.connections else None
