@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from edgekit.manifest import Binding
 from edgekit.recipe import STATIC, Recipe
 from edgekit.tensors import Array
 
+MOST_PREPARED = 8
 PARITY_ROWS = 16
 PROBE_ROWS = 4  # enough to tell tensors apart by their values
 
@@ -88,7 +89,7 @@ class Workbench:
         self._samples = samples
         self._calibration = calibration
         self._calibrations: dict[tuple[bool, bool], Calibration] = {}
-        self._prepared: dict[tuple[str, bool], Graph] = {}
+        self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
 
     @property
@@ -136,20 +137,46 @@ class Workbench:
             ParityError: evening out changed the answers.
         """
         require_layers(recipe, layers_of(graph))
-        digest = (recipe.id, graph is self.fixed)
-        if digest not in self._prepared:
-            found = graph
-            if recipe.equalize:
-                found = run_pass(Equalize(self._samples), found).graph
-                self._require_same(graph, found)
+        exact = (*recipe.float_layers, *recipe.int4_layers) if recipe.correct_bias else recipe.int4_layers
+        key = (
+            recipe.equalize,
+            frozenset(recipe.int4_layers),
+            recipe.rounding if recipe.int4_layers else "",
+            frozenset(exact),
+            recipe.correct_bias and ("per-channel" if recipe.per_channel else "per-tensor"),
+            graph is self.fixed,
+        )
+        if key not in self._prepared:
+            found = self._evened(graph) if recipe.equalize else graph
             samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
             found = run_pass(RoundWeights(recipe.int4_layers, samples), found).graph
             if recipe.correct_bias:
-                exact = (*recipe.float_layers, *recipe.int4_layers)
                 step = CorrectBias(self.samples, exact=exact, per_channel=recipe.per_channel)
                 found = run_pass(step, found).graph
-            self._prepared[digest] = found
-        return self._prepared[digest]
+            self._prepared[key] = found
+            while len(self._prepared) > MOST_PREPARED:  # each holds all weights
+                self._prepared.pop(next(iter(self._prepared)))
+        return self._prepared[key]
+
+    def _evened(self, graph: Graph) -> Graph:
+        found = run_pass(Equalize(self._samples), graph).graph
+        self._require_same(graph, found)
+        return found
+
+    def prelower(self, recipe: Recipe) -> None:
+        """Do for `recipe` what only TensorFlow's process can, so that copies of this in other processes need none.
+
+        Raises:
+            As `prepared` and `lowered`.
+        """
+        self.lowered(self.prepared(recipe, self.fixed))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but TensorFlow's process: a copy starts its own where it must lower after all."""
+        return {**self.__dict__, "child": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, child=TensorFlowChild())
 
     def _require_same(self, before: Graph, after: Graph) -> None:
         """Hold a step that must not change answers to that."""

@@ -1,5 +1,7 @@
 """LiteRT artifacts of every kind, with layers of their own precision, through the real quantizer and runtime."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -181,6 +183,15 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
     artifact, found = answers(Recipe("int8-weights", equalize=True, float_layers=layers))
     assert np.abs(found - expected).max() < 0.02
     assert dtypes(artifact) == ["float32"] * 5 + ["int8"]
+
+
+def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend):
+    """In another process there is no need for a second TensorFlow."""
+    recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
+    backend._bench.prelower(recipe)
+    copy = LiteRTBackend(pickle.loads(pickle.dumps(backend._bench)))
+    assert copy.build(recipe).data == backend.build(recipe).data
+    assert copy._bench.child._process is None
 
 
 def tensor_names(path):
