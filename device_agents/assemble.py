@@ -96,6 +96,7 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
             instances=settings.instances,
             swap=settings.swap,
             isolation=settings.isolation,
+            batch=settings.batch,
             run_timeout_seconds=settings.run_timeout_seconds,
         ),
         models=settings.models,

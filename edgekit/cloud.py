@@ -61,6 +61,7 @@ class CloudModels:
                 manifest, folder = fetch(name)
                 made._sessions[name] = await Session.open(manifest, folder, opener, queue_limit=queue_limit)
                 await _test(made._sessions[name])
+                await made._sessions[name].calibrate()
         except BaseException:
             await made.close()
             raise

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from edgekit.errors import SettingsError
-from edgekit.serving.options import Isolation, ModelSettings, Swap
+from edgekit.serving.options import Batch, Isolation, ModelSettings, Swap
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,6 +64,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         instances: Copies of each model, which run side by side; each costs its memory.
         swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.options.ModelOptions`.
         isolation: ``thread``, ``process`` (a crashing model does not reach the agent) or ``auto``.
+        batch: Rows of waiting requests that are joined in one run at most, or ``auto``: measured at load.
         run_timeout_seconds: A process of its own is ended when one run takes longer.
         providers: ONNX Runtime execution providers, the preferred first; empty takes the best that is installed.
         require_providers: A provider that is not got is an error; else a warning, and metadata tells it.
@@ -113,6 +114,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     instances: Count = 1
     swap: Swap = "auto"
     isolation: Isolation = "auto"
+    batch: Batch = "auto"
     run_timeout_seconds: Seconds = 30.0
     providers: tuple[str, ...] = ()
     require_providers: bool = False

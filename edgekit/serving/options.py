@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Isolation = Literal["auto", "thread", "process"]
+Batch = Annotated[int, msgspec.Meta(ge=1, le=1024)] | Literal["auto"]
 Swap = Literal["auto", "load-first", "unload-first"]
 
 
@@ -23,6 +24,8 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         isolation: ``process`` runs it in a process of its own, which may crash, hang and leak without harm to the
             agent, for its memory (an interpreter and the runtime's library) and some 0.1 ms a request; ``thread`` in
             the agent's; ``auto`` is the former on GPUs (CUDA, TensorRT), else the latter.
+        batch: Rows of waiting requests that are joined in one run at most: a number (1 for never), or ``auto``, which
+            measures at load whether the model gains by it, for artifacts that take any number of rows.
         run_timeout_seconds: A process of its own is ended when one run takes longer.
     """
 
@@ -31,6 +34,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     swap: Swap = "auto"
     isolation: Isolation = "auto"
+    batch: Batch = "auto"
     run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
 
 
@@ -42,6 +46,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     pinned: bool | None = None
     swap: Swap | None = None
     isolation: Isolation | None = None
+    batch: Batch | None = None
     run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:

@@ -307,6 +307,7 @@ class Residents:
                 )
                 try:
                     await session.warm()
+                    await self._choose_batch(model, session)
                     size = await self._measure(model, session, before)
                 except BaseException:
                     await self._close(session)
@@ -324,6 +325,15 @@ class Residents:
             self.listener(LOADED, model.name, model.load_seconds)
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
         return session
+
+    async def _choose_batch(self, model: Model, session: Session) -> None:
+        """Join requests as the options say, or as was measured; once for each bundle."""
+        if model.options.batch != "auto":
+            session.batch_rows = model.options.batch
+        elif model.last is not None and model.last.digest == session.digest:
+            session.batch_rows = model.last.batch_rows
+        else:
+            await session.calibrate()
 
     async def _tell_progress(self, model: Model, started: float) -> None:
         """Say that a load goes on, which for an engine of TensorRT may be minutes without another sign."""

@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError, ManifestError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
+from edgekit.serving import batching
 from edgekit.serving.footprint import TellsMemory
 from edgekit.serving.instance import Instance
 from edgekit.serving.processing import SessionProcessing, open_processing
@@ -128,6 +129,27 @@ class Session:
         for instance in self._instances:
             await self._ask(Job(self._run_golden_row), only=instance)
 
+    async def calibrate(self) -> None:
+        """Measure whether joining requests pays, and do so from now on if it does; see `batching`.
+
+        It does not where answers would change by more than the golden tolerance, and is not measured for a model so
+        fast that no request waits for another.
+
+        Raises:
+            As `warm`.
+        """
+        if batching.can_batch(self.manifest):
+            self.batch_rows = await self.call(self._measure_rows)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that are joined in one run at most; 1 for none."""
+        return self._queue.most_rows
+
+    @batch_rows.setter
+    def batch_rows(self, rows: int) -> None:
+        self._queue.most_rows = rows if batching.can_batch(self.manifest) else 1
+
     @property
     def pending(self) -> int:
         """Requests that wait or run."""
@@ -171,7 +193,8 @@ class Session:
             if self._turns % _TURNS == 0:
                 await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
             return found
-        job = Job(inputs=inputs, asked_ns=asked, deadline=deadline)
+        shape, rows = batching.shape_of(self.runtime.inputs, inputs) if self.batch_rows > 1 else (None, 1)
+        job = Job(inputs=inputs, asked_ns=asked, deadline=deadline, shape=shape, rows=rows)
         timer = None
         if left is not None:
             timer = asyncio.get_running_loop().call_later(left, self._queue.expire, job)
@@ -209,23 +232,72 @@ class Session:
         message = f"the deadline passed while the request waited for model {self.manifest.name}"
         return DeadlineError(self.manifest.name, waiting, retry, message, "allow more time")
 
-    def _run_golden_row(self, runtime: Runtime) -> None:
+    def _golden_inputs(self) -> dict[str, Array]:
         path = self.folder / self.manifest.file(ROLE_GOLDEN).path
         try:
-            inputs, _ = read_golden(path.read_bytes())
+            return read_golden(path.read_bytes())[0]
         except OSError as error:
             raise ManifestError(f"golden samples cannot be read: {error}") from error
+
+    def _measure_rows(self, runtime: Runtime) -> int:
+        inputs = self._golden_inputs()
+        golden = len(next(iter(inputs.values())))
+        singles = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(golden)]
+        seconds = {1: min(_timed_run(runtime, singles[0])[0] for _ in range(3))}
+        if seconds[1] < INLINE_SECONDS:
+            return 1
+        spent = 0.0
+        for rows in batching.ROWS:
+            if spent + 2 * rows * seconds[1] > batching.CALIBRATION_SECONDS:
+                break
+            chosen = [singles[i % golden] for i in range(rows)]
+            (first, found), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
+            spent += first + second
+            for one, joined in zip(chosen[:golden], batching.split(found, [1] * rows), strict=False):
+                if batching.differs(self.manifest, runtime.run(one), joined):
+                    return 1
+            seconds[rows] = min(first, second)
+        return batching.best_rows(seconds)
+
+    def _run_golden_row(self, runtime: Runtime) -> None:
+        inputs = self._golden_inputs()
         free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
         runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
 
     def _infer(self, runtime: Runtime, jobs: list[Job]) -> None:
-        (job,) = jobs
+        if len(jobs) > 1 and self._infer_joined(runtime, jobs):
+            return
+        for job in jobs:
+            try:
+                found = self._timed(runtime, job.inputs, job.asked_ns)
+            except BaseException as error:  # it is the caller's
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(found)
+
+    def _infer_joined(self, runtime: Runtime, jobs: list[Job]) -> bool:
+        """Answer all jobs by one run; False where that failed, so that each is run alone and only the culprit fails."""
+        start = time.perf_counter_ns()
         try:
-            found = self._timed(runtime, job.inputs, job.asked_ns)
-        except BaseException as error:  # it is the caller's
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(found)
+            outputs = runtime.run(batching.join([job.inputs for job in jobs]))
+            found = batching.split(outputs, [job.rows for job in jobs])
+        except EdgekitError:
+            return False
+        spent = time.perf_counter_ns() - start
+        wall_ms = int(time.time() * 1000)
+        with self._lock:
+            self._note_mean(spent / 1e9 / len(jobs))
+            for job in jobs:
+                self.statistics.succeeded(
+                    rows=job.rows,
+                    queue_ns=start - job.asked_ns,
+                    compute_ns=spent,
+                    wall_ms=wall_ms,
+                    runs=int(job is jobs[0]),
+                )
+        for job, answer in zip(jobs, found, strict=True):
+            job.future.set_result(answer)
+        return True
 
     def _timed(self, runtime: Runtime, inputs: Mapping[str, Array], asked: int) -> dict[str, Array]:
         start = time.perf_counter_ns()
@@ -239,10 +311,13 @@ class Session:
         rows = next((len(inputs[spec.name]) for spec in runtime.inputs if spec.shape[:1] == (None,)), 1)
         wall_ms = int(time.time() * 1000)
         with self._lock:
-            self._mean_seconds += (spent / 1e9 - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+            self._note_mean(spent / 1e9)
             self._learn(_size(inputs), spent / 1e9)
             self.statistics.succeeded(rows=rows, queue_ns=start - asked, compute_ns=spent, wall_ms=wall_ms)
         return found
+
+    def _note_mean(self, seconds: float) -> None:
+        self._mean_seconds += (seconds - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
 
     def _learn(self, size: int, seconds: float) -> None:
         if seconds < INLINE_SECONDS:
@@ -256,6 +331,12 @@ class Session:
     def _done(self, _: Future[Any]) -> None:
         with self._lock:
             self._pending -= 1
+
+
+def _timed_run(runtime: Runtime, inputs: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
+    start = time.perf_counter()
+    found = runtime.run(inputs)
+    return time.perf_counter() - start, found
 
 
 def _size(inputs: Mapping[str, Array]) -> int:

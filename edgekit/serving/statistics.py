@@ -28,11 +28,11 @@ class Statistics(msgspec.Struct):
     queue_ns: int = 0
     compute_ns: int = 0
 
-    def succeeded(self, *, rows: int, queue_ns: int, compute_ns: int, wall_ms: int) -> None:
-        """Count an answer."""
+    def succeeded(self, *, rows: int, queue_ns: int, compute_ns: int, wall_ms: int, runs: int = 1) -> None:
+        """Count an answer; `runs` is 0 for one that came out of the same run as one that was counted."""
         self.last_ms = wall_ms
         self.rows += rows
-        self.runs += 1
+        self.runs += runs
         self.success_count += 1
         self.success_ns += queue_ns + compute_ns
         self.queue_ns += queue_ns
