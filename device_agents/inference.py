@@ -263,7 +263,8 @@ class InferenceService:
             raise
         counters["runs"] += 1
         counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
-        counters["unusable"] += not routing.usable(outputs) and routing.usable(request.inputs)
+        request.usable = routing.usable(outputs)
+        counters["unusable"] += not request.usable and routing.usable(request.inputs)
         return outputs
 
     async def _judge(self, request: _Request, outputs: dict[str, Array]) -> InferResponse:
@@ -274,7 +275,7 @@ class InferenceService:
             score=score,
             threshold=self._threshold,
             has_cloud=self._fallback is not None,
-            usable=routing.usable(outputs),
+            usable=request.usable,
         )
         if after.place is not Place.CLOUD:
             return request.respond(outputs, after, score)
@@ -405,6 +406,7 @@ class _Request:
         deadline: Monotonic seconds.
         session: Of the active bundle when it came, then of the one that answered.
         inputs: The logical inputs for it.
+        usable: The local answer holds no NaN.
     """
 
     def __init__(
@@ -421,6 +423,7 @@ class _Request:
         self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
         self.inputs = sent
         self.session: Session | None = None
+        self.usable = True
         self.prepared: Prepared
 
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:

@@ -43,6 +43,8 @@ class LogicalRuntime:
         self._outputs = tuple(outputs)
         self._input_specs = tuple(binding.spec for binding in self._inputs)  # asked for several times a request
         self._output_specs = tuple(binding.spec for binding in self._outputs)
+        self._input_plan = [(binding, _is_plain(binding)) for binding in self._inputs]
+        self._output_plan = [(binding, _is_plain(binding)) for binding in self._outputs]
         self._by_row = any(_needs_rows(binding) for binding in self._inputs)
         faults = [
             *_artifact_faults("input", raw.inputs, self._inputs),
@@ -81,12 +83,19 @@ class LogicalRuntime:
             DataError: an input is missing, unknown, or of the wrong shape or dtype; names all faults.
             RuntimeLoadError: the runtime failed.
         """
-        rows = check_inputs(self.inputs, inputs)
+        rows = check_inputs(self._input_specs, inputs)
         if rows == 0:
-            return {spec.name: _empty(spec) for spec in self.outputs}
-        held = {b.artifact.name: to_artifact(b, inputs[b.spec.name]) for b in self._inputs}
+            return {spec.name: _empty(spec) for spec in self._output_specs}
+        held = {}
+        for binding, plain in self._input_plan:
+            value = inputs[binding.spec.name]
+            held[binding.artifact.name] = value if plain and value.flags.c_contiguous else to_artifact(binding, value)
         found = self._run_rows(held, rows) if self._by_row and rows is not None else self._raw.run(held)
-        return {b.spec.name: to_logical(b, found[b.artifact.name]) for b in self._outputs}
+        made = {}
+        for binding, plain in self._output_plan:
+            value = found[binding.artifact.name]
+            made[binding.spec.name] = value if plain and value.flags.c_contiguous else to_logical(binding, value)
+        return made
 
     def close(self) -> None:
         """Free the model."""
@@ -106,6 +115,9 @@ class LogicalRuntime:
         return found
 
 
+_UNFIT = -1
+
+
 def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
     """The number of rows in `values`, or None where no input has a free batch.
 
@@ -113,6 +125,25 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
         DataError: an input is missing, unknown, of the wrong shape or dtype, or has another number of rows than the
             others; names all faults.
     """
+    rows = _rows(specs, values)
+    return _judge_inputs(specs, values) if rows == _UNFIT else rows
+
+
+def _rows(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
+    """As check_inputs, and _UNFIT where anything is wrong; this is on the way of every request."""
+    found = None
+    for spec in specs:
+        value = values.get(spec.name)
+        if value is None or spec.faults(value):
+            return _UNFIT
+        if spec.shape and spec.shape[0] is None:
+            if found not in (None, value.shape[0]):
+                return _UNFIT
+            found = value.shape[0]
+    return found if len(values) == len(specs) else _UNFIT
+
+
+def _judge_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
     known = {spec.name for spec in specs}
     faults = [f"input {name!r} is unknown, expected {', '.join(sorted(known))}" for name in values if name not in known]
     rows: dict[str, int] = {}
@@ -156,6 +187,12 @@ def to_logical(binding: Binding, value: Array) -> Array:
     if binding.permute:
         value = value.transpose(np.argsort(binding.permute))
     return np.ascontiguousarray(value, dtype=dtype)
+
+
+def _is_plain(binding: Binding) -> bool:
+    """The artifact's tensor is the logical one; scalars are left to numpy, which gives them an axis."""
+    same = binding.spec.dtype is binding.artifact.dtype
+    return same and binding.scale is None and not binding.permute and bool(binding.spec.shape)
 
 
 def _needs_rows(binding: Binding) -> bool:

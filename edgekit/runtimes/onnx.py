@@ -127,7 +127,7 @@ class OnnxRuntime:
         if self._session is None:
             raise RuntimeLoadError(f"{self._name} is closed")
         faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
-        if set(inputs) != set(self._inputs):
+        if inputs.keys() != self._inputs.keys():
             faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
         if faults:
             raise DataError("; ".join(faults))
