@@ -34,7 +34,7 @@ class OverloadedError(UnavailableError):
         self, model: str, waiting: int, retry_after_seconds: float, message: str = "", advice: str = "raise queue_limit"
     ) -> None:
         super().__init__(
-            message or f"model {model} has {waiting} requests waiting, which is its limit",
+            message or f"model {model} has {_requests(waiting)} waiting, which is its limit",
             advice=f"Ask again in {math.ceil(retry_after_seconds)} s, or {advice}.",
         )
         self.retry_after_seconds = retry_after_seconds
@@ -80,10 +80,14 @@ def admit(model: str, *, waiting: int, limit: int, left: float | None, expected:
         message = f"the deadline had passed before model {model} could be asked"
     else:
         message = (
-            f"model {model} has {waiting} requests waiting and would answer in about {expected * 1e3:.0f} ms, "
+            f"model {model} has {_requests(waiting)} waiting and would answer in about {expected * 1e3:.0f} ms, "
             f"the deadline is in {left * 1e3:.0f} ms"
         )
     raise DeadlineError(model, waiting, retry, message, "allow more time")
+
+
+def _requests(count: int) -> str:
+    return f"{count} request" if count == 1 else f"{count} requests"
 
 
 class Job:

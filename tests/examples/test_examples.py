@@ -35,4 +35,4 @@ def test_every_promised_example_is_there() -> None:
     """The folder holds one script for each thing that a newcomer wants to see."""
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     journey = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
-    assert names >= journey | {"staged_rollout", "ask_the_agent"}
+    assert names >= journey | {"staged_rollout", "ask_the_agent", "embed_inference"}
