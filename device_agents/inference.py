@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
 from device_agents import routing
 from device_agents.fallback import Fallback, FallbackError
 from device_agents.health import check_golden
+from device_agents.request import Request, nowhere, parse_parameters
 from device_agents.routing import Decision, Place, Reason
 from edgekit.clock import SystemClock
 from edgekit.errors import CloudError, DataError, EdgekitError, NotFoundError, RuntimeLoadError, UnavailableError
@@ -30,8 +30,7 @@ from edgekit.serving.footprint import Footprints
 from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
-from edgekit.serving.processing import PARAMETER as POSTPROCESS
-from edgekit.serving.processing import Prepared, parse_postprocess, prepare
+from edgekit.serving.processing import parse_postprocess, prepare
 from edgekit.serving.residents import LoadListener, Residents
 from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
 from edgekit.serving.statistics import Statistics
@@ -202,7 +201,7 @@ class InferenceService:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing.ROUTES)}")
         self._check_there(model, version, self._session(model))
         counters = self._counters.get(model) or _new_counters()
-        request = _Request(model, inputs, route, version, self._deadline(deadline_ms), counters, postprocess)
+        request = Request(model, inputs, route, version, self._deadline(deadline_ms), counters, postprocess)
         counters["requests"] += 1
         try:
             await self._prepare(request)
@@ -215,12 +214,12 @@ class InferenceService:
         self._counters.setdefault(model, counters)  # the cloud tier knows a name that the device did not
         return found if outputs is found.outputs else msgspec.structs.replace(found, outputs=outputs)
 
-    async def _prepare(self, request: _Request) -> None:
+    async def _prepare(self, request: Request) -> None:
         """Decode what was sent as bytes, for the bundle that is to answer."""
         request.prepared = await prepare(lambda: self._session(request.model), request.sent, request.postprocess)
         request.session, request.inputs = request.prepared.session, request.prepared.inputs
 
-    async def _acquire(self, request: _Request) -> Session:
+    async def _acquire(self, request: Request) -> Session:
         """The session that is to run a request now; use it before the next await."""
         while True:
             session = await self._residents.acquire(request.model, request.deadline)
@@ -231,13 +230,13 @@ class InferenceService:
         request.session = session
         return session
 
-    async def _route(self, request: _Request) -> InferResponse:
+    async def _route(self, request: Request) -> InferResponse:
         session = request.session
         first = routing.before_running(
             request.route, has_local=session is not None, has_cloud=self._fallback is not None
         )
         if first.place is Place.NOWHERE:
-            raise UnavailableError(_nowhere(request, first.reason))
+            raise UnavailableError(nowhere(request, first.reason))
         if session is None or first.place is Place.CLOUD:
             if session is not None:
                 check_inputs(session.runtime.inputs, request.inputs)
@@ -248,7 +247,7 @@ class InferenceService:
             return await self._without_local(request, error)
         return await self._judge(request, outputs)
 
-    async def _run(self, request: _Request) -> dict[str, Array]:
+    async def _run(self, request: Request) -> dict[str, Array]:
         """Run the local model, and count what probation and telemetry judge it by."""
         start, counters = self._clock.monotonic(), request.counters
         try:
@@ -267,7 +266,7 @@ class InferenceService:
         counters["unusable"] += not request.usable and routing.usable(request.inputs)
         return outputs
 
-    async def _judge(self, request: _Request, outputs: dict[str, Array]) -> InferResponse:
+    async def _judge(self, request: Request, outputs: dict[str, Array]) -> InferResponse:
         assert request.session is not None  # it answered
         score = routing.score(request.session.manifest.task, outputs)
         after = routing.after_running(
@@ -284,7 +283,7 @@ class InferenceService:
         except FallbackError as error:
             return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
 
-    async def _without_local(self, request: _Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
+    async def _without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
         """The local model gave no answer at all: only the cloud tier is left."""
         if request.route == routing.LOCAL_ONLY or self._fallback is None:
             raise error
@@ -294,7 +293,7 @@ class InferenceService:
         except CloudError as away:
             raise error from away
 
-    async def _ask_cloud(self, request: _Request) -> dict[str, Array]:
+    async def _ask_cloud(self, request: Request) -> dict[str, Array]:
         assert self._fallback is not None
         left = None if request.deadline is None else request.deadline - self._clock.monotonic()
         expected = request.session.runtime.outputs if request.session else ()
@@ -338,7 +337,7 @@ class InferenceService:
 
     async def answer(self, model: str, version: str | None, request: InferRequest) -> InferResponse:
         """Answer a protocol request; its parameters are those of `infer` with ``edgekit_`` before them."""
-        route, deadline_ms = _parse_parameters(request.parameters)
+        route, deadline_ms = parse_parameters(request.parameters)
         session = self._session(model)
         if session is not None:
             check_outputs(session, request)
@@ -396,71 +395,3 @@ def _new_counters() -> Counter[str]:
 
 
 _NO_MODEL: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
-
-
-class _Request:
-    """One request on its way.
-
-    Attributes:
-        sent: The inputs as the client sent them.
-        deadline: Monotonic seconds.
-        session: Of the active bundle when it came, then of the one that answered.
-        inputs: The logical inputs for it.
-        usable: The local answer holds no NaN.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        sent: Mapping[str, Array],
-        route: str,
-        version: str | None,
-        deadline: float | None,
-        counters: Counter[str],
-        postprocess: bool | None,
-    ) -> None:
-        self.model, self.sent, self.route, self.version = model, sent, route, version
-        self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
-        self.inputs = sent
-        self.session: Session | None = None
-        self.usable = True
-        self.prepared: Prepared
-
-    def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
-        parameters: dict[str, Any] = {
-            "edgekit_route": decision.place.value,
-            "edgekit_reason": decision.reason.value,
-        }
-        if score is not None:
-            parameters["edgekit_score"] = score
-        version = ""
-        if self.session is not None:
-            version = self.session.manifest.version
-            parameters["edgekit_model"] = self.session.digest
-            parameters["edgekit_version"] = version
-        return InferResponse(self.model, version, outputs, parameters)
-
-
-def _nowhere(request: _Request, reason: Reason) -> str:
-    if reason is Reason.NO_CLOUD:
-        return f"{request.route} was asked for model {request.model!r}, and no cloud tier is configured"
-    return f"{request.route} was asked for model {request.model!r}, which has no local bundle"
-
-
-def _parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Route and deadline of a protocol request; parameters of others are not looked at.
-
-    Raises:
-        DataError: one of ours is unknown or of the wrong type.
-    """
-    unknown = [name for name in parameters if name.startswith("edgekit_") and name not in _PARAMETERS]
-    if unknown:
-        raise DataError(f"parameter {unknown[0]!r} is unknown, expected {' or '.join(_PARAMETERS)}")
-    route = parameters.get("edgekit_route", routing.AUTO)
-    deadline = parameters.get("edgekit_deadline_ms")
-    if deadline is not None and (not isinstance(deadline, int | float) or isinstance(deadline, bool)):
-        raise DataError(f"edgekit_deadline_ms is {deadline!r}, expected a number above 0")
-    return route, deadline
-
-
-_PARAMETERS = ("edgekit_route", "edgekit_deadline_ms", POSTPROCESS)
