@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 from obstore.store import LocalStore, from_url
 
+from edgekit._store_lease import ConflictError, Lease, UnconditionalError
 from edgekit.errors import NotFoundError, SettingsError, StoreError, UnavailableError
 from edgekit.protocols import Store
 
@@ -50,7 +51,7 @@ def open_store(url: str) -> Store:
     if scheme == "file":
         return FileStore(Path(unquote(rest)))
     try:
-        return ObjectStore(from_url(url, retry_config=RETRY), url)
+        return BucketStore(from_url(url, retry_config=RETRY), url)
     except _FAILURES as error:
         raise SettingsError(f"store {url!r} cannot be opened: {_first_line(error)}") from error
 
@@ -66,6 +67,7 @@ class ObjectStore:
     def __init__(self, remote: Any, label: str) -> None:
         self._remote = remote
         self._label = label
+        self._lease = Lease(self, label)
 
     def get(self, name: str) -> bytes:
         """See Store.get."""
@@ -113,6 +115,63 @@ class ObjectStore:
             return sorted(entry["path"] for chunk in chunks for entry in chunk)
 
     @contextlib.contextmanager
+    def lock(self, timeout_seconds: float = 60.0) -> Iterator[None]:
+        """Hold the store against other writers; one that died holds it for half a minute at most.
+
+        A store without conditional writes cannot be held: the log says so, and one writer at a time is the
+        caller's duty.
+
+        Raises:
+            UnavailableError: another writer held it for the whole time. StoreError: the store failed.
+        """
+        with self._lease.hold(timeout_seconds):
+            yield
+
+    def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """Write where there is still what the caller has read, `expected`; None for nothing, or litter of the dead.
+
+        Raises:
+            ConflictError: another writer was here meanwhile. StoreError: the store failed.
+        """
+        found = self.get_tagged(name)
+        if found is not None and found[0] == data:
+            return
+        try:
+            if expected is not None and (found is None or found[0] != expected):
+                raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
+            if expected is None and found is not None and not self._lease.held():
+                raise ConflictError(f"{self._label}: another writer has written {name!r} meanwhile")
+            self.put_tagged(name, data, found[1] if found else None)
+        except UnconditionalError:
+            self.put(name, data)
+
+    def get_tagged(self, name: str) -> tuple[bytes, str] | None:
+        """An object and its tag, which changes with every write; None where there is none."""
+        try:
+            with self._wrapped(name, "read"):
+                found = obstore.get(self._remote, _checked(name))
+                return bytes(found.bytes()), str(found.meta["e_tag"])
+        except NotFoundError:
+            return None
+
+    def put_tagged(self, name: str, data: bytes, tag: str | None) -> str:
+        """Write while the object has `tag` (None: is absent); returns its new tag.
+
+        Raises:
+            ConflictError: it has another one by now. UnconditionalError: the store cannot do that.
+            StoreError: the store failed.
+        """
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        try:
+            return str(obstore.put(self._remote, _checked(name), data, mode=mode, use_multipart=False)["e_tag"])
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile") from error
+        except (NotSupportedError, NotImplementedError) as error:
+            raise UnconditionalError from error
+        except _FAILURES as error:
+            raise self._failed(name, "written", error) from error
+
+    @contextlib.contextmanager
     def _wrapped(self, name: str, verb: str) -> Iterator[None]:
         try:
             yield
@@ -126,6 +185,15 @@ class ObjectStore:
 
     def _failed(self, name: str, verb: str, error: Exception) -> StoreError:
         return StoreError(f"{self._label}: {name!r} cannot be {verb}: {_first_line(error)}")
+
+
+class BucketStore(ObjectStore):
+    """A Store in a bucket of a service, which can let others read a blob."""
+
+    def signed_url(self, name: str, seconds: int) -> str:
+        """A URL under which anybody can read the blob for so long. Raises StoreError where it cannot be signed."""
+        with self._wrapped(name, "signed"):
+            return str(obstore.sign(self._remote, "GET", _checked(name), timedelta(seconds=seconds)))
 
 
 class FileStore(ObjectStore):
@@ -156,6 +224,12 @@ class FileStore(ObjectStore):
     def list(self, prefix: str) -> list[str]:
         """See Store.list."""
         return [name for name in super().list(prefix) if name != LOCK_NAME]
+
+    def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """As for object stores; the lock keeps others out, so it is enough to look."""
+        if expected is not None and self.get(name) != expected:
+            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
+        self.put(name, data)
 
     @contextlib.contextmanager
     def lock(self, timeout_seconds: float = 30.0) -> Iterator[None]:

@@ -40,6 +40,15 @@ class Lockable(Protocol):
         ...
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """A Store that can refuse a write over what another writer has written meanwhile."""
+
+    def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """Write where there is still `expected`; None for nothing. Raises UnavailableError."""
+        ...
+
+
 class Committer:
     """Signs and writes changes.
 
@@ -120,7 +129,15 @@ class Committer:
         if state.committed and self._store.get(METADATA + TIMESTAMP_NAME) != state.committed:
             raise UnavailableError("another publisher changed the registry meanwhile", advice="Try again.")
         for name, data in [*files.items(), *last]:
+            self._put(name, data, state.committed)
+
+    def _put(self, name: str, data: bytes, committed: bytes) -> None:
+        """The timestamp replaces the one that was read, every numbered file is new, and neither is another writer's."""
+        if name == PENDING_NAME or not isinstance(self._store, Checked):
             self._store.put(METADATA + name, data)
+            return
+        expected = (committed or None) if name == TIMESTAMP_NAME else None
+        self._store.put_checked(METADATA + name, data, expected)
 
     def _with_root(
         self, old: Root, new: Root, timestamp: bytes, signers: Mapping[str, list[CryptoSigner]]

@@ -33,8 +33,8 @@ class Repository:
     """One TUF repository, as those see it who hold its keys.
 
     Args:
-        store: Where it lies, below ``metadata/``. Where the store cannot lock, one publisher at a time is the
-            caller's duty; a change that finds another's commit gives up.
+        store: Where it lies, below ``metadata/``. Publishers take turns where the store can order them; a change that
+            finds another's commit gives up.
         keys: Folder of key files, one per role (``snapshot.key``), and of ``root.json``, the root that devices are
             born with. A key that a change does not need may be absent.
         passphrase: Of the key files, where they are encrypted.

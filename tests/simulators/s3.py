@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ def s3_server() -> Iterator[str]:
     """Run the server; yields its endpoint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.objects = {}  # type: ignore[attr-defined]
+    server.lock = threading.Lock()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -23,6 +25,11 @@ def s3_server() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _tag(data: bytes) -> str:
+    """As S3 makes it: the MD5 of the object."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -34,8 +41,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.objects[self.key] = body  # type: ignore[attr-defined]
-        self._answer(200, headers={"ETag": '"1"'})
+        with self.server.lock:  # type: ignore[attr-defined]
+            there = self.server.objects.get(self.key)  # type: ignore[attr-defined]
+            wanted = self.headers.get("If-Match")
+            taken = self.headers.get("If-None-Match") == "*" and there is not None
+            if taken or (wanted is not None and (there is None or _tag(there) != wanted)):
+                return self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            self.server.objects[self.key] = body  # type: ignore[attr-defined]
+        self._answer(200, headers={"ETag": _tag(body)})
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -47,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.server.objects.get(self.key)  # type: ignore[attr-defined]
         if data is None:
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        headers = {"ETag": '"1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        headers = {"ETag": _tag(data), "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
         if wanted := self.headers.get("Range"):
             first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
             if first >= len(data):
