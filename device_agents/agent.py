@@ -47,6 +47,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_bundle_bytes: int = 2 * 1024**3
     download_bytes_per_second: int = 0
     download_budget: float = 3.0
+    download_urls: bool = True
     quiet_hours: QuietHours | None = None
     limits: Limits = Limits()
     probation: ProbationLimits = ProbationLimits()
@@ -93,7 +94,7 @@ class Agent:
             disk=disk,
             journal=journal,
             trust=self._trust,
-            fetcher=BlockFetcher(self._answers, clock, gate),
+            fetcher=BlockFetcher(self._answers, clock, gate, urls=options.download_urls),
             inference=inference,
             self_test=self_test,
             mismatches=mismatches,

@@ -99,9 +99,10 @@ class Answers:
         left: int,
         *,
         missing: tuple[messages.Range, ...] = (),
+        urls: bool = False,
     ) -> str:
         """Ask for blocks and return the request's id. Raises TransportError when it cannot be sent."""
-        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left, missing)
+        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left, missing, urls)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id

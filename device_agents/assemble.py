@@ -137,6 +137,7 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         max_bundle_bytes=settings.max_bundle_bytes,
         download_bytes_per_second=settings.download_bytes_per_second,
         download_budget=settings.download_budget,
+        download_urls=settings.download_urls,
         quiet_hours=quiet,
         probation=ProbationLimits(
             max_error_share=settings.probation_max_error_share,

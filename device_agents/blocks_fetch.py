@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from device_agents.answers import Answers, Exchange, check_answer
+from device_agents.ranges import FETCHED, RangeSources
 from device_agents.throttle import Bucket, QuietHours
 from device_agents.waves import HEARD, WaveEar
 from edgekit.blocks import BlockMap, RoundTrip, Window, to_ranges
@@ -20,6 +21,7 @@ from edgekit.protocols import BlockSource, Clock
 MAX_SILENT_ATTEMPTS = 5
 MAX_WRONG = 3
 MAX_BUSY_SECONDS = 15.0
+ELSEWHERE_SECONDS = 5.0
 CLOCK_SECONDS = 0.05  # what a sleep may end too early
 TRANSFER_COUNTERS = (
     "blocks_fetched",
@@ -27,6 +29,8 @@ TRANSFER_COUNTERS = (
     "blocks_reused",
     "blocks_made",
     "deltas_failed",
+    "http_blocks",
+    "http_failures",
     "wave_blocks",
     "wrong_blocks",
     "wrong_wave_blocks",
@@ -78,12 +82,14 @@ class BlockFetcher:
         answers: The topics.
         clock: Monotonic time.
         gate: Rate and hours; open where None.
+        urls: Fetch from URLs that controllers name, too.
 
     Attributes:
         counters: TRANSFER_COUNTERS, which only rise.
     """
 
-    def __init__(self, answers: Answers, clock: Clock, gate: Gate | None = None) -> None:
+    def __init__(self, answers: Answers, clock: Clock, gate: Gate | None = None, *, urls: bool = True) -> None:
+        self._urls = urls
         self._answers = answers
         self._clock = clock
         self.gate = gate or Gate(clock)
@@ -108,12 +114,16 @@ class BlockFetcher:
         with self._answers.exchange() as exchange:
             ear = WaveEar(self._answers, exchange, digest, hashes, self.counters, willing=self.gate.open)
             transfer = _Transfer(self._answers, exchange, ear, self._clock, self.gate, digest, wanted, self._round_trip)
+            if hashes and self._urls:
+                transfer.sources = RangeSources(exchange, hashes, transfer.take, transfer.give_back, self.counters)
             try:
                 async for index, data in transfer.run():
                     yield index, data
             finally:
                 self._round_trip = transfer.round_trip
                 await ear.leave()
+                if transfer.sources is not None:
+                    await transfer.sources.stop()
 
     async def blob(self, digest: str, size: int, what: str) -> bytes:
         """A whole blob of known size, verified; for small ones such as a manifest.
@@ -169,24 +179,49 @@ class _Transfer:
         self._silent = 0
         self._busy = 0
         self.round_trip = round_trip
+        self.sources: RangeSources | None = None
+        self._no_urls = False
+
+    async def take(self, most: int) -> list[int]:
+        """Neighbouring blocks for another source, at the pace that the gate allows; none when nothing waits."""
+        self._sort_out()
+        if not self._waiting:
+            return []
+        allowed = await self._gate.pass_blocks(min(most, len(self._waiting)), wait=True)
+        run: list[int] = []
+        while self._waiting and len(run) < allowed and (not run or self._waiting[0] == run[-1] + 1):
+            run.append(self._waiting.popleft())
+        return run
+
+    def give_back(self, indexes: list[int]) -> None:
+        """What another source took and did not bring."""
+        self._waiting.extendleft(sorted(set(indexes) & self._missing, reverse=True))
 
     async def run(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while self._missing:
-            if not self._ear.listening:
+            if not self._ear.listening and not self._elsewhere:
                 await self._ask()
             try:
                 answer = await self._exchange.next(self._patience())
             except asyncio.TimeoutError:
                 await self._nothing_came()
                 continue
-            if answer.id == HEARD:
+            if answer.id == FETCHED:
+                if answer.data and self.sources is not None:
+                    self.sources.taken()
+                    if answer.index in self._missing:
+                        self._drop(answer.index)
+                        yield answer.index, answer.data
+            elif answer.id == HEARD:
                 if await self._ear.take(answer, self._missing):
                     self._drop(answer.index)
                     yield answer.index, answer.data
+            elif answer.urls:
+                self._fetch_from(answer.urls)
             elif answer.error == "busy" and answer.wave:
                 await self._listen()
             elif answer.error == "busy":
-                if not self._ear.listening:
+                if not self._ear.listening and not self._elsewhere:
                     await self._back_off(answer.retry_seconds)
             else:
                 check_answer(answer, f"blob {self._digest}")
@@ -194,14 +229,32 @@ class _Transfer:
                     self._arrived(answer)
                     yield answer.index, answer.data
 
+    @property
+    def _elsewhere(self) -> bool:
+        """Blocks are fetched from URLs, and nothing is asked for."""
+        return self.sources is not None and self.sources.working
+
+    def _fetch_from(self, urls: tuple[str, ...]) -> None:
+        self._no_urls = True  # once; what they do not bring is asked for
+        self._silent = self._busy = 0
+        if self.sources is not None and not self._ear.listening:
+            self._give_up_all()
+            self.sources.start(urls)
+
     def _patience(self) -> float:
+        if self._elsewhere:
+            return ELSEWHERE_SECONDS  # they end by themselves, and say so
         if self._ear.listening:
             self._gate.check_hours()
             return self._ear.patience_seconds
+        if not self._asked:
+            return ELSEWHERE_SECONDS  # the last ones came from elsewhere, and are in the exchange
         oldest = min(self._asked.values())
         return max(0.001, oldest + self.round_trip.timeout_seconds - self._clock.monotonic())
 
     async def _nothing_came(self) -> None:
+        if self._elsewhere:
+            return
         if self._ear.listening:
             await self._ear.leave()
         else:
@@ -209,7 +262,7 @@ class _Transfer:
 
     async def _listen(self) -> None:
         """A wave is under way: nothing is asked for until it is over."""
-        if self._ear.listening:
+        if self._ear.listening or self._elsewhere:
             return
         self._give_up_all()
         self._silent = self._busy = 0
@@ -217,9 +270,7 @@ class _Transfer:
             await self._back_off(0.0)
 
     async def _ask(self) -> None:
-        if self._stale:
-            self._waiting = deque(index for index in self._waiting if index in self._missing)
-            self._stale = False
+        self._sort_out()
         credit = self._window.credit(len(self._asked))
         if not credit or not self._waiting:
             return
@@ -231,8 +282,20 @@ class _Transfer:
         ranges = to_ranges(indexes)
         missing = self._ear.offer(self._missing)
         await self._answers.ask_blocks(
-            self._exchange, self._digest, ranges, len(indexes), len(self._waiting), missing=missing
+            self._exchange,
+            self._digest,
+            ranges,
+            len(indexes),
+            len(self._waiting),
+            missing=missing,
+            urls=self.sources is not None and not self._no_urls,
         )
+
+    def _sort_out(self) -> None:
+        """Nothing waits that has come."""
+        if self._stale:
+            self._waiting = deque(index for index in self._waiting if index in self._missing)
+            self._stale = False
 
     def _arrived(self, answer: Answer) -> None:
         self._missing.discard(answer.index)

@@ -28,7 +28,8 @@ class BlocksRequest(msgspec.Struct, frozen=True):
     """``request/blocks/<id>``: send me these blocks of a blob, at most `credit` of them.
 
     `left` is how many of the blob's blocks will still be missing then, so that 0 ends a transfer; -1 where unknown.
-    `missing` are all of them, from a device that would listen to a wave; empty from one that would not.
+    `missing` are all of them, from a device that would listen to a wave; empty from one that would not. With `urls` it
+    would rather fetch from elsewhere: where the controller knows a place, it says so instead of sending blocks.
     """
 
     id: str
@@ -37,6 +38,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
     credit: int
     left: int = -1
     missing: tuple[Range, ...] = ()
+    urls: bool = False
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
@@ -57,6 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
         error: ``""``, ``not-found``, ``busy``, ``unknown-kind`` or ``bad-request``.
         message: For people.
         retry_seconds: With ``busy``: when to ask again; 0 where the controller cannot tell.
+        urls: Where the blob can be had by HTTP range; hints that nobody signed. No block comes with them.
         wave: With ``busy``: the blob's blocks are about to come on ``wave/<digest>``; ask for the rest afterwards.
     """
 
@@ -68,6 +71,7 @@ class Answer(msgspec.Struct, frozen=True):
     message: str = ""
     retry_seconds: float = 0.0
     wave: bool = False
+    urls: tuple[str, ...] = ()
 
 
 class WaveBlocks(msgspec.Struct, frozen=True):

@@ -39,6 +39,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     assignment_days: Count = 30
     offline_after_seconds: Seconds = 90.0
     broker_budget_bytes: Count = 16 * 1024**2
+    blob_urls: str = ""
     tick_seconds: Seconds = 0.5
     cloud_host: str = "127.0.0.1"
     cloud_port: int = 8700
@@ -76,6 +77,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         probation_max_error_share: Of its live requests in that time; more, and the device rolls back.
         probation_max_latency_ms: Mean of its live answers, queue included; 0 for no limit.
         download_bytes_per_second: Of blocks that are asked for; 0 for no limit.
+        download_urls: Whether blocks are fetched from URLs that the controller names, too.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
         deployment_attempts: So many failed attempts that cost something end a deployment.
         deployment_hours: So does a failure so long after it was first asked for.
@@ -103,6 +105,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     telemetry_seconds: Seconds = 60.0
     max_bundle_bytes: Count = 2 * 1024**3
     download_bytes_per_second: Annotated[int, msgspec.Meta(ge=0)] = 0
+    download_urls: bool = True
     download_budget: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     deployment_attempts: Count = 1000
     deployment_hours: Seconds = 720.0

@@ -55,6 +55,7 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
 
 async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -> None:
     with needs_extra("controller"):
+        from edgekit.blob_urls import blob_urls
         from edgekit.clock import SystemClock
         from edgekit.controller import Controller, ControllerOptions
         from edgekit.mqtt import MqttTransport
@@ -85,6 +86,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 broker_budget_bytes=settings.broker_budget_bytes,
             ),
             freshen=_freshener(settings, repository),
+            blob_urls=blob_urls(settings.blob_urls, store),
         )
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
 from edgekit.controller.requests import BusyError, RequestService, check_id
@@ -21,6 +21,7 @@ from edgekit.registry import blob_name
 
 MAX_CREDIT = WINDOW_BLOCKS
 MAX_RANGES = 1024
+MIN_URL_BLOCKS = 16  # less is sent as quickly as its place is told
 CACHE_BYTES = 32 * 1024**2
 CACHE_SECONDS = 30.0  # short, so that a blob that was mended in the store is soon served as it is now
 
@@ -34,15 +35,24 @@ class BlockService(RequestService):
         clock: For what is idle and what is stale.
         broker_budget_bytes: What may be under way to devices at one time, a window each; others are told when to ask
             again.
+        urls: Where devices can have a blob by HTTP range, by its digest; called in a thread.
     """
 
     def __init__(
-        self, *, fleet: str, transport: Transport, store: Store, clock: Clock, broker_budget_bytes: int
+        self,
+        *,
+        fleet: str,
+        transport: Transport,
+        store: Store,
+        clock: Clock,
+        broker_budget_bytes: int,
+        urls: Callable[[str], Sequence[str]] = lambda digest: (),
     ) -> None:
         super().__init__(fleet=fleet, kind="blocks", transport=transport)
         self._store = store
         self._clock = clock
         self.leases = Leases(places_within(broker_budget_bytes))
+        self._urls = urls
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
         self.waves = WaveService(
             fleet=fleet, transport=transport, clock=clock, read=self._read, broker_budget_bytes=broker_budget_bytes
@@ -65,6 +75,9 @@ class BlockService(RequestService):
         self._check(request)
         size = await self._size(request.digest)
         total = -(-size // BLOCK_BYTES)
+        if request.urls and total >= MIN_URL_BLOCKS and (urls := await asyncio.to_thread(self._urls, request.digest)):
+            yield Answer(id=request.id, total=total, urls=tuple(urls))
+            return
         if self.waves.ask(device, request, total):
             self.leases.release(device, self._clock.monotonic())
             raise BusyError("a wave of this blob is under way", 0.0, wave=True)

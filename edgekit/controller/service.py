@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,6 +53,7 @@ class Controller:
         director: Signs assignments and commands.
         clock: Time.
         options: Its settings.
+        blob_urls: Where devices can have a blob by HTTP range, by its digest; called in a thread.
         freshen: Signs the registry's timestamp anew when it is due; None where its keys are not here.
 
     Attributes:
@@ -71,6 +72,7 @@ class Controller:
         clock: Clock,
         options: ControllerOptions | None = None,
         freshen: Callable[[], object] | None = None,
+        blob_urls: Callable[[str], Sequence[str]] = lambda digest: (),
     ) -> None:
         self._transport = transport
         self._clock = clock
@@ -84,6 +86,7 @@ class Controller:
             store=store,
             clock=clock,
             broker_budget_bytes=options.broker_budget_bytes,
+            urls=blob_urls,
         )
         self.metadata = MetadataService(fleet=fleet, transport=transport, store=store)
         self.devices = DeviceService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)

@@ -83,6 +83,7 @@ def test_messages_are_maps_on_the_wire() -> None:
         "credit": 4,
         "left": -1,
         "missing": [],
+        "urls": False,
     }
 
 
