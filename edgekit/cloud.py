@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from edgekit.golden import self_test
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
+from edgekit.serving.deadlines import deadline_ms
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.processing import parse_postprocess, prepare
 from edgekit.serving.sessions import Load, Session
@@ -90,8 +92,10 @@ class CloudModels:
         self._counters[model]["requests"] += 1
         try:
             check_outputs(session, request)
+            left = deadline_ms(request.parameters)
+            deadline = None if left is None else time.monotonic() + left / 1000
             prepared = await prepare(lambda: session, request.inputs, parse_postprocess(request.parameters))
-            outputs = await prepared.finish(await session.run(prepared.inputs))
+            outputs = await prepared.finish(await session.run(prepared.inputs, deadline=deadline))
         except EdgekitError:
             self._counters[model]["errors"] += 1
             raise

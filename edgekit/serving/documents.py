@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 EXTENSIONS = ["binary_tensor_data", "statistics"]
 OUT_OF_MEMORY = "not in memory now; the next request loads it"
-MAX_DEADLINE_MS = 24 * 3600 * 1000.0
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,8 +20,9 @@ from edgekit.errors import DataError, EdgekitError, NotFoundError, SettingsError
 from edgekit.serving import documents, grpc_codec
 from edgekit.serving.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
 from edgekit.serving.app import ModelServer
+from edgekit.serving.deadlines import MAX_DEADLINE_MS, PARAMETER
 from edgekit.serving.grpc_messages import METHODS, SERVICE, message
-from edgekit.serving.sessions import OverloadedError
+from edgekit.serving.sessions import DeadlineError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
@@ -137,8 +138,8 @@ class GrpcService:
     async def _ModelInfer(self, asked: Any, context: Any) -> Any:  # noqa: N802
         request = grpc_codec.infer_request(asked)
         left = context.time_remaining()
-        if left is not None and "edgekit_deadline_ms" not in request.parameters:
-            request.parameters["edgekit_deadline_ms"] = min(max(left * 1000, 1.0), documents.MAX_DEADLINE_MS)
+        if left is not None and PARAMETER not in request.parameters:
+            request.parameters[PARAMETER] = min(max(left * 1000, 1.0), MAX_DEADLINE_MS)
         found = await self._server.answer(asked.model_name, asked.model_version or None, request)
         return grpc_codec.infer_response(found, request, asked)
 
@@ -151,7 +152,8 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
     """GRPC's status of an error, and what goes with it."""
     code = grpc.StatusCode
     if isinstance(error, OverloadedError):  # clients with retries wait so long before the next
-        return code.RESOURCE_EXHAUSTED, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
+        late = code.DEADLINE_EXCEEDED if isinstance(error, DeadlineError) else code.RESOURCE_EXHAUSTED
+        return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
     for kind, found in (
         (_KeyError, code.UNAUTHENTICATED),
         (DataError, code.INVALID_ARGUMENT),
