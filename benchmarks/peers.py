@@ -18,6 +18,7 @@ PEERS = {
     "mlserver": ("mlserver==1.7.1", *ONNXRUNTIME),
     "kserve": ("kserve==0.21.0", *ONNXRUNTIME),
     "litserve": ("litserve==0.2.19", *ONNXRUNTIME),
+    "bsdiff4": ("bsdiff4==1.3.2",),
     "bentoml": ("bentoml==1.4.39", *ONNXRUNTIME),
 }
 INSTALL_SECONDS = 900

@@ -110,6 +110,7 @@ class DeltaFiller:
         offsets = delta.offsets()
         for index in segments:
             self.made += await in_thread(self._make, file, delta, index, base, payload_name, offsets[index])
+        log.info("%s: %d blocks made with %d of a delta", entry.path, self.made, len(wanted))
 
     def _find_base(self, offers: Sequence[Offer]) -> tuple[Offer, str, int] | None:
         """The first offer whose base is in some slot, byte for byte; with the base's name and size."""

@@ -1,0 +1,149 @@
+"""What an update costs on the wire and in memory: blocks by request and in waves, deltas, and a device's own memory.
+
+Real mosquitto, the controller's block service as one process, and N devices' fetchers as another, on this machine. CPU
+is that of server and broker, for each GB (10^9 bytes) that reached devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import update_agent, update_deltas, update_nginx
+from benchmarks.results import Figure, publish
+from edgekit.broker import start_broker
+from edgekit.manifest import BLOCK_BYTES, FileEntry, file_entry
+from edgekit.registry import blob_name
+from edgekit.stores import open_store
+
+BLOB_BYTES = 20 * 1000 * 1000
+LARGE_BYTES = 200 * 1000 * 1000
+DEVICES = (1, 10, 100, 300)
+BUDGET_BYTES = 16 * 1024**2
+LOSS = 0.05
+GB = 1e9
+MIB = 1024**2
+
+
+def main() -> None:
+    """Measure and publish ``update.json``."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-bench-update-") as name:
+        folder = Path(name)
+        figures = asyncio.run(_transfers(folder))
+        figures += update_nginx.figures(folder, DEVICES, BLOB_BYTES)
+        figures += update_deltas.figures(folder)
+        figures += update_agent.figures(folder)
+    publish("update", figures)
+
+
+async def _transfers(folder: Path) -> list[Figure]:
+    blob, large = (_put(folder, size) for size in (BLOB_BYTES, LARGE_BYTES))
+    figures: list[Figure] = []
+    memory: dict[str, float] = {}
+    for mode in ("requests", "waves"):
+        for devices in DEVICES if mode == "requests" else DEVICES[1:]:
+            figures += await _measure(folder, blob, devices, mode, memory)
+    figures += await _measure(folder, large, 1, "requests", memory)
+    few, many = memory["requests, 1 x 20 MB"], memory["requests, 300 x 20 MB"]
+    figures.append(Figure("server memory, 300 devices over 1", many / few, "ratio", 1.25, note="peaks, by request"))
+    more = memory["requests, 1 x 200 MB"]
+    figures.append(Figure("server memory, 200 MB over 20 MB", more / few, "ratio", 1.25, note="peaks, by request"))
+    for devices, mode in ((3, "requests"), (30, "waves")):
+        found = await _run(folder, blob, devices, mode, loss=LOSS)
+        extra = 100 * (found["arrived"] / (devices * blob.size) - 1)
+        note = f"{devices} devices, {LOSS:.0%} of all messages lost; bytes that came or were lost, over the blob's"
+        figures.append(Figure(f"bytes more under loss, {mode}", extra, "%", 10.0, note=note))
+    return figures
+
+
+def _put(folder: Path, size: int) -> FileEntry:
+    """A blob of random bytes in the store, and its description for the clients."""
+    data = os.urandom(size)
+    entry = file_entry("blob", "model", data)
+    open_store(f"file://{folder / 'store'}").put(blob_name(entry.sha256), data)
+    (folder / f"{entry.sha256}.json").write_bytes(msgspec.json.encode(entry))
+    return entry
+
+
+async def _measure(
+    folder: Path, blob: FileEntry, devices: int, mode: str, memory: dict[str, float]
+) -> Iterator[Figure]:
+    found = await _run(folder, blob, devices, mode)
+    moved = devices * blob.size / GB
+    label = f"{mode}, {devices} x {blob.size // 1_000_000} MB"
+    memory[label] = found["server_mib"]
+    cpu = (found["server_cpu"] + found["broker_cpu"]) / moved
+    note = (
+        f"server {found['server_cpu']:.2f} s, broker {found['broker_cpu']:.2f} s; peaks: server "
+        f"{found['server_mib']:.0f} MiB, broker {found['broker_mib']:.0f} MiB; {found['wall']:.1f} s"
+    )
+    if mode == "waves":
+        note += f"; {100 * found['wave_blocks'] * BLOCK_BYTES / (devices * blob.size):.0f} % from the wave"
+    reach = 4.5 if mode == "requests" else 1.0
+    figures = [Figure(label, cpu, "CPU s/GB", reach if devices >= 100 else None, note=note)]
+    if devices == 1:
+        figures.append(
+            Figure(
+                f"{label}, one device", blob.size / found["wall"] / 1e6, "MB/s", 80.0, at_most=False, note="loopback"
+            )
+        )
+    return figures
+
+
+async def _run(folder: Path, blob: FileEntry, devices: int, mode: str, *, loss: float = 0.0) -> dict[str, Any]:
+    """One transfer to all devices with a broker and a server of their own."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        async with await start_broker("127.0.0.1", 0, Path(own), kind="mosquitto") as broker:
+            pid = broker._process.pid
+            server_args = ("server", broker.url, f"file://{folder / 'store'}", str(BUDGET_BYTES))
+            client_args = ("clients", broker.url, str(folder / f"{blob.sha256}.json"), str(devices), mode, str(loss))
+            with _part(*server_args) as server, _part(*client_args) as clients:
+                _expect(server, "ready")
+                _expect(clients, "connected")
+                before = cpu_seconds(server.pid), cpu_seconds(pid)
+                clients.stdin.write("go\n")
+                clients.stdin.flush()
+                found = json.loads(await asyncio.to_thread(clients.stdout.readline))
+                after = cpu_seconds(server.pid), cpu_seconds(pid)
+                found["server_mib"], found["broker_mib"] = peak_mib(server.pid), peak_mib(pid)
+    found["server_cpu"], found["broker_cpu"] = (end - begin for end, begin in zip(after, before, strict=True))
+    print(f"{mode} {devices}: {found}", file=sys.stderr)
+    return found
+
+
+@contextlib.contextmanager
+def _part(*args: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.update_parts", *args]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def _expect(child: subprocess.Popen[str], word: str) -> None:
+    line = child.stdout.readline().strip()
+    if line != word:
+        raise SystemExit(f"a part of the benchmark said {line!r}, expected {word!r}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process so far, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(pid: int) -> float:
+    """Its largest resident memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

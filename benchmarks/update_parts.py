@@ -1,0 +1,109 @@
+"""The processes of the update benchmark: `python -m benchmarks.update_parts server|clients ...`.
+
+The server is a controller's block service; the clients are N devices' fetchers in one process, which hash every block
+and keep none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from device_agents.answers import Answers
+from device_agents.blocks_fetch import BlockFetcher
+from edgekit.clock import SystemClock
+from edgekit.controller.blocks import BlockService
+from edgekit.manifest import FileEntry
+from edgekit.mqtt import MqttTransport
+from edgekit.protocols import Handler, Message
+from edgekit.stores import open_store
+
+FLEET = "bench"
+CONNECT_AT_ONCE = 50
+
+
+class LossyTransport(MqttTransport):
+    """Loses a share of what arrives at QoS 0, as a broker does with slow readers."""
+
+    loss = 0.0
+    arrived_bytes = 0
+
+    async def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, group: str = "") -> None:
+        """As MqttTransport, for all but a share of the messages."""
+
+        def deliver(message: Message) -> None:
+            self.arrived_bytes += len(message.payload)
+            if random.random() >= self.loss:
+                handler(message)
+
+        await super().subscribe(topic_filter, deliver, qos=qos, group=group)
+
+
+async def serve(url: str, store: str, budget: int) -> None:
+    """Answer block requests until killed."""
+    transport = MqttTransport(url, client_id="controller", username="controller")
+    service = BlockService(
+        fleet=FLEET, transport=transport, store=open_store(store), clock=SystemClock(), broker_budget_bytes=budget
+    )
+    await transport.start()
+    await transport.wait_connected(10)
+    await service.start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def fetch(url: str, entry: FileEntry, devices: int, *, waves: bool, loss: float) -> None:
+    """Connect, say so, wait for a line on stdin, let every device fetch the blob, and print what it took."""
+    LossyTransport.loss = loss
+    transports = [LossyTransport(url, client_id=f"d{number}", username=f"d{number}") for number in range(devices)]
+    fetchers = []
+    for at in range(0, devices, CONNECT_AT_ONCE):
+        for transport in transports[at : at + CONNECT_AT_ONCE]:
+            answers = Answers(transport, fleet=FLEET, device=transport._options.client_id)
+            await answers.start()
+            await transport.start()
+            fetchers.append(BlockFetcher(answers, SystemClock()))
+        await asyncio.gather(*(transport.wait_connected(30) for transport in transports[at : at + CONNECT_AT_ONCE]))
+    print("connected", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    begun = time.monotonic()
+    await asyncio.gather(*(_fetch_one(fetcher, entry, waves=waves) for fetcher in fetchers))
+    wall = time.monotonic() - begun
+    arrived = sum(transport.arrived_bytes for transport in transports)
+    heard = sum(fetcher.counters["wave_blocks"] for fetcher in fetchers)
+    print(json.dumps({"wall": wall, "arrived": arrived, "wave_blocks": heard}), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await asyncio.gather(*(transport.stop() for transport in transports))
+
+
+async def _fetch_one(fetcher: BlockFetcher, entry: FileEntry, *, waves: bool) -> None:
+    missing = set(range(len(entry.blocks)))
+    async for index, data in fetcher.blocks(entry.sha256, sorted(missing), entry.blocks if waves else ()):
+        if waves or hashlib.sha256(data).hexdigest() == entry.blocks[index]:  # a wave's blocks were hashed already
+            missing.discard(index)
+    if missing:
+        raise SystemExit(f"{len(missing)} blocks did not come")
+
+
+def main() -> None:
+    """One of the two processes."""
+    kind, url, *rest = sys.argv[1:]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    if kind == "server":
+        asyncio.run(serve(url, rest[0], int(rest[1])))
+    else:
+        entry = msgspec.json.decode(Path(rest[0]).read_bytes(), type=FileEntry)
+        asyncio.run(fetch(url, entry, int(rest[1]), waves=rest[2] == "waves", loss=float(rest[3])))
+
+
+if __name__ == "__main__":
+    main()
