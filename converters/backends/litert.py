@@ -23,7 +23,14 @@ from converters.backends.accelerators import Accelerator, compile_for, require_f
 from converters.backends.contract import Artifact, LoweredFile, Workbench
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
-from converters.backends.tflite_file import WeightedOp, match_layers, require_types, weighted_ops
+from converters.backends.tflite_file import (
+    activations,
+    match_layers,
+    require_types,
+    splits_of_fixed_scale,
+    unchanged,
+    weighted_ops,
+)
 from converters.backends.tflite_ranges import tensor_histograms
 from converters.graph import Graph
 from converters.ranges import read_range
@@ -36,8 +43,6 @@ from edgekit.tensors import Array, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
 FOUR_BIT_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes; tflite-runtime 2.14 refuses such weights
-SIGNATURE = "serving_default"
-THREADS = 2  # the quantizer's own default is 16
 
 
 class LiteRTBackend:
@@ -94,17 +99,29 @@ class LiteRTBackend:
         _add_rule(quantizer, recipe, ALL, 8)
         if recipe.precision == DYNAMIC:  # XNNPACK has no depthwise convolution of this kind, and would be split at each
             quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
-        ops = weighted_ops(lowered.path.read_bytes())
+        data = lowered.path.read_bytes()
+        for scope in splits_of_fixed_scale(data) if recipe.precision == STATIC else ():
+            quantizer.update_quantization_recipe(_only(scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        ops = weighted_ops(data)
         places = match_layers(graph, ops)
         named = (*recipe.float_layers, *recipe.int4_layers)
         lost = [name for name in named if name not in places]
         if lost:
             raise ConversionError(f"layers {', '.join(lost)} have no operator of their own in the LiteRT model")
+        merged = sorted(set(recipe.int4_layers) - unchanged(graph, ops, places))
+        if merged:
+            raise ConversionError(
+                f"TensorFlow's converter multiplies something into the weights of {', '.join(merged)}, and their "
+                "rounding to 4 bits does not outlast that",
+                advice="Leave these layers out of int4_layers.",
+            )
         for name in recipe.float_layers:
-            quantizer.update_quantization_recipe(_only(ops[places[name]]), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
+            quantizer.update_quantization_recipe(
+                _only(ops[places[name]].scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
         for name in recipe.int4_layers:
-            _add_rule(quantizer, recipe, _only(ops[places[name]]), 4)
-        ranges = self._ranges(graph, lowered, recipe, quantizer) if recipe.precision == STATIC else None
+            _add_rule(quantizer, recipe, _only(ops[places[name]].scope), 4)
+        ranges = self._ranges(graph, lowered, recipe) if recipe.precision == STATIC else None
         data = self._quantized(quantizer, ranges)
         expected = {places[name]: "float32" for name in recipe.float_layers}
         expected.update({places[name]: "int4" for name in recipe.int4_layers})
@@ -116,29 +133,25 @@ class LiteRTBackend:
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         return bytes(result.quantized_model)
 
-    def _ranges(
-        self, graph: Graph, lowered: LoweredFile, recipe: Recipe, quantizer: Any
-    ) -> dict[str, dict[str, Array]]:
-        """Smallest and largest value of each tensor that the quantizer asks for, from the one calibration."""
-        rows = list(self._rows(lowered))
-        with _quantizing():  # one row tells which tensors it wants; its own ranges are moving averages over the rows
-            wanted = quantizer.calibrate({SIGNATURE: rows[:1]}, num_threads=THREADS)
+    def _ranges(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> dict[str, dict[str, Array]]:
+        """Smallest and largest value of every activation from the one calibration, as the quantizer keeps them.
+
+        Its own calibration averages extremes over rows in their order, and fails on recurrent layers.
+        """
+        wanted = activations(lowered.path.read_bytes())
         found = tensor_histograms(
             lowered.path,
-            rows,
+            list(self._rows(lowered)),
             wanted,
             probes=self._bench.probes(graph),
             known=self._bench.calibration_of(recipe, self._bench.fixed).tensors,
         )
-        ranges = {name: read_range(histogram, recipe.ranges) for name, histogram in found.items()}
-        return {
-            name: {
-                "min": np.full_like(entry["min"], ranges[name][0]),
-                "max": np.full_like(entry["max"], ranges[name][1]),
-            }
-            for name, entry in wanted.items()
-            if name in ranges
-        }
+        ranges = {}
+        for name, histogram in found.items():
+            low, high = read_range(histogram, recipe.ranges)
+            shape = (1,) * wanted[name]
+            ranges[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
+        return ranges
 
     def _rows(self, lowered: LoweredFile) -> Iterator[dict[str, Array]]:
         """The calibration split row by row, as the float artifact takes it."""
@@ -196,9 +209,9 @@ def _granularity(recipe: Recipe) -> QuantGranularity:
     return QuantGranularity.CHANNELWISE if recipe.per_channel else QuantGranularity.TENSORWISE
 
 
-def _only(op: WeightedOp) -> str:
+def _only(scope: str) -> str:
     """The rule's pattern for exactly this operator."""
-    return f"^{re.escape(op.scope)}$"
+    return f"^{re.escape(scope)}$"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from edgekit.tensors import Array
 IDENTIFIER = b"TFL3"
 OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+FIXED_SCALES = ("LOGISTIC", "SOFTMAX", "TANH")
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
@@ -59,6 +60,26 @@ def operators_of(data: bytes) -> list[str]:
     return [operator_name(model, operator) for operator in model.subgraphs[0].operators]
 
 
+def activations(data: bytes) -> dict[str, int]:
+    """Rank of each float tensor that is no constant, by name: inputs and what operators make, in order of execution."""
+    graph = parse_tflite(data).subgraphs[0]
+    indices = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
+    tensors = [graph.tensors[index] for index in indices if index >= 0]
+    return {t.name.decode(): len(t.shape) for t in tensors if TYPES[t.type] == "float32"}
+
+
+def splits_of_fixed_scale(data: bytes) -> list[str]:
+    """Scopes of SPLITs of what has a prescribed 8-bit scale, as a sigmoid: the parts are given others, which fails."""
+    model = parse_tflite(data)
+    graph = model.subgraphs[0]
+    makers = {index: operator_name(model, operator) for operator in graph.operators for index in operator.outputs}
+    return [
+        _scope(graph, operator)
+        for operator in graph.operators
+        if operator_name(model, operator) == "SPLIT" and makers.get(operator.inputs[1]) in FIXED_SCALES
+    ]
+
+
 def weighted_ops(data: bytes) -> list[WeightedOp]:
     """The operators that hold weights, in order of execution; weights behind a DEQUANTIZE count as the operator's."""
     model = parse_tflite(data)
@@ -77,9 +98,13 @@ def weighted_ops(data: bytes) -> list[WeightedOp]:
         tensor = graph.tensors[dequantized.get(index, index)]
         content = buffer_content(model.buffers[tensor.buffer], data)
         if content:
-            names = [(graph.tensors[i].name or b"").decode() for i in operator.outputs]
-            found.append(WeightedOp(name, "".join(f"{n};" for n in names if n), TYPES[tensor.type], content))
+            found.append(WeightedOp(name, _scope(graph, operator), TYPES[tensor.type], content))
     return found
+
+
+def _scope(graph: Any, operator: Any) -> str:
+    names = [(graph.tensors[index].name or b"").decode() for index in operator.outputs]
+    return "".join(f"{name};" for name in names if name)
 
 
 def buffer_content(buffer: Any, data: bytes) -> bytes:
@@ -92,17 +117,52 @@ def buffer_content(buffer: Any, data: bytes) -> bytes:
 def match_layers(graph: Graph, ops: list[WeightedOp]) -> dict[str, int]:
     """Which of `ops`, the weighted operators of a float file lowered from `graph`, is which layer, by equal weights.
 
-    Layers with the same weights are told apart by their order. A layer that the lowering changed has no entry.
+    Layers with the same weights are told apart by their order. A layer into which the lowering multiplied what stands
+    before or behind it is found by that: its weights differ by one factor a row or a column. A layer that the lowering
+    changed otherwise has no entry.
     """
     places: dict[bytes, list[int]] = defaultdict(list)
     for index, op in enumerate(ops):
         places[op.content].append(index)
-    found = {}
+    found, changed = {}, {}
     for node in graph.nodes:
         weights = _lowered_weights(graph, node)
-        if weights is not None and places.get(key := weights.tobytes()):
+        if weights is None:
+            continue
+        if places.get(key := weights.tobytes()):
             found[label(node)] = places[key].pop(0)
+        else:
+            changed[label(node)] = weights
+    left = sorted(index for indices in places.values() for index in indices)
+    for name, weights in changed.items():
+        place = next((index for index in left if _is_scaled(weights, ops[index])), None)
+        if place is not None:
+            found[name] = place
+            left.remove(place)
     return found
+
+
+def unchanged(graph: Graph, ops: list[WeightedOp], places: Mapping[str, int]) -> set[str]:
+    """The layers of `places` whose weights are in the file bit by bit."""
+    nodes = {label(node): node for node in graph.nodes}
+    weights = {name: _lowered_weights(graph, nodes[name]) for name in places}
+    return {
+        name for name, value in weights.items() if value is not None and value.tobytes() == ops[places[name]].content
+    }
+
+
+def _is_scaled(weights: Array, op: WeightedOp) -> bool:
+    """True where the operator's weights are `weights` times a factor for each row, or for each column."""
+    if op.dtype != "float32" or len(op.content) != weights.nbytes:
+        return False
+    found = np.frombuffer(op.content, np.float32).astype(np.float64).reshape(weights.shape)
+    for axis in (0, -1):
+        other = np.moveaxis(weights.astype(np.float64), axis, 0).reshape(weights.shape[axis], -1)
+        mine = np.moveaxis(found, axis, 0).reshape(weights.shape[axis], -1)
+        factors = (mine * other).sum(axis=1) / np.maximum((other**2).sum(axis=1), 1e-30)
+        if np.abs(mine - factors[:, None] * other).max() <= 1e-5 * max(float(np.abs(mine).max()), 1e-30):
+            return True
+    return False
 
 
 def _lowered_weights(graph: Graph, node: Any) -> Array | None:
