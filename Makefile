@@ -32,6 +32,9 @@ test-fast: $(STAMP)  ## the tests that need no TensorFlow
 test-soak: $(STAMP)  ## the tests that run long or need an environment of their own
 	$(BIN)/python -m pytest -m soak
 
+fuzz: $(STAMP)  ## parsers of what strangers send, under libFuzzer: make fuzz [ARGS="--seconds 600 manifest"]
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
 lint: $(STAMP)  ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -207,7 +207,7 @@ class Journal:
                 record = msgspec.json.decode(_unsealed(self._disk.read(place)), type=kind)
             except FileNotFoundError:
                 continue
-            except (msgspec.MsgspecError, DataError, DiskError, UnicodeDecodeError) as error:
+            except (msgspec.MsgspecError, DataError, DiskError, UnicodeDecodeError, RecursionError) as error:
                 fault = f"{self._disk.path(place)} cannot be read: {error}"
                 if fault not in self.damage:
                     log.error("the journal's %s", fault)

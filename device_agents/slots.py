@@ -54,7 +54,7 @@ class Slots:
             return Pointer()
         try:
             return msgspec.json.decode(self._disk.read(name), type=Pointer)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"the pointer {self._disk.path(name)} cannot be read: {error}") from error
 
     def point(self, active: str, known_good: str) -> None:

@@ -23,6 +23,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEKIT_"
+MAX_BYTES = 64 * 1024
+MAX_LINE_BYTES = 1000
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -167,7 +169,8 @@ def load_settings(
 
 def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            values = tomllib.loads(_bounded(opened.read(MAX_BYTES + 1), file))
     except FileNotFoundError as error:
         raise SettingsError(f"there is no settings file {file}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -178,6 +181,16 @@ def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(kind.__struct_fields__)}."
             raise SettingsError(f"settings file {file} has an unknown key {key!r}", advice=hint)
     return _relative_to(file.parent, kind, values)
+
+
+def _bounded(data: bytes, file: Path) -> str:
+    """The text, unless it is none that a person wrote: long dotted keys cost the parser gigabytes."""
+    longest = max(map(len, data.splitlines()), default=0)
+    if len(data) > MAX_BYTES or longest > MAX_LINE_BYTES:
+        raise SettingsError(
+            f"settings file {file} is over {MAX_BYTES} bytes, or has a line over {MAX_LINE_BYTES} (longest: {longest})"
+        )
+    return data.decode("utf-8")
 
 
 def _relative_to(folder: Path, kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
