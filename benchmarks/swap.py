@@ -1,6 +1,7 @@
 """What a switch of versions costs clients: latency of requests while bundles are switched, beside that without.
 
-One process, real models: requests are sent at a fixed pace, half of the time while one switch follows another after a short pause.
+One process, real models: requests are sent at a fixed pace, half of the time while switches follow one another after a
+short pause.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def main() -> None:
         figures = []
         for swap in ("load-first", "unload-first"):
             steady, switching = asyncio.run(measure(bundles, swap))
-            note = f"{WIDTH} wide, {LAYERS} layers, one request each {PACE_SECONDS * 1e3:g} ms, {PAUSE_SECONDS:g} s between switches"
+            note = f"{LAYERS} layers of {WIDTH}; a request each {PACE_SECONDS:g} s, switches {PAUSE_SECONDS:g} s apart"
             figures += [
                 Figure(f"p99 steady, {swap}", p99(steady), "ms", note=note),
                 Figure(f"p99 while switching, {swap}", p99(switching), "ms", note=note),

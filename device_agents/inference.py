@@ -360,14 +360,23 @@ class InferenceService:
         return found
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """By model with a bundle, now: `memory_bytes` (0 while put out), `waiting` requests, `loaded` 1 or 0."""
+        """Values of now, by model with a bundle; looks at the memory of workers, for up to a millisecond each.
+
+        `memory_bytes` (0 while put out), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker.
+        """
         found = {}
         for name, model in self._residents.all().items():
             if model.bundle is not None:
                 session = model.session
                 waiting = model.waiting + (session.pending if session else 0)
-                held = model.bytes if session else 0
-                found[name] = {"memory_bytes": held, "waiting": waiting, "loaded": float(session is not None)}
+                held = (session.memory_bytes() or model.bytes) if session else 0
+                restarts = getattr(session.runtime, "restarts", 0) if session else 0
+                found[name] = {
+                    "memory_bytes": held,
+                    "waiting": waiting,
+                    "loaded": float(session is not None),
+                    "restarts": restarts,
+                }
         return found
 
     def _session(self, model: str) -> Session | None:

@@ -235,6 +235,7 @@ class Residents:
         wanted = self._expected(model, manifest)
         while True:
             async with self._planning:
+                await self._look_again()
                 others = self._others(model, beside=beside)
                 try:
                     found = plan(model.name, wanted, others, budget=self._budget, now=self._clock(), urgent=urgent)
@@ -248,6 +249,15 @@ class Residents:
                     model.reserved = wanted
                     return None
             await asyncio.sleep(_POLL_SECONDS)  # somebody else is being loaded
+
+    async def _look_again(self) -> None:
+        """Note what models in processes of their own hold by now: one that leaks grows."""
+        if not self._budget:
+            return
+        for model in self._models.values():
+            told = await asyncio.to_thread(model.session.memory_bytes) if model.session is not None else None
+            if told:
+                model.bytes = told
 
     def _expected(self, model: Model, manifest: Manifest) -> int:
         kept = self._footprints.get(manifest.digest)

@@ -157,6 +157,17 @@ async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(shel
     await made.residents.close()
 
 
+async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
+    """What it holds by now counts when another wants in, not what it held when it was loaded."""
+    made = shelf(a=20, b=20, c=20)
+    await made.add("a")
+    await made.add("b")
+    made.sizes["a"] = 70
+    await made.add("c")
+    assert made.loaded == ["b", "c"]
+    await made.residents.close()
+
+
 async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
     """Requests for both at once: each is loaded once a settling time, and those that wait are answered in the end."""
     made = shelf(a=60, b=60)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -294,6 +295,7 @@ async def test_a_crashing_model_does_not_reach_the_service(manifest, tmp_path) -
         else:
             pytest.fail("it never came back")
         assert service.counters()["small"]["runtime_errors"] == 1
+        assert service.gauges()["small"]["restarts"] == 1
 
 
 async def test_isolation_is_a_setting_of_the_model(manifest, tmp_path) -> None:
@@ -344,3 +346,38 @@ def test_the_systems_kill_is_named_for_what_it_mostly_is(manifest, tmp_path) -> 
     with pytest.raises(WorkerCrashedError, match="died of SIGKILL, as when the machine's memory ends"):
         isolated.run({"x": SURE})
     isolated.close()
+
+
+@pytest.mark.soak
+def test_many_crashes_leave_nothing_behind(manifest, tmp_path, monkeypatch) -> None:
+    """A hundred restarts and loads that fail: as many open files and threads as before, and no dead children.
+
+    Run: pytest -m soak tests/edgekit/serving/test_worker.py
+    """
+    monkeypatch.setattr(worker, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "LONGEST_BACKOFF_SECONDS", 0.01)
+    broken = onnx_bundle(tmp_path / "broken", name="broken")
+    (tmp_path / "broken" / "model.onnx").write_bytes(b"nonsense")
+    isolated = opened(manifest, tmp_path)
+
+    def left() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    def crash() -> None:
+        before = isolated.restarts
+        with pytest.raises(WorkerCrashedError):
+            isolated.run(demand(crashing.SEGFAULT))
+        until(lambda: isolated.restarts > before)
+        with pytest.raises(RuntimeLoadError):
+            WorkerRuntime(broken, tmp_path / "broken")
+
+    crash()
+    before = left()
+    for _ in range(100):
+        crash()
+    until(lambda: left()[1] <= before[1])
+    assert left()[0] <= before[0]
+    isolated.run({"x": SURE})
+    isolated.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
