@@ -17,6 +17,7 @@ from edgekit.errors import ConversionError, DataError
 from edgekit.golden import judge, write_golden
 from edgekit.manifest import (
     MANIFEST_NAME,
+    ROLE_CALIBRATION,
     ROLE_COMPILED,
     ROLE_GOLDEN,
     ROLE_MODEL,
@@ -32,6 +33,7 @@ from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
 GOLDEN_ROWS = 16
+CALIBRATION = "calibration.bin"
 COMPILED = "model.compiled.tflite"
 MARGIN = 1.5
 SMALLEST = 1e-6
@@ -101,10 +103,13 @@ def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:
 
 def bundle_files(artifact: Artifact, golden: bytes, report: bytes, page: bytes) -> dict[str, tuple[str, bytes]]:
     """The bundle's files but the manifest: (role, bytes) by name."""
-    compiled = {COMPILED: (ROLE_COMPILED, artifact.compiled)} if artifact.compiled else {}
+    beside = {
+        COMPILED: (ROLE_COMPILED, artifact.compiled),
+        CALIBRATION: (ROLE_CALIBRATION, artifact.calibration),
+    }
     return {
         artifact.file: (ROLE_MODEL, artifact.data),
-        **compiled,
+        **{path: entry for path, entry in beside.items() if entry[1]},
         "golden.npz": (ROLE_GOLDEN, golden),
         "report.json": (ROLE_REPORT, report),
         "report.html": (ROLE_REPORT, page),

@@ -39,6 +39,10 @@ class Calibration(msgspec.Struct, frozen=True):
         """Smallest and largest value that a grid should hold, by tensor name; `rule` as `read_range`."""
         return {name: read_range(found, rule) for name, found in self.tensors.items()}
 
+    def coarser(self, steps: int) -> Calibration:
+        """The same in bins 2 ** `steps` times as wide: smaller to keep, and still exact in its extremes."""
+        return Calibration(self.rows, {name: found.coarser(steps) for name, found in self.tensors.items()})
+
     def to_bytes(self) -> bytes:
         """For a cache or a bundle: a few hundred bytes a tensor."""
         tensors = {

@@ -47,6 +47,11 @@ class Histogram(msgspec.Struct, frozen=True):
         low, high = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         return Histogram(low, high, exponent, counts, self.zeros + other.zeros)
 
+    def coarser(self, steps: int) -> Histogram:
+        """The same counts in bins 2 ** `steps` times as wide; it still merges exactly with any other."""
+        exponent = self.exponent + steps
+        return Histogram(self.minimum, self.maximum, exponent, self._counts_at(exponent), self.zeros)
+
     @property
     def edges(self) -> Array:
         """Where bins begin, and the last one ends, (BINS + 1,)."""

@@ -34,7 +34,8 @@ def read_range(found: Histogram, rule: str) -> tuple[float, float]:
         low, high = _least_error(found)
     elif rule == "entropy":
         clip = _least_divergence(found)
-        low, high = max(low, -clip), min(high, clip)
+        if -clip <= high and low <= clip:  # values of one sign, all beyond the clip, keep their range
+            low, high = max(low, -clip), min(high, clip)
     return max(low, found.minimum), min(high, found.maximum)
 
 
@@ -68,7 +69,7 @@ def _least_divergence(found: Histogram) -> float:
     if used <= LEVELS:
         return used * width
     best, least = used, np.inf
-    for end in range(LEVELS, used + 1, max(1, (used - LEVELS) // 128)):
+    for end in [*range(LEVELS, used, max(1, (used - LEVELS) // 128)), used]:
         divergence = _divergence(magnitudes, end)
         if divergence < least:
             best, least = end, divergence

@@ -30,6 +30,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 ROLE_MODEL = "model"
+ROLE_CALIBRATION = "calibration"  # what activation ranges were read from: histograms, for later conversions
 ROLE_COMPILED = "compiled"  # the model once more, as an accelerator's own compiler made it
 ROLE_GOLDEN = "golden"
 ROLE_REPORT = "report"

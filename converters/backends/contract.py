@@ -25,6 +25,7 @@ from edgekit.manifest import Binding
 from edgekit.recipe import STATIC, Recipe
 from edgekit.tensors import Array
 
+KEPT_COARSER = 3  # 256 bins: what ranges need, in an eighth of the bytes
 MOST_PREPARED = 8
 PARITY_ROWS = 16
 PROBE_ROWS = 4  # enough to tell tensors apart by their values
@@ -41,6 +42,7 @@ class Artifact(msgspec.Struct, frozen=True):
         runtime_version: The oldest version of the runtime that can run it; empty where any can.
         compiled: The same compiled by an accelerator's own compiler; empty where there is none, or none is installed.
         notes: What a reader of the report should know of it.
+        calibration: What its activation ranges were read from, as `Calibration.to_bytes`; empty where it has none.
     """
 
     file: str
@@ -51,6 +53,7 @@ class Artifact(msgspec.Struct, frozen=True):
     runtime_version: str = ""
     compiled: bytes = b""
     notes: tuple[str, ...] = ()
+    calibration: bytes = b""
 
 
 class LoweredFile(msgspec.Struct, frozen=True):
@@ -120,6 +123,10 @@ class Workbench:
             evened = self.prepared(Recipe(STATIC, equalize=True), graph) if recipe.equalize else graph
             self._calibrations[key] = calibrate(evened, self.samples)
         return self._calibrations[key]
+
+    def kept_calibration(self, recipe: Recipe, graph: Graph) -> bytes:
+        """What an artifact with static ranges keeps of its calibration; see Artifact."""
+        return self.calibration_of(recipe, graph).coarser(KEPT_COARSER).to_bytes()
 
     def probes(self, graph: Graph) -> dict[str, Array]:
         """What each tensor of `graph`, whose batch is 1, takes on the first rows of the calibration split (R, ...)."""

@@ -191,6 +191,7 @@ class LiteRTBackend:
             inputs=_bindings(graph.logical_inputs, "input", lowered.input_permutes, tensors, scales),
             outputs=_bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales),
             runtime_version=FOUR_BIT_RUNTIME if recipe.int4_layers else "",
+            calibration=self._bench.kept_calibration(recipe, self._bench.fixed) if recipe.precision == STATIC else b"",
         )
 
 

@@ -32,8 +32,8 @@ NORMALIZATIONS = ("LayerNormalization", "GroupNormalization", "InstanceNormaliza
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 
 
-def artifact_of(graph: Graph, model: onnx.ModelProto) -> Artifact:
-    """The artifact `model`, whose tensors have the canonical `graph`'s names.
+def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"") -> Artifact:
+    """The artifact `model`, whose tensors have the canonical `graph`'s names, and what its ranges were read from.
 
     Raises:
         RuntimeLoadError: ONNX Runtime cannot load it.
@@ -56,6 +56,7 @@ def artifact_of(graph: Graph, model: onnx.ModelProto) -> Artifact:
         inputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_inputs),
         outputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_outputs),
         runtime_version=RUNTIME_OF_OPSET.get(Graph(model).opset, ""),
+        calibration=calibration,
     )
 
 

@@ -71,7 +71,8 @@ class OnnxCpuBackend:
         else:
             excluded = apart | unfit(graph)
             model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
-        return artifact_of(self._graph, model)
+        kept = self._bench.kept_calibration(recipe, self._graph) if recipe.precision == STATIC else b""
+        return artifact_of(self._graph, model, calibration=kept)
 
 
 def unfit(graph: Graph) -> set[str]:

@@ -60,7 +60,8 @@ class OnnxTensorRTBackend:
                 "TensorRT takes int8 activations with a zero point of 0 and weights with one scale per channel only",
                 advice="Set symmetric = true and per_channel = true in the recipe.",
             )
-        return artifact_of(self._graph, self._int8(graph, recipe))
+        model = self._int8(graph, recipe)
+        return artifact_of(self._graph, model, calibration=self._bench.kept_calibration(recipe, self._graph))
 
     def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
         placement = place(graph, recipe.float_layers)

@@ -54,6 +54,18 @@ def test_bins_hold_their_values(array):
     assert reach == 0 or found.edges[-1] <= max(2 * reach, 2.0**-99)
 
 
+@settings(max_examples=40, deadline=None)
+@given(parts=parts, steps=st.integers(0, 5))
+def test_coarser_counts_still_merge_exactly(parts, steps):
+    """What a bundle keeps can be joined with what was measured later, in any order."""
+    first, *rest = [Histogram.of(part) for part in parts]
+    kept = functools.reduce(Histogram.merged, rest, first.coarser(steps))
+    other = functools.reduce(lambda one, two: two.merged(one), rest, first.coarser(steps))
+    assert same(kept, other)
+    assert int(kept.counts.sum()) == sum(part.size for part in parts)
+    assert (kept.minimum, kept.maximum) == (min(p.min() for p in parts), max(p.max() for p in parts))
+
+
 def test_histogram_of_zeros_merges():
     """A tensor that is always zero has a range of zero and merges with any other."""
     merged = Histogram.of(np.zeros(10)).merged(Histogram.of(np.array([5.0, -3.0])))

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from converters import convert
+from converters.calibration import Calibration
 from edgekit.errors import DataError, ManifestError, NotFoundError, RecipeError, RefusedError, SettingsError
 from edgekit.golden import read_golden, self_test
 from edgekit.manifest import MANIFEST_NAME, parse_manifest
@@ -136,6 +137,28 @@ def test_int8_for_tensorrt_is_symmetric_and_per_channel(tmp_path):
     assert nodes
     assert all(not values[n.input[2]].any() and values[n.input[2]].dtype == np.int8 for n in nodes)
     assert any(values[n.input[1]].shape == (32,) for n in nodes)
+
+
+def test_int8_bundle_keeps_its_calibration(onnx_folder, tmp_path):
+    """A small file with every tensor's histogram, listed in the manifest; a float bundle has none."""
+    for recipe in (Recipe("int8"), Recipe("float32")):
+        convert(
+            onnx_folder / "model.onnx",
+            targets=["raspberry-pi-5"],
+            runtime="onnxruntime",
+            data=onnx_folder / "data.npz",
+            recipe=recipe,
+            accept_unproven=True,
+            output=tmp_path / recipe.id,
+            max_drop=1.0,
+        )
+    folder = tmp_path / "int8" / "model-1.0.0-raspberry-pi-5"
+    data = (folder / "calibration.bin").read_bytes()
+    assert set(Calibration.from_bytes(data).tensors) >= {"image", "scores"}
+    assert len(data) < 4096
+    roles = {entry.path: entry.role for entry in parse_manifest((folder / MANIFEST_NAME).read_bytes()).files}
+    assert roles["calibration.bin"] == "calibration"
+    assert not (tmp_path / "float32" / "model-1.0.0-raspberry-pi-5" / "calibration.bin").exists()
 
 
 def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):
