@@ -174,6 +174,7 @@ class _Transfer:
         self._waiting = deque(dict.fromkeys(wanted))
         self._asked: dict[int, float] = {}  # block -> when it was asked for
         self._missing = set(self._waiting)
+        self._sent: dict[str, float] = {}  # request -> when
         self._stale = False  # some of the waiting ones have come unasked
         self._window = Window()
         self._silent = 0
@@ -281,7 +282,8 @@ class _Transfer:
         self._asked.update(dict.fromkeys(indexes, self._clock.monotonic()))
         ranges = to_ranges(indexes)
         missing = self._ear.offer(self._missing)
-        await self._answers.ask_blocks(
+        begun = self._clock.monotonic()
+        request = await self._answers.ask_blocks(
             self._exchange,
             self._digest,
             ranges,
@@ -290,6 +292,7 @@ class _Transfer:
             missing=missing,
             urls=self.sources is not None and not self._no_urls,
         )
+        self._sent[request] = begun
 
     def _sort_out(self) -> None:
         """Nothing waits that has come."""
@@ -298,13 +301,14 @@ class _Transfer:
             self._stale = False
 
     def _arrived(self, answer: Answer) -> None:
+        if answer.index not in self._asked:  # it came after it was given up, and before it was asked for again
+            self._stale = True
         self._missing.discard(answer.index)
-        asked = self._asked.pop(answer.index, None)
-        if asked is None:  # it came after it was given up, and before it was asked for again
-            self._drop(answer.index)
-        else:
-            self.round_trip = self.round_trip.observed(self._clock.monotonic() - asked)
-            self._overtaken(asked)
+        self._asked.pop(answer.index, None)
+        sent = self._sent.get(answer.id)
+        if sent is not None:  # of the request that this answers, which may not be the last one for this block
+            self.round_trip = self.round_trip.observed(self._clock.monotonic() - sent)
+            self._overtaken(sent)
         self._window = self._window.after_arrival()
         self._silent = self._busy = 0
 

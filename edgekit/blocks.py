@@ -13,7 +13,7 @@ from edgekit.errors import DataError
 from edgekit.manifest import BLOCK_BYTES
 from edgekit.messages import Range
 
-MIN_WINDOW, MAX_WINDOW = 4, 16
+MIN_WINDOW, FIRST_WINDOW, MAX_WINDOW = 1, 4, 16
 
 
 def block_count(size: int) -> int:
@@ -116,7 +116,7 @@ class Window(msgspec.Struct, frozen=True):
         arrived: Blocks since it last grew.
     """
 
-    size: int = MIN_WINDOW
+    size: int = FIRST_WINDOW
     arrived: int = 0
 
     def after_arrival(self) -> Window:

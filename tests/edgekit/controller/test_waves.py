@@ -12,10 +12,12 @@ from device_agents import waves as device_waves
 from device_agents.answers import Answers
 from device_agents.blocks_fetch import BlockFetcher, Gate
 from edgekit import topics
+from edgekit.broker import find_mosquitto, start_broker
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
 from edgekit.manifest import BLOCK_BYTES, file_entry
 from edgekit.messages import Answer, BlocksRequest, WaveBlocks, WaveClaim, decode, encode
+from edgekit.mqtt import MqttTransport
 from edgekit.registry import blob_name
 from tests.simulators.store import MemoryStore
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
@@ -40,6 +42,10 @@ class Site:
         self.fetchers = {}
         self.tasks = []
 
+    def transport(self, name):
+        """A transport for a controller or device."""
+        return MemoryTransport(self.broker, name)
+
     def _tap(self, client, message):
         if client in self.fetchers:
             self.to_devices += len(message.payload)
@@ -47,7 +53,7 @@ class Site:
 
     async def controller(self, budget=16 * 2**20, gather=0.05):
         """Start a controller's block service."""
-        transport = MemoryTransport(self.broker, f"controller-{len(self.services)}")
+        transport = self.transport(f"controller-{len(self.services)}")
         service = BlockService(
             fleet=FLEET, transport=transport, store=self.store, clock=SystemClock(), broker_budget_bytes=budget
         )
@@ -60,7 +66,7 @@ class Site:
 
     async def device(self, name, *, rate=0):
         """Start a device's download; its task ends when it has every block, each one right."""
-        transport = MemoryTransport(self.broker, name)
+        transport = self.transport(name)
         answers = Answers(transport, fleet=FLEET, device=name)
         clock = SystemClock()
         fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate))
@@ -235,6 +241,23 @@ async def test_hostile_waves_do_no_harm(kind):
         downloads = [await made.device(f"d{number}") for number in range(6)]
         await asyncio.wait_for(asyncio.gather(*downloads), 60)
         flooder.cancel()
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+async def test_a_wave_through_a_real_broker(tmp_path):
+    """With the rights that its ACL gives: devices hear the wave, and not what controllers say to each other."""
+    async with site() as made, await start_broker("127.0.0.1", 0, tmp_path, kind="mosquitto") as broker:
+        made.transport = lambda name: MqttTransport(broker.url, client_id=name, username=name.partition("-")[0])
+        service = await made.controller(budget=5 * 2**20)
+        for number in range(8):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == 1
+        heard = [fetcher.counters["wave_blocks"] for fetcher in made.fetchers.values()]
+        assert sum(heard) > 0.8 * 8 * BLOCKS
+        assert all(fetcher.counters["wrong_wave_blocks"] == 0 for fetcher in made.fetchers.values())
+        for transport in made.transports:
+            await transport.stop()
 
 
 async def test_what_waits_to_be_written_is_bounded():
