@@ -82,6 +82,8 @@ class OnnxRuntime:
             )
             self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
             self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}
+            self._names = list(self._outputs)
+            self._has_text = any(s.dtype is DType.BYTES for s in (*self._inputs.values(), *self._outputs.values()))
         except _ERRORS as error:
             raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
         found = self._session.get_providers()
@@ -131,15 +133,16 @@ class OnnxRuntime:
             faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
         if faults:
             raise DataError("; ".join(faults))
-        fed = {name: _to_text(value) if value.dtype == object else value for name, value in inputs.items()}
+        fed = dict(inputs)
+        if self._has_text:
+            fed = {name: _to_text(value) if value.dtype == object else value for name, value in fed.items()}
         try:
-            found = self._session.run(list(self._outputs), fed)
+            found = self._session.run(self._names, fed)
         except _ERRORS as error:
             raise RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}") from error
-        return {
-            name: _to_bytes(value) if value.dtype == object else value
-            for name, value in zip(self._outputs, found, strict=True)
-        }
+        if self._has_text:
+            found = [_to_bytes(value) if value.dtype == object else value for value in found]
+        return dict(zip(self._names, found, strict=True))
 
     def close(self) -> None:
         """Free the model."""

@@ -8,7 +8,7 @@ import hmac
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -178,7 +178,7 @@ class App:
         """The answer, where the head is enough for it; else the work that makes it from the body."""
         try:
             return self._route(head)
-        except Exception as error:  # errors become statuses here and in _finish; what is a bug is logged
+        except Exception as error:  # errors become statuses here and in the work; what is a bug is logged
             return _failure(head, error)
 
     def too_long(self, stated: str) -> Reply:
@@ -247,14 +247,8 @@ class App:
             return _json(documents.server())
         if path == ("v2", "repository", "index"):
             _need(head, "POST")
-            return functools.partial(self._finish, head, self._index)
+            return functools.partial(self._index, head)
         raise _HttpError(404, f"there is nothing at {head.path}")
-
-    async def _finish(self, head: Head, work: Callable[..., Coroutine[Any, Any, Reply]], *given: Any) -> Reply:
-        try:
-            return await work(*given)
-        except Exception as error:
-            return _failure(head, error)
 
     def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
         if path[2:] not in (("live",), ("ready",)):
@@ -270,28 +264,34 @@ class App:
             if head.header(b"content-encoding") not in (None, "identity"):
                 raise _HttpError(415, "compressed requests are not served, send them as they are")
             length = oip.header_length(head.header(_LENGTH))
-            return functools.partial(self._finish, head, self._infer, model, version, length)
+            return functools.partial(self._infer, head, model, version, length)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
         document = documents.model(self._server, model, version)
         return Reply(200) if action == "ready" else _json(document)
 
-    async def _index(self, body: bytes) -> Reply:
-        return _json(documents.index(self._server, oip.wants_ready_only(body)))
+    async def _index(self, head: Head, body: bytes) -> Reply:
+        try:
+            return _json(documents.index(self._server, oip.wants_ready_only(body)))
+        except Exception as error:
+            return _failure(head, error)
 
-    async def _infer(self, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
-        if length == 0:
-            request = oip.parse_raw(body, self._server.describe(model, version).inputs)
-        elif (len(body) if length is None else length) > LONG_JSON:  # seconds of it must not stop everyone else
-            request = await asyncio.to_thread(oip.parse_request, body, length)
-        else:
-            request = oip.parse_request(body, length)
-        found = await self._server.answer(model, version, request)
-        if oip.json_elements(found, request) > LONG_JSON // 8:
-            encoded = await asyncio.to_thread(oip.encode_response, found, request)
-        else:
-            encoded = oip.encode_response(found, request)
+    async def _infer(self, head: Head, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
+        try:
+            if length == 0:
+                request = oip.parse_raw(body, self._server.describe(model, version).inputs)
+            elif (len(body) if length is None else length) > LONG_JSON:  # seconds of it must not stop everyone else
+                request = await asyncio.to_thread(oip.parse_request, body, length)
+            else:
+                request = oip.parse_request(body, length)
+            found = await self._server.answer(model, version, request)
+            if oip.json_elements(found, request) > LONG_JSON // 8:
+                encoded = await asyncio.to_thread(oip.encode_response, found, request)
+            else:
+                encoded = oip.encode_response(found, request)
+        except Exception as error:
+            return _failure(head, error)
         return Reply(200, encoded.body, encoded.headers)
 
     def _check_origin(self, head: Head) -> None:

@@ -178,6 +178,9 @@ class Session:
             DeadlineError: `deadline` passed while the request waited, or would have.
             DataError, RuntimeLoadError: as Runtime.run.
         """
+        size = _size(inputs)
+        if deadline is None and self._pending == 0 and size <= self._inline_bytes:  # most requests of most devices
+            return await self._run_inline(inputs, size)
         left = None if deadline is None else deadline - self._clock()
         admit(
             self.manifest.name,
@@ -186,13 +189,9 @@ class Session:
             left=left,
             expected=self.wait_seconds,
         )
+        if self._pending == 0 and size <= self._inline_bytes:
+            return await self._run_inline(inputs, size)
         asked = time.perf_counter_ns()
-        if self._pending == 0 and _size(inputs) <= self._inline_bytes:
-            found = self._timed(self.runtime, inputs, asked)
-            self._turns += 1
-            if self._turns % _TURNS == 0:
-                await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
-            return found
         shape, rows = batching.shape_of(self.runtime.inputs, inputs) if self.batch_rows > 1 else (None, 1)
         job = Job(inputs=inputs, asked_ns=asked, deadline=deadline, shape=shape, rows=rows)
         timer = None
@@ -204,6 +203,13 @@ class Session:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    async def _run_inline(self, inputs: Mapping[str, Array], size: int) -> dict[str, Array]:
+        found = self._timed(self.runtime, inputs, time.perf_counter_ns(), size)
+        self._turns += 1
+        if self._turns % _TURNS == 0:
+            await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
+        return found
 
     async def call(self, function: Callable[[Runtime], T]) -> T:
         """Call `function(runtime)` on a thread of the session, after what came before it; not bound by the limit."""
@@ -269,7 +275,7 @@ class Session:
             return
         for job in jobs:
             try:
-                found = self._timed(runtime, job.inputs, job.asked_ns)
+                found = self._timed(runtime, job.inputs, job.asked_ns, _size(job.inputs))
             except BaseException as error:  # it is the caller's
                 job.future.set_exception(error)
             else:
@@ -299,7 +305,7 @@ class Session:
             job.future.set_result(answer)
         return True
 
-    def _timed(self, runtime: Runtime, inputs: Mapping[str, Array], asked: int) -> dict[str, Array]:
+    def _timed(self, runtime: Runtime, inputs: Mapping[str, Array], asked: int, size: int) -> dict[str, Array]:
         start = time.perf_counter_ns()
         try:
             found = runtime.run(inputs)
@@ -312,7 +318,7 @@ class Session:
         wall_ms = int(time.time() * 1000)
         with self._lock:
             self._note_mean(spent / 1e9)
-            self._learn(_size(inputs), spent / 1e9)
+            self._learn(size, spent / 1e9)
             self.statistics.succeeded(rows=rows, queue_ns=start - asked, compute_ns=spent, wall_ms=wall_ms)
         return found
 
