@@ -198,7 +198,9 @@ def wanted_outputs(response: InferResponse, request: InferRequest) -> dict[str, 
 
 def json_elements(response: InferResponse, request: InferRequest) -> int:
     """How many elements of the answer go as JSON, as far as it has what was asked for."""
-    wanted = request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
+    if request.binary_outputs and not request.outputs:
+        return 0
+    wanted = request.outputs or dict.fromkeys(response.outputs, False)
     return sum(
         response.outputs[name].size for name, binary in wanted.items() if not binary and name in response.outputs
     )
