@@ -20,7 +20,6 @@ from device_agents.control import presence_will
 from device_agents.deployment import Limits
 from device_agents.facts import boot_id
 from device_agents.footprints import DiskFootprints
-from device_agents.health import run_self_test
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
 from device_agents.probation import ProbationLimits
@@ -34,7 +33,7 @@ from edgekit.protocols import Will
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.footprint import few_arenas
 from edgekit.serving.options import ModelOptions
-from edgekit.settings import AgentSettings
+from edgekit.settings import AgentSettings, tls_files
 from edgekit.topics import check_device_name, check_name
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
@@ -118,7 +117,16 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:
     """The broker connection; the user name is the device's unless the URL names one. Raises SettingsError."""
     username = None if "@" in settings.broker else settings.device
-    return MqttTransport(settings.broker, client_id=client_id, will=will, username=username)
+    tls = tls_files(settings)
+    return MqttTransport(
+        settings.broker,
+        client_id=client_id,
+        will=will,
+        username=username,
+        ca=tls.ca,
+        certificate=tls.certificate,
+        key=tls.key,
+    )
 
 
 def agent_options(settings: AgentSettings) -> AgentOptions:
@@ -172,7 +180,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     will = presence_will(settings.fleet, settings.device, session)
 
     async def self_test(manifest: object, folder: Path) -> object:
-        return await run_self_test(manifest, folder, load=inference.load)  # type: ignore[arg-type]
+        return await inference.try_bundle(manifest, folder)  # type: ignore[arg-type]
 
     made = Agent(
         options,

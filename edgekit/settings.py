@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -37,6 +37,9 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     registry: str = "file://registry"
     keys: Path = Path("keys")
     broker: str = "mqtt://127.0.0.1:1883"
+    broker_ca: Path | None = None
+    broker_certificate: Path | None = None
+    broker_key: Path | None = None
     database: str = "sqlite:///edgekit.db"
     assignment_days: Count = 30
     offline_after_seconds: Seconds = 90.0
@@ -53,6 +56,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """``agent.toml``, as `edgekit device enroll` writes it.
 
     Attributes:
+        broker_ca: PEM of the authority that signed the broker's certificate; the system's where None (mqtts:// only).
+        broker_certificate, broker_key: PEM of this device's own certificate and its private key (mqtts:// only).
         device, fleet, target: Who this is, and its target profile's name.
         state: Folder for journal, slots, blocks and metadata.
         key: The device's private key file.
@@ -95,6 +100,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     fleet: str
     target: str
     broker: str = "mqtt://127.0.0.1:1883"
+    broker_ca: Path | None = None
+    broker_certificate: Path | None = None
+    broker_key: Path | None = None
     state: Path = Path("state")
     key: Path = Path("device.key")
     root: Path = Path("root.json")
@@ -139,6 +147,32 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 S = TypeVar("S", ControlSettings, AgentSettings)
+
+
+class TlsFiles(NamedTuple):
+    """PEM files of a connection to the broker; see `edgekit.mqtt.MqttTransport`."""
+
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+
+
+def tls_files(settings: ControlSettings | AgentSettings) -> TlsFiles:
+    """The TLS files that the settings name.
+
+    Raises:
+        SettingsError: they would not be used, or not do.
+    """
+    files = TlsFiles(settings.broker_ca, settings.broker_certificate, settings.broker_key)
+    named = [f"broker_{name}" for name, path in files._asdict().items() if path is not None]
+    if named and not settings.broker.startswith("mqtts://"):
+        raise SettingsError(
+            f"{', '.join(named)}: set, but the broker's URL does not begin with mqtts://",
+            advice="Without TLS nothing would be checked by them: name the broker as mqtts://HOST:8883.",
+        )
+    if settings.broker_key is not None and settings.broker_certificate is None:
+        raise SettingsError("broker_key is set, but broker_certificate is not", advice="A key goes with a certificate.")
+    return files
 
 
 def load_settings(

@@ -16,7 +16,7 @@ from edgekit.cli.console import control_settings, needs_extra, note
 from edgekit.cli.fleet import read_root
 from edgekit.cli.passphrase import needed_passphrase, passphrase_option
 from edgekit.errors import TransportError
-from edgekit.settings import ControlSettings
+from edgekit.settings import ControlSettings, tls_files
 
 if TYPE_CHECKING:
     from edgekit.mqtt import MqttTransport
@@ -64,8 +64,14 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.stores import open_store
         from edgekit.trust.repository import Repository
     store = open_store(settings.registry)
+    tls = tls_files(settings)
     transport = MqttTransport(
-        settings.broker, client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}", username="controller"
+        settings.broker,
+        client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}",
+        username="controller",
+        ca=tls.ca,
+        certificate=tls.certificate,
+        key=tls.key,
     )
     repository = Repository(store, settings.keys, passphrase)
     director = repository.director()

@@ -153,6 +153,7 @@ class ControlSide:
     def __init__(self, folder: Path, url: str = "") -> None:
         self.folder = folder
         self.url = url
+        self.tls: dict[str, Path] = {}
         self.broker = MemoryBroker()
         self.store = open_store(f"file://{folder / 'registry'}")
         self.repository = Repository(self.store, folder / "keys")
@@ -193,7 +194,7 @@ class ControlSide:
 
     def _transport(self) -> Transport:
         if self.url:
-            return MqttTransport(self.url, client_id="controller", username="controller")
+            return MqttTransport(self.url, client_id="controller", username="controller", **self.tls)
         return MemoryTransport(self.broker, "controller")
 
     async def stop_controller(self) -> None:
