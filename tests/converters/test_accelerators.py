@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters import convert
 from converters.backends import Workbench, backend_for
 from converters.backends.accelerators import accelerators, compile_for, faults
 from converters.backends.litert import LiteRTBackend
+from converters.pipeline import run_plan
+from converters.plan import make_plan
 from converters.samples import Samples
 from edgekit.errors import ConversionError
 from edgekit.manifest import MANIFEST_NAME, parse_manifest
@@ -123,13 +124,16 @@ def test_vela_takes_the_file_whole(bench):
     assert artifact.compiled != artifact.data
 
 
-def test_compiled_file_is_in_the_bundle(onnx_folder, only, tmp_path):
+def test_compiled_file_is_in_the_bundle(onnx_folder, only, tmp_path, child, monkeypatch):
     """Beside the model that this machine measured, listed in the manifest."""
     found = os.environ["PATH"]
     only("vela", 'cp "$5" "$4/model_vela.tflite"; echo "CPU operators = 0 (0.0%)"')
-    os.environ["PATH"] += os.pathsep + found
+    monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + found)
     data = onnx_folder / "data.npz"
-    convert(onnx_folder / "model.onnx", targets=["ethos-u55"], data=data, output=tmp_path, accept_unproven=True)
+    plan = make_plan(
+        onnx_folder / "model.onnx", targets=["ethos-u55"], data=data, output=tmp_path, accept_unproven=True
+    )
+    run_plan(plan, child=child)
     folder = tmp_path / "model-1.0.0-ethos-u55"
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
     roles = {entry.path: entry.role for entry in manifest.files}
