@@ -15,12 +15,13 @@ import click
 import msgspec
 
 from device_agents.deployment import State
+from device_agents.healing import check_slot
 from device_agents.journal import Journal
-from device_agents.slots import Slots
+from device_agents.slots import Pointer, Slots
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
 from edgekit.disk import FolderDisk
-from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.settings import AgentSettings, load_settings
 
 BROKER_SECONDS = 5.0
@@ -123,7 +124,7 @@ def status(config: Path, as_json: bool) -> None:
                 "fleet": settings.fleet,
                 **msgspec.to_builtins(journal.record),
                 "models": {
-                    name: {**msgspec.to_builtins(state), "pointer": Slots(disk, name).pointer()}
+                    name: {**msgspec.to_builtins(state), "pointer": _pointer(disk, name)}
                     for name, state in models.items()
                 },
             }
@@ -133,6 +134,14 @@ def status(config: Path, as_json: bool) -> None:
     note(f"{settings.device} of fleet {settings.fleet}: session {record.session}, assignment {record.assignment}")
     headers = ("MODEL", "VERSION", "SLOT", "DIGEST", "SINCE", "STATE", "LAST DEPLOYMENT")
     print_table(headers, [_row(name, state) for name, state in sorted(models.items())])
+
+
+def _pointer(disk: FolderDisk, model: str) -> Pointer | None:
+    """What is on the disk; None where that is damaged, which the agent mends."""
+    try:
+        return Slots(disk, model).pointer()
+    except DataError:
+        return None
 
 
 def _row(name: str, state: State) -> tuple[str, ...]:
@@ -194,8 +203,19 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         return f"{settings.state}, {folder.free_bytes() // 2**20} MiB free"
 
     def journal() -> str:
-        models = Journal(FolderDisk(settings.state)).models()
+        opened = Journal(FolderDisk(settings.state))
+        models = opened.models()
+        if opened.damage:
+            raise DataError("; ".join(opened.damage), advice="Copies serve; look after the disk.")
         return ", ".join(sorted(models)) or "no models yet"
+
+    def slots() -> str:
+        found, folder = [], FolderDisk(settings.state)
+        for name, state in sorted(Journal(folder).models().items()):
+            if state.active is not None:
+                check_slot(folder, name, state.active)
+                found.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
+        return ", ".join(found) or "nothing is installed"
 
     def runtimes() -> str:
         facts = measure_facts(settings.target)
@@ -207,7 +227,15 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         asyncio.run(broker_answers(settings, BROKER_SECONDS))
         return settings.broker
 
-    return {"key": key, "root": root, "disk": disk, "journal": journal, "runtimes": runtimes, "broker": broker}
+    return {
+        "key": key,
+        "root": root,
+        "disk": disk,
+        "journal": journal,
+        "slots": slots,
+        "runtimes": runtimes,
+        "broker": broker,
+    }
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ class AgentProcess:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kills = 0
+        self.program = ["device_agents"]  # module, and words before "run"
         self._url = ""
         self._process: asyncio.subprocess.Process | None = None
 
@@ -36,7 +37,7 @@ class AgentProcess:
         """Start, and wait for its line; fails with its log where it does not come."""
         with (self.folder / "agent.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "device_agents", "run", "--config", str(self.folder / "agent.toml")),
+                *(sys.executable, "-m", *self.program, "run", "--config", str(self.folder / "agent.toml")),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=_ENV,
@@ -44,6 +45,10 @@ class AgentProcess:
         line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
         assert b" ready at " in line, self.log()[-2000:]
         self._url = line.split()[-1].decode()
+
+    async def ended(self) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        return await self._process.wait()
 
     async def kill(self) -> None:
         """SIGKILL: nothing of it runs any more."""

@@ -1,0 +1,44 @@
+"""`edgekit-agent` on a file system whose power goes.
+
+``python -m tests.simulators.crashing_agent AFTER CALL LOSS run --config ...`` ends with SIGKILL before its CALL-th call
+that changes a file; AFTER is then the state folder that the device finds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from device_agents import __main__ as program
+from device_agents import assemble
+from edgekit.disk import FolderDisk
+from tests.simulators.crash import CrashCalls, Loss
+
+
+def main() -> None:
+    """Put the file system under the agent, and run it."""
+    after, call, loss = Path(sys.argv[1]), int(sys.argv[2]), Loss(sys.argv[3])
+    del sys.argv[1:4]
+    disks: dict[Path, FolderDisk] = {}
+
+    def make(root: Path) -> FolderDisk:
+        if root not in disks:
+            root.mkdir(parents=True, exist_ok=True)
+            calls = CrashCalls(root.resolve(), after, loss, seed=call, die=die)
+            calls.cut_at = call
+            disks[root] = FolderDisk(root, calls=calls)
+        return disks[root]
+
+    assemble.FolderDisk = make  # type: ignore[assignment, misc]
+    program.main()
+
+
+def die() -> None:
+    """The power goes."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
