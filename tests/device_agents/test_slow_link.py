@@ -17,14 +17,14 @@ from edgekit.registry import blob_name
 from tests.simulators.store import MemoryStore
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
-BLOB = random.Random(1).randbytes(24 * BLOCK_BYTES)
+BLOB = random.Random(1).randbytes(20 * BLOCK_BYTES)
 ENTRY = file_entry("model", "model", BLOB)
 
 
 class SlowTransport(MemoryTransport):
     """What comes waits in line, so many seconds a block."""
 
-    seconds = 0.12
+    seconds = 0.08
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -48,8 +48,8 @@ class SlowTransport(MemoryTransport):
 @pytest.fixture
 def hasty(monkeypatch):
     """First guesses that are too short for the link, as three seconds are for 20 KB/s."""
-    monkeypatch.setattr(RoundTrip, "FIRST_SECONDS", 0.1)
-    monkeypatch.setattr(RoundTrip, "LEAST_SECONDS", 0.05)
+    monkeypatch.setattr(RoundTrip, "FIRST_SECONDS", 0.07)
+    monkeypatch.setattr(RoundTrip, "LEAST_SECONDS", 0.03)
 
 
 async def test_a_slow_link_is_learned(hasty):
@@ -62,7 +62,7 @@ async def test_a_slow_link_is_learned(hasty):
     await connect(controller, device)
     await service.start()
     await answers.start()
-    missing = set(range(24))
+    missing = set(range(20))
     async for index, data in BlockFetcher(answers, clock).blocks(ENTRY.sha256, sorted(missing)):
         assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
         missing.remove(index)

@@ -144,3 +144,14 @@ async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
     assert 0 < fleet.most_served <= 8
     assert fleet.hints
     assert all(0 < hint <= MAX_RETRY_SECONDS for hint in fleet.hints)
+
+
+def test_who_listens_to_a_wave_leaves_its_place():
+    """The next in turn gets it at once, and who left does not wait either."""
+    leases = Leases(1)
+    assert leases.ask("a", 0.0) == 0.0
+    assert leases.ask("b", 0.0) > 0.0
+    leases.release("b", 0.0)
+    assert leases.waiting == 0
+    leases.release("a", 0.0)
+    assert leases.ask("c", 0.0) == 0.0
