@@ -15,7 +15,7 @@ import msgspec
 
 from device_agents import routing
 from device_agents.fallback import Fallback, FallbackError
-from device_agents.health import check_golden
+from device_agents.health import check_golden, run_self_test
 from device_agents.request import Request, nowhere, parse_parameters
 from device_agents.routing import Decision, Place, Reason
 from edgekit.clock import SystemClock
@@ -31,7 +31,8 @@ from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
 from edgekit.serving.processing import parse_postprocess, prepare
-from edgekit.serving.residents import LoadListener, Residents
+from edgekit.serving.progress import LoadListener, told
+from edgekit.serving.residents import Residents
 from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import Array
@@ -135,8 +136,17 @@ class InferenceService:
         self._counters.setdefault(model, _new_counters())
         await self._residents.activate(model, manifest, folder)
 
+    async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
+        """Judge a bundle that is not active by its golden samples, with a runtime of its own, isolated as it will be.
+
+        Raises:
+            As `device_agents.health.run_self_test`.
+        """
+        async with told(manifest.name, self._residents.listener, self._clock.monotonic):
+            return await run_self_test(manifest, folder, load=self.load)
+
     def listen(self, listener: LoadListener) -> None:
-        """Call ``listener(kind, model, seconds)`` while a load takes long (``model-loading``) and after it."""
+        """Call ``listener(kind, model, seconds)`` while a load takes long (``model-loading``), and after it."""
         self._residents.listener = listener
 
     async def deactivate(self, model: str) -> None:

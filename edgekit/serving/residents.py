@@ -14,17 +14,14 @@ from edgekit.manifest import Manifest
 from edgekit.serving.footprint import Footprints, MemoryFootprints, give_back, held_bytes
 from edgekit.serving.memory import MemoryBudgetError, Resident, estimate_bytes, plan
 from edgekit.serving.options import ModelOptions
+from edgekit.serving.progress import LoadListener, told
 from edgekit.serving.queue import DeadlineError, OverloadedError
 from edgekit.serving.sessions import Load, Session
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
-LoadListener = Callable[[str, str, float], None]
-
 RETRY_LOAD_SECONDS = 10.0
-LONG_LOAD_SECONDS, TELL_SECONDS = 10.0, 30.0
-LOADING, LOADED = "model-loading", "model-loaded"
 _POLL_SECONDS = 0.05
 
 
@@ -301,11 +298,10 @@ class Residents:
     async def _open(self, model: Model, manifest: Manifest, folder: Path) -> Session:
         """Load and warm a bundle, and note what it holds."""
         started = self._clock()
-        telling = asyncio.ensure_future(self._tell_progress(model, started))
         try:
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare, manifest)
-            async with self._measuring:
+            async with told(model.name, self.listener, self._clock), self._measuring:
                 before = await asyncio.to_thread(held_bytes)
                 session = await Session.open(
                     manifest,
@@ -323,7 +319,6 @@ class Residents:
                     await self._close(session)
                     raise
         finally:
-            telling.cancel()
             model.reserved = 0
         if model.last is not None and model.last.digest == session.digest:
             session.statistics = model.last.statistics  # it was only out for a while
@@ -331,8 +326,6 @@ class Residents:
         model.bytes = size
         model.loaded_at = model.used_at = self._clock()
         model.load_seconds = model.loaded_at - started
-        if model.load_seconds >= LONG_LOAD_SECONDS and self.listener is not None:
-            self.listener(LOADED, model.name, model.load_seconds)
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
         return session
 
@@ -344,16 +337,6 @@ class Residents:
             session.batch_rows = model.last.batch_rows
         else:
             await session.calibrate()
-
-    async def _tell_progress(self, model: Model, started: float) -> None:
-        """Say that a load goes on, which for an engine of TensorRT may be minutes without another sign."""
-        await asyncio.sleep(LONG_LOAD_SECONDS)
-        while True:
-            seconds = self._clock() - started
-            log.info("%s is being loaded since %.0f s", model.name, seconds)
-            if self.listener is not None:
-                self.listener(LOADING, model.name, seconds)
-            await asyncio.sleep(TELL_SECONDS)
 
     async def _measure(self, model: Model, session: Session, before: int) -> int:
         """What a session holds; notes it, and puts others out where it is more than was expected."""

@@ -27,7 +27,7 @@ from edgekit.errors import (
 )
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
-from edgekit.serving import documents, oip
+from edgekit.serving import documents, oip, progress
 from edgekit.serving.app import App
 from edgekit.serving.memory import MIB, SETTLE_SECONDS, MemoryBudgetError
 from edgekit.serving.options import ModelOptions
@@ -556,3 +556,33 @@ def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None
     broken = DiskFootprints(disk)
     broken.put("1", 1)
     assert broken.get("1") == 1
+
+
+async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tmp_path, monkeypatch) -> None:
+    """With the service's own loader; the active one answers meanwhile, and a long trial is told."""
+    monkeypatch.setattr(progress, "LONG_SECONDS", 0.02)
+    loaded, told, gate = [], [], threading.Event()
+    gate.set()
+
+    def load(manifest: Manifest, folder: Path) -> Any:
+        assert gate.wait(10)
+        loaded.append(manifest.version)
+        return open_runtime(manifest, folder)
+
+    first, second = (onnx_bundle(tmp_path / v, version=f"{v}.0.0") for v in "12")
+    bad = onnx_bundle(tmp_path / "3", version="3.0.0", golden_gain=0.5)
+    async with InferenceService(load=load) as service:
+        service.listen(lambda kind, model, seconds: told.append((kind, model)))
+        await service.activate("small", first, tmp_path / "1")
+        told.clear()
+        gate.clear()
+        trial = asyncio.ensure_future(service.try_bundle(second, tmp_path / "2"))
+        while not told:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert (await service.infer("small", {"x": SURE})).version == "1.0.0"
+        gate.set()
+        assert (await trial).passed
+        assert told == [(progress.LOADING, "small"), (progress.LOADED, "small")]
+        with pytest.raises(SelfTestError):
+            await service.try_bundle(bad, tmp_path / "3")
+        assert loaded == ["1.0.0", "2.0.0", "3.0.0"]

@@ -13,7 +13,7 @@ import pytest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
-from edgekit.serving import residents
+from edgekit.serving import progress, residents
 from edgekit.serving.footprint import MemoryFootprints
 from edgekit.serving.memory import MIB, SETTLE_SECONDS, MemoryBudgetError
 from edgekit.serving.options import ModelOptions, ModelSettings
@@ -373,8 +373,8 @@ async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
 
 async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
     """After a while, again and again, and when it is done; a short one says nothing."""
-    monkeypatch.setattr(residents, "LONG_LOAD_SECONDS", 0.02)
-    monkeypatch.setattr(residents, "TELL_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "LONG_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "TELL_SECONDS", 0.02)
     made, told = shelf(a=40), []
     made.residents.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
     made.loading["a"].clear()
@@ -384,12 +384,12 @@ async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
         made.now += 5.0
     made.loading["a"].set()
     await adding
-    assert [kind for kind, _, _ in told[:3]] == [residents.LOADING] * 3
-    assert told[-1][:2] == (residents.LOADED, "a")
+    assert [kind for kind, _, _ in told[:3]] == [progress.LOADING] * 3
+    assert told[-1][:2] == (progress.LOADED, "a")
     seconds = [seconds for _, _, seconds in told]
     assert seconds == sorted(seconds)
     told.clear()
-    monkeypatch.setattr(residents, "LONG_LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(progress, "LONG_SECONDS", 10.0)
     await made.add("a", 2)
     assert told == []
     await made.residents.close()
