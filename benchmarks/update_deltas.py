@@ -13,7 +13,7 @@ import zstandard
 
 from benchmarks import peers
 from benchmarks.results import Figure
-from edgekit.delta_make import apply_delta, make_delta
+from edgekit.deltas.making import apply_delta, make_delta
 from tests.simulators.weights import litert_file
 
 HIDDEN = (64, 1024, 2048, 10)  # 2.2 million weights on 8x8 digits

@@ -11,7 +11,7 @@ from device_agents.blocks_file import SPARE_BYTES, BlockFile
 from device_agents.blocks_local import slot_manifests
 from device_agents.slots import verify_file
 from device_agents.threads import in_thread
-from edgekit.deltas import SEGMENT_BLOCKS, Delta, Offer, parse_delta, payload_blocks, segments_of
+from edgekit.deltas.description import SEGMENT_BLOCKS, Delta, Offer, parse_delta, payload_blocks, segments_of
 from edgekit.errors import DataError, DigestMismatchError, DiskError, MissingExtraError, NotFoundError
 from edgekit.manifest import BLOCK_BYTES, FileEntry
 from edgekit.protocols import Disk
@@ -133,7 +133,7 @@ class DeltaFiller:
 
     def _make(self, file: BlockFile, delta: Delta, index: int, base: str, payload_name: str, at: int) -> int:
         try:
-            from edgekit.delta_codec import decode_segment  # its libraries are loaded where a delta is used
+            from edgekit.deltas.codec import decode_segment  # its libraries are loaded where a delta is used
         except ImportError as error:
             raise MissingExtraError(error.name or "zstandard", "delta") from error
         segment, size = delta.segments[index], delta.segment_bytes(index)

@@ -9,7 +9,7 @@ from device_agents.blocks_fetch import MAX_WRONG, fetch_blob
 from device_agents.blocks_file import SPARE_BYTES, BlockFile
 from device_agents.delta import DeltaFiller
 from device_agents.threads import in_thread
-from edgekit.deltas import Offer
+from edgekit.deltas.description import Offer
 from edgekit.errors import DigestMismatchError, DiskError, RefusedError
 from edgekit.manifest import FileEntry, Manifest
 from edgekit.protocols import BlockSource, Disk

@@ -39,7 +39,7 @@ from device_agents.probation import ProbationLimits, enough, live_faults
 from device_agents.seams import Inference, SelfTester, Trust
 from device_agents.slots import Slots, verify_file
 from device_agents.threads import in_thread
-from edgekit.deltas import parse_offers
+from edgekit.deltas.description import parse_offers
 from edgekit.errors import (
     CompatibilityError,
     DiskError,

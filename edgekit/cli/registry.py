@@ -291,7 +291,7 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     """
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
-        from edgekit.registry_verify import verify as verify_registry
+        from edgekit.registry.verification import verify as verify_registry
         from edgekit.stores import open_store
     faults = verify_registry(open_store(settings.registry), read_root(settings), progress=Progress("verify"))
     if as_json:

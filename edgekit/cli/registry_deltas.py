@@ -35,7 +35,7 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
     versions = named or tuple(_running(settings, manifest))
     if not versions:
         return []
-    from edgekit.registry_deltas import find_bases, make_deltas
+    from edgekit.registry.deltas import find_bases, make_deltas
 
     with registry_reader(settings) as reader:
         try:

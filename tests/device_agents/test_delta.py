@@ -9,8 +9,8 @@ import pytest
 from device_agents.delta import OFFERS_NAME, keep_offers, kept_offers
 from device_agents.download import Download
 from device_agents.slots import Slots
-from edgekit.delta_make import make_delta
-from edgekit.deltas import Offer
+from edgekit.deltas.description import Offer
+from edgekit.deltas.making import make_delta
 from edgekit.disk import MemoryDisk
 from edgekit.errors import NotFoundError, RefusedError, TransportError
 from edgekit.manifest import BLOCK_BYTES

@@ -13,13 +13,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import deltas
-from edgekit.delta_codec import _LZMA, _gaps, _positions, decode_segment, decompress
-from edgekit.delta_make import align, apply_delta, make_delta
-from edgekit.deltas import Delta, Offer, Part, Segment, Span, parse_delta, parse_offers
+from edgekit.deltas import description as deltas
+from edgekit.deltas.codec import _LZMA, _gaps, _positions, decode_segment, decompress
+from edgekit.deltas.description import Delta, Offer, Part, Segment, Span, parse_delta, parse_offers
+from edgekit.deltas.making import align, apply_delta, make_delta
+from edgekit.deltas.tensor_ranges import find_tensors
 from edgekit.errors import DataError
 from edgekit.manifest import BLOCK_BYTES
-from edgekit.tensor_ranges import find_tensors
 from tests.simulators.weights import int8_weights, litert_file, onnx_file, retrained
 
 SIZES = (40_000, 120_000, 50_000)

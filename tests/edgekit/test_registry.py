@@ -12,14 +12,14 @@ from tuf.api.metadata import Metadata, Targets
 from edgekit.errors import DigestMismatchError, ManifestError, NotFoundError, StoreError, VerificationError
 from edgekit.manifest import Manifest
 from edgekit.registry import (
-    PART_BYTES,
     RegistryReader,
     blob_name,
     check_bundle,
     metadata_name,
     publish,
 )
-from edgekit.registry_verify import verify
+from edgekit.registry.catalogue import PART_BYTES
+from edgekit.registry.verification import verify
 from edgekit.trust.keys import key_path, load_signer
 from edgekit.trust.repository import Repository
 from tests.simulators.bundles import manifest_of, write_bundle

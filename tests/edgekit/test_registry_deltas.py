@@ -16,8 +16,8 @@ from edgekit.fleet import Device
 from edgekit.manifest import Manifest
 from edgekit.messages import Reported, Running
 from edgekit.registry import RegistryReader, blob_name, check_bundle, publish
-from edgekit.registry_deltas import find_bases, make_deltas
-from edgekit.registry_verify import verify
+from edgekit.registry.deltas import find_bases, make_deltas
+from edgekit.registry.verification import verify
 from edgekit.state import open_fleet_state
 from tests.simulators.bundles import write_bundle
 from tests.simulators.control import TARGET, ControlSide

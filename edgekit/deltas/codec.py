@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from edgekit import deltas
-from edgekit.deltas import Part, Segment
+from edgekit.deltas import description as deltas
+from edgekit.deltas.description import Part, Segment
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 

@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from edgekit.deltas import Delta, Offer
+from edgekit.deltas.description import Delta, Offer
 from edgekit.errors import ManifestError, NotFoundError, StoreError, UnavailableError, VerificationError
 from edgekit.manifest import FileEntry
 from edgekit.protocols import Store
-from edgekit.registry import Progress, RegistryReader, Row, blob_name, hash_blob
+from edgekit.registry.catalogue import Progress, Row, blob_name, hash_blob
+from edgekit.registry.reader import RegistryReader
 
 
 def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total: None) -> list[str]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import zstandard
 
-from edgekit.delta_codec import decode_segment, encode_segment, encode_with
-from edgekit.deltas import (
+from edgekit.deltas.codec import decode_segment, encode_segment, encode_with
+from edgekit.deltas.description import (
     MAX_DICTIONARY_BYTES,
     MAX_SPANS,
     SEGMENT_BYTES,
@@ -18,8 +18,8 @@ from edgekit.deltas import (
     Segment,
     Span,
 )
+from edgekit.deltas.tensor_ranges import TensorRange, find_tensors
 from edgekit.manifest import BLOCK_BYTES, file_entry
-from edgekit.tensor_ranges import TensorRange, find_tensors
 
 WIN_SHARE = 0.8  # of the blocks that would be fetched without it
 _DICTIONARY_FROM = 0.02  # a segment that addition makes this small is not tried with a dictionary
