@@ -15,10 +15,11 @@ from device_agents.answers import Answers
 from device_agents.blocks_fetch import BlockFetcher, Gate
 from device_agents.commands import Commands
 from device_agents.control import ControlLink
-from device_agents.deployment import Damaged, Deployment, Event, Installed, Limits, S, State
+from device_agents.deployment import Deployment, Event, Limits, State
 from device_agents.effects import Effects
 from device_agents.journal import Journal
 from device_agents.probation import ProbationLimits
+from device_agents.recovery import Recovery
 from device_agents.seams import Inference, SelfTester, TrustFactory
 from device_agents.telemetry import Window, flatten
 from device_agents.threads import in_thread
@@ -125,6 +126,7 @@ class Agent:
         )
         self._machine = UpdateMachine(options.limits)
         self._updaters: dict[str, Updater] = {}
+        self._recovery = Recovery(journal, self._effects, inference, self._updaters, self._event)
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -144,12 +146,8 @@ class Agent:
             DiskError: the disk failed.
         """
         for model, state in self._journal.models().items():
-            updater = self._updater(model, state)
-            installed = updater.boot(self._journal.ended)
-            if self._journal.ended == "crash" and updater.state != state:
-                await updater.note_boot()
-            while installed is not None:
-                installed = await self._load(model, installed)
+            self._updater(model, state)
+            await self._recovery.take_up(model, state)
         for damage in self._journal.damage:
             self._event("journal-damaged", "", "DataError", damage)
 
@@ -163,7 +161,7 @@ class Agent:
             self._spawn(work)
         for updater in self._updaters.values():
             self._spawn(updater.run())
-        self._spawn(self._examine_slots())
+        self._spawn(self._recovery.examine_slots())
         try:
             while not self._stopping:
                 await self._wake.wait()
@@ -179,46 +177,6 @@ class Agent:
             await self._link.stop()
             if self._stopping:
                 await in_thread(self._journal.end_session)
-
-    async def _load(self, model: str, installed: Installed) -> Installed | None:
-        """Make a slot answer; what must answer instead where the slot turns out to be damaged."""
-        try:
-            await self._effects.load(model, installed)
-            log.info("%s %s answers from slot %s", model, installed.version, installed.slot)
-        except EdgekitError as error:
-            updater = self._updaters[model]
-            damaged = await self._effects.examine(model, installed, updater.state, answering=False)
-            if damaged is not None:
-                self._tell_damage(model, installed, damaged)
-                return updater.boot_damaged(damaged)
-            # It ran here before, so this is the device's trouble; the cloud tier and other models still answer.
-            log.error("%s %s cannot be loaded: %s", model, installed.version, error)
-            self._event("load-failed", model, type(error).__name__, str(error))
-        return None
-
-    async def _examine_slots(self) -> None:
-        """Once after each start: a slot may be damaged where loading it does not notice."""
-        for model, updater in list(self._updaters.items()):
-            state = updater.state
-            if state.name is not S.IDLE or state.active is None:
-                continue  # an update looks at its files itself
-            damaged = await self._effects.examine(model, state.active, state, answering=await self._is_right(model))
-            if damaged is not None and updater.state.active == state.active and updater.state.name is S.IDLE:
-                self._tell_damage(model, state.active, damaged)
-                updater.damaged(damaged)
-
-    async def _is_right(self, model: str) -> bool:
-        """True when the live model answers its golden samples."""
-        try:
-            await self._inference.self_test(model)
-        except (EdgekitError, asyncio.TimeoutError) as error:
-            log.error("%s does not pass its self-test: %s", model, error)
-            return False
-        return True
-
-    def _tell_damage(self, model: str, installed: Installed, damaged: Damaged) -> None:
-        detail = {"version": installed.version, "digest": installed.digest, "slot": installed.slot}
-        self._event("slot-damaged", model, damaged.error, damaged.message, detail)
 
     def stop(self) -> None:
         """Ask `run` to end."""
