@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from device_agents.deployment import (
@@ -133,10 +135,14 @@ def _spent(state: State, at: float, limits: Limits) -> str:
     """Why the deployment may not be tried again; empty while it may."""
     if state.tried >= limits.max_attempts:
         return f"{state.tried} attempts failed"
-    hours = (at - state.begun) / 3600
-    if state.begun and hours > limits.total_seconds / 3600:
-        return f"it was asked for {hours:.1f} h ago, and has {limits.total_seconds / 3600:g} h"
+    if not seconds_left(state, at, limits):
+        return f"it was asked for {(at - state.begun) / 3600:.1f} h ago, and has {limits.total_seconds / 3600:g} h"
     return ""
+
+
+def seconds_left(state: State, at: float, limits: Limits) -> float:
+    """Of the time that a deployment has, at wall clock `at`; 0.0 when it is over."""
+    return max(0.0, state.begun + limits.total_seconds - at) if state.begun else math.inf
 
 
 def _forget(state: State) -> State:

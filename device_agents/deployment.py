@@ -136,7 +136,7 @@ class Limits(msgspec.Struct, frozen=True):
         retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its cap.
         max_interruptions: So many stops of the device during test or probation refuse the deployment.
         max_attempts: So many failed attempts that cost something end the deployment.
-        total_seconds: So does a failure so long after it was first asked for.
+        total_seconds: So does a failure so long after it was first asked for, and a step that has not ended by then.
         crash_watch_seconds: How long the agent must run without a break after a commit before the commit is final.
         max_crashes: So often may the process not die until then.
     """

@@ -2,11 +2,12 @@
 
 The shell journals the state that `step` returns, runs its effects in order, feeds each outcome back as one event, and
 feeds DeadlinePassed at `wake_at`. Every effect is safe to repeat. `now` is in monotonic seconds and serves deadlines
-only; `at` in events is wall clock and serves reports only.
+only; `at` in events is wall clock and serves reports and the time that a whole deployment has.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +37,8 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
+
+CLOCKS_DIFFER_SECONDS = 1.0  # between monotonic and wall clock, so that a budget is over when its deadline passes
 
 
 class Row(NamedTuple):
@@ -160,7 +163,7 @@ class UpdateMachine:
         after = self._apply(state, event, case, row)
         # PROBATION's second stretch is the probe itself, which has the time of a step.
         if row.effects or row.then is not state.name or isinstance(event, Booted | Failed):
-            after = msgspec.structs.replace(after, deadline=self._deadline(after, row, now))
+            after = msgspec.structs.replace(after, deadline=self._deadline(after, row, now, event.at))
         elif after.name is S.IDLE and after.deadline is None:
             after = msgspec.structs.replace(after, deadline=self._idle_deadline(after, row, now))
         return Step(after, row.effects, after.deadline)
@@ -229,21 +232,26 @@ class UpdateMachine:
         if case == "stable":
             return then.replace(changed, watching=False, crashes=0, deadline=None)
         if row.then in (S.CLEANING, S.ROLLING_BACK) and state.name is not S.ROLLING_BACK:
+            over = state.name in _BEFORE and not then.seconds_left(state, event.at, self._limits)
             message = f"{state.name.value} took longer than {self._limits.step_seconds:g} s"
-            passing = state.name in (S.RESOLVING, S.DOWNLOADING)
+            message = f"{state.name.value} had not ended" if over else message
+            passing = over or state.name in (S.RESOLVING, S.DOWNLOADING)
             late = Failed(error="DeadlinePassed", message=message, passing=passing, costly=True, at=event.at)
             return then.fail(changed, late, self._limits)
         return then.replace(changed, probing=True) if state.name is S.PROBATION else changed
 
-    def _deadline(self, state: State, row: Row, now: float) -> float | None:
-        """When the state that was entered, or its effect, takes too long."""
+    def _deadline(self, state: State, row: Row, now: float, at: float) -> float | None:
+        """When the state that was entered, or its effect, takes too long; before ACTIVATING the budget ends it too."""
         if state.name is S.IDLE:
             return self._idle_deadline(state, row, now)
         if row.effects == (Do.WATCH,):
             return now + self._limits.probation_seconds
         if state.name is S.ROLLING_BACK and not row.effects:
             return now + self._limits.retry_seconds
-        return now + self._limits.step_seconds
+        left = then.seconds_left(state, at, self._limits) if state.name in _BEFORE else math.inf
+        if not left and row.event not in (Booted, DeadlinePassed):
+            left = math.inf  # what came before succeeded: the budget ends what fails or hangs, not what goes well
+        return now + min(self._limits.step_seconds, left + CLOCKS_DIFFER_SECONDS)
 
     def _idle_deadline(self, state: State, row: Row, now: float) -> float | None:
         """When to try again, or when a commit is final."""

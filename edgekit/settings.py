@@ -87,7 +87,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         download_urls: Whether blocks are fetched from URLs that the controller names, too.
         download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
         deployment_attempts: So many failed attempts that cost something end a deployment.
-        deployment_hours: So does a failure so long after it was first asked for.
+        deployment_hours: So does a failure so long after it was first asked for, and a step that hangs until then.
         crash_watch_seconds: A process that dies three times after a commit, before it has run for so long, is taken
             for the new bundle's fault.
         quiet_hours: Local times between which nothing is downloaded, for example 08:00-18:30; empty for none.

@@ -257,3 +257,39 @@ def test_a_deployment_has_its_time():
     attempts, state = give_up(AWAY, Limits(total_seconds=10 * 3600), hours=4.0)
     assert attempts == 3
     assert "12.0 h ago, and has 10 h" in state.outcome.message
+
+
+STEPS = ("RESOLVING", "DOWNLOADING", "VERIFYING", "STAGING", "TESTING")
+HOUR = Limits(step_seconds=86_400.0, total_seconds=3600.0)
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_a_deployment_that_hangs_is_ended_by_its_time(count):
+    """One step of one attempt, which fails never, is given what is left of the hour and not its whole day."""
+    stepper, state = UpdateMachine(HOUR), REST
+    for done, event in enumerate(TO_TESTING[:count]):
+        state = stepper.step(state, msgspec.structs.replace(event, at=1e9 + 60 * done), 60.0 * done).state
+    assert state.deadline == 3601.0
+    state = stepper.step(state, DeadlinePassed(at=1e9 + 3601), 3601.0).state
+    assert (state.ending, state.outcome.result, state.outcome.error) == ("failed", "failed", "BudgetError")
+    assert f"and has 1 h; the last failure was DeadlinePassed: {STEPS[count - 1]}" in state.outcome.message
+
+
+def test_what_a_restart_takes_up_after_its_time_is_ended():
+    """A device that stops again and again in the middle of a transfer never fails, and still has an end."""
+    stepper, state = UpdateMachine(HOUR), REST
+    for event in (Offered(NEW, at=1e9), Resolved(at=1e9)):
+        state = stepper.step(state, event, 0.0).state
+    for half_hours, deadline in ((1, 1801.0), (3, 1.0)):
+        state = stepper.step(state, Booted(at=1e9 + 1800 * half_hours), 0.0).state
+        assert (state.name, state.deadline) == (S.DOWNLOADING, deadline)
+    state = stepper.step(state, DeadlinePassed(at=1e9 + 5401), 1.0).state
+    assert state.outcome.error == "BudgetError"
+
+
+def test_what_goes_well_is_not_ended_by_its_time():
+    """The download came late, and is worth more than an hour that has passed."""
+    stepper, state = UpdateMachine(HOUR), REST
+    for event in (Offered(NEW, at=1e9), Resolved(at=1e9), Downloaded(at=1e9 + 3600.5), Verified(at=1e9 + 3600.5)):
+        state = stepper.step(state, event, 0.0).state
+    assert (state.name, state.deadline) == (S.STAGING, 86_400.0)

@@ -43,6 +43,7 @@ def deployment(release: int, assignment: int = 1) -> Deployment:
 
 
 OLD, NEW, NEWER = deployment(1), deployment(2), deployment(3, 2)
+EARLY, LATE = 1.0, 1e6  # before and after the end of a deployment's time
 INSTALLED_OLD = Installed("a", OLD.digest, OLD.version, OLD.release)
 OUTCOMES = {
     Do.RESOLVE: Resolved,
@@ -74,14 +75,15 @@ class World(NamedTuple):
     slots: tuple[str, str]  # digest that each slot holds in full
     on: bool = True
     harm: int = 0  # how often a slot may still be damaged
+    at: float = 0.0  # wall clock; passes from EARLY to LATE at any moment, where it passes
 
 
-def start(installed: Installed | None, *, harm: int = 0) -> World:
-    """A device at rest, with the old bundle or with none; `harm` slots of it may be damaged."""
+def start(installed: Installed | None, *, harm: int = 0, at: float = 0.0) -> World:
+    """A device at rest, with the old bundle or with none; `harm` slots of it may be damaged; with `at` time passes."""
     kept = OLD if installed else None
     state = State(active=installed, known_good=installed, kept=kept, release=installed.release if installed else 0)
     digest = installed.digest if installed else ""
-    return World(state, None, state, digest, digest, (digest, ""), harm=harm)
+    return World(state, None, state, digest, digest, (digest, ""), harm=harm, at=at)
 
 
 def explore(machine: UpdateMachine, first: World, offers: tuple[Deployment, ...]) -> set[World]:
@@ -96,9 +98,10 @@ def explore(machine: UpdateMachine, first: World, offers: tuple[Deployment, ...]
 
 
 def _next(machine: UpdateMachine, world: World, offers: tuple[Deployment, ...]) -> list[World]:
+    later = [world._replace(at=LATE)] if world.at == EARLY else []
     if not world.on:
-        return _booted(machine, world._replace(state=world.journal, effect=None, on=True))
-    after = [world._replace(on=False)]
+        return later + _booted(machine, world._replace(state=world.journal, effect=None, on=True))
+    after = [world._replace(on=False), *later]
     for offer in offers:
         after += _stepped(machine, world, Offered(offer))
     after += _stepped(machine, world, Cancelled())
@@ -151,7 +154,8 @@ def _damaged(world: World, installed: Installed, *, answering: bool) -> Damaged:
 
 
 def _stepped(machine: UpdateMachine, world: World, event: object) -> list[World]:
-    step = machine.step(world.state, event, 0.0)  # type: ignore[arg-type]
+    event = msgspec.structs.replace(event, at=world.at)  # type: ignore[type-var]
+    step = machine.step(world.state, event, 0.0)
     # Numbers that rise for ever are held, so that the worlds are finitely many.
     state = msgspec.structs.replace(step.state, attempts=min(step.state.attempts, 1), tried=min(step.state.tried, 1))
     assert len(step.effects) <= 1
@@ -179,8 +183,8 @@ def _done(world: World, effect: Do) -> World:
 
 
 def machine(table: dict | None = None) -> UpdateMachine:
-    """A machine with two interruptions allowed."""
-    return UpdateMachine(Limits(max_interruptions=2), table=table)
+    """A machine with two interruptions allowed, and an hour for a deployment."""
+    return UpdateMachine(Limits(max_interruptions=2, total_seconds=3600.0), table=table)
 
 
 def at_rest(worlds: set[World]) -> set[World]:

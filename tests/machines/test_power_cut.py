@@ -2,9 +2,21 @@ import functools
 
 import pytest
 
-from device_agents.deployment import Booted, Do, S
+from device_agents.deployment import Booted, DeadlinePassed, Do, S
 from device_agents.update import _INDEX, Row
-from tests.machines.explorer import INSTALLED_OLD, NEW, NEWER, OLD, at_rest, can_return_to_idle, explore, machine, start
+from tests.machines.explorer import (
+    EARLY,
+    INSTALLED_OLD,
+    LATE,
+    NEW,
+    NEWER,
+    OLD,
+    at_rest,
+    can_return_to_idle,
+    explore,
+    machine,
+    start,
+)
 
 
 @functools.cache
@@ -61,3 +73,17 @@ def test_control_a_wrong_boot_rule_is_caught(state):
         table[(state, Booted, when)] = Row(state, Booted, when, S.CLEANING, (Do.CLEAN,))
     resting = at_rest(explore(machine(table), start(INSTALLED_OLD), (NEW,)))
     assert any(world.active == NEW.digest and world.known_good == OLD.digest for world in resting)
+
+
+def test_a_deployment_whose_time_is_over_has_one_step_left_to_hang_in():
+    """Whenever the time ends: who then misses a deadline before ACTIVATING is done with, and never tried again."""
+    worlds = explore(machine(), start(INSTALLED_OLD, at=EARLY), (NEW,))
+    late = [w for w in worlds if w.on and w.at == LATE and w.state.begun == EARLY]
+    before = [w for w in late if w.state.name in (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.STAGING, S.TESTING)]
+    assert len({w.state.name for w in before}) == 5
+    for world in before:
+        assert world.state.deadline is not None
+        after = machine().step(world.state, DeadlinePassed(at=LATE), 0.0).state
+        assert (after.ending, after.outcome.error) == ("failed", "BudgetError")
+    assert {(w.active, w.known_good) for w in at_rest(worlds)} == {(d.digest, d.digest) for d in (OLD, NEW)}
+    assert can_return_to_idle(worlds, machine())
