@@ -30,7 +30,7 @@ from edgekit.serving.footprint import Footprints
 from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
-from edgekit.serving.processing import parse_postprocess, prepare
+from edgekit.serving.processing import as_sent, parse_postprocess, prepare
 from edgekit.serving.progress import LoadListener, told
 from edgekit.serving.residents import Residents
 from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
@@ -209,14 +209,21 @@ class InferenceService:
         """
         if route not in routing.ROUTES:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing.ROUTES)}")
-        self._check_there(model, version, self._session(model))
+        session = self._session(model)
+        self._check_there(model, version, session)
         counters = self._counters.get(model) or _new_counters()
         request = Request(model, inputs, route, version, self._deadline(deadline_ms), counters, postprocess)
         counters["requests"] += 1
         try:
-            await self._prepare(request)
+            prepared = as_sent(session, inputs, postprocess)
+            if prepared is None:
+                await self._prepare(request)
+            else:
+                request.take(prepared)
             found = await self._route(request)
-            outputs = await request.prepared.finish(found.outputs)
+            outputs = found.outputs
+            if request.prepared.postprocess:
+                outputs = await request.prepared.finish(outputs)
         except EdgekitError:
             counters["errors"] += 1
             raise
@@ -226,8 +233,7 @@ class InferenceService:
 
     async def _prepare(self, request: Request) -> None:
         """Decode what was sent as bytes, for the bundle that is to answer."""
-        request.prepared = await prepare(lambda: self._session(request.model), request.sent, request.postprocess)
-        request.session, request.inputs = request.prepared.session, request.prepared.inputs
+        request.take(await prepare(lambda: self._session(request.model), request.sent, request.postprocess))
 
     async def _acquire(self, request: Request) -> Session:
         """The session that is to run a request now; use it before the next await."""
@@ -255,13 +261,21 @@ class InferenceService:
             outputs = await self._run(request)
         except (OverloadedError, RuntimeLoadError) as error:
             return await self._without_local(request, error)
-        return await self._judge(request, outputs)
+        score, after = self._judge(request, outputs)
+        if after.place is not Place.CLOUD:
+            return request.respond(outputs, after, score)
+        try:
+            return request.respond(await self._ask_cloud(request), after, score)
+        except FallbackError as error:
+            return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
 
     async def _run(self, request: Request) -> dict[str, Array]:
         """Run the local model, and count what probation and telemetry judge it by."""
         start, counters = self._clock.monotonic(), request.counters
         try:
-            session = await self._acquire(request)
+            session = self._residents.present(request.model)
+            if session is None or session is not request.session:
+                session = await self._acquire(request)
             outputs = await session.run(request.inputs, deadline=request.deadline)
         except OverloadedError as error:
             counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
@@ -273,10 +287,11 @@ class InferenceService:
         counters["runs"] += 1
         counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
         request.usable = routing.usable(outputs)
-        counters["unusable"] += not request.usable and routing.usable(request.inputs)
+        if not request.usable:
+            counters["unusable"] += routing.usable(request.inputs)
         return outputs
 
-    async def _judge(self, request: Request, outputs: dict[str, Array]) -> InferResponse:
+    def _judge(self, request: Request, outputs: dict[str, Array]) -> tuple[float | None, Decision]:
         assert request.session is not None  # it answered
         score = routing.score(request.session.manifest.task, outputs)
         after = routing.after_running(
@@ -286,12 +301,7 @@ class InferenceService:
             has_cloud=self._fallback is not None,
             usable=request.usable,
         )
-        if after.place is not Place.CLOUD:
-            return request.respond(outputs, after, score)
-        try:
-            return request.respond(await self._ask_cloud(request), after, score)
-        except FallbackError as error:
-            return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
+        return score, after
 
     async def _without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
         """The local model gave no answer at all: only the cloud tier is left."""
@@ -349,7 +359,7 @@ class InferenceService:
         """Answer a protocol request; its parameters are those of `infer` with ``edgekit_`` before them."""
         route, deadline_ms = parse_parameters(request.parameters)
         session = self._session(model)
-        if session is not None:
+        if session is not None and request.outputs:
             check_outputs(session, request)
         return await self.infer(
             model,

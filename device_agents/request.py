@@ -46,6 +46,11 @@ class Request:
         self.usable = True
         self.prepared: Prepared
 
+    def take(self, prepared: Prepared) -> None:
+        """Note what the bytes of the request were made into, and for which bundle."""
+        self.prepared = prepared
+        self.session, self.inputs = prepared.session, prepared.inputs
+
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
         """The answer, with where it came from and why."""
         parameters: dict[str, Any] = {

@@ -101,6 +101,13 @@ async def open_processing(manifest: Manifest, folder: Path, queue_limit: int) ->
     return SessionProcessing(processor, manifest.name, queue_limit)
 
 
+def as_sent(session: Session | None, inputs: Mapping[str, Array], postprocess: bool | None) -> Prepared | None:
+    """A request that has nothing to be decoded and nothing to be done after it; None where `prepare` has to see."""
+    if postprocess or (session is not None and session.processing is not None):
+        return None
+    return Prepared(session, inputs, False)
+
+
 async def prepare(
     current: Callable[[], Session | None], inputs: Mapping[str, Array], postprocess: bool | None
 ) -> Prepared:

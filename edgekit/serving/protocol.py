@@ -30,6 +30,7 @@ LINGER_SECONDS = 5.0
 HELD_BODIES = 4  # so many of the longest bodies may be in memory at a time, over all connections
 
 _NEVER = math.inf
+_TURNS = 8  # pipelined requests that are answered before other connections get their turn
 _ONE_WRITE = 64 * 1024  # a head and a body up to this are copied into one write
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -289,7 +290,12 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Answer what waits, as long as nothing runs and the client reads."""
+        turns = 0
         while self._waiting and self._task is None and self._writable and not self._ended:
+            turns += 1
+            if turns > _TURNS:
+                self._loop.call_soon(self._advance)
+                return
             asked = self._waiting.popleft()
             reply = asked.decision
             if not isinstance(reply, Reply):

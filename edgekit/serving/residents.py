@@ -142,6 +142,14 @@ class Residents:
 
     # --- asking
 
+    def present(self, name: str) -> Session | None:
+        """The session of a model that is in memory, which is used by this; use it before the next await."""
+        model = self._models.get(name)
+        if model is None or model.session is None:
+            return None
+        model.used_at = self._clock()
+        return model.session
+
     async def acquire(self, name: str, deadline: float | None = None) -> Session:
         """The session of a model, loaded first where it was put out; use it before the next await.
 

@@ -80,6 +80,7 @@ class Session:
         ]
         self.runtime: Runtime
         self._runtimes: tuple[Runtime, ...] = ()
+        self._batch_input: str | None = None  # one whose length is the number of rows
         self.processing: SessionProcessing | None = None
 
     @classmethod
@@ -115,6 +116,7 @@ class Session:
             made._queue.close()  # whatever was loaded all the same is closed by its thread
             raise
         made.runtime, made._runtimes = loaded[0], tuple(loaded)
+        made._batch_input = next((spec.name for spec in loaded[0].inputs if spec.shape[:1] == (None,)), None)
         made._may_inline = not any(isinstance(one, TellsMemory) for one in loaded)
         made.processing = processing
         return made
@@ -179,18 +181,26 @@ class Session:
             DataError, RuntimeLoadError: as Runtime.run.
         """
         size = _size(inputs)
-        if deadline is None and self._pending == 0 and size <= self._inline_bytes:  # most requests of most devices
-            return await self._run_inline(inputs, size)
         left = None if deadline is None else deadline - self._clock()
-        admit(
-            self.manifest.name,
-            waiting=self._pending,
-            limit=self._queue_limit,
-            left=left,
-            expected=self.wait_seconds,
-        )
-        if self._pending == 0 and size <= self._inline_bytes:
-            return await self._run_inline(inputs, size)
+        if self._pending or left is not None:
+            admit(
+                self.manifest.name,
+                waiting=self._pending,
+                limit=self._queue_limit,
+                left=left,
+                expected=self.wait_seconds,
+            )
+        if self._pending or size > self._inline_bytes:
+            return await self._run_queued(inputs, deadline, left)
+        found = self._timed(self.runtime, inputs, time.perf_counter_ns(), size)
+        self._turns += 1
+        if self._turns % _TURNS == 0 and asyncio.current_task() is not None:  # a connection gives way by itself
+            await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
+        return found
+
+    async def _run_queued(
+        self, inputs: Mapping[str, Array], deadline: float | None, left: float | None
+    ) -> dict[str, Array]:
         asked = time.perf_counter_ns()
         shape, rows = batching.shape_of(self.runtime.inputs, inputs) if self.batch_rows > 1 else (None, 1)
         job = Job(inputs=inputs, asked_ns=asked, deadline=deadline, shape=shape, rows=rows)
@@ -203,13 +213,6 @@ class Session:
         finally:
             if timer is not None:
                 timer.cancel()
-
-    async def _run_inline(self, inputs: Mapping[str, Array], size: int) -> dict[str, Array]:
-        found = self._timed(self.runtime, inputs, time.perf_counter_ns(), size)
-        self._turns += 1
-        if self._turns % _TURNS == 0:
-            await asyncio.sleep(0)  # a caller that asks in a loop would keep the event loop from everyone else
-        return found
 
     async def call(self, function: Callable[[Runtime], T]) -> T:
         """Call `function(runtime)` on a thread of the session, after what came before it; not bound by the limit."""
@@ -314,7 +317,7 @@ class Session:
                 self.statistics.failed(time.perf_counter_ns() - asked)
             raise
         spent = time.perf_counter_ns() - start
-        rows = next((len(inputs[spec.name]) for spec in runtime.inputs if spec.shape[:1] == (None,)), 1)
+        rows = 1 if self._batch_input is None else len(inputs[self._batch_input])
         wall_ms = int(time.time() * 1000)
         with self._lock:
             self._note_mean(spent / 1e9)

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -158,6 +159,28 @@ async def test_a_thousand_pipelined_requests_are_answered_in_order(path: Path) -
     missing = b"GET /v2/nothing HTTP/1.1\r\n" + HOST + b"\r\n"
     answer = await send(path, (LIVE + missing + infer()) * 333 + LAST)
     assert statuses(answer) == [200, 404, 200] * 333 + [200]
+
+
+async def test_pipelined_requests_do_not_keep_others_out(tmp_path: Path) -> None:
+    """However fast the answers are, so many are given in one turn of the event loop, and then it is the others'."""
+    loop, path = asyncio.get_running_loop(), tmp_path / "t.sock"
+    turn = 0
+    answered: Counter[int] = Counter()
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        if answered.total() < 101:
+            loop.call_soon(next_turn)
+
+    class Counting(App):
+        def count(self, status: int) -> None:
+            answered[turn] += 1
+
+    async with serve(Counting(Echo(), max_request_bytes=MAX_BYTES), socket=path):
+        next_turn()
+        assert statuses(await send(path, infer() * 100 + LAST)) == [200] * 101
+    assert max(answered.values()) == protocol._TURNS
 
 
 async def test_after_the_last_request_nothing_is_listened_to(path: Path) -> None:
