@@ -55,7 +55,8 @@ def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> 
     try:
         context = ssl.create_default_context(cafile=str(ca) if ca else None)
         if certificate is not None:
-            context.load_cert_chain(str(certificate), str(key) if key else None)
+            # Without a password OpenSSL would ask the terminal for the one of an encrypted key, and wait.
+            context.load_cert_chain(str(certificate), str(key) if key else None, password="")
     except (OSError, ssl.SSLError) as error:
         names = ", ".join(str(path) for path in (ca, certificate, key) if path)
         raise SettingsError(f"TLS files {names} cannot be used: {error}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,16 +14,15 @@ from edgekit.cli.console import (
     control_settings,
     dry_run_option,
     json_option,
-    needs_extra,
     note,
     print_json,
     print_table,
     printable,
     usage,
 )
+from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.cli.fleet import fleet_state, parse_labels, read_root
-from edgekit.errors import DiskError, EdgekitError, SettingsError, UnavailableError
-from edgekit.fleet import Device
+from edgekit.errors import EdgekitError, SettingsError, UnavailableError
 from edgekit.targets import builtin_targets, find_target
 
 if TYPE_CHECKING:
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 COMMAND_KINDS = ("self-test",)
 POLL_SECONDS = 0.2
 FACT_WIDTH = 80
-KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
+_PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
@@ -66,6 +63,17 @@ def device() -> None:
 )
 @click.option("--http", help="host:port of its local endpoint; port 0 takes a free one.")
 @click.option("--broker", metavar="URL", help="Broker as the device reaches it.")
+@click.option(
+    "--broker-ca",
+    type=_PEM,
+    help="PEM of the authority of a mqtts:// broker; copied into the folder [default: broker_ca of edgekit.toml].",
+)
+@click.option(
+    "--certificate",
+    type=_PEM,
+    help="PEM of the device's own certificate, whose common name is ID; copied into the folder.",
+)
+@click.option("--key", type=_PEM, help="PEM of the certificate's private key; copied into the folder.")
 @click.option("--cloud-url", help="Base URL of the cloud tier.")
 @click.option("--cloud-model", help="Model name there, where it is another one.")
 @click.option(
@@ -85,6 +93,9 @@ def enroll(
     public_key: Path | None,
     http: str | None,
     broker: str | None,
+    broker_ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
     cloud_url: str | None,
     cloud_model: str | None,
     cloud_api_key_file: Path | None,
@@ -98,16 +109,27 @@ def enroll(
     Example:
       edgekit device enroll pi-1 --target raspberry-pi-4 -o pi-1
       edgekit-agent run --config pi-1/agent.toml
+      edgekit device enroll pi-2 --target raspberry-pi-4 --broker mqtts://broker.example \
+          --broker-ca ca.pem --certificate pi-2.pem --key pi-2.key
     """
     settings = control_settings(fleet=fleet, broker=broker)
     folder = folder or Path("devices") / name
     with usage():
         name, parsed = _checked_name(name), parse_labels(labels)
+    if broker_ca is None and settings.broker.startswith("mqtts://"):
+        broker_ca = settings.broker_ca
+    named = {"broker_ca": broker_ca, "broker_certificate": certificate, "broker_key": key}
+    tls = {name: path for name, path in named.items() if path is not None}
+    check_tls(settings.broker, tls)
+    copies = {TLS_FILES[name]: path for name, path in tls.items()}
+    if cloud_api_key_file is not None:
+        copies[CLOUD_KEY_FILE] = cloud_api_key_file
     agent = {
         "device": name,
         "fleet": settings.fleet,
         "target": _checked_target(target),
         "broker": settings.broker,
+        **{name: TLS_FILES[name] for name in tls},
         "http": http,
         "cloud_url": cloud_url,
         "cloud_model": cloud_model,
@@ -121,7 +143,7 @@ def enroll(
         note(f"would enroll {name} in fleet {settings.fleet} and write {folder}/{SETTINGS_FILE}")
         return
     with fleet_state(settings) as state:
-        _enroll(state, folder, agent, root, parsed, public_key, cloud_api_key_file)
+        write_folder(state, folder, agent, root=root, labels=parsed, public_key=public_key, copies=copies)
     if as_json:
         print_json({"device": name, "fleet": settings.fleet, "folder": folder, "settings": folder / SETTINGS_FILE})
         return
@@ -235,62 +257,6 @@ def _checked_target(name: str) -> str:
     if not profile.agent:
         raise SettingsError(f"edgekit-agent cannot run on {profile.title}, so it cannot be enrolled")
     return profile.name
-
-
-def _enroll(
-    state: FleetState,
-    folder: Path,
-    agent: dict[str, Any],
-    root: bytes,
-    labels: dict[str, str],
-    public_key: Path | None,
-    cloud_key: Path | None,
-) -> None:
-    """Write the folder, then the row; where the row is refused, what was written goes again."""
-    with needs_extra("controller"):
-        from edgekit.trust.keys import generate_key, load_public, public_path
-    own = folder / KEY_FILE
-    written = [folder / SETTINGS_FILE, folder / ROOT_FILE]
-    if not folder.exists():
-        written.append(folder)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if public_key is not None:
-            load_public(public_key)
-            pem = public_key.read_text()
-        else:
-            generate_key(own)
-            written += [own, public_path(own)]
-            pem = public_path(own).read_text()
-        if cloud_key is not None:
-            written.append(folder / CLOUD_KEY_FILE)
-            shutil.copyfile(cloud_key, folder / CLOUD_KEY_FILE)
-            (folder / CLOUD_KEY_FILE).chmod(0o600)
-        (folder / ROOT_FILE).write_bytes(root)
-        (folder / SETTINGS_FILE).write_text(_toml(agent), encoding="utf-8")
-        state.devices.enroll(
-            Device(name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time())
-        )
-    except OSError as error:
-        _undo(written)
-        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
-    except EdgekitError:
-        _undo(written)
-        raise
-
-
-def _undo(written: list[Path]) -> None:
-    for path in written:
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-    for folder in filter(Path.is_dir, written):
-        folder.rmdir()
-
-
-def _toml(values: dict[str, Any]) -> str:
-    """TOML of flat values; JSON's strings and numbers are TOML's."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(lines) + "\n"
 
 
 def _await_answer(state: FleetState, asked: StoredCommand) -> StoredCommand:

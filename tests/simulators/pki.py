@@ -49,6 +49,12 @@ class Pki:
             )
             (folder / f"{common_name}.key").write_bytes(private)
 
+    def lock(self, name: str, path: Path) -> None:
+        """Write a copy of `name`'s private key that a password protects."""
+        key = serialization.load_pem_private_key((self.folder / f"{name}.key").read_bytes(), None)
+        locked = serialization.BestAvailableEncryption(b"secret")
+        path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+
     def _certificate(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
         now = datetime.datetime.now(datetime.timezone.utc)
         address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])

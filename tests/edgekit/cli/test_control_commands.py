@@ -14,9 +14,10 @@ import pytest
 from edgekit.cli.main import edgekit, run
 from edgekit.messages import Event, Outcome, Reported, Running
 from edgekit.rollout import State
-from edgekit.settings import AgentSettings, load_settings
+from edgekit.settings import AgentSettings, load_settings, tls_files
 from edgekit.state import open_fleet_state
 from tests.simulators.control import write_bundle
+from tests.simulators.pki import Pki
 
 TARGET = "raspberry-pi-4"
 
@@ -101,6 +102,54 @@ def test_enroll_writes_what_the_agent_starts_from(shell, tmp_path):
     assert device.labels == {"site": "north"}
     assert device.public_key == (folder / "device.pub").read_text()
     state.close()
+
+
+def test_enroll_copies_what_tls_needs(shell, tmp_path):
+    """The folder is whole: the agent takes its settings as they are, and the private key is the device's alone."""
+    Pki(tmp_path, ["pi-1", "pi-2"])
+    broker = "--broker mqtts://broker.example"
+    options = f"{broker} --broker-ca ca.pem --certificate pi-1.pem --key pi-1.key"
+    shell(f"edgekit device enroll pi-1 --target {TARGET} -o d {options}")
+    settings = load_settings(AgentSettings, file=tmp_path / "d" / "agent.toml", environ={})
+    tls = tls_files(settings)
+    for copy, name in zip(tls, ("ca.pem", "pi-1.pem", "pi-1.key"), strict=True):
+        assert copy.parent == tmp_path / "d"
+        assert copy.read_bytes() == (tmp_path / name).read_bytes()
+    assert stat.S_IMODE(tls.key.stat().st_mode) == 0o600
+    (tmp_path / "edgekit.toml").write_text('fleet = "f1"\nbroker = "mqtts://b"\nbroker_ca = "ca.pem"\n')
+    shell(f"edgekit device enroll pi-2 --target {TARGET}")
+    settings = load_settings(AgentSettings, file=tmp_path / "devices" / "pi-2" / "agent.toml", environ={})
+    assert tls_files(settings).ca.read_bytes() == (tmp_path / "ca.pem").read_bytes(), "the controller's, by itself"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--broker-ca ca.pem", "does not begin with mqtts://"),
+        ("--broker mqtts://b --broker-ca edgekit.toml", "cannot be used"),
+        ("--broker mqtts://b --certificate pi-1.pem --key pi-2.key", "cannot be used"),
+        ("--broker mqtts://b --certificate pi-1.pem --key locked.key", "cannot be used"),
+        ("--broker mqtts://b --key pi-1.key", "broker_certificate is not"),
+    ],
+    ids=["without-tls", "no-authority", "key-of-another", "key-with-a-password", "key-alone"],
+)
+def test_enroll_refuses_tls_files_that_would_not_do(shell, tmp_path, options, says):
+    """Before the device has them, and nothing is written."""
+    pki = Pki(tmp_path, ["pi-1", "pi-2"])
+    pki.lock("pi-1", tmp_path / "locked.key")
+    _, err = shell(f"edgekit device enroll pi-1 --target {TARGET} -o d {options}", expect=1)
+    assert says in err
+    assert not (tmp_path / "d").exists()
+
+
+def test_enroll_overwrites_nothing(shell, tmp_path):
+    """A file that is there already stays as it was."""
+    Pki(tmp_path, [])
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "broker-ca.pem").write_text("mine")
+    _, err = shell(f"edgekit device enroll pi-1 --target {TARGET} -o d --broker mqtts://b --broker-ca ca.pem", expect=1)
+    assert "already holds broker-ca.pem" in err
+    assert [path.read_text() for path in (tmp_path / "d").iterdir()] == ["mine"]
 
 
 def test_enroll_with_the_devices_own_key_makes_none(shell, tmp_path):

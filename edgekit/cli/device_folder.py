@@ -1,0 +1,121 @@
+"""The folder that a device starts from: its key, the trusted root, copies of what it needs, and agent.toml."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit._mqtt_address import tls_context
+from edgekit.cli.console import needs_extra
+from edgekit.errors import DiskError, EdgekitError, SettingsError
+from edgekit.fleet import Device
+from edgekit.settings import AgentSettings, load_settings, tls_files
+
+if TYPE_CHECKING:
+    from edgekit.state import FleetState
+
+KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
+TLS_FILES = {"broker_ca": "broker-ca.pem", "broker_certificate": "broker.pem", "broker_key": "broker.key"}
+_PUBLIC = (TLS_FILES["broker_ca"], TLS_FILES["broker_certificate"])
+
+
+def check_tls(broker: str, files: Mapping[str, Path]) -> None:
+    """Load the TLS files as the device will.
+
+    Args:
+        broker: URL, as the device reaches it.
+        files: By key of TLS_FILES.
+
+    Raises:
+        SettingsError: there are some for a broker without TLS, one cannot be read, or they do not go together.
+    """
+    flags = {"device": "", "fleet": "", "target": "", "broker": broker, **files}
+    tls = tls_files(load_settings(AgentSettings, file=None, environ={}, flags=flags))
+    if any(tls):
+        tls_context(*tls)
+
+
+def write_folder(
+    state: FleetState,
+    folder: Path,
+    agent: Mapping[str, Any],
+    *,
+    root: bytes,
+    labels: dict[str, str],
+    public_key: Path | None,
+    copies: Mapping[str, Path],
+) -> None:
+    """Write the folder, then the row; where the row is refused, what was written goes again.
+
+    Args:
+        state: Where the device is enrolled.
+        folder: Made where there is none.
+        agent: Settings of agent.toml; those that are None are left out.
+        root: The TUF root.
+        labels: Of the device.
+        public_key: PEM of a key that stays on the device; None makes one.
+        copies: Files to copy, by their name in the folder; private but for certificates.
+
+    Raises:
+        DiskError: a file cannot be read or written.
+        DataError, SettingsError: the key is none, or the device is enrolled already.
+    """
+    with needs_extra("controller"):
+        from edgekit.trust.keys import generate_key, load_public, public_path
+    own = folder / KEY_FILE
+    written = [folder / SETTINGS_FILE, folder / ROOT_FILE, *(folder / name for name in copies)]
+    _check_free(written, own)
+    if not folder.exists():
+        written.append(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if public_key is not None:
+            load_public(public_key)
+            pem = public_key.read_text()
+        else:
+            generate_key(own)
+            written += [own, public_path(own)]
+            pem = public_path(own).read_text()
+        for name, source in copies.items():
+            _copy(source, folder / name)
+        (folder / ROOT_FILE).write_bytes(root)
+        (folder / SETTINGS_FILE).write_text(_toml(agent), encoding="utf-8")
+        state.devices.enroll(
+            Device(name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time())
+        )
+    except OSError as error:
+        _undo(written)
+        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except EdgekitError:
+        _undo(written)
+        raise
+
+
+def _check_free(files: list[Path], key: Path) -> None:
+    taken = [path.name for path in (*files, key) if path.exists()]
+    if taken:
+        raise SettingsError(f"{key.parent} already holds {', '.join(taken)}", advice="Name another folder with -o.")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.name not in _PUBLIC:
+        target.touch(mode=0o600)  # before there is anything to read in it
+    shutil.copyfile(source, target)
+
+
+def _undo(written: list[Path]) -> None:
+    for path in written:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+    for folder in filter(Path.is_dir, written):
+        folder.rmdir()
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """TOML of flat values; JSON's strings and numbers are TOML's."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
