@@ -83,6 +83,7 @@ class OnnxRuntime:
             self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
             self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}
             self._names = list(self._outputs)
+            self._has_scalar = any(not spec.shape for spec in self._inputs.values())
             self._has_text = any(s.dtype is DType.BYTES for s in (*self._inputs.values(), *self._outputs.values()))
         except _ERRORS as error:
             raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
@@ -128,21 +129,26 @@ class OnnxRuntime:
         """Run once; see Runtime.run."""
         if self._session is None:
             raise RuntimeLoadError(f"{self._name} is closed")
-        faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
-        if inputs.keys() != self._inputs.keys():
-            faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
-        if faults:
-            raise DataError("; ".join(faults))
+        if self._has_scalar:
+            self._check(inputs)
         fed = dict(inputs)
         if self._has_text:
             fed = {name: _to_text(value) if value.dtype == object else value for name, value in fed.items()}
         try:
             found = self._session.run(self._names, fed)
         except _ERRORS as error:
+            self._check(inputs)  # ONNX Runtime did too, all but the shape of scalars, and says less
             raise RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}") from error
         if self._has_text:
             found = [_to_bytes(value) if value.dtype == object else value for value in found]
         return dict(zip(self._names, found, strict=True))
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
+        if inputs.keys() != self._inputs.keys():
+            faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
+        if faults:
+            raise DataError("; ".join(faults))
 
     def close(self) -> None:
         """Free the model."""

@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self.deadline = _NEVER
         self._hub = hub
         self._app = hub.app
+        self._max_body = hub.app.max_request_bytes
         self._loop = hub.loop
         self._parser: Any = None
         self._transport: asyncio.Transport
@@ -212,7 +213,7 @@ class Connection(asyncio.Protocol):
         self._requests += 1
         self._parts, self._size = [], 0
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._app.max_request_bytes:
+        if length.isdigit() and int(length) > self._max_body:
             self._decision = self._app.too_long(length.decode())
         else:
             self._decision = self._app.begin(head)
@@ -226,9 +227,9 @@ class Connection(asyncio.Protocol):
         self._size += len(body)
         self._held += len(body)
         self._hub.held_bytes += len(body)
-        if self._size > self._app.max_request_bytes:
+        if self._size > self._max_body:
             self._drop(self._app.too_long(""))
-        elif self._hub.held_bytes > HELD_BODIES * self._app.max_request_bytes:
+        elif self._hub.held_bytes > HELD_BODIES * self._max_body:
             self._drop(_error(503, "the bodies of other requests fill the memory for them", {"Retry-After": "1"}))
         else:
             self._parts.append(body)

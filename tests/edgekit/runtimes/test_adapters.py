@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.golden import self_test
@@ -138,7 +139,7 @@ def test_a_damaged_artifact_is_a_load_error_that_names_the_file(kind: str, damag
 
 
 def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
-    """Both adapters check what they are given before the library sees it."""
+    """Both adapters say what does not fit, whoever found it: they or the library."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model())
     for runtime in (LiteRTRuntime(path), OnnxRuntime(onnx_model())):
@@ -146,6 +147,28 @@ def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
             runtime.run({"x": ROWS[:1].astype(np.int32)})
         with pytest.raises(DataError, match="inputs are y, expected x"):
             runtime.run({"y": ROWS[:1]})
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, None)])
+def test_onnx_takes_no_input_of_another_shape_or_dtype(shape: tuple[int | None, ...]) -> None:
+    """Nor more or fewer inputs than it has; a fitting one runs."""
+    sizes = [size or "n" for size in shape]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", infos[:1], infos[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    runtime = OnnxRuntime(model.SerializeToString())
+    fitting = np.ones([size or 5 for size in shape], np.float32)
+    np.testing.assert_array_equal(runtime.run({"x": fitting})["y"], fitting)
+    for other in ((), (0,), (1,), (2,), (3, 5), (2, 5, 1)):
+        if other != shape:
+            with pytest.raises(DataError, match="x: shape is"):
+                runtime.run({"x": np.ones(other, np.float32)})
+    for dtype in (np.float64, np.int32, np.bool_, object):
+        with pytest.raises(DataError, match="x: dtype is"):
+            runtime.run({"x": fitting.astype(dtype)})
+    for inputs in ({}, {"x": fitting, "z": fitting}):
+        with pytest.raises(DataError, match="inputs are"):
+            runtime.run(inputs)
 
 
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
