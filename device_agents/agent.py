@@ -18,6 +18,7 @@ from device_agents.control import ControlLink
 from device_agents.deployment import Deployment, Event, Limits, State
 from device_agents.effects import Effects
 from device_agents.journal import Journal
+from device_agents.metered import MeteredLink
 from device_agents.probation import ProbationLimits
 from device_agents.recovery import Recovery
 from device_agents.seams import Inference, SelfTester, TrustFactory
@@ -50,6 +51,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     download_budget: float = 3.0
     download_urls: bool = True
     quiet_hours: QuietHours | None = None
+    metered: MeteredLink = MeteredLink()
     limits: Limits = Limits()
     probation: ProbationLimits = ProbationLimits()
 
@@ -90,7 +92,12 @@ class Agent:
         self._inference, self._facts = inference, facts
         self._answers = Answers(transport, fleet=options.fleet, device=options.device)
         self._trust = trust(self._fetch_metadata)
-        gate = Gate(clock, bytes_per_second=options.download_bytes_per_second, quiet=options.quiet_hours)
+        gate = Gate(
+            clock,
+            bytes_per_second=options.download_bytes_per_second,
+            quiet=options.quiet_hours,
+            metered=options.metered,
+        )
         self._effects = Effects(
             disk=disk,
             journal=journal,

@@ -22,6 +22,7 @@ from device_agents.facts import boot_id
 from device_agents.footprints import DiskFootprints
 from device_agents.inference import InferenceService
 from device_agents.journal import Journal
+from device_agents.metered import MeteredLink
 from device_agents.probation import ProbationLimits
 from device_agents.throttle import parse_quiet_hours
 from edgekit.clock import SystemClock
@@ -147,6 +148,7 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         download_budget=settings.download_budget,
         download_urls=settings.download_urls,
         quiet_hours=quiet,
+        metered=MeteredLink(settings.metered, settings.metered_file, settings.metered_deployment_bytes),
         probation=ProbationLimits(
             max_error_share=settings.probation_max_error_share,
             max_latency_ms=settings.probation_max_latency_ms,

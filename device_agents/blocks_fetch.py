@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from device_agents.answers import Answers, Exchange, check_answer
+from device_agents.metered import MeteredLink
 from device_agents.ranges import FETCHED, RangeSources
 from device_agents.throttle import Bucket, QuietHours
 from device_agents.waves import HEARD, WaveEar
@@ -44,19 +45,33 @@ class Gate:
         clock: Monotonic time for the rate, wall time (in the device's time zone) for the hours.
         bytes_per_second: 0 for no limit.
         quiet: Hours in which nothing is asked for; None for none.
+        metered: What may be asked for while the link costs; None where it never does.
     """
 
-    def __init__(self, clock: Clock, *, bytes_per_second: int = 0, quiet: QuietHours | None = None) -> None:
-        self._clock, self._quiet = clock, quiet
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        bytes_per_second: int = 0,
+        quiet: QuietHours | None = None,
+        metered: MeteredLink | None = None,
+    ) -> None:
+        self._clock, self._quiet, self._metered = clock, quiet, metered or MeteredLink()
         self._bucket = Bucket.full(bytes_per_second, clock.monotonic())
 
     @property
     def open(self) -> bool:
-        """True where there is no rate to keep, so that a device may take what it did not ask for."""
-        return not self._bucket.rate
+        """True where there is no rate to keep and no cost, so that a device may take what it did not ask for."""
+        return not self._bucket.rate and not self._metered.is_metered()
 
-    def check_hours(self) -> None:
-        """Raises UnavailableError in quiet hours."""
+    def check_cost(self, fetched: int) -> None:
+        """Raises MeteredError while the link is metered and a deployment has fetched its share over it."""
+        self._metered.check(fetched)
+
+    def check_open(self) -> None:
+        """Raises UnavailableError in quiet hours, and where nothing at all may be fetched over a metered link."""
+        if not self._metered.deployment_bytes:
+            self._metered.check(0)
         local = time.localtime(self._clock.wall())
         if self._quiet is not None and local.tm_hour * 60 + local.tm_min in self._quiet:
             raise UnavailableError(f"nothing is downloaded in quiet hours, {self._quiet}")
@@ -65,12 +80,12 @@ class Gate:
         """How many of `wanted` blocks may be asked for now, which counts as asked; 0 only where `wait` is false.
 
         Raises:
-            UnavailableError: quiet hours have begun.
+            UnavailableError: quiet hours have begun, or the link is metered.
         """
-        self.check_hours()
+        self.check_open()
         while not (allowed := self._bucket.blocks(self._clock.monotonic(), wanted)) and wait:
             await asyncio.sleep(max(0.001, self._bucket.wait_seconds(self._clock.monotonic())))
-            self.check_hours()
+            self.check_open()
         self._bucket = self._bucket.take(self._clock.monotonic(), allowed)
         return allowed
 
@@ -109,7 +124,7 @@ class BlockFetcher:
         Raises:
             NotFoundError: the store has no blob with this digest.
             TransportError: the broker is away, or nothing arrived for several attempts.
-            UnavailableError: quiet hours have begun.
+            UnavailableError: quiet hours have begun, or the link is metered.
         """
         with self._answers.exchange() as exchange:
             ear = WaveEar(self._answers, exchange, digest, hashes, self.counters, willing=self.gate.open)
@@ -246,7 +261,7 @@ class _Transfer:
         if self._elsewhere:
             return ELSEWHERE_SECONDS  # they end by themselves, and say so
         if self._ear.listening:
-            self._gate.check_hours()
+            self._gate.check_open()
             return self._ear.patience_seconds
         if not self._asked:
             return ELSEWHERE_SECONDS  # the last ones came from elsewhere, and are in the exchange

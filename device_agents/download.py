@@ -25,6 +25,7 @@ class Download:
             `blocks_made` came out of deltas.
         budget: Bytes that may be fetched, wrong and repeated ones included; None for any number.
         offers: Deltas that the signed catalogue offers.
+        check_cost: Called with `fetched` as it rises; raises where no more may be fetched for now.
 
     Attributes:
         fetched: Bytes that were.
@@ -38,7 +39,9 @@ class Download:
         *,
         budget: int | None = None,
         offers: Sequence[Offer] = (),
+        check_cost: Callable[[int], None] | None = None,
     ) -> None:
+        self._check_cost = check_cost or (lambda fetched: None)
         self._disk, self._source = disk, source
         self._counters, self._budget, self._offers = counters, budget, offers
         self.fetched = 0
@@ -55,6 +58,7 @@ class Download:
             DiskError: there is not enough space (found before the first byte), or the disk failed.
             DigestMismatchError: the source sent a wrong block three times.
             RefusedError: the budget is spent.
+            MeteredError: no more may be fetched over the link as it is.
             NotFoundError, TransportError: as the source.
         """
         await in_thread(self._prepare, manifest, folder, make_room)
@@ -93,6 +97,7 @@ class Download:
             self._counters["deltas_failed"] += filler.failed
 
     async def _fetch_blob(self, digest: str, length: int, what: str) -> bytes:
+        self._check_cost(self.fetched)
         data = await fetch_blob(self._source, digest, length, what)
         self._count(len(data))
         return data
@@ -102,10 +107,14 @@ class Download:
         wrong: Counter[int] = Counter()
         chosen = None if only is None else set(only)
         while wanted := [index for index in file.wanted() if chosen is None or index in chosen]:
-            blocks = self._source.blocks(entry.sha256, wanted, entry.blocks)
+            self._check_cost(self.fetched)
+            blocks, left = self._source.blocks(entry.sha256, wanted, entry.blocks), len(wanted)
             try:
                 async for index, data in blocks:
                     await self._take(file, index, data, wrong)
+                    left -= 1
+                    if left:  # the last one was paid for, and what it completes need not wait
+                        self._check_cost(self.fetched)
             finally:
                 if isinstance(blocks, AsyncGenerator):
                     await blocks.aclose()  # now, and not when it is collected: it holds request ids

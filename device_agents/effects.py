@@ -194,7 +194,8 @@ class Effects:
             downgrade=deployment.downgrade,
         )
         self._fetched.pop(deployment.name, None)
-        self._fetcher.gate.check_hours()
+        self._fetcher.gate.check_open()
+        self._fetcher.gate.check_cost(state.fetched)
         await self.refresh()
         async with self.trust_lock:
             target_file = await in_thread(self._trust.find_target, entry.path)
@@ -245,7 +246,14 @@ class Effects:
         manifest, _ = await in_thread(self._manifest, deployment)
         budget = int(self._download_budget * manifest.total_bytes) + SPARE_BYTES - state.fetched
         offers = await in_thread(kept_offers, self._disk, _incoming(deployment))
-        download = Download(self._disk, self._fetcher, self.transfers, budget=budget, offers=offers)
+        download = Download(
+            self._disk,
+            self._fetcher,
+            self.transfers,
+            budget=budget,
+            offers=offers,
+            check_cost=lambda fetched: self._fetcher.gate.check_cost(state.fetched + fetched),
+        )
         try:
             await download.run(manifest, _incoming(deployment), make_room=lambda: slots.clear(state.inactive_slot))
         finally:

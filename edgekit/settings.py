@@ -90,6 +90,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         deployment_hours: So does a failure so long after it was first asked for, and a step that hangs until then.
         crash_watch_seconds: A process that dies three times after a commit, before it has run for so long, is taken
             for the new bundle's fault.
+        metered: The link costs by the byte: deployments wait, but for `metered_deployment_bytes`.
+        metered_file: It does while this file exists.
+        metered_deployment_bytes: Most that one deployment may fetch over a metered link; 0 for nothing.
         quiet_hours: Local times between which nothing is downloaded, for example 08:00-18:30; empty for none.
         cloud_url: Base URL of the cloud tier; empty for none.
         cloud_model: Model name there; empty for the same name.
@@ -121,6 +124,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     deployment_hours: Seconds = 720.0
     crash_watch_seconds: Seconds = 600.0
     quiet_hours: str = ""
+    metered: bool = False
+    metered_file: Path | None = None
+    metered_deployment_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     max_request_bytes: Count = 64 * 1024**2
     queue_limit: Count = 64
     deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)] = 0.0
