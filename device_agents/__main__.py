@@ -188,10 +188,14 @@ def check(config: Path, as_json: bool) -> int:
 def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
     from device_agents.assemble import broker_answers, read_root, root_version
     from device_agents.facts import measure_facts
+    from edgekit.sealing.keyring import Keyring
     from edgekit.trust.keys import load_signer
 
     def key() -> str:
         return f"{settings.key}, key id {load_signer(settings.key).public_key.keyid[:12]}"
+
+    def class_keys() -> str:
+        return ", ".join(f"key id {one[:12]}" for one in Keyring(settings.class_keys).ids)
 
     def root() -> str:
         return f"{settings.root}, version {root_version(read_root(settings.root))}"
@@ -229,6 +233,7 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
 
     return {
         "key": key,
+        **({"class keys": class_keys} if settings.class_keys else {}),
         "root": root,
         "disk": disk,
         "journal": journal,

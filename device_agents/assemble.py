@@ -32,6 +32,8 @@ from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.mqtt import MqttTransport
 from edgekit.protocols import Will
 from edgekit.runtimes.providers import Acceleration
+from edgekit.sealing.keyring import Keyring
+from edgekit.sealing.opening import hold
 from edgekit.serving.footprint import few_arenas
 from edgekit.serving.options import ModelOptions
 from edgekit.settings import AgentSettings, tls_files
@@ -81,9 +83,11 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     """The inference service, and the client of the cloud tier where the settings name one; once in a process.
 
     Raises:
-        SettingsError: the API key cannot be read.
+        SettingsError: the API key or a class key cannot be read.
+        NotFoundError: there is no class key where the settings say.
     """
     few_arenas()
+    hold(Keyring(settings.class_keys))
     cloud = None
     if settings.cloud_url:
         key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
@@ -175,6 +179,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     options = agent_options(settings)
     disk = FolderDisk(settings.state)
     signer = load_signer(settings.key)
+    facts = msgspec.structs.replace(facts, seal_keys=Keyring(settings.class_keys).ids)
     root = read_root(settings.root)
     # From the clock: a device whose state folder was lost must not say what the control side holds for older.
     journal = Journal(disk, first_number=max(0, int(SystemClock().wall())))

@@ -12,6 +12,7 @@ from edgekit.golden import SelfTest, self_test
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
 from edgekit.runtimes import open_runtime
+from edgekit.sealing.opening import read_file
 
 
 async def run_self_test(
@@ -51,9 +52,8 @@ def _test_fresh(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path
 
 def check_golden(runtime: Runtime, manifest: Manifest, folder: Path) -> SelfTest:
     """Judge a loaded runtime by the bundle's golden samples; raises as `run_self_test`."""
-    path = folder / manifest.file(ROLE_GOLDEN).path
     try:
-        found = self_test(runtime, manifest, path.read_bytes())
+        found = self_test(runtime, manifest, read_file(manifest, folder, manifest.file(ROLE_GOLDEN)))
     except OSError as error:
         raise ManifestError(f"golden samples cannot be read: {error}") from error
     except DataError as error:

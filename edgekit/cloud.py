@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SelfTestE
 from edgekit.golden import self_test
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.runtimes import open_runtime
+from edgekit.sealing.opening import read_file
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.deadlines import deadline_ms
 from edgekit.serving.oip import InferRequest, InferResponse
@@ -127,7 +128,7 @@ class CloudModels:
 async def _test(session: Session) -> None:
     manifest = session.manifest
     try:
-        golden = (session.folder / manifest.file(ROLE_GOLDEN).path).read_bytes()
+        golden = read_file(manifest, session.folder, manifest.file(ROLE_GOLDEN))
     except OSError as error:
         raise ManifestError(f"golden samples cannot be read: {error}") from error
     found = await session.call(lambda runtime: self_test(runtime, manifest, golden))

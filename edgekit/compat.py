@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ class Facts(msgspec.Struct, frozen=True):
         providers: ONNX Runtime execution providers that are installed.
         python: Its version.
         edgekit: Version of edgekit.
+        seal_keys: Ids of the class keys that it can open sealed bundles with.
     """
 
     target: str
@@ -36,6 +38,7 @@ class Facts(msgspec.Struct, frozen=True):
     providers: tuple[str, ...] = ()
     python: str = ""
     edgekit: str = ""
+    seal_keys: tuple[str, ...] = ()
 
 
 def mismatches(manifest: Manifest, facts: Facts) -> list[str]:
@@ -43,10 +46,20 @@ def mismatches(manifest: Manifest, facts: Facts) -> list[str]:
     found = []
     if manifest.target != facts.target:
         found.append(f"it is for target {manifest.target!r}, this device is {facts.target!r}")
+    found += seal_mismatches(manifest, facts.seal_keys)
     found += _runtime_mismatches(manifest, facts)
     for key, value in sorted(manifest.requires.items()):
         found += _demand_mismatches(key, value, facts)
     return found
+
+
+def seal_mismatches(manifest: Manifest, key_ids: Collection[str]) -> list[str]:
+    """Why a bundle cannot be opened with the class keys of these ids; empty when it can, or is not sealed."""
+    if manifest.sealed is None or any(key.key_id in key_ids for key in manifest.sealed.keys):
+        return []
+    classes = ", ".join(f"{key.device_class} (key {key.key_id[:12]})" for key in manifest.sealed.keys)
+    have = ", ".join(f"key {key_id[:12]}" for key_id in sorted(key_ids)) or "no class key"
+    return [f"it is sealed for device class {classes}, this device has {have}"]
 
 
 def _runtime_mismatches(manifest: Manifest, facts: Facts) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from edgekit.errors import DataError, ManifestError, MissingExtraError
 from edgekit.manifest import Manifest
 from edgekit.preprocess import Processing, Processor
+from edgekit.sealing.opening import read_file
 from edgekit.tensors import Array
 
 MAX_SCANS = 128  # of a progressive JPEG: each costs a pass over the whole image, for a few bytes
@@ -63,9 +64,11 @@ def open_processor(manifest: Manifest, folder: Path) -> Processor | None:
         return None
     inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
 
+    files = {entry.path: entry for entry in manifest.files}
+
     def read(name: str) -> bytes:
         try:
-            return (folder / name).read_bytes()
+            return read_file(manifest, folder, files[name])
         except OSError as error:
             raise ManifestError(f"{name}, which the bundle's processing reads, cannot be read: {error}") from error
 

@@ -76,6 +76,10 @@ class DigestMismatchError(VerificationError):
         self.found = found
 
 
+class SealError(VerificationError):
+    """A sealed file is not what was sealed for this bundle and place, or its key does not open it."""
+
+
 class DowngradeError(VerificationError):
     """A version is older than one that was seen before."""
 

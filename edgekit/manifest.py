@@ -36,6 +36,10 @@ ROLE_GOLDEN = "golden"
 ROLE_REPORT = "report"
 ROLE_PROCESSING = "processing"
 
+SEAL_FORMAT = "edgekit-seal-1"
+MAX_CLASSES = 64
+_WRAPPED = re.compile(r"[0-9a-f]{96}")  # 32 bytes of key and 16 of tag
+
 
 class FileEntry(msgspec.Struct, frozen=True):
     """One artifact of a bundle.
@@ -143,6 +147,34 @@ class Cost(msgspec.Struct, frozen=True):
     unit: str
 
 
+class WrappedKey(msgspec.Struct, frozen=True):
+    """The content key of a sealed bundle, encrypted for one device class.
+
+    Attributes:
+        device_class: The class's name, for messages.
+        key_id: sha256 of the class's public key (its 32 bytes), hex.
+        public: The X25519 public key that was made for this one wrapping, hex.
+        wrapped: The encrypted content key with its tag, hex.
+    """
+
+    device_class: str
+    key_id: str
+    public: str
+    wrapped: str
+
+
+class Encryption(msgspec.Struct, frozen=True):
+    """Every file of the bundle is encrypted, as `edgekit.sealing` says.
+
+    Attributes:
+        keys: One for each device class that may open it.
+        format: SEAL_FORMAT.
+    """
+
+    keys: tuple[WrappedKey, ...]
+    format: str = SEAL_FORMAT
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """The signed description of one bundle for one target.
 
@@ -159,6 +191,7 @@ class Manifest(msgspec.Struct, frozen=True):
         source_sha256: Digest of the model that was converted.
         tools: Versions of the tools that made it.
         processing: What happens before and after the model; absent where clients send and get its own tensors alone.
+        encryption: Absent where the files are as they were made; else sizes and digests of files are of what is stored.
         format: Of this document.
     """
 
@@ -179,6 +212,7 @@ class Manifest(msgspec.Struct, frozen=True):
     tools: dict[str, str] = {}
     # Absent and not null, so that the bytes of a manifest without it are those they always were.
     processing: Processing | msgspec.UnsetType = msgspec.UNSET
+    encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
     format: int = FORMAT
 
     def file(self, role: str) -> FileEntry:
@@ -191,6 +225,11 @@ class Manifest(msgspec.Struct, frozen=True):
             if entry.role == role:
                 return entry
         raise ManifestError(f"bundle {self.name} {self.version} has no file with role {role!r}")
+
+    @property
+    def sealed(self) -> Encryption | None:
+        """How the files are encrypted; None where they are not."""
+        return self.encryption if isinstance(self.encryption, Encryption) else None
 
     @property
     def total_bytes(self) -> int:
@@ -251,7 +290,8 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
     if not VERSION.fullmatch(manifest.version):
         faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
-    return faults + _file_faults(manifest.files) + _binding_faults(manifest) + _processing_faults(manifest)
+    faults += _file_faults(manifest.files) + _binding_faults(manifest) + _processing_faults(manifest)
+    return faults + (_encryption_faults(manifest.sealed, manifest.files) if manifest.sealed else [])
 
 
 def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
@@ -304,3 +344,19 @@ def _processing_faults(manifest: Manifest) -> list[str]:
     return processing_faults(manifest.processing, inputs, outputs) + [
         f"processing reads {name!r}, which is no file with role {ROLE_PROCESSING!r}" for name in missing
     ]
+
+
+def _encryption_faults(encryption: Encryption, files: tuple[FileEntry, ...]) -> list[str]:
+    if encryption.format != SEAL_FORMAT:
+        return [f"it is sealed as {encryption.format!r}, this edgekit opens {SEAL_FORMAT}"]
+    faults = [f"{entry.path}: a sealed file has at least its tag" for entry in files if entry.size < 16]
+    if not 1 <= len(encryption.keys) <= MAX_CLASSES:
+        faults.append(f"it is sealed for {len(encryption.keys)} device classes, expected 1 to {MAX_CLASSES}")
+    if len({key.key_id for key in encryption.keys}) != len(encryption.keys):
+        faults.append("it is sealed for one device class twice")
+    for key in encryption.keys:
+        if not NAME.fullmatch(key.device_class):
+            faults.append(f"device class {key.device_class!r} is not of the form {NAME.pattern}")
+        elif not (SHA256.fullmatch(key.key_id) and SHA256.fullmatch(key.public) and _WRAPPED.fullmatch(key.wrapped)):
+            faults.append(f"the key for device class {key.device_class!r} is not of the form of one")
+    return faults

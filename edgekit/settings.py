@@ -50,6 +50,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     cloud_port: int = 8700
     cloud_grpc_port: int | None = None
     cloud_api_key_file: Path | None = None
+    cloud_class_keys: tuple[Path, ...] = ()
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +63,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         state: Folder for journal, slots, blocks and metadata.
         key: The device's private key file.
         root: The TUF root that this device was born with.
+        class_keys: Private keys of the device classes whose sealed bundles this device opens.
         http: host:port of the local endpoint; port 0 takes any free one. Empty for none.
         socket: Path of the UNIX socket; None for none.
         grpc: host:port of the local gRPC endpoint, loopback only; empty for none. Needs edgekit[grpc].
@@ -109,6 +111,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     state: Path = Path("state")
     key: Path = Path("device.key")
     root: Path = Path("root.json")
+    class_keys: tuple[Path, ...] = ()
     http: str = "127.0.0.1:8600"
     socket: Path | None = Path("edgekit.sock")
     grpc: str = ""
@@ -241,6 +244,8 @@ def _relative_to(folder: Path, kind: type[Any], values: dict[str, Any]) -> dict[
         value = values.get(field.name)
         if field.type in (Path, Path | None) and isinstance(value, str | Path):
             values[field.name] = folder / value
+        elif field.type == tuple[Path, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            values[field.name] = [folder / one for one in value]
         elif field.name in _URL_SCHEMES and isinstance(value, str):
             values[field.name] = _relative_url(value, _URL_SCHEMES[field.name], folder)
     return values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.console import control_settings, needs_extra, step
-from edgekit.errors import SettingsError
+from edgekit.errors import RefusedError, SettingsError
 from edgekit.serving.addresses import is_loopback
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ def cloud() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: 8700].")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), help="Serve gRPC there too; needs edgekit[grpc].")
 @click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
+@click.option(
+    "--class-key",
+    "class_keys",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Private key of a device class, to open sealed bundles with; may be repeated.",
+)
 @click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of each model's runtime [default: one a CPU].")
 def serve(
@@ -50,6 +57,7 @@ def serve(
     port: int | None,
     grpc_port: int | None,
     api_key_file: Path | None,
+    class_keys: tuple[Path, ...],
     target: str,
     threads: int | None,
 ) -> None:
@@ -63,6 +71,7 @@ def serve(
       edgekit cloud serve digits-cloud
       edgekit cloud serve digits-cloud --host 0.0.0.0 --api-key-file cloud.key
       edgekit cloud serve digits-cloud --grpc-port 8701
+      edgekit cloud serve digits-cloud --class-key cloud-class.key
     """
     settings = control_settings(
         registry=url,
@@ -70,6 +79,7 @@ def serve(
         cloud_port=port,
         cloud_grpc_port=grpc_port,
         cloud_api_key_file=api_key_file,
+        cloud_class_keys=class_keys or None,
     )
     local_only = is_loopback(settings.cloud_host)
     key = read_api_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
@@ -80,7 +90,9 @@ def serve(
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves: ends as Ctrl-C does, and tidies up
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
-        fetch = _fetcher(settings.registry, root or settings.keys / "root.json", target, Path(folder))
+        fetch = _fetcher(
+            settings.registry, root or settings.keys / "root.json", target, Path(folder), settings.cloud_class_keys
+        )
         host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
         addresses = [f"{host}:{settings.cloud_port}"]
         if settings.cloud_grpc_port is not None:
@@ -111,11 +123,21 @@ async def _serve(
         await served.close()
 
 
-def _fetcher(url: str, root: Path, target: str, folder: Path) -> FetchBundle:
+def _not_for_us(manifest: Manifest) -> str:
+    classes = ", ".join(key.device_class for key in manifest.sealed.keys) if manifest.sealed else ""
+    return f"{manifest.name} {manifest.version} is sealed for {classes}, and no such class key was given"
+
+
+def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[Path, ...]) -> FetchBundle:
     """Finds and downloads the newest bundle of a model, verified from `root` on."""
     with needs_extra("cloud"):
+        from edgekit.compat import seal_mismatches
         from edgekit.registry import RegistryReader
+        from edgekit.sealing.keyring import Keyring
+        from edgekit.sealing.opening import hold
         from edgekit.stores import open_store
+    keyring = Keyring(class_keys)
+    hold(keyring)
     try:
         trusted = root.read_bytes()
     except OSError as error:
@@ -128,6 +150,8 @@ def _fetcher(url: str, root: Path, target: str, folder: Path) -> FetchBundle:
 
     def fetch(name: str) -> tuple[Manifest, Path]:
         release = reader.resolve(name, target)
+        if seal_mismatches(release.manifest, keyring.ids):
+            raise RefusedError(_not_for_us(release.manifest), advice="Give its private key with --class-key FILE.")
         reader.download(release.manifest, folder / name)
         return release.manifest, folder / name
 

@@ -22,6 +22,8 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.cli.fleet import fleet_state, parse_labels, read_root
+from edgekit.cli.passphrase import passphrase_option
+from edgekit.cli.registry_classes import plain_class_keys
 from edgekit.errors import EdgekitError, SettingsError, UnavailableError
 from edgekit.targets import builtin_targets, find_target
 
@@ -74,6 +76,14 @@ def device() -> None:
     help="PEM of the device's own certificate, whose common name is ID; copied into the folder.",
 )
 @click.option("--key", type=_PEM, help="PEM of the certificate's private key; copied into the folder.")
+@click.option(
+    "--class",
+    "classes",
+    metavar="CLASS",
+    multiple=True,
+    help="Let it open bundles that are published for CLASS; may be repeated. See: edgekit registry class",
+)
+@passphrase_option
 @click.option("--cloud-url", help="Base URL of the cloud tier.")
 @click.option("--cloud-model", help="Model name there, where it is another one.")
 @click.option(
@@ -96,6 +106,8 @@ def enroll(
     broker_ca: Path | None,
     certificate: Path | None,
     key: Path | None,
+    classes: tuple[str, ...],
+    passphrase_file: Path | None,
     cloud_url: str | None,
     cloud_model: str | None,
     cloud_api_key_file: Path | None,
@@ -111,6 +123,7 @@ def enroll(
       edgekit-agent run --config pi-1/agent.toml
       edgekit device enroll pi-2 --target raspberry-pi-4 --broker mqtts://broker.example \
           --broker-ca ca.pem --certificate pi-2.pem --key pi-2.key
+      edgekit device enroll pi-3 --target raspberry-pi-4 --class cameras
     """
     settings = control_settings(fleet=fleet, broker=broker)
     folder = folder or Path("devices") / name
@@ -121,7 +134,9 @@ def enroll(
     named = {"broker_ca": broker_ca, "broker_certificate": certificate, "broker_key": key}
     tls = {name: path for name, path in named.items() if path is not None}
     check_tls(settings.broker, tls)
-    copies = {TLS_FILES[name]: path for name, path in tls.items()}
+    copies: dict[str, Path | bytes] = {TLS_FILES[name]: path for name, path in tls.items()}
+    class_keys = plain_class_keys(settings.keys, classes, passphrase_file)
+    copies.update(class_keys)
     if cloud_api_key_file is not None:
         copies[CLOUD_KEY_FILE] = cloud_api_key_file
     agent = {
@@ -130,6 +145,7 @@ def enroll(
         "target": _checked_target(target),
         "broker": settings.broker,
         **{name: TLS_FILES[name] for name in tls},
+        "class_keys": list(class_keys) or None,
         "http": http,
         "cloud_url": cloud_url,
         "cloud_model": cloud_model,

@@ -47,7 +47,7 @@ def write_folder(
     root: bytes,
     labels: dict[str, str],
     public_key: Path | None,
-    copies: Mapping[str, Path],
+    copies: Mapping[str, Path | bytes],
 ) -> None:
     """Write the folder, then the row; where the row is refused, what was written goes again.
 
@@ -58,7 +58,7 @@ def write_folder(
         root: The TUF root.
         labels: Of the device.
         public_key: PEM of a key that stays on the device; None makes one.
-        copies: Files to copy, by their name in the folder; private but for certificates.
+        copies: Files to copy, or what to write, by their name in the folder; private but for certificates.
 
     Raises:
         DiskError: a file cannot be read or written.
@@ -101,10 +101,13 @@ def _check_free(files: list[Path], key: Path) -> None:
         raise SettingsError(f"{key.parent} already holds {', '.join(taken)}", advice="Name another folder with -o.")
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path | bytes, target: Path) -> None:
     if target.name not in _PUBLIC:
         target.touch(mode=0o600)  # before there is anything to read in it
-    shutil.copyfile(source, target)
+    if isinstance(source, bytes):
+        target.write_bytes(source)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _undo(written: list[Path]) -> None:

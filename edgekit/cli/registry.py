@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
+from edgekit.cli.registry_classes import class_group, encrypt_option, sealed_copies
 from edgekit.cli.registry_deltas import deltas_for
 from edgekit.cli.registry_keys import key, renew
 from edgekit.errors import NotFoundError, VerificationError
@@ -41,6 +43,7 @@ def registry() -> None:
 
 registry.add_command(key)
 registry.add_command(renew)
+registry.add_command(class_group)
 
 
 def _place_options(function: F) -> F:
@@ -99,6 +102,7 @@ def init(
     help="Let devices that run VERSION fetch the difference only; may be repeated. Default: the versions that most "
     "devices of the fleet run, where its database is at hand; 'none' makes no delta.",
 )
+@encrypt_option
 @_place_options
 @passphrase_option
 @dry_run_option
@@ -106,6 +110,7 @@ def init(
 def publish(
     bundles: tuple[Path, ...],
     delta_from: tuple[str, ...],
+    encrypt_for: tuple[str, ...],
     url: str | None,
     keys: Path | None,
     passphrase_file: Path | None,
@@ -118,22 +123,27 @@ def publish(
     Example:
       edgekit registry publish bundles/digits-1.0.0-raspberry-pi-4 bundles/digits-1.0.0-jetson-orin
       edgekit registry publish bundles/digits-1.1.0-raspberry-pi-4 --delta-from 1.0.0
+      edgekit registry publish bundles/digits-1.1.0-raspberry-pi-4 --encrypt-for cameras
     """
-    settings, store, repository = _opened(url, keys, _passphrase_of(passphrase_file))
+    phrase = functools.cache(_passphrase_of(passphrase_file))  # asked for once
+    settings, store, repository = _opened(url, keys, phrase)
     with needs_extra("registry"):
         from edgekit.registry import check_bundle
         from edgekit.registry import publish as publish_bundle
-    manifests = [check_bundle(bundle) for bundle in bundles]  # all of them, before the first one is published
-    if dry_run:
-        _print_plan(store, repository, manifests, as_json)
-        return
+    checked = [check_bundle(bundle) for bundle in bundles]  # all of them, before the first one is published
     done = []
-    for bundle, manifest in zip(bundles, manifests, strict=True):
-        label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
-        deltas = deltas_for(settings, bundle, manifest, delta_from)
-        with step(label):
-            release = publish_bundle(store, repository, bundle, deltas=deltas, progress=Progress(label))
-        done.append(release.entry)
+    with sealed_copies(
+        bundles, checked, encrypt_for, settings.keys, lambda: phrase(settings.keys), dry_run=dry_run
+    ) as (folders, manifests):
+        if dry_run:
+            _print_plan(store, repository, manifests, as_json)
+            return
+        for folder, manifest in zip(folders, manifests, strict=True):
+            label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
+            deltas = deltas_for(settings, folder, manifest, delta_from)
+            with step(label):
+                release = publish_bundle(store, repository, folder, deltas=deltas, progress=Progress(label))
+            done.append(release.entry)
     if as_json:
         print_json(done)
         return
@@ -193,6 +203,8 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
         click.echo(f"  runtime  {manifest.runtime}, recipe {manifest.recipe.id}")
         if manifest.quality:
             click.echo(f"  quality  {manifest.quality.metric} {manifest.quality.value:.4f} (n = {manifest.quality.n})")
+        if manifest.sealed:
+            click.echo(f"  sealed   for {', '.join(key.device_class for key in manifest.sealed.keys)}")
         for entry in manifest.files:
             click.echo(f"  {entry.role:<8} {entry.path}, {entry.size} bytes, sha256 {entry.sha256[:12]}")
         for offer in next(row.deltas for row in rows if row.path == release.path):
@@ -364,7 +376,7 @@ def _key_files(keys: Path) -> tuple[list[str], list[str]]:
     return [path.name for path in private_keys(keys) if path not in online], [path.name for path in online]
 
 
-def _print_plan(store: Store, repository: Repository, manifests: list[Any], as_json: bool) -> None:
+def _print_plan(store: Store, repository: Repository, manifests: Sequence[Any], as_json: bool) -> None:
     from edgekit.manifest import target_path
     from edgekit.registry import blob_name
 

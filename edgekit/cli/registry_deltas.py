@@ -35,6 +35,9 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
     versions = named or tuple(_running(settings, manifest))
     if not versions:
         return []
+    if manifest.sealed is not None:
+        note("no deltas: what is encrypted under two keys has nothing in common")
+        return []
     from edgekit.registry.deltas import find_bases, make_deltas
 
     with registry_reader(settings) as reader:

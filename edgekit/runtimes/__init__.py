@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from edgekit.errors import ManifestError, MissingExtraError
+from edgekit.errors import ManifestError, MissingExtraError, RuntimeLoadError
 from edgekit.manifest import ROLE_MODEL, Manifest
 from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
 from edgekit.runtimes.providers import TENSORRT, Acceleration, engine_key, options
+from edgekit.sealing.opening import file_path, hold
 
 __all__ = ["LITERT", "ONNXRUNTIME", "Acceleration", "LogicalRuntime", "RawRuntime", "import_library", "open_runtime"]
 
@@ -27,6 +28,7 @@ def open_runtime(
     threads: int = 1,
     providers: Sequence[str] | None = None,
     acceleration: Acceleration | Mapping[str, Any] | None = None,
+    class_keys: Sequence[str] = (),
 ) -> LogicalRuntime:
     """Load a bundle's model; slow (up to seconds) and blocking, so call it from a worker thread.
 
@@ -36,27 +38,49 @@ def open_runtime(
         threads: Of the runtime's own pool.
         providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
         acceleration: The same and more, in place of `providers`; as plain values where it comes from another process.
+        class_keys: Key files for `edgekit.sealing.opening.hold`, where this is a process that was told nothing yet.
 
     Raises:
+        CompatibilityError, SealError: the bundle is sealed and cannot be opened here.
         ManifestError: this edgekit has no such runtime.
         MissingExtraError: the runtime is not installed.
         RuntimeLoadError: the artifact cannot be loaded, or is not what the manifest says.
     """
-    path = folder / manifest.file(ROLE_MODEL).path
-    raw: RawRuntime
+    if class_keys:
+        from edgekit.sealing.keyring import Keyring  # few bundles are sealed, and the cryptography is slow to import
+
+        hold(Keyring([Path(one) for one in class_keys]))
+    entry = manifest.file(ROLE_MODEL)
+    with file_path(manifest, folder, entry) as path:
+        try:
+            raw = _open_raw(manifest, path, threads, providers, acceleration)
+        except RuntimeLoadError as error:
+            if manifest.sealed is None:
+                raise
+            raise RuntimeLoadError(f"{entry.path}, opened in memory: {error}", advice=error.advice) from error
+    return LogicalRuntime(raw, manifest.inputs, manifest.outputs)
+
+
+def _open_raw(
+    manifest: Manifest,
+    path: Path,
+    threads: int,
+    providers: Sequence[str] | None,
+    acceleration: Acceleration | Mapping[str, Any] | None,
+) -> RawRuntime:
     # Each adapter is imported where it is chosen: a device has one runtime installed, seldom both.
     if manifest.runtime == LITERT:
         from edgekit.runtimes.litert import LiteRTRuntime
 
-        raw = LiteRTRuntime(path, threads=threads)
-    elif manifest.runtime == ONNXRUNTIME:
+        return LiteRTRuntime(path, threads=threads)
+    if manifest.runtime == ONNXRUNTIME:
         from edgekit.runtimes.onnx import OnnxRuntime, installed_providers
 
         wanted = msgspec.convert(acceleration or {"providers": tuple(providers or ())}, Acceleration)
         chosen = wanted.providers or installed_providers()
         free = any(size is None for binding in manifest.inputs for size in binding.artifact.shape)
         # An arena keeps its peak for ever: fine where every run has one size, not where requests choose it.
-        raw = OnnxRuntime(
+        return OnnxRuntime(
             path,
             providers=chosen,
             options=_provider_options(manifest, chosen, wanted),
@@ -64,15 +88,13 @@ def open_runtime(
             threads=threads,
             arena=not free,
         )
-    else:
-        raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
-    return LogicalRuntime(raw, manifest.inputs, manifest.outputs)
+    raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
 
 
 def _provider_options(manifest: Manifest, chosen: Sequence[str], wanted: Acceleration) -> dict[str, dict[str, str]]:
     inputs = [binding.artifact for binding in manifest.inputs]
     engines = ""
-    if TENSORRT in chosen and wanted.engine_cache:
+    if TENSORRT in chosen and wanted.engine_cache and manifest.sealed is None:  # an engine is the model in plain
         from edgekit.runtimes.gpu import engine_folder, gpu_versions
 
         key = engine_key(manifest.file(ROLE_MODEL).sha256, gpu_versions(), inputs)

@@ -12,6 +12,7 @@ from edgekit.manifest import Manifest
 from edgekit.protocols import Runtime
 from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
 from edgekit.runtimes.providers import GPU, Acceleration
+from edgekit.sealing.opening import held_paths
 from edgekit.serving.options import ModelOptions
 from edgekit.serving.worker import WorkerRuntime
 
@@ -43,10 +44,13 @@ class Loader:
         """Open a bundle; raises as `open_runtime` and `WorkerRuntime`."""
         if not self.is_isolated(manifest):
             return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
+        options = {"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)}
+        if manifest.sealed is not None:
+            options["class_keys"] = [str(path) for path in held_paths()]
         return WorkerRuntime(
             manifest,
             folder,
-            options={"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)},
+            options=options,
             run_seconds=self._options(manifest.name).run_timeout_seconds,
         )
 

@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError, ManifestError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
+from edgekit.sealing.opening import read_file
 from edgekit.serving import batching
 from edgekit.serving.footprint import TellsMemory
 from edgekit.serving.instance import Instance
@@ -242,9 +243,8 @@ class Session:
         return DeadlineError(self.manifest.name, waiting, retry, message, "allow more time")
 
     def _golden_inputs(self) -> dict[str, Array]:
-        path = self.folder / self.manifest.file(ROLE_GOLDEN).path
         try:
-            return read_golden(path.read_bytes())[0]
+            return read_golden(read_file(self.manifest, self.folder, self.manifest.file(ROLE_GOLDEN)))[0]
         except OSError as error:
             raise ManifestError(f"golden samples cannot be read: {error}") from error
 

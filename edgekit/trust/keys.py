@@ -11,6 +11,8 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from edgekit.errors import NotFoundError, SettingsError
@@ -85,6 +87,12 @@ def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
         SettingsError: there is already a key at `path`, or it cannot be written.
     """
     private = Ed25519PrivateKey.generate()
+    write_private(path, private, passphrase)
+    return CryptoSigner(private)
+
+
+def write_private(path: Path, private: Ed25519PrivateKey | X25519PrivateKey, passphrase: str | None = None) -> None:
+    """Write a new key's two files; arguments and errors are those of `generate_key`."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
         encryption = serialization.BestAvailableEncryption(passphrase.encode())
@@ -102,7 +110,6 @@ def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
         ) from error
     except OSError as error:
         raise SettingsError(f"key {path} cannot be written: {error}") from error
-    return CryptoSigner(private)
 
 
 def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
@@ -112,6 +119,19 @@ def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
         NotFoundError: there is no such file.
         SettingsError: others may read the file, it is no Ed25519 key, or the passphrase is missing or wrong.
     """
+    private = load_private(path, passphrase)
+    if not isinstance(private, Ed25519PrivateKey):
+        raise SettingsError(f"key {path} is a {type(private).__name__}, expected Ed25519")
+    return CryptoSigner(private)
+
+
+def load_private(path: Path, passphrase: str | None = None) -> PrivateKeyTypes:
+    """Load a private key file of any kind.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SettingsError: others may read the file, it is no key, or the passphrase is missing or wrong.
+    """
     data = _read(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
@@ -120,9 +140,7 @@ def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
             advice=f"Run: chmod 600 {path}",
         )
     try:
-        private = serialization.load_pem_private_key(
-            data, passphrase.encode() if passphrase and _locked(data) else None
-        )
+        return serialization.load_pem_private_key(data, passphrase.encode() if passphrase and _locked(data) else None)
     except TypeError as error:
         raise SettingsError(
             f"key {path} is encrypted and no passphrase was given",
@@ -131,9 +149,6 @@ def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
     except (ValueError, UnsupportedAlgorithm) as error:
         reason = "the passphrase is wrong" if _locked(data) else "it is not a PKCS8 PEM private key"
         raise SettingsError(f"key {path} cannot be read: {reason}") from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise SettingsError(f"key {path} is a {type(private).__name__}, expected Ed25519")
-    return CryptoSigner(private)
 
 
 def load_public(path: Path) -> SSlibKey:

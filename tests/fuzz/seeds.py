@@ -11,6 +11,7 @@ from device_agents.slots import Pointer
 from edgekit import messages, topics
 from edgekit.blocks import BlockMap
 from edgekit.disk import MemoryDisk
+from edgekit.manifest import Encryption, WrappedKey, file_entry
 from edgekit.trust.assignment import Assignment, Entry, sign_assignment
 from edgekit.trust.envelopes import seal
 from tests.fuzz.targets import CORPORA
@@ -29,10 +30,13 @@ def seeds() -> dict[str, list[bytes]]:
     journal = Journal(disk)
     journal.begin_session("boot")
     journal.save("digits", State(name=S.DOWNLOADING, deployment=NEW, known_good=INSTALLED_OLD, active=INSTALLED_OLD))
+    wrapped = WrappedKey("cameras", "0" * 64, "1" * 64, "2" * 96)
+    files = tuple(file_entry(path, role, bytes(70_000)) for path, role in (("m", "model"), ("g", "golden")))
+    sealed = msgspec.structs.replace(manifest_of(), files=files, encryption=Encryption((wrapped,)))
     held = BlockMap(10 * 65536 + 1)
     held.mark(3)
     return {
-        "manifest": [manifest_of().canonical_bytes()],
+        "manifest": [manifest_of().canonical_bytes(), sealed.canonical_bytes()],
         "assignment": [sign_assignment(Assignment("d1", "f", 3, 2e9, {"digits": entry}), signer)],
         "frame": [
             messages.encode(messages.Answer("id", 3, 5, b"block")),
