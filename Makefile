@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak lint demo bench constraints clean
+.PHONY: setup torch test test-fast test-soak fuzz lint demo bench constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets

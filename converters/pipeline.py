@@ -30,6 +30,7 @@ from converters.graph import Graph
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan, make_plan
+from converters.processing import Steps, choose_steps
 from converters.proof import Choice, choose
 from converters.quality import find_metric, score
 from converters.report import (
@@ -44,7 +45,7 @@ from converters.report import (
     report_json,
 )
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
-from converters.tasks import detect_task
+from converters.tasks import detect_task, named_classes
 from edgekit.manifest import Golden, Manifest, Quality, Task
 from edgekit.targets import TargetProfile
 
@@ -63,7 +64,7 @@ def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -
         model: .keras, .h5, a SavedModel folder or .onnx.
         on_step: Called with the name of each step; its context lasts as long as the step.
         choices: As `make_plan`: targets, data, test, metric, aim, max_drop, confidence, accept_unproven, max_bytes,
-            max_cost, recipe, runtime, name, version, output.
+            max_cost, recipe, runtime, name, version, output, preprocess.
 
     Returns:
         One report a target, in order; `bundle` is the path of the folder that was written.
@@ -108,19 +109,25 @@ class Prepared(msgspec.Struct, frozen=True):
     test: Samples | None
     task: Task
     steps: tuple[Parity, ...]
+    before: Steps | None
 
 
 def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
     with step(f"load {plan.model.name}"):
         source = load_model(plan.model, child)
         specs = source.graph.logical_inputs
-        split = split_samples(load_samples(plan.data, specs)) if plan.data is not None else None
-        test = load_samples(plan.test, specs) if plan.test is not None else None
+        before = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
+        processor = before.processor(specs, source.graph.logical_outputs) if before else None
+    with step("read the samples"):
+        classes = before.labels if before else ()
+        data = load_samples(plan.data, specs, processor, classes) if plan.data is not None else None
+        split = split_samples(data) if data is not None else None
+        test = load_samples(plan.test, specs, processor, classes) if plan.test is not None else None
     choice = split.choice if split else random_samples(specs, RANDOM_ROWS, RANDOM_SEED)
     with step("simplify, with a parity check after each pass"):
         graph, fixed, steps = _canonical(source, choice.take(slice(0, PARITY_ROWS)))
     labels = split.proof.labels if split else None
-    task = detect_task(graph, labels)
+    task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
         evidence = _evidence(plan, graph, task, split, choice)
     return Prepared(
@@ -133,6 +140,7 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
         test=test,
         task=task,
         steps=steps,
+        before=before,
     )
 
 
@@ -205,6 +213,7 @@ def _one_target(
         report = _report(plan, prepared, profile, runtime, found, choice, _tested(prepared, chosen, folder))
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
+        files.update(prepared.before.bundle_files() if prepared.before else {})
     return report, with_files(manifest, files), files
 
 
@@ -273,6 +282,7 @@ def _report(
         test=test,
         parity=(*prepared.steps, *(c.parity for c in found if c.parity is not None)),
         tools=_tools(prepared.source.format),
+        preprocess=prepared.before.source if prepared.before else "none",
     )
 
 
@@ -305,6 +315,7 @@ def _manifest(
         requires=_demands(prepared.fixed, artifact),
         source_sha256=prepared.source.sha256,
         tools=report.tools,
+        processing=prepared.before.processing if prepared.before else msgspec.UNSET,
     )
     golden = measure_golden(artifact, recipe, manifest, rows, expected, profile=profile, folder=folder / "golden")
     return msgspec.structs.replace(manifest, golden=golden), golden_bytes(rows, expected)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import precisions_of
+from converters.processing import AUTO, read_steps
 from converters.proof import AIMS, Budget
 from converters.search import candidates
 from edgekit.errors import ManifestError, RecipeError, SettingsError
@@ -31,6 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
         budget: What may be lost.
         accept_unproven: Take a point estimate for a proof.
         recipe: The only recipe to try; None for all that the target can do.
+        preprocess: A file of steps, or ``auto``; None detects them where the data are a folder of images.
     """
 
     model: Path
@@ -45,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     budget: Budget
     accept_unproven: bool
     recipe: Recipe | None
+    preprocess: str | None = None
 
     def bundle_name(self, profile: TargetProfile) -> str:
         """Name of the folder that a target's bundle is written to."""
@@ -93,6 +96,7 @@ def make_plan(
     name: str | None = None,
     version: str = "1.0.0",
     output: str | Path = "bundles",
+    preprocess: str | Path | None = None,
 ) -> Plan:
     """Check what was asked for; the arguments are those of `convert`.
 
@@ -100,7 +104,7 @@ def make_plan(
         NotFoundError: there is no such target.
         SettingsError: a value is out of its range, a target cannot run `runtime`, or `targets_file` cannot be used.
         ManifestError: the name or version cannot be a bundle's.
-        RecipeError: as Plan.recipes.
+        RecipeError: as Plan.recipes, or the file of steps cannot be read.
     """
     table = known_targets(_text(Path(targets_file)) if targets_file is not None else None)
     profiles = tuple(
@@ -117,6 +121,8 @@ def make_plan(
     for option, limit in (("max_bytes", max_bytes), ("max_cost", max_cost)):
         if limit is not None and not limit > 0:
             raise SettingsError(f"{option} is {limit}, expected more than 0")
+    if preprocess is not None and str(preprocess) != AUTO:
+        read_steps(Path(preprocess))  # a slip in it is told before the model is loaded
     stem = name or re.sub(r"[^a-z0-9._-]+", "-", Path(model).stem.lower()).strip("-._") or "model"
     if not NAME.fullmatch(stem):
         raise ManifestError(f"name {stem!r} is not of the form {NAME.pattern}", advice="Give another with --name.")
@@ -135,6 +141,7 @@ def make_plan(
         budget=Budget(max_drop, confidence, max_bytes, max_cost),
         accept_unproven=accept_unproven,
         recipe=recipe,
+        preprocess=str(preprocess) if preprocess is not None else None,
     )
     for profile, chosen in profiles:
         plan.recipes(profile, chosen)

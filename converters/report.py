@@ -71,7 +71,8 @@ class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """report.json of one target. `bundle` is the folder's name; what `convert` returns has its whole path.
 
-    `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null.
+    `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
+    the file of steps before and after the model, or is ``detected`` or ``none``.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     test: TestReport | None
     parity: tuple[Parity, ...]
     tools: dict[str, str]
+    preprocess: str = "none"
 
     @property
     def taken(self) -> CandidateReport:

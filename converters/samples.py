@@ -10,7 +10,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from converters.folders import load_folder
+from converters.processing import rows_from_arrays
 from edgekit.errors import DataError
+from edgekit.preprocess import Processor
 from edgekit.tensors import Array, TensorSpec
 
 LABELS = "y"
@@ -24,10 +27,12 @@ class Samples(msgspec.Struct, frozen=True):
     Attributes:
         inputs: One array (N, ...) per model input, by its name.
         labels: Class indices (N,) or arrays (N, ...); None where there are none.
+        classes: Names of the classes in order, where a folder of images told them.
     """
 
     inputs: dict[str, Array]
     labels: Array | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -35,7 +40,7 @@ class Samples(msgspec.Struct, frozen=True):
     def take(self, rows: Array | slice) -> Samples:
         """The given rows."""
         labels = None if self.labels is None else self.labels[rows]
-        return Samples({name: value[rows] for name, value in self.inputs.items()}, labels)
+        return Samples({name: value[rows] for name, value in self.inputs.items()}, labels, self.classes)
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -54,17 +59,39 @@ class Split(msgspec.Struct, frozen=True):
     proof: Samples
 
 
-def load_samples(path: Path, specs: Sequence[TensorSpec]) -> Samples:
-    """Read .npz (``x``, or one array per input under its name, and ``y``) or .npy.
+def load_samples(
+    path: Path, specs: Sequence[TensorSpec], processor: Processor | None = None, classes: Sequence[str] = ()
+) -> Samples:
+    """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
+
+    Args:
+        path: The file or folder.
+        specs: Logical inputs of the model.
+        processor: What happens before the model, where something does: images of a folder, and arrays that are decoded
+            but nothing more, go through it.
+        classes: Names of the classes in the model's order, where they are known.
 
     Raises:
+        MissingExtraError: a folder is read, and Pillow is not installed.
         DataError: the file is not there or of another kind, an array is missing or unknown, or a shape or dtype does
             not fit `specs`; names every fault, with what was found and expected.
     """
     if not path.exists():
         raise DataError(f"there is no data file {str(path)!r}", advice="Check the path.")
+    if path.is_dir():
+        inputs, indices, names = load_folder(path, processor, classes)
+        return _fitted(path, inputs, indices, specs, names)
     arrays = _read(path)
     labels = arrays.pop(LABELS, None) if LABELS not in {spec.name for spec in specs} else None
+    if processor is not None:
+        arrays = rows_from_arrays(processor, arrays)
+    return _fitted(path, arrays, labels, specs, tuple(classes))
+
+
+def _fitted(
+    path: Path, arrays: dict[str, Array], labels: Array | None, specs: Sequence[TensorSpec], classes: tuple[str, ...]
+) -> Samples:
+    """The arrays as samples, or DataError with every reason why they do not fit `specs`."""
     if len(specs) == 1 and set(arrays) == {SINGLE}:
         arrays = {specs[0].name: arrays[SINGLE]}
     wanted = [spec.name for spec in specs]
@@ -90,7 +117,7 @@ def load_samples(path: Path, specs: Sequence[TensorSpec]) -> Samples:
         faults = [f"{name}: holds NaN or infinity" for name, value in held.items() if not _finite(value)]
     if faults:
         raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
-    return Samples({spec.name: arrays[spec.name] for spec in specs}, labels)
+    return Samples({spec.name: arrays[spec.name] for spec in specs}, labels, classes)
 
 
 def random_samples(specs: Sequence[TensorSpec], rows: int, seed: int) -> Samples:

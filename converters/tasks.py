@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from converters.graph import Graph, attributes
 from edgekit.manifest import Task
 from edgekit.tensors import Array, DType
@@ -22,3 +26,9 @@ def detect_task(graph: Graph, labels: Array | None) -> Task:
     if scores and labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1:
         return Task("classification", scores[0].name, "logits")
     return Task()
+
+
+def named_classes(task: Task, graph: Graph, classes: Sequence[str]) -> Task:
+    """`task` with the names of its classes, where there is one for each of its scores."""
+    width = next((spec.shape[-1] for spec in graph.outputs if spec.name == task.output), None)
+    return msgspec.structs.replace(task, labels=tuple(classes)) if width == len(classes) else task

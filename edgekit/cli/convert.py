@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, required=True, help="Device class; may be given several times.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples to calibrate, choose and prove with (.npz, .npy)."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Samples to calibrate, choose and prove with (.npz, .npy, or a folder of images).",
+)
+@click.option(
+    "--preprocess",
+    metavar="FILE",
+    help="Steps before and after the model (.toml), carried in the bundle; or auto: tell them from its first layers.",
 )
 @click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on.")
 @click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
@@ -62,6 +69,7 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
       edgekit convert model.onnx --target jetson-orin --target server --data data.npz --test test.npz
       edgekit convert model.keras --target raspberry-pi-5 --data data.npz --aim size --max-drop 0.02
       edgekit convert model.keras --target x86-64 --dry-run
+      edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
     """
     with needs_extra("convert"):
         from converters.child import TensorFlowChild
@@ -124,6 +132,8 @@ def _print_reports(reports: list[Report]) -> None:
             click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
         if report.data == "random":
             note("no --data: parity was measured on random inputs, quality is unknown, int8 was not tried")
+        if report.preprocess == "detected":
+            note("clients may send JPEG or PNG; resizing is taken to be bilinear, else say it with --preprocess FILE")
         click.echo(f"wrote {report.bundle}")
 
 

@@ -73,19 +73,19 @@ class Processor:
         for name, value in inputs.items():
             if not self._is_raw(name, value):
                 continue
-            for filled, rows in self._rows(name, self._by_raw[name], _items(name, value)).items():
+            for filled, rows in self._rows(name, self._by_raw[name], _items(name, value), limit=MAX_BYTES).items():
                 if filled in found:
                     raise DataError(f"input {filled!r} is given, and made from {name!r} too; send one of them")
                 found[filled] = rows
         return found
 
-    def decoded(self, raw: str, rows: Sequence[Any]) -> dict[str, Array]:
-        """The model's inputs from what the first step of `raw` decodes to: images or sounds, one a row.
+    def many(self, raw: str, rows: Sequence[Any], start: int = 0) -> dict[str, Array]:
+        """The model's inputs from any number of rows, by the steps from `start` on: 1 takes what the first decodes to.
 
         Raises:
             DataError: as `before`.
         """
-        return self._rows(raw, self._by_raw[raw], rows, start=1)
+        return self._rows(raw, self._by_raw[raw], rows, start=start)
 
     def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Answers of the model's outputs (N, ...).
@@ -101,7 +101,9 @@ class Processor:
     def _is_raw(self, name: str, value: Array) -> bool:
         return name in self._by_raw and value.dtype == object
 
-    def _rows(self, name: str, before: Before, items: Sequence[Any], start: int = 0) -> dict[str, Array]:
+    def _rows(
+        self, name: str, before: Before, items: Sequence[Any], *, start: int = 0, limit: int | None = None
+    ) -> dict[str, Array]:
         made: dict[str, list[Array]] = {}
         for at, item in enumerate(items):
             try:
@@ -110,8 +112,8 @@ class Processor:
                 raise DataError(f"{name}[{at}]: {error}") from error
             for filled, value in one.items():
                 made.setdefault(filled, []).append(value)
-                if value.nbytes * len(items) > MAX_BYTES:
-                    raise DataError(f"{name}: {len(items)} rows of {value.nbytes} bytes each, the limit is {MAX_BYTES}")
+                if limit is not None and value.nbytes * len(items) > limit:
+                    raise DataError(f"{name}: {len(items)} rows of {value.nbytes} bytes each, the limit is {limit}")
                 if value.shape != made[filled][0].shape:
                     shapes = f"{list(made[filled][0].shape)} and {list(value.shape)}"
                     raise DataError(f"{name}[{at}]: rows came out as {shapes}; send them one by one")
