@@ -15,6 +15,7 @@ from device_agents.answers import Answers
 from device_agents.blocks_fetch import BlockFetcher, Gate
 from device_agents.commands import Commands
 from device_agents.control import ControlLink
+from device_agents.crashes import Crashed, watch_crashes
 from device_agents.deployment import Deployment, Event, Limits, State
 from device_agents.effects import Effects
 from device_agents.journal import Journal
@@ -164,7 +165,8 @@ class Agent:
         await self._answers.start()
         await self._link.start()
         self._spawn(self._link.say_when_alone(ALONE_SECONDS))
-        for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry()):
+        crashes = watch_crashes(self._inference.counters, self._tell_crash, self._clock)
+        for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry(), crashes):
             self._spawn(work)
         for updater in self._updaters.values():
             self._spawn(updater.run())
@@ -319,6 +321,13 @@ class Agent:
     def tell_load(self, kind: str, model: str, seconds: float) -> None:
         """Send an event about a load that takes long, as the building of an engine does."""
         self._event(kind, model, "", f"{seconds:.0f} s", {"seconds": round(seconds, 1)})
+
+    def _tell_crash(self, crashed: Crashed) -> None:
+        state = self.states.get(crashed.model)
+        version = state.active.version if state is not None and state.active is not None else ""
+        detail = {"version": version, "crashes": crashed.crashes, "total": crashed.total}
+        message = f"the process of {version or 'the model'} crashed: {crashed.crashes}, since the start {crashed.total}"
+        self._event("model-crashed", crashed.model, "WorkerCrashedError", message, detail)
 
     def _event(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any] | None = None) -> None:
         self._link.event(

@@ -35,6 +35,7 @@ from edgekit.serving.progress import LoadListener, told
 from edgekit.serving.residents import Residents
 from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
 from edgekit.serving.statistics import Statistics
+from edgekit.serving.worker import WorkerRestartingError
 from edgekit.tensors import Array
 
 COUNTERS = (
@@ -278,7 +279,10 @@ class InferenceService:
                 session = await self._acquire(request)
             outputs = await session.run(request.inputs, deadline=request.deadline)
         except OverloadedError as error:
-            counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
+            if isinstance(error, WorkerRestartingError):  # refused for the model's own fault, not for the load
+                counters.update(runs=1, runtime_errors=1)
+            else:
+                counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
             raise
         except RuntimeLoadError:
             counters["runs"] += 1
@@ -371,12 +375,13 @@ class InferenceService:
         )
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: COUNTERS, `swaps`, `loads` and `evictions`."""
+        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, and `crashes` of its own process."""
         found = {}
         for name, counters in self._counters.items():
             model = self._residents.get(name)
             own = model.counters if model else _NO_MODEL
             found[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
+            found[name]["crashes"] = float(model.crashes if model else 0)
         return found
 
     def gauges(self) -> dict[str, dict[str, float]]:

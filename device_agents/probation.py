@@ -35,7 +35,9 @@ def live_faults(
     """Every reason why a model's live answers are outside the limits; none where nobody asked.
 
     Args:
-        before: Rising counters of the model at its activation: `runs`, `run_us`, `runtime_errors`, `unusable`.
+        before: Rising counters of the model at its activation: `runs`, `run_us`, `runtime_errors`, `unusable`,
+            `crashes`. A crash over joined requests that were then answered one by one failed none of them, and counts
+            all the same.
         after: The same now.
         limits: What they must stay within.
         final: False while more is to come: then the first few requests are not judged yet.
@@ -44,12 +46,14 @@ def live_faults(
     def since(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
 
-    runs, errors, unusable = since("runs"), since("runtime_errors"), since("unusable")
+    runs, unusable, crashes = since("runs"), since("unusable"), since("crashes")
+    errors = max(since("runtime_errors"), crashes)
+    crashed = f" (its process crashed {crashes:.0f} times)" if crashes else ""
     faults = []
     if errors + unusable > limits.max_error_share * runs and (final or runs >= FEW_REQUESTS):
         faults.append(
-            f"of {runs:.0f} live requests {errors:.0f} failed in the runtime and {unusable:.0f} were answered with NaN"
-            f", at most {limits.max_error_share:.1%} may"
+            f"of {runs:.0f} live requests {errors:.0f} failed in the runtime{crashed} and"
+            f" {unusable:.0f} were answered with NaN, at most {limits.max_error_share:.1%} may"
         )
     mean_ms = since("run_us") / 1000 / runs if runs else 0.0
     if 0 < limits.max_latency_ms < mean_ms and runs >= FEW_REQUESTS:

@@ -42,12 +42,24 @@ class Model:
         self.last: Session | None = None  # what described it last; closed when it is not `session`
         self.switching = asyncio.Lock()
         self.counters: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
+        self._crashes = 0  # of sessions before the present one
         self.bytes = self.reserved = 0  # the latter while it is being loaded
         self.waiting = 0  # requests outside, for it to be loaded
         self.used_at = self.loaded_at = self.load_seconds = 0.0
         self.loading: asyncio.Task[None] | None = None
         self.failed_at = -RETRY_LOAD_SECONDS
         self.failure = ""
+
+    @property
+    def crashes(self) -> int:
+        """How often a process that ran this model was lost, whichever bundle it ran."""
+        return self._crashes + (self.session.crashes if self.session is not None else 0)
+
+    def release(self) -> Session | None:
+        """Take away what answers now, for whoever closes it."""
+        session, self.session = self.session, None
+        self._crashes += session.crashes if session is not None else 0
+        return session
 
     @property
     def is_first_load(self) -> bool:
@@ -124,6 +136,7 @@ class Residents:
                     await self._restore(model)
                 raise
             model.bundle = manifest, folder
+            model.release()
             model.session = model.last = new
             model.counters["swaps"] += 1
             if first and old is not None:
@@ -135,7 +148,7 @@ class Residents:
         if model is None:
             return
         async with model.switching:
-            model.bundle, session, model.session = None, model.session, None
+            model.bundle, session = None, model.release()
             model.bytes = 0
             if session is not None:
                 await self._close(session)
@@ -297,7 +310,7 @@ class Residents:
         """Free a model; requests that waited for it get their turn first, or they might wait for ever."""
         while model.waiting and model.session is not None:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
-        session, model.session = model.session, None
+        session = model.release()
         if session is not None:
             await self._close(session)
 

@@ -164,6 +164,11 @@ class Session:
         return sum(told) if told else None
 
     @property
+    def crashes(self) -> int:
+        """How often a process of its own was lost."""
+        return sum(getattr(one, "crashes", 0) for one in self._runtimes)
+
+    @property
     def wait_seconds(self) -> float:
         """How long a request that came now would likely take."""
         return expected_seconds(self._pending, self._mean_seconds, len(self._instances))

@@ -93,6 +93,10 @@ class WorkerRuntime:
         run_seconds: Longest run.
         load_seconds: Longest load; TensorRT builds engines for minutes.
 
+    Attributes:
+        crashes: How often a run cost the process.
+        restarts: How often another took its place.
+
     Raises:
         RuntimeLoadError: it cannot be loaded, or the process crashed over it.
         Whatever else `loader` raises of edgekit's errors.
@@ -116,7 +120,7 @@ class WorkerRuntime:
         self._process: _Process | None = None
         self._next_start = 0.0
         self._closing = threading.Event()
-        self.restarts = 0
+        self.restarts = self.crashes = 0
         self._process, self._loaded = self._start()
 
     @property
@@ -192,6 +196,7 @@ class WorkerRuntime:
         process.kill()
         with self._changed:
             self._process = None
+            self.crashes += 1
             now = time.monotonic()
             self._next_start = now + self._backoff.crashed(now)
         threading.Thread(target=self._restart, name=f"restart-{self._name}", daemon=True).start()

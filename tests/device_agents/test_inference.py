@@ -149,6 +149,7 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "swaps": 1,
         "loads": 1,
         "evictions": 0,
+        "crashes": 0,
     }
 
 
