@@ -10,8 +10,10 @@ import pytest
 
 from device_agents.inference import InferenceService
 from edgekit.cloud import CloudModels
+from edgekit.decoding import open_processor
 from edgekit.errors import CompatibilityError, ManifestError, NotFoundError, RuntimeLoadError, SealError, SettingsError
 from edgekit.manifest import ROLE_MODEL, file_entry, parse_manifest
+from edgekit.preprocess import Processing
 from edgekit.registry import check_bundle
 from edgekit.runtimes import _provider_options, open_runtime
 from edgekit.runtimes.providers import TENSORRT, Acceleration
@@ -23,7 +25,7 @@ from edgekit.serving.oip import InferRequest
 from edgekit.serving.options import ModelOptions
 from edgekit.serving.worker import WorkerRuntime
 from edgekit.trust.keys import generate_key
-from tests.simulators.small_models import SURE, litert_bundle, onnx_bundle, softmax
+from tests.simulators.small_models import SURE, identity_bundle, litert_bundle, onnx_bundle, softmax
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +111,26 @@ async def test_a_sealed_bundle_is_tested_and_answers(keys, tmp_path, make, isola
             np.testing.assert_allclose(found.outputs["scores"], softmax(SURE), atol=1e-5)
         assert (await service.self_test("small")).passed
     assert check_bundle(tmp_path / "sealed") == made
+
+
+def test_what_comes_before_the_model_reads_sealed_files_too(keys, tmp_path):
+    """A vocabulary is somebody's work like the model."""
+    words = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n"
+    manifest = identity_bundle(tmp_path / "plain", name="words", dtypes=("int64",))
+    (tmp_path / "plain" / "words.txt").write_bytes(words)
+    steps = '[[before]]\nraw = "text"\nsteps = [{do = "word-pieces", vocabulary = "words.txt", length = 2}]'
+    manifest = msgspec.structs.replace(
+        manifest,
+        files=(*manifest.files, file_entry("words.txt", "processing", words)),
+        processing=msgspec.toml.decode(steps, type=Processing),
+    )
+    (tmp_path / "plain" / "manifest.json").write_bytes(manifest.canonical_bytes())
+    made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
+    with pytest.raises(CompatibilityError):
+        open_processor(made, tmp_path / "sealed")
+    may(keys, "cameras")
+    found = open_processor(made, tmp_path / "sealed").before({"text": np.array([b"hello"], object)})
+    assert found["int64"].tolist() == [[2, 3]]
 
 
 async def test_the_cloud_tier_opens_with_its_class_key(keys, tmp_path):
