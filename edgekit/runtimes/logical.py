@@ -89,7 +89,8 @@ class LogicalRuntime:
         held = {}
         for binding, plain in self._input_plan:
             value = inputs[binding.spec.name]
-            held[binding.artifact.name] = value if plain and value.flags.c_contiguous else to_artifact(binding, value)
+            ready = plain and value.flags.c_contiguous and value.dtype.isnative  # runtimes read bytes as they lie
+            held[binding.artifact.name] = value if ready else to_artifact(binding, value)
         found = self._run_rows(held, rows) if self._by_row and rows is not None else self._raw.run(held)
         made = {}
         for binding, plain in self._output_plan:
@@ -176,7 +177,7 @@ def to_artifact(binding: Binding, value: Array) -> Array:
             raise DataError(f"{binding.spec.name}: holds NaN, which an {dtype.name} model cannot take")
         limits = np.iinfo(dtype)
         value = np.clip(np.rint(value / np.float32(binding.scale)) + binding.zero_point, limits.min, limits.max)
-    return np.ascontiguousarray(value, dtype=dtype)
+    return np.asarray(value, dtype=dtype, order="C")
 
 
 def to_logical(binding: Binding, value: Array) -> Array:
@@ -186,13 +187,12 @@ def to_logical(binding: Binding, value: Array) -> Array:
         value = (value.astype(np.float32) - np.float32(binding.zero_point)) * np.float32(binding.scale)
     if binding.permute:
         value = value.transpose(np.argsort(binding.permute))
-    return np.ascontiguousarray(value, dtype=dtype)
+    return np.asarray(value, dtype=dtype, order="C")
 
 
 def _is_plain(binding: Binding) -> bool:
-    """The artifact's tensor is the logical one; scalars are left to numpy, which gives them an axis."""
-    same = binding.spec.dtype is binding.artifact.dtype
-    return same and binding.scale is None and not binding.permute and bool(binding.spec.shape)
+    """The artifact's tensor is the logical one."""
+    return binding.spec.dtype is binding.artifact.dtype and binding.scale is None and not binding.permute
 
 
 def _needs_rows(binding: Binding) -> bool:

@@ -66,7 +66,7 @@ def to_binary(value: Array) -> bytes:
     """Row-major little-endian bytes."""
     if value.dtype == object:
         return b"".join(len(item).to_bytes(4, "little") + item for item in value.ravel())
-    return (value if _LITTLE else value.byteswap()).tobytes()
+    return (value if value.dtype.isnative is _LITTLE else value.byteswap()).tobytes()
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw) -> Array:

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.golden import self_test
-from edgekit.manifest import Manifest
-from edgekit.runtimes import open_runtime
+from edgekit.manifest import Binding, Manifest
+from edgekit.runtimes import LogicalRuntime, open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.runtimes.providers import CPU, CUDA, Acceleration
@@ -138,6 +138,16 @@ def test_a_damaged_artifact_is_a_load_error_that_names_the_file(kind: str, damag
         LiteRTRuntime(path) if kind == "litert" else OnnxRuntime(path)
 
 
+@pytest.mark.parametrize("make", [_litert, _onnx_batch_1])
+def test_a_tensor_is_its_numbers_however_they_lie_in_memory(make, tmp_path: Path) -> None:
+    """Arrays of another byte order, and parts of larger ones, are answered as plain ones are."""
+    runtime = open_runtime(make(tmp_path), tmp_path)
+    expected = runtime.run({"x": ROWS})["scores"]
+    for same in (ROWS.astype(">f4"), np.asfortranarray(ROWS), np.repeat(ROWS, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(runtime.run({"x": same})["scores"], expected)
+    runtime.close()
+
+
 def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
     """Both adapters say what does not fit, whoever found it: they or the library."""
     path = tmp_path / "m.tflite"
@@ -169,6 +179,17 @@ def test_onnx_takes_no_input_of_another_shape_or_dtype(shape: tuple[int | None, 
     for inputs in ({}, {"x": fitting, "z": fitting}):
         with pytest.raises(DataError, match="inputs are"):
             runtime.run(inputs)
+
+
+def test_scalars_stay_scalars() -> None:
+    """An input and an output without axes have none on either side of the bindings."""
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", infos[:1], infos[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    raw = OnnxRuntime(model.SerializeToString())
+    bindings = [Binding(spec, spec) for spec in (*raw.inputs, *raw.outputs)]
+    found = LogicalRuntime(raw, bindings[:1], bindings[1:]).run({"x": np.array(2, np.float32)})["y"]
+    assert (found.shape, float(found)) == ((), 2.0)
 
 
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:

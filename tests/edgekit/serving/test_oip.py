@@ -332,3 +332,11 @@ def test_long_json_with_a_fault_anywhere_is_refused_as_short_json_is(change: Cal
     assert len(text) > tensor_data.LONG_JSON
     with pytest.raises(DataError, match=says):
         oip.parse_request(text.encode())
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">i8", ">u2", "|i1"])
+def test_the_wire_is_little_endian_whatever_the_array_is(dtype: str) -> None:
+    """An array of another byte order is sent as its numbers, not as its bytes."""
+    value = np.array([[1, 2, 100]], dtype)
+    body, length = oip.encode_request({"x": value})
+    np.testing.assert_array_equal(oip.parse_request(body, length).inputs["x"], value)
