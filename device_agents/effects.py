@@ -153,7 +153,8 @@ class Effects:
         slots = Slots(self._disk, model)
         manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
         self._live.pop(model, None)  # unknown while it changes, and should the change be given up
-        await self._inference.activate(model, manifest, slots.path(installed.slot))
+        # It passed its test when it was staged, and probation or the look after a start asks the live model again.
+        await self._inference.activate(model, manifest, slots.path(installed.slot), compare=False)
         self._live[model] = (installed.slot, installed.digest)
 
     async def examine(self, model: str, installed: Installed, state: State, *, answering: bool) -> Damaged | None:

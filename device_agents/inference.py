@@ -121,21 +121,23 @@ class InferenceService:
 
     # --- models
 
-    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
-        """Load and warm a bundle, switch to it between two requests, drain and close the one before.
+    async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
+        """Load and warm a bundle, compare its golden answers, switch to it between two requests, close the one before.
 
         Args:
             model: Name that clients ask for.
             manifest: Of the bundle, whose files the caller has verified.
             folder: Where they are; they must stay there while the bundle is active.
+            compare: False where the caller has seen this bundle answer its golden samples on this device.
 
         Raises:
+            SelfTestError: its answers are outside the tolerance; names output, difference and limit.
             MemoryBudgetError: it does not fit into the memory budget.
             RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the one before
                 keeps answering.
         """
         self._counters.setdefault(model, _new_counters())
-        await self._residents.activate(model, manifest, folder)
+        await self._residents.activate(model, manifest, folder, check=_ask_golden if compare else None)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Judge a bundle that is not active by its golden samples, with a runtime of its own, isolated as it will be.
@@ -164,8 +166,7 @@ class InferenceService:
         """
         if self._session(model) is None:
             raise NotFoundError(f"there is no local model {model!r}")
-        session = await self._residents.acquire(model)
-        return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
+        return await _ask_golden(await self._residents.acquire(model))
 
     def provider(self, model: str) -> str:
         """What really runs a model, or ran it when it was last in memory; empty where there is none."""
@@ -422,6 +423,10 @@ class InferenceService:
         found = session.manifest.version if session else "none"
         if version not in (None, found):
             raise NotFoundError(f"model {model!r} has no version {version}, its active version is {found}")
+
+
+async def _ask_golden(session: Session) -> SelfTest:
+    return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
 
 
 def _new_counters() -> Counter[str]:

@@ -16,10 +16,16 @@ from edgekit.trust.assignment import Assignment
 class Inference(Protocol):
     """What answers local applications; it keeps answering while a model is switched."""
 
-    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+    async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """Load a bundle, switch to it between two requests, drain and close the one before.
 
+        Args:
+            model: Name that clients ask for.
+            manifest, folder: The bundle.
+            compare: Whether it is asked its golden samples before it is switched to.
+
         Raises:
+            SelfTestError: it was, and answered wrongly; the one before keeps answering.
             RuntimeLoadError: it cannot be loaded; the one before keeps answering.
         """
         ...

@@ -32,7 +32,7 @@ class SimulatedInference:
         self._device, self._fail_share = device, fail_share
         self._live: dict[str, Manifest] = {}
 
-    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+    async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """Pretend to load a bundle."""
         self._live[model] = manifest
 

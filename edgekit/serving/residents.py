@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
@@ -20,6 +20,8 @@ from edgekit.serving.sessions import Load, Session
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
+
+Check = Callable[[Session], Awaitable[object]]
 
 RETRY_LOAD_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -116,12 +118,17 @@ class Residents:
 
     # --- bundles
 
-    async def activate(self, name: str, manifest: Manifest, folder: Path) -> None:
+    async def activate(self, name: str, manifest: Manifest, folder: Path, *, check: Check | None = None) -> None:
         """Load and warm a bundle and answer with it; see `ModelOptions.swap` for the order.
+
+        Args:
+            name: That is asked for.
+            manifest, folder: The bundle.
+            check: Asks the loaded model something before anyone else may.
 
         Raises:
             MemoryBudgetError: it does not fit.
-            Whatever the load raises. In each case the bundle before it keeps answering.
+            Whatever the load or `check` raises. In each case the bundle before it keeps answering.
         """
         model = self._models.setdefault(name, Model(name, self._options(name)))
         async with model.switching:
@@ -130,7 +137,7 @@ class Residents:
             if not first and old is not None:
                 await self._unload(model)  # from now on requests wait, until the end of `switching`
             try:
-                new = await self._open(model, manifest, folder)
+                new = await self._open(model, manifest, folder, check)
             except BaseException:
                 if not first and old is not None:
                     await self._restore(model)
@@ -316,7 +323,7 @@ class Residents:
 
     # --- loading
 
-    async def _open(self, model: Model, manifest: Manifest, folder: Path) -> Session:
+    async def _open(self, model: Model, manifest: Manifest, folder: Path, check: Check | None = None) -> Session:
         """Load and warm a bundle, and note what it holds."""
         started = self._clock()
         try:
@@ -334,6 +341,8 @@ class Residents:
                 )
                 try:
                     await session.warm()
+                    if check is not None:
+                        await check(session)
                     await self._choose_batch(model, session)
                     size = await self._measure(model, session, before)
                 except BaseException:

@@ -144,7 +144,7 @@ class FakeInference:
         self.flaky: set[str] = set()
         self.errors = 0
 
-    async def activate(self, model: str, manifest: Manifest, folder: Path) -> None:
+    async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """As the protocol says."""
         await asyncio.sleep(0)
         if manifest.version in self.broken:
