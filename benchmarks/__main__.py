@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("serve", "swap", "fleet", "update")
+NAMES = ("convert", "serve", "swap", "fleet", "update")
 
 
 def main() -> int:
