@@ -23,7 +23,7 @@ from edgekit.cli.console import (
 from edgekit.cli.fleet import read_root, registry_reader
 from edgekit.cli.passphrase import given_passphrase, needed_passphrase, passphrase_option
 from edgekit.cli.registry_classes import class_group, encrypt_option, sealed_copies
-from edgekit.cli.registry_deltas import deltas_for
+from edgekit.cli.registry_deltas import deltas_for, planned_deltas
 from edgekit.cli.registry_keys import key, renew
 from edgekit.errors import NotFoundError, VerificationError
 from edgekit.settings import ControlSettings
@@ -136,7 +136,8 @@ def publish(
         bundles, checked, encrypt_for, settings.keys, lambda: phrase(settings.keys), dry_run=dry_run
     ) as (folders, manifests):
         if dry_run:
-            _print_plan(store, repository, manifests, as_json)
+            planned = [planned_deltas(settings, manifest, delta_from) for manifest in manifests]
+            _print_plan(store, repository, manifests, planned, as_json)
             return
         for folder, manifest in zip(folders, manifests, strict=True):
             label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
@@ -376,13 +377,15 @@ def _key_files(keys: Path) -> tuple[list[str], list[str]]:
     return [path.name for path in private_keys(keys) if path not in online], [path.name for path in online]
 
 
-def _print_plan(store: Store, repository: Repository, manifests: Sequence[Any], as_json: bool) -> None:
+def _print_plan(
+    store: Store, repository: Repository, manifests: Sequence[Any], deltas: Sequence[list[str]], as_json: bool
+) -> None:
     from edgekit.manifest import target_path
     from edgekit.registry import blob_name
 
     models = repository.models()
     plan = []
-    for manifest in manifests:
+    for manifest, versions in zip(manifests, deltas, strict=True):
         path = target_path(manifest.name, manifest.target, manifest.version)
         known = repository.check(manifest.canonical_bytes())
         missing = [entry for entry in manifest.files if not store.exists(blob_name(entry.sha256))]
@@ -393,13 +396,20 @@ def _print_plan(store: Store, repository: Repository, manifests: Sequence[Any], 
                 "new_model": manifest.name not in models,
                 "upload_files": len(missing),
                 "upload_bytes": sum(entry.size for entry in missing),
+                "deltas_from": versions,
             }
         )
     if as_json:
         print_json(plan)
         return
-    rows = [[str(value).lower() if isinstance(value, bool) else value for value in row.values()] for row in plan]
-    print_table(("path", "published already", "new model", "files to upload", "bytes to upload"), rows)
+    rows = [[_cell(value) for value in row.values()] for row in plan]
+    print_table(("path", "published already", "new model", "files to upload", "bytes to upload", "deltas from"), rows)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _print_rows(rows: list[Row]) -> None:

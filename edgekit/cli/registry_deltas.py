@@ -13,7 +13,7 @@ from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.manifest import Manifest
-    from edgekit.registry import MadeDelta
+    from edgekit.registry import MadeDelta, RegistryReader, Row
 
 NONE = "none"
 MOST_AUTOMATIC = 4
@@ -30,24 +30,13 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
     Raises:
         NotFoundError: a named version is not published for this target.
     """
-    if NONE in named:
-        return []
-    versions = named or tuple(_running(settings, manifest))
+    versions = _versions(settings, manifest, named)
     if not versions:
         return []
-    if manifest.sealed is not None:
-        note("no deltas: what is encrypted under two keys has nothing in common")
-        return []
-    from edgekit.registry.deltas import find_bases, make_deltas
+    from edgekit.registry.deltas import make_deltas
 
     with registry_reader(settings) as reader:
-        try:
-            bases = find_bases(reader, manifest, versions)
-        except NotFoundError as error:
-            if named:
-                raise
-            note(f"no deltas: {error}")
-            return []
+        bases = _bases(reader, manifest, versions, named)
         label = f"Making deltas of {manifest.name} {manifest.version} for {manifest.target}"
         with step(label):
             made = make_deltas(reader, bundle, manifest, bases, progress=Progress(label))
@@ -56,6 +45,37 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
         said = f"{delta.offer.size + delta.offer.length} of {size} bytes" if delta else "none, it would save too little"
         note(f"delta from {row.version}: {said}")
     return [delta for _, delta in made if delta]
+
+
+def planned_deltas(settings: ControlSettings, manifest: Manifest, named: tuple[str, ...]) -> list[str]:
+    """Versions from which `deltas_for` would try to make one; arguments and errors as there. Makes none."""
+    versions = _versions(settings, manifest, named)
+    if not versions:
+        return []
+    with registry_reader(settings) as reader:
+        return [row.version for row in _bases(reader, manifest, versions, named)]
+
+
+def _versions(settings: ControlSettings, manifest: Manifest, named: tuple[str, ...]) -> tuple[str, ...]:
+    if NONE in named:
+        return ()
+    versions = named or tuple(_running(settings, manifest))
+    if versions and manifest.sealed is not None:
+        note("no deltas: what is encrypted under two keys has nothing in common")
+        return ()
+    return versions
+
+
+def _bases(reader: RegistryReader, manifest: Manifest, versions: tuple[str, ...], named: tuple[str, ...]) -> list[Row]:
+    from edgekit.registry.deltas import find_bases
+
+    try:
+        return find_bases(reader, manifest, versions)
+    except NotFoundError as error:
+        if named:
+            raise
+        note(f"no deltas: {error}")
+        return []
 
 
 def _running(settings: ControlSettings, manifest: Manifest) -> list[str]:

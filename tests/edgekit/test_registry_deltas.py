@@ -143,6 +143,21 @@ def test_delta_from_names_a_version(folder: Path) -> None:
     assert not (folder / "edgekit.db").exists()
 
 
+def test_a_dry_run_names_the_versions_that_deltas_would_start_from(folder: Path) -> None:
+    """In the table and as JSON; nothing is made, and a version that is not there is an error already."""
+    before = sorted(folder.rglob("*"))
+    said = type_in("publish", "digits-1.1.0-pi", "--delta-from", "1.0.0", "--dry-run")
+    assert "deltas from" in said
+    assert said.splitlines()[-1].split()[-1] == "1.0.0"
+    (plan,) = json.loads(type_in("publish", "digits-1.1.0-pi", "--delta-from", "1.0.0", "--dry-run", "--json"))
+    assert plan["deltas_from"] == ["1.0.0"]
+    (plan,) = json.loads(type_in("publish", "digits-1.1.0-pi", "--delta-from", "none", "--dry-run", "--json"))
+    assert plan["deltas_from"] == []
+    command = ["registry", "publish", "digits-1.1.0-pi", "--delta-from", "9.0.0", "--dry-run"]
+    assert isinstance(CliRunner().invoke(edgekit, command).exception, NotFoundError)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_without_a_word_the_versions_that_the_fleet_runs_are_taken(folder: Path) -> None:
     """Of devices of that target; 'none' makes none."""
     state = open_fleet_state("sqlite:///edgekit.db", "default")
@@ -155,6 +170,8 @@ def test_without_a_word_the_versions_that_the_fleet_runs_are_taken(folder: Path)
     assert offers("2.0.0") == []
     type_in("publish", "digits-1.1.0-pi", "--delta-from", "none")
     assert offers("1.1.0") == []
+    (plan,) = json.loads(type_in("publish", "digits-1.1.0-pi", "--dry-run", "--json"))
+    assert plan["deltas_from"] == ["1.0.0"]
     said = type_in("publish", "digits-1.1.0-pi")
     assert "delta from 1.0.0: " in said
     assert "2.0.0" not in said

@@ -91,6 +91,7 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
         "new_model": True,
         "upload_files": 2,
         "upload_bytes": 150_006,
+        "deltas_from": [],
     }
     assert sorted(folder.rglob("*")) == before
     ran("publish", str(bundle))
