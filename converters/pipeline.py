@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from converters import parity
-from converters.backends import Artifact, Workbench, backend_for
+from converters.backends import Artifact, Workbench
 from converters.bundle import (
     bundle_files,
     golden_bytes,
@@ -22,7 +22,7 @@ from converters.bundle import (
     with_files,
     write_bundle,
 )
-from converters.candidates import Candidate, Evidence, labels_for, make_candidate, open_artifact, run_rows
+from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
 from converters.child import TensorFlowChild
 from converters.cost import memory_mib
 from converters.frontends import Source, load_model
@@ -46,6 +46,7 @@ from converters.report import (
 )
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
 from converters.tasks import detect_task, named_classes
+from converters.workshop import Workshop
 from edgekit.manifest import Golden, Manifest, Quality, Task
 from edgekit.targets import TargetProfile
 
@@ -88,7 +89,10 @@ def run_plan(plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild 
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
-        done = [_one_target(plan, prepared, bench, profile, runtime, step) for profile, runtime in plan.profiles]
+        workshop = Workshop(bench, prepared.evidence, plan.budget, step)
+        done = [
+            _one_target(plan, prepared, bench, workshop, profile, runtime, step) for profile, runtime in plan.profiles
+        ]
     written = []
     for report, manifest, files in done:
         with step(f"write {report.bundle}"):
@@ -188,24 +192,16 @@ Done = tuple[Report, Manifest, dict[str, tuple[str, bytes]]]
 
 
 def _one_target(
-    plan: Plan, prepared: Prepared, bench: Workbench, profile: TargetProfile, runtime: str, step: Step
+    plan: Plan,
+    prepared: Prepared,
+    bench: Workbench,
+    workshop: Workshop,
+    profile: TargetProfile,
+    runtime: str,
+    step: Step,
 ) -> Done:
-    backend = backend_for(profile, runtime, bench)
     folder = bench.folder / profile.name
-    found = []
-    for recipe in plan.recipes(profile, runtime):
-        with step(f"{profile.name}: {recipe.id}"):
-            found.append(
-                make_candidate(
-                    backend,
-                    recipe,
-                    graph=prepared.fixed,
-                    profile=profile,
-                    evidence=prepared.evidence,
-                    budget=plan.budget,
-                    folder=folder,
-                )
-            )
+    found = workshop.candidates(profile, runtime, plan.recipes(profile, runtime), search=plan.recipe is None)
     choice = choose([c.measured for c in found], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
     chosen = next(c for c in found if c.measured.recipe.id == choice.chosen)
     assert chosen.artifact is not None  # a candidate with a fault is never chosen

@@ -164,7 +164,9 @@ def _accepted(fit: list[Measured], verdicts: dict[str, tuple[str, str]], budget:
     """What fits by its point estimate alone."""
     accepted = {}
     for measured in fit:
-        estimate = measured.estimate if measured.estimate is not None else measured.drop and measured.drop.value
+        estimate = measured.estimate
+        if estimate is None and measured.drop is not None:
+            estimate = measured.drop.value
         if verdicts[measured.recipe.id][0] == FITS or estimate is None:
             continue
         if estimate <= budget.max_drop:

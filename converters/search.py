@@ -1,9 +1,24 @@
-"""Which candidates to make."""
+"""Which candidates to make: the kinds that a target runs, then mixtures of precisions by what each layer bears.
+
+Sensitivity orders the layers and measurement decides: each wave of candidates is made and measured on the choice split
+before the next is thought of. So the work is bounded, and nothing is believed of a layer that no artifact showed.
+"""
 
 from __future__ import annotations
 
-from edgekit.recipe import DYNAMIC, STATIC, Recipe
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from converters.proof import Measured
+from converters.sensitivity import Sensitivity
+from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.targets import TargetProfile
+
+MOST = 24  # candidates of one target
+FAINT = 1e-3  # a distance below which nothing needs to be repaired
+SHARES = (0.5, 0.25)  # of the weights that could have 4 bits, where all are too many
+Make = Callable[[list[Recipe]], list[Measured]]
 
 
 def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data: bool, runtime: str) -> list[Recipe]:
@@ -14,3 +29,110 @@ def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data
         for precision in precisions
         if with_data or precision not in (STATIC, DYNAMIC)
     ]
+
+
+class Search:
+    """Candidates of one target in waves.
+
+    Args:
+        make: Makes and measures recipes, in any order; what it cannot make it gives back with a fault.
+        max_drop: The budget, judged on the choice split.
+        most: How many candidates to make at most.
+    """
+
+    def __init__(self, make: Make, *, max_drop: float, most: int = MOST) -> None:
+        self._make = make
+        self._max_drop = max_drop
+        self._most = most
+        self._found: dict[str, Measured] = {}
+
+    def run(self, kinds: Sequence[Recipe], scores: Callable[[], Sequence[Sensitivity]]) -> list[Measured]:
+        """All that was made, in order: `kinds` first, then what their measurement suggests.
+
+        Args:
+            scores: Asked for once, when a mixture of precisions is wanted.
+        """
+        self._wave(kinds)
+        quantized = [recipe for recipe in kinds if recipe.quantized and not self._found[recipe.id].fault]
+        if any(self._found[recipe.id].choice_drop is not None for recipe in quantized):
+            layers = list(scores())
+            static = [recipe for recipe in quantized if recipe.precision == STATIC]
+            four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in quantized if recipe.precision == kind]
+            self._ranges(static)
+            self._exceptions(static or quantized, layers)
+            self._four_bits(four, layers)
+        return list(self._found.values())
+
+    def _wave(self, recipes: Iterable[Recipe]) -> None:
+        new = {recipe.id: recipe for recipe in recipes if recipe.id not in self._found}
+        room = self._most - len(self._found)
+        for measured in self._make(list(new.values())[:room]):
+            self._found[measured.recipe.id] = measured
+
+    def _near(self, recipe: Recipe) -> bool:
+        """True where it was made and keeps the budget on the choice split."""
+        found = self._found.get(recipe.id)
+        return bool(found and not found.fault and found.choice_drop is not None and found.choice_drop <= self._max_drop)
+
+    def _faint(self, recipe: Recipe) -> bool:
+        return self._near(recipe) and self._found[recipe.id].distance < FAINT
+
+    def _ranges(self, static: Sequence[Recipe]) -> None:
+        """Other readings of the calibration, and evened-out weights, where the plain one is felt."""
+        felt = [recipe for recipe in static if not self._faint(recipe)]
+        self._wave(
+            msgspec.structs.replace(recipe, ranges=ranges) for recipe in felt for ranges in ("percentile", "mse")
+        )
+        evened = [r for r in felt if not any(self._near(one) for one in self._kin(r))]
+        self._wave(msgspec.structs.replace(recipe, equalize=True, correct_bias=True) for recipe in evened)
+
+    def _kin(self, recipe: Recipe) -> list[Recipe]:
+        """Every recipe of the same precision that was made."""
+        return [found.recipe for found in self._found.values() if found.recipe.precision == recipe.precision]
+
+    def _four_bits(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
+        """4-bit weights: all that can have them, then fewer where that is too many, the least sensitive first."""
+        able = [score for score in layers if score.int4 is not None]
+        if not able:
+            return
+        ends = {layers[0].layer.name, layers[-1].layer.name}
+        inner = [score for score in able if score.layer.name not in ends]
+        for recipe in kinds:
+            whole, middle = _with_four_bits(recipe, able), _with_four_bits(recipe, inner)
+            self._wave([one for one, of in ((whole, able), (middle, inner)) if of])
+            for share in SHARES:
+                if self._near(whole) or self._near(middle):
+                    break
+                middle = _with_four_bits(recipe, _least_sensitive(able, share))
+                self._wave([middle])
+
+    def _exceptions(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
+        """The most sensitive layers back to float, twice as many each time, until the budget is kept."""
+        worst = sorted(layers, key=lambda score: -score.int8)
+        for recipe in kinds:
+            count = 1
+            while count <= len(worst) // 2 and len(self._found) < self._most and not self._faint(recipe):
+                names = tuple(score.layer.name for score in worst[:count])
+                mixed = msgspec.structs.replace(recipe, float_layers=names)
+                self._wave([mixed])
+                if self._near(mixed):
+                    break
+                count *= 2
+
+
+def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitivity]:
+    """Layers with about `share` of the weights, those first that lose least for each byte that they save."""
+    ordered = sorted(able, key=lambda score: (score.int4 or 0.0) / score.layer.weights)
+    wanted = share * sum(score.layer.weights for score in able)
+    taken: list[Sensitivity] = []
+    for score in ordered:
+        if taken and wanted <= 0:
+            break
+        taken.append(score)
+        wanted -= score.layer.weights
+    return taken
+
+
+def _with_four_bits(recipe: Recipe, scores: Sequence[Sensitivity]) -> Recipe:
+    names = tuple(sorted(score.layer.name for score in scores))
+    return msgspec.structs.replace(recipe, int4_layers=names, rounding="gptq")

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
-    """The usual loader fails on it; converted for a Raspberry Pi it keeps its quality and is smaller than the peer."""
+    """The usual loader fails on it; for a Raspberry Pi it keeps its quality in less than half of the peer's bytes."""
     plan = make_plan(
         FOLDER / "saved_model",
         targets=["raspberry-pi-4"],
@@ -33,7 +33,7 @@ def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
     [report] = run_plan(plan, child=child)
     assert report.test.float_ == pytest.approx(0.91)
     assert report.test.chosen >= report.test.float_ - 0.01
-    assert report.taken.bytes < (FOLDER / "reference_int8.tflite").stat().st_size
+    assert report.taken.bytes <= 24_000 < (FOLDER / "reference_int8.tflite").stat().st_size / 2
     folder = Path(report.bundle)
     runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
     test = np.load(FOLDER / "test.npz")
