@@ -14,16 +14,15 @@ from types import TracebackType
 import msgspec
 
 from device_agents import routing
-from device_agents.fallback import Fallback, FallbackError
+from device_agents.fallback import Fallback
 from device_agents.health import check_golden, run_self_test
-from device_agents.request import Request, nowhere, parse_parameters
-from device_agents.routing import Decision, Place, Reason
+from device_agents.places import Places
+from device_agents.request import Request, parse_parameters
 from edgekit.clock import SystemClock
-from edgekit.errors import CloudError, DataError, EdgekitError, NotFoundError, RuntimeLoadError, UnavailableError
+from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.golden import SelfTest
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
-from edgekit.runtimes.logical import check_inputs
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.footprint import Footprints
@@ -33,9 +32,8 @@ from edgekit.serving.options import ModelOptions, ModelSettings
 from edgekit.serving.processing import as_sent, parse_postprocess, prepare
 from edgekit.serving.progress import LoadListener, told
 from edgekit.serving.residents import Residents
-from edgekit.serving.sessions import DeadlineError, Load, OverloadedError, Session
+from edgekit.serving.sessions import Load, Session
 from edgekit.serving.statistics import Statistics
-from edgekit.serving.worker import WorkerRestartingError
 from edgekit.tensors import Array
 
 COUNTERS = (
@@ -89,7 +87,7 @@ class InferenceService:
     ) -> None:
         self._clock = clock or SystemClock()
         self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
-        self._threshold, self._deadline_ms = threshold, deadline_ms
+        self._deadline_ms = deadline_ms
         own, defaults = models or {}, options or ModelOptions()
 
         def options_of(model: str) -> ModelOptions:
@@ -105,6 +103,7 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
+        self._places = Places(self._residents, self._fallback, threshold, self._clock, self._take_another)
         self._counters: dict[str, Counter[str]] = {}
 
     async def __aenter__(self) -> InferenceService:
@@ -222,7 +221,7 @@ class InferenceService:
                 await self._prepare(request)
             else:
                 request.take(prepared)
-            found = await self._route(request)
+            found = await self._places.answer(request)
             outputs = found.outputs
             if request.prepared.postprocess:
                 outputs = await request.prepared.finish(outputs)
@@ -237,96 +236,10 @@ class InferenceService:
         """Decode what was sent as bytes, for the bundle that is to answer."""
         request.take(await prepare(lambda: self._session(request.model), request.sent, request.postprocess))
 
-    async def _acquire(self, request: Request) -> Session:
-        """The session that is to run a request now; use it before the next await."""
-        while True:
-            session = await self._residents.acquire(request.model, request.deadline)
-            if request.session is not None and session.digest == request.session.digest:
-                break
-            self._check_there(request.model, request.version, session)  # another bundle came while it waited
-            await self._prepare(request)
-        request.session = session
-        return session
-
-    async def _route(self, request: Request) -> InferResponse:
-        session = request.session
-        first = routing.before_running(
-            request.route, has_local=session is not None, has_cloud=self._fallback is not None
-        )
-        if first.place is Place.NOWHERE:
-            raise UnavailableError(nowhere(request, first.reason))
-        if session is None or first.place is Place.CLOUD:
-            if session is not None:
-                check_inputs(session.runtime.inputs, request.inputs)
-            return request.respond(await self._ask_cloud(request), first)
-        try:
-            outputs = await self._run(request)
-        except (OverloadedError, RuntimeLoadError) as error:
-            return await self._without_local(request, error)
-        score, after = self._judge(request, outputs)
-        if after.place is not Place.CLOUD:
-            return request.respond(outputs, after, score)
-        try:
-            return request.respond(await self._ask_cloud(request), after, score)
-        except FallbackError as error:
-            return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
-
-    async def _run(self, request: Request) -> dict[str, Array]:
-        """Run the local model, and count what probation and telemetry judge it by."""
-        start, counters = self._clock.monotonic(), request.counters
-        try:
-            session = self._residents.present(request.model)
-            if session is None or session is not request.session:
-                session = await self._acquire(request)
-            outputs = await session.run(request.inputs, deadline=request.deadline)
-        except OverloadedError as error:
-            if isinstance(error, WorkerRestartingError):  # refused for the model's own fault, not for the load
-                counters.update(runs=1, runtime_errors=1)
-            else:
-                counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
-            raise
-        except RuntimeLoadError:
-            counters["runs"] += 1
-            counters["runtime_errors"] += 1
-            raise
-        counters["runs"] += 1
-        counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
-        request.usable = routing.usable(outputs)
-        if not request.usable:
-            counters["unusable"] += routing.usable(request.inputs)
-        return outputs
-
-    def _judge(self, request: Request, outputs: dict[str, Array]) -> tuple[float | None, Decision]:
-        assert request.session is not None  # it answered
-        score = routing.score(request.session.manifest.task, outputs)
-        after = routing.after_running(
-            request.route,
-            score=score,
-            threshold=self._threshold,
-            has_cloud=self._fallback is not None,
-            usable=request.usable,
-        )
-        return score, after
-
-    async def _without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
-        """The local model gave no answer at all: only the cloud tier is left."""
-        if request.route == routing.LOCAL_ONLY or self._fallback is None:
-            raise error
-        reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
-        try:
-            return request.respond(await self._ask_cloud(request), Decision(Place.CLOUD, reason))
-        except CloudError as away:
-            raise error from away
-
-    async def _ask_cloud(self, request: Request) -> dict[str, Array]:
-        assert self._fallback is not None
-        left = None if request.deadline is None else request.deadline - self._clock.monotonic()
-        expected = request.session.runtime.outputs if request.session else ()
-        try:
-            return await self._fallback.ask(request.model, request.inputs, left_seconds=left, expected=expected)
-        except CloudError:
-            request.counters["cloud_errors"] += 1
-            raise
+    async def _take_another(self, request: Request, session: Session) -> None:
+        """Another bundle came while a request waited: it is answered by that one, where it may be."""
+        self._check_there(request.model, request.version, session)
+        await self._prepare(request)
 
     def _deadline(self, deadline_ms: float | None) -> float | None:
         if deadline_ms is None:
