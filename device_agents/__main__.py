@@ -17,7 +17,10 @@ import msgspec
 from device_agents.deployment import State
 from device_agents.healing import check_slot
 from device_agents.journal import Journal
+from device_agents.metered import MeteredLink
+from device_agents.notify import Notifier
 from device_agents.slots import Pointer, Slots
+from device_agents.underway import underway
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
 from edgekit.disk import FolderDisk
@@ -71,10 +74,10 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
       edgekit-agent run --config pi-1/agent.toml
     """
     settings = load_settings(AgentSettings, file=config, flags={"http": http, "broker": broker})
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, Notifier.take()))
 
 
-async def _run(settings: AgentSettings) -> None:
+async def _run(settings: AgentSettings, manager: Notifier) -> None:
     with needs_extra("agent"):
         from device_agents.facts import measure_facts
 
@@ -93,7 +96,8 @@ async def _run(settings: AgentSettings) -> None:
                 wanted = Doors(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
                 async with open_doors(inference, wanted, max_request_bytes=settings.max_request_bytes) as doors:
                     click.echo(f"agent {settings.device} ready at {doors}")
-                    await made.run()
+                    async with manager.running(f"ready at {doors}"):
+                        await made.run()
         finally:
             if cloud is not None:
                 cloud.close()
@@ -221,6 +225,15 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
                 found.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
         return ", ".join(found) or "nothing is installed"
 
+    def deployments() -> str:
+        folder = FolderDisk(settings.state)
+        return "; ".join(underway(folder, Journal(folder).models())) or "none is under way"
+
+    def link() -> str:
+        metered = MeteredLink(settings.metered, settings.metered_file, settings.metered_deployment_bytes)
+        share = f"but for {metered.deployment_bytes} bytes each" if metered.deployment_bytes else "for another link"
+        return f"metered: deployments wait {share}" if metered.is_metered() else "not metered"
+
     def runtimes() -> str:
         facts = measure_facts(settings.target)
         if not facts.runtimes:
@@ -238,6 +251,8 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         "disk": disk,
         "journal": journal,
         "slots": slots,
+        "deployments": deployments,
+        "link": link,
         "runtimes": runtimes,
         "broker": broker,
     }
