@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,40 @@ def test_the_unit_sets_only_settings_that_exist() -> None:
     names = re.findall(r"EDGEKIT_([A-Z_]+)=", (DEPLOY / "edgekit-agent.service").read_text())
     assert names
     assert {name.lower() for name in names} <= set(AgentSettings.__struct_fields__)
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with the GPU's drop-in beside it, for a machine that has neither the program nor the user."""
+    text = (DEPLOY / "edgekit-agent.service").read_text()
+    here = tmp_path / "edgekit-agent.service"
+    here.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text))
+    return here
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_systemd_knows_every_line_of_the_unit(unit: Path, gpu: bool) -> None:
+    """`systemd-analyze verify` finds nothing to say, with and without the drop-in for GPUs."""
+    if gpu:
+        (unit.parent / f"{unit.name}.d").mkdir()
+        shutil.copy(DEPLOY / "edgekit-agent-gpu.conf", unit.parent / f"{unit.name}.d" / "gpu.conf")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert unit.name not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_approves_of_the_units_confinement(unit: Path) -> None:
+    """An exposure of at most 2.0 of 10, which systemd calls OK; a service without any confinement has 9.6."""
+    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd is older than 250")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK" in done.stdout.splitlines()[-1]
 
 
 def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> None:
