@@ -24,6 +24,7 @@ from converters.bundle import (
 )
 from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
 from converters.child import TensorFlowChild
+from converters.contents import contents_of
 from converters.cost import memory_mib
 from converters.frontends import Source, load_model
 from converters.graph import Graph
@@ -207,6 +208,8 @@ def _one_target(
     assert chosen.artifact is not None  # a candidate with a fault is never chosen
     with step(f"{profile.name}: prove {choice.chosen}"):
         report = _report(plan, prepared, profile, runtime, found, choice, _tested(prepared, chosen, folder))
+        contents = contents_of(chosen.artifact, folder / "contents")
+        report = msgspec.structs.replace(report, contents=contents, notes=chosen.artifact.notes)
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
         files.update(prepared.before.bundle_files() if prepared.before else {})

@@ -8,6 +8,7 @@ import jinja2
 import msgspec
 
 from converters.bounds import Drop
+from converters.contents import Contents
 from converters.parity import Parity
 from converters.proof import Budget
 from edgekit.manifest import Cost
@@ -72,7 +73,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """report.json of one target. `bundle` is the folder's name; what `convert` returns has its whole path.
 
     `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
-    the file of steps before and after the model, or is ``detected`` or ``none``.
+    the file of steps before and after the model, or is ``detected`` or ``none``. `contents` and `notes` are those of
+    the chosen artifact.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     parity: tuple[Parity, ...]
     tools: dict[str, str]
     preprocess: str = "none"
+    contents: Contents | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def taken(self) -> CandidateReport:
@@ -116,7 +120,12 @@ def report_html(report: Report) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters.update(size=_size, figure=_figure)
-    page = environment.get_template("report.html.j2").render(r=report, chosen=report.taken, chart=_chart(report))
+    page = environment.get_template("report.html.j2").render(
+        r=report,
+        chosen=report.taken,
+        chart=_chart(report),
+        recipe=msgspec.json.encode(report.taken.recipe).decode(),
+    )
     return page.encode()
 
 
@@ -129,13 +138,13 @@ def _figure(value: float) -> str:
 
 
 def _chart(report: Report) -> dict[str, Any] | None:
-    """Points of size against drop, in the coordinates of a 640 by 280 picture; None without quality."""
-    known = [(c, c.drop) for c in report.candidates if c.drop is not None]
+    """Points of size against drop, in the coordinates of a 640 by 320 picture; None without quality."""
+    known = [(number, c, c.drop) for number, c in enumerate(report.candidates, 1) if c.drop is not None]
     if not known:
         return None
     limit = report.budget.max_drop
-    largest = max(c.bytes for c, _ in known) * 1.12
-    reach = [value for _, d in known for value in (d.value, min(d.upper, 4 * limit + abs(d.value)))]
+    largest = max(c.bytes for _, c, _ in known) * 1.12
+    reach = [value for _, _, d in known for value in (min(d.value, 6 * limit), min(d.upper, 4 * limit + abs(d.value)))]
     low, high = min([0.0, *reach]), max([limit, *reach]) * 1.1 + 1e-9
     low -= 0.08 * (high - low)
 
@@ -145,9 +154,41 @@ def _chart(report: Report) -> dict[str, Any] | None:
     def y(drop: float) -> float:
         return round(20 + 210 * (high - min(drop, high)) / (high - low), 1)
 
+    edge = _frontier(report)
     points = [
-        {"id": c.id, "x": x(c.bytes), "y": y(d.value), "top": y(d.upper), "verdict": c.verdict, "size": _size(c.bytes)}
-        for c, d in known
+        {
+            "id": c.id,
+            "x": x(c.bytes),
+            "y": y(d.value),
+            "top": y(d.upper),
+            "verdict": c.verdict,
+            "size": _size(c.bytes),
+            "number": number,
+        }
+        for number, c, d in known
     ]
+    _place_numbers(points)
+    corners = sorted((x(c.bytes), y(d.value)) for _, c, d in known if c.id in edge)
     ticks = [{"x": x(largest * share), "text": _size(int(largest * share))} for share in (0.25, 0.5, 0.75, 1.0)]
-    return {"points": points, "ticks": ticks, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}
+    line = " ".join(f"{across},{down}" for across, down in corners)
+    found = {"points": points, "ticks": ticks, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}
+    return {**found, "line": line}
+
+
+def _place_numbers(points: list[dict[str, Any]]) -> None:
+    """Each number below its point, and below the numbers that are there already."""
+    for index, point in enumerate(points):
+        point["below"] = point["y"] + 20
+        while any(abs(p["x"] - point["x"]) < 16 and abs(p["below"] - point["below"]) < 12 for p in points[:index]):
+            point["below"] += 12
+
+
+def _frontier(report: Report) -> set[str]:
+    """Ids of candidates that none is both smaller than and nearer to float than, and of the chosen one."""
+    known = [(c.bytes, c.drop.value, c.id) for c in report.candidates if c.drop is not None]
+    best, edge = float("inf"), {report.chosen}
+    for _, drop, name in sorted(known):
+        if drop < best:
+            best = drop
+            edge.add(name)
+    return edge

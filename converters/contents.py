@@ -1,0 +1,111 @@
+"""What is in an artifact: its operators, its largest constants, and in how many pieces a runtime takes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import onnx
+from ai_edge_litert.interpreter import Interpreter
+from onnx import TensorProto
+
+from converters.backends.contract import Artifact
+from converters.backends.tflite_file import TYPES, buffer_content, operator_name, parse_tflite
+from edgekit.runtimes import LITERT
+
+LARGEST = 12
+
+
+class Constant(msgspec.Struct, frozen=True):
+    """A constant: which operators read it, how it is held, and its bytes in the file."""
+
+    reader: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What is in an artifact.
+
+    Attributes:
+        operators: How many there are of each kind, the most frequent first.
+        constants: The largest, the largest first.
+        smaller: Bytes of all other constants.
+        rest: Bytes of the file that are no constant: the graph, names, scales.
+        pieces: Into how many pieces LiteRT's XNNPACK takes the graph; None where the runtime does not tell.
+    """
+
+    operators: dict[str, int]
+    constants: tuple[Constant, ...]
+    smaller: int
+    rest: int
+    pieces: int | None = None
+
+
+def contents_of(artifact: Artifact, folder: Path) -> Contents:
+    """Read an artifact; `folder` takes a copy where a runtime is asked."""
+    if artifact.runtime == LITERT:
+        operators, constants = _litert(artifact.data)
+        pieces = _pieces(artifact, folder, sum(operators.values()))
+    else:
+        operators, constants = _onnx(artifact.data)
+        pieces = None
+    ordered = sorted(constants, key=lambda one: -one.bytes)
+    held = sum(one.bytes for one in ordered)
+    largest = tuple(ordered[:LARGEST])
+    return Contents(
+        operators=dict(operators.most_common()),
+        constants=largest,
+        smaller=held - sum(one.bytes for one in largest),
+        rest=max(0, len(artifact.data) - held),
+        pieces=pieces,
+    )
+
+
+def _litert(data: bytes) -> tuple[Counter[str], list[Constant]]:
+    model = parse_tflite(data)
+    graph = model.subgraphs[0]
+    operators: Counter[str] = Counter()
+    found: dict[int, Constant] = {}
+    for operator in graph.operators:
+        name = operator_name(model, operator)
+        operators[name] += 1
+        for index in operator.inputs:
+            tensor = graph.tensors[index] if index >= 0 else None
+            if tensor is None or tensor.buffer in found:
+                continue
+            content = buffer_content(model.buffers[tensor.buffer], data)
+            if content:
+                shape = tuple(int(size) for size in tensor.shape)
+                label = f"{name} {operators[name]}"
+                found[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
+    return operators, list(found.values())
+
+
+def _pieces(artifact: Artifact, folder: Path, operators: int) -> int | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / artifact.file
+    path.write_bytes(artifact.data)
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    try:  # private to the library: where it is gone, nothing is said
+        names = [one["op_name"] for one in interpreter._get_ops_details()]
+    except (AttributeError, KeyError):
+        return None
+    return names[operators:].count("DELEGATE")
+
+
+def _onnx(data: bytes) -> tuple[Counter[str], list[Constant]]:
+    graph = onnx.load_from_string(data).graph
+    operators = Counter(node.op_type for node in graph.node)
+    readers: dict[str, str] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, f"{node.op_type} {node.name}".strip())
+    names = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    return operators, [
+        Constant(readers.get(one.name, one.name), names[one.data_type], tuple(one.dims), one.ByteSize())
+        for one in graph.initializer
+    ]
