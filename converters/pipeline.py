@@ -22,6 +22,7 @@ from converters.bundle import (
     with_files,
     write_bundle,
 )
+from converters.cache import Cache, Shelf, digest_of, origin_of, this_processor
 from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
 from converters.child import TensorFlowChild
 from converters.contents import contents_of
@@ -59,12 +60,15 @@ TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 Step = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
-def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -> list[Report]:
+def convert(
+    model: str | Path, *, on_step: Step | None = None, cache: Cache | None = None, **choices: Any
+) -> list[Report]:
     """Make the best proven bundle of `model` for each target; the same as `edgekit convert`.
 
     Args:
         model: .keras, .h5, a SavedModel folder or .onnx.
         on_step: Called with the name of each step; its context lasts as long as the step.
+        cache: Where candidates of earlier runs are; None makes all anew.
         choices: As `make_plan`: targets, data, test, metric, aim, max_drop, confidence, accept_unproven, max_bytes,
             max_cost, recipe, runtime, name, version, output, preprocess.
 
@@ -77,10 +81,12 @@ def convert(model: str | Path, *, on_step: Step | None = None, **choices: Any) -
         ParityError: a step changed the answers.
         RefusedError: no candidate of a target meets the budget. Nothing is written then, for no target.
     """
-    return run_plan(make_plan(model, **choices), on_step=on_step)
+    return run_plan(make_plan(model, **choices), on_step=on_step, cache=cache)
 
 
-def run_plan(plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None) -> list[Report]:
+def run_plan(
+    plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None, cache: Cache | None = None
+) -> list[Report]:
     """Do what `plan` says; see `convert`. With `child`, TensorFlow's process serves several plans and is left open."""
     step = on_step or (lambda label: contextlib.nullcontext())
     for profile, _ in plan.profiles:  # what stands in the way is told before minutes of work
@@ -90,7 +96,7 @@ def run_plan(plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild 
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
-        workshop = Workshop(bench, prepared.evidence, plan.budget, step)
+        workshop = Workshop(bench, prepared.evidence, plan.budget, step, _shelf(plan, prepared, cache))
         done = [
             _one_target(plan, prepared, bench, workshop, profile, runtime, step) for profile, runtime in plan.profiles
         ]
@@ -187,6 +193,20 @@ def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice:
         output=task.output or graph.outputs[0].name,
         decision=task.output if task.kind == "classification" else "",
     )
+
+
+def _shelf(plan: Plan, prepared: Prepared, cache: Cache | None) -> Shelf:
+    """What earlier runs made of the same graph and samples with the same tools, on a processor of the same kind."""
+    if plan.metric is not None and ":" in plan.metric:  # a function of the user's, whose code may have changed
+        return Shelf()
+    evidence = prepared.evidence
+    rows: list[Any] = []
+    for samples in (prepared.calibration, evidence.choice, evidence.proof):
+        rows += [samples.labels, *(samples.inputs[name] for name in sorted(samples.inputs))] if samples else [None]
+    graphs = digest_of(prepared.graph), digest_of(prepared.fixed)
+    judged = plan.metric, plan.budget.confidence, evidence.output, evidence.decision
+    where = _tools(prepared.source.format), this_processor()
+    return Shelf(cache, origin_of(*graphs, *judged, *where, *rows))
 
 
 Done = tuple[Report, Manifest, dict[str, tuple[str, bytes]]]

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from converters.backends import Backend, Layer, Workbench, backend_for
+from converters.cache import Shelf
 from converters.candidates import Candidate, Evidence, make_candidate
 from converters.cost import estimate
 from converters.proof import Budget, Measured
@@ -29,13 +30,15 @@ class Workshop:
         evidence: What candidates are asked and judged by.
         budget: What may be lost.
         step: Called with the name of each step; its context lasts as long as the step.
+        shelf: What earlier runs made of the same.
     """
 
-    def __init__(self, bench: Workbench, evidence: Evidence, budget: Budget, step: Step) -> None:
+    def __init__(self, bench: Workbench, evidence: Evidence, budget: Budget, step: Step, shelf: Shelf) -> None:
         self._bench = bench
         self._evidence = evidence
         self._budget = budget
         self._step = step
+        self._shelf = shelf
         self._made: dict[Any, Candidate] = {}
         self._scores: dict[tuple[Layer, ...], list[Sensitivity]] = {}
 
@@ -64,28 +67,41 @@ class Workshop:
     def _candidate(self, backend: Backend, profile: TargetProfile, runtime: str, recipe: Recipe) -> Candidate:
         key = (*artifact_key(profile, runtime), recipe)
         if key not in self._made:
-            with self._step(f"{profile.name}: {recipe.id}"):
-                self._made[key] = make_candidate(
-                    backend,
-                    recipe,
-                    graph=self._bench.fixed,
-                    profile=profile,
-                    evidence=self._evidence,
-                    budget=self._budget,
-                    folder=self._bench.folder / profile.name,
-                )
+            self._made[key] = self._shelf.get(key, Candidate) or self._new(backend, profile, recipe, key)
         made = self._made[key]
         cost = estimate(self._bench.fixed, profile, recipe)
         return msgspec.structs.replace(made, measured=msgspec.structs.replace(made.measured, cost=cost))
 
+    def _new(self, backend: Backend, profile: TargetProfile, recipe: Recipe, key: tuple[Any, ...]) -> Candidate:
+        with self._step(f"{profile.name}: {recipe.id}"):
+            made = make_candidate(
+                backend,
+                recipe,
+                graph=self._bench.fixed,
+                profile=profile,
+                evidence=self._evidence,
+                budget=self._budget,
+                folder=self._bench.folder / profile.name,
+            )
+        # A fault may pass, and what an accelerator gets depends on the compilers that are installed.
+        if not made.measured.fault and not profile.accelerator:
+            self._shelf.put(key, made)
+        return made
+
     def _sensitivities(self, backend: Backend) -> list[Sensitivity]:
         layers = backend.layers()
         if layers not in self._scores:
-            with self._step(f"sensitivity of {len(layers)} layers"):
-                bench, decision = self._bench, self._evidence.decision
-                found = sensitivities(bench.fixed, layers, bench.samples, bench.calibration, decision)
-                self._scores[layers] = list(found)
+            found = self._shelf.get(("sensitivity", layers), list[Sensitivity])
+            if found is None:
+                found = self._scored(layers)
+                self._shelf.put(("sensitivity", layers), found)
+            self._scores[layers] = found
         return self._scores[layers]
+
+    def _scored(self, layers: tuple[Layer, ...]) -> list[Sensitivity]:
+        with self._step(f"sensitivity of {len(layers)} layers"):
+            bench, decision = self._bench, self._evidence.decision
+            return list(sensitivities(bench.fixed, layers, bench.samples, bench.calibration, decision))
 
 
 def artifact_key(profile: TargetProfile, runtime: str) -> tuple[Any, ...]:

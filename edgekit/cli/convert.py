@@ -55,13 +55,15 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True, help="Folder."
 )
+@click.option("--no-cache", is_flag=True, help="Make all candidates anew, also those that earlier runs made.")
 @dry_run_option
 @json_option
-def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **choices: Any) -> None:
+def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_json: bool, **choices: Any) -> None:
     """Make the best proven bundle of MODEL for each target.
 
     MODEL is a .keras or .h5 file, a SavedModel folder, or an .onnx file. Without --data, parity is measured on random
-    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget.
+    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget. What was
+    made is kept under ~/.cache/edgekit (at most 1 GiB): the same again, or after Ctrl-C, goes on from there.
 
     \b
     Examples:
@@ -72,6 +74,7 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
       edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
     """
     with needs_extra("convert"):
+        from converters.cache import default_cache
         from converters.child import TensorFlowChild
         from converters.frontends import sniff
         from converters.pipeline import run_plan
@@ -82,7 +85,7 @@ def convert(model: Path, recipe: str | None, dry_run: bool, as_json: bool, **cho
         _print_plan(plan, sniff(model), as_json)
         return
     with _native_noise_hidden(), TensorFlowChild(show_log=_verbose()) as child:
-        reports = run_plan(plan, on_step=step, child=child)
+        reports = run_plan(plan, on_step=step, child=child, cache=None if no_cache else default_cache())
     if as_json:
         print_json(reports)
         return

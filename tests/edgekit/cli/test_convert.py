@@ -9,8 +9,9 @@ from tests.simulators import models
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    """Run the command line; returns exit status, stdout and stderr."""
+def call(capsys, monkeypatch, tmp_path_factory):
+    """Run the command line with a cache of its own; returns exit status, stdout and stderr."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
@@ -26,6 +27,14 @@ def model(tmp_path):
     models.saved(models.classifier(), tmp_path / "shapes.onnx")
     models.labelled_data(tmp_path / "data.npz")
     return tmp_path / "shapes.onnx"
+
+
+def test_convert_goes_on_from_what_was_made_unless_told_otherwise(call, model, tmp_path):
+    """The second run names no step of a candidate; with --no-cache it makes all again."""
+    options = ["--target", "server", "--data", tmp_path / "data.npz"]
+    runs = [call("convert", model, *options, "-o", tmp_path / name)[2] for name in ("one", "two")]
+    runs.append(call("convert", model, *options, "-o", tmp_path / "three", "--no-cache")[2])
+    assert ["server: float32" in errors for errors in runs] == [True, False, True]
 
 
 def test_convert_prints_candidates_and_where_the_bundle_is(call, model, tmp_path):
