@@ -7,7 +7,8 @@ from typing import Any
 
 from converters.lowering.values import Value
 
-Lowering = Callable[[list["Value | None"], dict[str, Any]], Value]
+Inputs = list["Value | None"]
+Lowering = Callable[[Inputs, dict[str, Any]], "Value | tuple[Value, ...]"]
 LOWERINGS: dict[str, Lowering] = {}
 
 
@@ -18,7 +19,8 @@ class CannotLowerError(Exception):
 def lowers(*operators: str) -> Callable[[Lowering], Lowering]:
     """Register a function for `operators`.
 
-    It is given the node's inputs (None where an optional one is absent) and its attributes, and returns its output.
+    It is given the node's inputs (None where an optional one is absent) and its attributes, with the number of its
+    outputs as ``outputs`` among them, and returns its output, or all of them as a tuple.
     """
 
     def register(function: Lowering) -> Lowering:
@@ -43,6 +45,13 @@ def known(value: Value | None, what: str) -> Any:
     return value.plain()
 
 
-def optional(inputs: list[Value | None], index: int) -> Value | None:
+def optional(inputs: Inputs, index: int) -> Value | None:
     """Input `index`, or None where the node has fewer."""
     return inputs[index] if index < len(inputs) else None
+
+
+def axes_of(inputs: Inputs, attrs: dict[str, Any], rank: int, place: int = 1) -> list[int] | None:
+    """Axes given as an attribute (older opsets) or as input `place`; None for none."""
+    second = optional(inputs, place)
+    found = attrs.get("axes") if second is None else known(second, "axes")
+    return None if found is None or len(found) == 0 else [int(axis) % rank for axis in found]

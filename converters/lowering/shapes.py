@@ -1,44 +1,44 @@
-"""Operators that only move, join or reduce elements."""
+"""Operators that only change how elements are counted: transposes and reshapes, at no cost where possible."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, given, known, lowers, optional
-from converters.lowering.values import Value, aligned, of, without_axes
+from converters.lowering.registry import Inputs, axes_of, given, known, lowers, optional
+from converters.lowering.values import Value, channels_last, of, without_axes
 
 
 @lowers("Transpose")
-def transpose(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
+def transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Transpose: nothing happens yet, the value is only read in another order."""
     source = given(inputs[0])
     perm = attrs.get("perm") or list(range(source.rank))[::-1]
-    if source.constant:
-        return of(np.transpose(source.plain(), perm))
     return Value(source.tensor, tuple(source.order[axis] for axis in perm))
 
 
 @lowers("Reshape")
-def reshape(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """Reshape; one that only moves axes of size 1 is a transpose in disguise, and stays free."""
+def reshape(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Reshape; free where only axes of size 1 move, and where channels lie last one of the others leaves them there."""
     source = given(inputs[0])
     wanted = [int(size) for size in known(inputs[1], "shape")]
     shape = _resolved(wanted, source.shape, keep_zero=bool(attrs.get("allowzero", 0)))
     perm = _channel_move(source.shape, tuple(shape))
-    if perm is not None and not source.constant:
+    if perm is not None:
         return Value(source.tensor, tuple(source.order[axis] for axis in perm))
-    if source.constant:
-        return of(source.plain().reshape(shape))
+    if tuple(shape) == source.shape:
+        return source
+    last = channels_last(source.rank) if source.rank > 2 else ()
+    if source.order == last and len(shape) > 2 and tuple(shape[:2]) == source.shape[:2]:
+        return Value(tf.reshape(source.tensor, [shape[0], *shape[2:], shape[1]]), channels_last(len(shape)))
     return of(tf.reshape(source.plain(), shape))
 
 
 @lowers("Flatten")
-def flatten(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
+def flatten(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Flatten to two axes."""
     source = given(inputs[0])
     axis = int(attrs.get("axis", 1))
@@ -48,79 +48,63 @@ def flatten(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
 
 
 @lowers("Squeeze")
-def squeeze(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
+def squeeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Squeeze of named axes, or of every axis of size 1."""
     source = given(inputs[0])
-    axes = _axes(inputs, attrs, source.rank)
+    axes = axes_of(inputs, attrs, source.rank)
     chosen = axes if axes is not None else [a for a, size in enumerate(source.shape) if size == 1]
-    if source.constant:
-        return of(np.squeeze(source.plain(), tuple(chosen)))
-    tensor = tf.squeeze(source.tensor, [source.order[axis] for axis in chosen])
+    tensor = tf.squeeze(source.tensor, [source.order[axis] for axis in chosen]) if chosen else source.tensor
     return without_axes(source, tensor, chosen)
 
 
 @lowers("Unsqueeze")
-def unsqueeze(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """Unsqueeze at named axes of the result."""
+def unsqueeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Unsqueeze at named axes of the result; they are added behind the others, and only read where they belong."""
     source = given(inputs[0])
     axes = attrs.get("axes") if "axes" in attrs else [int(a) for a in known(optional(inputs, 1), "axes")]
     rank = source.rank + len(axes or ())
     placed = {int(axis) % rank for axis in axes or ()}
-    sizes = iter(source.shape)
-    shape = [1 if axis in placed else next(sizes) for axis in range(rank)]
-    plain = source.plain()
-    return of(plain.reshape(shape) if source.constant else tf.reshape(plain, shape))
+    before, behind = iter(source.order), iter(range(source.rank, rank))
+    order = tuple(next(behind) if axis in placed else next(before) for axis in range(rank))
+    sizes = [int(size) for size in source.tensor.shape]
+    if source.order == tuple(range(source.rank)):  # plain stays plain
+        shape, left = [], iter(sizes)
+        for axis in range(rank):
+            shape.append(1 if axis in placed else next(left))
+        return of(tf.reshape(source.tensor, shape))
+    return Value(tf.reshape(source.tensor, [*sizes, *[1] * len(placed)]), order)
 
 
-@lowers("Concat")
-def concat(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """Concat along one axis."""
-    values = [given(value) for value in inputs]
-    tensors, order = aligned(values)
-    axis = int(attrs["axis"]) % len(order)
-    return Value(tf.concat(tensors, axis=order[axis]), order)
+@lowers("Shape")
+def shape_of(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Shape, which is known while lowering."""
+    shape = given(inputs[0]).shape
+    return of(np.array(shape[attrs.get("start", 0) : attrs.get("end", len(shape))], dtype=np.int64))
 
 
-@lowers("Pad")
-def pad(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """Pad with a constant, or by reflection."""
+@lowers("Size")
+def size_of(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Size, which is known while lowering."""
+    return of(np.array(math.prod(given(inputs[0]).shape), dtype=np.int64))
+
+
+@lowers("Expand")
+def expand(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Expand by broadcasting."""
     source = given(inputs[0])
-    mode = attrs.get("mode", "constant")
-    amounts = [int(value) for value in known(inputs[1], "pads")]
-    if optional(inputs, 3) is not None or len(amounts) != 2 * source.rank or min(amounts) < 0:
-        raise CannotLowerError("pads of some axes only, or negative ones")
-    if mode not in ("constant", "reflect"):
-        raise CannotLowerError(f"mode {mode}")
-    fill = optional(inputs, 2)
-    value = float(known(fill, "value")) if fill is not None else 0.0
-    pads = [(0, 0)] * source.rank
-    for axis in range(source.rank):
-        pads[source.order[axis]] = (amounts[axis], amounts[axis + source.rank])
-    return source.with_tensor(tf.pad(source.tensor, pads, mode.upper(), constant_values=value))
+    shape = np.broadcast_shapes(source.shape, tuple(int(size) for size in known(inputs[1], "shape")))
+    return source if shape == source.shape else of(tf.broadcast_to(source.plain(), shape))
 
 
-def _reduce(operator: str, function: Callable[..., Any]) -> None:
-    def lowering(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
-        axes = _axes(inputs, attrs, source.rank)
-        chosen = axes if axes is not None else list(range(source.rank))
-        keep = bool(attrs.get("keepdims", 1))
-        tensor = function(source.tensor, axis=[source.order[axis] for axis in chosen], keepdims=keep)
-        return source.with_tensor(tensor) if keep else without_axes(source, tensor, chosen)
-
-    lowers(operator)(lowering)
-
-
-_reduce("ReduceMean", tf.reduce_mean)
-_reduce("ReduceSum", tf.reduce_sum)
-_reduce("ReduceMax", tf.reduce_max)
-
-
-def _axes(inputs: list[Value | None], attrs: dict[str, Any], rank: int) -> list[int] | None:
-    """Axes given as an attribute (older opsets) or as an input; None for none."""
-    second = optional(inputs, 1)
-    found = attrs.get("axes") if second is None else known(second, "axes")
-    return None if found is None or len(found) == 0 else [int(axis) % rank for axis in found]
+@lowers("Tile")
+def tile(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Tile along every axis."""
+    source = given(inputs[0])
+    repeats = [int(count) for count in known(inputs[1], "repeats")]
+    physical = [1] * source.rank
+    for axis, place in enumerate(source.order):
+        physical[place] = repeats[axis]
+    return source.with_tensor(tf.tile(source.tensor, physical))
 
 
 def _resolved(wanted: list[int], shape: tuple[int, ...], *, keep_zero: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""Convolutions and pooling: the operators that need channel-last tensors."""
+"""Convolutions, forwards and transposed, over images and signals."""
 
 from __future__ import annotations
 
@@ -7,134 +7,109 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, given, known, lowers, optional
-from converters.lowering.values import Value, channels_last
-
-NHWC = channels_last(4)
-Pads = list[tuple[int, int]]
+from converters.lowering.registry import Inputs, known, lowers, optional
+from converters.lowering.values import Value
+from converters.lowering.windows import Image, Pads, Window, image_of, padded, window_of
 
 
 @lowers("Conv")
-def conv(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """Conv: ordinary, grouped and depthwise; weights (out, in / group, kh, kw)."""
-    source = _image(inputs[0])
-    weights = known(inputs[1], "weights")
+def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...)."""
+    image = image_of(inputs[0])
+    weights = _as_image_weights(known(inputs[1], "weights"))
+    window = window_of(image, known(inputs[1], "weights").shape[2:], attrs)
+    tensor, padding = padded(image, window, 0.0)
     group = int(attrs.get("group", 1))
-    strides, dilations = _pair(attrs, "strides"), _pair(attrs, "dilations")
-    pads = _pads(attrs, source, weights.shape[2:], strides, dilations)
-    tensor, padding = _padded(source.in_order(NHWC), pads, weights.shape[2:], strides, dilations, 0.0)
-    channels, per_group = source.shape[1], weights.shape[1]
-    depthwise = group == channels > 1 and per_group == 1
+    strides, dilations = window.strides, window.dilations
+    depthwise = group == image.channels > 1 and weights.shape[1] == 1
     if depthwise and strides[0] == strides[1] and (max(dilations) == 1 or max(strides) == 1):
-        result = _depthwise(tensor, weights, channels, strides, dilations, padding)
+        result = _depthwise(tensor, weights, image.channels, window, padding)
     else:
-        result = _grouped(tensor, weights, group, strides, dilations, padding)
+        result = _grouped(tensor, weights, group, window, padding)
+    return image.value(_biased(result, inputs))
+
+
+def _as_image_weights(weights: Any) -> Any:
+    return weights[:, :, None] if weights.ndim == 3 else weights
+
+
+def _biased(result: Any, inputs: Inputs) -> Any:
     bias = optional(inputs, 2)
-    if bias is not None:
-        result = tf.nn.bias_add(result, known(bias, "bias"))
-    return Value(result, NHWC)
+    return result if bias is None else tf.nn.bias_add(result, known(bias, "bias"))
 
 
-def _depthwise(tensor: Any, weights: Any, channels: int, strides: Any, dilations: Any, padding: str) -> Any:
+def _depthwise(tensor: Any, weights: Any, channels: int, window: Window, padding: str) -> Any:
     multiplier = weights.shape[0] // channels
     kernel = weights.reshape(channels, multiplier, *weights.shape[2:]).transpose(2, 3, 0, 1)
-    return tf.nn.depthwise_conv2d(tensor, kernel, (1, *strides, 1), padding, dilations=dilations)
+    return tf.nn.depthwise_conv2d(tensor, kernel, (1, *window.strides, 1), padding, dilations=window.dilations)
 
 
-def _grouped(tensor: Any, weights: Any, group: int, strides: Any, dilations: Any, padding: str) -> Any:
+def _grouped(tensor: Any, weights: Any, group: int, window: Window, padding: str) -> Any:
     kernels = np.split(weights.transpose(2, 3, 1, 0), group, axis=3)
     parts = tf.split(tensor, group, axis=3) if group > 1 else [tensor]
     results = [
-        tf.nn.conv2d(part, np.ascontiguousarray(kernel), strides, padding, dilations=dilations)
+        tf.nn.conv2d(part, np.ascontiguousarray(kernel), window.strides, padding, dilations=window.dilations)
         for part, kernel in zip(parts, kernels, strict=True)
     ]
     return tf.concat(results, axis=3) if group > 1 else results[0]
 
 
-@lowers("MaxPool")
-def max_pool(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """MaxPool; padding counts as minus infinity."""
-    source, kernel, strides, pads = _pool(inputs, attrs)
-    dilations = _pair(attrs, "dilations")
-    if max(dilations) > 1:
-        raise CannotLowerError("dilated pooling")
-    lowest = float(np.finfo(np.float32).min)
-    tensor, padding = _padded(source.in_order(NHWC), pads, kernel, strides, dilations, lowest)
-    return Value(tf.nn.max_pool2d(tensor, kernel, strides, padding), NHWC)
+@lowers("ConvTranspose")
+def conv_transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """ConvTranspose; weights (in, out / group, ...). What TensorFlow makes too much of is cut off."""
+    image = image_of(inputs[0])
+    weights = _as_image_weights(known(inputs[1], "weights"))
+    window = window_of(image, known(inputs[1], "weights").shape[2:], {**attrs, "auto_pad": "NOTSET"})
+    sizes, pads = _transposed(image, window, attrs)
+    group = int(attrs.get("group", 1))
+    kernels = np.split(_dilated(weights, window).transpose(2, 3, 1, 0), group, axis=3)
+    parts = tf.split(image.tensor, group, axis=3) if group > 1 else [image.tensor]
+    results = [_one_transposed(p, k, window, sizes, pads) for p, k in zip(parts, kernels, strict=True)]
+    result = tf.concat(results, axis=3) if group > 1 else results[0]
+    return image.value(_biased(result, inputs))
 
 
-@lowers("AveragePool")
-def average_pool(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """AveragePool; a window over the whole image becomes a mean."""
-    source, kernel, strides, pads = _pool(inputs, attrs)
-    tensor = source.in_order(NHWC)
-    if kernel == source.shape[2:] and not np.any(pads):
-        return Value(tf.reduce_mean(tensor, axis=(1, 2), keepdims=True), NHWC)
-    counted = bool(attrs.get("count_include_pad", 0))
-    same = _same(source.shape[2:], kernel, strides, (1, 1))
-    if not np.any(pads):
-        return Value(tf.nn.avg_pool2d(tensor, kernel, strides, "VALID"), NHWC)
-    if counted:
-        tensor = tf.pad(tensor, [(0, 0), *pads, (0, 0)])
-        return Value(tf.nn.avg_pool2d(tensor, kernel, strides, "VALID"), NHWC)
-    if pads == same:  # TensorFlow's SAME leaves its padding out of the mean, as ONNX does by default
-        return Value(tf.nn.avg_pool2d(tensor, kernel, strides, "SAME"), NHWC)
-    raise CannotLowerError(f"pads {pads} that do not count")
+def _dilated(weights: Any, window: Window) -> Any:
+    """LiteRT's transposed convolution knows no dilation: zeros between the weights do the same."""
+    if max(window.dilations) == 1:
+        return weights
+    wide = np.zeros((*weights.shape[:2], *window.spans), weights.dtype)
+    wide[:, :, :: window.dilations[0], :: window.dilations[1]] = weights
+    return wide
 
 
-@lowers("GlobalAveragePool")
-def global_average_pool(inputs: list[Value | None], attrs: dict[str, Any]) -> Value:
-    """GlobalAveragePool as a mean, which int8 delegates take without a break."""
-    source = given(inputs[0])
-    axes = [source.order[axis] for axis in range(2, source.rank)]
-    return source.with_tensor(tf.reduce_mean(source.tensor, axis=axes, keepdims=True))
+def _transposed(image: Image, window: Window, attrs: dict[str, Any]) -> tuple[tuple[int, ...], Pads]:
+    """Height and width of the result, and how much is cut before and behind what the windows cover."""
+    extra = image.pair(attrs.get("output_padding"), 0)
+    full = [(n - 1) * s + span for n, s, span in zip(image.sizes, window.strides, window.spans, strict=True)]
+    mode, wanted = attrs.get("auto_pad", "NOTSET"), attrs.get("output_shape")
+    if mode == "NOTSET" and not wanted:
+        pads = window.pads
+        return tuple(f + e - b - a for f, e, (b, a) in zip(full, extra, pads, strict=True)), pads
+    if wanted:
+        sizes = image.pair(list(wanted)[-(1 if image.flat else 2) :], 1)
+    elif mode == "VALID":
+        sizes = (full[0] + extra[0], full[1] + extra[1])
+    else:
+        sizes = (image.sizes[0] * window.strides[0], image.sizes[1] * window.strides[1])
+    totals = [max(f + e - size, 0) for f, e, size in zip(full, extra, sizes, strict=True)]
+    small = [total // 2 for total in totals]
+    if mode == "SAME_UPPER":
+        return sizes, [(s, t - s) for s, t in zip(small, totals, strict=True)]
+    return sizes, [(t - s, s) for s, t in zip(small, totals, strict=True)]
 
 
-def _pool(inputs: list[Value | None], attrs: dict[str, Any]) -> tuple[Value, tuple[int, ...], tuple[int, int], Pads]:
-    source = _image(inputs[0])
-    kernel = tuple(int(size) for size in attrs["kernel_shape"])
-    strides = _pair(attrs, "strides")
-    if attrs.get("ceil_mode"):
-        raise CannotLowerError("ceil_mode")
-    return source, kernel, strides, _pads(attrs, source, kernel, strides, _pair(attrs, "dilations"))
-
-
-def _image(value: Value | None) -> Value:
-    found = given(value)
-    if found.rank != 4:
-        raise CannotLowerError(f"an input of {found.rank} axes (only images, with 4, are known)")
-    return found
-
-
-def _pair(attrs: dict[str, Any], name: str) -> tuple[int, int]:
-    values = attrs.get(name) or (1, 1)
-    return int(values[0]), int(values[1])
-
-
-def _pads(attrs: dict[str, Any], source: Value, kernel: Any, strides: Any, dilations: Any) -> Pads:
-    mode = attrs.get("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return [(0, 0), (0, 0)]
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        upper = _same(source.shape[2:], kernel, strides, dilations)
-        return upper if mode == "SAME_UPPER" else [(after, before) for before, after in upper]
-    values = [int(pad) for pad in attrs.get("pads") or (0, 0, 0, 0)]
-    return [(values[0], values[2]), (values[1], values[3])]
-
-
-def _same(sizes: Any, kernel: Any, strides: Any, dilations: Any) -> Pads:
-    """What TensorFlow pads under SAME: as much as keeps ceil(size / stride), the odd one behind."""
-    pads = []
-    for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        span = (int(window) - 1) * dilation + 1
-        total = max((-(-size // stride) - 1) * stride + span - size, 0)
-        pads.append((total // 2, total - total // 2))
-    return pads
-
-
-def _padded(tensor: Any, pads: Pads, kernel: Any, strides: Any, dilations: Any, value: float) -> tuple[Any, str]:
-    if not np.any(pads):
-        return tensor, "VALID"
-    if pads == _same(tuple(int(size) for size in tensor.shape[1:3]), kernel, strides, dilations):
-        return tensor, "SAME"
-    return tf.pad(tensor, [(0, 0), *pads, (0, 0)], constant_values=value), "VALID"
+def _one_transposed(tensor: Any, kernel: Any, window: Window, sizes: Any, pads: Pads) -> Any:
+    rows, height, width, _ = (int(size) for size in tensor.shape)
+    channels, kernel = kernel.shape[2], np.ascontiguousarray(kernel)
+    strides = window.strides
+    full = [(n - 1) * s + k for n, s, k in zip((height, width), strides, kernel.shape[:2], strict=True)]
+    fits = all(-(-size // s) == n for size, s, n in zip(sizes, strides, (height, width), strict=True))
+    if fits and all(b == max(f - size, 0) // 2 for f, size, (b, _) in zip(full, sizes, pads, strict=True)):
+        return tf.nn.conv2d_transpose(tensor, kernel, (rows, *sizes, channels), strides, "SAME")
+    whole = tf.nn.conv2d_transpose(tensor, kernel, (rows, *full, channels), strides, "VALID")
+    missing = [max(b + size - f, 0) for f, size, (b, _) in zip(full, sizes, pads, strict=True)]
+    if any(missing):
+        whole = tf.pad(whole, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
+    (top, _), (left, _) = pads
+    return whole[:, top : top + sizes[0], left : left + sizes[1], :]

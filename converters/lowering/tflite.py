@@ -12,17 +12,16 @@ from typing import Any
 import onnx
 import tensorflow as tf
 
-import converters.lowering.elementwise
-import converters.lowering.shapes
-import converters.lowering.spatial  # noqa: F401 - these three fill the registry
-from converters.graph import Graph, attributes, label
+from converters.graph import Graph
 from converters.lowering import Lowered
-from converters.lowering.registry import LOWERINGS, CannotLowerError
-from converters.lowering.values import Value, channels_last, identity, of
-from edgekit.errors import ConversionError, UnsupportedOpError
+from converters.lowering.execute import execute
+from converters.lowering.values import Value, channels_last, identity
+from edgekit.errors import ConversionError
 
 SIGNATURE = "serving_default"
-CHANNEL_FIRST = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+CHANNEL_FIRST = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize",
+                 "BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth",
+                 "LRN")  # fmt: skip
 
 
 def lower(model: bytes) -> Lowered:
@@ -38,7 +37,7 @@ def lower(model: bytes) -> Lowered:
 
     def call(*tensors: Any) -> dict[str, Any]:
         values = {s.name: Value(t, o) for s, t, o in zip(graph.inputs, tensors, orders, strict=True)}
-        answers = _execute(graph, values)
+        answers = [_batch_first(answer) for answer in execute(graph, values)]
         results[:] = [answer.order for answer in answers]
         return {f"output_{i}": tf.identity(answer.tensor) for i, answer in enumerate(answers)}
 
@@ -54,30 +53,19 @@ def lower(model: bytes) -> Lowered:
     return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
 
 
-def _execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
-    values.update({name: of(value) for name, value in graph.constants.items()})
-    for node in graph.nodes:
-        if node.op_type == "Constant":
-            continue
-        if node.op_type not in LOWERINGS:
-            known = ", ".join(sorted(LOWERINGS))
-            raise UnsupportedOpError(
-                node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {known}."
-            )
-        inputs = [values[name] if name else None for name in node.input]
-        try:
-            values[node.output[0]] = LOWERINGS[node.op_type](inputs, attributes(node))
-        except CannotLowerError as error:
-            raise UnsupportedOpError(
-                node.op_type, label(node), backend="LiteRT", advice=f"What stands in the way: {error}."
-            ) from error
-    return [values[spec.name] for spec in graph.outputs]
+def _batch_first(value: Value) -> Value:
+    """The batch has to lead in the artifact too; it has size 1, so this moves no element."""
+    if value.order[0] == 0:
+        return value
+    physical = sorted(range(1, value.rank), key=lambda axis: value.order[axis])
+    order = (0, *(1 + physical.index(axis) for axis in range(1, value.rank)))
+    return Value(value.in_order(order), order)
 
 
 def _input_order(graph: Graph, name: str, rank: int) -> tuple[int, ...]:
-    """Channel-first images are taken channel-last, so that the artifact needs no transpose."""
+    """Channel-first images and signals are taken channel-last, so that the artifact needs no transpose."""
     readers = graph.consumers(name)
-    image = rank == 4 and any(node.op_type in CHANNEL_FIRST for node in readers)
+    image = rank in (3, 4) and any(node.op_type in CHANNEL_FIRST for node in readers)
     return channels_last(rank) if image else identity(rank)
 
 

@@ -1,0 +1,150 @@
+"""Functions of each element by itself: they keep whatever order their input has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from converters.lowering.registry import CannotLowerError, Inputs, given, known, lowers, optional
+from converters.lowering.values import Value, aligned
+
+# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| <= 1.5e-7.
+ERF_P, ERF_A = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+# ONNX's defaults for Selu.
+SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+
+
+def _unary(operator: str, function: Callable[[Any], Any]) -> None:
+    def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+        source = given(inputs[0])
+        return source.with_tensor(function(source.tensor))
+
+    lowers(operator)(lowering)
+
+
+def _shaped(operator: str, function: Callable[[Any, dict[str, Any]], Any]) -> None:
+    def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+        source = given(inputs[0])
+        return source.with_tensor(function(source.tensor, attrs))
+
+    lowers(operator)(lowering)
+
+
+def erf(x: Any) -> Any:
+    """The error function, which LiteRT has no operator for, by exponentials."""
+    size = tf.abs(x)
+    t = 1.0 / (1.0 + ERF_P * size)
+    poly = ERF_A[0] * t + ERF_A[1]
+    for factor in ERF_A[2:]:
+        poly = poly * t + factor
+    return tf.sign(x) * (1.0 - poly * t * tf.exp(-size * size))
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x)) without overflow."""
+    return tf.nn.relu(x) + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
+
+
+def _elu(x: Any, alpha: float) -> Any:
+    return tf.nn.elu(x) if alpha == 1.0 else tf.nn.relu(x) + alpha * (tf.exp(tf.minimum(x, 0.0)) - 1.0)
+
+
+def _celu(x: Any, alpha: float) -> Any:
+    return tf.nn.relu(x) + alpha * (tf.exp(tf.minimum(x, 0.0) / alpha) - 1.0)
+
+
+def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
+    return tf.minimum(tf.nn.relu(x * alpha + beta), 1.0)
+
+
+_unary("Relu", tf.nn.relu)
+_unary("Sigmoid", tf.nn.sigmoid)
+_unary("Tanh", tf.nn.tanh)
+_unary("Identity", lambda x: x)
+_unary("Neg", tf.negative)
+_unary("Abs", tf.abs)
+_unary("Exp", tf.exp)
+_unary("Log", tf.math.log)
+_unary("Sqrt", tf.sqrt)
+_unary("Reciprocal", lambda x: 1.0 / x)
+_unary("Floor", tf.floor)
+_unary("Ceil", tf.math.ceil)
+_unary("Round", tf.round)
+_unary("Sin", tf.sin)
+_unary("Cos", tf.cos)
+_unary("Sign", tf.sign)
+_unary("Not", tf.logical_not)
+_unary("Erf", erf)
+_unary("Softplus", softplus)
+_unary("Softsign", lambda x: x / (1.0 + tf.abs(x)))
+_unary("Mish", lambda x: x * tf.tanh(softplus(x)))
+_unary("HardSwish", lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))  # LiteRT's converter knows this form
+_shaped("Gelu", lambda x, attrs: tf.nn.gelu(x, approximate=attrs.get("approximate", "none") == "tanh"))
+_shaped("LeakyRelu", lambda x, attrs: tf.nn.leaky_relu(x, attrs.get("alpha", 0.01)))
+_shaped("Elu", lambda x, attrs: _elu(x, attrs.get("alpha", 1.0)))
+_shaped("Celu", lambda x, attrs: _celu(x, attrs.get("alpha", 1.0)))
+_shaped("HardSigmoid", lambda x, attrs: _hard_sigmoid(x, attrs.get("alpha", 0.2), attrs.get("beta", 0.5)))
+_shaped("Selu", lambda x, attrs: attrs.get("gamma", SELU_GAMMA) * _elu(x, attrs.get("alpha", SELU_ALPHA)))
+_shaped("ThresholdedRelu", lambda x, attrs: tf.where(x > attrs.get("alpha", 1.0), x, tf.zeros_like(x)))
+
+
+@lowers("Dropout")
+def dropout(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Dropout, which does nothing outside training."""
+    if optional(inputs, 2) is not None and known(inputs[2], "training mode"):
+        raise CannotLowerError("training mode")
+    return given(inputs[0])
+
+
+@lowers("PRelu")
+def prelu(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """PRelu, in the form that the converter makes one operator of."""
+    (x, slope), order = aligned([given(inputs[0]), given(inputs[1])])
+    return Value(tf.nn.relu(x) + (-slope) * tf.nn.relu(-x), order)
+
+
+@lowers("Clip")
+def clip(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """Clip; the usual limits become RELU and RELU6."""
+    source = given(inputs[0])
+    low, high = optional(inputs, 1), optional(inputs, 2)
+    least = float(known(low, "minimum")) if low is not None else -np.inf
+    most = float(known(high, "maximum")) if high is not None else np.inf
+    if not source.tensor.dtype.is_floating:
+        raise CannotLowerError("integers")
+    if least == 0.0 and most == 6.0:
+        return source.with_tensor(tf.nn.relu6(source.tensor))
+    if least == 0.0 and most == np.inf:
+        return source.with_tensor(tf.nn.relu(source.tensor))
+    tensor = source.tensor
+    if least != -np.inf:
+        tensor = tf.maximum(tensor, np.float32(least))
+    if most != np.inf:
+        tensor = tf.minimum(tensor, np.float32(most))
+    return source.with_tensor(tensor)
+
+
+def _axis_last(source: Value, axis: int) -> Value:
+    if source.order[axis] == source.rank - 1:
+        return source
+    others = [a for a in range(source.rank) if a != axis]
+    order = [0] * source.rank
+    for place, logical in enumerate([*others, axis]):
+        order[logical] = place
+    return Value(source.in_order(tuple(order)), tuple(order))
+
+
+def _along_last(operator: str, function: Callable[[Any], Any]) -> None:
+    def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+        source = given(inputs[0])
+        source = _axis_last(source, int(attrs.get("axis", -1)) % source.rank)
+        return source.with_tensor(function(source.tensor))
+
+    lowers(operator)(lowering)
+
+
+_along_last("Softmax", lambda x: tf.nn.softmax(x, axis=-1))
+_along_last("LogSoftmax", lambda x: tf.nn.log_softmax(x, axis=-1))

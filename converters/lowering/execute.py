@@ -1,0 +1,98 @@
+"""A canonical graph as TensorFlow operations: every node by its function, and what is constant computed at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import tensorflow as tf
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import converters.lowering.activations
+import converters.lowering.arithmetic
+import converters.lowering.dense
+import converters.lowering.moving
+import converters.lowering.normalization
+import converters.lowering.pooling
+import converters.lowering.recurrent
+import converters.lowering.reductions
+import converters.lowering.resizing
+import converters.lowering.shapes
+import converters.lowering.spatial  # noqa: F401 - these fill the registry
+from converters.graph import Graph, attributes, label
+from converters.lowering.fusing import with_gelus
+from converters.lowering.registry import LOWERINGS, CannotLowerError
+from converters.lowering.values import Value, of
+from edgekit.errors import UnsupportedOpError
+
+
+def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
+    """The outputs of `graph`, whose inputs are in `values`, which is filled on the way.
+
+    Raises:
+        UnsupportedOpError: an operator, or the way it is used, has no TensorFlow form.
+    """
+    values.update({name: of(value) for name, value in graph.constants.items()})
+    for node in with_gelus(graph):
+        if node.op_type == "Constant":
+            continue
+        inputs = [values[name] if name else None for name in node.input]
+        results = _folded(node, inputs, graph.opset) or _lowered(node, inputs)
+        values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
+        missing = [name for name in node.output if name and name not in values]
+        if missing:
+            raise _cannot(node, f"its output {missing[0]} is used")
+    return [values[spec.name] for spec in graph.outputs]
+
+
+def _lowered(node: Any, inputs: list[Value | None]) -> tuple[Value, ...]:
+    if node.op_type not in LOWERINGS:
+        known = ", ".join(sorted(LOWERINGS))
+        raise UnsupportedOpError(
+            node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {known}."
+        )
+    options = {**attributes(node), "outputs": len([name for name in node.output if name])}
+    try:
+        with tf.name_scope(_scope(label(node))):
+            found = LOWERINGS[node.op_type](inputs, options)
+    except CannotLowerError as error:
+        raise _cannot(node, str(error)) from error
+    except (ValueError, TypeError, IndexError, KeyError, tf.errors.OpError) as error:
+        raise _cannot(
+            node, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        ) from error
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _cannot(node: Any, why: str) -> UnsupportedOpError:
+    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=f"What stands in the way: {why}.")
+
+
+def _scope(name: str) -> str:
+    """The layer's name as TensorFlow allows it, so that tensors of the artifact tell whose they are."""
+    return re.sub(r"[^A-Za-z0-9_./\\-]", "_", name).lstrip("_./\\-") or "layer"
+
+
+def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, ...] | None:
+    """The results of a node of which every input is constant, or None."""
+    if any(value is not None and not value.constant for value in inputs):
+        return None
+    if any(entry.type == onnx.AttributeProto.GRAPH for entry in node.attribute):
+        return None
+    known: Mapping[str, Any] = {
+        name: value.plain() for name, value in zip(node.input, inputs, strict=True) if value is not None
+    }
+    graph = helper.make_graph(
+        [node],
+        "constant",
+        [],
+        [helper.make_empty_tensor_value_info(name) for name in node.output if name],
+        [numpy_helper.from_array(value, name) for name, value in known.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    results = iter(ReferenceEvaluator(model).run(None, {}))
+    return tuple(of(np.asarray(next(results) if name else 0)) for name in node.output)

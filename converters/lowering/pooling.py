@@ -1,0 +1,101 @@
+"""Pooling over images and signals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from converters.lowering.registry import CannotLowerError, Inputs, given, lowers
+from converters.lowering.values import Value
+from converters.lowering.windows import Image, Pads, Window, image_of, padded, same_pads, window_of
+
+
+@lowers("MaxPool")
+def max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """MaxPool; padding counts as minus infinity."""
+    image, window, extra = _pool(inputs, attrs)
+    if max(window.dilations) > 1:
+        raise CannotLowerError("dilated pooling")
+    whole = Window(window.kernel, window.strides, window.dilations, _added(window.pads, extra))
+    tensor, padding = padded(image, whole, float(np.finfo(np.float32).min))
+    return image.value(tf.nn.max_pool2d(tensor, window.kernel, window.strides, padding))
+
+
+@lowers("AveragePool")
+def average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """AveragePool; a window over the whole image becomes a mean, which int8 delegates take without a break."""
+    image, window, extra = _pool(inputs, attrs)
+    if max(window.dilations) > 1:
+        raise CannotLowerError("dilated pooling")
+    if window.kernel == image.sizes and not np.any(window.pads):
+        return image.value(tf.reduce_mean(image.tensor, axis=(1, 2), keepdims=True))
+    counted = bool(attrs.get("count_include_pad", 0))
+    if not np.any(window.pads) and not any(extra):
+        return image.value(tf.nn.avg_pool2d(image.tensor, window.kernel, window.strides, "VALID"))
+    same = window.pads == same_pads(image, window)
+    if same and not counted and not any(extra):  # SAME leaves its padding out of the mean
+        return image.value(tf.nn.avg_pool2d(image.tensor, window.kernel, window.strides, "SAME"))
+    pads = _added(window.pads, extra)
+    zeros = tf.pad(image.tensor, [(0, 0), *pads, (0, 0)])
+    mean = tf.nn.avg_pool2d(zeros, window.kernel, window.strides, "VALID")
+    factor = _factor(image, window, counted, [int(size) for size in mean.shape[1:3]])
+    return image.value(mean if np.all(factor == 1) else mean * factor)
+
+
+@lowers("GlobalAveragePool")
+def global_average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """GlobalAveragePool as a mean."""
+    source = given(inputs[0])
+    axes = [source.order[axis] for axis in range(2, source.rank)]
+    return source.with_tensor(tf.reduce_mean(source.tensor, axis=axes, keepdims=True))
+
+
+@lowers("GlobalMaxPool")
+def global_max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """GlobalMaxPool as a maximum."""
+    source = given(inputs[0])
+    axes = [source.order[axis] for axis in range(2, source.rank)]
+    return source.with_tensor(tf.reduce_max(source.tensor, axis=axes, keepdims=True))
+
+
+def _pool(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Image, Window, tuple[int, int]]:
+    """The image, the window, and what ceil_mode adds behind."""
+    if attrs["outputs"] > 1:
+        raise CannotLowerError("its second output, the indices")
+    image = image_of(inputs[0])
+    window = window_of(image, attrs["kernel_shape"], attrs)
+    if not attrs.get("ceil_mode"):
+        return image, window, (0, 0)
+    first, second = (
+        _ceil_extra(size, span, stride, pads)
+        for size, span, stride, pads in zip(image.sizes, window.spans, window.strides, window.pads, strict=True)
+    )
+    return image, window, (first, second)
+
+
+def _ceil_extra(size: int, span: int, stride: int, pads: tuple[int, int]) -> int:
+    """A last window that hangs over the end counts, unless it would begin in the padding."""
+    whole = size + sum(pads)
+    count = -(-(whole - span) // stride) + 1
+    if (count - 1) * stride >= size + pads[0]:
+        count -= 1
+    return max((count - 1) * stride + span - whole, 0)
+
+
+def _added(pads: Pads, extra: tuple[int, int]) -> Pads:
+    return [(before, behind + more) for (before, behind), more in zip(pads, extra, strict=True)]
+
+
+def _factor(image: Image, window: Window, counted: bool, results: list[int]) -> Any:
+    """What turns a mean over whole windows into one over what counts: (1, height, width, 1)."""
+    shares = []
+    for size, kernel, stride, (before, behind), count in zip(
+        image.sizes, window.kernel, window.strides, window.pads, results, strict=True
+    ):
+        starts = np.arange(count) * stride
+        low, high = (0, size + before + behind) if counted else (before, before + size)
+        inside = np.minimum(starts + kernel, high) - np.maximum(starts, low)
+        shares.append(kernel / np.maximum(inside, 1))
+    return np.outer(*shares)[None, :, :, None].astype(np.float32)

@@ -1,0 +1,86 @@
+"""Operators that reduce axes to one number, or to the place of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from converters.lowering.registry import CannotLowerError, Inputs, axes_of, given, known, lowers
+from converters.lowering.values import Value, of, without_axes
+
+
+def _reduce(operator: str, function: Callable[..., Any]) -> None:
+    def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+        source = given(inputs[0])
+        axes = axes_of(inputs, attrs, source.rank)
+        if axes is None and attrs.get("noop_with_empty_axes"):
+            return source
+        chosen = axes if axes is not None else list(range(source.rank))
+        keep = bool(attrs.get("keepdims", 1))
+        tensor = function(source.tensor, axis=[source.order[axis] for axis in chosen], keepdims=keep)
+        return source.with_tensor(tensor) if keep else without_axes(source, tensor, chosen)
+
+    lowers(operator)(lowering)
+
+
+def _square_sum(x: Any, **where: Any) -> Any:
+    return tf.reduce_sum(tf.square(x), **where)
+
+
+def _log_sum_exp(x: Any, *, axis: list[int], keepdims: bool) -> Any:
+    """Against overflow, the largest is taken out before and put back after."""
+    largest = tf.reduce_max(x, axis=axis, keepdims=True)
+    total = tf.math.log(tf.reduce_sum(tf.exp(x - largest), axis=axis, keepdims=True)) + largest
+    return total if keepdims else tf.squeeze(total, axis)
+
+
+_reduce("ReduceMean", tf.reduce_mean)
+_reduce("ReduceSum", tf.reduce_sum)
+_reduce("ReduceMax", tf.reduce_max)
+_reduce("ReduceMin", tf.reduce_min)
+_reduce("ReduceProd", tf.reduce_prod)
+_reduce("ReduceL1", lambda x, **where: tf.reduce_sum(tf.abs(x), **where))
+_reduce("ReduceL2", lambda x, **where: tf.sqrt(_square_sum(x, **where)))
+_reduce("ReduceSumSquare", _square_sum)
+_reduce("ReduceLogSum", lambda x, **where: tf.math.log(tf.reduce_sum(x, **where)))
+_reduce("ReduceLogSumExp", _log_sum_exp)
+
+
+def _place(operator: str, function: Callable[..., Any]) -> None:
+    def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+        source = given(inputs[0])
+        if attrs.get("select_last_index"):
+            raise CannotLowerError("select_last_index")
+        axis = int(attrs.get("axis", 0)) % source.rank
+        found = function(source.tensor, axis=source.order[axis], output_type=tf.int64)
+        if attrs.get("keepdims", 1):
+            return source.with_tensor(tf.expand_dims(found, source.order[axis]))
+        return without_axes(source, found, [axis])
+
+    lowers(operator)(lowering)
+
+
+_place("ArgMax", tf.argmax)
+_place("ArgMin", tf.argmin)
+
+
+@lowers("TopK")
+def top_k(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
+    """TopK of the largest along the last axis, in order."""
+    source = given(inputs[0]).plain()
+    axis = int(attrs.get("axis", -1)) % len(source.shape)
+    if axis != len(source.shape) - 1 or not attrs.get("largest", 1):
+        raise CannotLowerError("another axis than the last, or the smallest")
+    values, places = tf.math.top_k(source, int(known(inputs[1], "number").ravel()[0]), sorted=True)
+    return of(values), of(tf.cast(places, tf.int64))
+
+
+@lowers("CumSum")
+def cumulative_sum(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """CumSum along one axis."""
+    source = given(inputs[0])
+    axis = source.order[int(known(inputs[1], "axis").ravel()[0]) % source.rank]
+    exclusive, reverse = bool(attrs.get("exclusive")), bool(attrs.get("reverse"))
+    return source.with_tensor(tf.cumsum(source.tensor, axis, exclusive=exclusive, reverse=reverse))
