@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak fuzz lint demo bench constraints clean
+.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,7 +30,13 @@ test-fast: $(STAMP)  ## the tests that need no TensorFlow
 	$(BIN)/python -m pytest -m "not heavy and not soak"
 
 test-soak: $(STAMP)  ## the tests that run long or need an environment of their own
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m "soak and not arm"
+
+arm: $(STAMP)  ## fetch qemu and the agent's aarch64 wheels into .arm (Debian or Ubuntu on x86-64; no root)
+	$(BIN)/python -m tests.arm.prepare
+
+test-arm: arm  ## the agent as a Pi 4 and a Pi 5, emulated
+	$(BIN)/python -m pytest -m arm
 
 fuzz: $(STAMP)  ## parsers of what strangers send, under libFuzzer: make fuzz [ARGS="--seconds 600 manifest"]
 	$(BIN)/python -m tests.fuzz.run $(ARGS)

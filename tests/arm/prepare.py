@@ -1,0 +1,145 @@
+"""Fetches an aarch64 Debian 12 Python, the agent's own aarch64 wheels and qemu into ``.arm/``: ``make arm``.
+
+Needs apt-get and dpkg (a Debian or Ubuntu host on x86-64) and a package index, but no root and nothing installed:
+apt works with a state of its own, and qemu's user mode runs one program in one folder, without chroot and without
+binfmt. About 100 MB are fetched. The wheels are those of ``constraints/agent.txt``, by their hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = ROOT / ".arm"
+DONE = "made-from"  # what it was made from; another text, and it is made anew
+
+PYTHON = "3.11"
+SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
+GUEST_PACKAGES = (
+    "libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5",
+    "libsqlite3-0", "libuuid1", "libcrypt1", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
+)  # fmt: skip
+HOST_PACKAGES = ("qemu-user-static",)
+
+# The part number that each core tells in /proc/cpuinfo. ONNX Runtime reads that file rather than HWCAP alone: it
+# crashes on x86's, and takes instructions that are not there when it names a newer core than qemu emulates.
+CORES = {"cortex-a72": "0xd08", "cortex-a76": "0xd0b"}  # of a Raspberry Pi 4, and of a Raspberry Pi 5
+FEATURES = {
+    "cortex-a72": "fp asimd evtstrm crc32 cpuid",
+    "cortex-a76": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+}
+
+
+def cpuinfo(core: str) -> str:
+    """``/proc/cpuinfo`` of a machine with two such cores, as Linux on arm64 writes it."""
+    lines = (
+        "BogoMIPS\t: 108.00",
+        f"Features\t: {FEATURES[core]}",
+        "CPU implementer\t: 0x41",
+        "CPU architecture: 8",
+        "CPU variant\t: 0x0",
+        f"CPU part\t: {CORES[core]}",
+        "CPU revision\t: 3",
+    )
+    return "\n".join("\n".join((f"processor\t: {number}", *lines, "")) for number in range(2)) + "\n"
+
+
+def interpreter(core: str) -> Path:
+    """The program that is Python of such a core; children that it starts by `sys.executable` are such Pythons too."""
+    return HOME / f"root-{core}" / "usr" / "bin" / f"python{PYTHON}"
+
+
+def _recipe() -> str:
+    return Path(__file__).read_text() + (ROOT / "constraints" / "agent.txt").read_text()
+
+
+def is_made() -> bool:
+    """Whether ``.arm/`` is whole and of today's recipe."""
+    try:
+        return (HOME / DONE).read_text() == _recipe()
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Make ``.arm/`` unless it is there."""
+    if is_made():
+        return 0
+    missing = [program for program in ("apt-get", "dpkg") if shutil.which(program) is None]
+    if missing:
+        print(f"{' and '.join(missing)} not found: make arm needs a Debian or Ubuntu host", file=sys.stderr)
+        return 1
+    shutil.rmtree(HOME, ignore_errors=True)
+    for folder in ("apt/state/lists/partial", "apt/cache/archives/partial", "debs"):
+        (HOME / folder).mkdir(parents=True)
+    _fetch_packages()
+    _unpack()
+    _install_wheels()
+    for core in CORES:
+        _write_interpreter(core)
+    shutil.rmtree(HOME / "apt")
+    shutil.rmtree(HOME / "debs")
+    (HOME / DONE).write_text(_recipe())
+    return 0
+
+
+def _fetch_packages() -> None:
+    apt = HOME / "apt"
+    (apt / "status").write_text("")
+    (apt / "sources.list").write_text(SOURCES)
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures::": "arm64",
+        "APT::Sandbox::User": "",
+        "Acquire::Languages": "none",
+        "Dir::Etc::sourcelist": str(apt / "sources.list"),
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State": str(apt / "state"),
+        "Dir::State::status": str(apt / "status"),
+        "Dir::Cache": str(apt / "cache"),
+    }
+    for architecture, packages in (("arm64", GUEST_PACKAGES), ("amd64", HOST_PACKAGES)):
+        options["APT::Architecture"] = options["APT::Architectures::"] = architecture
+        flags = [f"--option={name}={value}" for name, value in options.items()]
+        subprocess.run(["apt-get", "--quiet", "--quiet", *flags, "update"], check=True)
+        subprocess.run(["apt-get", "--quiet", "--quiet", *flags, "download", *packages], check=True, cwd=HOME / "debs")
+
+
+def _unpack() -> None:
+    for package in sorted((HOME / "debs").glob("*_arm64.deb")):
+        subprocess.run(["dpkg", "-x", str(package), str(HOME / "root")], check=True)
+    for package in sorted((HOME / "debs").glob("*_amd64.deb")):
+        subprocess.run(["dpkg", "-x", str(package), str(HOME / "host")], check=True)
+
+
+def _install_wheels() -> None:
+    command = [
+        sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(HOME / "site"),
+        "--python-version", PYTHON, "--python-platform", "aarch64-manylinux_2_36",
+        "--only-binary", ":all:", "--require-hashes", "--no-deps", "--requirement", "constraints/agent.txt",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def _write_interpreter(core: str) -> None:
+    root, wrapper = HOME / f"root-{core}", interpreter(core)
+    shutil.copytree(HOME / "root", root, symlinks=True, copy_function=os.link)  # one copy, two names
+    (root / "proc").mkdir()
+    (root / "proc" / "cpuinfo").write_text(cpuinfo(core))
+    # Python finds its library and `sys.executable` by its own name: the program gives way to a script of that name.
+    program = wrapper.with_name(wrapper.name + "-aarch64")
+    wrapper.rename(program)
+    qemu = HOME / "host" / "usr" / "bin" / "qemu-aarch64-static"
+    python_path = f"PYTHONPATH={HOME / 'site'}:{ROOT}"
+    command = ["exec", "env", python_path, str(qemu), "-cpu", core, "-L", str(root), "-0", str(wrapper), str(program)]
+    wrapper.write_text(f'#!/bin/sh\n{shlex.join(command)} "$@"\n')
+    wrapper.chmod(0o755)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
