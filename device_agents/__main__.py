@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import signal
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import click
 import msgspec
 
+from device_agents.checkup import judge_clock, judge_providers
 from device_agents.deployment import State
 from device_agents.healing import check_slot
 from device_agents.journal import Journal
@@ -174,7 +177,7 @@ def check(config: Path, as_json: bool) -> int:
     settings = load_settings(AgentSettings, file=config)
     rows = [{"check": "settings", "ok": True, "found": str(config)}]
     with needs_extra("agent"):
-        checks = _checks(settings)
+        checks = _checks(settings, config)
     for name, probe in checks.items():
         try:
             rows.append({"check": name, "ok": True, "found": probe()})
@@ -189,11 +192,21 @@ def check(config: Path, as_json: bool) -> int:
     return 0 if all(row["ok"] for row in rows) else 1
 
 
-def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
+def _checks(settings: AgentSettings, config: Path) -> dict[str, Callable[[], str]]:
     from device_agents.assemble import broker_answers, read_root, root_version
     from device_agents.facts import measure_facts
     from edgekit.sealing.keyring import Keyring
     from edgekit.trust.keys import load_signer
+
+    measured = functools.cache(lambda: measure_facts(settings.target))
+
+    def clock() -> str:
+        traces = {str(path): path.stat().st_mtime for path in (config, settings.root) if path.exists()}
+        with contextlib.suppress(EdgekitError):  # what is wrong with the journal, its own check tells
+            for name, state in Journal(FolderDisk(settings.state)).models().items():
+                if state.active is not None:
+                    traces[f"the installation of {name} {state.active.version}"] = state.active.since
+        return judge_clock(time.time(), traces)
 
     def key() -> str:
         return f"{settings.key}, key id {load_signer(settings.key).public_key.keyid[:12]}"
@@ -235,16 +248,20 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         return f"metered: deployments wait {share}" if metered.is_metered() else "not metered"
 
     def runtimes() -> str:
-        facts = measure_facts(settings.target)
+        facts = measured()
         if not facts.runtimes:
             raise UnavailableError("no runtime is installed", advice="Run: pip install 'edgekit[litert]' or [onnx]")
         return ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
+
+    def providers() -> str:
+        return judge_providers(measured().providers, settings.providers, required=settings.require_providers)
 
     def broker() -> str:
         asyncio.run(broker_answers(settings, BROKER_SECONDS))
         return settings.broker
 
     return {
+        "clock": clock,
         "key": key,
         **({"class keys": class_keys} if settings.class_keys else {}),
         "root": root,
@@ -254,6 +271,7 @@ def _checks(settings: AgentSettings) -> dict[str, Callable[[], str]]:
         "deployments": deployments,
         "link": link,
         "runtimes": runtimes,
+        "providers": providers,
         "broker": broker,
     }
 

@@ -140,10 +140,13 @@ def test_check_names_everything_that_is_wrong(folder):
     root = json.loads((folder / "root.json").read_text())
     root["signed"]["version"] = 2  # so its signatures are of something else
     (folder / "root.json").write_text(json.dumps(root))
+    os.utime(folder / "agent.toml", (4e9, 4e9))  # so the clock is behind it
     done = agent("check", "--config", str(folder / "agent.toml"), "--json", check=1)
     rows = {row["check"]: row for row in json.loads(done.stdout)}
-    assert [name for name, row in rows.items() if not row["ok"]] == ["key", "root", "broker"]
+    assert [name for name, row in rows.items() if not row["ok"]] == ["clock", "key", "root", "broker"]
     assert rows["slots"]["found"] == "nothing is installed"
+    assert "agent.toml is of 2096-10-02" in rows["clock"]["found"]
+    assert "CPUExecutionProvider" in rows["providers"]["found"]
     assert "chmod 600" in rows["key"]["found"]
     assert "not a signed TUF root" in rows["root"]["found"]
     assert "connection refused" in rows["broker"]["found"]
