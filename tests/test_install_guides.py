@@ -1,0 +1,72 @@
+"""The install guides name files, settings, commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from device_agents.__main__ import agent
+from edgekit.cli.main import edgekit
+from edgekit.settings import AgentSettings, tomllib
+from edgekit.targets import known_targets
+
+ROOT = Path(__file__).parent.parent
+GUIDES = ("install-raspberry-pi.md", "install-jetson.md")
+PROGRAMS: dict[str, click.Group] = {"edgekit": edgekit, "edgekit-agent": agent}
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / guide).read_text(), re.DOTALL)
+
+
+def commands(guide: str) -> list[tuple[str, list[str]]]:
+    """Each call of a program of ours, as (program, arguments)."""
+    found = []
+    for line in "\n".join(blocks(guide, "bash")).replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\|", line):
+            words = shlex.split(re.sub(r"^\s*sudo (-u \S+ )?(env (\w+=\S+ )*)?", "", part), comments=True)
+            if words and Path(words[0]).name in PROGRAMS:
+                found.append((Path(words[0]).name, words[1:]))
+    return found
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_command_parses(guide: str) -> None:
+    """With the command line's own parsers, so that an option that went away is met here first."""
+    found = commands(guide)
+    assert {program for program, _ in found} == set(PROGRAMS)
+    for program, arguments in found:
+        command: click.Command = PROGRAMS[program]
+        while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+            inner = command.get_command(click.Context(command), arguments[0])
+            assert inner is not None, (program, arguments)
+            command, arguments = inner, arguments[1:]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in arguments if word.startswith("--")} - known <= {"--version"}, (program, arguments)
+        assert not isinstance(command, click.Group) or arguments == ["--version"], (program, arguments)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_what_is_copied_to_a_device_exists(guide: str) -> None:
+    """Files of this repository, other pages, and target profiles."""
+    text = (ROOT / "docs" / guide).read_text()
+    for path in re.findall(r"\b(?:deploy|constraints)/[\w.-]+", text):
+        assert (ROOT / path).is_file(), path
+    for page in re.findall(r"\]\(([\w.-]+\.md)", text):
+        assert (ROOT / "docs" / page).is_file(), page
+    targets = set(re.findall(r"--target ([\w-]+)", text))
+    assert targets
+    assert targets <= set(known_targets())
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_setting_is_one(guide: str) -> None:
+    """Read as the agent reads agent.toml."""
+    for block in blocks(guide, "toml"):
+        values = {"device": "d", "fleet": "f", "target": "jetson-orin", **tomllib.loads(block)}
+        assert msgspec.convert(values, AgentSettings)
