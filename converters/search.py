@@ -57,7 +57,8 @@ class Search:
         if any(self._found[recipe.id].choice_drop is not None for recipe in quantized):
             layers = list(scores())
             static = [recipe for recipe in quantized if recipe.precision == STATIC]
-            four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in quantized if recipe.precision == kind]
+            near = [recipe for recipe in quantized if self._near(recipe)]  # others have no bits to give
+            four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in near if recipe.precision == kind]
             self._ranges(static)
             self._exceptions(static or quantized, layers)
             self._four_bits(four, layers)

@@ -57,6 +57,12 @@ def test_layers_of_4_bits_are_fewer_until_the_budget_is_kept():
     assert all(recipe.rounding == "gptq" for recipe in asked if recipe.int4_layers)
 
 
+def test_kind_that_loses_too_much_by_8_bits_is_not_tried_with_4():
+    """Static int8 is beyond the budget, dynamic is not: only the latter gets layers of 4 bits."""
+    asked = search(lambda r: 0.05 if r.precision == "int8" else 0.0)
+    assert {recipe.precision for recipe in asked if recipe.int4_layers} == {"int8-dynamic"}
+
+
 def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
     """The most sensitive first, twice as many each time, and no more once the budget is kept."""
     asked = search(lambda r: 0.05 if r.precision == "int8" and len(r.float_layers) < 2 else 0.0)
