@@ -14,6 +14,7 @@ from converters.child import TensorFlowChild
 from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx
 from converters.frontends.program_check import write_checked
+from converters.frontends.tflite import read_tflite, tflite_answers
 from converters.graph import Graph
 from edgekit.tensors import Array
 
@@ -25,7 +26,7 @@ class Source(msgspec.Struct, frozen=True):
 
     Attributes:
         path: Where it was read.
-        format: ``keras``, ``h5``, ``savedmodel``, ``onnx`` or ``pt2``.
+        format: ``keras``, ``h5``, ``savedmodel``, ``onnx``, ``tflite`` or ``pt2``.
         sha256: Of the file; of all files in order of their names for a folder.
         graph: The canonical graph before any pass.
         answers: What the source itself answers to inputs (N, ...), by its own framework.
@@ -54,6 +55,9 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
         return Source(path, kind, digest, graph, graph.run)
     if kind == formats.PT2:
         return _program(path, digest, child)
+    if kind == formats.TFLITE:
+        graph = canonical(read_tflite(path), str(path))
+        return Source(path, kind, digest, graph, lambda inputs: tflite_answers(path, inputs))
     options = {"legacy": True} if kind == formats.H5 else {}
     data = child.call(EXPORTS[kind], path=str(path), **options)
     graph = canonical(onnx.load_model_from_string(data), str(path))

@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker, external_data_helper, inliner, version_converter
 
+from converters.frontends.sniff import KNOWN
 from converters.graph import BATCH, Graph, label
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 
@@ -173,5 +174,5 @@ def _not_onnx(path: Path, why: str) -> ModelFormatError:
     return ModelFormatError(
         f"{path} ({size} bytes, begins with {head!r}) is not a model that edgekit knows, or is truncated: "
         f"read as ONNX, {why}",
-        advice="edgekit reads .keras, .h5, SavedModel folders, .onnx and .pt2; copy or export the file again.",
+        advice=f"{KNOWN} Copy or export the file again.",
     )

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
 
-KERAS, H5, SAVED_MODEL, ONNX, PT2 = "keras", "h5", "savedmodel", "onnx", "pt2"
-KNOWN = "edgekit reads .keras, .h5, SavedModel folders, .onnx and .pt2."
+KERAS, H5, SAVED_MODEL, ONNX, PT2, TFLITE = "keras", "h5", "savedmodel", "onnx", "pt2", "tflite"
+KNOWN = "edgekit reads .keras, .h5, SavedModel folders, .onnx, .pt2 and float .tflite."
 _HEAD_BYTES = 4096
 _MAX_CONFIG_BYTES = 64 * 1024**2
 
 
 def sniff(path: Path) -> str:
-    """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel``, ``onnx`` or ``pt2``. Nothing is unpickled.
+    """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel``, ``onnx``, ``tflite`` or ``pt2``.
+
+    Nothing is unpickled.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -36,6 +38,8 @@ def sniff(path: Path) -> str:
         return _sniff_zip(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return H5
+    if head[4:8] == b"TFL3":
+        return TFLITE
     _refuse_known_others(path, head)
     return ONNX  # protobuf has no signature: the frontend parses it and says so when it is none
 
@@ -103,11 +107,6 @@ def _refuse_known_others(path: Path, head: bytes) -> None:
         raise _pickle(path, "a Python pickle")
     if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b") and path.suffix in (".pkl", ".joblib", ".gz"):
         raise _pickle(path, "a compressed file, as joblib writes pickles")
-    if head[4:8] == b"TFL3":
-        raise ModelFormatError(
-            f"{path} is a .tflite model, which edgekit does not read yet as a source",
-            advice="Convert the model it was made from, or convert it to ONNX first.",
-        )
     if head.startswith(b"\x93NUMPY"):
         raise ModelFormatError(f"{path} holds an array (.npy), not a model", advice="Give data with --data.")
 
