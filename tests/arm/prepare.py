@@ -118,12 +118,12 @@ def _unpack() -> None:
 
 
 def _install_wheels() -> None:
-    command = [
-        sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(HOME / "site"),
-        "--python-version", PYTHON, "--python-platform", "aarch64-manylinux_2_36",
-        "--only-binary", ":all:", "--require-hashes", "--no-deps", "--requirement", "constraints/agent.txt",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, cwd=ROOT)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(HOME / "site")]
+    install += ["--python-version", PYTHON, "--python-platform", "aarch64-manylinux_2_36"]
+    pinned = ["--only-binary", ":all:", "--require-hashes", "--requirement", "constraints/agent.txt"]
+    subprocess.run([*install, *pinned], check=True, cwd=ROOT)
+    # Only edgekit's metadata: its code is on PYTHONPATH as it is here.
+    subprocess.run([*install, "--no-build-isolation", "--editable", "."], check=True, cwd=ROOT)
 
 
 def _write_interpreter(core: str) -> None:

@@ -24,27 +24,30 @@ class AgentProcess:
 
     Attributes:
         kills: How often `kill` ended it.
+        python: The interpreter that runs it.
+        url: Of its HTTP endpoint, since it started.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kills = 0
+        self.python = sys.executable
         self.program = ["device_agents"]  # module, and words before "run"
-        self._url = ""
+        self.url = ""
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start, and wait for its line; fails with its log where it does not come."""
         with (self.folder / "agent.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self.program, "run", "--config", str(self.folder / "agent.toml")),
+                *(self.python, "-m", *self.program, "run", "--config", str(self.folder / "agent.toml")),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=_ENV,
             )
         line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
         assert b" ready at " in line, self.log()[-2000:]
-        self._url = line.split()[-1].decode()
+        self.url = line.split()[-1].decode()
 
     async def ended(self) -> int:
         """Wait until it has ended by itself; its exit code."""
@@ -67,7 +70,7 @@ class AgentProcess:
 
     def _ask(self, model: str) -> str:
         body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]}
-        request = urllib.request.Request(f"{self._url}/v2/models/{model}/infer", json.dumps(body).encode())
+        request = urllib.request.Request(f"{self.url}/v2/models/{model}/infer", json.dumps(body).encode())
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())["parameters"]["edgekit_version"]
 
