@@ -38,6 +38,7 @@ from converters.quality import find_metric, score
 from converters.report import (
     CandidateReport,
     FloatReport,
+    LayerReport,
     Report,
     SourceReport,
     SplitReport,
@@ -229,7 +230,11 @@ def _one_target(
     with step(f"{profile.name}: prove {choice.chosen}"):
         report = _report(plan, prepared, profile, runtime, found, choice, _tested(prepared, chosen, folder))
         contents = contents_of(chosen.artifact, folder / "contents")
-        report = msgspec.structs.replace(report, contents=contents, notes=chosen.artifact.notes)
+        layers = tuple(
+            LayerReport(one.layer.name, one.layer.operator, one.int8, one.int4)
+            for one in sorted(workshop.sensitivity(profile, runtime), key=lambda one: -one.int8)
+        )
+        report = msgspec.structs.replace(report, contents=contents, notes=chosen.artifact.notes, sensitivity=layers)
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
         files.update(prepared.before.bundle_files() if prepared.before else {})

@@ -59,6 +59,15 @@ class CandidateReport(msgspec.Struct, frozen=True):
     reason: str
 
 
+class LayerReport(msgspec.Struct, frozen=True):
+    """What is lost when one layer alone has 8 or 4 bits: distances from the float model (see distance.py)."""
+
+    name: str
+    operator: str
+    int8: float
+    int4: float | None
+
+
 class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """Quality on data that was never chosen by."""
 
@@ -74,7 +83,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 
     `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
     the file of steps before and after the model, or is ``detected`` or ``none``. `contents` and `notes` are those of
-    the chosen artifact.
+    the chosen artifact. `sensitivity` has the layers that the search asked for, the most sensitive first.
     """
 
     name: str
@@ -98,6 +107,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     preprocess: str = "none"
     contents: Contents | None = None
     notes: tuple[str, ...] = ()
+    sensitivity: tuple[LayerReport, ...] = ()
 
     @property
     def taken(self) -> CandidateReport:

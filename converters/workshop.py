@@ -64,6 +64,10 @@ class Workshop:
             make(kinds)
         return found
 
+    def sensitivity(self, profile: TargetProfile, runtime: str) -> tuple[Sensitivity, ...]:
+        """What the search asked of each layer of this target's artifacts; nothing where it did not ask."""
+        return tuple(self._scores.get(backend_for(profile, runtime, self._bench).layers(), ()))
+
     def _candidate(self, backend: Backend, profile: TargetProfile, runtime: str, recipe: Recipe) -> Candidate:
         key = (*artifact_key(profile, runtime), recipe)
         if key not in self._made:
