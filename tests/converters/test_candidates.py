@@ -7,9 +7,9 @@ from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.candidates import Evidence, make_candidate
 from converters.child import TensorFlowChild
 from converters.frontends.onnx import canonical
+from converters.proof import Budget
 from converters.quality import find_metric
 from converters.samples import Samples
-from converters.proof import Budget
 from edgekit.errors import RuntimeLoadError
 from edgekit.recipe import Recipe
 from edgekit.targets import builtin_targets, find_target
