@@ -2,7 +2,6 @@ import random
 import time
 
 import msgspec
-import pytest
 
 from device_agents import agent
 from device_agents.deployment import S
@@ -12,24 +11,7 @@ from device_agents.throttle import QuietHours
 from edgekit import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key
-from tests.simulators.device import DEVICE, FLEET, Desk, Device
-from tests.simulators.transport import MemoryBroker
-
-
-@pytest.fixture
-async def desk(tmp_path):
-    made = Desk(tmp_path / "desk", MemoryBroker())
-    await made.start()
-    return made
-
-
-@pytest.fixture
-async def device(tmp_path, desk):
-    made = Device(tmp_path / "device", desk.broker, desk.root)
-    await made.start()
-    yield made
-    if not made.task.done():
-        await made.stop()
+from tests.simulators.device import DEVICE, FLEET
 
 
 async def reports(device, holds):

@@ -6,15 +6,7 @@ import pytest
 from device_agents.slots import Slots
 from edgekit.errors import DowngradeError
 from edgekit.trust.assignment import check_agrees
-from tests.simulators.device import Desk, Device
-from tests.simulators.transport import MemoryBroker
-
-
-@pytest.fixture
-async def desk(tmp_path):
-    made = Desk(tmp_path / "desk", MemoryBroker())
-    await made.start()
-    return made
+from tests.simulators.device import Device
 
 
 @pytest.fixture

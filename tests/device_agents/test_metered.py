@@ -9,8 +9,7 @@ from edgekit.clock import SystemClock
 from edgekit.manifest import BLOCK_BYTES
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.trust.envelopes import open_envelope
-from tests.simulators.device import Desk, Device
-from tests.simulators.transport import MemoryBroker
+from tests.simulators.device import Device
 
 
 def test_a_link_is_metered_by_setting_or_while_a_file_says_so(tmp_path):
@@ -47,13 +46,6 @@ def test_the_file_is_looked_for_beside_the_settings(tmp_path):
     (tmp_path / "agent.toml").write_text('device = "d"\nfleet = "f"\ntarget = "t"\nmetered_file = "metered"\n')
     settings = load_settings(AgentSettings, file=tmp_path / "agent.toml", environ={})
     assert settings.metered_file == tmp_path / "metered"
-
-
-@pytest.fixture
-async def desk(tmp_path):
-    made = Desk(tmp_path / "desk", MemoryBroker())
-    await made.start()
-    return made
 
 
 async def delays(device, desk, count=1):

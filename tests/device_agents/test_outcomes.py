@@ -1,27 +1,8 @@
 """How a deployment ended reaches the controller, however late; and an order that is withdrawn is seen in a transfer."""
 
-import pytest
-
 from device_agents.deployment import S
 from edgekit import topics
-from tests.simulators.device import DEVICE, FLEET, Desk, Device
-from tests.simulators.transport import MemoryBroker
-
-
-@pytest.fixture
-async def desk(tmp_path):
-    made = Desk(tmp_path / "desk", MemoryBroker())
-    await made.start()
-    return made
-
-
-@pytest.fixture
-async def device(tmp_path, desk):
-    made = Device(tmp_path / "device", desk.broker, desk.root)
-    await made.start()
-    yield made
-    if not made.task.done():
-        await made.stop()
+from tests.simulators.device import DEVICE, FLEET
 
 
 async def test_an_outcome_met_while_the_broker_was_away_is_told_after_a_restart(desk, device):

@@ -1,21 +1,11 @@
-import pytest
-
 from device_agents import updater
 from device_agents.deployment import S
 from device_agents.slots import Slots, verify_file
 from edgekit import messages, topics
 from edgekit.errors import DiskError
 from edgekit.trust.envelopes import open_envelope
-from tests.simulators.device import DEVICE, FLEET, Desk, Device
+from tests.simulators.device import DEVICE, FLEET, Device
 from tests.simulators.disk import FaultyDisk, full
-from tests.simulators.transport import MemoryBroker
-
-
-@pytest.fixture
-async def desk(tmp_path):
-    made = Desk(tmp_path / "desk", MemoryBroker())
-    await made.start()
-    return made
 
 
 async def ended_or_off(device, version):
