@@ -137,10 +137,16 @@ class Graph:
         """
         runtime = OnnxRuntime(self.to_bytes(), threads=1)
         try:
-            parts = [runtime.run(chunk) for chunk in _chunks(inputs, CHUNK_ROWS if self.free_batch else 1)]
+            parts = [runtime.run(chunk) for chunk in self.chunks(inputs)]
         finally:
             runtime.close()
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def chunks(self, inputs: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """`inputs` (N, ...) in parts that it takes and that bound memory: single rows where its batch is fixed."""
+        rows, count = CHUNK_ROWS if self.free_batch else 1, len(next(iter(inputs.values())))
+        for start in range(0, count, rows):
+            yield {name: value[start : start + rows] for name, value in inputs.items()}
 
 
 def attributes(node: Any) -> dict[str, Any]:
@@ -152,12 +158,6 @@ def attributes(node: Any) -> dict[str, Any]:
 def label(node: Any) -> str:
     """What to call a node in a message: its name, or its first output where it has none."""
     return str(node.name or node.output[0])
-
-
-def _chunks(inputs: Mapping[str, Array], rows: int) -> Iterator[dict[str, Array]]:
-    count = len(next(iter(inputs.values())))
-    for start in range(0, count, rows):
-        yield {name: value[start : start + rows] for name, value in inputs.items()}
 
 
 def _spec(value: Any) -> TensorSpec:

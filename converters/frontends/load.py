@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import onnx
 
 from converters.child import TensorFlowChild
 from converters.frontends import sniff as formats
-from converters.frontends.onnx import canonical, load_onnx
+from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
 from converters.frontends.tflite import read_tflite, tflite_answers
 from converters.graph import Graph
@@ -51,8 +52,7 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
     kind = formats.sniff(path)
     digest = _digest(path)
     if kind == formats.ONNX:
-        graph = load_onnx(path)
-        return Source(path, kind, digest, graph, graph.run)
+        return Source(path, kind, digest, load_onnx(path), functools.partial(onnx_answers, path))
     if kind == formats.PT2:
         return _program(path, digest, child)
     if kind == formats.TFLITE:

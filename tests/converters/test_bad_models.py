@@ -11,6 +11,7 @@ from onnx import helper
 
 from converters.child import TensorFlowChild
 from converters.frontends import load_model, sniff
+from converters.frontends.onnx import load_onnx
 from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
 from tests.simulators import models
 
@@ -180,13 +181,22 @@ def test_truncated_h5_is_refused(keras_folder, tmp_path, child):
         load_model(path, child)
 
 
-def test_undefined_weight_is_named(tmp_path):
-    """A weight that is NaN is told before anything is run."""
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "18 undefined"), (-np.inf, "18 infinite")])
+def test_weight_that_is_no_number_is_named(tmp_path, value, found):
+    """A weight that is NaN or infinite is told before anything is run."""
     model = models.classifier()
     for tensor in model.graph.initializer:
         if tensor.name == "dense":
-            tensor.CopyFrom(models.numpy_helper.from_array(np.full((6, 3), np.nan, np.float32), "dense"))
-    assert "weight dense holds 18 undefined" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+            tensor.CopyFrom(models.numpy_helper.from_array(np.full((6, 3), value, np.float32), "dense"))
+    assert f"weight dense holds {found}" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+
+
+def test_infinite_mask_is_no_fault(tmp_path):
+    """What is added to attention scores may be minus infinity."""
+    nodes = [helper.make_node("Add", ["x", "mask"], ["masked"]), helper.make_node("Softmax", ["masked"], ["y"])]
+    mask = np.array([[0, 0, 0, -np.inf]], np.float32)
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, {"mask": mask})
+    assert load_onnx(models.saved(model, tmp_path / "m.onnx")).outputs
 
 
 def test_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path):
@@ -198,10 +208,10 @@ def test_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path):
 
 
 def test_opset_of_the_future_is_refused_with_both_versions(tmp_path):
-    """An operator set that no runtime here knows."""
+    """An operator set that nobody has defined yet."""
     model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
     model.opset_import[0].version = 99
-    assert "opset 99, expected 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+    assert "opset 99 and cannot be brought to 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
 def test_pipe_is_refused_and_not_waited_for(tmp_path):

@@ -1,8 +1,9 @@
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
-from converters.frontends.onnx import canonical
+from converters.frontends.onnx import canonical, onnx_answers
 from converters.graph import Graph
 from converters.passes import CANONICAL_PASSES, FoldBatchNorm, Simplify, run_pass
 from edgekit.errors import ConversionError
@@ -41,6 +42,28 @@ def test_older_opset_is_raised_to_17():
     old.opset_import[0].version = 13
     found = canonical(old, "test")
     assert found.opset == 17
+
+
+def test_newer_opset_and_file_format_come_back_to_what_runtimes_read(tmp_path):
+    """A model of the newest operator set and IR that onnx writes answers as before, in opset 23."""
+    new = models.classifier()
+    new.opset_import[0].version, new.ir_version = onnx.defs.onnx_opset_version(), onnx.IR_VERSION
+    found, path = canonical(new, "test"), models.saved(new, tmp_path / "new.onnx")
+    x = {"image": models.patterns(4)[0]}
+    assert found.opset == 23
+    np.testing.assert_allclose(found.run(x)["scores"], graph().run(x)["scores"], atol=1e-6)
+    np.testing.assert_allclose(onnx_answers(path, x)["scores"], found.run(x)["scores"], atol=1e-6)
+
+
+def test_answers_are_those_of_the_file_and_not_of_what_was_made_of_it(tmp_path):
+    """A fault in bringing an old model to the canonical operator set would be seen."""
+    old = models.classifier()
+    path = models.saved(old, tmp_path / "m.onnx")
+    for tensor in old.graph.initializer:
+        if tensor.name == "dense":
+            tensor.CopyFrom(models.numpy_helper.from_array(np.zeros((6, 3), np.float32), "dense"))
+    x = {"image": models.patterns(4)[0]}
+    assert not np.allclose(onnx_answers(path, x)["scores"], canonical(old, "test").run(x)["scores"])
 
 
 def test_nodes_get_names_of_their_own():
