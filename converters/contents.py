@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from converters.backends.contract import Artifact
-from converters.backends.tflite_file import TYPES, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
 from edgekit.runtimes import LITERT
 
 LARGEST = 12
@@ -35,6 +35,7 @@ class Contents(msgspec.Struct, frozen=True):
         smaller: Bytes of all other constants.
         rest: Bytes of the file that are no constant: the graph, names, scales.
         pieces: Into how many pieces LiteRT's XNNPACK takes the graph; None where the runtime does not tell.
+        delegated: XNNPACK has every layer with weights; what is left to built-in kernels are steps like a softmax.
     """
 
     operators: dict[str, int]
@@ -42,16 +43,17 @@ class Contents(msgspec.Struct, frozen=True):
     smaller: int
     rest: int
     pieces: int | None = None
+    delegated: bool = False
 
 
 def contents_of(artifact: Artifact, folder: Path) -> Contents:
     """Read an artifact; `folder` takes a copy where a runtime is asked."""
     if artifact.runtime == LITERT:
         operators, constants = _litert(artifact.data)
-        pieces = _pieces(artifact, folder, sum(operators.values()))
+        pieces, delegated = _pieces(artifact, folder, sum(operators.values()))
     else:
         operators, constants = _onnx(artifact.data)
-        pieces = None
+        pieces, delegated = None, False
     ordered = sorted(constants, key=lambda one: -one.bytes)
     held = sum(one.bytes for one in ordered)
     largest = tuple(ordered[:LARGEST])
@@ -61,6 +63,7 @@ def contents_of(artifact: Artifact, folder: Path) -> Contents:
         smaller=held - sum(one.bytes for one in largest),
         rest=max(0, len(artifact.data) - held),
         pieces=pieces,
+        delegated=delegated,
     )
 
 
@@ -84,17 +87,23 @@ def _litert(data: bytes) -> tuple[Counter[str], list[Constant]]:
     return operators, list(found.values())
 
 
-def _pieces(artifact: Artifact, folder: Path, operators: int) -> int | None:
+def _pieces(artifact: Artifact, folder: Path, operators: int) -> tuple[int | None, bool]:
+    """How many parts of the graph were handed to XNNPACK, and whether all weights are in them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
     path.write_bytes(artifact.data)
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
     try:  # private to the library: where it is gone, nothing is said
-        names = [one["op_name"] for one in interpreter._get_ops_details()]
+        nodes = interpreter._get_ops_details()
+        taken = [node for node in nodes[operators:] if node["op_name"] == "DELEGATE"]
+        read = {tensor for node in taken for tensor in node["inputs"]}  # constants too
+        layers = [node for node in nodes[:operators] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
+        unpacked = {node["outputs"][0]: node["inputs"][0] for node in nodes if node["op_name"] == "DEQUANTIZE"}
+        weights = [node["inputs"][1] for node in layers]
+        return len(taken), all(unpacked.get(tensor, tensor) in read for tensor in weights)
     except (AttributeError, KeyError):
-        return None
-    return names[operators:].count("DELEGATE")
+        return None, False
 
 
 def _onnx(data: bytes) -> tuple[Counter[str], list[Constant]]:

@@ -14,8 +14,26 @@ FLOAT32_RELATIVE = 1e-4
 FLOAT16_RELATIVE = 1e-2
 
 
+class Likeness(msgspec.Struct, frozen=True):
+    """How near the answers of one way to run an artifact are to those of the device's own way.
+
+    Attributes:
+        max_abs: Largest absolute difference over all outputs, in the outputs' unit.
+        agreement: Share of rows whose largest score is in the same place; 1.0 where outputs are no scores.
+        equal: True where every bit is the same.
+        steps: The largest difference in steps of an integer output; None where outputs are floats.
+        promised: `equal` was asserted.
+    """
+
+    max_abs: float
+    agreement: float
+    equal: bool
+    steps: int | None = None
+    promised: bool = False
+
+
 class Parity(msgspec.Struct, frozen=True):
-    """One comparison.
+    """One comparison with the float model.
 
     Attributes:
         runtime: What was compared with the reference: a pass, or a runtime.
@@ -23,7 +41,10 @@ class Parity(msgspec.Struct, frozen=True):
         max_abs: Largest absolute difference over all outputs, in the outputs' unit.
         agreement: Share of rows whose largest score is in the same place; 1.0 where outputs are no scores.
         equal: True where every bit is the same.
-        candidate: Id of the candidate that ran; empty for a step on the canonical graph.
+        candidate: Id of the candidate that ran; empty for a step on the canonical graph, and for the chosen artifact on
+            one of the runtimes that are installed.
+        rows: How many were compared; 0 where it is all of the choice and proof splits.
+        device: The same answers beside the device's own; None but for the chosen artifact on each runtime.
     """
 
     runtime: str
@@ -32,6 +53,8 @@ class Parity(msgspec.Struct, frozen=True):
     agreement: float
     equal: bool
     candidate: str = ""
+    rows: int = 0
+    device: Likeness | None = None
 
 
 def compare(
@@ -54,6 +77,42 @@ def compare(
         equal = equal and bool(np.array_equal(found[name], expected))
     agreement = agreement_of(reference[decision], found[decision]) if decision else 1.0
     return Parity(runtime, where, worst, agreement, equal)
+
+
+def beside_device(
+    answers: Mapping[str, Array],
+    found: Mapping[str, Array],
+    *,
+    runtime: str,
+    where: str,
+    decision: str,
+    scales: Mapping[str, float],
+    promised: bool,
+) -> Likeness:
+    """Compare answers (N, ...) of one way to run an artifact with the device's own.
+
+    Args:
+        answers: The device's own.
+        found: Those of the other way.
+        runtime, where: What the other way is called.
+        decision: The output that holds scores, or empty.
+        scales: Real value of one step, of each output that is an integer in the artifact.
+        promised: The same bits are.
+
+    Raises:
+        ParityError: as `compare`; or one bit differs where the same bits are promised.
+    """
+    seen = compare(answers, found, runtime=runtime, where=where, decision=decision)
+    if promised and not seen.equal:
+        raise ParityError(
+            f"{runtime} ({where}) answers {seen.max_abs:.3g} apart from the device's own way, expected the same bits",
+            advice="This is a fault of the runtime, not of the model: please report it with the report's versions.",
+        )
+    steps = [
+        int(np.rint(np.abs(found[name].astype(np.float64) - answers[name]).max(initial=0.0) / scale))
+        for name, scale in scales.items()
+    ]
+    return Likeness(seen.max_abs, seen.agreement, seen.equal, max(steps, default=None), promised)
 
 
 def agreement_of(reference: Array, found: Array) -> float:

@@ -25,10 +25,11 @@ from converters.bundle import (
 from converters.cache import Cache, Shelf, digest_of, origin_of, this_processor
 from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
 from converters.child import TensorFlowChild
-from converters.contents import contents_of
+from converters.contents import Contents, contents_of
 from converters.cost import memory_mib
 from converters.frontends import Source, load_model
 from converters.graph import Graph
+from converters.matrix import matrix, sums_exactly
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan, make_plan
@@ -234,11 +235,33 @@ def _one_target(
             LayerReport(one.layer.name, one.layer.operator, one.int8, one.int4)
             for one in sorted(workshop.sensitivity(profile, runtime), key=lambda one: -one.int8)
         )
-        report = msgspec.structs.replace(report, contents=contents, notes=chosen.artifact.notes, sensitivity=layers)
+        ways = _ways(prepared, chosen, contents, folder / "matrix")
+        report = msgspec.structs.replace(
+            report,
+            contents=contents,
+            notes=chosen.artifact.notes,
+            sensitivity=layers,
+            parity=(*report.parity, *ways),
+        )
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
         files.update(prepared.before.bundle_files() if prepared.before else {})
     return report, with_files(manifest, files), files
+
+
+def _ways(prepared: Prepared, chosen: Candidate, contents: Contents, folder: Path) -> tuple[Parity, ...]:
+    """The chosen artifact through every runtime that is installed here."""
+    evidence, artifact = prepared.evidence, chosen.artifact
+    assert artifact is not None
+    return matrix(
+        artifact,
+        evidence.choice.inputs,
+        evidence.choice_answers,
+        exact=sums_exactly(artifact, chosen.measured.recipe, contents),
+        macs=sum(prepared.fixed.macs.values()),
+        decision=evidence.decision,
+        folder=folder,
+    )
 
 
 def _tested(prepared: Prepared, chosen: Candidate, folder: Path) -> TestReport | None:

@@ -42,7 +42,7 @@ from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
-FOUR_BIT_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes; tflite-runtime 2.14 refuses such weights
+NEW_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes, where tflite-runtime 2.14 will not do
 
 
 class LiteRTBackend:
@@ -190,9 +190,22 @@ class LiteRTBackend:
             runtime=LITERT,
             inputs=_bindings(graph.logical_inputs, "input", lowered.input_permutes, tensors, scales),
             outputs=_bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales),
-            runtime_version=FOUR_BIT_RUNTIME if recipe.int4_layers else "",
+            runtime_version=NEW_RUNTIME if _is_new(path.read_bytes(), recipe) else "",
             calibration=self._bench.kept_calibration(recipe, self._bench.fixed) if recipe.precision == STATIC else b"",
         )
+
+
+def _is_new(data: bytes, recipe: Recipe) -> bool:
+    """True where tflite-runtime 2.14 refuses a file, or runs it and answers wrongly.
+
+    It cannot unpack 4-bit weights, and takes the first channel's scale for all of a dense layer whose input is
+    quantized as it comes.
+    """
+    if recipe.int4_layers:
+        return True
+    if recipe.precision != DYNAMIC or not recipe.per_channel:
+        return False
+    return any(op.operator == "FULLY_CONNECTED" and op.dtype == "int8" for op in weighted_ops(data))
 
 
 def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ except ImportError:
 _log = logging.getLogger(__name__)
 _SIGNATURE = "serving_default"
 
+XNNPACK, BUILTIN, REFERENCE = "xnnpack", "builtin", "reference"
+_RESOLVERS = {XNNPACK: "AUTO", BUILTIN: "BUILTIN_WITHOUT_DEFAULT_DELEGATES", REFERENCE: "BUILTIN_REF"}
+
 
 class LiteRTRuntime:
     """RawRuntime over one .tflite file.
@@ -31,15 +35,22 @@ class LiteRTRuntime:
     Args:
         path: The .tflite file.
         threads: Of the interpreter; LiteRT takes it only when it is built.
+        kernels: `XNNPACK` as devices run it; `BUILTIN` for the library's own optimized kernels without a delegate;
+            `REFERENCE` for its plain ones, which are slow and there to compare with.
+        interpreter: Another library's class of the same interface; None takes the one that is installed.
 
     Raises:
         RuntimeLoadError: the file is missing, damaged, or holds something that this LiteRT cannot run.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 1, kernels: str = XNNPACK, interpreter: type[Any] | None = None
+    ) -> None:
         self._path = path
         try:
-            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter: Any = (interpreter or Interpreter)(
+                model_path=str(path), num_threads=threads, **_resolver(interpreter or Interpreter, kernels)
+            )
             self._interpreter.allocate_tensors()
             inputs, outputs = _details(self._interpreter)
             self._inputs = {name: _spec(name, detail) for name, detail in inputs.items()}
@@ -105,6 +116,14 @@ class LiteRTRuntime:
         if changed:
             self._held.update(changed)
             self._interpreter.allocate_tensors()
+
+
+def _resolver(interpreter: type[Any], kernels: str) -> dict[str, Any]:
+    """The argument that chooses kernels; none for the default, which needs nothing that is called experimental."""
+    if kernels == XNNPACK:
+        return {}
+    library = importlib.import_module(interpreter.__module__)
+    return {"experimental_op_resolver_type": library.OpResolverType[_RESOLVERS[kernels]]}
 
 
 def _details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:

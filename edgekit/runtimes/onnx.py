@@ -23,6 +23,8 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
+X86_64 = ("x86_64", "amd64")  # as platform.machine names it, in small letters
+
 # ONNX Runtime's exceptions share no base below Exception; these are all that its C++ side raises.
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -52,6 +54,8 @@ class OnnxRuntime:
         required: A provider that is missing is an error.
         threads: Of one run.
         arena: Keep freed memory for the next run; right where every run has the same size.
+        optimize: Let ONNX Runtime rewrite the graph; False runs it as it is, to compare with.
+        exact: Exact int8 sums on x86, see above; False is ONNX Runtime's own default, to compare with.
 
     Raises:
         RuntimeLoadError: the model is missing, damaged, or holds something that this ONNX Runtime cannot run; or a
@@ -67,6 +71,8 @@ class OnnxRuntime:
         required: bool = False,
         threads: int = 1,
         arena: bool = True,
+        optimize: bool = True,
+        exact: bool = True,
     ) -> None:
         self._name = "the model" if isinstance(model, bytes) else model.name
         available = set(onnxruntime.get_available_providers())
@@ -76,7 +82,7 @@ class OnnxRuntime:
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
-                sess_options=_options(threads, arena),
+                sess_options=_options(threads, arena, optimize=optimize, exact=exact),
                 providers=chosen or [CPU],
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
             )
@@ -155,7 +161,7 @@ class OnnxRuntime:
         self._session = None
 
 
-def _options(threads: int, arena: bool) -> Any:
+def _options(threads: int, arena: bool, *, optimize: bool, exact: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -163,7 +169,9 @@ def _options(threads: int, arena: bool) -> Any:
     options.log_severity_level = 3  # errors; what matters of the warnings is said by this adapter
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if exact and platform.machine().lower() in X86_64:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

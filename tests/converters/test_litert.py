@@ -95,6 +95,23 @@ def test_named_layers_stay_float(precision, answers):
     assert dtypes(artifact) == ["float32", "int8", first, "int8", "float32", "int8"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (Recipe("int8-dynamic"), "2.1"),
+        (Recipe("int8-dynamic", per_channel=False), ""),
+        (Recipe("int8-dynamic", float_layers=("last",)), ""),
+        (Recipe("int8"), ""),
+        (Recipe("int8-weights"), ""),
+    ],
+    ids=lambda value: value.id if isinstance(value, Recipe) else "",
+)
+def test_a_file_that_tflite_runtime_answers_wrongly_asks_for_litert(recipe, wanted, answers):
+    """Dynamic dense layers with a scale per channel: tflite-runtime 2.14 takes the first for all, and says nothing."""
+    artifact, _ = answers(recipe)
+    assert artifact.runtime_version == wanted
+
+
 @pytest.mark.parametrize("precision", KINDS)
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_named_layers_have_4_bits(precision, rounding, backend, answers):

@@ -99,6 +99,19 @@ def test_report_has_the_agreed_keys(jetson):
     assert "/" not in report["source"]["path"]
 
 
+def test_report_tells_how_the_chosen_artifact_runs_elsewhere(jetson):
+    """report.json and report.html have it in every way that this machine can run it, beside the device's answers."""
+    report, folder = jetson
+    written = json.loads((folder / "report.json").read_bytes())["parity"]
+    ways = [entry for entry in written if entry["device"] is not None]
+    assert len(ways) >= 3
+    assert all(entry["runtime"].startswith("ONNX Runtime ") and entry["rows"] == 32 for entry in ways)
+    assert all({"runtime", "where", "max_abs", "agreement", "equal"} <= set(entry) for entry in written)
+    page = (folder / "report.html").read_text()
+    assert f"{report.chosen} on every runtime that is installed here" in page
+    assert all(entry["where"] in page for entry in ways)
+
+
 def test_page_is_self_contained(jetson):
     """report.html names the choice and loads nothing from anywhere."""
     page = (jetson[1] / "report.html").read_text()

@@ -14,7 +14,7 @@ from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.golden import self_test
 from edgekit.manifest import Binding, Manifest
 from edgekit.runtimes import LogicalRuntime, open_runtime
-from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.runtimes.litert import BUILTIN, REFERENCE, LiteRTRuntime
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.runtimes.providers import CPU, CUDA, Acceleration
 from edgekit.tensors import DType
@@ -72,6 +72,17 @@ def test_litert_states_the_quantization_of_integer_tensors(tmp_path: Path) -> No
     assert found["scores"] == (pytest.approx(1 / 256), -128)
     path.write_bytes(litert_model())
     assert LiteRTRuntime(path).quantization == {}
+
+
+def test_litert_kernels_can_be_chosen_to_compare_with(tmp_path: Path) -> None:
+    """Devices run the delegate; without it the same file runs on built-in or reference kernels, and says CPU."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(litert_model())
+    assert LiteRTRuntime(path).provider == "XNNPACK"
+    for kernels in (BUILTIN, REFERENCE):
+        runtime = LiteRTRuntime(path, kernels=kernels)
+        assert runtime.provider == "CPU"
+        np.testing.assert_allclose(runtime.run({"x": ROWS[:1]})["scores"], softmax(ROWS[:1]), atol=1e-6)
 
 
 def test_litert_answers_are_copies(tmp_path: Path) -> None:

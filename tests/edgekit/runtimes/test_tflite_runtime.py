@@ -71,3 +71,38 @@ def test_the_adapter_runs_on_tflite_runtime(python: Path, tmp_path: Path, quanti
     assert numpy_version.startswith("1.")
     expected = open_runtime(manifest, tmp_path).run({"x": x})["scores"]
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), expected, atol=0 if quantized else 1e-6)
+
+
+BOTH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import numpy as np
+from tflite_runtime.interpreter import Interpreter
+from edgekit.runtimes.litert import BUILTIN, LiteRTRuntime
+path = Path(sys.argv[2])
+rows = np.load(path.with_name("x.npy"))
+runtimes = [LiteRTRuntime(path), LiteRTRuntime(path, interpreter=Interpreter)]
+runtimes.append(LiteRTRuntime(path, interpreter=Interpreter, kernels=BUILTIN))
+found = [np.concatenate([one.run({"x": row[None]})["scores"] for row in rows]) for one in runtimes]
+print(*(float(np.abs(other - found[0]).max()) for other in found[1:]), *{type(one._interpreter) for one in runtimes})
+"""
+
+
+@pytest.mark.soak
+def test_both_libraries_can_be_compared_in_one_process(python: Path, tmp_path: Path) -> None:
+    """Where numpy 1 is installed they live side by side, as the report's table of runtimes needs them."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    done = subprocess.run([uv, "pip", "install", "-q", "-p", str(python), "ai-edge-litert>=2.1", "numpy<2"])
+    if done.returncode:
+        pytest.skip("ai-edge-litert cannot be had")
+    litert_bundle(tmp_path)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+    command = [str(python), "-I", "-c", BOTH, str(ROOT), str(tmp_path / "model.tflite")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, *kinds = done.stdout.split(maxsplit=2)
+    assert float(first) < 1e-6
+    assert float(second) < 1e-6
+    assert "tflite_runtime.interpreter.Interpreter" in kinds[0]
+    assert "ai_edge_litert.interpreter.Interpreter" in kinds[0]
