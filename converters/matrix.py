@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx
 
 from converters.backends import Artifact
@@ -25,6 +26,7 @@ from converters.cache import this_processor
 from converters.contents import Contents
 from converters.cost import WEIGHTED
 from converters.parity import Parity, beside_device, compare
+from edgekit.bindings import Binding, Joined
 from edgekit.recipe import STATIC, Recipe
 from edgekit.runtimes import LITERT, LogicalRuntime, RawRuntime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
@@ -84,7 +86,8 @@ def matrix(
     rows = max(1, min(ROWS, WORK // max(macs, 1)))
     given = {name: value[:rows] for name, value in inputs.items()}
     wanted = {name: value[:rows] for name, value in expected.items()}
-    scales = {b.spec.name: b.scale for b in artifact.outputs if b.scale is not None}
+    steps = {binding.spec.name: _step(binding) for binding in artifact.outputs}
+    scales = {name: step for name, step in steps.items() if step is not None}
     found: list[Parity] = []
     answers: dict[str, Array] = {}  # the device's own
     ways = _litert(path, exact) if artifact.runtime == LITERT else _onnx(path, exact)
@@ -105,6 +108,16 @@ def matrix(
         )
         found.append(msgspec.structs.replace(seen, rows=len(next(iter(given.values()))), device=beside))
     return tuple(found)
+
+
+def _step(binding: Binding) -> float | Array | None:
+    """Real value of one step of an output; of one in parts, along their axis. None where it is float in the file."""
+    if not isinstance(binding.joined, Joined):
+        return binding.scale
+    axis, rank = binding.joined.axis, len(binding.spec.shape)
+    found = [np.full(part.spec.shape[axis] or 0, part.scale) for part in binding.parts if part.scale is not None]
+    shape = [-1 if place == axis else 1 for place in range(rank)]
+    return np.concatenate(found).reshape(shape) if len(found) == len(binding.parts) else None
 
 
 def sums_exactly(artifact: Artifact, recipe: Recipe, contents: Contents) -> bool:

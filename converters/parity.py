@@ -86,7 +86,7 @@ def beside_device(
     runtime: str,
     where: str,
     decision: str,
-    scales: Mapping[str, float],
+    scales: Mapping[str, float | Array],
     promised: bool,
 ) -> Likeness:
     """Compare answers (N, ...) of one way to run an artifact with the device's own.
@@ -96,7 +96,7 @@ def beside_device(
         found: Those of the other way.
         runtime, where: What the other way is called.
         decision: The output that holds scores, or empty.
-        scales: Real value of one step, of each output that is an integer in the artifact.
+        scales: Real value of one step, of each output of integers in the artifact; an array where it has several.
         promised: The same bits are.
 
     Raises:
@@ -109,7 +109,7 @@ def beside_device(
             advice="This is a fault of the runtime, not of the model: please report it with the report's versions.",
         )
     steps = [
-        int(np.rint(np.abs(found[name].astype(np.float64) - answers[name]).max(initial=0.0) / scale))
+        int(np.rint((np.abs(found[name].astype(np.float64) - answers[name]) / scale).max(initial=0.0)))
         for name, scale in scales.items()
     ]
     return Likeness(seen.max_abs, seen.agreement, seen.equal, max(steps, default=None), promised)

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from edgekit.bindings import Binding, binding_faults
 from edgekit.errors import ManifestError, RecipeError
 from edgekit.preprocess import Processing, processing_faults
 from edgekit.recipe import Recipe
-from edgekit.tensors import DType, TensorSpec
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -57,24 +57,6 @@ class FileEntry(msgspec.Struct, frozen=True):
     size: int
     sha256: str
     blocks: tuple[str, ...]
-
-
-class Binding(msgspec.Struct, frozen=True):
-    """How one logical tensor, which clients see, is held by the artifact.
-
-    Attributes:
-        spec: The logical tensor: the source model's name, dtype, layout and free batch.
-        artifact: The artifact's own tensor.
-        permute: Axis order that turns the logical tensor into the artifact's; empty when the layouts agree.
-        scale: Real value of one integer step where the artifact's tensor is quantized, else None.
-        zero_point: Integer that stands for 0.0.
-    """
-
-    spec: TensorSpec
-    artifact: TensorSpec
-    permute: tuple[int, ...] = ()
-    scale: float | None = None
-    zero_point: int = 0
 
 
 class Tolerance(msgspec.Struct, frozen=True):
@@ -290,7 +272,9 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
     if not VERSION.fullmatch(manifest.version):
         faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
-    faults += _file_faults(manifest.files) + _binding_faults(manifest) + _processing_faults(manifest)
+    faults += (
+        _file_faults(manifest.files) + binding_faults(manifest.inputs, manifest.outputs) + _processing_faults(manifest)
+    )
     return faults + (_encryption_faults(manifest.sealed, manifest.files) if manifest.sealed else [])
 
 
@@ -318,20 +302,6 @@ def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
     for role in (ROLE_MODEL, ROLE_GOLDEN):
         if sum(entry.role == role for entry in files) != 1:
             faults.append(f"there must be exactly one file with role {role!r}")
-    return faults
-
-
-def _binding_faults(manifest: Manifest) -> list[str]:
-    faults = []
-    if not manifest.inputs or not manifest.outputs:
-        faults.append("a model needs at least one input and one output")
-    for binding in (*manifest.inputs, *manifest.outputs):
-        rank = len(binding.spec.shape)
-        if binding.permute and sorted(binding.permute) != list(range(rank)):
-            faults.append(f"{binding.spec.name}: permute {list(binding.permute)} is no order of {rank} axes")
-        quantized = binding.artifact.dtype in (DType.INT8, DType.UINT8) and binding.spec.dtype is DType.FLOAT32
-        if quantized and not (binding.scale and binding.scale > 0):
-            faults.append(f"{binding.spec.name}: the artifact is {binding.artifact.dtype.value} but no scale is given")
     return faults
 
 

@@ -19,9 +19,10 @@ from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
 from converters.passes.equalize import Equalize
 from converters.passes.round_weights import RoundWeights
+from converters.passes.split_heads import Head, SplitHeads, join
 from converters.samples import Samples, random_samples
+from edgekit.bindings import Binding
 from edgekit.errors import CalibrationError
-from edgekit.manifest import Binding
 from edgekit.recipe import STATIC, Recipe
 from edgekit.tensors import Array
 
@@ -94,6 +95,7 @@ class Workbench:
         self._calibrations: dict[tuple[bool, bool], Calibration] = {}
         self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
+        self._split: set[tuple[Head, ...]] = set()
 
     @property
     def samples(self) -> Samples:
@@ -167,16 +169,33 @@ class Workbench:
 
     def _evened(self, graph: Graph) -> Graph:
         found = run_pass(Equalize(self._samples), graph).graph
-        self._require_same(graph, found)
+        self._require_same(graph, found, "equalize")
         return found
+
+    def split(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
+        """`graph`, prepared and with a batch of 1, with its joined outputs taken apart for static int8, and which.
+
+        Raises:
+            CalibrationError: it needs samples and there are none.
+            ParityError: taking apart changed the answers.
+        """
+        if recipe.precision != STATIC:
+            return graph, ()
+        step = SplitHeads(self.calibration_of(recipe, self.fixed).ranges())
+        heads = step.heads(graph)
+        found = run_pass(step, graph).graph
+        if heads and heads not in self._split:  # it touches no weights: one check does for every recipe
+            self._require_same(graph, found, step.name, heads)
+            self._split.add(heads)
+        return found, heads
 
     def prelower(self, recipe: Recipe) -> None:
         """Do for `recipe` what only TensorFlow's process can, so that copies of this in other processes need none.
 
         Raises:
-            As `prepared` and `lowered`.
+            As `prepared`, `split` and `lowered`.
         """
-        self.lowered(self.prepared(recipe, self.fixed))
+        self.lowered(self.split(recipe, self.prepared(recipe, self.fixed))[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but TensorFlow's process: a copy starts its own where it must lower after all."""
@@ -185,12 +204,13 @@ class Workbench:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, child=TensorFlowChild())
 
-    def _require_same(self, before: Graph, after: Graph) -> None:
+    def _require_same(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
         """Hold a step that must not change answers to that."""
         rows = random_samples(before.inputs, PARITY_ROWS, 1) if self._samples is None else self._samples
         inputs = rows.take(slice(0, PARITY_ROWS)).inputs
         expected = before.run(inputs)
-        found = parity.compare(expected, after.run(inputs), runtime="equalize", where="canonical graph", decision="")
+        answers = join(heads, after.run(inputs))
+        found = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
         parity.require(found, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
 
     def lowered(self, graph: Graph) -> LoweredFile:

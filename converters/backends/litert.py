@@ -33,9 +33,10 @@ from converters.backends.tflite_file import (
 )
 from converters.backends.tflite_ranges import tensor_histograms
 from converters.graph import Graph
+from converters.passes.split_heads import Head
 from converters.ranges import read_range
+from edgekit.bindings import Binding, Joined
 from edgekit.errors import ConversionError
-from edgekit.manifest import Binding
 from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
@@ -66,14 +67,14 @@ class LiteRTBackend:
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
-        graph = self._bench.prepared(recipe, self._bench.fixed)
+        graph, heads = self._bench.split(recipe, self._bench.prepared(recipe, self._bench.fixed))
         lowered = self._bench.lowered(graph)
         path = lowered.path
         if recipe.precision == "float16":
             path = self._written(recipe, self._float16(path))
         elif recipe.quantized:
             path = self._written(recipe, self._integers(graph, lowered, recipe))
-        artifact = self._bound(recipe, lowered, self._stripped(recipe, path))
+        artifact = self._bound(recipe, graph, heads, lowered, self._stripped(recipe, path))
         return artifact if self._accelerator is None else self._compiled(artifact, recipe, self._accelerator)
 
     def _compiled(self, artifact: Artifact, recipe: Recipe, accelerator: Accelerator) -> Artifact:
@@ -176,20 +177,24 @@ class LiteRTBackend:
         require_equal(path, stripped)
         return stripped
 
-    def _bound(self, recipe: Recipe, lowered: LoweredFile, path: Path) -> Artifact:
+    def _bound(
+        self, recipe: Recipe, graph: Graph, heads: tuple[Head, ...], lowered: LoweredFile, path: Path
+    ) -> Artifact:
+        """The finished file, with how it holds the model's tensors, some of which `graph` has in parts."""
         runtime = LiteRTRuntime(path)
         try:
             tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
             scales = runtime.quantization
         finally:
             runtime.close()
-        graph = self._bench.graph
+        logical = self._bench.graph
+        outputs = _bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales)
         return Artifact(
             file="model.tflite",
             data=path.read_bytes(),
             runtime=LITERT,
-            inputs=_bindings(graph.logical_inputs, "input", lowered.input_permutes, tensors, scales),
-            outputs=_bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales),
+            inputs=_bindings(logical.logical_inputs, "input", lowered.input_permutes, tensors, scales),
+            outputs=_joined(logical.logical_outputs, heads, outputs),
             runtime_version=NEW_RUNTIME if _is_new(path.read_bytes(), recipe) else "",
             calibration=self._bench.kept_calibration(recipe, self._bench.fixed) if recipe.precision == STATIC else b"",
         )
@@ -262,4 +267,22 @@ def _bindings(
         quantized = tensors[name].dtype is not spec.dtype
         scale, zero_point = scales[name] if quantized else (None, 0)
         found.append(Binding(spec, tensors[name], permute, scale, zero_point))
+    return tuple(found)
+
+
+def _joined(
+    specs: tuple[TensorSpec, ...], heads: tuple[Head, ...], bindings: tuple[Binding, ...]
+) -> tuple[Binding, ...]:
+    """The bindings of the model's outputs `specs`, from those of a graph of which `heads` were taken apart."""
+    held = {binding.spec.name: binding for binding in bindings}
+    apart = {head.output: head for head in heads}
+    found = []
+    for spec in specs:
+        if spec.name not in apart:
+            found.append(held[spec.name])
+            continue
+        parts = tuple(held[name] for name in apart[spec.name].parts)
+        name = "+".join(part.artifact.name for part in parts)
+        whole = TensorSpec(name, spec.dtype, (*parts[0].artifact.shape[:1], *spec.shape[1:]))
+        found.append(Binding(spec, whole, joined=Joined(apart[spec.name].axis, parts)))
     return tuple(found)

@@ -7,6 +7,7 @@ from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
 from converters.graph import Graph, label
+from converters.joins import apart
 from edgekit.errors import ConversionError
 from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
@@ -61,15 +62,16 @@ class OnnxCpuBackend:
             self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges) if recipe.precision == STATIC else {}
         )
         lean = integer_weights(graph, recipe.int4_layers, bits=4)
-        apart = {*recipe.float_layers, *recipe.int4_layers}
+        alone = {*recipe.float_layers, *recipe.int4_layers}
         if recipe.precision == WEIGHTS:
-            rest = [layer.name for layer in layers_of(graph) if layer.name not in apart]
+            rest = [layer.name for layer in layers_of(graph) if layer.name not in alone]
             model = integer_weights(lean, rest, bits=8, per_channel=recipe.per_channel).model
         elif recipe.precision == DYNAMIC:
             _require_dense(graph)
-            model = dynamic(lean, recipe, excluded=apart, operators=DYNAMIC_OPERATORS, folder=self._bench.folder)
+            model = dynamic(lean, recipe, excluded=alone, operators=DYNAMIC_OPERATORS, folder=self._bench.folder)
         else:
-            excluded = apart | unfit(graph)
+            known = self._bench.calibration_of(recipe, self._graph).ranges()
+            excluded = alone | unfit(graph) | apart(graph, known)
             model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
         kept = self._bench.kept_calibration(recipe, self._graph) if recipe.precision == STATIC else b""
         return artifact_of(self._graph, model, calibration=kept)

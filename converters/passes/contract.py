@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from converters.graph import Graph
 from edgekit.errors import ConversionError
+from edgekit.tensors import TensorSpec
 
 
 class GraphPass(Protocol):
@@ -23,11 +24,20 @@ class GraphPass(Protocol):
         ...
 
     def run(self, graph: Graph) -> Graph:
-        """The new graph, with the same inputs and outputs."""
+        """The new graph, with the same inputs and, unless it is an OutputPass, the same outputs."""
         ...
 
     def holds(self, graph: Graph) -> bool:
         """The postcondition, asked of the new graph."""
+        ...
+
+
+@runtime_checkable
+class OutputPass(GraphPass, Protocol):
+    """A step that gives the graph other outputs, and says beforehand which."""
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """The outputs that `run` will give."""
         ...
 
 
@@ -51,14 +61,14 @@ def run_pass(step: GraphPass, graph: Graph) -> PassResult:
     after = step.run(graph)
     if graph.to_bytes() != before:
         raise ConversionError(f"pass {step.name} changed the graph that it was given")
-    if (after.inputs, after.outputs) != (graph.inputs, graph.outputs):
-        raise ConversionError(
-            f"pass {step.name} changed the interface: found {_interface(after)}, expected {_interface(graph)}"
-        )
+    outputs = step.outputs(graph) if isinstance(step, OutputPass) else graph.outputs
+    if (after.inputs, after.outputs) != (graph.inputs, outputs):
+        found, expected = _interface(after.inputs, after.outputs), _interface(graph.inputs, outputs)
+        raise ConversionError(f"pass {step.name} changed the interface: found {found}, expected {expected}")
     if not step.holds(after):
         raise ConversionError(f"pass {step.name} ran, but what it promises does not hold of the new graph")
     return PassResult(after, step.name, after.to_bytes() != before)
 
 
-def _interface(graph: Graph) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype.value}{spec.shape_text}" for spec in (*graph.inputs, *graph.outputs))
+def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype.value}{spec.shape_text}" for spec in (*inputs, *outputs))

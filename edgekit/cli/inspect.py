@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from edgekit.bindings import Binding, Joined
 from edgekit.cli.console import json_option, needs_extra, print_json, print_table
 from edgekit.errors import ManifestError
-from edgekit.manifest import MANIFEST_NAME, Binding, Manifest, parse_manifest
+from edgekit.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.tensors import TensorSpec
 
 
@@ -106,6 +107,8 @@ def _plain(spec: TensorSpec) -> dict[str, Any]:
 
 def _held(binding: Binding) -> dict[str, Any]:
     found = _plain(binding.spec)
+    if isinstance(binding.joined, Joined):
+        return {**found, "axis": binding.joined.axis, "parts": [_held(part) for part in binding.joined.parts]}
     found["artifact"] = _plain(binding.artifact)
     if binding.scale is not None:
         found["artifact"]["scale"] = binding.scale
@@ -114,10 +117,13 @@ def _held(binding: Binding) -> dict[str, Any]:
 
 
 def _rows(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
-    return [(t["name"], t["dtype"], _shape(t["shape"]), _held_as(t.get("artifact"))) for t in tensors]
+    return [(t["name"], t["dtype"], _shape(t["shape"]), _held_as(t)) for t in tensors]
 
 
-def _held_as(artifact: dict[str, Any] | None) -> str:
+def _held_as(tensor: dict[str, Any]) -> str:
+    if "parts" in tensor:
+        return f"{' + '.join(map(_held_as, tensor['parts']))} along axis {tensor['axis']}"
+    artifact = tensor.get("artifact")
     return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}" if artifact else ""
 
 

@@ -1,7 +1,7 @@
 """LogicalRuntime: an artifact behind the source model's interface.
 
 Clients see the source's names, dtypes, layout and free batch; the manifest's bindings say how the artifact holds each
-tensor: another axis order, integers with a scale, half precision, a batch of one.
+tensor: another axis order, integers with a scale, half precision, a batch of one, an output in several parts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from edgekit.bindings import Binding, Joined
 from edgekit.errors import DataError, RuntimeLoadError
-from edgekit.manifest import Binding
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array, TensorSpec
 
@@ -45,10 +45,11 @@ class LogicalRuntime:
         self._output_specs = tuple(binding.spec for binding in self._outputs)
         self._input_plan = [(binding, _is_plain(binding)) for binding in self._inputs]
         self._output_plan = [(binding, _is_plain(binding)) for binding in self._outputs]
+        self._in_parts = tuple(binding for binding in self._outputs if isinstance(binding.joined, Joined))
         self._by_row = any(_needs_rows(binding) for binding in self._inputs)
         faults = [
             *_artifact_faults("input", raw.inputs, self._inputs),
-            *_artifact_faults("output", raw.outputs, self._outputs),
+            *_artifact_faults("output", raw.outputs, [part for one in self._outputs for part in one.parts]),
             *_batch_faults(self._inputs, self._outputs, self._by_row),
         ]
         if faults:
@@ -81,7 +82,7 @@ class LogicalRuntime:
 
         Raises:
             DataError: an input is missing, unknown, or of the wrong shape or dtype; names all faults.
-            RuntimeLoadError: the runtime failed.
+            RuntimeLoadError: the runtime failed, or answered parts that do not fit together.
         """
         rows = check_inputs(self._input_specs, inputs)
         if rows == 0:
@@ -92,6 +93,8 @@ class LogicalRuntime:
             ready = plain and value.flags.c_contiguous and value.dtype.isnative  # runtimes read bytes as they lie
             held[binding.artifact.name] = value if ready else to_artifact(binding, value)
         found = self._run_rows(held, rows) if self._by_row and rows is not None else self._raw.run(held)
+        if self._in_parts:
+            found = {**found, **{one.artifact.name: _joined(one, found) for one in self._in_parts}}
         made = {}
         for binding, plain in self._output_plan:
             value = found[binding.artifact.name]
@@ -182,12 +185,38 @@ def to_artifact(binding: Binding, value: Array) -> Array:
 
 def to_logical(binding: Binding, value: Array) -> Array:
     """What the artifact answered as clients see it: dequantized or cast, axes in the source model's order."""
-    dtype = binding.spec.dtype.numpy
+    return np.asarray(_real(binding, value), dtype=binding.spec.dtype.numpy, order="C")
+
+
+def _real(binding: Binding, value: Array) -> Array:
+    """As `to_logical`, in whatever dtype and order in memory it comes about."""
     if binding.scale is not None:
         value = (value.astype(np.float32) - np.float32(binding.zero_point)) * np.float32(binding.scale)
-    if binding.permute:
-        value = value.transpose(np.argsort(binding.permute))
-    return np.asarray(value, dtype=dtype, order="C")
+    return value.transpose(np.argsort(binding.permute)) if binding.permute else value
+
+
+def _joined(binding: Binding, found: Mapping[str, Array]) -> Array:
+    """The logical tensor from its parts, each as the artifact answered it.
+
+    Raises:
+        RuntimeLoadError: they are not of the sizes that the bindings say.
+    """
+    assert isinstance(binding.joined, Joined)
+    axis, parts = binding.joined.axis, binding.joined.parts
+    values = [_real(part, found[part.artifact.name]) for part in parts]
+    shape = (*values[0].shape[:axis], binding.spec.shape[axis] or 0, *values[0].shape[axis + 1 :])
+    fitting = [(*shape[:axis], part.spec.shape[axis], *shape[axis + 1 :]) for part in parts]
+    if [value.shape for value in values] != fitting:
+        told = ", ".join(f"{part.artifact.name} {list(found[part.artifact.name].shape)}" for part in parts)
+        raise RuntimeLoadError(
+            f"the artifact answered parts of {binding.spec.name} that do not fit together: {told}, expected "
+            f"{binding.spec.shape_text} when joined along axis {axis}"
+        )
+    whole = np.empty(shape, binding.spec.dtype.numpy)
+    ends = np.cumsum([value.shape[axis] for value in values])
+    for value, place in zip(values, np.split(whole, ends[:-1], axis), strict=True):
+        place[...] = value
+    return whole
 
 
 def _is_plain(binding: Binding) -> bool:
@@ -231,7 +260,7 @@ def _same_shape(found: Sequence[int | None], want: Sequence[int | None], *, exac
 
 def _batch_faults(inputs: Sequence[Binding], outputs: Sequence[Binding], by_row: bool) -> list[str]:
     faults = []
-    for binding in (*inputs, *outputs):
+    for binding in (*inputs, *outputs, *(part for one in outputs for part in one.parts if part is not one)):
         spec, artifact = binding.spec.shape, binding.artifact.shape
         if len(spec) != len(artifact):
             faults.append(f"{binding.spec.name}: {len(spec)} axes are held by {len(artifact)}")

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edgekit.bindings import Binding
 from edgekit.errors import DataError
-from edgekit.manifest import Binding, Manifest
+from edgekit.manifest import Manifest
 from edgekit.runtimes.logical import check_inputs
 from edgekit.tensors import Array, TensorSpec
 

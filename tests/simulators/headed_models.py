@@ -124,3 +124,63 @@ def image_to_image(seed=0):
         _node("Transpose", ["c2"], ["same"], perm=[0, 2, 3, 1]),
     ]
     return Graph(model_of(nodes, {"image": ["batch", 8, 12, 2]}, {"same": ["batch", 8, 12, 2]}, weights))
+
+
+def joined_detector(seed=0, size=32, classes=3):
+    """Boxes in pixels of an image 320 wide, and scores, joined in one output: what most detectors are exported as."""
+    rng = np.random.default_rng(seed)
+    cells = (size // 4) ** 2
+    weights = {
+        "w0": _weights(rng, 16, 3, 3, 3),
+        "w1": _weights(rng, 16, 16, 3, 3),
+        "w2": 3 * _weights(rng, 4, 16, 1, 1),
+        "w3": 6 * _weights(rng, classes, 16, 1, 1),
+        "b3": np.full(classes, -1, np.float32),
+        "boxes": np.array([0, 4, cells], np.int64),
+        "scores": np.array([0, classes, cells], np.int64),
+        "width": np.float32(320),
+    }
+    nodes = [
+        _node("Conv", ["image", "w0"], ["c0"], pads=[1] * 4, strides=[2, 2]),
+        _node("Relu", ["c0"], ["r0"]),
+        _node("Conv", ["r0", "w1"], ["c1"], pads=[1] * 4, strides=[2, 2]),
+        _node("Relu", ["c1"], ["r1"]),
+        _node("Conv", ["r1", "w2"], ["c2"]),
+        _node("Conv", ["r1", "w3", "b3"], ["c3"]),
+        _node("Reshape", ["c2", "boxes"], ["raw"]),
+        _node("Sigmoid", ["raw"], ["inside"]),
+        _node("Mul", ["inside", "width"], ["pixels"]),
+        _node("Reshape", ["c3", "scores"], ["logits"]),
+        _node("Sigmoid", ["logits"], ["chances"]),
+        _node("Concat", ["pixels", "chances"], ["joined"], axis=1),
+        _node("Transpose", ["joined"], ["detections"], perm=[0, 2, 1]),
+    ]
+    outputs = {"detections": ["batch", cells, 4 + classes]}
+    return Graph(model_of(nodes, {"image": ["batch", 3, size, size]}, outputs, weights))
+
+
+def levels(seed=0, size=16, classes=2):
+    """As YOLO's heads: each of two levels joins boxes and scores of its anchors, and the levels are joined."""
+    rng = np.random.default_rng(seed)
+    weights = {"w0": _weights(rng, 8, 3, 3, 3), "width": np.float32(320)}
+    nodes = [_node("Conv", ["image", "w0"], ["r0"], pads=[1] * 4, strides=[4, 4])]
+    cells = [(size // 4) ** 2, (size // 8) ** 2]
+    for level, count in enumerate(cells):
+        weights[f"w{level + 1}"] = _weights(rng, 2 * (4 + classes), 8, 1, 1)
+        weights[f"s{level}"] = np.array([0, 2, 4 + classes, count], np.int64)
+        weights[f"e{level}"] = np.array([4, classes], np.int64)
+        weights[f"f{level}"] = np.array([0, 2 * count, 4 + classes], np.int64)
+        n = f".{level}"
+        nodes += [
+            _node("Conv", ["r0", f"w{level + 1}"], ["c" + n], strides=[level + 1] * 2),
+            _node("Reshape", ["c" + n, f"s{level}"], ["a" + n]),
+            _node("Transpose", ["a" + n], ["t" + n], perm=[0, 1, 3, 2]),
+            _node("Sigmoid", ["t" + n], ["p" + n]),
+            _node("Split", ["p" + n, f"e{level}"], ["inside" + n, "scores" + n], axis=3),
+            _node("Mul", ["inside" + n, "width"], ["boxes" + n]),
+            _node("Concat", ["boxes" + n, "scores" + n], ["both" + n], axis=-1),
+            _node("Reshape", ["both" + n, f"f{level}"], ["flat" + n]),
+        ]
+    nodes.append(_node("Concat", ["flat.0", "flat.1"], ["detections"], axis=1))
+    outputs = {"detections": ["batch", 2 * sum(cells), 4 + classes]}
+    return Graph(model_of(nodes, {"image": ["batch", 3, size, size]}, outputs, weights))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from edgekit.bindings import Binding, Joined
 from edgekit.errors import DataError, RuntimeLoadError
-from edgekit.manifest import Binding
 from edgekit.runtimes import LogicalRuntime
 from edgekit.tensors import Array, DType, TensorSpec
 
@@ -139,3 +139,80 @@ def test_a_free_batch_over_a_fixed_batch_of_eight_is_refused() -> None:
     raw = Echo({"a": (DType.FLOAT32, (8, 2))})
     with pytest.raises(RuntimeLoadError, match="held by a batch of 8"):
         make(raw, (None, 2))
+
+
+class Parts:
+    """RawRuntime that gives its input in two pieces: the second quantized, channel-first, and by `scale`."""
+
+    provider = "Parts"
+
+    def __init__(self, batch: int | None, size: int = 3) -> None:
+        self.inputs = (TensorSpec("a", DType.FLOAT32, (batch, 4, 5)),)
+        self.outputs = (
+            TensorSpec("o0", DType.FLOAT32, (batch, 4, 2)),
+            TensorSpec("o1", DType.INT8, (batch, size, 4)),
+            TensorSpec("a_too", DType.FLOAT32, (batch, 4, 5)),
+        )
+        self.runs = 0
+        self.closed = False
+        self.quantization: dict[str, tuple[float, int]] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self.runs += 1
+        x = inputs["a"]
+        second = (np.rint(x[..., 2:] / np.float32(0.25)) - 3).astype(np.int8).transpose(0, 2, 1)
+        return {"o0": x[..., :2].copy(), "o1": np.ascontiguousarray(second), "a_too": x}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def in_parts(raw: Parts) -> LogicalRuntime:
+    batch = raw.inputs[0].shape[0]
+    specs = [TensorSpec(name, DType.FLOAT32, (None, 4, size)) for name, size in (("y.0", 2), ("y.1", 3))]
+    one = Binding(specs[0], TensorSpec("o0", DType.FLOAT32, (batch, 4, 2)))
+    other = Binding(specs[1], TensorSpec("o1", DType.INT8, (batch, 3, 4)), (0, 2, 1), 0.25, -3)
+    whole = TensorSpec("y", DType.FLOAT32, (None, 4, 5))
+    held = TensorSpec("o0+o1", DType.FLOAT32, (batch, 4, 5))
+    outputs = [
+        Binding(whole, held, joined=Joined(2, (one, other))),
+        Binding(TensorSpec("same", DType.FLOAT32, (None, 4, 5)), raw.outputs[2]),
+    ]
+    return LogicalRuntime(raw, [Binding(TensorSpec("x", DType.FLOAT32, (None, 4, 5)), raw.inputs[0])], outputs)
+
+
+@pytest.mark.parametrize("batch", [1, None])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_output_in_parts_is_one_for_clients(batch: int | None, rows: int) -> None:
+    """Dequantized and turned part by part, joined along its axis, row by row where the batch is 1, in its place."""
+    raw = Parts(batch)
+    runtime = in_parts(raw)
+    x = np.random.default_rng(0).integers(-20, 20, (rows, 4, 5)).astype(np.float32) / 4
+    found = runtime.run({"x": x})
+    assert list(found) == ["y", "same"] == [spec.name for spec in runtime.outputs]
+    assert raw.runs == (1 if batch is None else rows)
+    assert found["y"].dtype == np.float32
+    assert found["y"].flags.c_contiguous
+    np.testing.assert_array_equal(found["y"], x)
+    assert runtime.run({"x": x[:0]})["y"].shape == (0, 4, 5)
+
+
+def test_a_part_that_is_not_in_the_artifact_is_named() -> None:
+    """As a whole output would be, and the artifact is closed."""
+    raw = Parts(1, size=2)
+    with pytest.raises(RuntimeLoadError, match=r"output o1: shape is \[1, 2, 4\], expected \[1, 3, 4\]"):
+        in_parts(raw)
+    assert raw.closed
+
+
+def test_parts_of_sizes_that_nobody_promised_are_an_error() -> None:
+    """An artifact that cannot tell sizes before it has run, and then answers others."""
+    raw = Parts(None)
+    runtime = in_parts(raw)
+    raw.run = lambda inputs: {  # type: ignore[method-assign]
+        "o0": np.zeros((2, 4, 2), np.float32),
+        "o1": np.zeros((2, 3, 5), np.int8),
+        "a_too": inputs["a"],
+    }
+    with pytest.raises(RuntimeLoadError, match=r"o1 \[2, 3, 5\], expected \[any, 4, 5\] when joined along axis 2"):
+        runtime.run({"x": np.zeros((2, 4, 5), np.float32)})

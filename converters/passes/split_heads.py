@@ -1,0 +1,286 @@
+"""Takes outputs apart that are joined of parts too unlike to share an 8-bit scale; see converters.joins.
+
+A Concat at the end goes: its inputs become the outputs, neighbours that are alike joined still. What only moves values
+between the Concat and the output (Transpose, Reshape and the like) is done to each part. Where levels of a detector,
+joined of boxes and scores each, are joined along another axis, boxes are joined with boxes and scores with scores.
+
+What is joined for other readers too stays as it is: a part would be an output and the input of a Concat with another
+scale, of which ai-edge-quantizer makes a file that does not run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.graph import Graph, attributes
+from converters.joins import Ranges, alike, axis_of, reach
+from edgekit.tensors import Array, TensorSpec
+
+RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """An output that was taken apart.
+
+    Attributes:
+        output: Its name.
+        axis: Along which its parts follow each other.
+        parts: The names of the outputs that take its place, in order.
+    """
+
+    output: str
+    axis: int
+    parts: tuple[str, ...]
+
+
+class SplitHeads:
+    """Splits each output that is joined of parts too unlike to share a scale.
+
+    Args:
+        ranges: Smallest and largest value by tensor, as calibrated; where a part's is unknown, nothing is split.
+    """
+
+    name = "split-heads"
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+
+    def applies(self, graph: Graph) -> bool:
+        """True where there is an output to take apart."""
+        return bool(self._cuts(graph))
+
+    def heads(self, graph: Graph) -> tuple[Head, ...]:
+        """What `run` makes of the outputs of `graph` that it takes apart."""
+        return tuple(Head(name, cut.axis, _names(name, cut)) for name, cut in self._cuts(graph).items())
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """The outputs of `graph`, with parts in the place of what is taken apart."""
+        cuts, found = self._cuts(graph), []
+        for spec in graph.outputs:
+            cut = cuts.get(spec.name)
+            if cut is None:
+                found.append(spec)
+                continue
+            for name, piece in zip(_names(spec.name, cut), cut.pieces, strict=True):
+                shape = (*spec.shape[: cut.axis], piece.size, *spec.shape[cut.axis + 1 :])
+                found.append(TensorSpec(name, spec.dtype, shape))
+        return tuple(found)
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with the parts as outputs, and without what nothing reads any more."""
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        cuts = self._cuts(graph)
+        del model.graph.output[:]
+        for value in graph.model.graph.output:
+            cut = cuts.get(value.name)
+            if cut is None:
+                model.graph.output.append(value)
+                continue
+            for name, piece in zip(_names(value.name, cut), cut.pieces, strict=True):
+                _build(model, piece.made, name)
+                part = model.graph.output.add()
+                part.CopyFrom(value)
+                part.name = name
+                part.type.tensor_type.shape.dim[cut.axis].dim_value = piece.size
+        _drop_unread(model)
+        return Graph(model)
+
+    def holds(self, graph: Graph) -> bool:
+        """No output is left to take apart."""
+        return not self._cuts(graph)
+
+    def _cuts(self, graph: Graph) -> dict[str, _Cut]:
+        makers = {name: node for node in graph.nodes for name in node.output}
+        found = {spec.name: _cut(graph, makers, spec.name, self._ranges) for spec in graph.outputs}
+        return {name: cut for name, cut in found.items() if cut is not None}
+
+
+def join(heads: Sequence[Head], values: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs as they were, from the answers (N, ...) of the graph that was split."""
+    parts = {name for head in heads for name in head.parts}
+    found = {name: value for name, value in values.items() if name not in parts}
+    found.update({h.output: np.concatenate([values[name] for name in h.parts], axis=h.axis) for h in heads})
+    return found
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """How a tensor is made: it is there under `name`, or a node makes it of others; `shape` is what a Reshape takes."""
+
+    name: str = ""
+    operator: str = ""
+    inputs: tuple[_Made, ...] = ()
+    attributes: dict[str, Any] = {}
+    shape: tuple[int, ...] = ()
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """A part: how long it is along the axis, how far its values reach, and how it is made."""
+
+    size: int
+    reach: float
+    made: _Made
+
+
+class _Cut(msgspec.Struct, frozen=True):
+    axis: int
+    pieces: tuple[_Piece, ...]
+
+
+def _names(output: str, cut: _Cut) -> tuple[str, ...]:
+    return tuple(f"{output}.{place}" for place in range(len(cut.pieces)))
+
+
+def _cut(graph: Graph, makers: Mapping[str, Any], name: str, ranges: Ranges) -> _Cut | None:
+    """How the tensor `name` comes apart; None where it need not, or does not simply."""
+    node = makers.get(name)
+    if node is None or len(graph.consumers(name)) + (name in _results(graph)) != 1:
+        return None
+    if node.op_type == "Concat":
+        return _cut_concat(graph, makers, node, ranges)
+    if node.op_type not in ("Identity", "Transpose", *RESHAPING):
+        return None
+    inner = _cut(graph, makers, node.input[0], ranges)
+    if inner is None or node.op_type == "Identity":
+        return inner
+    return _transposed(node, inner) if node.op_type == "Transpose" else _reshaped(graph, node, inner)
+
+
+def _cut_concat(graph: Graph, makers: Mapping[str, Any], node: Any, ranges: Ranges) -> _Cut | None:
+    rank = len(graph.shapes.get(node.output[0], ()))
+    axis = axis_of(node, rank) if rank else 0
+    if axis == 0:
+        return None
+    pieces = []
+    for name in _leaves(graph, makers, node, axis, rank):
+        size, far = graph.shapes.get(name, (None,) * rank)[axis], reach(graph, name, ranges)
+        joined = sum(list(reader.input).count(name) for reader in graph.consumers(name) if reader.op_type == "Concat")
+        if size is None or far is None or joined > 1 or name in _results(graph) or name in graph.constants:
+            return None
+        pieces.append(_Piece(size, far, _Made(name)))
+    groups = [[pieces[0]]]
+    for piece in pieces[1:]:
+        if alike([one.reach for one in (*groups[-1], piece)]):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    if len(groups) > 1:
+        return _Cut(axis, tuple(_merged(group, axis, sum(piece.size for piece in group)) for group in groups))
+    return _cut_levels([_cut(graph, makers, name, ranges) for name in node.input], axis)
+
+
+def _cut_levels(levels: Sequence[_Cut | None], axis: int) -> _Cut | None:
+    """Of parts that come apart alike, along another axis than they are joined: first parts joined, second parts ..."""
+    first = levels[0]
+    if first is None or first.axis == axis:
+        return None
+    sizes = [piece.size for piece in first.pieces]
+    known = [level for level in levels if level is not None and level.axis == first.axis]
+    if len(known) < len(levels) or any([piece.size for piece in level.pieces] != sizes for level in known):
+        return None
+    columns = zip(*(level.pieces for level in known), strict=True)
+    return _Cut(first.axis, tuple(_merged(column, axis, column[0].size) for column in columns))
+
+
+def _merged(pieces: Sequence[_Piece], axis: int, size: int) -> _Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    made = _Made(operator="Concat", inputs=tuple(piece.made for piece in pieces), attributes={"axis": axis})
+    return _Piece(size, max(piece.reach for piece in pieces), made)
+
+
+def _leaves(graph: Graph, makers: Mapping[str, Any], node: Any, axis: int, rank: int) -> Iterator[str]:
+    """What a Concat joins; of an input that is a Concat along the same axis, what that joins."""
+    for name in node.input:
+        maker = makers.get(name)
+        same = maker is not None and maker.op_type == "Concat" and axis_of(maker, rank) == axis
+        if same and len(graph.consumers(name)) == 1:
+            yield from _leaves(graph, makers, maker, axis, rank)
+        else:
+            yield name
+
+
+def _results(graph: Graph) -> set[str]:
+    return {spec.name for spec in graph.outputs}
+
+
+def _transposed(node: Any, inner: _Cut) -> _Cut | None:
+    perm = attributes(node).get("perm")
+    if not perm or list(perm).index(inner.axis) == 0:
+        return None
+    pieces = [
+        _Piece(one.size, one.reach, _Made(operator="Transpose", inputs=(one.made,), attributes={"perm": list(perm)}))
+        for one in inner.pieces
+    ]
+    return _Cut(list(perm).index(inner.axis), tuple(pieces))
+
+
+def _reshaped(graph: Graph, node: Any, inner: _Cut) -> _Cut | None:
+    """A reshape commutes where what precedes the axis fills whole axes of the result, and each part a whole number."""
+    before, after = graph.shapes.get(node.input[0], ()), graph.shapes.get(node.output[0], ())
+    if not before or not after or None in (*before[1:], *after[1:]) or (before[0] is None) != (after[0] is None):
+        return None
+    old, new = ([size or 1 for size in shape] for shape in (before, after))
+    behind = math.prod(old[inner.axis + 1 :])
+    for axis in range(1, len(new)):
+        rest = math.prod(new[axis + 1 :])
+        whole = all(piece.size * behind % rest == 0 for piece in inner.pieces)
+        if math.prod(new[:axis]) == math.prod(old[: inner.axis]) and whole and new[axis] > 1:
+            sizes = [piece.size * behind // rest for piece in inner.pieces]
+            pieces = [_reshaped_piece(*one, axis, after) for one in zip(inner.pieces, sizes, strict=True)]
+            return _Cut(axis, tuple(pieces))
+    return None
+
+
+def _reshaped_piece(piece: _Piece, size: int, axis: int, after: Sequence[int | None]) -> _Piece:
+    shape = tuple(size if place == axis else known or 0 for place, known in enumerate(after))  # 0 keeps a free batch
+    return _Piece(size, piece.reach, _Made(operator="Reshape", inputs=(piece.made,), shape=shape))
+
+
+def _build(model: onnx.ModelProto, made: _Made, name: str) -> None:
+    """Add nodes that make `made` under `name`."""
+    if made.name:
+        model.graph.node.append(helper.make_node("Identity", [made.name], [name], name=name))
+        return
+    inputs = []
+    for place, one in enumerate(made.inputs):
+        inputs.append(one.name or f"{name}.{place}")
+        if not one.name:
+            _build(model, one, inputs[-1])
+    if made.operator == "Reshape":
+        inputs.append(f"{name}.shape")
+        model.graph.initializer.append(numpy_helper.from_array(np.array(made.shape, np.int64), inputs[-1]))
+    model.graph.node.append(helper.make_node(made.operator, inputs, [name], name=name, **made.attributes))
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove nodes and constants that nothing reads, and shapes, which are inferred where they are asked for."""
+    del model.graph.value_info[:]
+    results = {value.name for value in model.graph.output}
+    while True:
+        read = results.union(_reads(model.graph))
+        dead = [node for node in model.graph.node if not read & set(node.output)]
+        if not dead:
+            break
+        for node in dead:
+            model.graph.node.remove(node)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def _reads(graph: Any) -> Iterator[str]:
+    """What the nodes of `graph` read, those of inner graphs too."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _reads(attribute.g)
+                yield from (value.name for value in attribute.g.output)
