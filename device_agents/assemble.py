@@ -108,6 +108,7 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
             providers=settings.providers,
             required=settings.require_providers,
             gpu_memory_bytes=settings.gpu_memory_mib * 2**20,
+            arena_bytes=settings.arena_mib * 2**20,
             engine_cache=str((settings.state / ENGINES).resolve()),
         ),
         memory_budget_bytes=settings.memory_budget_mib * 2**20,

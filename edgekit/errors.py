@@ -194,6 +194,10 @@ class RuntimeLoadError(EdgekitError):
     """A runtime could not load or run an artifact."""
 
 
+class ArenaFullError(RuntimeLoadError):
+    """A run needs more memory than the device allows its model."""
+
+
 class SelfTestError(EdgekitError):
     """A model's answers to the golden inputs are outside the tolerance that its manifest states."""
 

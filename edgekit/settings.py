@@ -79,6 +79,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         providers: ONNX Runtime execution providers, the preferred first; empty takes the best that is installed.
         require_providers: A provider that is not got is an error; else a warning, and metadata tells it.
         gpu_memory_mib: Most that ONNX Runtime's arena of one model may hold on the GPU; 0 for no limit.
+        arena_mib: Most that ONNX Runtime's arena of one model may hold of the CPU's memory, for each of its instances;
+            0 for no limit. A run that needs more fails.
         memory_budget_mib: For all models together; 0 for no limit. Those over it are loaded when they are asked for.
         models: What is different for one model, ``[models.NAME]``: as ModelSettings.
         probation_seconds: How long a new bundle runs live before it is judged and committed.
@@ -141,6 +143,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     providers: tuple[str, ...] = ()
     require_providers: bool = False
     gpu_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    arena_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     memory_budget_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     models: dict[str, ModelSettings] = {}
     probation_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3.0

@@ -87,6 +87,7 @@ def _open_raw(
             required=wanted.required,
             threads=threads,
             arena=not free,
+            arena_bytes=wanted.arena_bytes,
         )
     raise ManifestError(f"runtime is {manifest.runtime!r}, expected {LITERT!r} or {ONNXRUNTIME!r}")
 

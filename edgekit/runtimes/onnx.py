@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.errors import DataError, MissingExtraError, RuntimeLoadError
+from edgekit.errors import ArenaFullError, DataError, MissingExtraError, RuntimeLoadError
 from edgekit.runtimes import providers as rules
 from edgekit.runtimes.providers import CPU, PREFERRED
 from edgekit.tensors import Array, DType, TensorSpec
@@ -31,6 +33,8 @@ _ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
+_FULL = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
+_registering = threading.Lock()  # the arena that is registered when a session is made is that session's
 _TYPES = {"float": DType.FLOAT32, "float16": DType.FLOAT16, "double": DType.FLOAT64, "string": DType.BYTES}
 _TYPES.update({dtype.value: dtype for dtype in DType if dtype.value not in _TYPES})
 
@@ -54,6 +58,8 @@ class OnnxRuntime:
         required: A provider that is missing is an error.
         threads: Of one run.
         arena: Keep freed memory for the next run; right where every run has the same size.
+        arena_bytes: Keep it in any case, and never more than this: what a run works on and answers, not the weights.
+            0 for no limit.
         optimize: Let ONNX Runtime rewrite the graph; False runs it as it is, to compare with.
         exact: Exact int8 sums on x86, see above; False is ONNX Runtime's own default, to compare with.
 
@@ -71,18 +77,21 @@ class OnnxRuntime:
         required: bool = False,
         threads: int = 1,
         arena: bool = True,
+        arena_bytes: int = 0,
         optimize: bool = True,
         exact: bool = True,
     ) -> None:
+        self._arena_bytes = arena_bytes
         self._name = "the model" if isinstance(model, bytes) else model.name
         available = set(onnxruntime.get_available_providers())
         chosen = [name for name in providers if name in available]
         if required:
             self._refuse(rules.missing(providers, chosen), sorted(available))  # before minutes are spent on building
         try:
-            self._session: Any = onnxruntime.InferenceSession(
+            self._session: Any = _session(
                 model if isinstance(model, bytes) else str(model),
-                sess_options=_options(threads, arena, optimize=optimize, exact=exact),
+                arena_bytes,
+                sess_options=_options(threads, arena or arena_bytes > 0, optimize=optimize, exact=exact),
                 providers=chosen or [CPU],
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
             )
@@ -103,6 +112,16 @@ class OnnxRuntime:
             _log.warning(
                 "%s asked for %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
             )
+
+    def _failed(self, error: Exception) -> RuntimeLoadError:
+        full = _FULL.search(str(error)) if self._arena_bytes else None
+        if full is None:
+            return RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}")
+        return ArenaFullError(
+            f"ONNX Runtime has no memory to run {self._name}: it asked for {_mib(full[2])} at once, "
+            f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} that its arena may hold",
+            advice="Raise arena_mib, or send fewer rows in one request.",
+        )
 
     def _refuse(self, missing: Sequence[str], found: Sequence[str]) -> None:
         if missing:
@@ -132,7 +151,11 @@ class OnnxRuntime:
         return {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see Runtime.run."""
+        """Run once; see Runtime.run.
+
+        Raises:
+            ArenaFullError: this run needs more memory than `arena_bytes`; the next may need less.
+        """
         if self._session is None:
             raise RuntimeLoadError(f"{self._name} is closed")
         if self._has_scalar:
@@ -144,7 +167,7 @@ class OnnxRuntime:
             found = self._session.run(self._names, fed)
         except _ERRORS as error:
             self._check(inputs)  # ONNX Runtime did too, all but the shape of scalars, and says less
-            raise RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}") from error
+            raise self._failed(error) from error
         if self._has_text:
             found = [_to_bytes(value) if value.dtype == object else value for value in found]
         return dict(zip(self._names, found, strict=True))
@@ -159,6 +182,35 @@ class OnnxRuntime:
     def close(self) -> None:
         """Free the model."""
         self._session = None
+
+
+def _session(model: str | bytes, arena_bytes: int, *, sess_options: Any, **chosen: Any) -> Any:
+    """A session; with `arena_bytes` its arena is its own, bounded, and freed with it.
+
+    ONNX Runtime bounds only arenas that are registered for the whole process. But another may be registered in the
+    place of one, and sessions keep the one that they were made with.
+    """
+    if not arena_bytes:
+        return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
+    sess_options.add_session_config_entry("session.use_env_allocators", "1")
+    with _registering:
+        _register_arena(arena_bytes)
+        try:
+            return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
+        finally:
+            _register_arena(arena_bytes)  # an empty one, or the session's would stay when it has gone
+
+
+def _register_arena(limit: int) -> None:
+    kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    choices = {"max_mem": limit, "arena_extend_strategy": 1}  # by what is asked: doubling reaches the limit too soon
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), onnxruntime.OrtArenaCfg(choices)
+    )
+
+
+def _mib(size: str | int) -> str:
+    return f"{int(size) / 2**20:.1f} MiB"
 
 
 def _options(threads: int, arena: bool, *, optimize: bool, exact: bool) -> Any:

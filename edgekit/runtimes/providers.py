@@ -22,12 +22,14 @@ class Acceleration(msgspec.Struct, frozen=True, kw_only=True):
         providers: By name, the preferred first; empty takes the best that is installed.
         required: A provider that is not got is an error, not a warning.
         gpu_memory_bytes: Most that a model's arena on the GPU may hold; 0 for no limit.
+        arena_bytes: Most that a model's arena in the CPU's memory may hold; 0 for no limit.
         engine_cache: Folder where TensorRT's engines are kept; empty for none, and each start builds them again.
     """
 
     providers: tuple[str, ...] = ()
     required: bool = False
     gpu_memory_bytes: int = 0
+    arena_bytes: int = 0
     engine_cache: str = ""
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.runtimes import providers
 from edgekit.serving import documents, oip
 from edgekit.serving.http import Head, Reply, Work
@@ -318,7 +318,7 @@ def _failure(head: Head, error: Exception) -> Reply:
         return _error(error.status, str(error), error.headers)
     if isinstance(error, OverloadedError):
         return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
-    for kind, status in ((DataError, 400), (NotFoundError, 404), (UnavailableError, 503)):
+    for kind, status in ((DataError, 400), (NotFoundError, 404), (UnavailableError, 503), (ArenaFullError, 503)):
         if isinstance(error, kind):
             return _error(status, str(error))
     if isinstance(error, EdgekitError):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf import json_format
 
-from edgekit.errors import DataError, EdgekitError, NotFoundError, SettingsError, UnavailableError
+from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, SettingsError, UnavailableError
 from edgekit.serving import documents, grpc_codec
 from edgekit.serving.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
 from edgekit.serving.app import ModelServer
@@ -159,6 +159,7 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
         (DataError, code.INVALID_ARGUMENT),
         (NotFoundError, code.NOT_FOUND),
         (UnavailableError, code.UNAVAILABLE),
+        (ArenaFullError, code.UNAVAILABLE),
     ):
         if isinstance(error, kind):
             return found, ()

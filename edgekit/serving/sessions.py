@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekit.errors import EdgekitError, ManifestError
+from edgekit.errors import ArenaFullError, EdgekitError, ManifestError
 from edgekit.golden import read_golden
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
@@ -265,7 +265,10 @@ class Session:
             if spent + 2 * rows * seconds[1] > batching.CALIBRATION_SECONDS:
                 break
             chosen = [singles[i % golden] for i in range(rows)]
-            (first, found), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
+            try:
+                (first, found), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
+            except ArenaFullError:
+                break
             spent += first + second
             for one, joined in zip(chosen[:golden], batching.split(found, [1] * rows), strict=False):
                 if batching.differs(self.manifest, runtime.run(one), joined):

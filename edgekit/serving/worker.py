@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import DataError, EdgekitError, ManifestError, RuntimeLoadError, UnavailableError
+from edgekit.errors import ArenaFullError, DataError, EdgekitError, ManifestError, RuntimeLoadError, UnavailableError
 from edgekit.manifest import Manifest
 from edgekit.serving.footprint import fair_bytes
 from edgekit.serving.queue import OverloadedError
@@ -42,7 +42,9 @@ FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
 STABLE_SECONDS = 60.0
 PATIENCE_SECONDS = 2.0
 _END_SECONDS = 5.0
-_PLAIN_ERRORS = {one.__name__: one for one in (DataError, ManifestError, RuntimeLoadError, UnavailableError)}
+_PLAIN_ERRORS = {
+    one.__name__: one for one in (ArenaFullError, DataError, ManifestError, RuntimeLoadError, UnavailableError)
+}
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgekit.serving import worker_child as w; "
 _BOOT += "w.main(*map(int, sys.argv[2:]))"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.errors import CloudError, DataError, NotFoundError, RuntimeLoadError, UnavailableError
+from edgekit.errors import ArenaFullError, CloudError, DataError, NotFoundError, RuntimeLoadError, UnavailableError
 from edgekit.serving import oip
 from edgekit.serving.app import App, ModelDescription
 from edgekit.serving.sessions import OverloadedError
@@ -144,6 +144,7 @@ async def test_a_body_in_pieces_is_joined(app: App) -> None:
         (NotFoundError("no such version"), 404, "no such version"),
         (OverloadedError("m", 64, 2.2), 429, "64 requests waiting"),
         (RuntimeLoadError("the runtime failed"), 500, "the runtime failed"),
+        (ArenaFullError("the arena is full"), 503, "the arena is full"),
         (CloudError("the cloud tier is away"), 503, "cloud tier is away"),
         (ZeroDivisionError("secret detail"), 500, "internal error"),
     ],

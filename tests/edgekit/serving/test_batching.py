@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.errors import DataError
+from edgekit.errors import ArenaFullError, DataError
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.serving import batching, sessions
@@ -79,6 +79,7 @@ class Slow:
         self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
         self.run_seconds = self.row_seconds = 0.0
         self.spoiled = 0.0
+        self.most_rows = 10_000
         self.runs: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -88,6 +89,8 @@ class Slow:
         assert self.gate.wait(10)
         rows = len(inputs["x"])
         self.runs.append(rows)
+        if rows > self.most_rows:
+            raise ArenaFullError(f"{rows} rows do not fit")
         if np.isnan(inputs["x"]).any():
             raise DataError("x: holds NaN")
         time.sleep(self.run_seconds + rows * self.row_seconds)
@@ -164,6 +167,7 @@ async def test_nothing_is_joined_by_default_and_nobody_waits_for_others(tmp_path
         ({"run_seconds": 0.01}, 4, 16),  # a row more costs nothing
         ({"row_seconds": 0.01}, 1, 1),  # each row costs the same
         ({"run_seconds": 0.01, "spoiled": 0.01}, 1, 1),  # joined answers are others
+        ({"run_seconds": 0.01, "most_rows": 4}, 2, 4),  # more do not fit into the memory of a run
         ({}, 1, 1),  # too fast for any queue
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.errors import DataError, NotFoundError, RuntimeLoadError, SettingsError, UnavailableError
+from edgekit.errors import ArenaFullError, DataError, NotFoundError, RuntimeLoadError, SettingsError, UnavailableError
 from edgekit.serving import grpc_codec, grpc_server, oip
 from edgekit.serving.endpoints import Doors, open_doors
 from edgekit.serving.grpc_messages import SERVICE, message
@@ -210,6 +210,7 @@ def test_typed_numbers_must_fit_their_datatype() -> None:
         (OverloadedError("m", 64, 2.2), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (UnavailableError("away"), grpc.StatusCode.UNAVAILABLE),
         (RuntimeLoadError("the runtime failed"), grpc.StatusCode.INTERNAL),
+        (ArenaFullError("the arena is full"), grpc.StatusCode.UNAVAILABLE),
         (ZeroDivisionError("secret detail"), grpc.StatusCode.INTERNAL),
     ],
 )
