@@ -13,6 +13,7 @@ import click
 
 from edgekit.cli.console import control_settings, json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.registry_place import keys_option
 from edgekit.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -33,15 +34,9 @@ def class_group() -> None:
     """
 
 
-def _keys_option(function: F) -> F:
-    return click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Folder of key files.")(
-        function
-    )
-
-
 @class_group.command()
 @click.argument("name")
-@_keys_option
+@keys_option
 @passphrase_option
 @json_option
 def add(name: str, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
@@ -65,7 +60,7 @@ def add(name: str, keys: Path | None, passphrase_file: Path | None, as_json: boo
 
 
 @class_group.command(name="list")
-@_keys_option
+@keys_option
 @json_option
 def list_command(keys: Path | None, as_json: bool) -> None:
     """List the device classes that bundles can be published for.

@@ -17,7 +17,8 @@ from edgekit.cli.console import (
     print_json,
     print_table,
 )
-from edgekit.cli.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.passphrase import passphrase_option
+from edgekit.cli.registry_place import passphrase_of, place_options
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -36,17 +37,6 @@ def key() -> None:
     """
 
 
-def _place_options(function: F) -> F:
-    for option in (
-        json_option,
-        passphrase_option,
-        click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Folder of key files."),
-        click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store."),
-    ):
-        function = option(function)
-    return function
-
-
 def _public_option(function: F) -> F:
     return click.option(
         "--public-key",
@@ -62,7 +52,9 @@ def _threshold_option(function: F) -> F:
 
 
 @key.command(name="list")
-@_place_options
+@place_options
+@passphrase_option
+@json_option
 def list_command(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
     """List who may sign what, which of the private keys are here, and until when their signatures hold.
 
@@ -82,7 +74,9 @@ def list_command(url: str | None, keys: Path | None, passphrase_file: Path | Non
 @click.argument("role")
 @_public_option
 @_threshold_option
-@_place_options
+@place_options
+@passphrase_option
+@json_option
 @dry_run_option
 def add(
     role: str,
@@ -109,7 +103,9 @@ def add(
 @click.argument("role")
 @click.argument("keyid", required=False)
 @_public_option
-@_place_options
+@place_options
+@passphrase_option
+@json_option
 @dry_run_option
 def rotate(
     role: str,
@@ -140,7 +136,9 @@ def rotate(
 @click.argument("role")
 @click.argument("keyid")
 @_threshold_option
-@_place_options
+@place_options
+@passphrase_option
+@json_option
 @dry_run_option
 def revoke(
     role: str,
@@ -164,7 +162,9 @@ def revoke(
 
 
 @click.command()
-@_place_options
+@place_options
+@passphrase_option
+@json_option
 @dry_run_option
 def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool, dry_run: bool) -> None:
     """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys.
@@ -187,10 +187,9 @@ def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None, dr
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
         from edgekit.stores import open_store
-        from edgekit.trust.keys import private_keys
         from edgekit.trust.rotation import KeyKeeper
-    passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
-    return KeyKeeper(open_store(settings.registry), settings.keys, passphrase, dry_run=dry_run)
+    phrase = passphrase_of(passphrase_file)(settings.keys)
+    return KeyKeeper(open_store(settings.registry), settings.keys, phrase, dry_run=dry_run)
 
 
 def _public(path: Path | None) -> Key | None:
