@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
 import signal
 import sys
@@ -16,22 +14,15 @@ from typing import Any
 import click
 import msgspec
 
-from device_agents.checkup import judge_clock, judge_providers
 from device_agents.deployment import State
-from device_agents.healing import check_slot
 from device_agents.journal import Journal
-from device_agents.metered import MeteredLink
 from device_agents.notify import Notifier
 from device_agents.slots import Pointer, Slots
-from device_agents.underway import underway
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
 from edgekit.disk import FolderDisk
-from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import DataError, EdgekitError, NotFoundError
 from edgekit.settings import AgentSettings, load_settings
-
-BROKER_SECONDS = 5.0
-PROBE_NAME = "check.tmp"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -177,8 +168,8 @@ def check(config: Path, as_json: bool) -> int:
     settings = load_settings(AgentSettings, file=config)
     rows = [{"check": "settings", "ok": True, "found": str(config)}]
     with needs_extra("agent"):
-        checks = _checks(settings, config)
-    for name, probe in checks.items():
+        from device_agents.checks import checks_of
+    for name, probe in checks_of(settings, config).items():
         try:
             rows.append({"check": name, "ok": True, "found": probe()})
         except EdgekitError as error:
@@ -190,90 +181,6 @@ def check(config: Path, as_json: bool) -> int:
             ("CHECK", "", "FOUND"), [(row["check"], "ok" if row["ok"] else "FAILED", row["found"]) for row in rows]
         )
     return 0 if all(row["ok"] for row in rows) else 1
-
-
-def _checks(settings: AgentSettings, config: Path) -> dict[str, Callable[[], str]]:
-    from device_agents.assemble import broker_answers, read_root, root_version
-    from device_agents.facts import measure_facts
-    from edgekit.sealing.keyring import Keyring
-    from edgekit.trust.keys import load_signer
-
-    measured = functools.cache(lambda: measure_facts(settings.target))
-
-    def clock() -> str:
-        traces = {str(path): path.stat().st_mtime for path in (config, settings.root) if path.exists()}
-        with contextlib.suppress(EdgekitError):  # what is wrong with the journal, its own check tells
-            for name, state in Journal(FolderDisk(settings.state)).models().items():
-                if state.active is not None:
-                    traces[f"the installation of {name} {state.active.version}"] = state.active.since
-        return judge_clock(time.time(), traces)
-
-    def key() -> str:
-        return f"{settings.key}, key id {load_signer(settings.key).public_key.keyid[:12]}"
-
-    def class_keys() -> str:
-        return ", ".join(f"key id {one[:12]}" for one in Keyring(settings.class_keys).ids)
-
-    def root() -> str:
-        return f"{settings.root}, version {root_version(read_root(settings.root))}"
-
-    def disk() -> str:
-        folder = FolderDisk(settings.state)
-        folder.write(PROBE_NAME, b"check")
-        folder.remove(PROBE_NAME)
-        return f"{settings.state}, {folder.free_bytes() // 2**20} MiB free"
-
-    def journal() -> str:
-        opened = Journal(FolderDisk(settings.state))
-        models = opened.models()
-        if opened.damage:
-            raise DataError("; ".join(opened.damage), advice="Copies serve; look after the disk.")
-        return ", ".join(sorted(models)) or "no models yet"
-
-    def slots() -> str:
-        found, folder = [], FolderDisk(settings.state)
-        for name, state in sorted(Journal(folder).models().items()):
-            if state.active is not None:
-                check_slot(folder, name, state.active)
-                found.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
-        return ", ".join(found) or "nothing is installed"
-
-    def deployments() -> str:
-        folder = FolderDisk(settings.state)
-        return "; ".join(underway(folder, Journal(folder).models())) or "none is under way"
-
-    def link() -> str:
-        metered = MeteredLink(settings.metered, settings.metered_file, settings.metered_deployment_bytes)
-        share = f"but for {metered.deployment_bytes} bytes each" if metered.deployment_bytes else "for another link"
-        return f"metered: deployments wait {share}" if metered.is_metered() else "not metered"
-
-    def runtimes() -> str:
-        facts = measured()
-        if not facts.runtimes:
-            raise UnavailableError("no runtime is installed", advice="Run: pip install 'edgekit[litert]' or [onnx]")
-        return ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
-
-    def providers() -> str:
-        return judge_providers(measured().providers, settings.providers, required=settings.require_providers)
-
-    def broker() -> str:
-        asyncio.run(broker_answers(settings, BROKER_SECONDS))
-        return settings.broker
-
-    return {
-        "clock": clock,
-        "key": key,
-        **({"class keys": class_keys} if settings.class_keys else {}),
-        "root": root,
-        "disk": disk,
-        "journal": journal,
-        "slots": slots,
-        "deployments": deployments,
-        "link": link,
-        "runtimes": runtimes,
-        "providers": providers,
-        "broker": broker,
-    }
 
 
 def main() -> None:

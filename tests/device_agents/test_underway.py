@@ -2,7 +2,7 @@
 
 from click.testing import CliRunner
 
-from device_agents import __main__
+from device_agents import __main__, checks
 from device_agents.delta import keep_offers
 from device_agents.deployment import Deployment, S, State
 from device_agents.journal import Journal
@@ -35,7 +35,7 @@ def test_a_delta_helps_where_its_base_is_in_a_slot(tmp_path):
 
 def test_check_names_them_and_the_link(tmp_path, monkeypatch):
     """Neither makes the check fail."""
-    monkeypatch.setattr(__main__, "BROKER_SECONDS", 0.1)
+    monkeypatch.setattr(checks, "BROKER_SECONDS", 0.1)
     (tmp_path / "agent.toml").write_text('device = "d"\nfleet = "f"\ntarget = "x86-64"\nmetered = true\n')
     Journal(FolderDisk(tmp_path / "state")).save("digits", State(name=S.DOWNLOADING, deployment=NEW))
     done = CliRunner().invoke(__main__.agent, ["check", "--config", str(tmp_path / "agent.toml")])

@@ -8,8 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from device_agents.__main__ import _checks
 from device_agents.assemble import make_agent, make_inference
+from device_agents.checks import checks_of
 from device_agents.facts import measure_facts
 from edgekit.cli.main import edgekit
 from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsError
@@ -107,7 +107,7 @@ def test_a_device_is_enrolled_into_a_class(folder):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     rows = json.loads(ran("registry", "class", "list", "--json"))
     key = next(row["key_id"] for row in rows if row["name"] == "cameras")
-    assert _checks(settings, folder / "d" / "agent.toml")["class keys"]() == f"key id {key[:12]}"
+    assert checks_of(settings, folder / "d" / "agent.toml")["class keys"]() == f"key id {key[:12]}"
     inference, _ = make_inference(settings)
     assert held_paths() == (path,)
     made = make_agent(settings, inference, measure_facts(TARGET))
