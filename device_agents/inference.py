@@ -24,7 +24,7 @@ from edgekit.golden import SelfTest
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
 from edgekit.runtimes.providers import Acceleration
-from edgekit.serving.app import ModelDescription, check_outputs, describe_session
+from edgekit.serving.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.footprint import Footprints
 from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse

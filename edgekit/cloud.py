@@ -13,8 +13,8 @@ from edgekit.golden import self_test
 from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.sealing.opening import read_file
-from edgekit.serving.app import ModelDescription, check_outputs, describe_session
 from edgekit.serving.deadlines import deadline_ms
+from edgekit.serving.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.processing import parse_postprocess, prepare
 from edgekit.serving.sessions import Load, Session

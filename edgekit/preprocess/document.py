@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edgekit.errors import DataError
-from edgekit.preprocess.after import AfterStep, Specs
+from edgekit.preprocess.after import AfterStep, Specs, Suppress, TopK
 from edgekit.preprocess.before import BeforeStep
 from edgekit.preprocess.steps import BYTES, Flow
 from edgekit.preprocess.text_steps import WordPieces
@@ -115,6 +115,12 @@ def output_specs(processing: Processing, outputs: Sequence[TensorSpec]) -> tuple
     for step in processing.after:
         specs = step.specs(specs)
     return tuple(specs.values())
+
+
+def output_labels(processing: Processing) -> dict[str, tuple[str, ...]]:
+    """Names of classes, by the output whose numbers count them from 0."""
+    names = [step.labels for step in processing.after if isinstance(step, TopK | Suppress) and step.labels]
+    return {"classes": names[-1]} if names else {}
 
 
 def _fills(name: str, before: Before, faults: list[str]) -> dict[str, Flow]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import DataError, ManifestError
-from edgekit.preprocess.document import Before, Processing, output_specs, processing_faults, raw_inputs
+from edgekit.preprocess.document import Before, Processing, output_labels, output_specs, processing_faults, raw_inputs
 from edgekit.preprocess.steps import Tools
 from edgekit.preprocess.text_steps import WordPieces
 from edgekit.preprocess.words import parse_vocabulary
@@ -47,6 +47,7 @@ class Processor:
             raise ManifestError("the processing does not fit the model: " + "; ".join(faults))
         self.raw = raw_inputs(processing, inputs)
         self.inputs, self.outputs = tuple(inputs), output_specs(processing, outputs)
+        self.labels = output_labels(processing)
         self._specs = {spec.name: spec for spec in inputs}
         self._processing = processing
         self._by_raw = dict(zip((raw.name for raw in self.raw), processing.before, strict=True))

@@ -15,15 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
-from edgekit.runtimes import providers
-from edgekit.serving import documents, oip
+from edgekit.serving import bare, documents, oip
+from edgekit.serving.description import ModelDescription
 from edgekit.serving.http import Head, Reply, Work
 from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
-from edgekit.serving.processing import answered
-from edgekit.serving.sessions import OverloadedError, Session
+from edgekit.serving.sessions import OverloadedError
 from edgekit.serving.statistics import Statistics
 from edgekit.serving.tensor_data import LONG_JSON
-from edgekit.tensors import TensorSpec
 
 _log = logging.getLogger(__name__)
 
@@ -33,58 +31,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LENGTH = oip.HEADER.lower().encode()
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-class ModelDescription(msgspec.Struct, frozen=True):
-    """What clients may know of a model.
-
-    Attributes:
-        name, version: Its identity.
-        platform: Runtime and format, for example ``onnxruntime_onnx``.
-        inputs, outputs: Logical tensors.
-        provider: What really runs it, for example ``XNNPACK``.
-        providers_missing: What was asked for to run it and was not got.
-        loaded: False while it is out of memory and loaded again by the next request.
-    """
-
-    name: str
-    version: str
-    platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    provider: str = ""
-    loaded: bool = True
-    providers_missing: tuple[str, ...] = ()
-
-
-_FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
-
-
-def describe_session(session: Session) -> ModelDescription:
-    """Describe a loaded bundle by its logical tensors."""
-    manifest, runtime = session.manifest, session.runtime
-    platform = _FORMATS.get(manifest.runtime, manifest.runtime)
-    return ModelDescription(
-        manifest.name,
-        manifest.version,
-        platform,
-        runtime.inputs,
-        runtime.outputs,
-        runtime.provider,
-        providers_missing=providers.missing(*getattr(runtime, "providers", ((), ()))),
-    )
-
-
-def check_outputs(session: Session, request: oip.InferRequest) -> None:
-    """Check the outputs that a request asks for, before anything runs.
-
-    Raises:
-        DataError: one does not exist, or the parameter that chooses between outputs and what is made of them is wrong.
-    """
-    known = [spec.name for spec in answered(session, request.inputs, request.parameters)]
-    unknown = [name for name in request.outputs if name not in known]
-    if unknown:
-        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(known)}")
 
 
 class ModelServer(Protocol):
@@ -264,6 +210,8 @@ class App:
             if head.header(b"content-encoding") not in (None, "identity"):
                 raise _HttpError(415, "compressed requests are not served, send them as they are")
             length = oip.header_length(head.header(_LENGTH))
+            if length is None and (media := bare.parse_media(head.headers.get(b"content-type", b""))) is not None:
+                return self._bare(head, model, version, media)
             return functools.partial(self._infer, head, model, version, length)
         _need(head, "GET")
         if action == "stats":
@@ -276,6 +224,37 @@ class App:
             return _json(documents.index(self._server, oip.wants_ready_only(body)))
         except Exception as error:
             return _failure(head, error)
+
+    def _bare(self, head: Head, model: str, version: str | None, media: bare.Media) -> Work:
+        """The work for a body of another type than the protocol's."""
+        try:
+            raw = self._server.describe(model, version).raw
+        except UnavailableError:  # the cloud tier alone answers, and it is asked with tensors
+            raw = ()
+        name = bare.input_for(media, raw)
+        if name is not None:
+            return functools.partial(self._infer_bare, head, model, version, (media, name))
+        refused = _HttpError(415, bare.refusal(media, model, raw), {"Accept": ", ".join(bare.accepted(raw))})
+        if media.kind != "text":
+            raise refused
+
+        async def infer(body: bytes) -> Reply:
+            """Some clients call all JSON text/plain."""
+            is_json = body.lstrip().startswith(b"{")
+            return await self._infer(head, model, version, None, body) if is_json else _failure(head, refused)
+
+        return infer
+
+    async def _infer_bare(
+        self, head: Head, model: str, version: str | None, how: tuple[bare.Media, str], body: bytes
+    ) -> Reply:
+        try:
+            request = bare.parse_bare(body, *how, head.headers)
+            found = await self._server.answer(model, version, request)
+            encoded = await asyncio.to_thread(oip.encode_response, found, request)  # it came from a thread anyway
+        except Exception as error:
+            return _failure(head, error)
+        return Reply(200, encoded.body, encoded.headers)
 
     async def _infer(self, head: Head, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
         try:

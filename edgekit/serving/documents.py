@@ -8,9 +8,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import UnavailableError
+from edgekit.preprocess import Raw
+from edgekit.serving.bare import MEDIA_TYPES
 from edgekit.serving.statistics import statistics_document
 from edgekit.serving.tensor_data import NAMES
-from edgekit.tensors import TensorSpec
+from edgekit.tensors import DType, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.serving.app import ModelServer
@@ -32,7 +34,8 @@ def server() -> dict[str, Any]:
 def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:
     """Metadata of a model; a free axis is -1, ``edgekit_provider`` is what really runs it.
 
-    ``edgekit_providers_missing`` was asked for and not got.
+    ``edgekit_providers_missing`` was asked for and not got. Where bytes may be sent, ``edgekit_bytes`` says under which
+    names and of which media types, ``edgekit_answers`` what comes back for them, and which class has which label.
 
     Raises:
         NotFoundError, UnavailableError: as `ModelServer.describe`.
@@ -43,7 +46,7 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
         shape = [-1 if size is None else size for size in spec.shape]
         return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
 
-    return {
+    document = {
         "name": name,
         "versions": [found.version],
         "platform": found.platform,
@@ -52,6 +55,17 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
         "inputs": [*map(tensor, found.inputs)],
         "outputs": [*map(tensor, found.outputs)],
     }
+    if found.raw:
+        document["edgekit_bytes"] = [_raw(one) for one in found.raw]
+    if found.answers:
+        labels = {name: {"labels": names} for name, names in found.labels.items()}
+        document["edgekit_answers"] = [{**tensor(spec), **labels.get(spec.name, {})} for spec in found.answers]
+    return document
+
+
+def _raw(raw: Raw) -> dict[str, Any]:
+    tensor = {"name": raw.name, "datatype": NAMES[DType.BYTES], "shape": [-1]}
+    return {**tensor, "input": raw.input, "kind": raw.kind, "media_types": MEDIA_TYPES[raw.kind]}
 
 
 def every(models: ModelServer) -> list[tuple[str, str | None]]:

@@ -47,6 +47,11 @@ class SessionProcessing:
         """What is answered when the outputs were worked on."""
         return self._processor.outputs
 
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of classes, by the output that counts them."""
+        return self._processor.labels
+
     def wanted(self, inputs: Mapping[str, Array]) -> bool:
         """Whether something in `inputs` is to be decoded."""
         return self._processor.wanted(inputs)

@@ -16,6 +16,7 @@ from edgekit.cloud import CloudModels
 from edgekit.manifest import Manifest
 from edgekit.serving.app import ModelServer
 from edgekit.serving.endpoints import Doors, open_doors
+from tests.device_agents.test_processing import with_processing
 from tests.simulators.small_models import identity_bundle, onnx_bundle
 
 SCRIPTS = {
@@ -39,6 +40,7 @@ def bundles(folder: Path) -> dict[str, tuple[Manifest, Path]]:
         "small": onnx_bundle(folder / "small", batch=None),
         "kinds": identity_bundle(folder / "kinds", name="kinds", dtypes=(*KINDS, *FLOATS)),
         "text": identity_bundle(folder / "text", name="text", dtypes=("bytes",)),
+        "photos": with_processing(folder / "photos", name="photos", batch=None),
     }
     return {name: (manifest, folder / name) for name, manifest in made.items()}
 
@@ -58,7 +60,7 @@ async def check(server: ModelServer, key: str = "") -> None:
                     process.kill()
                     await process.wait()
             assert process.returncode == 0, said.decode()
-            assert said.decode().count("ok ") == 12, said.decode()
+            assert said.decode().count("ok ") == 13, said.decode()
 
 
 async def test_the_agents_endpoint_is_what_tritonclient_expects(tmp_path: Path) -> None:

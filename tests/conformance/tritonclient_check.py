@@ -10,6 +10,7 @@ exits 1 where one failed.
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import sys
 import traceback
@@ -31,6 +32,8 @@ KINDS = {
     "float32": np.array([[0, 0.1], [-1e-38, 3e38]], np.float32),
     "float64": np.array([[0, 0.1], [-1e-300, 1e300]], np.float64),
 }
+# One green pixel.
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNg+M8AAAICAQB7CYF4AAAAAElFTkSuQmCC")
 TEXT = np.array([["", "a"], ["\u00e9", "dd"]], dtype=object)
 
 
@@ -114,6 +117,17 @@ def text(client, headers):
         assert got == TEXT.ravel().tolist(), got
 
 
+def photos(client, headers):
+    """Metadata that no client of the protocol knows does not disturb it; bytes go, labels come."""
+    model = client.get_model_metadata("photos", headers={**headers})
+    assert [one["name"] for one in model["inputs"]] == ["x"]
+    (photo,) = model["edgekit_bytes"]
+    assert "labels" in {one["name"] for one in model["edgekit_answers"]}
+    sent = make({photo["name"]: np.array([PNG], dtype=object)})
+    found = client.infer("photos", sent, outputs=wanted(["labels"], True), headers={**headers})
+    assert found.as_numpy("labels")[0, 0] == b"green"
+
+
 def no_rows(client, headers):
     for binary in (True, False):
         found = client.infer("small", make({"x": np.zeros((0, 3), np.float32)}, binary), headers={**headers})
@@ -148,13 +162,13 @@ def refusals(client, headers):
 def index_and_statistics(client, headers):
     index = client.get_model_repository_index(headers={**headers})
     assert {(m["name"], m["version"], m["state"]) for m in index} == {
-        (name, "1.0.0", "READY") for name in ("small", "kinds", "text")
+        (name, "1.0.0", "READY") for name in ("small", "kinds", "text", "photos")
     }
     client.infer("small", make({"x": X}), headers={**headers})
     (found,) = client.get_inference_statistics("small", headers={**headers})["model_stats"]
     assert found["inference_count"] > found["execution_count"] > 0
     assert found["inference_stats"]["success"]["ns"] > 0
-    assert len(client.get_inference_statistics(headers={**headers})["model_stats"]) == 3
+    assert len(client.get_inference_statistics(headers={**headers})["model_stats"]) == 4
 
 
 async def asynchronous(address: str, headers: dict[str, str]) -> None:
@@ -188,6 +202,7 @@ CHECKS = (
     version_and_id,
     kinds,
     text,
+    photos,
     no_rows,
     many_at_once,
     compressed_answers,

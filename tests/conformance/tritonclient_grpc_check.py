@@ -15,7 +15,7 @@ import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-from tritonclient_check import KINDS, SCORES, TEXT, X
+from tritonclient_check import KINDS, PNG, SCORES, TEXT, X
 
 
 def make(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:
@@ -94,6 +94,14 @@ def text(client, headers):
     assert got == TEXT.ravel().tolist(), got
 
 
+def photos(client, headers):
+    """Bytes go, labels come; the metadata has no field that could say so."""
+    assert [t.name for t in client.get_model_metadata("photos", headers=headers).inputs] == ["x"]
+    sent = make({"photo": np.array([PNG], dtype=object)})
+    found = client.infer("photos", sent, outputs=wanted("labels"), headers=headers)
+    assert found.as_numpy("labels")[0, 0] == b"green"
+
+
 def no_rows(client, headers):
     found = client.infer("small", make({"x": np.zeros((0, 3), np.float32)}), headers=headers)
     assert {t.name: list(t.shape) for t in found.get_response().outputs} == {"scores": [0, 3], "tag": [0, 1]}
@@ -136,12 +144,14 @@ def refusals(client, headers):
 
 def index_and_statistics(client, headers):
     index = client.get_model_repository_index(headers=headers).models
-    assert {(m.name, m.version, m.state) for m in index} == {(n, "1.0.0", "READY") for n in ("small", "kinds", "text")}
+    assert {(m.name, m.version, m.state) for m in index} == {
+        (n, "1.0.0", "READY") for n in ("small", "kinds", "text", "photos")
+    }
     client.infer("small", make({"x": X}), headers=headers)
     (found,) = client.get_inference_statistics("small", headers=headers).model_stats
     assert found.inference_count > found.execution_count > 0
     assert found.inference_stats.success.ns > 0
-    assert len(client.get_inference_statistics(headers=headers).model_stats) == 3
+    assert len(client.get_inference_statistics(headers=headers).model_stats) == 4
 
 
 async def asynchronous(address: str, headers: dict[str, str]) -> None:
@@ -164,6 +174,7 @@ CHECKS = (
     version_id_and_parameters,
     kinds,
     text,
+    photos,
     no_rows,
     many_at_once,
     compression,

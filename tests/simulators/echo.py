@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from edgekit.serving import oip
-from edgekit.serving.app import ModelDescription
+from edgekit.serving.description import ModelDescription
 from edgekit.serving.statistics import Statistics
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from edgekit.errors import ArenaFullError, CloudError, DataError, NotFoundError, RuntimeLoadError, UnavailableError
 from edgekit.serving import oip
-from edgekit.serving.app import App, ModelDescription
+from edgekit.serving.app import App
+from edgekit.serving.description import ModelDescription
 from edgekit.serving.sessions import OverloadedError
 from edgekit.serving.statistics import Statistics
 from edgekit.tensors import DType, TensorSpec
