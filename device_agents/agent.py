@@ -18,6 +18,7 @@ from device_agents.control import ControlLink
 from device_agents.crashes import Crashed, watch_crashes
 from device_agents.deployment import Deployment, Event, Limits, State
 from device_agents.effects import Effects
+from device_agents.growth import watch_growth
 from device_agents.journal import Journal
 from device_agents.metered import MeteredLink
 from device_agents.probation import ProbationLimits
@@ -32,6 +33,7 @@ from edgekit import messages
 from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, TransportError, VerificationError
 from edgekit.manifest import NAME, Manifest
 from edgekit.protocols import Clock, Disk, Transport
+from edgekit.serving.growth import Grown, told_text
 from edgekit.trust.assignment import Assignment, Entry
 
 log = logging.getLogger(__name__)
@@ -166,8 +168,11 @@ class Agent:
         await self._link.start()
         self._spawn(self._link.say_when_alone(ALONE_SECONDS))
         crashes = watch_crashes(self._inference.counters, self._tell_crash, self._clock)
-        for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry(), crashes):
+        growth = watch_growth(self._inference.grown, self._tell_growth)
+        for work in (self._link.run(), self._follow_desired(), self._commands.run(), self._send_telemetry()):
             self._spawn(work)
+        self._spawn(crashes)
+        self._spawn(growth)
         for updater in self._updaters.values():
             self._spawn(updater.run())
         self._spawn(self._recovery.examine_slots())
@@ -328,6 +333,12 @@ class Agent:
         detail = {"version": version, "crashes": crashed.crashes, "total": crashed.total}
         message = f"the process of {version or 'the model'} crashed: {crashed.crashes}, since the start {crashed.total}"
         self._event("model-crashed", crashed.model, "WorkerCrashedError", message, detail)
+
+    def _tell_growth(self, grown: Grown) -> None:
+        message = told_text(grown)
+        log.warning("%s", message)
+        kind = "model-grown" if grown.model else "agent-grown"
+        self._event(kind, grown.model, "", message, {"bytes": grown.bytes, "loaded_bytes": grown.loaded_bytes})
 
     def _event(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any] | None = None) -> None:
         self._link.event(

@@ -26,6 +26,7 @@ from edgekit.protocols import Clock, CloudTier
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.footprint import Footprints
+from edgekit.serving.growth import Grown
 from edgekit.serving.loading import Loader
 from edgekit.serving.oip import InferRequest, InferResponse
 from edgekit.serving.options import ModelOptions, ModelSettings
@@ -105,6 +106,7 @@ class InferenceService:
         )
         self._places = Places(self._residents, self._fallback, threshold, self._clock, self._take_another)
         self._counters: dict[str, Counter[str]] = {}
+        self._asked_before = 0
 
     async def __aenter__(self) -> InferenceService:
         return self
@@ -297,6 +299,14 @@ class InferenceService:
             found[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
             found[name]["crashes"] = float(model.crashes if model else 0)
         return found
+
+    async def grown(self) -> list[Grown]:
+        """What holds far more memory than when it was loaded, each told once; looks only where something was asked."""
+        asked = sum(one["requests"] for one in self._counters.values())
+        if asked == self._asked_before:
+            return []
+        self._asked_before = asked
+        return await self._residents.grown()
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Values of now, by model with a bundle; looks at the memory of workers, for up to a millisecond each.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import TargetFile
 
 from edgekit.manifest import Manifest
+from edgekit.serving.growth import Grown
 from edgekit.trust.assignment import Assignment
 
 
@@ -49,6 +50,10 @@ class Inference(Protocol):
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """Counters by model, rising since the service began; `device_agents.probation` says which it judges by."""
+        ...
+
+    async def grown(self) -> Sequence[Grown]:
+        """What holds far more memory than when it was loaded, each told once."""
         ...
 
 

@@ -18,6 +18,7 @@ from device_agents.seams import TrustFactory
 from edgekit.errors import RuntimeLoadError, SelfTestError
 from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, Disk, Transport
+from edgekit.serving.growth import Grown
 
 
 class SimulatedInference:
@@ -59,6 +60,10 @@ class SimulatedInference:
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """Nothing is counted, since nothing is asked."""
         return {}
+
+    async def grown(self) -> list[Grown]:
+        """Nothing, since nothing is in memory."""
+        return []
 
 
 class Progress(msgspec.Struct, frozen=True):

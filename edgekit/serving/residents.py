@@ -12,6 +12,7 @@ from pathlib import Path
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
 from edgekit.manifest import Manifest
 from edgekit.serving.footprint import Footprints, MemoryFootprints, give_back, held_bytes
+from edgekit.serving.growth import Grown, GrowthNews, note_all, note_workers
 from edgekit.serving.memory import MemoryBudgetError, Resident, estimate_bytes, plan
 from edgekit.serving.options import ModelOptions
 from edgekit.serving.progress import LoadListener, told
@@ -34,6 +35,7 @@ class Model:
         bundle: Its manifest and folder; None where there is none.
         session: What answers now; None while it is not in memory. Use it before the next await.
         bytes: What it holds in memory, or held when it was last loaded.
+        loaded_bytes: What it was measured to hold when it was loaded.
         counters: `swaps`, `loads`, `evictions`.
     """
 
@@ -45,7 +47,8 @@ class Model:
         self.switching = asyncio.Lock()
         self.counters: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
         self._crashes = 0  # of sessions before the present one
-        self.bytes = self.reserved = 0  # the latter while it is being loaded
+        self.bytes = self.loaded_bytes = 0
+        self.reserved = 0  # bytes, while it is being loaded
         self.waiting = 0  # requests outside, for it to be loaded
         self.used_at = self.loaded_at = self.load_seconds = 0.0
         self.loading: asyncio.Task[None] | None = None
@@ -100,6 +103,7 @@ class Residents:
         self._prepare = prepare
         self.listener: LoadListener | None = None  # told of loads that take long
         self._models: dict[str, Model] = {}
+        self._news, self._settled_bytes = GrowthNews(), 0  # the latter after the last change of what is loaded
         self._planning = asyncio.Lock()  # who goes and who comes is decided one at a time
         self._measuring = asyncio.Lock()  # the growth of the process must be one model's
 
@@ -260,7 +264,8 @@ class Residents:
         wanted = self._expected(model, manifest)
         while True:
             async with self._planning:
-                await self._look_again()
+                if self._budget:
+                    await note_workers(self._models.values())
                 others = self._others(model, beside=beside)
                 try:
                     found = plan(model.name, wanted, others, budget=self._budget, now=self._clock(), urgent=urgent)
@@ -275,14 +280,9 @@ class Residents:
                     return None
             await asyncio.sleep(_POLL_SECONDS)  # somebody else is being loaded
 
-    async def _look_again(self) -> None:
-        """Note what models in processes of their own hold by now: one that leaks grows."""
-        if not self._budget:
-            return
-        for model in self._models.values():
-            told = await asyncio.to_thread(model.session.memory_bytes) if model.session is not None else None
-            if told:
-                model.bytes = told
+    async def grown(self) -> list[Grown]:
+        """Who holds far more than when it was loaded, each told once; what they hold now is what is planned by."""
+        return self._news.look(await note_all(self._models, self._settled_bytes))
 
     def _expected(self, model: Model, manifest: Manifest) -> int:
         kept = self._footprints.get(manifest.digest)
@@ -353,7 +353,8 @@ class Residents:
         if model.last is not None and model.last.digest == session.digest:
             session.statistics = model.last.statistics  # it was only out for a while
         model.counters["loads"] += 1
-        model.bytes = size
+        model.bytes = model.loaded_bytes = size
+        self._settled_bytes = held_bytes()
         model.loaded_at = model.used_at = self._clock()
         model.load_seconds = model.loaded_at - started
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
@@ -396,3 +397,4 @@ class Residents:
     async def _close(self, session: Session) -> None:
         await session.close()
         await asyncio.to_thread(give_back)
+        self._settled_bytes = held_bytes()

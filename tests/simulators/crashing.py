@@ -1,4 +1,4 @@
-"""A runtime that crashes, hangs or raises on demand; a worker process opens it by LOADER.
+"""A runtime that crashes, hangs, leaks or raises on demand; a worker process opens it by LOADER.
 
 The demand is the first number of the input ``x``.
 """
@@ -18,7 +18,8 @@ from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array
 
 LOADER = f"{__name__}:open_it"
-SEGFAULT, HANG, RAISE, EXIT, REFUSE = 1001.0, 1002.0, 1003.0, 1004.0, 1005.0
+SEGFAULT, HANG, RAISE, EXIT, REFUSE, LEAK = 1001.0, 1002.0, 1003.0, 1004.0, 1005.0, 1006.0
+LEAK_BYTES = 2**27
 
 
 class Crashing:
@@ -28,6 +29,7 @@ class Crashing:
 
     def __init__(self, manifest: Manifest, folder: Path) -> None:
         self._real = open_runtime(manifest, folder)
+        self._leaked: list[bytes] = []
         self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -42,6 +44,8 @@ class Crashing:
             os._exit(7)
         elif demand == REFUSE:
             raise RuntimeLoadError("the runtime failed", advice="Try another.")
+        elif demand == LEAK:
+            self._leaked.append(b"x" * LEAK_BYTES)
         return self._real.run(inputs)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from edgekit.clock import SystemClock
 from edgekit.errors import RuntimeLoadError, SelfTestError
 from edgekit.manifest import BLOCK_BYTES, Manifest
 from edgekit.registry import blob_name, publish
+from edgekit.serving.growth import Grown
 from edgekit.trust.assignment import Assignment, Entry, sign_assignment
 from edgekit.trust.client import TrustClient
 from edgekit.trust.envelopes import open_envelope, seal
@@ -143,6 +144,7 @@ class FakeInference:
         self.dying: set[str] = set()
         self.flaky: set[str] = set()
         self.errors = 0
+        self.growing: list[Grown] = []
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """As the protocol says."""
@@ -173,6 +175,11 @@ class FakeInference:
         """As the protocol says."""
         self.errors += 10 * (self.live.get("digits") in self.flaky)
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
+
+    async def grown(self) -> list[Grown]:
+        """As the protocol says; `growing` is told once."""
+        found, self.growing = self.growing, []
+        return found
 
 
 class Device:
