@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py"}  # TensorFlow is loaded
+HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py", "ask_with_a_photo.py"}  # they convert, or train
 MODELS = {"digits.py"}  # homes of models, not examples of use; run by the demo
 
 
@@ -35,4 +35,4 @@ def test_every_promised_example_is_there() -> None:
     """The folder holds one script for each thing that a newcomer wants to see."""
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     journey = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
-    assert names >= journey | {"staged_rollout", "ask_the_agent", "embed_inference"}
+    assert names >= journey | {"staged_rollout", "ask_the_agent", "embed_inference", "ask_with_a_photo"}
