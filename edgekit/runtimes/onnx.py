@@ -119,7 +119,7 @@ class OnnxRuntime:
             return RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}")
         return ArenaFullError(
             f"ONNX Runtime has no memory to run {self._name}: it asked for {_mib(full[2])} at once, "
-            f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} that its arena may hold",
+            f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} that its arena may hold (arena_mib)",
             advice="Raise arena_mib, or send fewer rows in one request.",
         )
 
@@ -193,6 +193,7 @@ def _session(model: str | bytes, arena_bytes: int, *, sess_options: Any, **chose
     if not arena_bytes:
         return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
     sess_options.add_session_config_entry("session.use_env_allocators", "1")
+    sess_options.log_severity_level = 4  # a run over the limit is an error that is raised; clients must not fill the log
     with _registering:
         _register_arena(arena_bytes)
         try:
