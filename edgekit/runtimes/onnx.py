@@ -193,7 +193,7 @@ def _session(model: str | bytes, arena_bytes: int, *, sess_options: Any, **chose
     if not arena_bytes:
         return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
     sess_options.add_session_config_entry("session.use_env_allocators", "1")
-    sess_options.log_severity_level = 4  # a run over the limit is an error that is raised; clients must not fill the log
+    sess_options.log_severity_level = 4  # a run over the limit raises its error; clients must not fill the log
     with _registering:
         _register_arena(arena_bytes)
         try:
