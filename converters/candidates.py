@@ -21,8 +21,8 @@ from converters.proof import Budget, Measured
 from converters.quality import AGREEMENT, Metric, drop_of, score
 from converters.report import Value
 from converters.samples import Samples
-from edgekit.errors import ConversionError, RuntimeLoadError, UnsupportedOpError
-from edgekit.manifest import ROLE_MODEL, FileEntry, Golden, Manifest, Task
+from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, UnsupportedOpError
+from edgekit.manifest import ROLE_MODEL, Cost, FileEntry, Golden, Manifest, Task
 from edgekit.recipe import Recipe
 from edgekit.runtimes import LogicalRuntime, open_runtime
 from edgekit.targets import TargetProfile
@@ -83,12 +83,8 @@ def make_candidate(
         artifact = backend.build(recipe)
         answers, provider = _answers(artifact, evidence, folder / recipe.id)
         found = _compare(backend, recipe, evidence, answers, provider)
-    except UnsupportedOpError:
-        raise
     except (ConversionError, RuntimeLoadError) as error:
-        if recipe.precision == "float32":
-            raise
-        return Candidate(Measured(recipe, 0, cost, fault=str(error)))
+        return failed(recipe, cost, error)
     relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision, 0.0)
     limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
     if recipe.precision == "float32":
@@ -100,6 +96,19 @@ def make_candidate(
     if evidence.metric is not None:
         measured, quality = _judged(measured, evidence, answers, budget)
     return Candidate(measured, artifact, quality, found)
+
+
+def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
+    """The candidate that could not be made because of `error`.
+
+    Raises:
+        EdgekitError: `error` itself, where it ends the whole conversion: what float32 is everything is compared with,
+            an operator that cannot be converted cannot be in any precision, and others are not faults of a candidate.
+    """
+    ends = recipe.precision == "float32" or isinstance(error, UnsupportedOpError)
+    if ends or not isinstance(error, ConversionError | RuntimeLoadError):
+        raise error
+    return Candidate(Measured(recipe, 0, cost, fault=str(error)))
 
 
 def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:

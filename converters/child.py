@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from edgekit import errors
 from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # What may be asked of the children; a name that is not here cannot be called.
@@ -80,7 +79,9 @@ class FrameworkChild:
             raise
         if kind == "result":
             return value
-        raise self._error(kind, value)
+        if kind == "error":
+            raise value
+        raise ConversionError(f"{self._framework} failed: {value}{self.log_tail()}")
 
     def log_tail(self) -> str:
         """The last lines that the framework printed, for an error message; empty when there are none."""
@@ -137,14 +138,6 @@ class FrameworkChild:
             process.wait()
         code = process.returncode
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-    def _error(self, kind: str, value: dict[str, Any]) -> EdgekitError:
-        if kind == "unexpected":
-            return ConversionError(f"{self._framework} failed: {value['message']}{self.log_tail()}")
-        found: type[EdgekitError] = getattr(errors, kind)
-        error = found.__new__(found, value["message"])  # as it was raised, whatever its constructor asks for
-        error.__dict__.update(value["fields"])
-        return error
 
 
 class TensorFlowChild(FrameworkChild):
@@ -212,13 +205,12 @@ def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
-            return "unexpected", {"message": f"{type(error).__name__}: {error}"}
-        absent = MissingExtraError(missing, EXTRAS[missing])
-        return type(absent).__name__, {"message": str(absent), "fields": vars(absent)}
+            return "unexpected", f"{type(error).__name__}: {error}"
+        return "error", MissingExtraError(missing, EXTRAS[missing])
     except EdgekitError as error:
-        return type(error).__name__, {"message": str(error), "fields": vars(error)}
+        return "error", error
     except Exception as error:  # the process boundary: the parent raises it anew, with this child's log
-        return "unexpected", {"message": f"{type(error).__name__}: {error}"}
+        return "unexpected", f"{type(error).__name__}: {error}"
 
 
 def main() -> None:

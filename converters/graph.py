@@ -30,6 +30,9 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpacked, (packed(self),)  # without what was read out of it
+
     @property
     def nodes(self) -> list[Any]:
         """The nodes in order of execution."""
@@ -147,6 +150,16 @@ class Graph:
         rows, count = CHUNK_ROWS if self.free_batch else 1, len(next(iter(inputs.values())))
         for start in range(0, count, rows):
             yield {name: value[start : start + rows] for name, value in inputs.items()}
+
+
+def packed(graph: Graph) -> Array:
+    """The serialized model (N,) uint8: an array, which joblib maps into other processes."""
+    return np.frombuffer(graph.to_bytes(), np.uint8)
+
+
+def unpacked(data: Array) -> Graph:
+    """The graph that `packed` made `data` of."""
+    return Graph(onnx.load_model_from_string(data.tobytes()))
 
 
 def attributes(node: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from converters.candidates import Candidate, Evidence, labels_for, open_artifact
 from converters.child import TensorFlowChild
 from converters.contents import Contents, contents_of
 from converters.cost import memory_mib
+from converters.crew import Crew
 from converters.frontends import Source, load_model
 from converters.graph import Graph
 from converters.matrix import matrix, sums_exactly
@@ -49,7 +49,9 @@ from converters.report import (
     report_json,
 )
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
+from converters.setting import Setting
 from converters.tasks import detect_task, named_classes
+from converters.watching import Step, silent
 from converters.workshop import Workshop
 from edgekit.manifest import Golden, Manifest, Quality, Task
 from edgekit.targets import TargetProfile
@@ -58,8 +60,6 @@ PARITY_ROWS = 32
 RANDOM_ROWS, RANDOM_SEED = 64, 1
 PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", "onnx", "onnxruntime", "onnxslim")
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
-
-Step = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 def convert(
@@ -90,7 +90,7 @@ def run_plan(
     plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None, cache: Cache | None = None
 ) -> list[Report]:
     """Do what `plan` says; see `convert`. With `child`, TensorFlow's process serves several plans and is left open."""
-    step = on_step or (lambda label: contextlib.nullcontext())
+    step = on_step or silent
     for profile, _ in plan.profiles:  # what stands in the way is told before minutes of work
         require_place(plan.output, plan.bundle_name(profile))
     with contextlib.ExitStack() as stack:
@@ -98,7 +98,9 @@ def run_plan(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
-        workshop = Workshop(bench, prepared.evidence, plan.budget, step, _shelf(plan, prepared, cache))
+        setting = Setting(bench, prepared.evidence, plan.budget)
+        crew = stack.enter_context(Crew(setting))
+        workshop = Workshop(setting, crew, step, _shelf(plan, prepared, cache), found=lambda profile, made: None)
         done = [
             _one_target(plan, prepared, bench, workshop, profile, runtime, step) for profile, runtime in plan.profiles
         ]

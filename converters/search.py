@@ -1,7 +1,8 @@
 """Which candidates to make: the kinds that a target runs, then mixtures of precisions by what each layer bears.
 
 Sensitivity orders the layers and measurement decides: each wave of candidates is made and measured on the choice split
-before the next is thought of. So the work is bounded, and nothing is believed of a layer that no artifact showed.
+before the next is thought of. So the work is bounded, and nothing is believed of a layer that no artifact showed. What
+need not wait for one another is in one wave, since it may be made at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Search:
     """Candidates of one target in waves.
 
     Args:
-        make: Makes and measures recipes, in any order; what it cannot make it gives back with a fault.
+        make: Makes and measures recipes, in any order, and gives them back in theirs; what it cannot make has a fault.
         max_drop: The budget, judged on the choice split.
         most: How many candidates to make at most.
     """
@@ -98,27 +99,25 @@ class Search:
             return
         ends = {layers[0].layer.name, layers[-1].layer.name}
         inner = [score for score in able if score.layer.name not in ends]
-        for recipe in kinds:
-            whole, middle = _with_four_bits(recipe, able), _with_four_bits(recipe, inner)
-            self._wave([one for one, of in ((whole, able), (middle, inner)) if of])
-            for share in SHARES:
-                if self._near(whole) or self._near(middle):
-                    break
-                middle = _with_four_bits(recipe, _least_sensitive(able, share))
-                self._wave([middle])
+        tried = {recipe: [_with_four_bits(recipe, of) for of in (able, inner) if of] for recipe in kinds}
+        self._wave(one for fours in tried.values() for one in fours)
+        for share in SHARES:
+            names = _least_sensitive(able, share)
+            more = {r: _with_four_bits(r, names) for r, fours in tried.items() if not any(map(self._near, fours))}
+            self._wave(more.values())
+            for recipe, fewer in more.items():
+                tried[recipe].append(fewer)
 
     def _exceptions(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
         """The most sensitive layers back to float, twice as many each time, until the budget is kept."""
         worst = sorted(layers, key=lambda score: -score.int8)
-        for recipe in kinds:
-            count = 1
-            while count <= len(worst) // 2 and len(self._found) < self._most and not self._faint(recipe):
-                names = tuple(score.layer.name for score in worst[:count])
-                mixed = msgspec.structs.replace(recipe, float_layers=names)
-                self._wave([mixed])
-                if self._near(mixed):
-                    break
-                count *= 2
+        count, left = 1, list(kinds)
+        while count <= len(worst) // 2 and len(self._found) < self._most:
+            names = tuple(score.layer.name for score in worst[:count])
+            mixed = {r: msgspec.structs.replace(r, float_layers=names) for r in left if not self._faint(r)}
+            self._wave(mixed.values())
+            left = [recipe for recipe, one in mixed.items() if not self._near(one)]
+            count *= 2
 
 
 def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitivity]:

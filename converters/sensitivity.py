@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,17 +36,27 @@ class Sensitivity(msgspec.Struct, frozen=True):
     int4: float | None
 
 
+def float_answers(graph: Graph, samples: Samples) -> dict[str, Array]:
+    """What `sensitivities` compares with: the answers of `graph` to the first rows of `samples`."""
+    return graph.run(samples.take(slice(0, ROWS)).inputs)
+
+
 def sensitivities(
-    graph: Graph, layers: Sequence[Layer], samples: Samples, calibration: Calibration, decision: str
+    graph: Graph,
+    layers: Sequence[Layer],
+    samples: Samples,
+    calibration: Calibration,
+    decision: str,
+    expected: Mapping[str, Array],
 ) -> Iterator[Sensitivity]:
     """Score each of `layers` on the first rows of `samples`, the calibration split; one after the other.
 
     Args:
         graph: With the nodes that `layers` name.
         decision: The output that holds scores, or empty.
+        expected: As `float_answers`.
     """
     inputs = samples.take(slice(0, ROWS)).inputs
-    expected = graph.run(inputs)
     nodes = {label(node): node for node in graph.nodes}
     ranges = calibration.ranges()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class EdgekitError(Exception):
@@ -18,6 +19,16 @@ class EdgekitError(Exception):
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
         self.advice = advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was raised, whatever the constructor asks for: errors come back from other processes."""
+        return _as_raised, (type(self), self.args, self.__dict__)
+
+
+def _as_raised(kind: type[EdgekitError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> EdgekitError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 # --- the author of an input must mend it

@@ -14,7 +14,7 @@ from converters import parity
 from converters.backends.layers import Layer, layers_of, require_layers
 from converters.calibration import Calibration, calibrate, tensor_values
 from converters.child import TensorFlowChild
-from converters.graph import Graph
+from converters.graph import Graph, packed, unpacked
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
 from converters.passes.equalize import Equalize
@@ -63,6 +63,22 @@ class LoweredFile(msgspec.Struct, frozen=True):
     path: Path
     input_permutes: list[tuple[int, ...]]
     output_permutes: list[tuple[int, ...]]
+
+
+class Furnishing(msgspec.Struct, frozen=True):
+    """What one candidate needs beyond the graphs and samples of its workbench, on its way to another process.
+
+    Attributes:
+        prepared: The graph with the recipe's weights, as `packed`; None where that is the workbench's own.
+        lowered: Its float .tflite (N,) uint8; None where the backend needs none.
+        permutes: The transpositions of its inputs and outputs.
+        calibration: What ranges are read from, where that is not the calibration that all share.
+    """
+
+    prepared: Array | None
+    lowered: Array | None
+    permutes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+    calibration: Calibration | None
 
 
 class Workbench:
@@ -146,26 +162,42 @@ class Workbench:
             ParityError: evening out changed the answers.
         """
         require_layers(recipe, layers_of(graph))
-        exact = (*recipe.float_layers, *recipe.int4_layers) if recipe.correct_bias else recipe.int4_layers
-        key = (
-            recipe.equalize,
-            frozenset(recipe.int4_layers),
-            recipe.rounding if recipe.int4_layers else "",
-            frozenset(exact),
-            recipe.correct_bias and ("per-channel" if recipe.per_channel else "per-tensor"),
-            graph is self.fixed,
-        )
+        key = self.preparation(recipe, graph)
         if key not in self._prepared:
             found = self._evened(graph) if recipe.equalize else graph
             samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
             found = run_pass(RoundWeights(recipe.int4_layers, samples), found).graph
             if recipe.correct_bias:
-                step = CorrectBias(self.samples, exact=exact, per_channel=recipe.per_channel)
+                step = CorrectBias(self.samples, exact=_exact(recipe), per_channel=recipe.per_channel)
                 found = run_pass(step, found).graph
-            self._prepared[key] = found
-            while len(self._prepared) > MOST_PREPARED:  # each holds all weights
-                self._prepared.pop(next(iter(self._prepared)))
+            self._keep_prepared(key, found)
         return self._prepared[key]
+
+    def preparation(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
+        """What of `recipe` the weights of `prepared` depend on: two with the same share them."""
+        return (
+            recipe.equalize,
+            frozenset(recipe.int4_layers),
+            recipe.rounding if recipe.int4_layers else "",
+            frozenset(_exact(recipe)),
+            recipe.correct_bias and ("per-channel" if recipe.per_channel else "per-tensor"),
+            graph is self.fixed,
+        )
+
+    def is_prepared(self, recipe: Recipe, graph: Graph) -> bool:
+        """True where `prepared` has nothing left to do."""
+        return self.preparation(recipe, graph) in self._prepared or not (
+            recipe.equalize or recipe.int4_layers or recipe.correct_bias
+        )
+
+    def take(self, recipe: Recipe, graph: Graph, prepared: Graph) -> None:
+        """Take `prepared`, which another workbench made, for what `self.prepared` would give."""
+        self._keep_prepared(self.preparation(recipe, graph), prepared)
+
+    def _keep_prepared(self, key: tuple[Any, ...], graph: Graph) -> None:
+        self._prepared[key] = graph
+        while len(self._prepared) > MOST_PREPARED:  # each holds all weights
+            self._prepared.pop(next(iter(self._prepared)))
 
     def _evened(self, graph: Graph) -> Graph:
         found = run_pass(Equalize(self._samples), graph).graph
@@ -189,20 +221,51 @@ class Workbench:
             self._split.add(heads)
         return found, heads
 
-    def prelower(self, recipe: Recipe) -> None:
-        """Do for `recipe` what only TensorFlow's process can, so that copies of this in other processes need none.
+    def to_lower(self, recipe: Recipe) -> Graph:
+        """What TensorFlow's process makes a float .tflite of for `recipe`. Raises as `prepared` and `split`."""
+        return self.split(recipe, self.prepared(recipe, self.fixed))[0]
+
+    def furnishing(self, recipe: Recipe, graph: Graph, *, lower: bool) -> Furnishing:
+        """What `recipe` needs beyond `graph`, the fixed one or the free one, for copies of this in other processes.
+
+        Args:
+            lower: A float .tflite too.
 
         Raises:
             As `prepared`, `split` and `lowered`.
         """
-        self.lowered(self.split(recipe, self.prepared(recipe, self.fixed))[0])
+        made = self.prepared(recipe, graph)
+        lowered = self.lowered(self.to_lower(recipe)) if lower else None
+        own_ranges = recipe.precision == STATIC and (recipe.equalize or graph is not self.fixed)
+        return Furnishing(
+            None if made is graph else packed(made),
+            np.memmap(lowered.path, np.uint8, "r") if lowered else None,
+            (lowered.input_permutes, lowered.output_permutes) if lowered else ([], []),
+            self.calibration_of(recipe, graph) if own_ranges else None,
+        )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but TensorFlow's process: a copy starts its own where it must lower after all."""
-        return {**self.__dict__, "child": None}
+    def furnish(self, recipe: Recipe, graph: Graph, furnishing: Furnishing) -> None:
+        """Take what another workbench made for `recipe`, so that it need not be made here."""
+        if furnishing.prepared is not None:
+            self.take(recipe, graph, unpacked(furnishing.prepared))
+        if furnishing.calibration is not None:
+            self._calibrations[recipe.equalize, graph is self.fixed] = furnishing.calibration
+        if furnishing.lowered is not None:
+            self._keep_lowered(self.to_lower(recipe), furnishing.lowered.tobytes(), *furnishing.permutes)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, child=TensorFlowChild())
+    def another(self, child: TensorFlowChild, folder: Path) -> Workbench:
+        """One with the same graphs and samples, and nothing made of them yet but the calibration."""
+        return Workbench(self.graph, self.fixed, self._samples, child, folder, self.known_calibration)
+
+    @property
+    def given_samples(self) -> Samples | None:
+        """The calibration split; None without data."""
+        return self._samples
+
+    @property
+    def known_calibration(self) -> Calibration | None:
+        """The calibration where it was given or measured; None where it was not."""
+        return self._calibration or self.__dict__.get("calibration")
 
     def _require_same(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
         """Hold a step that must not change answers to that."""
@@ -215,13 +278,28 @@ class Workbench:
 
     def lowered(self, graph: Graph) -> LoweredFile:
         """`graph`, one with a batch of 1, as a float .tflite. Raises as the lowering."""
-        digest = hashlib.sha256(graph.to_bytes()).hexdigest()[:16]
+        digest = _digest(graph)
         if digest not in self._lowered:
             found = self.child.call("lower", model=graph.to_bytes())
-            path = self.folder / f"float32-{digest}.tflite"
-            path.write_bytes(found.data)
-            self._lowered[digest] = LoweredFile(path, found.input_permutes, found.output_permutes)
+            self._keep_lowered(graph, found.data, found.input_permutes, found.output_permutes)
         return self._lowered[digest]
+
+    def _keep_lowered(
+        self, graph: Graph, data: bytes, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]
+    ) -> None:
+        digest = _digest(graph)
+        path = self.folder / f"float32-{digest}.tflite"
+        path.write_bytes(data)
+        self._lowered[digest] = LoweredFile(path, inputs, outputs)
+
+
+def _exact(recipe: Recipe) -> tuple[str, ...]:
+    """Layers that the correction of biases takes as they are; without it, those that are rounded to 4 bits."""
+    return (*recipe.float_layers, *recipe.int4_layers) if recipe.correct_bias else recipe.int4_layers
+
+
+def _digest(graph: Graph) -> str:
+    return hashlib.sha256(graph.to_bytes()).hexdigest()[:16]
 
 
 class Backend(Protocol):
@@ -235,6 +313,16 @@ class Backend(Protocol):
     @property
     def precisions(self) -> tuple[str, ...]:
         """What `build` can make, in the order in which candidates are tried."""
+        ...
+
+    @property
+    def graph(self) -> Graph:
+        """The workbench's graph that artifacts are made of: the fixed one or the free one."""
+        ...
+
+    @property
+    def lowers(self) -> bool:
+        """True where artifacts are made of a float .tflite, which takes TensorFlow's process."""
         ...
 
     def layers(self) -> tuple[Layer, ...]:

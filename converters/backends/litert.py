@@ -56,10 +56,16 @@ class LiteRTBackend:
 
     name = "LiteRT"
     precisions = PRECISIONS
+    lowers = True
 
     def __init__(self, bench: Workbench, *, accelerator: Accelerator | None = None) -> None:
         self._bench = bench
         self._accelerator = accelerator
+
+    @property
+    def graph(self) -> Graph:
+        """What artifacts are made of. See Backend.graph."""
+        return self._bench.fixed
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""

@@ -42,10 +42,16 @@ class OnnxCpuBackend:
 
     name = "ONNX Runtime (CPU)"
     precisions: tuple[str, ...] = ("float32", STATIC, DYNAMIC, WEIGHTS)
+    lowers = False
 
     def __init__(self, bench: Workbench, *, free_batch: bool = False) -> None:
         self._bench = bench
         self._graph = bench.graph if free_batch else bench.fixed
+
+    @property
+    def graph(self) -> Graph:
+        """What artifacts are made of. See Backend.graph."""
+        return self._graph
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""

@@ -35,11 +35,17 @@ class OnnxTensorRTBackend:
 
     name = "ONNX Runtime (TensorRT)"
     precisions: tuple[str, ...] = ("float32", "float16", STATIC)
+    lowers = False
 
     def __init__(self, bench: Workbench, *, typed: bool = False) -> None:
         self._bench = bench
         self._graph = bench.fixed
         self._typed = typed
+
+    @property
+    def graph(self) -> Graph:
+        """What artifacts are made of. See Backend.graph."""
+        return self._graph
 
     def layers(self) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""

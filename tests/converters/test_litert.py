@@ -11,6 +11,7 @@ from converters.backends.strip import require_equal
 from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
 from converters.backends.tflite_ranges import tensor_histograms
 from converters.candidates import open_artifact, run_rows
+from converters.child import TensorFlowChild
 from converters.histogram import Histogram
 from converters.ranges import read_range
 from converters.samples import Samples
@@ -202,11 +203,12 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
     assert dtypes(artifact) == ["float32"] * 5 + ["int8"]
 
 
-def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend):
-    """In another process there is no need for a second TensorFlow."""
+def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend, tmp_path):
+    """In another process there is no need for a second TensorFlow: it is furnished with the float file."""
     recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
-    backend._bench.prelower(recipe)
-    copy = LiteRTBackend(pickle.loads(pickle.dumps(backend._bench)))
+    furnishing = pickle.loads(pickle.dumps(backend._bench.furnishing(recipe, backend.graph, lower=True)))
+    copy = LiteRTBackend(backend._bench.another(TensorFlowChild(), tmp_path))
+    copy._bench.furnish(recipe, copy.graph, furnishing)
     assert copy.build(recipe).data == backend.build(recipe).data
     assert copy._bench.child._process is None
 

@@ -9,7 +9,7 @@ from converters.frontends.onnx import canonical
 from converters.proof import Measured
 from converters.samples import Samples
 from converters.search import FAINT, MOST, Search
-from converters.sensitivity import Sensitivity, rounded, sensitivities
+from converters.sensitivity import Sensitivity, float_answers, rounded, sensitivities
 from edgekit.manifest import Cost
 from edgekit.recipe import Recipe
 from tests.simulators import models
@@ -110,7 +110,9 @@ def test_sensitivity_finds_the_layer_that_cannot_be_quantized():
             values[:, 0, 0, 0] *= 300.0
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, "c3.w"))
     samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (40, 3, 16, 16)).astype(np.float32)}, None)
-    found = list(sensitivities(graph, layers_of(graph), samples, calibrate(graph, samples), "y"))
+    found = list(
+        sensitivities(graph, layers_of(graph), samples, calibrate(graph, samples), "y", float_answers(graph, samples))
+    )
     assert [score.layer.name for score in found] == [layer.name for layer in layers_of(graph)]
     assert max(found, key=lambda score: score.int8).layer.name == "c3"
     assert all(score.int4 is None or score.int4 >= 0.0 for score in found)

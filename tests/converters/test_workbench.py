@@ -42,11 +42,14 @@ def test_memory_is_bounded(bench):
     assert len(bench._prepared) == 8
 
 
-def test_copies_in_other_processes_build_the_same(bench):
-    """A pickled bench carries what was calibrated and prepared, and no process."""
+def test_copies_in_other_processes_build_the_same(bench, tmp_path):
+    """What a recipe needs beyond graphs and samples is handed over, also where it passes through bytes."""
     recipe = Recipe("int8", int4_layers=("dense1",), rounding="gptq", equalize=True)
     first = OnnxCpuBackend(bench).build(recipe)
-    copy = pickle.loads(pickle.dumps(bench))
+    copy = bench.another(TensorFlowChild(), tmp_path)
+    assert not copy.is_prepared(recipe, copy.fixed)
+    copy.furnish(recipe, copy.fixed, pickle.loads(pickle.dumps(bench.furnishing(recipe, bench.fixed, lower=False))))
+    assert copy.is_prepared(recipe, copy.fixed)
     assert OnnxCpuBackend(copy).build(recipe).data == first.data
     assert copy.calibration_of(recipe, copy.fixed).rows == 30
 
