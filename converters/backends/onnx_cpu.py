@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import onnx
+from onnx import helper
+
 from converters.backends.contract import Artifact, Workbench
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
 from converters.graph import Graph, label
-from converters.joins import apart
+from converters.joins import QUANTIZED_LAYERS, Ranges, apart
 from edgekit.errors import ConversionError
 from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
@@ -64,23 +69,26 @@ class OnnxCpuBackend:
         graph = named(self._bench.prepared(recipe, self._graph))
         if not recipe.quantized:
             return artifact_of(self._graph, graph.model)
-        ranges = (
-            self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges) if recipe.precision == STATIC else {}
-        )
         lean = integer_weights(graph, recipe.int4_layers, bits=4)
         alone = {*recipe.float_layers, *recipe.int4_layers}
+        if recipe.precision == STATIC:
+            return self._static(graph, lean, recipe, alone)
         if recipe.precision == WEIGHTS:
             rest = [layer.name for layer in layers_of(graph) if layer.name not in alone]
             model = integer_weights(lean, rest, bits=8, per_channel=recipe.per_channel).model
-        elif recipe.precision == DYNAMIC:
+        else:
             _require_dense(graph)
             model = dynamic(lean, recipe, excluded=alone, operators=DYNAMIC_OPERATORS, folder=self._bench.folder)
-        else:
-            known = self._bench.calibration_of(recipe, self._graph).ranges()
-            excluded = alone | unfit(graph) | apart(graph, known)
-            model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
-        kept = self._bench.kept_calibration(recipe, self._graph) if recipe.precision == STATIC else b""
-        return artifact_of(self._graph, model, calibration=kept)
+        return artifact_of(self._graph, model)
+
+    def _static(self, graph: Graph, lean: Graph, recipe: Recipe, alone: set[str]) -> Artifact:
+        """`lean`, which is `graph` with the 4-bit weights that it has, as QDQ; `alone` are layers that stay float."""
+        calibration = self._bench.calibration_of(recipe, self._graph)
+        joins = apart(graph, calibration.ranges())
+        lean, ranges = with_copies(lean, joins, calibration.ranges(recipe.ranges))
+        excluded = alone | unfit(graph) | joins
+        model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
+        return artifact_of(self._graph, model, calibration=self._bench.kept_calibration(recipe, self._graph))
 
 
 def unfit(graph: Graph) -> set[str]:
@@ -102,6 +110,32 @@ def unfit(graph: Graph) -> set[str]:
         if (constants and not bias) or square or rooted:
             found.add(label(node))
     return found
+
+
+def with_copies(graph: Graph, kept: Collection[str], ranges: Ranges) -> tuple[Graph, Ranges]:
+    """`graph` with a copy of what the nodes `kept` (labels) make for the layers that read it, and ranges with theirs.
+
+    The quantizer rounds a tensor for all of its readers as soon as one is quantized: without the copy, those that
+    should get the values as they are would not. ONNX Runtime drops the copy when it loads the model.
+    """
+    made = {name for node in graph.nodes if label(node) in kept for name in node.output}
+    layers = [node for node in graph.nodes if node.op_type in QUANTIZED_LAYERS]
+    read = sorted(made.intersection(name for node in layers for name in node.input))
+    if not read:
+        return graph, ranges
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in read and node.op_type in QUANTIZED_LAYERS:
+                node.input[place] = f"{name}.copy"
+        nodes.append(node)
+        nodes += [helper.make_node("Identity", [n], [f"{n}.copy"], name=f"{n}.copy") for n in node.output if n in read]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return Graph(model), {**ranges, **{f"{name}.copy": ranges[name] for name in read}}
 
 
 def _require_dense(graph: Graph) -> None:

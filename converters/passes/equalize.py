@@ -6,11 +6,15 @@ weight equalization and bias correction"). With s_i = sqrt(r_i / w_i) the channe
 weights that read it become equal. With samples r_i is measured on the channel's values, whose range is what 8 bits must
 hold when weights have scales of their own; without samples it is read off the weights that make it.
 
+Through a Concat of channels every branch is evened out by itself: parts that differ in range, and would share one scale
+where the next layer reads them, end up alike.
+
 Clip with an upper bound (Relu6) does not commute: such pairs are left alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,11 +35,23 @@ FLATTENING = ("Flatten", "Reshape", "Squeeze")
 
 
 class Pair:
-    """A layer and the only layer that reads it, with nothing between them that factors would disturb."""
+    """A layer and the only layer that reads it, with nothing between them that factors would disturb.
 
-    def __init__(self, first: Dense, second: Dense) -> None:
+    Args:
+        first, second: The layers.
+        channels: How many channels the second reads.
+        start: Which of them is the first layer's first: others come before it where a Concat lies between.
+    """
+
+    def __init__(self, first: Dense, second: Dense, channels: int, start: int) -> None:
         self.first, self.second = first, second
+        self.channels, self.start = channels, start
         self.factors = np.ones(len(first.matrix))
+
+    @property
+    def read(self) -> slice:
+        """The first layer's channels among those that the second reads."""
+        return slice(self.start, self.start + len(self.first.matrix))
 
 
 class Equalize:
@@ -100,41 +116,69 @@ def pairs(graph: Graph) -> list[Pair]:
     makers = {name: node for node in graph.nodes for name in node.output}
     found = []
     for second in layers:
-        source, images = _source(graph, makers, second)
-        first = made.get(source)
-        if first is not None and (first.node.op_type == "Conv") == images and _fits(graph, first, second):
-            found.append(Pair(first, second))
+        for source, images, start in _sources(graph, makers, second.node.input[0], second.node.op_type == "Conv", 0):
+            first = made.get(source)
+            if first is None or (first.node.op_type == "Conv") != images:
+                continue
+            pair = Pair(first, second, _channels(graph, second), start)
+            if _fits(graph, pair):
+                found.append(pair)
     return found
 
 
-def _fits(graph: Graph, first: Dense, second: Dense) -> bool:
-    inputs = len(first.matrix)
-    if second.group == 1:
-        kernel = second.matrix.shape[1] // inputs
-        if second.matrix.shape[1] != inputs * kernel:
+def _channels(graph: Graph, layer: Dense) -> int:
+    """How many channels a layer reads, whatever its groups."""
+    if layer.node.op_type == "Conv":
+        return int(graph.constants[layer.weight_name].shape[1]) * layer.group
+    return int(layer.matrix.shape[1])
+
+
+def _fits(graph: Graph, pair: Pair) -> bool:
+    first, second = pair.first, pair.second
+    if second.group > 1:  # of grouped layers the plain depthwise ones only
+        if not len(first.matrix) == len(second.matrix) == second.group == pair.channels:
             return False
-    elif second.group != inputs or len(second.matrix) != inputs:  # of grouped layers the plain depthwise ones only
+    elif pair.read.stop > pair.channels:
         return False
     names = [first.weight_name, second.weight_name, first.bias_name()]
     return all(name is None or read_by_one(graph, name) for name in names)
 
 
-def _source(graph: Graph, makers: dict[str, Any], layer: Dense) -> tuple[str, bool]:
-    """The tensor from which `layer` is reached through what commutes with factors, or none.
+def _sources(
+    graph: Graph, makers: dict[str, Any], name: str, images: bool, start: int
+) -> Iterator[tuple[str, bool, int]]:
+    """The tensors from which `name` is reached through what commutes with factors.
 
-    With it comes whether its channels are an image's, on axis 1.
+    With each comes whether its channels are an image's, on axis 1, and at which channel of `name` its own begin.
     """
-    name = layer.node.input[0]
     results = {value.name for value in graph.outputs}
-    images = layer.node.op_type == "Conv"
     while name not in results and len(graph.consumers(name)) == 1 and name in makers:
         node = makers[name]
-        if _commutes(graph, node, images):
-            images = images or node.op_type in FLATTENING
-            name = node.input[0]
-            continue
-        return str(name), images
-    return "", images
+        if node.op_type == "Concat":
+            yield from _branches(graph, makers, node, images, start)
+            return
+        if not _commutes(graph, node, images):
+            yield str(name), images, start
+            return
+        images = images or node.op_type in FLATTENING
+        name = node.input[0]
+
+
+def _branches(
+    graph: Graph, makers: dict[str, Any], node: Any, images: bool, start: int
+) -> Iterator[tuple[str, bool, int]]:
+    shapes = [graph.shapes.get(name, ()) for name in node.input]
+    rank = len(shapes[0])
+    axis = 1 if images else rank - 1
+    if rank < 2 or int(attributes(node)["axis"]) % rank != axis:
+        return
+    for name, shape in zip(node.input, shapes, strict=True):
+        size = shape[axis] if len(shape) == rank else None
+        if size is None:
+            return
+        if list(node.input).count(name) == 1:
+            yield from _sources(graph, makers, name, images, start)
+        start += size
 
 
 def _commutes(graph: Graph, node: Any, images: bool) -> bool:
@@ -151,29 +195,30 @@ def _reach(graph: Graph, pair: Pair, samples: Samples | None) -> Array:
     if samples is None:
         largest: Array = np.abs(pair.first.matrix).max(axis=1)
         return largest
-    found = np.zeros(len(pair.first.matrix))
+    found = np.zeros(pair.channels)
     node = pair.second.node
     for x in tensor_rows(graph, node.input[0], samples):
         others = (0, *range(2, x.ndim)) if node.op_type == "Conv" else tuple(range(x.ndim - 1))
         found = np.maximum(found, np.abs(x).max(axis=others))
-    return found
+    return found[pair.read]
 
 
 def _columns(pair: Pair, matrix: Array) -> Array:
     """The largest weight that reads each channel (C,)."""
-    channels = len(pair.first.matrix)
     if pair.second.group > 1:
         largest: Array = np.abs(matrix).max(axis=1)
-    else:
-        largest = np.abs(matrix.reshape(len(matrix), channels, -1)).max(axis=(0, 2))
-    return largest
+        return largest
+    largest = np.abs(matrix.reshape(len(matrix), pair.channels, -1)).max(axis=(0, 2))
+    return largest[pair.read]
 
 
 def _scaled(pair: Pair, matrix: Array, factors: Array) -> Array:
     if pair.second.group > 1:
         grouped: Array = matrix * factors[:, None]
         return grouped
-    plain: Array = matrix * np.repeat(factors, matrix.shape[1] // len(factors))
+    whole = np.ones(pair.channels)
+    whole[pair.read] = factors
+    plain: Array = matrix * np.repeat(whole, matrix.shape[1] // pair.channels)
     return plain
 
 

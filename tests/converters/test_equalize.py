@@ -110,6 +110,65 @@ def test_branches_and_outputs_are_left_alone():
     assert names(Graph(model)) == [("two", "three")]
 
 
+def branches(*, dense=False, inputs=("ra", "rb", "x"), ratio=100.0, axis=1):
+    """Two layers, the first `ratio` times as wide in its values, joined with the input itself, and a layer behind."""
+    rng = np.random.default_rng(3)
+    kernel = () if dense else (3, 3)
+    widths = {"ra": 8, "rb": 4, "x": 2}
+    weights = {
+        "wa": rng.normal(0, ratio, (8, 2, *kernel)),
+        "ba": rng.normal(0, 0.1 * ratio, 8),
+        "wb": rng.normal(0, 1, (4, 2, *kernel)),
+        "wc": np.concatenate([rng.normal(0, (1 / ratio) ** (n == "ra"), (6, widths[n], *kernel)) for n in inputs], 1),
+        "wd": rng.normal(0, 1, (3, 6, *kernel)),
+    }
+    how = {"transB": 1} if dense else {"pads": [1] * 4}
+    layer = "Gemm" if dense else "Conv"
+    nodes = [
+        helper.make_node(layer, ["x", "wa", "ba"], ["a"], name="a", **how),
+        helper.make_node("Relu", ["a"], ["ra"], name="relu_a"),
+        helper.make_node(layer, ["x", "wb"], ["b"], name="b", **how),
+        helper.make_node("Relu", ["b"], ["rb"], name="relu_b"),
+        helper.make_node("Concat", list(inputs), ["all"], name="join", axis=axis),
+        helper.make_node(layer, ["all", "wc"], ["c"], name="c", **how),
+        helper.make_node("Relu", ["c"], ["rc"], name="relu_c"),
+        helper.make_node(layer, ["rc", "wd"], ["y"], name="d", **how),
+    ]
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    place = [] if dense else [6, 6]
+    return Graph(model_of(nodes, {"x": ["batch", 2, *place]}, {"y": ["batch", 3, *place]}, weights))
+
+
+@pytest.mark.parametrize("with_samples", [True, False])
+@pytest.mark.parametrize("graph", [branches(), branches(axis=-3), branches(dense=True), branches(dense=True, axis=-1)])
+def test_branches_that_are_joined_are_evened_out_each(graph, with_samples):
+    """What is joined with them and made by no layer keeps its scale; the answers stay."""
+    x = X if len(graph.inputs[0].shape) == 4 else X[:, :, 0, 0]
+    assert names(graph) == [("a", "c"), ("b", "c"), ("c", "d")]
+    result = run_pass(Equalize(Samples({"x": x}) if with_samples else None), graph)
+    before, after = graph.run({"x": x})["y"], result.graph.run({"x": x})["y"]
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max())
+    wide, narrow = (np.abs(layer.matrix).max() for layer in dense_layers(result.graph)[:2])
+    assert 0.1 < wide / narrow < 10
+
+
+def test_a_branch_that_is_joined_twice_or_along_another_axis_is_left_alone():
+    """Two places in the reader would want two factors."""
+    assert names(branches(inputs=("ra", "rb", "ra"))) == [("b", "c"), ("c", "d")]
+    graph = branches(inputs=("ra", "rb"))
+    model = type(graph.model).FromString(graph.to_bytes())
+    model.graph.node[4].attribute[0].i = 2  # along the rows: no channels any more, and no model that runs
+    assert names(Graph(model)) == [("c", "d")]
+
+
+def test_joined_branches_of_unlike_ranges_are_cured(error):
+    """The narrow branch has a few steps of the join's one scale, and all of them once both are even."""
+    graph = branches(inputs=("ra", "rb"))
+    rows = Samples({"x": X[:20]}), Samples({"x": X[20:]})
+    plain = error(graph, Recipe("int8"), *rows)
+    assert error(graph, Recipe("int8", equalize=True), *rows) < 0.05 * plain
+
+
 def test_dead_channels_stay_as_they_are():
     """Zero weights are divided by nothing."""
     graph = images()

@@ -80,6 +80,25 @@ def test_onnx_runtime_keeps_scores(make, answers, monkeypatch):
     assert shared > 0.15
 
 
+def test_a_layer_beside_does_not_round_what_others_read(tmp_path, monkeypatch):
+    """On ONNX Runtime a layer quantizes a join for itself alone; the output next to it gets the parts as they are."""
+    graph = headed_models.joined_features()
+    inputs, errors = rows_of(graph), []
+    for least in (joins.LEAST_STEPS, 0):
+        monkeypatch.setattr(joins, "LEAST_STEPS", least)
+        bench = Workbench(graph, graph.with_batch(1), Samples(inputs), TensorFlowChild(), tmp_path)
+        artifact = backend_for(builtin_targets()["x86-64"], "onnxruntime", bench).build(Recipe("int8"))
+        opened = open_artifact(artifact, tmp_path / "run")
+        found = run_rows(opened, inputs)
+        opened.close()
+        errors.append(float(np.abs(found["both"] - graph.run(inputs)["both"])[:, 16:].max()))
+        nodes = onnx.load_model_from_string(artifact.data).graph.node
+        makers = {name: node.op_type for node in nodes for name in node.output}
+        read = [makers[name] for node in nodes if node.op_type == "Conv" for name in node.input[:2]]
+        assert read == ["DequantizeLinear"] * 8
+    assert errors[0] < 0.1 * errors[1]
+
+
 def test_tensorrt_never_shared_a_scale_here(answers, monkeypatch):
     """Heads and joins are float in its files whatever the ranges: nothing is to be taken apart."""
     recipe = Recipe("int8", symmetric=True)

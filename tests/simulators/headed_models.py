@@ -184,3 +184,27 @@ def levels(seed=0, size=16, classes=2):
     nodes.append(_node("Concat", ["flat.0", "flat.1"], ["detections"], axis=1))
     outputs = {"detections": ["batch", 2 * sum(cells), 4 + classes]}
     return Graph(model_of(nodes, {"image": ["batch", 3, size, size]}, outputs, weights))
+
+
+def joined_features(ratio=100.0, seed=0):
+    """Two branches, the first `ratio` times as wide in its values, joined: for a layer, and as an output."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w0": _weights(rng, 16, 3, 3, 3),
+        "wa": ratio * _weights(rng, 16, 16, 3, 3),
+        "wb": _weights(rng, 16, 16, 3, 3),
+        "wc": _weights(rng, 8, 32, 3, 3),
+    }
+    weights["wc"][:, :16] /= ratio
+    nodes = [
+        _node("Conv", ["image", "w0"], ["c0"], pads=[1] * 4, strides=[2, 2]),
+        _node("Relu", ["c0"], ["r0"]),
+        _node("Conv", ["r0", "wa"], ["ca"], pads=[1] * 4),
+        _node("Relu", ["ca"], ["ra"]),
+        _node("Conv", ["r0", "wb"], ["cb"], pads=[1] * 4),
+        _node("Relu", ["cb"], ["rb"]),
+        _node("Concat", ["ra", "rb"], ["both"], axis=1),
+        _node("Conv", ["both", "wc"], ["seen"], pads=[1] * 4),
+    ]
+    outputs = {"seen": ["batch", 8, 8, 8], "both": ["batch", 32, 8, 8]}
+    return Graph(model_of(nodes, {"image": ["batch", 3, 16, 16]}, outputs, weights))
