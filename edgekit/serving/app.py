@@ -17,7 +17,7 @@ import msgspec
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving import bare, documents, oip
 from edgekit.serving.description import ModelDescription
-from edgekit.serving.http import Head, Reply, Work
+from edgekit.serving.http import Head, Lasting, Reply, Work
 from edgekit.serving.metrics import METRICS_TYPE, gauges_of, render
 from edgekit.serving.sessions import OverloadedError
 from edgekit.serving.statistics import Statistics
@@ -193,7 +193,7 @@ class App:
             return _json(documents.server())
         if path == ("v2", "repository", "index"):
             _need(head, "POST")
-            return functools.partial(self._index, head)
+            return Lasting(self._index, head)
         raise _HttpError(404, f"there is nothing at {head.path}")
 
     def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
@@ -212,7 +212,7 @@ class App:
             length = oip.header_length(head.header(_LENGTH))
             if length is None and (media := bare.parse_media(head.headers.get(b"content-type", b""))) is not None:
                 return self._bare(head, model, version, media)
-            return functools.partial(self._infer, head, model, version, length)
+            return Lasting(self._infer, head, model, version, length)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))

@@ -7,6 +7,8 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 
 class Head(NamedTuple):
     """A request without its body.
@@ -29,7 +31,7 @@ class Head(NamedTuple):
         return None if value is None else value.decode("latin-1")
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True):
     """One answer."""
 
     status: int
@@ -39,6 +41,10 @@ class Reply(NamedTuple):
 
 # Its first step is run where the request was read, outside of any task; only what has to wait becomes one.
 Work = Callable[[bytes], Coroutine[Any, Any, Reply]]
+
+
+class Lasting(functools.partial[Coroutine[Any, Any, Reply]]):
+    """Work that is a matter of the head alone: any request with just that head may be answered by it, at any time."""
 
 
 @types.coroutine
@@ -67,7 +73,10 @@ class Application(Protocol):
         ...
 
     def begin(self, head: Head) -> Reply | Work:
-        """What is known before the body: the answer, or the work that makes it from the body."""
+        """What is known before the body: the answer, or the work that makes it from the body.
+
+        `Lasting` work may be used again, without another call of this.
+        """
         ...
 
     def too_long(self, stated: str) -> Reply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from edgekit.serving.heads import KnownHeads
 from edgekit.serving.http import Application
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Hub:
         connections: Those that are open.
         draining: Each answer is the last of its connection.
         held_bytes: Of bodies that are not answered yet.
+        heads, heads_over_tcp: Of requests that came before; where they come from decides what is answered.
     """
 
     def __init__(self, app: Application) -> None:
@@ -29,6 +31,7 @@ class Hub:
         self.connections: set[Connection] = set()
         self.draining = False
         self.held_bytes = 0
+        self.heads, self.heads_over_tcp = KnownHeads(), KnownHeads()
         self.empty = asyncio.Event()
         self.empty.set()
         self._sweeper: asyncio.TimerHandle | None = None

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 import math
 import socket as sockets
 from collections import deque
 from collections.abc import Awaitable
-from typing import Any, NamedTuple
-from urllib.parse import unquote
+from typing import Any
 
 import httptools
+import msgspec
 
 from edgekit.serving import oip
-from edgekit.serving.http import Head, Reply, Work, rest_of
+from edgekit.serving.heads import KnownHead, RefusedError, answer_head, path_of
+from edgekit.serving.http import Head, Lasting, Reply, Work, rest_of
 from edgekit.serving.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -32,15 +32,10 @@ HELD_BODIES = 4  # so many of the longest bodies may be in memory at a time, ove
 _NEVER = math.inf
 _TURNS = 8  # pipelined requests that are answered before other connections get their turn
 _ONE_WRITE = 64 * 1024  # a head and a body up to this are copied into one write
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class _RefusedError(Exception):
-    """A header that is well-formed and not served; the parser wraps it."""
-
-
-class _Pending(NamedTuple):
+class _Pending(msgspec.Struct, frozen=True):
     """A request that waits for its answer: the answer, or the work and the body that make it."""
 
     decision: Reply | Work
@@ -70,6 +65,14 @@ class Connection(asyncio.Protocol):
         deadline: In the loop's time; `late` is called some time after it.
     """
 
+    # As many attributes as here are looked up in a dictionary without this, which every request would pay for.
+    __slots__ = (
+        *("deadline", "_hub", "_app", "_max_body", "_loop", "_parser", "_transport", "_over_tcp", "_heads", "_since"),
+        *("_requests", "_in_head", "_head_began", "_between", "_unparsed", "_url", "_headers", "_method", "_decision"),
+        *("_parts", "_size", "_held", "_waiting", "_task", "_is_last", "_half_closed", "_ended", "_reading"),
+        *("_writable", "_unsent"),
+    )
+
     def __init__(self, hub: Hub) -> None:
         self.deadline = _NEVER
         self._hub = hub
@@ -79,11 +82,13 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._transport: asyncio.Transport
         self._over_tcp = True
+        self._heads = hub.heads
         self._since = 0.0  # idle, or being written to without progress
         self._requests = 0
         # What is being read
         self._in_head = True  # between requests too
         self._head_began = True  # the first one's time runs from the connection on
+        self._between = True  # no byte of a request has come that is not whole
         self._unparsed = 0  # bytes since the parser last came to the end of something
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
@@ -115,6 +120,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
         self._over_tcp = transport.get_extra_info("socket").family != sockets.AF_UNIX
+        self._heads = self._hub.heads_over_tcp if self._over_tcp else self._hub.heads
         self._since = self._loop.time()
         self.deadline = self._since + HEADER_SECONDS
         others = list(self._hub.connections)
@@ -146,10 +152,16 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         if self._is_last:
             return
+        if self._between and self._task is None and not self._waiting and self._writable:
+            head = self._heads.find(data)
+            if head is not None and self._hub.held_bytes + len(data) <= HELD_BODIES * self._max_body:
+                self._take(head, data)
+                return
         if not self._head_began:
             self._head_began = True
             self.deadline = self._loop.time() + HEADER_SECONDS
         self._unparsed += len(data)
+        before = self._requests if self._between else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -157,12 +169,32 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self._is_last:  # or it is what follows the last request
                 _log.debug("refused", exc_info=error)
-                known = isinstance(error.__context__, _RefusedError)
+                known = isinstance(error.__context__, RefusedError)
                 self._refuse(400, str(error.__context__) if known else "this is no HTTP/1.1 request")
         else:
             if self._unparsed > MAX_HEADER_BYTES:
                 self._refuse(431, f"the header is longer than the limit of {MAX_HEADER_BYTES} bytes")
+            elif before is not None and self._between and self._requests == before + 1:
+                self._learn(data)
         self._advance()
+
+    def _take(self, head: KnownHead, data: bytes) -> None:
+        """Answer a whole request, as if the parser had seen it."""
+        self._requests += 1
+        self._head_began, self._unparsed = False, 0
+        self.deadline = _NEVER
+        body = data[head.size :]
+        self._hold(len(body))
+        self._begin(_Pending(head.work, body, True, True))
+        self._read_or_not()
+
+    def _learn(self, data: bytes) -> None:
+        """Know the head of `data`, which is one whole request, the next time; not one that is peculiar."""
+        asked = self._waiting[-1] if self._waiting else None
+        if asked is None or not isinstance(asked.decision, Lasting):
+            return
+        if asked.keep_alive and asked.with_body and b"content-length" in self._headers:
+            self._heads.note(data, len(asked.body), asked.decision)
 
     def eof_received(self) -> bool:
         """Keep the connection open for the answers to whole requests, and for nothing else."""
@@ -188,6 +220,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin a header."""
+        self._between = False
         self._url = b""
         self._headers = {}
 
@@ -205,9 +238,9 @@ class Connection(asyncio.Protocol):
         """Decide what can be decided before the body."""
         headers = self._headers
         if self._parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
-            raise _RefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
+            raise RefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
         self._method = self._parser.get_method().decode()
-        head = Head(self._method, self._path(), headers, self._over_tcp)
+        head = Head(self._method, path_of(self._url, headers), headers, self._over_tcp)
         self._in_head = False
         self._unparsed = 0
         self._requests += 1
@@ -225,8 +258,7 @@ class Connection(asyncio.Protocol):
         if self._decision is None or isinstance(self._decision, Reply):
             return
         self._size += len(body)
-        self._held += len(body)
-        self._hub.held_bytes += len(body)
+        self._hold(len(body))
         if self._size > self._max_body:
             self._drop(self._app.too_long(""))
         elif self._hub.held_bytes > HELD_BODIES * self._max_body:
@@ -238,6 +270,10 @@ class Connection(asyncio.Protocol):
         self._decision, self._parts = reply, []
         self._release(self._size)
 
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._hub.held_bytes += size
+
     def _release(self, size: int) -> None:
         self._held -= size
         self._hub.held_bytes -= size
@@ -247,7 +283,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Let the request wait for its turn; a next header may follow."""
-        self._in_head, self._head_began = True, False
+        self._in_head, self._head_began, self._between = True, False, True
         self._unparsed = 0
         keep = self._keep_alive()
         if self._decision is None:  # answered already
@@ -267,20 +303,6 @@ class Connection(asyncio.Protocol):
             return False
         return b"connection" not in self._headers or self._parser.get_http_version() != "1.0"
 
-    def _path(self) -> str:
-        url = self._url
-        if not url.startswith(b"/"):  # the form that names the host as well, or one that is for proxies
-            try:
-                parsed = httptools.parse_url(url)
-            except httptools.HttpParserInvalidURLError as error:
-                raise _RefusedError("the request's target is no path") from error
-            if not parsed.host or not parsed.path:
-                raise _RefusedError("the request's target is no path")
-            self._headers[b"host"] = parsed.host
-            url = parsed.path
-        path = url.partition(b"?")[0].partition(b"#")[0].decode("latin-1")
-        return unquote(path) if "%" in path else path
-
     # --- answering
 
     def _advance(self) -> None:
@@ -297,19 +319,22 @@ class Connection(asyncio.Protocol):
             if turns > _TURNS:
                 self._loop.call_soon(self._advance)
                 return
-            asked = self._waiting.popleft()
-            reply = asked.decision
-            if not isinstance(reply, Reply):
-                working = reply(asked.body)
-                try:  # most small models answer without waiting, and a task costs as much as their parsing
-                    awaited = working.send(None)
-                except StopIteration as done:
-                    reply = done.value
-                else:
-                    self._task = self._loop.create_task(self._answer(asked, rest_of(working, awaited)))
-                    return
-            self._release(len(asked.body))
-            self._send(reply, asked.keep_alive, asked.with_body)
+            self._begin(self._waiting.popleft())
+
+    def _begin(self, asked: _Pending) -> None:
+        """Answer a request, at once where that needs no waiting."""
+        reply = asked.decision
+        if not isinstance(reply, Reply):
+            working = reply(asked.body)
+            try:  # most small models answer without waiting, and a task costs as much as their parsing
+                awaited = working.send(None)
+            except StopIteration as done:
+                reply = done.value
+            else:
+                self._task = self._loop.create_task(self._answer(asked, rest_of(working, awaited)))
+                return
+        self._release(len(asked.body))
+        self._send(reply, asked.keep_alive, asked.with_body)
 
     async def _answer(self, asked: _Pending, working: Awaitable[Reply]) -> None:
         try:
@@ -339,9 +364,7 @@ class Connection(asyncio.Protocol):
         if self._ended or self._transport.is_closing():
             return
         keep_alive = keep_alive and not self._hub.draining
-        lines = [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
-        ending = "\r\n" if keep_alive else "Connection: close\r\n\r\n"
-        head = f"{_STATUS_LINES[reply.status]}Content-Length: {len(reply.body)}\r\n{''.join(lines)}{ending}".encode()
+        head = answer_head(reply.status, len(reply.body), reply.headers, keep_alive=keep_alive)
         if not with_body:
             self._transport.write(head)
         elif len(reply.body) <= _ONE_WRITE:
