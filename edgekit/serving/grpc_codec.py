@@ -79,7 +79,7 @@ def infer_response(found: InferResponse, request: InferRequest, asked: Any) -> A
     halves = any(value.dtype == np.float16 for value in chosen.values())
     typed = bool(asked.inputs) and not asked.raw_input_contents and not halves
     for name, value in chosen.items():
-        tensor = answer.outputs.add(name=name, datatype=datatype_of(value), shape=value.shape)
+        tensor = answer.outputs.add(name=name, datatype=datatype_of(value.dtype), shape=value.shape)
         if typed:
             field = _CONTENTS[DType.of(value.dtype)]
             getattr(tensor.contents, field).extend(value.ravel().tolist())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import msgspec
 from google.protobuf import json_format
 
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, SettingsError, UnavailableError
@@ -139,7 +140,8 @@ class GrpcService:
         request = grpc_codec.infer_request(asked)
         left = context.time_remaining()
         if left is not None and PARAMETER not in request.parameters:
-            request.parameters[PARAMETER] = min(max(left * 1000, 1.0), MAX_DEADLINE_MS)
+            allowed = {**request.parameters, PARAMETER: min(max(left * 1000, 1.0), MAX_DEADLINE_MS)}
+            request = msgspec.structs.replace(request, parameters=allowed)
         found = await self._server.answer(asked.model_name, asked.model_version or None, request)
         return grpc_codec.infer_response(found, request, asked)
 

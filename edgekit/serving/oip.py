@@ -7,8 +7,10 @@ DataError and nothing else.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -20,6 +22,7 @@ from edgekit.tensors import Array, DType, TensorSpec
 HEADER = "Inference-Header-Content-Length"
 JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
 MAX_RANK = 16
+_KNOWN, _SHORT = 64, 1024  # JSON headers that are kept, and how long they may be: most clients send the same each time
 
 
 class Encoded(NamedTuple):
@@ -42,15 +45,15 @@ class InferRequest(msgspec.Struct, frozen=True):
     Attributes:
         inputs: By name, of the dtypes and shapes that the client stated.
         id: To be echoed; None where there was none.
-        parameters: Of the request, unchecked.
+        parameters: Of the request, unchecked; to be read only.
         outputs: Wanted outputs, and whether each is wanted in binary; empty for all, as `binary_outputs` says.
         binary_outputs: Send outputs in binary where nothing else is said.
     """
 
     inputs: dict[str, Array]
     id: str | None = None
-    parameters: dict[str, Any] = {}
-    outputs: dict[str, bool] = {}
+    parameters: Mapping[str, Any] = {}
+    outputs: Mapping[str, bool] = {}
     binary_outputs: bool = False
 
 
@@ -124,19 +127,8 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
         DataError: the request is not what the protocol says.
     """
     document, rest = _split(body, length)
-    request = _decode(_request_decoder, document, "request")
-    outputs = {}
-    for output in request.outputs:
-        if output.name in outputs:
-            raise DataError(f"output {output.name!r} is asked for twice")
-        outputs[output.name] = _flag(output.parameters, "binary_data", _all_binary(request.parameters))
-    return InferRequest(
-        inputs=_tensors(request.inputs, rest),
-        id=request.id,
-        parameters=request.parameters,
-        outputs=outputs,
-        binary_outputs=_all_binary(request.parameters),
-    )
+    asked = _layout(document) if length is None or length > _SHORT else _known_layout(document)
+    return InferRequest(_filled(asked.tensors, rest), asked.id, asked.parameters, asked.outputs, asked.binary_outputs)
 
 
 def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
@@ -181,19 +173,21 @@ def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
     if request.id is not None:
         head["id"] = request.id
     head["parameters"] = response.parameters
-    return _encode(head, "outputs", [(name, response.outputs[name], binary) for name, binary in wanted.items()])
+    return _encode(head, "outputs", response.outputs, wanted)
 
 
-def wanted_outputs(response: InferResponse, request: InferRequest) -> dict[str, bool]:
+def wanted_outputs(response: InferResponse, request: InferRequest) -> Mapping[str, bool]:
     """The outputs to send, and whether each in binary.
 
     Raises:
         DataError: one that was asked for does not exist.
     """
+    if not request.outputs:
+        return dict.fromkeys(response.outputs, request.binary_outputs)
     unknown = [name for name in request.outputs if name not in response.outputs]
     if unknown:
         raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(response.outputs)}")
-    return request.outputs or dict.fromkeys(response.outputs, request.binary_outputs)
+    return request.outputs
 
 
 def json_elements(response: InferResponse, request: InferRequest) -> int:
@@ -215,7 +209,7 @@ def encode_request(
         DataError: an input has no JSON form and `binary` is False.
     """
     given = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
-    return _encode({"parameters": given}, "inputs", [(name, value, binary) for name, value in inputs.items()])
+    return _encode({"parameters": given}, "inputs", inputs, dict.fromkeys(inputs, binary))
 
 
 def parse_response(body: bytes, length: int | None = None) -> InferResponse:
@@ -226,7 +220,7 @@ def parse_response(body: bytes, length: int | None = None) -> InferResponse:
     """
     document, rest = _split(body, length)
     response = _decode(_response_decoder, document, "response")
-    outputs = _tensors(response.outputs, rest)
+    outputs = _filled(_sized(response.outputs), rest)
     return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
 
 
@@ -236,7 +230,7 @@ def wants_ready_only(body: bytes) -> bool:
     Raises:
         DataError: it is something else.
     """
-    return _decode(_index_decoder, memoryview(body), "request").ready if body else False
+    return _decode(_index_decoder, body, "request").ready if body else False
 
 
 def error_document(message: str) -> bytes:
@@ -247,24 +241,19 @@ def error_document(message: str) -> bytes:
 # --- both ways
 
 
-def _split(body: bytes, length: int | None) -> tuple[memoryview, memoryview]:
-    view = memoryview(body)
+def _split(body: bytes, length: int | None) -> tuple[bytes, memoryview]:
     if length is None:
-        return view, view[:0]
+        return body, memoryview(b"")
     if not 0 < length <= len(body):
         raise DataError(f"{HEADER} is {length}, but the body has {len(body)} bytes")
-    return view[:length], view[length:]
+    return body[:length], memoryview(body)[length:]
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], document: memoryview, what: str) -> Any:
+def _decode(decoder: msgspec.json.Decoder[Any], document: bytes, what: str) -> Any:
     try:
         return decoder.decode(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{what} cannot be parsed: {error}") from error
-
-
-def _all_binary(parameters: Mapping[str, Any]) -> bool:
-    return _flag(parameters, "binary_data_output", False)
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -274,9 +263,35 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _tensors(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    at = 0
+class _Layout(NamedTuple):
+    """All that the JSON of a request says, checked; each tensor as `_sized` gives it."""
+
+    tensors: Sequence[tuple[_Tensor, int | None]]
+    id: str | None
+    parameters: Mapping[str, Any]
+    outputs: Mapping[str, bool]
+    binary_outputs: bool
+
+
+def _layout(document: bytes) -> _Layout:
+    request = _decode(_request_decoder, document, "request")
+    all_binary = _flag(request.parameters, "binary_data_output", False)
+    outputs: dict[str, bool] = {}
+    for output in request.outputs:
+        if output.name in outputs:
+            raise DataError(f"output {output.name!r} is asked for twice")
+        outputs[output.name] = _flag(output.parameters, "binary_data", all_binary)
+    tensors, parameters = _sized(request.inputs), MappingProxyType(request.parameters)
+    return _Layout(tensors, request.id, parameters, MappingProxyType(outputs), all_binary)
+
+
+# The same bytes say the same each time; a fault is judged anew. Nothing in it can be changed by who gets it.
+_known_layout = functools.lru_cache(maxsize=_KNOWN)(_layout)
+
+
+def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
+    """Each tensor with the size of its bytes behind the JSON, None where its elements are in the JSON."""
+    found: dict[str, tuple[_Tensor, int | None]] = {}
     for tensor in tensors:
         if tensor.name in found:
             raise DataError(f"tensor {tensor.name!r} stands twice")
@@ -284,7 +299,15 @@ def _tensors(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, Array]:
             raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
         if len(tensor.shape) > MAX_RANK:
             raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
-        size = _binary_size(tensor)
+        found[tensor.name] = tensor, _binary_size(tensor)
+    return tuple(found.values())
+
+
+def _filled(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
+    """The arrays of tensors whose bytes are `rest`, one after the other."""
+    found: dict[str, Array] = {}
+    at = 0
+    for tensor, size in tensors:
         if size is None:
             assert isinstance(tensor.data, msgspec.Raw)
             found[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
@@ -311,15 +334,24 @@ def _binary_size(tensor: _Tensor) -> int | None:
     return size
 
 
-def _encode(head: dict[str, Any], key: str, tensors: Sequence[tuple[str, Array, bool]]) -> Encoded:
-    documents, parts = [], []
-    for name, value, binary in tensors:
-        document: dict[str, Any] = {"name": name, "datatype": datatype_of(value), "shape": list(value.shape)}
+def _encode(head: dict[str, Any], key: str, tensors: Mapping[str, Array], chosen: Mapping[str, bool]) -> Encoded:
+    documents: list[Any] = []
+    parts: list[bytes] = []
+    for name, binary in chosen.items():
+        value = tensors[name]
         if binary:
             parts.append(to_binary(value))
-            document["parameters"] = {"binary_data_size": len(parts[-1])}
+            documents.append(_binary_document(name, value.dtype, value.shape, len(parts[-1])))
         else:
-            document["data"] = to_json(name, value)
-        documents.append(document)
-    text = msgspec.json.encode({**head, key: documents})
-    return Encoded(b"".join([text, *parts]), len(text) if parts else None)
+            kind, data = datatype_of(value.dtype), to_json(name, value)
+            documents.append({"name": name, "datatype": kind, "shape": value.shape, "data": data})
+    head[key] = documents
+    text = msgspec.json.encode(head)
+    return Encoded(b"".join([text, *parts]), len(text)) if parts else Encoded(text, None)
+
+
+@functools.lru_cache(maxsize=_KNOWN)
+def _binary_document(name: str, dtype: Any, shape: tuple[int, ...], size: int) -> msgspec.Raw:
+    """What the JSON says of a tensor whose bytes follow it."""
+    document = {"name": name, "datatype": datatype_of(dtype), "shape": shape, "parameters": {"binary_data_size": size}}
+    return msgspec.Raw(msgspec.json.encode(document))

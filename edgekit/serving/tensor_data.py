@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import DataError
 from edgekit.tensors import Array, DType
@@ -31,12 +33,15 @@ DATATYPES = {
 LONG_JSON = 2**20  # bytes, or an eighth of it elements: longer is read and written in parts, so that other threads run
 _PART = 2**17
 _LITTLE = sys.byteorder == "little"  # as the protocol is
+# What the bytes are to numpy, where each element has as many; every byte but 0 is a true BOOL.
+_HELD = {name: None if dtype is DType.BYTES else dtype.numpy for name, dtype in DATATYPES.items()}
+_HELD["BOOL"] = DType.UINT8.numpy
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
-def datatype_of(value: Array) -> str:
-    """The protocol's name of an array's dtype."""
-    return NAMES[DType.of(value.dtype)]
+def datatype_of(dtype: npt.DTypeLike) -> str:
+    """The protocol's name of a numpy dtype."""
+    return NAMES[DType.of(dtype)]
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview) -> Array:
@@ -45,17 +50,16 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
     Raises:
         DataError: `data` is not what `shape` of `datatype` needs.
     """
-    dtype = DATATYPES[datatype]
-    count = math.prod(shape)
-    if dtype is DType.BYTES:
-        return shaped(name, shape, _split_bytes(name, count, data))
-    needed = count * dtype.numpy.itemsize
+    held = _HELD[datatype]
+    if held is None:
+        return shaped(name, shape, _split_bytes(name, math.prod(shape), data))
+    needed = math.prod(shape) * held.itemsize
     if needed != len(data):
         stated = f"{list(shape)} of {datatype} needs {needed} bytes"
         raise DataError(f"{name}: {stated}, but {len(data)} bytes were sent")
-    if dtype is DType.BOOL:
-        return shaped(name, shape, np.frombuffer(data, np.uint8) != 0)
-    value = np.frombuffer(data, dtype.numpy)
+    value = np.frombuffer(data, held)
+    if datatype == "BOOL":
+        return shaped(name, shape, value != 0)
     if not _LITTLE:
         value = value.byteswap()
     # The JSON before it has any length, so the bytes may start at an odd address, which runtimes cannot use.
@@ -64,7 +68,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
 
 def to_binary(value: Array) -> bytes:
     """Row-major little-endian bytes."""
-    if value.dtype == object:
+    if value.dtype.hasobject:
         return b"".join(len(item).to_bytes(4, "little") + item for item in value.ravel())
     return (value if value.dtype.isnative is _LITTLE else value.byteswap()).tobytes()
 
@@ -86,11 +90,10 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     if dtype is DType.BYTES:
         return bytes_tensor(name, shape, [item.encode() for item in items])
     try:
-        with np.errstate(over="ignore"):
-            value = np.array(items, dtype=dtype.numpy)
+        value = items if isinstance(items, np.ndarray) else _numbers(dtype, items)
     except OverflowError as error:
         raise DataError(f"{name}: a number is outside {datatype}") from error
-    if dtype is DType.FLOAT32 and not np.isfinite(value).all():
+    if dtype is DType.FLOAT32 and np.count_nonzero(np.isfinite(value)) < value.size:
         raise DataError(f"{name}: a number is outside {datatype}")
     return shaped(name, shape, value)
 
@@ -154,12 +157,22 @@ def _decode_in_parts(dtype: DType, data: msgspec.Raw) -> Array | None:
             return None
         try:
             items = _DECODERS[dtype].decode(b"[" + text[start:stop] + b"]")
-            with np.errstate(over="ignore"):
-                parts.append(np.array(items, dtype.numpy))
+            parts.append(_numbers(dtype, items))
         except (msgspec.MsgspecError, OverflowError):
             return None
         start = stop + 1
     return np.concatenate(parts)
+
+
+def _numbers(dtype: DType, items: list[Any]) -> Array:
+    """An array of decoded elements; what is too large for FP32 becomes infinite.
+
+    Raises:
+        OverflowError: one is too large for an integer.
+    """
+    if dtype is DType.FLOAT32:  # numpy would warn of infinity, and to silence it costs as much as a small tensor
+        return np.frombuffer(array("f", items), np.float32)
+    return np.array(items, dtype=dtype.numpy)
 
 
 def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw) -> list[Any]:

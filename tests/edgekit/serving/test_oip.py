@@ -340,3 +340,46 @@ def test_the_wire_is_little_endian_whatever_the_array_is(dtype: str) -> None:
     value = np.array([[1, 2, 100]], dtype)
     body, length = oip.encode_request({"x": value})
     np.testing.assert_array_equal(oip.parse_request(body, length).inputs["x"], value)
+
+
+def test_the_same_header_says_the_same_of_other_bytes() -> None:
+    """A header that came before is not parsed again; the tensors behind it are those that came with it."""
+    first, second = (np.full(3, value, np.float32) for value in (1, 2))
+    sent = [oip.encode_request({"x": value}) for value in (first, second, first)]
+    assert len({body[:length] for body, length in sent}) == 1
+    got = [oip.parse_request(*one) for one in sent]
+    assert [one.inputs["x"].tolist() for one in got] == [first.tolist(), second.tolist(), first.tolist()]
+    got[0].inputs.clear()
+    assert list(got[2].inputs) == ["x"]
+    assert {(one.id, one.binary_outputs, one.parameters["binary_data_output"]) for one in got} == {(None, True, True)}
+
+
+def test_what_requests_with_one_header_share_cannot_be_changed() -> None:
+    """Whoever got one of them would change the others."""
+    head = request(tensor(binary_data_size=8), outputs=[{"name": "y"}], parameters={"a": 1})
+    got = oip.parse_request(head + bytes(8), len(head))
+    for shared in (got.parameters, got.outputs):
+        with pytest.raises(TypeError):
+            shared["a"] = 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(7), bytes(9)])
+def test_a_known_header_is_held_to_the_bytes_behind_it(tail: bytes) -> None:
+    """That it was right once says nothing of the next body; nor does a wrong one spoil it."""
+    head = request(tensor(binary_data_size=8))
+    for _ in range(2):
+        assert oip.parse_request(head + bytes(8), len(head)).inputs["x"].tolist() == [0, 0]
+        with pytest.raises(DataError, match=r"left|follow"):
+            oip.parse_request(head + tail, len(head))
+
+
+def test_answers_of_other_shapes_and_types_say_so() -> None:
+    """What is said of a tensor whose bytes follow is kept by all that it says."""
+    got = oip.InferRequest({}, binary_outputs=True)
+    for dtype in (np.float32, np.int32, np.float32):
+        for shape in ((1, 4), (2, 2), (4,), (1, 4)):
+            value = np.arange(4, dtype=dtype).reshape(shape)
+            sent = oip.encode_response(oip.InferResponse("m", "1", {"y": value}), got)
+            found = oip.parse_response(*sent).outputs["y"]
+            assert (found.dtype, found.shape) == (value.dtype, shape)
+            np.testing.assert_array_equal(found, value)
