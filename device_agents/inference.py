@@ -6,7 +6,6 @@ Serve it with `edgekit.serving.app.App`, or embed it in an application and await
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -105,7 +104,7 @@ class InferenceService:
             clock=self._clock.monotonic,
         )
         self._places = Places(self._residents, self._fallback, threshold, self._clock, self._take_another)
-        self._counters: dict[str, Counter[str]] = {}
+        self._counters: dict[str, dict[str, int]] = {}
         self._asked_before = 0
 
     async def __aenter__(self) -> InferenceService:
@@ -215,23 +214,21 @@ class InferenceService:
         session = self._session(model)
         self._check_there(model, version, session)
         counters = self._counters.get(model) or _new_counters()
-        request = Request(model, inputs, route, version, self._deadline(deadline_ms), counters, postprocess)
+        request = Request(model, inputs, session, route, version, self._deadline(deadline_ms), counters, postprocess)
         counters["requests"] += 1
         try:
-            prepared = as_sent(session, inputs, postprocess)
-            if prepared is None:
+            if not as_sent(session, postprocess):
                 await self._prepare(request)
-            else:
-                request.take(prepared)
             found = await self._places.answer(request)
             outputs = found.outputs
-            if request.prepared.postprocess:
+            if request.prepared is not None:
                 outputs = await request.prepared.finish(outputs)
         except EdgekitError:
             counters["errors"] += 1
             raise
         counters[found.parameters["edgekit_route"]] += 1
-        self._counters.setdefault(model, counters)  # the cloud tier knows a name that the device did not
+        if model not in self._counters:
+            self._counters[model] = counters  # the cloud tier knows a name that the device did not
         return found if outputs is found.outputs else msgspec.structs.replace(found, outputs=outputs)
 
     async def _prepare(self, request: Request) -> None:
@@ -352,8 +349,8 @@ async def _ask_golden(session: Session) -> SelfTest:
     return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
 
 
-def _new_counters() -> Counter[str]:
-    return Counter(dict.fromkeys(COUNTERS, 0))
+def _new_counters() -> dict[str, int]:
+    return dict.fromkeys(COUNTERS, 0)
 
 
-_NO_MODEL: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
+_NO_MODEL = {"swaps": 0, "loads": 0, "evictions": 0}

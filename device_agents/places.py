@@ -42,27 +42,36 @@ class Places:
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
-        session = request.session
-        first = routing.before_running(
-            request.route, has_local=session is not None, has_cloud=self._fallback is not None
-        )
-        if first.place is Place.NOWHERE:
-            raise UnavailableError(nowhere(request, first.reason))
-        if session is None or first.place is Place.CLOUD:
-            if session is not None:
-                check_inputs(session.runtime.inputs, request.inputs)
-            return request.respond(await self._ask_cloud(request), first)
+        has_cloud = self._fallback is not None
+        first = routing.before_running(request.route, has_local=request.session is not None, has_cloud=has_cloud)
+        if first.place is not Place.LOCAL:
+            return await self._elsewhere(request, first)
         try:
             outputs = await self._run(request)
         except (OverloadedError, RuntimeLoadError) as error:
             return await self._without_local(request, error)
-        score, after = self._judge(request, outputs)
+        assert request.session is not None  # it answered
+        score = routing.score(request.session.manifest.task, outputs)
+        after = routing.after_running(
+            request.route,
+            score=score,
+            threshold=self._threshold,
+            has_cloud=has_cloud,
+            usable=request.usable,
+        )
         if after.place is not Place.CLOUD:
             return request.respond(outputs, after, score)
         try:
             return request.respond(await self._ask_cloud(request), after, score)
         except FallbackError as error:
             return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
+
+    async def _elsewhere(self, request: Request, first: Decision) -> InferResponse:
+        if first.place is Place.NOWHERE:
+            raise UnavailableError(nowhere(request, first.reason))
+        if request.session is not None:
+            check_inputs(request.session.runtime.inputs, request.inputs)
+        return request.respond(await self._ask_cloud(request), first)
 
     async def _run(self, request: Request) -> dict[str, Array]:
         """Run the local model, and count what probation and telemetry judge it by."""
@@ -74,7 +83,8 @@ class Places:
             outputs = await session.run(request.inputs, deadline=request.deadline)
         except OverloadedError as error:
             if isinstance(error, WorkerRestartingError):  # refused for the model's own fault, not for the load
-                counters.update(runs=1, runtime_errors=1)
+                counters["runs"] += 1
+                counters["runtime_errors"] += 1
             else:
                 counters["expired" if isinstance(error, DeadlineError) else "shed"] += 1
             raise
@@ -88,18 +98,6 @@ class Places:
         if not request.usable:
             counters["unusable"] += routing.usable(request.inputs)
         return outputs
-
-    def _judge(self, request: Request, outputs: dict[str, Array]) -> tuple[float | None, Decision]:
-        assert request.session is not None  # it answered
-        score = routing.score(request.session.manifest.task, outputs)
-        after = routing.after_running(
-            request.route,
-            score=score,
-            threshold=self._threshold,
-            has_cloud=self._fallback is not None,
-            usable=request.usable,
-        )
-        return score, after
 
     async def _without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
         """The local model gave no answer at all: only the cloud tier is left."""

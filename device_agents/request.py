@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from device_agents import routing
-from device_agents.routing import Decision, Reason
+from device_agents.routing import Decision, Place, Reason
 from edgekit.errors import DataError
 from edgekit.serving.oip import InferResponse
 from edgekit.serving.processing import PARAMETER as POSTPROCESS
@@ -15,6 +14,7 @@ from edgekit.serving.processing import Prepared
 from edgekit.serving.sessions import Session
 from edgekit.tensors import Array
 
+_TOLD: dict[Place | Reason, str] = {one: one.value for one in (*Place, *Reason)}  # `value` is a call, for each request
 _PARAMETERS = ("edgekit_route", "edgekit_deadline_ms", POSTPROCESS)
 
 
@@ -27,35 +27,37 @@ class Request:
         session: Of the active bundle when it came, then of the one that answered.
         inputs: The logical inputs for it.
         usable: The local answer holds no NaN.
+        prepared: What its bytes were made into; None where it is answered as it was sent.
     """
 
     def __init__(
         self,
         model: str,
         sent: Mapping[str, Array],
+        session: Session | None,
         route: str,
         version: str | None,
         deadline: float | None,
-        counters: Counter[str],
+        counters: dict[str, int],
         postprocess: bool | None,
     ) -> None:
         self.model, self.sent, self.route, self.version = model, sent, route, version
         self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
         self.inputs = sent
-        self.session: Session | None = None
+        self.session = session
         self.usable = True
-        self.prepared: Prepared
+        self.prepared: Prepared | None = None
 
     def take(self, prepared: Prepared) -> None:
-        """Note what the bytes of the request were made into, and for which bundle."""
+        """Note `prepared`, and for which bundle it is."""
         self.prepared = prepared
         self.session, self.inputs = prepared.session, prepared.inputs
 
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
         """The answer, with where it came from and why."""
         parameters: dict[str, Any] = {
-            "edgekit_route": decision.place.value,
-            "edgekit_reason": decision.reason.value,
+            "edgekit_route": _TOLD[decision.place],
+            "edgekit_reason": _TOLD[decision.reason],
         }
         if score is not None:
             parameters["edgekit_score"] = score
@@ -80,7 +82,10 @@ def parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
     Raises:
         DataError: one of ours is unknown or of the wrong type.
     """
-    unknown = [name for name in parameters if name.startswith("edgekit_") and name not in _PARAMETERS]
+    ours = [name for name in parameters if name.startswith("edgekit_")]
+    if not ours:
+        return routing.AUTO, None
+    unknown = [name for name in ours if name not in _PARAMETERS]
     if unknown:
         raise DataError(f"parameter {unknown[0]!r} is unknown, expected {' or '.join(_PARAMETERS)}")
     route = parameters.get("edgekit_route", routing.AUTO)

@@ -56,12 +56,17 @@ class Decision(msgspec.Struct, frozen=True):
     reason: Reason
 
 
+_HERE = Decision(Place.LOCAL, Reason.REQUESTED)
+_SCORELESS = Decision(Place.LOCAL, Reason.NO_SCORE)
+_CONFIDENT = Decision(Place.LOCAL, Reason.CONFIDENT)
+
+
 def before_running(route: str, *, has_local: bool, has_cloud: bool) -> Decision:
     """Where to ask first, before anything has run. `route` is one of ROUTES."""
     if route == CLOUD_ONLY:
         return Decision(Place.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Place.NOWHERE, Reason.NO_CLOUD)
     if has_local:
-        return Decision(Place.LOCAL, Reason.REQUESTED)
+        return _HERE
     if route == AUTO and has_cloud:
         return Decision(Place.CLOUD, Reason.NO_LOCAL_MODEL)
     return Decision(Place.NOWHERE, Reason.NO_LOCAL_MODEL)
@@ -80,20 +85,20 @@ def after_running(
         usable: False for an answer that holds NaN.
     """
     if route == LOCAL_ONLY:
-        return Decision(Place.LOCAL, Reason.REQUESTED)
+        return _HERE
     if not usable:
         return Decision(Place.CLOUD if has_cloud else Place.DEGRADED, Reason.LOCAL_ERROR)
     if score is None:
-        return Decision(Place.LOCAL, Reason.NO_SCORE)
+        return _SCORELESS
     if score >= threshold:
-        return Decision(Place.LOCAL, Reason.CONFIDENT)
+        return _CONFIDENT
     return Decision(Place.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Place.LOCAL, Reason.NO_CLOUD)
 
 
 def usable(outputs: Mapping[str, Array]) -> bool:
     """False when an output holds NaN."""
-    for value in outputs.values():  # noqa: SIM110 - twice as fast as all(), as counting is as any(), for each request
-        if value.dtype.kind == "f" and np.count_nonzero(np.isnan(value)):
+    for value in outputs.values():  # noqa: SIM110 - twice as fast as all(), as the bytes are as any(), for each request
+        if value.dtype.kind == "f" and 1 in np.isnan(value).tobytes():
             return False
     return True
 

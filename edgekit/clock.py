@@ -8,10 +8,6 @@ import time
 class SystemClock:
     """Clock over the machine's own time."""
 
-    def monotonic(self) -> float:
-        """Seconds that only rise."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Seconds since 1970, UTC."""
-        return time.time()
+    # The functions themselves: a method around them is one more call, three times for each request.
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)

@@ -73,23 +73,26 @@ class TensorSpec(msgspec.Struct, frozen=True):
     dtype: DType
     shape: tuple[int | None, ...]
 
+    def fits(self, value: Array) -> bool:
+        """True for an array of just this dtype and of this shape; one that is not may still be without `faults`."""
+        return bool(value.dtype == _NUMPY[self.dtype]) and self._holds(value.shape)
+
     def faults(self, value: Array) -> list[str]:
         """Every reason why `value` does not fit, showing what was found and what was expected; empty when it fits."""
-        fits = self._holds(value.shape)
-        if fits and value.dtype == _NUMPY[self.dtype]:
+        if self.fits(value):
             return []
         faults = []
         if DType.of(value.dtype) is not self.dtype:
             faults.append(f"{self.name}: dtype is {value.dtype}, expected {self.dtype.value}")
-        if not fits:
+        if not self._holds(value.shape):
             faults.append(f"{self.name}: shape is {list(value.shape)}, expected {self.shape_text}")
         return faults
 
     def _holds(self, shape: tuple[int, ...]) -> bool:
         if len(shape) != len(self.shape):
             return False
-        for want, have in zip(self.shape, shape, strict=True):  # noqa: SIM110 - twice as fast as all(), for each request
-            if want is not None and want != have:
+        for want, have in zip(self.shape, shape):  # noqa: B905, SIM110 - twice as fast as all(), for each request
+            if want != have and want is not None:
                 return False
         return True
 

@@ -43,8 +43,7 @@ class LogicalRuntime:
         self._outputs = tuple(outputs)
         self._input_specs = tuple(binding.spec for binding in self._inputs)  # asked for several times a request
         self._output_specs = tuple(binding.spec for binding in self._outputs)
-        self._input_plan = [(binding, _is_plain(binding)) for binding in self._inputs]
-        self._output_plan = [(binding, _is_plain(binding)) for binding in self._outputs]
+        self._input_plan, self._output_plan = _plan(self._inputs), _plan(self._outputs)
         self._in_parts = tuple(binding for binding in self._outputs if isinstance(binding.joined, Joined))
         self._by_row = any(_needs_rows(binding) for binding in self._inputs)
         faults = [
@@ -88,17 +87,17 @@ class LogicalRuntime:
         if rows == 0:
             return {spec.name: _empty(spec) for spec in self._output_specs}
         held = {}
-        for binding, plain in self._input_plan:
-            value = inputs[binding.spec.name]
+        for name, own, plain, binding in self._input_plan:
+            value = inputs[name]
             ready = plain and value.flags.c_contiguous and value.dtype.isnative  # runtimes read bytes as they lie
-            held[binding.artifact.name] = value if ready else to_artifact(binding, value)
+            held[own] = value if ready else to_artifact(binding, value)
         found = self._run_rows(held, rows) if self._by_row and rows is not None else self._raw.run(held)
         if self._in_parts:
             found = {**found, **{one.artifact.name: _joined(one, found) for one in self._in_parts}}
         made = {}
-        for binding, plain in self._output_plan:
-            value = found[binding.artifact.name]
-            made[binding.spec.name] = value if plain and value.flags.c_contiguous else to_logical(binding, value)
+        for name, own, plain, binding in self._output_plan:
+            value = found[own]
+            made[name] = value if plain and value.flags.c_contiguous else to_logical(binding, value)
         return made
 
     def close(self) -> None:
@@ -119,9 +118,6 @@ class LogicalRuntime:
         return found
 
 
-_UNFIT = -1
-
-
 def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
     """The number of rows in `values`, or None where no input has a free batch.
 
@@ -129,22 +125,19 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
         DataError: an input is missing, unknown, of the wrong shape or dtype, or has another number of rows than the
             others; names all faults.
     """
-    rows = _rows(specs, values)
-    return _judge_inputs(specs, values) if rows == _UNFIT else rows
-
-
-def _rows(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
-    """As check_inputs, and _UNFIT where anything is wrong; this is on the way of every request."""
     found = None
-    for spec in specs:
+    if len(values) != len(specs):
+        return _judge_inputs(specs, values)
+    for spec in specs:  # on the way of every request, so the words for what is wrong are found elsewhere
         value = values.get(spec.name)
-        if value is None or spec.faults(value):
-            return _UNFIT
+        if value is None or not spec.fits(value):
+            return _judge_inputs(specs, values)
         if spec.shape and spec.shape[0] is None:
-            if found not in (None, value.shape[0]):
-                return _UNFIT
-            found = value.shape[0]
-    return found if len(values) == len(specs) else _UNFIT
+            rows = value.shape[0]
+            if found is not None and found != rows:
+                return _judge_inputs(specs, values)
+            found = rows
+    return found
 
 
 def _judge_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
@@ -217,6 +210,11 @@ def _joined(binding: Binding, found: Mapping[str, Array]) -> Array:
     for value, place in zip(values, np.split(whole, ends[:-1], axis), strict=True):
         place[...] = value
     return whole
+
+
+def _plan(bindings: Sequence[Binding]) -> list[tuple[str, str, bool, Binding]]:
+    """Logical name, the artifact's name, whether its tensor is the logical one; looked up once for all requests."""
+    return [(one.spec.name, one.artifact.name, _is_plain(one), one) for one in bindings]
 
 
 def _is_plain(binding: Binding) -> bool:

@@ -106,11 +106,9 @@ async def open_processing(manifest: Manifest, folder: Path, queue_limit: int) ->
     return SessionProcessing(processor, manifest.name, queue_limit)
 
 
-def as_sent(session: Session | None, inputs: Mapping[str, Array], postprocess: bool | None) -> Prepared | None:
-    """A request that has nothing to be decoded and nothing to be done after it; None where `prepare` has to see."""
-    if postprocess or (session is not None and session.processing is not None):
-        return None
-    return Prepared(session, inputs, False)
+def as_sent(session: Session | None, postprocess: bool | None) -> bool:
+    """True where a request has nothing to be decoded and nothing to be done after it; else `prepare` has to see."""
+    return not postprocess and (session is None or session.processing is None)
 
 
 async def prepare(
