@@ -1,14 +1,15 @@
 """What an artifact costs on a target: an estimate from multiply-adds, bytes and what the target's cores can do.
 
-The figures per multiply-add are fitted to instruction counts of a keyword spotting network of depthwise and pointwise
-convolutions on emulated Cortex-A72 and Cortex-A76 cores under LiteRT with XNNPACK, one thread, in five precisions; the
-estimate of that network is within 5 % of each count. For x86-64 they follow times of four small networks on a
-processor without VNNI. Other networks may differ by more; the order of their candidates is what the estimate is for.
+The figures for ARM are fitted to instruction counts of thirteen networks in up to nine precisions on emulated
+Cortex-A72 and Cortex-A76 cores under LiteRT with XNNPACK, one thread; `docs/limits.md` says how near the estimate comes
+to them. For x86-64 they follow times of four small networks on a processor without VNNI. The order of one network's
+candidates is what the estimate is for.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -19,63 +20,100 @@ from edgekit.targets import TargetProfile
 
 INSTRUCTIONS = "instructions"
 MULTIPLY_ADDS = "float32 multiply-adds"
-FLOAT, INT8, INT8_DYNAMIC, INT4_DYNAMIC = "float", "int8", "int8-dynamic", "int4-dynamic"
+FLOAT, INT8, INT8_DYNAMIC, INT4, INT4_DYNAMIC = "float", "int8", "int8-dynamic", "int4", "int4-dynamic"
 CONV, DEPTHWISE, DENSE = "conv", "depthwise", "dense"
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+RECURRENT = ("LSTM", "GRU", "RNN")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 
-CONVERTED = 3.0  # instructions for each value that is quantized or dequantized between layers of different kinds
-UNPACKED = 20.0  # for each 4-bit weight that is computed with in float: unpacked anew at every run
-OTHER = 1.0  # for each value that an operator without weights reads or writes
+CONVERTED = 5.0  # instructions for each value that is quantized or dequantized between layers of different kinds
+QUICK = (  # operators without weights that have quick kernels in int8
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Pad", "ReduceMean", "Slice", "Split",
+    "Transpose",
+)  # fmt: skip
 FREE = ("Clip", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Unsqueeze")  # fused, or only another shape
+
+
+class Kernels(msgspec.Struct, frozen=True):
+    """What one kind of arithmetic needs, in instructions.
+
+    Attributes:
+        per_mac: For one multiply-add, by class of layer.
+        block: Inputs and outputs of a layer are filled up to multiples of these, and computed with.
+        per_row: For each row that is quantized as it comes; a pointwise convolution has one at each place.
+        unpacked: For each 4-bit weight that is unpacked at every run, by class of layer.
+    """
+
+    per_mac: dict[str, float]
+    block: tuple[int, int] = (1, 1)
+    per_row: float = 0.0
+    unpacked: dict[str, float] = {}
 
 
 class Core(msgspec.Struct, frozen=True):
     """What one class of processor cores needs.
 
     Attributes:
-        per_mac: Instructions for one multiply-add, by kind of arithmetic and by kind of layer.
+        kernels: By kind of arithmetic.
         cache_bytes: Weights beyond this are fetched from memory at every run.
         per_byte: What one byte from memory costs, in instructions that could have been done meanwhile.
+        per_layer: Instructions for one layer with weights, besides its work; a recurrent layer is two at each step.
+        per_gate: For each value of a recurrent layer's gates at each step.
+        per_value: For each value that an operator without weights reads or writes in float.
+        per_int8_value: The same in static int8: of `QUICK` operators, and of others, whose kernels look values up.
     """
 
-    per_mac: dict[str, dict[str, float]]
+    kernels: dict[str, Kernels]
     cache_bytes: int
     per_byte: float
+    per_layer: float = 1300.0
+    per_gate: float = 12.0
+    per_value: float = 3.0
+    per_int8_value: tuple[float, float] = (0.75, 22.0)
 
 
 def _kinds(conv: float, depthwise: float, dense: float) -> dict[str, float]:
     return {CONV: conv, DEPTHWISE: depthwise, DENSE: dense}
 
 
+_FLOAT_UNPACKED = _kinds(5.5, 0.0, 1.0)
+
 NEON = Core(  # no int8 dot product: Cortex-A53, A72
     {
-        FLOAT: _kinds(0.50, 0.80, 0.50),
-        INT8: _kinds(0.70, 1.00, 0.60),
-        INT8_DYNAMIC: _kinds(0.777, 2.20, 0.65),
-        INT4_DYNAMIC: _kinds(0.588, 2.20, 0.60),
+        FLOAT: Kernels(_kinds(0.39, 1.34, 0.48), unpacked=_FLOAT_UNPACKED),
+        INT8: Kernels(_kinds(0.33, 1.41, 0.33), (8, 16)),
+        INT8_DYNAMIC: Kernels(_kinds(0.41, 1.34, 0.37), (8, 16), per_row=195.0),
+        INT4: Kernels(_kinds(0.36, 1.41, 0.70), unpacked=_kinds(10.5, 0.0, 0.0)),
+        INT4_DYNAMIC: Kernels(_kinds(0.27, 1.34, 0.62), unpacked=_kinds(26.7, 0.0, 0.0)),
     },
     cache_bytes=1 << 20,
     per_byte=0.75,
 )
-DOT_PRODUCT = Core(  # Cortex-A55, A76 and later; depthwise convolutions have no use for it
+DOT_PRODUCT = Core(  # Cortex-A55, A76 and later; depthwise convolutions have little use for it
     {
-        FLOAT: _kinds(0.481, 0.75, 0.48),
-        INT8: _kinds(0.193, 0.90, 0.17),
-        INT8_DYNAMIC: _kinds(0.207, 2.20, 0.20),
-        INT4_DYNAMIC: _kinds(0.342, 2.20, 0.25),
+        FLOAT: Kernels(_kinds(0.38, 1.37, 0.46), unpacked=_FLOAT_UNPACKED),
+        INT8: Kernels(_kinds(0.12, 1.06, 0.14), (4, 16)),
+        INT8_DYNAMIC: Kernels(_kinds(0.11, 1.37, 0.22), (4, 16), per_row=695.0),
+        INT4: Kernels(_kinds(0.175, 1.06, 0.17), unpacked=_kinds(6.3, 0.0, 0.0)),
+        INT4_DYNAMIC: Kernels(_kinds(0.116, 1.37, 0.26), unpacked=_kinds(20.0, 0.0, 0.0)),
     },
     cache_bytes=2 << 20,
     per_byte=0.75,
 )
+_AVX2_FOUR_BITS = Kernels(_kinds(0.72, 0.40, 0.13))
 AVX2 = Core(  # x86-64 without VNNI
     {
-        FLOAT: _kinds(0.20, 0.40, 0.25),
-        INT8: _kinds(0.29, 0.50, 0.12),
-        INT8_DYNAMIC: _kinds(0.22, 1.80, 0.13),
-        INT4_DYNAMIC: _kinds(0.72, 1.80, 0.13),
+        FLOAT: Kernels(_kinds(0.20, 0.40, 0.25), unpacked=_kinds(20.0, 20.0, 20.0)),
+        INT8: Kernels(_kinds(0.29, 0.50, 0.12)),
+        INT8_DYNAMIC: Kernels(_kinds(0.22, 0.40, 0.13)),
+        INT4: _AVX2_FOUR_BITS,
+        INT4_DYNAMIC: _AVX2_FOUR_BITS,
     },
     cache_bytes=4 << 20,
     per_byte=0.25,
+    per_layer=0.0,
+    per_gate=0.0,
+    per_value=1.0,
+    per_int8_value=(0.25, 0.25),
 )
 
 
@@ -112,28 +150,85 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe) -> float:
     for node in one.nodes:
         if node.op_type == "Constant" or node.op_type in FREE:
             continue
-        weights = sum(one.constants[name].size for name in node.input[1:3] if name in one.constants)
-        values = _count(one, node.output[0])
+        read = max((_count(one, name) for name in node.input if name and name not in one.constants), default=0)
         if node.op_type not in WEIGHTED:
-            read = max((_count(one, name) for name in node.input if name and name not in one.constants), default=0)
-            total += OTHER * max(values, read) * (0.25 if recipe.precision == STATIC else 1.0)
+            each = core.per_value
+            if recipe.precision == STATIC:
+                each = core.per_int8_value[node.op_type not in QUICK]
+            total += each * max(_count(one, node.output[0]), read)
             continue
         name = label(node)
         kind = FLOAT if name in recipe.float_layers else _kind(recipe, four_bit=name in recipe.int4_layers)
-        total += macs.get(node.output[0], 0) * core.per_mac[kind][_class_of(node)]
-        streamed += weights * {FLOAT: 4.0, INT4_DYNAMIC: 0.5}.get(kind, 1.0)
+        kernels, sort = core.kernels[kind], _class_of(node)
+        weights = sum(one.constants[name].size for name in node.input[1:3] if name in one.constants)
+        filled = macs.get(node.output[0], 0) * (1.0 if sort == DEPTHWISE else _filling(node, one, kernels.block))
+        total += filled * kernels.per_mac[sort] + _steps(node, one, core)
+        streamed += weights * {FLOAT: 4.0, INT4: 0.5, INT4_DYNAMIC: 0.5}.get(kind, 1.0)
+        if sort != DEPTHWISE:  # in dynamic files it computes in float
+            total += kernels.per_row * _rows(node, one)
         if kind == FLOAT and recipe.precision == STATIC:
-            total += CONVERTED * (values + _count(one, node.input[0]))
-        if kind == FLOAT and name in recipe.int4_layers:
-            total += UNPACKED * weights
+            total += CONVERTED * (_count(one, node.output[0]) + read)
+        if name in recipe.int4_layers:
+            total += kernels.unpacked.get(sort, 0.0) * weights
     return total + core.per_byte * max(0.0, streamed - core.cache_bytes)
+
+
+def _filling(node: Any, one: Graph, block: tuple[int, int]) -> float:
+    """How much more is multiplied where a layer's inputs and outputs are filled up to whole blocks."""
+    shape = one.shapes.get(node.input[1], ())
+    if None in shape or len(shape) < 2:
+        return 1.0
+    sizes = [size or 1 for size in shape]
+    if node.op_type in RECURRENT:
+        hidden = (one.shapes.get(node.input[2]) or (1,))[-1] or 1
+        reads, makes = [sizes[2], hidden], sizes[1]
+    elif node.op_type == "Conv":
+        reads, makes = [sizes[1]], sizes[0]
+    elif node.op_type == "ConvTranspose":
+        reads, makes = [sizes[0]], sizes[1]
+    else:
+        makes = (one.shapes.get(node.output[0]) or (1,))[-1] or 1
+        reads = [sizes[-2] if sizes[-1] == makes else sizes[-1]]
+    return sum(_up(size, block[0]) for size in reads) / sum(reads) * _up(makes, block[1]) / makes
+
+
+def _rows(node: Any, one: Graph) -> int:
+    """How often a layer's input is quantized as it comes: each row by itself, a convolution's window as a whole."""
+    if node.op_type in RECURRENT:
+        return 2 * _unrolled(node, one)
+    values = _count(one, node.output[0])
+    shape = one.shapes.get(node.output[0], ())
+    if node.op_type == "ConvTranspose" or (node.op_type == "Conv" and _window(node, one) > 1):
+        return 1
+    return values // max((shape[1] if node.op_type == "Conv" else shape[-1]) or 1, 1) if len(shape) > 1 else 1
+
+
+def _steps(node: Any, one: Graph, core: Core) -> float:
+    """What a layer costs besides its multiply-adds."""
+    if node.op_type not in RECURRENT:
+        return core.per_layer
+    gates = one.shapes[node.input[1]][1] or 0
+    return _unrolled(node, one) * (2 * core.per_layer + core.per_gate * gates)
+
+
+def _unrolled(node: Any, one: Graph) -> int:
+    """Steps of a recurrent layer, in both directions together."""
+    return (one.shapes[node.input[0]][0] or 1) * (one.shapes[node.input[1]][0] or 1)
+
+
+def _window(node: Any, one: Graph) -> int:
+    return math.prod(size or 1 for size in one.shapes.get(node.input[1], ())[2:])
+
+
+def _up(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def _kind(recipe: Recipe, *, four_bit: bool) -> str:
     if recipe.precision == DYNAMIC:
         return INT4_DYNAMIC if four_bit else INT8_DYNAMIC
     if recipe.precision == STATIC:
-        return INT4_DYNAMIC if four_bit else INT8
+        return INT4 if four_bit else INT8
     assert recipe.precision in ("float32", "float16", WEIGHTS)  # weights are unpacked once, when the model is loaded
     return FLOAT
 

@@ -70,3 +70,28 @@ def separable(seed=0):
     weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
     weights.update({f"b{name[1:]}": rng.normal(0, 0.1, w.shape[0]).astype(np.float32) for name, w in weights.items()})
     return Graph(model_of(nodes, {"image": ["batch", 1, 8, 8]}, {"scores": ["batch", 3]}, weights))
+
+
+def mobile(seed=0, size=32):
+    """A strided convolution of 3 channels, five depthwise and pointwise pairs up to 96 channels, pool, dense."""
+    rng = np.random.default_rng(seed)
+    weights, nodes = {}, []
+
+    def conv(x, y, a, b, width=3, stride=1, group=1):
+        shape = (b, a // group, width, width)
+        weights[f"{y}.w"] = rng.normal(0, 1 / np.sqrt(a / group * width * width), shape).astype(np.float32)
+        weights[f"{y}.b"] = rng.normal(0, 0.1, b).astype(np.float32)
+        shape = {"pads": [width // 2] * 4, "strides": [stride] * 2, "group": group}
+        nodes.append(helper.make_node("Conv", [x, f"{y}.w", f"{y}.b"], [y], name=y, **shape))
+        nodes.append(helper.make_node("Relu", [y], [f"{y}r"], name=f"{y}r"))
+        return f"{y}r"
+
+    last, channels = conv("x", "c0", 3, 16, stride=2), 16
+    for i, (wanted, stride) in enumerate([(32, 1), (48, 2), (48, 1), (96, 2), (96, 1)]):
+        last = conv(last, f"d{i}", channels, channels, stride=stride, group=channels)
+        last, channels = conv(last, f"p{i}", channels, wanted, width=1), wanted
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["g"], name="g"))
+    nodes.append(helper.make_node("Flatten", ["g"], ["f"], name="f"))
+    weights["head"] = rng.normal(0, 0.3, (channels, 10)).astype(np.float32)
+    nodes.append(helper.make_node("Gemm", ["f", "head"], ["y"], name="last"))
+    return Graph(model_of(nodes, {"x": ["batch", 3, size, size]}, {"y": ["batch", 10]}, weights))
