@@ -15,7 +15,7 @@ import importlib.util
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ from converters.contents import Contents
 from converters.cost import WEIGHTED
 from converters.parity import Parity, beside_device, compare
 from edgekit.bindings import Binding, Joined
+from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.recipe import STATIC, Recipe
 from edgekit.runtimes import LITERT, LogicalRuntime, RawRuntime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
@@ -55,6 +56,13 @@ class Way(msgspec.Struct, frozen=True):
     promised: bool = False
 
 
+class Matrix(NamedTuple):
+    """What was seen of each way that could be taken, and a sentence for each other one."""
+
+    parity: tuple[Parity, ...]
+    left: tuple[str, ...]
+
+
 def matrix(
     artifact: Artifact,
     inputs: Mapping[str, Array],
@@ -64,8 +72,10 @@ def matrix(
     macs: int,
     decision: str,
     folder: Path,
-) -> tuple[Parity, ...]:
+) -> Matrix:
     """Run the first rows of `inputs` (N, ...) in every way; the device's own is the first.
+
+    Kernels that a device does not use may lack an operator, or fail at it: that is told.
 
     Args:
         artifact: The chosen one.
@@ -77,8 +87,8 @@ def matrix(
         folder: Where the artifact can be written.
 
     Raises:
-        ParityError: bits differ where they are promised to be the same, or answers are undefined.
-        RuntimeLoadError: a runtime cannot run the artifact.
+        ParityError: bits differ where they are promised to be the same, or the device's answers are undefined.
+        RuntimeLoadError: the device's runtime cannot run the artifact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
@@ -93,10 +103,17 @@ def matrix(
     ways = _litert(path, exact) if artifact.runtime == LITERT else _onnx(path, exact)
     if artifact.runtime == LITERT and not artifact.runtime_version:  # a bundle that asks for more refuses it
         ways += _tflite_runtime(path)
+    left: list[str] = []
     for way in ways:
-        answer = _run(artifact, way, given)
+        try:
+            answer = _run(artifact, way, given)
+            seen = compare(wanted, answer, runtime=way.runtime, where=way.where, decision=decision)
+        except (RuntimeLoadError, ParityError) as error:
+            if way.promised or not answers:
+                raise
+            left.append(f"{way.runtime} ({way.where}) cannot run it: {error}")
+            continue
         answers = answers or answer
-        seen = compare(wanted, answer, runtime=way.runtime, where=way.where, decision=decision)
         beside = beside_device(
             answers,
             answer,
@@ -107,7 +124,7 @@ def matrix(
             promised=way.promised,
         )
         found.append(msgspec.structs.replace(seen, rows=len(next(iter(given.values()))), device=beside))
-    return tuple(found)
+    return Matrix(tuple(found), tuple(left))
 
 
 def _step(binding: Binding) -> float | Array | None:

@@ -29,7 +29,7 @@ from converters.cost import memory_mib
 from converters.crew import Crew
 from converters.frontends import Source, load_model
 from converters.graph import Graph
-from converters.matrix import matrix, sums_exactly
+from converters.matrix import Matrix, matrix, sums_exactly
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan, make_plan
@@ -241,9 +241,9 @@ def _one_target(
         report = msgspec.structs.replace(
             report,
             contents=contents,
-            notes=chosen.artifact.notes,
+            notes=(*chosen.artifact.notes, *ways.left),
             sensitivity=layers,
-            parity=(*report.parity, *ways),
+            parity=(*report.parity, *ways.parity),
         )
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
@@ -251,7 +251,7 @@ def _one_target(
     return report, with_files(manifest, files), files
 
 
-def _ways(prepared: Prepared, chosen: Candidate, contents: Contents, folder: Path) -> tuple[Parity, ...]:
+def _ways(prepared: Prepared, chosen: Candidate, contents: Contents, folder: Path) -> Matrix:
     """The chosen artifact through every runtime that is installed here."""
     evidence, artifact = prepared.evidence, chosen.artifact
     assert artifact is not None

@@ -2,18 +2,24 @@
 
 import platform
 
+import msgspec
 import numpy as np
 import pytest
+from onnx import helper
 
 from converters.backends import Artifact, Workbench
+from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
+from converters.child import TensorFlowChild
 from converters.contents import Contents, contents_of
+from converters.frontends.onnx import canonical
 from converters.matrix import WORK, matrix, sums_exactly
 from converters.parity import beside_device
 from converters.samples import random_samples
-from edgekit.errors import ParityError
+from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.recipe import Recipe
 from tests.simulators.conv_models import separable
+from tests.simulators.models import model_of
 from tests.simulators.small_models import litert_bundle, softmax
 
 FOUR = ("point1", "point2")
@@ -39,7 +45,9 @@ def litert_artifact(folder, *, quantized):
 
 
 def ways_of(artifact, inputs, expected, folder, *, exact=False, macs=100, decision="scores"):
-    return matrix(artifact, inputs, expected, exact=exact, macs=macs, decision=decision, folder=folder)
+    found = matrix(artifact, inputs, expected, exact=exact, macs=macs, decision=decision, folder=folder)
+    assert not found.left
+    return found.parity
 
 
 def test_a_litert_file_is_run_in_five_ways(tmp_path):
@@ -112,6 +120,27 @@ def test_bits_are_promised_only_where_sums_are_of_integers(bench, recipe, exact,
     """Static int8 in every layer that has weights; a float or 4-bit layer sums floats, whose order may change."""
     artifact = onnx_artifact(bench, recipe)
     assert sums_exactly(artifact, recipe, contents_of(artifact, tmp_path)) is exact
+
+
+@pytest.mark.heavy
+def test_kernels_that_lack_an_operator_are_told_and_left_out(tmp_path):
+    """LiteRT's reference kernels know no ELU; the device's do, so the conversion goes on."""
+    graph = canonical(
+        model_of([helper.make_node("Elu", ["x"], ["y"])], {"x": ["batch", 3]}, {"y": ["batch", 3]}), "elu"
+    )
+    with TensorFlowChild() as child:
+        artifact = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path)).build(Recipe())
+    inputs = {"x": ROWS}
+    found = matrix(artifact, inputs, graph.run(inputs), exact=False, macs=100, decision="", folder=tmp_path)
+    assert len(found.parity) == 4
+    assert "reference kernels) cannot run it" in found.left[0]
+
+
+def test_device_that_cannot_run_it_is_an_error(tmp_path):
+    """Of the device's own runtime nothing is left out."""
+    artifact = msgspec.structs.replace(litert_artifact(tmp_path, quantized=False), data=b"no model")
+    with pytest.raises(RuntimeLoadError):
+        ways_of(artifact, {"x": ROWS}, {"scores": softmax(ROWS)}, tmp_path)
 
 
 def test_built_in_kernels_are_promised_nothing(tmp_path):
