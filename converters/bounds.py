@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import functools
 
-import msgspec
 import numpy as np
 from scipy import stats
 
+from converters.drop import BETTING, CLOPPER_PEARSON, DELONG, STUDENT_T, Drop
 from edgekit.tensors import Array
 
-CLOPPER_PEARSON, BETTING, STUDENT_T, DELONG = "clopper-pearson", "betting", "student-t", "delong"
 LEAST_ASYMPTOTIC = 30  # samples below which nothing is claimed from a limit law
 LEAST_IN_CLASS = 10  # the same for each class under the curve
 ORDER_SEED = 20240229
 BOLDNESS = 0.9  # share of the largest bet that can never lose everything
 PRIOR_VARIANCE = 0.01
 HALVINGS = 50
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """How much worse a candidate is than the float model on the same samples, in the metric's unit; below 0 is better.
-
-    Attributes:
-        value: Of the samples at hand.
-        lower, upper: One-sided bounds, each at the stated confidence; infinite where nothing can be claimed.
-        n: Number of samples.
-        method: How the bounds were found: ``clopper-pearson``, ``betting``, ``student-t`` or ``delong``.
-        asymptotic: True where the bounds hold for many samples only; False where they hold for any number.
-    """
-
-    value: float
-    lower: float
-    upper: float
-    n: int
-    method: str
-    asymptotic: bool = False
 
 
 def paired_drop(
@@ -96,13 +76,6 @@ def likely_method(reference: Array, candidate: Array, n: int, confidence: float)
 def upper_share(count: int, n: int, confidence: float) -> float:
     """One-sided Clopper-Pearson upper limit of a share of which `count` of `n` were seen."""
     return 1.0 if count >= n else float(stats.beta.ppf(confidence, count + 1, n - count))
-
-
-def samples_needed(budget: float, confidence: float) -> int:
-    """How many samples, none of them changed for the worse, prove `budget`; 0 where no number can."""
-    if not 0.0 < budget < 1.0:
-        return 0
-    return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - budget)))
 
 
 def betting_upper(changes: Array, reach: float, confidence: float) -> float:

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from converters.graph import Graph, label
 from edgekit.tensors import Array
 
 MAX_BYTES = 1 << 30
@@ -136,24 +135,6 @@ def origin_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def digest_of(graph: Graph) -> str:
-    """Digest of what `graph` computes and of its layers' names; exporters number what else there is as they please."""
-    constants = graph.constants
-    called: dict[str, str] = {}
-    found = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
-    for spec in graph.inputs:
-        called[spec.name] = spec.name
-    for node in graph.nodes:
-        for name in node.input:
-            if name in constants:
-                called[name] = hashlib.sha256(_array_bytes(constants[name])).hexdigest()
-        told = (node.op_type, label(node), [called.get(name, name) for name in node.input], len(node.output))
-        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-        found.update(repr((told, attributes)).encode())
-        called.update({name: f"{label(node)}:{place}" for place, name in enumerate(node.output)})
-    return found.hexdigest()
-
-
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
     """Digest of the code that converts: what older code made is not taken for what this would make."""
@@ -179,11 +160,12 @@ def _bytes_of(part: Any) -> bytes:
     if isinstance(part, bytes):
         return part
     if isinstance(part, np.ndarray):
-        return _array_bytes(part)
+        return array_bytes(part)
     return msgspec.json.encode(part, order="sorted")
 
 
-def _array_bytes(array: Array) -> bytes:
+def array_bytes(array: Array) -> bytes:
+    """What tells `array` from every other one: its dtype, shape and values."""
     head = f"{array.dtype.str}{array.shape}".encode()
     plain = not array.dtype.hasobject
     return head + (np.ascontiguousarray(array).tobytes() if plain else msgspec.json.encode(array.tolist()))

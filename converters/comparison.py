@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from converters.bounds import Drop
 from converters.candidates import HOST_PROVIDERS, run_rows
 from converters.child import TensorFlowChild
+from converters.drop import Drop
 from converters.frontends import load_model
 from converters.parity import Parity
 from converters.parity import compare as compare_answers

@@ -5,45 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import msgspec
 import onnx
 from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from converters.backends.contract import Artifact
 from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.report import Constant, Contents
 from edgekit.runtimes import LITERT
 
 LARGEST = 12
-
-
-class Constant(msgspec.Struct, frozen=True):
-    """A constant: which operators read it, how it is held, and its bytes in the file."""
-
-    reader: str
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-
-
-class Contents(msgspec.Struct, frozen=True):
-    """What is in an artifact.
-
-    Attributes:
-        operators: How many there are of each kind, the most frequent first.
-        constants: The largest, the largest first.
-        smaller: Bytes of all other constants.
-        rest: Bytes of the file that are no constant: the graph, names, scales.
-        pieces: Into how many pieces LiteRT's XNNPACK takes the graph; None where the runtime does not tell.
-        delegated: XNNPACK has every layer with weights; what is left to built-in kernels are steps like a softmax.
-    """
-
-    operators: dict[str, int]
-    constants: tuple[Constant, ...]
-    smaller: int
-    rest: int
-    pieces: int | None = None
-    delegated: bool = False
 
 
 def contents_of(artifact: Artifact, folder: Path) -> Contents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from converters.cache import array_bytes
 from edgekit.errors import ModelFormatError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType, TensorSpec
@@ -160,6 +162,24 @@ def packed(graph: Graph) -> Array:
 def unpacked(data: Array) -> Graph:
     """The graph that `packed` made `data` of."""
     return Graph(onnx.load_model_from_string(data.tobytes()))
+
+
+def digest_of(graph: Graph) -> str:
+    """Digest of what `graph` computes and of its layers' names; exporters number what else there is as they please."""
+    constants = graph.constants
+    called: dict[str, str] = {}
+    found = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
+    for spec in graph.inputs:
+        called[spec.name] = spec.name
+    for node in graph.nodes:
+        for name in node.input:
+            if name in constants:
+                called[name] = hashlib.sha256(array_bytes(constants[name])).hexdigest()
+        told = (node.op_type, label(node), [called.get(name, name) for name in node.input], len(node.output))
+        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+        found.update(repr((told, attributes)).encode())
+        called.update({name: f"{label(node)}:{place}" for place, name in enumerate(node.output)})
+    return found.hexdigest()
 
 
 def attributes(node: Any) -> dict[str, Any]:

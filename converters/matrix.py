@@ -23,9 +23,9 @@ import onnx
 
 from converters.backends import Artifact
 from converters.cache import this_processor
-from converters.contents import Contents
 from converters.cost import WEIGHTED
 from converters.parity import Parity, beside_device, compare
+from converters.report import Contents
 from edgekit.bindings import Binding, Joined
 from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.recipe import STATIC, Recipe

@@ -21,23 +21,25 @@ from converters.bundle import (
     with_files,
     write_bundle,
 )
-from converters.cache import Cache, Shelf, digest_of, origin_of, this_processor
+from converters.cache import Cache, Shelf, origin_of, this_processor
 from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
 from converters.child import TensorFlowChild
-from converters.contents import Contents, contents_of
+from converters.contents import contents_of
 from converters.cost import memory_mib
 from converters.crew import Crew
 from converters.frontends import Source, load_model
-from converters.graph import Graph
+from converters.graph import Graph, digest_of
 from converters.matrix import Matrix, matrix, sums_exactly
 from converters.parity import Parity
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
-from converters.plan import Plan, make_plan
+from converters.plan import Plan
 from converters.processing import Steps, choose_steps
 from converters.proof import Choice, choose
 from converters.quality import find_metric, score
+from converters.receipts import made_from_others
 from converters.report import (
     CandidateReport,
+    Contents,
     FloatReport,
     LayerReport,
     Report,
@@ -51,7 +53,7 @@ from converters.report import (
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
 from converters.setting import Setting
 from converters.tasks import detect_task, named_classes
-from converters.watching import Step, silent
+from converters.watching import Step, Watch
 from converters.workshop import Workshop
 from edgekit.manifest import Golden, Manifest, Quality, Task
 from edgekit.targets import TargetProfile
@@ -62,35 +64,12 @@ PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", 
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 
 
-def convert(
-    model: str | Path, *, on_step: Step | None = None, cache: Cache | None = None, **choices: Any
-) -> list[Report]:
-    """Make the best proven bundle of `model` for each target; the same as `edgekit convert`.
-
-    Args:
-        model: .keras, .h5, a SavedModel folder or .onnx.
-        on_step: Called with the name of each step; its context lasts as long as the step.
-        cache: Where candidates of earlier runs are; None makes all anew.
-        choices: As `make_plan`: targets, data, test, metric, aim, max_drop, confidence, accept_unproven, max_bytes,
-            max_cost, recipe, runtime, name, version, output, preprocess.
-
-    Returns:
-        One report a target, in order; `bundle` is the path of the folder that was written.
-
-    Raises:
-        ModelFormatError, UnsupportedOpError: the model cannot be read or converted.
-        DataError: the samples do not fit.
-        ParityError: a step changed the answers.
-        RefusedError: no candidate of a target meets the budget. Nothing is written then, for no target.
-    """
-    return run_plan(make_plan(model, **choices), on_step=on_step, cache=cache)
-
-
 def run_plan(
-    plan: Plan, *, on_step: Step | None = None, child: TensorFlowChild | None = None, cache: Cache | None = None
+    plan: Plan, *, watch: Watch | None = None, child: TensorFlowChild | None = None, cache: Cache | None = None
 ) -> list[Report]:
-    """Do what `plan` says; see `convert`. With `child`, TensorFlow's process serves several plans and is left open."""
-    step = on_step or silent
+    """Do what `plan` says; raises as `convert`. With `child`, that process of TensorFlow is used, and left open."""
+    watch = watch or Watch()
+    step = watch.step
     for profile, _ in plan.profiles:  # what stands in the way is told before minutes of work
         require_place(plan.output, plan.bundle_name(profile))
     with contextlib.ExitStack() as stack:
@@ -100,14 +79,18 @@ def run_plan(
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
         setting = Setting(bench, prepared.evidence, plan.budget)
         crew = stack.enter_context(Crew(setting))
-        workshop = Workshop(setting, crew, step, _shelf(plan, prepared, cache), found=lambda profile, made: None)
+        workshop = Workshop(setting, crew, watch, _shelf(plan, prepared, cache))
         done = [
             _one_target(plan, prepared, bench, workshop, profile, runtime, step) for profile, runtime in plan.profiles
         ]
     written = []
     for report, manifest, files in done:
+        other = made_from_others(plan.output / report.bundle, manifest, report)
         with step(f"write {report.bundle}"):
             folder = write_bundle(plan.output, report.bundle, manifest, files)
+        watch.written(folder)
+        if other:
+            watch.note(f"replaced the bundle that was in {folder}: {other}")
         written.append(msgspec.structs.replace(report, bundle=str(folder)))
     return written
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from converters.bounds import CLOPPER_PEARSON, Drop, samples_needed
+from converters.drop import CLOPPER_PEARSON, Drop, samples_needed
 from edgekit.errors import RefusedError
 from edgekit.manifest import Cost
 from edgekit.recipe import Recipe

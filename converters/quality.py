@@ -8,7 +8,8 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from converters.bounds import Drop, paired_drop
+from converters.bounds import paired_drop
+from converters.drop import Drop
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 

@@ -7,12 +7,40 @@ from typing import Any
 import jinja2
 import msgspec
 
-from converters.bounds import Drop
-from converters.contents import Contents
+from converters.drop import Drop
 from converters.parity import Parity
 from converters.proof import Budget
 from edgekit.manifest import Cost
 from edgekit.recipe import Recipe
+
+
+class Constant(msgspec.Struct, frozen=True):
+    """A constant: which operators read it, how it is held, and its bytes in the file."""
+
+    reader: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What is in an artifact.
+
+    Attributes:
+        operators: How many there are of each kind, the most frequent first.
+        constants: The largest, the largest first.
+        smaller: Bytes of all other constants.
+        rest: Bytes of the file that are no constant: the graph, names, scales.
+        pieces: Into how many pieces LiteRT's XNNPACK takes the graph; None where the runtime does not tell.
+        delegated: XNNPACK has every layer with weights; what is left to built-in kernels are steps like a softmax.
+    """
+
+    operators: dict[str, int]
+    constants: tuple[Constant, ...]
+    smaller: int
+    rest: int
+    pieces: int | None = None
+    delegated: bool = False
 
 
 class Value(msgspec.Struct, frozen=True):

@@ -20,14 +20,13 @@ from converters.proof import Measured
 from converters.search import Search
 from converters.sensitivity import Sensitivity, float_answers, sensitivities
 from converters.setting import Setting
-from converters.watching import Step, Tell, untold
+from converters.watching import Tell, Watch, untold
 from edgekit.errors import EdgekitError
 from edgekit.recipe import Recipe
 from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
 CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks
-Found = Callable[[TargetProfile, Candidate], None]
 
 
 class Workshop:
@@ -36,18 +35,17 @@ class Workshop:
     Args:
         setting: What tasks work with.
         crew: What does them.
-        step: Called with the name of each step; its context lasts as long as the step.
+        watch: What is called of it.
         shelf: What earlier runs made of the same.
-        found: Called with each candidate as soon as it is there.
     """
 
-    def __init__(self, setting: Setting, crew: Crew, step: Step, shelf: Shelf, found: Found) -> None:
+    def __init__(self, setting: Setting, crew: Crew, watch: Watch, shelf: Shelf) -> None:
         self._setting = setting
         self._bench = setting.bench
         self._crew = crew
-        self._step = step
+        self._step = watch.step
         self._shelf = shelf
-        self._found = found
+        self._found = watch.found
         self._made: dict[Any, Candidate] = {}
         self._scores: dict[tuple[Layer, ...], list[Sensitivity]] = {}
 
@@ -160,7 +158,7 @@ class Workshop:
             if kept is None:
                 return False
             self._made[key] = kept
-        self._found(line.profile, self._priced(line, recipe))
+        self._found(line.profile, self._priced(line, recipe).measured)
         return True
 
     def _keep(self, line: _Line, recipe: Recipe, made: Candidate | EdgekitError) -> None:
@@ -170,7 +168,7 @@ class Workshop:
         # A fault may pass, and what an accelerator gets depends on the compilers that are installed.
         if not made.measured.fault and not line.profile.accelerator:
             self._shelf.put(line.key(recipe), made)
-        self._found(line.profile, self._priced(line, recipe))
+        self._found(line.profile, self._priced(line, recipe).measured)
 
     def _priced(self, line: _Line, recipe: Recipe) -> Candidate:
         """The candidate, with what it costs this target."""

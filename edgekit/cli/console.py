@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from edgekit.settings import ControlSettings, load_settings
 
 DEFAULT_CONFIG = Path("edgekit.toml")
 QUIET_SECONDS = 2.0
+PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 OURS = ("edgekit", "converters", "device_agents")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,14 +83,14 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(data, indent=2).decode())
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a result for people: aligned columns on stdout; numbers are set right."""
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
+    """Print a result for people: aligned columns on stdout, or stderr with `err`; numbers are set right."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(headers))]
     for row in [list(headers), *cells]:
         parts = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
-        click.echo("  ".join(parts).rstrip())
+        click.echo("  ".join(parts).rstrip(), err=err)
 
 
 def note(text: str) -> None:
@@ -96,16 +99,68 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def step(label: str) -> Iterator[None]:
-    """Announce one step of long work on one line of stderr, with its time when it ends."""
-    click.echo(f"{label} ... ", nl=False, err=True)
-    start = time.monotonic()
+def step(label: str) -> Iterator[Callable[[int, int, float | None], None]]:
+    """Announce one step of long work on one line of stderr, with its time when it ends.
+
+    What it gives takes how many parts of the step are done, of how many, and the seconds that the others take, None
+    where nobody knows. It shows them on the same line, without a terminal on lines of their own, for long steps only.
+    """
+    line = _StepLine(label)
+    try:
+        yield line.tell
+    except KeyboardInterrupt:
+        line.end("stopped after ")
+        raise
+    except BaseException:
+        line.end("failed after ")
+        raise
+    line.end("")
+
+
+class _StepLine:
+    """The line of one step."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._start = self._told = time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._whole = True  # what the line holds is its label only
+        click.echo(f"{label} ... ", nl=False, err=True)
+
+    def tell(self, done: int, total: int, left: float | None) -> None:
+        """Show that `done` of `total` parts are done and the rest takes `left` seconds."""
+        now = time.monotonic()
+        if left is None or total < 2 or max(left, now - self._start) < QUIET_SECONDS:
+            return
+        if not self._live and now - self._told < PLAIN_SECONDS:
+            return
+        text = f"{done} of {total} done, about {left:.0f} s for the rest; more may follow"
+        start = f"\r\x1b[K{self._label} ... " if self._live else "" if self._whole else f"{self._label} ... "
+        click.echo(start + text, nl=not self._live, err=True)
+        self._told, self._whole = now, False
+
+    def end(self, how: str) -> None:
+        """Close the line with the time that the step took."""
+        start = "" if self._whole else f"\r\x1b[K{self._label} ... " if self._live else f"{self._label} ... "
+        click.echo(f"{start}{how}{time.monotonic() - self._start:.1f} s", err=True)
+
+
+@contextlib.contextmanager
+def ending_at_the_second() -> Iterator[None]:
+    """Leave the first Ctrl-C to whoever catches it; the second ends the process at once, whatever it is cleaning up."""
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # it gets no signals
+        return
+    before = signal.signal(signal.SIGINT, first)
     try:
         yield
-    except BaseException:
-        click.echo(f"failed after {time.monotonic() - start:.1f} s", err=True)
-        raise
-    click.echo(f"{time.monotonic() - start:.1f} s", err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Progress:

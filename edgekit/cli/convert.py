@@ -13,13 +13,25 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from edgekit.cli.console import dry_run_option, json_option, needs_extra, note, print_json, print_table, step
-from edgekit.errors import RecipeError
+from edgekit.cli.console import (
+    dry_run_option,
+    ending_at_the_second,
+    json_option,
+    needs_extra,
+    note,
+    print_json,
+    print_table,
+    step,
+)
+from edgekit.errors import RecipeError, RefusedError
 from edgekit.recipe import PRESETS, Recipe, preset
 
 if TYPE_CHECKING:
+    from converters.cache import Cache
     from converters.plan import Plan
+    from converters.proof import Measured
     from converters.report import Report
+    from edgekit.targets import TargetProfile
 
 
 @click.command()
@@ -63,7 +75,8 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
 
     MODEL is a .keras or .h5 file, a SavedModel folder, or an .onnx file. Without --data, parity is measured on random
     inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget. What was
-    made is kept under ~/.cache/edgekit (at most 1 GiB): the same again, or after Ctrl-C, goes on from there.
+    made is kept under ~/.cache/edgekit (at most 1 GiB): after Ctrl-C, which tells what was found until then, the same
+    command goes on from there, and where its bundles are there already it does nothing.
 
     \b
     Examples:
@@ -75,21 +88,85 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     """
     with needs_extra("convert"):
         from converters.cache import default_cache
-        from converters.child import TensorFlowChild
-        from converters.frontends import sniff
-        from converters.pipeline import run_plan
-        from converters.plan import make_plan
+        from converters.receipts import THERE, Request
 
-    plan = make_plan(model, recipe=_recipe(recipe) if recipe else None, **choices)
-    if dry_run:
-        _print_plan(plan, sniff(model), as_json)
-        return
-    with _native_noise_hidden(), TensorFlowChild(show_log=_verbose()) as child:
-        reports = run_plan(plan, on_step=step, child=child, cache=None if no_cache else default_cache())
+    choices["recipe"] = _recipe(recipe) if recipe else None
+    cache = None if no_cache else default_cache()
+    request = Request(None if dry_run else cache, model, choices)
+    reports = request.reports()
+    there = reports is not None
+    if reports is None:
+        with needs_extra("convert"):
+            from converters.frontends import sniff
+            from converters.plan import make_plan
+
+        plan = make_plan(model, **choices)
+        if dry_run:
+            _print_plan(plan, sniff(model), as_json)
+            return
+        reports = _run(plan, cache)
+        request.done(reports)
     if as_json:
         print_json(reports)
-        return
-    _print_reports(reports)
+    else:
+        _print_reports(reports, "there already: " if there else "wrote ")
+    if there:
+        note(THERE)
+
+
+def _run(plan: Plan, cache: Cache | None) -> list[Report]:
+    """Do what `plan` says; where Ctrl-C ends it, say what was found until then."""
+    with needs_extra("convert"):
+        from converters.child import TensorFlowChild
+        from converters.pipeline import run_plan
+        from converters.watching import Watch
+
+    found: dict[str, dict[str, Measured]] = {profile.name: {} for profile, _ in plan.profiles}
+    written: list[Path] = []
+
+    def keep(profile: TargetProfile, measured: Measured) -> None:
+        found[profile.name][measured.recipe.id] = measured
+
+    watch = Watch(step=step, found=keep, written=written.append, note=note)
+    with ending_at_the_second():
+        try:
+            with _native_noise_hidden(), TensorFlowChild(show_log=_verbose()) as child:
+                return run_plan(plan, watch=watch, child=child, cache=cache)
+        except KeyboardInterrupt:
+            _print_found(plan, found)
+            done = ", ".join(map(str, written)) or "nothing"
+            kept = cache is not None and ":" not in (plan.metric or "")
+            note(f"{done} was written" + ("; the same command goes on from here" if kept else ""))
+            raise
+
+
+def _print_found(plan: Plan, found: dict[str, dict[str, Measured]]) -> None:
+    """What a run that was interrupted has measured, on stderr."""
+    from converters.proof import choose
+
+    note("")
+    for target, candidates in found.items():
+        if not candidates:
+            note(f"{target}: no candidate was made yet")
+            continue
+        try:
+            chosen = choose(list(candidates.values()), plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
+            best, verdicts = f"the best is {chosen.chosen}", chosen.verdicts
+        except RefusedError:
+            best, verdicts = "none meets the budget", {}
+        note(f"{target}: {len(candidates)} candidates so far, of which {best}; more were to come")
+        rows = [
+            (
+                name,
+                one.bytes,
+                f"{one.drop.value:.4f}" if one.drop else "-",
+                f"{one.drop.upper:.4f}" if one.drop else "-",
+                f"{one.cost.value:.3g}",
+                verdicts.get(name, ("failed" if one.fault else "", ""))[0],
+            )
+            for name, one in candidates.items()
+        ]
+        print_table(["candidate", "bytes", "drop", "at most", "cost", "so far"], rows, err=True)
 
 
 def _print_plan(plan: Plan, source: str, as_json: bool) -> None:
@@ -112,7 +189,7 @@ def _print_plan(plan: Plan, source: str, as_json: bool) -> None:
     )
 
 
-def _print_reports(reports: list[Report]) -> None:
+def _print_reports(reports: list[Report], what: str) -> None:
     for report in reports:
         click.echo(f"\n{report.target}: {report.chosen}, {'proven' if report.proven else 'not proven'}")
         print_table(
@@ -137,7 +214,7 @@ def _print_reports(reports: list[Report]) -> None:
             note("no --data: parity was measured on random inputs, quality is unknown, int8 was not tried")
         if report.preprocess == "detected":
             note("clients may send JPEG or PNG; resizing is taken to be bilinear, else say it with --preprocess FILE")
-        click.echo(f"wrote {report.bundle}")
+        click.echo(f"{what}{report.bundle}")
 
 
 def _recipe(text: str) -> Recipe:

@@ -11,10 +11,11 @@ from converters.backends import Artifact, Workbench
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.child import TensorFlowChild
-from converters.contents import Contents, contents_of
+from converters.contents import contents_of
 from converters.frontends.onnx import canonical
 from converters.matrix import WORK, matrix, sums_exactly
 from converters.parity import beside_device
+from converters.report import Contents
 from converters.samples import random_samples
 from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.recipe import Recipe

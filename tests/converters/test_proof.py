@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from converters.bounds import Drop, paired_drop
+from converters.bounds import paired_drop
+from converters.drop import Drop
 from converters.proof import Budget, Measured, choose, sequence
 from edgekit.errors import RefusedError
 from edgekit.manifest import Cost

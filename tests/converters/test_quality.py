@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from converters.bounds import paired_drop, samples_needed, upper_share
+from converters.bounds import paired_drop, upper_share
+from converters.drop import samples_needed
 from converters.quality import find_metric, score
 from edgekit.errors import DataError, SettingsError
 

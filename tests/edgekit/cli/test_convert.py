@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -35,6 +36,24 @@ def test_convert_goes_on_from_what_was_made_unless_told_otherwise(call, model, t
     runs = [call("convert", model, *options, "-o", tmp_path / name)[2] for name in ("one", "two")]
     runs.append(call("convert", model, *options, "-o", tmp_path / "three", "--no-cache")[2])
     assert ["server: float32" in errors for errors in runs] == [True, False, True]
+
+
+def test_same_command_again_does_nothing_and_loads_nothing(call, model, tmp_path):
+    """The same table, and where the bundle was already; neither TensorFlow nor what converts is imported for that."""
+    options = ["convert", model, "--target", "server", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"]
+    _, first, _ = call(*options)
+    script = """
+import sys
+from edgekit.cli.main import edgekit, run
+assert run(edgekit, "edgekit") == 0
+assert not {"tensorflow", "onnx", "onnxruntime", "ai_edge_litert", "scipy", "joblib"} & set(sys.modules)
+"""
+    again = subprocess.run(
+        [sys.executable, "-c", script, *map(str, options)], capture_output=True, text=True, check=True
+    )
+    assert again.stdout == first.replace("wrote ", "there already: ")
+    assert again.stderr.startswith("everything was there already")
+    assert json.loads(call(*options, "--json")[1]) == json.loads(call(*options, "--json", "--no-cache")[1])
 
 
 def test_convert_prints_candidates_and_where_the_bundle_is(call, model, tmp_path):

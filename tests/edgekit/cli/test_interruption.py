@@ -1,0 +1,145 @@
+"""Ctrl-C in the middle of a search, and what a step shows while it lasts: real processes, real signals."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from edgekit.cli import console
+from tests.simulators import models
+
+RUN = """
+import sys, joblib
+from converters import crew
+from edgekit.cli.main import edgekit, run
+crew.START_SECONDS = crew.SEND_SECONDS = 0.0
+jobs = int(sys.argv.pop(1))
+with joblib.parallel_config(n_jobs=jobs):
+    sys.exit(run(edgekit, "edgekit"))
+"""
+
+
+def group(number):
+    """Ids of processes in a process group that still run."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == number and fields[0] != "Z":
+            found.append(int(name))
+    return found
+
+
+def until(process, text):
+    """Read stderr of `process` until `text` is in it."""
+    read = b""
+    while text not in read:
+        part = os.read(process.stderr.fileno(), 4096)
+        assert part, read.decode()
+        read += part
+    return read.decode()
+
+
+@pytest.mark.parametrize(("jobs", "sign"), [(1, b"int8-weights ..."), (2, b"2 at a time ...")])
+def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jobs, sign):
+    """SIGINT to the whole group: a table so far, nothing written, exit 130, no process left; then no float32 again."""
+    models.saved(models.classifier(), tmp_path / "model.onnx")
+    models.labelled_data(tmp_path / "data.npz", rows=30_000)
+    options = ["--target", "raspberry-pi-5", "--runtime", "onnxruntime", "--data", tmp_path / "data.npz"]
+    options += ["-o", tmp_path / "out"]
+    command = [sys.executable, "-c", RUN, str(jobs), "convert", tmp_path / "model.onnx", *options]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    until(process, sign)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    text = err.decode()
+    assert process.returncode == 130, text
+    assert out == b""
+    assert re.search(r"^float32 +\d+ .* (fits|chosen)$", text, re.MULTILINE)
+    assert "candidates so far, of which the best is " in text
+    assert "nothing was written; the same command goes on from here" in text
+    assert "Traceback" not in text
+    assert "leaked" not in text
+    assert not (tmp_path / "out").exists()
+    end = time.monotonic() + 20
+    while group(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not group(process.pid)
+    assert not list(tmp_path.glob("edgekit-*"))
+    if jobs == 1:
+        again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)
+        assert "raspberry-pi-5: int8-weights" in again.stderr
+        assert "raspberry-pi-5: float32" not in again.stderr
+
+
+def test_second_interruption_ends_at_once():
+    """Whatever the first one is still cleaning up."""
+    script = """
+import time
+from edgekit.cli.console import ending_at_the_second
+with ending_at_the_second():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("cleaning", flush=True)
+        time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        for line in ("ready\n", "cleaning\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT
+
+
+def test_interruption_is_as_ever_afterwards():
+    """The handler of before is back."""
+    before = signal.getsignal(signal.SIGINT)
+    with console.ending_at_the_second():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_short_step_tells_nothing_of_its_parts(capsys):
+    """One line, with the time."""
+    with console.step("short") as tell:
+        tell(1, 3, 0.5)
+        tell(2, 3, None)
+    assert capsys.readouterr().err.startswith("short ... 0.0 s")
+
+
+def test_long_step_tells_on_lines_of_their_own_without_a_terminal(capsys, monkeypatch):
+    """What is done, of how many, the time left, and that this is not all; then the whole line."""
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    with console.step("long") as tell:
+        tell(1, 3, 40.4)
+        tell(2, 3, 20.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "long ... 1 of 3 done, about 40 s for the rest; more may follow",
+        "long ... 2 of 3 done, about 20 s for the rest; more may follow",
+    ]
+    assert lines[2] == "long ... 0.0 s"
+
+
+def test_long_step_tells_on_one_line_of_a_terminal(capsys, monkeypatch):
+    """The line is written anew each time."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with contextlib.suppress(KeyboardInterrupt), console.step("long") as tell:
+        tell(1, 3, 40.4)
+        raise KeyboardInterrupt
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "\r\x1b[Klong ... 1 of 3 done, about 40 s" in text
+    assert text.endswith("\r\x1b[Klong ... stopped after 0.0 s\n")
