@@ -13,6 +13,8 @@ STATIC, DYNAMIC, WEIGHTS = "int8", "int8-dynamic", "int8-weights"
 PRECISIONS = ("float32", "float16", STATIC, DYNAMIC, WEIGHTS)
 RANGES = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
+LOWERED, DIRECT = "lowered", "direct"
+ROUTES = (LOWERED, DIRECT)
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +32,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounding: How 4-bit weights are rounded: each to the ``nearest``, or by ``gptq``, which needs samples.
         equalize: Even out the ranges of neighbouring channels first.
         correct_bias: Take back what quantized weights add to the mean of each channel; needs samples.
+        route: How the float file for LiteRT is made: ``lowered`` from the canonical graph, or ``direct`` from the
+            source by its own converter, whose layers cannot be chosen. Absent means ``lowered``, and ``lowered`` is
+            held as absent, so that the bytes of recipes without it are those they always were.
     """
 
     precision: str = "float32"
@@ -41,6 +46,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounding: str = "nearest"
     equalize: bool = False
     correct_bias: bool = False
+    route: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for field, known in (("precision", PRECISIONS), ("ranges", RANGES), ("rounding", ROUNDINGS)):
@@ -57,6 +63,25 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         both = sorted({*self.float_layers} & {*self.int4_layers})
         if both:
             raise RecipeError(f"{', '.join(both)}: in float_layers and in int4_layers, expected in one of them")
+        if self.route == LOWERED:
+            msgspec.structs.force_setattr(self, "route", msgspec.UNSET)
+        elif self.route is not msgspec.UNSET:
+            self._require_direct()
+
+    def _require_direct(self) -> None:
+        if self.route != DIRECT:
+            raise RecipeError(f"route is {self.route!r}, expected one of {', '.join(ROUTES)}")
+        graph = ("float_layers", "int4_layers", "equalize", "correct_bias")
+        if wrong := [field for field in graph if getattr(self, field)]:
+            raise RecipeError(
+                f"route is {DIRECT!r} and {', '.join(wrong)} given, which work on the canonical graph",
+                advice=f"Leave them out, or set route to {LOWERED!r}.",
+            )
+
+    @property
+    def direct(self) -> bool:
+        """True where the float file is made from the source by its own converter."""
+        return self.route == DIRECT
 
     @property
     def quantized(self) -> bool:
@@ -92,6 +117,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append(f"w4x{len(set(self.int4_layers))}")
         if self.rounding != "nearest":
             parts.append(self.rounding)
+        if self.direct:
+            parts.append(DIRECT)
         if self.float_layers or self.int4_layers:
             named = [sorted(set(self.float_layers)), sorted(set(self.int4_layers))]
             parts.append(hashlib.sha256(msgspec.json.encode(named)).hexdigest()[:6])

@@ -103,6 +103,25 @@ def test_a_recipe_of_an_older_bundle_is_read() -> None:
     assert msgspec.json.decode(old, type=Recipe) == Recipe("int8", symmetric=True, float_layers=("a",))
 
 
+def test_the_lowered_route_leaves_a_recipes_bytes_as_they_were() -> None:
+    """It is the default and is held as absent, so that manifests and their digests stay; the direct one is told."""
+    plain = msgspec.json.encode(Recipe("int8"), order="sorted")
+    assert b"route" not in plain
+    assert Recipe("int8", route="lowered") == Recipe("int8")
+    assert msgspec.json.encode(Recipe("int8", route="lowered"), order="sorted") == plain
+    direct = Recipe("int8", route="direct")
+    assert msgspec.json.decode(msgspec.json.encode(direct), type=Recipe) == direct
+    assert (direct.id, direct.direct, Recipe("int8").direct) == ("int8-direct", True, False)
+
+
+def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
+    """It goes past the canonical graph, whose layers the other choices name; an unknown route is refused too."""
+    with pytest.raises(RecipeError, match="route is 'direct' and int4_layers, correct_bias given"):
+        Recipe("int8", int4_layers=("a",), correct_bias=True, route="direct")
+    with pytest.raises(RecipeError, match="route is 'straight', expected one of lowered, direct"):
+        Recipe(route="straight")
+
+
 @pytest.mark.parametrize(
     ("recipe", "needs"),
     [
