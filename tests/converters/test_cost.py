@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from converters.cost import estimate, memory_mib
+from converters.cost import Loop, Overhead, estimate, memory_mib
 from converters.graph import Graph
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from edgekit.recipe import Recipe
@@ -191,3 +191,42 @@ def test_a_users_processor_is_known_by_its_features(spotter):
     plain = parse_targets(text)["mine"]
     quick = parse_targets(text + 'cpu_features=["asimd","asimddp"]\n')["mine"]
     assert estimate(spotter, quick, Recipe("int8")).value < 0.5 * estimate(spotter, plain, Recipe("int8")).value
+
+
+# Instructions of one run of an LSTM that is a loop, counted on x86-64 by cachegrind: steps, the loop, the count.
+LOOPS = [
+    (Loop(32, 19, 5120, 1196), 0.475e6),
+    (Loop(64, 19, 5120, 1196), 1.094e6),
+    (Loop(64, 19, 18432, 2380), 1.650e6),
+    (Loop(64, 19, 69632, 4748), 3.633e6),
+    (Loop(64, 26, 5120, 5301), 4.195e6),
+    (Loop(128, 19, 5120, 1196), 2.101e6),
+    (Loop(128, 26, 5120, 9397), 12.280e6),
+]
+
+
+@pytest.mark.parametrize(("loop", "counted"), LOOPS, ids=str)
+def test_a_loop_costs_about_what_was_counted(loop, counted):
+    """It stands for the recurrent layer, whatever the graph says of that."""
+    graph, profile = recurrent(), find_target("x86-64", builtin_targets())
+    looped = estimate(graph, profile, Recipe(route="direct"), Overhead((loop,))).value
+    assert looped == pytest.approx(counted, rel=0.2)
+    assert looped > estimate(graph, profile, Recipe()).value
+
+
+def test_calls_of_the_runtime_cost():
+    """What no delegate takes is called by itself; a file that needs fewer calls than the lowered one costs less."""
+    graph, profile = recurrent(), find_target("raspberry-pi-4", builtin_targets())
+    more, none, fewer = (
+        estimate(graph, profile, Recipe(route="direct"), Overhead((), calls)).value for calls in (3, 0, -1)
+    )
+    assert fewer < none < more
+
+
+def recurrent():
+    """One LSTM of 8 units over 16 steps of 4 values."""
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["all"], "memory", hidden_size=8)]
+    ends = [helper.make_tensor_value_info("x", 1, [16, 1, 4]), helper.make_tensor_value_info("all", 1, [16, 1, 1, 8])]
+    weights = [tensor("w", 1, 32, 4), tensor("r", 1, 32, 8)]
+    graph = helper.make_graph(nodes, "recurrent", [ends[0]], [ends[1]], weights)
+    return Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
