@@ -16,6 +16,7 @@ from converters.bounds import likely_method
 from converters.cost import estimate
 from converters.distance import divergence
 from converters.graph import Graph
+from converters.overhead import NONE, Overhead
 from converters.parity import Parity
 from converters.proof import Budget, Measured
 from converters.quality import AGREEMENT, Metric, drop_of, score
@@ -70,15 +71,19 @@ def make_candidate(
     evidence: Evidence,
     budget: Budget,
     folder: Path,
+    overhead: Overhead = NONE,
 ) -> Candidate:
     """Build one candidate and measure it; one that cannot be made is a candidate with a fault.
+
+    So is a float32 artifact by the direct route that cannot be made or does not answer as the graph does: there is the
+    lowered one.
 
     Raises:
         UnsupportedOpError: an operator cannot be converted for this backend in any precision.
         ParityError: the float32 artifact does not answer as the canonical graph does.
         ConversionError, RuntimeLoadError: the float32 artifact cannot be made or run.
     """
-    cost = estimate(graph, profile, recipe)
+    cost = estimate(graph, profile, recipe, overhead)
     try:
         artifact = backend.build(recipe)
         answers, provider = _answers(artifact, evidence, folder / recipe.id)
@@ -87,6 +92,8 @@ def make_candidate(
         return failed(recipe, cost, error)
     relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision, 0.0)
     limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
+    if recipe.precision == "float32" and found.max_abs > limit and recipe.direct:
+        return Candidate(Measured(recipe, 0, cost, fault=direct_fault(found.max_abs, limit)))
     if recipe.precision == "float32":
         parity.require(found, limit)
     same = not recipe.quantized and found.max_abs <= limit and found.agreement == 1.0
@@ -105,10 +112,15 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
         EdgekitError: `error` itself, where it ends the whole conversion: what float32 is everything is compared with,
             an operator that cannot be converted cannot be in any precision, and others are not faults of a candidate.
     """
-    ends = recipe.precision == "float32" or isinstance(error, UnsupportedOpError)
+    ends = (recipe.precision == "float32" and not recipe.direct) or isinstance(error, UnsupportedOpError)
     if ends or not isinstance(error, ConversionError | RuntimeLoadError):
         raise error
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
+
+
+def direct_fault(found: float, limit: float) -> str:
+    """Why a file of the direct route is not taken."""
+    return f"its answers differ by {found:.3g} from the float model's, allowed are {limit:.3g}"
 
 
 def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:

@@ -28,6 +28,7 @@ from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 FUNCTIONS = {
     "export_keras": "converters.frontends.tensorflow_side:export_keras",
     "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
+    "direct": "converters.frontends.tensorflow_direct:direct",
     "answers": "converters.frontends.tensorflow_side:answers",
     "lower": "converters.lowering.tflite:lower",
     "export_program": "converters.frontends.torch_side:export_program",

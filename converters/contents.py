@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from converters.backends.contract import Artifact
-from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
 from converters.report import Constant, Contents
 from edgekit.runtimes import LITERT
 
@@ -21,7 +21,7 @@ def contents_of(artifact: Artifact, folder: Path) -> Contents:
     """Read an artifact; `folder` takes a copy where a runtime is asked."""
     if artifact.runtime == LITERT:
         operators, constants = _litert(artifact.data)
-        pieces, delegated = _pieces(artifact, folder, sum(operators.values()))
+        pieces, delegated = _pieces(artifact, folder, operators_of(artifact.data))
     else:
         operators, constants = _onnx(artifact.data)
         pieces, delegated = None, False
@@ -40,26 +40,26 @@ def contents_of(artifact: Artifact, folder: Path) -> Contents:
 
 def _litert(data: bytes) -> tuple[Counter[str], list[Constant]]:
     model = parse_tflite(data)
-    graph = model.subgraphs[0]
     operators: Counter[str] = Counter()
     found: dict[int, Constant] = {}
-    for operator in graph.operators:
-        name = operator_name(model, operator)
-        operators[name] += 1
-        for index in operator.inputs:
-            tensor = graph.tensors[index] if index >= 0 else None
-            if tensor is None or tensor.buffer in found:
-                continue
-            content = buffer_content(model.buffers[tensor.buffer], data)
-            if content:
-                shape = tuple(int(size) for size in tensor.shape)
-                label = f"{name} {operators[name]}"
-                found[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
+    for graph in model.subgraphs:  # the bodies of loops too
+        for operator in graph.operators:
+            name = operator_name(model, operator)
+            operators[name] += 1
+            for index in operator.inputs if operator.inputs is not None else ():
+                tensor = graph.tensors[index] if index >= 0 else None
+                if tensor is None or tensor.buffer in found:
+                    continue
+                content = buffer_content(model.buffers[tensor.buffer], data)
+                if content:
+                    shape = tuple(int(size) for size in tensor.shape)
+                    label = f"{name} {operators[name]}"
+                    found[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
     return operators, list(found.values())
 
 
-def _pieces(artifact: Artifact, folder: Path, operators: int) -> tuple[int | None, bool]:
-    """How many parts of the graph were handed to XNNPACK, and whether all weights are in them."""
+def _pieces(artifact: Artifact, folder: Path, main: list[str]) -> tuple[int | None, bool]:
+    """How many parts of the graph were handed to XNNPACK, and whether all weights, of no loop, are in them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
     path.write_bytes(artifact.data)
@@ -67,12 +67,12 @@ def _pieces(artifact: Artifact, folder: Path, operators: int) -> tuple[int | Non
     interpreter.allocate_tensors()
     try:  # private to the library: where it is gone, nothing is said
         nodes = interpreter._get_ops_details()
-        taken = [node for node in nodes[operators:] if node["op_name"] == "DELEGATE"]
+        taken = [node for node in nodes[len(main) :] if node["op_name"] == "DELEGATE"]
         read = {tensor for node in taken for tensor in node["inputs"]}  # constants too
-        layers = [node for node in nodes[:operators] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
+        layers = [node for node in nodes[: len(main)] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
         unpacked = {node["outputs"][0]: node["inputs"][0] for node in nodes if node["op_name"] == "DEQUANTIZE"}
         weights = [node["inputs"][1] for node in layers]
-        return len(taken), all(unpacked.get(tensor, tensor) in read for tensor in weights)
+        return len(taken), "WHILE" not in main and all(unpacked.get(tensor, tensor) in read for tensor in weights)
     except (AttributeError, KeyError):
         return None, False
 

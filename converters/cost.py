@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from converters.graph import Graph, attributes, label
+from converters.overhead import NONE, Overhead
 from edgekit.manifest import Cost
 from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.targets import TargetProfile
@@ -51,37 +52,6 @@ class Kernels(msgspec.Struct, frozen=True):
     block: tuple[int, int] = (1, 1)
     per_row: float = 0.0
     unpacked: dict[str, float] = {}
-
-
-class Loop(msgspec.Struct, frozen=True):
-    """A loop in an artifact, of a known number of steps.
-
-    Attributes:
-        steps: How often its body runs.
-        operators: Number of operators in the body.
-        macs: Multiply-adds of one step's dense layers.
-        values: Elements that the operators of one step write, and that it hands changed to the next.
-    """
-
-    steps: int
-    operators: int
-    macs: int
-    values: int
-
-
-class Overhead(msgspec.Struct, frozen=True):
-    """What running an artifact takes that the graph does not show.
-
-    Attributes:
-        loops: They stand for the graph's recurrent layers.
-        outside: How many more calls the runtime has to make, of delegates and of operators, than for the lowered file.
-    """
-
-    loops: tuple[Loop, ...] = ()
-    outside: int = 0
-
-
-NONE = Overhead()
 
 
 class Core(msgspec.Struct, frozen=True):

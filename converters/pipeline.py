@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from converters import parity
-from converters.backends import Artifact, Workbench
+from converters.backends import Artifact, Workbench, leads_to
 from converters.bundle import (
     bundle_files,
     golden_bytes,
@@ -43,6 +43,7 @@ from converters.report import (
     FloatReport,
     LayerReport,
     Report,
+    RouteReport,
     SourceReport,
     SplitReport,
     TestReport,
@@ -50,6 +51,7 @@ from converters.report import (
     report_html,
     report_json,
 )
+from converters.routes import consider, with_direct
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
 from converters.setting import Setting
 from converters.tasks import detect_task, named_classes
@@ -77,11 +79,14 @@ def run_plan(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
+        shelf = _shelf(plan, prepared, cache)
+        route = consider(plan.recipe, plan.profiles, prepared.source, bench, prepared.evidence, shelf, step)
         setting = Setting(bench, prepared.evidence, plan.budget)
         crew = stack.enter_context(Crew(setting))
-        workshop = Workshop(setting, crew, watch, _shelf(plan, prepared, cache))
+        workshop = Workshop(setting, crew, watch, shelf)
         done = [
-            _one_target(plan, prepared, bench, workshop, profile, runtime, step) for profile, runtime in plan.profiles
+            _one_target(plan, prepared, bench, workshop, profile, runtime, route, step)
+            for profile, runtime in plan.profiles
         ]
     written = []
     for report, manifest, files in done:
@@ -206,10 +211,15 @@ def _one_target(
     workshop: Workshop,
     profile: TargetProfile,
     runtime: str,
+    route: RouteReport | None,
     step: Step,
 ) -> Done:
     folder = bench.folder / profile.name
-    found = workshop.candidates(profile, runtime, plan.recipes(profile, runtime), search=plan.recipe is None)
+    route = route if leads_to(profile, runtime) else None
+    kinds = plan.recipes(profile, runtime)
+    if plan.recipe is None and route is not None:
+        kinds = with_direct(kinds, route, bench)
+    found = workshop.candidates(profile, runtime, kinds, search=plan.recipe is None)
     choice = choose([c.measured for c in found], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
     chosen = next(c for c in found if c.measured.recipe.id == choice.chosen)
     assert chosen.artifact is not None  # a candidate with a fault is never chosen
@@ -227,6 +237,7 @@ def _one_target(
             notes=(*chosen.artifact.notes, *ways.left),
             sensitivity=layers,
             parity=(*report.parity, *ways.parity),
+            route=route,
         )
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.backends import precisions_of
+from converters.backends import leads_to, precisions_of
 from converters.processing import AUTO, read_steps
 from converters.proof import AIMS, Budget
 from converters.search import candidates
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
         return f"{self.name}-{self.version}-{profile.name}"
 
     def recipes(self, profile: TargetProfile, runtime: str) -> list[Recipe]:
-        """The candidates of one target.
+        """The candidates of one target by the lowered route, or the one that was asked for.
 
         Raises:
             RecipeError: the target cannot do the recipe that was asked for, or can only do int8 and there is no data.
@@ -70,6 +70,12 @@ class Plan(msgspec.Struct, frozen=True):
             return found
         if self.recipe.precision not in known:
             raise RecipeError(f"target {profile.name} takes {', '.join(known)}, not {self.recipe.precision}")
+        if self.recipe.direct and not leads_to(profile, runtime):
+            runs = profile.accelerator or runtime
+            raise RecipeError(
+                f"the recipe asks for the direct route, and target {profile.name} runs {runs}",
+                advice="It leads to LiteRT on a CPU; leave route out of the recipe.",
+            )
         if self.recipe.precision == "int8" and self.data is None:
             raise RecipeError("an int8 recipe needs samples to calibrate with", advice="Give --data with real samples.")
         by_precision = {recipe.precision: recipe for recipe in found}

@@ -8,6 +8,7 @@ import jinja2
 import msgspec
 
 from converters.drop import Drop
+from converters.overhead import FileFacts
 from converters.parity import Parity
 from converters.proof import Budget
 from edgekit.manifest import Cost
@@ -96,6 +97,21 @@ class LayerReport(msgspec.Struct, frozen=True):
     int4: float | None
 
 
+class RouteReport(msgspec.Struct, frozen=True):
+    """What came of the source's own way to LiteRT (see routes.py), and what tells the two float files apart.
+
+    Attributes:
+        taken: Its kinds are candidates.
+        reason: Why, or why not.
+        lowered, direct: The files; None where one could not be made, or is off.
+    """
+
+    taken: bool
+    reason: str
+    lowered: FileFacts | None = None
+    direct: FileFacts | None = None
+
+
 class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """Quality on data that was never chosen by."""
 
@@ -111,7 +127,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 
     `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
     the file of steps before and after the model, or is ``detected`` or ``none``. `contents` and `notes` are those of
-    the chosen artifact. `sensitivity` has the layers that the search asked for, the most sensitive first.
+    the chosen artifact. `sensitivity` has the layers that the search asked for, the most sensitive first. `route` is
+    null where there is no way past the canonical graph, or nobody looked.
     """
 
     name: str
@@ -136,6 +153,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     contents: Contents | None = None
     notes: tuple[str, ...] = ()
     sensitivity: tuple[LayerReport, ...] = ()
+    route: RouteReport | None = None
 
     @property
     def taken(self) -> CandidateReport:

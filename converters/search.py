@@ -54,7 +54,7 @@ class Search:
             scores: Asked for once, when a mixture of precisions is wanted.
         """
         self._wave(kinds)
-        quantized = [recipe for recipe in kinds if recipe.quantized and not self._found[recipe.id].fault]
+        quantized = [r for r in kinds if r.quantized and not r.direct and not self._found[r.id].fault]
         if any(self._found[recipe.id].choice_drop is not None for recipe in quantized):
             layers = list(scores())
             static = [recipe for recipe in quantized if recipe.precision == STATIC]

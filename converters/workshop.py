@@ -22,7 +22,8 @@ from converters.sensitivity import Sensitivity, float_answers, sensitivities
 from converters.setting import Setting
 from converters.watching import Tell, Watch, untold
 from edgekit.errors import EdgekitError
-from edgekit.recipe import Recipe
+from edgekit.manifest import Cost
+from edgekit.recipe import DIRECT, Recipe
 from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
@@ -57,7 +58,8 @@ class Workshop:
         Raises:
             As `make_candidate`.
         """
-        line = _Line(profile, runtime, backend_for(profile, runtime, self._bench))
+        direct = self._bench.direct.sha256 if self._bench.direct else ""
+        line = _Line(profile, runtime, backend_for(profile, runtime, self._bench), direct)
         found: list[Candidate] = []
 
         def make(recipes: Sequence[Recipe]) -> list[Measured]:
@@ -79,8 +81,9 @@ class Workshop:
     def _wave(self, line: _Line, recipes: Sequence[Recipe]) -> list[Candidate]:
         """The candidates of `recipes`, in their order. They are made here while that is the faster way."""
         todo = [recipe for recipe in recipes if not self._is_kept(line, recipe)]
+        todo.sort(key=lambda recipe: not recipe.direct)  # these first, for they are quick and their file is only here
         total = len(todo)
-        while todo and self._crew.at_a_time(CANDIDATES, len(todo)) == 1:
+        while todo and (todo[0].direct or self._crew.at_a_time(CANDIDATES, len(todo)) == 1):
             recipe = todo.pop(0)
             with self._step(f"{line.profile.name}: {recipe.id}") as told:
                 (told or untold)(total - len(todo) - 1, total, self._crew.left(CANDIDATES, len(todo) + 1))
@@ -99,10 +102,11 @@ class Workshop:
                 return made
         try:  # TensorFlow takes its time to start, which says nothing of the candidates to come
             if line.backend.lowers:
-                self._bench.lowered(self._bench.to_lower(recipe))
+                self._bench.float_file(recipe, self._bench.to_lower(recipe))
         except EdgekitError as error:
             return error
-        made = self._crew.here(CANDIDATES, measure, line.profile, line.runtime, recipe, None)
+        kind = DIRECT if recipe.direct else CANDIDATES  # their seconds say nothing of each other
+        made = self._crew.here(kind, measure, line.profile, line.runtime, recipe, None)
         return cast("Candidate | EdgekitError", made)
 
     def _away(self, line: _Line, recipes: Sequence[Recipe], told: Tell) -> None:
@@ -163,7 +167,7 @@ class Workshop:
 
     def _keep(self, line: _Line, recipe: Recipe, made: Candidate | EdgekitError) -> None:
         if isinstance(made, EdgekitError):
-            made = failed(recipe, estimate(self._bench.fixed, line.profile, recipe), made)
+            made = failed(recipe, self._cost(line, recipe), made)
         self._made[line.key(recipe)] = made
         # A fault may pass, and what an accelerator gets depends on the compilers that are installed.
         if not made.measured.fault and not line.profile.accelerator:
@@ -173,8 +177,11 @@ class Workshop:
     def _priced(self, line: _Line, recipe: Recipe) -> Candidate:
         """The candidate, with what it costs this target."""
         made = self._made[line.key(recipe)]
-        cost = estimate(self._bench.fixed, line.profile, recipe)
+        cost = self._cost(line, recipe)
         return msgspec.structs.replace(made, measured=msgspec.structs.replace(made.measured, cost=cost))
+
+    def _cost(self, line: _Line, recipe: Recipe) -> Cost:
+        return estimate(self._bench.fixed, line.profile, recipe, self._bench.overhead(recipe))
 
     def _sensitivities(self, backend: Backend) -> list[Sensitivity]:
         layers = backend.layers()
@@ -211,15 +218,16 @@ class Workshop:
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """What artifacts of one target are made by."""
+    """What artifacts of one target are made by; `direct` is the digest of the file of the direct route."""
 
     profile: TargetProfile
     runtime: str
     backend: Backend
+    direct: str
 
     def key(self, recipe: Recipe) -> tuple[Any, ...]:
         """What the artifact of `recipe` is kept by."""
-        return (*artifact_key(self.profile, self.runtime), recipe)
+        return (*artifact_key(self.profile, self.runtime), recipe, *((self.direct,) if recipe.direct else ()))
 
 
 def artifact_key(profile: TargetProfile, runtime: str) -> tuple[Any, ...]:
@@ -246,6 +254,7 @@ def measure(
             evidence=setting.evidence,
             budget=setting.budget,
             folder=bench.folder / profile.name,
+            overhead=bench.overhead(recipe),
         )
 
 

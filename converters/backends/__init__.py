@@ -13,7 +13,7 @@ from edgekit.targets import TargetProfile
 
 TYPED_TENSORRT = 10  # the first that takes what is not int8 as the file says; Jetsons before it have opset 17 at most
 
-__all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit_default", "precisions_of"]
+__all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit_default", "leads_to", "precisions_of"]
 
 
 def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backend:
@@ -23,6 +23,11 @@ def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backe
     if "TensorrtExecutionProvider" in profile.providers:
         return OnnxTensorRTBackend(bench, typed=int(profile.tensorrt.partition(".")[0] or 0) >= TYPED_TENSORRT)
     return OnnxCpuBackend(bench, free_batch=profile.free_batch)
+
+
+def leads_to(profile: TargetProfile, runtime: str) -> bool:
+    """True where a target can take files of the direct route: LiteRT on a CPU, whose kernels take every operator."""
+    return runtime == LITERT and not profile.accelerator
 
 
 def precisions_of(profile: TargetProfile, runtime: str) -> tuple[str, ...]:

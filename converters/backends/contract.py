@@ -15,6 +15,7 @@ from converters.backends.layers import Layer, layers_of, require_layers
 from converters.calibration import Calibration, calibrate, tensor_values
 from converters.child import TensorFlowChild
 from converters.graph import Graph, packed, unpacked
+from converters.overhead import Overhead
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
 from converters.passes.equalize import Equalize
@@ -22,7 +23,7 @@ from converters.passes.round_weights import RoundWeights
 from converters.passes.split_heads import Head, SplitHeads, join
 from converters.samples import Samples, random_samples
 from edgekit.bindings import Binding
-from edgekit.errors import CalibrationError
+from edgekit.errors import CalibrationError, ConversionError
 from edgekit.recipe import STATIC, Recipe
 from edgekit.tensors import Array
 
@@ -81,6 +82,20 @@ class Furnishing(msgspec.Struct, frozen=True):
     calibration: Calibration | None
 
 
+class DirectFile(msgspec.Struct, frozen=True):
+    """A float .tflite that the source's own converter made, and what tells it from the lowered one.
+
+    Attributes:
+        file: It, with nothing transposed.
+        sha256: Of its bytes.
+        overhead: What it costs beyond the lowered file's arithmetic.
+    """
+
+    file: LoweredFile
+    sha256: str
+    overhead: Overhead
+
+
 class Workbench:
     """What the backends of one conversion share; what takes long is done once, when first asked for.
 
@@ -112,6 +127,7 @@ class Workbench:
         self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
         self._split: set[tuple[Head, ...]] = set()
+        self.direct: DirectFile | None = None
 
     @property
     def samples(self) -> Samples:
@@ -207,11 +223,13 @@ class Workbench:
     def split(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
         """`graph`, prepared and with a batch of 1, with its joined outputs taken apart for static int8, and which.
 
+        The direct route's file comes from the source, whose outputs stay as they are.
+
         Raises:
             CalibrationError: it needs samples and there are none.
             ParityError: taking apart changed the answers.
         """
-        if recipe.precision != STATIC:
+        if recipe.precision != STATIC or recipe.direct:
             return graph, ()
         step = SplitHeads(self.calibration_of(recipe, self.fixed).ranges())
         heads = step.heads(graph)
@@ -275,6 +293,23 @@ class Workbench:
         answers = join(heads, after.run(inputs))
         found = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
         parity.require(found, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
+
+    def float_file(self, recipe: Recipe, graph: Graph) -> LoweredFile:
+        """The float .tflite that `recipe` starts from: `graph`, prepared for it, lowered, or the direct one.
+
+        Raises:
+            As `lowered`.
+            ConversionError: it asks for the direct route and there is none.
+        """
+        if not recipe.direct:
+            return self.lowered(graph)
+        if self.direct is None:
+            raise ConversionError("the recipe asks for the direct route, and there is none from this source")
+        return self.direct.file
+
+    def overhead(self, recipe: Recipe) -> Overhead:
+        """What running `recipe`'s artifact takes that its graph does not show."""
+        return self.direct.overhead if recipe.direct and self.direct else Overhead()
 
     def lowered(self, graph: Graph) -> LoweredFile:
         """`graph`, one with a batch of 1, as a float .tflite. Raises as the lowering."""

@@ -26,6 +26,7 @@ from converters.backends.strip import require_equal, strip
 from converters.backends.tflite_file import (
     activations,
     match_layers,
+    operators_of,
     require_types,
     splits_of_fixed_scale,
     unchanged,
@@ -74,7 +75,7 @@ class LiteRTBackend:
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
         graph, heads = self._bench.split(recipe, self._bench.prepared(recipe, self._bench.fixed))
-        lowered = self._bench.lowered(graph)
+        lowered = self._bench.float_file(recipe, graph)
         path = lowered.path
         if recipe.precision == "float16":
             path = self._written(recipe, self._float16(path))
@@ -216,7 +217,8 @@ def _is_new(data: bytes, recipe: Recipe) -> bool:
         return True
     if recipe.precision != DYNAMIC or not recipe.per_channel:
         return False
-    return any(op.operator == "FULLY_CONNECTED" and op.dtype == "int8" for op in weighted_ops(data))
+    looped = "WHILE" in operators_of(data)  # the dense layers in its body are not among the main graph's
+    return looped or any(op.operator == "FULLY_CONNECTED" and op.dtype == "int8" for op in weighted_ops(data))
 
 
 def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:

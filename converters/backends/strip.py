@@ -42,10 +42,15 @@ def strip(data: bytes) -> bytes:
             _as_arrays(operator, inputs=np.int32, outputs=np.int32, intermediates=np.int32)
             operator.mutatingVariableInputs = None
     _pack_buffers(model, data)
-    builder = _SharingBuilder(len(data))
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    result = bytes(builder.Output())
+    result = packed(model, len(data))
     return result if len(result) < len(data) else data
+
+
+def packed(model: Any, size: int) -> bytes:
+    """A file of the schema's objects, all buffers inside it; `size` is about how large it will be."""
+    builder = _SharingBuilder(size)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def require_equal(before: Path, after: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,10 +16,15 @@ from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
 from converters.frontends.tflite import read_tflite, tflite_answers
+from converters.frontends.tflite_direct import direct_tflite
 from converters.graph import Graph
+from converters.lowering import Lowered
 from edgekit.tensors import Array
 
 EXPORTS = {formats.KERAS: "export_keras", formats.H5: "export_keras", formats.SAVED_MODEL: "export_saved_model"}
+
+# Names of inputs and outputs in the order in which the file shall have them, to the source as a float .tflite.
+Direct = Callable[[Sequence[str], Sequence[str]], Lowered]
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -31,6 +36,7 @@ class Source(msgspec.Struct, frozen=True):
         sha256: Of the file; of all files in order of their names for a folder.
         graph: The canonical graph before any pass.
         answers: What the source itself answers to inputs (N, ...), by its own framework.
+        direct: The way to LiteRT that leaves the graph out; raises ConversionError where it ends. None: there is none.
     """
 
     path: Path
@@ -38,6 +44,7 @@ class Source(msgspec.Struct, frozen=True):
     sha256: str
     graph: Graph
     answers: Callable[[Mapping[str, Array]], dict[str, Array]]
+    direct: Direct | None = None
 
 
 def load_model(path: Path, child: TensorFlowChild) -> Source:
@@ -57,11 +64,19 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
         return _program(path, digest, child)
     if kind == formats.TFLITE:
         graph = canonical(read_tflite(path), str(path))
-        return Source(path, kind, digest, graph, lambda inputs: tflite_answers(path, inputs))
+        answers = functools.partial(tflite_answers, path)
+        return Source(path, kind, digest, graph, answers, functools.partial(direct_tflite, path))
     options = {"legacy": True} if kind == formats.H5 else {}
     data = child.call(EXPORTS[kind], path=str(path), **options)
     graph = canonical(onnx.load_model_from_string(data), str(path))
-    return Source(path, kind, digest, graph, lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)))
+    return Source(
+        path,
+        kind,
+        digest,
+        graph,
+        lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)),
+        lambda inputs, outputs: child.call("direct", path=str(path), inputs=list(inputs), outputs=list(outputs)),
+    )
 
 
 def _program(path: Path, digest: str, child: TensorFlowChild) -> Source:

@@ -13,20 +13,20 @@ import tf2onnx
 from onnx import helper, numpy_helper
 
 from converters.frontends.legacy import frozen_saved_model, keras2_layers
-from edgekit.errors import ModelFormatError
+from edgekit.errors import ConversionError, ModelFormatError
 from edgekit.tensors import Array
 
 OPSET = 17
 
 
-class _Loaded:
+class Loaded:
     """A source model as a function of tensors in order, with its own names."""
 
     def __init__(self, function: Callable[..., list[Any]], inputs: list[Any], outputs: list[str]) -> None:
         self.function, self.inputs, self.outputs = function, inputs, outputs
 
 
-_loaded: dict[str, _Loaded] = {}
+_loaded: dict[str, Loaded] = {}
 
 
 def export_keras(path: str, legacy: bool = False) -> bytes:
@@ -57,7 +57,7 @@ def export_keras(path: str, legacy: bool = False) -> bytes:
     def call(*tensors: Any) -> list[Any]:
         return list(keras.tree.flatten(model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)))
 
-    return _export(path, _Loaded(call, inputs, names))
+    return _export(path, Loaded(call, inputs, names))
 
 
 def export_saved_model(path: str) -> bytes:
@@ -85,7 +85,7 @@ def export_saved_model(path: str) -> bytes:
         return [answers[name] for name in names]
 
     call.keep = model  # type: ignore[attr-defined]  # variables live as long as the object that was loaded
-    return _export(path, _Loaded(call, inputs, names))
+    return _export(path, Loaded(call, inputs, names))
 
 
 def _export_frozen(path: str, why: Exception) -> bytes:
@@ -100,12 +100,23 @@ def _export_frozen(path: str, why: Exception) -> bytes:
         ) from why
     print(f"{path} was loaded by TensorFlow 1's loader, since the usual one failed: {_first_lines(why)}")
     inputs = [tf.TensorSpec(_batched(spec.shape, path), spec.dtype, name=name) for name, spec in specs.items()]
-    return _export(path, _Loaded(call, inputs, names))
+    return _export(path, Loaded(call, inputs, names))
+
+
+def loaded_model(path: str) -> Loaded:
+    """The source model that was exported before from `path`.
+
+    Raises:
+        ConversionError: none was, in this process.
+    """
+    if path not in _loaded:
+        raise ConversionError(f"{path} was not loaded by this process")
+    return _loaded[path]
 
 
 def answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
     """What the source model, exported before, answers to `inputs` (N, ...)."""
-    loaded = _loaded[path]
+    loaded = loaded_model(path)
     found = loaded.function(*(tf.constant(inputs[spec.name]) for spec in loaded.inputs))
     return {name: np.asarray(value) for name, value in zip(loaded.outputs, found, strict=True)}
 
@@ -119,7 +130,7 @@ def _output_names(model: Any) -> list[str]:
     return names
 
 
-def _export(path: str, loaded: _Loaded) -> bytes:
+def _export(path: str, loaded: Loaded) -> bytes:
     function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)])
     model, _ = tf2onnx.convert.from_function(function, input_signature=loaded.inputs, opset=OPSET)
     _replace_erfc(model.graph)

@@ -62,6 +62,15 @@ def tflite_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def interface(path: Path, model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of the tensors of `model`, the file at `path`, that are inputs and outputs, by name.
+
+    Raises:
+        ModelFormatError: LiteRT cannot load the file.
+    """
+    return _interface(model, _names(path))
+
+
 def _names(path: Path) -> tuple[list[str], list[str]]:
     """Inputs and outputs as the runtime orders them; it also verifies the file, as the schema's own code does not."""
     try:

@@ -6,6 +6,7 @@ functions has no signature, which the quantizer and the runtime need.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from typing import Any
 
@@ -49,7 +50,7 @@ def lower(model: bytes) -> Lowered:
     module.call = tf.function(call, input_signature=specs, autograph=False)
     with tempfile.TemporaryDirectory(prefix="edgekit-lower-") as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
-        data = _convert(folder)
+        data = convert_saved_model(folder)
     return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
 
 
@@ -84,11 +85,19 @@ def _permute(order: tuple[int, ...]) -> tuple[int, ...]:
     return () if tuple(inverse) == identity(len(order)) else tuple(inverse)
 
 
-def _convert(folder: str) -> bytes:
+def convert_saved_model(folder: str) -> bytes:
+    """The SIGNATURE of a SavedModel as a float .tflite of built-in operators.
+
+    Raises:
+        ConversionError: the converter failed, or what it made has no such signature.
+    """
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
     try:
         data: bytes = converter.convert()
     except Exception as error:  # the converter raises bare Exceptions; it is named and nothing goes on
+        missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(error))))
+        if missing:
+            raise ConversionError(f"LiteRT has no operators for {', '.join(missing)} of TensorFlow") from error
         raise ConversionError(f"the LiteRT converter failed: {type(error).__name__}: {str(error)[:400]}") from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:

@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from converters.cost import Loop, Overhead, estimate, memory_mib
+from converters.cost import estimate, memory_mib
 from converters.graph import Graph
+from converters.overhead import Loop, Overhead
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from edgekit.recipe import Recipe
 from edgekit.targets import builtin_targets, find_target, parse_targets
