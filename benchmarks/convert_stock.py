@@ -1,6 +1,7 @@
-"""The stock tools on a SavedModel, in a process of their own: `python -m benchmarks.convert_stock MODEL DATA FOLDER`.
+"""The stock tools on a SavedModel or a .keras file, in a process of their own.
 
-Writes one file for each tool into FOLDER and prints a JSON object: file name -> seconds of wall time.
+`python -m benchmarks.convert_stock MODEL DATA FOLDER` writes one file for each tool into FOLDER and prints a JSON
+object: file name -> seconds of wall time.
 """
 
 from __future__ import annotations
@@ -31,14 +32,34 @@ def main() -> None:
     model, data, folder = (Path(argument) for argument in sys.argv[1:4])
     rows = np.load(data)["x"][:CALIBRATION_ROWS]
     seconds: dict[str, float] = {}
-    call, specs, _ = frozen_saved_model(str(model))  # the usual loader fails on its optimizer slots
-    ((name, spec),) = specs.items()
+    call, name, spec = _loaded(model)
     with contextlib.redirect_stdout(sys.stderr):
         saved = _with_batch_of_1(call, spec, folder)
         _litert(saved, rows, folder, seconds)
         _presets(folder / "TFLiteConverter float32.tflite", rows, folder, seconds)
         _onnx(call, tf.TensorSpec(spec.shape, spec.dtype, name=name), rows, folder, seconds)
     print(json.dumps(seconds))
+
+
+def _loaded(model: Path) -> tuple[Callable[..., list[Any]], str, Any]:
+    """A function of one input, and that input's name and spec."""
+    if model.suffix == ".keras":
+        network = tf.keras.models.load_model(model)
+        given = network.inputs[0]
+        frozen = _frozen(network, given)
+        return lambda x: [frozen(x)[0]], given.name, tf.TensorSpec(given.shape, given.dtype)
+    call, specs, _ = frozen_saved_model(str(model))  # the usual loader fails on its optimizer slots
+    ((name, spec),) = specs.items()
+    return call, name, spec
+
+
+def _frozen(network: Any, given: Any) -> Any:
+    """The network as one function whose weights are constants, as the SavedModel's loader gives it."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec(given.shape, given.dtype)
+    function = tf.function(lambda x: network(x, training=False), input_signature=[spec])
+    return convert_variables_to_constants_v2(function.get_concrete_function())
 
 
 @contextlib.contextmanager
