@@ -6,6 +6,7 @@ both places, since its last bits depend on their number.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import joblib
+from joblib.executor import MemmappingExecutor
 from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
@@ -49,8 +51,8 @@ class Crew:
         self._seconds: dict[str, list[float]] = {}
         self._parallel: Any = None
         self._streams = bool(getattr(backend, "supports_return_generator", False))
-        if getattr(backend, "supports_sharedmem", False):  # threads: what quantizes is not made for them
-            self._jobs: int | None = 1
+        if getattr(backend, "supports_sharedmem", False) or multiprocessing.current_process().daemon:
+            self._jobs: int | None = 1  # what quantizes is not made for threads, and a daemon can have no children
         elif jobs is None and self._ours:
             self._jobs = None  # told when it is first asked for: counting memory needs the calibration
         else:
@@ -130,7 +132,11 @@ class Crew:
             return
         parallel, self._parallel = self._parallel, None
         if self._ours:  # joblib would leave them to be used again, for five minutes
-            get_reusable_executor(reuse=True).terminate(kill_workers=True)
+            executor = get_reusable_executor(reuse=True, kill_workers=True)
+            if isinstance(executor, MemmappingExecutor):
+                executor.terminate(kill_workers=True)  # with what they had mapped
+            else:  # a new one in the place of one that broke
+                executor.shutdown(kill_workers=True)
         parallel.__exit__(None, None, None)
 
     def _started(self) -> Any:

@@ -189,3 +189,15 @@ def test_conversion_is_the_same_in_one_process_and_in_two(tmp_path, eager, runti
     assert any(", 2 at a time" in label for label in steps[2])
     assert not any("at a time" in label for label in steps[1])
     assert bundles[1] == bundles[2]
+
+
+def jobs_here(setting):
+    with Crew(setting) as hands:
+        hands.here("tasks", who, 0.01)
+        return hands.at_a_time("tasks", 100)
+
+
+def test_daemon_keeps_all_in_one_process(setting, eager):
+    """A daemonic process of multiprocessing, as pools have them, may have no children."""
+    with joblib.parallel_config("multiprocessing", n_jobs=2), Crew(setting) as hands:
+        assert [jobs for _, jobs in hands.away("tasks", jobs_here, [(), ()])] == [1, 1]
