@@ -132,13 +132,22 @@ def _output_names(model: Any) -> list[str]:
 
 def _export(path: str, loaded: Loaded) -> bytes:
     function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)])
+    captures = function.get_concrete_function(*loaded.inputs).graph.captures
     model, _ = tf2onnx.convert.from_function(function, input_signature=loaded.inputs, opset=OPSET)
+    _bind(model.graph, {inner.name: outer for outer, inner in captures if outer.dtype != tf.resource})
     _replace_erfc(model.graph)
     _name_fused(model.graph)
     _rename(model.graph, [spec.name for spec in loaded.inputs], loaded.outputs)
     _loaded[path] = loaded
     data: bytes = model.SerializeToString()
     return data
+
+
+def _bind(graph: Any, captured: dict[str, Any]) -> None:
+    """tf2onnx hands on plain tensors that a model holds (of a Normalization layer) as inputs; they are constants."""
+    for value in [value for value in graph.input if value.name in captured]:
+        graph.input.remove(value)
+        graph.initializer.append(numpy_helper.from_array(captured[value.name].numpy(), value.name))
 
 
 def _replace_erfc(graph: Any) -> None:

@@ -160,3 +160,12 @@ def test_layers_of_keras_2_with_groups_are_read(keras_folder, child):
     source = load_model(keras_folder / "groups.h5", child)
     x = {"old": np.random.default_rng(0).random((3, 8, 8, 2)).astype(np.float32)}
     np.testing.assert_allclose(source.graph.run(x)["up"], source.answers(x)["up"], atol=1e-5)
+
+
+def test_a_normalization_layer_holds_constants(keras_folder, child):
+    """Its mean and variance are plain tensors of the model: no inputs, and its answers are Keras's."""
+    source = load_model(keras_folder / "standardized.keras", child)
+    assert [spec.name for spec in source.graph.inputs] == ["flat"]
+    x = np.random.default_rng(0).normal(2, 3, (5, 4)).astype(np.float32)
+    (name,) = (spec.name for spec in source.graph.outputs)
+    np.testing.assert_allclose(source.graph.run({"flat": x})[name], source.answers({"flat": x})[name], atol=1e-5)
