@@ -15,6 +15,7 @@ RANGES = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
 LOWERED, DIRECT = "lowered", "direct"
 ROUTES = (LOWERED, DIRECT)
+PRUNED, UNPRUNED = "dead", "none"
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +36,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         route: How the float file for LiteRT is made: ``lowered`` from the canonical graph, or ``direct`` from the
             source by its own converter, whose layers cannot be chosen. Absent means ``lowered``, and ``lowered`` is
             held as absent, so that the bytes of recipes without it are those they always were.
+        prune: ``dead``: without the channels that are 0 on every calibration sample, which it needs. ``none`` is the
+            same as to leave it out, and is left out of what is written.
     """
 
     precision: str = "float32"
@@ -47,12 +50,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     equalize: bool = False
     correct_bias: bool = False
     route: str | msgspec.UnsetType = msgspec.UNSET
+    # Absent and not "none", so that the bytes of a manifest without it are those they always were.
+    prune: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for field, known in (("precision", PRECISIONS), ("ranges", RANGES), ("rounding", ROUNDINGS)):
             value = getattr(self, field)
             if value not in known:
                 raise RecipeError(f"{field} is {value!r}, expected one of {', '.join(known)}")
+        if self.prune not in (PRUNED, UNPRUNED, msgspec.UNSET):
+            raise RecipeError(f"prune is {self.prune!r}, expected one of {UNPRUNED}, {PRUNED}")
+        if self.prune == UNPRUNED:
+            msgspec.structs.force_setattr(self, "prune", msgspec.UNSET)
         if self.int4_layers and not self.quantized:
             raise RecipeError(
                 f"int4_layers are given and precision is {self.precision!r}, expected an int8 kind",
@@ -71,7 +80,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _require_direct(self) -> None:
         if self.route != DIRECT:
             raise RecipeError(f"route is {self.route!r}, expected one of {', '.join(ROUTES)}")
-        graph = ("float_layers", "int4_layers", "equalize", "correct_bias")
+        graph = ("float_layers", "int4_layers", "equalize", "correct_bias", "prune")
         if wrong := [field for field in graph if getattr(self, field)]:
             raise RecipeError(
                 f"route is {DIRECT!r} and {', '.join(wrong)} given, which work on the canonical graph",
@@ -89,9 +98,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.precision in (STATIC, DYNAMIC, WEIGHTS)
 
     @property
+    def pruned(self) -> bool:
+        """True where channels are taken away that are dead on the calibration samples."""
+        return self.prune == PRUNED
+
+    @property
     def needs_samples(self) -> bool:
         """True where it cannot be made without calibration samples."""
-        return self.precision == STATIC or self.correct_bias or (self.rounding == "gptq" and bool(self.int4_layers))
+        fitted = self.rounding == "gptq" and bool(self.int4_layers)
+        return self.precision == STATIC or self.correct_bias or self.pruned or fitted
 
     @property
     def id(self) -> str:
@@ -107,6 +122,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append("symmetric")
         if self.ranges != "minmax":
             parts.append(self.ranges)
+        if self.pruned:
+            parts.append("pruned")
         if self.equalize:
             parts.append("equalized")
         if self.correct_bias:

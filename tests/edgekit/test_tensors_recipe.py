@@ -122,6 +122,27 @@ def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
         Recipe(route="straight")
 
 
+def test_what_an_older_bundle_says_keeps_its_bytes() -> None:
+    """A recipe without pruning is written as before there was a choice, so old manifests keep their digests."""
+    old = (
+        b'{"correct_bias":false,"equalize":false,"float_layers":[],"int4_layers":[],"per_channel":true,'
+        b'"precision":"int8","ranges":"minmax","rounding":"nearest","symmetric":false}'
+    )
+    for recipe in (Recipe("int8"), Recipe("int8", prune="none"), msgspec.json.decode(old, type=Recipe)):
+        assert msgspec.json.encode(recipe, order="sorted") == old
+    assert Recipe("int8", prune="none") == Recipe("int8")
+    assert msgspec.json.encode(Recipe("int8", prune="dead"), order="sorted") != old
+
+
+def test_prune_is_none_or_dead() -> None:
+    """Other words are refused with those that are known; what is pruned says so in its id."""
+    with pytest.raises(RecipeError, match=r"prune is '0.5', expected one of none, dead"):
+        Recipe(prune="0.5")
+    assert Recipe("int8", symmetric=True, prune="dead", equalize=True).id == "int8-symmetric-pruned-equalized"
+    assert Recipe(prune="dead").pruned
+    assert not Recipe(prune="none").pruned
+
+
 @pytest.mark.parametrize(
     ("recipe", "needs"),
     [
@@ -131,6 +152,7 @@ def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
         (Recipe("int8-weights", int4_layers=("a",), rounding="gptq"), True),
         (Recipe("int8-dynamic", correct_bias=True), True),
         (Recipe("float16"), False),
+        (Recipe("float16", prune="dead"), True),
     ],
     ids=lambda value: getattr(value, "id", value),
 )
@@ -159,6 +181,7 @@ recipes = st.builds(
     rounding=st.sampled_from(ROUNDINGS),
     equalize=st.booleans(),
     correct_bias=st.booleans(),
+    prune=st.sampled_from(["none", "dead"]),
 )
 
 
