@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from converters.passes.contract import GraphPass, PassResult, run_pass
+from converters.passes.dead_channels import RemoveDeadChannels
 from converters.passes.fold_batch_norm import FoldBatchNorm
 from converters.passes.simplify import Simplify
 
-CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), FoldBatchNorm())
+CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), FoldBatchNorm(), RemoveDeadChannels())
 
-__all__ = ["CANONICAL_PASSES", "FoldBatchNorm", "GraphPass", "PassResult", "Simplify", "run_pass"]
+__all__ = [
+    "CANONICAL_PASSES",
+    "FoldBatchNorm",
+    "GraphPass",
+    "PassResult",
+    "RemoveDeadChannels",
+    "Simplify",
+    "run_pass",
+]

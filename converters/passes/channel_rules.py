@@ -1,0 +1,337 @@
+"""How each operator hands channels on, mixes them, or holds them; see channels.py.
+
+A rule returns False where it does not hold of a node: the channels that go in and those that come out then stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from converters.graph import Graph, attributes
+from converters.passes.channels import Channels, Cut, Lanes, Read
+from converters.passes.weights import Dense, is_dense
+from edgekit.tensors import Array
+
+UNARY = (
+    "Abs", "Cast", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign",
+    "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+ELEMENTWISE = ("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum")
+POOLING = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare")
+RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+Rule = Callable[[Channels, int, Any], bool]
+
+
+def channels_of(graph: Graph) -> Channels:
+    """The channels of `graph`. What is not known is held, and never guessed."""
+    channels = Channels(graph)
+    for number, node in enumerate(graph.nodes):
+        rule = _rules.get(node.op_type)
+        if node.op_type == "Constant" or (rule is not None and rule(channels, number, node)):
+            continue
+        for name in (*node.input, *node.output):
+            channels.hold(name)
+    for value in graph.model.graph.output:
+        channels.hold(value.name)
+    if any(entry.HasField("g") or entry.graphs for node in graph.nodes for entry in node.attribute):
+        channels.hold_all()  # what a subgraph reads is not looked into
+    return channels
+
+
+def _dense(channels: Channels, number: int, node: Any) -> bool:
+    """Conv, Gemm and MatMul: channels in are read, and others come out. Depthwise they stay the same ones."""
+    graph = channels.graph
+    rank, rank_out = (len(channels.sizes.get(name, ())) for name in (node.input[0], node.output[0]))
+    if rank < 2 or rank_out < 2 or not is_dense(graph, node):
+        return False
+    layer, image = Dense(graph, node), node.op_type == "Conv"
+    inputs = channels.at(node.input[0], 1 if image else rank - 1)
+    if inputs is None or (layer.group > 1 and layer.group != len(inputs.ids)):
+        return False
+    first = image or bool(node.op_type == "Gemm" and attributes(node).get("transB"))
+    if layer.group > 1:
+        ids = np.repeat(inputs.ids, len(layer.matrix) // layer.group)
+        channels.groups[number] = inputs.ids
+    else:
+        ids = channels.fresh(len(layer.matrix))
+        used = (layer.matrix.reshape(len(ids), len(inputs.ids), -1) != 0).any(axis=(0, 2))
+        channels.reads.append(Read(node.input[0], inputs, used))
+        channels.cuts.append(Cut(number, 1, 1 if first else 0, inputs.ids))
+    channels.cuts.append(Cut(number, 1, 0 if first else 1, ids))
+    channels.lanes[node.output[0]] = Lanes(1 if image else rank_out - 1, ids)
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    bias = graph.constants[node.input[2]]
+    if bias.ndim and bias.shape[-1] == bias.size == len(ids):
+        channels.cuts.append(Cut(number, 2, bias.ndim - 1, ids))
+    return bool(bias.size in (1, len(ids)))
+
+
+def _transposed(channels: Channels, number: int, node: Any) -> bool:
+    """ConvTranspose of one group, whose weights have the inputs first."""
+    constants = channels.graph.constants
+    known = all(name in constants for name in node.input[1:] if name)
+    inputs = channels.at(node.input[0], 1)
+    if not known or inputs is None or attributes(node).get("group", 1) != 1:
+        return False
+    weights = constants[node.input[1]]
+    ids = channels.fresh(weights.shape[1])
+    used = (weights.reshape(*weights.shape[:2], -1) != 0).any(axis=(1, 2))
+    channels.reads.append(Read(node.input[0], inputs, used))
+    channels.cuts += [Cut(number, 1, 0, inputs.ids), Cut(number, 1, 1, ids)]
+    if len(node.input) > 2 and node.input[2]:
+        channels.cuts.append(Cut(number, 2, 0, ids))
+    channels.lanes[node.output[0]] = Lanes(1, ids)
+    return True
+
+
+def _normalized(channels: Channels, number: int, node: Any) -> bool:
+    """BatchNormalization that was not folded: four constants with one value a channel."""
+    found = channels.lanes.get(node.input[0])
+    known = all(name in channels.graph.constants for name in node.input[1:5])
+    if found is None or found.axis != 1 or not known or len(node.output) > 1:
+        return False
+    channels.cuts += [Cut(number, place, 0, found.ids) for place in range(1, 5)]
+    channels.lanes[node.output[0]] = found
+    return True
+
+
+def _handed_on(channels: Channels, number: int, node: Any) -> bool:
+    """Operators that treat each value, or each channel's values, alone; other inputs are the same for all channels."""
+    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+    others = [name for name in node.input[1:] if name]
+    image = node.op_type not in POOLING or (found is not None and found.axis == 1)
+    if found is None or len(node.output) > 1 or not image:
+        return False
+    if any(name not in constants or constants[name].size != 1 for name in others):
+        return False
+    channels.lanes[node.output[0]] = found
+    return True
+
+
+def _joined(channels: Channels, number: int, node: Any) -> bool:
+    """Sums, products and the like: what stands at one place goes together."""
+    constants = channels.graph.constants
+    tensors = [name for name in node.input if name not in constants]
+    first = next((channels.lanes[name] for name in tensors if name in channels.lanes), None)
+    if first is None:
+        return False
+    sizes = [channels.sizes.get(name, ()) for name in tensors]
+    rank = len(channels.sizes.get(node.output[0], ()))
+    if any(len(size) != rank for size in sizes):
+        return False
+    wide = max((found for name in tensors if (found := channels.lanes.get(name))), key=lambda found: len(found.ids))
+    axis = wide.axis
+    lanes = [channels.at(name, axis) for name in tensors]
+    if any(found is None for found in lanes):
+        return False
+    alike = [found.ids for found in lanes if found is not None and len(found.ids) == len(wide.ids)]
+    for found, name in zip(lanes, tensors, strict=True):
+        assert found is not None
+        if len(found.ids) != len(wide.ids):
+            if len(found.ids) != 1:
+                return False
+            channels.hold(name)  # one value for all channels
+    cuts = _constant_cuts(channels, number, node, rank, Lanes(axis, wide.ids))
+    if cuts is None:
+        return False
+    for ids in alike:
+        channels.unite(wide.ids, ids)
+    channels.cuts += cuts
+    channels.lanes[node.output[0]] = Lanes(axis, wide.ids)
+    return True
+
+
+def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes: Lanes) -> list[Cut] | None:
+    """Where constants of an elementwise node have one value a channel; None where one makes the tensor larger."""
+    cuts = []
+    for place, name in enumerate(node.input):
+        if name not in channels.graph.constants:
+            continue
+        value = channels.graph.constants[name]
+        axis = lanes.axis - (rank - value.ndim)
+        size = value.shape[axis] if axis >= 0 else 1
+        if value.ndim > rank or size not in (1, len(lanes.ids)):
+            return None
+        if size == len(lanes.ids):
+            cuts.append(Cut(number, place, axis, lanes.ids))
+    return cuts
+
+
+def _concatenated(channels: Channels, number: int, node: Any) -> bool:
+    first = next((channels.lanes[name] for name in node.input if name in channels.lanes), None)
+    rank = len(channels.sizes.get(node.output[0], ()))
+    if first is None or rank == 0 or any(name in channels.graph.constants for name in node.input):
+        return False
+    lanes = [channels.at(name, first.axis) for name in node.input]
+    if any(found is None for found in lanes):
+        return False
+    ids = [found.ids for found in lanes if found is not None]
+    if int(attributes(node)["axis"]) % rank == first.axis:
+        channels.lanes[node.output[0]] = Lanes(first.axis, np.concatenate(ids))
+        return True
+    for other in ids[1:]:
+        channels.unite(ids[0], other)
+    channels.lanes[node.output[0]] = Lanes(first.axis, ids[0])
+    return True
+
+
+def _split(channels: Channels, number: int, node: Any) -> bool:
+    """Split along another axis hands channels on; along theirs each output has a part of them."""
+    found = channels.lanes.get(node.input[0])
+    if found is None:
+        return False
+    rank = len(channels.sizes[node.input[0]])
+    if int(attributes(node).get("axis", 0)) % rank != found.axis:
+        channels.lanes.update(dict.fromkeys(node.output, found))
+        return True
+    if len(node.input) < 2 or node.input[1] not in channels.graph.constants:
+        return False
+    start = 0
+    for place, (name, size) in enumerate(zip(node.output, channels.graph.constants[node.input[1]], strict=True)):
+        ids = found.ids[start : start + int(size)]
+        channels.lanes[name] = Lanes(found.axis, ids)
+        channels.counts[number, 1, place] = ids
+        start += int(size)
+    return True
+
+
+def _padded(channels: Channels, number: int, node: Any) -> bool:
+    """Pad that adds nothing along the channels."""
+    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+    rank = len(channels.sizes.get(node.input[0], ()))
+    if found is None or len(node.input) < 2 or node.input[1] not in constants or len(node.input) > 3:
+        return False
+    pads = constants[node.input[1]]
+    if len(pads) != 2 * rank or pads[found.axis] or pads[rank + found.axis]:
+        return False
+    channels.lanes[node.output[0]] = found
+    return True
+
+
+def _reduced(channels: Channels, number: int, node: Any) -> bool:
+    """A mean or sum over other axes than the channels'."""
+    found, told = channels.lanes.get(node.input[0]), attributes(node)
+    rank = len(channels.sizes.get(node.input[0], ()))
+    axes = told.get("axes")
+    if len(node.input) > 1 and node.input[1] in channels.graph.constants:
+        axes = channels.graph.constants[node.input[1]].tolist()
+    if found is None or not axes:
+        return False
+    over = sorted(int(axis) % rank for axis in axes)
+    if found.axis in over or 0 in over:
+        return False
+    shift = 0 if told.get("keepdims", 1) else sum(axis < found.axis for axis in over)
+    channels.lanes[node.output[0]] = Lanes(found.axis - shift, found.ids)
+    return True
+
+
+def _moved(channels: Channels, number: int, node: Any) -> bool:
+    """Transpose that leaves the batch first."""
+    found, order = channels.lanes.get(node.input[0]), list(attributes(node).get("perm", ()))
+    if found is None or not order or order[0] != 0:
+        return False
+    channels.lanes[node.output[0]] = Lanes(order.index(found.axis), found.ids)
+    return True
+
+
+def _resized(channels: Channels, number: int, node: Any) -> bool:
+    """Resize by constant scales, of which that of the channels is 1, or to constant sizes."""
+    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+    told = [(place, name) for place, name in enumerate(node.input) if place >= 2 and name]
+    if found is None or len(told) != 1 or told[0][1] not in constants or attributes(node).get("axes"):
+        return False
+    place, values = told[0][0], constants[told[0][1]]
+    whole = len(found.ids) if place == 3 else 1
+    if len(values) <= found.axis or values[found.axis] != whole:
+        return False
+    if place == 3:
+        channels.counts[number, 3, found.axis] = found.ids
+    channels.lanes[node.output[0]] = found
+    return True
+
+
+def _reshaped(channels: Channels, number: int, node: Any) -> bool:
+    """Another shape of the same values, where each place along one axis still holds one channel alone."""
+    found = channels.lanes.get(node.input[0])
+    before, after = channels.sizes.get(node.input[0], ()), channels.sizes.get(node.output[0], ())
+    if found is None or found.axis == 0 or len(before) < 2 or len(after) < 2:
+        return False
+    if None in before or None in after or before[0] != after[0]:
+        return False
+    sizes = [size for size in before[1:] if size is not None]
+    shape = [1] * len(sizes)
+    shape[found.axis - 1] = -1
+    places = np.broadcast_to(np.arange(len(found.ids)).reshape(shape), sizes).reshape(after[1:])
+    axis, origin = _only_along(places)
+    if axis is None or not _can_tell(channels, number, node, axis + 1, found.ids[origin]):
+        return False
+    channels.origins[node.output[0]] = origin
+    channels.lanes[node.output[0]] = Lanes(axis + 1, found.ids[origin])
+    return True
+
+
+def _only_along(places: Array) -> tuple[int | None, Array]:
+    """The axis along which alone `places` differ, and what they are there (L,)."""
+    for axis in range(places.ndim):
+        first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(places.ndim))
+        if (places == places[first]).all():
+            return axis, places[first].ravel()
+    return None, np.empty(0, dtype=np.int64)
+
+
+def _can_tell(channels: Channels, number: int, node: Any, axis: int, ids: Array) -> bool:
+    """True where the node's wanted shape can follow when channels along `axis` go; notes down how."""
+    if node.op_type != "Reshape":
+        return True
+    wanted = channels.graph.constants.get(node.input[1])
+    if wanted is not None:
+        if wanted[axis] > 0:
+            channels.counts[number, 1, axis] = ids
+        return bool(wanted[axis] > 0 or wanted[axis] == -1)
+    maker = channels.made_by(node.input[1])  # computed from the batch: the rest is constants
+    parts = list(maker.input) if maker is not None and maker.op_type == "Concat" else []
+    rest = channels.graph.constants.get(parts[axis]) if axis < len(parts) else None
+    single = all(channels.sizes.get(name) == (1,) for name in parts)
+    return bool(single and rest is not None and rest.item() == -1)
+
+
+def _measured(channels: Channels, number: int, node: Any) -> bool:
+    """Shape, where only the size of the batch is taken from it."""
+    readers: Sequence[Any] = channels.graph.consumers(node.output[0])
+    constants = channels.graph.constants
+    first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
+    return bool(readers) and (
+        first
+        or all(
+            reader.op_type == "Gather"
+            and reader.input[1] in constants
+            and math.prod(constants[reader.input[1]].shape) == 1
+            and constants[reader.input[1]].item() == 0
+            for reader in readers
+        )
+    )
+
+
+_rules: dict[str, Rule] = {
+    **dict.fromkeys((*UNARY, *POOLING), _handed_on),
+    **dict.fromkeys(ELEMENTWISE, _joined),
+    **dict.fromkeys(RESHAPING, _reshaped),
+    **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(("Conv", "Gemm", "MatMul"), _dense),
+    "BatchNormalization": _normalized,
+    "Concat": _concatenated,
+    "ConvTranspose": _transposed,
+    "Pad": _padded,
+    "Resize": _resized,
+    "Shape": _measured,
+    "Split": _split,
+    "Transpose": _moved,
+}
