@@ -35,7 +35,7 @@ def convert(
         on_note: Called with what a person should know and no report says.
         cache: Where candidates of earlier runs are; None makes all anew.
         choices: As `make_plan`: targets, data, test, metric, aim, max_drop, confidence, accept_unproven, max_bytes,
-            max_cost, recipe, runtime, targets_file, name, version, output, preprocess.
+            max_cost, recipe, runtime, targets_file, name, version, output, preprocess, prune.
 
     Returns:
         One report a target, in order; `bundle` is the path of the folder that was written.

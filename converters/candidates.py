@@ -76,7 +76,11 @@ def make_candidate(
     """Build one candidate and measure it; one that cannot be made is a candidate with a fault.
 
     So is a float32 artifact by the direct route that cannot be made or does not answer as the graph does: there is the
-    lowered one.
+    lowered one. A float artifact that answers as the float model does is the `same`, unless channels were taken away by
+    what they were on samples: it is judged by statistics, as quantized ones are, since other inputs may wake them.
+
+    Args:
+        graph: What `recipe` starts from, with a batch of 1, for the cost.
 
     Raises:
         UnsupportedOpError: an operator cannot be converted for this backend in any precision.
@@ -94,9 +98,9 @@ def make_candidate(
     limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
     if recipe.precision == "float32" and found.max_abs > limit and recipe.direct:
         return Candidate(Measured(recipe, 0, cost, fault=direct_fault(found.max_abs, limit)))
-    if recipe.precision == "float32":
+    if _is_reference(recipe):
         parity.require(found, limit)
-    same = not recipe.quantized and found.max_abs <= limit and found.agreement == 1.0
+    same = not recipe.quantized and not recipe.pruned and found.max_abs <= limit and found.agreement == 1.0
     distance = divergence(evidence.choice_answers, answers[0], evidence.decision)
     measured = Measured(recipe, len(artifact.data), cost, same=same, distance=distance)
     quality = None
@@ -112,7 +116,7 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
         EdgekitError: `error` itself, where it ends the whole conversion: what float32 is everything is compared with,
             an operator that cannot be converted cannot be in any precision, and others are not faults of a candidate.
     """
-    ends = (recipe.precision == "float32" and not recipe.direct) or isinstance(error, UnsupportedOpError)
+    ends = _is_reference(recipe) or isinstance(error, UnsupportedOpError)
     if ends or not isinstance(error, ConversionError | RuntimeLoadError):
         raise error
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
@@ -121,6 +125,11 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
 def direct_fault(found: float, limit: float) -> str:
     """Why a file of the direct route is not taken."""
     return f"its answers differ by {found:.3g} from the float model's, allowed are {limit:.3g}"
+
+
+def _is_reference(recipe: Recipe) -> bool:
+    """True for float32 with all channels, lowered: what everything is compared with."""
+    return recipe.precision == "float32" and not recipe.pruned and not recipe.direct
 
 
 def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from converters import parity
 from converters.backends import Artifact, Workbench, leads_to
 from converters.bundle import (
     bundle_files,
@@ -23,6 +22,7 @@ from converters.bundle import (
 )
 from converters.cache import Cache, Shelf, origin_of, this_processor
 from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
+from converters.canonical import canonical_of
 from converters.child import TensorFlowChild
 from converters.contents import contents_of
 from converters.cost import memory_mib
@@ -31,10 +31,11 @@ from converters.frontends import Source, load_model
 from converters.graph import Graph, digest_of
 from converters.matrix import Matrix, matrix, sums_exactly
 from converters.parity import Parity
-from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from converters.plan import Plan
 from converters.processing import Steps, choose_steps
 from converters.proof import Choice, choose
+from converters.pruning import Pruning
+from converters.pruning_look import pruning_of
 from converters.quality import find_metric, score
 from converters.receipts import made_from_others
 from converters.report import (
@@ -53,6 +54,7 @@ from converters.report import (
 )
 from converters.routes import consider, with_direct
 from converters.samples import Samples, Split, load_samples, random_samples, split_samples
+from converters.search import pruned_kinds
 from converters.setting import Setting
 from converters.tasks import detect_task, named_classes
 from converters.watching import Step, Watch
@@ -80,12 +82,13 @@ def run_plan(
         prepared = _prepare(plan, child, step)
         bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
         shelf = _shelf(plan, prepared, cache)
+        pruning = _pruning(plan, prepared, bench, step)
         route = consider(plan.recipe, plan.profiles, prepared.source, bench, prepared.evidence, shelf, step)
         setting = Setting(bench, prepared.evidence, plan.budget)
         crew = stack.enter_context(Crew(setting))
         workshop = Workshop(setting, crew, watch, shelf)
         done = [
-            _one_target(plan, prepared, bench, workshop, profile, runtime, route, step)
+            _one_target(plan, prepared, bench, workshop, pruning, profile, runtime, route, step)
             for profile, runtime in plan.profiles
         ]
     written = []
@@ -101,7 +104,10 @@ def run_plan(
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """What all targets share: the source, the canonical graph, the evidence, and how it came about."""
+    """What all targets share: the source, the canonical graph, the evidence, and how it came about.
+
+    `channels` are those of each layer before any was taken away.
+    """
 
     source: Source
     graph: Graph
@@ -113,6 +119,7 @@ class Prepared(msgspec.Struct, frozen=True):
     task: Task
     steps: tuple[Parity, ...]
     before: Steps | None
+    channels: dict[str, int]
 
 
 def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
@@ -128,7 +135,8 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
         test = load_samples(plan.test, specs, processor, classes) if plan.test is not None else None
     choice = split.choice if split else random_samples(specs, RANDOM_ROWS, RANDOM_SEED)
     with step("simplify, with a parity check after each pass"):
-        graph, fixed, steps = _canonical(source, choice.take(slice(0, PARITY_ROWS)))
+        made = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
+        graph = made.graph
     labels = split.proof.labels if split else None
     task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
@@ -136,40 +144,28 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
     return Prepared(
         source=source,
         graph=graph,
-        fixed=fixed,
+        fixed=made.fixed,
         calibration=split.calibration if split else None,
         split=_split_report(split) if split else None,
         evidence=evidence,
         test=test,
         task=task,
-        steps=steps,
+        steps=made.steps,
         before=before,
+        channels=made.channels,
     )
 
 
-def _canonical(source: Source, samples: Samples) -> tuple[Graph, Graph, tuple[Parity, ...]]:
-    """Run the passes; after every step the answers must still be the source model's own.
-
-    The second graph is the first with a batch of 1: what computes shapes is constant then, and gone.
-    """
-    expected = source.answers(samples.inputs)
-    limit = parity.tolerance(expected, parity.FLOAT32_RELATIVE)
-    graph, steps = source.graph, []
-
-    def check(name: str, graph: Graph) -> None:
-        found = parity.compare(expected, graph.run(samples.inputs), runtime=name, where="canonical graph", decision="")
-        parity.require(found, limit)
-        steps.append(found)
-
-    check(f"read {source.format}", graph)
-    for one in CANONICAL_PASSES:
-        result = run_pass(one, graph)
-        if result.modified:
-            graph = result.graph
-            check(one.name, graph)
-    fixed = run_pass(Simplify(), graph.with_batch(1)).graph
-    check("fix the batch", fixed)
-    return graph, fixed, tuple(steps)
+def _pruning(plan: Plan, prepared: Prepared, bench: Workbench, step: Step) -> Pruning:
+    if plan.prune == "none":
+        return Pruning(plan.prune, sum(prepared.channels.values()))
+    evidence = prepared.evidence
+    with step("look for dead channels"):
+        others = [evidence.choice, evidence.proof] if prepared.split else []
+        found = pruning_of(bench, prepared.channels, others, plan.budget.confidence)
+        wanted = found.found if plan.recipe is None else plan.recipe.pruned
+        bench.start(bench.fixed, pruned=wanted)  # here, so that copies in other processes need not
+        return found
 
 
 def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice: Samples) -> Evidence:
@@ -209,6 +205,7 @@ def _one_target(
     prepared: Prepared,
     bench: Workbench,
     workshop: Workshop,
+    pruning: Pruning,
     profile: TargetProfile,
     runtime: str,
     route: RouteReport | None,
@@ -219,6 +216,8 @@ def _one_target(
     kinds = plan.recipes(profile, runtime)
     if plan.recipe is None and route is not None:
         kinds = with_direct(kinds, route, bench)
+    if plan.recipe is None and pruning.found:
+        kinds = pruned_kinds(kinds)
     found = workshop.candidates(profile, runtime, kinds, search=plan.recipe is None)
     choice = choose([c.measured for c in found], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
     chosen = next(c for c in found if c.measured.recipe.id == choice.chosen)
@@ -226,27 +225,31 @@ def _one_target(
     with step(f"{profile.name}: prove {choice.chosen}"):
         report = _report(plan, prepared, profile, runtime, found, choice, _tested(prepared, chosen, folder))
         contents = contents_of(chosen.artifact, folder / "contents")
+        scores = workshop.sensitivity(profile, runtime, pruned=any(recipe.pruned for recipe in kinds))
         layers = tuple(
             LayerReport(one.layer.name, one.layer.operator, one.int8, one.int4)
-            for one in sorted(workshop.sensitivity(profile, runtime), key=lambda one: -one.int8)
+            for one in sorted(scores, key=lambda one: -one.int8)
         )
-        ways = _ways(prepared, chosen, contents, folder / "matrix")
+        graph = bench.start(bench.fixed, pruned=chosen.measured.recipe.pruned)
+        ways = _ways(prepared, chosen, graph, contents, folder / "matrix")
         report = msgspec.structs.replace(
             report,
             contents=contents,
             notes=(*chosen.artifact.notes, *ways.left),
             sensitivity=layers,
+            pruning=pruning,
             parity=(*report.parity, *ways.parity),
             route=route,
         )
-        manifest, golden = _manifest(plan, prepared, profile, chosen, report, folder)
+        demands = _demands(graph, chosen.artifact)
+        manifest, golden = _manifest(plan, prepared, profile, chosen, report, demands, folder)
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
         files.update(prepared.before.bundle_files() if prepared.before else {})
     return report, with_files(manifest, files), files
 
 
-def _ways(prepared: Prepared, chosen: Candidate, contents: Contents, folder: Path) -> Matrix:
-    """The chosen artifact through every runtime that is installed here."""
+def _ways(prepared: Prepared, chosen: Candidate, graph: Graph, contents: Contents, folder: Path) -> Matrix:
+    """The chosen artifact, made of `graph`, through every runtime that is installed here."""
     evidence, artifact = prepared.evidence, chosen.artifact
     assert artifact is not None
     return matrix(
@@ -254,7 +257,7 @@ def _ways(prepared: Prepared, chosen: Candidate, contents: Contents, folder: Pat
         evidence.choice.inputs,
         evidence.choice_answers,
         exact=sums_exactly(artifact, chosen.measured.recipe, contents),
-        macs=sum(prepared.fixed.macs.values()),
+        macs=sum(graph.macs.values()),
         decision=evidence.decision,
         folder=folder,
     )
@@ -330,7 +333,13 @@ def _report(
 
 
 def _manifest(
-    plan: Plan, prepared: Prepared, profile: TargetProfile, chosen: Candidate, report: Report, folder: Path
+    plan: Plan,
+    prepared: Prepared,
+    profile: TargetProfile,
+    chosen: Candidate,
+    report: Report,
+    demands: dict[str, Any],
+    folder: Path,
 ) -> tuple[Manifest, bytes]:
     artifact, recipe = chosen.artifact, chosen.measured.recipe
     assert artifact is not None
@@ -355,7 +364,7 @@ def _manifest(
         task=prepared.task,
         quality=quality,
         cost=chosen.measured.cost,
-        requires=_demands(prepared.fixed, artifact),
+        requires=demands,
         source_sha256=prepared.source.sha256,
         tools=report.tools,
         processing=prepared.before.processing if prepared.before else msgspec.UNSET,

@@ -17,6 +17,8 @@ from edgekit.manifest import NAME, VERSION
 from edgekit.recipe import Recipe
 from edgekit.targets import TargetProfile, find_target, known_targets
 
+PRUNES = ("auto", "none")
+
 
 class Plan(msgspec.Struct, frozen=True):
     """What one conversion is asked to do, checked before any work.
@@ -32,6 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
         budget: What may be lost.
         accept_unproven: Take a point estimate for a proof.
         recipe: The only recipe to try; None for all that the target can do.
+        prune: ``auto`` takes away dead channels, ``none`` leaves all.
         preprocess: A file of steps, or ``auto``; None detects them where the data are a folder of images.
     """
 
@@ -48,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True):
     accept_unproven: bool
     recipe: Recipe | None
     preprocess: str | None = None
+    prune: str = "auto"
 
     def bundle_name(self, profile: TargetProfile) -> str:
         """Name of the folder that a target's bundle is written to."""
@@ -78,6 +82,8 @@ class Plan(msgspec.Struct, frozen=True):
             )
         if self.recipe.precision == "int8" and self.data is None:
             raise RecipeError("an int8 recipe needs samples to calibrate with", advice="Give --data with real samples.")
+        if self.recipe.pruned and self.data is None:
+            raise RecipeError("a pruned recipe needs samples to look on", advice="Give --data with real samples.")
         by_precision = {recipe.precision: recipe for recipe in found}
         symmetric = self.recipe.symmetric or by_precision[self.recipe.precision].symmetric
         return [msgspec.structs.replace(self.recipe, symmetric=symmetric)]
@@ -103,6 +109,7 @@ def make_plan(
     version: str = "1.0.0",
     output: str | Path = "bundles",
     preprocess: str | Path | None = None,
+    prune: str = "auto",
 ) -> Plan:
     """Check what was asked for; the arguments are those of `convert`.
 
@@ -120,6 +127,8 @@ def make_plan(
         raise SettingsError("no target was named", advice="Give --target; `edgekit targets` lists them.")
     if aim not in AIMS:
         raise SettingsError(f"aim is {aim!r}, expected {' or '.join(AIMS)}")
+    if prune not in PRUNES:
+        raise SettingsError(f"prune is {prune!r}, expected {' or '.join(PRUNES)}")
     if not 0.5 <= confidence < 1.0 or not max_drop >= 0:
         raise SettingsError(
             f"confidence is {confidence}, expected 0.5 to 1; max_drop is {max_drop}, expected 0 or more"
@@ -148,6 +157,7 @@ def make_plan(
         accept_unproven=accept_unproven,
         recipe=recipe,
         preprocess=str(preprocess) if preprocess is not None else None,
+        prune=prune,
     )
     for profile, chosen in profiles:
         plan.recipes(profile, chosen)

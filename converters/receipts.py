@@ -127,7 +127,8 @@ def _differences(old: Report, new: Report) -> str:
     found = {
         "another model": old.source.sha256 != new.source.sha256,
         "other samples": (old.data, old.split) != (new.data, new.split),
-        "other choices": any(getattr(old, name) != getattr(new, name) for name in asked),
+        "other choices": any(getattr(old, name) != getattr(new, name) for name in asked)
+        or (old.pruning and old.pruning.asked) != (new.pruning and new.pruning.asked),
         "other versions of tools": old.tools != new.tools,
     }
     differing = [name for name, differs in found.items() if differs]

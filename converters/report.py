@@ -11,6 +11,7 @@ from converters.drop import Drop
 from converters.overhead import FileFacts
 from converters.parity import Parity
 from converters.proof import Budget
+from converters.pruning import Pruning
 from edgekit.manifest import Cost
 from edgekit.recipe import Recipe
 
@@ -128,7 +129,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
     the file of steps before and after the model, or is ``detected`` or ``none``. `contents` and `notes` are those of
     the chosen artifact. `sensitivity` has the layers that the search asked for, the most sensitive first. `route` is
-    null where there is no way past the canonical graph, or nobody looked.
+    null where there is no way past the canonical graph, or nobody looked. `pruning` tells of dead channels.
     """
 
     name: str
@@ -154,11 +155,20 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     notes: tuple[str, ...] = ()
     sensitivity: tuple[LayerReport, ...] = ()
     route: RouteReport | None = None
+    pruning: Pruning | None = None
 
     @property
     def taken(self) -> CandidateReport:
         """The candidate that was chosen."""
         return next(candidate for candidate in self.candidates if candidate.id == self.chosen)
+
+    @property
+    def dead(self) -> str:
+        """What a reader should know of dead channels; empty where there is nothing to say."""
+        if self.pruning is None:
+            return ""
+        taken = f" The chosen artifact is {'without' if self.taken.recipe.pruned else 'with'} them."
+        return self.pruning.sentence + (taken if self.pruning.found else "")
 
 
 def report_json(report: Report) -> bytes:

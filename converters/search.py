@@ -13,7 +13,7 @@ import msgspec
 
 from converters.proof import Measured
 from converters.sensitivity import Sensitivity
-from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
+from edgekit.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
 from edgekit.targets import TargetProfile
 
 MOST = 24  # candidates of one target
@@ -30,6 +30,17 @@ def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data
         for precision in precisions
         if with_data or precision not in (STATIC, DYNAMIC)
     ]
+
+
+def pruned_kinds(kinds: Sequence[Recipe]) -> list[Recipe]:
+    """`kinds` without dead channels, behind those of them that are float with all: to fall back to, on any target.
+
+    Where a target runs no float kind, it falls back to any that it does.
+    """
+    lowered = [recipe for recipe in kinds if not recipe.direct]  # the others have all channels of the source
+    kept = [recipe for recipe in lowered if not recipe.quantized] or lowered
+    pruned = [msgspec.structs.replace(recipe, prune=PRUNED) for recipe in lowered]
+    return [*kept, *pruned, *(recipe for recipe in kinds if recipe.direct)]
 
 
 class Search:

@@ -64,7 +64,7 @@ class Setting:
         pack = self._pack()
         sets = (pack.samples, self.evidence.choice, self.evidence.proof)
         arrays = [array for samples in sets if samples for array in samples.inputs.values()]
-        return sum(array.nbytes for array in (pack.graph, pack.fixed, *arrays))
+        return sum(array.nbytes for array in (pack.graph, pack.fixed, *pack.pruned, *arrays))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpack, (self._pack(),)
@@ -81,6 +81,7 @@ class Setting:
                 packed(bench.fixed),
                 bench.given_samples,
                 bench.known_calibration,
+                tuple(map(packed, bench.known_pruned)) if bench.known_pruned else (),
                 self.evidence,
                 self.budget,
                 str(bench.folder),
@@ -89,13 +90,17 @@ class Setting:
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A setting on its way to another process; `graph` and `fixed` are serialized models (N,) uint8."""
+    """A setting on its way to another process; graphs are serialized models (N,) uint8.
+
+    `pruned` are `graph` and `fixed` without dead channels; none where nobody has asked for them.
+    """
 
     token: str
     graph: Array
     fixed: Array
     samples: Samples | None
     calibration: Calibration | None
+    pruned: tuple[Array, ...]
     evidence: Evidence
     budget: Budget
     folder: str
@@ -111,6 +116,7 @@ def _unpack(found: Packed) -> Setting:
             TensorFlowChild(),
             Path(found.folder),
             found.calibration,
+            (unpacked(found.pruned[0]), unpacked(found.pruned[1])) if found.pruned else None,
         )
         _unpacked[found.token] = Setting(bench, found.evidence, found.budget, found.token)
     return _unpacked[found.token]

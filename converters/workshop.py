@@ -10,8 +10,9 @@ from typing import Any, cast
 import msgspec
 
 from converters.backends import Backend, Layer, backend_for
-from converters.backends.contract import Furnishing
+from converters.backends.contract import KEPT_COARSER, Furnishing
 from converters.cache import Shelf
+from converters.calibration import Calibration
 from converters.candidates import Candidate, failed, make_candidate
 from converters.cost import estimate
 from converters.crew import Crew
@@ -23,7 +24,7 @@ from converters.setting import Setting
 from converters.watching import Tell, Watch, untold
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Cost
-from edgekit.recipe import DIRECT, Recipe
+from edgekit.recipe import DIRECT, PRUNED, STATIC, Recipe
 from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
@@ -48,7 +49,7 @@ class Workshop:
         self._shelf = shelf
         self._found = watch.found
         self._made: dict[Any, Candidate] = {}
-        self._scores: dict[tuple[Layer, ...], list[Sensitivity]] = {}
+        self._scores: dict[tuple[bool, tuple[Layer, ...]], list[Sensitivity]] = {}
 
     def candidates(
         self, profile: TargetProfile, runtime: str, kinds: Sequence[Recipe], *, search: bool
@@ -68,15 +69,15 @@ class Workshop:
             return [candidate.measured for candidate in made]
 
         if search:
-            run = Search(make, max_drop=self._setting.budget.max_drop).run
-            run(kinds, functools.partial(self._sensitivities, line.backend))
+            scores = functools.partial(self._sensitivities, line.backend, pruned=any(one.pruned for one in kinds))
+            Search(make, max_drop=self._setting.budget.max_drop).run(kinds, scores)
         else:
             make(kinds)
         return found
 
-    def sensitivity(self, profile: TargetProfile, runtime: str) -> tuple[Sensitivity, ...]:
+    def sensitivity(self, profile: TargetProfile, runtime: str, *, pruned: bool) -> tuple[Sensitivity, ...]:
         """What the search asked of each layer of this target's artifacts; nothing where it did not ask."""
-        return tuple(self._scores.get(backend_for(profile, runtime, self._bench).layers(), ()))
+        return tuple(self._scores.get((pruned, backend_for(profile, runtime, self._bench).layers(pruned=pruned)), ()))
 
     def _wave(self, line: _Line, recipes: Sequence[Recipe]) -> list[Candidate]:
         """The candidates of `recipes`, in their order. They are made here while that is the faster way."""
@@ -177,27 +178,31 @@ class Workshop:
     def _priced(self, line: _Line, recipe: Recipe) -> Candidate:
         """The candidate, with what it costs this target."""
         made = self._made[line.key(recipe)]
-        cost = self._cost(line, recipe)
-        return msgspec.structs.replace(made, measured=msgspec.structs.replace(made.measured, cost=cost))
+        measured = msgspec.structs.replace(made.measured, cost=self._cost(line, recipe))
+        return msgspec.structs.replace(made, measured=measured)
 
     def _cost(self, line: _Line, recipe: Recipe) -> Cost:
-        return estimate(self._bench.fixed, line.profile, recipe, self._bench.overhead(recipe))
+        graph = self._bench.start(self._bench.fixed, pruned=recipe.pruned)
+        return estimate(graph, line.profile, recipe, self._bench.overhead(recipe))
 
-    def _sensitivities(self, backend: Backend) -> list[Sensitivity]:
-        layers = backend.layers()
-        if layers not in self._scores:
-            found = self._shelf.get(("sensitivity", layers), list[Sensitivity])
+    def _sensitivities(self, backend: Backend, *, pruned: bool) -> list[Sensitivity]:
+        key = pruned, backend.layers(pruned=pruned)
+        if key not in self._scores:
+            found = self._shelf.get(("sensitivity", *key), list[Sensitivity])
             if found is None:
-                found = self._scored(layers)
-                self._shelf.put(("sensitivity", layers), found)
-            self._scores[layers] = found
-        return self._scores[layers]
+                found = self._scored(*key)
+                self._shelf.put(("sensitivity", *key), found)
+            self._scores[key] = found
+        return self._scores[key]
 
-    def _scored(self, layers: tuple[Layer, ...]) -> list[Sensitivity]:
+    def _scored(self, pruned: bool, layers: tuple[Layer, ...]) -> list[Sensitivity]:
         found: dict[int, list[Sensitivity]] = {}
         with self._step(f"sensitivity of {len(layers)} layers") as told:
-            expected = float_answers(self._bench.fixed, self._bench.samples)
-            tasks = [(layer, expected) for layer in layers]
+            bench = self._bench
+            expected = float_answers(bench.start(bench.fixed, pruned=pruned), bench.samples)
+            measured = bench.calibration_of(Recipe(STATIC, prune=PRUNED), bench.fixed) if pruned else None
+            own = measured.coarser(KEPT_COARSER) if measured else None
+            tasks = [(layer, expected, pruned, own) for layer in layers]
             for place, scores in self._each(LAYERS, score_layer, tasks):
                 if isinstance(scores, EdgekitError):
                     raise scores
@@ -249,7 +254,7 @@ def measure(
         return make_candidate(
             backend,
             recipe,
-            graph=bench.fixed,
+            graph=bench.start(bench.fixed, pruned=recipe.pruned),
             profile=profile,
             evidence=setting.evidence,
             budget=setting.budget,
@@ -264,8 +269,18 @@ def prepare(setting: Setting, recipe: Recipe, profile: TargetProfile, runtime: s
         return bench.prepared(recipe, backend_for(profile, runtime, bench).graph)
 
 
-def score_layer(setting: Setting, layer: Layer, expected: Mapping[str, Array]) -> list[Sensitivity]:
-    """The scores of one layer; none where fixing the batch folded it into another."""
+def score_layer(
+    setting: Setting, layer: Layer, expected: Mapping[str, Array], pruned: bool, own: Calibration | None
+) -> list[Sensitivity]:
+    """The scores of one layer; none where fixing the batch folded it into another.
+
+    Args:
+        setting: What it works with.
+        layer: One of those of the fixed graph, or where `pruned` of that without dead channels.
+        expected: As `float_answers` of that graph.
+        pruned: Which graph.
+        own: That graph's calibration; None for the one that all share.
+    """
     with setting.at_work() as bench:
-        decision = setting.evidence.decision
-        return list(sensitivities(bench.fixed, [layer], bench.samples, bench.calibration, decision, expected))
+        graph, decision = bench.start(bench.fixed, pruned=pruned), setting.evidence.decision
+        return list(sensitivities(graph, [layer], bench.samples, own or bench.calibration, decision, expected))

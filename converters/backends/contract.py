@@ -18,13 +18,15 @@ from converters.graph import Graph, packed, unpacked
 from converters.overhead import Overhead
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
+from converters.passes.dead_channels import LEAST_ROWS, DeadChannels
 from converters.passes.equalize import Equalize
 from converters.passes.round_weights import RoundWeights
+from converters.passes.simplify import Simplify
 from converters.passes.split_heads import Head, SplitHeads, join
 from converters.samples import Samples, random_samples
 from edgekit.bindings import Binding
 from edgekit.errors import CalibrationError, ConversionError
-from edgekit.recipe import STATIC, Recipe
+from edgekit.recipe import PRUNED, STATIC, UNPRUNED, Recipe
 from edgekit.tensors import Array
 
 KEPT_COARSER = 3  # 256 bins: what ranges need, in an eighth of the bytes
@@ -106,6 +108,8 @@ class Workbench:
         child: TensorFlow's process.
         folder: Scratch space.
         calibration: What was measured before on the same graph and samples; None measures when it is first asked for.
+        pruned: `graph` and `fixed` without the channels that are dead on the same samples; None looks for them when it
+            is first asked for.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Workbench:
         child: TensorFlowChild,
         folder: Path,
         calibration: Calibration | None = None,
+        pruned: tuple[Graph, Graph] | None = None,
     ) -> None:
         self.graph = graph
         self.fixed = fixed
@@ -123,7 +128,8 @@ class Workbench:
         self.folder = folder
         self._samples = samples
         self._calibration = calibration
-        self._calibrations: dict[tuple[bool, bool], Calibration] = {}
+        self._given_pruned = pruned
+        self._calibrations: dict[tuple[bool, bool, bool], Calibration] = {}
         self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
         self._split: set[tuple[Head, ...]] = set()
@@ -141,6 +147,39 @@ class Workbench:
         return self._samples
 
     @cached_property
+    def dead(self) -> DeadChannels:
+        """The channels that are 0 on the whole calibration split. Raises as `samples`."""
+        return DeadChannels(self.graph, self.samples)
+
+    @cached_property
+    def _pruned(self) -> tuple[Graph, Graph]:
+        """The free graph and the fixed one without dead channels."""
+        if self._given_pruned is not None:
+            return self._given_pruned
+        if self.dead.rows < LEAST_ROWS:
+            raise CalibrationError(
+                f"{self.dead.rows} calibration samples do not tell which channels are dead: expected at least "
+                f"{LEAST_ROWS}, on which one that wakes on 5 % of inputs is still taken for dead 1 time in 20",
+                advice=f"Give --data with at least {5 * LEAST_ROWS} samples, of which a fifth are for calibration.",
+            )
+        free = self.dead.without()
+        fixed = run_pass(Simplify(), free.with_batch(1)).graph
+        self._require_same(self.fixed, fixed, "without dead channels")
+        return free, fixed
+
+    def start(self, graph: Graph, *, pruned: bool) -> Graph:
+        """`graph`, the fixed one or the free one, or where `pruned` the same without dead channels.
+
+        Raises:
+            CalibrationError: there are too few samples to tell which are dead.
+            ParityError: without them the answers to calibration samples change.
+        """
+        if not pruned:
+            return graph
+        free, fixed = self._pruned
+        return fixed if graph is self.fixed else free
+
+    @cached_property
     def calibration(self) -> Calibration:
         """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
         return self._calibration or calibrate(self.fixed, self.samples)
@@ -148,14 +187,15 @@ class Workbench:
     def calibration_of(self, recipe: Recipe, graph: Graph) -> Calibration:
         """The calibration that ranges for `recipe` are read from; `graph` is the fixed one or the free one.
 
-        Rounding and corrected biases hardly move ranges, equalization does: it is measured anew, once.
+        Rounding and corrected biases hardly move ranges, equalization does: it is measured anew, once. So it is without
+        dead channels, whose zeros are in the other counts.
         """
-        if graph is self.fixed and not recipe.equalize:
+        if graph is self.fixed and not recipe.equalize and not recipe.pruned:
             return self.calibration
-        key = (recipe.equalize, graph is self.fixed)
+        key = (recipe.equalize, recipe.pruned, graph is self.fixed)
         if key not in self._calibrations:
-            evened = self.prepared(Recipe(STATIC, equalize=True), graph) if recipe.equalize else graph
-            self._calibrations[key] = calibrate(evened, self.samples)
+            plain = Recipe(STATIC, equalize=recipe.equalize, prune=PRUNED if recipe.pruned else UNPRUNED)
+            self._calibrations[key] = calibrate(self.prepared(plain, graph), self.samples)
         return self._calibrations[key]
 
     def kept_calibration(self, recipe: Recipe, graph: Graph) -> bytes:
@@ -170,17 +210,19 @@ class Workbench:
     def prepared(self, recipe: Recipe, graph: Graph) -> Graph:
         """`graph`, the fixed one or the free one, with the float weights that `recipe` wants.
 
-        They are evened out, rounded to 4 bits and their biases corrected, in this order, where it says so.
+        Dead channels are taken away, ranges evened out, weights rounded to 4 bits and biases corrected, in this order,
+        where it says so.
 
         Raises:
-            CalibrationError: it needs samples and there are none.
+            CalibrationError: it needs samples, or more of them than there are.
             ConversionError: it names a layer that is not there or that cannot have 4 bits.
-            ParityError: evening out changed the answers.
+            ParityError: evening out or taking away changed the answers.
         """
-        require_layers(recipe, layers_of(graph))
+        start = self.start(graph, pruned=recipe.pruned)
+        require_layers(recipe, layers_of(start))
         key = self.preparation(recipe, graph)
         if key not in self._prepared:
-            found = self._evened(graph) if recipe.equalize else graph
+            found = self._evened(start) if recipe.equalize else start
             samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
             found = run_pass(RoundWeights(recipe.int4_layers, samples), found).graph
             if recipe.correct_bias:
@@ -192,6 +234,7 @@ class Workbench:
     def preparation(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
         """What of `recipe` the weights of `prepared` depend on: two with the same share them."""
         return (
+            recipe.pruned,
             recipe.equalize,
             frozenset(recipe.int4_layers),
             recipe.rounding if recipe.int4_layers else "",
@@ -254,9 +297,9 @@ class Workbench:
         """
         made = self.prepared(recipe, graph)
         lowered = self.lowered(self.to_lower(recipe)) if lower else None
-        own_ranges = recipe.precision == STATIC and (recipe.equalize or graph is not self.fixed)
+        own_ranges = recipe.precision == STATIC and (recipe.equalize or recipe.pruned or graph is not self.fixed)
         return Furnishing(
-            None if made is graph else packed(made),
+            None if made is self.start(graph, pruned=recipe.pruned) else packed(made),
             np.memmap(lowered.path, np.uint8, "r") if lowered else None,
             (lowered.input_permutes, lowered.output_permutes) if lowered else ([], []),
             self.calibration_of(recipe, graph) if own_ranges else None,
@@ -267,13 +310,14 @@ class Workbench:
         if furnishing.prepared is not None:
             self.take(recipe, graph, unpacked(furnishing.prepared))
         if furnishing.calibration is not None:
-            self._calibrations[recipe.equalize, graph is self.fixed] = furnishing.calibration
+            self._calibrations[recipe.equalize, recipe.pruned, graph is self.fixed] = furnishing.calibration
         if furnishing.lowered is not None:
             self._keep_lowered(self.to_lower(recipe), furnishing.lowered.tobytes(), *furnishing.permutes)
 
     def another(self, child: TensorFlowChild, folder: Path) -> Workbench:
         """One with the same graphs and samples, and nothing made of them yet but the calibration."""
-        return Workbench(self.graph, self.fixed, self._samples, child, folder, self.known_calibration)
+        known = self.known_calibration, self.known_pruned
+        return Workbench(self.graph, self.fixed, self._samples, child, folder, *known)
 
     @property
     def given_samples(self) -> Samples | None:
@@ -284,6 +328,11 @@ class Workbench:
     def known_calibration(self) -> Calibration | None:
         """The calibration where it was given or measured; None where it was not."""
         return self._calibration or self.__dict__.get("calibration")
+
+    @property
+    def known_pruned(self) -> tuple[Graph, Graph] | None:
+        """The graph and the fixed one without dead channels; None where nobody has asked for them."""
+        return self._given_pruned or self.__dict__.get("_pruned")
 
     def _require_same(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
         """Hold a step that must not change answers to that."""
@@ -360,8 +409,11 @@ class Backend(Protocol):
         """True where artifacts are made of a float .tflite, which takes TensorFlow's process."""
         ...
 
-    def layers(self) -> tuple[Layer, ...]:
-        """What a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`."""
+    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
+        """What a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`.
+
+        Their names are the same in a pruned model; their weights are fewer.
+        """
         ...
 
     def build(self, recipe: Recipe) -> Artifact:

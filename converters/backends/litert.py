@@ -68,9 +68,9 @@ class LiteRTBackend:
         """What artifacts are made of. See Backend.graph."""
         return self._bench.fixed
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return layers_of(self._bench.fixed)
+        return layers_of(self._bench.start(self._bench.fixed, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""

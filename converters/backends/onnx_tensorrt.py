@@ -47,9 +47,9 @@ class OnnxTensorRTBackend:
         """What artifacts are made of. See Backend.graph."""
         return self._graph
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return without_four_bits(layers_of(self._graph))
+        return without_four_bits(layers_of(self._bench.start(self._graph, pruned=pruned)))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""

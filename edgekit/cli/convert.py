@@ -59,6 +59,13 @@ if TYPE_CHECKING:
 @click.option("--accept-unproven", is_flag=True, help="Take the best point estimate where nothing better is proven.")
 @click.option("--max-bytes", type=int, help="Largest artifact.")
 @click.option("--max-cost", type=float, help="Highest cost, in the report's unit.")
+@click.option(
+    "--prune",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="Take away channels that are dead (0 on every calibration sample), or leave all.",
+)
 @click.option("--recipe", help=f"Try only this: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="Where a target runs both.")
 @click.option("--targets-file", type=click.Path(path_type=Path), help="Target profiles of your own (.toml).")
@@ -74,9 +81,11 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     """Make the best proven bundle of MODEL for each target.
 
     MODEL is a .keras or .h5 file, a SavedModel folder, or an .onnx file. Without --data, parity is measured on random
-    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget. What was
-    made is kept under ~/.cache/edgekit (at most 1 GiB): after Ctrl-C, which tells what was found until then, the same
-    command goes on from there, and where its bundles are there already it does nothing.
+    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget. Channels
+    that are 0 for every input go; those that are 0 on all calibration samples (59 at least) go from every kind, and
+    what that may lose is proven as for int8. What was made is kept under ~/.cache/edgekit (at most 1 GiB): after
+    Ctrl-C, which tells what was found until then, the same command goes on from there, and where its bundles are there
+    already it does nothing.
 
     \b
     Examples:
@@ -210,6 +219,8 @@ def _print_reports(reports: list[Report], what: str) -> None:
         )
         if report.test is not None:
             click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
+        if report.pruning is not None and report.pruning.layers:
+            click.echo(report.dead)
         if report.data == "random":
             note("no --data: parity was measured on random inputs, quality is unknown, int8 was not tried")
         if report.preprocess == "detected":

@@ -7,6 +7,7 @@ import pytest
 
 from edgekit.cli.main import edgekit, run
 from tests.simulators import models
+from tests.simulators.channel_models import mobile
 
 
 @pytest.fixture
@@ -173,3 +174,17 @@ def test_data_of_the_wrong_shape_shows_both(call, model, tmp_path):
     assert status == 1
     assert "[6, 8, 8, 1]" in err
     assert "[any, 1, 8, 8]" in err
+
+
+def test_convert_tells_of_dead_channels_in_one_sentence(call, tmp_path):
+    """What went, seen on how many samples, and what may be lost by it; a share of channels cannot be asked for."""
+    models.saved(mobile(), tmp_path / "mobile.onnx")
+    models.labelled_data(tmp_path / "data.npz", rows=600)
+    options = ["--target", "server", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"]
+    status, out, _ = call("convert", tmp_path / "mobile.onnx", *options)
+    assert status == 0
+    assert "210 of 243 channels are 0 on all 120 calibration samples, so each wakes on at most 2.47% of inputs" in out
+    status, out, _ = call("convert", tmp_path / "mobile.onnx", *options, "--prune", "none")
+    assert status == 0
+    assert "channels" not in out
+    assert call("convert", tmp_path / "mobile.onnx", *options, "--prune", "0.5")[0] == 2
