@@ -10,7 +10,8 @@ from typing import Any, cast
 import msgspec
 
 from converters.backends import Backend, Layer, backend_for
-from converters.backends.contract import KEPT_COARSER, Furnishing
+from converters.backends.contract import Furnishing
+from converters.backends.workbench import KEPT_COARSER
 from converters.cache import Shelf
 from converters.calibration import Calibration
 from converters.candidates import Candidate, failed, make_candidate

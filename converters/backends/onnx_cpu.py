@@ -7,10 +7,11 @@ from collections.abc import Collection
 import onnx
 from onnx import helper
 
-from converters.backends.contract import Artifact, Workbench
+from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
+from converters.backends.workbench import Workbench
 from converters.graph import Graph, label
 from converters.joins import QUANTIZED_LAYERS, Ranges, apart
 from edgekit.errors import ConversionError

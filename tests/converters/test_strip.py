@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.backends.contract import Workbench
 from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal, strip
+from converters.backends.workbench import Workbench
 from converters.frontends.onnx import canonical
 from converters.samples import Samples
 from edgekit.errors import ConversionError, ParityError
