@@ -111,18 +111,25 @@ def _looked(source: Source, bench: Workbench, evidence: Evidence, profile: Targe
         _require_parity(bench, evidence, profile)
         direct = facts_of(bench.direct.file.path)
     except (ConversionError, RuntimeLoadError) as error:
-        return _Found(RouteReport(False, f"there is no direct file: {error}"))
+        return _Found(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
     try:
         lowered = facts_of(bench.lowered(bench.fixed).path)
     except ConversionError as error:
         overhead = Overhead(direct.loops, _alone(direct))
         return _Found(
-            RouteReport(True, f"only the direct file can be made: {error}", None, direct), overhead, made.data
+            RouteReport(True, f"only the direct file can be made: {_first_line(error)}", None, direct),
+            overhead,
+            made.data,
         )
     overhead = Overhead(direct.loops, _alone(direct) - _alone(lowered))
     better = _ahead(direct, lowered)
     reason = f"the direct file {better}" if better else "the direct file is no better than the lowered one"
     return _Found(RouteReport(bool(better), reason, lowered, direct), overhead, made.data)
+
+
+def _first_line(error: Exception) -> str:
+    """Without what a framework has printed before it failed."""
+    return str(error).partition("\n")[0]
 
 
 def _placed(bench: Workbench, data: bytes, overhead: Overhead) -> DirectFile:

@@ -29,10 +29,12 @@ def direct(path: str, inputs: list[str], outputs: list[str]) -> Lowered:
     """
     loaded = loaded_model(path)
     specs = [_fixed(loaded, name, f"input_{place}") for place, name in enumerate(inputs)]
-    frozen = convert_variables_to_constants_v2(_traced(loaded, inputs, outputs, specs), lower_control_flow=False)
+    traced = _traced(loaded, inputs, outputs, specs)
+    if traced.variables:  # what is constant already, from TensorFlow 1's loader, could not be saved after this
+        traced = convert_variables_to_constants_v2(traced, lower_control_flow=False)
 
     def call(*tensors: Any) -> dict[str, Any]:
-        return {f"output_{place}": tf.identity(value) for place, value in enumerate(frozen(*tensors))}
+        return {f"output_{place}": tf.identity(value) for place, value in enumerate(traced(*tensors))}
 
     module = tf.Module()
     module.call = tf.function(call, input_signature=specs, autograph=False)

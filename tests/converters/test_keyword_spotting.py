@@ -33,6 +33,7 @@ def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
     [report] = run_plan(plan, child=child)
     assert report.test.float_ == pytest.approx(0.91)
     assert report.test.chosen >= report.test.float_ - 0.01
+    assert report.route.reason == "the direct file is no better than the lowered one"
     assert report.taken.bytes <= 24_000 < (FOLDER / "reference_int8.tflite").stat().st_size / 2
     folder = Path(report.bundle)
     runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
