@@ -111,7 +111,12 @@ class FrameworkChild:
         if self._process is None:
             if not self._show_log:
                 self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-child-")  # noqa: SIM115 - lives until close
-            quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
+            quiet = {
+                "PYTHONHASHSEED": "0",  # tf2onnx numbers tensors in the order of sets
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "TF_ENABLE_ONEDNN_OPTS": "0",
+                "CUDA_VISIBLE_DEVICES": "-1",
+            }
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from converters.child import main; main()"],

@@ -129,6 +129,10 @@ class Graph:
         found = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
         return {name: count for name, count in found.items() if count}
 
+    def maker(self, tensor: str) -> Any | None:
+        """The node that computes `tensor`; None for inputs and initializers."""
+        return next((node for node in self.model.graph.node if tensor in node.output), None)
+
     def consumers(self, tensor: str) -> list[Any]:
         """The nodes that read `tensor`."""
         return [node for node in self.model.graph.node if tensor in node.input]

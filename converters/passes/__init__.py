@@ -5,9 +5,10 @@ from __future__ import annotations
 from converters.passes.contract import GraphPass, PassResult, run_pass
 from converters.passes.dead_channels import RemoveDeadChannels
 from converters.passes.fold_batch_norm import FoldBatchNorm
+from converters.passes.restore_recurrent import RestoreRecurrent
 from converters.passes.simplify import Simplify
 
-CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), FoldBatchNorm(), RemoveDeadChannels())
+CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), RestoreRecurrent(), FoldBatchNorm(), RemoveDeadChannels())
 
 __all__ = [
     "CANONICAL_PASSES",
@@ -15,6 +16,7 @@ __all__ = [
     "GraphPass",
     "PassResult",
     "RemoveDeadChannels",
+    "RestoreRecurrent",
     "Simplify",
     "run_pass",
 ]

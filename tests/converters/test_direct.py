@@ -31,6 +31,8 @@ steps = keras.Input((64, 6), name="steps")
 for kind in ("LSTM", "GRU"):
     x = layers.Dense(3, activation="softmax", name="scores")(getattr(layers, kind)(16)(steps))
     keras.Model(steps, x).save(f"{sys.argv[1]}/{kind.lower()}.keras")
+x = layers.GRU(16, recurrent_activation="hard_sigmoid")(steps)
+keras.Model(steps, layers.Dense(3, name="scores")(x)).save(sys.argv[1] + "/hard.keras")
 flat = keras.Input((8,), name="flat")
 keras.Model(flat, keras.ops.erf(layers.Dense(4)(flat))).save(sys.argv[1] + "/erf.keras")
 image = keras.Input((12, 12, 1), name="image")
@@ -125,12 +127,12 @@ def test_integers_by_the_direct_route(folder, child, tmp_path):
 
 
 def test_what_cannot_be_lowered_goes_directly(folder, child, tmp_path):
-    """Keras's GRU reaches ONNX as a loop, which the lowering refuses; LiteRT's own loop runs it."""
-    report = converted(folder, child, tmp_path, "gru.keras")
+    """A GRU with hard gates stays a loop in ONNX, which the lowering refuses; LiteRT's own loop runs it."""
+    report = converted(folder, child, tmp_path, "hard.keras")
     assert {candidate.recipe.direct for candidate in report.candidates} == {True}
     assert report.route.lowered is None
     assert "Loop" in report.route.reason
-    _, found = self_tested(tmp_path / "gru-1.0.0-raspberry-pi-4")
+    _, found = self_tested(tmp_path / "hard-1.0.0-raspberry-pi-4")
     assert found.passed, found.faults
 
 

@@ -1,0 +1,329 @@
+"""Loops that are recurrent layers become ONNX's operators GRU, LSTM and RNN, which every backend knows.
+
+Keras 3 writes its cells in another way than tf2onnx's own rewriters look for (the state's share is sliced, where Keras
+2 split it; its bias is split inside the loop), so that a GRU comes as a Loop, and so do LSTMs with recurrent dropout.
+What a step computes is told here by its linear parts and not by the nodes that make them; any other Loop stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.graph import Graph, attributes
+from converters.passes.loop_cells import Cell, cell_of
+from converters.passes.loop_step import Known, Term, Value, evaluate
+from converters.passes.simplify import Simplify
+from edgekit.tensors import Array
+
+FAR = np.iinfo(np.int64)
+FIRST_STATE = {"GRU": slice(5, 6), "LSTM": slice(5, 7), "RNN": slice(5, 6)}  # places among the inputs
+Shape = tuple[int | None, ...]
+
+
+class RestoreRecurrent:
+    """Every Loop over the whole of a sequence whose step is a cell, and the reversals and zeros that go with it."""
+
+    name = "restore-recurrent"
+
+    def applies(self, graph: Graph) -> bool:
+        """True where there is such a Loop, a reversal of a whole sequence, or a state of zeros to begin with."""
+        return _first(graph) is not None or bool(_reversals(graph)) or bool(_from_zero(graph))
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with operators in their place, simplified."""
+        while self.applies(graph):
+            found = _first(graph)
+            graph = _restored(graph, found) if found is not None else _plainly_reversed(_without_zeros(graph))
+            graph = Simplify().run(graph)  # a Loop hides the shapes of what follows it
+        return graph
+
+    def holds(self, graph: Graph) -> bool:
+        """None is left."""
+        return not self.applies(graph)
+
+
+class _Found(msgspec.Struct, frozen=True, eq=False):
+    """A Loop that is a cell: its place among the nodes, the sequence that it reads, and what its outputs are."""
+
+    place: int
+    cell: Cell
+    sequence: str
+    begin: dict[str, str]
+    ends: dict[str, str]
+    answers: list[str]
+
+
+def _first(graph: Graph) -> _Found | None:
+    for place, node in enumerate(graph.nodes):
+        if node.op_type == "Loop" and (found := _read(graph, place, node)) is not None:
+            return found
+    return None
+
+
+def _read(graph: Graph, place: int, node: Any) -> _Found | None:
+    """What the Loop at `place` is, or None where it is no cell, or ends early."""
+    body, constants = attributes(node)["body"], graph.constants
+    count, go = (constants.get(name) for name in node.input[:2])
+    if count is None or int(count.reshape(())) < 1 or (node.input[1] and (go is None or not go.all())):
+        return None
+    steps = np.arange(int(count.reshape(())))
+    inner, begin = [value.name for value in body.input], list(node.input[2:])
+    outer = {name: Known(constants[name]) for name in _names(body) if name in constants}
+    values: dict[str, Value] = {**outer, inner[0]: Known(steps, True)}
+    updates = dict(zip(inner[2:], [_origin(body, value.name) for value in body.output[1:]], strict=False))
+    counters, states = {}, []
+    for name, first in zip(inner[2:], begin, strict=True):
+        if updates[name] == name:
+            values.update({name: Known(constants[first])} if first in constants else {})
+        elif first in constants and constants[first].dtype.kind == "i" and constants[first].size == 1:
+            counters[name] = constants[first].reshape(()) + steps
+            values[name] = Known(counters[name].astype(constants[first].dtype), True)
+        else:
+            states.append(name)
+            values[name] = Term("state", name=name)
+    read: set[str] = set()
+
+    def sequence(name: str, at: Known) -> Term | None:
+        read.add(name)
+        return Term("x") if at.steps and np.array_equal(at.value, steps) else None
+
+    found = evaluate(body, values, sequence, graph.opset)
+    counted = all(_counts(found.get(updates[name]), value + 1) for name, value in counters.items())
+    if not counted or len(read) != 1 or not _goes_on(found.get(body.output[0].name)):
+        return None
+    after = {name: found[updates[name]] for name in states if updates[name] in found}
+    cell = cell_of(after) if len(after) == len(states) else None
+    shape = graph.shapes.get(next(iter(read)), ())
+    if cell is None or len(shape) != 3 or shape[0] != len(steps):
+        return None
+    kinds = [_kind(inner, states, after, cell, found, at, value.name) for at, value in enumerate(body.output[1:])]
+    used = {name for other in graph.nodes for name in other.input} | {value.name for value in graph.model.graph.output}
+    if any(kind == "" and name in used for kind, name in zip(kinds, node.output, strict=True)):
+        return None
+    return _Found(
+        place=place,
+        cell=cell,
+        sequence=next(iter(read)),
+        begin={name: begin[inner.index(name) - 2] for name in cell.states},
+        ends={kind: name for kind, name in zip(kinds, node.output, strict=True) if kind in states and name in used},
+        answers=[name for kind, name in zip(kinds, node.output, strict=True) if kind == "answers" and name in used],
+    )
+
+
+def _kind(inner: Any, states: Any, after: Any, cell: Cell, found: Any, at: int, name: str) -> str:
+    """What an output of the Loop is: a state by its name, the ``answers`` of every step, or nothing that is known."""
+    if at < len(inner) - 2:
+        return inner[2 + at] if inner[2 + at] in states else ""
+    return "answers" if found.get(name) is after[cell.states[0]] else ""
+
+
+def _names(body: Any) -> set[str]:
+    return {name for node in body.node for name in node.input}
+
+
+def _origin(body: Any, name: str) -> str:
+    """The name that `name` is handed on from, through Identity nodes."""
+    handed = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
+    while name in handed:
+        name = handed[name]
+    return name
+
+
+def _counts(value: Value | None, expected: Array) -> bool:
+    return isinstance(value, Known) and value.steps and np.array_equal(value.value, expected)
+
+
+def _goes_on(condition: Value | None) -> bool:
+    """True where the Loop's own condition ends no step but the last."""
+    return isinstance(condition, Known) and bool((condition.value[:-1] if condition.steps else condition.value).all())
+
+
+# --- writing
+
+
+def _restored(graph: Graph, found: _Found) -> Graph:
+    """The graph with the operator in the Loop's place; what it leaves without readers, `Simplify` drops."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    loop, cell = model.graph.node[found.place], found.cell
+    stem = loop.output[0]
+    source, backwards = _forwards(graph, found.sequence)
+    weights = {"weights": cell.weights, "recurrent": cell.recurrent, "bias": cell.bias}
+    known = {"ways": np.array([0]), "way": np.array([1]), "last": np.array([-1]), "end": np.array([FAR.min])}
+    for name, value in (*weights.items(), *known.items()):
+        model.graph.initializer.append(numpy_helper.from_array(value, f"{stem}.{name}"))
+    begin = [_unless_zero(graph, found.begin[name]) for name in cell.states]
+    made = [
+        helper.make_node("Unsqueeze", [name, f"{stem}.ways"], [f"{stem}.begin{place}"])
+        for place, name in enumerate(begin)
+        if name
+    ]
+    first = ["", *(f"{stem}.begin{place}" if name else "" for place, name in enumerate(begin))] if any(begin) else []
+    operator = helper.make_node(
+        cell.op,
+        [source, *(f"{stem}.{name}" for name in weights), *first],
+        [f"{stem}.answers", *(f"{stem}.state{place}" for place in range(len(cell.states)))],
+        name=_called(graph, loop.name, cell.op),
+        hidden_size=cell.recurrent.shape[2],
+        direction="reverse" if backwards else "forward",
+        activations=list(cell.activations),
+        **cell.attributes,
+    )
+    made.append(operator)
+    for place, name in enumerate(cell.states):
+        if name in found.ends:
+            made.append(helper.make_node("Squeeze", [f"{stem}.state{place}", f"{stem}.ways"], [found.ends[name]]))
+    for name in found.answers:
+        _end_for_last(graph, model, name, f"{stem}.state0", graph.shapes[found.sequence][0])
+        made += _in_order(stem, name, backwards)
+    model.graph.node.remove(loop)
+    for offset, node in enumerate(made):
+        node.name = node.name or node.output[0]
+        model.graph.node.insert(found.place + offset, node)
+    return Graph(model)
+
+
+def _in_order(stem: str, name: str, backwards: bool) -> list[Any]:
+    """The operator's answers (steps, 1, rows, u) as the Loop's (steps, rows, u), in the order of its steps."""
+    plain = f"{stem}.plain" if backwards else name
+    made = [helper.make_node("Squeeze", [f"{stem}.answers", f"{stem}.way"], [plain])]
+    if backwards:
+        limits = [f"{stem}.{part}" for part in ("last", "end", "ways", "last")]
+        made.append(helper.make_node("Slice", [plain, *limits], [name]))
+    return made
+
+
+def _end_for_last(graph: Graph, model: onnx.ModelProto, answers: str, state: str, steps: int | None) -> None:
+    """Readers of the last step's answer alone are given the state (1, rows, u): no backend then keeps the others."""
+    results = {value.name for value in graph.model.graph.output}
+    shape, last = (steps, None, None), {0: (-1, None, 1)}
+    lasts = {
+        node.output[0]
+        for node in graph.consumers(answers)
+        if node.op_type == "Slice" and node.output[0] not in results and _limits(graph, node, shape) == last
+    }
+    for node in model.graph.node:
+        node.input[:] = [state if name in lasts else name for name in node.input]
+
+
+def _called(graph: Graph, loop: str, op: str) -> str:
+    """The operator's name: that of the layer that the Loop is in."""
+    layer = loop.rpartition("/")[0]
+    name, taken = f"{layer}/{op}" if layer else op, {node.name for node in graph.nodes}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _unless_zero(graph: Graph, name: str) -> str:
+    """`name`, or nothing where it is a state of zeros, from which the operators begin by themselves."""
+    return "" if _is_zero(graph, name) else name
+
+
+def _is_zero(graph: Graph, name: str) -> bool:
+    if name in graph.constants:
+        return not graph.constants[name].any()
+    maker = graph.maker(name)
+    if maker is None or maker.op_type not in ("Concat", "Expand", "Unsqueeze"):
+        return False
+    return all(_is_zero(graph, part) for part in (maker.input if maker.op_type == "Concat" else maker.input[:1]))
+
+
+def _from_zero(graph: Graph) -> list[Any]:
+    """Operators that are given a state of zeros to begin with: exporters compute its shape in several nodes."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type in FIRST_STATE
+        and any(name and _is_zero(graph, name) for name in node.input[FIRST_STATE[node.op_type]])
+    ]
+
+
+def _without_zeros(graph: Graph) -> Graph:
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    for place, node in enumerate(graph.nodes):
+        if node in _from_zero(graph):
+            states = FIRST_STATE[node.op_type]
+            model.graph.node[place].input[states] = [name and _unless_zero(graph, name) for name in node.input[states]]
+    return Graph(model)
+
+
+# --- reversed sequences
+
+
+def _forwards(graph: Graph, name: str) -> tuple[str, bool]:
+    """What `name` is the reversal of along axis 0, and that it is one; `name` itself where it is none."""
+    node = graph.maker(name)
+    if node is not None and _reversed_axis(graph, node) == 0:
+        return str(node.input[0]), True
+    return name, False
+
+
+def _reversals(graph: Graph) -> list[Any]:
+    return [n for n in graph.nodes if n.op_type == "ReverseSequence" and _reversed_axis(graph, n) is not None]
+
+
+def _reversed_axis(graph: Graph, node: Any) -> int | None:
+    """The axis that a node reverses as a whole, or None."""
+    if node.op_type == "Slice":
+        limits = _limits(graph, node, graph.shapes.get(node.input[0], ()))
+        axes = [axis for axis, cut in limits.items() if cut == (None, None, -1)]
+        return axes[0] if len(limits) == 1 and axes else None
+    if node.op_type != "ReverseSequence":
+        return None
+    lengths, axis = node.input[1], int(attributes(node).get("time_axis", 0))
+    maker = graph.maker(lengths)
+    if maker is not None and maker.op_type == "Expand":
+        lengths = maker.input[0]
+    value, shape = graph.constants.get(lengths), graph.shapes.get(node.input[0], ())
+    whole = value is not None and axis < len(shape) and shape[axis] is not None and np.all(value == shape[axis])
+    return axis if whole else None
+
+
+def _limits(graph: Graph, node: Any, shape: Shape) -> dict[int, tuple[int | None, int | None, int]]:
+    """Of a Slice of `shape` with constant limits, by axis: start, end and step; None is an axis's own end."""
+    parts = [graph.constants.get(name) for name in node.input[1:]]
+    if len(parts) < 3 or any(part is None for part in parts) or not shape:
+        return {}
+    starts, ends, axes, *rest = (part.tolist() for part in parts if part is not None)
+    found = {}
+    for start, end, axis, step in zip(starts, ends, axes, rest[0] if rest else [1] * len(starts), strict=True):
+        size = shape[axis % len(shape)]
+        if size is None:
+            return {}
+        places = range(*slice(start, end, step).indices(size))
+        found[axis % len(shape)] = _told(places, size)
+    return found
+
+
+def _told(places: range, size: int) -> tuple[int | None, int | None, int]:
+    if places == range(size - 1, -1, -1) and size > 1:
+        return None, None, -1
+    if places == range(size - 1, size):
+        return -1, None, 1
+    return places.start, places.stop, places.step
+
+
+def _plainly_reversed(graph: Graph) -> Graph:
+    """Whole reversals as slices, which every backend knows; two of one axis, one after the other, are nothing."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    for old in _reversals(graph):
+        place, axis = list(graph.nodes).index(old), _reversed_axis(graph, old)
+        before = graph.maker(old.input[0])
+        if before is not None and _reversed_axis(graph, before) == axis:
+            node = helper.make_node("Identity", [before.input[0]], list(old.output), name=old.name)
+        else:
+            limits = {"last": -1, "end": FAR.min, "axis": axis}
+            for name, value in limits.items():
+                model.graph.initializer.append(numpy_helper.from_array(np.array([value]), f"{old.output[0]}.{name}"))
+            names = [f"{old.output[0]}.{part}" for part in ("last", "end", "axis", "last")]
+            node = helper.make_node("Slice", [old.input[0], *names], list(old.output), name=old.name)
+        model.graph.node[place].CopyFrom(node)
+    return Graph(model)
