@@ -1,11 +1,12 @@
 """Independent tasks of one conversion: here one after the other, or by joblib in several processes at a time.
 
-Where they run is decided by measured time, and makes no difference to what comes out: linear algebra has one thread in
-both places, since its last bits depend on their number.
+Where they run is decided by measured time and by the cores that other programs leave free, and makes no difference to
+what comes out: linear algebra has one thread in both places, since its last bits depend on their number.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
+from converters.load import Load
 from converters.setting import Setting
 from edgekit.errors import ConversionError, EdgekitError
 
@@ -37,8 +39,8 @@ LOKY = "LokyBackend"
 class Crew:
     """Does tasks, functions of a Setting and more; use it as a context manager.
 
-    Processes are used where joblib's default backend would start them (as many as there are cores and memory for), or
-    as ``joblib.parallel_config`` says: ``n_jobs=1`` keeps all here, and a backend of another kind gets every task.
+    Processes are used where joblib's default backend would start them (as many as there are free cores and memory for),
+    or as ``joblib.parallel_config`` says: ``n_jobs=1`` keeps all here, and a backend of another kind gets every task.
 
     Args:
         setting: What tasks work with.
@@ -49,8 +51,10 @@ class Crew:
         self._setting = setting
         self._ours = type(backend).__name__ == LOKY
         self._seconds: dict[str, list[float]] = {}
+        self._load = Load()
         self._parallel: Any = None
         self._streams = bool(getattr(backend, "supports_return_generator", False))
+        self._told = jobs is not None or not self._ours  # then nobody asks whether cores are free
         if getattr(backend, "supports_sharedmem", False) or multiprocessing.current_process().daemon:
             self._jobs: int | None = 1  # what quantizes is not made for threads, and a daemon can have no children
         elif jobs is None and self._ours:
@@ -71,17 +75,25 @@ class Crew:
         done = self._seconds.get(kind) or self._seconds.get(like)
         if not done:
             return 1
-        cores = min(count, self._jobs or joblib.cpu_count())
-        saved = sum(done) / len(done) * (count - -(-count // cores))
-        cost = SEND_SECONDS * count + (START_SECONDS if self._parallel is None else 0.0)
+        cores = min(count, self._cores())
+        saved = sum(done) / len(done) * (count - math.ceil(count / cores))
+        start = START_SECONDS * math.ceil(cores) / cores  # which share a core that is not all free
+        cost = SEND_SECONDS * count + (start if self._parallel is None else 0.0)
         return min(count, self.jobs) if saved > cost else 1
+
+    def _cores(self) -> float:
+        """Cores for tasks: as many as were asked for, else those that are free and that there is memory for."""
+        if self._told:
+            return self.jobs
+        free = self._load.free()
+        return free if self._jobs is None else min(free, self._jobs)  # memory is counted when it matters
 
     @property
     def jobs(self) -> int:
         """How many processes there may be."""
         if self._jobs is None:
             room = _free_bytes() // (WORKER_BYTES + COPIES * self._setting.bytes)
-            self._jobs = max(1, min(joblib.cpu_count(), room))
+            self._jobs = max(1, min(math.ceil(self._load.free()), room))
         return self._jobs
 
     def left(self, kind: str, count: int) -> float | None:
@@ -91,7 +103,8 @@ class Crew:
 
     def here(self, kind: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do one task in this process; an EdgekitError that it raised is its result."""
-        _, seconds, found = _done(work, 0, self._setting, arguments)
+        with self._load.watched():
+            _, seconds, found = _done(work, 0, self._setting, arguments)
         self._seconds.setdefault(kind, []).append(seconds)
         return found
 

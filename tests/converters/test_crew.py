@@ -13,7 +13,7 @@ import joblib
 import numpy as np
 import pytest
 
-from converters import convert, crew
+from converters import convert, crew, load
 from converters.backends import Workbench
 from converters.candidates import Evidence
 from converters.child import TensorFlowChild
@@ -201,3 +201,35 @@ def test_daemon_keeps_all_in_one_process(setting, eager):
     """A daemonic process of multiprocessing, as pools have them, may have no children."""
     with joblib.parallel_config("multiprocessing", n_jobs=2), Crew(setting) as hands:
         assert [jobs for _, jobs in hands.away("tasks", jobs_here, [(), ()])] == [1, 1]
+
+
+def test_work_stays_here_while_others_have_the_cores(setting, monkeypatch):
+    """Tasks that would go to other processes do not, where programs keep every core busy meanwhile."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: os.cpu_count())
+    spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count())]
+    try:
+        with Crew(setting) as hands:
+            hands.here("slow", who, 0.6)
+            assert hands.at_a_time("slow", 100) == 1
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_cores_are_free_that_nobody_works_on(monkeypatch):
+    """What this process does itself is not taken for others', and where the system does not tell all are free."""
+    clock = iter([100.0, 103.0])
+    monkeypatch.setattr(load, "busy_seconds", lambda: next(clock))
+    monkeypatch.setattr(load.time, "monotonic", iter([0.0, 2.0]).__next__)
+    monkeypatch.setattr(load.time, "process_time", iter([0.0, 2.0]).__next__)
+    monkeypatch.setattr(load.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    seen = load.Load()
+    assert seen.free() == 8.0
+    with seen.watched():
+        pass
+    assert seen.free() == 7.5  # 3 s of work in 2 s, 2 s of them ours
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    assert seen.free() == 2.0  # of the host's eight, two that this process may use
