@@ -23,6 +23,7 @@ from converters.backends.accelerators import Accelerator, compile_for, require_f
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
+from converters.backends.tflite_biases import require_biases, wider_weights
 from converters.backends.tflite_file import (
     activations,
     match_layers,
@@ -130,11 +131,24 @@ class LiteRTBackend:
             )
         for name in recipe.int4_layers:
             _add_rule(quantizer, recipe, _only(ops[places[name]].scope), 4)
-        ranges = self._ranges(graph, lowered, recipe) if recipe.precision == STATIC else None
-        data = self._quantized(quantizer, ranges)
+        if recipe.precision == STATIC:
+            data = self._static(quantizer, lowered, self._ranges(graph, lowered, recipe))
+        else:
+            data = self._quantized(quantizer, None)
         expected = {places[name]: "float32" for name in recipe.float_layers}
         expected.update({places[name]: "int4" for name in recipe.int4_layers})
         require_types(data, expected)
+        return data
+
+    def _static(self, quantizer: Any, lowered: LoweredFile, ranges: dict[str, dict[str, Array]]) -> bytes:
+        """With activations in `ranges`, and once more where weights need wider scales for their biases."""
+        before = lowered.path.read_bytes()
+        with np.errstate(invalid="ignore"):  # of biases that saturate
+            data = self._quantized(quantizer, ranges)
+        wider = wider_weights(before, data)
+        if wider:
+            data = self._quantized(quantizer, {**ranges, **wider})
+            require_biases(before, data)
         return data
 
     def _quantized(self, quantizer: Any, ranges: dict[str, dict[str, Array]] | None) -> bytes:
