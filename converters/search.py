@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from converters.proof import Measured
-from converters.sensitivity import Sensitivity
+from converters.sensitivity import LEVELS4, LEVELS8, Sensitivity
 from edgekit.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
 from edgekit.targets import TargetProfile
 
@@ -68,11 +68,10 @@ class Search:
         quantized = [r for r in kinds if r.quantized and not r.direct and not self._found[r.id].fault]
         if any(self._found[recipe.id].choice_drop is not None for recipe in quantized):
             layers = list(scores())
-            static = [recipe for recipe in quantized if recipe.precision == STATIC]
+            self._ranges([recipe for recipe in quantized if recipe.precision == STATIC])
+            self._exceptions(quantized, layers)
             near = [recipe for recipe in quantized if self._near(recipe)]  # others have no bits to give
             four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in near if recipe.precision == kind]
-            self._ranges(static)
-            self._exceptions(static or quantized, layers)
             self._four_bits(four, layers)
         return list(self._found.values())
 
@@ -120,15 +119,35 @@ class Search:
                 tried[recipe].append(fewer)
 
     def _exceptions(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
-        """The most sensitive layers back to float, twice as many each time, until the budget is kept."""
-        worst = sorted(layers, key=lambda score: -score.int8)
-        count, left = 1, list(kinds)
-        while count <= len(worst) // 2 and len(self._found) < self._most:
-            names = tuple(score.layer.name for score in worst[:count])
-            mixed = {r: msgspec.structs.replace(r, float_layers=names) for r in left if not self._faint(r)}
+        """The most sensitive layers back to float, twice as many each time, until the budget is kept.
+
+        For every kind that misses it, and for static int8 that is only felt; as long as the mixture can be the best for
+        an aim, those that could gain most first.
+        """
+        left = [recipe for recipe in kinds if not self._near(recipe) or recipe.precision == STATIC]
+        count = 1
+        while count <= len(layers) // 2 and len(self._found) < self._most:
+            worst = {recipe: _most_sensitive(recipe, layers, count) for recipe in left if not self._faint(recipe)}
+            gains = {r: self._gain(r, sum(score.layer.weights for score in scores)) for r, scores in worst.items()}
+            hopeful = sorted((recipe for recipe in gains if gains[recipe] > 0), key=lambda recipe: -gains[recipe])
+            mixed = {recipe: _with_floats(recipe, worst[recipe]) for recipe in hopeful}
             self._wave(mixed.values())
             left = [recipe for recipe, one in mixed.items() if not self._near(one)]
             count *= 2
+
+    def _gain(self, recipe: Recipe, more: int) -> float:
+        """How far `recipe`, with `more` bytes, may be ahead of each other kind within the budget, at the least.
+
+        The share of its bytes or cost, whichever is saved more of. A layer in float takes at least a byte a weight more
+        than one of 8 bits. None above 0 where one of them is no larger and costs no more: it wins for no aim then.
+        """
+        found = self._found[recipe.id]
+        saved = [
+            max(1.0 - (found.bytes + more) / one.bytes, 1.0 - found.cost.value / one.cost.value)
+            for one in self._found.values()
+            if self._near(one.recipe) and (one.recipe.precision, one.recipe.prune) != (recipe.precision, recipe.prune)
+        ]
+        return min(saved, default=1.0)
 
 
 def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitivity]:
@@ -142,6 +161,25 @@ def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitiv
         taken.append(score)
         wanted -= score.layer.weights
     return taken
+
+
+def _most_sensitive(recipe: Recipe, layers: Sequence[Sensitivity], count: int) -> list[Sensitivity]:
+    """The layers that lose most in this kind.
+
+    Only static int8 rounds inputs by one range. Of the others the score with 4 bits tells, which is of weights alone;
+    for layers without one that with 8, times the square of how much coarser 4 bits are, as distances grow.
+    """
+
+    def lost(score: Sensitivity) -> float:
+        if recipe.precision == STATIC:
+            return score.int8
+        return score.int4 if score.int4 is not None else score.int8 * (LEVELS8 / LEVELS4) ** 2
+
+    return sorted(layers, key=lost, reverse=True)[:count]
+
+
+def _with_floats(recipe: Recipe, scores: Sequence[Sensitivity]) -> Recipe:
+    return msgspec.structs.replace(recipe, float_layers=tuple(score.layer.name for score in scores))
 
 
 def _with_four_bits(recipe: Recipe, scores: Sequence[Sensitivity]) -> Recipe:

@@ -28,7 +28,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         per_channel: Integer weights have one scale per output channel.
         symmetric: int8 activations have zero point 0.
         ranges: How activation ranges are read from the calibration.
-        float_layers: Names of layers that stay float in an int8 candidate.
+        float_layers: Names of layers that stay float in an int8 candidate, for LiteRT with weights as halves.
         int4_layers: Names of layers whose weights have 4 bits; the others have 8.
         rounding: How 4-bit weights are rounded: each to the ``nearest``, or by ``gptq``, which needs samples.
         equalize: Even out the ranges of neighbouring channels first.

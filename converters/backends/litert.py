@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
 from converters.backends.tflite_biases import require_biases, wider_weights
 from converters.backends.tflite_file import (
+    WeightedOp,
     activations,
     match_layers,
     operators_of,
@@ -46,6 +47,7 @@ from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
+HALF = 2.0**-10  # of the largest weight: how near halves must come to the others
 NEW_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes, where tflite-runtime 2.14 will not do
 
 
@@ -101,7 +103,7 @@ class LiteRTBackend:
 
     def _float16(self, path: Path) -> bytes:
         quantizer = aeq.Quantizer(str(path))
-        quantizer.add_weight_only_config(ALL, ANY, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+        _keep_float(quantizer, ALL, "float16")
         return self._quantized(quantizer, None)
 
     def _integers(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> bytes:
@@ -125,17 +127,18 @@ class LiteRTBackend:
                 "rounding to 4 bits does not outlast that",
                 advice="Leave these layers out of int4_layers.",
             )
-        for name in recipe.float_layers:
-            quantizer.update_quantization_recipe(
-                _only(ops[places[name]].scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE
-            )
+        alone = {places[name] for name in recipe.float_layers}
+        read = {op.content for index, op in enumerate(ops) if index not in alone}
+        kept = {name: _kept(ops[places[name]], read) for name in recipe.float_layers}
+        for name, dtype in kept.items():
+            _keep_float(quantizer, _only(ops[places[name]].scope), dtype)
         for name in recipe.int4_layers:
             _add_rule(quantizer, recipe, _only(ops[places[name]].scope), 4)
         if recipe.precision == STATIC:
             data = self._static(quantizer, lowered, self._ranges(graph, lowered, recipe))
         else:
             data = self._quantized(quantizer, None)
-        expected = {places[name]: "float32" for name in recipe.float_layers}
+        expected = {places[name]: dtype for name, dtype in kept.items()}
         expected.update({places[name]: "int4" for name in recipe.int4_layers})
         require_types(data, expected)
         return data
@@ -245,6 +248,26 @@ def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:
         quantizer.add_dynamic_config(scope, ANY, bits, granularity)
     else:
         quantizer.add_weight_only_config(scope, ANY, bits, granularity)
+
+
+def _kept(op: WeightedOp, read: Collection[bytes]) -> str:
+    """How the weights of a layer that stays float are held: as halves, which XNNPACK unpacks, where these are near.
+
+    Not where weights are shared with a layer that is quantized, whose are in `read`: ai-edge-quantizer fails on them.
+    """
+    values = np.frombuffer(op.content, np.float32)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16).astype(np.float32)
+    fits = float(np.abs(halves - values).max()) <= HALF * float(np.abs(values).max())
+    return "float16" if fits and op.content not in read else "float32"
+
+
+def _keep_float(quantizer: Any, scope: str, dtype: str) -> None:
+    """Keep what `scope` names in float, with weights of `dtype`."""
+    if dtype == "float16":
+        quantizer.add_weight_only_config(scope, ANY, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+    else:
+        quantizer.update_quantization_recipe(scope, ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
 
 
 def _granularity(recipe: Recipe) -> QuantGranularity:

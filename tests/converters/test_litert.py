@@ -8,11 +8,13 @@ import pytest
 from converters.backends import Workbench, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal
+from converters.backends.tflite_facts import pieces_of
 from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
 from converters.backends.tflite_ranges import tensor_histograms
 from converters.candidates import open_artifact, run_rows
 from converters.child import TensorFlowChild
 from converters.histogram import Histogram
+from converters.passes.weights import with_constants
 from converters.ranges import read_range
 from converters.samples import Samples
 from edgekit.errors import CalibrationError, ConversionError
@@ -89,11 +91,31 @@ def test_one_delegate_takes_the_whole_graph(precision, answers, tmp_path):
 
 @pytest.mark.parametrize("precision", KINDS)
 def test_named_layers_stay_float(precision, answers):
-    """Also where two layers have the same weights: they are told apart by their order."""
+    """In halves; of two with the same weights, which are told apart by their order, one alone stays whole."""
     second = ("point1", "point2") if precision == "int8-weights" else ("point2",)  # there, what is shared stays alike
     artifact, _ = answers(Recipe(precision, float_layers=(*second, "first")))
-    first = "float32" if "point1" in second else "int8"
-    assert dtypes(artifact) == ["float32", "int8", first, "int8", "float32", "int8"]
+    points = ("float16", "float16") if "point1" in second else ("int8", "float32")
+    assert dtypes(artifact) == ["float16", "int8", points[0], "int8", points[1], "int8"]
+
+
+@pytest.mark.parametrize("share", [1e-9, 1e6])
+def test_weights_that_halves_do_not_hold_stay_whole(share, child, samples, tmp_path):
+    """Too small or too large: then the file has them in float32, and answers as the float model does."""
+    graph = separable()
+    weights = {"wp": graph.constants["wp"] * np.float32(share)}
+    graph = with_constants(graph, weights)
+    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), samples, child, tmp_path))
+    artifact = backend.build(Recipe("int8-weights", float_layers=("first", "point1", "point2")))
+    assert dtypes(artifact) == ["float16", "int8", "float32", "int8", "float32", "int8"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_halves_leave_the_graph_in_one_piece(precision, answers, samples, tmp_path):
+    """XNNPACK unpacks them when it loads the file, and the answers stay near."""
+    artifact, found = answers(Recipe(precision, float_layers=("first", "point1", "point2")))
+    (tmp_path / "m.tflite").write_bytes(artifact.data)
+    assert pieces_of(tmp_path / "m.tflite")[0] == 1
+    assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -200,7 +222,7 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
     layers = ("first", "deep1", "point1", "deep2", "point2")
     artifact, found = answers(Recipe("int8-weights", equalize=True, float_layers=layers))
     assert np.abs(found - expected).max() < 0.02
-    assert dtypes(artifact) == ["float32"] * 5 + ["int8"]
+    assert dtypes(artifact) == ["float16"] * 5 + ["int8"]
 
 
 def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend, tmp_path):

@@ -22,8 +22,12 @@ LAYERS = [
 KINDS = [Recipe(), Recipe("int8"), Recipe("int8-dynamic")]
 
 
+BYTES = {"float32": 4000, "float16": 2000, "int8": 1300, "int8-dynamic": 1200, "int8-weights": 1000}
+COSTS = {"float32": 100.0, "float16": 100.0, "int8": 90.0, "int8-dynamic": 95.0, "int8-weights": 100.0}
+
+
 class World:
-    """Makes what it is asked to, and says that recipes drop as `drops` has it."""
+    """Makes what it is asked to, of usual bytes and costs, and says that recipes drop as `drops` has it."""
 
     def __init__(self, drops):
         self.asked = []
@@ -35,7 +39,8 @@ class World:
         for recipe in recipes:
             drop = self._drops(recipe)
             fault = "" if drop is not None else "refused"
-            found.append(Measured(recipe, 100, Cost("estimate", 1.0, "macs"), False, drop, None, fault, drop or 0.0))
+            size, cost = BYTES[recipe.precision] + 100 * len(recipe.float_layers), COSTS[recipe.precision]
+            found.append(Measured(recipe, size, Cost("estimate", cost, "macs"), False, drop, None, fault, drop or 0.0))
         return found
 
 
@@ -69,6 +74,40 @@ def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
     assert [recipe.float_layers for recipe in asked if recipe.float_layers] == [("l0",), ("l0", "l1")]
     assert any(recipe.ranges == "percentile" for recipe in asked)
     assert any(recipe.equalize and recipe.correct_bias for recipe in asked)
+
+
+def test_every_kind_that_misses_the_budget_gets_exceptions():
+    """All in one wave, those first that could save most: here the smaller, the sooner."""
+    kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-dynamic"), Recipe("int8-weights")]
+    asked = search(lambda r: 0.05 * (r.quantized and len(r.float_layers) < 2), kinds)
+    found = [(r.precision, len(r.float_layers)) for r in asked if r.float_layers]
+    order = ("int8-weights", "int8-dynamic", "int8")
+    assert found == [(kind, 1) for kind in order] + [(kind, 2) for kind in order]
+
+
+def test_layers_go_back_to_float_by_what_their_kind_rounds():
+    """Static int8 by weights and inputs; integer weights by weights alone, which the score with 4 bits tells."""
+    kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-weights")]
+    some = [score for score in LAYERS if score.int4 is not None]
+    asked = search(lambda r: 0.05 * r.quantized, kinds, some)
+    first = {recipe.precision: recipe.float_layers for recipe in asked if len(recipe.float_layers) == 2}
+    assert first == {"int8": ("l0", "l1"), "int8-weights": ("l0", "l5")}
+
+
+def test_kind_that_no_aim_would_take_gets_no_exceptions():
+    """Dynamic int8 misses the budget, and static keeps it, which is cheaper and no larger than that with a layer."""
+    kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-dynamic")]
+    asked = search(lambda r: 0.05 * (r.precision == "int8-dynamic"), kinds)
+    assert not any(recipe.float_layers for recipe in asked)
+
+
+def test_exceptions_that_outgrow_the_best_are_not_made():
+    """The second layer's weights alone are more than what half precision has beyond the 8-bit kind."""
+    heavy = [
+        Sensitivity(Layer(f"l{i}", "Conv", 10 + 995 * (i == 1), 1000, False), 0.1 / (i + 1), None) for i in range(6)
+    ]
+    asked = search(lambda r: 0.05 * r.quantized, [Recipe("float16"), Recipe("int8-weights")], heavy)
+    assert [recipe.float_layers for recipe in asked if recipe.float_layers] == [("l0",)]
 
 
 def test_what_is_not_felt_is_not_repaired():
