@@ -6,6 +6,8 @@ what comes out: linear algebra has one thread in both places, since its last bit
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import multiprocessing
 import os
@@ -29,6 +31,7 @@ from converters.setting import Setting
 from edgekit.errors import ConversionError, EdgekitError
 
 START_SECONDS = 5.0  # until processes have started and imported what candidates are made with
+ALONE = 1.5  # free cores up to which a second process would mostly wait
 SEND_SECONDS = 0.05  # what a task costs beyond its work once they have
 WORKER_BYTES = 400 << 20  # of a process with its libraries
 COPIES = 4  # of the graphs and samples in a process, at most: read, prepared, in a runtime, in an artifact
@@ -53,6 +56,7 @@ class Crew:
         self._seconds: dict[str, list[float]] = {}
         self._load = Load()
         self._parallel: Any = None
+        self._starting: Any = None
         self._streams = bool(getattr(backend, "supports_return_generator", False))
         self._told = jobs is not None or not self._ours  # then nobody asks whether cores are free
         if getattr(backend, "supports_sharedmem", False) or multiprocessing.current_process().daemon:
@@ -62,11 +66,16 @@ class Crew:
         else:
             self._jobs = int(backend.effective_n_jobs(backend.default_n_jobs if jobs is None else jobs))
 
+    def expect(self, seconds: float) -> None:
+        """Start processes now where so many seconds of tasks are to come: they import while this one goes on."""
+        if seconds > 2 * START_SECONDS and self._ours and self._streams and self._cores() > ALONE and self.jobs > 1:
+            self._starting = self._started()(joblib.delayed(_import_libraries)() for _ in range(self.jobs))
+
     def at_a_time(self, kind: str, count: int, *, like: str = "") -> int:
         """How many of `count` tasks of a kind should run at a time; 1 for here.
 
         Processes pay where they save more than they cost, by the mean time of such tasks so far; so the first is done
-        here, unless another kind is taken to be `like` it.
+        here, unless another kind is taken to be `like` it, or processes are there already.
         """
         if count < 2 or self._jobs == 1:
             return 1
@@ -74,7 +83,7 @@ class Crew:
             return min(count, self.jobs)
         done = self._seconds.get(kind) or self._seconds.get(like)
         if not done:
-            return 1
+            return min(count, self.jobs) if self._parallel is not None and self._cores() > ALONE else 1
         cores = min(count, self._cores())
         saved = sum(done) / len(done) * (count - math.ceil(count / cores))
         start = START_SECONDS * math.ceil(cores) / cores  # which share a core that is not all free
@@ -118,6 +127,7 @@ class Crew:
             ConversionError: a process ended, as by a system short of memory.
         """
         calls = [joblib.delayed(_done)(work, place, self._setting, task) for place, task in enumerate(tasks)]
+        self._wait_for_start()
         results = self._started()(calls)
         try:
             for place, seconds, found in results:
@@ -144,6 +154,7 @@ class Crew:
         if self._parallel is None:
             return
         parallel, self._parallel = self._parallel, None
+        self._wait_for_start()
         if self._ours:  # joblib would leave them to be used again, for five minutes
             executor = get_reusable_executor(reuse=True, kill_workers=True)
             if isinstance(executor, MemmappingExecutor):
@@ -151,6 +162,13 @@ class Crew:
             else:  # a new one in the place of one that broke
                 executor.shutdown(kill_workers=True)
         parallel.__exit__(None, None, None)
+
+    def _wait_for_start(self) -> None:
+        """Let processes that were started beforehand come up: those that are ended before that complain."""
+        starting, self._starting = self._starting, None
+        with contextlib.suppress(BrokenProcessPool):  # the next task will tell
+            for _ in starting or ():
+                pass
 
     def _started(self) -> Any:
         if self._parallel is None:
@@ -161,6 +179,11 @@ class Crew:
             )
             self._parallel = parallel.__enter__()
         return self._parallel
+
+
+def _import_libraries() -> None:
+    """What a process does first: it takes seconds, whatever its first task is."""
+    importlib.import_module("converters.workshop")
 
 
 def _done(work: Callable[..., Any], place: int, setting: Setting, arguments: Any) -> tuple[int, float, Any]:

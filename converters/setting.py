@@ -70,9 +70,9 @@ class Setting:
         return _unpack, (self._pack(),)
 
     def _pack(self) -> Packed:
-        """The same arrays each time, so that joblib knows which it has mapped."""
-        if self._packed is None:
-            bench = self.bench
+        """The same arrays each time, so that joblib knows which it has mapped; others once dead channels were found."""
+        bench = self.bench
+        if self._packed is None or bool(bench.known_pruned) != bool(self._packed.pruned):
             with contextlib.suppress(CalibrationError):  # then every copy finds the same fault
                 bench.calibration  # noqa: B018 - measured here, once
             self._packed = Packed(

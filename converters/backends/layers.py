@@ -48,6 +48,16 @@ def layers_of(graph: Graph) -> tuple[Layer, ...]:
     )
 
 
+def search_macs(graph: Graph, rows: int) -> float:
+    """About how many multiply-adds a search on `rows` calibration rows takes, for whether it will be long.
+
+    For each layer the graph is run to score it and again to round it, and rounding multiplies its weights with a square
+    matrix of its inputs.
+    """
+    layers = layers_of(graph)
+    return float(len(layers) * rows * sum(layer.macs for layer in layers) + sum(layer.weights**1.5 for layer in layers))
+
+
 def four_bit_default(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     """The names of layers that usually bear 4 bits: those that can have them, but for the first and the last of all."""
     return tuple(layer.name for layer in layers[1:-1] if layer.four_bit)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -53,6 +54,16 @@ def who(setting, wait=0.0):
     return os.getpid()
 
 
+def children():
+    """Commands of the processes that this one has started and that still run, each with its id."""
+    found = set()
+    for name in Path("/proc/self/task").iterdir():
+        for pid in (name / "children").read_text().split():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                found.add((pid, Path(f"/proc/{pid}/cmdline").read_text()))
+    return found
+
+
 def complain(setting):
     raise UnsupportedOpError("Einsum", "layer7", backend="LiteRT", advice="Write it otherwise.")
 
@@ -81,6 +92,27 @@ def test_first_task_is_done_here_and_short_ones_stay(setting):
         assert hands.at_a_time("slow", 100) == 2
         assert hands.at_a_time("unknown", 100) == 1
         assert hands.at_a_time("unknown", 100, like="slow") == 2
+
+
+def test_processes_start_beforehand_where_much_is_to_come(setting):
+    """Then nothing has to be measured first, and starting costs no more; of little nothing is started."""
+    with joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+        hands.expect(crew.START_SECONDS)
+        assert hands.at_a_time("unknown", 2) == 1
+        hands.expect(10 * crew.START_SECONDS)
+        assert hands.at_a_time("unknown", 2) == 2
+        assert os.getpid() not in {found for _, found in hands.away("unknown", who, [()] * 2)}
+
+
+def test_processes_that_nobody_came_to_need_end_too(setting, capfd):
+    """Whether they have started or not."""
+    before = children()
+    with warnings.catch_warnings(), joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+        warnings.simplefilter("error")
+        hands.expect(10 * crew.START_SECONDS)
+        assert "popen_loky" in str(children() - before)
+    assert "popen_loky" not in str(children() - before)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_user_keeps_all_in_one_process(setting, eager):
