@@ -22,7 +22,7 @@ from converters.bundle import (
     write_bundle,
 )
 from converters.cache import Cache, Shelf, origin_of, this_processor
-from converters.candidates import Candidate, Evidence, labels_for, open_artifact, run_rows
+from converters.candidates import Candidate, Evidence, labels_for
 from converters.canonical import canonical_of
 from converters.child import TensorFlowChild
 from converters.contents import contents_of
@@ -30,6 +30,7 @@ from converters.cost import memory_mib
 from converters.crew import Crew
 from converters.frontends import Source, load_model
 from converters.graph import Graph, digest_of
+from converters.held_out import HeldOut, hold_out, tested
 from converters.matrix import Matrix, matrix, sums_exactly
 from converters.parity import Parity
 from converters.plan import Plan
@@ -119,7 +120,7 @@ class Prepared(msgspec.Struct, frozen=True):
     calibration: Samples | None
     split: SplitReport | None
     evidence: Evidence
-    test: Samples | None
+    test: HeldOut | None
     task: Task
     steps: tuple[Parity, ...]
     before: Steps | None
@@ -145,6 +146,7 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
     task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
         evidence = _evidence(plan, graph, task, split, choice)
+        held = hold_out(test, graph, evidence) if test is not None else None
     return Prepared(
         source=source,
         graph=graph,
@@ -152,7 +154,7 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
         calibration=split.calibration if split else None,
         split=_split_report(split) if split else None,
         evidence=evidence,
-        test=test,
+        test=held,
         task=task,
         steps=made.steps,
         before=before,
@@ -176,7 +178,7 @@ def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice:
     proof = split.proof if split else choice
     answers = graph.run(choice.inputs)
     metric = find_metric(plan.metric, proof.labels, decisions=task.kind == "classification") if split else None
-    return Evidence(
+    evidence = Evidence(
         choice=choice,
         proof=proof,
         choice_answers=answers,
@@ -185,6 +187,17 @@ def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice:
         output=task.output or graph.outputs[0].name,
         decision=task.output if task.kind == "classification" else "",
     )
+    _float_quality(evidence)  # labels that do not fit are told before minutes of work
+    return evidence
+
+
+def _float_quality(evidence: Evidence) -> Value | None:
+    """Of the float model on the proof split; None without data. Raises as `score`."""
+    if evidence.metric is None:
+        return None
+    labels = labels_for(evidence.proof, evidence.proof_answers, evidence.metric, evidence.output)
+    scores = score(evidence.metric, evidence.proof_answers[evidence.output], labels)
+    return Value(evidence.metric.value(scores), len(scores))
 
 
 def _shelf(plan: Plan, prepared: Prepared, cache: Cache | None) -> Shelf:
@@ -227,7 +240,8 @@ def _one_target(
     chosen = next(c for c in found if c.measured.recipe.id == choice.chosen)
     assert chosen.artifact is not None  # a candidate with a fault is never chosen
     with step(f"{profile.name}: prove {choice.chosen}"):
-        report = _report(plan, prepared, profile, runtime, found, choice, _tested(prepared, chosen, folder))
+        test = tested(prepared.test, chosen.artifact, folder / "test") if prepared.test else None
+        report = _report(plan, prepared, profile, runtime, found, choice, test)
         contents = contents_of(chosen.artifact, folder / "contents")
         scores = workshop.sensitivity(profile, runtime, pruned=any(recipe.pruned for recipe in kinds))
         layers = tuple(
@@ -267,25 +281,6 @@ def _ways(prepared: Prepared, chosen: Candidate, graph: Graph, contents: Content
     )
 
 
-def _tested(prepared: Prepared, chosen: Candidate, folder: Path) -> TestReport | None:
-    """Quality on the test file, which nothing was chosen by."""
-    metric, test, output = prepared.evidence.metric, prepared.test, prepared.evidence.output
-    if test is None:
-        return None
-    expected = prepared.graph.run(test.inputs)
-    if metric is None:
-        metric = find_metric(None, test.labels, decisions=bool(prepared.evidence.decision))
-    assert chosen.artifact is not None
-    runtime = open_artifact(chosen.artifact, folder / "test")
-    try:
-        found = run_rows(runtime, test.inputs)
-    finally:
-        runtime.close()
-    labels = labels_for(test, expected, metric, output)
-    values = [metric.value(score(metric, answers[output], labels)) for answers in (expected, found)]
-    return TestReport(values[0], values[1], len(test))
-
-
 def _report(
     plan: Plan,
     prepared: Prepared,
@@ -296,11 +291,6 @@ def _report(
     test: TestReport | None,
 ) -> Report:
     evidence, graph = prepared.evidence, prepared.graph
-    quality = None
-    if evidence.metric is not None:
-        labels = labels_for(evidence.proof, evidence.proof_answers, evidence.metric, evidence.output)
-        scores = score(evidence.metric, evidence.proof_answers[evidence.output], labels)
-        quality = Value(evidence.metric.value(scores), len(scores))
     rows = tuple(
         CandidateReport(
             c.measured.recipe.id,
@@ -325,7 +315,7 @@ def _report(
         split=prepared.split,
         aim=plan.aim,
         budget=plan.budget,
-        float_=FloatReport(len(graph.to_bytes()), quality),
+        float_=FloatReport(len(graph.to_bytes()), _float_quality(evidence)),
         candidates=rows,
         chosen=choice.chosen,
         proven=choice.proven,

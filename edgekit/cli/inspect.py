@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from edgekit.bindings import Binding, Joined
 from edgekit.cli.console import json_option, needs_extra, print_json, print_table
 from edgekit.errors import ManifestError
-from edgekit.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from edgekit.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.tensors import TensorSpec
 
 
@@ -53,6 +54,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "digest": manifest.digest,
         "bytes": manifest.total_bytes,
         "files": {entry.path: entry.size for entry in manifest.files},
+        **_contents(path, manifest),
         "recipe": manifest.recipe.id,
         "task": manifest.task.kind,
         "quality": _quality(manifest),
@@ -63,6 +65,32 @@ def _bundle(path: Path) -> dict[str, Any]:
         "inputs": [_held(binding) for binding in manifest.inputs],
         "outputs": [_held(binding) for binding in manifest.outputs],
     }
+
+
+class _Contents(msgspec.Struct):
+    """What `edgekit convert` says of an artifact's operators in its report."""
+
+    operators: dict[str, int]
+    pieces: int | None = None
+
+
+class _Report(msgspec.Struct):
+    contents: _Contents | None = None
+
+
+def _contents(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The operators as the bundle's own report lists them; nothing where it has none."""
+    entries = [entry for entry in manifest.files if entry.role == ROLE_REPORT and entry.path.endswith(".json")]
+    if not entries:
+        return {}
+    try:
+        found = msgspec.json.decode((folder / entries[0].path).read_bytes(), type=_Report).contents
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ManifestError(f"{folder / entries[0].path} cannot be read: {error}") from error
+    if found is None:
+        return {}
+    pieces = {} if found.pieces is None else {"xnnpack": f"{found.pieces} pieces" if found.pieces != 1 else "one piece"}
+    return {"operators": found.operators, **pieces}
 
 
 def _quality(manifest: Manifest) -> str | None:

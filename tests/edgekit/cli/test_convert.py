@@ -129,6 +129,7 @@ def test_inspect_shows_a_model_and_a_bundle(call, model, tmp_path):
     status, out, _ = call("inspect", tmp_path / "out" / "shapes-1.0.0-server", "--json")
     found = json.loads(out)
     assert (status, found["kind"], found["target"]) == (0, "bundle", "server")
+    assert found["operators"]["Conv"] == 1
     assert "scores within" in call("inspect", tmp_path / "out" / "shapes-1.0.0-server")[1]
 
 
@@ -188,3 +189,17 @@ def test_convert_tells_of_dead_channels_in_one_sentence(call, tmp_path):
     assert status == 0
     assert "channels" not in out
     assert call("convert", tmp_path / "mobile.onnx", *options, "--prune", "0.5")[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--data", "--test"])
+def test_labels_that_do_not_fit_are_told_before_anything_is_made(call, model, tmp_path, option):
+    """In either file: minutes of work must not end with that."""
+    models.labelled_data(tmp_path / "data.npz", rows=60)
+    with np.load(tmp_path / "data.npz") as found:
+        np.savez(tmp_path / "wrong.npz", x=found["x"], y=found["y"] + 7)
+    files = {"--data": tmp_path / "data.npz", option: tmp_path / "wrong.npz"}
+    given = [part for pair in files.items() for part in pair]
+    status, _, err = call("convert", model, "--target", "server", *given, "-o", tmp_path / "out")
+    assert status == 1
+    assert "labels run from 7 to 9, expected 0 to 2" in err
+    assert "server: float32" not in err
