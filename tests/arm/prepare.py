@@ -8,6 +8,7 @@ binfmt. About 100 MB are fetched. The wheels are those of ``constraints/agent.tx
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -122,8 +123,18 @@ def _install_wheels() -> None:
     install += ["--python-version", PYTHON, "--python-platform", "aarch64-manylinux_2_36"]
     pinned = ["--only-binary", ":all:", "--require-hashes", "--requirement", "constraints/agent.txt"]
     subprocess.run([*install, *pinned], check=True, cwd=ROOT)
+    images = HOME / "images.txt"  # edgekit[images], for bundles that decode them
+    images.write_text(_pinned("pillow"))
+    pinned[-1] = str(images)
+    subprocess.run([*install, *pinned], check=True, cwd=ROOT)
     # Only edgekit's metadata: its code is on PYTHONPATH as it is here.
     subprocess.run([*install, "--no-build-isolation", "--editable", "."], check=True, cwd=ROOT)
+
+
+def _pinned(package: str) -> str:
+    """The versions of a package in ``constraints/all.txt``, one for each Python, with their hashes."""
+    entries = re.split(r"^(?=\S)", (ROOT / "constraints" / "all.txt").read_text(), flags=re.MULTILINE)
+    return "".join(entry for entry in entries if entry.startswith(f"{package}=="))
 
 
 def _write_interpreter(core: str) -> None:
