@@ -29,7 +29,7 @@ def convert(
     With a cache, a call whose bundles are there already, made from the very same, does nothing (see `Request`).
 
     Args:
-        model: .keras, .h5, a SavedModel folder or .onnx.
+        model: .keras, .h5, a SavedModel folder, .onnx, .pt2 or a float .tflite.
         on_step: Called with the name of each step; its context lasts as long as the step. Where the context gives a
             function, that is told how many parts of the step are done, of how many, and the seconds left or None.
         on_note: Called with what a person should know and no report says.

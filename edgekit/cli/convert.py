@@ -80,12 +80,12 @@ if TYPE_CHECKING:
 def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_json: bool, **choices: Any) -> None:
     """Make the best proven bundle of MODEL for each target.
 
-    MODEL is a .keras or .h5 file, a SavedModel folder, or an .onnx file. Without --data, parity is measured on random
-    inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget. Channels
-    that are 0 for every input go; those that are 0 on all calibration samples (59 at least) go from every kind, and
-    what that may lose is proven as for int8. What was made is kept under ~/.cache/edgekit (at most 1 GiB): after
-    Ctrl-C, which tells what was found until then, the same command goes on from there, and where its bundles are there
-    already it does nothing.
+    MODEL is .keras, .h5, a SavedModel folder, .onnx, .pt2, or a float .tflite. Without --data, parity is measured on
+    random inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget.
+    Channels that are 0 for every input go; those that are 0 on all calibration samples (59 at least) go from every
+    kind, and what that may lose is proven as for int8. What was made is kept under ~/.cache/edgekit (at most 1 GiB):
+    after Ctrl-C, which tells what was found until then, the same command goes on from there, and where its bundles are
+    there already it does nothing.
 
     \b
     Examples:

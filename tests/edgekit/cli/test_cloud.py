@@ -79,7 +79,7 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
                 said = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
             assert said == b"\x08\x01"  # field 1, live: true
         finally:
-            child.kill()
+            child.terminate()  # and not killed, which would leave its bundles in the temporary folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
