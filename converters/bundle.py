@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from converters.backends import Artifact
-from converters.candidates import open_artifact
+from converters.candidates.candidate import open_artifact
 from edgekit.errors import ConversionError, DataError
 from edgekit.golden import judge, write_golden
 from edgekit.manifest import (

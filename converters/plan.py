@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import leads_to, precisions_of
-from converters.processing import AUTO, read_steps
-from converters.proof import AIMS, Budget
-from converters.search import candidates
+from converters.candidates.strategy import candidates
+from converters.data.preprocessing import AUTO, read_steps
+from converters.quality.selection import AIMS, Budget
 from edgekit.errors import ManifestError, RecipeError, SettingsError
 from edgekit.manifest import NAME, VERSION
 from edgekit.recipe import Recipe

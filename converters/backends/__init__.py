@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from converters.backends.accelerators import accelerators
+from converters.backends.context import Workbench
 from converters.backends.contract import Artifact, Backend
 from converters.backends.layers import Layer, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
-from converters.backends.workbench import Workbench
 from edgekit.runtimes import LITERT
 from edgekit.targets import TargetProfile
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from onnx import version_converter
 
-from converters.graph import Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
 from edgekit.errors import ConversionError
 from edgekit.recipe import Recipe
 

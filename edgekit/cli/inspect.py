@@ -109,7 +109,7 @@ def _golden(manifest: Manifest) -> str:
 
 def _model(path: Path) -> dict[str, Any]:
     with needs_extra("convert"):
-        from converters.child import TensorFlowChild
+        from converters.framework_process import TensorFlowChild
         from converters.frontends import load_model
 
     with TensorFlowChild() as child:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from converters import convert
-from converters.calibration import Calibration
+from converters.calibration.calibrate import Calibration
 from edgekit.errors import DataError, ManifestError, NotFoundError, RecipeError, RefusedError, SettingsError
 from edgekit.golden import read_golden, self_test
 from edgekit.manifest import MANIFEST_NAME, parse_manifest
@@ -65,7 +65,7 @@ def test_golden_answers_are_the_float_models(jetson, onnx_folder):
     inputs, outputs = read_golden((folder / "golden.npz").read_bytes())
     rows = {row.tobytes() for row in np.load(onnx_folder / "data.npz")["x"]}
     assert all(row.tobytes() in rows for row in inputs["image"])
-    from converters.graph import Graph
+    from converters.graph.graph import Graph
 
     expected = Graph(onnx.load(onnx_folder / "model.onnx")).run(inputs)
     np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-5)
