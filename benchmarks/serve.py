@@ -38,7 +38,7 @@ from benchmarks.serve_load import (
     turn,
     wait_for,
 )
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.golden import write_golden
 from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
 from edgekit.recipe import Recipe

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.results import Figure
 from benchmarks.serve_load import cpu_ns, process, pss_mb, wire
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.serving import oip
 from edgekit.serving.app import App
 from edgekit.serving.options import ModelOptions

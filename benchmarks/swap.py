@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.results import Figure, publish
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.golden import write_golden
 from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
 from edgekit.recipe import Recipe

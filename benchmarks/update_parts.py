@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher
+from device_agents.control.requests import Answers
+from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
 from edgekit.manifest import FileEntry

@@ -11,7 +11,7 @@ import numpy as np
 import onnx.parser
 
 from device_agents import InferenceService
-from device_agents.cloud import CloudClient
+from device_agents.inference.cloud_client import CloudClient
 from edgekit.cloud import CloudModels
 from edgekit.golden import write_golden
 from edgekit.manifest import Binding, Golden, Manifest, Task, Tolerance, file_entry

@@ -7,7 +7,7 @@ import pytest
 
 from device_agents.assemble import make_agent, make_inference
 from device_agents.facts import measure_facts
-from device_agents.journal import Journal
+from device_agents.storage.journal import Journal
 from edgekit.disk import FolderDisk
 from edgekit.errors import SettingsError
 from edgekit.serving.worker import WorkerRuntime

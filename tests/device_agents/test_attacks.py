@@ -10,7 +10,7 @@ import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
 from device_agents import agent as agent_module
-from device_agents import answers
+from device_agents.control import requests as answers
 from edgekit import messages, topics
 from edgekit.registry import blob_name
 from edgekit.trust.assignment import Entry

@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from device_agents.deployment import Installed, State
-from device_agents.journal import Journal
-from device_agents.slots import Slots
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
 from edgekit.disk import FolderDisk
 from edgekit.trust.keys import generate_key
 from edgekit.trust.repository import Repository

@@ -3,9 +3,9 @@ import functools
 import pytest
 
 from device_agents.agent import AgentOptions
-from device_agents.control import presence_will
-from device_agents.journal import Journal
+from device_agents.control.link import presence_will
 from device_agents.simulator import SimulatedFleet, versions_reached
+from device_agents.storage.journal import Journal
 from edgekit import topics
 from edgekit.cli.main import edgekit, run
 from edgekit.clock import SystemClock

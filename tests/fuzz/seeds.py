@@ -6,8 +6,8 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.deployment import S, State
-from device_agents.journal import Journal
-from device_agents.slots import Pointer
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Pointer
 from edgekit import messages, topics
 from edgekit.blocks import BlockMap
 from edgekit.disk import MemoryDisk

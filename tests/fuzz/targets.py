@@ -12,8 +12,8 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Targets
 
-from device_agents.journal import Journal
-from device_agents.slots import Slots
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
 from edgekit import messages, topics
 from edgekit.blocks import BlockMap
 from edgekit.disk import MemoryDisk

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from device_agents.deployment import State
-from device_agents.journal import Journal
+from device_agents.storage.journal import Journal
 from edgekit.disk import FolderDisk
 
 START_SECONDS = 60.0

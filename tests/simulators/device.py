@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_agents.agent import Agent, AgentOptions
-from device_agents.control import presence_will
+from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, S
-from device_agents.journal import Journal
+from device_agents.storage.journal import Journal
 from edgekit import messages, topics
 from edgekit.clock import SystemClock
 from edgekit.errors import RuntimeLoadError, SelfTestError

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from device_agents.health import run_self_test
-from device_agents.inference import InferenceService
-from device_agents.slots import Slots, verify_file
+from device_agents.inference.service import InferenceService
+from device_agents.storage.slots import Slots, verify_file
+from device_agents.update.self_test import run_self_test
 from edgekit.disk import FolderDisk
 from edgekit.manifest import MANIFEST_NAME, Manifest, file_entry
 from edgekit.registry import publish

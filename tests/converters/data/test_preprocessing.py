@@ -13,7 +13,7 @@ from converters.data.preprocessing import choose_steps, detect_steps, read_steps
 from converters.data.samples import load_samples
 from converters.graph.graph import Graph
 from converters.plan import make_plan
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.errors import DataError, RecipeError
 from edgekit.manifest import parse_manifest
 from edgekit.preprocess import Processing

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from device_agents.cloud import CloudClient
+from device_agents.inference.cloud_client import CloudClient
 from edgekit.cli.cloud import read_api_key
 from edgekit.errors import SettingsError
 from edgekit.registry import publish

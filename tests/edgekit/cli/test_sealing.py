@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from device_agents.assemble import make_agent, make_inference
-from device_agents.checks import checks_of
+from device_agents.diagnostics.checks import checks_of
 from device_agents.facts import measure_facts
 from edgekit.cli.main import edgekit
 from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsError

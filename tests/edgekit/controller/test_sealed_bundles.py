@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.compat import Facts, mismatches
 from edgekit.errors import CompatibilityError
 from edgekit.fleet import Device as Enrolled

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from device_agents import waves as device_waves
-from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher, Gate
+from device_agents.control.requests import Answers
+from device_agents.download import broadcasts as device_waves
+from device_agents.download.block_fetcher import BlockFetcher, Gate
 from edgekit import topics
 from edgekit.broker import find_mosquitto, start_broker
 from edgekit.clock import SystemClock

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.errors import ArenaFullError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.runtimes.providers import Acceleration

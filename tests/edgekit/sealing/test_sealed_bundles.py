@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.cloud import CloudModels
 from edgekit.decoding import open_processor
 from edgekit.errors import CompatibilityError, ManifestError, NotFoundError, RuntimeLoadError, SealError, SettingsError

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serve_load import pss_mb
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.cloud import CloudModels
 from edgekit.manifest import Manifest
 from edgekit.protocols import Runtime

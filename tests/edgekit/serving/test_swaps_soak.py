@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.serving.footprint import few_arenas, held_bytes
 from edgekit.serving.options import ModelOptions
 from tests.simulators.small_models import SURE, onnx_bundle

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
