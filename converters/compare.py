@@ -17,8 +17,8 @@ from converters.quality.drop import Drop
 from converters.quality.metrics import AGREEMENT, drop_of, find_metric, score
 from converters.quality.parity import Parity
 from converters.quality.parity import compare as compare_answers
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import DataError
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array, TensorSpec
 

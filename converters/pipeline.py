@@ -61,8 +61,8 @@ from converters.report.report import (
     report_json,
 )
 from converters.up_to_date import made_from_others
-from edgekit.manifest import Golden, Manifest, Quality, Task
-from edgekit.targets import TargetProfile
+from edgekit.bundle.manifest import Golden, Manifest, Quality, Task
+from edgekit.bundle.targets import TargetProfile
 
 PARITY_ROWS = 32
 MACS_A_SECOND = 5e9  # of a search by `search_macs`, on one core: measured on a network of 700,000 parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from converters.quality.selection import Measured
-from edgekit.targets import TargetProfile
+from edgekit.bundle.targets import TargetProfile
 
 Tell = Callable[[int, int, float | None], None]
 """Takes how many of how many parts of a step are done, and the seconds that the rest takes, None where nobody knows."""

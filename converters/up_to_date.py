@@ -19,9 +19,9 @@ import msgspec
 
 from converters.cache import Cache, Shelf, origin_of, this_processor
 from converters.report.report import Report
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from edgekit.bundle.targets import find_target, known_targets
 from edgekit.errors import EdgekitError
-from edgekit.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from edgekit.targets import find_target, known_targets
 
 THERE = "everything was there already, made from the very same: nothing was done (--no-cache makes it anew)"
 REPORT = "report.json"

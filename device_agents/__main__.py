@@ -20,9 +20,9 @@ from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
-from edgekit.disk import FolderDisk
 from edgekit.errors import DataError, EdgekitError, NotFoundError
 from edgekit.settings import AgentSettings, load_settings
+from edgekit.storage.disk import FolderDisk
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -29,11 +29,11 @@ from device_agents.update.machine import UpdateMachine
 from device_agents.update.probation import ProbationLimits
 from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
-from edgekit import messages
+from edgekit.bundle.manifest import NAME, Manifest
 from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, TransportError, VerificationError
-from edgekit.manifest import NAME, Manifest
+from edgekit.mqtt import messages
 from edgekit.protocols import Clock, Disk, Transport
-from edgekit.serving.growth import Grown, told_text
+from edgekit.serving.models.memory_growth import Grown, told_text
 from edgekit.trust.assignment import Assignment, Entry
 
 log = logging.getLogger(__name__)

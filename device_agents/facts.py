@@ -1,4 +1,4 @@
-"""What this device is: measured here, judged by edgekit.compat, reported to the controller."""
+"""What this device is: measured here, judged by edgekit.bundle.compat, reported to the controller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from edgekit.compat import Facts
+from edgekit.bundle.compat import Facts
 
 _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 _DISTRIBUTIONS = {

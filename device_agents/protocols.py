@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from securesystemslib.signer import Key
 from tuf.api.metadata import TargetFile
 
-from edgekit.manifest import Manifest
-from edgekit.serving.growth import Grown
+from edgekit.bundle.manifest import Manifest
+from edgekit.serving.models.memory_growth import Grown
 from edgekit.trust.assignment import Assignment
 
 

@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"edgekit", "converters", "device_agents"}
-    assert "edgekit/targets.toml" in names
+    assert "edgekit/bundle/targets.toml" in names
     assert any(name.startswith("edgekit/migrations/versions/") for name in names)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as source:
         assert any(name.endswith("/pyproject.toml") for name in source.getnames())

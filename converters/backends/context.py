@@ -24,8 +24,8 @@ from converters.passes.round_weights import RoundWeights
 from converters.passes.simplify import Simplify
 from converters.passes.split_heads import Head, SplitHeads, join
 from converters.quality import parity
+from edgekit.bundle.recipe import PRUNED, STATIC, UNPRUNED, Recipe
 from edgekit.errors import CalibrationError, ConversionError
-from edgekit.recipe import PRUNED, STATIC, UNPRUNED, Recipe
 from edgekit.tensors import Array
 
 KEPT_COARSER = 3  # 256 bins: what ranges need, in an eighth of the bytes

@@ -11,8 +11,8 @@ from converters.backends.layers import Layer
 from converters.calibration.calibrate import Calibration
 from converters.cost.overhead import Overhead
 from converters.graph.graph import Graph
-from edgekit.bindings import Binding
-from edgekit.recipe import Recipe
+from edgekit.bundle.bindings import Binding
+from edgekit.bundle.recipe import Recipe
 from edgekit.tensors import Array
 
 

@@ -39,9 +39,9 @@ from converters.backends.tflite_ranges import tensor_histograms
 from converters.calibration.range_rules import read_range
 from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec

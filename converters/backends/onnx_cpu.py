@@ -14,8 +14,8 @@ from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
 from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
 from converters.graph.graph import Graph, label
+from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
 OPERATORS = [
     "Add",

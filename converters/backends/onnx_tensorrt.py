@@ -19,8 +19,8 @@ from converters.backends.layers import Layer, layers_of, output_axis, raised, wi
 from converters.backends.onnx_common import artifact_of, half, named
 from converters.backends.tensorrt_rules import Placement, place, violations
 from converters.graph.graph import Graph, label
+from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import STATIC, Recipe
 
 TYPED_OPSET = 19  # the first whose QuantizeLinear takes float16
 LEVELS = 127

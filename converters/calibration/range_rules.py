@@ -25,7 +25,7 @@ def read_range(found: Histogram, rule: str) -> tuple[float, float]:
 
     Args:
         found: The values of one tensor.
-        rule: One of ``edgekit.recipe.RANGES``.
+        rule: One of ``edgekit.bundle.recipe.RANGES``.
     """
     low, high = found.minimum, found.maximum
     if rule == "percentile":

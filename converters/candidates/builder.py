@@ -23,10 +23,10 @@ from converters.cost.estimate import estimate
 from converters.graph.graph import Graph
 from converters.progress import Tell, Watch, untold
 from converters.quality.selection import Measured
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import DIRECT, PRUNED, STATIC, Recipe
+from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import EdgekitError
-from edgekit.manifest import Cost
-from edgekit.recipe import DIRECT, PRUNED, STATIC, Recipe
-from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
 CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks

@@ -22,11 +22,11 @@ from converters.quality.metrics import AGREEMENT, Metric, drop_of, score
 from converters.quality.parity import Parity
 from converters.quality.selection import Budget, Measured
 from converters.report.report import Value
+from edgekit.bundle.manifest import ROLE_MODEL, Cost, FileEntry, Golden, Manifest, Task
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, UnsupportedOpError
-from edgekit.manifest import ROLE_MODEL, Cost, FileEntry, Golden, Manifest, Task
-from edgekit.recipe import Recipe
 from edgekit.runtimes import LogicalRuntime, open_runtime
-from edgekit.targets import TargetProfile
 from edgekit.tensors import Array
 
 CHUNK_ROWS = 64

@@ -21,10 +21,10 @@ from converters.frontends import Source
 from converters.progress import Step
 from converters.quality import parity
 from converters.report.report import RouteReport
+from edgekit.bundle.recipe import DIRECT, STATIC, Recipe
+from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError, RuntimeLoadError
-from edgekit.recipe import DIRECT, STATIC, Recipe
 from edgekit.runtimes import LITERT
-from edgekit.targets import TargetProfile
 
 WORTH = 0.02  # of the lowered float file's bytes: up to four times this share of an int8 one, whose graph is the same
 PARITY_ROWS = 32

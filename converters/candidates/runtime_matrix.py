@@ -26,9 +26,9 @@ from converters.cache import this_processor
 from converters.cost.estimate import WEIGHTED
 from converters.quality.parity import Parity, beside_device, compare
 from converters.report.report import Contents
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ParityError, RuntimeLoadError
-from edgekit.recipe import STATIC, Recipe
 from edgekit.runtimes import LITERT, LogicalRuntime, RawRuntime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
 from edgekit.runtimes.onnx import X86_64, OnnxRuntime

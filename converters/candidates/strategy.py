@@ -13,8 +13,8 @@ import msgspec
 
 from converters.candidates.sensitivity import LEVELS4, LEVELS8, Sensitivity
 from converters.quality.selection import Measured
-from edgekit.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
-from edgekit.targets import TargetProfile
+from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
+from edgekit.bundle.targets import TargetProfile
 
 MOST = 24  # candidates of one target
 FAINT = 1e-3  # a distance below which nothing needs to be repaired

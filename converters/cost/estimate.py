@@ -16,9 +16,9 @@ import msgspec
 
 from converters.cost.overhead import NONE, Overhead
 from converters.graph.graph import Graph, attributes, label
-from edgekit.manifest import Cost
-from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
-from edgekit.targets import TargetProfile
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
+from edgekit.bundle.targets import TargetProfile
 
 INSTRUCTIONS = "instructions"
 MULTIPLY_ADDS = "float32 multiply-adds"

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from converters.graph.graph import Graph, attributes
+from edgekit.bundle.manifest import FILE_PATH, ROLE_PROCESSING
 from edgekit.decoding import decode_image
 from edgekit.errors import RecipeError
-from edgekit.manifest import FILE_PATH, ROLE_PROCESSING
 from edgekit.preprocess import Processing, Processor, processing_faults
 from edgekit.preprocess.after import Suppress, TopK
 from edgekit.tensors import Array, DType, TensorSpec

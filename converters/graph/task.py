@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from converters.graph.graph import Graph, attributes
-from edgekit.manifest import Task
+from edgekit.bundle.manifest import Task
 from edgekit.tensors import Array, DType
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import msgspec
 
 from converters.quality.drop import CLOPPER_PEARSON, Drop, samples_needed
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import RefusedError
-from edgekit.manifest import Cost
-from edgekit.recipe import Recipe
 
 CHOSEN, FITS, UNPROVEN, UNTESTED = "chosen", "fits", "unproven", "untested"
 DOMINATED, REFUSED, FAILED = "dominated", "refused", "failed"

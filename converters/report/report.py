@@ -12,8 +12,8 @@ from converters.quality.drop import Drop
 from converters.quality.parity import Parity
 from converters.quality.selection import Budget
 from converters.report.pruning import Pruning
-from edgekit.manifest import Cost
-from edgekit.recipe import Recipe
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import Recipe
 
 
 class Constant(msgspec.Struct, frozen=True):

@@ -12,8 +12,8 @@ from device_agents.control.link import ControlLink
 from device_agents.protocols import Inference
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
-from edgekit import messages
 from edgekit.errors import DataError, EdgekitError, ExpiredError, TransportError, UnavailableError, VerificationError
+from edgekit.mqtt import messages
 from edgekit.protocols import Clock
 from edgekit.trust.envelopes import open_envelope
 

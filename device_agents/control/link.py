@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from edgekit import messages, topics
 from edgekit.errors import DataError, DiskError, TransportError
+from edgekit.mqtt import messages, topics
 from edgekit.protocols import Clock, Message, Transport, Will
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from edgekit.serving.growth import Grown
+from edgekit.serving.models.memory_growth import Grown
 
 LOOK_SECONDS = 60.0
 

@@ -8,8 +8,8 @@ import logging
 import secrets
 from collections.abc import Iterator
 
-from edgekit import messages, topics
 from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
+from edgekit.mqtt import messages, topics
 from edgekit.protocols import Handler, Message, Transport
 from edgekit.waiting import within
 

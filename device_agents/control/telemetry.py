@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgekit.messages import Telemetry
+from edgekit.mqtt.messages import Telemetry
 
 
 class Window:

@@ -16,11 +16,11 @@ from device_agents.download.metered import MeteredLink
 from device_agents.facts import measure_facts
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
-from edgekit.compat import Facts
-from edgekit.disk import FolderDisk
+from edgekit.bundle.compat import Facts
 from edgekit.errors import DataError, EdgekitError, UnavailableError
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import load_signer
 
 BROKER_SECONDS = 5.0

@@ -14,10 +14,10 @@ from device_agents.download.broadcasts import HEARD, WaveEar
 from device_agents.download.http_ranges import FETCHED, RangeSources
 from device_agents.download.metered import MeteredLink
 from device_agents.download.throttle import Bucket, QuietHours
-from edgekit.blocks import BlockMap, RoundTrip, Window, to_ranges
 from edgekit.errors import DigestMismatchError, TransportError, UnavailableError
-from edgekit.messages import Answer
+from edgekit.mqtt.messages import Answer
 from edgekit.protocols import BlockSource, Clock
+from edgekit.transfer.blocks import BlockMap, RoundTrip, Window, to_ranges
 
 MAX_SILENT_ATTEMPTS = 5
 MAX_WRONG = 3

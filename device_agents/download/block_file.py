@@ -6,10 +6,10 @@ import hashlib
 import logging
 
 from device_agents.download.local_blocks import find_blocks, read_place
-from edgekit.blocks import BlockMap
+from edgekit.bundle.manifest import BLOCK_BYTES, FileEntry
 from edgekit.errors import DataError, DigestMismatchError
-from edgekit.manifest import BLOCK_BYTES, FileEntry
 from edgekit.protocols import Disk
+from edgekit.transfer.blocks import BlockMap
 
 log = logging.getLogger(__name__)
 

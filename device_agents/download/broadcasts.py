@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence, Set
 
 from device_agents.control.requests import Answers, Exchange
-from edgekit.blocks import to_ranges
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError, TransportError
-from edgekit.manifest import BLOCK_BYTES
-from edgekit.messages import Answer, Range, WaveBlocks, decode
+from edgekit.mqtt.messages import Answer, Range, WaveBlocks, decode
 from edgekit.protocols import Message
-from edgekit.waves import LATE_SHARE, MIN_BLOCKS
+from edgekit.transfer.blocks import to_ranges
+from edgekit.transfer.broadcast import LATE_SHARE, MIN_BLOCKS
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from device_agents.download.block_fetcher import MAX_WRONG, fetch_blob
 from device_agents.download.block_file import SPARE_BYTES, BlockFile
 from device_agents.download.deltas import DeltaFiller
 from device_agents.threads import in_thread
+from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.deltas.description import Offer
 from edgekit.errors import DigestMismatchError, DiskError, RefusedError
-from edgekit.manifest import FileEntry, Manifest
 from edgekit.protocols import BlockSource, Disk
 
 

@@ -11,9 +11,9 @@ from device_agents.download.block_file import SPARE_BYTES, BlockFile
 from device_agents.download.local_blocks import slot_manifests
 from device_agents.storage.slots import verify_file
 from device_agents.threads import in_thread
+from edgekit.bundle.manifest import BLOCK_BYTES, FileEntry
 from edgekit.deltas.description import SEGMENT_BLOCKS, Delta, Offer, parse_delta, payload_blocks, segments_of
 from edgekit.errors import DataError, DigestMismatchError, DiskError, MissingExtraError, NotFoundError
-from edgekit.manifest import BLOCK_BYTES, FileEntry
 from edgekit.protocols import Disk
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from device_agents.control.requests import Exchange
 from device_agents.threads import in_thread
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import UnavailableError
-from edgekit.manifest import BLOCK_BYTES
-from edgekit.messages import Answer
+from edgekit.mqtt.messages import Answer
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from device_agents.storage.slots import slot_folders
+from edgekit.bundle.manifest import BLOCK_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.errors import DiskError, ManifestError
-from edgekit.manifest import BLOCK_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.protocols import Disk
 
 log = logging.getLogger(__name__)

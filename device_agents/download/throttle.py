@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from edgekit.manifest import BLOCK_BYTES
+from edgekit.bundle.manifest import BLOCK_BYTES
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 

@@ -14,7 +14,7 @@ import urllib3
 
 from device_agents.inference.routing_rules import CloudRefusedError
 from edgekit.errors import CloudError, DataError
-from edgekit.serving import oip
+from edgekit.serving.oip import codec as oip
 from edgekit.tensors import Array
 from edgekit.waiting import within
 

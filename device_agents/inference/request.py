@@ -8,10 +8,10 @@ from typing import Any
 from device_agents.inference import routing_rules
 from device_agents.inference.routing_rules import Decision, Place, Reason
 from edgekit.errors import DataError
-from edgekit.serving.oip import InferResponse
-from edgekit.serving.processing import PARAMETER as POSTPROCESS
-from edgekit.serving.processing import Prepared
-from edgekit.serving.sessions import Session
+from edgekit.serving.oip.codec import InferResponse
+from edgekit.serving.session.preparation import PARAMETER as POSTPROCESS
+from edgekit.serving.session.preparation import Prepared
+from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
 _TOLD: dict[Place | Reason, str] = {one: one.value for one in (*Place, *Reason)}  # `value` is a call, for each request

@@ -11,10 +11,10 @@ from device_agents.inference.routing_rules import Decision, Place, Reason
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock
 from edgekit.runtimes.logical import check_inputs
-from edgekit.serving.oip import InferResponse
-from edgekit.serving.residents import Residents
-from edgekit.serving.sessions import DeadlineError, OverloadedError, Session
-from edgekit.serving.worker import WorkerRestartingError
+from edgekit.serving.models.manager import Residents
+from edgekit.serving.oip.codec import InferResponse
+from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
+from edgekit.serving.worker.runtime import WorkerRestartingError
 from edgekit.tensors import Array
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from edgekit.bundle.manifest import Task
 from edgekit.errors import CloudError
-from edgekit.manifest import Task
 from edgekit.tensors import Array
 
 AUTO, LOCAL_ONLY, CLOUD_ONLY = "auto", "local-only", "cloud-only"

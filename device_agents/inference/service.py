@@ -1,6 +1,6 @@
 """InferenceService: answers locally, falls back to the cloud tier, switches models without a gap.
 
-Serve it with `edgekit.serving.app.App`, or embed it in an application and await `infer`; both mean the same.
+Serve it with `edgekit.serving.http.app.App`, or embed it in an application and await `infer`; both mean the same.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from device_agents.inference.fallback import Fallback
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import Places
 from device_agents.update.self_test import check_golden, run_self_test
+from edgekit.bundle.golden import SelfTest
+from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
-from edgekit.golden import SelfTest
-from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, CloudTier
 from edgekit.runtimes.providers import Acceleration
-from edgekit.serving.description import ModelDescription, check_outputs, describe_session
-from edgekit.serving.footprint import Footprints
-from edgekit.serving.growth import Grown
-from edgekit.serving.loading import Loader
-from edgekit.serving.oip import InferRequest, InferResponse
-from edgekit.serving.options import ModelOptions, ModelSettings
-from edgekit.serving.processing import as_sent, parse_postprocess, prepare
-from edgekit.serving.progress import LoadListener, told
-from edgekit.serving.residents import Residents
-from edgekit.serving.sessions import Load, Session
-from edgekit.serving.statistics import Statistics
+from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
+from edgekit.serving.models.load_progress import LoadListener, told
+from edgekit.serving.models.manager import Residents
+from edgekit.serving.models.memory_growth import Grown
+from edgekit.serving.models.options import ModelOptions, ModelSettings
+from edgekit.serving.oip.codec import InferRequest, InferResponse
+from edgekit.serving.session.memory_usage import Footprints
+from edgekit.serving.session.preparation import as_sent, parse_postprocess, prepare
+from edgekit.serving.session.session import Load, Session
+from edgekit.serving.session.statistics import Statistics
+from edgekit.serving.worker.loader import Loader
 from edgekit.tensors import Array
 
 COUNTERS = (

@@ -7,8 +7,8 @@ import logging
 
 from device_agents.deployment import Installed, S, State
 from device_agents.storage.slots import Pointer, Slots, verify_file
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.errors import DataError, DiskError, EdgekitError
-from edgekit.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.protocols import Disk
 
 log = logging.getLogger(__name__)

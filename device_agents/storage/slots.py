@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.bundle.manifest import MANIFEST_NAME, NAME, FileEntry, Manifest, parse_manifest
 from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
-from edgekit.manifest import MANIFEST_NAME, NAME, FileEntry, Manifest, parse_manifest
 from edgekit.protocols import Disk
 
 SLOTS = ("a", "b")

@@ -39,6 +39,7 @@ from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.threads import in_thread
 from device_agents.update.probation import ProbationLimits, enough, live_faults
+from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgekit.deltas.description import parse_offers
 from edgekit.errors import (
     CompatibilityError,
@@ -50,7 +51,6 @@ from edgekit.errors import (
     UnavailableError,
     VerificationError,
 )
-from edgekit.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgekit.protocols import Clock, Disk
 from edgekit.trust.assignment import Entry, check_agrees
 

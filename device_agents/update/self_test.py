@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgekit.bundle.golden import SelfTest, self_test
+from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
 from edgekit.errors import DataError, ManifestError, SelfTestError
-from edgekit.golden import SelfTest, self_test
-from edgekit.manifest import ROLE_GOLDEN, Manifest
 from edgekit.protocols import Runtime
 from edgekit.runtimes import open_runtime
 from edgekit.sealing.opening import read_file

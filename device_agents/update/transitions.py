@@ -19,7 +19,7 @@ from device_agents.deployment import (
     S,
     State,
 )
-from edgekit.messages import Outcome
+from edgekit.mqtt.messages import Outcome
 
 
 def replace(state: State, **changes: object) -> State:

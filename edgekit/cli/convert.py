@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from edgekit.bundle.recipe import PRESETS, Recipe, preset
 from edgekit.cli.console import (
     dry_run_option,
     ending_at_the_second,
@@ -24,14 +25,13 @@ from edgekit.cli.console import (
     step,
 )
 from edgekit.errors import RecipeError, RefusedError
-from edgekit.recipe import PRESETS, Recipe, preset
 
 if TYPE_CHECKING:
     from converters.cache import Cache
     from converters.plan import Plan
     from converters.quality.selection import Measured
     from converters.report.report import Report
-    from edgekit.targets import TargetProfile
+    from edgekit.bundle.targets import TargetProfile
 
 
 @click.command()

@@ -111,7 +111,7 @@ def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> Sim
     from device_agents.simulator import SimulatedFleet
     from device_agents.storage.journal import Journal
     from edgekit.clock import SystemClock
-    from edgekit.disk import MemoryDisk
+    from edgekit.storage.disk import MemoryDisk
     from edgekit.trust.client import TrustClient
     from edgekit.trust.keys import load_signer
 

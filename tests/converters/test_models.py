@@ -14,8 +14,8 @@ from converters.data.samples import Samples
 from converters.passes import Simplify, run_pass
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import PRESETS, Recipe
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import PRESETS, Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from tests.simulators import conv_models, dense_models, headed_models

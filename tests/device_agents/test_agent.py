@@ -8,7 +8,7 @@ from device_agents.deployment import S
 from device_agents.download.throttle import QuietHours
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.update.probation import ProbationLimits
-from edgekit import messages, topics
+from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key
 from tests.simulators.device import DEVICE, FLEET

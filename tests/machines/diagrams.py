@@ -7,7 +7,7 @@ from pathlib import Path
 
 from device_agents.deployment import S
 from device_agents.update.machine import BOOT_TABLE, TABLE, Row
-from edgekit.rollout import TABLE as ROLLOUT_TABLE
+from edgekit.rollout.machine import TABLE as ROLLOUT_TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
@@ -40,7 +40,7 @@ def page() -> str:
             "",
             "## Rollout: one version of one model for a fleet",
             "",
-            "`edgekit/rollout.py`. `Surveyed` brings what the devices report; the rule decides what follows.",
+            "`edgekit/rollout/machine.py`. `Surveyed` brings what the devices report; the rule decides what follows.",
             "",
             "| state | event | rule |",
             "| --- | --- | --- |",

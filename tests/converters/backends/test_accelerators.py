@@ -14,10 +14,10 @@ from converters.backends.litert import LiteRTBackend
 from converters.data.samples import Samples
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets
 from edgekit.errors import ConversionError
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import Recipe
-from edgekit.targets import builtin_targets
 from tests.simulators import models
 from tests.simulators.conv_models import separable
 

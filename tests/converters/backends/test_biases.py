@@ -14,8 +14,8 @@ from converters.backends.tflite_file import WEIGHTED, buffer_content, operator_n
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
 from tests.simulators import models
 from tests.simulators.conv_models import separable
 

@@ -10,8 +10,8 @@ from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.calibration.calibrate import Calibration, calibrate
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowChild
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import CalibrationError
-from edgekit.recipe import Recipe
 from tests.simulators import dense_models
 
 X = np.random.default_rng(0).normal(0, 1, (30, 32)).astype(np.float32)

@@ -4,8 +4,8 @@ from onnx import helper
 
 from converters.backends.layers import Layer, four_bit_default, layers_of, require_layers
 from converters.graph.graph import Graph
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
 from tests.simulators.models import model_of
 
 

@@ -17,8 +17,8 @@ from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowChild
 from converters.passes.weights import with_constants
+from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
 from edgekit.errors import CalibrationError, ConversionError
-from edgekit.recipe import PRECISIONS, RANGES, Recipe
 from tests.simulators import models
 from tests.simulators.conv_models import separable
 

@@ -15,8 +15,8 @@ from converters.framework_process import TensorFlowChild
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes import Simplify, run_pass
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
 from tests.simulators import dense_models, models
 
 KINDS = ("int8", "int8-dynamic", "int8-weights")

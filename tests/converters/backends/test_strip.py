@@ -7,8 +7,8 @@ from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal, strip
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
+from edgekit.bundle.recipe import PRESETS
 from edgekit.errors import ConversionError, ParityError
-from edgekit.recipe import PRESETS
 from edgekit.runtimes.litert import LiteRTRuntime
 from tests.simulators import models
 

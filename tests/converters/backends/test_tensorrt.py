@@ -14,9 +14,9 @@ from converters.framework_process import TensorFlowChild
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes import Simplify, run_pass
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
-from edgekit.targets import builtin_targets
 from tests.simulators import dense_models, models
 from tests.simulators.conv_models import residual
 

@@ -13,8 +13,8 @@ from converters.calibration.histogram import BINS, Histogram
 from converters.calibration.range_rules import read_range
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
+from edgekit.bundle.recipe import RANGES
 from edgekit.errors import CalibrationError
-from edgekit.recipe import RANGES
 from tests.simulators import models
 
 LIMIT = 2.0**100

@@ -17,15 +17,15 @@ from converters.data.samples import Samples
 from converters.framework_process import TensorFlowChild
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from edgekit.bindings import Joined
-from edgekit.cloud import CloudModels
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import Recipe
+from edgekit.bundle.bindings import Joined
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets
 from edgekit.runtimes import open_runtime
-from edgekit.serving import oip
-from edgekit.serving.app import App
-from edgekit.serving.server import serve
-from edgekit.targets import builtin_targets
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.oip import codec as oip
 from tests.simulators import headed_models
 
 KERAS = """

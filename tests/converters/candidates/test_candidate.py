@@ -10,9 +10,9 @@ from converters.framework_process import TensorFlowChild
 from converters.frontends.onnx import canonical
 from converters.quality.metrics import find_metric
 from converters.quality.selection import Budget
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets, find_target
 from edgekit.errors import RuntimeLoadError
-from edgekit.recipe import Recipe
-from edgekit.targets import builtin_targets, find_target
 from tests.simulators import models
 
 

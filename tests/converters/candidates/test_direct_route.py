@@ -13,10 +13,10 @@ from converters.frontends import load_model
 from converters.frontends.tflite_direct import direct_tflite
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import parse_manifest
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError, RecipeError
-from edgekit.golden import self_test
-from edgekit.manifest import parse_manifest
-from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from tests.simulators.conv_models import separable

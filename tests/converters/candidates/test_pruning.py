@@ -14,10 +14,10 @@ from converters.data.samples import Samples, split_samples
 from converters.framework_process import TensorFlowChild
 from converters.frontends.onnx import canonical
 from converters.passes.dead_channels import LEAST_ROWS
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import CalibrationError, RecipeError, SettingsError
-from edgekit.golden import self_test
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
 from tests.simulators.channel_models import mobile

@@ -17,8 +17,8 @@ from converters.framework_process import TensorFlowChild
 from converters.frontends.onnx import canonical
 from converters.quality.parity import beside_device
 from converters.report.report import Contents
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ParityError, RuntimeLoadError
-from edgekit.recipe import Recipe
 from tests.simulators.conv_models import separable
 from tests.simulators.models import model_of
 from tests.simulators.small_models import litert_bundle, softmax

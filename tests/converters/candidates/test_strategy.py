@@ -10,8 +10,8 @@ from converters.candidates.strategy import FAINT, MOST, Search
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
 from converters.quality.selection import Measured
-from edgekit.manifest import Cost
-from edgekit.recipe import Recipe
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import Recipe
 from tests.simulators import models
 from tests.simulators.conv_models import residual
 

@@ -12,8 +12,8 @@ from converters.cost.estimate import estimate, memory_mib
 from converters.cost.overhead import Loop, Overhead
 from converters.graph.graph import Graph
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
-from edgekit.recipe import Recipe
-from edgekit.targets import builtin_targets, find_target, parse_targets
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets, find_target, parse_targets
 from tests.simulators import conv_models, dense_models, headed_models
 
 CHANNELS, BLOCKS = 64, 4

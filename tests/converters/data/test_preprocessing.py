@@ -14,11 +14,11 @@ from converters.data.samples import load_samples
 from converters.graph.graph import Graph
 from converters.plan import make_plan
 from device_agents.inference.service import InferenceService
+from edgekit.bundle.manifest import parse_manifest
+from edgekit.bundle.recipe import preset
 from edgekit.errors import DataError, RecipeError
-from edgekit.manifest import parse_manifest
 from edgekit.preprocess import Processing
-from edgekit.recipe import preset
-from edgekit.serving import oip
+from edgekit.serving.oip import codec as oip
 from tests.simulators.models import classifier, patterns, saved
 
 STEPS = """

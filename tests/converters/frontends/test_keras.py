@@ -9,9 +9,9 @@ from converters import convert
 from converters.frontends import load_model
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import UnsupportedOpError
-from edgekit.golden import self_test
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 
 pytestmark = pytest.mark.heavy
@@ -41,8 +41,8 @@ def test_both_targets_get_candidates_of_each_kind(bundles):
 
 def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
     """Each precision by itself makes a LiteRT bundle that passes on this machine, and keeps the float interface."""
-    from edgekit.recipe import PRESETS
-    from edgekit.targets import builtin_targets
+    from edgekit.bundle.recipe import PRESETS
+    from edgekit.bundle.targets import builtin_targets
 
     for name, recipe in PRESETS.items():
         if name not in builtin_targets()["raspberry-pi-4"].precisions:

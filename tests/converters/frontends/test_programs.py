@@ -12,8 +12,8 @@ import pytest
 
 from converters.frontends import load_model, sniff
 from converters.frontends.program_check import write_checked
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import ConversionError, MissingExtraError, ModelFormatError, UnsupportedOpError
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 
 with_torch = pytest.mark.skipif(

@@ -12,9 +12,9 @@ from converters.frontends.onnx import canonical
 from converters.frontends.tflite_operators import READERS
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import PRESETS
 from edgekit.errors import ModelFormatError, UnsupportedOpError
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import PRESETS
 from edgekit.runtimes import open_runtime
 from tests.converters.lowering.test_operators import CASES, joined
 from tests.converters.test_models import MODELS, rows_of

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from converters.frontends.onnx import canonical
-from edgekit.bindings import Binding
+from edgekit.bundle.bindings import Binding
 from edgekit.runtimes import LogicalRuntime
 from edgekit.runtimes.litert import LiteRTRuntime
 

@@ -14,7 +14,7 @@ from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias, rounded_8
 from converters.passes.equalize import Equalize, pairs
 from converters.passes.weights import dense_layers, with_layer
-from edgekit.recipe import Recipe
+from edgekit.bundle.recipe import Recipe
 from tests.simulators import dense_models
 from tests.simulators.models import model_of
 

@@ -15,9 +15,9 @@ from converters.graph.graph import digest_of
 from converters.passes import RestoreRecurrent, Simplify, run_pass
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from edgekit.golden import self_test
-from edgekit.manifest import parse_manifest
-from edgekit.recipe import Recipe
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import parse_manifest
+from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from tests.simulators.models import model_of
 

@@ -4,9 +4,9 @@ import pytest
 from converters.quality.confidence import paired_drop
 from converters.quality.drop import Drop
 from converters.quality.selection import Budget, Measured, choose, sequence
+from edgekit.bundle.manifest import Cost
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import RefusedError
-from edgekit.manifest import Cost
-from edgekit.recipe import Recipe
 
 
 def measured(precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0, fault="", distance=None):

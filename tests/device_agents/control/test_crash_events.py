@@ -9,9 +9,9 @@ from device_agents.control import crash_events
 from device_agents.control.crash_events import Crashed, CrashNews
 from device_agents.inference.service import InferenceService
 from device_agents.update.probation import ProbationLimits, live_faults
-from edgekit import messages
-from edgekit.serving import worker
-from edgekit.serving.worker import WorkerCrashedError, WorkerRestartingError, WorkerRuntime
+from edgekit.mqtt import messages
+from edgekit.serving.worker import runtime as worker
+from edgekit.serving.worker.runtime import WorkerCrashedError, WorkerRestartingError, WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
 from tests.simulators.device import Desk, Device

@@ -9,12 +9,12 @@ import pytest
 
 from device_agents.control import memory_events
 from device_agents.inference.service import InferenceService
-from edgekit import messages
-from edgekit.manifest import Manifest
-from edgekit.serving.footprint import MemoryFootprints, held_bytes
-from edgekit.serving.growth import FAR, PROCESS, Grown, GrowthNews, Held
-from edgekit.serving.memory import MIB
-from edgekit.serving.worker import WorkerRuntime
+from edgekit.bundle.manifest import Manifest
+from edgekit.mqtt import messages
+from edgekit.serving.models.memory_growth import FAR, PROCESS, Grown, GrowthNews, Held
+from edgekit.serving.models.memory_plan import MIB
+from edgekit.serving.session.memory_usage import MemoryFootprints, held_bytes
+from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
 from tests.simulators.device import Desk, Device

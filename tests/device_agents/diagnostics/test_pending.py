@@ -8,9 +8,9 @@ from device_agents.diagnostics import checks
 from device_agents.diagnostics.pending import underway
 from device_agents.download.deltas import keep_offers
 from device_agents.storage.journal import Journal
+from edgekit.bundle.manifest import parse_manifest
 from edgekit.deltas.description import Offer
-from edgekit.disk import FolderDisk
-from edgekit.manifest import parse_manifest
+from edgekit.storage.disk import FolderDisk
 from tests.simulators.bundles import write_bundle
 
 NEW = Deployment("f" * 64, 100, "path", "digits", "2.0.0", "pi", 2, 1)

@@ -6,9 +6,9 @@ import pytest
 from device_agents.download.block_file import BlockFile
 from device_agents.download.bundle import Download
 from device_agents.storage.slots import Slots
-from edgekit.disk import MemoryDisk
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.errors import DigestMismatchError, DiskError
-from edgekit.manifest import BLOCK_BYTES, file_entry
+from edgekit.storage.disk import MemoryDisk
 from tests.simulators.bundles import manifest_of
 
 

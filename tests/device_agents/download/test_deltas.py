@@ -9,11 +9,11 @@ import pytest
 from device_agents.download.bundle import Download
 from device_agents.download.deltas import OFFERS_NAME, keep_offers, kept_offers
 from device_agents.storage.slots import Slots
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.deltas.description import Offer
 from edgekit.deltas.making import make_delta
-from edgekit.disk import MemoryDisk
 from edgekit.errors import NotFoundError, RefusedError, TransportError
-from edgekit.manifest import BLOCK_BYTES
+from edgekit.storage.disk import MemoryDisk
 from tests.simulators.bundles import manifest_of
 from tests.simulators.weights import int8_weights, onnx_file, retrained
 

@@ -10,10 +10,10 @@ import pytest
 from device_agents.control.requests import Answers
 from device_agents.download import http_ranges
 from device_agents.download.block_fetcher import BlockFetcher, Gate
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.manifest import BLOCK_BYTES, file_entry
-from edgekit.messages import Answer, decode
+from edgekit.mqtt.messages import Answer, decode
 from edgekit.registry import blob_name
 from tests.simulators.store import MemoryStore
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect

@@ -4,9 +4,9 @@ import pytest
 
 from device_agents.download.block_fetcher import Gate
 from device_agents.download.metered import MeteredError, MeteredLink
-from edgekit import messages
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
-from edgekit.manifest import BLOCK_BYTES
+from edgekit.mqtt import messages
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators.device import Device

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from device_agents.inference.service import InferenceService
+from edgekit.bundle.manifest import ROLE_GOLDEN
 from edgekit.errors import ManifestError, NotFoundError, SelfTestError
-from edgekit.manifest import ROLE_GOLDEN
-from edgekit.serving.options import ModelOptions
+from edgekit.serving.models.options import ModelOptions
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
 
 

@@ -16,11 +16,11 @@ import urllib3
 from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
-from edgekit.cloud import CloudModels
 from edgekit.errors import CloudError
-from edgekit.serving import oip
-from edgekit.serving.app import App
-from edgekit.serving.server import serve
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.oip import codec as oip
 from tests.simulators.small_models import SURE, UNSURE, onnx_bundle, softmax
 
 KEY = "a-key-of-the-test"

@@ -15,15 +15,15 @@ from PIL import Image
 
 from device_agents.inference.service import InferenceService
 from edgekit import decoding
-from edgekit.cloud import CloudModels
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, file_entry, parse_manifest
 from edgekit.errors import DataError, ManifestError, MissingExtraError
-from edgekit.manifest import MANIFEST_NAME, Manifest, file_entry, parse_manifest
 from edgekit.preprocess import Processing
-from edgekit.serving import oip
-from edgekit.serving.app import App
-from edgekit.serving.options import ModelOptions
-from edgekit.serving.server import serve
-from edgekit.serving.sessions import OverloadedError
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.session.session import OverloadedError
 from tests.simulators.cloud import MemoryCloud
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
 

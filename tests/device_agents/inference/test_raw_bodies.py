@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from device_agents.inference.service import InferenceService
-from edgekit.cloud import CloudModels
-from edgekit.manifest import MANIFEST_NAME, ROLE_PROCESSING, Manifest, file_entry, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_PROCESSING, Manifest, file_entry, parse_manifest
 from edgekit.preprocess import Processing
-from edgekit.serving import oip
-from edgekit.serving.app import App
-from edgekit.serving.footprint import MemoryFootprints
-from edgekit.serving.server import serve
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.session.memory_usage import MemoryFootprints
 from tests.device_agents.inference.test_processing import PROCESSING, photo, with_processing
 from tests.simulators.cloud import MemoryCloud
 from tests.simulators.small_models import onnx_bundle

@@ -18,7 +18,7 @@ from device_agents.inference.routing_rules import (
     score,
     usable,
 )
-from edgekit.manifest import Task
+from edgekit.bundle.manifest import Task
 
 CLASSES = Task("classification", "y", "probabilities")
 

@@ -16,7 +16,7 @@ import pytest
 from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
 from device_agents.storage.footprints import DiskFootprints
-from edgekit.disk import FolderDisk
+from edgekit.bundle.manifest import Manifest
 from edgekit.errors import (
     CloudError,
     DataError,
@@ -25,14 +25,16 @@ from edgekit.errors import (
     SelfTestError,
     UnavailableError,
 )
-from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
-from edgekit.serving import documents, oip, progress
-from edgekit.serving.app import App
-from edgekit.serving.memory import MIB, SETTLE_SECONDS, MemoryBudgetError
-from edgekit.serving.options import ModelOptions
-from edgekit.serving.server import serve
-from edgekit.serving.sessions import DeadlineError, OverloadedError
+from edgekit.serving.api import documents
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.models import load_progress
+from edgekit.serving.models.memory_plan import MIB, SETTLE_SECONDS, MemoryBudgetError
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.session.session import DeadlineError, OverloadedError
+from edgekit.storage.disk import FolderDisk
 from edgekit.tensors import Array, DType
 from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
 from tests.simulators.small_models import SURE, UNSURE, identity_bundle, litert_bundle, onnx_bundle, softmax
@@ -561,7 +563,7 @@ def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None
 
 async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tmp_path, monkeypatch) -> None:
     """With the service's own loader; the active one answers meanwhile, and a long trial is told."""
-    monkeypatch.setattr(progress, "LONG_SECONDS", 0.02)
+    monkeypatch.setattr(load_progress, "LONG_SECONDS", 0.02)
     loaded, told, gate = [], [], threading.Event()
     gate.set()
 
@@ -583,7 +585,7 @@ async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tm
         assert (await service.infer("small", {"x": SURE})).version == "1.0.0"
         gate.set()
         assert (await trial).passed
-        assert told == [(progress.LOADING, "small"), (progress.LOADED, "small")]
+        assert told == [(load_progress.LOADING, "small"), (load_progress.LOADED, "small")]
         with pytest.raises(SelfTestError):
             await service.try_bundle(bad, tmp_path / "3")
         assert loaded == ["1.0.0", "2.0.0", "3.0.0"]

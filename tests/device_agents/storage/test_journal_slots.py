@@ -7,8 +7,8 @@ from device_agents.control.telemetry import Window, flatten
 from device_agents.deployment import S, State
 from device_agents.storage.journal import REPORTS_AT_ONCE, Journal
 from device_agents.storage.slots import Pointer, Slots, verify_file
-from edgekit.disk import MemoryDisk
 from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
+from edgekit.storage.disk import MemoryDisk
 from tests.machines.explorer import NEW
 from tests.simulators.bundles import manifest_of
 from tests.simulators.disk import FaultyDisk, full

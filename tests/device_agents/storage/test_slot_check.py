@@ -7,8 +7,8 @@ import pytest
 
 from device_agents.control import requests as answers
 from device_agents.storage.slot_check import check_slot, installed_in
-from edgekit import messages
 from edgekit.errors import DigestMismatchError, DiskError
+from edgekit.mqtt import messages
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators.device import Desk
 from tests.simulators.real_device import RealDevice, publish_real

@@ -1,6 +1,6 @@
 """The real agent over real files, a real runtime and a file system whose power goes before any call that changes it.
 
-A few dozen points are in the default run, every one in `pytest -m soak tests/device_agents/update/test_crash_points.py`.
+A few dozen points are in the default run, every one in `pytest -m soak` on this file.
 """
 
 import shutil

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from device_agents.deployment import S
-from edgekit.broker import start_broker
-from edgekit.fleet import Device
-from edgekit.manifest import MANIFEST_NAME, file_entry
+from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
+from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
-from edgekit.rollout import State
+from edgekit.rollout.cohort import Device
+from edgekit.rollout.machine import State
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess
 from tests.simulators.control import FLEET, ControlSide

@@ -1,7 +1,7 @@
 """How a deployment ended reaches the controller, however late; and an order that is withdrawn is seen in a transfer."""
 
 from device_agents.deployment import S
-from edgekit import topics
+from edgekit.mqtt import topics
 from tests.simulators.device import DEVICE, FLEET
 
 

@@ -1,8 +1,8 @@
 from device_agents.deployment import S
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.update import runner
-from edgekit import messages, topics
 from edgekit.errors import DiskError
+from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators.device import DEVICE, FLEET, Device
 from tests.simulators.disk import FaultyDisk, full

@@ -16,7 +16,7 @@ from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsE
 from edgekit.registry import RegistryReader
 from edgekit.sealing.opening import held_paths, hold
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from tests.simulators.small_models import onnx_bundle
 
 TARGET = "raspberry-pi-4"
