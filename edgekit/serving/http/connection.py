@@ -108,6 +108,11 @@ class Connection(asyncio.Protocol):
         self._unsent = 0
 
     @property
+    def age(self) -> tuple[bool, float]:
+        """Whether it has asked anything, and since when it waits, in the loop's time."""
+        return self._requests > 0, self._since
+
+    @property
     def idle(self) -> bool:
         """True while no request runs here; a half-sent header is none."""
         return self._ended or (self._in_head and self._task is None and not self._waiting)
@@ -133,7 +138,7 @@ class Connection(asyncio.Protocol):
             self._refuse(503, said, {"Retry-After": "1"})
             return
         # Those that have never asked anything go first: a flood of connections must not cost clients theirs.
-        longest = min(idle, key=lambda one: (one._requests > 0, one._since))
+        longest = min(idle, key=lambda one: one.age)
         self._hub.discard(longest)
         longest.leave()
 

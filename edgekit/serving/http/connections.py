@@ -21,6 +21,15 @@ class OpenConnection(Protocol):
         """True while no request is being read or answered."""
         ...
 
+    @property
+    def age(self) -> tuple[bool, float]:
+        """Sorts connections by who may be closed first: those that never asked anything, then the oldest."""
+        ...
+
+    def leave(self) -> None:
+        """Close to make room for another connection."""
+        ...
+
     def close(self) -> None:
         """Close when what is written has been sent."""
         ...

@@ -80,7 +80,7 @@ def test_migrations_are_part_of_the_package():
     """They lie inside the package, where an installed edgekit finds them."""
     assert (MIGRATIONS / "env.py").is_file()
     assert sorted((MIGRATIONS / "versions").glob("r0001_*.py"))
-    assert MIGRATIONS.parent.name == "edgekit"
+    assert MIGRATIONS.parent.name == "state"
 
 
 def test_newer_database_is_refused(url):
