@@ -18,7 +18,7 @@ import click
 from benchmarks.results import Figure, publish
 from edgekit.cli.main import edgekit
 from edgekit.demo.processes import PIDS_NAME, Processes
-from edgekit.rollout.machine import Rollout, State
+from edgekit.rollout.machine import Rollout, RolloutState
 from edgekit.state import open_fleet_state
 from tests.simulators.bundles import write_bundle
 
@@ -89,9 +89,9 @@ def _roll_out(folder: Path, processes: Processes, version: str) -> Rollout:
         deadline = time.monotonic() + ROLLOUT_SECONDS
         while True:
             (*_, found) = state.rollouts.all()
-            if found.state is State.FINISHED:
+            if found.state is RolloutState.FINISHED:
                 return found
-            if found.state is not State.RUNNING or time.monotonic() > deadline:
+            if found.state is not RolloutState.RUNNING or time.monotonic() > deadline:
                 raise click.ClickException(f"rollout of {version} is {found.state.value}: {found.reason}")
             time.sleep(0.5)
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.results import Figure
 from benchmarks.serve_load import Server, cpu_ns, free_port, process, pss_mb, wait_for, wire
-from device_agents.deployment import Installed, State
+from device_agents.deployment import Installed, UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Slots
 from edgekit.bundle.manifest import Manifest
@@ -44,7 +44,7 @@ def prepare(folder: Path, kind: str, broker: str) -> Path:
     slots.stage("a", manifest.canonical_bytes(), "in")
     slots.point("a", "a")
     installed = Installed("a", manifest.digest, manifest.version, 1, 1.7e9)
-    Journal(disk).save(manifest.name, State(active=installed, known_good=installed, release=1))
+    Journal(disk).save(manifest.name, UpdateRecord(active=installed, known_good=installed, release=1))
     return folder / "agent.toml"
 
 

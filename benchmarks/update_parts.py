@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import FileEntry
 from edgekit.clock import SystemClock
@@ -67,7 +67,7 @@ async def fetch(url: str, entry: FileEntry, devices: int, *, waves: bool, loss: 
     fetchers = []
     for at in range(0, devices, CONNECT_AT_ONCE):
         for transport in transports[at : at + CONNECT_AT_ONCE]:
-            answers = Answers(transport, fleet=FLEET, device=transport._options.client_id)
+            answers = RequestClient(transport, fleet=FLEET, device=transport._options.client_id)
             await answers.start()
             await transport.start()
             fetchers.append(BlockFetcher(answers, SystemClock()))

@@ -11,7 +11,7 @@ import msgspec
 from converters.cache import Cache
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from converters.progress import Step, Watch
+from converters.progress import ConversionCallbacks, StepCallback
 from converters.report.report import Report
 from converters.up_to_date import THERE, Request
 
@@ -19,7 +19,7 @@ from converters.up_to_date import THERE, Request
 def convert(
     model: str | Path,
     *,
-    on_step: Step | None = None,
+    on_step: StepCallback | None = None,
     on_note: Callable[[str], None] | None = None,
     cache: Cache | None = None,
     **choices: Any,
@@ -46,16 +46,16 @@ def convert(
         ParityError: a step changed the answers.
         RefusedError: no candidate of a target meets the budget. Nothing is written then, for no target.
     """
-    watch = Watch()
+    callbacks = ConversionCallbacks()
     if on_step is not None:
-        watch = msgspec.structs.replace(watch, step=on_step)
+        callbacks = msgspec.structs.replace(callbacks, step=on_step)
     if on_note is not None:
-        watch = msgspec.structs.replace(watch, note=on_note)
+        callbacks = msgspec.structs.replace(callbacks, note=on_note)
     request = Request(cache, model, choices)
     there = request.reports()
     if there is not None:
-        watch.note(THERE)
+        callbacks.note(THERE)
         return there
-    reports = run_plan(make_plan(model, **choices), watch=watch, cache=cache)
+    reports = run_plan(make_plan(model, **choices), callbacks=callbacks, cache=cache)
     request.done(reports)
     return reports

@@ -94,7 +94,7 @@ class Cache:
             total -= size
 
 
-class Shelf:
+class CacheScope:
     """One conversion's part of a cache; without a cache it keeps nothing.
 
     Args:

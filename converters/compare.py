@@ -10,7 +10,7 @@ import msgspec
 
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
 from converters.data.samples import Samples, load_samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.graph.task import detect_task
 from converters.quality.drop import Drop
@@ -52,7 +52,7 @@ def compare_models(
         ModelFormatError, ManifestError: one of them cannot be read.
     """
     with contextlib.ExitStack() as stack:
-        child = stack.enter_context(TensorFlowChild())
+        child = stack.enter_context(TensorFlowProcess())
         a, b = (stack.enter_context(_opened(path, child)) for path in (first, second))
         if (a.inputs, a.outputs) != (b.inputs, b.outputs):
             raise DataError(
@@ -80,7 +80,7 @@ def _compared(
 
 
 @contextlib.contextmanager
-def _opened(path: Path, child: TensorFlowChild) -> Iterator[_Subject]:
+def _opened(path: Path, child: TensorFlowProcess) -> Iterator[_Subject]:
     if not (path / MANIFEST_NAME).is_file():
         source = load_model(path, child)
         graph = source.graph

@@ -38,10 +38,10 @@ FUNCTIONS = {
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
 LOG_TAIL_LINES = 12
 _LENGTH = struct.Struct("!Q")
-_Child = TypeVar("_Child", bound="FrameworkChild")
+_Child = TypeVar("_Child", bound="FrameworkProcess")
 
 
-class FrameworkChild:
+class FrameworkProcess:
     """One child process with one framework in it; use it as a context manager. Not safe for concurrent calls.
 
     Args:
@@ -146,15 +146,15 @@ class FrameworkChild:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
-class TensorFlowChild(FrameworkChild):
+class TensorFlowProcess(FrameworkProcess):
     """TensorFlow's process, and PyTorch's once something is asked of that."""
 
     def __init__(self, *, show_log: bool = False) -> None:
         super().__init__("TensorFlow", show_log=show_log)
-        self._torch = FrameworkChild("PyTorch", show_log=show_log)
+        self._torch = FrameworkProcess("PyTorch", show_log=show_log)
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """Run one of FUNCTIONS in the process that it belongs to. Raises as `FrameworkChild.call`."""
+        """Run one of FUNCTIONS in the process that it belongs to. Raises as `FrameworkProcess.call`."""
         if "torch_side" in FUNCTIONS.get(function, ""):
             return self._torch.call(function, **arguments)
         return super().call(function, **arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from converters.backends import Artifact, Workbench, leads_to
+from converters.backends import Artifact, ConversionContext, leads_to
 from converters.backends.layers import search_macs
 from converters.bundle import (
     bundle_files,
@@ -21,34 +21,34 @@ from converters.bundle import (
     with_files,
     write_bundle,
 )
-from converters.cache import Cache, Shelf, origin_of, this_processor
+from converters.cache import Cache, CacheScope, origin_of, this_processor
 from converters.candidates.artifact_contents import contents_of
-from converters.candidates.builder import Workshop
+from converters.candidates.builder import CandidateBuilder
 from converters.candidates.candidate import Candidate, Evidence, labels_for
 from converters.candidates.direct_route import consider, with_direct
 from converters.candidates.pruning import pruning_of
-from converters.candidates.runtime_matrix import Matrix, matrix, sums_exactly
+from converters.candidates.runtime_matrix import RuntimeMatrix, run_variants, sums_exactly
 from converters.candidates.strategy import pruned_kinds
-from converters.candidates.task_context import Setting
-from converters.candidates.task_pool import Crew
-from converters.candidates.test_set import HeldOut, hold_out, tested
+from converters.candidates.task_context import TaskContext
+from converters.candidates.task_pool import TaskPool
+from converters.candidates.test_set import TestSet, hold_out, tested
 from converters.canonical import canonical_of
 from converters.cost.estimate import memory_mib
 from converters.data.preprocessing import Steps, choose_steps
 from converters.data.samples import Samples, Split, load_samples, random_samples, split_samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends import Source, load_model
 from converters.graph.graph import Graph, digest_of
 from converters.graph.task import detect_task, named_classes
-from converters.plan import Plan
-from converters.progress import Step, Watch
+from converters.plan import ConversionPlan
+from converters.progress import ConversionCallbacks, StepCallback
 from converters.quality.metrics import find_metric, score
 from converters.quality.parity import Parity
 from converters.quality.selection import Choice, choose
 from converters.report.pruning import Pruning
 from converters.report.report import (
+    ArtifactContents,
     CandidateReport,
-    Contents,
     FloatReport,
     LayerReport,
     Report,
@@ -72,28 +72,32 @@ TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 
 
 def run_plan(
-    plan: Plan, *, watch: Watch | None = None, child: TensorFlowChild | None = None, cache: Cache | None = None
+    plan: ConversionPlan,
+    *,
+    callbacks: ConversionCallbacks | None = None,
+    child: TensorFlowProcess | None = None,
+    cache: Cache | None = None,
 ) -> list[Report]:
     """Do what `plan` says; raises as `convert`. With `child`, that process of TensorFlow is used, and left open."""
-    watch = watch or Watch()
-    step = watch.step
+    callbacks = callbacks or ConversionCallbacks()
+    step = callbacks.step
     for profile, _ in plan.profiles:  # what stands in the way is told before minutes of work
         require_place(plan.output, plan.bundle_name(profile))
     with contextlib.ExitStack() as stack:
-        child = child or stack.enter_context(TensorFlowChild())
+        child = child or stack.enter_context(TensorFlowProcess())
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-convert-"))
         prepared = _prepare(plan, child, step)
-        bench = Workbench(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
-        shelf = _shelf(plan, prepared, cache)
-        setting = Setting(bench, prepared.evidence, plan.budget)
-        crew = stack.enter_context(Crew(setting))
+        context = ConversionContext(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
+        cache_scope = _cache_scope(plan, prepared, cache)
+        task_context = TaskContext(context, prepared.evidence, plan.budget)
+        pool = stack.enter_context(TaskPool(task_context))
         if plan.recipe is None and prepared.calibration is not None:
-            crew.expect(search_macs(prepared.fixed, len(prepared.calibration)) / MACS_A_SECOND)
-        pruning = _pruning(plan, prepared, bench, step)
-        route = consider(plan.recipe, plan.profiles, prepared.source, bench, prepared.evidence, shelf, step)
-        workshop = Workshop(setting, crew, watch, shelf)
+            pool.expect(search_macs(prepared.fixed, len(prepared.calibration)) / MACS_A_SECOND)
+        pruning = _pruning(plan, prepared, context, step)
+        route = consider(plan.recipe, plan.profiles, prepared.source, context, prepared.evidence, cache_scope, step)
+        builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
         done = [
-            _one_target(plan, prepared, bench, workshop, pruning, profile, runtime, route, step)
+            _one_target(plan, prepared, context, builder, pruning, profile, runtime, route, step)
             for profile, runtime in plan.profiles
         ]
     written = []
@@ -101,9 +105,9 @@ def run_plan(
         other = made_from_others(plan.output / report.bundle, manifest, report)
         with step(f"write {report.bundle}"):
             folder = write_bundle(plan.output, report.bundle, manifest, files)
-        watch.written(folder)
+        callbacks.written(folder)
         if other:
-            watch.note(f"replaced the bundle that was in {folder}: {other}")
+            callbacks.note(f"replaced the bundle that was in {folder}: {other}")
         written.append(msgspec.structs.replace(report, bundle=str(folder)))
     return written
 
@@ -120,14 +124,14 @@ class Prepared(msgspec.Struct, frozen=True):
     calibration: Samples | None
     split: SplitReport | None
     evidence: Evidence
-    test: HeldOut | None
+    test: TestSet | None
     task: Task
     steps: tuple[Parity, ...]
     before: Steps | None
     channels: dict[str, int]
 
 
-def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
+def _prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) -> Prepared:
     with step(f"load {plan.model.name}"):
         source = load_model(plan.model, child)
         specs = source.graph.logical_inputs
@@ -162,19 +166,19 @@ def _prepare(plan: Plan, child: TensorFlowChild, step: Step) -> Prepared:
     )
 
 
-def _pruning(plan: Plan, prepared: Prepared, bench: Workbench, step: Step) -> Pruning:
+def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContext, step: StepCallback) -> Pruning:
     if plan.prune == "none":
         return Pruning(plan.prune, sum(prepared.channels.values()))
     evidence = prepared.evidence
     with step("look for dead channels"):
         others = [evidence.choice, evidence.proof] if prepared.split else []
-        found = pruning_of(bench, prepared.channels, others, plan.budget.confidence)
+        found = pruning_of(context, prepared.channels, others, plan.budget.confidence)
         wanted = found.found if plan.recipe is None else plan.recipe.pruned
-        bench.start(bench.fixed, pruned=wanted)  # here, so that copies in other processes need not
+        context.start(context.fixed, pruned=wanted)  # here, so that copies in other processes need not
         return found
 
 
-def _evidence(plan: Plan, graph: Graph, task: Task, split: Split | None, choice: Samples) -> Evidence:
+def _evidence(plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples) -> Evidence:
     proof = split.proof if split else choice
     answers = graph.run(choice.inputs)
     metric = find_metric(plan.metric, proof.labels, decisions=task.kind == "classification") if split else None
@@ -200,10 +204,10 @@ def _float_quality(evidence: Evidence) -> Value | None:
     return Value(evidence.metric.value(scores), len(scores))
 
 
-def _shelf(plan: Plan, prepared: Prepared, cache: Cache | None) -> Shelf:
+def _cache_scope(plan: ConversionPlan, prepared: Prepared, cache: Cache | None) -> CacheScope:
     """What earlier runs made of the same graph and samples with the same tools, on a processor of the same kind."""
     if plan.metric is not None and ":" in plan.metric:  # a function of the user's, whose code may have changed
-        return Shelf()
+        return CacheScope()
     evidence = prepared.evidence
     rows: list[Any] = []
     for samples in (prepared.calibration, evidence.choice, evidence.proof):
@@ -211,31 +215,31 @@ def _shelf(plan: Plan, prepared: Prepared, cache: Cache | None) -> Shelf:
     graphs = digest_of(prepared.graph), digest_of(prepared.fixed)
     judged = plan.metric, plan.budget.confidence, evidence.output, evidence.decision
     where = _tools(prepared.source.format), this_processor()
-    return Shelf(cache, origin_of(*graphs, *judged, *where, *rows))
+    return CacheScope(cache, origin_of(*graphs, *judged, *where, *rows))
 
 
 Done = tuple[Report, Manifest, dict[str, tuple[str, bytes]]]
 
 
 def _one_target(
-    plan: Plan,
+    plan: ConversionPlan,
     prepared: Prepared,
-    bench: Workbench,
-    workshop: Workshop,
+    context: ConversionContext,
+    builder: CandidateBuilder,
     pruning: Pruning,
     profile: TargetProfile,
     runtime: str,
     route: RouteReport | None,
-    step: Step,
+    step: StepCallback,
 ) -> Done:
-    folder = bench.folder / profile.name
+    folder = context.folder / profile.name
     route = route if leads_to(profile, runtime) else None
     kinds = plan.recipes(profile, runtime)
     if plan.recipe is None and route is not None:
-        kinds = with_direct(kinds, route, bench)
+        kinds = with_direct(kinds, route, context)
     if plan.recipe is None and pruning.found:
         kinds = pruned_kinds(kinds)
-    found = workshop.candidates(profile, runtime, kinds, search=plan.recipe is None)
+    found = builder.candidates(profile, runtime, kinds, search=plan.recipe is None)
     choice = choose([c.measured for c in found], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
     chosen = next(c for c in found if c.measured.recipe.id == choice.chosen)
     assert chosen.artifact is not None  # a candidate with a fault is never chosen
@@ -243,12 +247,12 @@ def _one_target(
         test = tested(prepared.test, chosen.artifact, folder / "test") if prepared.test else None
         report = _report(plan, prepared, profile, runtime, found, choice, test)
         contents = contents_of(chosen.artifact, folder / "contents")
-        scores = workshop.sensitivity(profile, runtime, pruned=any(recipe.pruned for recipe in kinds))
+        scores = builder.sensitivity(profile, runtime, pruned=any(recipe.pruned for recipe in kinds))
         layers = tuple(
             LayerReport(one.layer.name, one.layer.operator, one.int8, one.int4)
             for one in sorted(scores, key=lambda one: -one.int8)
         )
-        graph = bench.start(bench.fixed, pruned=chosen.measured.recipe.pruned)
+        graph = context.start(context.fixed, pruned=chosen.measured.recipe.pruned)
         ways = _ways(prepared, chosen, graph, contents, folder / "matrix")
         report = msgspec.structs.replace(
             report,
@@ -266,11 +270,13 @@ def _one_target(
     return report, with_files(manifest, files), files
 
 
-def _ways(prepared: Prepared, chosen: Candidate, graph: Graph, contents: Contents, folder: Path) -> Matrix:
+def _ways(
+    prepared: Prepared, chosen: Candidate, graph: Graph, contents: ArtifactContents, folder: Path
+) -> RuntimeMatrix:
     """The chosen artifact, made of `graph`, through every runtime that is installed here."""
     evidence, artifact = prepared.evidence, chosen.artifact
     assert artifact is not None
-    return matrix(
+    return run_variants(
         artifact,
         evidence.choice.inputs,
         evidence.choice_answers,
@@ -282,7 +288,7 @@ def _ways(prepared: Prepared, chosen: Candidate, graph: Graph, contents: Content
 
 
 def _report(
-    plan: Plan,
+    plan: ConversionPlan,
     prepared: Prepared,
     profile: TargetProfile,
     runtime: str,
@@ -327,7 +333,7 @@ def _report(
 
 
 def _manifest(
-    plan: Plan,
+    plan: ConversionPlan,
     prepared: Prepared,
     profile: TargetProfile,
     chosen: Candidate,

@@ -20,7 +20,7 @@ from edgekit.errors import ManifestError, RecipeError, SettingsError
 PRUNES = ("auto", "none")
 
 
-class Plan(msgspec.Struct, frozen=True):
+class ConversionPlan(msgspec.Struct, frozen=True):
     """What one conversion is asked to do, checked before any work.
 
     Attributes:
@@ -110,7 +110,7 @@ def make_plan(
     output: str | Path = "bundles",
     preprocess: str | Path | None = None,
     prune: str = "auto",
-) -> Plan:
+) -> ConversionPlan:
     """Check what was asked for; the arguments are those of `convert`.
 
     Raises:
@@ -143,7 +143,7 @@ def make_plan(
         raise ManifestError(f"name {stem!r} is not of the form {NAME.pattern}", advice="Give another with --name.")
     if not VERSION.fullmatch(version):
         raise ManifestError(f"version {version!r} is not of the form X.Y.Z", advice="For example 1.0.0.")
-    plan = Plan(
+    plan = ConversionPlan(
         model=Path(model),
         profiles=profiles,
         output=Path(output),

@@ -11,23 +11,23 @@ import msgspec
 from converters.quality.selection import Measured
 from edgekit.bundle.targets import TargetProfile
 
-Tell = Callable[[int, int, float | None], None]
+ProgressCallback = Callable[[int, int, float | None], None]
 """Takes how many of how many parts of a step are done, and the seconds that the rest takes, None where nobody knows."""
 
-Step = Callable[[str], contextlib.AbstractContextManager[Tell | None]]
+StepCallback = Callable[[str], contextlib.AbstractContextManager[ProgressCallback | None]]
 """Takes the name of a step; its context lasts as long as the step, and may give what is told of its parts."""
 
 
-def silent(label: str) -> contextlib.AbstractContextManager[None]:
+def no_step(label: str) -> contextlib.AbstractContextManager[None]:
     """A Step that says nothing."""
     return contextlib.nullcontext()
 
 
-def untold(done: int, total: int, left: float | None) -> None:
+def no_progress(done: int, total: int, left: float | None) -> None:
     """A Tell that says nothing."""
 
 
-class Watch(msgspec.Struct, frozen=True):
+class ConversionCallbacks(msgspec.Struct, frozen=True):
     """What is called while a conversion runs; all of it does nothing by default.
 
     Attributes:
@@ -37,7 +37,7 @@ class Watch(msgspec.Struct, frozen=True):
         note: With what a person should know and no result says.
     """
 
-    step: Step = silent
+    step: StepCallback = no_step
     found: Callable[[TargetProfile, Measured], None] = lambda profile, measured: None
     written: Callable[[Path], None] = lambda folder: None
     note: Callable[[str], None] = lambda text: None

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from converters.cache import Cache, Shelf, origin_of, this_processor
+from converters.cache import Cache, CacheScope, origin_of, this_processor
 from converters.report.report import Report
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.bundle.targets import find_target, known_targets
@@ -35,7 +35,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class WrittenBundles(msgspec.Struct, frozen=True):
     """The sha256 of each manifest that a run wrote, by the name of the bundle's folder, in the order of targets."""
 
     bundles: dict[str, str]
@@ -62,7 +62,7 @@ class Request:
 
     def reports(self) -> list[Report] | None:
         """The reports of the bundles, where all are there, whole, and as they were written; None where not."""
-        receipt = self._shelf().get(("receipt",), Receipt)
+        receipt = self._cache_scope().get(("receipt",), WrittenBundles)
         if receipt is None:
             return None
         found = [_report(self._output / name, digest) for name, digest in receipt.bundles.items()]
@@ -77,10 +77,10 @@ class Request:
         manifests = {
             folder.name: hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest() for folder in folders
         }
-        self._shelf().put(("receipt",), Receipt(manifests))
+        self._cache_scope().put(("receipt",), WrittenBundles(manifests))
 
-    def _shelf(self) -> Shelf:
-        return Shelf(self._cache if self._origin else None, self._origin or "")
+    def _cache_scope(self) -> CacheScope:
+        return CacheScope(self._cache if self._origin else None, self._origin or "")
 
     def _told(self) -> str | None:
         """Digest of all that the request starts from; None where it cannot be told."""

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import msgspec
 
-from device_agents.deployment import State
+from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
@@ -77,7 +77,7 @@ async def _run(settings: AgentSettings, manager: Notifier) -> None:
 
         measuring = asyncio.get_running_loop().run_in_executor(None, measure_facts, settings.target)  # beside imports
         from device_agents.assemble import make_agent, make_inference, single_instance
-        from edgekit.serving.endpoints import Doors, open_doors
+        from edgekit.serving.endpoints import Endpoints, open_endpoints
     with single_instance(settings.state):
         facts = await measuring
         inference, cloud = make_inference(settings)
@@ -87,10 +87,10 @@ async def _run(settings: AgentSettings, manager: Notifier) -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, made.stop)
                 await made.start()
-                wanted = Doors(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
-                async with open_doors(inference, wanted, max_request_bytes=settings.max_request_bytes) as doors:
-                    click.echo(f"agent {settings.device} ready at {doors}")
-                    async with manager.running(f"ready at {doors}"):
+                wanted = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
+                async with open_endpoints(inference, wanted, max_request_bytes=settings.max_request_bytes) as endpoints:
+                    click.echo(f"agent {settings.device} ready at {endpoints}")
+                    async with manager.running(f"ready at {endpoints}"):
                         await made.run()
         finally:
             if cloud is not None:
@@ -142,7 +142,7 @@ def _pointer(disk: FolderDisk, model: str) -> Pointer | None:
         return None
 
 
-def _row(name: str, state: State) -> tuple[str, ...]:
+def _row(name: str, state: UpdateRecord) -> tuple[str, ...]:
     active, outcome = state.active, state.outcome
     last = f"{outcome.version} {outcome.result}" if outcome else "none"
     if outcome and outcome.error:

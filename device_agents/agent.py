@@ -15,9 +15,9 @@ from device_agents.control.commands import Commands
 from device_agents.control.crash_events import Crashed, watch_crashes
 from device_agents.control.link import ControlLink
 from device_agents.control.memory_events import watch_growth
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.control.telemetry import Window, flatten
-from device_agents.deployment import Deployment, Event, Limits, State
+from device_agents.deployment import Deployment, Limits, UpdateEvent, UpdateRecord
 from device_agents.download.block_fetcher import BlockFetcher, Gate
 from device_agents.download.metered import MeteredLink
 from device_agents.download.throttle import QuietHours
@@ -93,7 +93,7 @@ class Agent:
     ) -> None:
         self._options, self._journal, self._clock = options, journal, clock
         self._inference, self._facts = inference, facts
-        self._answers = Answers(transport, fleet=options.fleet, device=options.device)
+        self._answers = RequestClient(transport, fleet=options.fleet, device=options.device)
         self._trust = trust(self._fetch_metadata)
         gate = Gate(
             clock,
@@ -144,7 +144,7 @@ class Agent:
         self._told = (b"", "")
 
     @property
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, UpdateRecord]:
         """Update state of each model."""
         return {name: updater.state for name, updater in self._updaters.items()}
 
@@ -202,7 +202,7 @@ class Agent:
         task.add_done_callback(lambda _: self._wake.set())
         self._tasks.append(task)
 
-    def _updater(self, model: str, state: State) -> Updater:
+    def _updater(self, model: str, state: UpdateRecord) -> Updater:
         self._updaters[model] = Updater(
             model,
             state,
@@ -254,7 +254,7 @@ class Agent:
         await self._hold(assignment)
         for name, entry in assignment.entries.items():
             if name not in self._updaters:
-                self._spawn(self._updater(name, State()).run())
+                self._spawn(self._updater(name, UpdateRecord()).run())
             self._updaters[name].offer(_to_deployment(entry, assignment.version))
         for name, updater in self._updaters.items():
             if name not in assignment.entries:
@@ -305,14 +305,14 @@ class Agent:
             facts=self._facts,
         )
 
-    def _running(self, model: str, state: State) -> messages.Running:
+    def _running(self, model: str, state: UpdateRecord) -> messages.Running:
         active = state.active
         if active is None:
             return messages.Running(state=state.name.value)
         provider = self._inference.provider(model)
         return messages.Running(active.digest, active.version, active.since, state.name.value, active.release, provider)
 
-    def _stepped(self, model: str, before: State, after: State, event: Event) -> None:
+    def _stepped(self, model: str, before: UpdateRecord, after: UpdateRecord, event: UpdateEvent) -> None:
         if after.outcome is not None and after.outcome != before.outcome:
             outcome = after.outcome
             detail = {"version": outcome.version, "digest": outcome.deployment}

@@ -9,7 +9,7 @@ import msgspec
 from edgekit.mqtt.messages import Outcome
 
 
-class S(str, enum.Enum):
+class UpdateState(str, enum.Enum):
     """States."""
 
     IDLE = "IDLE"
@@ -25,7 +25,7 @@ class S(str, enum.Enum):
     CLEANING = "CLEANING"
 
 
-class Do(str, enum.Enum):
+class Effect(str, enum.Enum):
     """Effects."""
 
     RESOLVE = "Resolve"  # refresh metadata, agree with the catalogue, fetch the manifest, check compatibility
@@ -73,7 +73,7 @@ class Installed(msgspec.Struct, frozen=True):
     since: float = 0.0
 
 
-class State(msgspec.Struct, frozen=True):
+class UpdateRecord(msgspec.Struct, frozen=True):
     """Everything the machine remembers; journalled whole.
 
     Attributes:
@@ -99,7 +99,7 @@ class State(msgspec.Struct, frozen=True):
         deadline: When to send DeadlinePassed, monotonic seconds.
     """
 
-    name: S = S.IDLE
+    name: UpdateState = UpdateState.IDLE
     deployment: Deployment | None = None
     offered: Deployment | None = None
     active: Installed | None = None
@@ -152,13 +152,13 @@ class Limits(msgspec.Struct, frozen=True):
     max_crashes: int = 3
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class UpdateEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened; `at` is wall clock seconds."""
 
     at: float = 0.0
 
 
-class Booted(Event, frozen=True):
+class Booted(UpdateEvent, frozen=True):
     """The agent started with a journalled state.
 
     Attributes:
@@ -168,61 +168,61 @@ class Booted(Event, frozen=True):
     ended: str = "cut"
 
 
-class Offered(Event, frozen=True):
+class Offered(UpdateEvent, frozen=True):
     """The assignment names a bundle."""
 
     deployment: Deployment
 
 
-class Cancelled(Event, frozen=True):
+class Cancelled(UpdateEvent, frozen=True):
     """The assignment no longer names a bundle for this model."""
 
 
-class DeadlinePassed(Event, frozen=True):
+class DeadlinePassed(UpdateEvent, frozen=True):
     """`wake_at` was reached."""
 
 
-class Resolved(Event, frozen=True):
+class Resolved(UpdateEvent, frozen=True):
     """The manifest is here, trusted, and fits this device."""
 
 
-class Downloaded(Event, frozen=True):
+class Downloaded(UpdateEvent, frozen=True):
     """Every block is here and durable."""
 
 
-class Verified(Event, frozen=True):
+class Verified(UpdateEvent, frozen=True):
     """Every file has its digest."""
 
 
-class Staged(Event, frozen=True):
+class Staged(UpdateEvent, frozen=True):
     """The inactive slot holds the bundle."""
 
 
-class Tested(Event, frozen=True):
+class Tested(UpdateEvent, frozen=True):
     """The staged bundle answers its golden samples."""
 
 
-class Activated(Event, frozen=True):
+class Activated(UpdateEvent, frozen=True):
     """The new bundle runs live."""
 
 
-class Watched(Event, frozen=True):
+class Watched(UpdateEvent, frozen=True):
     """The live model has answered as many requests as probation asks for."""
 
 
-class Proved(Event, frozen=True):
+class Proved(UpdateEvent, frozen=True):
     """The live model answered its golden samples, and live traffic within the limits, after probation."""
 
 
-class Committed(Event, frozen=True):
+class Committed(UpdateEvent, frozen=True):
     """The pointer names the new bundle as known-good."""
 
 
-class RolledBack(Event, frozen=True):
+class RolledBack(UpdateEvent, frozen=True):
     """The known-good bundle runs live and the pointer says so."""
 
 
-class Damaged(Event, frozen=True):
+class Damaged(UpdateEvent, frozen=True):
     """What a slot holds is not whole any more.
 
     Attributes:
@@ -240,11 +240,11 @@ class Damaged(Event, frozen=True):
     answering: bool = False
 
 
-class Cleaned(Event, frozen=True):
+class Cleaned(UpdateEvent, frozen=True):
     """Nothing is left over."""
 
 
-class Failed(Event, frozen=True):
+class Failed(UpdateEvent, frozen=True):
     """An effect failed.
 
     Attributes:

@@ -12,7 +12,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.agent import Agent, AgentOptions
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from device_agents.protocols import TrustFactory
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import Manifest
@@ -66,7 +66,7 @@ class SimulatedInference:
         return []
 
 
-class Progress(msgspec.Struct, frozen=True):
+class FleetProgress(msgspec.Struct, frozen=True):
     """How the fleet stands.
 
     Attributes:
@@ -127,26 +127,28 @@ class SimulatedFleet:
             )
         )
 
-    def progress(self) -> Progress:
+    def progress(self) -> FleetProgress:
         """How the fleet stands now."""
         versions: Counter[str] = Counter()
         failures: Counter[str] = Counter()
         updating = 0
         for agent in self._agents:
             states = agent.states
-            updating += any(state.name is not S.IDLE or state.deployment is not None for state in states.values())
+            updating += any(
+                state.name is not UpdateState.IDLE or state.deployment is not None for state in states.values()
+            )
             for model, state in states.items():
                 versions[f"{model} {state.active.version}" if state.active else f"{model} none"] += 1
                 if state.outcome is not None and state.outcome.result != "succeeded":
                     failures[f"{model} {state.outcome.version} {state.outcome.result} {state.outcome.error}"] += 1
         connected = sum(transport.connected for transport in self._transports)
-        return Progress(len(self._agents), connected, updating, dict(versions), dict(failures))
+        return FleetProgress(len(self._agents), connected, updating, dict(versions), dict(failures))
 
     async def run(
-        self, *, done: Callable[[Progress], bool], show: Callable[[Progress], None], seconds: float
-    ) -> Progress:
+        self, *, done: Callable[[FleetProgress], bool], show: Callable[[FleetProgress], None], seconds: float
+    ) -> FleetProgress:
         """Run every device until `done`, asked every `seconds`; calls `show` after each change, returns the last."""
-        shown: Progress | None = None
+        shown: FleetProgress | None = None
         tasks = [asyncio.create_task(self._run_one(agent)) for agent in self._agents]
         try:
             while not done(self.progress()):
@@ -168,7 +170,7 @@ class SimulatedFleet:
         await agent.run()
 
 
-def versions_reached(progress: Progress, version: str) -> bool:
+def versions_reached(progress: FleetProgress, version: str) -> bool:
     """True when nothing is under way and every device has `version` of some model, or failed to get it."""
     at = sum(count for name, count in progress.versions.items() if name.split()[1] == version)
     failed = sum(count for name, count in progress.failures.items() if name.split()[1] == version)

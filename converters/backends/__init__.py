@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converters.backends.accelerators import accelerators
-from converters.backends.context import Workbench
+from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact, Backend
 from converters.backends.layers import Layer, four_bit_default
 from converters.backends.litert import LiteRTBackend
@@ -14,16 +14,25 @@ from edgekit.runtimes import LITERT
 
 TYPED_TENSORRT = 10  # the first that takes what is not int8 as the file says; Jetsons before it have opset 17 at most
 
-__all__ = ["Artifact", "Backend", "Layer", "Workbench", "backend_for", "four_bit_default", "leads_to", "precisions_of"]
+__all__ = [
+    "Artifact",
+    "Backend",
+    "ConversionContext",
+    "Layer",
+    "backend_for",
+    "four_bit_default",
+    "leads_to",
+    "precisions_of",
+]
 
 
-def backend_for(profile: TargetProfile, runtime: str, bench: Workbench) -> Backend:
+def backend_for(profile: TargetProfile, runtime: str, context: ConversionContext) -> Backend:
     """The backend that makes artifacts for `runtime` on devices of `profile`."""
     if runtime == LITERT:
-        return LiteRTBackend(bench, accelerator=accelerators()[profile.accelerator] if profile.accelerator else None)
+        return LiteRTBackend(context, accelerator=accelerators()[profile.accelerator] if profile.accelerator else None)
     if "TensorrtExecutionProvider" in profile.providers:
-        return OnnxTensorRTBackend(bench, typed=int(profile.tensorrt.partition(".")[0] or 0) >= TYPED_TENSORRT)
-    return OnnxCpuBackend(bench, free_batch=profile.free_batch)
+        return OnnxTensorRTBackend(context, typed=int(profile.tensorrt.partition(".")[0] or 0) >= TYPED_TENSORRT)
+    return OnnxCpuBackend(context, free_batch=profile.free_batch)
 
 
 def leads_to(profile: TargetProfile, runtime: str) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from converters.backends.contract import DirectFile, Furnishing, LoweredFile
+from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
 from converters.backends.layers import layers_of, require_layers
 from converters.calibration.calibrate import Calibration, calibrate, tensor_values
 from converters.cost.overhead import Overhead
 from converters.data.samples import Samples, random_samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
@@ -34,7 +34,7 @@ PARITY_ROWS = 16
 PROBE_ROWS = 4  # enough to tell tensors apart by their values
 
 
-class Workbench:
+class ConversionContext:
     """What the backends of one conversion share; what takes long is done once, when first asked for.
 
     Args:
@@ -53,7 +53,7 @@ class Workbench:
         graph: Graph,
         fixed: Graph,
         samples: Samples | None,
-        child: TensorFlowChild,
+        child: TensorFlowProcess,
         folder: Path,
         calibration: Calibration | None = None,
         pruned: tuple[Graph, Graph] | None = None,
@@ -222,7 +222,7 @@ class Workbench:
         """What TensorFlow's process makes a float .tflite of for `recipe`. Raises as `prepared` and `split`."""
         return self.split(recipe, self.prepared(recipe, self.fixed))[0]
 
-    def furnishing(self, recipe: Recipe, graph: Graph, *, lower: bool) -> Furnishing:
+    def prepared_inputs(self, recipe: Recipe, graph: Graph, *, lower: bool) -> PreparedInputs:
         """What `recipe` needs beyond `graph`, the fixed one or the free one, for copies of this in other processes.
 
         Args:
@@ -234,26 +234,26 @@ class Workbench:
         made = self.prepared(recipe, graph)
         lowered = self.lowered(self.to_lower(recipe)) if lower else None
         own_ranges = recipe.precision == STATIC and (recipe.equalize or recipe.pruned or graph is not self.fixed)
-        return Furnishing(
+        return PreparedInputs(
             None if made is self.start(graph, pruned=recipe.pruned) else packed(made),
             np.memmap(lowered.path, np.uint8, "r") if lowered else None,
             (lowered.input_permutes, lowered.output_permutes) if lowered else ([], []),
             self.calibration_of(recipe, graph) if own_ranges else None,
         )
 
-    def furnish(self, recipe: Recipe, graph: Graph, furnishing: Furnishing) -> None:
+    def prepare_inputs(self, recipe: Recipe, graph: Graph, prepared_inputs: PreparedInputs) -> None:
         """Take what another workbench made for `recipe`, so that it need not be made here."""
-        if furnishing.prepared is not None:
-            self.take(recipe, graph, unpacked(furnishing.prepared))
-        if furnishing.calibration is not None:
-            self._calibrations[recipe.equalize, recipe.pruned, graph is self.fixed] = furnishing.calibration
-        if furnishing.lowered is not None:
-            self._keep_lowered(self.to_lower(recipe), furnishing.lowered.tobytes(), *furnishing.permutes)
+        if prepared_inputs.prepared is not None:
+            self.take(recipe, graph, unpacked(prepared_inputs.prepared))
+        if prepared_inputs.calibration is not None:
+            self._calibrations[recipe.equalize, recipe.pruned, graph is self.fixed] = prepared_inputs.calibration
+        if prepared_inputs.lowered is not None:
+            self._keep_lowered(self.to_lower(recipe), prepared_inputs.lowered.tobytes(), *prepared_inputs.permutes)
 
-    def another(self, child: TensorFlowChild, folder: Path) -> Workbench:
+    def copy_with(self, child: TensorFlowProcess, folder: Path) -> ConversionContext:
         """One with the same graphs and samples, and nothing made of them yet but the calibration."""
         known = self.known_calibration, self.known_pruned
-        return Workbench(self.graph, self.fixed, self._samples, child, folder, *known)
+        return ConversionContext(self.graph, self.fixed, self._samples, child, folder, *known)
 
     @property
     def given_samples(self) -> Samples | None:

@@ -49,7 +49,7 @@ class LoweredFile(msgspec.Struct, frozen=True):
     output_permutes: list[tuple[int, ...]]
 
 
-class Furnishing(msgspec.Struct, frozen=True):
+class PreparedInputs(msgspec.Struct, frozen=True):
     """What one candidate needs beyond the graphs and samples of its workbench, on its way to another process.
 
     Attributes:

@@ -20,7 +20,7 @@ from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.accelerators import Accelerator, compile_for, require_fit
-from converters.backends.context import Workbench
+from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
@@ -55,7 +55,7 @@ class LiteRTBackend:
     """Builds .tflite artifacts with a batch of 1.
 
     Args:
-        bench: What the backends of one conversion share.
+        context: What the backends of one conversion share.
         accelerator: What the artifacts must fit, and are compiled for where its compiler is installed.
     """
 
@@ -63,23 +63,23 @@ class LiteRTBackend:
     precisions = PRECISIONS
     lowers = True
 
-    def __init__(self, bench: Workbench, *, accelerator: Accelerator | None = None) -> None:
-        self._bench = bench
+    def __init__(self, context: ConversionContext, *, accelerator: Accelerator | None = None) -> None:
+        self._context = context
         self._accelerator = accelerator
 
     @property
     def graph(self) -> Graph:
         """What artifacts are made of. See Backend.graph."""
-        return self._bench.fixed
+        return self._context.fixed
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return layers_of(self._bench.start(self._bench.fixed, pruned=pruned))
+        return layers_of(self._context.start(self._context.fixed, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
-        graph, heads = self._bench.split(recipe, self._bench.prepared(recipe, self._bench.fixed))
-        lowered = self._bench.float_file(recipe, graph)
+        graph, heads = self._context.split(recipe, self._context.prepared(recipe, self._context.fixed))
+        lowered = self._context.float_file(recipe, graph)
         path = lowered.path
         if recipe.precision == "float16":
             path = self._written(recipe, self._float16(path))
@@ -91,8 +91,8 @@ class LiteRTBackend:
     def _compiled(self, artifact: Artifact, recipe: Recipe, accelerator: Accelerator) -> Artifact:
         """The artifact, fit for the accelerator, with what its compiler made of it. Raises as `compile_for`."""
         require_fit(artifact.data, accelerator)
-        folder = self._bench.folder / f"{accelerator.name}-{recipe.id}"
-        found = compile_for(self._bench.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
+        folder = self._context.folder / f"{accelerator.name}-{recipe.id}"
+        found = compile_for(self._context.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
         if found is None:
             missing = (
                 f"checked against the operators of {accelerator.title}; {accelerator.compiler[0]} is not installed"
@@ -169,8 +169,8 @@ class LiteRTBackend:
             lowered.path,
             list(self._rows(lowered)),
             wanted,
-            probes=self._bench.probes(graph),
-            known=self._bench.calibration_of(recipe, self._bench.fixed).tensors,
+            probes=self._context.probes(graph),
+            known=self._context.calibration_of(recipe, self._context.fixed).tensors,
         )
         ranges = {}
         for name, histogram in found.items():
@@ -181,23 +181,23 @@ class LiteRTBackend:
 
     def _rows(self, lowered: LoweredFile) -> Iterator[dict[str, Array]]:
         """The calibration split row by row, as the float artifact takes it."""
-        samples = self._bench.samples
+        samples = self._context.samples
         permutes = lowered.input_permutes
         for row in range(len(samples)):
-            values = [samples.inputs[spec.name][row : row + 1] for spec in self._bench.graph.inputs]
+            values = [samples.inputs[spec.name][row : row + 1] for spec in self._context.graph.inputs]
             yield {
                 f"input_{i}": np.ascontiguousarray(value.transpose(permute) if permute else value)
                 for i, (value, permute) in enumerate(zip(values, permutes, strict=True))
             }
 
     def _written(self, recipe: Recipe, data: bytes) -> Path:
-        path = self._bench.folder / f"litert-{recipe.id}.tflite"
+        path = self._context.folder / f"litert-{recipe.id}.tflite"
         path.write_bytes(data)
         return path
 
     def _stripped(self, recipe: Recipe, path: Path) -> Path:
         """Last, since the quantizer chooses layers by names that go here. Raises as `strip` and `require_equal`."""
-        stripped = self._bench.folder / f"litert-{recipe.id}-stripped.tflite"
+        stripped = self._context.folder / f"litert-{recipe.id}-stripped.tflite"
         stripped.write_bytes(strip(path.read_bytes()))
         require_equal(path, stripped)
         return stripped
@@ -212,7 +212,7 @@ class LiteRTBackend:
             scales = runtime.quantization
         finally:
             runtime.close()
-        logical = self._bench.graph
+        logical = self._context.graph
         outputs = _bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales)
         return Artifact(
             file="model.tflite",
@@ -221,7 +221,9 @@ class LiteRTBackend:
             inputs=_bindings(logical.logical_inputs, "input", lowered.input_permutes, tensors, scales),
             outputs=_joined(logical.logical_outputs, heads, outputs),
             runtime_version=NEW_RUNTIME if _is_new(path.read_bytes(), recipe) else "",
-            calibration=self._bench.kept_calibration(recipe, self._bench.fixed) if recipe.precision == STATIC else b"",
+            calibration=self._context.kept_calibration(recipe, self._context.fixed)
+            if recipe.precision == STATIC
+            else b"",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import onnx
 from onnx import helper
 
-from converters.backends.context import Workbench
+from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
@@ -42,7 +42,7 @@ class OnnxCpuBackend:
     cast to float and back at every node.
 
     Args:
-        bench: What the backends of one conversion share.
+        context: What the backends of one conversion share.
         free_batch: Keep the batch axis free, for servers that join requests.
     """
 
@@ -50,9 +50,9 @@ class OnnxCpuBackend:
     precisions: tuple[str, ...] = ("float32", STATIC, DYNAMIC, WEIGHTS)
     lowers = False
 
-    def __init__(self, bench: Workbench, *, free_batch: bool = False) -> None:
-        self._bench = bench
-        self._graph = bench.graph if free_batch else bench.fixed
+    def __init__(self, context: ConversionContext, *, free_batch: bool = False) -> None:
+        self._context = context
+        self._graph = context.graph if free_batch else context.fixed
 
     @property
     def graph(self) -> Graph:
@@ -61,13 +61,13 @@ class OnnxCpuBackend:
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return layers_of(self._bench.start(self._graph, pruned=pruned))
+        return layers_of(self._context.start(self._graph, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
         if recipe.precision not in self.precisions:
             raise ConversionError(f"{self.name} makes {', '.join(self.precisions)}, not {recipe.precision}")
-        graph = named(self._bench.prepared(recipe, self._graph))
+        graph = named(self._context.prepared(recipe, self._graph))
         if not recipe.quantized:
             return artifact_of(self._graph, graph.model)
         lean = integer_weights(graph, recipe.int4_layers, bits=4)
@@ -79,17 +79,17 @@ class OnnxCpuBackend:
             model = integer_weights(lean, rest, bits=8, per_channel=recipe.per_channel).model
         else:
             _require_dense(graph)
-            model = dynamic(lean, recipe, excluded=alone, operators=DYNAMIC_OPERATORS, folder=self._bench.folder)
+            model = dynamic(lean, recipe, excluded=alone, operators=DYNAMIC_OPERATORS, folder=self._context.folder)
         return artifact_of(self._graph, model)
 
     def _static(self, graph: Graph, lean: Graph, recipe: Recipe, alone: set[str]) -> Artifact:
         """`lean`, which is `graph` with the 4-bit weights that it has, as QDQ; `alone` are layers that stay float."""
-        calibration = self._bench.calibration_of(recipe, self._graph)
+        calibration = self._context.calibration_of(recipe, self._graph)
         joins = apart(graph, calibration.ranges())
         lean, ranges = with_copies(lean, joins, calibration.ranges(recipe.ranges))
         excluded = alone | unfit(graph) | joins
         model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
-        return artifact_of(self._graph, model, calibration=self._bench.kept_calibration(recipe, self._graph))
+        return artifact_of(self._graph, model, calibration=self._context.kept_calibration(recipe, self._graph))
 
 
 def unfit(graph: Graph) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.backends.context import Workbench
+from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of, output_axis, raised, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, named
@@ -30,7 +30,7 @@ class OnnxTensorRTBackend:
     """Builds .onnx artifacts with a batch of 1: float32, float16, or symmetric QDQ int8 where TensorRT fuses it.
 
     Args:
-        bench: What the backends of one conversion share.
+        context: What the backends of one conversion share.
         typed: Write float16 into int8 artifacts for what is not int8.
     """
 
@@ -38,9 +38,9 @@ class OnnxTensorRTBackend:
     precisions: tuple[str, ...] = ("float32", "float16", STATIC)
     lowers = False
 
-    def __init__(self, bench: Workbench, *, typed: bool = False) -> None:
-        self._bench = bench
-        self._graph = bench.fixed
+    def __init__(self, context: ConversionContext, *, typed: bool = False) -> None:
+        self._context = context
+        self._graph = context.fixed
         self._typed = typed
 
     @property
@@ -50,14 +50,14 @@ class OnnxTensorRTBackend:
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return without_four_bits(layers_of(self._bench.start(self._graph, pruned=pruned)))
+        return without_four_bits(layers_of(self._context.start(self._graph, pruned=pruned)))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
         if recipe.precision not in self.precisions or recipe.int4_layers:
             what = f"{recipe.precision} with 4-bit layers" if recipe.int4_layers else recipe.precision
             raise ConversionError(f"{self.name} makes {', '.join(self.precisions)}, not {what}")
-        graph = named(self._bench.prepared(recipe, self._graph))
+        graph = named(self._context.prepared(recipe, self._graph))
         if recipe.precision == "float32":
             return artifact_of(self._graph, graph.model)
         if recipe.precision == "float16":
@@ -68,7 +68,7 @@ class OnnxTensorRTBackend:
                 advice="Set symmetric = true and per_channel = true in the recipe.",
             )
         model = self._int8(graph, recipe)
-        return artifact_of(self._graph, model, calibration=self._bench.kept_calibration(recipe, self._graph))
+        return artifact_of(self._graph, model, calibration=self._context.kept_calibration(recipe, self._graph))
 
     def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
         placement = place(graph, recipe.float_layers)
@@ -78,7 +78,7 @@ class OnnxTensorRTBackend:
                 f"no layer gains from int8 on TensorRT ({reasons or 'there are no layers with weights'})",
                 advice="Take float16.",
             )
-        ranges = self._bench.calibration_of(recipe, self._graph).ranges(recipe.ranges)
+        ranges = self._context.calibration_of(recipe, self._graph).ranges(recipe.ranges)
         if self._typed:
             graph = raised(graph, TYPED_OPSET, "half precision beside int8")
         done = with_pairs(graph, placement, ranges)

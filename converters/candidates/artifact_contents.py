@@ -11,13 +11,13 @@ from onnx import TensorProto
 
 from converters.backends.contract import Artifact
 from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
-from converters.report.report import Constant, Contents
+from converters.report.report import ArtifactContents, Constant
 from edgekit.runtimes import LITERT
 
 LARGEST = 12
 
 
-def contents_of(artifact: Artifact, folder: Path) -> Contents:
+def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
     """Read an artifact; `folder` takes a copy where a runtime is asked."""
     if artifact.runtime == LITERT:
         operators, constants = _litert(artifact.data)
@@ -28,7 +28,7 @@ def contents_of(artifact: Artifact, folder: Path) -> Contents:
     ordered = sorted(constants, key=lambda one: -one.bytes)
     held = sum(one.bytes for one in ordered)
     largest = tuple(ordered[:LARGEST])
-    return Contents(
+    return ArtifactContents(
         operators=dict(operators.most_common()),
         constants=largest,
         smaller=held - sum(one.bytes for one in largest),

@@ -101,8 +101,8 @@ def make_candidate(
     if _is_reference(recipe):
         parity.require(found, limit)
     same = not recipe.quantized and not recipe.pruned and found.max_abs <= limit and found.agreement == 1.0
-    distance = divergence(evidence.choice_answers, answers[0], evidence.decision)
-    measured = Measured(recipe, len(artifact.data), cost, same=same, distance=distance)
+    moved = divergence(evidence.choice_answers, answers[0], evidence.decision)
+    measured = Measured(recipe, len(artifact.data), cost, same=same, divergence=moved)
     quality = None
     if evidence.metric is not None:
         measured, quality = _judged(measured, evidence, answers, budget)

@@ -13,7 +13,7 @@ BUSY = (0, 1, 2, 5, 6, 7)  # of the columns of /proc/stat: user, nice, system, i
 ENOUGH_SECONDS = 0.05  # of watching; the system counts hundredths
 
 
-class Load:
+class CpuLoad:
     """Adds up what others did while tasks of this process were watched, and no process of its own worked."""
 
     def __init__(self) -> None:

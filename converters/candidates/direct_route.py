@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from converters.backends import Workbench, backend_for, leads_to
+from converters.backends import ConversionContext, backend_for, leads_to
 from converters.backends.contract import DirectFile, LoweredFile
 from converters.backends.tflite_facts import facts_of
-from converters.cache import Shelf
+from converters.cache import CacheScope
 from converters.candidates.candidate import Evidence, direct_fault, open_artifact, run_rows
 from converters.cost.overhead import FileFacts, Overhead
 from converters.frontends import Source
-from converters.progress import Step
+from converters.progress import StepCallback
 from converters.quality import parity
 from converters.report.report import RouteReport
 from edgekit.bundle.recipe import DIRECT, STATIC, Recipe
@@ -42,20 +42,20 @@ def consider(
     recipe: Recipe | None,
     targets: Sequence[tuple[TargetProfile, str]],
     source: Source,
-    bench: Workbench,
+    context: ConversionContext,
     evidence: Evidence,
-    shelf: Shelf,
-    step: Step,
+    cache_scope: CacheScope,
+    step: StepCallback,
 ) -> RouteReport | None:
-    """Make the direct file, compare it, and give it to `bench` where it answers as the canonical graph does.
+    """Make the direct file, compare it, and give it to `context` where it answers as the canonical graph does.
 
     Args:
         recipe: The only one that is to be tried, if there is one.
         targets: Each with its runtime.
         source: The model.
-        bench: What backends work with.
+        context: What backends work with.
         evidence: Samples, with the canonical graph's answers.
-        shelf: What earlier runs made of the same.
+        cache_scope: What earlier runs made of the same.
         step: Called with the name of each step; its context lasts as long as the step.
 
     Returns:
@@ -69,8 +69,8 @@ def consider(
     report = None
     if ends and source.direct is not None and (recipe is None or recipe.direct):
         with step("look at the direct route to LiteRT"):
-            report = _look(source, bench, evidence, ends[0], shelf)
-    if recipe is not None and recipe.direct and bench.direct is None:
+            report = _look(source, context, evidence, ends[0], cache_scope)
+    if recipe is not None and recipe.direct and context.direct is None:
         why = report.reason if report else "it leads from Keras, SavedModel and float .tflite models to LiteRT"
         raise ConversionError(
             f"the recipe asks for the direct route, which this model does not have: {why}",
@@ -79,41 +79,43 @@ def consider(
     return report
 
 
-def with_direct(kinds: Sequence[Recipe], route: RouteReport, bench: Workbench) -> list[Recipe]:
+def with_direct(kinds: Sequence[Recipe], route: RouteReport, context: ConversionContext) -> list[Recipe]:
     """The kinds of a target that the route leads to, those of the direct file added where it was found to be better.
 
     Where the lowering cannot make a file there are only these. A loop's body has no ranges, so there is no static int8.
     """
-    if not route.taken or bench.direct is None:
+    if not route.taken or context.direct is None:
         return list(kinds)
-    looped = bool(bench.direct.overhead.loops)
+    looped = bool(context.direct.overhead.loops)
     direct = [msgspec.structs.replace(kind, route=DIRECT) for kind in kinds if kind.precision != STATIC or not looped]
     return direct if route.lowered is None else [*kinds, *direct]
 
 
-def _look(source: Source, bench: Workbench, evidence: Evidence, profile: TargetProfile, shelf: Shelf) -> RouteReport:
+def _look(
+    source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile, cache_scope: CacheScope
+) -> RouteReport:
     key = ("direct", source.sha256)
-    found = shelf.get(key, _Found)
+    found = cache_scope.get(key, _Found)
     if found is None:
-        found = _looked(source, bench, evidence, profile)
+        found = _looked(source, context, evidence, profile)
         if found.data:  # what stood in the way may pass
-            shelf.put(key, found)
-    bench.direct = _placed(bench, found.data, found.overhead) if found.data else None
+            cache_scope.put(key, found)
+    context.direct = _placed(context, found.data, found.overhead) if found.data else None
     return found.report
 
 
-def _looked(source: Source, bench: Workbench, evidence: Evidence, profile: TargetProfile) -> _Found:
+def _looked(source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> _Found:
     assert source.direct is not None
-    graph = bench.graph
+    graph = context.graph
     try:
         made = source.direct([spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs])
-        bench.direct = _placed(bench, made.data, Overhead())
-        _require_parity(bench, evidence, profile)
-        direct = facts_of(bench.direct.file.path)
+        context.direct = _placed(context, made.data, Overhead())
+        _require_parity(context, evidence, profile)
+        direct = facts_of(context.direct.file.path)
     except (ConversionError, RuntimeLoadError) as error:
         return _Found(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
     try:
-        lowered = facts_of(bench.lowered(bench.fixed).path)
+        lowered = facts_of(context.lowered(context.fixed).path)
     except ConversionError as error:
         overhead = Overhead(direct.loops, _alone(direct))
         return _Found(
@@ -132,20 +134,20 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _placed(bench: Workbench, data: bytes, overhead: Overhead) -> DirectFile:
-    path = bench.folder / "float32-direct.tflite"
+def _placed(context: ConversionContext, data: bytes, overhead: Overhead) -> DirectFile:
+    path = context.folder / "float32-direct.tflite"
     path.write_bytes(data)
-    inputs: list[tuple[int, ...]] = [() for _ in bench.graph.inputs]
-    outputs: list[tuple[int, ...]] = [() for _ in bench.graph.outputs]
+    inputs: list[tuple[int, ...]] = [() for _ in context.graph.inputs]
+    outputs: list[tuple[int, ...]] = [() for _ in context.graph.outputs]
     return DirectFile(LoweredFile(path, inputs, outputs), hashlib.sha256(data).hexdigest(), overhead)
 
 
-def _require_parity(bench: Workbench, evidence: Evidence, profile: TargetProfile) -> None:
+def _require_parity(context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> None:
     """Hold the direct float file, behind the device's own adapter, to the canonical graph's answers."""
-    artifact = backend_for(profile, LITERT, bench).build(Recipe(route=DIRECT))
+    artifact = backend_for(profile, LITERT, context).build(Recipe(route=DIRECT))
     rows = slice(0, PARITY_ROWS)
     expected = {name: value[rows] for name, value in evidence.choice_answers.items()}
-    runtime = open_artifact(artifact, bench.folder / "direct")
+    runtime = open_artifact(artifact, context.folder / "direct")
     try:
         found = run_rows(runtime, evidence.choice.take(rows).inputs)
     finally:

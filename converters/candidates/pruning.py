@@ -6,23 +6,25 @@ from collections.abc import Mapping
 
 import msgspec
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.data.samples import Samples
 from converters.passes.dead_channels import LEAST_ROWS, layer_channels
 from converters.quality.confidence import upper_share
 from converters.report.pruning import OtherRows, PrunedLayer, Pruning
 
 
-def pruning_of(bench: Workbench, before: Mapping[str, int], others: list[Samples], confidence: float) -> Pruning:
+def pruning_of(
+    context: ConversionContext, before: Mapping[str, int], others: list[Samples], confidence: float
+) -> Pruning:
     """What there is to take away.
 
     Args:
-        bench: With the graph from which what is proven dead has been taken.
+        context: With the graph from which what is proven dead has been taken.
         before: How many channels each layer made before that.
         others: Samples that are not for calibration; empty without data.
         confidence: Of the bounds.
     """
-    now = layer_channels(bench.graph)
+    now = layer_channels(context.graph)
     proven = {name: count - now.get(name, 0) for name, count in before.items()}
     found = Pruning(
         "auto",
@@ -31,7 +33,7 @@ def pruning_of(bench: Workbench, before: Mapping[str, int], others: list[Samples
         confidence=confidence,
         needed=LEAST_ROWS,
     )
-    dead = bench.dead if others else None
+    dead = context.dead if others else None
     if dead is None or not dead.found:
         return msgspec.structs.replace(found, rows=dead.rows if dead else 0, layers=_layers(before, proven, {}))
     left = layer_channels(dead.without())

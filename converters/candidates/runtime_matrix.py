@@ -25,7 +25,7 @@ from converters.backends import Artifact
 from converters.cache import this_processor
 from converters.cost.estimate import WEIGHTED
 from converters.quality.parity import Parity, beside_device, compare
-from converters.report.report import Contents
+from converters.report.report import ArtifactContents
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ParityError, RuntimeLoadError
@@ -40,7 +40,7 @@ WORK = 400_000_000  # multiply-adds that one way is given at most: about a secon
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
-class Way(msgspec.Struct, frozen=True):
+class RuntimeVariant(msgspec.Struct, frozen=True):
     """One way to run an artifact.
 
     Attributes:
@@ -56,14 +56,14 @@ class Way(msgspec.Struct, frozen=True):
     promised: bool = False
 
 
-class Matrix(NamedTuple):
+class RuntimeMatrix(NamedTuple):
     """What was seen of each way that could be taken, and a sentence for each other one."""
 
     parity: tuple[Parity, ...]
     left: tuple[str, ...]
 
 
-def matrix(
+def run_variants(
     artifact: Artifact,
     inputs: Mapping[str, Array],
     expected: Mapping[str, Array],
@@ -72,7 +72,7 @@ def matrix(
     macs: int,
     decision: str,
     folder: Path,
-) -> Matrix:
+) -> RuntimeMatrix:
     """Run the first rows of `inputs` (N, ...) in every way; the device's own is the first.
 
     Kernels that a device does not use may lack an operator, or fail at it: that is told.
@@ -100,31 +100,31 @@ def matrix(
     scales = {name: step for name, step in steps.items() if step is not None}
     found: list[Parity] = []
     answers: dict[str, Array] = {}  # the device's own
-    ways = _litert(path, exact) if artifact.runtime == LITERT else _onnx(path, exact)
+    variants = _litert(path, exact) if artifact.runtime == LITERT else _onnx(path, exact)
     if artifact.runtime == LITERT and not artifact.runtime_version:  # a bundle that asks for more refuses it
-        ways += _tflite_runtime(path)
+        variants += _tflite_runtime(path)
     left: list[str] = []
-    for way in ways:
+    for variant in variants:
         try:
-            answer = _run(artifact, way, given)
-            seen = compare(wanted, answer, runtime=way.runtime, where=way.where, decision=decision)
+            answer = _run(artifact, variant, given)
+            seen = compare(wanted, answer, runtime=variant.runtime, where=variant.where, decision=decision)
         except (RuntimeLoadError, ParityError) as error:
-            if way.promised or not answers:
+            if variant.promised or not answers:
                 raise
-            left.append(f"{way.runtime} ({way.where}) cannot run it: {error}")
+            left.append(f"{variant.runtime} ({variant.where}) cannot run it: {error}")
             continue
         answers = answers or answer
         beside = beside_device(
             answers,
             answer,
-            runtime=way.runtime,
-            where=way.where,
+            runtime=variant.runtime,
+            where=variant.where,
             decision=decision,
             scales=scales,
-            promised=way.promised,
+            promised=variant.promised,
         )
         found.append(msgspec.structs.replace(seen, rows=len(next(iter(given.values()))), device=beside))
-    return Matrix(tuple(found), tuple(left))
+    return RuntimeMatrix(tuple(found), tuple(left))
 
 
 def _step(binding: Binding) -> float | Array | None:
@@ -137,7 +137,7 @@ def _step(binding: Binding) -> float | Array | None:
     return np.concatenate(found).reshape(shape) if len(found) == len(binding.parts) else None
 
 
-def sums_exactly(artifact: Artifact, recipe: Recipe, contents: Contents) -> bool:
+def sums_exactly(artifact: Artifact, recipe: Recipe, contents: ArtifactContents) -> bool:
     """True where every layer with weights sums integers, and kernels that are known to take them do.
 
     LiteRT's built-in kernels are not among those: some choose another algorithm where there are more threads.
@@ -163,53 +163,55 @@ def _sums_integers(data: bytes) -> bool:
     return True
 
 
-def _run(artifact: Artifact, way: Way, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    runtime = LogicalRuntime(way.open(), artifact.inputs, artifact.outputs)
+def _run(artifact: Artifact, variant: RuntimeVariant, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    runtime = LogicalRuntime(variant.open(), artifact.inputs, artifact.outputs)
     try:
         return runtime.run(inputs)
     finally:
         runtime.close()
 
 
-def _litert(path: Path, exact: bool) -> list[Way]:
-    def way(where: str, *, threads: int = 1, kernels: str = XNNPACK, promised: bool = False) -> Way:
+def _litert(path: Path, exact: bool) -> list[RuntimeVariant]:
+    def variant(where: str, *, threads: int = 1, kernels: str = XNNPACK, promised: bool = False) -> RuntimeVariant:
         opened = functools.partial(LiteRTRuntime, path, threads=threads, kernels=kernels)
-        return Way(name, f"{platform.machine()}, {where}", opened, promised)
+        return RuntimeVariant(name, f"{platform.machine()}, {where}", opened, promised)
 
     name = _version("LiteRT", "ai-edge-litert")
     return [
-        way("XNNPACK, as the device"),
-        way("XNNPACK, 2 threads", threads=2, promised=exact),
-        way("built-in kernels", kernels=BUILTIN),
-        way("built-in kernels, 2 threads", kernels=BUILTIN, threads=2),
-        way("reference kernels", kernels=REFERENCE),
+        variant("XNNPACK, as the device"),
+        variant("XNNPACK, 2 threads", threads=2, promised=exact),
+        variant("built-in kernels", kernels=BUILTIN),
+        variant("built-in kernels, 2 threads", kernels=BUILTIN, threads=2),
+        variant("reference kernels", kernels=REFERENCE),
     ]
 
 
-def _tflite_runtime(path: Path) -> list[Way]:
+def _tflite_runtime(path: Path) -> list[RuntimeVariant]:
     """Nothing where it is not installed. It needs numpy 1, as edgekit[tflite-runtime] asks: elsewhere it cannot be."""
     if importlib.util.find_spec("tflite_runtime") is None:
         return []
     library = importlib.import_module("tflite_runtime.interpreter")
     name = _version("tflite-runtime", "tflite-runtime")
     opened = functools.partial(LiteRTRuntime, path, interpreter=library.Interpreter)
-    return [Way(name, f"{platform.machine()}, XNNPACK", opened)]
+    return [RuntimeVariant(name, f"{platform.machine()}, XNNPACK", opened)]
 
 
-def _onnx(path: Path, exact: bool) -> list[Way]:
-    def way(where: str, *, promised: bool = False, **choices: Any) -> Way:
-        return Way(name, f"{platform.machine()}, {where}", functools.partial(OnnxRuntime, path, **choices), promised)
+def _onnx(path: Path, exact: bool) -> list[RuntimeVariant]:
+    def variant(where: str, *, promised: bool = False, **choices: Any) -> RuntimeVariant:
+        return RuntimeVariant(
+            name, f"{platform.machine()}, {where}", functools.partial(OnnxRuntime, path, **choices), promised
+        )
 
     name = _version("ONNX Runtime", "onnxruntime", "onnxruntime-gpu")
-    ways = [
-        way("CPU, as the device"),
-        way("CPU, 2 threads", threads=2, promised=exact),
-        way("CPU, graph as it is", optimize=False),
+    variants = [
+        variant("CPU, as the device"),
+        variant("CPU, 2 threads", threads=2, promised=exact),
+        variant("CPU, graph as it is", optimize=False),
     ]
     if platform.machine().lower() in X86_64:
         saturates = "" if "vnni" in this_processor() else ": sums saturate"
-        ways.append(way(f"CPU, careless: session.x64quantprecision off{saturates}", exact=False))
-    return ways
+        variants.append(variant(f"CPU, careless: session.x64quantprecision off{saturates}", exact=False))
+    return variants
 
 
 def _version(name: str, *packages: str) -> str:

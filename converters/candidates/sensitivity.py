@@ -23,7 +23,7 @@ RATIOS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the largest weight: where the scale of 
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """One layer's scores: distances (see `divergence`) from the float model with this layer alone quantized.
+    """One layer's scores: divergences (see `divergence`) from the float model with this layer alone quantized.
 
     Attributes:
         layer: What it is.
@@ -60,7 +60,7 @@ def sensitivities(
     nodes = {label(node): node for node in graph.nodes}
     ranges = calibration.ranges()
 
-    def distance(model: onnx.ModelProto) -> float:
+    def moved(model: onnx.ModelProto) -> float:
         return divergence(expected, Graph(model).run(inputs), decision)
 
     for layer in layers:
@@ -69,8 +69,8 @@ def sensitivities(
         node = nodes[layer.name]
         eight = _with_weights(graph, node, LEVELS8)
         _quantize_input(eight, node, ranges)
-        four = distance(_with_weights(graph, node, LEVELS4)) if layer.four_bit else None
-        yield Sensitivity(layer, distance(eight), four)
+        four = moved(_with_weights(graph, node, LEVELS4)) if layer.four_bit else None
+        yield Sensitivity(layer, moved(eight), four)
 
 
 def rounded(weights: Array, axis: int | None, levels: int) -> Array:

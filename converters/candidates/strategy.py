@@ -17,7 +17,7 @@ from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
 from edgekit.bundle.targets import TargetProfile
 
 MOST = 24  # candidates of one target
-FAINT = 1e-3  # a distance below which nothing needs to be repaired
+FAINT = 1e-3  # a divergence below which nothing needs to be repaired
 SHARES = (0.5, 0.25)  # of the weights that could have 4 bits, where all are too many
 Make = Callable[[list[Recipe]], list[Measured]]
 
@@ -87,7 +87,7 @@ class Search:
         return bool(found and not found.fault and found.choice_drop is not None and found.choice_drop <= self._max_drop)
 
     def _faint(self, recipe: Recipe) -> bool:
-        return self._near(recipe) and self._found[recipe.id].distance < FAINT
+        return self._near(recipe) and self._found[recipe.id].divergence < FAINT
 
     def _ranges(self, static: Sequence[Recipe]) -> None:
         """Other readings of the calibration, and evened-out weights, where the plain one is felt."""
@@ -167,7 +167,7 @@ def _most_sensitive(recipe: Recipe, layers: Sequence[Sensitivity], count: int) -
     """The layers that lose most in this kind.
 
     Only static int8 rounds inputs by one range. Of the others the score with 4 bits tells, which is of weights alone;
-    for layers without one that with 8, times the square of how much coarser 4 bits are, as distances grow.
+    for layers without one that with 8, times the square of how much coarser 4 bits are, as divergences grow.
     """
 
     def lost(score: Sensitivity) -> float:

@@ -15,48 +15,48 @@ from typing import Any
 
 import msgspec
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.calibration.calibrate import Calibration
 from converters.candidates.candidate import Evidence
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import packed, unpacked
 from converters.quality.selection import Budget
 from edgekit.errors import CalibrationError
 from edgekit.tensors import Array
 
-_unpacked: dict[str, Setting] = {}
+_unpacked: dict[str, TaskContext] = {}
 
 
-class Setting:
+class TaskContext:
     """What every task of one conversion works with.
 
     Args:
-        bench: What backends work with.
+        context: What backends work with.
         evidence: What candidates are asked and judged by.
         budget: What may be lost.
         token: Of the setting that this is a copy of; empty for one that is none.
     """
 
-    def __init__(self, bench: Workbench, evidence: Evidence, budget: Budget, token: str = "") -> None:
-        self.bench = bench
+    def __init__(self, context: ConversionContext, evidence: Evidence, budget: Budget, token: str = "") -> None:
+        self.context = context
         self.evidence = evidence
         self.budget = budget
         self._token = token
         self._packed: Packed | None = None
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[Workbench]:
+    def at_work(self) -> Iterator[ConversionContext]:
         """The workbench; in a copy one of the task's own, whose files and processes go with the task."""
         if not self._token:
-            yield self.bench
+            yield self.context
             return
-        near = self.bench.folder if self.bench.folder.is_dir() else None  # not there on another machine
+        near = self.context.folder if self.context.folder.is_dir() else None  # not there on another machine
         with (
             tempfile.TemporaryDirectory(prefix="edgekit-candidate-", dir=near) as folder,
-            TensorFlowChild() as child,
+            TensorFlowProcess() as child,
         ):
-            yield self.bench.another(child, Path(folder))
+            yield self.context.copy_with(child, Path(folder))
 
     @property
     def bytes(self) -> int:
@@ -71,20 +71,20 @@ class Setting:
 
     def _pack(self) -> Packed:
         """The same arrays each time, so that joblib knows which it has mapped; others once dead channels were found."""
-        bench = self.bench
-        if self._packed is None or bool(bench.known_pruned) != bool(self._packed.pruned):
+        context = self.context
+        if self._packed is None or bool(context.known_pruned) != bool(self._packed.pruned):
             with contextlib.suppress(CalibrationError):  # then every copy finds the same fault
-                bench.calibration  # noqa: B018 - measured here, once
+                context.calibration  # noqa: B018 - measured here, once
             self._packed = Packed(
                 self._token or uuid.uuid4().hex,
-                packed(bench.graph),
-                packed(bench.fixed),
-                bench.given_samples,
-                bench.known_calibration,
-                tuple(map(packed, bench.known_pruned)) if bench.known_pruned else (),
+                packed(context.graph),
+                packed(context.fixed),
+                context.given_samples,
+                context.known_calibration,
+                tuple(map(packed, context.known_pruned)) if context.known_pruned else (),
                 self.evidence,
                 self.budget,
-                str(bench.folder),
+                str(context.folder),
             )
         return self._packed
 
@@ -106,17 +106,17 @@ class Packed(msgspec.Struct, frozen=True):
     folder: str
 
 
-def _unpack(found: Packed) -> Setting:
+def _unpack(found: Packed) -> TaskContext:
     if found.token not in _unpacked:
         _unpacked.clear()  # of a conversion that is over
-        bench = Workbench(
+        context = ConversionContext(
             unpacked(found.graph),
             unpacked(found.fixed),
             found.samples,
-            TensorFlowChild(),
+            TensorFlowProcess(),
             Path(found.folder),
             found.calibration,
             (unpacked(found.pruned[0]), unpacked(found.pruned[1])) if found.pruned else None,
         )
-        _unpacked[found.token] = Setting(bench, found.evidence, found.budget, found.token)
+        _unpacked[found.token] = TaskContext(context, found.evidence, found.budget, found.token)
     return _unpacked[found.token]

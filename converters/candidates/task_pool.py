@@ -26,8 +26,8 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
-from converters.candidates.cpu_load import Load
-from converters.candidates.task_context import Setting
+from converters.candidates.cpu_load import CpuLoad
+from converters.candidates.task_context import TaskContext
 from edgekit.errors import ConversionError, EdgekitError
 
 START_SECONDS = 5.0  # until processes have started and imported what candidates are made with
@@ -39,22 +39,22 @@ WATCH_SECONDS = 1.0
 LOKY = "LokyBackend"
 
 
-class Crew:
+class TaskPool:
     """Does tasks, functions of a Setting and more; use it as a context manager.
 
     Processes are used where joblib's default backend would start them (as many as there are free cores and memory for),
     or as ``joblib.parallel_config`` says: ``n_jobs=1`` keeps all here, and a backend of another kind gets every task.
 
     Args:
-        setting: What tasks work with.
+        task_context: What tasks work with.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, task_context: TaskContext) -> None:
         backend, jobs = get_active_backend()
-        self._setting = setting
+        self._task_context = task_context
         self._ours = type(backend).__name__ == LOKY
         self._seconds: dict[str, list[float]] = {}
-        self._load = Load()
+        self._load = CpuLoad()
         self._parallel: Any = None
         self._starting: Any = None
         self._streams = bool(getattr(backend, "supports_return_generator", False))
@@ -101,7 +101,7 @@ class Crew:
     def jobs(self) -> int:
         """How many processes there may be."""
         if self._jobs is None:
-            room = _free_bytes() // (WORKER_BYTES + COPIES * self._setting.bytes)
+            room = _free_bytes() // (WORKER_BYTES + COPIES * self._task_context.bytes)
             self._jobs = max(1, min(math.ceil(self._load.free()), room))
         return self._jobs
 
@@ -113,7 +113,7 @@ class Crew:
     def here(self, kind: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do one task in this process; an EdgekitError that it raised is its result."""
         with self._load.watched():
-            _, seconds, found = _done(work, 0, self._setting, arguments)
+            _, seconds, found = _done(work, 0, self._task_context, arguments)
         self._seconds.setdefault(kind, []).append(seconds)
         return found
 
@@ -126,7 +126,7 @@ class Crew:
         Raises:
             ConversionError: a process ended, as by a system short of memory.
         """
-        calls = [joblib.delayed(_done)(work, place, self._setting, task) for place, task in enumerate(tasks)]
+        calls = [joblib.delayed(_done)(work, place, self._task_context, task) for place, task in enumerate(tasks)]
         self._wait_for_start()
         results = self._started()(calls)
         try:
@@ -144,7 +144,7 @@ class Crew:
                     warnings.simplefilter("ignore")  # joblib's, about results that nobody waits for any more
                     results.close()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> TaskPool:
         return self
 
     def __exit__(
@@ -186,11 +186,11 @@ def _import_libraries() -> None:
     importlib.import_module("converters.candidates.builder")
 
 
-def _done(work: Callable[..., Any], place: int, setting: Setting, arguments: Any) -> tuple[int, float, Any]:
+def _done(work: Callable[..., Any], place: int, task_context: TaskContext, arguments: Any) -> tuple[int, float, Any]:
     begun = time.monotonic()
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            found = work(setting, *arguments)
+            found = work(task_context, *arguments)
         except EdgekitError as error:  # it is for whoever asked to say what becomes of it
             found = error
     return place, time.monotonic() - begun, found

@@ -15,7 +15,7 @@ from converters.report.report import TestReport
 from edgekit.tensors import Array
 
 
-class HeldOut(msgspec.Struct, frozen=True):
+class TestSet(msgspec.Struct, frozen=True):
     """Test samples with what the float model makes of them.
 
     Attributes:
@@ -33,7 +33,7 @@ class HeldOut(msgspec.Struct, frozen=True):
     value: float
 
 
-def hold_out(samples: Samples, graph: Graph, evidence: Evidence) -> HeldOut:
+def hold_out(samples: Samples, graph: Graph, evidence: Evidence) -> TestSet:
     """Judge the canonical float model on test samples, before any work that they could spoil.
 
     Raises:
@@ -43,10 +43,10 @@ def hold_out(samples: Samples, graph: Graph, evidence: Evidence) -> HeldOut:
     answers = graph.run(samples.inputs)
     labels = labels_for(samples, answers, metric, evidence.output)
     value = metric.value(score(metric, answers[evidence.output], labels))
-    return HeldOut(samples, metric, evidence.output, labels, value)
+    return TestSet(samples, metric, evidence.output, labels, value)
 
 
-def tested(held: HeldOut, artifact: Artifact, folder: Path) -> TestReport:
+def tested(held: TestSet, artifact: Artifact, folder: Path) -> TestReport:
     """Quality of an artifact beside the float model's, through the runtime of the device; `folder` is scratch space.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
@@ -47,7 +47,7 @@ class Source(msgspec.Struct, frozen=True):
     direct: Direct | None = None
 
 
-def load_model(path: Path, child: TensorFlowChild) -> Source:
+def load_model(path: Path, child: TensorFlowProcess) -> Source:
     """Load any model that edgekit reads.
 
     Raises:
@@ -79,7 +79,7 @@ def load_model(path: Path, child: TensorFlowChild) -> Source:
     )
 
 
-def _program(path: Path, digest: str, child: TensorFlowChild) -> Source:
+def _program(path: Path, digest: str, child: TensorFlowProcess) -> Source:
     """A torch.export program: PyTorch sees only the checked copy, which is needed no longer than it is loaded."""
     with tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
         checked = Path(folder) / "checked.pt2"

@@ -18,7 +18,7 @@ from converters.lowering.values import Value, of
 MAX_STEPS = 512
 MOST_JOINED = 5  # inputs that XNNPACK's concatenation takes
 # One step: (share of the input, recurrent weights, their bias, states) to the new states; the first is the answer.
-Step = Callable[[Any, Any, Any, list[Any]], list[Any]]
+CellStep = Callable[[Any, Any, Any, list[Any]], list[Any]]
 
 
 @lowers("LSTM")
@@ -90,7 +90,7 @@ def _require(attrs: dict[str, Any], usual: tuple[str, ...]) -> None:
 
 
 def _run(
-    inputs: Inputs, attrs: dict[str, Any], step: Step, *, gates: int, states: int, sums_bias: bool
+    inputs: Inputs, attrs: dict[str, Any], step: CellStep, *, gates: int, states: int, sums_bias: bool
 ) -> tuple[Value, ...]:
     """Every step of every direction, and the outputs in ONNX's layout."""
     batch_first = bool(attrs.get("layout"))
@@ -156,7 +156,9 @@ def _begin(value: Value | None, way: int, rows: int, size: int, batch_first: boo
     return tf.convert_to_tensor(plain[:, way] if batch_first else plain[way])
 
 
-def _one_way(source: Any, weights: Any, begin: list[Any], step: Step, backwards: bool) -> tuple[list[Any], list[Any]]:
+def _one_way(
+    source: Any, weights: Any, begin: list[Any], step: CellStep, backwards: bool
+) -> tuple[list[Any], list[Any]]:
     first, second, mine, own = weights
     steps, rows, width = (int(size) for size in source.shape)
     shares = tf.nn.bias_add(tf.matmul(tf.reshape(source, (steps * rows, width)), first), mine)

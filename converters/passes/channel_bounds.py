@@ -25,7 +25,7 @@ UNKNOWN = np.array([-np.inf]), np.array([np.inf])
 Interval = tuple[Array, Array]  # smallest and largest value along the lanes (L,), or of all channels (1,)
 
 
-class Bounds:
+class ChannelBounds:
     """The interval of each tensor's channels.
 
     Args:
@@ -76,7 +76,7 @@ class Bounds:
         return value.min(axis=others), value.max(axis=others)
 
 
-def _dense(bounds: Bounds, node: Any, place: int) -> Interval:
+def _dense(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     """The bias and the sum of w x, each product at its least and most; padding adds 0 to what x can be."""
     graph = bounds.channels.graph
     if not is_dense(graph, node) or node.output[0] not in bounds.channels.lanes:
@@ -113,7 +113,7 @@ def _wider(low: Array, high: Array, share: float) -> Interval:
     return low - share * np.abs(low), high + share * np.abs(high)
 
 
-def _added(bounds: Bounds, node: Any, place: int) -> Interval:
+def _added(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     first, second = (bounds.along(name, node.output[0]) for name in node.input[:2])
     if node.op_type == "Sub":
         second = -second[1], -second[0]
@@ -121,7 +121,7 @@ def _added(bounds: Bounds, node: Any, place: int) -> Interval:
         return _wider(first[0] + second[0], first[1] + second[1], 2 * UNIT)
 
 
-def _multiplied(bounds: Bounds, node: Any, place: int) -> Interval:
+def _multiplied(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     first, second = (bounds.along(name, node.output[0]) for name in node.input)
     ends = [_products(end, *second) for end in first]
     return _wider(np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1]), 2 * UNIT)
@@ -130,7 +130,7 @@ def _multiplied(bounds: Bounds, node: Any, place: int) -> Interval:
 def _through(change: Callable[[Array, dict[str, Any]], Array]) -> Rule:
     """For functions that never fall: the ends of the interval go through them."""
 
-    def rule(bounds: Bounds, node: Any, place: int) -> Interval:
+    def rule(bounds: ChannelBounds, node: Any, place: int) -> Interval:
         low, high = bounds.along(node.input[0], node.output[0])
         told = attributes(node)
         return _wider(change(low, told), change(high, told), 4 * UNIT)
@@ -138,7 +138,7 @@ def _through(change: Callable[[Array, dict[str, Any]], Array]) -> Rule:
     return rule
 
 
-def _clipped(bounds: Bounds, node: Any, place: int) -> Interval:
+def _clipped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
     constants, told = bounds.channels.graph.constants, list(node.input[1:])
     ends = [float(constants[name].item()) if name in constants else None for name in told]
@@ -150,13 +150,13 @@ def _clipped(bounds: Bounds, node: Any, place: int) -> Interval:
     return low, high
 
 
-def _leaky(bounds: Bounds, node: Any, place: int) -> Interval:
+def _leaky(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     alpha = float(attributes(node).get("alpha", 0.01))
     rule = _through(lambda x, told: np.where(x >= 0, x, alpha * x))
     return rule(bounds, node, place) if alpha > 0 else UNKNOWN
 
 
-def _hard_sigmoid(bounds: Bounds, node: Any, place: int) -> Interval:
+def _hard_sigmoid(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
     told = attributes(node)
     alpha, beta = float(told.get("alpha", 0.2)), float(told.get("beta", 0.5))
@@ -166,24 +166,24 @@ def _hard_sigmoid(bounds: Bounds, node: Any, place: int) -> Interval:
     return np.clip(alpha * low + beta - margin, 0.0, 1.0), np.clip(alpha * high + beta + margin, 0.0, 1.0)
 
 
-def _hard_swish(bounds: Bounds, node: Any, place: int) -> Interval:
+def _hard_swish(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     """HardSwish is x * clip(x / 6 + 1 / 2, 0, 1): 0 up to -3, and never below -3 / 8."""
     _, high = bounds.along(node.input[0], node.output[0])
     dead = high < -3.0 - 1e-4
     return np.where(dead, 0.0, -0.376), np.where(dead, 0.0, np.maximum(high, 0.0) * (1 + 1e-4))
 
 
-def _averaged(bounds: Bounds, node: Any, place: int) -> Interval:
+def _averaged(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     """Means, and what pads: between the smallest and the largest, or 0."""
     low, high = bounds.along(node.input[0], node.output[0])
     return _wider(np.minimum(low, 0.0), np.maximum(high, 0.0), AVERAGED)
 
 
-def _resized(bounds: Bounds, node: Any, place: int) -> Interval:
+def _resized(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return _averaged(bounds, node, place) if attributes(node).get("mode", "nearest") != "cubic" else UNKNOWN
 
 
-def _concatenated(bounds: Bounds, node: Any, place: int) -> Interval:
+def _concatenated(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     lanes = bounds.channels.lanes.get(node.output[0])
     rank = len(bounds.channels.sizes.get(node.output[0], ()))
     if lanes is None or int(attributes(node)["axis"]) % rank != lanes.axis:
@@ -194,7 +194,7 @@ def _concatenated(bounds: Bounds, node: Any, place: int) -> Interval:
     return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
 
 
-def _reshaped(bounds: Bounds, node: Any, place: int) -> Interval:
+def _reshaped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     origin = bounds.channels.origins.get(node.output[0])
     if origin is None:
         return bounds.of(node.input[0], 0, 1)
@@ -203,7 +203,7 @@ def _reshaped(bounds: Bounds, node: Any, place: int) -> Interval:
     return low[origin], high[origin]
 
 
-def _split(bounds: Bounds, node: Any, place: int) -> Interval:
+def _split(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     channels, output = bounds.channels, node.output[place]
     whole, part = channels.lanes.get(node.input[0]), channels.lanes.get(output)
     if whole is None or part is None or len(whole.ids) == len(part.ids):
@@ -213,7 +213,7 @@ def _split(bounds: Bounds, node: Any, place: int) -> Interval:
     return low[start : start + len(part.ids)], high[start : start + len(part.ids)]
 
 
-def _padded(bounds: Bounds, node: Any, place: int) -> Interval:
+def _padded(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
     if attributes(node).get("mode", "constant") != "constant":
         return low, high
@@ -224,11 +224,11 @@ def _padded(bounds: Bounds, node: Any, place: int) -> Interval:
     return np.minimum(low, value), np.maximum(high, value)
 
 
-def _same(bounds: Bounds, node: Any, place: int) -> Interval:
+def _same(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return bounds.along(node.input[0], node.output[place])
 
 
-Rule = Callable[[Bounds, Any, int], Interval]
+Rule = Callable[[ChannelBounds, Any, int], Interval]
 _rules: dict[str, Rule] = {
     **dict.fromkeys(("Conv", "Gemm", "MatMul"), _dense),
     **dict.fromkeys(("Add", "Sub"), _added),

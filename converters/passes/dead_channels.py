@@ -14,7 +14,7 @@ from onnx import helper
 
 from converters.data.samples import Samples
 from converters.graph.graph import CHUNK_ROWS, Graph, attributes, label
-from converters.passes.channel_bounds import Bounds
+from converters.passes.channel_bounds import ChannelBounds
 from converters.passes.channel_rules import channels_of
 from converters.passes.channels import Channels, Read, without
 from edgekit.runtimes.onnx import OnnxRuntime
@@ -121,7 +121,7 @@ def layer_channels(graph: Graph) -> dict[str, int]:
 
 
 def _proven(channels: Channels) -> Array:
-    return channels.removable(Bounds(channels).alive())
+    return channels.removable(ChannelBounds(channels).alive())
 
 
 def _awake(values: Array, axis: int) -> Array:

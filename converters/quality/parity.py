@@ -14,7 +14,7 @@ FLOAT32_RELATIVE = 1e-4
 FLOAT16_RELATIVE = 1e-2
 
 
-class Likeness(msgspec.Struct, frozen=True):
+class OutputDifference(msgspec.Struct, frozen=True):
     """How near the answers of one way to run an artifact are to those of the device's own way.
 
     Attributes:
@@ -54,7 +54,7 @@ class Parity(msgspec.Struct, frozen=True):
     equal: bool
     candidate: str = ""
     rows: int = 0
-    device: Likeness | None = None
+    device: OutputDifference | None = None
 
 
 def compare(
@@ -88,7 +88,7 @@ def beside_device(
     decision: str,
     scales: Mapping[str, float | Array],
     promised: bool,
-) -> Likeness:
+) -> OutputDifference:
     """Compare answers (N, ...) of one way to run an artifact with the device's own.
 
     Args:
@@ -112,7 +112,7 @@ def beside_device(
         int(np.rint((np.abs(found[name].astype(np.float64) - answers[name]) / scale).max(initial=0.0)))
         for name, scale in scales.items()
     ]
-    return Likeness(seen.max_abs, seen.agreement, seen.equal, max(steps, default=None), promised)
+    return OutputDifference(seen.max_abs, seen.agreement, seen.equal, max(steps, default=None), promised)
 
 
 def agreement_of(reference: Array, found: Array) -> float:

@@ -49,7 +49,7 @@ class Measured(msgspec.Struct, frozen=True):
         choice_drop: Drop on the choice split, in the metric's unit; None without data.
         drop: Drop on the proof split with its bounds; None without data. It has no part in the order of trial.
         fault: Why it could not be made; empty where it was.
-        distance: From the float model's answers on the choice split (see `divergence`); no unit.
+        divergence: From the float model's answers on the choice split (see `divergence`); no unit.
         estimate: Drop on choice and proof split together, a point without bounds; None without data.
     """
 
@@ -60,7 +60,7 @@ class Measured(msgspec.Struct, frozen=True):
     choice_drop: float | None = None
     drop: Drop | None = None
     fault: str = ""
-    distance: float = 0.0
+    divergence: float = 0.0
     estimate: float | None = None
 
 
@@ -132,7 +132,7 @@ def sequence(fit: list[Measured], aim: str) -> tuple[list[Measured], dict[str, s
 
 
 def _no_further(one: Measured, than: Measured) -> bool:
-    return one.same or (not than.same and one.distance <= than.distance)
+    return one.same or (not than.same and one.divergence <= than.divergence)
 
 
 def _tried(order: list[Measured], budget: Budget) -> dict[str, tuple[str, str]]:
@@ -192,7 +192,7 @@ def _dominated(fit: list[Measured]) -> dict[str, tuple[str, str]]:
 
 
 def _losses(measured: Measured) -> tuple[float, ...]:
-    return (measured.cost.value, measured.bytes, measured.distance, measured.choice_drop or 0.0)
+    return (measured.cost.value, measured.bytes, measured.divergence, measured.choice_drop or 0.0)
 
 
 def _choice_fault(measured: Measured, budget: Budget) -> str:

@@ -25,7 +25,7 @@ class Constant(msgspec.Struct, frozen=True):
     bytes: int
 
 
-class Contents(msgspec.Struct, frozen=True):
+class ArtifactContents(msgspec.Struct, frozen=True):
     """What is in an artifact.
 
     Attributes:
@@ -90,7 +90,7 @@ class CandidateReport(msgspec.Struct, frozen=True):
 
 
 class LayerReport(msgspec.Struct, frozen=True):
-    """What is lost when one layer alone has 8 or 4 bits: distances from the float model (see distance.py)."""
+    """What is lost when one layer alone has 8 or 4 bits: divergences from the float model (quality.divergence)."""
 
     name: str
     operator: str
@@ -151,7 +151,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     parity: tuple[Parity, ...]
     tools: dict[str, str]
     preprocess: str = "none"
-    contents: Contents | None = None
+    contents: ArtifactContents | None = None
     notes: tuple[str, ...] = ()
     sensitivity: tuple[LayerReport, ...] = ()
     route: RouteReport | None = None

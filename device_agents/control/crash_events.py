@@ -22,7 +22,7 @@ class Crashed(NamedTuple):
     total: int
 
 
-class CrashNews:
+class CrashNotifier:
     """Decides what is told when. Rules only: the first crash at once, each further lot a minute after the last."""
 
     def __init__(self, tell_seconds: float = TELL_SECONDS) -> None:
@@ -48,7 +48,7 @@ class CrashNews:
 
 async def watch_crashes(counters: Counters, tell: Callable[[Crashed], None], clock: Clock) -> None:
     """Tell of crashes until cancelled."""
-    news = CrashNews()
+    news = CrashNotifier()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         for crashed in news.look(counters(), clock.monotonic()):

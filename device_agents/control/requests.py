@@ -20,10 +20,10 @@ METADATA_ATTEMPTS = 3
 MAX_PARTS = 128
 
 
-class Exchange:
+class PendingRequest:
     """The answers to a few requests of one purpose."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: RequestClient) -> None:
         self._answers = answers
         self.queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
         self.ids: set[str] = set()
@@ -48,7 +48,7 @@ class Exchange:
         return answer
 
 
-class Answers:
+class RequestClient:
     """One subscription to ``answer/<id>``, shared by all who ask.
 
     Attributes:
@@ -60,7 +60,7 @@ class Answers:
         self._transport = transport
         self._fleet, self._device = fleet, device
         self._closed = False
-        self.waiting: dict[str, Exchange] = {}
+        self.waiting: dict[str, PendingRequest] = {}
         self.foreign = 0
         self.malformed = 0
 
@@ -71,11 +71,11 @@ class Answers:
     def close(self) -> None:
         """Fail everybody who waits, now and from now on."""
         self._closed = True
-        for exchange in set(self.waiting.values()):
-            exchange.queue.put_nowait(None)
+        for pending in set(self.waiting.values()):
+            pending.queue.put_nowait(None)
 
     @contextlib.contextmanager
-    def exchange(self) -> Iterator[Exchange]:
+    def pending(self) -> Iterator[PendingRequest]:
         """A fresh exchange; on leaving, what still comes for it is foreign.
 
         Raises:
@@ -83,16 +83,16 @@ class Answers:
         """
         if self._closed:
             raise TransportError("the agent is stopping")
-        exchange = Exchange(self)
+        pending = PendingRequest(self)
         try:
-            yield exchange
+            yield pending
         finally:
-            for request_id in exchange.ids:
+            for request_id in pending.ids:
                 self.waiting.pop(request_id, None)
 
     async def ask_blocks(
         self,
-        exchange: Exchange,
+        pending: PendingRequest,
         digest: str,
         ranges: tuple[messages.Range, ...],
         credit: int,
@@ -102,7 +102,7 @@ class Answers:
         urls: bool = False,
     ) -> str:
         """Ask for blocks and return the request's id. Raises TransportError when it cannot be sent."""
-        request = messages.BlocksRequest(exchange.new_id(), digest, ranges, credit, left, missing, urls)
+        request = messages.BlocksRequest(pending.new_id(), digest, ranges, credit, left, missing, urls)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id
@@ -123,11 +123,11 @@ class Answers:
             UnavailableError: nobody answered, or not usefully.
         """
         for _ in range(METADATA_ATTEMPTS):
-            with self.exchange() as exchange, contextlib.suppress(asyncio.TimeoutError):
-                request = messages.MetadataRequest(exchange.new_id(), name)
+            with self.pending() as pending, contextlib.suppress(asyncio.TimeoutError):
+                request = messages.MetadataRequest(pending.new_id(), name)
                 topic = topics.request(self._fleet, "metadata", self._device)
                 await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
-                return await _collect(exchange, name)
+                return await _collect(pending, name)
         raise UnavailableError(f"no controller answered the request for {name} ({METADATA_ATTEMPTS} attempts)")
 
     def _arrived(self, message: Message) -> None:
@@ -137,11 +137,11 @@ class Answers:
             self.malformed += 1
             log.warning("an answer was dropped: %s", error)
             return
-        exchange = self.waiting.get(answer.id)
-        if exchange is None:
+        pending = self.waiting.get(answer.id)
+        if pending is None:
             self.foreign += 1
         else:
-            exchange.queue.put_nowait(answer)
+            pending.queue.put_nowait(answer)
 
 
 def check_answer(answer: messages.Answer, what: str) -> None:
@@ -160,10 +160,10 @@ def check_answer(answer: messages.Answer, what: str) -> None:
         raise DataError(f"the controller refused the request for {what}: {answer.error} {answer.message}".rstrip())
 
 
-async def _collect(exchange: Exchange, name: str) -> bytes:
+async def _collect(pending: PendingRequest, name: str) -> bytes:
     parts: dict[int, bytes] = {}
     while True:
-        answer = await exchange.next(METADATA_TIMEOUT_SECONDS)
+        answer = await pending.next(METADATA_TIMEOUT_SECONDS)
         check_answer(answer, name)
         if not 1 <= answer.total <= MAX_PARTS or not 0 <= answer.index < answer.total:
             raise DataError(f"part {answer.index} of {answer.total} of {name}: expected at most {MAX_PARTS} parts")

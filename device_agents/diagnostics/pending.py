@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from device_agents.deployment import State
+from device_agents.deployment import UpdateRecord
 from device_agents.download.deltas import kept_offers
 from device_agents.download.local_blocks import slot_manifests
 from device_agents.update.effects import INCOMING
 from edgekit.protocols import Disk
 
 
-def underway(disk: Disk, models: Mapping[str, State]) -> list[str]:
+def underway(disk: Disk, models: Mapping[str, UpdateRecord]) -> list[str]:
     """A line for each deployment that has not ended.
 
     Args:

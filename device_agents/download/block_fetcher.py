@@ -9,8 +9,8 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
-from device_agents.control.requests import Answers, Exchange, check_answer
-from device_agents.download.broadcasts import HEARD, WaveEar
+from device_agents.control.requests import PendingRequest, RequestClient, check_answer
+from device_agents.download.broadcasts import HEARD, BroadcastListener
 from device_agents.download.http_ranges import FETCHED, RangeSources
 from device_agents.download.metered import MeteredLink
 from device_agents.download.throttle import Bucket, QuietHours
@@ -103,7 +103,7 @@ class BlockFetcher:
         counters: TRANSFER_COUNTERS, which only rise.
     """
 
-    def __init__(self, answers: Answers, clock: Clock, gate: Gate | None = None, *, urls: bool = True) -> None:
+    def __init__(self, answers: RequestClient, clock: Clock, gate: Gate | None = None, *, urls: bool = True) -> None:
         self._urls = urls
         self._answers = answers
         self._clock = clock
@@ -126,17 +126,19 @@ class BlockFetcher:
             TransportError: the broker is away, or nothing arrived for several attempts.
             UnavailableError: quiet hours have begun, or the link is metered.
         """
-        with self._answers.exchange() as exchange:
-            ear = WaveEar(self._answers, exchange, digest, hashes, self.counters, willing=self.gate.open)
-            transfer = _Transfer(self._answers, exchange, ear, self._clock, self.gate, digest, wanted, self._round_trip)
+        with self._answers.pending() as pending:
+            listener = BroadcastListener(self._answers, pending, digest, hashes, self.counters, willing=self.gate.open)
+            transfer = _Transfer(
+                self._answers, pending, listener, self._clock, self.gate, digest, wanted, self._round_trip
+            )
             if hashes and self._urls:
-                transfer.sources = RangeSources(exchange, hashes, transfer.take, transfer.give_back, self.counters)
+                transfer.sources = RangeSources(pending, hashes, transfer.take, transfer.give_back, self.counters)
             try:
                 async for index, data in transfer.run():
                     yield index, data
             finally:
                 self._round_trip = transfer.round_trip
-                await ear.leave()
+                await listener.leave()
                 if transfer.sources is not None:
                     await transfer.sources.stop()
 
@@ -174,16 +176,16 @@ class _Transfer:
 
     def __init__(
         self,
-        answers: Answers,
-        exchange: Exchange,
-        ear: WaveEar,
+        answers: RequestClient,
+        pending: PendingRequest,
+        listener: BroadcastListener,
         clock: Clock,
         gate: Gate,
         digest: str,
         wanted: Iterable[int],
         round_trip: RoundTrip,
     ) -> None:
-        self._answers, self._exchange, self._ear = answers, exchange, ear
+        self._answers, self._pending, self._listener = answers, pending, listener
         self._clock, self._gate = clock, gate
         self._digest = digest
         self._waiting = deque(dict.fromkeys(wanted))
@@ -215,10 +217,10 @@ class _Transfer:
 
     async def run(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while self._missing:
-            if not self._ear.listening and not self._elsewhere:
+            if not self._listener.listening and not self._elsewhere:
                 await self._ask()
             try:
-                answer = await self._exchange.next(self._patience())
+                answer = await self._pending.next(self._patience())
             except asyncio.TimeoutError:
                 await self._nothing_came()
                 continue
@@ -229,7 +231,7 @@ class _Transfer:
                         self._drop(answer.index)
                         yield answer.index, answer.data
             elif answer.id == HEARD:
-                if await self._ear.take(answer, self._missing):
+                if await self._listener.take(answer, self._missing):
                     self._drop(answer.index)
                     yield answer.index, answer.data
             elif answer.urls:
@@ -237,7 +239,7 @@ class _Transfer:
             elif answer.error == "busy" and answer.wave:
                 await self._listen()
             elif answer.error == "busy":
-                if not self._ear.listening and not self._elsewhere:
+                if not self._listener.listening and not self._elsewhere:
                     await self._back_off(answer.retry_seconds)
             else:
                 check_answer(answer, f"blob {self._digest}")
@@ -253,16 +255,16 @@ class _Transfer:
     def _fetch_from(self, urls: tuple[str, ...]) -> None:
         self._no_urls = True  # once; what they do not bring is asked for
         self._silent = self._busy = 0
-        if self.sources is not None and not self._ear.listening:
+        if self.sources is not None and not self._listener.listening:
             self._give_up_all()
             self.sources.start(urls)
 
     def _patience(self) -> float:
         if self._elsewhere:
             return ELSEWHERE_SECONDS  # they end by themselves, and say so
-        if self._ear.listening:
+        if self._listener.listening:
             self._gate.check_open()
-            return self._ear.patience_seconds
+            return self._listener.patience_seconds
         if not self._asked:
             return ELSEWHERE_SECONDS  # the last ones came from elsewhere, and are in the exchange
         oldest = min(self._asked.values())
@@ -271,18 +273,18 @@ class _Transfer:
     async def _nothing_came(self) -> None:
         if self._elsewhere:
             return
-        if self._ear.listening:
-            await self._ear.leave()
+        if self._listener.listening:
+            await self._listener.leave()
         else:
             self._expire()
 
     async def _listen(self) -> None:
         """A wave is under way: nothing is asked for until it is over."""
-        if self._ear.listening or self._elsewhere:
+        if self._listener.listening or self._elsewhere:
             return
         self._give_up_all()
         self._silent = self._busy = 0
-        if not await self._ear.join(self._missing):
+        if not await self._listener.join(self._missing):
             await self._back_off(0.0)
 
     async def _ask(self) -> None:
@@ -296,10 +298,10 @@ class _Transfer:
         indexes = [self._waiting.popleft() for _ in range(allowed)]
         self._asked.update(dict.fromkeys(indexes, self._clock.monotonic()))
         ranges = to_ranges(indexes)
-        missing = self._ear.offer(self._missing)
+        missing = self._listener.offer(self._missing)
         begun = self._clock.monotonic()
         request = await self._answers.ask_blocks(
-            self._exchange,
+            self._pending,
             self._digest,
             ranges,
             len(indexes),

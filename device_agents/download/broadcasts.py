@@ -7,10 +7,10 @@ import logging
 from collections import Counter
 from collections.abc import Sequence, Set
 
-from device_agents.control.requests import Answers, Exchange
+from device_agents.control.requests import PendingRequest, RequestClient
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError, TransportError
-from edgekit.mqtt.messages import Answer, Range, WaveBlocks, decode
+from edgekit.mqtt.messages import Answer, BroadcastBlocks, Range, decode
 from edgekit.protocols import Message
 from edgekit.transfer.blocks import to_ranges
 from edgekit.transfer.broadcast import LATE_SHARE, MIN_BLOCKS
@@ -25,12 +25,12 @@ MAX_WRONG = 8
 MAX_RANGES = 1024
 
 
-class WaveEar:
+class BroadcastListener:
     """One transfer's ear for the wave of its blob.
 
     Args:
         answers: Subscribes.
-        exchange: Where what is heard is put, as an answer to HEARD.
+        pending: Where what is heard is put, as an answer to HEARD.
         digest: Of the blob.
         hashes: sha256 (hex) of each of its blocks; without them nothing is listened to.
         counters: Gets `wave_blocks` and `wrong_wave_blocks`.
@@ -42,15 +42,15 @@ class WaveEar:
 
     def __init__(
         self,
-        answers: Answers,
-        exchange: Exchange,
+        answers: RequestClient,
+        pending: PendingRequest,
         digest: str,
         hashes: Sequence[str],
         counters: Counter[str],
         *,
         willing: bool,
     ) -> None:
-        self._answers, self._exchange, self._digest, self._hashes = answers, exchange, digest, hashes
+        self._answers, self._pending, self._digest, self._hashes = answers, pending, digest, hashes
         self._counters = counters
         self._willing = willing and len(hashes) >= MIN_BLOCKS
         self._missing: Set[int] = frozenset()
@@ -119,7 +119,7 @@ class WaveEar:
 
     def _arrived(self, message: Message) -> None:
         try:
-            wave = decode(message.payload, WaveBlocks)
+            wave = decode(message.payload, BroadcastBlocks)
         except DataError as error:
             self._counters["wrong_wave_blocks"] += 1
             log.debug("what came on the wave of %s was dropped: %s", self._digest, error)
@@ -127,7 +127,7 @@ class WaveEar:
         if not self.listening or message.retained:
             return
         if not wave.data and self._heard:
-            self._exchange.queue.put_nowait(Answer(HEARD))
+            self._pending.queue.put_nowait(Answer(HEARD))
         for index, at in enumerate(range(0, len(wave.data), BLOCK_BYTES), wave.first):
             block = wave.data[at : at + BLOCK_BYTES]
             if index not in self._missing or index in self._queued:
@@ -135,4 +135,4 @@ class WaveEar:
             if self._waiting_bytes + len(block) <= MAX_WAITING_BYTES:
                 self._waiting_bytes += len(block)
                 self._queued.add(index)
-                self._exchange.queue.put_nowait(Answer(HEARD, index=index, data=block))
+                self._pending.queue.put_nowait(Answer(HEARD, index=index, data=block))

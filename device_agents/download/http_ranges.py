@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from device_agents.control.requests import Exchange
+from device_agents.control.requests import PendingRequest
 from device_agents.threads import in_thread
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import UnavailableError
@@ -150,7 +150,7 @@ class RangeSources:
     """Fetches blocks from several URLs at once and puts the right ones into an exchange.
 
     Args:
-        exchange: Where they go, as answers to FETCHED; an answer without data says that the last URL was given up.
+        pending: Where they go, as answers to FETCHED; an answer without data says that the last URL was given up.
         hashes: sha256 (hex) of each block of the blob.
         take: Takes up to so many neighbouring blocks to fetch from those that wait, at the pace that is allowed; none
             when nothing waits.
@@ -160,13 +160,13 @@ class RangeSources:
 
     def __init__(
         self,
-        exchange: Exchange,
+        pending: PendingRequest,
         hashes: Sequence[str],
         take: Callable[[int], Awaitable[list[int]]],
         give_back: Callable[[list[int]], None],
         counters: Counter[str],
     ) -> None:
-        self._exchange, self._hashes, self._take, self._give_back = exchange, hashes, take, give_back
+        self._pending, self._hashes, self._take, self._give_back = pending, hashes, take, give_back
         self._counters = counters
         self._workers: set[asyncio.Task[None]] = set()
         self._readers: set[RangeReader] = set()
@@ -196,7 +196,7 @@ class RangeSources:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._workers.discard(task)
         if not self._workers:
-            self._exchange.queue.put_nowait(Answer(FETCHED))
+            self._pending.queue.put_nowait(Answer(FETCHED))
 
     def taken(self) -> None:
         """One block of those in the exchange was taken out."""
@@ -231,7 +231,7 @@ class RangeSources:
                 await self._room.acquire()
                 left.remove(index)
                 self._counters["http_blocks"] += 1
-                self._exchange.queue.put_nowait(Answer(FETCHED, index=index, data=block))
+                self._pending.queue.put_nowait(Answer(FETCHED, index=index, data=block))
         finally:
             self._give_back(left)
 

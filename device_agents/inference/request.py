@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from device_agents.inference import routing_rules
-from device_agents.inference.routing_rules import Decision, Place, Reason
+from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.preparation import PARAMETER as POSTPROCESS
@@ -14,7 +14,7 @@ from edgekit.serving.session.preparation import Prepared
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
-_TOLD: dict[Place | Reason, str] = {one: one.value for one in (*Place, *Reason)}  # `value` is a call, for each request
+_TOLD: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # `value` is a call, for each request
 _PARAMETERS = ("edgekit_route", "edgekit_deadline_ms", POSTPROCESS)
 
 

@@ -7,22 +7,22 @@ from collections.abc import Awaitable, Callable
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback, FallbackError
 from device_agents.inference.request import Request, nowhere
-from device_agents.inference.routing_rules import Decision, Place, Reason
+from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock
 from edgekit.runtimes.logical import check_inputs
-from edgekit.serving.models.manager import Residents
+from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
 from edgekit.serving.worker.runtime import WorkerRestartingError
 from edgekit.tensors import Array
 
 
-class Places:
+class InferenceRouter:
     """Asks the place that is to answer, and the other one where that did not.
 
     Args:
-        residents: The local models.
+        manager: The local models.
         fallback: The cloud tier; None for none.
         threshold: Local answers with a score below it go to the cloud.
         clock: For deadlines.
@@ -31,20 +31,20 @@ class Places:
 
     def __init__(
         self,
-        residents: Residents,
+        manager: ModelManager,
         fallback: Fallback | None,
         threshold: float,
         clock: Clock,
         take_another: Callable[[Request, Session], Awaitable[None]],
     ) -> None:
-        self._residents, self._fallback = residents, fallback
+        self._manager, self._fallback = manager, fallback
         self._threshold, self._clock, self._take_another = threshold, clock, take_another
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
         has_cloud = self._fallback is not None
         first = routing_rules.before_running(request.route, has_local=request.session is not None, has_cloud=has_cloud)
-        if first.place is not Place.LOCAL:
+        if first.place is not Route.LOCAL:
             return await self._elsewhere(request, first)
         try:
             outputs = await self._run(request)
@@ -59,15 +59,15 @@ class Places:
             has_cloud=has_cloud,
             usable=request.usable,
         )
-        if after.place is not Place.CLOUD:
+        if after.place is not Route.CLOUD:
             return request.respond(outputs, after, score)
         try:
             return request.respond(await self._ask_cloud(request), after, score)
         except FallbackError as error:
-            return request.respond(outputs, Decision(Place.DEGRADED, error.reason), score)
+            return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
 
     async def _elsewhere(self, request: Request, first: Decision) -> InferResponse:
-        if first.place is Place.NOWHERE:
+        if first.place is Route.NOWHERE:
             raise UnavailableError(nowhere(request, first.reason))
         if request.session is not None:
             check_inputs(request.session.runtime.inputs, request.inputs)
@@ -77,7 +77,7 @@ class Places:
         """Run the local model, and count what probation and telemetry judge it by."""
         start, counters = self._clock.monotonic(), request.counters
         try:
-            session = self._residents.present(request.model)
+            session = self._manager.present(request.model)
             if session is None or session is not request.session:
                 session = await self._acquire(request)
             outputs = await session.run(request.inputs, deadline=request.deadline)
@@ -105,7 +105,7 @@ class Places:
             raise error
         reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
         try:
-            return request.respond(await self._ask_cloud(request), Decision(Place.CLOUD, reason))
+            return request.respond(await self._ask_cloud(request), Decision(Route.CLOUD, reason))
         except CloudError as away:
             raise error from away
 
@@ -122,7 +122,7 @@ class Places:
     async def _acquire(self, request: Request) -> Session:
         """The session that is to run a request now; use it before the next await."""
         while True:
-            session = await self._residents.acquire(request.model, request.deadline)
+            session = await self._manager.acquire(request.model, request.deadline)
             if request.session is not None and session.digest == request.session.digest:
                 break
             await self._take_another(request, session)

@@ -23,7 +23,7 @@ class CloudRefusedError(CloudError):
     """The cloud tier is there and did not take this request; asking it about others may still help."""
 
 
-class Place(str, enum.Enum):
+class Route(str, enum.Enum):
     """Where to ask; the values are those of ``edgekit_route``."""
 
     LOCAL = "local"
@@ -52,24 +52,24 @@ class Reason(str, enum.Enum):
 class Decision(msgspec.Struct, frozen=True):
     """A place and why."""
 
-    place: Place
+    place: Route
     reason: Reason
 
 
-_HERE = Decision(Place.LOCAL, Reason.REQUESTED)
-_SCORELESS = Decision(Place.LOCAL, Reason.NO_SCORE)
-_CONFIDENT = Decision(Place.LOCAL, Reason.CONFIDENT)
+_HERE = Decision(Route.LOCAL, Reason.REQUESTED)
+_SCORELESS = Decision(Route.LOCAL, Reason.NO_SCORE)
+_CONFIDENT = Decision(Route.LOCAL, Reason.CONFIDENT)
 
 
 def before_running(route: str, *, has_local: bool, has_cloud: bool) -> Decision:
     """Where to ask first, before anything has run. `route` is one of ROUTES."""
     if route == CLOUD_ONLY:
-        return Decision(Place.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Place.NOWHERE, Reason.NO_CLOUD)
+        return Decision(Route.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Route.NOWHERE, Reason.NO_CLOUD)
     if has_local:
         return _HERE
     if route == AUTO and has_cloud:
-        return Decision(Place.CLOUD, Reason.NO_LOCAL_MODEL)
-    return Decision(Place.NOWHERE, Reason.NO_LOCAL_MODEL)
+        return Decision(Route.CLOUD, Reason.NO_LOCAL_MODEL)
+    return Decision(Route.NOWHERE, Reason.NO_LOCAL_MODEL)
 
 
 def after_running(
@@ -87,12 +87,12 @@ def after_running(
     if route == LOCAL_ONLY:
         return _HERE
     if not usable:
-        return Decision(Place.CLOUD if has_cloud else Place.DEGRADED, Reason.LOCAL_ERROR)
+        return Decision(Route.CLOUD if has_cloud else Route.DEGRADED, Reason.LOCAL_ERROR)
     if score is None:
         return _SCORELESS
     if score >= threshold:
         return _CONFIDENT
-    return Decision(Place.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Place.LOCAL, Reason.NO_CLOUD)
+    return Decision(Route.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Route.LOCAL, Reason.NO_CLOUD)
 
 
 def usable(outputs: Mapping[str, Array]) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.request import Request, parse_parameters
-from device_agents.inference.router import Places
+from device_agents.inference.router import InferenceRouter
 from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest
 from edgekit.bundle.manifest import Manifest
@@ -25,7 +25,7 @@ from edgekit.protocols import Clock, CloudTier
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.models.load_progress import LoadListener, told
-from edgekit.serving.models.manager import Residents
+from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.serving.models.options import ModelOptions, ModelSettings
 from edgekit.serving.oip.codec import InferRequest, InferResponse
@@ -95,7 +95,7 @@ class InferenceService:
 
         loader = Loader(options_of, threads=threads, providers=providers, acceleration=acceleration)
         self.load: Load = load or loader
-        self._residents = Residents(
+        self._manager = ModelManager(
             self.load,
             options_of,
             budget_bytes=memory_budget_bytes,
@@ -103,7 +103,7 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._places = Places(self._residents, self._fallback, threshold, self._clock, self._take_another)
+        self._places = InferenceRouter(self._manager, self._fallback, threshold, self._clock, self._take_another)
         self._counters: dict[str, dict[str, int]] = {}
         self._asked_before = 0
 
@@ -117,7 +117,7 @@ class InferenceService:
 
     async def close(self) -> None:
         """Finish what was asked and free every model."""
-        await self._residents.close()
+        await self._manager.close()
 
     # --- models
 
@@ -137,7 +137,7 @@ class InferenceService:
                 keeps answering.
         """
         self._counters.setdefault(model, _new_counters())
-        await self._residents.activate(model, manifest, folder, check=_ask_golden if compare else None)
+        await self._manager.activate(model, manifest, folder, check=_ask_golden if compare else None)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Judge a bundle that is not active by its golden samples, with a runtime of its own, isolated as it will be.
@@ -145,16 +145,16 @@ class InferenceService:
         Raises:
             As `device_agents.update.self_test.run_self_test`.
         """
-        async with told(manifest.name, self._residents.listener, self._clock.monotonic):
+        async with told(manifest.name, self._manager.listener, self._clock.monotonic):
             return await run_self_test(manifest, folder, load=self.load)
 
     def listen(self, listener: LoadListener) -> None:
         """Call ``listener(kind, model, seconds)`` while a load takes long (``model-loading``), and after it."""
-        self._residents.listener = listener
+        self._manager.listener = listener
 
     async def deactivate(self, model: str) -> None:
         """Stop answering for a model locally; what was asked before is answered. No error when it does not answer."""
-        await self._residents.deactivate(model)
+        await self._manager.deactivate(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Ask the live model its golden samples, in line with other requests.
@@ -166,7 +166,7 @@ class InferenceService:
         """
         if self._session(model) is None:
             raise NotFoundError(f"there is no local model {model!r}")
-        return await _ask_golden(await self._residents.acquire(model))
+        return await _ask_golden(await self._manager.acquire(model))
 
     def provider(self, model: str) -> str:
         """What really runs a model, or ran it when it was last in memory; empty where there is none."""
@@ -255,16 +255,16 @@ class InferenceService:
 
     def models(self) -> list[str]:
         """Names of the models that answer locally."""
-        return [name for name in self._residents.all() if self._session(name)]
+        return [name for name in self._manager.all() if self._session(name)]
 
     def ready(self) -> bool:
         """True while no model is being loaded for the first time; a device without models is ready for one."""
-        return not any(model.is_first_load for model in self._residents.all().values())
+        return not any(model.is_first_load for model in self._manager.all().values())
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
         """Describe a local model; see ModelServer."""
         found = describe_session(self._loaded(model, version))
-        kept = self._residents.get(model)
+        kept = self._manager.get(model)
         is_out = kept is not None and kept.session is None
         return msgspec.structs.replace(found, loaded=False) if is_out else found
 
@@ -291,7 +291,7 @@ class InferenceService:
         """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, and `crashes` of its own process."""
         found = {}
         for name, counters in self._counters.items():
-            model = self._residents.get(name)
+            model = self._manager.get(name)
             own = model.counters if model else _NO_MODEL
             found[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
             found[name]["crashes"] = float(model.crashes if model else 0)
@@ -303,7 +303,7 @@ class InferenceService:
         if asked == self._asked_before:
             return []
         self._asked_before = asked
-        return await self._residents.grown()
+        return await self._manager.grown()
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Values of now, by model with a bundle; looks at the memory of workers, for up to a millisecond each.
@@ -311,7 +311,7 @@ class InferenceService:
         `memory_bytes` (0 while put out), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker.
         """
         found = {}
-        for name, model in self._residents.all().items():
+        for name, model in self._manager.all().items():
             if model.bundle is not None:
                 session = model.session
                 waiting = model.waiting + (session.pending if session else 0)
@@ -327,7 +327,7 @@ class InferenceService:
 
     def _session(self, model: str) -> Session | None:
         """The active bundle's session, or its last one while it is out of memory: for what describes it."""
-        kept = self._residents.get(model)
+        kept = self._manager.get(model)
         return None if kept is None or kept.bundle is None else kept.session or kept.last
 
     def _loaded(self, model: str, version: str | None) -> Session:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from device_agents.deployment import S, State
+from device_agents.deployment import UpdateRecord, UpdateState
 from device_agents.storage.slot_check import rebuilt_state
 from edgekit.errors import DataError, DiskError
 from edgekit.protocols import Disk
@@ -58,7 +58,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 class ModelRecord(msgspec.Struct, frozen=True):
     """One model's update state."""
 
-    state: State
+    state: UpdateRecord
     format: int = FORMAT
 
 
@@ -147,20 +147,20 @@ class Journal:
             if dict(versions) != self._record.metadata:
                 self._change(metadata=dict(versions))
 
-    def models(self) -> dict[str, State]:
+    def models(self) -> dict[str, UpdateRecord]:
         """Every model's state, by name."""
         files = {*self._disk.list(_MODELS), *self._disk.list(_copy(_MODELS))}
-        found: dict[str, State] = {}
+        found: dict[str, UpdateRecord] = {}
         for name in sorted(entry.removesuffix(_SUFFIX) for entry in files if entry.endswith(_SUFFIX)):
             record = self._read(f"{_MODELS}/{name}{_SUFFIX}", ModelRecord)
             found[name] = record.state if record else rebuilt_state(self._disk, name)
         return found
 
-    def save(self, model: str, state: State) -> None:
+    def save(self, model: str, state: UpdateRecord) -> None:
         """Remember a model's state. Raises DiskError."""
         with self._lock:
             self._put(f"{_MODELS}/{model}{_SUFFIX}", msgspec.json.encode(ModelRecord(state)))
-            if state.name is S.IDLE:
+            if state.name is UpdateState.IDLE:
                 self._keep_reserve()
 
     def _put(self, name: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from device_agents.deployment import Installed, S, State
+from device_agents.deployment import Installed, UpdateRecord, UpdateState
 from device_agents.storage.slots import Pointer, Slots, verify_file
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.errors import DataError, DiskError, EdgekitError
@@ -27,7 +27,7 @@ def check_slot(disk: Disk, model: str, installed: Installed) -> Manifest:
     return manifest
 
 
-def rebuilt_state(disk: Disk, model: str) -> State:
+def rebuilt_state(disk: Disk, model: str) -> UpdateRecord:
     """The state of a model whose record is lost: what its pointer calls known to be good, if that slot is whole.
 
     Its release counter is not on the disk, so the first release that an assignment names after this is taken.
@@ -39,9 +39,9 @@ def rebuilt_state(disk: Disk, model: str) -> State:
         log.error("%s: nothing of it can be taken up: %s", model, error)
         pointer, good = Pointer(), None
     if good is not None and pointer.active == pointer.known_good:
-        return State(active=good, known_good=good)
+        return UpdateRecord(active=good, known_good=good)
     # What was active was not proved yet, or is not whole: the pointer is written anew.
-    return State(name=S.ROLLING_BACK, active=good, known_good=good, ending="retry")
+    return UpdateRecord(name=UpdateState.ROLLING_BACK, active=good, known_good=good, ending="retry")
 
 
 def installed_in(disk: Disk, model: str, slot: str) -> Installed:

@@ -15,17 +15,17 @@ from device_agents.deployment import (
     Committed,
     Damaged,
     Deployment,
-    Do,
     Downloaded,
-    Event,
+    Effect,
     Failed,
     Installed,
     Proved,
     Resolved,
     RolledBack,
     Staged,
-    State,
     Tested,
+    UpdateEvent,
+    UpdateRecord,
     Verified,
     Watched,
 )
@@ -106,24 +106,24 @@ class Effects:
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
-        self._table: dict[Do, tuple[Callable[[State], Awaitable[None]], type[Event]]] = {
-            Do.RESOLVE: (self._resolve, Resolved),
-            Do.DOWNLOAD: (self._download, Downloaded),
-            Do.VERIFY: (self._verify, Verified),
-            Do.STAGE: (self._stage, Staged),
-            Do.TEST: (self._test, Tested),
-            Do.ACTIVATE: (self._activate, Activated),
-            Do.WATCH: (self._watch, Watched),
-            Do.PROBE: (self._probe, Proved),
-            Do.COMMIT: (self._commit, Committed),
+        self._table: dict[Effect, tuple[Callable[[UpdateRecord], Awaitable[None]], type[UpdateEvent]]] = {
+            Effect.RESOLVE: (self._resolve, Resolved),
+            Effect.DOWNLOAD: (self._download, Downloaded),
+            Effect.VERIFY: (self._verify, Verified),
+            Effect.STAGE: (self._stage, Staged),
+            Effect.TEST: (self._test, Tested),
+            Effect.ACTIVATE: (self._activate, Activated),
+            Effect.WATCH: (self._watch, Watched),
+            Effect.PROBE: (self._probe, Proved),
+            Effect.COMMIT: (self._commit, Committed),
         }
 
-    async def run(self, effect: Do, model: str, state: State) -> Event:
+    async def run(self, effect: Effect, model: str, state: UpdateRecord) -> UpdateEvent:
         """Run one effect for the state that was journalled; never raises but when cancelled."""
         try:
-            if effect is Do.ROLL_BACK:
+            if effect is Effect.ROLL_BACK:
                 return await self._roll_back(model, state)
-            if effect is Do.CLEAN:
+            if effect is Effect.CLEAN:
                 await self._clean(model, state)
                 return Cleaned(at=self._clock.wall())
             work, outcome = self._table[effect]
@@ -134,7 +134,7 @@ class Effects:
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
             fetched = self._fetched.pop(model, 0)
-            costly = bool(fetched) or effect not in (Do.RESOLVE, Do.DOWNLOAD)
+            costly = bool(fetched) or effect not in (Effect.RESOLVE, Effect.DOWNLOAD)
             return self._failed(error, passing=passing, refused=refused, costly=costly, fetched=fetched)
         except Exception as error:
             # The supervision boundary: a bug met in one model's update must not end the agent, which still serves.
@@ -157,7 +157,9 @@ class Effects:
         await self._inference.activate(model, manifest, slots.path(installed.slot), compare=False)
         self._live[model] = (installed.slot, installed.digest)
 
-    async def examine(self, model: str, installed: Installed, state: State, *, answering: bool) -> Damaged | None:
+    async def examine(
+        self, model: str, installed: Installed, state: UpdateRecord, *, answering: bool
+    ) -> Damaged | None:
         """Hash what a slot holds; None where all of it is whole, or the disk does not say otherwise."""
         try:
             await in_thread(check_slot, self._disk, model, installed)
@@ -182,7 +184,7 @@ class Effects:
     def _failed(self, error: Exception, **how: Any) -> Failed:
         return Failed(error=type(error).__name__, message=str(error), at=self._clock.wall(), **how)
 
-    async def _resolve(self, state: State) -> None:
+    async def _resolve(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         entry = Entry(
             path=deployment.path,
@@ -241,7 +243,7 @@ class Effects:
             raise DiskError(f"the manifest of {deployment.name} {deployment.version} was damaged on the disk")
         return parse_manifest(data), data
 
-    async def _download(self, state: State) -> None:
+    async def _download(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest, _ = await in_thread(self._manifest, deployment)
@@ -260,25 +262,25 @@ class Effects:
         finally:
             self._fetched[deployment.name] = download.fetched
 
-    async def _verify(self, state: State) -> None:
+    async def _verify(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         manifest, _ = await in_thread(self._manifest, deployment)
         for entry in manifest.files:
             await in_thread(verify_file, self._disk, f"{_incoming(deployment)}/{entry.path}", entry)
 
-    async def _stage(self, state: State) -> None:
+    async def _stage(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         _, data = await in_thread(self._manifest, deployment)
         slots = Slots(self._disk, deployment.name)
         await in_thread(slots.stage, state.inactive_slot, data, _incoming(deployment))
 
-    async def _test(self, state: State) -> None:
+    async def _test(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
         await self._self_test(manifest, slots.path(state.inactive_slot))
 
-    async def _activate(self, state: State) -> None:
+    async def _activate(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         slot, good = state.inactive_slot, state.known_good
         await self.load(deployment.name, Installed(slot, deployment.digest, deployment.version, deployment.release))
@@ -288,7 +290,7 @@ class Effects:
     def _live_counters(self, model: str) -> dict[str, float]:
         return dict(self._inference.counters().get(model, {}))
 
-    async def _watch(self, state: State) -> None:
+    async def _watch(self, state: UpdateRecord) -> None:
         """Until enough was answered; the machine ends it when its time is over."""
         while True:
             if self._judge_live(_deployment(state), final=False):
@@ -303,15 +305,15 @@ class Effects:
             raise SelfTestError(f"{deployment.name} {deployment.version} failed its probation: " + "; ".join(faults))
         return enough(before, now, self._probation)
 
-    async def _probe(self, state: State) -> None:
+    async def _probe(self, state: UpdateRecord) -> None:
         self._judge_live(_deployment(state), final=True)
         await self._inference.self_test(_deployment(state).name)
 
-    async def _commit(self, state: State) -> None:
+    async def _commit(self, state: UpdateRecord) -> None:
         assert state.active is not None  # COMMITTING comes after ACTIVATING
         await in_thread(Slots(self._disk, _deployment(state).name).point, state.active.slot, state.active.slot)
 
-    async def _roll_back(self, model: str, state: State) -> Event:
+    async def _roll_back(self, model: str, state: UpdateRecord) -> UpdateEvent:
         good = state.known_good
         slot = good.slot if good else ""
         await in_thread(Slots(self._disk, model).point, slot, slot)
@@ -328,7 +330,7 @@ class Effects:
             return damaged
         return RolledBack(at=self._clock.wall())
 
-    async def _clean(self, model: str, state: State) -> None:
+    async def _clean(self, model: str, state: UpdateRecord) -> None:
         if state.ending == "retry":
             return  # what was downloaded serves the next attempt
         await in_thread(self._disk.remove, f"{INCOMING}/{model}")
@@ -336,7 +338,7 @@ class Effects:
             await in_thread(Slots(self._disk, model).clear, state.inactive_slot)
 
 
-def _deployment(state: State) -> Deployment:
+def _deployment(state: UpdateRecord) -> Deployment:
     assert state.deployment is not None  # every state with an effect has one
     return state.deployment
 

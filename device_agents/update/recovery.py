@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from device_agents.deployment import Damaged, Installed, S, State
+from device_agents.deployment import Damaged, Installed, UpdateRecord, UpdateState
 from device_agents.protocols import Inference
 from device_agents.storage.journal import Journal
 from device_agents.update.effects import Effects
@@ -17,7 +17,7 @@ from edgekit.errors import EdgekitError
 log = logging.getLogger(__name__)
 
 
-Tell = Callable[[str, str, str, str, dict[str, Any]], None]  # kind, model, error, message, detail
+Notify = Callable[[str, str, str, str, dict[str, Any]], None]  # kind, model, error, message, detail
 
 
 class Recovery:
@@ -32,12 +32,12 @@ class Recovery:
     """
 
     def __init__(
-        self, journal: Journal, effects: Effects, inference: Inference, updaters: Mapping[str, Updater], tell: Tell
+        self, journal: Journal, effects: Effects, inference: Inference, updaters: Mapping[str, Updater], tell: Notify
     ) -> None:
         self._journal, self._effects, self._inference = journal, effects, inference
         self._updaters, self._tell = updaters, tell
 
-    async def take_up(self, model: str, state: State) -> None:
+    async def take_up(self, model: str, state: UpdateRecord) -> None:
         """Make what is installed answer, before anything else; what must answer instead where that is damaged.
 
         Args:
@@ -55,10 +55,10 @@ class Recovery:
         """Once after each start: a slot may be damaged where loading it does not notice."""
         for model, updater in list(self._updaters.items()):
             state = updater.state
-            if state.name is not S.IDLE or state.active is None:
+            if state.name is not UpdateState.IDLE or state.active is None:
                 continue  # an update looks at its files itself
             damaged = await self._effects.examine(model, state.active, state, answering=await self._is_right(model))
-            if damaged is not None and updater.state.active == state.active and updater.state.name is S.IDLE:
+            if damaged is not None and updater.state.active == state.active and updater.state.name is UpdateState.IDLE:
                 self._tell_damage(model, state.active, damaged)
                 updater.damaged(damaged)
 

@@ -12,17 +12,17 @@ from device_agents.deployment import (
     Damaged,
     DeadlinePassed,
     Deployment,
-    Do,
-    Event,
+    Effect,
     Failed,
     Installed,
     Offered,
-    State,
+    UpdateEvent,
+    UpdateRecord,
 )
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
 from device_agents.update.effects import Effects
-from device_agents.update.machine import Step, UpdateMachine
+from device_agents.update.machine import UpdateMachine, UpdateStep
 from edgekit.errors import DiskError
 from edgekit.protocols import Clock
 from edgekit.waiting import within
@@ -30,7 +30,7 @@ from edgekit.waiting import within
 log = logging.getLogger(__name__)
 
 JOURNAL_RETRY_SECONDS = 5.0
-Listener = Callable[[str, State, State, Event], None]
+Listener = Callable[[str, UpdateRecord, UpdateRecord, UpdateEvent], None]
 
 
 class Updater:
@@ -49,7 +49,7 @@ class Updater:
     def __init__(
         self,
         model: str,
-        state: State,
+        state: UpdateRecord,
         *,
         machine: UpdateMachine,
         effects: Effects,
@@ -60,10 +60,10 @@ class Updater:
         self.model, self.state = model, state
         self._machine, self._effects, self._journal, self._clock = machine, effects, journal, clock
         self._listener = listener
-        self._inbox: asyncio.Queue[tuple[int | None, Event]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[int | None, UpdateEvent]] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._generation = 0
-        self._booted: tuple[State, Event, Step] | None = None
+        self._booted: tuple[UpdateRecord, UpdateEvent, UpdateStep] | None = None
 
     def boot(self, ended: str = "cut") -> Installed | None:
         """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`.
@@ -109,13 +109,13 @@ class Updater:
         finally:
             await self._stop_running()
 
-    def _begin(self, event: Event) -> Installed | None:
+    def _begin(self, event: UpdateEvent) -> Installed | None:
         step = self._machine.step(self.state, event, self._clock.monotonic())
         self._booted = (self._booted[0] if self._booted else self.state, event, step)
         self.state = step.state
         return self.state.known_good if isinstance(event, Damaged) else self.state.active
 
-    async def _next(self) -> Event | None:
+    async def _next(self) -> UpdateEvent | None:
         """The next event that counts: from outside, from the effect under way, or the deadline."""
         deadline = self.state.deadline
         timeout = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
@@ -125,7 +125,7 @@ class Updater:
             return DeadlinePassed(at=self._clock.wall())
         return event if generation in (None, self._generation) else None
 
-    async def _handle(self, event: Event) -> None:
+    async def _handle(self, event: UpdateEvent) -> None:
         before = self.state.name
         effects = await self._step(event)
         if effects or self.state.name is not before:
@@ -133,14 +133,14 @@ class Updater:
             await self._stop_running()
             self._start(effects)
 
-    async def _step(self, event: Event) -> tuple[Do, ...]:
+    async def _step(self, event: UpdateEvent) -> tuple[Effect, ...]:
         """Journal what follows from `event`; no effect runs before the journal is durable."""
         before = self.state
         step = self._machine.step(before, event, self._clock.monotonic())
         await self._note(before, event, step)
         return step.effects
 
-    async def _note(self, before: State, event: Event, step: Step) -> None:
+    async def _note(self, before: UpdateRecord, event: UpdateEvent, step: UpdateStep) -> None:
         if step.state != before:
             await self._save(step.state)
         self.state = step.state
@@ -148,7 +148,7 @@ class Updater:
             log.info("%s: %s -> %s", self.model, before.name.value, step.state.name.value)
         self._listener(self.model, before, step.state, event)
 
-    async def _save(self, state: State) -> None:
+    async def _save(self, state: UpdateRecord) -> None:
         while True:
             try:
                 await in_thread(self._journal.save, self.model, state)
@@ -158,12 +158,12 @@ class Updater:
                 log.error("%s: the journal cannot be written, waiting: %s", self.model, error)
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
 
-    def _start(self, effects: tuple[Do, ...]) -> None:
+    def _start(self, effects: tuple[Effect, ...]) -> None:
         if effects:
             self._generation += 1
             self._running = asyncio.create_task(self._run_effects(effects, self._generation, self.state))
 
-    async def _run_effects(self, effects: tuple[Do, ...], generation: int, state: State) -> None:
+    async def _run_effects(self, effects: tuple[Effect, ...], generation: int, state: UpdateRecord) -> None:
         for effect in effects:
             event = await self._effects.run(effect, self.model, state)
             if effect is effects[-1] or isinstance(event, Failed):

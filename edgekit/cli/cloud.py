@@ -105,19 +105,19 @@ async def _serve(
 ) -> None:
     with needs_extra("cloud"):
         from edgekit.serving.cloud import CloudModels
-        from edgekit.serving.endpoints import Doors, open_doors
+        from edgekit.serving.endpoints import Endpoints, open_endpoints
     stopped = asyncio.Event()
     with step(f"load {', '.join(models)}"):
         served = await CloudModels.open(list(dict.fromkeys(models)), fetch, threads=threads)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        wanted = Doors(url=addresses[0], grpc=addresses[1] if len(addresses) > 1 else "")
-        async with open_doors(
+        wanted = Endpoints(url=addresses[0], grpc=addresses[1] if len(addresses) > 1 else "")
+        async with open_endpoints(
             served, wanted, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only
-        ) as doors:
+        ) as endpoints:
             titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
-            click.echo(f"cloud tier ready at {doors} ({titles})")  # click flushes
+            click.echo(f"cloud tier ready at {endpoints} ({titles})")  # click flushes
             await stopped.wait()
     finally:
         await served.close()

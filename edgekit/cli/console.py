@@ -163,7 +163,7 @@ def ending_at_the_second() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-class Progress:
+class ProgressLine:
     """A progress line on stderr with the time left; on a pipe a plain line every 10 %. Short work says nothing."""
 
     def __init__(self, label: str) -> None:

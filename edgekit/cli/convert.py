@@ -28,7 +28,7 @@ from edgekit.errors import RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from converters.cache import Cache
-    from converters.plan import Plan
+    from converters.plan import ConversionPlan
     from converters.quality.selection import Measured
     from converters.report.report import Report
     from edgekit.bundle.targets import TargetProfile
@@ -123,12 +123,12 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
         note(THERE)
 
 
-def _run(plan: Plan, cache: Cache | None) -> list[Report]:
+def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
     """Do what `plan` says; where Ctrl-C ends it, say what was found until then."""
     with needs_extra("convert"):
-        from converters.framework_process import TensorFlowChild
+        from converters.framework_process import TensorFlowProcess
         from converters.pipeline import run_plan
-        from converters.progress import Watch
+        from converters.progress import ConversionCallbacks
 
     found: dict[str, dict[str, Measured]] = {profile.name: {} for profile, _ in plan.profiles}
     written: list[Path] = []
@@ -136,11 +136,11 @@ def _run(plan: Plan, cache: Cache | None) -> list[Report]:
     def keep(profile: TargetProfile, measured: Measured) -> None:
         found[profile.name][measured.recipe.id] = measured
 
-    watch = Watch(step=step, found=keep, written=written.append, note=note)
+    callbacks = ConversionCallbacks(step=step, found=keep, written=written.append, note=note)
     with ending_at_the_second():
         try:
-            with _native_noise_hidden(), TensorFlowChild(show_log=_verbose()) as child:
-                return run_plan(plan, watch=watch, child=child, cache=cache)
+            with _native_noise_hidden(), TensorFlowProcess(show_log=_verbose()) as child:
+                return run_plan(plan, callbacks=callbacks, child=child, cache=cache)
         except KeyboardInterrupt:
             _print_found(plan, found)
             done = ", ".join(map(str, written)) or "nothing"
@@ -149,7 +149,7 @@ def _run(plan: Plan, cache: Cache | None) -> list[Report]:
             raise
 
 
-def _print_found(plan: Plan, found: dict[str, dict[str, Measured]]) -> None:
+def _print_found(plan: ConversionPlan, found: dict[str, dict[str, Measured]]) -> None:
     """What a run that was interrupted has measured, on stderr."""
     from converters.quality.selection import choose
 
@@ -178,7 +178,7 @@ def _print_found(plan: Plan, found: dict[str, dict[str, Measured]]) -> None:
         print_table(["candidate", "bytes", "drop", "at most", "cost", "so far"], rows, err=True)
 
 
-def _print_plan(plan: Plan, source: str, as_json: bool) -> None:
+def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
     rows = [
         {
             "target": profile.name,

@@ -109,10 +109,10 @@ def _golden(manifest: Manifest) -> str:
 
 def _model(path: Path) -> dict[str, Any]:
     with needs_extra("convert"):
-        from converters.framework_process import TensorFlowChild
+        from converters.framework_process import TensorFlowProcess
         from converters.frontends import load_model
 
-    with TensorFlowChild() as child:
+    with TensorFlowProcess() as child:
         source = load_model(path, child)
     graph = source.graph
     return {

@@ -24,22 +24,22 @@ from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.machine import (
     Aborted,
-    Event,
     Paused,
     Resumed,
+    Revert,
     Rollout,
-    State,
-    Withdraw,
+    RolloutEvent,
+    RolloutState,
     step,
 )
-from edgekit.rollout.plan import Plan, parse_waves
+from edgekit.rollout.plan import RolloutPlan, parse_waves
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
     from edgekit.trust.assignment import Entry
 
-DEFAULTS = Plan()
+DEFAULTS = RolloutPlan()
 POLL_SECONDS = 0.3
 NOBODY_TOLD_SECONDS = 10.0
 
@@ -125,7 +125,7 @@ def start(
     """
     settings = control_settings()
     with usage():
-        plan = Plan(
+        plan = RolloutPlan(
             waves=parse_waves(waves),
             success_threshold=success_threshold,
             error_threshold=error_threshold,
@@ -247,13 +247,13 @@ def abort(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
     _operate(number, Aborted(reason), dry_run, as_json)
 
 
-def _operate(number: int, event: Event, dry_run: bool, as_json: bool) -> None:
+def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> None:
     with fleet_state(control_settings()) as state:
         if dry_run:
             taken = step(state.rollouts.get(number), event, time.time())
             after, effects = taken.state, taken.effects
-            back = [effect.device for effect in effects if isinstance(effect, Withdraw)]
-            told = [effect.device for effect in effects if not isinstance(effect, Withdraw)]
+            back = [effect.device for effect in effects if isinstance(effect, Revert)]
+            told = [effect.device for effect in effects if not isinstance(effect, Revert)]
         else:
             after = state.rollouts.apply(number, event, time.time())
     if as_json:
@@ -295,7 +295,7 @@ def _note_missing(missing: dict[str, int]) -> None:
 
 
 def _print_plan(
-    plan: Plan, members: list[Device], entries: dict[str, Entry], missing: dict[str, int], as_json: bool
+    plan: RolloutPlan, members: list[Device], entries: dict[str, Entry], missing: dict[str, int], as_json: bool
 ) -> None:
     reached = sum(device.target in entries for device in members)
     waves = [(index + 1, wave.text, wave.limit(reached)) for index, wave in enumerate(plan.waves)]
@@ -335,18 +335,18 @@ def _follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> Non
             shown = _show(found, shown, live=live)
         if found.ended or found.stopped_itself:
             break
-        idle = not any(progress.told_at for progress in found.devices.values()) and found.state is State.RUNNING
+        idle = not any(progress.told_at for progress in found.devices.values()) and found.state is RolloutState.RUNNING
         if idle and not warned and time.monotonic() - begun > NOBODY_TOLD_SECONDS:
             note("no device was told yet: is `edgekit controller run` running?")
             warned = True
         time.sleep(POLL_SECONDS)
     if as_json:
         print_json(_summary(found, devices=True))
-    if found.state is not State.FINISHED:
+    if found.state is not RolloutState.FINISHED:
         advice = f"Go on all the same: edgekit rollout resume {number}. Give it up: edgekit rollout abort {number}."
         raise RefusedError(
             f"rollout {number} of {found.model} {found.version} is {found.state.value}: {found.reason}",
-            advice=advice if found.state is State.PAUSED else "",
+            advice=advice if found.state is RolloutState.PAUSED else "",
         )
 
 

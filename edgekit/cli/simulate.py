@@ -18,7 +18,7 @@ from edgekit.errors import NotFoundError
 from edgekit.settings import AgentSettings, load_settings
 
 if TYPE_CHECKING:
-    from device_agents.simulator import Progress, SimulatedFleet
+    from device_agents.simulator import FleetProgress, SimulatedFleet
 
 MAX_THREADS = 64
 SHOW_SECONDS = 1.0
@@ -81,7 +81,7 @@ def simulate(
 
 async def _run(
     settings: list[AgentSettings], cache: Path, version: str | None, seconds: float | None, fail_share: float
-) -> Progress:
+) -> FleetProgress:
     from device_agents.simulator import versions_reached
 
     loop = asyncio.get_running_loop()
@@ -92,11 +92,11 @@ async def _run(
         loop.add_signal_handler(number, stopped.set)
     end = None if seconds is None else time.monotonic() + seconds
 
-    def done(progress: Progress) -> bool:
+    def done(progress: FleetProgress) -> bool:
         reached = version is not None and versions_reached(progress, version)
         return reached or stopped.is_set() or (end is not None and time.monotonic() >= end)
 
-    def show(progress: Progress) -> None:
+    def show(progress: FleetProgress) -> None:
         versions = ", ".join(f"{devices} x {name}" for name, devices in sorted(progress.versions.items()))
         note(
             f"{progress.connected} of {progress.devices} connected, {progress.updating} updating; {versions or 'idle'}"

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
-from edgekit.controller.broadcasts import WaveService
+from edgekit.controller.broadcasts import BroadcastService
 from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
 from edgekit.controller.requests import BusyError, RequestService, check_id
 from edgekit.errors import DataError, NotFoundError, StoreError
@@ -54,7 +54,7 @@ class BlockService(RequestService):
         self.leases = Leases(places_within(broker_budget_bytes))
         self._urls = urls
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
-        self.waves = WaveService(
+        self.waves = BroadcastService(
             fleet=fleet, transport=transport, clock=clock, read=self._read, broker_budget_bytes=broker_budget_bytes
         )
 

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
 from edgekit.errors import DataError, EdgekitError
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import BlocksRequest, WaveBlocks, WaveClaim, decode, encode
+from edgekit.mqtt.messages import BlocksRequest, BroadcastBlocks, BroadcastClaim, decode, encode
 from edgekit.protocols import Clock, Message, Transport
-from edgekit.transfer.broadcast import GATHER_SECONDS, Crowd, Wave, bits_of, bytes_per_second
+from edgekit.transfer.broadcast import GATHER_SECONDS, Broadcast, WaitingDevices, bits_of, bytes_per_second
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ BURST_SECONDS = 0.25
 Read = Callable[[str, list[int]], Awaitable[list[tuple[int, bytes]]]]
 
 
-class WaveService:
+class BroadcastService:
     """Begins a wave when enough devices miss the same, and tells those who ask to listen.
 
     Args:
@@ -53,8 +53,8 @@ class WaveService:
         self._fleet, self._transport, self._clock, self._read = fleet, transport, clock, read
         self._budget, self._gather_seconds = broker_budget_bytes, gather_seconds
         self._name = secrets.token_hex(8)
-        self._crowds: dict[str, Crowd] = {}
-        self._waves: dict[str, tuple[Wave, asyncio.Task[None]]] = {}
+        self._crowds: dict[str, WaitingDevices] = {}
+        self._waves: dict[str, tuple[Broadcast, asyncio.Task[None]]] = {}
         self._sending: set[str] = set()
         self._foreign: dict[str, float] = {}  # digest -> until when another controller sends it
         self._said: set[asyncio.Task[None]] = set()
@@ -84,39 +84,39 @@ class WaveService:
         if self._foreign.get(digest, 0.0) > now:
             if bits.bit_count() * 4 < total:
                 return False
-            self._say(digest, WaveClaim(self._name, missing=request.missing))
+            self._say(digest, BroadcastClaim(self._name, missing=request.missing))
             return True
-        crowd = self._crowd(digest, now)
-        if crowd is None:
+        waiting = self._waiting(digest, now)
+        if waiting is None:
             return False
-        crowd.asked(device, bits, now)
-        if digest in self._waves or not crowd.worth_a_wave(now):
+        waiting.asked(device, bits, now)
+        if digest in self._waves or not waiting.worth_a_broadcast(now):
             return False  # the next wave is for those who missed too much of this one
-        self._begin(digest, total, crowd)
+        self._begin(digest, total, waiting)
         return True
 
-    def _crowd(self, digest: str, now: float) -> Crowd | None:
+    def _waiting(self, digest: str, now: float) -> WaitingDevices | None:
         if digest not in self._crowds and len(self._crowds) >= MAX_CROWDS:
-            self._crowds = {name: crowd for name, crowd in self._crowds.items() if crowd.sweep(now)}
+            self._crowds = {name: waiting for name, waiting in self._crowds.items() if waiting.sweep(now)}
             if len(self._crowds) >= MAX_CROWDS:
                 return None
-        return self._crowds.setdefault(digest, Crowd())
+        return self._crowds.setdefault(digest, WaitingDevices())
 
-    def _begin(self, digest: str, total: int, crowd: Crowd) -> None:
+    def _begin(self, digest: str, total: int, waiting: WaitingDevices) -> None:
         del self._crowds[digest]
-        wave = Wave(total, crowd.union, crowd.devices)
+        wave = Broadcast(total, waiting.union, waiting.devices)
         task = asyncio.get_running_loop().create_task(self._run(digest, wave), name=f"wave {digest}")
         self._waves[digest] = (wave, task)
 
-    async def _run(self, digest: str, wave: Wave) -> None:
+    async def _run(self, digest: str, wave: Broadcast) -> None:
         try:
-            self._say(digest, WaveClaim(self._name, seconds=self._seconds(wave)))
+            self._say(digest, BroadcastClaim(self._name, seconds=self._seconds(wave)))
             await asyncio.sleep(self._gather_seconds)
             if self._foreign.get(digest, 0.0) > self._clock.monotonic():
                 return  # the other controller was first
             self._sending.add(digest)
             self.waves += 1
-            self._say(digest, WaveClaim(self._name, sending=True, seconds=self._seconds(wave)))
+            self._say(digest, BroadcastClaim(self._name, sending=True, seconds=self._seconds(wave)))
             log.info("wave of %s to %d devices begins", digest, len(wave.devices))
             await self._send(digest, wave)
             log.info("wave of %s to %d devices is over, %d blocks", digest, len(wave.devices), wave.sent)
@@ -129,30 +129,30 @@ class WaveService:
             self._sending.discard(digest)
             del self._waves[digest]
 
-    async def _send(self, digest: str, wave: Wave) -> None:
+    async def _send(self, digest: str, wave: Broadcast) -> None:
         topic = topics.wave(self._fleet, digest)
         due = self._clock.monotonic()
         while (run := wave.next_run()) is not None:
             blocks = await self._read(digest, list(run))
             data = b"".join(block for _, block in blocks)
             # QoS 1 as far as the broker, which so sets the pace; devices subscribe at QoS 0.
-            await self._transport.publish(topic, encode(WaveBlocks(blocks[0][0], data)), qos=1)
+            await self._transport.publish(topic, encode(BroadcastBlocks(blocks[0][0], data)), qos=1)
             self.blocks_sent += len(blocks)
             now = self._clock.monotonic()
             due = max(due, now - BURST_SECONDS) + len(data) / bytes_per_second(self._budget, len(wave.devices))
             await asyncio.sleep(max(0.0, due - now))
-        await self._transport.publish(topic, encode(WaveBlocks(wave.total, b"")), qos=1)
+        await self._transport.publish(topic, encode(BroadcastBlocks(wave.total, b"")), qos=1)
 
-    def _seconds(self, wave: Wave) -> float:
+    def _seconds(self, wave: Broadcast) -> float:
         rate = bytes_per_second(self._budget, len(wave.devices))
         return self._gather_seconds + wave.total * BLOCK_BYTES / rate
 
-    def _say(self, digest: str, claim: WaveClaim) -> None:
+    def _say(self, digest: str, claim: BroadcastClaim) -> None:
         task = asyncio.get_running_loop().create_task(self._publish_claim(digest, claim))
         self._said.add(task)
         task.add_done_callback(self._said.discard)
 
-    async def _publish_claim(self, digest: str, claim: WaveClaim) -> None:
+    async def _publish_claim(self, digest: str, claim: BroadcastClaim) -> None:
         try:
             await self._transport.publish(topics.wave_claim(self._fleet, digest), encode(claim), qos=1)
         except EdgekitError as error:
@@ -161,7 +161,7 @@ class WaveService:
     def _claimed(self, message: Message) -> None:
         digest = message.topic.split("/")[-2]
         try:
-            claim = decode(message.payload, WaveClaim)
+            claim = decode(message.payload, BroadcastClaim)
         except DataError as error:
             log.debug("a claim was dropped: %s", error)
             return
@@ -175,7 +175,9 @@ class WaveService:
             return
         if digest in self._sending:
             if not claim.sending:
-                self._say(digest, WaveClaim(self._name, sending=True, seconds=self._seconds(self._waves[digest][0])))
+                self._say(
+                    digest, BroadcastClaim(self._name, sending=True, seconds=self._seconds(self._waves[digest][0]))
+                )
             return
         if claim.sending or digest not in self._waves or claim.controller < self._name:
             if len(self._foreign) >= MAX_CROWDS:

@@ -13,7 +13,7 @@ from edgekit.errors import SettingsError
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
-class Endpoint(NamedTuple):
+class BrokerAddress(NamedTuple):
     """A broker's address; as text without the password."""
 
     host: str
@@ -27,7 +27,7 @@ class Endpoint(NamedTuple):
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
 
-def parse_url(url: str) -> Endpoint:
+def parse_url(url: str) -> BrokerAddress:
     """Parse ``mqtt://[user[:password]@]host[:port]`` or ``mqtts://...``; user and password are percent-encoded.
 
     Raises:
@@ -43,7 +43,7 @@ def parse_url(url: str) -> Endpoint:
         raise SettingsError(f"broker URL {_hide_password(parts)!r} is not a broker's", advice=expected)
     username = unquote(parts.username) if parts.username is not None else None
     password = unquote(parts.password) if parts.password is not None else None
-    return Endpoint(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
+    return BrokerAddress(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
 
 
 def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ import msgspec
 from edgekit.errors import DataError
 
 MAX_PAYLOAD_BYTES = 256 * 1024
-MAX_WAVE_BLOCKS = 3  # of 64 KiB, so that they fit one payload
+MAX_BROADCAST_BLOCKS = 3  # of 64 KiB, so that they fit one payload
 
 T = TypeVar("T")
 
@@ -74,14 +74,14 @@ class Answer(msgspec.Struct, frozen=True):
     urls: tuple[str, ...] = ()
 
 
-class WaveBlocks(msgspec.Struct, frozen=True):
-    """``wave/<digest>``: up to MAX_WAVE_BLOCKS consecutive blocks of a blob from `first` on; none at the end."""
+class BroadcastBlocks(msgspec.Struct, frozen=True):
+    """``wave/<digest>``: up to MAX_BROADCAST_BLOCKS consecutive blocks of a blob from `first` on; none at the end."""
 
     first: int
     data: bytes
 
 
-class WaveClaim(msgspec.Struct, frozen=True):
+class BroadcastClaim(msgspec.Struct, frozen=True):
     """``wave/<digest>/claim``: what controllers tell each other, so that one of them sends.
 
     Attributes:

@@ -10,14 +10,14 @@ import numpy as np
 from edgekit.errors import DataError
 from edgekit.preprocess.image_steps import CenterCrop, DecodeImage, Layout, Resize, ResizeShorter
 from edgekit.preprocess.sound_steps import Cepstra, DecodeWav, FitLength, LogMel
-from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need
+from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need
 from edgekit.preprocess.text_steps import WordPieces
 from edgekit.tensors import Array, DType
 
 _DTYPES = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32"]
 
 
-class Scale(Step, frozen=True, tag="scale"):
+class Scale(ProcessingStep, frozen=True, tag="scale"):
     """value * by + offset, in float32."""
 
     by: float
@@ -34,7 +34,7 @@ class Scale(Step, frozen=True, tag="scale"):
         return scaled
 
 
-class Normalize(Step, frozen=True, tag="normalize"):
+class Normalize(ProcessingStep, frozen=True, tag="normalize"):
     """(value - mean) / std of each channel (the last axis), in float32; one number serves all channels."""
 
     mean: tuple[float, ...]
@@ -57,7 +57,7 @@ class Normalize(Step, frozen=True, tag="normalize"):
         return normal
 
 
-class ExpandAxis(Step, frozen=True, tag="expand-axis"):
+class ExpandAxis(ProcessingStep, frozen=True, tag="expand-axis"):
     """A new axis of size 1 at `axis`; -1 is the end."""
 
     axis: int = -1
@@ -76,7 +76,7 @@ class ExpandAxis(Step, frozen=True, tag="expand-axis"):
         return np.expand_dims(value, self.axis)
 
 
-class Flatten(Step, frozen=True, tag="flatten"):
+class Flatten(ProcessingStep, frozen=True, tag="flatten"):
     """All axes of a sample as one, the last running fastest."""
 
     def flow(self, given: Flow) -> Flow:
@@ -90,7 +90,7 @@ class Flatten(Step, frozen=True, tag="flatten"):
         return value.reshape(-1)
 
 
-class Cast(Step, frozen=True, tag="cast"):
+class Cast(ProcessingStep, frozen=True, tag="cast"):
     """To another dtype; to integers by rounding to the nearest (half to even), held within their range."""
 
     dtype: _DTYPES

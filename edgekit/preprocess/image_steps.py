@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgekit.errors import DataError
 from edgekit.preprocess import pixels
-from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need, need_sizes
+from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need, need_sizes
 from edgekit.tensors import Array, DType
 
 MAX_PIXELS = 2**26  # no bundle may ask a device to decode more than 67 megapixels
@@ -15,7 +15,7 @@ Method = Literal["nearest", "bilinear", "bicubic", "pillow-box", "pillow-bilinea
 _FLOATS = ("bilinear", "bicubic")
 
 
-class DecodeImage(Step, frozen=True, tag="decode-image"):
+class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
     """JPEG or PNG bytes to uint8 (H, W, C).
 
     Attributes:
@@ -40,7 +40,7 @@ class DecodeImage(Step, frozen=True, tag="decode-image"):
         return tools.decode_image(value, self.colour, self.max_pixels, self.exif)
 
 
-class Resize(Step, frozen=True, tag="resize"):
+class Resize(ProcessingStep, frozen=True, tag="resize"):
     """To height by width.
 
     Attributes:
@@ -80,7 +80,7 @@ class Resize(Step, frozen=True, tag="resize"):
         return pixels.resize(pixels.center_crop(value, height, width), self.height, self.width, self.method)
 
 
-class ResizeShorter(Step, frozen=True, tag="resize-shorter"):
+class ResizeShorter(ProcessingStep, frozen=True, tag="resize-shorter"):
     """The shorter side to `size`, the longer one in proportion, as torchvision's Resize(size)."""
 
     size: int
@@ -101,7 +101,7 @@ class ResizeShorter(Step, frozen=True, tag="resize-shorter"):
         return pixels.resize(value, *pixels.shorter_size(height, width, self.size), self.method)
 
 
-class CenterCrop(Step, frozen=True, tag="center-crop"):
+class CenterCrop(ProcessingStep, frozen=True, tag="center-crop"):
     """The middle of an image."""
 
     height: int
@@ -123,7 +123,7 @@ class CenterCrop(Step, frozen=True, tag="center-crop"):
         return pixels.center_crop(value, self.height, self.width)
 
 
-class Layout(Step, frozen=True, tag="layout"):
+class Layout(ProcessingStep, frozen=True, tag="layout"):
     """Height, width, channels (HWC, as images are decoded) to channels first (CHW)."""
 
     to: Literal["CHW"] = "CHW"
@@ -139,7 +139,7 @@ class Layout(Step, frozen=True, tag="layout"):
         return moved
 
 
-def _resized(step: Step, given: Flow, method: str) -> DType:
+def _resized(step: ProcessingStep, given: Flow, method: str) -> DType:
     need(step, given != BYTES and len(given.shape) == 3, given, "an image")
     if method.startswith("pillow-"):
         need(step, given.dtype is DType.UINT8, given, f"uint8, which {method} is defined for")

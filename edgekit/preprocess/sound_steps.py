@@ -8,13 +8,13 @@ import msgspec
 
 from edgekit.errors import DataError
 from edgekit.preprocess import sound
-from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need, need_sizes
+from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need, need_sizes
 from edgekit.tensors import Array, DType
 
 MAX_SECONDS = 3600.0
 
 
-class DecodeWav(Step, frozen=True, tag="decode-wav"):
+class DecodeWav(ProcessingStep, frozen=True, tag="decode-wav"):
     """WAV bytes to samples (n,) float32 from -1 to 1, channels mixed. Another sample rate is refused, not resampled."""
 
     sample_rate: int
@@ -32,7 +32,7 @@ class DecodeWav(Step, frozen=True, tag="decode-wav"):
         return sound.decode_wav(value, self.sample_rate, int(self.sample_rate * self.max_seconds))
 
 
-class FitLength(Step, frozen=True, tag="fit-length"):
+class FitLength(ProcessingStep, frozen=True, tag="fit-length"):
     """The first `samples` of a sound, with silence after a shorter one."""
 
     samples: int
@@ -49,7 +49,7 @@ class FitLength(Step, frozen=True, tag="fit-length"):
         return sound.fit_length(value, self.samples)
 
 
-class LogMel(Step, frozen=True, tag="log-mel"):
+class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
     """Samples to ln(mel energies + offset), (frames, mels); formulas in `edgekit.preprocess.sound.log_mel`.
 
     Attributes:
@@ -96,7 +96,7 @@ class LogMel(Step, frozen=True, tag="log-mel"):
         return sound.log_mel(value, **msgspec.structs.asdict(self))
 
 
-class Cepstra(Step, frozen=True, tag="mfcc"):
+class Cepstra(ProcessingStep, frozen=True, tag="mfcc"):
     """The first `coefficients` cepstra of log-mel energies; follows log-mel."""
 
     coefficients: int = 13

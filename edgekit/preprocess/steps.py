@@ -39,7 +39,7 @@ class Tools(NamedTuple):
 BYTES = Flow(DType.BYTES, ())
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
+class ProcessingStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
     """One step before the model.
 
     `flow` says what it makes of what, and raises DataError where it cannot; `apply` does it.
@@ -71,13 +71,13 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="d
         return str(self.__struct_config__.tag)
 
 
-def need(step: Step, fits: bool, given: Flow, expected: str) -> None:
+def need(step: ProcessingStep, fits: bool, given: Flow, expected: str) -> None:
     """Raise DataError where a step does not fit what it is given."""
     if not fits:
         raise DataError(f"{step.name}: is given {given.text}, expected {expected}")
 
 
-def need_sizes(step: Step, **sizes: int) -> None:
+def need_sizes(step: ProcessingStep, **sizes: int) -> None:
     """Raise DataError where a size is not from 1 to 65536; names all that are not."""
     faults = [f"{name} is {size}" for name, size in sizes.items() if not 1 <= size <= 65_536]
     if faults:

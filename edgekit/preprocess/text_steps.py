@@ -8,13 +8,13 @@ import numpy as np
 
 from edgekit.errors import DataError
 from edgekit.preprocess import words
-from edgekit.preprocess.steps import BYTES, Flow, Step, Tools, need
+from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need
 from edgekit.tensors import Array, DType
 
 MAX_TEXT_BYTES = 2**20
 
 
-class WordPieces(Step, frozen=True, tag="word-pieces"):
+class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
     """UTF-8 text to indices in a vocabulary, [CLS] ... [SEP], padded with [PAD] to `length`.
 
     Attributes:

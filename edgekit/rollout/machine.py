@@ -17,14 +17,14 @@ import msgspec
 from edgekit.errors import RefusedError
 from edgekit.mqtt.messages import Outcome, Running
 from edgekit.rollout.cohort import Cohort, wave_order
-from edgekit.rollout.plan import Plan
+from edgekit.rollout.plan import RolloutPlan
 
 FAILURES = ("failed", "rolled-back", "refused")
 SILENT = "silent"
 MAX_REASON = 500
 
 
-class State(str, enum.Enum):
+class RolloutState(str, enum.Enum):
     """Of a rollout."""
 
     DRAFT = "DRAFT"
@@ -44,7 +44,7 @@ class DeviceState(str, enum.Enum):
     SKIPPED = "SKIPPED"
 
 
-class Progress(msgspec.Struct, frozen=True):
+class DeviceProgress(msgspec.Struct, frozen=True):
     """One device in a rollout.
 
     Attributes:
@@ -83,13 +83,13 @@ class Rollout(msgspec.Struct, frozen=True):
     id: int
     model: str
     version: str
-    plan: Plan = Plan()
+    plan: RolloutPlan = RolloutPlan()
     cohort: Cohort = Cohort()
-    state: State = State.DRAFT
+    state: RolloutState = RolloutState.DRAFT
     wave: int = 0
     reason: str = ""
     stopped_itself: bool = False
-    devices: dict[str, Progress] = {}
+    devices: dict[str, DeviceProgress] = {}
 
     def counts(self) -> dict[str, int]:
         """Devices by state, every state named."""
@@ -101,13 +101,13 @@ class Rollout(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> bool:
         """True when nothing can happen to it any more."""
-        return self.state in (State.FINISHED, State.ABORTED)
+        return self.state in (RolloutState.FINISHED, RolloutState.ABORTED)
 
 
 # --- events
 
 
-class Sight(msgspec.Struct, frozen=True):
+class DeviceStatus(msgspec.Struct, frozen=True):
     """What is known of one device and this rollout's model.
 
     Attributes:
@@ -128,7 +128,7 @@ class Started(msgspec.Struct, frozen=True):
 class Surveyed(msgspec.Struct, frozen=True):
     """The fleet was looked at, or time passed: `devices` holds those that changed since the last look."""
 
-    devices: Mapping[str, Sight] = {}
+    devices: Mapping[str, DeviceStatus] = {}
 
 
 class Paused(msgspec.Struct, frozen=True):
@@ -147,28 +147,28 @@ class Aborted(msgspec.Struct, frozen=True):
     reason: str = "aborted by an operator"
 
 
-Event: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted"
+RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted"
 
 
 # --- effects
 
 
-class Tell(msgspec.Struct, frozen=True):
+class Assign(msgspec.Struct, frozen=True):
     """Make this rollout's bundle the device's assigned one for the model."""
 
     device: str
 
 
-class Withdraw(msgspec.Struct, frozen=True):
+class Revert(msgspec.Struct, frozen=True):
     """Give the device back the assignment that it had for the model before it was told, or none."""
 
     device: str
 
 
-Effect: TypeAlias = "Tell | Withdraw"
+Effect: TypeAlias = "Assign | Revert"
 
 
-class Step(msgspec.Struct, frozen=True):
+class RolloutStep(msgspec.Struct, frozen=True):
     """The new state, what must be done, and when to look again (wall clock seconds; None: only when asked)."""
 
     state: Rollout
@@ -176,7 +176,7 @@ class Step(msgspec.Struct, frozen=True):
     wake_at: float | None = None
 
 
-def step(rollout: Rollout, event: Event, now: float) -> Step:
+def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     """Take one event.
 
     Args:
@@ -200,11 +200,11 @@ def step(rollout: Rollout, event: Event, now: float) -> Step:
 # --- rows
 
 
-def _start(rollout: Rollout, event: Event, now: float) -> Step:
-    return _settle(msgspec.structs.replace(rollout, state=State.RUNNING), now)
+def _start(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    return _settle(msgspec.structs.replace(rollout, state=RolloutState.RUNNING), now)
 
 
-def _survey_running(rollout: Rollout, event: Event, now: float) -> Step:
+def _survey_running(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
     devices = _seen(rollout, event)
     limit = rollout.plan.device_deadline_seconds
@@ -215,76 +215,78 @@ def _survey_running(rollout: Rollout, event: Event, now: float) -> Step:
     return _settle(msgspec.structs.replace(rollout, devices=devices), now)
 
 
-def _survey_paused(rollout: Rollout, event: Event, now: float) -> Step:
+def _survey_paused(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    return Step(msgspec.structs.replace(rollout, devices=_seen(rollout, event)))
+    return RolloutStep(msgspec.structs.replace(rollout, devices=_seen(rollout, event)))
 
 
-def _ignore(rollout: Rollout, event: Event, now: float) -> Step:
-    return Step(rollout)
+def _ignore(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    return RolloutStep(rollout)
 
 
-def _pause(rollout: Rollout, event: Event, now: float) -> Step:
+def _pause(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Paused)
-    return Step(msgspec.structs.replace(rollout, state=State.PAUSED, reason=event.reason))
+    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.PAUSED, reason=event.reason))
 
 
-def _resume(rollout: Rollout, event: Event, now: float) -> Step:
+def _resume(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     devices = dict(rollout.devices)
     for name, progress in devices.items():
         if progress.state is DeviceState.FAILED:
             devices[name] = msgspec.structs.replace(progress, excused=True)
         elif progress.state is DeviceState.TOLD:  # the pause was not the device's fault
             devices[name] = msgspec.structs.replace(progress, told_at=now)
-    running = msgspec.structs.replace(rollout, state=State.RUNNING, reason="", stopped_itself=False, devices=devices)
+    running = msgspec.structs.replace(
+        rollout, state=RolloutState.RUNNING, reason="", stopped_itself=False, devices=devices
+    )
     return _settle(running, now)
 
 
-def _abort(rollout: Rollout, event: Event, now: float) -> Step:
+def _abort(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Aborted)
-    reason = f"{event.reason} (was paused: {rollout.reason})" if rollout.state is State.PAUSED else event.reason
+    reason = f"{event.reason} (was paused: {rollout.reason})" if rollout.state is RolloutState.PAUSED else event.reason
     effects = tuple(
-        Withdraw(name)
+        Revert(name)
         for name, progress in sorted(rollout.devices.items())
         if progress.state in (DeviceState.TOLD, DeviceState.FAILED)
     )
-    return Step(msgspec.structs.replace(rollout, state=State.ABORTED, reason=reason), effects)
+    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.ABORTED, reason=reason), effects)
 
 
-Row: TypeAlias = Callable[[Rollout, Event, float], Step]
+Row: TypeAlias = Callable[[Rollout, RolloutEvent, float], RolloutStep]
 
-TABLE: dict[tuple[State, type], Row] = {
-    (State.DRAFT, Started): _start,
-    (State.DRAFT, Surveyed): _ignore,
-    (State.DRAFT, Aborted): _abort,
-    (State.RUNNING, Surveyed): _survey_running,
-    (State.RUNNING, Paused): _pause,
-    (State.RUNNING, Aborted): _abort,
-    (State.PAUSED, Surveyed): _survey_paused,
-    (State.PAUSED, Resumed): _resume,
-    (State.PAUSED, Aborted): _abort,
-    (State.FINISHED, Surveyed): _ignore,
-    (State.ABORTED, Surveyed): _ignore,
+TABLE: dict[tuple[RolloutState, type], Row] = {
+    (RolloutState.DRAFT, Started): _start,
+    (RolloutState.DRAFT, Surveyed): _ignore,
+    (RolloutState.DRAFT, Aborted): _abort,
+    (RolloutState.RUNNING, Surveyed): _survey_running,
+    (RolloutState.RUNNING, Paused): _pause,
+    (RolloutState.RUNNING, Aborted): _abort,
+    (RolloutState.PAUSED, Surveyed): _survey_paused,
+    (RolloutState.PAUSED, Resumed): _resume,
+    (RolloutState.PAUSED, Aborted): _abort,
+    (RolloutState.FINISHED, Surveyed): _ignore,
+    (RolloutState.ABORTED, Surveyed): _ignore,
 }
 
 
 # --- rules
 
 
-def _seen(rollout: Rollout, event: Surveyed) -> dict[str, Progress]:
+def _seen(rollout: Rollout, event: Surveyed) -> dict[str, DeviceProgress]:
     devices = dict(rollout.devices)
     for name, sight in event.devices.items():
-        devices[name] = _judge(devices.get(name, Progress(DeviceState.SKIPPED)), sight)
+        devices[name] = _judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), sight)
     return devices
 
 
-def _judge(progress: Progress, sight: Sight) -> Progress:
+def _judge(progress: DeviceProgress, sight: DeviceStatus) -> DeviceProgress:
     """Where a device stands, by what it reports."""
     failure = _failure(progress.digest or sight.digest, sight)
     if progress.state in (DeviceState.SKIPPED, DeviceState.PENDING):
         if not sight.digest:
-            return Progress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
-        return Progress(DeviceState.PENDING, digest=sight.digest, old_outcome=failure.at if failure else None)
+            return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
+        return DeviceProgress(DeviceState.PENDING, digest=sight.digest, old_outcome=failure.at if failure else None)
     running = sight.running
     if running is not None and running.digest == progress.digest and running.state == "IDLE":
         return msgspec.structs.replace(progress, state=DeviceState.SUCCEEDED, reason="", excused=False)
@@ -294,20 +296,20 @@ def _judge(progress: Progress, sight: Sight) -> Progress:
     return progress
 
 
-def _failure(digest: str, sight: Sight) -> Outcome | None:
+def _failure(digest: str, sight: DeviceStatus) -> Outcome | None:
     outcome = sight.outcome
     return outcome if outcome and outcome.deployment == digest and outcome.result in FAILURES else None
 
 
-def _settle(rollout: Rollout, now: float) -> Step:
+def _settle(rollout: Rollout, now: float) -> RolloutStep:
     """Pause, or begin waves and tell their devices, or finish: whatever the devices' states ask for."""
     reason = _too_many_failures(rollout)
     if reason:
-        return Step(_stopped(rollout, reason))
+        return RolloutStep(_stopped(rollout, reason))
     devices = dict(rollout.devices)
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
-        return Step(rollout)  # nobody yet: devices that enroll later are told
+        return RolloutStep(rollout)  # nobody yet: devices that enroll later are told
     told = sum(devices[name].state is not DeviceState.PENDING for name in eligible)
     wave = rollout.wave
     while True:
@@ -320,22 +322,22 @@ def _settle(rollout: Rollout, now: float) -> Step:
     for name in chosen:
         devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.TOLD, told_at=now, wave=wave)
     settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
-    return _ended(settled, tuple(Tell(name) for name in chosen))
+    return _ended(settled, tuple(Assign(name) for name in chosen))
 
 
-def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> Step:
+def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> RolloutStep:
     waiting = [p.told_at for p in rollout.devices.values() if p.state is DeviceState.TOLD]
     if waiting:
-        return Step(rollout, effects, wake_at=min(waiting) + rollout.plan.device_deadline_seconds)
+        return RolloutStep(rollout, effects, wake_at=min(waiting) + rollout.plan.device_deadline_seconds)
     if not _wave_succeeded(rollout, rollout.wave):
         share = rollout.plan.success_threshold
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
-        return Step(_stopped(rollout, reason), effects)
-    return Step(msgspec.structs.replace(rollout, state=State.FINISHED), effects)
+        return RolloutStep(_stopped(rollout, reason), effects)
+    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.FINISHED), effects)
 
 
 def _stopped(rollout: Rollout, reason: str) -> Rollout:
-    return msgspec.structs.replace(rollout, state=State.PAUSED, reason=reason, stopped_itself=True)
+    return msgspec.structs.replace(rollout, state=RolloutState.PAUSED, reason=reason, stopped_itself=True)
 
 
 def _too_many_failures(rollout: Rollout) -> str:

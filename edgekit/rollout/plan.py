@@ -29,7 +29,7 @@ class Wave(msgspec.Struct, frozen=True):
 DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
 
-class Plan(msgspec.Struct, frozen=True):
+class RolloutPlan(msgspec.Struct, frozen=True):
     """How a rollout proceeds.
 
     Attributes:

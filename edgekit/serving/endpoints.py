@@ -13,7 +13,7 @@ from edgekit.serving.http.app import App
 from edgekit.serving.http.server import serve
 
 
-class Doors(NamedTuple):
+class Endpoints(NamedTuple):
     """Where clients are answered; empty or None for what was not asked for.
 
     Attributes:
@@ -35,9 +35,9 @@ class Doors(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def open_doors(
-    server: ModelServer, wanted: Doors, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
-) -> AsyncIterator[Doors]:
+async def open_endpoints(
+    server: ModelServer, wanted: Endpoints, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
+) -> AsyncIterator[Endpoints]:
     """Serve until the block ends, then drain.
 
     Args:
@@ -54,7 +54,7 @@ async def open_doors(
         MissingExtraError: gRPC is asked for and not installed.
     """
     async with contextlib.AsyncExitStack() as stack:
-        codes, found = None, Doors()
+        codes, found = None, Endpoints()
         if wanted.grpc or wanted.grpc_socket:
             try:
                 from edgekit.serving.grpc.server import GrpcService, serve_grpc
@@ -63,7 +63,7 @@ async def open_doors(
             service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)
             listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket)
             bound = await stack.enter_async_context(listening)
-            codes, found = service.codes, Doors(grpc=bound.address, grpc_socket=bound.socket)
+            codes, found = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
         app = App(server, max_request_bytes=max_request_bytes, api_key=api_key, local_only=local_only, grpc_codes=codes)
         if wanted.url or wanted.socket:
             http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket))

@@ -10,17 +10,28 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.mqtt.messages import Reported
 from edgekit.rollout.cohort import Cohort
-from edgekit.rollout.machine import Event, Progress, Rollout, Sight, Started, State, Step, Surveyed, Tell, step
-from edgekit.rollout.plan import Plan
+from edgekit.rollout.machine import (
+    Assign,
+    DeviceProgress,
+    DeviceStatus,
+    Rollout,
+    RolloutEvent,
+    RolloutState,
+    RolloutStep,
+    Started,
+    Surveyed,
+    step,
+)
+from edgekit.rollout.plan import RolloutPlan
 from edgekit.state._sql import Part, put, to_json
 from edgekit.state.assignments import assign
 from edgekit.state.devices import read_device
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
-DEFAULT_PLAN = Plan()
+DEFAULT_PLAN = RolloutPlan()
 EVERYBODY = Cohort()
-ACTIVE = (State.RUNNING.value, State.PAUSED.value)
+ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 
 class ActiveRollout(msgspec.Struct, frozen=True):
@@ -41,7 +52,7 @@ class RolloutTable(Part):
         entries: Mapping[str, Entry],
         *,
         now: float,
-        plan: Plan = DEFAULT_PLAN,
+        plan: RolloutPlan = DEFAULT_PLAN,
         cohort: Cohort = EVERYBODY,
     ) -> Rollout:
         """Create a rollout and start it; a controller tells its devices.
@@ -60,7 +71,7 @@ class RolloutTable(Part):
             values = {
                 "model": model,
                 "version": version,
-                "state": State.DRAFT.value,
+                "state": RolloutState.DRAFT.value,
                 "revision": 0,
                 "created": now,
                 "updated": now,
@@ -97,7 +108,7 @@ class RolloutTable(Part):
         with self._reading() as connection:
             return [ActiveRollout(row.id, row.revision, row.wake_at) for row in connection.execute(query)]
 
-    def apply(self, number: int, event: Event, now: float) -> Rollout:
+    def apply(self, number: int, event: RolloutEvent, now: float) -> Rollout:
         """Step a rollout by an operator's event.
 
         Raises:
@@ -156,13 +167,13 @@ class RolloutTable(Part):
             .order_by(rollout_devices.c.device)
         )
         rollout = msgspec.json.decode(row["body"], type=Rollout)
-        progress = {member.device: msgspec.json.decode(member.progress, type=Progress) for member in members}
+        progress = {member.device: msgspec.json.decode(member.progress, type=DeviceProgress) for member in members}
         entries = msgspec.json.decode(row["entries"], type=dict[str, Entry])
         return msgspec.structs.replace(rollout, devices=progress), entries
 
     def _sights(
         self, connection: sa.Connection, rollout: Rollout, entries: Mapping[str, Entry], since: float
-    ) -> dict[str, Sight]:
+    ) -> dict[str, DeviceStatus]:
         query = (
             sa.select(devices, reports.c.body)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
@@ -176,7 +187,7 @@ class RolloutTable(Part):
                 continue
             entry = entries.get(device.target)
             report = msgspec.json.decode(row["body"], type=Reported) if row["body"] else None
-            sights[device.name] = Sight(
+            sights[device.name] = DeviceStatus(
                 digest=entry.sha256 if entry else "",
                 running=report.models.get(rollout.model) if report else None,
                 outcome=report.outcomes.get(rollout.model) if report else None,
@@ -184,7 +195,7 @@ class RolloutTable(Part):
         return sights
 
     def _save(
-        self, connection: sa.Connection, before: Rollout, taken: Step, entries: Mapping[str, Entry], now: float
+        self, connection: sa.Connection, before: Rollout, taken: RolloutStep, entries: Mapping[str, Entry], now: float
     ) -> Rollout:
         after = taken.state
         if after == before and not taken.effects:
@@ -204,7 +215,7 @@ class RolloutTable(Part):
                 row = {"state": progress.state.value, "progress": to_json(progress)}
                 put(connection, rollout_devices, key, row)
         for effect in taken.effects:
-            if isinstance(effect, Tell):
+            if isinstance(effect, Assign):
                 self._tell(connection, after, effect.device, entries)
             else:
                 self._withdraw(connection, after, effect.device)

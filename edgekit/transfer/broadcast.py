@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from edgekit.mqtt.messages import MAX_WAVE_BLOCKS, Range
+from edgekit.mqtt.messages import MAX_BROADCAST_BLOCKS, Range
 
 MIN_DEVICES = 4  # fewer are answered one by one
 MIN_BLOCKS = 16
@@ -31,7 +31,7 @@ def bits_of(ranges: Iterable[Range], total: int) -> int:
     return bits
 
 
-class Crowd:
+class WaitingDevices:
     """Who misses which blocks of one blob, as far as they said so lately."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Crowd:
         self._wants = {device: (bits, at) for device, (bits, at) in self._wants.items() if now - at < FORGET_SECONDS}
         return bool(self._wants)
 
-    def worth_a_wave(self, now: float) -> bool:
+    def worth_a_broadcast(self, now: float) -> bool:
         """True when a broadcast of all that they miss sends little to devices that have it."""
         if len(self._wants) < MIN_DEVICES or not self.sweep(now) or len(self._wants) < MIN_DEVICES:
             return False
@@ -73,7 +73,7 @@ class Crowd:
         return set(self._wants)
 
 
-class Wave:
+class Broadcast:
     """One broadcast: each block once, in order.
 
     Whoever lost some, or came late, asks for the rest when it is over; sending that again would reach all the others
@@ -115,7 +115,7 @@ class Wave:
             return None
         first = (self._pending & -self._pending).bit_length() - 1
         count = 0
-        while count < MAX_WAVE_BLOCKS and self._pending >> (first + count) & 1:
+        while count < MAX_BROADCAST_BLOCKS and self._pending >> (first + count) & 1:
             count += 1
         self._pending &= ~(((1 << count) - 1) << first)
         self.sent += count

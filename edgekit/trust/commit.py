@@ -19,7 +19,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 from edgekit.errors import NotFoundError, UnavailableError
 from edgekit.protocols import Clock, Store
 from edgekit.trust.keys import key_path, signers_of
-from edgekit.trust.state import CUSTOM, METADATA, PENDING_NAME, SIGNED_AT, TIMESTAMP_NAME, State, load_state
+from edgekit.trust.state import CUSTOM, METADATA, PENDING_NAME, SIGNED_AT, TIMESTAMP_NAME, TrustState, load_state
 
 ROOT_FILE = "root.json"
 OFFLINE_ROLES = (Root.type, Targets.type)
@@ -69,7 +69,7 @@ class Committer:
         """Keep other writers out, where the store can."""
         return self._store.lock() if isinstance(self._store, Lockable) else nullcontext()
 
-    def load(self) -> State:
+    def load(self) -> TrustState:
         """The present commit; see `load_state`."""
         return load_state(self._store, self._keys / ROOT_FILE)
 
@@ -90,7 +90,7 @@ class Committer:
             raise NotFoundError(f"this needs {wanted}", advice=offline if role in OFFLINE_ROLES else "Bring it here.")
         return found
 
-    def commit(self, state: State, changed: Mapping[str, Targets], root: Root | None = None) -> None:
+    def commit(self, state: TrustState, changed: Mapping[str, Targets], root: Root | None = None) -> None:
         """Sign everything, then write everything.
 
         A new root counts for readers as soon as it is written. So snapshot, timestamp and targets carry the

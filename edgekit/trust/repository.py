@@ -24,7 +24,7 @@ from edgekit.protocols import Clock, Store
 from edgekit.trust.assignment import DIRECTOR, DOWNGRADE
 from edgekit.trust.commit import LIFETIME_DAYS, ROOT_FILE, Committer, signed_bytes
 from edgekit.trust.keys import generate_key, key_path, load_signer
-from edgekit.trust.state import METADATA, TIMESTAMP_NAME, State, publisher_role
+from edgekit.trust.state import METADATA, TIMESTAMP_NAME, TrustState, publisher_role
 
 ONLINE_ROLES = (Snapshot.type, Timestamp.type, DIRECTOR)
 
@@ -82,7 +82,8 @@ class Repository:
             (self._keys / ROOT_FILE).write_bytes(data)
             self._store.put(f"{METADATA}1.root.json", data)
             self._committer.commit(
-                State(self._store, root, Snapshot(), Timestamp(), b""), {Targets.type: self._first_targets(signers)}
+                TrustState(self._store, root, Snapshot(), Timestamp(), b""),
+                {Targets.type: self._first_targets(signers)},
             )
             return data
 
@@ -254,7 +255,7 @@ class Repository:
         """
         return self._committer.signers(DIRECTOR, self._committer.load().top())[0]
 
-    def _delegated(self, state: State, name: str) -> dict[str, Targets]:
+    def _delegated(self, state: TrustState, name: str) -> dict[str, Targets]:
         """The change that gives model `name` a publisher, with its key made."""
         if not NAME.fullmatch(name):
             raise ManifestError(f"model name {name!r} is not of the form {NAME.pattern}")
@@ -299,7 +300,7 @@ def _path(manifest: Manifest) -> str:
     return target_path(manifest.name, manifest.target, manifest.version)
 
 
-def _published(state: State, parsed: Manifest, manifest: bytes) -> TargetFile | None:
+def _published(state: TrustState, parsed: Manifest, manifest: bytes) -> TargetFile | None:
     """The target that has this content already.
 
     Raises:

@@ -20,7 +20,7 @@ from edgekit.protocols import Clock, Store
 from edgekit.trust.assignment import DIRECTOR
 from edgekit.trust.commit import Committer
 from edgekit.trust.keys import free_path, generate_key, key_files
-from edgekit.trust.state import State, publisher_role
+from edgekit.trust.state import TrustState, publisher_role
 
 TOP_ROLES = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 
@@ -183,13 +183,15 @@ class KeyKeeper:
             self._committer.commit(state, *self._signed_anew(state, role, root, top))
             return str(new[0].keyid) if new else ""
 
-    def _check_signers(self, state: State, role: str) -> None:
+    def _check_signers(self, state: TrustState, role: str) -> None:
         """Before a key is made: those that allow the change are here. A key that is changed may be lost."""
         above = Root.type if role in TOP_ROLES else Targets.type
         for needed in {above, Snapshot.type, Timestamp.type} - ({role} - {above}):
             self._committer.signers(needed, state.root)
 
-    def _signed_anew(self, state: State, role: str, root: Root, top: Targets) -> tuple[dict[str, Targets], Root | None]:
+    def _signed_anew(
+        self, state: TrustState, role: str, root: Root, top: Targets
+    ) -> tuple[dict[str, Targets], Root | None]:
         if role in TOP_ROLES:
             changed = {Targets.type: self._committer.next(top, Targets.type)} if role == Targets.type else {}
             return changed, root
@@ -200,7 +202,7 @@ class KeyKeeper:
         return changed, None
 
 
-def _next_root(committer: Committer, state: State) -> Root:
+def _next_root(committer: Committer, state: TrustState) -> Root:
     root = copy.deepcopy(state.root)
     root.version += 1
     return committer.fresh(root, Root.type)

@@ -25,7 +25,7 @@ def publisher_role(name: str) -> str:
     return f"publisher-{name}"
 
 
-class State:
+class TrustState:
     """Verified metadata of one commit.
 
     Attributes:
@@ -68,7 +68,7 @@ class State:
         return _verified(data, Targets, delegator, role, version)
 
 
-def load_state(store: Store, root_file: Path) -> State:
+def load_state(store: Store, root_file: Path) -> TrustState:
     """Read the present commit, starting from the root that its keys' owner trusts.
 
     Expiry is not judged: what is stale must still be renewable.
@@ -96,12 +96,12 @@ def load_state(store: Store, root_file: Path) -> State:
         return state
 
 
-def _state(store: Store, root: Root, committed: bytes) -> State:
+def _state(store: Store, root: Root, committed: bytes) -> TrustState:
     timestamp = _verified(committed, Timestamp, root, Timestamp.type)
     version = timestamp.snapshot_meta.version
     data = store.get(f"{METADATA}{version}.snapshot.json")
     snapshot = _verified(data, Snapshot, root, Snapshot.type, version)
-    state = State(store, root, snapshot, timestamp, committed)
+    state = TrustState(store, root, snapshot, timestamp, committed)
     state.top()
     return state
 

@@ -22,7 +22,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.runtimes import open_runtime
 from edgekit.trust.keys import generate_key
 from tests.arm import prepare
@@ -105,9 +105,9 @@ async def roll_out(side: ControlSide, target: str, models: dict[str, str]) -> No
     for name, version in models.items():
         side.start(name, version, target)
     end = time.monotonic() + PATIENCE_SECONDS
-    while waiting := [r for r in side.state.rollouts.all() if r.state is not State.FINISHED]:
+    while waiting := [r for r in side.state.rollouts.all() if r.state is not RolloutState.FINISHED]:
         assert time.monotonic() < end, waiting
-        assert not any(rollout.state is State.PAUSED for rollout in waiting), waiting
+        assert not any(rollout.state is RolloutState.PAUSED for rollout in waiting), waiting
         await asyncio.sleep(0.1)
 
 

@@ -15,7 +15,7 @@ from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import Manifest
 from edgekit.serving.api.model_server import ModelServer
 from edgekit.serving.cloud import CloudModels
-from edgekit.serving.endpoints import Doors, open_doors
+from edgekit.serving.endpoints import Endpoints, open_endpoints
 from tests.device_agents.inference.test_processing import with_processing
 from tests.simulators.small_models import identity_bundle, onnx_bundle
 
@@ -46,8 +46,8 @@ def bundles(folder: Path) -> dict[str, tuple[Manifest, Path]]:
 
 
 async def check(server: ModelServer, key: str = "") -> None:
-    wanted = Doors(url="127.0.0.1:0", grpc="127.0.0.1:0")
-    async with open_doors(server, wanted, max_request_bytes=2**20, api_key=key) as doors:
+    wanted = Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
+    async with open_endpoints(server, wanted, max_request_bytes=2**20, api_key=key) as doors:
         for kind, address in (("http", doors.url.removeprefix("http://")), ("grpc", doors.grpc)):
             command = [str(peers.python_of("tritonclient")), str(SCRIPTS[kind]), address, *([key] if key else [])]
             process = await asyncio.create_subprocess_exec(

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from tests.simulators import models
 
 KERAS = """
@@ -65,7 +65,7 @@ def keras_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def child():
-    with TensorFlowChild() as child:
+    with TensorFlowProcess() as child:
         yield child
 
 

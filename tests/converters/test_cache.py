@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from converters import convert
-from converters.cache import Cache, Shelf, default_cache, origin_of
+from converters.cache import Cache, CacheScope, default_cache, origin_of
 from converters.graph.graph import Graph, digest_of
 from tests.simulators.conv_models import residual
 
@@ -125,9 +125,9 @@ def test_graph_is_told_by_what_it_computes():
 
 
 def test_shelf_without_a_cache_keeps_nothing():
-    shelf = Shelf()
-    shelf.put(("a",), Note("one"))
-    assert shelf.get(("a",), Note) is None
+    cache_scope = CacheScope()
+    cache_scope.put(("a",), Note("one"))
+    assert cache_scope.get(("a",), Note) is None
 
 
 def steps_of(onnx_folder, output, cache, **choices):

@@ -6,14 +6,14 @@ import textwrap
 
 import pytest
 
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
 
 
 def test_child_that_died_is_a_conversion_error_and_is_replaced():
     """A killed child is told with its signal, and the next call gets a new one."""
-    with TensorFlowChild() as child:
+    with TensorFlowProcess() as child:
         process = child._started()
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(ConversionError, match="SIGKILL"):
@@ -25,8 +25,8 @@ def test_child_ends_with_its_parent():
     """A parent that is killed outright leaves no child behind."""
     script = textwrap.dedent("""
         import os, signal
-        from converters.framework_process import TensorFlowChild
-        print(TensorFlowChild()._started().pid, flush=True)
+        from converters.framework_process import TensorFlowProcess
+        print(TensorFlowProcess()._started().pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
     pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout)
@@ -43,7 +43,7 @@ def test_child_ends_with_its_parent():
 
 def test_unknown_function_cannot_be_called():
     """Only the functions of the table can be asked for."""
-    with TensorFlowChild() as child, pytest.raises(ValueError, match="not a function"):
+    with TensorFlowProcess() as child, pytest.raises(ValueError, match="not a function"):
         child.call("os.system", command="true")
 
 
@@ -63,7 +63,7 @@ def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
 @pytest.mark.parametrize("shown", [True, False])
 def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
     """What the child prints goes to stderr where that was asked for, and else into the tail that errors quote."""
-    with TensorFlowChild(show_log=shown) as child:
+    with TensorFlowProcess(show_log=shown) as child:
         process = child._started()
         process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
         process.stdin.flush()

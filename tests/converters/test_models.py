@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite_file import weighted_ops
 from converters.candidates.candidate import open_artifact, run_rows
@@ -84,12 +84,12 @@ def build(child, tmp_path_factory):
             graph = run_pass(Simplify(), MODELS[name]()).graph
             fixed = run_pass(Simplify(), graph.with_batch(1)).graph
             samples = Samples(rows_of(graph, 80, seed=1))
-            benches[name] = Workbench(graph, fixed, samples, child, tmp_path_factory.mktemp(name))
-        bench = benches[name]
-        artifact = LiteRTBackend(bench).build(Recipe(precision=kind))
+            benches[name] = ConversionContext(graph, fixed, samples, child, tmp_path_factory.mktemp(name))
+        context = benches[name]
+        artifact = LiteRTBackend(context).build(Recipe(precision=kind))
         runtime = open_artifact(artifact, tmp_path_factory.mktemp("run"))
-        x = rows_of(bench.graph, 40, seed=2)
-        expected, found = bench.graph.run(x), run_rows(runtime, x)
+        x = rows_of(context.graph, 40, seed=2)
+        expected, found = context.graph.run(x), run_rows(runtime, x)
         runtime.close()
         return artifact, {key: _share(found[key], value) for key, value in expected.items()}
 

@@ -4,7 +4,7 @@ import time
 import msgspec
 
 from device_agents import agent
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from device_agents.download.throttle import QuietHours
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.update.probation import ProbationLimits
@@ -191,7 +191,7 @@ async def test_a_newer_offer_supersedes_a_transfer(desk, device):
     kept = first.sha256
     desk.tamper = lambda digest, index, data: data if digest == kept else None
     desk.assign(first)
-    await device.until(lambda: device.state and device.state.name is S.DOWNLOADING)
+    await device.until(lambda: device.state and device.state.name is UpdateState.DOWNLOADING)
     desk.assign(second)
     await device.until(lambda: device.state.deployment.version == "2.0.0")
     desk.tamper = lambda digest, index, data: data

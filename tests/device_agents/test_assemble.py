@@ -63,7 +63,7 @@ async def test_how_models_are_served_comes_from_the_settings(tmp_path):
     inference, _ = make_inference(settings)
     for name in ("small", "other"):
         await inference.activate(name, onnx_bundle(tmp_path / name, name=name), tmp_path / name)
-    small, other = (inference._residents.get(name) for name in ("small", "other"))
+    small, other = (inference._manager.get(name) for name in ("small", "other"))
     assert (small.options.pinned, small.options.instances, small.options.queue_limit) == (True, 2, 7)
     assert (other.options.pinned, other.options.instances, other.options.isolation) == (False, 1, "process")
     assert isinstance(other.session.runtime, WorkerRuntime)

@@ -9,7 +9,7 @@ import urllib.request
 import grpc
 import pytest
 
-from device_agents.deployment import Installed, State
+from device_agents.deployment import Installed, UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Slots
 from edgekit.storage.disk import FolderDisk
@@ -50,7 +50,7 @@ def install(folder, version="1.0.0"):
     slots.stage("a", manifest.canonical_bytes(), "in")
     slots.point("a", "a")
     installed = Installed("a", manifest.digest, version, 1, 1.7e9)
-    Journal(disk).save("small", State(active=installed, known_good=installed, release=1))
+    Journal(disk).save("small", UpdateRecord(active=installed, known_good=installed, release=1))
     return manifest
 
 

@@ -6,7 +6,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.trust.keys import generate_key
@@ -74,7 +74,7 @@ async def test_a_class_key_in_its_settings_is_all_that_an_agent_needs(tmp_path):
             for version in ("1.0.0", "1.1.0"):
                 secrets += publish_sealed(side, version)
                 side.start("small", version, TARGET)
-                await side.until(lambda: side.rollout().state is State.FINISHED)
+                await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
                 assert await agent.ask("small") == version
             await agent.kill()
             await agent.start()
@@ -89,7 +89,7 @@ async def test_a_class_key_in_its_settings_is_all_that_an_agent_needs(tmp_path):
         await agent.start()
         try:
             side.start("small", "1.2.0", TARGET)
-            await side.until(lambda: side.rollout().state is State.PAUSED)
+            await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
             reason = side.rollout().devices["pi-1"].reason
             assert "sealed for device class cameras" in reason
             assert "this device has no class key" in reason

@@ -13,7 +13,7 @@ from edgekit.errors import SettingsError
 from edgekit.mqtt.broker import find_mosquitto
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.settings import AgentSettings, ControlSettings, load_settings, tls_files
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess
@@ -84,7 +84,7 @@ async def test_a_model_reaches_an_agent_over_mutual_tls(tmp_path):
             await agent.start()
             try:
                 side.start("small", "1.0.0", "x86-64")
-                await side.until(lambda: side.rollout().state is State.FINISHED)
+                await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
                 assert await agent.ask("small") == "1.0.0"
             finally:
                 await agent.end()

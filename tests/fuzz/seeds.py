@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from device_agents.deployment import S, State
+from device_agents.deployment import UpdateRecord, UpdateState
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer
 from edgekit.bundle.manifest import Encryption, WrappedKey, file_entry
@@ -29,7 +29,10 @@ def seeds() -> dict[str, list[bytes]]:
     disk = MemoryDisk()
     journal = Journal(disk)
     journal.begin_session("boot")
-    journal.save("digits", State(name=S.DOWNLOADING, deployment=NEW, known_good=INSTALLED_OLD, active=INSTALLED_OLD))
+    journal.save(
+        "digits",
+        UpdateRecord(name=UpdateState.DOWNLOADING, deployment=NEW, known_good=INSTALLED_OLD, active=INSTALLED_OLD),
+    )
     wrapped = WrappedKey("cameras", "0" * 64, "1" * 64, "2" * 96)
     files = tuple(file_entry(path, role, bytes(70_000)) for path, role in (("m", "model"), ("g", "golden")))
     sealed = msgspec.structs.replace(manifest_of(), files=files, encryption=Encryption((wrapped,)))

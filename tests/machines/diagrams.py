@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from device_agents.update.machine import BOOT_TABLE, TABLE, Row
 from edgekit.rollout.machine import TABLE as ROLLOUT_TABLE
 
@@ -51,13 +51,13 @@ def page() -> str:
 
 
 def _diagram() -> list[str]:
-    arrows: dict[tuple[S, S], list[str]] = defaultdict(list)
-    sideways = (S.CLEANING, S.ROLLING_BACK)
+    arrows: dict[tuple[UpdateState, UpdateState], list[str]] = defaultdict(list)
+    sideways = (UpdateState.CLEANING, UpdateState.ROLLING_BACK)
     for row in TABLE:
-        forward = row.then is not row.state and not (row.then in sideways and row.event.__name__ in _ALIKE)
+        forward = row.next_state is not row.state and not (row.next_state in sideways and row.event.__name__ in _ALIKE)
         if forward:
             label = row.event.__name__ + (f" ({row.when})" if row.when else "")
-            arrows[(row.state, row.then)].append(label)
+            arrows[(row.state, row.next_state)].append(label)
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> IDLE"]
     for (state, then), labels in arrows.items():
         lines.append(f"    {state.value} --> {then.value}: {', '.join(labels)}")
@@ -71,7 +71,7 @@ def _rows(table: tuple[Row, ...]) -> list[str]:
     lines = ["| state | event | when | next | effects |", "| --- | --- | --- | --- | --- |"]
     for row in table:
         effects = ", ".join(effect.value for effect in row.effects)
-        lines.append(f"| {row.state.value} | {row.event.__name__} | {row.when} | {row.then.value} | {effects} |")
+        lines.append(f"| {row.state.value} | {row.event.__name__} | {row.when} | {row.next_state.value} | {effects} |")
     return lines
 
 

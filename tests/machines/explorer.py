@@ -16,8 +16,8 @@ from device_agents.deployment import (
     Damaged,
     DeadlinePassed,
     Deployment,
-    Do,
     Downloaded,
+    Effect,
     Failed,
     Installed,
     Limits,
@@ -25,10 +25,10 @@ from device_agents.deployment import (
     Proved,
     Resolved,
     RolledBack,
-    S,
     Staged,
-    State,
     Tested,
+    UpdateRecord,
+    UpdateState,
     Verified,
     Watched,
 )
@@ -46,17 +46,17 @@ OLD, NEW, NEWER = deployment(1), deployment(2), deployment(3, 2)
 EARLY, LATE = 1.0, 1e6  # before and after the end of a deployment's time
 INSTALLED_OLD = Installed("a", OLD.digest, OLD.version, OLD.release)
 OUTCOMES = {
-    Do.RESOLVE: Resolved,
-    Do.DOWNLOAD: Downloaded,
-    Do.VERIFY: Verified,
-    Do.STAGE: Staged,
-    Do.TEST: Tested,
-    Do.ACTIVATE: Activated,
-    Do.WATCH: Watched,
-    Do.PROBE: Proved,
-    Do.COMMIT: Committed,
-    Do.ROLL_BACK: RolledBack,
-    Do.CLEAN: Cleaned,
+    Effect.RESOLVE: Resolved,
+    Effect.DOWNLOAD: Downloaded,
+    Effect.VERIFY: Verified,
+    Effect.STAGE: Staged,
+    Effect.TEST: Tested,
+    Effect.ACTIVATE: Activated,
+    Effect.WATCH: Watched,
+    Effect.PROBE: Proved,
+    Effect.COMMIT: Committed,
+    Effect.ROLL_BACK: RolledBack,
+    Effect.CLEAN: Cleaned,
 }
 FAILURES = (
     Failed(error="TransportError", message="away", passing=True),
@@ -67,9 +67,9 @@ FAILURES = (
 class World(NamedTuple):
     """A device between two events: what the agent remembers and what its disk says."""
 
-    state: State  # in memory
-    effect: Do | None  # under way
-    journal: State
+    state: UpdateRecord  # in memory
+    effect: Effect | None  # under way
+    journal: UpdateRecord
     active: str  # pointer, a digest; "" for none
     known_good: str
     slots: tuple[str, str]  # digest that each slot holds in full
@@ -81,7 +81,9 @@ class World(NamedTuple):
 def start(installed: Installed | None, *, harm: int = 0, at: float = 0.0) -> World:
     """A device at rest, with the old bundle or with none; `harm` slots of it may be damaged; with `at` time passes."""
     kept = OLD if installed else None
-    state = State(active=installed, known_good=installed, kept=kept, release=installed.release if installed else 0)
+    state = UpdateRecord(
+        active=installed, known_good=installed, kept=kept, release=installed.release if installed else 0
+    )
     digest = installed.digest if installed else ""
     return World(state, None, state, digest, digest, (digest, ""), harm=harm, at=at)
 
@@ -109,7 +111,7 @@ def _next(machine: UpdateMachine, world: World, offers: tuple[Deployment, ...]) 
         after += _stepped(machine, world, DeadlinePassed())
     if world.harm:
         after += _harmed(machine, world)
-    if world.effect is Do.ROLL_BACK and world.state.known_good and world.state.known_good.digest not in world.slots:
+    if world.effect is Effect.ROLL_BACK and world.state.known_good and world.state.known_good.digest not in world.slots:
         return after + _stepped(machine, world, _damaged(world, world.state.known_good, answering=False))
     if world.effect is not None:
         done = _done(world, world.effect)
@@ -138,7 +140,7 @@ def _harmed(machine: UpdateMachine, world: World) -> list[World]:
         slots = ("", world.slots[1]) if slot == 0 else (world.slots[0], "")
         harmed = world._replace(slots=slots, harm=world.harm - 1)
         active = world.state.active
-        if world.state.name is S.IDLE and active is not None and active.slot == "ab"[slot]:
+        if world.state.name is UpdateState.IDLE and active is not None and active.slot == "ab"[slot]:
             for answering in (False, True):
                 after += _stepped(machine, harmed, _damaged(harmed, active, answering=answering))
         after.append(harmed._replace(on=False))
@@ -165,18 +167,18 @@ def _stepped(machine: UpdateMachine, world: World, event: object) -> list[World]
     return [world._replace(on=False), world._replace(state=state, effect=effect, journal=state)]
 
 
-def _done(world: World, effect: Do) -> World:
+def _done(world: World, effect: Effect) -> World:
     """What one effect does to the disk, all of it; repeating it changes nothing."""
     state = world.state
-    if effect is Do.STAGE and state.deployment is not None:
+    if effect is Effect.STAGE and state.deployment is not None:
         a, b = world.slots
         digest = state.deployment.digest
         return world._replace(slots=(digest, b) if state.inactive_slot == "a" else (a, digest))
-    if effect is Do.ACTIVATE and state.deployment is not None:
+    if effect is Effect.ACTIVATE and state.deployment is not None:
         return world._replace(active=world.slots[state.inactive_slot == "b"])
-    if effect is Do.COMMIT and state.active is not None:
+    if effect is Effect.COMMIT and state.active is not None:
         return world._replace(active=state.active.digest, known_good=state.active.digest)
-    if effect is Do.ROLL_BACK:
+    if effect is Effect.ROLL_BACK:
         digest = state.known_good.digest if state.known_good else ""
         return world._replace(active=digest, known_good=digest)
     return world
@@ -189,7 +191,7 @@ def machine(table: dict | None = None) -> UpdateMachine:
 
 def at_rest(worlds: set[World]) -> set[World]:
     """Worlds that are on and wait for nothing."""
-    return {w for w in worlds if w.on and w.state.name is S.IDLE}
+    return {w for w in worlds if w.on and w.state.name is UpdateState.IDLE}
 
 
 def can_return_to_idle(worlds: set[World], stepper: UpdateMachine) -> bool:
@@ -200,7 +202,7 @@ def can_return_to_idle(worlds: set[World], stepper: UpdateMachine) -> bool:
             step = stepper.step(state, Booted(), 0.0)
             state, effect = step.state, step.effects[0] if step.effects else None
         for _ in range(40):
-            if state.name is S.IDLE and state.deployment is None:
+            if state.name is UpdateState.IDLE and state.deployment is None:
                 break
             event = OUTCOMES[effect]() if effect else DeadlinePassed()
             step = stepper.step(state, event, 0.0)

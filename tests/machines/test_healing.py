@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from device_agents.deployment import Booted, Damaged, DeadlinePassed, Do, Installed, Limits, S, State
+from device_agents.deployment import (
+    Booted,
+    Damaged,
+    DeadlinePassed,
+    Effect,
+    Installed,
+    Limits,
+    UpdateRecord,
+    UpdateState,
+)
 from device_agents.update.machine import _INDEX, Row, UpdateMachine
 from tests.machines.explorer import (
     FAILURES,
@@ -39,7 +48,7 @@ def settle(state, effect):
     """Let every effect succeed until the device rests."""
     stepper = machine()
     for _ in range(40):
-        if state.name is S.IDLE and state.deployment is None:
+        if state.name is UpdateState.IDLE and state.deployment is None:
             return state
         step = stepper.step(state, OUTCOMES[effect]() if effect else DeadlinePassed(), 0.0)
         state, effect = step.state, step.effects[0] if step.effects else None
@@ -55,7 +64,7 @@ PREVIOUS = Installed("b", "0" * 64, "0.9.0", 0)
 def test_what_was_committed_is_fetched_again_by_itself(previous, fallback, answering):
     """Whatever answers meanwhile, in the end it is the bundle that was damaged, whole again."""
     fallback = fallback and previous is not None
-    state = State(active=INSTALLED_OLD, known_good=INSTALLED_OLD, previous=previous, kept=OLD, release=1)
+    state = UpdateRecord(active=INSTALLED_OLD, known_good=INSTALLED_OLD, previous=previous, kept=OLD, release=1)
     event = Damaged(digest=OLD.digest, error="E", message="m", fallback=fallback, answering=answering)
     step = machine().step(state, event, 0.0)
     if fallback:
@@ -71,15 +80,15 @@ def test_what_was_committed_is_fetched_again_by_itself(previous, fallback, answe
 def test_what_fails_when_it_is_fetched_again_is_given_up():
     """Not for ever: the device rests with what it has, and says how it ended."""
     stepper, effect = machine(), None
-    state = State(active=INSTALLED_OLD, known_good=INSTALLED_OLD, kept=OLD, release=1)
+    state = UpdateRecord(active=INSTALLED_OLD, known_good=INSTALLED_OLD, kept=OLD, release=1)
     step = stepper.step(state, Damaged(digest=OLD.digest, error="E", message="m"), 0.0)
     for _ in range(20):
         state, effect = step.state, step.effects[0] if step.effects else None
-        if state.name is S.IDLE and state.deployment is None:
+        if state.name is UpdateState.IDLE and state.deployment is None:
             break
-        event = FAILURES[1] if effect is Do.TEST else OUTCOMES[effect]() if effect else DeadlinePassed()
+        event = FAILURES[1] if effect is Effect.TEST else OUTCOMES[effect]() if effect else DeadlinePassed()
         step = stepper.step(state, event, 0.0)
-    assert (state.name, state.kept, state.known_good) == (S.IDLE, None, None)
+    assert (state.name, state.kept, state.known_good) == (UpdateState.IDLE, None, None)
     assert (state.outcome.result, state.failed.digest) == ("refused", OLD.digest)
 
 
@@ -101,7 +110,9 @@ def suspect(world):
     """The new bundle is active, and its commit is not final."""
     active = world.journal.active
     return (
-        active is not None and active.digest == NEW.digest and (world.journal.watching or world.journal.name != S.IDLE)
+        active is not None
+        and active.digest == NEW.digest
+        and (world.journal.watching or world.journal.name != UpdateState.IDLE)
     )
 
 
@@ -114,26 +125,30 @@ def loaded_too_often(worlds, stepper, limit=MAX_CRASHES):
 
 def test_a_bundle_that_ends_the_process_whenever_it_is_loaded_is_given_up(updated):
     """From every world in which it could have become active, with nothing else ever getting done."""
-    assert any(suspect(world) and world.journal.name is S.IDLE for world in updated)
-    assert any(suspect(world) and world.journal.name is S.COMMITTING for world in updated)
+    assert any(suspect(world) and world.journal.name is UpdateState.IDLE for world in updated)
+    assert any(suspect(world) and world.journal.name is UpdateState.COMMITTING for world in updated)
     assert loaded_too_often(updated, machine()) == []
 
 
 def test_then_the_bundle_before_it_answers(updated):
     """And the new one is the one that failed, and is told."""
     stepper = machine()
-    world = next(w for w in updated if suspect(w) and w.journal.name is S.IDLE and w.journal.deployment is None)
+    world = next(
+        w for w in updated if suspect(w) and w.journal.name is UpdateState.IDLE and w.journal.deployment is None
+    )
     state = world.journal
     for _ in range(MAX_CRASHES):
         state = stepper.step(state, Booted(ended="crash"), 0.0).state
-    assert (state.name, state.active.digest, state.failed.digest) == (S.ROLLING_BACK, OLD.digest, NEW.digest)
+    assert (state.name, state.active.digest, state.failed.digest) == (UpdateState.ROLLING_BACK, OLD.digest, NEW.digest)
     assert (state.outcome.result, state.outcome.error) == ("rolled-back", "CrashLoop")
 
 
 def test_starts_that_say_nothing_against_the_bundle_do_not_count(updated):
     """An orderly end, or a machine that was switched off."""
     stepper = machine()
-    world = next(w for w in updated if suspect(w) and w.journal.name is S.IDLE and w.journal.deployment is None)
+    world = next(
+        w for w in updated if suspect(w) and w.journal.name is UpdateState.IDLE and w.journal.deployment is None
+    )
     for ended in ("order", "cut"):
         state = world.journal
         for _ in range(10):
@@ -144,9 +159,11 @@ def test_starts_that_say_nothing_against_the_bundle_do_not_count(updated):
 def test_control_a_boot_rule_that_forgets_crash_loops_is_caught(updated):
     """A wrong row for COMMITTING, and starts that nobody counts: the search sees the bundle loaded for ever."""
     table = dict(_INDEX)
-    table[(S.COMMITTING, Booted, "often")] = Row(S.COMMITTING, Booted, "often", S.COMMITTING, (Do.COMMIT,))
+    table[(UpdateState.COMMITTING, Booted, "often")] = Row(
+        UpdateState.COMMITTING, Booted, "often", UpdateState.COMMITTING, (Effect.COMMIT,)
+    )
     caught = loaded_too_often(updated, machine(table))
-    assert {world.journal.name for world in caught} >= {S.COMMITTING}
+    assert {world.journal.name for world in caught} >= {UpdateState.COMMITTING}
     uncounted = UpdateMachine(Limits(max_interruptions=2, max_crashes=10**6))
     caught = loaded_too_often(updated, uncounted, limit=3)
-    assert {world.journal.name for world in caught} >= {S.IDLE, S.CLEANING}
+    assert {world.journal.name for world in caught} >= {UpdateState.IDLE, UpdateState.CLEANING}

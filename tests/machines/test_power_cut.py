@@ -2,7 +2,7 @@ import functools
 
 import pytest
 
-from device_agents.deployment import Booted, DeadlinePassed, Do, S
+from device_agents.deployment import Booted, DeadlinePassed, Effect, UpdateState
 from device_agents.update.machine import _INDEX, Row
 from tests.machines.explorer import (
     EARLY,
@@ -62,15 +62,15 @@ def test_every_world_can_return_to_idle(installed):
 def test_every_state_is_reached():
     """No row of the table is there for nothing."""
     worlds = explored(INSTALLED_OLD, (OLD, NEW, NEWER))
-    assert {world.state.name for world in worlds} == set(S)
+    assert {world.state.name for world in worlds} == set(UpdateState)
 
 
-@pytest.mark.parametrize("state", [S.PROBATION, S.ACTIVATING])
+@pytest.mark.parametrize("state", [UpdateState.PROBATION, UpdateState.ACTIVATING])
 def test_control_a_wrong_boot_rule_is_caught(state):
     """Resuming with cleaning instead of rolling back leaves an unproven bundle active, and the explorer sees it."""
     table = dict(_INDEX)
     for when in ("", "often"):
-        table[(state, Booted, when)] = Row(state, Booted, when, S.CLEANING, (Do.CLEAN,))
+        table[(state, Booted, when)] = Row(state, Booted, when, UpdateState.CLEANING, (Effect.CLEAN,))
     resting = at_rest(explore(machine(table), start(INSTALLED_OLD), (NEW,)))
     assert any(world.active == NEW.digest and world.known_good == OLD.digest for world in resting)
 
@@ -79,7 +79,18 @@ def test_a_deployment_whose_time_is_over_has_one_step_left_to_hang_in():
     """Whenever the time ends: who then misses a deadline before ACTIVATING is done with, and never tried again."""
     worlds = explore(machine(), start(INSTALLED_OLD, at=EARLY), (NEW,))
     late = [w for w in worlds if w.on and w.at == LATE and w.state.begun == EARLY]
-    before = [w for w in late if w.state.name in (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.STAGING, S.TESTING)]
+    before = [
+        w
+        for w in late
+        if w.state.name
+        in (
+            UpdateState.RESOLVING,
+            UpdateState.DOWNLOADING,
+            UpdateState.VERIFYING,
+            UpdateState.STAGING,
+            UpdateState.TESTING,
+        )
+    ]
     assert len({w.state.name for w in before}) == 5
     for world in before:
         assert world.state.deadline is not None

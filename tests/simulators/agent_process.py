@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from device_agents.deployment import State
+from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from edgekit.storage.disk import FolderDisk
 
@@ -74,9 +74,9 @@ class AgentProcess:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())["parameters"]["edgekit_version"]
 
-    def state(self, model: str) -> State:
+    def state(self, model: str) -> UpdateRecord:
         """What its journal says."""
-        return Journal(FolderDisk(self.folder / "state")).models().get(model, State())
+        return Journal(FolderDisk(self.folder / "state")).models().get(model, UpdateRecord())
 
     def files(self) -> set[str]:
         """Every file in its state folder."""

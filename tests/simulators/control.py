@@ -28,7 +28,7 @@ from edgekit.protocols import Transport
 from edgekit.registry import RegistryReader, publish
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.machine import Rollout
-from edgekit.rollout.plan import Plan
+from edgekit.rollout.plan import RolloutPlan
 from edgekit.state import open_fleet_state
 from edgekit.storage.stores import open_store
 from edgekit.tensors import DType, TensorSpec
@@ -239,7 +239,7 @@ class ControlSide:
         reader = self.reader()
         entries = {target: reader.resolve(model, target, version).entry for target in targets or (TARGET,)}
         return self.state.rollouts.start(
-            model, version, entries, plan=Plan(**plan), cohort=Cohort(), now=self.clock.wall()
+            model, version, entries, plan=RolloutPlan(**plan), cohort=Cohort(), now=self.clock.wall()
         )
 
     def rollout(self) -> Rollout:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from device_agents.agent import Agent, AgentOptions
 from device_agents.control.link import presence_will
-from device_agents.deployment import Limits, S
+from device_agents.deployment import Limits, UpdateState
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import BLOCK_BYTES, Manifest
 from edgekit.clock import SystemClock
@@ -286,6 +286,6 @@ class Device:
     def rests(self, version: str | None = None) -> bool:
         """True when nothing is under way for the model, and `version` is active where given."""
         state = self.state
-        if state is None or state.name is not S.IDLE or state.deployment is not None:
+        if state is None or state.name is not UpdateState.IDLE or state.deployment is not None:
             return False
         return version is None or (state.active is not None and state.active.version == version)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.cli.console import Progress, note, step
+from edgekit.cli.console import ProgressLine, note, step
 from edgekit.cli.fleet import fleet_state, registry_reader
 from edgekit.errors import EdgekitError, NotFoundError
 from edgekit.settings import ControlSettings
@@ -39,7 +39,7 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
         bases = _bases(reader, manifest, versions, named)
         label = f"Making deltas of {manifest.name} {manifest.version} for {manifest.target}"
         with step(label):
-            made = make_deltas(reader, bundle, manifest, bases, progress=Progress(label))
+            made = make_deltas(reader, bundle, manifest, bases, progress=ProgressLine(label))
     for row, delta in made:
         size = manifest.file("model").size
         said = f"{delta.offer.size + delta.offer.length} of {size} bytes" if delta else "none, it would save too little"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import Progress, control_settings, json_option, needs_extra, note, print_json
+from edgekit.cli.console import ProgressLine, control_settings, json_option, needs_extra, note, print_json
 from edgekit.cli.fleet import read_root
 from edgekit.cli.passphrase import given_passphrase, passphrase_option
 from edgekit.cli.registry.classes import class_group
@@ -79,7 +79,7 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     with needs_extra("registry"):
         from edgekit.registry.verification import verify as verify_registry
         from edgekit.storage.stores import open_store
-    faults = verify_registry(open_store(settings.registry), read_root(settings), progress=Progress("verify"))
+    faults = verify_registry(open_store(settings.registry), read_root(settings), progress=ProgressLine("verify"))
     if as_json:
         print_json({"sound": not faults, "faults": faults})
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.console import Progress, dry_run_option, json_option, needs_extra, print_json, print_table, step
+from edgekit.cli.console import ProgressLine, dry_run_option, json_option, needs_extra, print_json, print_table, step
 from edgekit.cli.passphrase import passphrase_option
 from edgekit.cli.registry.classes import encrypt_option, sealed_copies
 from edgekit.cli.registry.deltas import deltas_for, planned_deltas
@@ -71,7 +71,7 @@ def publish(
             label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
             deltas = deltas_for(settings, folder, manifest, delta_from)
             with step(label):
-                release = publish_bundle(store, repository, folder, deltas=deltas, progress=Progress(label))
+                release = publish_bundle(store, repository, folder, deltas=deltas, progress=ProgressLine(label))
             done.append(release.entry)
     if as_json:
         print_json(done)

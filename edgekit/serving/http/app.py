@@ -17,7 +17,7 @@ import msgspec
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving.api import documents
 from edgekit.serving.api.model_server import ModelServer
-from edgekit.serving.http.messages import Head, Lasting, Reply, Work
+from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, render
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.oip import raw_body
@@ -155,7 +155,7 @@ class App:
             return _json(documents.server())
         if path == ("v2", "repository", "index"):
             _need(head, "POST")
-            return Lasting(self._index, head)
+            return RepeatableWork(self._index, head)
         raise _HttpError(404, f"there is nothing at {head.path}")
 
     def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
@@ -174,7 +174,7 @@ class App:
             length = oip.header_length(head.header(_LENGTH))
             if length is None and (media := raw_body.parse_media(head.headers.get(b"content-type", b""))) is not None:
                 return self._bare(head, model, version, media)
-            return Lasting(self._infer, head, model, version, length)
+            return RepeatableWork(self._infer, head, model, version, length)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
@@ -195,7 +195,7 @@ class App:
             raw = ()
         name = raw_body.input_for(media, raw)
         if name is not None:
-            return functools.partial(self._infer_bare, head, model, version, (media, name))
+            return functools.partial(self._infer_raw_body, head, model, version, (media, name))
         refused = _HttpError(415, raw_body.refusal(media, model, raw), {"Accept": ", ".join(raw_body.accepted(raw))})
         if media.kind != "text":
             raise refused
@@ -207,11 +207,11 @@ class App:
 
         return infer
 
-    async def _infer_bare(
+    async def _infer_raw_body(
         self, head: Head, model: str, version: str | None, how: tuple[raw_body.Media, str], body: bytes
     ) -> Reply:
         try:
-            request = raw_body.parse_bare(body, *how, head.headers)
+            request = raw_body.parse_raw_body(body, *how, head.headers)
             found = await self._server.answer(model, version, request)
             encoded = await asyncio.to_thread(oip.encode_response, found, request)  # it came from a thread anyway
         except Exception as error:

@@ -13,9 +13,9 @@ from typing import Any
 import httptools
 import msgspec
 
-from edgekit.serving.http.connections import Hub
-from edgekit.serving.http.head_cache import KnownHead, RefusedError, answer_head, path_of
-from edgekit.serving.http.messages import Head, Lasting, Reply, Work, rest_of
+from edgekit.serving.http.connections import Connections
+from edgekit.serving.http.head_cache import CachedHead, HeadRefusedError, answer_head, path_of
+from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work, rest_of
 from edgekit.serving.oip import codec as oip
 
 _log = logging.getLogger(__name__)
@@ -73,16 +73,16 @@ class Connection(asyncio.Protocol):
         *("_writable", "_unsent"),
     )
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, connections: Connections) -> None:
         self.deadline = _NEVER
-        self._hub = hub
-        self._app = hub.app
-        self._max_body = hub.app.max_request_bytes
-        self._loop = hub.loop
+        self._connections = connections
+        self._app = connections.app
+        self._max_body = connections.app.max_request_bytes
+        self._loop = connections.loop
         self._parser: Any = None
         self._transport: asyncio.Transport
         self._over_tcp = True
-        self._heads = hub.heads
+        self._heads = connections.heads
         self._since = 0.0  # idle, or being written to without progress
         self._requests = 0
         # What is being read
@@ -125,11 +125,11 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
         self._over_tcp = transport.get_extra_info("socket").family != sockets.AF_UNIX
-        self._heads = self._hub.heads_over_tcp if self._over_tcp else self._hub.heads
+        self._heads = self._connections.heads_over_tcp if self._over_tcp else self._connections.heads
         self._since = self._loop.time()
         self.deadline = self._since + HEADER_SECONDS
-        others = list(self._hub.connections)
-        self._hub.add(self)
+        others = list(self._connections.connections)
+        self._connections.add(self)
         if len(others) < MAX_CONNECTIONS:
             return
         idle = [one for one in others if one.idle]
@@ -139,12 +139,12 @@ class Connection(asyncio.Protocol):
             return
         # Those that have never asked anything go first: a flood of connections must not cost clients theirs.
         longest = min(idle, key=lambda one: one.age)
-        self._hub.discard(longest)
+        self._connections.discard(longest)
         longest.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection; nobody waits for what still runs."""
-        self._hub.discard(self)
+        self._connections.discard(self)
         self._is_last = self._ended = True
         self.deadline = _NEVER
         self._waiting.clear()
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
             return
         if self._between and self._task is None and not self._waiting and self._writable:
             head = self._heads.find(data)
-            if head is not None and self._hub.held_bytes + len(data) <= HELD_BODIES * self._max_body:
+            if head is not None and self._connections.held_bytes + len(data) <= HELD_BODIES * self._max_body:
                 self._take(head, data)
                 return
         if not self._head_began:
@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self._is_last:  # or it is what follows the last request
                 _log.debug("refused", exc_info=error)
-                known = isinstance(error.__context__, RefusedError)
+                known = isinstance(error.__context__, HeadRefusedError)
                 self._refuse(400, str(error.__context__) if known else "this is no HTTP/1.1 request")
         else:
             if self._unparsed > MAX_HEADER_BYTES:
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
                 self._learn(data)
         self._advance()
 
-    def _take(self, head: KnownHead, data: bytes) -> None:
+    def _take(self, head: CachedHead, data: bytes) -> None:
         """Answer a whole request, as if the parser had seen it."""
         self._requests += 1
         self._head_began, self._unparsed = False, 0
@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
     def _learn(self, data: bytes) -> None:
         """Know the head of `data`, which is one whole request, the next time; not one that is peculiar."""
         asked = self._waiting[-1] if self._waiting else None
-        if asked is None or not isinstance(asked.decision, Lasting):
+        if asked is None or not isinstance(asked.decision, RepeatableWork):
             return
         if asked.keep_alive and asked.with_body and b"content-length" in self._headers:
             self._heads.note(data, len(asked.body), asked.decision)
@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
         """Decide what can be decided before the body."""
         headers = self._headers
         if self._parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
-            raise RefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
+            raise HeadRefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
         self._method = self._parser.get_method().decode()
         head = Head(self._method, path_of(self._url, headers), headers, self._over_tcp)
         self._in_head = False
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
         self._hold(len(body))
         if self._size > self._max_body:
             self._drop(self._app.too_long(""))
-        elif self._hub.held_bytes > HELD_BODIES * self._max_body:
+        elif self._connections.held_bytes > HELD_BODIES * self._max_body:
             self._drop(_error(503, "the bodies of other requests fill the memory for them", {"Retry-After": "1"}))
         else:
             self._parts.append(body)
@@ -277,11 +277,11 @@ class Connection(asyncio.Protocol):
 
     def _hold(self, size: int) -> None:
         self._held += size
-        self._hub.held_bytes += size
+        self._connections.held_bytes += size
 
     def _release(self, size: int) -> None:
         self._held -= size
-        self._hub.held_bytes -= size
+        self._connections.held_bytes -= size
 
     def on_chunk_header(self) -> None:
         """Nothing; where this is missing, chunks are counted as a header."""
@@ -368,7 +368,7 @@ class Connection(asyncio.Protocol):
         self._app.count(reply.status)
         if self._ended or self._transport.is_closing():
             return
-        keep_alive = keep_alive and not self._hub.draining
+        keep_alive = keep_alive and not self._connections.draining
         head = answer_head(reply.status, len(reply.body), reply.headers, keep_alive=keep_alive)
         if not with_body:
             self._transport.write(head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from edgekit.serving.http.head_cache import KnownHeads
+from edgekit.serving.http.head_cache import HeadCache
 from edgekit.serving.http.messages import Application
 
 SWEEP_SECONDS = 1.0  # how late a limit of time may be noticed
@@ -43,7 +43,7 @@ class OpenConnection(Protocol):
         ...
 
 
-class Hub:
+class Connections:
     """What all connections of a server share.
 
     Attributes:
@@ -60,7 +60,7 @@ class Hub:
         self.connections: set[OpenConnection] = set()
         self.draining = False
         self.held_bytes = 0
-        self.heads, self.heads_over_tcp = KnownHeads(), KnownHeads()
+        self.heads, self.heads_over_tcp = HeadCache(), HeadCache()
         self.empty = asyncio.Event()
         self.empty.set()
         self._sweeper: asyncio.TimerHandle | None = None

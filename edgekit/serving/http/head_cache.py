@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from edgekit.serving.http.messages import Lasting
+from edgekit.serving.http.messages import RepeatableWork
 
 MOST_KNOWN = 64
 LONGEST_KNOWN = 2048  # bytes
@@ -17,11 +17,11 @@ _END = b"\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
 
 
-class RefusedError(Exception):
+class HeadRefusedError(Exception):
     """A header that is well-formed and not served; the parser wraps it."""
 
 
-class KnownHead(NamedTuple):
+class CachedHead(NamedTuple):
     """What the parser and the application made of a head.
 
     Attributes:
@@ -30,12 +30,12 @@ class KnownHead(NamedTuple):
         whole: Bytes of the whole request; its head says how long the body is.
     """
 
-    work: Lasting
+    work: RepeatableWork
     size: int
     whole: int
 
 
-class KnownHeads:
+class HeadCache:
     """Heads that were parsed, by their very bytes, so that two are the same only where no parser could tell them apart.
 
     At most MOST_KNOWN of up to LONGEST_KNOWN bytes are kept; the oldest goes first. Which are kept changes what a
@@ -43,36 +43,36 @@ class KnownHeads:
     """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, KnownHead] = {}
+        self._known: dict[bytes, CachedHead] = {}
 
-    def find(self, data: bytes) -> KnownHead | None:
+    def find(self, data: bytes) -> CachedHead | None:
         """The head of `data` if that is known and `data` is one whole request, no byte less or more."""
         known = self._known.get(data[: data.find(_END, 0, LONGEST_KNOWN) + len(_END)])
         return known if known is not None and known.whole == len(data) else None
 
-    def note(self, data: bytes, body_size: int, work: Lasting) -> None:
+    def note(self, data: bytes, body_size: int, work: RepeatableWork) -> None:
         """Know the head of `data`, where the parser found one request whose head says that its body has `body_size`."""
         size, end = len(data) - body_size, data.find(_END, 0, LONGEST_KNOWN)
         if end < 0 or end + len(_END) != size or data[:size] in self._known:
             return
         if len(self._known) >= MOST_KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[data[:size]] = KnownHead(work, size, len(data))
+        self._known[data[:size]] = CachedHead(work, size, len(data))
 
 
 def path_of(target: bytes, headers: dict[bytes, bytes]) -> str:
     """The path of a request's target, decoded; where the target names a host, that takes the place of the header's.
 
     Raises:
-        RefusedError: the target has no path.
+        HeadRefusedError: the target has no path.
     """
     if not target.startswith(b"/"):  # the form that names the host as well, or one that is for proxies
         try:
             parsed = httptools.parse_url(target)
         except httptools.HttpParserInvalidURLError as error:
-            raise RefusedError("the request's target is no path") from error
+            raise HeadRefusedError("the request's target is no path") from error
         if not parsed.host or not parsed.path:
-            raise RefusedError("the request's target is no path")
+            raise HeadRefusedError("the request's target is no path")
         headers[b"host"] = parsed.host
         target = parsed.path
     path = target.partition(b"?")[0].partition(b"#")[0].decode("latin-1")

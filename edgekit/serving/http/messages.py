@@ -43,7 +43,7 @@ class Reply(msgspec.Struct, frozen=True):
 Work = Callable[[bytes], Coroutine[Any, Any, Reply]]
 
 
-class Lasting(functools.partial[Coroutine[Any, Any, Reply]]):
+class RepeatableWork(functools.partial[Coroutine[Any, Any, Reply]]):
     """Work that is a matter of the head alone: any request with just that head may be answered by it, at any time."""
 
 
@@ -75,7 +75,7 @@ class Application(Protocol):
     def begin(self, head: Head) -> Reply | Work:
         """What is known before the body: the answer, or the work that makes it from the body.
 
-        `Lasting` work may be used again, without another call of this.
+        `RepeatableWork` work may be used again, without another call of this.
         """
         ...
 

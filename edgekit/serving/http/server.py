@@ -13,7 +13,7 @@ from typing import NamedTuple
 from edgekit.errors import UnavailableError
 from edgekit.serving.http.addresses import SOCKET_MODE, make_room, parse_address, removed_after
 from edgekit.serving.http.connection import Connection
-from edgekit.serving.http.connections import Hub
+from edgekit.serving.http.connections import Connections
 from edgekit.serving.http.messages import Application
 from edgekit.waiting import within
 
@@ -46,7 +46,7 @@ async def serve(app: Application, *, http: str = "", socket: Path | None = None)
         SettingsError: an address is malformed.
         UnavailableError: an address is taken or not ours to bind.
     """
-    hub, loop = Hub(app), asyncio.get_running_loop()
+    connections, loop = Connections(app), asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         listeners = []
         url = ""
@@ -56,21 +56,23 @@ async def serve(app: Application, *, http: str = "", socket: Path | None = None)
             url = _url(tcp)
         if socket is not None:
             listeners.append(stack.enter_context(_bind_unix(socket)))
-        servers = [await loop.create_server(lambda: Connection(hub), sock=one, backlog=_BACKLOG) for one in listeners]
+        servers = [
+            await loop.create_server(lambda: Connection(connections), sock=one, backlog=_BACKLOG) for one in listeners
+        ]
         try:
             yield Bound(url, socket)
         finally:
             for server in servers:
                 server.close()
-            await asyncio.shield(_drain(hub))
+            await asyncio.shield(_drain(connections))
 
 
-async def _drain(hub: Hub) -> None:
-    hub.drain()
+async def _drain(connections: Connections) -> None:
+    connections.drain()
     with contextlib.suppress(asyncio.TimeoutError):
-        await within(DRAIN_SECONDS, hub.empty.wait())
-    hub.abort()
-    await within(None, hub.empty.wait())
+        await within(DRAIN_SECONDS, connections.empty.wait())
+    connections.abort()
+    await within(None, connections.empty.wait())
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
 from edgekit.serving.models.load_progress import LoadListener, told
-from edgekit.serving.models.memory_growth import Grown, GrowthNews, note_all, note_workers
-from edgekit.serving.models.memory_plan import MemoryBudgetError, Resident, estimate_bytes, plan
+from edgekit.serving.models.memory_growth import Grown, MemoryNotifier, note_all, note_workers
+from edgekit.serving.models.memory_plan import LoadedModel, MemoryBudgetError, estimate_bytes, plan
 from edgekit.serving.models.model import RETRY_LOAD_SECONDS, Model
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import Footprints, MemoryFootprints, give_back, held_bytes
@@ -27,7 +27,7 @@ Check = Callable[[Session], Awaitable[object]]
 _POLL_SECONDS = 0.05
 
 
-class Residents:
+class ModelManager:
     """Loads models within a memory budget. All calls are made on one event loop.
 
     What a model holds is measured when it is loaded, as the growth of this process, or told by a runtime that is a
@@ -58,7 +58,7 @@ class Residents:
         self._prepare = prepare
         self.listener: LoadListener | None = None  # told of loads that take long
         self._models: dict[str, Model] = {}
-        self._news, self._settled_bytes = GrowthNews(), 0  # the latter after the last change of what is loaded
+        self._news, self._settled_bytes = MemoryNotifier(), 0  # the latter after the last change of what is loaded
         self._planning = asyncio.Lock()  # who goes and who comes is decided one at a time
         self._measuring = asyncio.Lock()  # the growth of the process must be one model's
 
@@ -243,12 +243,12 @@ class Residents:
         kept = self._footprints.get(manifest.digest)
         return model.options.instances * (estimate_bytes(manifest) if kept is None else kept)
 
-    def _others(self, model: Model, *, beside: bool) -> list[Resident]:
+    def _others(self, model: Model, *, beside: bool) -> list[LoadedModel]:
         found = []
         for one in self._models.values():
             if one.session is not None and (one is not model or beside):
                 found.append(
-                    Resident(
+                    LoadedModel(
                         name=one.name,
                         bytes=one.bytes,
                         pinned=one.options.pinned or one is model,
@@ -258,7 +258,7 @@ class Residents:
                     )
                 )
             if one.reserved and one is not model:
-                found.append(Resident(name=one.name, bytes=one.reserved, pinned=True))
+                found.append(LoadedModel(name=one.name, bytes=one.reserved, pinned=True))
         return found
 
     async def _evict(self, names: Sequence[str]) -> None:

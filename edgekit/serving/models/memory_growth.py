@@ -37,7 +37,7 @@ class Grown(NamedTuple):
     bytes: int
 
 
-class GrowthNews:
+class MemoryNotifier:
     """Decides what is told. Rules only: what was far over in two looks in a row, for a burst passes; once a load."""
 
     def __init__(self) -> None:

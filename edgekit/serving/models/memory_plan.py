@@ -19,7 +19,7 @@ class MemoryBudgetError(RuntimeLoadError):
     """A model does not fit into the memory budget, whatever else is put out."""
 
 
-class Resident(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model in memory.
 
     Attributes:
@@ -43,7 +43,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
         return self.loaded_at + max(SETTLE_SECONDS, self.load_seconds / LOADING_SHARE)
 
 
-class Plan(msgspec.Struct, frozen=True):
+class MemoryPlan(msgspec.Struct, frozen=True):
     """How a model gets its memory.
 
     Attributes:
@@ -61,14 +61,14 @@ def estimate_bytes(manifest: Manifest) -> int:
 
 
 def plan(
-    name: str, wanted: int, residents: Sequence[Resident], *, budget: int, now: float, urgent: bool = False
-) -> Plan:
+    name: str, wanted: int, manager: Sequence[LoadedModel], *, budget: int, now: float, urgent: bool = False
+) -> MemoryPlan:
     """Who must go so that `name` fits.
 
     Args:
         name: Who wants in.
         wanted: Bytes that it needs.
-        residents: Everybody else who holds memory; those that cannot go are pinned.
+        manager: Everybody else who holds memory; those that cannot go are pinned.
         budget: For all together; 0 for no limit.
         now: The time.
         urgent: Put out even who has only just come; for updates, which are rare.
@@ -77,24 +77,26 @@ def plan(
         MemoryBudgetError: it does not fit beside those that are pinned.
     """
     if not budget:
-        return Plan()
-    pinned = sum(one.bytes for one in residents if one.pinned)
+        return MemoryPlan()
+    pinned = sum(one.bytes for one in manager if one.pinned)
     if wanted > budget - pinned:
         raise MemoryBudgetError(
             f"model {name} needs {wanted / MIB:.1f} MiB, the budget is {budget / MIB:.1f} MiB and "
             f"{pinned / MIB:.1f} MiB of it cannot be freed",
             advice="Raise memory_budget_mib, pin fewer models, or swap this one with unload-first.",
         )
-    missing = wanted - (budget - sum(one.bytes for one in residents))
-    movable = [one for one in residents if not one.pinned]
+    missing = wanted - (budget - sum(one.bytes for one in manager))
+    movable = [one for one in manager if not one.pinned]
     settled = [one for one in movable if urgent or one.settled_at <= now]
     if missing <= sum(one.bytes for one in settled):
-        return Plan(_enough(sorted(settled, key=lambda one: one.used_at), missing))
+        return MemoryPlan(_enough(sorted(settled, key=lambda one: one.used_at), missing))
     soon = sorted(movable, key=lambda one: one.settled_at)
-    return Plan(wait_until=next(one.settled_at for one in soon if _settled_by(movable, one.settled_at) >= missing))
+    return MemoryPlan(
+        wait_until=next(one.settled_at for one in soon if _settled_by(movable, one.settled_at) >= missing)
+    )
 
 
-def _enough(order: Sequence[Resident], missing: int) -> tuple[str, ...]:
+def _enough(order: Sequence[LoadedModel], missing: int) -> tuple[str, ...]:
     chosen = []
     for one in order:
         if missing <= 0:
@@ -104,5 +106,5 @@ def _enough(order: Sequence[Resident], missing: int) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _settled_by(residents: Sequence[Resident], time: float) -> int:
-    return sum(one.bytes for one in residents if one.settled_at <= time)
+def _settled_by(manager: Sequence[LoadedModel], time: float) -> int:
+    return sum(one.bytes for one in manager if one.settled_at <= time)

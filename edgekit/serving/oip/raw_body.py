@@ -70,7 +70,7 @@ def refusal(media: Media, model: str, raw: Sequence[Raw]) -> str:
     return f"model {model!r} takes a body of {taken}, this is {media.name}{several}"
 
 
-def parse_bare(body: bytes, media: Media, name: str, headers: Mapping[bytes, bytes]) -> InferRequest:
+def parse_raw_body(body: bytes, media: Media, name: str, headers: Mapping[bytes, bytes]) -> InferRequest:
     """The request that such a body is: one row of BYTES for the input `name`.
 
     Args:

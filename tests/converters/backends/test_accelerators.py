@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters.backends import Workbench, backend_for
+from converters.backends import ConversionContext, backend_for
 from converters.backends.accelerators import accelerators, compile_for, faults
 from converters.backends.litert import LiteRTBackend
 from converters.data.samples import Samples
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
-def bench(child, tmp_path_factory):
+def context(child, tmp_path_factory):
     graph = separable()
     images, _ = models.patterns(40)
     folder = tmp_path_factory.mktemp("accelerators")
-    return Workbench(graph, graph.with_batch(1), Samples({"image": images}), child, folder)
+    return ConversionContext(graph, graph.with_batch(1), Samples({"image": images}), child, folder)
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def only(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["coral-edgetpu", "ethos-u55"])
-def test_int8_fits_and_says_that_no_compiler_was_there(name, bench, only):
+def test_int8_fits_and_says_that_no_compiler_was_there(name, context, only):
     """Integers through and through, inputs and outputs too; the note says what was not run."""
     only()
-    artifact = backend_for(builtin_targets()[name], "litert", bench).build(Recipe("int8"))
+    artifact = backend_for(builtin_targets()[name], "litert", context).build(Recipe("int8"))
     assert artifact.inputs[0].artifact.dtype.value == artifact.outputs[0].artifact.dtype.value == "int8"
     assert artifact.compiled == b""
     assert "not installed" in artifact.notes[0]
@@ -68,18 +68,18 @@ def test_int8_fits_and_says_that_no_compiler_was_there(name, bench, only):
     ],
     ids=lambda value: getattr(value, "id", ""),
 )
-def test_what_is_not_full_integer_is_refused(recipe, says, bench, only):
+def test_what_is_not_full_integer_is_refused(recipe, says, context, only):
     """With the operator and the type; 4 bits are no type that these accelerators have."""
     only()
-    backend = LiteRTBackend(bench, accelerator=accelerators()["edgetpu"])
+    backend = LiteRTBackend(context, accelerator=accelerators()["edgetpu"])
     with pytest.raises(ConversionError, match="does not run on Edge TPU") as caught:
         backend.build(recipe)
     assert says in str(caught.value)
 
 
-def test_operators_that_the_accelerator_lacks_are_named(bench):
+def test_operators_that_the_accelerator_lacks_are_named(context):
     """All of them, by place."""
-    data = LiteRTBackend(bench).build(Recipe("int8")).data
+    data = LiteRTBackend(context).build(Recipe("int8")).data
     known = accelerators()["ethos-u55"]
     assert faults(data, known) == []
     fewer = msgspec.structs.replace(known, operators=tuple(o for o in known.operators if o not in ("MEAN", "SOFTMAX")))
@@ -88,14 +88,14 @@ def test_operators_that_the_accelerator_lacks_are_named(bench):
     assert "makes [1, 8, 8, 8], expected at most 2" in faults(data, narrow)[0]
 
 
-def test_compiled_file_is_kept_with_what_was_left_out(bench, only):
+def test_compiled_file_is_kept_with_what_was_left_out(context, only):
     """The Edge TPU compiler's log says which operators it mapped; the others are told."""
     only(
         "edgetpu_compiler",
         'cp "$4" "$3/model_edgetpu.tflite"; printf "Operator   Count   Status\\n\\nCONV_2D   3   Mapped to Edge TPU\\n'
         'SOFTMAX   1   Operation is otherwise supported, but not mapped\\n"',
     )
-    artifact = LiteRTBackend(bench, accelerator=accelerators()["edgetpu"]).build(Recipe("int8"))
+    artifact = LiteRTBackend(context, accelerator=accelerators()["edgetpu"]).build(Recipe("int8"))
     assert artifact.compiled == artifact.data
     assert artifact.notes == (
         "compiled by edgetpu_compiler",
@@ -107,18 +107,18 @@ def test_compiled_file_is_kept_with_what_was_left_out(bench, only):
     ("script", "says"),
     [("echo no such luck >&2; exit 3", "exit status 3.*no such luck"), ("exit 0", "it says nothing")],
 )
-def test_compiler_that_fails_is_quoted(script, says, bench, only, tmp_path):
+def test_compiler_that_fails_is_quoted(script, says, context, only, tmp_path):
     """With its exit status and its own words."""
     only("vela", script)
-    (tmp_path / "model.tflite").write_bytes(LiteRTBackend(bench).build(Recipe("int8")).data)
+    (tmp_path / "model.tflite").write_bytes(LiteRTBackend(context).build(Recipe("int8")).data)
     with pytest.raises(ConversionError, match=f"vela refuses the model.*{says}"):
         compile_for(tmp_path / "model.tflite", accelerators()["ethos-u55"], tmp_path / "out")
 
 
 @pytest.mark.skipif(shutil.which("vela") is None, reason="needs vela on the PATH: pip install ethos-u-vela")
-def test_vela_takes_the_file_whole(bench):
+def test_vela_takes_the_file_whole(context):
     """Arm's compiler maps every operator, names stripped or not."""
-    artifact = LiteRTBackend(bench, accelerator=accelerators()["ethos-u55"]).build(Recipe("int8"))
+    artifact = LiteRTBackend(context, accelerator=accelerators()["ethos-u55"]).build(Recipe("int8"))
     assert artifact.notes == ("compiled by vela",)
     assert artifact.compiled[4:8] == b"TFL3"
     assert artifact.compiled != artifact.data

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
@@ -53,11 +53,11 @@ def answered(child, samples, tmp_path_factory):
     """Build static int8 of a network with a backend: (artifact, scores, the float model's scores, the workbench)."""
 
     def answered(graph, backend, recipe):
-        bench = Workbench(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("biases"))
-        artifact = backend(bench).build(recipe)
+        context = ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("biases"))
+        artifact = backend(context).build(recipe)
         runtime = open_artifact(artifact, tmp_path_factory.mktemp("run"))
         try:
-            return artifact, run_rows(runtime, samples.inputs)["scores"], graph.run(samples.inputs)["scores"], bench
+            return artifact, run_rows(runtime, samples.inputs)["scores"], graph.run(samples.inputs)["scores"], context
         finally:
             runtime.close()
 
@@ -93,9 +93,9 @@ def test_the_other_runtimes_bear_such_channels(backend, symmetric, answered):
 def test_without_wider_scales_the_answers_are_wrong(answered, monkeypatch):
     """What all this is for; and the check that runs behind it names the layers."""
     monkeypatch.setattr("converters.backends.litert.wider_weights", lambda before, after: {})
-    artifact, found, expected, bench = answered(faded(), LiteRTBackend, Recipe("int8"))
+    artifact, found, expected, context = answered(faded(), LiteRTBackend, Recipe("int8"))
     assert np.abs(found - expected).max() > 10 * NEAR
-    before = bench.lowered(bench.fixed).path.read_bytes()
+    before = context.lowered(context.fixed).path.read_bytes()
     ranges = wider_weights(before, artifact.data)
     assert sum(int((one["max"] > 0).sum()) for one in ranges.values()) >= len(ranges) >= 4
     with pytest.raises(ConversionError, match="biases beyond 32 bits"):
@@ -104,8 +104,8 @@ def test_without_wider_scales_the_answers_are_wrong(answered, monkeypatch):
 
 def test_sound_networks_stay_as_they_are(answered):
     """No scale moves where every bias fits."""
-    artifact, _, _, bench = answered(separable(), LiteRTBackend, Recipe("int8"))
-    assert wider_weights(bench.lowered(bench.fixed).path.read_bytes(), artifact.data) == {}
+    artifact, _, _, context = answered(separable(), LiteRTBackend, Recipe("int8"))
+    assert wider_weights(context.lowered(context.fixed).path.read_bytes(), artifact.data) == {}
 
 
 def test_other_channels_keep_their_scales_and_integers(answered, monkeypatch):

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from converters.backends import Workbench, four_bit_default
+from converters.backends import ConversionContext, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal
 from converters.backends.tflite_facts import pieces_of
@@ -15,7 +15,7 @@ from converters.calibration.histogram import Histogram
 from converters.calibration.range_rules import read_range
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.passes.weights import with_constants
 from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
 from edgekit.errors import CalibrationError, ConversionError
@@ -36,8 +36,8 @@ def samples():
 @pytest.fixture(scope="module")
 def backend(child, samples, tmp_path_factory):
     graph = separable()
-    bench = Workbench(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("litert"))
-    return LiteRTBackend(bench)
+    context = ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("litert"))
+    return LiteRTBackend(context)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_weights_that_halves_do_not_hold_stay_whole(share, child, samples, tmp_p
     graph = separable()
     weights = {"wp": graph.constants["wp"] * np.float32(share)}
     graph = with_constants(graph, weights)
-    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), samples, child, tmp_path))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path))
     artifact = backend.build(Recipe("int8-weights", float_layers=("first", "point1", "point2")))
     assert dtypes(artifact) == ["float16", "int8", "float32", "int8", "float32", "int8"]
 
@@ -155,9 +155,9 @@ def test_named_layers_have_4_bits(precision, rounding, backend, answers):
 
 def test_layers_are_found_by_their_weights(backend):
     """Equal ones by their order."""
-    bench = backend._bench
-    ops = weighted_ops(bench.lowered(bench.fixed).path.read_bytes())
-    assert match_layers(bench.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
+    context = backend._bench
+    ops = weighted_ops(context.lowered(context.fixed).path.read_bytes())
+    assert match_layers(context.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
 
 
 def test_rule_that_names_no_layer_is_refused(backend):
@@ -169,7 +169,7 @@ def test_rule_that_names_no_layer_is_refused(backend):
 def test_what_needs_samples_is_refused_without(child, tmp_path):
     """4 bits to the nearest need none, rounding by data does."""
     graph = separable()
-    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
     assert dtypes(backend.build(Recipe("int8-dynamic", int4_layers=("point1",))))[2] == "int4"
     with pytest.raises(CalibrationError):
         backend.build(Recipe("int8-dynamic", int4_layers=("point1",), rounding="gptq"))
@@ -190,10 +190,10 @@ def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
 
 def test_ranges_come_from_the_one_calibration(backend, samples):
     """Every tensor that takes a canonical tensor's values has its histogram; none is measured twice."""
-    bench = backend._bench
-    lowered = bench.lowered(bench.fixed)
+    context = backend._bench
+    lowered = context.lowered(context.fixed)
     rows = list(backend._rows(lowered))
-    probes, known = bench.probes(bench.fixed), bench.calibration.tensors
+    probes, known = context.probes(context.fixed), context.calibration.tensors
     names = tensor_names(lowered.path)
     found = tensor_histograms(lowered.path, rows, names, probes=probes, known=known)
     assert sum(any(histogram is one for one in known.values()) for histogram in found.values()) == len(names)
@@ -228,9 +228,9 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
 def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend, tmp_path):
     """In another process there is no need for a second TensorFlow: it is furnished with the float file."""
     recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
-    furnishing = pickle.loads(pickle.dumps(backend._bench.furnishing(recipe, backend.graph, lower=True)))
-    copy = LiteRTBackend(backend._bench.another(TensorFlowChild(), tmp_path))
-    copy._bench.furnish(recipe, copy.graph, furnishing)
+    prepared_inputs = pickle.loads(pickle.dumps(backend._bench.prepared_inputs(recipe, backend.graph, lower=True)))
+    copy = LiteRTBackend(backend._bench.another(TensorFlowProcess(), tmp_path))
+    copy._bench.prepare_inputs(recipe, copy.graph, prepared_inputs)
     assert copy.build(recipe).data == backend.build(recipe).data
     assert copy._bench.child._process is None
 

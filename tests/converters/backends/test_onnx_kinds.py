@@ -5,13 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.backends.onnx_cpu import OnnxCpuBackend, unfit
 from converters.backends.onnx_sharing import unshared
 from converters.backends.onnx_weights import integer_weights
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes import Simplify, run_pass
@@ -39,8 +39,8 @@ def make(tmp_path_factory):
             fixed = run_pass(Simplify(), graph.with_batch(1)).graph
             shape = [size or 1 for size in graph.inputs[0].shape[1:]]
             samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (80, *shape)).astype(np.float32)})
-            bench = Workbench(graph, fixed, samples, TensorFlowChild(), tmp_path_factory.mktemp(name))
-            made[name] = OnnxCpuBackend(bench), samples, graph.run(samples.inputs)["y"]
+            context = ConversionContext(graph, fixed, samples, TensorFlowProcess(), tmp_path_factory.mktemp(name))
+            made[name] = OnnxCpuBackend(context), samples, graph.run(samples.inputs)["y"]
         return made[name]
 
     return make
@@ -98,7 +98,7 @@ def test_dynamic_kernels_run(error):
 def test_dynamic_convolutions_are_refused(tmp_path):
     """They are slower than float ones; the error says what to take."""
     graph = canonical(models.classifier(), "test")
-    backend = OnnxCpuBackend(Workbench(graph, graph.with_batch(1), None, TensorFlowChild(), tmp_path))
+    backend = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), tmp_path))
     with pytest.raises(ConversionError, match="in convolutions") as caught:
         backend.build(Recipe("int8-dynamic"))
     assert "int8-weights" in caught.value.advice
@@ -152,7 +152,7 @@ def test_models_with_shared_weights_are_made(kind, tmp_path):
     """Every kind of them loads."""
     graph = shared_weights()
     samples = Samples({"x": np.random.default_rng(0).normal(0, 1, (20, 8)).astype(np.float32)})
-    backend = OnnxCpuBackend(Workbench(graph, graph.with_batch(1), samples, TensorFlowChild(), tmp_path))
+    backend = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), samples, TensorFlowProcess(), tmp_path))
     artifact = backend.build(Recipe(kind))
     found = run_rows(open_artifact(artifact, tmp_path), samples.inputs)["y"]
     assert np.abs(found - graph.run(samples.inputs)["y"]).max() < 0.5

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.backends.context import Workbench
+from converters.backends.context import ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.strip import require_equal, strip
 from converters.data.samples import Samples
@@ -21,7 +21,7 @@ def files(child, tmp_path_factory):
     folder = tmp_path_factory.mktemp("strip")
     graph = canonical(models.classifier(), "test")
     images, _ = models.patterns(20)
-    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), Samples({"image": images}), child, folder))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), Samples({"image": images}), child, folder))
     found = {}
     for name, recipe in PRESETS.items():
         backend.build(recipe)

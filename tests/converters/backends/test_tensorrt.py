@@ -5,12 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.backends import Workbench, backend_for
+from converters.backends import ConversionContext, backend_for
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend, with_pairs
 from converters.backends.tensorrt_rules import Placement, place, violations
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes import Simplify, run_pass
@@ -29,9 +29,9 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def bench(samples, tmp_path_factory):
+def context(samples, tmp_path_factory):
     graph = residual()
-    return Workbench(graph, graph.with_batch(1), samples, TensorFlowChild(), tmp_path_factory.mktemp("trt"))
+    return ConversionContext(graph, graph.with_batch(1), samples, TensorFlowProcess(), tmp_path_factory.mktemp("trt"))
 
 
 def test_layers_that_gain_are_quantized_and_the_others_say_why():
@@ -66,9 +66,9 @@ def test_attention_and_vectors_stay_float():
 
 
 @pytest.mark.parametrize("typed", [False, True])
-def test_int8_runs_and_breaks_no_rule(typed, bench, samples, tmp_path):
+def test_int8_runs_and_breaks_no_rule(typed, context, samples, tmp_path):
     """Weights are int8 per channel; the rest is float32, or float16 where types decide; answers stay near."""
-    artifact = OnnxTensorRTBackend(bench, typed=typed).build(INT8)
+    artifact = OnnxTensorRTBackend(context, typed=typed).build(INT8)
     model = onnx.load_model_from_string(artifact.data)
     large = {t.data_type for t in model.graph.initializer if np.prod(t.dims) > 32}
     assert large == {TensorProto.INT8, TensorProto.FLOAT16 if typed else TensorProto.FLOAT}
@@ -80,12 +80,12 @@ def test_int8_runs_and_breaks_no_rule(typed, bench, samples, tmp_path):
     assert np.abs(found - expected).max() > 0
 
 
-def test_profiles_decide_about_types(bench):
+def test_profiles_decide_about_types(context):
     """TensorRT 8 takes operator set 17 and types of its own choice, TensorRT 10 those of the file."""
     table = builtin_targets()
     opsets = {}
     for name in ("jetson-xavier", "jetson-orin"):
-        artifact = backend_for(table[name], "onnxruntime", bench).build(INT8)
+        artifact = backend_for(table[name], "onnxruntime", context).build(INT8)
         opsets[name] = onnx.load_model_from_string(artifact.data).opset_import[0].version
     assert opsets == {"jetson-xavier": 17, "jetson-orin": 19}
 
@@ -96,11 +96,11 @@ def test_transformers_are_made_in_every_precision(size, tmp_path):
     graph = run_pass(Simplify(), dense_models.encoder(size=size)).graph
     fixed = run_pass(Simplify(), graph.with_batch(1)).graph
     samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (20, 8, size)).astype(np.float32)})
-    bench = Workbench(graph, fixed, samples, TensorFlowChild(), tmp_path)
+    context = ConversionContext(graph, fixed, samples, TensorFlowProcess(), tmp_path)
     expected = graph.run(samples.inputs)["y"]
     for typed in (False, True):
         for recipe in (Recipe("float16"), INT8):
-            artifact = OnnxTensorRTBackend(bench, typed=typed).build(recipe)
+            artifact = OnnxTensorRTBackend(context, typed=typed).build(recipe)
             found = run_rows(open_artifact(artifact, tmp_path), samples.inputs)["y"]
             assert np.abs(found - expected).max() < 0.06
 
@@ -109,8 +109,8 @@ def test_transformers_are_made_in_every_precision(size, tmp_path):
 def test_squares_stay_float32(whole, tmp_path):
     """Activations of some hundreds have squares beyond the largest half: normalizations compute in float32."""
     graph = dense_models.encoder(whole_norms=whole)
-    bench = Workbench(graph, graph.with_batch(1), None, TensorFlowChild(), tmp_path)
-    model = onnx.load_model_from_string(OnnxTensorRTBackend(bench).build(Recipe("float16")).data)
+    context = ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), tmp_path)
+    model = onnx.load_model_from_string(OnnxTensorRTBackend(context).build(Recipe("float16")).data)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
     guarded = [n for n in model.graph.node if n.op_type in ("LayerNormalization", "Pow", "Sqrt")]
@@ -124,28 +124,28 @@ def test_model_that_gains_nothing_is_refused(tmp_path):
     """With the reason of every layer, and what to take instead."""
     graph = canonical(models.classifier(), "test")
     images, _ = models.patterns(10)
-    bench = Workbench(graph, graph.with_batch(1), Samples({"image": images}), TensorFlowChild(), tmp_path)
+    context = ConversionContext(graph, graph.with_batch(1), Samples({"image": images}), TensorFlowProcess(), tmp_path)
     with pytest.raises(
         ConversionError, match=r"no layer gains.*conv: it has 6 channels.*dense: it is a head"
     ) as caught:
-        OnnxTensorRTBackend(bench).build(INT8)
+        OnnxTensorRTBackend(context).build(INT8)
     assert "float16" in caught.value.advice
 
 
 @pytest.mark.parametrize(
     "recipe", [Recipe("int8"), Recipe("int8", symmetric=True, per_channel=False), Recipe("int8-dynamic")], ids=str
 )
-def test_what_tensorrt_does_not_take_is_refused(recipe, bench):
+def test_what_tensorrt_does_not_take_is_refused(recipe, context):
     """Zero points, one scale for all channels, dynamic ranges."""
     with pytest.raises(ConversionError):
-        OnnxTensorRTBackend(bench).build(recipe)
+        OnnxTensorRTBackend(context).build(recipe)
 
 
 @pytest.fixture
-def good(bench):
+def good(context):
     """A sound int8 model, to damage."""
-    graph = bench.fixed
-    return with_pairs(graph, place(graph), bench.calibration.ranges()).model
+    graph = context.fixed
+    return with_pairs(graph, place(graph), context.calibration.ranges()).model
 
 
 def node_of(model, name):

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.backends import Workbench, backend_for
+from converters.backends import ConversionContext, backend_for
 from converters.calibration import joins
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.bindings import Joined
@@ -56,8 +56,8 @@ def answers(tmp_path):
 
     def answers(graph, target, runtime, child, recipe=Recipe("int8")):  # noqa: B008 - frozen
         inputs = rows_of(graph)
-        bench = Workbench(graph, graph.with_batch(1), Samples(inputs), child, tmp_path)
-        artifact = backend_for(builtin_targets()[target], runtime, bench).build(recipe)
+        context = ConversionContext(graph, graph.with_batch(1), Samples(inputs), child, tmp_path)
+        artifact = backend_for(builtin_targets()[target], runtime, context).build(recipe)
         opened = open_artifact(artifact, tmp_path / "run")
         try:
             found = run_rows(opened, inputs)["detections"]
@@ -72,11 +72,11 @@ def answers(tmp_path):
 @pytest.mark.parametrize("make", [headed_models.joined_detector, headed_models.levels])
 def test_onnx_runtime_keeps_scores(make, answers, monkeypatch):
     """One output still, joined in float; with one scale for all of it every score was 0 or 1.25."""
-    artifact, boxes, scores = answers(make(), "raspberry-pi-4", "onnxruntime", TensorFlowChild())
+    artifact, boxes, scores = answers(make(), "raspberry-pi-4", "onnxruntime", TensorFlowProcess())
     assert (boxes < 3, scores < 0.01) == (True, True)
     assert not any(isinstance(binding.joined, Joined) for binding in artifact.outputs)
     monkeypatch.setattr(joins, "LEAST_STEPS", 0)
-    _, _, shared = answers(make(), "raspberry-pi-4", "onnxruntime", TensorFlowChild())
+    _, _, shared = answers(make(), "raspberry-pi-4", "onnxruntime", TensorFlowProcess())
     assert shared > 0.15
 
 
@@ -86,8 +86,8 @@ def test_a_layer_beside_does_not_round_what_others_read(tmp_path, monkeypatch):
     inputs, errors = rows_of(graph), []
     for least in (joins.LEAST_STEPS, 0):
         monkeypatch.setattr(joins, "LEAST_STEPS", least)
-        bench = Workbench(graph, graph.with_batch(1), Samples(inputs), TensorFlowChild(), tmp_path)
-        artifact = backend_for(builtin_targets()["x86-64"], "onnxruntime", bench).build(Recipe("int8"))
+        context = ConversionContext(graph, graph.with_batch(1), Samples(inputs), TensorFlowProcess(), tmp_path)
+        artifact = backend_for(builtin_targets()["x86-64"], "onnxruntime", context).build(Recipe("int8"))
         opened = open_artifact(artifact, tmp_path / "run")
         found = run_rows(opened, inputs)
         opened.close()
@@ -105,7 +105,7 @@ def test_tensorrt_never_shared_a_scale_here(answers, monkeypatch):
     for least in (joins.LEAST_STEPS, 0):
         monkeypatch.setattr(joins, "LEAST_STEPS", least)
         graph = headed_models.joined_detector()
-        artifact, boxes, scores = answers(graph, "jetson-orin", "onnxruntime", TensorFlowChild(), recipe)
+        artifact, boxes, scores = answers(graph, "jetson-orin", "onnxruntime", TensorFlowProcess(), recipe)
         assert (boxes < 3, scores < 0.01) == (True, True)
         model = onnx.load_model_from_string(artifact.data)
         makers = {name: node.op_type for node in model.graph.node for name in node.output}

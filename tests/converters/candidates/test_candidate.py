@@ -2,11 +2,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters.backends import Artifact, Workbench
+from converters.backends import Artifact, ConversionContext
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.candidates.candidate import Evidence, make_candidate
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.quality.metrics import find_metric
 from converters.quality.selection import Budget
@@ -22,7 +22,7 @@ class DamagingBackend:
     name = "damaging"
 
     def __init__(self, graph, folder, damaged):
-        self._inner = OnnxCpuBackend(Workbench(graph, graph.with_batch(1), None, TensorFlowChild(), folder))
+        self._inner = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), folder))
         self._damaged = damaged
 
     def build(self, recipe: Recipe) -> Artifact:

@@ -210,11 +210,11 @@ def test_a_tflite_source_is_its_own_direct_file(child, tmp_path):
 
 def test_a_tflite_source_in_half_precision_has_no_direct_file(child, tmp_path):
     """The other kinds cannot be made of it."""
-    from converters.backends import Workbench
+    from converters.backends import ConversionContext
     from converters.backends.litert import LiteRTBackend
 
     graph = separable()
-    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
     (tmp_path / "half.tflite").write_bytes(backend.build(Recipe("float16")).data)
     with pytest.raises(ConversionError, match="half precision"):
         direct_tflite(tmp_path / "half.tflite", ["input_0"], ["output_0"])

@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from converters import convert
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.candidates.strategy import pruned_kinds
 from converters.cost.estimate import memory_mib
 from converters.data.samples import Samples, split_samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.passes.dead_channels import LEAST_ROWS
 from edgekit.bundle.golden import self_test
@@ -185,18 +185,18 @@ def test_everything_sees_the_pruned_graph(folder, tmp_path):
     """Layers, preparations, calibration and memory are those of what is built; the other recipes see all channels."""
     graph = canonical(onnx.load(folder / "mobile.onnx"), "test")
     x, _ = models.patterns(LEAST_ROWS)
-    bench = Workbench(graph, graph.with_batch(1), Samples({"x": x}), TensorFlowChild(), tmp_path)
+    context = ConversionContext(graph, graph.with_batch(1), Samples({"x": x}), TensorFlowProcess(), tmp_path)
     plain, pruned = Recipe("int8"), Recipe("int8", prune="dead")
-    assert bench.prepared(plain, bench.fixed) is bench.fixed
-    for one in (bench.fixed, bench.graph):
-        assert bench.prepared(pruned, one).parameters < one.parameters / 3
-        assert bench.prepared(pruned, one).free_batch == one.free_batch
-    first = bench.prepared(pruned, bench.fixed).nodes[0].output[0]
-    counts = [bench.calibration_of(recipe, bench.fixed).tensors[first].counts.sum() for recipe in (plain, pruned)]
+    assert context.prepared(plain, context.fixed) is context.fixed
+    for one in (context.fixed, context.graph):
+        assert context.prepared(pruned, one).parameters < one.parameters / 3
+        assert context.prepared(pruned, one).free_batch == one.free_batch
+    first = context.prepared(pruned, context.fixed).nodes[0].output[0]
+    counts = [context.calibration_of(recipe, context.fixed).tensors[first].counts.sum() for recipe in (plain, pruned)]
     assert counts[0] == counts[1] * WIDTH // LIVE
-    start = bench.start(bench.fixed, pruned=True)
-    assert memory_mib(start, 0) <= memory_mib(bench.fixed, 0)
-    evened = bench.prepared(Recipe("int8", prune="dead", equalize=True, correct_bias=True), bench.fixed)
+    start = context.start(context.fixed, pruned=True)
+    assert memory_mib(start, 0) <= memory_mib(context.fixed, 0)
+    evened = context.prepared(Recipe("int8", prune="dead", equalize=True, correct_bias=True), context.fixed)
     assert evened.parameters <= start.parameters + 100
 
 

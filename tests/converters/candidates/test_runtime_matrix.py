@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from converters.backends import Artifact, Workbench
+from converters.backends import Artifact, ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.candidates.artifact_contents import contents_of
-from converters.candidates.runtime_matrix import WORK, matrix, sums_exactly
+from converters.candidates.runtime_matrix import WORK, run_variants, sums_exactly
 from converters.data.samples import random_samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.quality.parity import beside_device
-from converters.report.report import Contents
+from converters.report.report import ArtifactContents
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ParityError, RuntimeLoadError
 from tests.simulators.conv_models import separable
@@ -28,15 +28,15 @@ ROWS = np.random.default_rng(2).normal(0, 2, (40, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def context(tmp_path_factory):
     """A small network of depthwise and pointwise layers with its samples; nothing here needs TensorFlow."""
     graph = separable()
     samples = random_samples(graph.logical_inputs, 40, 1)
-    return Workbench(graph, graph.with_batch(1), samples, None, tmp_path_factory.mktemp("bench"))
+    return ConversionContext(graph, graph.with_batch(1), samples, None, tmp_path_factory.mktemp("bench"))
 
 
-def onnx_artifact(bench, recipe):
-    return OnnxCpuBackend(bench, free_batch=False).build(recipe)
+def onnx_artifact(context, recipe):
+    return OnnxCpuBackend(context, free_batch=False).build(recipe)
 
 
 def litert_artifact(folder, *, quantized):
@@ -46,7 +46,7 @@ def litert_artifact(folder, *, quantized):
 
 
 def ways_of(artifact, inputs, expected, folder, *, exact=False, macs=100, decision="scores"):
-    found = matrix(artifact, inputs, expected, exact=exact, macs=macs, decision=decision, folder=folder)
+    found = run_variants(artifact, inputs, expected, exact=exact, macs=macs, decision=decision, folder=folder)
     assert not found.left
     return found.parity
 
@@ -75,11 +75,11 @@ def test_kernels_really_differ(tmp_path):
     assert all(way.device.max_abs < 1e-6 and way.device.steps is None for way in found)
 
 
-def test_an_onnx_file_is_run_in_four_ways(bench, tmp_path):
+def test_an_onnx_file_is_run_in_four_ways(context, tmp_path):
     """As the device, with more threads, as the graph is, and on x86 as a careless run would."""
-    inputs = bench.samples.inputs
-    artifact = onnx_artifact(bench, Recipe("int8"))
-    found = ways_of(artifact, inputs, bench.graph.run(inputs), tmp_path, exact=True)
+    inputs = context.samples.inputs
+    artifact = onnx_artifact(context, Recipe("int8"))
+    found = ways_of(artifact, inputs, context.graph.run(inputs), tmp_path, exact=True)
     careless = [way for way in found if "careless" in way.where]
     assert len(careless) == (platform.machine() == "x86_64")
     assert len(found) == 3 + len(careless)
@@ -117,9 +117,9 @@ def test_a_broken_promise_is_an_error_that_names_the_way():
     ],
     ids=lambda value: value.id if isinstance(value, Recipe) else "",
 )
-def test_bits_are_promised_only_where_sums_are_of_integers(bench, recipe, exact, tmp_path):
+def test_bits_are_promised_only_where_sums_are_of_integers(context, recipe, exact, tmp_path):
     """Static int8 in every layer that has weights; a float or 4-bit layer sums floats, whose order may change."""
-    artifact = onnx_artifact(bench, recipe)
+    artifact = onnx_artifact(context, recipe)
     assert sums_exactly(artifact, recipe, contents_of(artifact, tmp_path)) is exact
 
 
@@ -129,10 +129,10 @@ def test_kernels_that_lack_an_operator_are_told_and_left_out(tmp_path):
     graph = canonical(
         model_of([helper.make_node("Elu", ["x"], ["y"])], {"x": ["batch", 3]}, {"y": ["batch", 3]}), "elu"
     )
-    with TensorFlowChild() as child:
-        artifact = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path)).build(Recipe())
+    with TensorFlowProcess() as child:
+        artifact = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path)).build(Recipe())
     inputs = {"x": ROWS}
-    found = matrix(artifact, inputs, graph.run(inputs), exact=False, macs=100, decision="", folder=tmp_path)
+    found = run_variants(artifact, inputs, graph.run(inputs), exact=False, macs=100, decision="", folder=tmp_path)
     assert len(found.parity) == 4
     assert "reference kernels) cannot run it" in found.left[0]
 
@@ -148,5 +148,5 @@ def test_built_in_kernels_are_promised_nothing(tmp_path):
     """Where XNNPACK leaves a layer of an int8 file to them, more threads may choose another algorithm."""
     artifact = litert_artifact(tmp_path, quantized=True)
     for delegated in (True, False):
-        contents = Contents({}, (), 0, 0, delegated=delegated)
+        contents = ArtifactContents({}, (), 0, 0, delegated=delegated)
         assert sums_exactly(artifact, Recipe("int8"), contents) is delegated

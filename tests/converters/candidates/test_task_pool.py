@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from converters import convert
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.candidates import cpu_load, task_pool
 from converters.candidates.candidate import Evidence
-from converters.candidates.task_context import Setting
-from converters.candidates.task_pool import Crew
+from converters.candidates.task_context import TaskContext
+from converters.candidates.task_pool import TaskPool
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.quality.metrics import find_metric
 from converters.quality.selection import Budget
 from edgekit import errors
@@ -32,15 +32,15 @@ ROWS = 40_000  # as many as joblib maps instead of copying
 
 
 @pytest.fixture
-def setting(tmp_path):
+def task_context(tmp_path):
     """Of a model without labels, with samples of 5 MB."""
     graph = dense_models.autoencoder()
     samples = Samples({"x": np.random.default_rng(0).normal(0, 1, (ROWS, 32)).astype(np.float32)})
     some = samples.take(slice(0, 50))
     answers = graph.run(some.inputs)
     evidence = Evidence(samples, some, answers, answers, find_metric(None, None, decisions=False), "y", "")
-    bench = Workbench(graph, graph.with_batch(1), some, TensorFlowChild(), tmp_path)
-    return Setting(bench, evidence, Budget())
+    context = ConversionContext(graph, graph.with_batch(1), some, TensorFlowProcess(), tmp_path)
+    return TaskContext(context, evidence, Budget())
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def eager(monkeypatch):
     monkeypatch.setattr(task_pool, "SEND_SECONDS", 0.0)
 
 
-def who(setting, wait=0.0):
+def who(task_context, wait=0.0):
     time.sleep(wait)
     return os.getpid()
 
@@ -65,26 +65,26 @@ def children():
     return found
 
 
-def complain(setting):
+def complain(task_context):
     raise UnsupportedOpError("Einsum", "layer7", backend="LiteRT", advice="Write it otherwise.")
 
 
-def die(setting):
+def die(task_context):
     os._exit(3)
 
 
-def how_held(setting):
+def how_held(task_context):
     """Whether samples are mapped, whether the one copy is known again, and where a task may write."""
-    with setting.at_work() as bench:
-        held = setting.evidence.choice.inputs["x"]
+    with task_context.at_work() as context:
+        held = task_context.evidence.choice.inputs["x"]
         while held is not None and not isinstance(held, np.memmap):
             held = held.base
-        return isinstance(held, np.memmap), id(setting), bench.folder.parent
+        return isinstance(held, np.memmap), id(task_context), context.folder.parent
 
 
-def test_first_task_is_done_here_and_short_ones_stay(setting):
+def test_first_task_is_done_here_and_short_ones_stay(task_context):
     """Nothing is known before the first; and starting processes would cost more than what is left."""
-    with joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+    with joblib.parallel_config(n_jobs=2), TaskPool(task_context) as hands:
         assert hands.at_a_time("tasks", 100) == 1
         hands.here("tasks", who)
         assert hands.at_a_time("tasks", 100) == 1
@@ -95,9 +95,9 @@ def test_first_task_is_done_here_and_short_ones_stay(setting):
         assert hands.at_a_time("unknown", 100, like="slow") == 2
 
 
-def test_processes_start_beforehand_where_much_is_to_come(setting):
+def test_processes_start_beforehand_where_much_is_to_come(task_context):
     """Then nothing has to be measured first, and starting costs no more; of little nothing is started."""
-    with joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+    with joblib.parallel_config(n_jobs=2), TaskPool(task_context) as hands:
         hands.expect(task_pool.START_SECONDS)
         assert hands.at_a_time("unknown", 2) == 1
         hands.expect(10 * task_pool.START_SECONDS)
@@ -105,10 +105,10 @@ def test_processes_start_beforehand_where_much_is_to_come(setting):
         assert os.getpid() not in {found for _, found in hands.away("unknown", who, [()] * 2)}
 
 
-def test_processes_that_nobody_came_to_need_end_too(setting, capfd):
+def test_processes_that_nobody_came_to_need_end_too(task_context, capfd):
     """Whether they have started or not."""
     before = children()
-    with warnings.catch_warnings(), joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+    with warnings.catch_warnings(), joblib.parallel_config(n_jobs=2), TaskPool(task_context) as hands:
         warnings.simplefilter("error")
         hands.expect(10 * task_pool.START_SECONDS)
         assert "popen_loky" in str(children() - before)
@@ -116,18 +116,18 @@ def test_processes_that_nobody_came_to_need_end_too(setting, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_user_keeps_all_in_one_process(setting, eager):
+def test_user_keeps_all_in_one_process(task_context, eager):
     """n_jobs=1, or a backend of threads."""
     for choice in ({"n_jobs": 1}, {"backend": "threading", "n_jobs": 2}):
-        with joblib.parallel_config(**choice), Crew(setting) as hands:
+        with joblib.parallel_config(**choice), TaskPool(task_context) as hands:
             hands.here("tasks", who, 0.1)
             assert hands.at_a_time("tasks", 100) == 1
 
 
-def test_work_of_other_processes(setting, eager, capfd):
+def test_work_of_other_processes(task_context, eager, capfd):
     """Samples are mapped, errors come back as raised, a death is told; then no process and no mapped file is left."""
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    with warnings.catch_warnings(), joblib.parallel_config(n_jobs=2), Crew(setting) as hands:
+    with warnings.catch_warnings(), joblib.parallel_config(n_jobs=2), TaskPool(task_context) as hands:
         warnings.simplefilter("error")
         hands.here("tasks", who, 0.01)
         found = [held for _, held in hands.away("tasks", how_held, [()] * 6)]
@@ -139,12 +139,12 @@ def test_work_of_other_processes(setting, eager, capfd):
             list(hands.away("tasks", die, [(), ()]))
     assert all(mapped for mapped, _, _ in found)
     assert len({copy for _, copy, _ in found}) <= 2
-    assert {folder for _, _, folder in found} == {setting.bench.folder}
+    assert {folder for _, _, folder in found} == {task_context.context.folder}
     assert type(complaint) is UnsupportedOpError
     assert (complaint.op, complaint.layer, complaint.advice) == ("Einsum", "layer7", "Write it otherwise.")
     assert "cannot be converted for LiteRT" in str(complaint)
     assert "n_jobs=1" in caught.value.advice
-    assert not any(setting.bench.folder.iterdir())
+    assert not any(task_context.context.folder.iterdir())
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
     if before:
         assert not [name for name in set(os.listdir("/dev/shm")) - before if f"_{os.getpid()}_" in name]
@@ -166,9 +166,9 @@ def test_every_kind_of_error_survives_pickling(error):
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-def test_backend_of_the_users_gets_every_task(setting):
+def test_backend_of_the_users_gets_every_task(task_context):
     """joblib's own multiprocessing stands for Dask and Ray here: another backend than the default."""
-    with joblib.parallel_config("multiprocessing", n_jobs=2), Crew(setting) as hands:
+    with joblib.parallel_config("multiprocessing", n_jobs=2), TaskPool(task_context) as hands:
         assert hands.at_a_time("tasks", 5) == 2
         assert {place for place, _ in hands.away("tasks", who, [()] * 5)} == set(range(5))
 
@@ -224,25 +224,25 @@ def test_conversion_is_the_same_in_one_process_and_in_two(tmp_path, eager, runti
     assert bundles[1] == bundles[2]
 
 
-def jobs_here(setting):
-    with Crew(setting) as hands:
+def jobs_here(task_context):
+    with TaskPool(task_context) as hands:
         hands.here("tasks", who, 0.01)
         return hands.at_a_time("tasks", 100)
 
 
-def test_daemon_keeps_all_in_one_process(setting, eager):
+def test_daemon_keeps_all_in_one_process(task_context, eager):
     """A daemonic process of multiprocessing, as pools have them, may have no children."""
-    with joblib.parallel_config("multiprocessing", n_jobs=2), Crew(setting) as hands:
+    with joblib.parallel_config("multiprocessing", n_jobs=2), TaskPool(task_context) as hands:
         assert [jobs for _, jobs in hands.away("tasks", jobs_here, [(), ()])] == [1, 1]
 
 
-def test_work_stays_here_while_others_have_the_cores(setting, monkeypatch):
+def test_work_stays_here_while_others_have_the_cores(task_context, monkeypatch):
     """Tasks that would go to other processes do not, where programs keep every core busy meanwhile."""
     monkeypatch.setattr(joblib, "cpu_count", lambda: os.cpu_count())
     spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
     others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count())]
     try:
-        with Crew(setting) as hands:
+        with TaskPool(task_context) as hands:
             hands.here("slow", who, 0.6)
             assert hands.at_a_time("slow", 100) == 1
     finally:
@@ -259,7 +259,7 @@ def test_cores_are_free_that_nobody_works_on(monkeypatch):
     monkeypatch.setattr(cpu_load.time, "process_time", iter([0.0, 2.0]).__next__)
     monkeypatch.setattr(cpu_load.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    seen = cpu_load.Load()
+    seen = cpu_load.CpuLoad()
     assert seen.free() == 8.0
     with seen.watched():
         pass

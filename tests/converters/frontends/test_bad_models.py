@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model, sniff
 from converters.frontends.onnx import load_onnx
 from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
@@ -17,7 +17,7 @@ from tests.simulators import models
 
 
 def refused(path, kind=ModelFormatError):
-    with TensorFlowChild() as child, pytest.raises(kind) as caught:
+    with TensorFlowProcess() as child, pytest.raises(kind) as caught:
         load_model(path, child)
     return caught.value
 

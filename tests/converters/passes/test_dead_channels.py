@@ -8,7 +8,7 @@ from onnx import helper
 from converters.calibration.calibrate import tensor_values
 from converters.data.samples import Samples
 from converters.passes import RemoveDeadChannels, run_pass
-from converters.passes.channel_bounds import Bounds
+from converters.passes.channel_bounds import ChannelBounds
 from converters.passes.channel_rules import channels_of
 from converters.passes.dead_channels import DeadChannels, layer_channels
 from tests.simulators import conv_models
@@ -145,7 +145,7 @@ def test_batch_taken_from_the_input_does_not_hold_channels():
     wanted = net.op("Concat", [batch, net.constant(np.array([-1], np.int64))], axis=0)
     graph = net.graph(net.dense(net.op("Reshape", [x, wanted]), 96, 3))
     channels = channels_of(graph)
-    assert channels.removable(Bounds(channels).alive()).any()
+    assert channels.removable(ChannelBounds(channels).alive()).any()
     same(graph, proven(graph), net.x())
 
 
@@ -278,7 +278,7 @@ def test_bounds_hold_every_value(seed):
     """No tensor of a random network leaves its interval, on small and on large inputs."""
     graph, net = random_network(seed, SELDOM)
     channels = channels_of(graph)
-    bounds = Bounds(channels)
+    bounds = ChannelBounds(channels)
     for scale in (0.1, 1.0, 100.0):
         for part in tensor_values(graph, Samples({"x": net.x(16, seed, scale)})):
             for name, lanes in channels.lanes.items():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from converters.backends import Workbench
+from converters.backends import ConversionContext
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias, rounded_8
@@ -186,7 +186,7 @@ def error(tmp_path):
     """The mean squared error of a recipe of a graph through ONNX Runtime."""
 
     def error(graph, recipe, fit, test):
-        backend = OnnxCpuBackend(Workbench(graph, graph.with_batch(1), fit, TensorFlowChild(), tmp_path))
+        backend = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), fit, TensorFlowProcess(), tmp_path))
         runtime = open_artifact(backend.build(recipe), tmp_path)
         found = run_rows(runtime, test.inputs)["y"]
         return float(((found - graph.run(test.inputs)["y"]) ** 2).mean())

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from converters.framework_process import TensorFlowChild
+from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.frontends.onnx import canonical
 from converters.graph.graph import digest_of
@@ -99,7 +99,7 @@ def test_two_exports_are_the_same_graph(name, folder):
     """Another process of TensorFlow gives what the first gave, so that candidates which were kept are found."""
     digests = set()
     for _ in range(2):
-        with TensorFlowChild() as child:
+        with TensorFlowProcess() as child:
             digests.add(digest_of(restored(load_model(folder / f"{name}.keras", child)).graph))
     assert len(digests) == 1
 

@@ -9,7 +9,7 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.errors import RefusedError
 
 
-def measured(precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0, fault="", distance=None):
+def measured(precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0, fault="", divergence=None):
     bound = Drop(drop[0], -1.0, drop[1], 300, "clopper-pearson") if drop else None
     return Measured(
         Recipe(precision),
@@ -19,11 +19,11 @@ def measured(precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0
         choice if drop else None,
         bound,
         fault,
-        distance=DISTANCE[precision] if distance is None else distance,
+        divergence=DIVERGENCE[precision] if divergence is None else divergence,
     )
 
 
-DISTANCE = {"float32": 0.0, "float16": 1e-6, "int8-weights": 1e-3, "int8-dynamic": 2e-3, "int8": 5e-3}
+DIVERGENCE = {"float32": 0.0, "float16": 1e-6, "int8-weights": 1e-3, "int8-dynamic": 2e-3, "int8": 5e-3}
 F32 = measured("float32", 400, 100, same=True)
 F16 = measured("float16", 200, 100, same=True)
 
@@ -86,7 +86,7 @@ def test_the_order_of_trial_does_not_depend_on_the_proof():
 
 def test_what_is_worse_for_the_aim_and_further_off_stays_out_of_the_way():
     """A riskier candidate that costs more than a safer one could only end the sequence before its time."""
-    risky = measured("int8-dynamic", 50, 60, distance=0.1)
+    risky = measured("int8-dynamic", 50, 60, divergence=0.1)
     choice = pick(F32, risky, measured("int8", 100, 50))
     assert choice.chosen == "int8"
     assert choice.verdicts["int8-dynamic"] == (
@@ -97,7 +97,7 @@ def test_what_is_worse_for_the_aim_and_further_off_stays_out_of_the_way():
 
 def test_dominated_candidates_are_named_by_what_is_better():
     """What costs no less, is no smaller and no nearer than another is never taken, whatever its proof."""
-    choice = pick(F32, measured("int8-dynamic", 150, 60, distance=0.1), measured("int8", 100, 50))
+    choice = pick(F32, measured("int8-dynamic", 150, 60, divergence=0.1), measured("int8", 100, 50))
     verdict, reason = choice.verdicts["int8-dynamic"]
     assert verdict == "dominated"
     assert reason.startswith("int8 costs no more")
@@ -131,7 +131,7 @@ def test_budget_that_is_broken_in_truth_is_certified_in_at_most_5_percent_of_dra
             drop = paired_drop(before[proof], after[proof], 0.95, method="betting" if spread else "")
             lost = float(np.mean(before[choice] - after[choice]))
             cost = Cost("estimate", 90, "macs")
-            found.append(Measured(recipes[place], 390 - place, cost, False, lost, drop, distance=float(place)))
+            found.append(Measured(recipes[place], 390 - place, cost, False, lost, drop, divergence=float(place)))
             if drop.upper > 0.01:
                 break  # what comes later in the order is not looked at
         taken = pick(F32, *found, aim="size").chosen

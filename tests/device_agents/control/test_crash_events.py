@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from device_agents.control import crash_events
-from device_agents.control.crash_events import Crashed, CrashNews
+from device_agents.control.crash_events import Crashed, CrashNotifier
 from device_agents.inference.service import InferenceService
 from device_agents.update.probation import ProbationLimits, live_faults
 from edgekit.mqtt import messages
@@ -26,7 +26,7 @@ def counted(**models):
 
 def test_the_first_crash_is_told_at_once_and_a_thousand_a_minute_are_told_as_one():
     """Each model has its own minute, and none is lost."""
-    news = CrashNews(60.0)
+    news = CrashNotifier(60.0)
     assert news.look(counted(a=0, b=0), 0.0) == []
     assert news.look(counted(a=1, b=0), 1.0) == [Crashed("a", 1, 1)]
     assert news.look(counted(a=900, b=2), 30.0) == [Crashed("b", 2, 2)]
@@ -37,7 +37,7 @@ def test_the_first_crash_is_told_at_once_and_a_thousand_a_minute_are_told_as_one
 
 def test_a_model_of_which_nothing_is_known_did_not_crash():
     """Counters of a service without processes of its own have none of them."""
-    assert CrashNews().look({"a": {"runs": 1.0}}, 0.0) == []
+    assert CrashNotifier().look({"a": {"runs": 1.0}}, 0.0) == []
 
 
 def demand(number):

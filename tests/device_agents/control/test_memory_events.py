@@ -11,7 +11,7 @@ from device_agents.control import memory_events
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import Manifest
 from edgekit.mqtt import messages
-from edgekit.serving.models.memory_growth import FAR, PROCESS, Grown, GrowthNews, Held
+from edgekit.serving.models.memory_growth import FAR, PROCESS, Grown, Held, MemoryNotifier
 from edgekit.serving.models.memory_plan import MIB
 from edgekit.serving.session.memory_usage import MemoryFootprints, held_bytes
 from edgekit.serving.worker.runtime import WorkerRuntime
@@ -30,7 +30,7 @@ def held(loaded: int, now: int, load: int = 1) -> Held:
 
 def test_what_stays_far_over_is_told_once_a_load() -> None:
     """In two looks in a row; a burst, and a little, is nothing; each model and the process for itself."""
-    news = GrowthNews()
+    news = MemoryNotifier()
     assert news.look({"a": held(40, 200), PROCESS: held(100, 90)}) == []
     assert news.look({"a": held(40, 41), PROCESS: held(100, 400)}) == []
     assert news.look({"a": held(40, 300), PROCESS: held(100, 400)}) == [Grown(PROCESS, 100 * MIB, 400 * MIB)]

@@ -3,7 +3,7 @@
 from click.testing import CliRunner
 
 from device_agents import __main__
-from device_agents.deployment import Deployment, S, State
+from device_agents.deployment import Deployment, UpdateRecord, UpdateState
 from device_agents.diagnostics import checks
 from device_agents.diagnostics.pending import underway
 from device_agents.download.deltas import keep_offers
@@ -23,8 +23,8 @@ def test_a_delta_helps_where_its_base_is_in_a_slot(tmp_path):
     manifest = parse_manifest((bundle / "manifest.json").read_bytes())
     for path in bundle.iterdir():
         disk.write(f"models/digits/a/{path.name}", path.read_bytes())
-    waiting = State(name=S.IDLE, deployment=NEW, note="MeteredError: waiting: the link is metered")
-    states = {"digits": waiting, "other": State()}
+    waiting = UpdateRecord(name=UpdateState.IDLE, deployment=NEW, note="MeteredError: waiting: the link is metered")
+    states = {"digits": waiting, "other": UpdateRecord()}
     said = "digits 2.0.0 in IDLE: MeteredError: waiting: the link is metered"
     assert underway(disk, states) == [said]
     base, result = manifest.file("model").sha256, "b" * 64
@@ -38,7 +38,7 @@ def test_check_names_them_and_the_link(tmp_path, monkeypatch):
     """Neither makes the check fail."""
     monkeypatch.setattr(checks, "BROKER_SECONDS", 0.1)
     (tmp_path / "agent.toml").write_text('device = "d"\nfleet = "f"\ntarget = "x86-64"\nmetered = true\n')
-    Journal(FolderDisk(tmp_path / "state")).save("digits", State(name=S.DOWNLOADING, deployment=NEW))
+    Journal(FolderDisk(tmp_path / "state")).save("digits", UpdateRecord(name=UpdateState.DOWNLOADING, deployment=NEW))
     done = CliRunner().invoke(__main__.agent, ["check", "--config", str(tmp_path / "agent.toml")])
     rows = {line.split()[0]: line for line in done.output.splitlines() if line}
     assert rows["deployments"].split() == ["deployments", "ok", "digits", "2.0.0", "in", "DOWNLOADING"]

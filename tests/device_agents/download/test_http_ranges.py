@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.download import http_ranges
 from device_agents.download.block_fetcher import BlockFetcher, Gate
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
@@ -44,7 +44,7 @@ class Site:
             broker_budget_bytes=2**24,
             urls=lambda digest: self.urls if digest == ENTRY.sha256 else (),
         )
-        answers = Answers(self.device, fleet=FLEET, device="d1")
+        answers = RequestClient(self.device, fleet=FLEET, device="d1")
         rate = self._fetcher.pop("rate", 0)
         self.fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate), **self._fetcher)
         await connect(self.controller, self.device)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.clock import SystemClock
@@ -58,7 +58,7 @@ async def test_a_slow_link_is_learned(hasty):
     store.put(blob_name(ENTRY.sha256), BLOB)
     controller, device = MemoryTransport(broker, "controller"), SlowTransport(broker, "d1")
     service = BlockService(fleet="test", transport=controller, store=store, clock=clock, broker_budget_bytes=2**24)
-    answers = Answers(device, fleet="test", device="d1")
+    answers = RequestClient(device, fleet="test", device="d1")
     await connect(controller, device)
     await service.start()
     await answers.start()

@@ -11,8 +11,8 @@ from device_agents.inference.routing_rules import (
     Breaker,
     BreakerState,
     Decision,
-    Place,
     Reason,
+    Route,
     after_running,
     before_running,
     score,
@@ -26,19 +26,19 @@ CLASSES = Task("classification", "y", "probabilities")
 @pytest.mark.parametrize(
     ("route", "has_local", "has_cloud", "place", "reason"),
     [
-        ("auto", True, True, Place.LOCAL, Reason.REQUESTED),
-        ("auto", True, False, Place.LOCAL, Reason.REQUESTED),
-        ("auto", False, True, Place.CLOUD, Reason.NO_LOCAL_MODEL),
-        ("auto", False, False, Place.NOWHERE, Reason.NO_LOCAL_MODEL),
-        ("local-only", True, True, Place.LOCAL, Reason.REQUESTED),
-        ("local-only", False, True, Place.NOWHERE, Reason.NO_LOCAL_MODEL),
-        ("cloud-only", True, True, Place.CLOUD, Reason.REQUESTED),
-        ("cloud-only", False, True, Place.CLOUD, Reason.REQUESTED),
-        ("cloud-only", True, False, Place.NOWHERE, Reason.NO_CLOUD),
+        ("auto", True, True, Route.LOCAL, Reason.REQUESTED),
+        ("auto", True, False, Route.LOCAL, Reason.REQUESTED),
+        ("auto", False, True, Route.CLOUD, Reason.NO_LOCAL_MODEL),
+        ("auto", False, False, Route.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("local-only", True, True, Route.LOCAL, Reason.REQUESTED),
+        ("local-only", False, True, Route.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("cloud-only", True, True, Route.CLOUD, Reason.REQUESTED),
+        ("cloud-only", False, True, Route.CLOUD, Reason.REQUESTED),
+        ("cloud-only", True, False, Route.NOWHERE, Reason.NO_CLOUD),
     ],
 )
 def test_the_request_and_what_there_is_decide_where_to_ask_first(
-    route: str, has_local: bool, has_cloud: bool, place: Place, reason: Reason
+    route: str, has_local: bool, has_cloud: bool, place: Route, reason: Reason
 ) -> None:
     """local-only never leaves the device, cloud-only never stays."""
     assert before_running(route, has_local=has_local, has_cloud=has_cloud) == Decision(place, reason)
@@ -47,19 +47,19 @@ def test_the_request_and_what_there_is_decide_where_to_ask_first(
 @pytest.mark.parametrize(
     ("route", "found", "fine", "has_cloud", "place", "reason"),
     [
-        ("auto", 0.9, True, True, Place.LOCAL, Reason.CONFIDENT),
-        ("auto", 0.8, True, True, Place.LOCAL, Reason.CONFIDENT),
-        ("auto", 0.79, True, True, Place.CLOUD, Reason.LOW_SCORE),
-        ("auto", 0.79, True, False, Place.LOCAL, Reason.NO_CLOUD),
-        ("auto", None, True, True, Place.LOCAL, Reason.NO_SCORE),
-        ("auto", 0.99, False, True, Place.CLOUD, Reason.LOCAL_ERROR),
-        ("auto", 0.99, False, False, Place.DEGRADED, Reason.LOCAL_ERROR),
-        ("local-only", 0.1, True, True, Place.LOCAL, Reason.REQUESTED),
-        ("local-only", 0.1, False, True, Place.LOCAL, Reason.REQUESTED),
+        ("auto", 0.9, True, True, Route.LOCAL, Reason.CONFIDENT),
+        ("auto", 0.8, True, True, Route.LOCAL, Reason.CONFIDENT),
+        ("auto", 0.79, True, True, Route.CLOUD, Reason.LOW_SCORE),
+        ("auto", 0.79, True, False, Route.LOCAL, Reason.NO_CLOUD),
+        ("auto", None, True, True, Route.LOCAL, Reason.NO_SCORE),
+        ("auto", 0.99, False, True, Route.CLOUD, Reason.LOCAL_ERROR),
+        ("auto", 0.99, False, False, Route.DEGRADED, Reason.LOCAL_ERROR),
+        ("local-only", 0.1, True, True, Route.LOCAL, Reason.REQUESTED),
+        ("local-only", 0.1, False, True, Route.LOCAL, Reason.REQUESTED),
     ],
 )
 def test_the_local_answer_is_kept_when_it_is_good_enough(
-    route: str, found: float | None, fine: bool, has_cloud: bool, place: Place, reason: Reason
+    route: str, found: float | None, fine: bool, has_cloud: bool, place: Route, reason: Reason
 ) -> None:
     """NaN is asked about first, then the score against the threshold."""
     decision = after_running(route, score=found, threshold=0.8, has_cloud=has_cloud, usable=fine)

@@ -534,7 +534,7 @@ async def test_the_cloud_answers_for_a_model_that_is_not_loaded_in_time(cloud, t
     """What waits too long for its model is overload like any other: `auto` asks the cloud tier while there is time."""
     async with InferenceService(cloud=cloud, options=ModelOptions(queue_limit=1)) as service:
         await service.activate("one", onnx_bundle(tmp_path, name="one"), tmp_path)
-        model = service._residents.get("one")
+        model = service._manager.get("one")
         async with model.switching:
             session, model.session = model.session, None
             patient = asyncio.ensure_future(service.infer("one", {"x": SURE}))

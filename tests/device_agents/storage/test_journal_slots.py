@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from device_agents.control.telemetry import Window, flatten
-from device_agents.deployment import S, State
+from device_agents.deployment import UpdateRecord, UpdateState
 from device_agents.storage.journal import REPORTS_AT_ONCE, Journal
 from device_agents.storage.slots import Pointer, Slots, verify_file
 from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
@@ -29,13 +29,13 @@ def test_what_the_journal_was_told_it_still_knows():
     disk = FaultyDisk()
     journal = Journal(disk)
     assert journal.begin_session() == 1
-    journal.save("digits", State(name=S.DOWNLOADING, deployment=NEW))
+    journal.save("digits", UpdateRecord(name=UpdateState.DOWNLOADING, deployment=NEW))
     journal.accept_assignment(5)
     journal.accept_assignment(3)
     journal.accept_command(2)
     journal.note_metadata({"root": 1, "timestamp": 9})
     again = Journal(disk.after_power_cut())
-    assert again.models() == {"digits": State(name=S.DOWNLOADING, deployment=NEW)}
+    assert again.models() == {"digits": UpdateRecord(name=UpdateState.DOWNLOADING, deployment=NEW)}
     assert (again.record.assignment, again.record.command) == (5, 2)
     assert again.record.metadata == {"root": 1, "timestamp": 9}
     assert again.begin_session() == 2
@@ -68,7 +68,9 @@ def written(disk):
     journal.begin_session()
     journal.accept_assignment(5)
     journal.accept_command(2)
-    journal.save("digits", State(name=S.DOWNLOADING, deployment=msgspec.structs.replace(NEW, assignment=5)))
+    journal.save(
+        "digits", UpdateRecord(name=UpdateState.DOWNLOADING, deployment=msgspec.structs.replace(NEW, assignment=5))
+    )
     return journal
 
 
@@ -119,12 +121,12 @@ def test_a_model_without_any_copy_is_what_its_pointer_and_a_whole_slot_say():
     Slots(disk, "digits").point("a", "a")
     disk.write("journal/models/digits.json", b"")
     state = Journal(disk).models()["digits"]
-    assert (state.name, state.active.slot, state.active.digest) == (S.IDLE, "a", manifest.digest)
+    assert (state.name, state.active.slot, state.active.digest) == (UpdateState.IDLE, "a", manifest.digest)
     assert state.known_good == state.active
     disk.write("models/digits/a/model.onnx", bytes(len(MODEL)))
     assert Journal(disk).models()["digits"].known_good is None
     Slots(disk, "digits").point("b", "a")
-    assert Journal(disk).models()["digits"].name is S.ROLLING_BACK
+    assert Journal(disk).models()["digits"].name is UpdateState.ROLLING_BACK
 
 
 def test_a_journal_of_another_version_is_refused_and_not_taken_for_damage():
@@ -173,18 +175,18 @@ def test_a_full_disk_still_takes_one_more_state():
     disk = FaultyDisk()
     journal = Journal(disk)
     journal.begin_session()
-    journal.save("digits", State())
+    journal.save("digits", UpdateRecord())
 
     def full_until_space_is_made(change, method, name):
         if disk.exists("journal/reserve"):
             full(change, method, name)
 
     disk.fault = full_until_space_is_made
-    journal.save("digits", State(name=S.CLEANING, deployment=NEW))
-    assert Journal(disk.after_power_cut()).models()["digits"].name is S.CLEANING
+    journal.save("digits", UpdateRecord(name=UpdateState.CLEANING, deployment=NEW))
+    assert Journal(disk.after_power_cut()).models()["digits"].name is UpdateState.CLEANING
     disk.fault = full
     with pytest.raises(DiskError):
-        journal.save("digits", State())
+        journal.save("digits", UpdateRecord())
 
 
 def test_a_disk_that_takes_nothing_gets_a_session_and_no_report_number():

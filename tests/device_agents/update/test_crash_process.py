@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from tests.device_agents.update.test_kill import installed, publish_version, roll_out, until
 from tests.simulators.crash import Loss
 
@@ -38,7 +38,7 @@ async def cut(side, agent, old, new, call, loss):
     ended.cancel()
     assert await agent.ask("small") == new
     state = agent.state("small")
-    await until(lambda: agent.state("small").name is S.IDLE, side)
+    await until(lambda: agent.state("small").name is UpdateState.IDLE, side)
     assert state.active.version == new
     slots = {name for name in agent.files() if name.startswith(("models/", "incoming/"))}
     inside = ("manifest.json", "model.onnx", "golden.npz", "labels.bin")

@@ -10,12 +10,12 @@ import random
 import msgspec
 import pytest
 
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess
 from tests.simulators.control import FLEET, ControlSide
@@ -69,7 +69,7 @@ async def until(holds, side):
 async def roll_out(side, version):
     """Until the controller has heard that it is committed."""
     side.start("small", version, "x86-64")
-    await until(lambda: side.rollout().state is State.FINISHED, side)
+    await until(lambda: side.rollout().state is RolloutState.FINISHED, side)
 
 
 async def kill_during(side, agent, old, new, moments, seen):
@@ -106,7 +106,7 @@ async def installed(folder):
 def check_rest(side, agent, version, old):
     """Two slots and nothing else, journal and controller agree, and no attempt was counted as the bundle's fault."""
     state = agent.state("small")
-    assert (state.name, state.deployment, state.active.version) == (S.IDLE, None, version)
+    assert (state.name, state.deployment, state.active.version) == (UpdateState.IDLE, None, version)
     assert state.known_good == state.active
     slots = {name for name in agent.files() if name.startswith(("models/", "incoming/"))}
     inside = ("manifest.json", "model.onnx", "golden.npz", "labels.bin")
@@ -125,7 +125,7 @@ async def test_an_agent_that_is_killed_in_an_update_answers_and_then_finishes_it
         check_rest(side, agent, "1.1.0", "1.0.0")
         await until(lambda: "1.1.0" in answers, side)
         assert answers == {"1.0.0", "1.1.0"}
-        assert seen - {S.IDLE}, "no kill met the update"
+        assert seen - {UpdateState.IDLE}, "no kill met the update"
 
 
 @pytest.mark.soak

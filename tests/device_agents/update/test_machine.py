@@ -10,18 +10,18 @@ from device_agents.deployment import (
     Cleaned,
     Committed,
     DeadlinePassed,
-    Do,
     Downloaded,
+    Effect,
     Failed,
     Limits,
     Offered,
     Proved,
     Resolved,
     RolledBack,
-    S,
     Staged,
-    State,
     Tested,
+    UpdateRecord,
+    UpdateState,
     Verified,
     Watched,
 )
@@ -31,7 +31,7 @@ from tests.machines.explorer import INSTALLED_OLD, NEW, NEWER, OLD
 MACHINE = UpdateMachine(Limits(step_seconds=100, probation_seconds=3, retry_seconds=2, max_retry_seconds=10))
 AWAY = Failed(error="TransportError", message="away", passing=True)
 WRONG = Failed(error="DigestMismatchError", message="wrong", refused=True)
-REST = State(active=INSTALLED_OLD, known_good=INSTALLED_OLD, release=1)
+REST = UpdateRecord(active=INSTALLED_OLD, known_good=INSTALLED_OLD, release=1)
 TO_TESTING = (Offered(NEW), Resolved(), Downloaded(), Verified(), Staged())
 TO_PROBATION = (*TO_TESTING, Tested(), Activated(at=5.0))
 
@@ -50,9 +50,10 @@ def test_a_deployment_that_goes_well():
     """Effects in order, and in the end the new bundle is active and known to be good."""
     state, effects = told(*TO_PROBATION, DeadlinePassed(), Proved(), Committed(at=9.0), Cleaned())
     assert effects == [
-        Do.RESOLVE, Do.DOWNLOAD, Do.VERIFY, Do.STAGE, Do.TEST, Do.ACTIVATE, Do.WATCH, Do.PROBE, Do.COMMIT, Do.CLEAN,
+        Effect.RESOLVE, Effect.DOWNLOAD, Effect.VERIFY, Effect.STAGE, Effect.TEST,
+        Effect.ACTIVATE, Effect.WATCH, Effect.PROBE, Effect.COMMIT, Effect.CLEAN,
     ]  # fmt: skip
-    assert state.name is S.IDLE
+    assert state.name is UpdateState.IDLE
     assert state.active == state.known_good
     assert (state.active.slot, state.active.version, state.active.since, state.release) == ("b", "2.0.0", 5.0, 2)
     assert (state.outcome.result, state.outcome.at) == ("succeeded", 9.0)
@@ -65,16 +66,16 @@ def test_a_deployment_that_goes_well():
 def test_a_failure_before_activating_never_touches_the_active_slot(count):
     """Whatever was reached: clean, rest, and remember why."""
     state, effects = told(*TO_TESTING[:count], WRONG, Cleaned())
-    assert Do.ACTIVATE not in effects
-    assert Do.ROLL_BACK not in effects
-    assert effects[-1] is Do.CLEAN
-    assert (state.name, state.active, state.outcome.result) == (S.IDLE, INSTALLED_OLD, "refused")
+    assert Effect.ACTIVATE not in effects
+    assert Effect.ROLL_BACK not in effects
+    assert effects[-1] is Effect.CLEAN
+    assert (state.name, state.active, state.outcome.result) == (UpdateState.IDLE, INSTALLED_OLD, "refused")
 
 
 def test_a_failure_in_probation_rolls_back():
     """Known-good becomes active again, and the outcome says that the bundle ran."""
     state, effects = told(*TO_PROBATION, DeadlinePassed(), WRONG, RolledBack(), Cleaned())
-    assert effects[-3:] == [Do.PROBE, Do.ROLL_BACK, Do.CLEAN]
+    assert effects[-3:] == [Effect.PROBE, Effect.ROLL_BACK, Effect.CLEAN]
     assert (state.active, state.known_good) == (INSTALLED_OLD, INSTALLED_OLD)
     assert state.outcome.result == "rolled-back"
 
@@ -85,9 +86,9 @@ def test_probation_ends_at_its_time_or_when_enough_was_answered():
     assert state.deadline == 10.0 + MACHINE._limits.probation_seconds
     for event in (Watched(), DeadlinePassed()):
         probing, effects = told(event, state=state, now=20.0)
-        assert (probing.name, probing.deadline, effects) == (S.PROBATION, 120.0, [Do.PROBE])
+        assert (probing.name, probing.deadline, effects) == (UpdateState.PROBATION, 120.0, [Effect.PROBE])
     state, effects = told(WRONG, state=state)
-    assert (state.name, effects) == (S.ROLLING_BACK, [Do.ROLL_BACK])
+    assert (state.name, effects) == (UpdateState.ROLLING_BACK, [Effect.ROLL_BACK])
 
 
 def test_rolling_back_never_gives_up():
@@ -95,9 +96,9 @@ def test_rolling_back_never_gives_up():
     state, _ = told(*TO_PROBATION, WRONG)
     for _ in range(5):
         step = MACHINE.step(state, WRONG, 50.0)
-        assert (step.state.name, step.effects, step.wake_at) == (S.ROLLING_BACK, (), 52.0)
+        assert (step.state.name, step.effects, step.wake_at) == (UpdateState.ROLLING_BACK, (), 52.0)
         step = MACHINE.step(step.state, DeadlinePassed(), 52.0)
-        assert step.effects == (Do.ROLL_BACK,)
+        assert step.effects == (Effect.ROLL_BACK,)
         state = step.state
 
 
@@ -105,10 +106,10 @@ def test_what_was_refused_is_not_tried_again_until_another_assignment_asks():
     """The retained assignment comes again with every connection; it must not cost a download each time."""
     state, _ = told(*TO_TESTING, WRONG, Cleaned())
     again, effects = told(Offered(NEW), state=state)
-    assert (again.name, effects) == (S.IDLE, [])
+    assert (again.name, effects) == (UpdateState.IDLE, [])
     later = msgspec.structs.replace(NEW, assignment=7)
-    assert told(Offered(later), state=state)[1] == [Do.RESOLVE]
-    assert told(Offered(NEWER), state=state)[1] == [Do.RESOLVE]
+    assert told(Offered(later), state=state)[1] == [Effect.RESOLVE]
+    assert told(Offered(NEWER), state=state)[1] == [Effect.RESOLVE]
 
 
 def test_a_passing_failure_is_tried_again_with_growing_delays_and_no_outcome():
@@ -117,11 +118,11 @@ def test_a_passing_failure_is_tried_again_with_growing_delays_and_no_outcome():
     delays = []
     for _ in range(5):
         state, _ = told(AWAY, Cleaned(), state=state, now=1000.0)
-        assert (state.name, state.deployment, state.outcome) == (S.IDLE, NEW, None)
+        assert (state.name, state.deployment, state.outcome) == (UpdateState.IDLE, NEW, None)
         assert state.note == "TransportError: away"
         delays.append(state.deadline - 1000.0)
         state, effects = told(DeadlinePassed(), state=state)
-        assert effects == [Do.RESOLVE]
+        assert effects == [Effect.RESOLVE]
     assert delays == [2, 4, 8, 10, 10]
 
 
@@ -137,32 +138,32 @@ def test_what_failed_attempts_fetched_is_added_up_until_another_deployment():
 def test_an_offer_that_waits_is_taken_up_at_once_when_it_comes_again():
     """A new connection brings the assignment again, and is the best time for another attempt."""
     state, _ = told(Offered(NEW), AWAY, Cleaned())
-    assert told(Offered(NEW), state=state)[1] == [Do.RESOLVE]
+    assert told(Offered(NEW), state=state)[1] == [Effect.RESOLVE]
 
 
 def test_a_newer_offer_supersedes_a_transfer_but_waits_for_an_activation():
     """Before ACTIVATING the old work is dropped; from there on it is brought to its end first."""
     state, effects = told(Offered(NEW), Resolved(), Offered(NEWER), Cleaned())
-    assert effects[-2:] == [Do.CLEAN, Do.RESOLVE]
+    assert effects[-2:] == [Effect.CLEAN, Effect.RESOLVE]
     assert (state.deployment, state.outcome) == (NEWER, None)
     state, effects = told(*TO_PROBATION, Offered(NEWER))
-    assert (state.name, state.offered) == (S.PROBATION, NEWER)
+    assert (state.name, state.offered) == (UpdateState.PROBATION, NEWER)
     state, effects = told(DeadlinePassed(), Proved(), Committed(), Cleaned(), state=state)
-    assert (state.name, state.deployment, state.active.version) == (S.RESOLVING, NEWER, "2.0.0")
+    assert (state.name, state.deployment, state.active.version) == (UpdateState.RESOLVING, NEWER, "2.0.0")
 
 
 def test_a_cancel_ends_a_transfer_and_leaves_an_activation_alone():
     """There is no outcome, since nobody wants to know."""
     state, effects = told(Offered(NEW), Resolved(), Cancelled(), Cleaned())
-    assert (state.name, state.deployment, state.outcome, effects[-1]) == (S.IDLE, None, None, Do.CLEAN)
+    assert (state.name, state.deployment, state.outcome, effects[-1]) == (UpdateState.IDLE, None, None, Effect.CLEAN)
     state, effects = told(*TO_PROBATION, Cancelled())
-    assert (state.name, effects[-1]) == (S.PROBATION, Do.WATCH)
+    assert (state.name, effects[-1]) == (UpdateState.PROBATION, Effect.WATCH)
 
 
 def test_going_back_to_what_runs_drops_the_transfer():
     """An aborted rollout offers the running bundle again."""
     state, effects = told(Offered(NEW), Resolved(), Offered(OLD), Cleaned())
-    assert (state.name, state.deployment, effects[-1]) == (S.IDLE, None, Do.CLEAN)
+    assert (state.name, state.deployment, effects[-1]) == (UpdateState.IDLE, None, Effect.CLEAN)
 
 
 def test_an_older_release_is_refused_at_rest_and_after_a_transfer():
@@ -171,7 +172,7 @@ def test_an_older_release_is_refused_at_rest_and_after_a_transfer():
     state, effects = told(Offered(OLD), state=rest)
     assert (effects, state.outcome.error) == ([], "DowngradeError")
     state, effects = told(Offered(NEWER), Offered(OLD), Cleaned(), state=rest)
-    assert (state.name, state.outcome.error) == (S.IDLE, "DowngradeError")
+    assert (state.name, state.outcome.error) == (UpdateState.IDLE, "DowngradeError")
 
 
 def test_each_step_has_a_deadline_and_missing_it_is_a_failure():
@@ -188,17 +189,17 @@ def test_a_bundle_that_stops_the_device_again_and_again_is_refused():
     state, _ = told(*TO_TESTING)
     for _ in range(2):
         state, effects = told(Booted(), state=state)
-        assert (state.name, effects) == (S.TESTING, [Do.TEST])
+        assert (state.name, effects) == (UpdateState.TESTING, [Effect.TEST])
     state, effects = told(Booted(), Cleaned(), state=state)
-    assert (state.name, state.outcome.result, state.outcome.error) == (S.IDLE, "refused", "Interrupted")
+    assert (state.name, state.outcome.result, state.outcome.error) == (UpdateState.IDLE, "refused", "Interrupted")
 
 
 def test_a_stop_in_probation_rolls_back_and_tries_again():
     """The first time it may have been the power."""
     state, effects = told(*TO_PROBATION, Booted())
-    assert (state.name, effects[-1]) == (S.ROLLING_BACK, Do.ROLL_BACK)
+    assert (state.name, effects[-1]) == (UpdateState.ROLLING_BACK, Effect.ROLL_BACK)
     state, _ = told(RolledBack(), Cleaned(), state=state)
-    assert (state.name, state.deployment, state.outcome) == (S.IDLE, NEW, None)
+    assert (state.name, state.deployment, state.outcome) == (UpdateState.IDLE, NEW, None)
 
 
 def test_no_two_rows_answer_the_same_case():
@@ -210,21 +211,24 @@ def test_no_two_rows_answer_the_same_case():
 def test_whoever_asks_from_outside_gets_an_answer_in_every_state():
     """Offered, Cancelled and Booted have a row in each state."""
     rows = {(row.state, row.event) for row in (*TABLE, *BOOT_TABLE)}
-    for state, event in itertools.product(S, (Offered, Cancelled, Booted)):
+    for state, event in itertools.product(UpdateState, (Offered, Cancelled, Booted)):
         assert (state, event) in rows
 
 
-@pytest.mark.parametrize(("state", "event"), [(S.IDLE, Downloaded()), (S.TESTING, Committed()), (S.CLEANING, Proved())])
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [(UpdateState.IDLE, Downloaded()), (UpdateState.TESTING, Committed()), (UpdateState.CLEANING, Proved())],
+)
 def test_an_event_without_a_row_is_a_bug_and_changes_nothing(state, event):
     """The shell never sends it; if it does, nobody guesses."""
     with pytest.raises(InvalidTransition, match=type(event).__name__):
-        MACHINE.step(State(name=state, deployment=NEW), event, 0.0)
+        MACHINE.step(UpdateRecord(name=state, deployment=NEW), event, 0.0)
 
 
 def test_a_state_survives_the_journal():
     """What is written is what is read."""
     state, _ = told(*TO_PROBATION)
-    assert msgspec.json.decode(msgspec.json.encode(state), type=State) == state
+    assert msgspec.json.decode(msgspec.json.encode(state), type=UpdateRecord) == state
 
 
 COSTLY = Failed(error="TransportError", message="away", passing=True, costly=True)
@@ -282,7 +286,7 @@ def test_what_a_restart_takes_up_after_its_time_is_ended():
         state = stepper.step(state, event, 0.0).state
     for half_hours, deadline in ((1, 1801.0), (3, 1.0)):
         state = stepper.step(state, Booted(at=1e9 + 1800 * half_hours), 0.0).state
-        assert (state.name, state.deadline) == (S.DOWNLOADING, deadline)
+        assert (state.name, state.deadline) == (UpdateState.DOWNLOADING, deadline)
     state = stepper.step(state, DeadlinePassed(at=1e9 + 5401), 1.0).state
     assert state.outcome.error == "BudgetError"
 
@@ -292,4 +296,4 @@ def test_what_goes_well_is_not_ended_by_its_time():
     stepper, state = UpdateMachine(HOUR), REST
     for event in (Offered(NEW, at=1e9), Resolved(at=1e9), Downloaded(at=1e9 + 3600.5), Verified(at=1e9 + 3600.5)):
         state = stepper.step(state, event, 0.0).state
-    assert (state.name, state.deadline) == (S.STAGING, 86_400.0)
+    assert (state.name, state.deadline) == (UpdateState.STAGING, 86_400.0)

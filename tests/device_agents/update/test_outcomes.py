@@ -1,6 +1,6 @@
 """How a deployment ended reaches the controller, however late; and an order that is withdrawn is seen in a transfer."""
 
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from edgekit.mqtt import topics
 from tests.simulators.device import DEVICE, FLEET
 
@@ -36,7 +36,7 @@ async def test_a_withdrawn_order_ends_a_transfer_and_leaves_nothing(desk, device
     entry = desk.publish("2.0.0")
     desk.tamper = lambda digest, index, data: data if digest == entry.sha256 or index < 2 else None
     desk.assign(entry)
-    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await device.until(lambda: device.state.name is UpdateState.DOWNLOADING)
     desk.assign()
     await device.settled("1.0.0")
     assert device.disk.list("incoming") == []

@@ -1,4 +1,4 @@
-from device_agents.deployment import S
+from device_agents.deployment import UpdateState
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.update import runner
 from edgekit.errors import DiskError
@@ -158,9 +158,9 @@ async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(
     await device.settled("1.0.0")
     desk.tamper = lambda digest, index, data: None if index else data
     desk.assign(desk.publish("2.0.0"))
-    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await device.until(lambda: device.state.name is UpdateState.DOWNLOADING)
     await restart(device)
-    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await device.until(lambda: device.state.name is UpdateState.DOWNLOADING)
     await device.kill()
     device.disk = device.disk.after_power_cut()
     device.disk.remove("journal/reserve")

@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.cli.main import edgekit, run
 from edgekit.mqtt.messages import Event, Outcome, Reported, Running
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.settings import AgentSettings, load_settings, tls_files
 from edgekit.state import open_fleet_state
 from tests.simulators.control import write_bundle
@@ -307,7 +307,7 @@ def test_watch_ends_with_exit_0_when_finished(shell):
     shell("edgekit rollout start digits 1.0.0")
     wanted = survey(shell).devices["pi-1"].digest
     report(shell, "pi-1", 1, digest=wanted)
-    assert survey(shell).state is State.FINISHED
+    assert survey(shell).state is RolloutState.FINISHED
     out, _ = shell("edgekit rollout watch")
     assert "FINISHED" in out
     out, _ = shell("edgekit rollout status 1")

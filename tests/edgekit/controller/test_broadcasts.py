@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.download import broadcasts as device_waves
 from device_agents.download.block_fetcher import BlockFetcher, Gate
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
@@ -16,7 +16,7 @@ from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
 from edgekit.mqtt import topics
 from edgekit.mqtt.broker import find_mosquitto, start_broker
-from edgekit.mqtt.messages import Answer, BlocksRequest, WaveBlocks, WaveClaim, decode, encode
+from edgekit.mqtt.messages import Answer, BlocksRequest, BroadcastBlocks, BroadcastClaim, decode, encode
 from edgekit.mqtt.transport import MqttTransport
 from edgekit.registry import blob_name
 from tests.simulators.store import MemoryStore
@@ -67,7 +67,7 @@ class Site:
     async def device(self, name, *, rate=0):
         """Start a device's download; its task ends when it has every block, each one right."""
         transport = self.transport(name)
-        answers = Answers(transport, fleet=FLEET, device=name)
+        answers = RequestClient(transport, fleet=FLEET, device=name)
         clock = SystemClock()
         fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate))
         self.fetchers[name] = fetcher
@@ -95,7 +95,7 @@ class Site:
         for message in self.broker.published:
             part = message.topic.split("/")[3]
             if part == kind and not message.topic.endswith("/claim"):
-                total += len(decode(message.payload, Answer if kind == "answer" else WaveBlocks).data)
+                total += len(decode(message.payload, Answer if kind == "answer" else BroadcastBlocks).data)
         return total
 
     async def until(self, holds):
@@ -223,12 +223,12 @@ async def flood(made, make):
 
 
 HOSTILE = {
-    "wrong bytes": lambda seeds: encode(WaveBlocks(seeds.randrange(BLOCKS), seeds.randbytes(3 * BLOCK_BYTES))),
+    "wrong bytes": lambda seeds: encode(BroadcastBlocks(seeds.randrange(BLOCKS), seeds.randbytes(3 * BLOCK_BYTES))),
     "no message": lambda seeds: seeds.randbytes(300),
-    "oversized": lambda seeds: encode(WaveBlocks(0, bytes(300 * 1024))),
-    "outside the blob": lambda seeds: encode(WaveBlocks(seeds.choice([-1000, 10**12]), bytes(BLOCK_BYTES))),
-    "ends": lambda seeds: encode(WaveBlocks(BLOCKS, b"")),
-    "odd sizes": lambda seeds: encode(WaveBlocks(seeds.randrange(BLOCKS), seeds.randbytes(7))),
+    "oversized": lambda seeds: encode(BroadcastBlocks(0, bytes(300 * 1024))),
+    "outside the blob": lambda seeds: encode(BroadcastBlocks(seeds.choice([-1000, 10**12]), bytes(BLOCK_BYTES))),
+    "ends": lambda seeds: encode(BroadcastBlocks(BLOCKS, b"")),
+    "odd sizes": lambda seeds: encode(BroadcastBlocks(seeds.randrange(BLOCKS), seeds.randbytes(7))),
 }
 
 
@@ -263,15 +263,17 @@ async def test_a_wave_through_a_real_broker(tmp_path):
 async def test_what_waits_to_be_written_is_bounded():
     """A flood of useful blocks is dropped beyond a few MiB, and asked for later."""
     transport = MemoryTransport(MemoryBroker(), "d")
-    answers = Answers(transport, fleet=FLEET, device="d")
+    answers = RequestClient(transport, fleet=FLEET, device="d")
     await connect(transport)
     fetcher = BlockFetcher(answers, SystemClock())
     hashes = ["0" * 64] * 1000
     with answers.exchange() as exchange:
-        ear = device_waves.WaveEar(answers, exchange, DIGEST, hashes, fetcher.counters, willing=True)
+        ear = device_waves.BroadcastListener(answers, exchange, DIGEST, hashes, fetcher.counters, willing=True)
         assert await ear.join(set(range(1000)))
         for first in range(0, 1000, 3):
-            transport._broker.publish(topics.wave(FLEET, DIGEST), encode(WaveBlocks(first, bytes(3 * BLOCK_BYTES))))
+            transport._broker.publish(
+                topics.wave(FLEET, DIGEST), encode(BroadcastBlocks(first, bytes(3 * BLOCK_BYTES)))
+            )
         for _ in range(10):
             await asyncio.sleep(0)
         assert exchange.queue.qsize() == device_waves.MAX_WAITING_BYTES // BLOCK_BYTES
@@ -282,9 +284,9 @@ async def test_a_false_claim_delays_and_does_not_stop():
     """Somebody says that it sends, and does not: devices hear nothing, and ask."""
     async with site() as made:
         service = await made.controller()
-        claim = encode(WaveClaim("0", sending=True, seconds=1e9))
+        claim = encode(BroadcastClaim("0", sending=True, seconds=1e9))
         made.broker.publish(topics.wave_claim(FLEET, DIGEST), claim, qos=1)
-        for junk in (b"", b"\xc1", encode(WaveClaim("0", seconds=5.0))):
+        for junk in (b"", b"\xc1", encode(BroadcastClaim("0", seconds=5.0))):
             made.broker.publish(topics.wave_claim(FLEET, "nonsense"), junk, qos=1)
         for number in range(6):
             await made.device(f"d{number}")

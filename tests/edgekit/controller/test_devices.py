@@ -4,7 +4,7 @@ import msgspec
 
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.trust.envelopes import open_envelope, seal
 from tests.simulators.control import FLEET, ControlSide, FakeDevice
 
@@ -142,7 +142,7 @@ async def test_report_that_json_cannot_hold_breaks_no_rollout(tmp_path):
         await bad.report(outcomes={"digits": outcome})
         await side.until(lambda: events(side, "pi-bad") == ["bad-message"])
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert good.models
 
 

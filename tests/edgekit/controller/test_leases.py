@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.control.requests import Answers
+from device_agents.control.requests import RequestClient
 from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
@@ -119,7 +119,7 @@ class Fleet:
     async def fetch(self, name):
         """One device, from connecting to the whole blob."""
         transport = MemoryTransport(self.broker, name)
-        answers = Answers(transport, fleet=FLEET, device=name)
+        answers = RequestClient(transport, fleet=FLEET, device=name)
         await answers.start()
         await connect(transport)
         try:

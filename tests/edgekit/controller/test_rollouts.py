@@ -4,7 +4,7 @@ import asyncio
 
 from edgekit.controller import ControllerOptions
 from edgekit.mqtt import topics
-from edgekit.rollout.machine import Aborted, DeviceState, Resumed, State
+from edgekit.rollout.machine import Aborted, DeviceState, Resumed, RolloutState
 from edgekit.rollout.plan import Wave
 from edgekit.trust.client import TrustClient
 from edgekit.trust.rotation import KeyKeeper
@@ -19,7 +19,7 @@ async def test_rollout_reaches_every_device_in_waves(tmp_path):
         digest = side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}") for i in range(4)]
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert {device.models["digits"].digest for device in devices} == {digest}
         assert side.rollout().counts()["SUCCEEDED"] == 4
 
@@ -30,7 +30,7 @@ async def test_assignment_verifies_on_the_device(tmp_path):
         digest = side.publish("digits", "1.0.0")
         await side.device("pi-1")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         payload = side.broker.retained[topics.device(FLEET, "pi-1", "desired")]
         client = TrustClient(tmp_path / "device-cache", side.root, lambda name: side.store.get(f"metadata/{name}"))
         client.refresh()
@@ -46,7 +46,7 @@ async def test_refusal_pauses_before_the_others_are_told(tmp_path):
         side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}", behaviour="refuse") for i in range(3)]
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         assert "error threshold" in side.rollout().reason
         assert sum(bool(device.wanted) for device in devices) == 1
 
@@ -58,10 +58,10 @@ async def test_abort_gives_back_what_was_assigned_before(tmp_path):
         side.publish("digits", "1.1.0")
         device = await side.device("pi-1")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         device.behaviour = "refuse"
         side.start("digits", "1.1.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
         await side.until(lambda: device.wanted.get("digits") == old and len(device.versions) == 3)
         assert device.versions == sorted(device.versions)
@@ -102,7 +102,7 @@ async def test_rollout_goes_on_after_the_controller_was_killed(tmp_path):
         first = next(device for device in devices if device.wanted)
         first._deploy("digits", "1.0.0", first.wanted["digits"])
         await first.report()
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 
 
 async def test_broker_that_forgot_is_given_everything_again(tmp_path):
@@ -111,7 +111,7 @@ async def test_broker_that_forgot_is_given_everything_again(tmp_path):
         side.publish("digits", "1.0.0")
         await side.device("pi-1")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         side.broker.stop()
         side.broker.retained.clear()
         await asyncio.sleep(0.05)
@@ -128,7 +128,7 @@ async def test_rollout_waits_for_the_broker(tmp_path):
         side.start("digits", "1.0.0")
         await side.until(lambda: side.rollout().counts()["TOLD"] == 1)
         side.broker.start()
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 
 
 async def test_silent_device_fails_at_its_deadline(tmp_path):
@@ -137,7 +137,7 @@ async def test_silent_device_fails_at_its_deadline(tmp_path):
         side.publish("digits", "1.0.0")
         await side.device("pi-1", behaviour="silent")
         side.start("digits", "1.0.0", device_deadline_seconds=0.2)
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         assert side.rollout().devices["pi-1"].reason.startswith("silent")
 
 
@@ -174,7 +174,7 @@ async def test_repeated_failure_report_counts_once(tmp_path):
         side.publish("digits", "1.0.0")
         device = await side.device("pi-1", behaviour="refuse")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
         device.behaviour = "silent"
         side.start("digits", "1.0.0")
@@ -182,11 +182,11 @@ async def test_repeated_failure_report_counts_once(tmp_path):
         number = device.number
         await device.report()
         await side.until(lambda: _reported(side) > number)
-        assert side.rollout().state is State.RUNNING
+        assert side.rollout().state is RolloutState.RUNNING
         device.behaviour = "succeed"
         device._deploy("digits", "1.0.0", device.wanted["digits"])
         await device.report()
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 
 
 async def test_resume_goes_on_past_failures(tmp_path):
@@ -195,11 +195,11 @@ async def test_resume_goes_on_past_failures(tmp_path):
         side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}", behaviour="refuse") for i in range(2)]
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         for device in devices:
             device.behaviour = "succeed"
         side.state.rollouts.apply(side.rollout().id, Resumed(), side.clock.wall())
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert side.rollout().counts() == {"PENDING": 0, "TOLD": 0, "SUCCEEDED": 1, "FAILED": 1, "SKIPPED": 0}
 
 
@@ -232,7 +232,7 @@ async def test_expiring_assignment_is_renewed(tmp_path):
         side.publish("digits", "1.0.0")
         device = await side.device("pi-1")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.versions == [1]
         await side.stop_controller()
         side.clock = _Later(side.clock, days=0.8)

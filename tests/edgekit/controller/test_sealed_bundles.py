@@ -12,7 +12,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, file_entry, parse_manifest
 from edgekit.errors import CompatibilityError
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device as Enrolled
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.sealing.keyring import Keyring
@@ -99,7 +99,7 @@ async def test_only_ciphertext_lies_in_store_and_device(tmp_path):
             entry = publish(side.store, side.repository, folder).entry
             assert publish(side.store, side.repository, folder).entry == entry
             side.start("digits", version)
-            await side.until(lambda: side.rollout().state is State.FINISHED)
+            await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
             assert await device.answering() == version
             assert (await device.inference.self_test("digits")).passed
             assert holders(tmp_path / "plain" / version, secrets)  # else the search finds nothing anywhere
@@ -122,7 +122,7 @@ async def test_a_device_without_the_key_refuses_before_it_downloads(tmp_path, ot
         folder, _ = sealed(tmp_path, "1.0.0")
         publish(side.store, side.repository, folder)
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         reason = side.rollout().devices[DEVICE].reason
         assert "CompatibilityError" in reason
         assert "sealed for device class cameras" in reason

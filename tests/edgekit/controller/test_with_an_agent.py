@@ -6,7 +6,7 @@ from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Presence, encode
 from edgekit.registry import blob_name
 from edgekit.rollout.cohort import Device as Enrolled
-from edgekit.rollout.machine import Aborted, State
+from edgekit.rollout.machine import Aborted, RolloutState
 from edgekit.trust.rotation import KeyKeeper
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device
@@ -31,7 +31,7 @@ async def test_rollout_ends_in_a_committed_bundle(tmp_path):
     async with fleet_of_one(tmp_path) as (side, device):
         digest = side.publish("digits", "1.0.0", model=b"weights" * 40_000)
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.inference.live == {"digits": "1.0.0"}
         (view,) = side.state.devices.views(side.clock.wall(), 90.0)
         assert view.models["digits"].digest == digest
@@ -44,15 +44,15 @@ async def test_refused_self_test_pauses_and_the_abort_settles(tmp_path):
         for version in ("1.0.0", "1.1.0", "1.2.0"):
             side.publish("digits", version)
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         device.refused.add("1.1.0")
         side.start("digits", "1.1.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         assert "SelfTestError" in side.rollout().devices[DEVICE].reason
         side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
         await side.until(lambda: device.reported().assignment == 3)
         side.start("digits", "1.2.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.inference.history == ["1.0.0", "1.2.0"]
 
 
@@ -65,14 +65,14 @@ async def test_tampered_blob_pauses_and_the_mended_one_is_taken(tmp_path):
         good = side.store.get(name)
         side.store.put(name, b"X" + good[1:])
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.PAUSED)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
         assert manifest.file("model").blocks[0] in side.rollout().devices[DEVICE].reason
         side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
         side.store.put(name, good)
         await side.stop_controller()
         await side.start_controller()  # a running one forgets its hot blocks within half a minute
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 
 
 async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
@@ -80,7 +80,7 @@ async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
     async with fleet_of_one(tmp_path) as (side, _device):
         side.publish("digits", "1.0.0")
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         now = side.clock.wall()
         asked = side.state.commands.ask(DEVICE, "self-test", {}, now=now, expires=now + 60)
         await side.until(lambda: side.state.commands.get(DEVICE, asked.number).state == "done")
@@ -96,7 +96,7 @@ async def test_disorder_on_the_way_does_not_stop_a_rollout(tmp_path):
         await side.until(lambda: topics.device(FLEET, DEVICE, "desired") in side.broker.retained)
         side.broker.cut(DEVICE)
         side.broker.publish(topics.device(FLEET, DEVICE, "presence"), encode(Presence(online=False, session=0)), qos=1)
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 
 
 async def test_every_key_changes_under_a_running_agent(tmp_path):
@@ -105,7 +105,7 @@ async def test_every_key_changes_under_a_running_agent(tmp_path):
         for version in ("1.0.0", "1.1.0"):
             side.publish("digits", version)
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         before = side.state.assignments.get(DEVICE).version
         await side.stop_controller()
         keeper = KeyKeeper(side.store, side.folder / "keys")
@@ -115,7 +115,7 @@ async def test_every_key_changes_under_a_running_agent(tmp_path):
         await side.start_controller()
         await side.until(lambda: device.reported().assignment > before)
         side.start("digits", "1.1.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.inference.live == {"digits": "1.1.0"}
         now = side.clock.wall()
         asked = side.state.commands.ask(DEVICE, "self-test", {}, now=now, expires=now + 60)
@@ -129,10 +129,10 @@ async def test_a_clock_that_stands_in_the_past_is_reported_and_blocks_changes_on
         for version in ("1.0.0", "1.1.0"):
             side.publish("digits", version)
         side.start("digits", "1.0.0")
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         monkeypatch.setattr(device.agent._effects._clock, "wall", lambda: 1000.0)
         side.start("digits", "1.1.0")
         await side.until(lambda: "ClockError" in [event.error for event in side.state.devices.events(DEVICE)])
         assert device.inference.live == {"digits": "1.0.0"}
         monkeypatch.undo()
-        await side.until(lambda: side.rollout().state is State.FINISHED)
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)

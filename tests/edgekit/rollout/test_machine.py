@@ -12,31 +12,31 @@ from edgekit.mqtt.messages import Outcome, Running
 from edgekit.rollout import machine as m
 from edgekit.rollout.machine import (
     Aborted,
+    Assign,
     DeviceState,
+    DeviceStatus,
     Paused,
     Resumed,
+    Revert,
     Rollout,
-    Sight,
+    RolloutState,
     Started,
-    State,
     Surveyed,
-    Tell,
-    Withdraw,
     step,
 )
-from edgekit.rollout.plan import DEFAULT_WAVES, Plan, Wave, parse_waves
+from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, Wave, parse_waves
 
 NEW, OLD = "a" * 64, "b" * 64
 EVENTS = (Started(), Surveyed(), Paused(), Resumed(), Aborted())
 
 
 def idle(digest=OLD):
-    return Sight(digest=NEW, running=Running(digest=digest))
+    return DeviceStatus(digest=NEW, running=Running(digest=digest))
 
 
 def refused(at=5.0, result="refused"):
     outcome = Outcome(deployment=NEW, version="1.1.0", result=result, error="SelfTestError", message="wrong", at=at)
-    return Sight(digest=NEW, running=Running(digest=OLD), outcome=outcome)
+    return DeviceStatus(digest=NEW, running=Running(digest=OLD), outcome=outcome)
 
 
 class Story:
@@ -44,7 +44,7 @@ class Story:
 
     def __init__(self, devices, **plan):
         self.now = 1000.0
-        self.state = Rollout(id=7, model="digits", version="1.1.0", plan=Plan(**plan))
+        self.state = Rollout(id=7, model="digits", version="1.1.0", plan=RolloutPlan(**plan))
         self.effects, self.wake_at = [], None
         self.take(Started())
         self.take(Surveyed(dict.fromkeys([f"d-{i}" for i in range(devices)], idle())))
@@ -60,7 +60,7 @@ class Story:
 
     @property
     def told(self):
-        return [effect.device for effect in self.effects if isinstance(effect, Tell)]
+        return [effect.device for effect in self.effects if isinstance(effect, Assign)]
 
     def named(self, state):
         return {name for name, progress in self.state.devices.items() if progress.state is state}
@@ -71,7 +71,7 @@ class Story:
 
 def test_every_state_and_event_has_a_row_or_is_refused():
     """What an operator may not ask in a state is refused with the state's name, and time may pass in every state."""
-    for state, event in itertools.product(State, EVENTS):
+    for state, event in itertools.product(RolloutState, EVENTS):
         rollout = Rollout(id=1, model="m", version="1.0.0", state=state)
         if (state, type(event)) in m.TABLE:
             assert step(rollout, event, 1000.0).state.id == 1
@@ -83,7 +83,7 @@ def test_every_state_and_event_has_a_row_or_is_refused():
 
 def test_ended_rollouts_change_no_more():
     """Finished and aborted rollouts have no way out."""
-    for state in (State.FINISHED, State.ABORTED):
+    for state in (RolloutState.FINISHED, RolloutState.ABORTED):
         rollout = Rollout(id=1, model="m", version="1.0.0", state=state)
         assert {event for at, event in m.TABLE if at is state} == {Surveyed}
         assert step(rollout, Surveyed({"d": idle()}), 1.0).state == rollout
@@ -108,10 +108,10 @@ def test_waves_follow_each_other_to_the_end():
     for name in list(story.told):
         story.see(name, idle(NEW))
     assert len(story.told) == 10
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     for name in list(story.told):
         story.see(name, idle(NEW))
-    assert story.state.state is State.FINISHED
+    assert story.state.state is RolloutState.FINISHED
     assert story.state.counts()["SUCCEEDED"] == 10
 
 
@@ -120,17 +120,17 @@ def test_being_told_is_not_success():
     story = Story(1)
     story.see("d-0", idle(OLD))
     assert story.named(DeviceState.TOLD) == {"d-0"}
-    story.see("d-0", Sight(digest=NEW, running=Running(digest=NEW, state="PROBATION")))
+    story.see("d-0", DeviceStatus(digest=NEW, running=Running(digest=NEW, state="PROBATION")))
     assert story.named(DeviceState.TOLD) == {"d-0"}
     story.see("d-0", idle(NEW))
-    assert story.state.state is State.FINISHED
+    assert story.state.state is RolloutState.FINISHED
 
 
 def test_one_failure_of_three_devices_pauses():
     """In a small fleet the first failure stops the rollout before anyone else is told, and the reason says so."""
     story = Story(3)
     story.see(story.told[0], refused())
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
     assert "1 of 1 told devices failed" in story.state.reason
     assert len(story.told) == 1
     failed = story.state.devices[story.told[0]]
@@ -142,18 +142,18 @@ def test_few_failures_in_a_large_fleet_do_not_pause():
     story = Story(100, waves=(Wave(share=1.0),))
     for i in range(10):
         story.see(f"d-{i}", refused())
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     story.see("d-10", refused())
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
 
 
 def test_min_failures_holds_the_threshold_back():
     """With a minimum of two, one failure of one told device does not pause yet."""
     story = Story(3, waves=(Wave(share=1.0),), min_failures=2)
     story.see("d-0", refused())
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     story.see("d-1", refused())
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
 
 
 def test_silence_is_failure():
@@ -162,10 +162,10 @@ def test_silence_is_failure():
     assert story.wake_at == 1060.0
     story.now = 1059.0
     story.take(Surveyed())
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     story.now = 1060.0
     story.take(Surveyed())
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
     assert story.state.devices[story.told[0]].reason.startswith("silent")
 
 
@@ -186,7 +186,7 @@ def test_roll_back_after_success_is_failure():
     story.see(story.told[0], idle(NEW))
     story.see(story.told[0], refused(result="rolled-back"))
     assert story.named(DeviceState.FAILED) == {story.told[0]}
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
 
 
 def test_failure_from_before_does_not_count_again():
@@ -197,7 +197,7 @@ def test_failure_from_before_does_not_count_again():
     story.see("d-0", refused(at=5.0))
     assert story.named(DeviceState.TOLD) == {"d-0"}
     story.see("d-0", refused(at=6.0))
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
 
 
 def test_resume_excuses_failures_and_restarts_deadlines():
@@ -206,7 +206,7 @@ def test_resume_excuses_failures_and_restarts_deadlines():
     story.see(story.told[0], refused())
     story.now = 5000.0
     story.take(Resumed())
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     assert story.wake_at == 5060.0
     story.see(story.told[1], idle(NEW))
     assert len(story.told) == 10
@@ -232,17 +232,17 @@ def test_abort_withdraws_what_was_not_activated():
     story.see(failed, refused())
     result = story.take(Aborted("wrong model"))
     assert {effect.device for effect in result.effects} == {failed, told}
-    assert all(isinstance(effect, Withdraw) for effect in result.effects)
-    assert story.state.state is State.ABORTED
+    assert all(isinstance(effect, Revert) for effect in result.effects)
+    assert story.state.state is RolloutState.ABORTED
     assert story.state.reason == "wrong model"
 
 
 def test_device_without_bundle_is_skipped_until_there_is_one():
     """A target without a bundle does not hold the rollout up; once it is published, its devices are told."""
     story = Story(0)
-    story.see("jetson", Sight(digest=""))
+    story.see("jetson", DeviceStatus(digest=""))
     assert story.named(DeviceState.SKIPPED) == {"jetson"}
-    assert story.state.state is State.RUNNING
+    assert story.state.state is RolloutState.RUNNING
     story.see("jetson", idle())
     assert story.told == ["jetson"]
 
@@ -261,7 +261,7 @@ def test_wave_that_ends_below_the_success_threshold_pauses():
     story = Story(4, waves=(Wave(count=2), Wave(share=1.0)), success_threshold=1.0, error_threshold=0.5)
     story.see(story.told[0], idle(NEW))
     story.see(story.told[1], refused())
-    assert story.state.state is State.PAUSED
+    assert story.state.state is RolloutState.PAUSED
     assert "wave 1 ended" in story.state.reason
 
 
@@ -291,7 +291,7 @@ def test_waves_parse_as_people_write_them():
 def test_bad_plan_is_refused(plan, fault):
     """A plan that could not end, or means nothing, is an error that names the field."""
     with pytest.raises(SettingsError, match=fault):
-        Plan(**plan)
+        RolloutPlan(**plan)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ sights = st.sampled_from(
         idle(NEW),
         refused(1.0),
         refused(2.0),
-        Sight(digest=""),
-        Sight(digest=NEW),
-        Sight(digest=NEW, running=Running(digest=NEW, state="TESTING")),
+        DeviceStatus(digest=""),
+        DeviceStatus(digest=NEW),
+        DeviceStatus(digest=NEW, running=Running(digest=NEW, state="TESTING")),
     ]
 )
 surveys = st.builds(Surveyed, st.dictionaries(st.sampled_from([f"d-{i}" for i in range(8)]), sights))
@@ -320,7 +320,7 @@ moves = st.lists(
     st.tuples(st.one_of(surveys, surveys, surveys, st.sampled_from(EVENTS)), st.floats(0, 400)), max_size=30
 )
 plans = st.builds(
-    Plan,
+    RolloutPlan,
     waves=st.sampled_from([DEFAULT_WAVES, (Wave(share=1.0),), (Wave(count=1), Wave(count=3), Wave(share=1.0))]),
     success_threshold=st.floats(0, 1),
     error_threshold=st.floats(0, 1),
@@ -340,22 +340,22 @@ def test_invariants(moves, plan):
             continue
         result = step(rollout, event, now)
         after = result.state
-        tells = [effect.device for effect in result.effects if isinstance(effect, Tell)]
+        tells = [effect.device for effect in result.effects if isinstance(effect, Assign)]
         assert len(tells) == len(set(tells))
         assert not told & set(tells)
         told |= set(tells)
         eligible = [p for p in after.devices.values() if p.state is not DeviceState.SKIPPED]
         if tells:
-            assert after.state is State.RUNNING
+            assert after.state is RolloutState.RUNNING
             assert sum(p.told_at > 0 for p in eligible) <= plan.waves[after.wave].limit(len(eligible))
         assert after.wave >= rollout.wave
         in_flight = {n for n, p in rollout.devices.items() if p.state in (DeviceState.TOLD, DeviceState.FAILED)}
         if isinstance(event, Aborted):
             assert {effect.device for effect in result.effects} == in_flight
-        if after.state is State.FINISHED:
+        if after.state is RolloutState.FINISHED:
             states = {p.state for p in after.devices.values()}
             assert states <= {DeviceState.SUCCEEDED, DeviceState.FAILED, DeviceState.SKIPPED}
-        if after.state is State.RUNNING and any(p.state is DeviceState.TOLD for p in after.devices.values()):
+        if after.state is RolloutState.RUNNING and any(p.state is DeviceState.TOLD for p in after.devices.values()):
             assert result.wake_at is not None
         # Repeating what was just seen asks for nothing new.
         assert not step(after, Surveyed(), now).effects

@@ -13,8 +13,8 @@ from alembic.runtime.migration import MigrationContext
 from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
 from edgekit.mqtt.messages import Presence, Reported, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
-from edgekit.rollout.machine import Aborted, DeviceState, Paused, Resumed, State
-from edgekit.rollout.plan import Plan, Wave
+from edgekit.rollout.machine import Aborted, DeviceState, Paused, Resumed, RolloutState
+from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.state import open_fleet_state
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry
@@ -52,7 +52,9 @@ def enroll(state, *names):
 
 
 def start(state, version="1.0.0", **plan):
-    return state.rollouts.start("m", version, {"t": entry(version)}, plan=Plan(**plan), cohort=Cohort(), now=1000.0)
+    return state.rollouts.start(
+        "m", version, {"t": entry(version)}, plan=RolloutPlan(**plan), cohort=Cohort(), now=1000.0
+    )
 
 
 # --- migrations
@@ -185,7 +187,7 @@ def test_rollout_is_read_back_as_it_was(state):
     assert state.rollouts.get(rollout.id) == paused
     assert [active.id for active in state.rollouts.active()] == [rollout.id]
     aborted = state.rollouts.apply(rollout.id, Aborted("y"), 1003.0)
-    assert aborted.state is State.ABORTED
+    assert aborted.state is RolloutState.ABORTED
     assert state.rollouts.active() == []
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import ArenaFullError, DataError, NotFoundError, RuntimeLoadError, SettingsError, UnavailableError
-from edgekit.serving.endpoints import Doors, open_doors
+from edgekit.serving.endpoints import Endpoints, open_endpoints
 from edgekit.serving.grpc import codec as grpc_codec
 from edgekit.serving.grpc import server as grpc_server
 from edgekit.serving.grpc.messages import SERVICE, message
@@ -354,16 +354,16 @@ async def test_over_the_limit_calls_are_shed(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_http_and_grpc_are_served_side_by_side(server: Doubler) -> None:
     """Both doors lead to one server, and the metrics of one count the calls of the other."""
-    wanted = Doors(url="127.0.0.1:0", grpc="127.0.0.1:0")
-    async with open_doors(server, wanted, max_request_bytes=4096) as doors:
-        client = Client(doors.grpc)
+    wanted = Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
+    async with open_endpoints(server, wanted, max_request_bytes=4096) as endpoints:
+        client = Client(endpoints.grpc)
         await client("ModelInfer", infer())
         await client.channel.close()
-        host, port = doors.url.removeprefix("http://").split(":")
+        host, port = endpoints.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         said = (await reader.read()).decode()
         writer.close()
     assert 'edgekit_grpc_responses_total{code="OK"} 1\n' in said
     assert 'edgekit_model_requests_total{model="m"} 1\n' in said
-    assert str(doors) == f"{doors.url}, grpc {doors.grpc}"
+    assert str(endpoints) == f"{endpoints.url}, grpc {endpoints.grpc}"

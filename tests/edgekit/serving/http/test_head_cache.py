@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from edgekit.serving.http import connection as protocol
 from edgekit.serving.http import connections, head_cache
 from edgekit.serving.http.app import App
-from edgekit.serving.http.head_cache import KnownHeads
-from edgekit.serving.http.messages import Head, Lasting, Reply, Work
+from edgekit.serving.http.head_cache import HeadCache
+from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.server import serve
 from edgekit.waiting import within
 from tests.edgekit.serving.http.test_connection import HOST, infer, send, statuses
@@ -28,7 +28,7 @@ async def answer(body: bytes) -> Reply:
     return Reply(200, body)
 
 
-WORK = Lasting(answer)
+WORK = RepeatableWork(answer)
 
 
 def request(target: str = "/a", body: bytes = b"12345") -> bytes:
@@ -78,7 +78,7 @@ async def path(app: Counted, echo: Echo, tmp_path: Path) -> AsyncIterator[Path]:
 
 def test_a_head_is_found_by_its_very_bytes_and_before_a_whole_body_only() -> None:
     """One more space, another case, a byte less or more of the body: the parser has to look."""
-    known, data = KnownHeads(), request()
+    known, data = HeadCache(), request()
     known.note(data, 5, WORK)
     found = known.find(request(body=b"other"))
     assert found is not None
@@ -90,14 +90,14 @@ def test_a_head_is_found_by_its_very_bytes_and_before_a_whole_body_only() -> Non
 @pytest.mark.parametrize("body_size", [0, 4, 6])
 def test_a_head_that_ends_elsewhere_for_the_parser_is_not_known(body_size: int) -> None:
     """Only where both see the same body is the head the same for both."""
-    known, data = KnownHeads(), request(body=b"\r\n\r\n1")
+    known, data = HeadCache(), request(body=b"\r\n\r\n1")
     known.note(data, body_size, WORK)
     assert known.find(data) is None
 
 
 def test_so_many_heads_of_such_a_length_are_known_and_the_oldest_goes_first() -> None:
     """Whatever is sent, memory has an end."""
-    known = KnownHeads()
+    known = HeadCache()
     for i in range(head_cache.MOST_KNOWN + 1):
         known.note(request(f"/{i}"), 5, WORK)
     assert known.find(request("/0")) is None

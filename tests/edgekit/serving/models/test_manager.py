@@ -14,8 +14,8 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.models import load_progress
-from edgekit.serving.models import manager as residents
-from edgekit.serving.models.manager import Residents
+from edgekit.serving.models import manager as manager
+from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.memory_plan import MIB, SETTLE_SECONDS, MemoryBudgetError
 from edgekit.serving.models.options import ModelOptions, ModelSettings
 from edgekit.serving.session.memory_usage import MemoryFootprints
@@ -75,7 +75,7 @@ class Shelf:
         self.running.set()
         self.footprints = MemoryFootprints()
         own = {name: one.over(ModelOptions(queue_limit=3)) for name, one in settings.items()}
-        self.residents = Residents(
+        self.manager = ModelManager(
             lambda manifest, folder: Sized(self, manifest, folder),
             lambda name: own.get(name, ModelOptions(queue_limit=3)),
             budget_bytes=budget * MIB,
@@ -86,19 +86,19 @@ class Shelf:
     async def add(self, name: str, version: int = 1) -> Manifest:
         folder = self.folder / f"{name}-{version}"
         manifest = onnx_bundle(folder, name=name, version=f"{version}.0.0", tag=float(version))
-        await self.residents.activate(name, manifest, folder)
+        await self.manager.activate(name, manifest, folder)
         return manifest
 
     async def ask(self, name: str, deadline: float | None = None) -> str:
         """The version that answered; the constant in its answer says the same."""
-        session = await self.residents.acquire(name, deadline)
+        session = await self.manager.acquire(name, deadline)
         found = await session.run(X, deadline=deadline)
         assert f"{found['tag'][0, 0]:.0f}.0.0" == session.manifest.version
         return session.manifest.version
 
     @property
     def loaded(self) -> list[str]:
-        return sorted(name for name, model in self.residents.all().items() if model.session is not None)
+        return sorted(name for name, model in self.manager.all().items() if model.session is not None)
 
 
 @pytest.fixture
@@ -120,10 +120,10 @@ async def test_the_longest_unused_is_put_out_and_comes_back_when_it_is_asked(she
     assert await made.ask("a") == "1.0.0"
     assert made.loaded == ["a", "b"]
     assert made.most <= 120 * MIB  # the second time the size was known before
-    counters = {name: dict(model.counters) for name, model in made.residents.all().items()}
+    counters = {name: dict(model.counters) for name, model in made.manager.all().items()}
     assert counters["a"] == {"swaps": 1, "loads": 2, "evictions": 1}
     assert counters["c"] == {"swaps": 1, "loads": 1, "evictions": 1}
-    await made.residents.close()
+    await made.manager.close()
     assert made.held == []
 
 
@@ -137,7 +137,7 @@ async def test_a_pinned_model_stays(shelf) -> None:
     with pytest.raises(MemoryBudgetError, match=r"huge needs 70\.0 MiB, the budget is 100\.0 MiB and 40\.0 MiB of it"):
         await made.add("huge")
     assert made.loaded == ["a", "c"]
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def _manifest(made: Shelf, name: str) -> Manifest:
@@ -155,7 +155,7 @@ async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(shel
     assert made.loaded == ["b"]
     assert [one.version for one in made.held] == ["1.0.0"]
     assert made.footprints.get((await _manifest(made, "c")).digest) == 300 * MIB
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
@@ -166,7 +166,7 @@ async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
     made.sizes["a"] = 70
     await made.add("c")
     assert made.loaded == ["b", "c"]
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
@@ -188,9 +188,9 @@ async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
     clock = asyncio.ensure_future(time())
     await asyncio.gather(client("a"), client("b"))
     clock.cancel()
-    loads = sum(model.counters["loads"] for model in made.residents.all().values())
+    loads = sum(model.counters["loads"] for model in made.manager.all().values())
     assert loads <= 3 + made.now / SETTLE_SECONDS
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(shelf) -> None:
@@ -212,8 +212,8 @@ async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(she
     await asyncio.gather(third, return_exceptions=True)
     made.loading["a"].set()
     assert await asyncio.gather(*waiting) == ["1.0.0", "1.0.0"]
-    assert made.residents.get("a").counters["loads"] == 2
-    await made.residents.close()
+    assert made.manager.get("a").counters["loads"] == 2
+    await made.manager.close()
 
 
 async def test_nothing_is_loaded_for_those_who_have_gone(shelf) -> None:
@@ -224,9 +224,9 @@ async def test_nothing_is_loaded_for_those_who_have_gone(shelf) -> None:
     with pytest.raises(DeadlineError):
         await made.ask("a", deadline=made.now + 0.02)
     made.now += SETTLE_SECONDS
-    await asyncio.wait_for(made.residents.get("a").loading, 10)
+    await asyncio.wait_for(made.manager.get("a").loading, 10)
     assert made.loaded == ["b"]
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(shelf, monkeypatch) -> None:
@@ -242,9 +242,9 @@ async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(sh
     made.broken.clear()
     with pytest.raises(RuntimeLoadError):
         await made.ask("a")
-    made.now += residents.RETRY_LOAD_SECONDS
+    made.now += manager.RETRY_LOAD_SECONDS
     assert await made.ask("a") == "1.0.0"
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(shelf) -> None:
@@ -256,10 +256,10 @@ async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(shelf
     await made.add("b")
     waiting = asyncio.ensure_future(made.ask("a"))
     await asyncio.sleep(0.01)
-    await made.residents.deactivate("a")
+    await made.manager.deactivate("a")
     with pytest.raises(NotFoundError, match="was removed while a request waited"):
         await waiting
-    await made.residents.close()
+    await made.manager.close()
 
 
 # --- switching
@@ -277,8 +277,8 @@ async def test_a_switch_holds_two_copies_or_one(shelf, swap, budget, most) -> No
     await made.add("a", 2)
     assert await made.ask("a") == "2.0.0"
     assert made.most == most * MIB
-    assert made.residents.get("a").session.digest != first.digest
-    await made.residents.close()
+    assert made.manager.get("a").session.digest != first.digest
+    await made.manager.close()
 
 
 async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(shelf) -> None:
@@ -305,21 +305,21 @@ async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(shelf
     with pytest.raises(RuntimeLoadError, match="the disk failed"):
         await made.add("a", 2)
     assert await made.ask("a") == "1.0.0"
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_requests_under_way_finish_on_the_bundle_they_began_with(shelf) -> None:
     """The old one is closed when it has answered them, and those that come after the switch meet the new one."""
     made = shelf(a=40, settings={"a": ModelSettings(swap="load-first", queue_limit=64)})
     await made.add("a")
-    made.residents.get("a").session._inline_bytes = -1
+    made.manager.get("a").session._inline_bytes = -1
     before = [asyncio.ensure_future(made.ask("a")) for _ in range(3)]
     await asyncio.sleep(0)
     await made.add("a", 2)
     assert await asyncio.gather(*before) == ["1.0.0"] * 3
     assert await made.ask("a") == "2.0.0"
     assert len(made.held) == 1
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def swap_under_load(made: Shelf, swaps: int, clients: int = 8) -> int:
@@ -352,9 +352,9 @@ async def test_switches_under_load_lose_and_mix_nothing(shelf, swap) -> None:
     made = shelf(a=40, settings={"a": ModelSettings(swap=swap, queue_limit=64)})
     await made.add("a")
     assert await swap_under_load(made, 20) > 100
-    assert made.residents.get("a").counters["swaps"] == 21
+    assert made.manager.get("a").counters["swaps"] == 21
     assert len(made.held) == 1
-    await made.residents.close()
+    await made.manager.close()
     assert made.held == []
 
 
@@ -369,7 +369,7 @@ async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
     answered = sum(one.done() for one in asked)
     assert answered >= len(asked) - 6
     await asyncio.gather(*asked)
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
@@ -377,7 +377,7 @@ async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
     monkeypatch.setattr(load_progress, "LONG_SECONDS", 0.02)
     monkeypatch.setattr(load_progress, "TELL_SECONDS", 0.02)
     made, told = shelf(a=40), []
-    made.residents.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
+    made.manager.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
     made.loading["a"].clear()
     adding = asyncio.ensure_future(made.add("a"))
     while len(told) < 3:
@@ -393,7 +393,7 @@ async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
     monkeypatch.setattr(load_progress, "LONG_SECONDS", 10.0)
     await made.add("a", 2)
     assert told == []
-    await made.residents.close()
+    await made.manager.close()
 
 
 async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None:
@@ -428,5 +428,5 @@ async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None
     clock.cancel()
     assert errors == []
     assert made.most <= 100 * MIB
-    await made.residents.close()
+    await made.manager.close()
     np.testing.assert_equal(len(made.held), 0)

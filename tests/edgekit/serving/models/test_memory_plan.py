@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.serving.models.memory_plan import MIB, MemoryBudgetError, Plan, Resident, estimate_bytes, plan
+from edgekit.serving.models.memory_plan import MIB, LoadedModel, MemoryBudgetError, MemoryPlan, estimate_bytes, plan
 from edgekit.serving.session.memory_usage import fair_bytes, give_back, held_bytes
 from tests.simulators.small_models import onnx_bundle
 
 
-def resident(name: str, size: int, *, used: float = 0.0, pinned: bool = False, loaded: float = -100.0) -> Resident:
-    return Resident(name=name, bytes=size, pinned=pinned, used_at=used, loaded_at=loaded)
+def resident(name: str, size: int, *, used: float = 0.0, pinned: bool = False, loaded: float = -100.0) -> LoadedModel:
+    return LoadedModel(name=name, bytes=size, pinned=pinned, used_at=used, loaded_at=loaded)
 
 
 def test_nobody_goes_while_there_is_room() -> None:
     """Up to the last byte of the budget, and always where there is none."""
-    assert plan("m", 40, [resident("a", 60)], budget=100, now=0.0) == Plan()
-    assert plan("m", 10**12, [resident("a", 60)], budget=0, now=0.0) == Plan()
+    assert plan("m", 40, [resident("a", 60)], budget=100, now=0.0) == MemoryPlan()
+    assert plan("m", 10**12, [resident("a", 60)], budget=0, now=0.0) == MemoryPlan()
 
 
 def test_the_longest_unused_goes_and_no_more_than_needed() -> None:
@@ -41,25 +41,25 @@ def test_the_pinned_stay() -> None:
 
 def test_who_has_just_come_stays_for_a_while() -> None:
     """Five seconds, or ten times what loading took; an update does not wait."""
-    quick = Resident(name="a", bytes=60, loaded_at=10.0, load_seconds=0.1)
-    slow = Resident(name="b", bytes=60, loaded_at=10.0, load_seconds=3.0)
-    assert plan("m", 60, [quick], budget=100, now=14.9) == Plan(wait_until=15.0)
-    assert plan("m", 60, [quick], budget=100, now=15.0) == Plan(evict=("a",))
-    assert plan("m", 60, [slow], budget=100, now=15.0) == Plan(wait_until=40.0)
-    assert plan("m", 60, [slow], budget=100, now=15.0, urgent=True) == Plan(evict=("b",))
+    quick = LoadedModel(name="a", bytes=60, loaded_at=10.0, load_seconds=0.1)
+    slow = LoadedModel(name="b", bytes=60, loaded_at=10.0, load_seconds=3.0)
+    assert plan("m", 60, [quick], budget=100, now=14.9) == MemoryPlan(wait_until=15.0)
+    assert plan("m", 60, [quick], budget=100, now=15.0) == MemoryPlan(evict=("a",))
+    assert plan("m", 60, [slow], budget=100, now=15.0) == MemoryPlan(wait_until=40.0)
+    assert plan("m", 60, [slow], budget=100, now=15.0, urgent=True) == MemoryPlan(evict=("b",))
 
 
 def test_a_settled_model_goes_before_a_fresh_one_that_was_used_less() -> None:
     """Nobody waits while somebody may go."""
-    fresh = Resident(name="fresh", bytes=50, used_at=1.0, loaded_at=9.0)
-    settled = Resident(name="settled", bytes=50, used_at=8.0, loaded_at=0.0)
-    assert plan("m", 50, [fresh, settled], budget=100, now=10.0) == Plan(evict=("settled",))
-    assert plan("m", 100, [fresh, settled], budget=100, now=10.0) == Plan(wait_until=14.0)
+    fresh = LoadedModel(name="fresh", bytes=50, used_at=1.0, loaded_at=9.0)
+    settled = LoadedModel(name="settled", bytes=50, used_at=8.0, loaded_at=0.0)
+    assert plan("m", 50, [fresh, settled], budget=100, now=10.0) == MemoryPlan(evict=("settled",))
+    assert plan("m", 100, [fresh, settled], budget=100, now=10.0) == MemoryPlan(wait_until=14.0)
 
 
-residents = st.lists(
+manager = st.lists(
     st.builds(
-        Resident,
+        LoadedModel,
         name=st.uuids().map(str),
         bytes=st.integers(1, 60),
         pinned=st.booleans(),
@@ -71,9 +71,9 @@ residents = st.lists(
 )
 
 
-@given(residents, st.integers(1, 120), st.floats(0, 150), st.booleans())
+@given(manager, st.integers(1, 120), st.floats(0, 150), st.booleans())
 def test_a_plan_fits_or_names_the_time_when_it_will(
-    held: list[Resident], wanted: int, now: float, urgent: bool
+    held: list[LoadedModel], wanted: int, now: float, urgent: bool
 ) -> None:
     """Whatever is held: what stays and what comes are within the budget, and the pinned are among what stays."""
     try:
