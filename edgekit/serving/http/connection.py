@@ -67,7 +67,18 @@ class Connection(asyncio.Protocol):
 
     # As many attributes as here are looked up in a dictionary without this, which every request would pay for.
     __slots__ = (
-        *("deadline", "_hub", "_app", "_max_body", "_loop", "_parser", "_transport", "_over_tcp", "_heads", "_since"),
+        *(
+            "deadline",
+            "_connections",
+            "_app",
+            "_max_body",
+            "_loop",
+            "_parser",
+            "_transport",
+            "_over_tcp",
+            "_heads",
+            "_since",
+        ),
         *("_requests", "_in_head", "_head_began", "_between", "_unparsed", "_url", "_headers", "_method", "_decision"),
         *("_parts", "_size", "_held", "_waiting", "_task", "_is_last", "_half_closed", "_ended", "_reading"),
         *("_writable", "_unsent"),

@@ -267,7 +267,7 @@ async def test_what_waits_to_be_written_is_bounded():
     await connect(transport)
     fetcher = BlockFetcher(answers, SystemClock())
     hashes = ["0" * 64] * 1000
-    with answers.exchange() as exchange:
+    with answers.pending() as exchange:
         ear = device_waves.BroadcastListener(answers, exchange, DIGEST, hashes, fetcher.counters, willing=True)
         assert await ear.join(set(range(1000)))
         for first in range(0, 1000, 3):
