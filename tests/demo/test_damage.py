@@ -20,6 +20,8 @@ from edgekit.registry import check_bundle
 from edgekit.runtimes import open_runtime
 from tests.simulators.models import labelled_data, model_of, patterns, saved
 
+LONG_SECONDS = 40  # of the whole file: it starts early, see tests/conftest.py
+
 PI, JETSON, PC = "raspberry-pi-4", "jetson-orin", "x86-64"
 KINDS = {
     "float32": Recipe(),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+LONG_SECONDS = 240  # of the whole file: it starts early, see tests/conftest.py
+
 EDGEKIT = Path(sys.executable).parent / "edgekit"
 
 
