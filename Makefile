@@ -24,7 +24,7 @@ torch: $(STAMP)  ## add PyTorch to .venv, which .pt2 models need
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary=:all: torch==2.13.0 onnxscript==0.7.2
 
 test: $(STAMP)  ## run the tests (no root, loopback only)
-	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=5
 
 test-fast: $(STAMP)  ## the tests that need no TensorFlow
 	$(BIN)/python -m pytest -m "not heavy and not soak"

@@ -6,7 +6,8 @@ trains two networks on scikit-learn's 1,797 scans of handwritten digits, blown u
 accuracy on the same held-out images: a small one for devices (about 102 thousand parameters, stopped early, near 97 %)
 and a larger one for the cloud (trained longer on shifted and noisier copies, near 99 %). It writes digits.keras,
 digits-cloud.keras, data.npz (x, y: for calibration, choice and proof), test.npz (x, y: only ever reported on) and
-summary.json. With --next it also writes digits-next.keras, the small model after one more epoch.
+summary.json. With --next it also writes digits-next.keras, the small model after one more epoch. Another --seed orders
+the images otherwise, adds other noise and starts from other weights.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def _step(label: str) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("digits"), help="folder [default: digits]")
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of everything random [default: {SEED}]")
     parser.add_argument("--no-cloud", action="store_true", help="leave digits-cloud.keras out, which takes the longest")
     parser.add_argument("--next", action="store_true", help="also write digits-next.keras")
     options = parser.parse_args()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+LONG_SECONDS = 110  # of the whole file: it starts early, see tests/conftest.py
+
 ROOT = Path(__file__).parent.parent
 MARK = "<!-- quick start: run by tests/test_readme.py -->"
 
@@ -29,6 +31,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# It trains, converts, starts four programs and rolls out, as its reader does: about 100 s.
 @pytest.mark.heavy
 def test_the_quick_start_works_as_written(tmp_path: Path) -> None:
     """Every command exits 0 on a model of one's own, and the device ends with the new version."""

@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+from edgekit.cli import console
 from edgekit.cli.console import needs_extra, note
 from edgekit.errors import SettingsError
 
@@ -22,7 +23,10 @@ from edgekit.errors import SettingsError
 @click.option(
     "--stop", type=click.Path(path_type=Path, exists=True), help="End what --keep left running in this folder."
 )
-def demo(keep: bool, folder: Path | None, stop: Path | None) -> None:
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31), default=20, show_default=True, help="Of the training; other models each."
+)
+def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
     """Train, convert, publish, roll out, serve and fall back, on real parts on this machine.
 
     Exits 0 only when every claim of the demo held.
@@ -32,6 +36,7 @@ def demo(keep: bool, folder: Path | None, stop: Path | None) -> None:
       edgekit demo
       edgekit demo --keep --dir ./edgekit-demo
       edgekit demo --stop ./edgekit-demo
+      edgekit demo --seed 7
     """
     from edgekit.demo.processes import Processes, stop_kept
 
@@ -50,7 +55,7 @@ def demo(keep: bool, folder: Path | None, stop: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     processes = Processes(place)
-    journey = Journey(place, processes)
+    journey = Journey(place, processes, console, seed=seed)  # the console module is the demo's printer
     kept = False
     try:
         journey.run()

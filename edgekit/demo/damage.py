@@ -1,78 +1,148 @@
-"""Making the two bad releases of the demo: damaged weights, properly signed; and a blob changed in the store."""
+"""Changed copies of a bundle, properly signed later: broken weights, or slightly changed ones. And damaged files.
+
+    python -m edgekit.demo.damage break bundles/digits-1.0.0-jetson-orin bundles/digits-1.1.0-jetson-orin 1.1.0
+    python -m edgekit.demo.damage nudge bundles/digits-1.2.0-raspberry-pi-4 bundles/digits-1.3.0-raspberry-pi-4 1.3.0
+
+copies a bundle as the version that is named last. It is a process of its own, because a runtime writes to the stderr of
+the process that loads it.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from edgekit.bundle.golden import self_test
-from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, Manifest, file_entry, parse_manifest
+from edgekit.bundle.golden import SelfTest, self_test
+from edgekit.bundle.manifest import BLOCK_BYTES, MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, file_entry, parse_manifest
+from edgekit.deltas.tensor_ranges import TensorRange, find_tensors
 from edgekit.errors import EdgekitError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 
-WINDOW_BYTES = 8192
 MAX_AGREEMENT = 0.5
+NUDGE_EVERY = 1000  # weights: a delta holds one changed byte for each, and every block of the file changes
+MIN_NUDGED_BYTES = 4096  # smaller tensors may be shapes
 
 
 def damaged_bundle(source: Path, target: Path, *, version: str) -> None:
     """Copy a bundle as `version` with broken weights, its golden answers unchanged and its digests put right.
 
-    The damage is placed where the artifact still loads but decides wrongly for at least every second golden row, so
-    that nothing but a self-test can find it.
+    The bits of whole weight tensors are inverted, the largest tensor first, and then set to zero, until the artifact
+    still loads but decides at least every second golden row wrongly: only a self-test can find that. With all weights
+    at zero every row gets the same answer, so the damage is found whatever the precision of the artifact.
 
     Raises:
-        EdgekitError: no such place was found.
+        EdgekitError: the artifact has no weights, or all its golden rows have the same answer.
     """
-    manifest = parse_manifest((source / MANIFEST_NAME).read_bytes())
-    model = manifest.file(ROLE_MODEL)
-    whole = (source / model.path).read_bytes()
-    golden = (source / manifest.file(ROLE_GOLDEN).path).read_bytes()
-    target.mkdir(parents=True)
-    for entry in manifest.files:
-        (target / entry.path).write_bytes((source / entry.path).read_bytes())
-    # From the middle outwards: weights fill the middle of both file formats, structure sits at the ends.
-    middle = len(whole) // 2
-    for distance in range(0, middle, WINDOW_BYTES // 2):
-        for start in (middle - distance, middle + distance):
-            changed = bytearray(whole)
-            window = np.frombuffer(whole[start : start + WINDOW_BYTES], np.uint8)
-            changed[start : start + WINDOW_BYTES] = (window ^ 0xFF).tobytes()
-            candidate = _with_model(manifest, model.path, bytes(changed), version)
-            (target / model.path).write_bytes(changed)
-            if _loads_but_fails(candidate, target, golden):
-                (target / MANIFEST_NAME).write_bytes(candidate.canonical_bytes())
-                return
+    copy = _Copy(source, target, version)
+    tensors = sorted(find_tensors(copy.model), key=lambda tensor: -tensor.length)
+    model = copy.model
+    for changed in _damages(model, tensors):
+        candidate = changed(model)
+        found = copy.try_model(candidate)
+        if found is None:
+            continue  # it does not load: this tensor stays as it was
+        model = candidate
+        if not found.passed and found.agreement <= MAX_AGREEMENT:
+            copy.keep()
+            return
     raise EdgekitError(f"no damage to {source.name} makes it load and answer wrongly")
 
 
-def flip_byte(path: Path) -> None:
-    """Change one byte in the middle of a file, as a failing disk or an intruder would."""
+def nudged_bundle(source: Path, target: Path, *, version: str) -> None:
+    """Copy a bundle with float32 weights as `version`, with the last bit of one weight in NUDGE_EVERY changed.
+
+    It stands for a light retraining. Its answers stay within the golden tolerances, and a delta to it is small whatever
+    the weights are. Which weights change depends on the version alone.
+
+    Raises:
+        EdgekitError: the copy does not pass its self-test.
+    """
+    copy = _Copy(source, target, version)
+    rng = np.random.default_rng(list(version.encode()))
+    model = bytearray(copy.model)
+    for tensor in find_tensors(copy.model):
+        weights = tensor.length // 4
+        if tensor.length >= MIN_NUDGED_BYTES:
+            for index in rng.choice(weights, size=-(-weights // NUDGE_EVERY), replace=False):
+                model[tensor.offset + 4 * int(index)] ^= 1
+    found = copy.try_model(bytes(model))
+    if found is None or not found.passed or model == copy.model:
+        raise EdgekitError(f"{source.name} cannot be nudged: {found.faults if found else 'it does not load'}")
+    copy.keep()
+
+
+def flip_blocks(path: Path) -> None:
+    """Change one byte in the middle of each block of a file, as a failing disk or an intruder would."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    for start in range(0, len(data), BLOCK_BYTES):
+        data[(start + min(start + BLOCK_BYTES, len(data))) // 2] ^= 0xFF
     path.write_bytes(data)
 
 
-def _with_model(manifest: Manifest, path: str, data: bytes, version: str) -> Manifest:
-    files = tuple(file_entry(path, ROLE_MODEL, data) if entry.path == path else entry for entry in manifest.files)
-    return msgspec.structs.replace(manifest, version=version, files=files)
+class _Copy:
+    """A copy of a bundle whose model file is replaced.
+
+    Args:
+        source, target: Folders; `target` is made.
+        version: Of the copy.
+    """
+
+    def __init__(self, source: Path, target: Path, version: str) -> None:
+        manifest = parse_manifest((source / MANIFEST_NAME).read_bytes())
+        self._manifest = msgspec.structs.replace(manifest, version=version)
+        self._target = target
+        self.model = (source / manifest.file(ROLE_MODEL).path).read_bytes()
+        self._golden = (source / manifest.file(ROLE_GOLDEN).path).read_bytes()
+        target.mkdir(parents=True)
+        for entry in manifest.files:
+            (target / entry.path).write_bytes((source / entry.path).read_bytes())
+
+    def try_model(self, model: bytes) -> SelfTest | None:
+        """Write a model file and run its self-test; None where it does not load or run."""
+        entry = self._manifest.file(ROLE_MODEL)
+        changed = file_entry(entry.path, ROLE_MODEL, model)
+        files = tuple(changed if one.path == entry.path else one for one in self._manifest.files)
+        self._manifest = msgspec.structs.replace(self._manifest, files=files)
+        (self._target / entry.path).write_bytes(model)
+        try:
+            runtime = open_runtime(self._manifest, self._target)
+        except RuntimeLoadError:
+            return None
+        try:
+            return self_test(runtime, self._manifest, self._golden)
+        except RuntimeLoadError:
+            return None
+        finally:
+            runtime.close()
+
+    def keep(self) -> None:
+        """Write the manifest of the model that was tried last."""
+        (self._target / MANIFEST_NAME).write_bytes(self._manifest.canonical_bytes())
 
 
-def _loads_but_fails(manifest: Manifest, folder: Path, golden: bytes) -> bool:
-    try:
-        runtime = open_runtime(manifest, folder)
-    except RuntimeLoadError:
-        return False
-    try:
-        found = self_test(runtime, manifest, golden)
-        return not found.passed and found.agreement <= MAX_AGREEMENT
-    except RuntimeLoadError:
-        return False
-    finally:
-        runtime.close()
+def _damages(model: bytes, tensors: list[TensorRange]) -> Iterator[Callable[[bytes], bytes]]:
+    """Each change of a model file that is tried, one after the other and on top of those before it."""
+
+    def replaced(tensor: TensorRange, values: bytes) -> Callable[[bytes], bytes]:
+        return lambda data: data[: tensor.offset] + values + data[tensor.offset + tensor.length :]
+
+    for tensor in tensors:
+        bits = np.frombuffer(model, np.uint8, count=tensor.length, offset=tensor.offset)
+        yield replaced(tensor, (bits ^ 0xFF).tobytes())
+    for tensor in tensors:
+        yield replaced(tensor, bytes(tensor.length))
 
 
-if __name__ == "__main__":  # a process of its own, because a runtime writes to the stderr of the one it is loaded in
-    damaged_bundle(Path(sys.argv[1]), Path(sys.argv[2]), version=sys.argv[3])
+def main() -> None:
+    """Make the copy that the command line names."""
+    kind, source, target, version = sys.argv[1:]
+    make = {"break": damaged_bundle, "nudge": nudged_bundle}[kind]
+    make(Path(source), Path(target), version=version)
+
+
+if __name__ == "__main__":
+    main()

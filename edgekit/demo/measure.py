@@ -103,7 +103,7 @@ class Figures(msgspec.Struct, frozen=True):
     Attributes:
         version, digest: Of the bundle that answered.
         local_accuracy, fallback_accuracy: Share of right answers, local only and with the cloud tier's help.
-        cloud_share: Share of the answers of the second pass that came from the cloud tier.
+        unsure: Rows of the second pass whose answers came from the cloud tier, rising.
         p50_ms, p95_ms: Latency of the second pass.
         n: Rows.
     """
@@ -112,10 +112,15 @@ class Figures(msgspec.Struct, frozen=True):
     digest: str
     local_accuracy: float
     fallback_accuracy: float
-    cloud_share: float
+    unsure: tuple[int, ...]
     p50_ms: float
     p95_ms: float
     n: int
+
+    @property
+    def cloud_share(self) -> float:
+        """Share of the answers of the second pass that came from the cloud tier."""
+        return len(self.unsure) / self.n
 
 
 def measure(endpoint: Endpoint, x: Array, y: Array) -> Figures:
@@ -142,21 +147,22 @@ def measure(endpoint: Endpoint, x: Array, y: Array) -> Figures:
         digest=digest,
         local_accuracy=_accuracy(local, y),
         fallback_accuracy=_accuracy(auto, y),
-        cloud_share=sum(answer.route == "cloud" for answer in auto) / len(auto),
+        unsure=tuple(index for index, answer in enumerate(auto) if answer.route == "cloud"),
         p50_ms=float(p50),
         p95_ms=float(p95),
         n=len(x),
     )
 
 
-def stream(endpoint: Endpoint, x: Array, *, at: int, action: Callable[[], None]) -> Counter[str]:
-    """Ask for every row once and do `action` before row `at`; how many answers came by each route."""
-    routes: Counter[str] = Counter()
-    for index, row in enumerate(x):
-        if index == at:
-            action()
-        routes[endpoint.ask(row).route] += 1
-    return routes
+def stream(endpoint: Endpoint, x: Array, *, at: int, action: Callable[[], None]) -> tuple[Counter[str], Counter[str]]:
+    """Ask for every row once and do `action` before row `at`.
+
+    Returns:
+        Answers by route before the action, and after it.
+    """
+    before = Counter(endpoint.ask(row).route for row in x[:at])
+    action()
+    return before, Counter(endpoint.ask(row).route for row in x[at:])
 
 
 def load_rows(path: Path) -> tuple[Array, Array]:

@@ -37,7 +37,7 @@ class Processes:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def run(self, command: str, *, expect: int = 0, timeout_seconds: float = 600.0) -> str:
+    def run(self, command: str, *, expect: int = 0, timeout_seconds: float = 1800.0) -> str:
         """Run a command line, as a user would type it, to its end and return its stdout.
 
         Raises:
@@ -66,7 +66,7 @@ class Processes:
             raise CommandError(f"`{command}` exited {child.returncode}, expected {expect}:\n{tail}")
         return out.decode()
 
-    def start(self, name: str, command: str, *, ready: str, timeout_seconds: float = 60.0) -> str:
+    def start(self, name: str, command: str, *, ready: str, timeout_seconds: float = 180.0) -> str:
         """Start a server and wait until a line of its log matches `ready`; return that line.
 
         Raises:

@@ -5,8 +5,11 @@ What is read and written there is in `edgekit.state`.
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -17,7 +20,10 @@ from alembic.script import ScriptDirectory
 from edgekit.errors import SettingsError, UnavailableError
 
 BUSY_SECONDS = 15
+RETRY_SECONDS = 0.02
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+T = TypeVar("T")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -160,7 +166,7 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     try:
-        _migrate(engine)
+        _while_busy(lambda: _migrate(engine))
     except sa.exc.SQLAlchemyError as error:
         engine.dispose()
         raise UnavailableError(
@@ -208,10 +214,31 @@ def _engine_options(url: str) -> dict[str, Any]:
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _while_busy(lambda: cursor.execute("PRAGMA journal_mode=WAL"))
     cursor.execute("PRAGMA synchronous=FULL")  # a published assignment version must not be forgotten in a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _while_busy(work: Callable[[], T]) -> T:
+    """Repeat `work` while another connection locks the SQLite database, for up to BUSY_SECONDS.
+
+    SQLite's own busy time-out does not cover this: it fails at once where waiting could be a deadlock, as in the change
+    to the write-ahead log while another connection writes, and while the last connection removes that log.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return work()
+        except (sqlite3.OperationalError, sa.exc.OperationalError) as error:
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
+def _is_busy(error: sqlite3.OperationalError | sa.exc.OperationalError) -> bool:
+    cause = error.orig if isinstance(error, sa.exc.OperationalError) else error
+    return isinstance(cause, sqlite3.OperationalError) and "database is locked" in str(cause)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -10,6 +10,8 @@ from converters.plan import make_plan
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 
+LONG_SECONDS = 40  # of the whole file: it starts early, see tests/conftest.py
+
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "mlperf_tiny_kws"
 
 pytestmark = [
@@ -18,6 +20,7 @@ pytestmark = [
 ]
 
 
+# A whole conversion of a real network, with every kind of candidate: about 35 s.
 def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
     """The usual loader fails on it; for a Raspberry Pi it keeps its quality in less than half of the peer's bytes."""
     plan = make_plan(

@@ -295,6 +295,7 @@ print(sorted({"tensorflow", "keras", "tf2onnx", "torch"} & set(sys.modules)))
 """
 
 
+# A process of its own imports everything and converts: about 10 s.
 def test_onnx_conversion_needs_no_tensorflow(onnx_folder, tmp_path):
     """From ONNX to ONNX the process stays light."""
     command = [sys.executable, "-c", LIGHT, str(onnx_folder / "model.onnx"), str(tmp_path)]

@@ -53,6 +53,7 @@ def test_same_call_again_loads_and_writes_nothing(call, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
+# Two conversions, of which the one for x86-64 starts TensorFlow: about 15 s.
 @pytest.mark.parametrize(
     "choices",
     [{"max_drop": 0.02}, {"targets": ["x86-64"]}, {"version": "1.0.1"}, {"test": "data.npz"}, {"cache": None}],

@@ -18,6 +18,8 @@ from edgekit.trust.repository import Repository
 from tests.simulators.small_models import onnx_bundle
 from tests.simulators.store import MemoryStore
 
+LONG_SECONDS = 30  # of the whole file: it starts early, see tests/conftest.py
+
 AGENT = [sys.executable, "-m", "device_agents"]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
 WORKSTATION = ("tensorflow", "keras", "torch", "onnx", "sqlalchemy", "alembic", "obstore", "sklearn", "scipy", "amqtt")

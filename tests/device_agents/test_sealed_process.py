@@ -56,6 +56,7 @@ def holders(folder, secrets):
     return [path for path in files if any(probe in path.read_bytes() for probe in probes)]
 
 
+# The agent's process starts four times, and two probations run for seconds: about 12 s.
 async def test_a_class_key_in_its_settings_is_all_that_an_agent_needs(tmp_path):
     """Its worker processes open bundles too; after a SIGKILL it answers; without the key it says what it lacks.
 

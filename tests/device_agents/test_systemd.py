@@ -58,9 +58,16 @@ def test_children_do_not_inherit_the_managers_socket():
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "relative"])
-def test_elsewhere_nothing_is_told(address):
-    """Without systemd, and with an address of another family, the agent runs as ever."""
-    Notifier.take({"NOTIFY_SOCKET": address}).say("READY=1")
+def test_elsewhere_nothing_is_told(address, tmp_path, monkeypatch, caplog):
+    """Without systemd, and with an address of another family, nothing is sent: not to a file of that name either."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(address or "nobody")
+        end.setblocking(False)
+        Notifier.take({"NOTIFY_SOCKET": address}).say("READY=1")
+        with pytest.raises(BlockingIOError):
+            end.recv(100)
+    assert caplog.records == []  # an attempt that failed would have been logged
 
 
 def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path, caplog):

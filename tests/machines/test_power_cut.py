@@ -18,12 +18,15 @@ from tests.machines.explorer import (
     start,
 )
 
+LONG_SECONDS = 70  # of the whole file: it starts early, see tests/conftest.py
+
 
 @functools.cache
 def explored(installed, offers):
     return explore(machine(), start(installed), offers)
 
 
+# Every order of events and power cuts is explored, tens of thousands of steps: about 15 s.
 @pytest.mark.parametrize("installed", [INSTALLED_OLD, None], ids=["over-an-old-bundle", "first-install"])
 def test_at_rest_the_pointer_is_old_old_or_new_new(installed):
     """Whatever fails and wherever the power goes, a device at rest has the old bundle or the new one, and knows it."""
@@ -46,6 +49,7 @@ def test_the_pointer_never_names_a_slot_without_its_bundle():
         assert world.known_good in world.slots
 
 
+# Three offers in any order: the largest exploration here, about 25 s.
 def test_a_committed_bundle_is_never_followed_by_an_older_one():
     """Known-good only rises, although offers come in any order."""
     for world in explored(INSTALLED_OLD, (OLD, NEW, NEWER)):

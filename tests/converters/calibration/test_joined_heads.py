@@ -147,6 +147,7 @@ def test_float_outputs_stay_whole(precision, child, answers):
     assert not any(isinstance(binding.joined, Joined) for binding in artifact.outputs)
 
 
+# TensorFlow starts to save the network, then three targets are converted: about 15 s.
 @pytest.mark.heavy
 def test_a_keras_detector_is_served_with_one_output(child, tmp_path):
     """From .keras to an answer over HTTP: the float model's, within 8 bits, in the source model's one output."""

@@ -23,6 +23,8 @@ from tests.simulators.conv_models import separable
 
 pytestmark = pytest.mark.heavy
 
+LONG_SECONDS = 60  # of the whole file: it starts early, see tests/conftest.py
+
 MODELS = """
 import sys, numpy as np, keras
 from keras import layers
@@ -61,6 +63,7 @@ class Telling:
         return found
 
 
+# TensorFlow starts and saves six networks: about 10 s.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("direct")
@@ -99,6 +102,7 @@ def test_a_loop_beats_the_unrolled_steps_in_bytes(folder, child, tmp_path):
     assert "WHILE" in operators_of((tmp_path / "lstm-1.0.0-raspberry-pi-4" / "model.tflite").read_bytes())
 
 
+# A conversion that lowers 64 unrolled steps: about 15 s.
 def test_a_loop_is_not_taken_for_speed(folder, child, tmp_path):
     """What the runtime does at each step of it is in its cost."""
     report = converted(folder, child, tmp_path, "lstm.keras", aim="cost")
@@ -157,6 +161,7 @@ def test_operators_that_only_tensorflow_has_end_the_route(folder, child, tmp_pat
         converted(folder, child, tmp_path / "asked", "erf.keras", recipe=Recipe(route="direct"))
 
 
+# A conversion that lowers 64 unrolled steps: about 15 s.
 def test_a_file_that_is_off_is_dropped(folder, child, tmp_path):
     """Other weights in the direct file, however small it is: no candidate, and the difference is the reason."""
     report = converted(folder, Telling(child, damage=True), tmp_path, "lstm.keras", aim="size")

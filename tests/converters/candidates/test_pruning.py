@@ -212,6 +212,7 @@ def test_prune_takes_two_words(folder, tmp_path):
         convert(folder / "mobile.onnx", **HOW, output=tmp_path, prune="0.5")
 
 
+# A conversion with every kind of candidate for LiteRT: about 15 s.
 @pytest.mark.heavy
 def test_pruned_litert_kinds_hold_what_they_should(folder, tmp_path):
     """Every kind for a Pi 4, 4 bits included, is made without dead channels and answers well."""

@@ -28,6 +28,8 @@ from edgekit import errors
 from edgekit.errors import ConversionError, UnsupportedOpError
 from tests.simulators import dense_models, models
 
+LONG_SECONDS = 120  # of the whole file: it starts early, see tests/conftest.py
+
 ROWS = 40_000  # as many as joblib maps instead of copying
 
 
@@ -95,6 +97,7 @@ def test_first_task_is_done_here_and_short_ones_stay(task_context):
         assert hands.at_a_time("unknown", 100, like="slow") == 2
 
 
+# Worker processes import everything as they start: about 15 s.
 def test_processes_start_beforehand_where_much_is_to_come(task_context):
     """Then nothing has to be measured first, and starting costs no more; of little nothing is started."""
     with joblib.parallel_config(n_jobs=2), TaskPool(task_context) as hands:
@@ -105,6 +108,7 @@ def test_processes_start_beforehand_where_much_is_to_come(task_context):
         assert os.getpid() not in {found for _, found in hands.away("unknown", who, [()] * 2)}
 
 
+# Worker processes that start cannot be ended before they have started: about 15 s.
 def test_processes_that_nobody_came_to_need_end_too(task_context, capfd):
     """Whether they have started or not."""
     before = children()
@@ -124,6 +128,7 @@ def test_user_keeps_all_in_one_process(task_context, eager):
             assert hands.at_a_time("tasks", 100) == 1
 
 
+# Worker processes start, one dies and others take its place: about 15 s.
 def test_work_of_other_processes(task_context, eager, capfd):
     """Samples are mapped, errors come back as raised, a death is told; then no process and no mapped file is left."""
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
@@ -173,6 +178,7 @@ def test_backend_of_the_users_gets_every_task(task_context):
         assert {place for place, _ in hands.away("tasks", who, [()] * 5)} == set(range(5))
 
 
+# Three processes that import everything start one after the other: about 20 s.
 def test_processes_end_when_the_parent_is_killed():
     """SIGKILL of the parent in the middle of tasks: within seconds no worker is left, nor what it has mapped."""
     script = textwrap.dedent("""
@@ -194,6 +200,7 @@ def test_processes_end_when_the_parent_is_killed():
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
+# Two whole conversions, one of which starts processes: 10 s, for LiteRT 45 s.
 @pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("litert", marks=pytest.mark.heavy)])
 def test_conversion_is_the_same_in_one_process_and_in_two(tmp_path, eager, runtime):
     """Bundles bit by bit, and reports with the candidates in the same order: also of those with prepared weights."""

@@ -81,6 +81,7 @@ def test_operators_answer_as_in_their_file(part, child, tmp_path):
     require_parity(tflite_of(child, graph, tmp_path / "model.tflite"), child)
 
 
+# A process of its own starts TensorFlow to write the file: about 15 s.
 def test_file_of_other_operators_in_half_precision_is_read(child, tmp_path):
     """Uneven splits, stacks, nearest neighbours and others; names of tensors where there is no signature."""
     path = tmp_path / "model.tflite"

@@ -325,6 +325,7 @@ def groups():
 PLACES = {name: (number, index) for number, names in enumerate(groups()) for index, name in enumerate(names)}
 
 
+# The first case of each group lowers the whole group: up to 12 s.
 @pytest.fixture(scope="module")
 def answers(child, tmp_path_factory):
     """The answers of a case by LiteRT and by ONNX Runtime, each as {name: array}."""

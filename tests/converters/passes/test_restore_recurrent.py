@@ -21,6 +21,8 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from tests.simulators.models import model_of
 
+LONG_SECONDS = 150  # of the whole file: it starts early, see tests/conftest.py
+
 MODELS = """
 import sys, numpy as np, keras
 from keras import layers as L
@@ -47,6 +49,7 @@ np.savez(sys.argv[1] + "/x.npz", x=np.random.default_rng(3).normal(0, 1, (300, 3
 """
 
 
+# TensorFlow starts and saves nine networks: about 15 s.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recurrent")
@@ -93,6 +96,7 @@ def test_a_masked_layer_stays_a_loop(folder, child):
     assert restored(load_model(folder / "masked.keras", child)).graph.operators["Loop"] == 1
 
 
+# Two new processes start TensorFlow and export a recurrent network: up to 60 s.
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["both", "lstm"])
 def test_two_exports_are_the_same_graph(name, folder):
@@ -104,6 +108,7 @@ def test_two_exports_are_the_same_graph(name, folder):
     assert len(digests) == 1
 
 
+# TensorFlow lowers 96 unrolled steps: about 15 s.
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("runtime", "precision"), [("litert", "int8"), ("litert", "float32"), ("onnxruntime", "float32")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgekit.serving.session.memory_usage import MemoryFootprints, held_bytes
 from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
+from tests.simulators.alone import alone
 from tests.simulators.device import Desk, Device
 from tests.simulators.small_models import SURE, onnx_bundle
 from tests.simulators.transport import MemoryBroker
@@ -76,12 +78,20 @@ async def test_a_worker_that_leaks_is_told_and_others_make_room_for_it(tmp_path:
     assert loaded < 100 * MIB
 
 
-async def test_the_agent_itself_is_told_and_its_only_model_is_taken_to_hold_it(tmp_path: Path) -> None:
+def test_the_agent_itself_is_told_and_its_only_model_is_taken_to_hold_it(tmp_path: Path) -> None:
     """With two models in one process nobody knows which."""
-    bundles = {name: onnx_bundle(tmp_path / name, name=name, batch=None) for name in ("one", "two")}
+    alone(leak_in_the_agent, tmp_path)
+
+
+def leak_in_the_agent(folder: Path) -> None:
+    asyncio.run(_leak_in_the_agent(folder))
+
+
+async def _leak_in_the_agent(folder: Path) -> None:
+    bundles = {name: onnx_bundle(folder / name, name=name, batch=None) for name in ("one", "two")}
     async with InferenceService(load=crashing.open_it) as service:
-        await service.activate("one", bundles["one"], tmp_path / "one")
-        leaks = 4 + int((FAR - 1) * held_bytes() / crashing.LEAK_BYTES)  # other tests leave much in this process
+        await service.activate("one", bundles["one"], folder / "one")
+        leaks = 4 + int((FAR - 1) * held_bytes() / crashing.LEAK_BYTES)
         for _ in range(leaks):
             await service.infer("one", LEAK)
         assert await service.grown() == []
@@ -89,7 +99,7 @@ async def test_the_agent_itself_is_told_and_its_only_model_is_taken_to_hold_it(t
         (found,) = await service.grown()
         assert found.model == PROCESS
         assert service.gauges()["one"]["memory_bytes"] > 3 * crashing.LEAK_BYTES
-        await service.activate("two", bundles["two"], tmp_path / "two")
+        await service.activate("two", bundles["two"], folder / "two")
         before = service.gauges()["two"]["memory_bytes"]
         for _ in range(4):
             await service.infer("two", LEAK)

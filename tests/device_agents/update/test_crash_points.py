@@ -13,6 +13,8 @@ from tests.simulators.disk import PowerCut
 from tests.simulators.real_device import RealDevice, publish_real
 from tests.simulators.transport import MemoryBroker
 
+LONG_SECONDS = 30  # of the whole file: it starts early, see tests/conftest.py
+
 LOSSES = tuple(Loss)
 
 
@@ -86,6 +88,7 @@ async def bench(tmp_path):
     return made
 
 
+# Each cut is an update of its own, with restarts: about 20 updates in 25 s.
 async def test_power_may_go_at_any_call_of_an_update(bench):
     """Every seventeenth call, with each kind of loss in turn: old or new answers at once, then new, and no litter."""
     kinds = await bench.count()

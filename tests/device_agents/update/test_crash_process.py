@@ -56,6 +56,7 @@ async def run_cuts(tmp_path, calls):
     return died
 
 
+# The agent's process starts three times, and two probations run for seconds: about 12 s.
 async def test_a_process_that_loses_its_power_in_an_update_finishes_it(tmp_path):
     """Old or new answers after the start, the controller hears of the new one, and no file is left over."""
     assert await run_cuts(tmp_path, [150]) == 1

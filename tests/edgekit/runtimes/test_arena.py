@@ -14,6 +14,7 @@ from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.session.memory_usage import give_back, held_bytes
 from edgekit.serving.worker.runtime import WorkerRuntime
+from tests.simulators.alone import alone
 from tests.simulators.cloud import MemoryCloud
 from tests.simulators.small_models import onnx_bundle, onnx_model, softmax
 
@@ -24,6 +25,10 @@ FITS, TOO_MANY = np.ones((50_000, 3), np.float32), np.ones((2_000_000, 3), np.fl
 
 def test_a_run_that_needs_more_than_the_limit_fails_and_the_next_one_runs() -> None:
     """The error tells what was asked for, what is allowed and what to change; memory stays within the limit."""
+    alone(run_too_much)
+
+
+def run_too_much() -> None:
     runtime = OnnxRuntime(onnx_model(), arena_bytes=LIMIT)
     runtime.run({"x": FITS})
     give_back()
@@ -48,6 +53,10 @@ def test_each_model_has_a_limit_of_its_own() -> None:
 
 def test_a_model_that_is_closed_gives_its_arena_back() -> None:
     """Twenty loads hold no more than one."""
+    alone(load_twenty_times)
+
+
+def load_twenty_times() -> None:
     held = []
     for _ in range(20):
         runtime = OnnxRuntime(onnx_model(), arena_bytes=8 * LIMIT)

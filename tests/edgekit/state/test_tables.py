@@ -1,6 +1,10 @@
 """The fleet's database: migrations, transactions, and two processes at once."""
 
+import contextlib
 import os
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -126,6 +130,77 @@ def test_two_processes_may_open_an_empty_database_at_once(url):
     for thread in threads:
         thread.join(30)
     assert faults == []
+
+
+OPENER = """
+import sys, threading, time
+from edgekit.state import open_fleet_state
+
+threads = int(sys.argv[1])
+open_fleet_state("sqlite://", "f").close()  # what is imported late is imported now
+print("ready", flush=True)
+for line in sys.stdin:
+    url, begin = line.split()
+    faults = []
+
+    def open_it():
+        time.sleep(max(0.0, float(begin) - time.time()))
+        try:
+            open_fleet_state(url, "f").close()
+        except Exception as error:
+            faults.append(f"{type(error).__name__}: {error}")
+
+    running = [threading.Thread(target=open_it) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    print(faults, flush=True)
+"""
+
+
+def test_opening_waits_for_a_writer_that_has_no_write_ahead_log_yet(tmp_path):
+    """The change to the write-ahead log fails at once while another connection writes, so opening tries it again."""
+    path = tmp_path / "fleet.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.5, writer.execute, ["COMMIT"])
+        timer.start()
+        open_database(f"sqlite:///{path}").dispose()
+        timer.join()
+        assert writer.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+
+
+def test_opening_a_database_that_stays_locked_is_an_error_in_the_end(tmp_path, monkeypatch):
+    """The waiting is bounded, and the error names the database."""
+    monkeypatch.setattr("edgekit.state.tables.BUSY_SECONDS", 0.2)
+    path = tmp_path / "fleet.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match=r"fleet\.db cannot be opened: database is locked"):
+            open_database(f"sqlite:///{path}")
+
+
+def test_processes_and_threads_may_open_empty_databases_at_once(tmp_path):
+    """SQLite's busy time-out covers neither the change to the write-ahead log nor what the last one to close does.
+
+    Four processes with two threads each open the same empty database at once, again and again: every one succeeds.
+    """
+    command = [sys.executable, "-c", OPENER, "2"]
+    openers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(4)
+    ]
+    try:
+        assert [opener.stdout.readline() for opener in openers] == ["ready\n"] * len(openers)
+        for number in range(10):
+            begin = time.time() + 0.02
+            for opener in openers:
+                opener.stdin.write(f"sqlite:///{tmp_path}/{number}.db {begin}\n")
+            assert [opener.stdout.readline() for opener in openers] == ["[]\n"] * len(openers)
+    finally:
+        for opener in openers:
+            opener.kill()
+            opener.communicate()
 
 
 # --- devices
