@@ -22,25 +22,31 @@ from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.state import open_fleet_state
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry
+from tests.simulators.postgres import emptied, missing, running_postgres
 
 
 def entry(version="1.0.0", target="t"):
     return Entry(f"models/m/{target}/{version}/manifest.json", 9, version[0] * 64, "m", target, version, 1)
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    """URL of a PostgreSQL database to empty: the one in EDGEKIT_TEST_POSTGRES, else of a server of the test's own."""
+    if "EDGEKIT_TEST_POSTGRES" in os.environ:
+        yield os.environ["EDGEKIT_TEST_POSTGRES"]
+        return
+    if missing():
+        pytest.skip(missing())
+    with running_postgres() as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
-    """An empty database; PostgreSQL where EDGEKIT_TEST_POSTGRES names one that may be emptied."""
+    """An empty database of either kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'fleet.db'}"
-    if "EDGEKIT_TEST_POSTGRES" not in os.environ:
-        pytest.skip("EDGEKIT_TEST_POSTGRES is not set")
-    engine = sa.create_engine(os.environ["EDGEKIT_TEST_POSTGRES"])
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return os.environ["EDGEKIT_TEST_POSTGRES"]
+    return emptied(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture
