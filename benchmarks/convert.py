@@ -20,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from benchmarks import convert_models
 from benchmarks.results import Figure, publish
-from converters.quality import find_metric, score
+from converters.quality.metrics import find_metric, score
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "mlperf_tiny_kws"
 MAX_BYTES = 24_000

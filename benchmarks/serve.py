@@ -38,14 +38,14 @@ from benchmarks.serve_load import (
     turn,
     wait_for,
 )
-from device_agents.inference import InferenceService
-from edgekit.golden import write_golden
-from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
-from edgekit.recipe import Recipe
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.onnx import OnnxRuntime
-from edgekit.serving.app import App
-from edgekit.serving.server import serve
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
 from edgekit.tensors import DType, TensorSpec
 
 TURNS = 5

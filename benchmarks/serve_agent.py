@@ -13,11 +13,11 @@ from pathlib import Path
 from benchmarks.results import Figure
 from benchmarks.serve_load import Server, cpu_ns, free_port, process, pss_mb, wait_for, wire
 from device_agents.deployment import Installed, State
-from device_agents.journal import Journal
-from device_agents.slots import Slots
-from edgekit.disk import FolderDisk
-from edgekit.manifest import Manifest
-from edgekit.serving import oip
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
+from edgekit.bundle.manifest import Manifest
+from edgekit.serving.oip import codec as oip
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import generate_key
 from edgekit.trust.repository import Repository
 from tests.simulators.small_models import SURE, litert_bundle, onnx_bundle

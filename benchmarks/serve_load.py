@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edgekit.serving import oip
+from edgekit.serving.oip import codec as oip
 
 CONNECTIONS = 16
 REQUESTS = 640  # a turn, over all connections

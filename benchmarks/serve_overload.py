@@ -19,11 +19,11 @@ import numpy as np
 
 from benchmarks.results import Figure
 from benchmarks.serve_load import cpu_ns, process, pss_mb, wire
-from device_agents.inference import InferenceService
-from edgekit.serving import oip
-from edgekit.serving.app import App
-from edgekit.serving.options import ModelOptions
-from edgekit.serving.server import serve
+from device_agents.inference.service import InferenceService
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.oip import codec as oip
 from tests.simulators.small_models import onnx_bundle
 
 SECONDS = float(os.environ.get("EDGEKIT_OVERLOAD_SECONDS", "60"))

@@ -17,13 +17,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.results import Figure, publish
-from device_agents.inference import InferenceService
-from edgekit.golden import write_golden
-from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
-from edgekit.recipe import Recipe
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes.onnx import OnnxRuntime
-from edgekit.serving.footprint import few_arenas, held_bytes
-from edgekit.serving.options import ModelOptions
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.session.memory_usage import few_arenas, held_bytes
 from edgekit.tensors import DType, TensorSpec
 
 WIDTH, LAYERS = 512, 8

@@ -21,10 +21,10 @@ import msgspec
 
 from benchmarks import update_agent, update_deltas, update_nginx
 from benchmarks.results import Figure, publish
-from edgekit.broker import start_broker
-from edgekit.manifest import BLOCK_BYTES, FileEntry, file_entry
+from edgekit.bundle.manifest import BLOCK_BYTES, FileEntry, file_entry
+from edgekit.mqtt.broker import start_broker
 from edgekit.registry import blob_name
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 
 BLOB_BYTES = 20 * 1000 * 1000
 LARGE_BYTES = 200 * 1000 * 1000

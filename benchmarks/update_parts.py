@@ -17,14 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher
+from device_agents.control.requests import Answers
+from device_agents.download.block_fetcher import BlockFetcher
+from edgekit.bundle.manifest import FileEntry
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.manifest import FileEntry
-from edgekit.mqtt import MqttTransport
+from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Handler, Message
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 
 FLEET = "bench"
 CONNECT_AT_ONCE = 50

@@ -12,10 +12,9 @@ import msgspec
 import numpy as np
 
 from converters.backends import Artifact
-from converters.candidates import open_artifact
-from edgekit.errors import ConversionError, DataError
-from edgekit.golden import judge, write_golden
-from edgekit.manifest import (
+from converters.candidates.candidate import open_artifact
+from edgekit.bundle.golden import judge, write_golden
+from edgekit.bundle.manifest import (
     MANIFEST_NAME,
     ROLE_CALIBRATION,
     ROLE_COMPILED,
@@ -28,8 +27,9 @@ from edgekit.manifest import (
     file_entry,
     manifest_faults,
 )
-from edgekit.recipe import Recipe
-from edgekit.targets import TargetProfile
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import TargetProfile
+from edgekit.errors import ConversionError, DataError
 from edgekit.tensors import Array
 
 GOLDEN_ROWS = 16

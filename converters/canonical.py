@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from converters import parity
+from converters.data.samples import Samples
 from converters.frontends import Source
-from converters.graph import Graph
-from converters.parity import Parity
+from converters.graph.graph import Graph
 from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
 from converters.passes.dead_channels import layer_channels
-from converters.samples import Samples
+from converters.quality import parity
+from converters.quality.parity import Parity
 
 
 class Canonical(msgspec.Struct, frozen=True):

@@ -21,25 +21,31 @@ from converters.bundle import (
     write_bundle,
 )
 from converters.cache import Cache, Shelf, origin_of, this_processor
-from converters.candidates import Candidate, Evidence, labels_for
+from converters.candidates.artifact_contents import contents_of
+from converters.candidates.builder import Workshop
+from converters.candidates.candidate import Candidate, Evidence, labels_for
+from converters.candidates.direct_route import consider, with_direct
+from converters.candidates.pruning import pruning_of
+from converters.candidates.runtime_matrix import Matrix, matrix, sums_exactly
+from converters.candidates.strategy import pruned_kinds
+from converters.candidates.task_context import Setting
+from converters.candidates.task_pool import Crew
+from converters.candidates.test_set import HeldOut, hold_out, tested
 from converters.canonical import canonical_of
-from converters.child import TensorFlowChild
-from converters.contents import contents_of
-from converters.cost import memory_mib
-from converters.crew import Crew
+from converters.cost.estimate import memory_mib
+from converters.data.preprocessing import Steps, choose_steps
+from converters.data.samples import Samples, Split, load_samples, random_samples, split_samples
+from converters.framework_process import TensorFlowChild
 from converters.frontends import Source, load_model
-from converters.graph import Graph, digest_of
-from converters.held_out import HeldOut, hold_out, tested
-from converters.matrix import Matrix, matrix, sums_exactly
-from converters.parity import Parity
+from converters.graph.graph import Graph, digest_of
+from converters.graph.task import detect_task, named_classes
 from converters.plan import Plan
-from converters.processing import Steps, choose_steps
-from converters.proof import Choice, choose
-from converters.pruning import Pruning
-from converters.pruning_look import pruning_of
-from converters.quality import find_metric, score
-from converters.receipts import made_from_others
-from converters.report import (
+from converters.progress import Step, Watch
+from converters.quality.metrics import find_metric, score
+from converters.quality.parity import Parity
+from converters.quality.selection import Choice, choose
+from converters.report.pruning import Pruning
+from converters.report.report import (
     CandidateReport,
     Contents,
     FloatReport,
@@ -53,15 +59,9 @@ from converters.report import (
     report_html,
     report_json,
 )
-from converters.routes import consider, with_direct
-from converters.samples import Samples, Split, load_samples, random_samples, split_samples
-from converters.search import pruned_kinds
-from converters.setting import Setting
-from converters.tasks import detect_task, named_classes
-from converters.watching import Step, Watch
-from converters.workshop import Workshop
-from edgekit.manifest import Golden, Manifest, Quality, Task
-from edgekit.targets import TargetProfile
+from converters.up_to_date import made_from_others
+from edgekit.bundle.manifest import Golden, Manifest, Quality, Task
+from edgekit.bundle.targets import TargetProfile
 from edgekit.versions import versions_of
 
 PARITY_ROWS = 32

@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import leads_to, precisions_of
-from converters.processing import AUTO, read_steps
-from converters.proof import AIMS, Budget
-from converters.search import candidates
+from converters.candidates.strategy import candidates
+from converters.data.preprocessing import AUTO, read_steps
+from converters.quality.selection import AIMS, Budget
+from edgekit.bundle.manifest import NAME, VERSION
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import TargetProfile, find_target, known_targets
 from edgekit.errors import ManifestError, RecipeError, SettingsError
-from edgekit.manifest import NAME, VERSION
-from edgekit.recipe import Recipe
-from edgekit.targets import TargetProfile, find_target, known_targets
 
 PRUNES = ("auto", "none")
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from device_agents.agent import Agent, AgentOptions
-    from device_agents.inference import InferenceService
+    from device_agents.inference.service import InferenceService
 
 __all__ = ["Agent", "AgentOptions", "InferenceService"]
 
-_HOMES = {"Agent": "agent", "AgentOptions": "agent", "InferenceService": "inference"}
+_HOMES = {"Agent": "agent", "AgentOptions": "agent", "InferenceService": "inference.service"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,16 +15,16 @@ import click
 import msgspec
 
 from device_agents.deployment import State
-from device_agents.journal import Journal
-from device_agents.notify import Notifier
-from device_agents.slots import Pointer, Slots
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Pointer, Slots
+from device_agents.systemd import Notifier
 from edgekit.cli.completion import completion_command
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import VersionedGroup, version_options
-from edgekit.disk import FolderDisk
 from edgekit.errors import DataError, EdgekitError, NotFoundError
 from edgekit.settings import AgentSettings, load_settings
+from edgekit.storage.disk import FolderDisk
 
 
 @click.group(cls=VersionedGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -173,7 +173,7 @@ def check(config: Path, as_json: bool) -> int:
     settings = load_settings(AgentSettings, file=config)
     rows = [{"check": "settings", "ok": True, "found": str(config)}]
     with needs_extra("agent"):
-        from device_agents.checks import checks_of
+        from device_agents.diagnostics.checks import checks_of
     for name, probe in checks_of(settings, config).items():
         try:
             rows.append({"check": name, "ok": True, "found": probe()})

@@ -11,29 +11,29 @@ from typing import Any
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
-from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher, Gate
-from device_agents.commands import Commands
-from device_agents.control import ControlLink
-from device_agents.crashes import Crashed, watch_crashes
+from device_agents.control.commands import Commands
+from device_agents.control.crash_events import Crashed, watch_crashes
+from device_agents.control.link import ControlLink
+from device_agents.control.memory_events import watch_growth
+from device_agents.control.requests import Answers
+from device_agents.control.telemetry import Window, flatten
 from device_agents.deployment import Deployment, Event, Limits, State
-from device_agents.effects import Effects
-from device_agents.growth import watch_growth
-from device_agents.journal import Journal
-from device_agents.metered import MeteredLink
-from device_agents.probation import ProbationLimits
-from device_agents.recovery import Recovery
-from device_agents.seams import Inference, SelfTester, TrustFactory
-from device_agents.telemetry import Window, flatten
+from device_agents.download.block_fetcher import BlockFetcher, Gate
+from device_agents.download.metered import MeteredLink
+from device_agents.download.throttle import QuietHours
+from device_agents.protocols import Inference, SelfTester, TrustFactory
+from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
-from device_agents.throttle import QuietHours
-from device_agents.update import UpdateMachine
-from device_agents.updater import Updater
-from edgekit import messages
+from device_agents.update.effects import Effects
+from device_agents.update.machine import UpdateMachine
+from device_agents.update.probation import ProbationLimits
+from device_agents.update.recovery import Recovery
+from device_agents.update.runner import Updater
+from edgekit.bundle.manifest import NAME, Manifest
 from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, TransportError, VerificationError
-from edgekit.manifest import NAME, Manifest
+from edgekit.mqtt import messages
 from edgekit.protocols import Clock, Disk, Transport
-from edgekit.serving.growth import Grown, told_text
+from edgekit.serving.models.memory_growth import Grown, told_text
 from edgekit.trust.assignment import Assignment, Entry
 
 log = logging.getLogger(__name__)

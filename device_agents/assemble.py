@@ -15,29 +15,29 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from device_agents.agent import Agent, AgentOptions
-from device_agents.cloud import CloudClient
-from device_agents.control import presence_will
+from device_agents.control.link import presence_will
 from device_agents.deployment import Limits
+from device_agents.download.metered import MeteredLink
+from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
-from device_agents.footprints import DiskFootprints
-from device_agents.inference import InferenceService
-from device_agents.journal import Journal
-from device_agents.metered import MeteredLink
-from device_agents.probation import ProbationLimits
-from device_agents.throttle import parse_quiet_hours
+from device_agents.inference.cloud_client import CloudClient
+from device_agents.inference.service import InferenceService
+from device_agents.storage.footprints import DiskFootprints
+from device_agents.storage.journal import Journal
+from device_agents.update.probation import ProbationLimits
+from edgekit.bundle.compat import Facts, mismatches
 from edgekit.clock import SystemClock
-from edgekit.compat import Facts, mismatches
-from edgekit.disk import FolderDisk
 from edgekit.errors import DiskError, SettingsError, UnavailableError
-from edgekit.mqtt import MqttTransport
+from edgekit.mqtt.topics import check_device_name, check_name
+from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Will
 from edgekit.runtimes.providers import Acceleration
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import hold
-from edgekit.serving.footprint import few_arenas
-from edgekit.serving.options import ModelOptions
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.session.memory_usage import few_arenas
 from edgekit.settings import AgentSettings, tls_files
-from edgekit.topics import check_device_name, check_name
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 

@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from edgekit.messages import Outcome
+from edgekit.mqtt.messages import Outcome
 
 
 class S(str, enum.Enum):

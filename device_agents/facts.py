@@ -1,4 +1,4 @@
-"""What this device is: measured here, judged by edgekit.compat, reported to the controller."""
+"""What this device is: measured here, judged by edgekit.bundle.compat, reported to the controller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from edgekit import __version__
-from edgekit.compat import Facts
+from edgekit.bundle.compat import Facts
 from edgekit.versions import version_of
 
 _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}

@@ -13,12 +13,12 @@ from securesystemslib.signer import CryptoSigner
 
 from device_agents.agent import Agent, AgentOptions
 from device_agents.deployment import S
-from device_agents.journal import Journal
-from device_agents.seams import TrustFactory
+from device_agents.protocols import TrustFactory
+from device_agents.storage.journal import Journal
+from edgekit.bundle.manifest import Manifest
 from edgekit.errors import RuntimeLoadError, SelfTestError
-from edgekit.manifest import Manifest
 from edgekit.protocols import Clock, Disk, Transport
-from edgekit.serving.growth import Grown
+from edgekit.serving.models.memory_growth import Grown
 
 
 class SimulatedInference:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.bundle.manifest import Manifest
 from edgekit.errors import DataError, ManifestError, MissingExtraError
-from edgekit.manifest import Manifest
 from edgekit.preprocess import Processing, Processor
 from edgekit.sealing.opening import read_file
 from edgekit.tensors import Array

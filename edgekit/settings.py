@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 
 from edgekit.errors import SettingsError
-from edgekit.serving.options import Batch, Isolation, ModelSettings, Swap
+from edgekit.serving.models.options import Batch, Isolation, ModelSettings, Swap
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,7 +72,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         queue_limit: Most requests of one model that may wait or run.
         deadline_ms: Of requests that name none with ``edgekit_deadline_ms``; 0 for no limit.
         instances: Copies of each model, which run side by side; each costs its memory.
-        swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.options.ModelOptions`.
+        swap: ``load-first``, ``unload-first`` or ``auto``; as `edgekit.serving.models.options.ModelOptions`.
         isolation: ``thread``, ``process`` (a crashing model does not reach the agent) or ``auto``.
         batch: Rows of waiting requests that are joined in one run at most, or ``auto``: measured at load.
         run_timeout_seconds: A process of its own is ended when one run takes longer.
@@ -162,7 +162,7 @@ S = TypeVar("S", ControlSettings, AgentSettings)
 
 
 class TlsFiles(NamedTuple):
-    """PEM files of a connection to the broker; see `edgekit.mqtt.MqttTransport`."""
+    """PEM files of a connection to the broker; see `edgekit.mqtt.transport.MqttTransport`."""
 
     ca: Path | None
     certificate: Path | None

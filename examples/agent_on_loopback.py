@@ -11,8 +11,12 @@ import numpy as np
 from onnx import parser
 
 from device_agents import assemble, facts
-from edgekit import broker, clock, golden, manifest, mqtt, recipe, registry, settings, stores, tensors, topics
+from edgekit import clock, registry, settings, tensors
+from edgekit.bundle import golden, manifest, recipe
 from edgekit.controller import blocks, metadata
+from edgekit.mqtt import broker, topics
+from edgekit.mqtt import transport as mqtt
+from edgekit.storage import stores
 from edgekit.trust import keys, repository
 from edgekit.trust.assignment import Assignment, sign_assignment
 

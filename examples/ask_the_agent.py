@@ -11,13 +11,13 @@ import numpy as np
 import onnx.parser
 
 from device_agents import InferenceService
-from device_agents.cloud import CloudClient
-from edgekit.cloud import CloudModels
-from edgekit.golden import write_golden
-from edgekit.manifest import Binding, Golden, Manifest, Task, Tolerance, file_entry
-from edgekit.recipe import Recipe
-from edgekit.serving.app import App
-from edgekit.serving.server import serve
+from device_agents.inference.cloud_client import CloudClient
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import Binding, Golden, Manifest, Task, Tolerance, file_entry
+from edgekit.bundle.recipe import Recipe
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
 from edgekit.tensors import DType, TensorSpec
 
 SURE, UNSURE = np.array([[4, 0, 0]], np.float32), np.array([[0.5, 0, 0.1]], np.float32)

@@ -18,9 +18,9 @@ from PIL import Image
 
 from converters import convert
 from device_agents import InferenceService
-from edgekit.manifest import parse_manifest
-from edgekit.serving.app import App
-from edgekit.serving.server import serve
+from edgekit.bundle.manifest import parse_manifest
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
 
 MODEL = """<ir_version: 9, opset_import: ["" : 17]> colours (float[n, 3, 32, 32] image) => (float[n, 3] scores)
 { mean = ReduceMean<axes = [2, 3], keepdims = 0>(image) scores = Softmax(mean) }"""

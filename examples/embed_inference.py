@@ -12,11 +12,11 @@ import numpy as np
 import onnx.parser
 
 from device_agents import InferenceService
-from edgekit.golden import write_golden
-from edgekit.manifest import Binding, Golden, Manifest, Tolerance, file_entry
-from edgekit.recipe import Recipe
-from edgekit.serving.options import ModelOptions
-from edgekit.serving.sessions import OverloadedError
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.recipe import Recipe
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.session.session import OverloadedError
 from edgekit.tensors import DType, TensorSpec
 
 SMALL, LARGE = np.ones((1, 3), np.float32), np.ones((500_000, 3), np.float32)

@@ -6,11 +6,11 @@ Prints the catalogue's entry, "verified" for the fetched copy, and the digest th
 import tempfile
 from pathlib import Path
 
+from edgekit.bundle.manifest import Binding, Golden, Manifest, file_entry
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import DigestMismatchError
-from edgekit.manifest import Binding, Golden, Manifest, file_entry
-from edgekit.recipe import Recipe
 from edgekit.registry import RegistryReader, blob_name, check_bundle, publish
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from edgekit.tensors import DType, TensorSpec
 from edgekit.trust.repository import Repository
 

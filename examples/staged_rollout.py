@@ -8,7 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgekit import broker, clock, controller, fleet, messages, mqtt, registry, state, stores, topics
+from edgekit import clock, controller, registry, state
+from edgekit.mqtt import broker, messages, topics
+from edgekit.mqtt import transport as mqtt
+from edgekit.rollout import cohort
+from edgekit.storage import stores
 from edgekit.trust import assignment, client, envelopes, keys, repository
 
 
@@ -47,7 +51,7 @@ async def main(home):
         tasks = [asyncio.create_task(service.run(stop := asyncio.Event()))]
         for name in (f"pi-{i}" for i in range(5)):
             signer = keys.generate_key(home / f"{name}.key")
-            db.devices.enroll(fleet.Device(name, "raspberry-pi-4", (home / f"{name}.pub").read_text()))
+            db.devices.enroll(cohort.Device(name, "raspberry-pi-4", (home / f"{name}.pub").read_text()))
             tasks.append(asyncio.create_task(device(name, signer, link, trust)))
         await follow(db.rollouts, "1.0.0", 1)
         await follow(db.rollouts, "1.1.0", 2)

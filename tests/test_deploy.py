@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.broker import mosquitto_acl
+from edgekit.mqtt.broker import mosquitto_acl
 from edgekit.settings import AgentSettings
 
 DEPLOY = Path(__file__).parent.parent / "deploy"

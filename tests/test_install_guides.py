@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from device_agents.__main__ import agent
+from edgekit.bundle.targets import known_targets
 from edgekit.cli.main import edgekit
 from edgekit.settings import AgentSettings, tomllib
-from edgekit.targets import known_targets
 
 ROOT = Path(__file__).parent.parent
 GUIDES = ("install-raspberry-pi.md", "install-jetson.md")

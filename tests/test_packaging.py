@@ -127,7 +127,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_and_sdist_hold_the_three_packages_with_their_data(built: Path) -> None:
     """Each file of edgekit, converters and device_agents, and the licence; the wheel is made from the sdist."""
     names = check.source_files()
-    assert {"edgekit/targets.toml", "converters/backends/accelerators.toml"} <= names
+    assert {"edgekit/bundle/targets.toml", "converters/backends/accelerators.toml"} <= names
     assert any(name.endswith("report.html.j2") for name in names)
     assert any("/migrations/versions/" in name for name in names)
     check.check_contents(built)

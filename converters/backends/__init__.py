@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from converters.backends.accelerators import accelerators
+from converters.backends.context import Workbench
 from converters.backends.contract import Artifact, Backend
 from converters.backends.layers import Layer, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
-from converters.backends.workbench import Workbench
+from edgekit.bundle.targets import TargetProfile
 from edgekit.runtimes import LITERT
-from edgekit.targets import TargetProfile
 
 TYPED_TENSORRT = 10  # the first that takes what is not int8 as the file says; Jetsons before it have opset 17 at most
 

@@ -8,11 +8,11 @@ from typing import Protocol
 import msgspec
 
 from converters.backends.layers import Layer
-from converters.calibration import Calibration
-from converters.graph import Graph
-from converters.overhead import Overhead
-from edgekit.bindings import Binding
-from edgekit.recipe import Recipe
+from converters.calibration.calibrate import Calibration
+from converters.cost.overhead import Overhead
+from converters.graph.graph import Graph
+from edgekit.bundle.bindings import Binding
+from edgekit.bundle.recipe import Recipe
 from edgekit.tensors import Array
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from onnx import version_converter
 
-from converters.graph import Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 

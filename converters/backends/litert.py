@@ -20,6 +20,7 @@ from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.accelerators import Accelerator, compile_for, require_fit
+from converters.backends.context import Workbench
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
 from converters.backends.strip import require_equal, strip
@@ -35,13 +36,12 @@ from converters.backends.tflite_file import (
     weighted_ops,
 )
 from converters.backends.tflite_ranges import tensor_histograms
-from converters.backends.workbench import Workbench
-from converters.graph import Graph
+from converters.calibration.range_rules import read_range
+from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
-from converters.ranges import read_range
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec

@@ -19,10 +19,10 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
-from converters.graph import Graph, label
-from edgekit.bindings import Binding
+from converters.graph.graph import Graph, label
+from edgekit.bundle.bindings import Binding
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import Recipe
 from edgekit.runtimes import ONNXRUNTIME
 from edgekit.runtimes.onnx import OnnxRuntime
 

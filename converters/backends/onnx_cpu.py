@@ -7,15 +7,15 @@ from collections.abc import Collection
 import onnx
 from onnx import helper
 
+from converters.backends.context import Workbench
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
-from converters.backends.workbench import Workbench
-from converters.graph import Graph, label
-from converters.joins import QUANTIZED_LAYERS, Ranges, apart
+from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
+from converters.graph.graph import Graph, label
+from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
 OPERATORS = [
     "Add",

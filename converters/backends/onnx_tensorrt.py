@@ -13,14 +13,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converters.backends.context import Workbench
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of, output_axis, raised, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, named
 from converters.backends.tensorrt_rules import Placement, place, violations
-from converters.backends.workbench import Workbench
-from converters.graph import Graph, label
+from converters.graph.graph import Graph, label
+from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ConversionError
-from edgekit.recipe import STATIC, Recipe
 
 TYPED_OPSET = 19  # the first whose QuantizeLinear takes float16
 LEVELS = 127

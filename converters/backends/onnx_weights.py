@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.backends.layers import output_axis, raised, weight_names
-from converters.graph import Graph, label
+from converters.graph.graph import Graph, label
 from edgekit.tensors import Array
 
 FOUR_BIT_OPSET = 21  # the first with INT4

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from converters.backends.layers import output_axis
-from converters.graph import Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SMALLEST_GEMM = 16  # inner and outer size

@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends.strip import strip
 from converters.backends.tflite_file import TYPES, buffer_content, operator_name, parse_tflite
-from converters.overhead import FileFacts, Loop
+from converters.cost.overhead import FileFacts, Loop
 from edgekit.errors import ConversionError
 
 DELEGATE = "DELEGATE"

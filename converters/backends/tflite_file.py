@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.graph import Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 

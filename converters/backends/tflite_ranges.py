@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from converters.calibration import histogram_of
-from converters.histogram import Histogram
+from converters.calibration.calibrate import histogram_of
+from converters.calibration.histogram import Histogram
 from edgekit.tensors import Array
 
 CLOSE = 1e-4  # of the largest value: float sums in another order

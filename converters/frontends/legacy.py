@@ -1,4 +1,4 @@
-"""Models of Keras 2 and TensorFlow 1 that today's loaders refuse. Runs in TensorFlow's process (see ../child.py)."""
+"""Keras 2 and TensorFlow 1 models that today's loaders refuse. Runs in TensorFlow's process (framework_process.py)."""
 
 from __future__ import annotations
 

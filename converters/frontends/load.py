@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from converters.child import TensorFlowChild
+from converters.framework_process import TensorFlowChild
 from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
 from converters.frontends.tflite import read_tflite, tflite_answers
 from converters.frontends.tflite_direct import direct_tflite
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from edgekit.tensors import Array
 

@@ -13,7 +13,7 @@ from onnx import checker, external_data_helper, inliner, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from converters.frontends.sniff import KNOWN
-from converters.graph import BATCH, Graph, label
+from converters.graph.graph import BATCH, Graph, label
 from edgekit.errors import ConversionError, ModelFormatError, RuntimeLoadError, UnsupportedOpError
 from edgekit.tensors import Array
 

@@ -1,4 +1,4 @@
-"""Keras and SavedModel straight to a float .tflite. Runs in TensorFlow's own process (see ../child.py).
+"""Keras and SavedModel straight to a float .tflite. Runs in the TensorFlow process (framework_process.py).
 
 The variables become constants first: a SavedModel of a Keras 3 model hands them to the converter as resources, which it
 keeps as such, without their values and without a word.

@@ -1,4 +1,4 @@
-"""Keras and SavedModel to ONNX. Runs in TensorFlow's own process (see ../child.py); nothing else may import it."""
+"""Keras and SavedModel to ONNX. Runs in the TensorFlow process (framework_process.py); nothing else may import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.export programs to ONNX. Runs in PyTorch's own process (see ../child.py); nothing else may import it."""
+"""torch.export programs to ONNX. Runs in the PyTorch process (framework_process.py); nothing else may import it."""
 
 from __future__ import annotations
 

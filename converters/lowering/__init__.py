@@ -1,7 +1,7 @@
 """The canonical graph as TensorFlow, one function per operator: the way to LiteRT.
 
-Everything below this package imports TensorFlow and runs in its own process (see ../child.py). This file does not, so
-that what crosses between the processes can be read without it.
+The other modules of this room import TensorFlow and run in a process of their own (see framework_process). This file
+imports none of it, so that the main process can read what that process returns.
 """
 
 from __future__ import annotations

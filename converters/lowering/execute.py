@@ -23,7 +23,7 @@ import converters.lowering.reductions
 import converters.lowering.resizing
 import converters.lowering.shapes
 import converters.lowering.spatial  # noqa: F401 - these fill the registry
-from converters.graph import Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.values import Value, of

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.graph import Graph, label
+from converters.graph.graph import Graph, label
 
 PARTS = ("Mul", "Div", "Add", "Sub", "Erf", "Tanh", "Pow", "Neg", "Sqrt", "Identity")
 POINTS = np.concatenate([np.linspace(-6, 6, 97), [-30.0, 30.0]]).astype(np.float32)

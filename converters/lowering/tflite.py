@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import tensorflow as tf
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.lowering.execute import execute
 from converters.lowering.values import Value, channels_last, identity

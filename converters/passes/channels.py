@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from edgekit.tensors import Array
 
 

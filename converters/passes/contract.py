@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from edgekit.errors import ConversionError
 from edgekit.tensors import TensorSpec
 

@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from converters.graph import Graph
+from converters.data.samples import Samples
+from converters.graph.graph import Graph
 from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
-from converters.samples import Samples
 from edgekit.tensors import Array
 
 ROWS = 64  # most rows that means are taken over

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.graph import CHUNK_ROWS, Graph, attributes, label
+from converters.data.samples import Samples
+from converters.graph.graph import CHUNK_ROWS, Graph, attributes, label
 from converters.passes.channel_bounds import Bounds
 from converters.passes.channel_rules import channels_of
 from converters.passes.channels import Channels, Read, without
-from converters.samples import Samples
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 

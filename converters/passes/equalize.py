@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from converters.graph import Graph, attributes
+from converters.data.samples import Samples
+from converters.graph.graph import Graph, attributes
 from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_constants
-from converters.samples import Samples
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 

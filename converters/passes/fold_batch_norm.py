@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from converters.graph import Graph, attributes
+from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array
 
 

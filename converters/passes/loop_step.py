@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.graph import attributes
+from converters.graph.graph import attributes
 from edgekit.tensors import Array
 
 BY_ELEMENT = ("Add", "And", "Cast", "Equal", "Greater", "Less", "LessOrEqual", "Mul", "Not", "Or", "Sub")

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.graph import Graph, attributes
+from converters.graph.graph import Graph, attributes
 from converters.passes.loop_cells import Cell, cell_of
 from converters.passes.loop_step import Known, Term, Value, evaluate
 from converters.passes.simplify import Simplify

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import linalg
 
-from converters.graph import Graph
+from converters.data.samples import Samples
+from converters.graph.graph import Graph
 from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
-from converters.samples import Samples
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 

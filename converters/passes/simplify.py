@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnxslim
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from edgekit.errors import ConversionError
 
 

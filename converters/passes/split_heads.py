@@ -1,4 +1,4 @@
-"""Takes outputs apart that are joined of parts too unlike to share an 8-bit scale; see converters.joins.
+"""Takes outputs apart that are joined of parts too unlike to share an 8-bit scale; see converters.calibration.joins.
 
 A Concat at the end goes: its inputs become the outputs, neighbours that are alike joined still. What only moves values
 between the Concat and the output (Transpose, Reshape and the like) is done to each part. Where levels of a detector,
@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.graph import Graph, attributes
-from converters.joins import Ranges, alike, axis_of, reach
+from converters.calibration.joins import Ranges, alike, axis_of, reach
+from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array, TensorSpec
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")

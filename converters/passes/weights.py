@@ -14,8 +14,8 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
-from converters.graph import Graph, attributes, label
-from converters.samples import Samples
+from converters.data.samples import Samples
+from converters.graph.graph import Graph, attributes, label
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from edgekit._mqtt_address import parse_url
-from edgekit.broker import GET_MOSQUITTO, KINDS, start_broker
 from edgekit.cli.console import control_settings, note
 from edgekit.errors import TransportError
+from edgekit.mqtt.address import parse_url
+from edgekit.mqtt.broker import GET_MOSQUITTO, KINDS, start_broker
 
 
 @click.group()

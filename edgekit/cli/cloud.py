@@ -14,10 +14,10 @@ import click
 
 from edgekit.cli.console import control_settings, needs_extra, step
 from edgekit.errors import RefusedError, SettingsError
-from edgekit.serving.addresses import is_loopback
+from edgekit.serving.http.addresses import is_loopback
 
 if TYPE_CHECKING:
-    from edgekit.manifest import Manifest
+    from edgekit.bundle.manifest import Manifest
 
 MAX_REQUEST_BYTES = 64 * 1024**2
 MIN_KEY_LENGTH = 16
@@ -104,7 +104,7 @@ async def _serve(
     models: tuple[str, ...], fetch: FetchBundle, addresses: list[str], key: str, local_only: bool, threads: int
 ) -> None:
     with needs_extra("cloud"):
-        from edgekit.cloud import CloudModels
+        from edgekit.serving.cloud import CloudModels
         from edgekit.serving.endpoints import Doors, open_doors
     stopped = asyncio.Event()
     with step(f"load {', '.join(models)}"):
@@ -131,11 +131,11 @@ def _not_for_us(manifest: Manifest) -> str:
 def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[Path, ...]) -> FetchBundle:
     """Finds and downloads the newest bundle of a model, verified from `root` on."""
     with needs_extra("cloud"):
-        from edgekit.compat import seal_mismatches
+        from edgekit.bundle.compat import seal_mismatches
         from edgekit.registry import RegistryReader
         from edgekit.sealing.keyring import Keyring
         from edgekit.sealing.opening import hold
-        from edgekit.stores import open_store
+        from edgekit.storage.stores import open_store
     keyring = Keyring(class_keys)
     hold(keyring)
     try:

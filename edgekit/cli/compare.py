@@ -28,7 +28,7 @@ def compare(
       edgekit compare old.onnx new.onnx --data data.npz --metric mse
     """
     with needs_extra("convert"):
-        from converters.comparison import compare_models
+        from converters.compare import compare_models
 
     files = [data] if test is None else [data, test]
     found = compare_models(first, second, files, metric=metric, confidence=confidence)

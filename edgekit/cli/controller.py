@@ -19,7 +19,7 @@ from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings, tls_files
 
 if TYPE_CHECKING:
-    from edgekit.mqtt import MqttTransport
+    from edgekit.mqtt.transport import MqttTransport
     from edgekit.trust.repository import Repository
 
 SAY_AWAY_SECONDS = 2.0
@@ -55,13 +55,13 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
 
 async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -> None:
     with needs_extra("controller"):
-        from edgekit.blob_urls import blob_urls
         from edgekit.clock import SystemClock
         from edgekit.controller import Controller, ControllerOptions
-        from edgekit.mqtt import MqttTransport
+        from edgekit.controller.blob_urls import blob_urls
+        from edgekit.mqtt.transport import MqttTransport
         from edgekit.registry import RegistryReader
         from edgekit.state import open_fleet_state
-        from edgekit.stores import open_store
+        from edgekit.storage.stores import open_store
         from edgekit.trust.repository import Repository
     store = open_store(settings.registry)
     tls = tls_files(settings)

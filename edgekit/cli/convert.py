@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from edgekit.bundle.recipe import PRESETS, Recipe, preset
 from edgekit.cli.console import (
     dry_run_option,
     ending_at_the_second,
@@ -24,14 +25,13 @@ from edgekit.cli.console import (
     step,
 )
 from edgekit.errors import RecipeError, RefusedError
-from edgekit.recipe import PRESETS, Recipe, preset
 
 if TYPE_CHECKING:
     from converters.cache import Cache
     from converters.plan import Plan
-    from converters.proof import Measured
-    from converters.report import Report
-    from edgekit.targets import TargetProfile
+    from converters.quality.selection import Measured
+    from converters.report.report import Report
+    from edgekit.bundle.targets import TargetProfile
 
 
 @click.command()
@@ -97,7 +97,7 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     """
     with needs_extra("convert"):
         from converters.cache import default_cache
-        from converters.receipts import THERE, Request
+        from converters.up_to_date import THERE, Request
 
     choices["recipe"] = _recipe(recipe) if recipe else None
     cache = None if no_cache else default_cache()
@@ -126,9 +126,9 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
 def _run(plan: Plan, cache: Cache | None) -> list[Report]:
     """Do what `plan` says; where Ctrl-C ends it, say what was found until then."""
     with needs_extra("convert"):
-        from converters.child import TensorFlowChild
+        from converters.framework_process import TensorFlowChild
         from converters.pipeline import run_plan
-        from converters.watching import Watch
+        from converters.progress import Watch
 
     found: dict[str, dict[str, Measured]] = {profile.name: {} for profile, _ in plan.profiles}
     written: list[Path] = []
@@ -151,7 +151,7 @@ def _run(plan: Plan, cache: Cache | None) -> list[Report]:
 
 def _print_found(plan: Plan, found: dict[str, dict[str, Measured]]) -> None:
     """What a run that was interrupted has measured, on stderr."""
-    from converters.proof import choose
+    from converters.quality.selection import choose
 
     note("")
     for target, candidates in found.items():

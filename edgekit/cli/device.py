@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit import topics
+from edgekit.bundle.targets import builtin_targets, find_target
 from edgekit.cli.console import (
     control_settings,
     dry_run_option,
@@ -23,9 +23,9 @@ from edgekit.cli.console import (
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.cli.fleet import fleet_state, parse_labels, read_root
 from edgekit.cli.passphrase import passphrase_option
-from edgekit.cli.registry_classes import plain_class_keys
+from edgekit.cli.registry.classes import plain_class_keys
 from edgekit.errors import EdgekitError, SettingsError, UnavailableError
-from edgekit.targets import builtin_targets, find_target
+from edgekit.mqtt import topics
 
 if TYPE_CHECKING:
     from edgekit.state import DeviceView, FleetState, StoredCommand

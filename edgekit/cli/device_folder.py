@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit._mqtt_address import tls_context
 from edgekit.cli.console import needs_extra
 from edgekit.errors import DiskError, EdgekitError, SettingsError
-from edgekit.fleet import Device
+from edgekit.mqtt.address import tls_context
+from edgekit.rollout.cohort import Device
 from edgekit.settings import AgentSettings, load_settings, tls_files
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def registry_reader(settings: ControlSettings) -> Iterator[RegistryReader]:
     """The registry, verified anew; its cache lives as long as the command."""
     with needs_extra("registry"):
         from edgekit.registry import RegistryReader
-        from edgekit.stores import open_store
+        from edgekit.storage.stores import open_store
     root = read_root(settings)
     with TemporaryDirectory(prefix="edgekit-registry-") as cache:
         reader = RegistryReader(open_store(settings.registry), root, Path(cache))

@@ -8,10 +8,10 @@ from typing import Any
 import click
 import msgspec
 
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.cli.console import json_option, needs_extra, print_json, print_table
 from edgekit.errors import ManifestError
-from edgekit.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.tensors import TensorSpec
 
 
@@ -109,7 +109,7 @@ def _golden(manifest: Manifest) -> str:
 
 def _model(path: Path) -> dict[str, Any]:
     with needs_extra("convert"):
-        from converters.child import TensorFlowChild
+        from converters.framework_process import TensorFlowChild
         from converters.frontends import load_model
 
     with TensorFlowChild() as child:

@@ -21,7 +21,7 @@ COMMANDS = {
     "inspect": ("edgekit.cli.inspect:inspect", "Show a model or a bundle: tensors, operators, size, quality, cost."),
     "compare": ("edgekit.cli.compare:compare", "Compare two models or bundles on the same samples."),
     "targets": ("edgekit.cli.targets:targets", "List target profiles, or show one."),
-    "registry": ("edgekit.cli.registry:registry", "Create the signed registry, publish bundles, verify it."),
+    "registry": ("edgekit.cli.registry.group:registry", "Create the signed registry, publish bundles, verify it."),
     "rollout": ("edgekit.cli.rollout:rollout", "Roll a version out in waves; watch, pause, resume, abort."),
     "device": ("edgekit.cli.device:device", "Enroll devices, list them, send a command."),
     "controller": ("edgekit.cli.controller:controller", "Run the fleet controller."),

@@ -21,9 +21,8 @@ from edgekit.cli.console import (
 )
 from edgekit.cli.fleet import fleet_state, parse_labels, registry_reader
 from edgekit.errors import NotFoundError, RefusedError
-from edgekit.fleet import Cohort, Device
-from edgekit.plan import Plan, parse_waves
-from edgekit.rollout import (
+from edgekit.rollout.cohort import Cohort, Device
+from edgekit.rollout.machine import (
     Aborted,
     Event,
     Paused,
@@ -33,6 +32,7 @@ from edgekit.rollout import (
     Withdraw,
     step,
 )
+from edgekit.rollout.plan import Plan, parse_waves
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:

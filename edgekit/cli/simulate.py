@@ -107,11 +107,11 @@ async def _run(
 
 def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> SimulatedFleet:
     from device_agents.assemble import agent_options, make_transport, read_root
-    from device_agents.control import presence_will
-    from device_agents.journal import Journal
+    from device_agents.control.link import presence_will
     from device_agents.simulator import SimulatedFleet
+    from device_agents.storage.journal import Journal
     from edgekit.clock import SystemClock
-    from edgekit.disk import MemoryDisk
+    from edgekit.storage.disk import MemoryDisk
     from edgekit.trust.client import TrustClient
     from edgekit.trust.keys import load_signer
 

@@ -48,7 +48,7 @@ class VersionedGroup(click.Group):
 
 def environment() -> dict[str, Any]:
     """What a bug report needs: versions, system and machine; None for a package or program that is not installed."""
-    from edgekit.programs import find_mosquitto
+    from edgekit.mqtt.mosquitto import find_mosquitto
     from edgekit.versions import version_of
 
     return {

@@ -10,12 +10,12 @@ import collections
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
+from edgekit.controller.broadcasts import WaveService
 from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
 from edgekit.controller.requests import BusyError, RequestService, check_id
-from edgekit.controller.waves import WaveService
 from edgekit.errors import DataError, NotFoundError, StoreError
-from edgekit.manifest import BLOCK_BYTES, SHA256
-from edgekit.messages import Answer, BlocksRequest, Range, decode
+from edgekit.mqtt.messages import Answer, BlocksRequest, Range, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import blob_name
 

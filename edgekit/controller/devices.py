@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
-from edgekit import topics
 from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError
-from edgekit.messages import Command, Event, Presence, Reported, Result, Telemetry, decode
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Command, Event, Presence, Reported, Result, Telemetry, decode
 from edgekit.protocols import Clock, Message, Transport
 from edgekit.trust.envelopes import T, open_envelope, seal
 from edgekit.trust.keys import parse_public

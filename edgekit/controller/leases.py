@@ -7,7 +7,7 @@ those who came later.
 
 from __future__ import annotations
 
-from edgekit.manifest import BLOCK_BYTES
+from edgekit.bundle.manifest import BLOCK_BYTES
 
 WINDOW_BLOCKS = 16
 IDLE_SECONDS = 10.0  # a lease ends when its device has asked for nothing for so long

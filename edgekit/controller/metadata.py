@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.requests import RequestService, check_id
 from edgekit.errors import NotFoundError, UnavailableError
-from edgekit.manifest import BLOCK_BYTES
-from edgekit.messages import Answer, MetadataRequest, decode
+from edgekit.mqtt.messages import Answer, MetadataRequest, decode
 from edgekit.protocols import Store, Transport
 from edgekit.registry import metadata_name
 

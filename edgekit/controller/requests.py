@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from edgekit import topics
 from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
-from edgekit.messages import Answer, decode, encode
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Answer, decode, encode
 from edgekit.protocols import Message, Transport
 
 log = logging.getLogger(__name__)

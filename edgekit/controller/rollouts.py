@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from edgekit import topics
 from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.mqtt import topics
 from edgekit.protocols import Clock, Transport
 from edgekit.registry import RegistryReader
 from edgekit.trust.assignment import Assignment, sign_assignment

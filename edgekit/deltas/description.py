@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from edgekit.blocks import block_count
+from edgekit.bundle.manifest import BLOCK_BYTES, MAX_FILE_BYTES, SHA256, FileEntry
 from edgekit.errors import DataError
-from edgekit.manifest import BLOCK_BYTES, MAX_FILE_BYTES, SHA256, FileEntry
+from edgekit.transfer.blocks import block_count
 
 FORMAT = 1
 SEGMENT_BLOCKS = 16

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import zstandard
 
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.deltas.codec import decode_segment, encode_segment, encode_with
 from edgekit.deltas.description import (
     MAX_DICTIONARY_BYTES,
@@ -19,7 +20,6 @@ from edgekit.deltas.description import (
     Span,
 )
 from edgekit.deltas.tensor_ranges import TensorRange, find_tensors
-from edgekit.manifest import BLOCK_BYTES, file_entry
 
 WIN_SHARE = 0.8  # of the blocks that would be fetched without it
 _DICTIONARY_FROM = 0.02  # a segment that addition makes this small is not tried with a dictionary

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, Manifest, file_entry, parse_manifest
 from edgekit.errors import EdgekitError, RuntimeLoadError
-from edgekit.golden import self_test
-from edgekit.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, Manifest, file_entry, parse_manifest
 from edgekit.runtimes import open_runtime
 
 WINDOW_BYTES = 8192

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import edgekit
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, parse_manifest
 from edgekit.cli.console import note, print_table, step
 from edgekit.demo.damage import flip_byte
 from edgekit.demo.measure import Endpoint, Figures, load_rows, measure, stream
 from edgekit.demo.processes import Processes
 from edgekit.errors import EdgekitError, NotFoundError
-from edgekit.manifest import MANIFEST_NAME, ROLE_MODEL, parse_manifest
 
 FLEET = "demo"
 MODEL, CLOUD_MODEL = "digits", "digits-cloud"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 from tuf.api.metadata import TargetFile
 
+from edgekit.bundle.manifest import SHA256, VERSION, Manifest, target_path
 from edgekit.deltas.description import Offer, parse_offers
 from edgekit.errors import NotFoundError, VerificationError
-from edgekit.manifest import SHA256, VERSION, Manifest, target_path
 from edgekit.protocols import Store
 from edgekit.trust.assignment import Entry
 from edgekit.trust.state import METADATA

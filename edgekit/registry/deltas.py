@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgekit.bundle.manifest import BLOCK_BYTES, ROLE_MODEL, Manifest
 from edgekit.deltas.description import MAX_DESCRIPTION_BYTES, MAX_OFFERS, Offer
 from edgekit.deltas.making import Progress, apply_delta, make_delta
 from edgekit.errors import NotFoundError, VerificationError
-from edgekit.manifest import BLOCK_BYTES, ROLE_MODEL, Manifest
 from edgekit.registry.catalogue import MadeDelta, Row
 from edgekit.registry.reader import RegistryReader
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.bundle.manifest import BLOCK_BYTES, MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from edgekit.deltas.description import TARGET_FIELD, parse_offers
 from edgekit.errors import ManifestError
-from edgekit.manifest import BLOCK_BYTES, MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from edgekit.protocols import Store
 from edgekit.registry.catalogue import MadeDelta, Progress, Release, blob_name, hash_blob, release_of, row_of
 from edgekit.trust.repository import Repository

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, target_path
 from edgekit.errors import DigestMismatchError, DiskError, NotFoundError, VerificationError
-from edgekit.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, target_path
 from edgekit.protocols import Store
 from edgekit.registry.catalogue import Release, Row, blob_name, blob_parts, metadata_name, release_of, row_of
 from edgekit.trust.client import TrustClient

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from edgekit.bundle.manifest import FileEntry
 from edgekit.deltas.description import Delta, Offer
 from edgekit.errors import ManifestError, NotFoundError, StoreError, UnavailableError, VerificationError
-from edgekit.manifest import FileEntry
 from edgekit.protocols import Store
 from edgekit.registry.catalogue import Progress, Row, blob_name, hash_blob
 from edgekit.registry.reader import RegistryReader

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from edgekit.bundle.manifest import ROLE_MODEL, Manifest
 from edgekit.errors import ManifestError, MissingExtraError, RuntimeLoadError
-from edgekit.manifest import ROLE_MODEL, Manifest
 from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
 from edgekit.runtimes.providers import TENSORRT, Acceleration, engine_key, options
 from edgekit.sealing.opening import file_path, hold

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
 from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array, TensorSpec

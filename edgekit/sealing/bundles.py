@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from edgekit.bundle.manifest import MANIFEST_NAME, Encryption, FileEntry, Manifest, manifest_faults
 from edgekit.errors import DiskError, ManifestError, SealError
-from edgekit.manifest import MANIFEST_NAME, Encryption, FileEntry, Manifest, manifest_faults
 from edgekit.sealing.cipher import FileCipher, Readable, derive, wrap
 from edgekit.sealing.class_keys import DeviceClass
 

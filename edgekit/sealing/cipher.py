@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from edgekit.bundle.manifest import BLOCK_BYTES, SEAL_FORMAT, Manifest, WrappedKey
 from edgekit.errors import SealError
-from edgekit.manifest import BLOCK_BYTES, SEAL_FORMAT, Manifest, WrappedKey
 
 KEY_BYTES, TAG_BYTES = 32, 16
 FRAME_BYTES = BLOCK_BYTES - TAG_BYTES

@@ -9,8 +9,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from edgekit.bundle.manifest import NAME
 from edgekit.errors import NotFoundError, SettingsError
-from edgekit.manifest import NAME
 from edgekit.sealing.cipher import key_id
 from edgekit.trust.keys import PUBLIC_SUFFIX, key_path, load_private, public_path, write_private
 

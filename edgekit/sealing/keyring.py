@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from edgekit.compat import seal_mismatches
+from edgekit.bundle.compat import seal_mismatches
+from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.errors import CompatibilityError
-from edgekit.manifest import FileEntry, Manifest
 from edgekit.sealing.cipher import FileCipher, key_id, unwrap
 from edgekit.sealing.class_keys import load_class_key
 

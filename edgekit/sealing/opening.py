@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.compat import seal_mismatches
+from edgekit.bundle.compat import seal_mismatches
+from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.errors import CompatibilityError, RuntimeLoadError, SettingsError
-from edgekit.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
     from edgekit.sealing.cipher import FileCipher

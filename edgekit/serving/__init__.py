@@ -1,1 +1,4 @@
-"""Serving: Open Inference Protocol v2 over HTTP, the same code on devices and in the cloud tier."""
+"""Serving models over the Open Inference Protocol, on the device and in the cloud tier.
+
+Each room below has one part of it; nothing here knows MQTT, updates or the registry.
+"""

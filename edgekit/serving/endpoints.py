@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgekit.errors import MissingExtraError
-from edgekit.serving.app import App, ModelServer
-from edgekit.serving.server import serve
+from edgekit.serving.api.model_server import ModelServer
+from edgekit.serving.http.app import App
+from edgekit.serving.http.server import serve
 
 
 class Doors(NamedTuple):
@@ -56,7 +57,7 @@ async def open_doors(
         codes, found = None, Doors()
         if wanted.grpc or wanted.grpc_socket:
             try:
-                from edgekit.serving.grpc_server import GrpcService, serve_grpc
+                from edgekit.serving.grpc.server import GrpcService, serve_grpc
             except ModuleNotFoundError as error:
                 raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
             service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)

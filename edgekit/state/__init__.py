@@ -11,7 +11,7 @@ from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
-from edgekit.tables import open_database
+from edgekit.state.tables import open_database
 
 __all__ = [
     "ActiveRollout",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.messages import Reported
+from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import MAX_INTEGER, Part, put, to_json
-from edgekit.tables import assignments, reports
+from edgekit.state.tables import assignments, reports
 from edgekit.trust.assignment import Entry
 
 

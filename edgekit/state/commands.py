@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.messages import Result
+from edgekit.mqtt.messages import Result
 from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, to_json
 from edgekit.state.devices import MAX_TEXT
-from edgekit.tables import commands, presence
+from edgekit.state.tables import commands, presence
 
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
 

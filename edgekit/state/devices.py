@@ -9,10 +9,10 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.errors import DataError, NotFoundError, SettingsError
-from edgekit.fleet import Device
-from edgekit.messages import Event, Outcome, Presence, Reported, Running, Telemetry
+from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
+from edgekit.rollout.cohort import Device
 from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, put, to_json
-from edgekit.tables import devices, events, presence, reports
+from edgekit.state.tables import devices, events, presence, reports
 
 KEPT_EVENTS = 10_000
 MAX_TEXT = 2_000

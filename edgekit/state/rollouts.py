@@ -8,14 +8,14 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.errors import NotFoundError, RefusedError
-from edgekit.fleet import Cohort
-from edgekit.messages import Reported
-from edgekit.plan import Plan
-from edgekit.rollout import Event, Progress, Rollout, Sight, Started, State, Step, Surveyed, Tell, step
+from edgekit.mqtt.messages import Reported
+from edgekit.rollout.cohort import Cohort
+from edgekit.rollout.machine import Event, Progress, Rollout, Sight, Started, State, Step, Surveyed, Tell, step
+from edgekit.rollout.plan import Plan
 from edgekit.state._sql import Part, put, to_json
 from edgekit.state.assignments import assign
 from edgekit.state.devices import read_device
-from edgekit.tables import devices, reports, rollout_devices, rollouts
+from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
 DEFAULT_PLAN = Plan()

@@ -18,8 +18,8 @@ from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
+from edgekit.bundle.manifest import target_path
 from edgekit.errors import DowngradeError, ExpiredError, SignatureError, VerificationError
-from edgekit.manifest import target_path
 
 DIRECTOR = "director"
 DOWNGRADE = "downgrade"

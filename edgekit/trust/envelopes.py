@@ -9,7 +9,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, Key, Signature
 
 from edgekit.errors import DataError, SignatureError
-from edgekit.messages import Envelope, decode, encode
+from edgekit.mqtt.messages import Envelope, decode, encode
 
 T = TypeVar("T", bound=msgspec.Struct)
 

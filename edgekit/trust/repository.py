@@ -17,9 +17,9 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from edgekit.bundle.manifest import NAME, Manifest, parse_manifest, target_path
 from edgekit.clock import SystemClock
 from edgekit.errors import ManifestError, NotFoundError, SettingsError
-from edgekit.manifest import NAME, Manifest, parse_manifest, target_path
 from edgekit.protocols import Clock, Store
 from edgekit.trust.assignment import DIRECTOR, DOWNGRADE
 from edgekit.trust.commit import LIFETIME_DAYS, ROOT_FILE, Committer, signed_bytes

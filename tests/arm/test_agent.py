@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from edgekit.broker import start_broker
-from edgekit.fleet import Device
-from edgekit.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
-from edgekit.rollout import State
+from edgekit.rollout.cohort import Device
+from edgekit.rollout.machine import State
 from edgekit.runtimes import open_runtime
 from edgekit.trust.keys import generate_key
 from tests.arm import prepare

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peers
-from device_agents.inference import InferenceService
-from edgekit.cloud import CloudModels
-from edgekit.manifest import Manifest
-from edgekit.serving.app import ModelServer
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.manifest import Manifest
+from edgekit.serving.api.model_server import ModelServer
+from edgekit.serving.cloud import CloudModels
 from edgekit.serving.endpoints import Doors, open_doors
-from tests.device_agents.test_processing import with_processing
+from tests.device_agents.inference.test_processing import with_processing
 from tests.simulators.small_models import identity_bundle, onnx_bundle
 
 SCRIPTS = {

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from converters.child import TensorFlowChild
+from converters.framework_process import TensorFlowChild
 from tests.simulators import models
 
 KERAS = """

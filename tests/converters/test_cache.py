@@ -8,7 +8,7 @@ import pytest
 
 from converters import convert
 from converters.cache import Cache, Shelf, default_cache, origin_of
-from converters.graph import Graph, digest_of
+from converters.graph.graph import Graph, digest_of
 from tests.simulators.conv_models import residual
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "mlperf_tiny_kws"

@@ -9,13 +9,13 @@ import pytest
 from converters.backends import Workbench
 from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite_file import weighted_ops
-from converters.candidates import open_artifact, run_rows
+from converters.candidates.candidate import open_artifact, run_rows
+from converters.data.samples import Samples
 from converters.passes import Simplify, run_pass
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from converters.samples import Samples
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import PRESETS, Recipe
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import PRESETS, Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from tests.simulators import conv_models, dense_models, headed_models

@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from converters import convert
-from converters.calibration import Calibration
+from converters.calibration.calibrate import Calibration
+from edgekit.bundle.golden import read_golden, self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import Recipe
 from edgekit.errors import DataError, ManifestError, NotFoundError, RecipeError, RefusedError, SettingsError
-from edgekit.golden import read_golden, self_test
-from edgekit.manifest import MANIFEST_NAME, parse_manifest
-from edgekit.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
 from tests.simulators.conv_models import residual
@@ -40,7 +40,7 @@ def test_bundle_holds_exactly_its_files(jetson):
         "golden.npz", "manifest.json", "model.onnx", "report.html", "report.json",
     ]  # fmt: skip
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
-    from edgekit.manifest import file_entry
+    from edgekit.bundle.manifest import file_entry
 
     for entry in manifest.files:
         assert entry == file_entry(entry.path, entry.role, (folder / entry.path).read_bytes())
@@ -65,7 +65,7 @@ def test_golden_answers_are_the_float_models(jetson, onnx_folder):
     inputs, outputs = read_golden((folder / "golden.npz").read_bytes())
     rows = {row.tobytes() for row in np.load(onnx_folder / "data.npz")["x"]}
     assert all(row.tobytes() in rows for row in inputs["image"])
-    from converters.graph import Graph
+    from converters.graph.graph import Graph
 
     expected = Graph(onnx.load(onnx_folder / "model.onnx")).run(inputs)
     np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-5)

@@ -5,10 +5,10 @@ import msgspec
 
 from device_agents import agent
 from device_agents.deployment import S
-from device_agents.probation import ProbationLimits
-from device_agents.slots import Pointer, Slots
-from device_agents.throttle import QuietHours
-from edgekit import messages, topics
+from device_agents.download.throttle import QuietHours
+from device_agents.storage.slots import Pointer, Slots
+from device_agents.update.probation import ProbationLimits
+from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key
 from tests.simulators.device import DEVICE, FLEET

@@ -7,11 +7,11 @@ import pytest
 
 from device_agents.assemble import make_agent, make_inference
 from device_agents.facts import measure_facts
-from device_agents.journal import Journal
-from edgekit.disk import FolderDisk
+from device_agents.storage.journal import Journal
 from edgekit.errors import SettingsError
-from edgekit.serving.worker import WorkerRuntime
+from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.settings import AgentSettings, load_settings
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import generate_key
 from tests.simulators.small_models import onnx_bundle
 

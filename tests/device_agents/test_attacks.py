@@ -1,6 +1,6 @@
 """Attacks on the whole agent: each changes nothing, is told by its right name, and the honest world goes on after it.
 
-Attacks on metadata alone are in tests/edgekit/trust/test_client.py, on manifests in tests/edgekit/test_manifest.py.
+Attacks on metadata alone are in tests/edgekit/trust, on manifests in tests/edgekit/bundle.
 """
 
 import json
@@ -10,8 +10,8 @@ import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
 from device_agents import agent as agent_module
-from device_agents import answers
-from edgekit import messages, topics
+from device_agents.control import requests as answers
+from edgekit.mqtt import messages, topics
 from edgekit.registry import blob_name
 from edgekit.trust.assignment import Entry
 from edgekit.trust.envelopes import open_envelope

@@ -10,9 +10,9 @@ import grpc
 import pytest
 
 from device_agents.deployment import Installed, State
-from device_agents.journal import Journal
-from device_agents.slots import Slots
-from edgekit.disk import FolderDisk
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import generate_key
 from edgekit.trust.repository import Repository
 from tests.simulators.small_models import onnx_bundle
@@ -173,7 +173,7 @@ def test_the_agent_loads_no_workstation_library():
     """A fresh interpreter that has everything a running agent imports has none of them."""
     code = (
         "import sys, device_agents.__main__, device_agents.assemble, device_agents.facts, device_agents.simulator\n"
-        "import edgekit.serving.app, edgekit.serving.server\n"
+        "import edgekit.serving.http.app, edgekit.serving.http.server\n"
         "from device_agents import Agent, InferenceService\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )

@@ -3,13 +3,13 @@ import functools
 import pytest
 
 from device_agents.agent import AgentOptions
-from device_agents.control import presence_will
-from device_agents.journal import Journal
+from device_agents.control.link import presence_will
 from device_agents.simulator import SimulatedFleet, versions_reached
-from edgekit import topics
+from device_agents.storage.journal import Journal
 from edgekit.cli.main import edgekit, run
 from edgekit.clock import SystemClock
-from edgekit.disk import MemoryDisk
+from edgekit.mqtt import topics
+from edgekit.storage.disk import MemoryDisk
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import generate_key
 from tests.simulators.device import FLEET, QUICK, TARGET, Desk

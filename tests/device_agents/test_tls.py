@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.broker import find_mosquitto
 from edgekit.errors import SettingsError
-from edgekit.fleet import Device
+from edgekit.mqtt.broker import find_mosquitto
 from edgekit.registry import publish
-from edgekit.rollout import State
+from edgekit.rollout.cohort import Device
+from edgekit.rollout.machine import State
 from edgekit.settings import AgentSettings, ControlSettings, load_settings, tls_files
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess

@@ -6,12 +6,12 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.deployment import S, State
-from device_agents.journal import Journal
-from device_agents.slots import Pointer
-from edgekit import messages, topics
-from edgekit.blocks import BlockMap
-from edgekit.disk import MemoryDisk
-from edgekit.manifest import Encryption, WrappedKey, file_entry
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Pointer
+from edgekit.bundle.manifest import Encryption, WrappedKey, file_entry
+from edgekit.mqtt import messages, topics
+from edgekit.storage.disk import MemoryDisk
+from edgekit.transfer.blocks import BlockMap
 from edgekit.trust.assignment import Assignment, Entry, sign_assignment
 from edgekit.trust.envelopes import seal
 from tests.fuzz.targets import CORPORA

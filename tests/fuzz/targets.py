@@ -12,14 +12,14 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Targets
 
-from device_agents.journal import Journal
-from device_agents.slots import Slots
-from edgekit import messages, topics
-from edgekit.blocks import BlockMap
-from edgekit.disk import MemoryDisk
+from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
+from edgekit.bundle.manifest import parse_manifest
 from edgekit.errors import DataError, ManifestError, SettingsError, VerificationError
-from edgekit.manifest import parse_manifest
+from edgekit.mqtt import messages, topics
 from edgekit.settings import AgentSettings, load_settings
+from edgekit.storage.disk import MemoryDisk
+from edgekit.transfer.blocks import BlockMap
 from edgekit.trust.assignment import _parse
 from edgekit.trust.envelopes import open_envelope, signer_id
 

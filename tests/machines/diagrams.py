@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from device_agents.deployment import S
-from device_agents.update import BOOT_TABLE, TABLE, Row
-from edgekit.rollout import TABLE as ROLLOUT_TABLE
+from device_agents.update.machine import BOOT_TABLE, TABLE, Row
+from edgekit.rollout.machine import TABLE as ROLLOUT_TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
@@ -22,8 +22,8 @@ def page() -> str:
             "",
             "## Update: one model of one device",
             "",
-            "`device_agents/update.py`. The diagram leaves out what a state answers with itself, and what many do",
-            "alike: before ACTIVATING a failure, a deadline, a cancel or a newer offer goes to CLEANING, and the",
+            "`device_agents/update/machine.py`. The diagram leaves out what a state answers with itself, and what many",
+            "do alike: before ACTIVATING a failure, a deadline, a cancel or a newer offer goes to CLEANING, and the",
             "active slot was never touched; from ACTIVATING on a failure or deadline goes to ROLLING_BACK.",
             "",
             *_diagram(),
@@ -40,7 +40,7 @@ def page() -> str:
             "",
             "## Rollout: one version of one model for a fleet",
             "",
-            "`edgekit/rollout.py`. `Surveyed` brings what the devices report; the rule decides what follows.",
+            "`edgekit/rollout/machine.py`. `Surveyed` brings what the devices report; the rule decides what follows.",
             "",
             "| state | event | rule |",
             "| --- | --- | --- |",

@@ -32,7 +32,7 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
-from device_agents.update import UpdateMachine
+from device_agents.update.machine import UpdateMachine
 
 
 def deployment(release: int, assignment: int = 1) -> Deployment:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from device_agents.deployment import Booted, Damaged, DeadlinePassed, Do, Installed, Limits, S, State
-from device_agents.update import _INDEX, Row, UpdateMachine
+from device_agents.update.machine import _INDEX, Row, UpdateMachine
 from tests.machines.explorer import (
     FAILURES,
     INSTALLED_OLD,

@@ -3,7 +3,7 @@ import functools
 import pytest
 
 from device_agents.deployment import Booted, DeadlinePassed, Do, S
-from device_agents.update import _INDEX, Row
+from device_agents.update.machine import _INDEX, Row
 from tests.machines.explorer import (
     EARLY,
     INSTALLED_OLD,

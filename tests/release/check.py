@@ -19,10 +19,10 @@ import zipfile
 from pathlib import Path
 
 from edgekit import __version__
-from edgekit.broker import start_broker
-from edgekit.fleet import Device
+from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
-from edgekit.rollout import State
+from edgekit.rollout.cohort import Device
+from edgekit.rollout.machine import State
 from edgekit.trust.keys import generate_key
 from tests.simulators.control import FLEET, ControlSide
 from tests.simulators.small_models import SURE, onnx_bundle, softmax

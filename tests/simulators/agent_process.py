@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 
 from device_agents.deployment import State
-from device_agents.journal import Journal
-from edgekit.disk import FolderDisk
+from device_agents.storage.journal import Journal
+from edgekit.storage.disk import FolderDisk
 
 START_SECONDS = 60.0
 _ENV = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
-from edgekit.recipe import Recipe
+from edgekit.bundle.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
+from edgekit.bundle.recipe import Recipe
 from edgekit.tensors import DType, TensorSpec
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from onnx import helper
 
 from converters.frontends.onnx import canonical
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from tests.simulators.models import model_of, patterns
 
 NEVER, SELDOM = "never", "seldom"  # a dead channel has no weights and a bias below 0, or a bias far below 0

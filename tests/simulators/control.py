@@ -17,20 +17,20 @@ from pathlib import Path
 
 from tuf.api.metadata import Metadata, Targets
 
-from edgekit import topics
+from edgekit.bundle.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
+from edgekit.bundle.recipe import Recipe
 from edgekit.clock import SystemClock
 from edgekit.controller import Controller, ControllerOptions
-from edgekit.fleet import Cohort, Device
-from edgekit.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
-from edgekit.messages import Command, Outcome, Presence, Reported, Result, Running, encode
-from edgekit.mqtt import MqttTransport
-from edgekit.plan import Plan
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Command, Outcome, Presence, Reported, Result, Running, encode
+from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Transport
-from edgekit.recipe import Recipe
 from edgekit.registry import RegistryReader, publish
-from edgekit.rollout import Rollout
+from edgekit.rollout.cohort import Cohort, Device
+from edgekit.rollout.machine import Rollout
+from edgekit.rollout.plan import Plan
 from edgekit.state import open_fleet_state
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from edgekit.tensors import DType, TensorSpec
 from edgekit.trust.envelopes import open_envelope, seal
 from edgekit.trust.keys import generate_key, key_path, load_signer

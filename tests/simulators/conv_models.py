@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import helper
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 from tests.simulators.models import model_of
 
 

@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from edgekit._disk_calls import DiskCalls
+from edgekit.storage.disk_calls import DiskCalls
 from tests.simulators.disk import PowerCut
 
 _FOLDER, _UNKNOWN = -1, -2

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle.manifest import Manifest
 from edgekit.errors import RuntimeLoadError
-from edgekit.manifest import Manifest
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array
 

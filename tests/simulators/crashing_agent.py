@@ -13,7 +13,7 @@ from pathlib import Path
 
 from device_agents import __main__ as program
 from device_agents import assemble
-from edgekit.disk import FolderDisk
+from edgekit.storage.disk import FolderDisk
 from tests.simulators.crash import CrashCalls, Loss
 
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_agents.agent import Agent, AgentOptions
-from device_agents.control import presence_will
+from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, S
-from device_agents.journal import Journal
-from edgekit import messages, topics
+from device_agents.storage.journal import Journal
+from edgekit.bundle.manifest import BLOCK_BYTES, Manifest
 from edgekit.clock import SystemClock
 from edgekit.errors import RuntimeLoadError, SelfTestError
-from edgekit.manifest import BLOCK_BYTES, Manifest
+from edgekit.mqtt import messages, topics
 from edgekit.registry import blob_name, publish
-from edgekit.serving.growth import Grown
+from edgekit.serving.models.memory_growth import Grown
 from edgekit.trust.assignment import Assignment, Entry, sign_assignment
 from edgekit.trust.client import TrustClient
 from edgekit.trust.envelopes import open_envelope, seal

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgekit.disk import MemoryDisk
 from edgekit.errors import DiskError
+from edgekit.storage.disk import MemoryDisk
 
 
 class PowerCut(BaseException):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from edgekit.serving import oip
-from edgekit.serving.description import ModelDescription
-from edgekit.serving.statistics import Statistics
+from edgekit.serving.api.description import ModelDescription
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.session.statistics import Statistics
 
 
 class Echo:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.graph import Graph
+from converters.graph.graph import Graph
 
 
 def model_of(nodes, inputs, outputs, weights=None, *, opset=17, domains=()):

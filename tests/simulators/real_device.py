@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from device_agents.health import run_self_test
-from device_agents.inference import InferenceService
-from device_agents.slots import Slots, verify_file
-from edgekit.disk import FolderDisk
-from edgekit.manifest import MANIFEST_NAME, Manifest, file_entry
+from device_agents.inference.service import InferenceService
+from device_agents.storage.slots import Slots, verify_file
+from device_agents.update.self_test import run_self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, file_entry
 from edgekit.registry import publish
+from edgekit.storage.disk import FolderDisk
 from edgekit.trust.assignment import Entry
 from tests.simulators.crash import CrashCalls, Loss
 from tests.simulators.device import Desk, Device

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.golden import write_golden
-from edgekit.manifest import (
+from edgekit.bundle.golden import write_golden
+from edgekit.bundle.manifest import (
     MANIFEST_NAME,
     ROLE_GOLDEN,
     ROLE_MODEL,
@@ -25,7 +25,7 @@ from edgekit.manifest import (
     Tolerance,
     file_entry,
 )
-from edgekit.recipe import Recipe
+from edgekit.bundle.recipe import Recipe
 from edgekit.tensors import DType, TensorSpec
 
 X = TensorSpec("x", DType.FLOAT32, (None, 3))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from paho.mqtt.client import topic_matches_sub
 
 from edgekit.errors import TransportError
-from edgekit.messages import MAX_PAYLOAD_BYTES
+from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
 from edgekit.protocols import Handler, Message, Will
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ import grpc
 import numpy as np
 import pytest
 
-from device_agents.cloud import CloudClient
+from device_agents.inference.cloud_client import CloudClient
 from edgekit.cli.cloud import read_api_key
 from edgekit.errors import SettingsError
 from edgekit.registry import publish
-from edgekit.serving.addresses import is_loopback
-from edgekit.stores import open_store
+from edgekit.serving.http.addresses import is_loopback
+from edgekit.storage.stores import open_store
 from edgekit.trust.repository import Repository
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
 

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from edgekit.cli.main import edgekit, run
-from edgekit.messages import Event, Outcome, Reported, Running
-from edgekit.rollout import State
+from edgekit.mqtt.messages import Event, Outcome, Reported, Running
+from edgekit.rollout.machine import State
 from edgekit.settings import AgentSettings, load_settings, tls_files
 from edgekit.state import open_fleet_state
 from tests.simulators.control import write_bundle

@@ -48,7 +48,7 @@ def test_importing_the_command_line_imports_no_command() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "edgekit.cli.main" in loaded
-    assert not {"tuf", "sqlalchemy", "onnx", "edgekit.cli.registry"} & loaded
+    assert not {"tuf", "sqlalchemy", "onnx", "edgekit.cli.registry.group"} & loaded
 
 
 def test_progress_tells_the_time_left_of_long_work_only(

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from device_agents.assemble import make_agent, make_inference
-from device_agents.checks import checks_of
+from device_agents.diagnostics.checks import checks_of
 from device_agents.facts import measure_facts
 from edgekit.cli.main import edgekit
 from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsError
 from edgekit.registry import RegistryReader
 from edgekit.sealing.opening import held_paths, hold
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from tests.simulators.small_models import onnx_bundle
 
 TARGET = "raspberry-pi-4"

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from edgekit import topics
-from edgekit.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
-from edgekit.rollout import State
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
+from edgekit.rollout.machine import State
 from edgekit.trust.envelopes import open_envelope, seal
 from tests.simulators.control import FLEET, ControlSide, FakeDevice
 

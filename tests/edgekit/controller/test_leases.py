@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.answers import Answers
-from device_agents.blocks_fetch import BlockFetcher
+from device_agents.control.requests import Answers
+from device_agents.download.block_fetcher import BlockFetcher
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
 from edgekit.controller.leases import IDLE_SECONDS, LAST_SECONDS, MAX_RETRY_SECONDS, Leases, places_within
-from edgekit.manifest import BLOCK_BYTES
-from edgekit.messages import Answer, decode
+from edgekit.mqtt.messages import Answer, decode
 from edgekit.registry import blob_name
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
 FLEET = "test"

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit import topics
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.blocks import MAX_CREDIT, BlockCache, BlockService
 from edgekit.controller.metadata import MetadataService
-from edgekit.manifest import BLOCK_BYTES
-from edgekit.messages import Answer, BlocksRequest, MetadataRequest, Range, decode, encode
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Answer, BlocksRequest, MetadataRequest, Range, decode, encode
 from edgekit.registry import blob_name
-from edgekit.stores import open_store
+from edgekit.storage.stores import open_store
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
 FLEET = "test"

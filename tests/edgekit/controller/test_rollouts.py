@@ -2,10 +2,10 @@
 
 import asyncio
 
-from edgekit import topics
 from edgekit.controller import ControllerOptions
-from edgekit.plan import Wave
-from edgekit.rollout import Aborted, DeviceState, Resumed, State
+from edgekit.mqtt import topics
+from edgekit.rollout.machine import Aborted, DeviceState, Resumed, State
+from edgekit.rollout.plan import Wave
 from edgekit.trust.client import TrustClient
 from edgekit.trust.rotation import KeyKeeper
 from tests.simulators.control import FLEET, ControlSide

@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference import InferenceService
-from edgekit.compat import Facts, mismatches
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.compat import Facts, mismatches
+from edgekit.bundle.manifest import MANIFEST_NAME, file_entry, parse_manifest
 from edgekit.errors import CompatibilityError
-from edgekit.fleet import Device as Enrolled
-from edgekit.manifest import MANIFEST_NAME, file_entry, parse_manifest
 from edgekit.registry import publish
-from edgekit.rollout import State
+from edgekit.rollout.cohort import Device as Enrolled
+from edgekit.rollout.machine import State
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.sealing.keyring import Keyring

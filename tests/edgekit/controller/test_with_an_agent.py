@@ -2,11 +2,11 @@
 
 import contextlib
 
-from edgekit import topics
-from edgekit.fleet import Device as Enrolled
-from edgekit.messages import Presence, encode
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Presence, encode
 from edgekit.registry import blob_name
-from edgekit.rollout import Aborted, State
+from edgekit.rollout.cohort import Device as Enrolled
+from edgekit.rollout.machine import Aborted, State
 from edgekit.trust.rotation import KeyKeeper
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import Binding, Manifest
 from edgekit.errors import DataError, ManifestError, RuntimeLoadError
-from edgekit.golden import self_test
-from edgekit.manifest import Binding, Manifest
 from edgekit.runtimes import LogicalRuntime, open_runtime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, LiteRTRuntime
 from edgekit.runtimes.onnx import OnnxRuntime

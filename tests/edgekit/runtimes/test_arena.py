@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from device_agents.inference import InferenceService
+from device_agents.inference.service import InferenceService
 from edgekit.errors import ArenaFullError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.runtimes.providers import Acceleration
-from edgekit.serving.footprint import give_back, held_bytes
-from edgekit.serving.worker import WorkerRuntime
+from edgekit.serving.session.memory_usage import give_back, held_bytes
+from edgekit.serving.worker.runtime import WorkerRuntime
 from tests.simulators.cloud import MemoryCloud
 from tests.simulators.small_models import onnx_bundle, onnx_model, softmax
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from edgekit.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined
 from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.runtimes import LogicalRuntime
 from edgekit.tensors import Array, DType, TensorSpec

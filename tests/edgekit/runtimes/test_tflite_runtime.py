@@ -24,8 +24,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
-from edgekit.golden import self_test
-from edgekit.manifest import parse_manifest
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import parse_manifest
 from edgekit.runtimes import open_runtime
 folder = Path(sys.argv[2])
 manifest = parse_manifest((folder / "manifest.json").read_bytes())

@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.bundle.manifest import BLOCK_BYTES, Encryption, file_entry, parse_manifest
 from edgekit.errors import ManifestError, SealError
-from edgekit.manifest import BLOCK_BYTES, Encryption, file_entry, parse_manifest
 from edgekit.sealing.cipher import FRAME_BYTES, KEY_BYTES, TAG_BYTES, FileCipher, sealed_size, unwrap, wrap
 from tests.simulators.bundles import manifest_of
 

@@ -8,11 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference import InferenceService
-from edgekit.cloud import CloudModels
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.manifest import ROLE_MODEL, file_entry, parse_manifest
 from edgekit.decoding import open_processor
 from edgekit.errors import CompatibilityError, ManifestError, NotFoundError, RuntimeLoadError, SealError, SettingsError
-from edgekit.manifest import ROLE_MODEL, file_entry, parse_manifest
 from edgekit.preprocess import Processing
 from edgekit.registry import check_bundle
 from edgekit.runtimes import _provider_options, open_runtime
@@ -21,9 +20,10 @@ from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class, list_classes
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import hold, read_file
-from edgekit.serving.oip import InferRequest
-from edgekit.serving.options import ModelOptions
-from edgekit.serving.worker import WorkerRuntime
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.oip.codec import InferRequest
+from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.trust.keys import generate_key
 from tests.simulators.small_models import SURE, identity_bundle, litert_bundle, onnx_bundle, softmax
 

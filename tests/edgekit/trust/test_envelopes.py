@@ -7,7 +7,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.errors import DataError, SignatureError
-from edgekit.messages import Command, Envelope, Result, decode, encode
+from edgekit.mqtt.messages import Command, Envelope, Result, decode, encode
 from edgekit.trust.envelopes import open_envelope, seal, signer_id
 
 COMMAND = Command(device="pi-1", fleet="lab", number=3, expires=1e9, kind="self-test", args={"model": "digits"})

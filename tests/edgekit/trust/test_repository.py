@@ -14,7 +14,7 @@ import pytest
 from tuf.api.metadata import Metadata, Targets
 
 from edgekit.errors import ManifestError, NotFoundError, SettingsError, SignatureError, StoreError, UnavailableError
-from edgekit.stores import FileStore
+from edgekit.storage.stores import FileStore
 from edgekit.trust.keys import key_path
 from edgekit.trust.repository import Repository
 from tests.simulators.bundles import manifest_of
@@ -300,7 +300,7 @@ def test_a_killed_publisher_leaves_the_registry_whole(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(V1)
     script = """
 import os, pathlib
-from edgekit.stores import FileStore
+from edgekit.storage.stores import FileStore
 from edgekit.trust.keys import key_path
 from edgekit.trust.repository import Repository
 class Killed(FileStore):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import _store_lease
-from edgekit._store_lease import LEASE_NAME, ConflictError, Lease
 from edgekit.errors import UnavailableError
-from edgekit.stores import ObjectStore, open_store
+from edgekit.storage import store_lease
+from edgekit.storage.store_lease import LEASE_NAME, ConflictError, Lease
+from edgekit.storage.stores import ObjectStore, open_store
 from edgekit.trust.repository import Repository
 from edgekit.trust.state import METADATA, TIMESTAMP_NAME
 from tests.simulators.bundles import manifest_of
@@ -29,7 +29,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setattr(_store_lease, "_POLL_SECONDS", 0.01)
+        monkeypatch.setattr(store_lease, "_POLL_SECONDS", 0.01)
         yield "s3://models/registry"
 
 

@@ -1,0 +1,91 @@
+"""What is in an artifact: its operators, its largest constants, and in how many pieces a runtime takes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+from ai_edge_litert.interpreter import Interpreter
+from onnx import TensorProto
+
+from converters.backends.contract import Artifact
+from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
+from converters.report.report import Constant, Contents
+from edgekit.runtimes import LITERT
+
+LARGEST = 12
+
+
+def contents_of(artifact: Artifact, folder: Path) -> Contents:
+    """Read an artifact; `folder` takes a copy where a runtime is asked."""
+    if artifact.runtime == LITERT:
+        operators, constants = _litert(artifact.data)
+        pieces, delegated = _pieces(artifact, folder, operators_of(artifact.data))
+    else:
+        operators, constants = _onnx(artifact.data)
+        pieces, delegated = None, False
+    ordered = sorted(constants, key=lambda one: -one.bytes)
+    held = sum(one.bytes for one in ordered)
+    largest = tuple(ordered[:LARGEST])
+    return Contents(
+        operators=dict(operators.most_common()),
+        constants=largest,
+        smaller=held - sum(one.bytes for one in largest),
+        rest=max(0, len(artifact.data) - held),
+        pieces=pieces,
+        delegated=delegated,
+    )
+
+
+def _litert(data: bytes) -> tuple[Counter[str], list[Constant]]:
+    model = parse_tflite(data)
+    operators: Counter[str] = Counter()
+    found: dict[int, Constant] = {}
+    for graph in model.subgraphs:  # the bodies of loops too
+        for operator in graph.operators:
+            name = operator_name(model, operator)
+            operators[name] += 1
+            for index in operator.inputs if operator.inputs is not None else ():
+                tensor = graph.tensors[index] if index >= 0 else None
+                if tensor is None or tensor.buffer in found:
+                    continue
+                content = buffer_content(model.buffers[tensor.buffer], data)
+                if content:
+                    shape = tuple(int(size) for size in tensor.shape)
+                    label = f"{name} {operators[name]}"
+                    found[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
+    return operators, list(found.values())
+
+
+def _pieces(artifact: Artifact, folder: Path, main: list[str]) -> tuple[int | None, bool]:
+    """How many parts of the graph were handed to XNNPACK, and whether all weights, of no loop, are in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / artifact.file
+    path.write_bytes(artifact.data)
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    try:  # private to the library: where it is gone, nothing is said
+        nodes = interpreter._get_ops_details()
+        taken = [node for node in nodes[len(main) :] if node["op_name"] == "DELEGATE"]
+        read = {tensor for node in taken for tensor in node["inputs"]}  # constants too
+        layers = [node for node in nodes[: len(main)] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
+        unpacked = {node["outputs"][0]: node["inputs"][0] for node in nodes if node["op_name"] == "DEQUANTIZE"}
+        weights = [node["inputs"][1] for node in layers]
+        return len(taken), "WHILE" not in main and all(unpacked.get(tensor, tensor) in read for tensor in weights)
+    except (AttributeError, KeyError):
+        return None, False
+
+
+def _onnx(data: bytes) -> tuple[Counter[str], list[Constant]]:
+    graph = onnx.load_from_string(data).graph
+    operators = Counter(node.op_type for node in graph.node)
+    readers: dict[str, str] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, f"{node.op_type} {node.name}".strip())
+    names = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    return operators, [
+        Constant(readers.get(one.name, one.name), names[one.data_type], tuple(one.dims), one.ByteSize())
+        for one in graph.initializer
+    ]

@@ -1,0 +1,188 @@
+"""Data files to arrays, fitted to a model's inputs, and split by content."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.data.image_folders import load_folder
+from converters.data.preprocessing import rows_from_arrays
+from edgekit.errors import DataError
+from edgekit.preprocess import Processor
+from edgekit.tensors import Array, TensorSpec
+
+LABELS = "y"
+SINGLE = "x"
+CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.2
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """Rows of data.
+
+    Attributes:
+        inputs: One array (N, ...) per model input, by its name.
+        labels: Class indices (N,) or arrays (N, ...); None where there are none.
+        classes: Names of the classes in order, where a folder of images told them.
+    """
+
+    inputs: dict[str, Array]
+    labels: Array | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def take(self, rows: Array | slice) -> Samples:
+        """The given rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Samples({name: value[rows] for name, value in self.inputs.items()}, labels, self.classes)
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Data in its three parts: no row serves two purposes.
+
+    Attributes:
+        digest: sha256 over all rows in the order of their own digests: the same for any order of the same rows.
+        calibration: For activation ranges (20 %).
+        choice: For choosing between candidates (20 %).
+        proof: For what is claimed of the chosen one (60 %).
+    """
+
+    digest: str
+    calibration: Samples
+    choice: Samples
+    proof: Samples
+
+
+def load_samples(
+    path: Path, specs: Sequence[TensorSpec], processor: Processor | None = None, classes: Sequence[str] = ()
+) -> Samples:
+    """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
+
+    Args:
+        path: The file or folder.
+        specs: Logical inputs of the model.
+        processor: What happens before the model, where something does: images of a folder, and arrays that are decoded
+            but nothing more, go through it.
+        classes: Names of the classes in the model's order, where they are known.
+
+    Raises:
+        MissingExtraError: a folder is read, and Pillow is not installed.
+        DataError: the file is not there or of another kind, an array is missing or unknown, or a shape or dtype does
+            not fit `specs`; names every fault, with what was found and expected.
+    """
+    if not path.exists():
+        raise DataError(f"there is no data file {str(path)!r}", advice="Check the path.")
+    if path.is_dir():
+        inputs, indices, names = load_folder(path, processor, classes)
+        return _fitted(path, inputs, indices, specs, names)
+    arrays = _read(path)
+    labels = arrays.pop(LABELS, None) if LABELS not in {spec.name for spec in specs} else None
+    if processor is not None:
+        arrays = rows_from_arrays(processor, arrays)
+    return _fitted(path, arrays, labels, specs, tuple(classes))
+
+
+def _fitted(
+    path: Path, arrays: dict[str, Array], labels: Array | None, specs: Sequence[TensorSpec], classes: tuple[str, ...]
+) -> Samples:
+    """The arrays as samples, or DataError with every reason why they do not fit `specs`."""
+    if len(specs) == 1 and set(arrays) == {SINGLE}:
+        arrays = {specs[0].name: arrays[SINGLE]}
+    wanted = [spec.name for spec in specs]
+    if set(arrays) != set(wanted):
+        raise DataError(
+            f"{path} holds the arrays {sorted(arrays) or 'none'}, expected {sorted(wanted)}"
+            + (f" or {SINGLE!r}" if len(wanted) == 1 else "")
+            + f", and {LABELS!r} for labels",
+            advice="Name the arrays as the model names its inputs; `edgekit inspect` shows them.",
+        )
+    faults = [fault for spec in specs for fault in spec.faults(arrays[spec.name])]
+    lengths = {name: len(value) for name, value in arrays.items() if value.ndim}
+    if labels is not None:
+        lengths[LABELS] = len(labels) if labels.ndim else 0
+    if len(set(lengths.values())) > 1:
+        faults.append("numbers of rows differ: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()))
+    if not faults and not len(arrays[wanted[0]]):
+        faults.append("it holds no rows")
+    if labels is not None and labels.dtype.kind not in "iufb":
+        faults.append(f"{LABELS}: dtype is {labels.dtype}, expected class indices or numbers")
+    if not faults:
+        held = arrays if labels is None else {**arrays, LABELS: labels}
+        faults = [f"{name}: holds NaN or infinity" for name, value in held.items() if not _finite(value)]
+    if faults:
+        raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
+    return Samples({spec.name: arrays[spec.name] for spec in specs}, labels, classes)
+
+
+def random_samples(specs: Sequence[TensorSpec], rows: int, seed: int) -> Samples:
+    """Seeded noise that fits `specs`: floats uniform in [0, 1), integers 0 or 1. Good for parity, not for quality."""
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for spec in specs:
+        shape = (rows, *(size or 1 for size in spec.shape[1:]))
+        floating = spec.dtype.numpy.kind == "f"
+        values = rng.random(shape) if floating else rng.integers(0, 2, shape)
+        inputs[spec.name] = values.astype(spec.dtype.numpy)
+    return Samples(inputs)
+
+
+def split_samples(samples: Samples) -> Split:
+    """Cut data into its three parts by the digest of each row, so that the same row always falls on the same side.
+
+    Equal rows have equal digests, so a duplicate cannot be calibrated on and proven with. Shares are near 20, 20 and
+    60 %, exact where no rows are equal.
+
+    Raises:
+        DataError: there are fewer than five different rows.
+    """
+    digests = [_row_digest(samples, row) for row in range(len(samples))]
+    order = np.array(sorted(range(len(samples)), key=lambda row: digests[row]), dtype=np.int64)
+    whole = hashlib.sha256(b"".join(digests[row] for row in order)).hexdigest()
+    first = _end(order, digests, round(len(samples) * CALIBRATION_SHARE))
+    second = _end(order, digests, max(first, round(len(samples) * (CALIBRATION_SHARE + CHOICE_SHARE))))
+    parts = [order[:first], order[first:second], order[second:]]
+    if not all(len(part) for part in parts):
+        raise DataError(
+            f"{len(samples)} rows ({len(set(digests))} different) cannot be split in three, expected at least 5",
+            advice="Give more samples; 500 with labels can prove a budget of one point at 95 %.",
+        )
+    # Within a part rows keep the file's order, so that a reader can follow them.
+    return Split(whole, *(samples.take(np.sort(part)) for part in parts))
+
+
+def _end(order: Array, digests: list[bytes], at: int) -> int:
+    """Move a cut forward past rows that equal the one before it."""
+    while 0 < at < len(order) and digests[order[at]] == digests[order[at - 1]]:
+        at += 1
+    return at
+
+
+def _row_digest(samples: Samples, row: int) -> bytes:
+    found = hashlib.sha256()
+    for name in sorted(samples.inputs):
+        found.update(np.ascontiguousarray(samples.inputs[name][row]).tobytes())
+    return found.digest()
+
+
+def _read(path: Path) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {SINGLE: loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as .npz or .npy: {error}",
+            advice="Save it with numpy.savez(path, x=..., y=...), without Python objects.",
+        ) from error
+
+
+def _finite(value: Array) -> bool:
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())

@@ -1,0 +1,227 @@
+"""The processes of TensorFlow and PyTorch: functions are sent to them by name, and their noise goes to a log.
+
+TensorFlow takes ten seconds and 600 MB to import, prints on both streams, and can end the process that it is in. So one
+child is started when first needed and serves a whole conversion. It is a plain child and not a process pool, because a
+pool imports the user's own script a second time, and a script without a ``__main__`` guard would convert twice. PyTorch
+gets a process of its own, since the two bring other copies of the same libraries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
+
+from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
+
+# What may be asked of the children; a name that is not here cannot be called.
+FUNCTIONS = {
+    "export_keras": "converters.frontends.tensorflow_side:export_keras",
+    "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
+    "direct": "converters.frontends.tensorflow_direct:direct",
+    "answers": "converters.frontends.tensorflow_side:answers",
+    "lower": "converters.lowering.tflite:lower",
+    "export_program": "converters.frontends.torch_side:export_program",
+    "program_answers": "converters.frontends.torch_side:program_answers",
+}
+# Imported by a child, and which extra brings it; any other module that cannot be imported is a fault of ours.
+EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
+LOG_TAIL_LINES = 12
+_LENGTH = struct.Struct("!Q")
+_Child = TypeVar("_Child", bound="FrameworkChild")
+
+
+class FrameworkChild:
+    """One child process with one framework in it; use it as a context manager. Not safe for concurrent calls.
+
+    Args:
+        framework: Its name, for messages.
+        show_log: Let what the framework prints go to stderr as it comes, instead of to a log that only errors quote.
+    """
+
+    def __init__(self, framework: str, *, show_log: bool = False) -> None:
+        self._framework = framework
+        self._show_log = show_log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Run one of FUNCTIONS in the child and return its result; starts the child on first use.
+
+        Raises:
+            EdgekitError: what the function raised.
+            MissingExtraError: the framework is not installed.
+            ConversionError: it failed in another way, or the child died; carries the last lines of its log.
+        """
+        if function not in FUNCTIONS:
+            raise ValueError(f"{function!r} is not a function of the child")
+        process = self._started()
+        try:
+            _send(process.stdin, (function, arguments))
+            kind, value = _receive(process.stdout)
+        except (EOFError, BrokenPipeError):
+            status = self._kill()
+            raise ConversionError(
+                f"the {self._framework} process ended in {function} ({status}){self.log_tail()}",
+                advice="If it was killed for memory, close other programs or convert on a larger machine.",
+            ) from None
+        except BaseException:  # Ctrl-C in the middle of an answer: the pipe is of no further use
+            self._kill()
+            raise
+        if kind == "result":
+            return value
+        if kind == "error":
+            raise value
+        raise ConversionError(f"{self._framework} failed: {value}{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last lines that the framework printed, for an error message; empty when there are none."""
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = [line.rstrip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return "".join("\n  | " + line for line in lines[-LOG_TAIL_LINES:])
+
+    def close(self) -> None:
+        """End the child; no error when it never ran."""
+        self._kill()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self: _Child) -> _Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            if not self._show_log:
+                self._log = self._log or tempfile.TemporaryFile(prefix="edgekit-child-")  # noqa: SIM115 - lives until close
+            quiet = {
+                "PYTHONHASHSEED": "0",  # tf2onnx numbers tensors in the order of sets
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "TF_ENABLE_ONEDNN_OPTS": "0",
+                "CUDA_VISIBLE_DEVICES": "-1",
+            }
+            path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from converters.framework_process import main; main()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, **quiet, "PYTHONPATH": path.rstrip(os.pathsep)},
+            )
+        return self._process
+
+    def _kill(self) -> str:
+        """Kill and reap the child; how it ended."""
+        if self._process is None:
+            return "it was not running"
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # it died with unread input; the pipe is closed all the same
+                    pipe.close()
+        # A child that died by itself has its own status a moment after its pipe broke.
+        try:
+            process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        code = process.returncode
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+class TensorFlowChild(FrameworkChild):
+    """TensorFlow's process, and PyTorch's once something is asked of that."""
+
+    def __init__(self, *, show_log: bool = False) -> None:
+        super().__init__("TensorFlow", show_log=show_log)
+        self._torch = FrameworkChild("PyTorch", show_log=show_log)
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Run one of FUNCTIONS in the process that it belongs to. Raises as `FrameworkChild.call`."""
+        if "torch_side" in FUNCTIONS.get(function, ""):
+            return self._torch.call(function, **arguments)
+        return super().call(function, **arguments)
+
+    def close(self) -> None:
+        """End both; no error when they never ran."""
+        self._torch.close()
+        super().close()
+
+
+def _send(stream: Any, value: Any) -> None:
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: Any) -> Any:
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    return pickle.loads(_exactly(stream, length))  # noqa: S301 - both ends are this program; no file is ever read so
+
+
+def _exactly(stream: Any, length: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        part = stream.read(length - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+# --- the child's side
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    while True:
+        try:
+            name, arguments = _receive(requests)
+        except EOFError:
+            return
+        _send(replies, _answer(name, arguments))
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module, _, attribute = FUNCTIONS[name].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
+    try:
+        return "result", _find(name)(**arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            return "unexpected", f"{type(error).__name__}: {error}"
+        return "error", MissingExtraError(missing, EXTRAS[missing])
+    except EdgekitError as error:
+        return "error", error
+    except Exception as error:  # the process boundary: the parent raises it anew, with this child's log
+        return "unexpected", f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Serve calls until the parent goes away. What libraries print to stdout joins stderr in the parent's log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, replies)

@@ -1,0 +1,34 @@
+"""What a model's outputs mean, read from its last operator and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from converters.graph.graph import Graph, attributes
+from edgekit.bundle.manifest import Task
+from edgekit.tensors import Array, DType
+
+
+def detect_task(graph: Graph, labels: Array | None) -> Task:
+    """Classification where an output (N, classes) ends in Softmax, or where integer labels (N,) say so; else other."""
+    makers = {name: node for node in graph.nodes for name in node.output}
+    scores = [
+        spec
+        for spec in graph.outputs
+        if len(spec.shape) == 2 and (spec.shape[1] or 0) > 1 and spec.dtype is DType.FLOAT32
+    ]
+    for spec in scores:
+        node = makers.get(spec.name)
+        if node is not None and node.op_type == "Softmax" and int(attributes(node).get("axis", -1)) in (-1, 1):
+            return Task("classification", spec.name, "probabilities")
+    if scores and labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1:
+        return Task("classification", scores[0].name, "logits")
+    return Task()
+
+
+def named_classes(task: Task, graph: Graph, classes: Sequence[str]) -> Task:
+    """`task` with the names of its classes, where there is one for each of its scores."""
+    width = next((spec.shape[-1] for spec in graph.outputs if spec.name == task.output), None)
+    return msgspec.structs.replace(task, labels=tuple(classes)) if width == len(classes) else task

@@ -1,0 +1,230 @@
+"""Metrics: one score a sample, higher is better. What can be claimed of differences is in bounds.py."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from converters.quality.confidence import paired_drop
+from converters.quality.drop import Drop
+from edgekit.errors import DataError, SettingsError
+from edgekit.tensors import Array
+
+Scores = Callable[[Array, Array], Array]
+AGREEMENT, AUC = "agreement", "auc"
+ERRORS = ("mse", "mae")
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A metric by name.
+
+    Attributes:
+        name: ``accuracy``, ``agreement``, ``mse``, ``mae``, ``auc`` or ``module:function``.
+        scores: (outputs, labels) -> one score a sample (N,), higher is better.
+        error: True where the reported value is an error (lower is better): the mean of the negated scores.
+        limits: The lowest and highest score that there can be, for exact bounds; None where nobody knows.
+    """
+
+    name: str
+    scores: Scores
+    error: bool = False
+    limits: tuple[float, float] | None = None
+
+    def value(self, scores: Array) -> float:
+        """The mean of `scores` (N,) in the metric's own unit."""
+        mean = float(np.mean(scores))
+        return -mean if self.error else mean
+
+
+def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
+    """The metric called `name`; by default accuracy with integer labels, mse with others, agreement without any.
+
+    Args:
+        decisions: The output holds one score a class, so that agreement means the same class; else it means closeness.
+
+    Raises:
+        SettingsError: there is no such metric, or the user's function cannot be imported.
+        DataError: it needs labels, or labels of another kind.
+    """
+    if name is None:
+        name = AGREEMENT if labels is None else "accuracy" if labels.dtype.kind in "iu" else "mse"
+    if ":" in name:
+        function = _user_function(name)
+        return Metric(name, function, limits=_stated_limits(name, function))
+    if name not in _BUILT_IN:
+        raise SettingsError(
+            f"there is no metric {name!r}", advice=f"Metrics: {', '.join(_BUILT_IN)}, or your own as module:function."
+        )
+    if name != AGREEMENT and labels is None:
+        raise DataError(f"metric {name} needs labels", advice="Add an array 'y' to the data file.")
+    if name == "accuracy" and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
+        raise DataError(
+            f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
+            advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column a class.",
+        )
+    if name == AUC and labels is not None and not _two_classes(labels):
+        raise DataError(
+            f"metric auc: labels are {labels.dtype} of shape {list(labels.shape)}, expected 0 and 1 of shape [N]",
+            advice="For more classes than two use accuracy.",
+        )
+    if name == AGREEMENT and not decisions:
+        return Metric(name, _closeness, limits=(0.0, 1.0))
+    return Metric(name, _BUILT_IN[name], error=name in ERRORS)
+
+
+def score(metric: Metric, outputs: Array, labels: Array) -> Array:
+    """Scores (N,) of `outputs` (N, ...).
+
+    Raises:
+        DataError: the metric cannot be computed for these shapes, or gives anything but one finite number a sample.
+    """
+    try:
+        scores = np.asarray(metric.scores(outputs, labels), dtype=np.float64)
+    except Exception as error:  # a user's function may raise anything; it is named and nothing goes on
+        raise DataError(
+            f"metric {metric.name} failed for outputs {list(outputs.shape)} and labels {list(labels.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if scores.shape != (len(outputs),) or not np.isfinite(scores).all():
+        raise DataError(
+            f"metric {metric.name} gave an array of shape {list(scores.shape)}, "
+            f"expected {len(outputs)} finite numbers, one a sample"
+        )
+    if metric.limits is not None and len(scores) and not _within(scores, metric.limits):
+        raise DataError(
+            f"metric {metric.name} gave scores from {scores.min():.4g} to {scores.max():.4g}, "
+            f"expected {metric.limits[0]:g} to {metric.limits[1]:g} as its attribute limits says"
+        )
+    return scores
+
+
+def drop_of(
+    metric: Metric, reference: Array, candidate: Array, labels: Array, confidence: float, *, method: str = ""
+) -> Drop:
+    """Bound how much worse `candidate` is than `reference`, both (N,) scores of `metric`; see `paired_drop`."""
+    positive = labels.reshape(-1) > 0 if metric.name == AUC else None
+    return paired_drop(reference, candidate, confidence, limits=metric.limits, positive=positive, method=method)
+
+
+def _per_row(values: Array) -> Array:
+    """The mean over all but the first axis: (N, ...) to (N,)."""
+    means: Array = values.astype(np.float64).reshape(len(values), -1).mean(axis=1)
+    return means
+
+
+def _accuracy(outputs: Array, labels: Array) -> Array:
+    if outputs.ndim != 2:
+        raise ValueError("accuracy needs outputs of shape [N, classes]")
+    if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[1] - 1}")
+    return _per_row(np.argmax(outputs, axis=-1) == labels)
+
+
+def _agreement(outputs: Array, labels: Array) -> Array:
+    """The same class; here `labels` are the float model's outputs."""
+    return _per_row(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
+
+
+def _closeness(outputs: Array, labels: Array) -> Array:
+    """1 less the distance from the float model's answer, as a share of how far its answers usually spread; 0 at least.
+
+    Here `labels` are the float model's outputs (N, ...); spread is the root mean square distance from their mean, or
+    their root mean square size where they are all the same.
+    """
+    expected = labels.astype(np.float64).reshape(len(labels), -1)
+    distance = np.linalg.norm(outputs.astype(np.float64).reshape(expected.shape) - expected, axis=1)
+    for size in (expected - expected.mean(axis=0), expected, np.ones_like(expected)):
+        spread = float(np.sqrt((size**2).sum(axis=1).mean()))
+        if spread > 0:
+            break
+    near: Array = np.maximum(0.0, 1.0 - distance / spread)
+    return near
+
+
+def _squared(outputs: Array, labels: Array) -> Array:
+    return -_per_row((_like(outputs, labels) - labels.astype(np.float64)) ** 2)
+
+
+def _absolute(outputs: Array, labels: Array) -> Array:
+    return -_per_row(np.abs(_like(outputs, labels) - labels.astype(np.float64)))
+
+
+def _placements(outputs: Array, labels: Array) -> Array:
+    """Of a positive the share of negatives that score less, of a negative that of positives that score more.
+
+    Ties count half. The mean over either class, and so over all, is the area under the ROC curve.
+    """
+    scores, positive = _one_score(outputs), labels.reshape(-1) > 0
+    if positive.all() or not positive.any():
+        raise ValueError("auc needs samples of both classes")
+    found = np.empty(len(scores))
+    for own, sign in ((positive, 1.0), (~positive, -1.0)):
+        others = np.sort(sign * scores[~own])
+        mine = sign * scores[own]
+        below, upto = np.searchsorted(others, mine, "left"), np.searchsorted(others, mine, "right")
+        found[own] = (below + upto) / (2.0 * len(others))
+    return found
+
+
+def _one_score(outputs: Array) -> Array:
+    """The score of the positive class: the second of two columns, or the only one."""
+    flat = outputs.astype(np.float64).reshape(len(outputs), -1)
+    if flat.shape[1] > 2:
+        raise ValueError("auc needs outputs of shape [N], [N, 1] or [N, 2]")
+    column: Array = flat[:, -1]
+    return column
+
+
+def _two_classes(labels: Array) -> bool:
+    return labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())
+
+
+def _within(scores: Array, limits: tuple[float, float]) -> bool:
+    return bool(scores.min() >= limits[0] and scores.max() <= limits[1])
+
+
+def _like(outputs: Array, labels: Array) -> Array:
+    """Outputs in the labels' shape: (N, 1) serves labels (N,); numpy alone would broadcast them to (N, N)."""
+    if outputs.size != labels.size:
+        raise ValueError("outputs and labels have different sizes")
+    return outputs.astype(np.float64).reshape(labels.shape)
+
+
+_BUILT_IN: dict[str, Scores] = {
+    "accuracy": _accuracy,
+    AGREEMENT: _agreement,
+    "mse": _squared,
+    "mae": _absolute,
+    AUC: _placements,
+}
+
+
+def _user_function(name: str) -> Scores:
+    module, _, attribute = name.partition(":")
+    try:
+        function: Scores = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"metric {name!r} cannot be imported: {error}",
+            advice="Give module:function, with the module's folder on PYTHONPATH.",
+        ) from error
+    if not callable(function):
+        raise SettingsError(f"metric {name!r} is a {type(function).__name__}, expected a function")
+    return function
+
+
+def _stated_limits(name: str, function: Scores) -> tuple[float, float] | None:
+    """What a user's function says of its own scores by an attribute ``limits = (lowest, highest)``."""
+    stated = getattr(function, "limits", None)
+    if stated is None:
+        return None
+    try:
+        low, high = (float(value) for value in stated)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"metric {name!r} has limits {stated!r}, expected (lowest, highest)") from error
+    if not low < high:
+        raise SettingsError(f"metric {name!r} has limits {stated!r}, expected the lower first")
+    return low, high

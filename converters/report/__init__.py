@@ -1,0 +1,4 @@
+"""The report of a conversion: report.json and report.html.
+
+Nothing here measures or decides; it only shows what the conversion found.
+"""

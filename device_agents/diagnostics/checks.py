@@ -1,0 +1,126 @@
+"""The checks of `edgekit-agent check`: each looks at one thing and says what it found."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from device_agents.assemble import broker_answers, read_root, root_version
+from device_agents.diagnostics.check_rules import judge_clock, judge_providers
+from device_agents.diagnostics.pending import underway
+from device_agents.download.metered import MeteredLink
+from device_agents.facts import measure_facts
+from device_agents.storage.journal import Journal
+from device_agents.storage.slot_check import check_slot
+from edgekit.bundle.compat import Facts
+from edgekit.errors import DataError, EdgekitError, UnavailableError
+from edgekit.sealing.keyring import Keyring
+from edgekit.settings import AgentSettings
+from edgekit.storage.disk import FolderDisk
+from edgekit.trust.keys import load_signer
+
+BROKER_SECONDS = 5.0
+PROBE_NAME = "check.tmp"
+
+
+def checks_of(settings: AgentSettings, config: Path) -> dict[str, Callable[[], str]]:
+    """What is checked, by its name and in this order; each says what it found, or raises an EdgekitError.
+
+    Args:
+        settings: Of the agent.
+        config: The file that they are from.
+    """
+    look = _Checks(settings, config)
+    return {
+        "clock": look.clock,
+        "key": look.key,
+        **({"class keys": look.class_keys} if settings.class_keys else {}),
+        "root": look.root,
+        "disk": look.disk,
+        "journal": look.journal,
+        "slots": look.slots,
+        "deployments": look.deployments,
+        "link": look.link,
+        "runtimes": look.runtimes,
+        "providers": look.providers,
+        "broker": look.broker,
+    }
+
+
+class _Checks:
+    """One method for each check. Nothing is opened before it is asked for, so that one fault hides no other."""
+
+    def __init__(self, settings: AgentSettings, config: Path) -> None:
+        self._settings, self._config = settings, config
+
+    @functools.cached_property
+    def _facts(self) -> Facts:
+        return measure_facts(self._settings.target)
+
+    def _folder(self) -> FolderDisk:
+        return FolderDisk(self._settings.state)
+
+    def clock(self) -> str:
+        traces = {str(path): path.stat().st_mtime for path in (self._config, self._settings.root) if path.exists()}
+        with contextlib.suppress(EdgekitError):  # what is wrong with the journal, its own check tells
+            for name, state in Journal(self._folder()).models().items():
+                if state.active is not None:
+                    traces[f"the installation of {name} {state.active.version}"] = state.active.since
+        return judge_clock(time.time(), traces)
+
+    def key(self) -> str:
+        return f"{self._settings.key}, key id {load_signer(self._settings.key).public_key.keyid[:12]}"
+
+    def class_keys(self) -> str:
+        return ", ".join(f"key id {one[:12]}" for one in Keyring(self._settings.class_keys).ids)
+
+    def root(self) -> str:
+        return f"{self._settings.root}, version {root_version(read_root(self._settings.root))}"
+
+    def disk(self) -> str:
+        folder = self._folder()
+        folder.write(PROBE_NAME, b"check")
+        folder.remove(PROBE_NAME)
+        return f"{self._settings.state}, {folder.free_bytes() // 2**20} MiB free"
+
+    def journal(self) -> str:
+        opened = Journal(self._folder())
+        models = opened.models()
+        if opened.damage:
+            raise DataError("; ".join(opened.damage), advice="Copies serve; look after the disk.")
+        return ", ".join(sorted(models)) or "no models yet"
+
+    def slots(self) -> str:
+        found, folder = [], self._folder()
+        for name, state in sorted(Journal(folder).models().items()):
+            if state.active is not None:
+                check_slot(folder, name, state.active)
+                found.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
+        return ", ".join(found) or "nothing is installed"
+
+    def deployments(self) -> str:
+        folder = self._folder()
+        return "; ".join(underway(folder, Journal(folder).models())) or "none is under way"
+
+    def link(self) -> str:
+        one = self._settings
+        metered = MeteredLink(one.metered, one.metered_file, one.metered_deployment_bytes)
+        share = f"but for {metered.deployment_bytes} bytes each" if metered.deployment_bytes else "for another link"
+        return f"metered: deployments wait {share}" if metered.is_metered() else "not metered"
+
+    def runtimes(self) -> str:
+        if not self._facts.runtimes:
+            raise UnavailableError("no runtime is installed", advice="Run: pip install 'edgekit[litert]' or [onnx]")
+        return ", ".join(f"{name} {version}" for name, version in sorted(self._facts.runtimes.items()))
+
+    def providers(self) -> str:
+        required = self._settings.require_providers
+        return judge_providers(self._facts.providers, self._settings.providers, required=required)
+
+    def broker(self) -> str:
+        asyncio.run(broker_answers(self._settings, BROKER_SECONDS))
+        return self._settings.broker

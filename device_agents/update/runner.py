@@ -1,0 +1,178 @@
+"""The shell around one model's UpdateMachine: journal the state, run its effects, turn outcomes into events, sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from device_agents.deployment import (
+    Booted,
+    Cancelled,
+    Damaged,
+    DeadlinePassed,
+    Deployment,
+    Do,
+    Event,
+    Failed,
+    Installed,
+    Offered,
+    State,
+)
+from device_agents.storage.journal import Journal
+from device_agents.threads import in_thread
+from device_agents.update.effects import Effects
+from device_agents.update.machine import Step, UpdateMachine
+from edgekit.errors import DiskError
+from edgekit.protocols import Clock
+from edgekit.waiting import within
+
+log = logging.getLogger(__name__)
+
+JOURNAL_RETRY_SECONDS = 5.0
+Listener = Callable[[str, State, State, Event], None]
+
+
+class Updater:
+    """One model's update, from the journalled state on.
+
+    Args:
+        model: Its name.
+        state: As journalled; a fresh one for a new model.
+        machine: The rules.
+        effects: The hands.
+        journal: Written before any effect runs.
+        clock: Monotonic time for deadlines.
+        listener: Called after each step as `listener(model, before, after, event)`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        state: State,
+        *,
+        machine: UpdateMachine,
+        effects: Effects,
+        journal: Journal,
+        clock: Clock,
+        listener: Listener,
+    ) -> None:
+        self.model, self.state = model, state
+        self._machine, self._effects, self._journal, self._clock = machine, effects, journal, clock
+        self._listener = listener
+        self._inbox: asyncio.Queue[tuple[int | None, Event]] = asyncio.Queue()
+        self._running: asyncio.Task[None] | None = None
+        self._generation = 0
+        self._booted: tuple[State, Event, Step] | None = None
+
+    def boot(self, ended: str = "cut") -> Installed | None:
+        """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`.
+
+        Args:
+            ended: How the last run of the agent ended; see Booted.
+        """
+        return self._begin(Booted(ended=ended, at=self._clock.wall()))
+
+    def boot_damaged(self, damaged: Damaged) -> Installed | None:
+        """After `boot`: what it returned is not whole; returns what must answer instead."""
+        return self._begin(damaged)
+
+    async def note_boot(self) -> None:
+        """Journal the start before anything is loaded, since that may be what ends the process."""
+        try:
+            await in_thread(self._journal.save, self.model, self.state)
+        except DiskError as error:
+            log.error("%s: this start cannot be noted: %s", self.model, error)
+
+    def damaged(self, event: Damaged) -> None:
+        """The slot of the active bundle was found damaged."""
+        self._inbox.put_nowait((None, event))
+
+    def offer(self, deployment: Deployment) -> None:
+        """The assignment names this bundle."""
+        self._inbox.put_nowait((None, Offered(deployment, at=self._clock.wall())))
+
+    def cancel(self) -> None:
+        """The assignment names no bundle for this model."""
+        self._inbox.put_nowait((None, Cancelled(at=self._clock.wall())))
+
+    async def run(self) -> None:
+        """Live until cancelled; an effect under way is then given up, and taken up again at the next start."""
+        try:
+            if self._booted is not None:
+                await self._note(*self._booted)
+                self._start(self._booted[2].effects)
+            while True:
+                event = await self._next()
+                if event is not None:
+                    await self._handle(event)
+        finally:
+            await self._stop_running()
+
+    def _begin(self, event: Event) -> Installed | None:
+        step = self._machine.step(self.state, event, self._clock.monotonic())
+        self._booted = (self._booted[0] if self._booted else self.state, event, step)
+        self.state = step.state
+        return self.state.known_good if isinstance(event, Damaged) else self.state.active
+
+    async def _next(self) -> Event | None:
+        """The next event that counts: from outside, from the effect under way, or the deadline."""
+        deadline = self.state.deadline
+        timeout = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
+        try:
+            generation, event = await within(timeout, self._inbox.get())
+        except asyncio.TimeoutError:
+            return DeadlinePassed(at=self._clock.wall())
+        return event if generation in (None, self._generation) else None
+
+    async def _handle(self, event: Event) -> None:
+        before = self.state.name
+        effects = await self._step(event)
+        if effects or self.state.name is not before:
+            # Whatever ran was for the state that was left. It ends before anything else touches the same files.
+            await self._stop_running()
+            self._start(effects)
+
+    async def _step(self, event: Event) -> tuple[Do, ...]:
+        """Journal what follows from `event`; no effect runs before the journal is durable."""
+        before = self.state
+        step = self._machine.step(before, event, self._clock.monotonic())
+        await self._note(before, event, step)
+        return step.effects
+
+    async def _note(self, before: State, event: Event, step: Step) -> None:
+        if step.state != before:
+            await self._save(step.state)
+        self.state = step.state
+        if step.state.name is not before.name:
+            log.info("%s: %s -> %s", self.model, before.name.value, step.state.name.value)
+        self._listener(self.model, before, step.state, event)
+
+    async def _save(self, state: State) -> None:
+        while True:
+            try:
+                await in_thread(self._journal.save, self.model, state)
+                return
+            except DiskError as error:
+                # Acting on what a restart would not know could end in neither bundle, so the update stands still.
+                log.error("%s: the journal cannot be written, waiting: %s", self.model, error)
+                await asyncio.sleep(JOURNAL_RETRY_SECONDS)
+
+    def _start(self, effects: tuple[Do, ...]) -> None:
+        if effects:
+            self._generation += 1
+            self._running = asyncio.create_task(self._run_effects(effects, self._generation, self.state))
+
+    async def _run_effects(self, effects: tuple[Do, ...], generation: int, state: State) -> None:
+        for effect in effects:
+            event = await self._effects.run(effect, self.model, state)
+            if effect is effects[-1] or isinstance(event, Failed):
+                self._inbox.put_nowait((generation, event))
+                return
+
+    async def _stop_running(self) -> None:
+        running, self._running = self._running, None
+        self._generation += 1
+        if running is not None:
+            running.cancel()
+            await asyncio.wait([running])

@@ -1,0 +1,132 @@
+"""Golden samples: real inputs with the canonical float model's answers, and the rule that judges a runtime by them.
+
+Conversion measures the tolerances with this rule and the device's self-test applies them, so both mean the same.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.errors import DataError, ManifestError
+from edgekit.protocols import Runtime
+from edgekit.tensors import Array
+
+INPUT, OUTPUT = "input:", "output:"
+
+
+class SelfTest(msgspec.Struct, frozen=True):
+    """What a runtime answered to the golden inputs.
+
+    Attributes:
+        faults: Every reason why the model must not be used; empty when it passed.
+        max_abs: Largest absolute difference by output name, in the output's unit.
+        agreement: Share of rows with the same decision; 1.0 where the task has none.
+        rows: Number of golden rows.
+    """
+
+    faults: tuple[str, ...]
+    max_abs: dict[str, float]
+    agreement: float
+    rows: int
+
+    @property
+    def passed(self) -> bool:
+        """True when there is no fault."""
+        return not self.faults
+
+
+def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
+    """The bytes of golden.npz: logical inputs (N, ...) and the float model's answers (N, ...).
+
+    Raises:
+        DataError: an element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.
+    """
+    buffer = io.BytesIO()
+    arrays = {INPUT + name: _fixed(name, value) for name, value in inputs.items()}
+    arrays.update({OUTPUT + name: _fixed(name, value) for name, value in outputs.items()})
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def read_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs and expected outputs by logical name; never unpickles.
+
+    Raises:
+        ManifestError: the bytes are no golden.npz.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: _variable(archive[name]) for name in archive.files}
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"golden samples cannot be read: {error}") from error
+    inputs = {name.removeprefix(INPUT): value for name, value in arrays.items() if name.startswith(INPUT)}
+    outputs = {name.removeprefix(OUTPUT): value for name, value in arrays.items() if name.startswith(OUTPUT)}
+    return inputs, outputs
+
+
+def _fixed(name: str, value: Array) -> Array:
+    """BYTES as fixed-length strings, which need no pickle."""
+    if value.dtype != object:
+        return value
+    fixed = value.astype("S")
+    if not np.array_equal(fixed.astype(object), value):
+        raise DataError(f"{name}: golden samples of BYTES cannot end in a zero byte")
+    return fixed
+
+
+def _variable(value: Array) -> Array:
+    return value.astype(object) if value.dtype.kind == "S" else value
+
+
+def self_test(runtime: Runtime, manifest: Manifest, golden: bytes) -> SelfTest:
+    """Run the golden inputs and judge the answers by the manifest's tolerances.
+
+    Raises:
+        ManifestError: the golden samples are malformed.
+        DataError, RuntimeLoadError: as `Runtime.run`.
+    """
+    inputs, expected = read_golden(golden)
+    return judge(manifest, expected, runtime.run(inputs))
+
+
+def judge(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str, Array]) -> SelfTest:
+    """Compare answers (N, ...) with the canonical float model's, output by output."""
+    faults: list[str] = []
+    worst: dict[str, float] = {}
+    limits = {t.output: t.max_abs for t in manifest.golden.tolerances if t.runtime == manifest.runtime}
+    for binding in manifest.outputs:
+        name = binding.spec.name
+        if name not in limits or name not in expected or name not in found:
+            faults.append(f"{name}: no tolerance, expected answer or answer to compare")
+            continue
+        fault, worst[name] = _compare(name, expected[name], found[name], limits[name])
+        faults += fault
+    agreement = _agreement(manifest, expected, found) if not faults or manifest.task.output in worst else 0.0
+    if manifest.golden.decisions_match and agreement < 1.0:
+        faults.append(f"only {agreement:.1%} of the decisions are the float model's, expected all")
+    return SelfTest(tuple(faults), worst, agreement, manifest.golden.samples)
+
+
+def _compare(name: str, expected: Array, found: Array, limit: float) -> tuple[list[str], float]:
+    if expected.shape != found.shape:
+        return [f"{name}: answer has shape {list(found.shape)}, expected {list(expected.shape)}"], float("inf")
+    if expected.dtype == object:
+        differ = int(np.sum(expected != found))
+        return ([f"{name}: {differ} of {expected.size} elements differ, allowed none"] if differ else []), float(differ)
+    if not np.isfinite(found.astype(np.float64)).all():
+        return [f"{name}: answer holds NaN or infinity"], float("inf")
+    worst = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+    return ([f"{name}: differs by {worst:.3g}, allowed {limit:.3g}"] if worst > limit else []), worst
+
+
+def _agreement(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    name = manifest.task.output
+    if manifest.task.kind != "classification" or name not in found or found[name].shape != expected[name].shape:
+        return 1.0 if manifest.task.kind != "classification" else 0.0
+    return float(np.mean(np.argmax(expected[name], axis=-1) == np.argmax(found[name], axis=-1)))

@@ -1,0 +1,332 @@
+"""What a bundle is: identity, files with their digests, tensors, golden tolerances, quality and cost.
+
+A manifest's canonical bytes are what TUF signs; their sha256 is the bundle digest. A device trusts nothing that does
+not hang off those bytes, so parsing refuses every file list that could write outside the bundle's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from edgekit.bundle.bindings import Binding, binding_faults
+from edgekit.bundle.recipe import Recipe
+from edgekit.errors import ManifestError, RecipeError
+from edgekit.preprocess import Processing, processing_faults
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+BLOCK_BYTES = 64 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_FILES = 256
+MAX_FILE_BYTES = 4 * 1024**3
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+
+ROLE_MODEL = "model"
+ROLE_CALIBRATION = "calibration"  # what activation ranges were read from: histograms, for later conversions
+ROLE_COMPILED = "compiled"  # the model once more, as an accelerator's own compiler made it
+ROLE_GOLDEN = "golden"
+ROLE_REPORT = "report"
+ROLE_PROCESSING = "processing"
+
+SEAL_FORMAT = "edgekit-seal-1"
+MAX_CLASSES = 64
+_WRAPPED = re.compile(r"[0-9a-f]{96}")  # 32 bytes of key and 16 of tag
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One artifact of a bundle.
+
+    Attributes:
+        path: A plain file name inside the bundle's folder.
+        role: ``model``, ``golden``, ``report`` or ``processing`` (a vocabulary or anchors).
+        size: Bytes.
+        sha256: Of the whole file, hex.
+        blocks: sha256 of each block of BLOCK_BYTES, hex, in order; the last block may be shorter.
+    """
+
+    path: str
+    role: str
+    size: int
+    sha256: str
+    blocks: tuple[str, ...]
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """How far a runtime's answer to the golden inputs may be from the canonical float model's.
+
+    Attributes:
+        output: Logical output name.
+        runtime: ``litert`` or ``onnxruntime``.
+        max_abs: Largest allowed absolute difference, in the output's unit.
+    """
+
+    output: str
+    runtime: str
+    max_abs: float
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """What the device's self-test checks.
+
+    Attributes:
+        samples: How many rows golden.npz holds.
+        tolerances: One per output and runtime.
+        decisions_match: Largest scores of the task's output must name the same class for every row.
+    """
+
+    samples: int
+    tolerances: tuple[Tolerance, ...]
+    decisions_match: bool
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What the outputs mean, where it is known; routing reads it.
+
+    Attributes:
+        kind: ``classification`` or ``other``.
+        output: The logical output that holds the scores.
+        scores: ``probabilities`` or ``logits``.
+        labels: Class names in order; may be empty.
+    """
+
+    kind: str = "other"
+    output: str = ""
+    scores: str = ""
+    labels: tuple[str, ...] = ()
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """A metric on labelled data that was not used to calibrate.
+
+    Attributes:
+        metric: For example ``accuracy``.
+        value: Of this bundle.
+        float_value: Of the canonical float model on the same samples.
+        n: Number of samples.
+        proven: True where the drop is shown to stay within the budget at the stated confidence.
+    """
+
+    metric: str
+    value: float
+    float_value: float
+    n: int
+    proven: bool
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one row costs on the target: `kind` is ``estimate``, ``instructions`` or ``measured``."""
+
+    kind: str
+    value: float
+    unit: str
+
+
+class WrappedKey(msgspec.Struct, frozen=True):
+    """The content key of a sealed bundle, encrypted for one device class.
+
+    Attributes:
+        device_class: The class's name, for messages.
+        key_id: sha256 of the class's public key (its 32 bytes), hex.
+        public: The X25519 public key that was made for this one wrapping, hex.
+        wrapped: The encrypted content key with its tag, hex.
+    """
+
+    device_class: str
+    key_id: str
+    public: str
+    wrapped: str
+
+
+class Encryption(msgspec.Struct, frozen=True):
+    """Every file of the bundle is encrypted, as `edgekit.sealing` says.
+
+    Attributes:
+        keys: One for each device class that may open it.
+        format: SEAL_FORMAT.
+    """
+
+    keys: tuple[WrappedKey, ...]
+    format: str = SEAL_FORMAT
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The signed description of one bundle for one target.
+
+    Attributes:
+        name, version, target: Its identity; version is X.Y.Z.
+        runtime: Which runtime the artifact is for: ``litert`` or ``onnxruntime``.
+        files: Every file of the bundle but the manifest itself.
+        inputs, outputs: Logical tensors and how the artifact holds them.
+        golden: The self-test's limits.
+        recipe: What was done to the model.
+        task: What the outputs mean.
+        quality, cost: As measured at conversion; None where there was no data.
+        requires: Compatibility demands, read by compat.py: ``arch``, ``memory_mib``, ``runtime_version``.
+        source_sha256: Digest of the model that was converted.
+        tools: Versions of the tools that made it.
+        processing: What happens before and after the model; absent where clients send and get its own tensors alone.
+        encryption: Absent where the files are as they were made; else sizes and digests of files are of what is stored.
+        format: Of this document.
+    """
+
+    name: str
+    version: str
+    target: str
+    runtime: str
+    files: tuple[FileEntry, ...]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    golden: Golden
+    recipe: Recipe
+    task: Task = Task()
+    quality: Quality | None = None
+    cost: Cost | None = None
+    requires: dict[str, Any] = {}
+    source_sha256: str = ""
+    tools: dict[str, str] = {}
+    # Absent and not null, so that the bytes of a manifest without it are those they always were.
+    processing: Processing | msgspec.UnsetType = msgspec.UNSET
+    encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
+    format: int = FORMAT
+
+    def file(self, role: str) -> FileEntry:
+        """The one file with `role`.
+
+        Raises:
+            ManifestError: there is none.
+        """
+        for entry in self.files:
+            if entry.role == role:
+                return entry
+        raise ManifestError(f"bundle {self.name} {self.version} has no file with role {role!r}")
+
+    @property
+    def sealed(self) -> Encryption | None:
+        """How the files are encrypted; None where they are not."""
+        return self.encryption if isinstance(self.encryption, Encryption) else None
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files, in bytes."""
+        return sum(entry.size for entry in self.files)
+
+    def canonical_bytes(self) -> bytes:
+        """Sorted keys, no spaces, UTF-8: the bytes that are signed and hashed."""
+        return msgspec.json.encode(self, order="sorted")
+
+    @property
+    def digest(self) -> str:
+        """The bundle digest: sha256 of the canonical bytes, hex."""
+        return hashlib.sha256(self.canonical_bytes()).hexdigest()
+
+
+def file_entry(path: str, role: str, data: bytes) -> FileEntry:
+    """Describe `data` as the bundle's file `path`."""
+    view = memoryview(data)
+    blocks = tuple(hashlib.sha256(view[at : at + BLOCK_BYTES]).hexdigest() for at in range(0, len(data), BLOCK_BYTES))
+    return FileEntry(path=path, role=role, size=len(data), sha256=hashlib.sha256(data).hexdigest(), blocks=blocks)
+
+
+def target_path(name: str, target: str, version: str) -> str:
+    """The TUF targets path of a bundle's manifest."""
+    return f"models/{name}/{target}/{version}/{MANIFEST_NAME}"
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        ManifestError: it is too large, not JSON, has missing or ill-typed fields, is not canonical, or any of its
+            names, sizes or digests could harm whoever stages it. All faults are named together.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecipeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"manifest cannot be parsed: {error}") from error
+    faults = manifest_faults(manifest)
+    if not faults and manifest.canonical_bytes() != data:
+        faults.append("it is not in canonical form (sorted keys, no spaces, known fields only)")
+    if faults:
+        raise ManifestError("manifest is not valid: " + "; ".join(faults))
+    return manifest
+
+
+def manifest_faults(manifest: Manifest) -> list[str]:
+    """Every reason why `manifest` may not be used; empty when it is sound."""
+    faults = []
+    if manifest.format != FORMAT:
+        faults.append(f"format is {manifest.format}, this edgekit reads {FORMAT}")
+    if not NAME.fullmatch(manifest.name):
+        faults.append(f"name {manifest.name!r} is not of the form {NAME.pattern}")
+    if not NAME.fullmatch(manifest.target):
+        faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
+    if not VERSION.fullmatch(manifest.version):
+        faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
+    faults += (
+        _file_faults(manifest.files) + binding_faults(manifest.inputs, manifest.outputs) + _processing_faults(manifest)
+    )
+    return faults + (_encryption_faults(manifest.sealed, manifest.files) if manifest.sealed else [])
+
+
+def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
+    faults = []
+    if len(files) > MAX_FILES:
+        faults.append(f"{len(files)} files, the limit is {MAX_FILES}")
+    seen: set[str] = set()
+    for entry in files:
+        if not FILE_PATH.fullmatch(entry.path) or entry.path.lower() == MANIFEST_NAME:
+            faults.append(f"file name {entry.path!r} is not a plain file name")
+        if entry.path.lower() in seen:
+            faults.append(f"file name {entry.path!r} stands twice (upper and lower case count as one)")
+        seen.add(entry.path.lower())
+        if not 0 <= entry.size <= MAX_FILE_BYTES:
+            faults.append(f"{entry.path}: size {entry.size} is outside 0 to {MAX_FILE_BYTES}")
+            continue
+        expected = -(-entry.size // BLOCK_BYTES)
+        if len(entry.blocks) != expected:
+            faults.append(
+                f"{entry.path}: {len(entry.blocks)} block digests for {entry.size} bytes, expected {expected}"
+            )
+        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, *entry.blocks)):
+            faults.append(f"{entry.path}: a digest is not 64 hex digits")
+    for role in (ROLE_MODEL, ROLE_GOLDEN):
+        if sum(entry.role == role for entry in files) != 1:
+            faults.append(f"there must be exactly one file with role {role!r}")
+    return faults
+
+
+def _processing_faults(manifest: Manifest) -> list[str]:
+    if not isinstance(manifest.processing, Processing):
+        return []
+    inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
+    there = {entry.path for entry in manifest.files if entry.role == ROLE_PROCESSING}
+    missing = sorted(manifest.processing.files().keys() - there)
+    return processing_faults(manifest.processing, inputs, outputs) + [
+        f"processing reads {name!r}, which is no file with role {ROLE_PROCESSING!r}" for name in missing
+    ]
+
+
+def _encryption_faults(encryption: Encryption, files: tuple[FileEntry, ...]) -> list[str]:
+    if encryption.format != SEAL_FORMAT:
+        return [f"it is sealed as {encryption.format!r}, this edgekit opens {SEAL_FORMAT}"]
+    faults = [f"{entry.path}: a sealed file has at least its tag" for entry in files if entry.size < 16]
+    if not 1 <= len(encryption.keys) <= MAX_CLASSES:
+        faults.append(f"it is sealed for {len(encryption.keys)} device classes, expected 1 to {MAX_CLASSES}")
+    if len({key.key_id for key in encryption.keys}) != len(encryption.keys):
+        faults.append("it is sealed for one device class twice")
+    for key in encryption.keys:
+        if not NAME.fullmatch(key.device_class):
+            faults.append(f"device class {key.device_class!r} is not of the form {NAME.pattern}")
+        elif not (SHA256.fullmatch(key.key_id) and SHA256.fullmatch(key.public) and _WRAPPED.fullmatch(key.wrapped)):
+            faults.append(f"the key for device class {key.device_class!r} is not of the form of one")
+    return faults

@@ -1,0 +1,118 @@
+"""TargetProfile: what a class of devices can do. The built-in table is targets.toml, beside this file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import sys
+from collections.abc import Mapping
+
+import msgspec
+
+from edgekit.bundle.recipe import PRECISIONS
+from edgekit.errors import NotFoundError, SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device class can do, keyed by its features and not by its board's name.
+
+    Attributes:
+        name: For example ``raspberry-pi-4``.
+        title: For people.
+        arch: ``aarch64``, ``x86_64`` or ``any``.
+        runtimes: What it can run, the default first: ``litert``, ``onnxruntime``.
+        providers: ONNX Runtime execution providers, the preferred first.
+        cpu_features: As Linux names them (``asimddp`` is int8 dot product, ``asimdhp`` half precision arithmetic).
+        memory_mib: Typical memory of the smallest member.
+        precisions: Candidate precisions that it gains from or can run.
+        speed: Of an accelerator: throughput of one multiply-add relative to float32, by precision. Empty for
+            processors, whose cost follows from their features.
+        int8_symmetric: True where activations must have zero point 0 (TensorRT).
+        free_batch: True where artifacts keep a free batch axis (servers); False means batch 1.
+        tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty where there is none.
+        accelerator: What runs the artifact, ``edgetpu`` or ``ethos-u55``: integers only, and a list of operators.
+        agent: False where edgekit-agent cannot run.
+    """
+
+    name: str
+    title: str
+    arch: str
+    runtimes: tuple[str, ...]
+    memory_mib: int
+    precisions: tuple[str, ...]
+    speed: dict[str, float] = {}
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    cpu_features: tuple[str, ...] = ()
+    int8_symmetric: bool = False
+    free_batch: bool = False
+    tensorrt: str = ""
+    accelerator: str = ""
+    agent: bool = True
+
+
+def known_targets(text: str | None = None) -> Mapping[str, TargetProfile]:
+    """The built-in profiles, and those of the TOML `text`, which may replace them. Raises as `parse_targets`."""
+    return builtin_targets() if text is None else {**builtin_targets(), **parse_targets(text)}
+
+
+def find_target(name: str, table: Mapping[str, TargetProfile]) -> TargetProfile:
+    """The profile called `name`.
+
+    Raises:
+        NotFoundError: there is none; names the nearest.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise NotFoundError(f"there is no target {name!r}", advice=f"{hint}`edgekit targets` lists them.")
+
+
+def parse_targets(text: str) -> dict[str, TargetProfile]:
+    """Profiles of a TOML table, by name.
+
+    Raises:
+        SettingsError: it is no TOML, or a profile lacks a field, has an unknown one or one of another type.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the target profiles are no TOML: {error}") from error
+    found, faults = {}, []
+    for name, values in tables.items():
+        try:
+            found[name] = _profile(name, values)
+        except (msgspec.ValidationError, TypeError) as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise SettingsError("; ".join(faults), advice=f"A profile's keys are {', '.join(_KEYS)}.")
+    return found
+
+
+def _profile(name: str, values: object) -> TargetProfile:
+    if not isinstance(values, dict):
+        raise TypeError(f"it is {type(values).__name__}, expected a table")
+    profile = msgspec.convert({"name": name, **values}, TargetProfile)
+    unknown = [precision for precision in profile.precisions if precision not in PRECISIONS]
+    if unknown or not profile.precisions:
+        raise TypeError(f"precisions are {', '.join(unknown) or 'none'}, expected some of {', '.join(PRECISIONS)}")
+    if not profile.runtimes:
+        raise TypeError("runtimes are none, expected at least one")
+    return profile
+
+
+_KEYS = tuple(field for field in TargetProfile.__struct_fields__ if field != "name")
+
+
+@functools.lru_cache(maxsize=1)
+def builtin_targets() -> Mapping[str, TargetProfile]:
+    """The profiles that edgekit ships, by name: constants that are kept as TOML beside this module."""
+    return parse_targets(
+        importlib.resources.files("edgekit.bundle").joinpath("targets.toml").read_text(encoding="utf-8")
+    )

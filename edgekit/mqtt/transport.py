@@ -1,0 +1,379 @@
+"""Transport on paho-mqtt: MQTT 5 where the broker speaks it, 3.1.1 elsewhere, and a connection that mends itself.
+
+Sessions are clean and every subscription is made anew on each connect, so nothing depends on what a broker kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from paho.mqtt.client import MQTTMessage
+from paho.mqtt.matcher import MQTTMatcher
+
+from edgekit.clock import SystemClock
+from edgekit.errors import TransportError
+from edgekit.mqtt.address import parse_url, tls_context
+from edgekit.mqtt.link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError
+from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
+from edgekit.protocols import Clock, Handler, Message, Will
+from edgekit.waiting import within
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class Route(NamedTuple):
+    """What one subscription calls."""
+
+    handler: Handler
+    qos: int
+    group: str
+
+
+class MqttTransport:
+    """A Transport over one broker connection.
+
+    Delivery is at most once at QoS 0 and at least once at QoS 1. Publishing is held back, at both levels, while
+    `max_queued_bytes` or `max_queued_messages` wait to be sent or acknowledged: `publish` then waits up to
+    `publish_timeout_seconds` for room, in the order of the calls, and raises TransportError when there is none.
+
+    Args:
+        url: ``mqtt://[user[:password]@]host[:1883]`` or ``mqtts://...``.
+        client_id: Unique at the broker; a second client with the same id throws the first one out.
+        will: Published by the broker when this client is lost.
+        username, password: Win over those in `url`.
+        clock: For the stable minute.
+        ca: PEM file of the authority that signed the broker's certificate; the system's where it is None (mqtts only).
+        certificate, key: PEM files of this client's own certificate (mqtts only).
+        keepalive_seconds: A silent broker is given up after about twice this time.
+        connect_timeout_seconds: For the name look-up, TCP and TLS, and again for the broker's answer.
+        publish_timeout_seconds: For room in the queue, and again for the acknowledgement of a QoS 1 message; also the
+            time that a broker has to acknowledge a subscription.
+        backoff_seconds, backoff_cap_seconds: The n-th attempt in a row waits a random time between 0 and
+            min(cap, backoff * 2^n).
+        stable_seconds: n starts from 0 again after a connection that lasted this long.
+        max_queued_messages, max_queued_bytes: Bounds of the outgoing queue.
+        max_payload_bytes: Larger payloads are refused.
+
+    Attributes:
+        handler_errors: Handlers and listeners that raised.
+        dropped_messages: Messages that came without being asked for.
+        unexpected_errors: Connections that ended in an error that nobody foresaw; they are renewed like any other.
+
+    Raises:
+        SettingsError: the URL or a certificate file is not usable.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str,
+        will: Will | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        clock: Clock | None = None,
+        ca: Path | None = None,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        keepalive_seconds: int = 30,
+        connect_timeout_seconds: float = 10.0,
+        publish_timeout_seconds: float = 10.0,
+        backoff_seconds: float = 1.0,
+        backoff_cap_seconds: float = 60.0,
+        stable_seconds: float = 60.0,
+        max_queued_messages: int = 256,
+        max_queued_bytes: int = 2 * 1024 * 1024,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.address = parse_url(url)
+        self.handler_errors = 0
+        self.dropped_messages = 0
+        self.unexpected_errors = 0
+        self._options = LinkOptions(
+            host=self.address.host,
+            port=self.address.port,
+            client_id=client_id,
+            username=self.address.username if username is None else username,
+            password=self.address.password if password is None else password,
+            will=will,
+            tls=tls_context(ca, certificate, key) if self.address.tls else None,
+            keepalive_seconds=keepalive_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
+            max_queued_messages=max_queued_messages,
+            max_queued_bytes=max_queued_bytes,
+            max_payload_bytes=max_payload_bytes,
+        )
+        self._clock = clock or SystemClock()
+        self._publish_timeout = publish_timeout_seconds
+        self._backoff = backoff_seconds
+        self._backoff_cap = backoff_cap_seconds
+        self._stable = stable_seconds
+        self._routes: dict[str, Route] = {}
+        self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
+        self._listeners: list[Callable[[bool], None]] = []
+        self._link: Link | None = None
+        self._connected = asyncio.Event()
+        self._gate = asyncio.Lock()
+        self._syncing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._protocol: str | None = None
+        self._last_failure = "no attempt has ended yet"
+
+    @property
+    def connected(self) -> bool:
+        """True while the broker has accepted this client and its subscriptions are in place."""
+        return self._connected.is_set()
+
+    @property
+    def protocol(self) -> str | None:
+        """``5`` or ``3.1.1``, as the broker accepted it last; None before the first success."""
+        return self._protocol
+
+    async def start(self) -> None:
+        """Begin to connect, and keep connecting; returns at once, and does nothing when started already."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mqtt {self.address}")
+
+    async def wait_connected(self, timeout_seconds: float) -> None:
+        """Wait until connected.
+
+        Raises:
+            TransportError: not connected within the time; says why the last attempt failed.
+        """
+        try:
+            await within(timeout_seconds, self._connected.wait())
+        except asyncio.TimeoutError:
+            raise TransportError(
+                f"cannot reach broker {self.address}: {self._last_failure}",
+                advice="Check the address and that the broker runs; `edgekit broker run` starts one on this machine.",
+            ) from None
+
+    async def stop(self) -> None:
+        """Send what is queued, disconnect cleanly and end everything; `start` may be called again."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close(STOP_SECONDS)
+        self._set_connected(False)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expiry_seconds: int | None = None
+    ) -> None:
+        """Send one message; at QoS 1 returns once the broker has it, at QoS 0 once it is queued.
+
+        Args:
+            expiry_seconds: The broker forgets the message after this time; without effect under MQTT 3.1.1.
+
+        Raises:
+            TransportError: not connected, no room in the queue in time, the payload is too large, the broker refused
+                it, or no answer came.
+            ValueError: `topic` holds a wildcard, or `qos` is neither 0 nor 1.
+        """
+        if not topic or "+" in topic or "#" in topic or "\0" in topic:
+            raise ValueError(f"{topic!r} is not a topic to publish on")
+        if qos not in (0, 1):
+            raise ValueError(f"QoS is {qos}, expected 0 or 1")
+        if len(payload) > self._options.max_payload_bytes:
+            raise TransportError(f"payload is {len(payload)} bytes, the limit is {self._options.max_payload_bytes}")
+        link = self._link
+        if link is None or not self.connected:
+            raise TransportError(f"not connected to broker {self.address}: {self._last_failure}")
+        if not link.fits(topic, payload):
+            raise TransportError(f"payload is {len(payload)} bytes, more than broker {self.address} takes")
+        send = functools.partial(link.send, topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
+        if self._gate.locked() or not link.outbox.has_room(len(payload), qos):
+            future = await self._in_time(self._when_room(link, len(payload), qos, send), "the outgoing queue is full")
+        else:
+            future = send()
+        if future is not None:
+            await self._in_time(future, "no acknowledgement")
+
+    async def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, group: str = "") -> None:
+        """Call `handler` for each message that matches; a second call for the same filter replaces the handler.
+
+        While connected, returns once the broker has acknowledged; else the subscription is made on the next connect.
+
+        Raises:
+            TransportError: the broker refused the subscription; it is asked again on the next connect.
+            ValueError: `topic_filter` is no filter.
+        """
+        _check_filter(topic_filter)
+        route = Route(handler, qos, group)
+        self._routes[topic_filter] = route
+        self._matcher[topic_filter] = route
+        link = self._link
+        if link is None or not self.connected:
+            return
+        name = _broker_filter(link, topic_filter, route)
+        link.subscribed.discard(name)  # asked once more even if it is known, for its retained messages
+        if await self._sync_or_drop(link) and name in link.refused:
+            raise TransportError(f"broker {self.address} refused to subscribe {topic_filter!r}: {link.refused[name]}")
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """Stop calling the handler of `topic_filter`; nothing happens when there is none."""
+        if self._routes.pop(topic_filter, None) is None:
+            return
+        del self._matcher[topic_filter]  # type: ignore[no-untyped-call]
+        if self._link is not None and self.connected:
+            await self._sync_or_drop(self._link)
+
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(connected)` after every change; on connect, once subscriptions are acknowledged."""
+        self._listeners.append(listener)
+
+    # --- the connection
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if await self._attempt():
+                    failures = 0
+            except Exception as error:
+                # The supervision boundary: whatever went wrong (no thread to be had, a bug), a device must not be
+                # out of reach for ever; the next attempt begins with a fresh link.
+                self.unexpected_errors += 1
+                self._last_failure = f"unexpected {type(error).__name__}: {error}"
+                log.exception("the connection to broker %s failed unexpectedly", self.address)
+                if self._link is not None:
+                    self._link.drop(self._last_failure)
+                self._set_connected(False)
+            self._link = None
+            await asyncio.sleep(backoff(failures, self._backoff, self._backoff_cap, random.random()))
+            failures += 1
+
+    async def _attempt(self) -> bool:
+        """Connect and stay connected; True where that lasted long enough to call the connection stable."""
+        try:
+            link = await self._open()
+        except TransportError as error:
+            self._last_failure = str(error)
+            log.info("cannot reach broker %s: %s", self.address, error)
+            return False
+        since = self._clock.monotonic()
+        await self._serve(link)
+        self._last_failure = link.closed.result()
+        log.warning("lost broker %s: %s", self.address, self._last_failure)
+        return self._clock.monotonic() - since >= self._stable
+
+    async def _open(self) -> Link:
+        """Connect with the version that worked last (5 at first), or else with the other one."""
+        first, second = ("3.1.1", "5") if self._protocol == "3.1.1" else ("5", "3.1.1")
+        try:
+            return await self._open_as(first)
+        except ProtocolRefusedError as refusal:
+            if not refusal.certain and self._protocol is not None:
+                raise  # it spoke this version before: it is in trouble, and not another broker
+            try:
+                return await self._open_as(second)
+            except TransportError:
+                raise refusal from None
+
+    async def _open_as(self, protocol: str) -> Link:
+        link = self._link = Link(self._options, protocol, self._dispatch)
+        await link.open()
+        self._protocol = protocol
+        return link
+
+    async def _serve(self, link: Link) -> None:
+        """Subscribe, tell the listeners, and wait for the end of `link`."""
+        if await self._sync_or_drop(link):
+            for name, reason in link.refused.items():
+                log.error("broker %s refused to subscribe %r: %s", self.address, name, reason)
+            log.info("connected to broker %s, MQTT %s", self.address, link.protocol)
+            self._set_connected(True)
+        await asyncio.shield(link.closed)
+        self._set_connected(False)
+
+    async def _sync_or_drop(self, link: Link) -> bool:
+        """Bring the broker's subscriptions in line with ours; False when the link was lost meanwhile."""
+        try:
+            await self._in_time(self._sync(link), "no acknowledgement of a subscription")
+        except TransportError as error:
+            link.drop(str(error))
+        return not link.closed.done()
+
+    async def _sync(self, link: Link) -> None:
+        async with self._syncing:
+            while True:
+                wanted = {_broker_filter(link, name, route): route.qos for name, route in self._routes.items()}
+                missing = [item for item in wanted.items() if item[0] not in link.subscribed]
+                surplus = [name for name in link.subscribed if name not in wanted]
+                if missing:
+                    await link.subscribe(missing[:FILTERS_PER_SUBSCRIBE])
+                elif surplus:
+                    await link.unsubscribe(surplus[:FILTERS_PER_SUBSCRIBE])
+                else:
+                    return
+
+    async def _when_room(self, link: Link, size: int, qos: int, send: Callable[[], T]) -> T:
+        async with self._gate:  # in the order of the calls
+            await link.outbox.wait_room(size, qos)
+            return send()
+
+    async def _in_time(self, work: Awaitable[T], problem: str) -> T:
+        try:
+            return await within(self._publish_timeout, work)
+        except asyncio.TimeoutError:
+            raise TransportError(f"broker {self.address}: {problem} within {self._publish_timeout:g} s") from None
+
+    # --- calling the users of this transport
+
+    def _set_connected(self, connected: bool) -> None:
+        if connected == self.connected:
+            return
+        if connected:
+            self._connected.set()
+        else:
+            self._connected.clear()
+        for listener in list(self._listeners):
+            self._guard(listener, connected)
+
+    def _dispatch(self, raw: MQTTMessage) -> None:
+        try:
+            message = Message(raw.topic, bytes(raw.payload), raw.retain)
+        except UnicodeDecodeError:
+            self.dropped_messages += 1
+            return
+        routes: list[Route] = list(self._matcher.iter_match(message.topic))  # type: ignore[no-untyped-call]
+        if not routes:
+            self.dropped_messages += 1
+        for route in routes:
+            self._guard(route.handler, message)
+
+    def _guard(self, function: Callable[[Any], None], argument: Any) -> None:
+        try:
+            function(argument)
+        except Exception:  # supervision boundary: a handler must not end the connection; counted and logged
+            self.handler_errors += 1
+            log.exception("a handler of broker %s raised", self.address)
+
+
+def backoff(failures: int, base_seconds: float, cap_seconds: float, luck: float) -> float:
+    """Seconds to wait after `failures` failed attempts: full jitter; `luck` is random in [0, 1)."""
+    return luck * min(cap_seconds, base_seconds * 2.0 ** min(failures, 32))
+
+
+def _broker_filter(link: Link, topic_filter: str, route: Route) -> str:
+    return f"$share/{route.group}/{topic_filter}" if route.group and link.shares else topic_filter
+
+
+def _check_filter(topic_filter: str) -> None:
+    levels = topic_filter.split("/")
+    misplaced = any(("+" in level or "#" in level) and len(level) > 1 for level in levels) or "#" in levels[:-1]
+    if not topic_filter or misplaced or "\0" in topic_filter or topic_filter.startswith("$share/"):
+        raise ValueError(f"{topic_filter!r} is not a topic filter")

@@ -1,0 +1,76 @@
+"""What clients may know of a model, and of it ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from edgekit.errors import DataError
+from edgekit.preprocess import Raw
+from edgekit.runtimes import providers
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.session.preparation import answered
+from edgekit.serving.session.session import Session
+from edgekit.tensors import TensorSpec
+
+
+class ModelDescription(msgspec.Struct, frozen=True):
+    """What clients may know of a model.
+
+    Attributes:
+        name, version: Its identity.
+        platform: Runtime and format, for example ``onnxruntime_onnx``.
+        inputs, outputs: Logical tensors.
+        provider: What really runs it, for example ``XNNPACK``.
+        providers_missing: What was asked for to run it and was not got.
+        loaded: False while it is out of memory and loaded again by the next request.
+        raw: What clients may send as bytes.
+        answers: What they get for bytes.
+        labels: Names of classes, by the answer that counts them.
+    """
+
+    name: str
+    version: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    provider: str = ""
+    loaded: bool = True
+    providers_missing: tuple[str, ...] = ()
+    raw: tuple[Raw, ...] = ()
+    answers: tuple[TensorSpec, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = {}
+
+
+_FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
+
+
+def describe_session(session: Session) -> ModelDescription:
+    """Describe a loaded bundle by its logical tensors."""
+    manifest, runtime, processing = session.manifest, session.runtime, session.processing
+    platform = _FORMATS.get(manifest.runtime, manifest.runtime)
+    return ModelDescription(
+        manifest.name,
+        manifest.version,
+        platform,
+        runtime.inputs,
+        runtime.outputs,
+        runtime.provider,
+        providers_missing=providers.missing(*getattr(runtime, "providers", ((), ()))),
+        raw=processing.raw if processing else (),
+        answers=processing.outputs if processing else (),
+        labels=processing.labels if processing else {},
+    )
+
+
+def check_outputs(session: Session, request: oip.InferRequest) -> None:
+    """Check the outputs that a request asks for, before anything runs.
+
+    Raises:
+        DataError: one does not exist, or the parameter that chooses between outputs and what is made of them is wrong.
+    """
+    known = [spec.name for spec in answered(session, request.inputs, request.parameters)]
+    unknown = [name for name in request.outputs if name not in known]
+    if unknown:
+        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(known)}")

@@ -1,0 +1,90 @@
+"""What a server says of itself and its models, as plain values: HTTP and gRPC send the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit import __version__
+from edgekit.errors import UnavailableError
+from edgekit.preprocess import Raw
+from edgekit.serving.oip.raw_body import MEDIA_TYPES
+from edgekit.serving.oip.tensor_data import NAMES
+from edgekit.serving.session.statistics import statistics_document
+from edgekit.tensors import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.serving.api.model_server import ModelServer
+
+EXTENSIONS = ["binary_tensor_data", "statistics"]
+OUT_OF_MEMORY = "not in memory now; the next request loads it"
+
+
+def server() -> dict[str, Any]:
+    """Name, version and extensions."""
+    return {"name": "edgekit", "version": __version__, "extensions": EXTENSIONS}
+
+
+def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:
+    """Metadata of a model; a free axis is -1, ``edgekit_provider`` is what really runs it.
+
+    ``edgekit_providers_missing`` was asked for and not got. Where bytes may be sent, ``edgekit_bytes`` says under which
+    names and of which media types, ``edgekit_answers`` what comes back for them, and which class has which label.
+
+    Raises:
+        NotFoundError, UnavailableError: as `ModelServer.describe`.
+    """
+    found = models.describe(name, version)
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        shape = [-1 if size is None else size for size in spec.shape]
+        return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
+
+    document = {
+        "name": name,
+        "versions": [found.version],
+        "platform": found.platform,
+        "edgekit_provider": found.provider,
+        "edgekit_providers_missing": list(found.providers_missing),
+        "inputs": [*map(tensor, found.inputs)],
+        "outputs": [*map(tensor, found.outputs)],
+    }
+    if found.raw:
+        document["edgekit_bytes"] = [_raw(one) for one in found.raw]
+    if found.answers:
+        labels = {name: {"labels": names} for name, names in found.labels.items()}
+        document["edgekit_answers"] = [{**tensor(spec), **labels.get(spec.name, {})} for spec in found.answers]
+    return document
+
+
+def _raw(raw: Raw) -> dict[str, Any]:
+    tensor = {"name": raw.name, "datatype": NAMES[DType.BYTES], "shape": [-1]}
+    return {**tensor, "input": raw.input, "kind": raw.kind, "media_types": MEDIA_TYPES[raw.kind]}
+
+
+def every(models: ModelServer) -> list[tuple[str, str | None]]:
+    """All models, each in whichever version is active."""
+    return [(name, None) for name in models.models()]
+
+
+def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """Statistics of the models and versions that are wanted; raises as `ModelServer.describe`."""
+    entries = [
+        statistics_document(name, models.describe(name, version).version, models.statistics(name, version))
+        for name, version in wanted
+    ]
+    return {"model_stats": entries}
+
+
+def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
+    """Every model, its state, and why it cannot answer or not at once; with `ready_only` those that can."""
+    entries = []
+    for name in models.models():
+        try:
+            found = models.describe(name, None)
+            version, state, reason = found.version, "READY", "" if found.loaded else OUT_OF_MEMORY
+        except UnavailableError as error:
+            version, state, reason = "", "UNAVAILABLE", str(error)
+        if state == "READY" or not ready_only:
+            entries.append({"name": name, "version": version, "state": state, "reason": reason})
+    return entries

@@ -1,0 +1,136 @@
+"""The cloud tier: registry models behind the same serving code that devices run."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
+from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SelfTestError
+from edgekit.runtimes import open_runtime
+from edgekit.sealing.opening import read_file
+from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
+from edgekit.serving.oip.codec import InferRequest, InferResponse
+from edgekit.serving.oip.deadlines import deadline_ms
+from edgekit.serving.session.preparation import parse_postprocess, prepare
+from edgekit.serving.session.session import Load, Session
+from edgekit.serving.session.statistics import Statistics
+
+FetchBundle = Callable[[str], tuple[Manifest, Path]]
+
+
+class CloudModels:
+    """ModelServer over bundles that were loaded at the start; one version of each model.
+
+    Use `CloudModels.open`. Every answer's parameters carry ``edgekit_route`` cloud, ``edgekit_model`` and
+    ``edgekit_version``.
+    """
+
+    def __init__(self, sessions: dict[str, Session]) -> None:
+        self._sessions = sessions
+        self._counters = {name: Counter({"requests": 0, "errors": 0}) for name in sessions}
+
+    @classmethod
+    async def open(
+        cls,
+        models: Sequence[str],
+        fetch: FetchBundle,
+        *,
+        threads: int,
+        queue_limit: int = 256,
+        load: Load | None = None,
+    ) -> CloudModels:
+        """Fetch, load and self-test every model; one that fails frees the others.
+
+        Args:
+            models: Names.
+            fetch: Gives a model's manifest and the folder with its verified files; may block.
+            threads: Of each runtime.
+            queue_limit: Most requests of one model that may wait or run.
+            load: Opens a bundle's runtime; the adapters of `edgekit.runtimes` where None.
+
+        Raises:
+            SelfTestError: a model does not answer here as its float model did.
+            EdgekitError: whatever `fetch` or the runtime raises.
+        """
+        opener: Load = load or functools.partial(open_runtime, threads=threads)
+        made = cls({})
+        try:
+            for name in models:
+                manifest, folder = fetch(name)
+                made._sessions[name] = await Session.open(manifest, folder, opener, queue_limit=queue_limit)
+                await _test(made._sessions[name])
+                await made._sessions[name].calibrate()
+        except BaseException:
+            await made.close()
+            raise
+        return cls(made._sessions)
+
+    async def close(self) -> None:
+        """Finish what was asked and free every model."""
+        for session in self._sessions.values():
+            await session.close()
+
+    def models(self) -> list[str]:
+        """Names of the models."""
+        return list(self._sessions)
+
+    def ready(self) -> bool:
+        """Always: all models were loaded before the first request."""
+        return True
+
+    def describe(self, model: str, version: str | None) -> ModelDescription:
+        """Describe a model; see ModelServer."""
+        return describe_session(self._find(model, version))
+
+    async def answer(self, model: str, version: str | None, request: InferRequest) -> InferResponse:
+        """Answer one request; see ModelServer."""
+        session = self._find(model, version)
+        self._counters[model]["requests"] += 1
+        try:
+            check_outputs(session, request)
+            left = deadline_ms(request.parameters)
+            deadline = None if left is None else time.monotonic() + left / 1000
+            prepared = await prepare(lambda: session, request.inputs, parse_postprocess(request.parameters))
+            outputs = await prepared.finish(await session.run(prepared.inputs, deadline=deadline))
+        except EdgekitError:
+            self._counters[model]["errors"] += 1
+            raise
+        found = session.manifest.version
+        parameters = {"edgekit_route": "cloud", "edgekit_model": session.digest, "edgekit_version": found}
+        return InferResponse(model, found, outputs, parameters)
+
+    def statistics(self, model: str, version: str | None) -> Statistics:
+        """What the loaded model has done; see ModelServer."""
+        return self._find(model, version).statistics
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """Rising counters by model: requests, errors."""
+        return {name: {key: float(n) for key, n in one.items()} for name, one in self._counters.items()}
+
+    def version(self, model: str) -> str:
+        """Which version of a model is served."""
+        return self._find(model, None).manifest.version
+
+    def _find(self, model: str, version: str | None) -> Session:
+        session = self._sessions.get(model)
+        if session is None:
+            raise NotFoundError(f"there is no model {model!r}, this cloud tier has {', '.join(self._sessions)}")
+        if version not in (None, session.manifest.version):
+            raise NotFoundError(f"model {model!r} has no version {version} here, found {session.manifest.version}")
+        return session
+
+
+async def _test(session: Session) -> None:
+    manifest = session.manifest
+    try:
+        golden = read_file(manifest, session.folder, manifest.file(ROLE_GOLDEN))
+    except OSError as error:
+        raise ManifestError(f"golden samples cannot be read: {error}") from error
+    found = await session.call(lambda runtime: self_test(runtime, manifest, golden))
+    if not found.passed:
+        raise SelfTestError(f"{manifest.name} {manifest.version} failed its self-test: {'; '.join(found.faults)}")

@@ -1,0 +1,314 @@
+"""Open Inference Protocol v2 over HTTP: paths, statuses and who may ask, on the device and in the cloud tier."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import logging
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.serving.api import documents
+from edgekit.serving.api.model_server import ModelServer
+from edgekit.serving.http.messages import Head, Lasting, Reply, Work
+from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, render
+from edgekit.serving.oip import codec as oip
+from edgekit.serving.oip import raw_body
+from edgekit.serving.oip.tensor_data import LONG_JSON
+from edgekit.serving.session.session import OverloadedError
+
+_log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_LENGTH = oip.HEADER.lower().encode()
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+class _HttpError(Exception):
+    """Something that HTTP itself has a status for."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
+class _ClientGoneError(Exception):
+    """The client left before its request was complete; nobody waits for an answer."""
+
+
+class App:
+    """The protocol's paths over a ModelServer: for our own HTTP server (`begin`), and as an ASGI application.
+
+    How long a request may take to arrive is the server's matter.
+
+    Args:
+        server: What answers.
+        max_request_bytes: Longer bodies get 413.
+        api_key: Asked of every request but health, as ``Authorization: Bearer``; empty for none.
+        local_only: Refuse requests over TCP that name a foreign host or come from a web page, so that no page in a
+            browser on this machine can talk to it.
+        grpc_codes: Calls by gRPC status, to be shown in the metrics; None where gRPC is not served.
+    """
+
+    def __init__(
+        self,
+        server: ModelServer,
+        *,
+        max_request_bytes: int,
+        api_key: str = "",
+        local_only: bool = True,
+        grpc_codes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._server = server
+        self._max_request_bytes = max_request_bytes
+        self._api_key = api_key
+        self._local_only = local_only
+        self._grpc_codes = grpc_codes
+        self._statuses: Counter[int] = Counter()
+
+    @property
+    def max_request_bytes(self) -> int:
+        """The longest body that is taken."""
+        return self._max_request_bytes
+
+    def begin(self, head: Head) -> Reply | Work:
+        """The answer, where the head is enough for it; else the work that makes it from the body."""
+        try:
+            return self._route(head)
+        except Exception as error:  # errors become statuses here and in the work; what is a bug is logged
+            return _failure(head, error)
+
+    def too_long(self, stated: str) -> Reply:
+        """The answer to a body over the limit."""
+        found = f"has {stated[:20]} bytes" if stated else "is longer than that"
+        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this {found}")
+
+    def count(self, status: int) -> None:
+        """Count an answer for the metrics."""
+        self._statuses[status] += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request of an ASGI server."""
+        if scope["type"] != "http":
+            raise ValueError(f"connection is {scope['type']!r}, expected 'http'")
+        head = _head(scope)
+        decision = self.begin(head)
+        if not isinstance(decision, Reply):
+            try:
+                body = await self._read(head, receive)
+            except _ClientGoneError:
+                self.count(499)
+                return
+            decision = self.too_long("") if body is None else await decision(body)
+        self.count(decision.status)
+        headers = {"Content-Length": str(len(decision.body)), **decision.headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": decision.status, "headers": raw})
+        await send({"type": "http.response.body", "body": decision.body})
+
+    async def _read(self, head: Head, receive: Receive) -> bytes | None:
+        """The body; None where it is over the limit."""
+        stated = head.header(b"content-length") or ""
+        if stated.isascii() and stated.isdigit() and int(stated) > self._max_request_bytes:
+            return None
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_request_bytes:
+                return None
+            more = message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _route(self, head: Head) -> Reply | Work:
+        self._check_origin(head)
+        path = _split(head.path)
+        if path[:2] == ("v2", "health"):
+            return self._health(head, path)
+        self._check_key(head)
+        if path[:2] == ("v2", "models") and len(path) > 2:
+            if path == ("v2", "models", "stats"):
+                _need(head, "GET")
+                return _json(documents.statistics(self._server, documents.every(self._server)))
+            return self._model(head, path[2], *_model_path(path[3:]))
+        if path == ("metrics",):
+            _need(head, "GET")
+            text = render(self._server.counters(), self._statuses, self._grpc_codes, gauges_of(self._server))
+            return Reply(200, text, {"Content-Type": METRICS_TYPE})
+        if path == ("v2",):
+            _need(head, "GET")
+            return _json(documents.server())
+        if path == ("v2", "repository", "index"):
+            _need(head, "POST")
+            return Lasting(self._index, head)
+        raise _HttpError(404, f"there is nothing at {head.path}")
+
+    def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
+        if path[2:] not in (("live",), ("ready",)):
+            raise _HttpError(404, f"there is nothing at {head.path}")
+        _need(head, "GET")
+        if path[2] == "ready" and not self._server.ready():
+            raise UnavailableError("a model is not ready")
+        return Reply(200)
+
+    def _model(self, head: Head, model: str, version: str | None, action: str) -> Reply | Work:
+        if action == "infer":
+            _need(head, "POST")
+            if head.header(b"content-encoding") not in (None, "identity"):
+                raise _HttpError(415, "compressed requests are not served, send them as they are")
+            length = oip.header_length(head.header(_LENGTH))
+            if length is None and (media := raw_body.parse_media(head.headers.get(b"content-type", b""))) is not None:
+                return self._bare(head, model, version, media)
+            return Lasting(self._infer, head, model, version, length)
+        _need(head, "GET")
+        if action == "stats":
+            return _json(documents.statistics(self._server, [(model, version)]))
+        document = documents.model(self._server, model, version)
+        return Reply(200) if action == "ready" else _json(document)
+
+    async def _index(self, head: Head, body: bytes) -> Reply:
+        try:
+            return _json(documents.index(self._server, oip.wants_ready_only(body)))
+        except Exception as error:
+            return _failure(head, error)
+
+    def _bare(self, head: Head, model: str, version: str | None, media: raw_body.Media) -> Work:
+        """The work for a body of another type than the protocol's."""
+        try:
+            raw = self._server.describe(model, version).raw
+        except UnavailableError:  # the cloud tier alone answers, and it is asked with tensors
+            raw = ()
+        name = raw_body.input_for(media, raw)
+        if name is not None:
+            return functools.partial(self._infer_bare, head, model, version, (media, name))
+        refused = _HttpError(415, raw_body.refusal(media, model, raw), {"Accept": ", ".join(raw_body.accepted(raw))})
+        if media.kind != "text":
+            raise refused
+
+        async def infer(body: bytes) -> Reply:
+            """Some clients call all JSON text/plain."""
+            is_json = body.lstrip().startswith(b"{")
+            return await self._infer(head, model, version, None, body) if is_json else _failure(head, refused)
+
+        return infer
+
+    async def _infer_bare(
+        self, head: Head, model: str, version: str | None, how: tuple[raw_body.Media, str], body: bytes
+    ) -> Reply:
+        try:
+            request = raw_body.parse_bare(body, *how, head.headers)
+            found = await self._server.answer(model, version, request)
+            encoded = await asyncio.to_thread(oip.encode_response, found, request)  # it came from a thread anyway
+        except Exception as error:
+            return _failure(head, error)
+        return Reply(200, encoded.body, encoded.headers)
+
+    async def _infer(self, head: Head, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
+        try:
+            if length == 0:
+                request = oip.parse_raw(body, self._server.describe(model, version).inputs)
+            elif (len(body) if length is None else length) > LONG_JSON:  # seconds of it must not stop everyone else
+                request = await asyncio.to_thread(oip.parse_request, body, length)
+            else:
+                request = oip.parse_request(body, length)
+            found = await self._server.answer(model, version, request)
+            if oip.json_elements(found, request) > LONG_JSON // 8:
+                encoded = await asyncio.to_thread(oip.encode_response, found, request)
+            else:
+                encoded = oip.encode_response(found, request)
+        except Exception as error:
+            return _failure(head, error)
+        return Reply(200, encoded.body, encoded.headers)
+
+    def _check_origin(self, head: Head) -> None:
+        if not self._local_only or not head.over_tcp:
+            return
+        if b"origin" in head.headers:
+            raise _HttpError(403, "requests from web pages are refused")
+        host = head.header(b"host")
+        if host and not _is_local(host):
+            raise _HttpError(403, f"host is {host!r}, expected localhost or 127.0.0.1")
+
+    def _check_key(self, head: Head) -> None:
+        if not self._api_key:
+            return
+        scheme, _, given = (head.header(b"authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
+
+
+def _failure(head: Head, error: Exception) -> Reply:
+    """The one place where errors become statuses; nothing of a bug is shown, and its traceback is logged."""
+    if isinstance(error, _HttpError):
+        return _error(error.status, str(error), error.headers)
+    if isinstance(error, OverloadedError):
+        return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
+    for kind, status in ((DataError, 400), (NotFoundError, 404), (UnavailableError, 503), (ArenaFullError, 503)):
+        if isinstance(error, kind):
+            return _error(status, str(error))
+    if isinstance(error, EdgekitError):
+        _log.warning("%s %r failed: %s", head.method, head.path, error)
+        return _error(500, str(error))
+    _log.error("%s %r failed", head.method, head.path, exc_info=error)
+    return _error(500, "internal error; the server's log has the reason")
+
+
+def _head(scope: Scope) -> Head:
+    headers: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    over_tcp = scope.get("server") is not None and scope["server"][1] is not None
+    return Head(scope["method"], scope["path"], headers, over_tcp)
+
+
+@functools.lru_cache(maxsize=256)
+def _split(path: str) -> tuple[str, ...]:
+    return tuple(part for part in path.split("/") if part)
+
+
+@functools.lru_cache(maxsize=256)
+def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
+    """Version and action of what follows the model's name: [versions/<v>] [ready|infer|stats]."""
+    version = None
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+    if rest in ((), ("ready",), ("infer",), ("stats",)):
+        return version, rest[0] if rest else ""
+    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer or stats")
+
+
+def _need(head: Head, method: str) -> None:
+    if head.method != method and (head.method, method) != ("HEAD", "GET"):  # whose answer goes without its body
+        raise _HttpError(405, f"method is {head.method}, expected {method}", {"Allow": method})
+
+
+@functools.lru_cache(maxsize=64)
+def _is_local(host: str) -> bool:
+    try:
+        return urlsplit(f"//{host}").hostname in _LOCAL_HOSTS
+    except ValueError:
+        return False
+
+
+def _json(document: Any) -> Reply:
+    return Reply(200, msgspec.json.encode(document), {"Content-Type": oip.JSON_TYPE})
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, oip.error_document(message), {"Content-Type": oip.JSON_TYPE, **(headers or {})})

@@ -1,0 +1,357 @@
+"""Open Inference Protocol v2 with the binary tensor extension: bytes to values and back, for servers and clients.
+
+The JSON comes first, then each binary tensor's bytes in order, little-endian and row-major; the HTTP header
+``Inference-Header-Content-Length`` (`HEADER`) says where the JSON ends. A lie in any length, shape or type is a
+DataError and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from edgekit.errors import DataError
+from edgekit.serving.oip.tensor_data import DATATYPES, NAMES, datatype_of, from_binary, from_json, to_binary, to_json
+from edgekit.tensors import Array, DType, TensorSpec
+
+HEADER = "Inference-Header-Content-Length"
+JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
+MAX_RANK = 16
+_KNOWN, _SHORT = 64, 1024  # JSON headers that are kept, and how long they may be: most clients send the same each time
+
+
+class Encoded(NamedTuple):
+    """One message as it goes over HTTP; `header_length` is None where the whole body is JSON."""
+
+    body: bytes
+    header_length: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that go with the body."""
+        if self.header_length is None:
+            return {"Content-Type": JSON_TYPE}
+        return {"Content-Type": BINARY_TYPE, HEADER: str(self.header_length)}
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """What a client asks.
+
+    Attributes:
+        inputs: By name, of the dtypes and shapes that the client stated.
+        id: To be echoed; None where there was none.
+        parameters: Of the request, unchecked; to be read only.
+        outputs: Wanted outputs, and whether each is wanted in binary; empty for all, as `binary_outputs` says.
+        binary_outputs: Send outputs in binary where nothing else is said.
+    """
+
+    inputs: dict[str, Array]
+    id: str | None = None
+    parameters: Mapping[str, Any] = {}
+    outputs: Mapping[str, bool] = {}
+    binary_outputs: bool = False
+
+
+class InferResponse(msgspec.Struct, frozen=True):
+    """What a server answers."""
+
+    model: str
+    version: str
+    outputs: dict[str, Array]
+    parameters: dict[str, Any] = {}
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    datatype: str
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] = []
+
+
+class _Response(msgspec.Struct):
+    outputs: list[_Tensor]
+    model_name: str = ""
+    model_version: str = ""
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+_index_decoder = msgspec.json.Decoder(_IndexRequest)
+_request_decoder = msgspec.json.Decoder(_Request)
+_response_decoder = msgspec.json.Decoder(_Response)
+
+
+def header_length(value: str | None) -> int | None:
+    """Parse the value of `HEADER`; None where the header is absent, 0 for the raw form (`parse_raw`).
+
+    Raises:
+        DataError: it is no length.
+    """
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise DataError(f"{HEADER} is {value[:40]!r}, expected the length of the JSON in bytes")
+    return int(value)
+
+
+def parse_request(body: bytes, length: int | None = None) -> InferRequest:
+    """Parse an infer request.
+
+    Args:
+        body: The whole HTTP body.
+        length: Bytes of JSON at its start; None when all of it is.
+
+    Raises:
+        DataError: the request is not what the protocol says.
+    """
+    document, rest = _split(body, length)
+    asked = _layout(document) if length is None or length > _SHORT else _known_layout(document)
+    return InferRequest(_filled(asked.tensors, rest), asked.id, asked.parameters, asked.outputs, asked.binary_outputs)
+
+
+def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
+    """Parse a request in the raw form: the body is one tensor and nothing else. Its answer is binary.
+
+    The batch is 1, and one further free axis is as long as the bytes make it. For BYTES the body is the one element.
+
+    Args:
+        body: The whole HTTP body.
+        inputs: Of the model.
+
+    Raises:
+        DataError: the model has not one input, or more free axes, or the bytes do not fit it.
+    """
+    if len(inputs) != 1:
+        raise DataError(f"the raw form is for models with one input, this has {len(inputs)}")
+    spec = inputs[0]
+    shape = [1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)]
+    fixed = [size for size in shape if size is not None]
+    if len(shape) - len(fixed) > 1:
+        raise DataError(
+            f"{spec.name}: the raw form is for one free axis beside the batch, the shape is {spec.shape_text}"
+        )
+    if spec.dtype is DType.BYTES:
+        body = len(body).to_bytes(4, "little") + body
+    row = math.prod(fixed) * (len(body) if spec.dtype is DType.BYTES else spec.dtype.numpy.itemsize)
+    known = [len(body) // max(row, 1) if size is None else size for size in shape]
+    value = from_binary(spec.name, NAMES[spec.dtype], known, memoryview(body))
+    return InferRequest(inputs={spec.name: value}, binary_outputs=True)
+
+
+def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
+    """Encode an answer in the form that `request` asked for; its id is echoed where it had one.
+
+    NaN and infinity have no JSON form and become null there; binary tensors carry them as they are.
+
+    Raises:
+        DataError: an output that was asked for does not exist, or has no JSON form (FP16, bytes that are not UTF-8).
+    """
+    wanted = wanted_outputs(response, request)
+    head: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if request.id is not None:
+        head["id"] = request.id
+    head["parameters"] = response.parameters
+    return _encode(head, "outputs", response.outputs, wanted)
+
+
+def wanted_outputs(response: InferResponse, request: InferRequest) -> Mapping[str, bool]:
+    """The outputs to send, and whether each in binary.
+
+    Raises:
+        DataError: one that was asked for does not exist.
+    """
+    if not request.outputs:
+        return dict.fromkeys(response.outputs, request.binary_outputs)
+    unknown = [name for name in request.outputs if name not in response.outputs]
+    if unknown:
+        raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(response.outputs)}")
+    return request.outputs
+
+
+def json_elements(response: InferResponse, request: InferRequest) -> int:
+    """How many elements of the answer go as JSON, as far as it has what was asked for."""
+    if request.binary_outputs and not request.outputs:
+        return 0
+    wanted = request.outputs or dict.fromkeys(response.outputs, False)
+    return sum(
+        response.outputs[name].size for name, binary in wanted.items() if not binary and name in response.outputs
+    )
+
+
+def encode_request(
+    inputs: Mapping[str, Array], *, parameters: Mapping[str, Any] | None = None, binary: bool = True
+) -> Encoded:
+    """Encode a client's request for all outputs, in binary or JSON.
+
+    Raises:
+        DataError: an input has no JSON form and `binary` is False.
+    """
+    given = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
+    return _encode({"parameters": given}, "inputs", inputs, dict.fromkeys(inputs, binary))
+
+
+def parse_response(body: bytes, length: int | None = None) -> InferResponse:
+    """Parse a server's answer.
+
+    Raises:
+        DataError: the answer is not what the protocol says.
+    """
+    document, rest = _split(body, length)
+    response = _decode(_response_decoder, document, "response")
+    outputs = _filled(_sized(response.outputs), rest)
+    return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
+
+
+def wants_ready_only(body: bytes) -> bool:
+    """Whether a request for the repository index (a JSON object, or nothing) asks for ready models alone.
+
+    Raises:
+        DataError: it is something else.
+    """
+    return _decode(_index_decoder, body, "request").ready if body else False
+
+
+def error_document(message: str) -> bytes:
+    """The body of every answer that is not 200."""
+    return msgspec.json.encode({"error": message})
+
+
+# --- both ways
+
+
+def _split(body: bytes, length: int | None) -> tuple[bytes, memoryview]:
+    if length is None:
+        return body, memoryview(b"")
+    if not 0 < length <= len(body):
+        raise DataError(f"{HEADER} is {length}, but the body has {len(body)} bytes")
+    return body[:length], memoryview(body)[length:]
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], document: bytes, what: str) -> Any:
+    try:
+        return decoder.decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{what} cannot be parsed: {error}") from error
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise DataError(f"parameter {name} is {value!r}, expected true or false")
+    return value
+
+
+class _Layout(NamedTuple):
+    """All that the JSON of a request says, checked; each tensor as `_sized` gives it."""
+
+    tensors: Sequence[tuple[_Tensor, int | None]]
+    id: str | None
+    parameters: Mapping[str, Any]
+    outputs: Mapping[str, bool]
+    binary_outputs: bool
+
+
+def _layout(document: bytes) -> _Layout:
+    request = _decode(_request_decoder, document, "request")
+    all_binary = _flag(request.parameters, "binary_data_output", False)
+    outputs: dict[str, bool] = {}
+    for output in request.outputs:
+        if output.name in outputs:
+            raise DataError(f"output {output.name!r} is asked for twice")
+        outputs[output.name] = _flag(output.parameters, "binary_data", all_binary)
+    tensors, parameters = _sized(request.inputs), MappingProxyType(request.parameters)
+    return _Layout(tensors, request.id, parameters, MappingProxyType(outputs), all_binary)
+
+
+# The same bytes say the same each time; a fault is judged anew. Nothing in it can be changed by who gets it.
+_known_layout = functools.lru_cache(maxsize=_KNOWN)(_layout)
+
+
+def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
+    """Each tensor with the size of its bytes behind the JSON, None where its elements are in the JSON."""
+    found: dict[str, tuple[_Tensor, int | None]] = {}
+    for tensor in tensors:
+        if tensor.name in found:
+            raise DataError(f"tensor {tensor.name!r} stands twice")
+        if tensor.datatype not in DATATYPES:
+            raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
+        if len(tensor.shape) > MAX_RANK:
+            raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
+        found[tensor.name] = tensor, _binary_size(tensor)
+    return tuple(found.values())
+
+
+def _filled(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
+    """The arrays of tensors whose bytes are `rest`, one after the other."""
+    found: dict[str, Array] = {}
+    at = 0
+    for tensor, size in tensors:
+        if size is None:
+            assert isinstance(tensor.data, msgspec.Raw)
+            found[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+            continue
+        if size > len(rest) - at:
+            raise DataError(f"{tensor.name}: binary_data_size is {size}, but {len(rest) - at} bytes are left")
+        found[tensor.name] = from_binary(tensor.name, tensor.datatype, tensor.shape, rest[at : at + size])
+        at += size
+    if at != len(rest):
+        raise DataError(f"{len(rest) - at} bytes follow the last tensor")
+    return found
+
+
+def _binary_size(tensor: _Tensor) -> int | None:
+    if "binary_data_size" not in tensor.parameters:
+        if tensor.data is msgspec.UNSET:
+            raise DataError(f"{tensor.name}: has neither data nor binary_data_size")
+        return None
+    size = tensor.parameters["binary_data_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise DataError(f"{tensor.name}: binary_data_size is {size!r}, expected a number of bytes")
+    if tensor.data is not msgspec.UNSET:
+        raise DataError(f"{tensor.name}: has both data and binary_data_size")
+    return size
+
+
+def _encode(head: dict[str, Any], key: str, tensors: Mapping[str, Array], chosen: Mapping[str, bool]) -> Encoded:
+    documents: list[Any] = []
+    parts: list[bytes] = []
+    for name, binary in chosen.items():
+        value = tensors[name]
+        if binary:
+            parts.append(to_binary(value))
+            documents.append(_binary_document(name, value.dtype, value.shape, len(parts[-1])))
+        else:
+            kind, data = datatype_of(value.dtype), to_json(name, value)
+            documents.append({"name": name, "datatype": kind, "shape": value.shape, "data": data})
+    head[key] = documents
+    text = msgspec.json.encode(head)
+    return Encoded(b"".join([text, *parts]), len(text)) if parts else Encoded(text, None)
+
+
+@functools.lru_cache(maxsize=_KNOWN)
+def _binary_document(name: str, dtype: Any, shape: tuple[int, ...], size: int) -> msgspec.Raw:
+    """What the JSON says of a tensor whose bytes follow it."""
+    document = {"name": name, "datatype": datatype_of(dtype), "shape": shape, "parameters": {"binary_data_size": size}}
+    return msgspec.Raw(msgspec.json.encode(document))

@@ -1,0 +1,86 @@
+"""Preparing the inputs of a request for the session that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgekit.errors import DataError
+from edgekit.tensors import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.serving.session.session import Session
+
+
+PARAMETER = "edgekit_postprocess"
+
+
+class Prepared(NamedTuple):
+    """A request whose bytes are decoded, with the session that is to answer it."""
+
+    session: Session | None
+    inputs: Mapping[str, Array]
+    postprocess: bool
+
+    async def finish(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """What the client gets of the model's `outputs`."""
+        if self.session is None or self.session.processing is None or not self.postprocess:
+            return outputs
+        return await self.session.processing.after(outputs)
+
+
+def as_sent(session: Session | None, postprocess: bool | None) -> bool:
+    """True where a request has nothing to be decoded and nothing to be done after it; else `prepare` has to see."""
+    return not postprocess and (session is None or session.processing is None)
+
+
+async def prepare(
+    current: Callable[[], Session | None], inputs: Mapping[str, Array], postprocess: bool | None
+) -> Prepared:
+    """Decode what was sent as bytes, for the session that answers now.
+
+    Args:
+        current: Gives the active session. Where it changes while bytes are decoded, they are decoded anew for the next.
+        inputs: As the client sent them.
+        postprocess: Whether the outputs are worked on; None where they are when bytes were sent.
+
+    Raises:
+        OverloadedError, DataError: as `SessionProcessing.before`; DataError too where `postprocess` is asked of a model
+            without any.
+    """
+    session = current()
+    while True:
+        processing = session.processing if session else None
+        if session is not None and processing is None and postprocess:
+            raise DataError(f"{PARAMETER} is true, but model {session.manifest.name} does nothing after its outputs")
+        if processing is None or not processing.wanted(inputs):
+            return Prepared(session, inputs, bool(postprocess))
+        found = await processing.before(inputs)
+        if current() is session:
+            return Prepared(session, found, postprocess is not False)
+        session = current()
+
+
+def parse_postprocess(parameters: Mapping[str, Any]) -> bool | None:
+    """The value of `PARAMETER`; None where it is absent.
+
+    Raises:
+        DataError: it is neither true nor false.
+    """
+    value = parameters.get(PARAMETER)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"{PARAMETER} is {value!r}, expected true or false")
+    return value
+
+
+def answered(session: Session, inputs: Mapping[str, Array], parameters: Mapping[str, Any]) -> Sequence[TensorSpec]:
+    """The outputs that a request gets from `session`.
+
+    Raises:
+        DataError: as `parse_postprocess`.
+    """
+    postprocess = parse_postprocess(parameters)
+    processing = session.processing
+    if processing is None or not (processing.wanted(inputs) if postprocess is None else postprocess):
+        return session.runtime.outputs
+    return processing.outputs

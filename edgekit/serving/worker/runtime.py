@@ -1,0 +1,320 @@
+"""A model in a process of its own: what crashes, hangs or leaks there does not reach the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.errors import ArenaFullError, DataError, EdgekitError, ManifestError, RuntimeLoadError, UnavailableError
+from edgekit.serving.session.memory_usage import fair_bytes
+from edgekit.serving.session.queue import OverloadedError
+from edgekit.serving.worker.shared_memory import (
+    Channel,
+    Failed,
+    Load,
+    Loaded,
+    Message,
+    Ran,
+    Run,
+    SharedTensors,
+    WorkerLostError,
+    shared_file,
+)
+from edgekit.tensors import Array, TensorSpec
+
+log = logging.getLogger(__name__)
+
+OPEN_RUNTIME = "edgekit.runtimes:open_runtime"
+RUN_SECONDS, LOAD_SECONDS = 30.0, 900.0
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
+STABLE_SECONDS = 60.0
+PATIENCE_SECONDS = 2.0
+_END_SECONDS = 5.0
+_PLAIN_ERRORS = {
+    one.__name__: one for one in (ArenaFullError, DataError, ManifestError, RuntimeLoadError, UnavailableError)
+}
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgekit.serving.worker import child as w; "
+_BOOT += "w.main(*map(int, sys.argv[2:]))"
+
+
+class WorkerCrashedError(RuntimeLoadError):
+    """The process of a model ended, or was ended because it hung, while it worked on a request."""
+
+
+class WorkerRestartingError(OverloadedError):
+    """The process of a model is being started anew."""
+
+
+class Backoff:
+    """How long to wait before the next start. Rules only.
+
+    The first crash after a stable minute costs no wait; each that follows soon doubles it.
+    """
+
+    def __init__(self) -> None:
+        self._wait = 0.0
+        self._started_at = 0.0
+
+    def started(self, now: float) -> None:
+        """The process was started."""
+        self._started_at = now
+
+    def crashed(self, now: float) -> float:
+        """Seconds until it is to be started again."""
+        if now - self._started_at >= STABLE_SECONDS:
+            self._wait = 0.0
+        wait = self._wait
+        self._wait = min(max(2 * wait, FIRST_BACKOFF_SECONDS), LONGEST_BACKOFF_SECONDS)
+        return wait
+
+
+class WorkerRuntime:
+    """Runtime over a bundle that another process runs; tensors go through shared memory.
+
+    A process that crashes, or that is ended because a run took over `run_seconds`, fails the request it worked on and
+    is started again at once; after crashes in a row, later and later. Requests that come meanwhile wait for a moment
+    and are then refused with the time to come back. It ends when this process does, however that ends.
+
+    Args:
+        manifest: Of the bundle.
+        folder: Where its files are.
+        options: Arguments of `loader`, of plain types.
+        loader: ``module:function`` that opens the bundle there.
+        run_seconds: Longest run.
+        load_seconds: Longest load; TensorRT builds engines for minutes.
+
+    Attributes:
+        crashes: How often a run cost the process.
+        restarts: How often another took its place.
+
+    Raises:
+        RuntimeLoadError: it cannot be loaded, or the process crashed over it.
+        Whatever else `loader` raises of edgekit's errors.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        options: Mapping[str, Any] | None = None,
+        loader: str = OPEN_RUNTIME,
+        run_seconds: float = RUN_SECONDS,
+        load_seconds: float = LOAD_SECONDS,
+    ) -> None:
+        self._name = manifest.name
+        self._load = Load(manifest.canonical_bytes(), str(folder), loader, dict(options or {}))
+        self._run_seconds, self._load_seconds = run_seconds, load_seconds
+        self._backoff = Backoff()
+        self._changed = threading.Condition()
+        self._process: _Process | None = None
+        self._next_start = 0.0
+        self._closing = threading.Event()
+        self.restarts = self.crashes = 0
+        self._process, self._loaded = self._start()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Logical inputs."""
+        return self._loaded.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Logical outputs."""
+        return self._loaded.outputs
+
+    @property
+    def provider(self) -> str:
+        """What really runs it."""
+        return self._loaded.provider
+
+    @property
+    def providers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What was asked for, and what was got."""
+        return self._loaded.asked, self._loaded.got
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None while there is none."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def memory_bytes(self) -> int:
+        """What the process holds; 0 while there is none."""
+        pid = self.pid
+        return 0 if pid is None else fair_bytes(pid)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see Runtime.run.
+
+        Raises:
+            WorkerCrashedError: the process did not survive it.
+            WorkerRestartingError: it is being started again.
+        """
+        process = self._wait_for_process()
+        try:
+            return process.run(inputs, self._run_seconds)
+        except (WorkerLostError, TimeoutError) as error:
+            self._lost(process)
+            hung = isinstance(error, TimeoutError)
+            how = f"was ended, for it took over {self._run_seconds:g} s" if hung else process.died_of(error)
+            log.error("the worker of model %s %s", self._name, how)
+            raise WorkerCrashedError(f"the worker of model {self._name} {how}") from error
+
+    def close(self) -> None:
+        """End the process."""
+        self._closing.set()
+        with self._changed:
+            process, self._process = self._process, None
+            self._changed.notify_all()
+        if process is not None:
+            process.end()
+
+    def _wait_for_process(self) -> _Process:
+        with self._changed:
+            if self._process is None and not self._closing.is_set():
+                self._changed.wait(PATIENCE_SECONDS if self._next_start <= time.monotonic() else 0.0)
+            if self._closing.is_set():
+                raise RuntimeLoadError(f"the worker of model {self._name} is closed")
+            if self._process is None:
+                retry = max(1.0, self._next_start - time.monotonic())
+                message = f"the worker of model {self._name} has crashed and is being started again"
+                raise WorkerRestartingError(self._name, 0, retry, message, "look for the reason in the agent's log")
+            return self._process
+
+    def _lost(self, process: _Process) -> None:
+        process.kill()
+        with self._changed:
+            self._process = None
+            self.crashes += 1
+            now = time.monotonic()
+            self._next_start = now + self._backoff.crashed(now)
+        threading.Thread(target=self._restart, name=f"restart-{self._name}", daemon=True).start()
+
+    def _restart(self) -> None:
+        while not self._closing.wait(max(0.0, self._next_start - time.monotonic())):
+            try:
+                process, loaded = self._start()
+            except EdgekitError as error:
+                now = time.monotonic()
+                self._next_start = now + max(self._backoff.crashed(now), FIRST_BACKOFF_SECONDS)
+                log.error("the worker of model %s cannot be started again: %s", self._name, error)
+                continue
+            with self._changed:
+                self.restarts += 1
+                if not self._closing.is_set():
+                    self._process, self._loaded = process, loaded
+                    self._changed.notify_all()
+                    return
+            process.end()
+            return
+
+    def _start(self) -> tuple[_Process, Loaded]:
+        self._backoff.started(time.monotonic())
+        process = _Process(self._name)
+        try:
+            return process, process.load(self._load, self._load_seconds)
+        except WorkerLostError as error:
+            process.kill()
+            how = process.died_of(error)
+            raise RuntimeLoadError(f"model {self._name} cannot be loaded: its worker {how}") from error
+        except TimeoutError as error:
+            process.kill()
+            raise RuntimeLoadError(f"loading model {self._name} took over {self._load_seconds:g} s") from error
+        except BaseException:
+            process.kill()
+            raise
+
+
+class _Process:
+    """A worker process, our end of it."""
+
+    def __init__(self, name: str) -> None:
+        ours, theirs = socket.socketpair()
+        memory = shared_file()
+        life_there, self._life = os.pipe()
+        ends = (theirs.fileno(), memory, life_there)
+        # -I: nothing of the surroundings or the working folder decides what is imported; the path is ours.
+        command = [sys.executable, "-I", "-X", "faulthandler", "-c", _BOOT, json.dumps(sys.path), *map(str, ends)]
+        try:
+            self._child = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=2)
+        except BaseException as error:
+            ours.close()
+            os.close(memory)
+            os.close(self._life)
+            if isinstance(error, OSError):
+                raise RuntimeLoadError(f"the worker of model {name} cannot be started: {error}") from error
+            raise
+        finally:
+            theirs.close()
+            os.close(life_there)
+        self._channel, self._memory = Channel(ours), SharedTensors(memory)
+        self.pid, self._killed = self._child.pid, False
+
+    def load(self, message: Load, seconds: float) -> Loaded:
+        self._channel.send(message)
+        found = self._receive(seconds)
+        if not isinstance(found, Loaded):
+            raise WorkerLostError(f"it answers {type(found).__name__} to Load")
+        return found
+
+    def run(self, inputs: Mapping[str, Array], seconds: float) -> dict[str, Array]:
+        tensors, end = self._memory.write(inputs)
+        self._channel.send(Run(tensors, end))
+        found = self._receive(seconds)
+        if not isinstance(found, Ran):
+            raise WorkerLostError(f"it answers {type(found).__name__} to Run")
+        return self._memory.read(found.outputs, copy=True)
+
+    def died_of(self, error: BaseException) -> str:
+        """How it ended, for people."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._child.wait(_END_SECONDS)
+            if code == -signal.SIGKILL and not self._killed:
+                return "died of SIGKILL, as when the machine's memory ends"
+            if code < 0 and not self._killed:
+                with contextlib.suppress(ValueError):
+                    return f"died of {signal.Signals(-code).name}"
+            if code > 0:
+                return f"ended with status {code}"
+        return f"was lost: {error}"
+
+    def end(self) -> None:
+        """Let it end in order, or else end it."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(_END_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._channel.close()
+        try:
+            self._child.wait(0.2)  # one that crashes is just writing how
+        except subprocess.TimeoutExpired:
+            self._killed = True
+            self._child.kill()
+            self._child.wait()
+        if self._life >= 0:
+            os.close(self._life)
+            self._memory.close()
+            self._life = -1
+
+    def _receive(self, seconds: float) -> Message:
+        found = self._channel.receive(seconds)
+        if isinstance(found, Failed):
+            kind: Callable[..., EdgekitError] = _PLAIN_ERRORS.get(found.kind, RuntimeLoadError)
+            raise kind(found.message, advice=found.advice)
+        return found

@@ -1,0 +1,1 @@
+"""Alembic migrations of the fleet state; `edgekit.state.tables.open_database` runs them."""

@@ -1,0 +1,285 @@
+"""Blobs on a folder or an object store, through one library: file://, s3://, gs://, az://.
+
+Object stores take their credentials from their own environment variables (AWS_*, GOOGLE_*, AZURE_*).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+from obstore.store import LocalStore, from_url
+
+from edgekit.errors import NotFoundError, SettingsError, StoreError, UnavailableError
+from edgekit.protocols import Store
+from edgekit.storage.store_lease import ConflictError, Lease, UnconditionalError
+
+OBJECT_SCHEMES = ("s3", "gs", "az")
+FILE_PREFIX = "file://"
+LOCK_NAME = ".lock"
+# The library retries for three minutes by default, which looks like a hang to a person at a prompt.
+RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+
+_FAILURES = (BaseError, OSError, ValueError)
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`.
+
+    Args:
+        url: ``file://`` and a folder (relative ones count from the working folder; made on the first write), or
+            ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://account/container/prefix``.
+
+    Raises:
+        SettingsError: the URL is of no known kind, or the library refuses it.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or not rest or scheme not in ("file", *OBJECT_SCHEMES):
+        raise SettingsError(
+            f"{url!r} is no store URL",
+            advice="Use file://FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX.",
+        )
+    if scheme == "file":
+        return FileStore(Path(unquote(rest)))
+    try:
+        return BucketStore(from_url(url, retry_config=RETRY), url)
+    except _FAILURES as error:
+        raise SettingsError(f"store {url!r} cannot be opened: {_first_line(error)}") from error
+
+
+class ObjectStore:
+    """A Store over one bucket or folder. Object stores replace an object in one step; readers see the old or the new.
+
+    Args:
+        remote: The library's store.
+        label: How messages call it.
+    """
+
+    def __init__(self, remote: Any, label: str) -> None:
+        self._remote = remote
+        self._label = label
+        self._lease = Lease(self, label)
+
+    def get(self, name: str) -> bytes:
+        """See Store.get."""
+        with self._wrapped(name, "read"):
+            return bytes(obstore.get(self._remote, _checked(name)).bytes())
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """See Store.get_range; a range that begins past the end is empty."""
+        if length <= 0 or start < 0:
+            raise ValueError(f"range from {start} of {length} bytes, expected a start from 0 and at least one byte")
+        try:
+            return bytes(obstore.get_range(self._remote, _checked(name), start=start, length=length))
+        except FileNotFoundError as error:
+            raise self._missing(name) from error
+        except _FAILURES as error:
+            if start >= self.size(name):
+                return b""
+            raise self._failed(name, "read", error) from error
+
+    def size(self, name: str) -> int:
+        """See Store.size."""
+        with self._wrapped(name, "read"):
+            return int(obstore.head(self._remote, _checked(name))["size"])
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """See Store.put."""
+        try:
+            obstore.put(self._remote, _checked(name), data)
+        except _FAILURES as error:  # an absent source file too
+            raise self._failed(name, "written", error) from error
+
+    def exists(self, name: str) -> bool:
+        """See Store.exists."""
+        try:
+            self.size(name)
+        except NotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> list[str]:
+        """See Store.list; `prefix` is a folder, empty for the whole store."""
+        folder = prefix.rstrip("/")
+        with self._wrapped(prefix, "listed"):
+            chunks = obstore.list(self._remote, prefix=_checked(folder) if folder else None)
+            return sorted(entry["path"] for chunk in chunks for entry in chunk)
+
+    @contextlib.contextmanager
+    def lock(self, timeout_seconds: float = 60.0) -> Iterator[None]:
+        """Hold the store against other writers; one that died holds it for half a minute at most.
+
+        A store without conditional writes cannot be held: the log says so, and one writer at a time is the
+        caller's duty.
+
+        Raises:
+            UnavailableError: another writer held it for the whole time. StoreError: the store failed.
+        """
+        with self._lease.hold(timeout_seconds):
+            yield
+
+    def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """Write where there is still what the caller has read, `expected`; None for nothing, or litter of the dead.
+
+        Raises:
+            ConflictError: another writer was here meanwhile. StoreError: the store failed.
+        """
+        found = self.get_tagged(name)
+        if found is not None and found[0] == data:
+            return
+        try:
+            if expected is not None and (found is None or found[0] != expected):
+                raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
+            if expected is None and found is not None and not self._lease.held():
+                raise ConflictError(f"{self._label}: another writer has written {name!r} meanwhile")
+            self.put_tagged(name, data, found[1] if found else None)
+        except UnconditionalError:
+            self.put(name, data)
+
+    def get_tagged(self, name: str) -> tuple[bytes, str] | None:
+        """An object and its tag, which changes with every write; None where there is none."""
+        try:
+            with self._wrapped(name, "read"):
+                found = obstore.get(self._remote, _checked(name))
+                return bytes(found.bytes()), str(found.meta["e_tag"])
+        except NotFoundError:
+            return None
+
+    def put_tagged(self, name: str, data: bytes, tag: str | None) -> str:
+        """Write while the object has `tag` (None: is absent); returns its new tag.
+
+        Raises:
+            ConflictError: it has another one by now. UnconditionalError: the store cannot do that.
+            StoreError: the store failed.
+        """
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        try:
+            return str(obstore.put(self._remote, _checked(name), data, mode=mode, use_multipart=False)["e_tag"])
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile") from error
+        except (NotSupportedError, NotImplementedError) as error:
+            raise UnconditionalError from error
+        except _FAILURES as error:
+            raise self._failed(name, "written", error) from error
+
+    @contextlib.contextmanager
+    def _wrapped(self, name: str, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._missing(name) from error
+        except _FAILURES as error:
+            raise self._failed(name, verb, error) from error
+
+    def _missing(self, name: str) -> NotFoundError:
+        return NotFoundError(f"{self._label} has no {name!r}")
+
+    def _failed(self, name: str, verb: str, error: Exception) -> StoreError:
+        return StoreError(f"{self._label}: {name!r} cannot be {verb}: {_first_line(error)}")
+
+
+class BucketStore(ObjectStore):
+    """A Store in a bucket of a service, which can let others read a blob."""
+
+    def signed_url(self, name: str, seconds: int) -> str:
+        """A URL under which anybody can read the blob for so long. Raises StoreError where it cannot be signed."""
+        with self._wrapped(name, "signed"):
+            return str(obstore.sign(self._remote, "GET", _checked(name), timedelta(seconds=seconds)))
+
+
+class FileStore(ObjectStore):
+    """A Store in a folder: a write goes to a temporary file that is renamed over the old one, then reaches the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        # The library's own paths are absolute, so a later change of the working folder does not move the store.
+        self._folder = folder.resolve()
+        self._local: LocalStore | None = None
+        self._label = FILE_PREFIX + str(self._folder)
+
+    @property
+    def _remote(self) -> LocalStore:
+        if self._local is None:
+            # Without the folder the library panics on its first use; an absent folder is an empty store.
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._local = LocalStore(prefix=self._folder)
+        return self._local
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """See Store.put; the bytes are on the disk when this returns."""
+        super().put(name, data)
+        with self._wrapped(name, "written"):
+            path = self._folder / name
+            _sync(path)
+            _sync(path.parent)
+
+    def list(self, prefix: str) -> list[str]:
+        """See Store.list."""
+        return [name for name in super().list(prefix) if name != LOCK_NAME]
+
+    def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """As for object stores; the lock keeps others out, so it is enough to look."""
+        if expected is not None and self.get(name) != expected:
+            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
+        self.put(name, data)
+
+    @contextlib.contextmanager
+    def lock(self, timeout_seconds: float = 30.0) -> Iterator[None]:
+        """Hold the store against other writers on this machine, who wait; the end of the process releases it.
+
+        Raises:
+            UnavailableError: another writer held it for the whole time.
+            StoreError: the folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self._label} cannot be written: {error}") from error
+        try:
+            _take(handle, time.monotonic() + timeout_seconds, self._label)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _take(handle: int, deadline: float, label: str) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(
+                    f"{label} is held by another writer",
+                    advice="Wait until the other publish has ended, then try again.",
+                ) from error
+        time.sleep(0.05)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checked(name: str) -> str:
+    """Names come from the network too: one that could leave the store, or be read two ways, names nothing."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..", LOCK_NAME) for part in parts) or "\\" in name or "\0" in name:
+        raise NotFoundError(f"{name!r} is not the name of a blob")
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

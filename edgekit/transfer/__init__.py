@@ -1,0 +1,4 @@
+"""Rules for moving blobs in blocks: block maps, windows and broadcasts.
+
+Pure; the device and the controller bring sockets and clocks.
+"""

@@ -1,0 +1,142 @@
+"""Full-integer files for Edge TPU and Ethos-U: what fits, what is named, and the makers' compilers."""
+
+import os
+import shutil
+import stat
+
+import msgspec
+import numpy as np
+import pytest
+
+from converters.backends import Workbench, backend_for
+from converters.backends.accelerators import accelerators, compile_for, faults
+from converters.backends.litert import LiteRTBackend
+from converters.data.samples import Samples
+from converters.pipeline import run_plan
+from converters.plan import make_plan
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets
+from edgekit.errors import ConversionError
+from tests.simulators import models
+from tests.simulators.conv_models import separable
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def bench(child, tmp_path_factory):
+    graph = separable()
+    images, _ = models.patterns(40)
+    folder = tmp_path_factory.mktemp("accelerators")
+    return Workbench(graph, graph.with_batch(1), Samples({"image": images}), child, folder)
+
+
+@pytest.fixture
+def only(tmp_path, monkeypatch):
+    """A PATH with nothing but the given script under the compiler's name."""
+
+    def only(name="", script=""):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        if name:
+            file = folder / name
+            file.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+            file.chmod(file.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(folder))
+
+    return only
+
+
+@pytest.mark.parametrize("name", ["coral-edgetpu", "ethos-u55"])
+def test_int8_fits_and_says_that_no_compiler_was_there(name, bench, only):
+    """Integers through and through, inputs and outputs too; the note says what was not run."""
+    only()
+    artifact = backend_for(builtin_targets()[name], "litert", bench).build(Recipe("int8"))
+    assert artifact.inputs[0].artifact.dtype.value == artifact.outputs[0].artifact.dtype.value == "int8"
+    assert artifact.compiled == b""
+    assert "not installed" in artifact.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (Recipe("float32"), "float32, expected integers only"),
+        (Recipe("int8-dynamic"), "an input or output is float32"),
+        (Recipe("int8", float_layers=("point1",)), "DEQUANTIZE"),
+        (Recipe("int8", int4_layers=("point1",)), "int4, expected integers"),
+    ],
+    ids=lambda value: getattr(value, "id", ""),
+)
+def test_what_is_not_full_integer_is_refused(recipe, says, bench, only):
+    """With the operator and the type; 4 bits are no type that these accelerators have."""
+    only()
+    backend = LiteRTBackend(bench, accelerator=accelerators()["edgetpu"])
+    with pytest.raises(ConversionError, match="does not run on Edge TPU") as caught:
+        backend.build(recipe)
+    assert says in str(caught.value)
+
+
+def test_operators_that_the_accelerator_lacks_are_named(bench):
+    """All of them, by place."""
+    data = LiteRTBackend(bench).build(Recipe("int8")).data
+    known = accelerators()["ethos-u55"]
+    assert faults(data, known) == []
+    fewer = msgspec.structs.replace(known, operators=tuple(o for o in known.operators if o not in ("MEAN", "SOFTMAX")))
+    assert [fault.split(",")[1].strip() for fault in faults(data, fewer)] == ["MEAN", "SOFTMAX"]
+    narrow = msgspec.structs.replace(known, large_axes=2)
+    assert "makes [1, 8, 8, 8], expected at most 2" in faults(data, narrow)[0]
+
+
+def test_compiled_file_is_kept_with_what_was_left_out(bench, only):
+    """The Edge TPU compiler's log says which operators it mapped; the others are told."""
+    only(
+        "edgetpu_compiler",
+        'cp "$4" "$3/model_edgetpu.tflite"; printf "Operator   Count   Status\\n\\nCONV_2D   3   Mapped to Edge TPU\\n'
+        'SOFTMAX   1   Operation is otherwise supported, but not mapped\\n"',
+    )
+    artifact = LiteRTBackend(bench, accelerator=accelerators()["edgetpu"]).build(Recipe("int8"))
+    assert artifact.compiled == artifact.data
+    assert artifact.notes == (
+        "compiled by edgetpu_compiler",
+        "1 SOFTMAX: Operation is otherwise supported, but not mapped",
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [("echo no such luck >&2; exit 3", "exit status 3.*no such luck"), ("exit 0", "it says nothing")],
+)
+def test_compiler_that_fails_is_quoted(script, says, bench, only, tmp_path):
+    """With its exit status and its own words."""
+    only("vela", script)
+    (tmp_path / "model.tflite").write_bytes(LiteRTBackend(bench).build(Recipe("int8")).data)
+    with pytest.raises(ConversionError, match=f"vela refuses the model.*{says}"):
+        compile_for(tmp_path / "model.tflite", accelerators()["ethos-u55"], tmp_path / "out")
+
+
+@pytest.mark.skipif(shutil.which("vela") is None, reason="needs vela on the PATH: pip install ethos-u-vela")
+def test_vela_takes_the_file_whole(bench):
+    """Arm's compiler maps every operator, names stripped or not."""
+    artifact = LiteRTBackend(bench, accelerator=accelerators()["ethos-u55"]).build(Recipe("int8"))
+    assert artifact.notes == ("compiled by vela",)
+    assert artifact.compiled[4:8] == b"TFL3"
+    assert artifact.compiled != artifact.data
+
+
+def test_compiled_file_is_in_the_bundle(onnx_folder, only, tmp_path, child, monkeypatch):
+    """Beside the model that this machine measured, listed in the manifest."""
+    found = os.environ["PATH"]
+    only("vela", 'cp "$5" "$4/model_vela.tflite"; echo "CPU operators = 0 (0.0%)"')
+    monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + found)
+    data = onnx_folder / "data.npz"
+    plan = make_plan(
+        onnx_folder / "model.onnx", targets=["ethos-u55"], data=data, output=tmp_path, accept_unproven=True
+    )
+    run_plan(plan, child=child)
+    folder = tmp_path / "model-1.0.0-ethos-u55"
+    manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+    roles = {entry.path: entry.role for entry in manifest.files}
+    assert roles["model.compiled.tflite"] == "compiled"
+    assert (folder / "model.compiled.tflite").read_bytes()[4:8] == b"TFL3"
+    np.testing.assert_equal((folder / "model.compiled.tflite").stat().st_size, (folder / "model.tflite").stat().st_size)

@@ -1,0 +1,243 @@
+"""LiteRT artifacts of every kind, with layers of their own precision, through the real quantizer and runtime."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from converters.backends import Workbench, four_bit_default
+from converters.backends.litert import LiteRTBackend
+from converters.backends.strip import require_equal
+from converters.backends.tflite_facts import pieces_of
+from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
+from converters.backends.tflite_ranges import tensor_histograms
+from converters.calibration.histogram import Histogram
+from converters.calibration.range_rules import read_range
+from converters.candidates.candidate import open_artifact, run_rows
+from converters.data.samples import Samples
+from converters.framework_process import TensorFlowChild
+from converters.passes.weights import with_constants
+from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
+from edgekit.errors import CalibrationError, ConversionError
+from tests.simulators import models
+from tests.simulators.conv_models import separable
+
+pytestmark = pytest.mark.heavy
+
+KINDS = ("int8", "int8-dynamic", "int8-weights")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    images, _ = models.patterns(60)
+    return Samples({"image": images})
+
+
+@pytest.fixture(scope="module")
+def backend(child, samples, tmp_path_factory):
+    graph = separable()
+    bench = Workbench(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("litert"))
+    return LiteRTBackend(bench)
+
+
+@pytest.fixture(scope="module")
+def answers(backend, samples, tmp_path_factory):
+    """Build a recipe and answer the samples with it: (artifact, scores)."""
+
+    def answers(recipe):
+        artifact = backend.build(recipe)
+        runtime = open_artifact(artifact, tmp_path_factory.mktemp("run"))
+        try:
+            return artifact, run_rows(runtime, samples.inputs)["scores"]
+        finally:
+            runtime.close()
+
+    return answers
+
+
+def dtypes(artifact):
+    return [op.dtype for op in weighted_ops(artifact.data)]
+
+
+EXPECTED = {
+    "float32": ["float32"] * 6,
+    "float16": ["float16"] * 6,
+    **{kind: ["int8"] * 6 for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_kind_holds_its_weights_and_answers_alike(precision, answers, samples):
+    """The interface stays float for clients, and every kind agrees with the float model."""
+    artifact, found = answers(Recipe(precision))
+    assert dtypes(artifact) == EXPECTED[precision]
+    expected = separable().run(samples.inputs)["scores"]
+    assert np.abs(found - expected).max() < {"float32": 1e-5, "float16": 5e-3}.get(precision, 0.06)
+    assert artifact.inputs[0].artifact.dtype.value == ("int8" if precision == "int8" else "float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int8-dynamic", "int8-weights"])
+def test_one_delegate_takes_the_whole_graph(precision, answers, tmp_path):
+    """XNNPACK runs everything in one piece: no operator between two parts moves activations back and forth."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    artifact, _ = answers(Recipe(precision))
+    (tmp_path / "m.tflite").write_bytes(artifact.data)
+    interpreter = Interpreter(model_path=str(tmp_path / "m.tflite"), num_threads=1)
+    interpreter.allocate_tensors()
+    names = [op["op_name"] for op in interpreter._get_ops_details()]
+    assert names[len(operators_of(artifact.data)) :] == ["DELEGATE"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_named_layers_stay_float(precision, answers):
+    """In halves; of two with the same weights, which are told apart by their order, one alone stays whole."""
+    second = ("point1", "point2") if precision == "int8-weights" else ("point2",)  # there, what is shared stays alike
+    artifact, _ = answers(Recipe(precision, float_layers=(*second, "first")))
+    points = ("float16", "float16") if "point1" in second else ("int8", "float32")
+    assert dtypes(artifact) == ["float16", "int8", points[0], "int8", points[1], "int8"]
+
+
+@pytest.mark.parametrize("share", [1e-9, 1e6])
+def test_weights_that_halves_do_not_hold_stay_whole(share, child, samples, tmp_path):
+    """Too small or too large: then the file has them in float32, and answers as the float model does."""
+    graph = separable()
+    weights = {"wp": graph.constants["wp"] * np.float32(share)}
+    graph = with_constants(graph, weights)
+    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), samples, child, tmp_path))
+    artifact = backend.build(Recipe("int8-weights", float_layers=("first", "point1", "point2")))
+    assert dtypes(artifact) == ["float16", "int8", "float32", "int8", "float32", "int8"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_halves_leave_the_graph_in_one_piece(precision, answers, samples, tmp_path):
+    """XNNPACK unpacks them when it loads the file, and the answers stay near."""
+    artifact, found = answers(Recipe(precision, float_layers=("first", "point1", "point2")))
+    (tmp_path / "m.tflite").write_bytes(artifact.data)
+    assert pieces_of(tmp_path / "m.tflite")[0] == 1
+    assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (Recipe("int8-dynamic"), "2.1"),
+        (Recipe("int8-dynamic", per_channel=False), ""),
+        (Recipe("int8-dynamic", float_layers=("last",)), ""),
+        (Recipe("int8"), ""),
+        (Recipe("int8-weights"), ""),
+    ],
+    ids=lambda value: value.id if isinstance(value, Recipe) else "",
+)
+def test_a_file_that_tflite_runtime_answers_wrongly_asks_for_litert(recipe, wanted, answers):
+    """Dynamic dense layers with a scale per channel: tflite-runtime 2.14 takes the first for all, and says nothing."""
+    artifact, _ = answers(recipe)
+    assert artifact.runtime_version == wanted
+
+
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_named_layers_have_4_bits(precision, rounding, backend, answers):
+    """Pointwise layers by default; the integers in the file are those of the rounding pass; the runtime is demanded."""
+    names = four_bit_default(backend.layers())
+    assert names == ("point1", "point2")
+    recipe = Recipe(precision, int4_layers=names, rounding=rounding)
+    artifact, found = answers(recipe)
+    assert dtypes(artifact) == ["int8", "int8", "int4", "int8", "int4", "int8"]
+    assert artifact.runtime_version == "2.1"
+    prepared = backend._bench.prepared(recipe, backend._bench.fixed).constants["wp"].reshape(8, 8)
+    levels = np.rint(prepared * 7 / np.abs(prepared).max(axis=1, keepdims=True)).astype(np.int8)
+    raw = np.frombuffer(weighted_ops(artifact.data)[2].content, np.uint8)
+    nibbles = np.stack([raw & 15, raw >> 4], axis=1).ravel().astype(np.int8)
+    np.testing.assert_array_equal(np.where(nibbles > 7, nibbles - 16, nibbles).reshape(8, 8), levels)
+    assert np.isfinite(found).all()
+
+
+def test_layers_are_found_by_their_weights(backend):
+    """Equal ones by their order."""
+    bench = backend._bench
+    ops = weighted_ops(bench.lowered(bench.fixed).path.read_bytes())
+    assert match_layers(bench.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
+
+
+def test_rule_that_names_no_layer_is_refused(backend):
+    """A misspelt name is an error and not a candidate that silently lacks the rule."""
+    with pytest.raises(ConversionError, match="pointy"):
+        backend.build(Recipe("int8-dynamic", float_layers=("pointy",)))
+
+
+def test_what_needs_samples_is_refused_without(child, tmp_path):
+    """4 bits to the nearest need none, rounding by data does."""
+    graph = separable()
+    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path))
+    assert dtypes(backend.build(Recipe("int8-dynamic", int4_layers=("point1",))))[2] == "int4"
+    with pytest.raises(CalibrationError):
+        backend.build(Recipe("int8-dynamic", int4_layers=("point1",), rounding="gptq"))
+
+
+def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
+    """4-bit weights and float islands come through the strip."""
+    for recipe in (
+        Recipe("int8", int4_layers=("point1",), float_layers=("last",)),
+        Recipe("int8-dynamic", int4_layers=("point2",), float_layers=("deep1",)),
+    ):
+        artifact = backend.build(recipe)
+        (tmp_path / "after.tflite").write_bytes(artifact.data)
+        before = backend._bench.folder / f"litert-{recipe.id}.tflite"
+        require_equal(before, tmp_path / "after.tflite")
+        assert len(artifact.data) < 0.9 * before.stat().st_size
+
+
+def test_ranges_come_from_the_one_calibration(backend, samples):
+    """Every tensor that takes a canonical tensor's values has its histogram; none is measured twice."""
+    bench = backend._bench
+    lowered = bench.lowered(bench.fixed)
+    rows = list(backend._rows(lowered))
+    probes, known = bench.probes(bench.fixed), bench.calibration.tensors
+    names = tensor_names(lowered.path)
+    found = tensor_histograms(lowered.path, rows, names, probes=probes, known=known)
+    assert sum(any(histogram is one for one in known.values()) for histogram in found.values()) == len(names)
+    # what no canonical tensor matches is measured through the runtime, to the same values
+    alone = tensor_histograms(lowered.path, rows, names, probes={"x": np.zeros((4, 3))}, known={})
+    for name, histogram in found.items():
+        np.testing.assert_allclose(
+            (alone[name].minimum, alone[name].maximum), (histogram.minimum, histogram.maximum), atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("rule", RANGES)
+def test_ranges_of_each_rule_are_in_the_file(rule, answers, samples):
+    """The scale of the input is that of the rule's range, and the answers stay near."""
+    artifact, found = answers(Recipe("int8", ranges=rule))
+    low, high = read_range(Histogram.of(samples.inputs["image"]), rule)
+    np.testing.assert_allclose(artifact.inputs[0].scale, (max(high, 0) - min(low, 0)) / 255, rtol=1e-4)
+    assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.15
+
+
+def test_evened_out_and_corrected_files_answer_alike(answers, samples):
+    """Ranges are measured anew for evened channels; the weights in the file are the new ones."""
+    expected = separable().run(samples.inputs)["scores"]
+    artifact, found = answers(Recipe("int8", correct_bias=True))
+    assert np.abs(found - expected).max() < 0.06
+    layers = ("first", "deep1", "point1", "deep2", "point2")
+    artifact, found = answers(Recipe("int8-weights", equalize=True, float_layers=layers))
+    assert np.abs(found - expected).max() < 0.02
+    assert dtypes(artifact) == ["float16"] * 5 + ["int8"]
+
+
+def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend, tmp_path):
+    """In another process there is no need for a second TensorFlow: it is furnished with the float file."""
+    recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
+    furnishing = pickle.loads(pickle.dumps(backend._bench.furnishing(recipe, backend.graph, lower=True)))
+    copy = LiteRTBackend(backend._bench.another(TensorFlowChild(), tmp_path))
+    copy._bench.furnish(recipe, copy.graph, furnishing)
+    assert copy.build(recipe).data == backend.build(recipe).data
+    assert copy._bench.child._process is None
+
+
+def tensor_names(path):
+    """Activations of a file: what operators make, and its inputs."""
+    model = parse_tflite(path.read_bytes())
+    graph = model.subgraphs[0]
+    indices = [*graph.inputs, *(i for operator in graph.operators for i in operator.outputs)]
+    return [graph.tensors[i].name.decode() for i in indices]

@@ -1,0 +1,244 @@
+"""Artifacts for Jetson: where quantization is placed, what the checker names, and that they run, on a CPU."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.backends import Workbench, backend_for
+from converters.backends.onnx_tensorrt import OnnxTensorRTBackend, with_pairs
+from converters.backends.tensorrt_rules import Placement, place, violations
+from converters.candidates.candidate import open_artifact, run_rows
+from converters.data.samples import Samples
+from converters.framework_process import TensorFlowChild
+from converters.frontends.onnx import canonical
+from converters.graph.graph import Graph
+from converters.passes import Simplify, run_pass
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets
+from edgekit.errors import ConversionError
+from tests.simulators import dense_models, models
+from tests.simulators.conv_models import residual
+
+INT8 = Recipe("int8", symmetric=True)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return Samples({"x": np.random.default_rng(1).normal(0, 1, (40, 3, 16, 16)).astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def bench(samples, tmp_path_factory):
+    graph = residual()
+    return Workbench(graph, graph.with_batch(1), samples, TensorFlowChild(), tmp_path_factory.mktemp("trt"))
+
+
+def test_layers_that_gain_are_quantized_and_the_others_say_why():
+    """The stem has 3 channels, one layer is depthwise, the last one is a head."""
+    found = place(residual().with_batch(1))
+    assert found.layers == ("c1", "c2", "short", "c3", "c4", "c5")
+    assert found.reasons["stem"] == "it has 3 channels"
+    assert "depthwise" in found.reasons["deep"]
+    assert "head" in found.reasons["head"]
+
+
+def test_the_branch_that_is_not_fused_is_quantized():
+    """A sum is fused with the later of its layers; the skip, or the earlier one, is what gets a pair."""
+    assert place(residual().with_batch(1)).skips == (("sum1", 1), ("sum2", 1))
+
+
+def test_attention_and_vectors_stay_float():
+    """Products of activations, layers of one row, narrow ones, and what the recipe keeps."""
+    graph = dense_models.encoder(size=32).with_batch(1)
+    found = place(graph, keep=["MatMul_down.m"])
+    reasons = found.reasons
+    assert "inside attention" in reasons["MatMul_qk"]
+    assert "inside attention" in reasons["MatMul_av"]
+    assert reasons["MatMul_down.m"] == "the recipe keeps it float"
+    assert "head" in reasons["MatMul_logits"]
+    assert len(found.layers) == 5  # q, k, v, out, up
+    one = place(dense_models.autoencoder().with_batch(1))
+    assert {*one.reasons.values()} == {
+        "it multiplies a vector",
+        "it is a head: no layer follows that could hide its rounding",
+    }
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_int8_runs_and_breaks_no_rule(typed, bench, samples, tmp_path):
+    """Weights are int8 per channel; the rest is float32, or float16 where types decide; answers stay near."""
+    artifact = OnnxTensorRTBackend(bench, typed=typed).build(INT8)
+    model = onnx.load_model_from_string(artifact.data)
+    large = {t.data_type for t in model.graph.initializer if np.prod(t.dims) > 32}
+    assert large == {TensorProto.INT8, TensorProto.FLOAT16 if typed else TensorProto.FLOAT}
+    assert model.opset_import[0].version == (19 if typed else 17)
+    assert violations(Graph(model)) == []
+    found = run_rows(open_artifact(artifact, tmp_path), samples.inputs)["y"]
+    expected = residual().run(samples.inputs)["y"]
+    assert np.abs(found - expected).max() < 0.05
+    assert np.abs(found - expected).max() > 0
+
+
+def test_profiles_decide_about_types(bench):
+    """TensorRT 8 takes operator set 17 and types of its own choice, TensorRT 10 those of the file."""
+    table = builtin_targets()
+    opsets = {}
+    for name in ("jetson-xavier", "jetson-orin"):
+        artifact = backend_for(table[name], "onnxruntime", bench).build(INT8)
+        opsets[name] = onnx.load_model_from_string(artifact.data).opset_import[0].version
+    assert opsets == {"jetson-xavier": 17, "jetson-orin": 19}
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_transformers_are_made_in_every_precision(size, tmp_path):
+    """Also typed, where normalizations stay float32."""
+    graph = run_pass(Simplify(), dense_models.encoder(size=size)).graph
+    fixed = run_pass(Simplify(), graph.with_batch(1)).graph
+    samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (20, 8, size)).astype(np.float32)})
+    bench = Workbench(graph, fixed, samples, TensorFlowChild(), tmp_path)
+    expected = graph.run(samples.inputs)["y"]
+    for typed in (False, True):
+        for recipe in (Recipe("float16"), INT8):
+            artifact = OnnxTensorRTBackend(bench, typed=typed).build(recipe)
+            found = run_rows(open_artifact(artifact, tmp_path), samples.inputs)["y"]
+            assert np.abs(found - expected).max() < 0.06
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_squares_stay_float32(whole, tmp_path):
+    """Activations of some hundreds have squares beyond the largest half: normalizations compute in float32."""
+    graph = dense_models.encoder(whole_norms=whole)
+    bench = Workbench(graph, graph.with_batch(1), None, TensorFlowChild(), tmp_path)
+    model = onnx.load_model_from_string(OnnxTensorRTBackend(bench).build(Recipe("float16")).data)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    guarded = [n for n in model.graph.node if n.op_type in ("LayerNormalization", "Pow", "Sqrt")]
+    assert len(guarded) == (2 if whole else 4)
+    assert {types[name] for node in guarded for name in node.output} == {TensorProto.FLOAT}
+    others = [n for n in model.graph.node if n.op_type in ("MatMul", "Softmax", "Erf") and n.output[0] in types]
+    assert {types[name] for node in others for name in node.output} == {TensorProto.FLOAT16}
+
+
+def test_model_that_gains_nothing_is_refused(tmp_path):
+    """With the reason of every layer, and what to take instead."""
+    graph = canonical(models.classifier(), "test")
+    images, _ = models.patterns(10)
+    bench = Workbench(graph, graph.with_batch(1), Samples({"image": images}), TensorFlowChild(), tmp_path)
+    with pytest.raises(
+        ConversionError, match=r"no layer gains.*conv: it has 6 channels.*dense: it is a head"
+    ) as caught:
+        OnnxTensorRTBackend(bench).build(INT8)
+    assert "float16" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe("int8"), Recipe("int8", symmetric=True, per_channel=False), Recipe("int8-dynamic")], ids=str
+)
+def test_what_tensorrt_does_not_take_is_refused(recipe, bench):
+    """Zero points, one scale for all channels, dynamic ranges."""
+    with pytest.raises(ConversionError):
+        OnnxTensorRTBackend(bench).build(recipe)
+
+
+@pytest.fixture
+def good(bench):
+    """A sound int8 model, to damage."""
+    graph = bench.fixed
+    return with_pairs(graph, place(graph), bench.calibration.ranges()).model
+
+
+def node_of(model, name):
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def constant_of(model, name):
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def zero_point(model):
+    """An activation with a zero point."""
+    constant_of(model, "quantized.zero").CopyFrom(numpy_helper.from_array(np.int8(3), "quantized.zero"))
+
+
+def one_weight_scale(model):
+    """Weights with one scale in all."""
+    for part, value in (("s", np.float32([0.1])), ("z", np.int8([0]))):
+        constant_of(model, f"c1.weights.{part}").CopyFrom(numpy_helper.from_array(value, f"c1.weights.{part}"))
+
+
+def wrong_axis(model):
+    """Scales along the inputs: as many, since c1 has 16 of both."""
+    node_of(model, "c1.weights.DQ").attribute[0].i = 1
+
+
+def float_skip(model):
+    """A sum whose other branch is float."""
+    node_of(model, "sum1").input[1] = "r0"
+
+
+def weights_only(model):
+    """A layer with quantized weights and a float input."""
+    node_of(model, "c2").input[0] = "r1"
+
+
+def quantized_bias(model):
+    """A bias behind a DequantizeLinear."""
+    for name, value in (("bq", np.zeros(16, np.int32)), ("bs", np.float32(0.1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["bq", "bs"], ["bias"], name="bias"))
+    node_of(model, "c1").input[2] = "bias"
+
+
+def before_relu(model):
+    """A pair between a layer and its Relu."""
+    pair = [
+        helper.make_node("QuantizeLinear", ["c1", "quantized0.s", "quantized.zero"], ["c1q"], name="c1.Q"),
+        helper.make_node("DequantizeLinear", ["c1q", "quantized0.s", "quantized.zero"], ["c1dq"], name="c1.DQ"),
+    ]
+    node_of(model, "r1").input[0] = "c1dq"
+    place = [node.name for node in model.graph.node].index("r1")
+    for offset, node in enumerate(pair):
+        model.graph.node.insert(place + offset, node)
+
+
+def softmax(model):
+    """Quantized scores."""
+    pair = [
+        helper.make_node("QuantizeLinear", ["head", "quantized0.s", "quantized.zero"], ["hq"], name="h.Q"),
+        helper.make_node("DequantizeLinear", ["hq", "quantized0.s", "quantized.zero"], ["hdq"], name="h.DQ"),
+    ]
+    node_of(model, "y").input[0] = "hdq"
+    for offset, node in enumerate(pair):
+        model.graph.node.insert(len(model.graph.node) - 1 + offset - offset, node)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (zero_point, "zero points"),
+        (one_weight_scale, "1 weight scales on axis 0, expected 16 on axis 0"),
+        (wrong_axis, "16 weight scales on axis 1, expected 16 on axis 0"),
+        (float_skip, "Add sum1 joins a quantized layer with a float branch"),
+        (weights_only, "c2 has only its weights quantized"),
+        (quantized_bias, "c1 has a quantized bias"),
+        (before_relu, "c1 is quantized before its Relu"),
+        (softmax, "Softmax y reads quantized values"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_broken_rule_is_named(damage, says, good):
+    """One sentence with the node; the sound model has none."""
+    assert violations(Graph(good)) == []
+    damage(good)
+    assert says in "; ".join(violations(Graph(good)))
+
+
+def test_layer_that_does_not_fit_is_named():
+    """A head, a depthwise layer or a narrow one that somebody quantized all the same."""
+    graph = residual().with_batch(1)
+    ranges = {name: (-1.0, 1.0) for node in graph.nodes for name in (*node.input, *node.output)}
+    for layer, why in (("head", "is a head"), ("deep", "depthwise"), ("stem", "3 channels")):
+        found = violations(with_pairs(graph, Placement((layer,), (), {}), ranges))
+        assert len(found) == 1
+        assert why in found[0]

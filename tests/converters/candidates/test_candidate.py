@@ -1,0 +1,74 @@
+import msgspec
+import numpy as np
+import pytest
+
+from converters.backends import Artifact, Workbench
+from converters.backends.onnx_cpu import OnnxCpuBackend
+from converters.candidates.candidate import Evidence, make_candidate
+from converters.data.samples import Samples
+from converters.framework_process import TensorFlowChild
+from converters.frontends.onnx import canonical
+from converters.quality.metrics import find_metric
+from converters.quality.selection import Budget
+from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.targets import builtin_targets, find_target
+from edgekit.errors import RuntimeLoadError
+from tests.simulators import models
+
+
+class DamagingBackend:
+    """Makes a good float32 artifact, and damages the recipes that it is told to."""
+
+    name = "damaging"
+
+    def __init__(self, graph, folder, damaged):
+        self._inner = OnnxCpuBackend(Workbench(graph, graph.with_batch(1), None, TensorFlowChild(), folder))
+        self._damaged = damaged
+
+    def build(self, recipe: Recipe) -> Artifact:
+        good = self._inner.build(Recipe())
+        return msgspec.structs.replace(good, data=b"damaged") if recipe.precision in self._damaged else good
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make one candidate of a classifier by a backend that damages some precisions."""
+    graph = canonical(models.classifier(), "test")
+    images, labels = models.patterns(50)
+    samples = Samples({"image": images}, labels)
+    answers = graph.run(samples.inputs)
+    evidence = Evidence(samples, samples, answers, answers, find_metric(None, labels), "scores", "scores")
+
+    def make(precision, *, damaged):
+        return make_candidate(
+            DamagingBackend(graph, tmp_path, damaged),
+            Recipe(precision),
+            graph=graph,
+            profile=find_target("raspberry-pi-4", builtin_targets()),
+            evidence=evidence,
+            budget=Budget(),
+            folder=tmp_path,
+        )
+
+    return make
+
+
+def test_artifact_that_cannot_be_loaded_is_a_fault_of_its_candidate(make):
+    """A quantized file that the runtime refuses ends its own candidate, and not the conversion."""
+    found = make("int8", damaged={"int8"})
+    assert "cannot be loaded by ONNX Runtime" in found.measured.fault
+    assert (found.artifact, found.quality, found.measured.bytes) == (None, None, 0)
+
+
+def test_float_artifact_that_cannot_be_loaded_ends_the_conversion(make):
+    """float32 is what everything is compared with: its fault is an error."""
+    with pytest.raises(RuntimeLoadError):
+        make("float32", damaged={"float32"})
+
+
+def test_sound_candidate_is_measured(make):
+    """Quality, drop and parity of a float32 artifact: the same answers as the graph."""
+    found = make("float32", damaged=set())
+    assert found.measured.same
+    assert np.isclose(found.measured.drop.value, 0.0)
+    assert found.parity.agreement == 1.0

@@ -1,0 +1,220 @@
+"""The source's own way to LiteRT: where it is taken, where it is not, and that a file which is off never is."""
+
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from converters.backends.tflite_file import operators_of, weighted_ops
+from converters.cache import Cache
+from converters.frontends import load_model
+from converters.frontends.tflite_direct import direct_tflite
+from converters.pipeline import run_plan
+from converters.plan import make_plan
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import parse_manifest
+from edgekit.bundle.recipe import Recipe
+from edgekit.errors import ConversionError, RecipeError
+from edgekit.runtimes import open_runtime
+from edgekit.runtimes.litert import LiteRTRuntime
+from tests.simulators.conv_models import separable
+
+pytestmark = pytest.mark.heavy
+
+MODELS = """
+import sys, numpy as np, keras
+from keras import layers
+keras.utils.set_random_seed(4)
+steps = keras.Input((64, 6), name="steps")
+for kind in ("LSTM", "GRU"):
+    x = layers.Dense(3, activation="softmax", name="scores")(getattr(layers, kind)(16)(steps))
+    keras.Model(steps, x).save(f"{sys.argv[1]}/{kind.lower()}.keras")
+x = layers.GRU(16, recurrent_activation="hard_sigmoid")(steps)
+keras.Model(steps, layers.Dense(3, name="scores")(x)).save(sys.argv[1] + "/hard.keras")
+flat = keras.Input((8,), name="flat")
+keras.Model(flat, keras.ops.erf(layers.Dense(4)(flat))).save(sys.argv[1] + "/erf.keras")
+image = keras.Input((12, 12, 1), name="image")
+x = layers.DepthwiseConv2D(3, padding="same")(layers.Conv2D(8, 3, strides=2, activation="relu")(image))
+cnn = keras.Model(image, layers.Dense(3, name="scores")(layers.GlobalAveragePooling2D()(x)))
+cnn.save(sys.argv[1] + "/cnn.keras")
+cnn.export(sys.argv[1] + "/cnn_saved", verbose=False)
+np.savez(sys.argv[1] + "/steps.npz", x=np.random.default_rng(3).normal(0, 1, (300, 64, 6)).astype("float32"))
+"""
+
+
+class Telling:
+    """TensorFlow's process that tells what it was asked for; with `damage`, its direct files have other weights."""
+
+    def __init__(self, child, *, damage=False):
+        self._child, self._damage, self.asked = child, damage, []
+
+    def call(self, function, **arguments):
+        self.asked.append(function)
+        found = self._child.call(function, **arguments)
+        if function == "direct" and self._damage:
+            content = weighted_ops(found.data)[-1].content
+            other = (-np.frombuffer(content, np.float32)).tobytes()
+            assert found.data.count(content) == 1
+            return msgspec.structs.replace(found, data=found.data.replace(content, other))
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("direct")
+    subprocess.run([sys.executable, "-c", MODELS, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def converted(folder, child, out, name, *, cache=None, **choices):
+    [report] = run_plan(
+        make_plan(folder / name, targets=["raspberry-pi-4"], output=out, **choices), child=child, cache=cache
+    )
+    return report
+
+
+def self_tested(bundle):
+    """The bundle's self-test, as the device runs it."""
+    manifest = parse_manifest((bundle / "manifest.json").read_bytes())
+    runtime = open_runtime(manifest, bundle)
+    try:
+        return manifest, self_test(runtime, manifest, (bundle / "golden.npz").read_bytes())
+    finally:
+        runtime.close()
+
+
+def test_a_loop_beats_the_unrolled_steps_in_bytes(folder, child, tmp_path):
+    """By size the direct file of an LSTM is taken, a third of the lowered one, and passes the device's self-test."""
+    report = converted(folder, child, tmp_path, "lstm.keras", aim="size")
+    sizes = {candidate.id: candidate.bytes for candidate in report.candidates}
+    assert report.chosen == "float16-direct"
+    assert sizes["float16-direct"] < sizes["float16"] / 3
+    assert report.route.taken
+    assert (report.route.direct.loops[0].steps, report.route.lowered.loops) == (64, ())
+    manifest, found = self_tested(tmp_path / "lstm-1.0.0-raspberry-pi-4")
+    assert found.passed, found.faults
+    assert manifest.recipe.direct
+    assert "WHILE" in operators_of((tmp_path / "lstm-1.0.0-raspberry-pi-4" / "model.tflite").read_bytes())
+
+
+def test_a_loop_is_not_taken_for_speed(folder, child, tmp_path):
+    """What the runtime does at each step of it is in its cost."""
+    report = converted(folder, child, tmp_path, "lstm.keras", aim="cost")
+    costs = {candidate.id: candidate.cost.value for candidate in report.candidates}
+    assert costs["float32-direct"] > 2 * costs["float32"]
+    assert not report.taken.recipe.direct
+
+
+def test_integers_by_the_direct_route(folder, child, tmp_path):
+    """A recipe may ask for it; weights of 8 bits inside the loop answer within the bundle's own limits."""
+    recipe = Recipe("int8-dynamic", route="direct")
+    report = converted(
+        folder,
+        child,
+        tmp_path,
+        "lstm.keras",
+        recipe=recipe,
+        data=folder / "steps.npz",
+        max_drop=1.0,
+        accept_unproven=True,
+    )
+    assert [candidate.id for candidate in report.candidates] == ["int8-dynamic-direct"]
+    manifest, found = self_tested(tmp_path / "lstm-1.0.0-raspberry-pi-4")
+    assert found.passed, found.faults
+    assert manifest.recipe == recipe
+
+
+def test_what_cannot_be_lowered_goes_directly(folder, child, tmp_path):
+    """A GRU with hard gates stays a loop in ONNX, which the lowering refuses; LiteRT's own loop runs it."""
+    report = converted(folder, child, tmp_path, "hard.keras")
+    assert {candidate.recipe.direct for candidate in report.candidates} == {True}
+    assert report.route.lowered is None
+    assert "Loop" in report.route.reason
+    _, found = self_tested(tmp_path / "hard-1.0.0-raspberry-pi-4")
+    assert found.passed, found.faults
+
+
+@pytest.mark.parametrize("name", ["cnn.keras", "cnn_saved"])
+def test_no_better_file_adds_no_candidates(name, folder, child, tmp_path):
+    """A CNN's candidates are those of the lowering alone, and the report says that the other way was looked at."""
+    report = converted(folder, child, tmp_path, name)
+    assert [candidate.id for candidate in report.candidates] == ["float32", "float16", "int8-weights"]
+    assert not report.route.taken
+    assert abs(report.route.direct.bytes / report.route.lowered.bytes - 1) < 0.02
+    page = (tmp_path / report.bundle.rpartition("/")[2] / "report.html").read_text()
+    assert "was looked at and not taken: the direct file is no better than the lowered one" in page
+
+
+def test_operators_that_only_tensorflow_has_end_the_route(folder, child, tmp_path):
+    """The error function has no LiteRT operator: the lowered file alone, with the operator's name as the reason."""
+    report = converted(folder, child, tmp_path, "erf.keras")
+    assert not any(candidate.recipe.direct for candidate in report.candidates)
+    assert not report.route.taken
+    assert "LiteRT has no operators for Erf" in report.route.reason
+    with pytest.raises(ConversionError, match=r"direct route, which this model does not have: .* Erf"):
+        converted(folder, child, tmp_path / "asked", "erf.keras", recipe=Recipe(route="direct"))
+
+
+def test_a_file_that_is_off_is_dropped(folder, child, tmp_path):
+    """Other weights in the direct file, however small it is: no candidate, and the difference is the reason."""
+    report = converted(folder, Telling(child, damage=True), tmp_path, "lstm.keras", aim="size")
+    assert [candidate.id for candidate in report.candidates] == ["float32", "float16", "int8-weights"]
+    assert not report.route.taken
+    assert "its answers differ by" in report.route.reason
+
+
+def test_the_look_is_kept(child, tmp_path):
+    """The same conversion again asks nothing of TensorFlow, and comes to the same."""
+    (tmp_path / "source.tflite").write_bytes(child.call("lower", model=separable().with_batch(1).to_bytes()).data)
+    cache = Cache(tmp_path / "cache")
+    first, again = Telling(child), Telling(child)
+    one = converted(tmp_path, first, tmp_path / "one", "source.tflite", cache=cache)
+    other = converted(tmp_path, again, tmp_path / "other", "source.tflite", cache=cache)
+    assert "lower" in first.asked
+    assert again.asked == []
+    assert one.route.direct is not None
+    assert (one.chosen, one.route) == (other.chosen, other.route)
+
+
+def test_accelerators_and_other_runtimes_have_no_direct_route(folder, tmp_path):
+    """It is refused before any work."""
+    for target in ("server", "coral-edgetpu"):
+        with pytest.raises(RecipeError, match="direct route"):
+            make_plan(
+                folder / "lstm.keras",
+                targets=[target],
+                data=folder / "steps.npz",
+                recipe=Recipe("int8" if "coral" in target else "float32", route="direct"),
+                output=tmp_path,
+            )
+
+
+def test_a_tflite_source_is_its_own_direct_file(child, tmp_path):
+    """Its operators and answers stay, under the names that artifacts have."""
+    path, made = tmp_path / "source.tflite", tmp_path / "direct.tflite"
+    path.write_bytes(child.call("lower", model=separable().with_batch(1).to_bytes()).data)
+    source = load_model(path, child)
+    names = [[spec.name for spec in side] for side in (source.graph.inputs, source.graph.outputs)]
+    made.write_bytes(source.direct(*names).data)
+    assert operators_of(made.read_bytes()) == operators_of(path.read_bytes())
+    runtime = LiteRTRuntime(made)
+    [given], [answer] = runtime.inputs, runtime.outputs
+    assert (given.name, answer.name) == ("input_0", "output_0")
+    x = np.random.default_rng(2).normal(0, 1, given.shape).astype(np.float32)
+    expected = source.answers({names[0][0]: x})[names[1][0]]
+    np.testing.assert_array_equal(runtime.run({"input_0": x})["output_0"], expected)
+    runtime.close()
+
+
+def test_a_tflite_source_in_half_precision_has_no_direct_file(child, tmp_path):
+    """The other kinds cannot be made of it."""
+    from converters.backends import Workbench
+    from converters.backends.litert import LiteRTBackend
+
+    graph = separable()
+    backend = LiteRTBackend(Workbench(graph, graph.with_batch(1), None, child, tmp_path))
+    (tmp_path / "half.tflite").write_bytes(backend.build(Recipe("float16")).data)
+    with pytest.raises(ConversionError, match="half precision"):
+        direct_tflite(tmp_path / "half.tflite", ["input_0"], ["output_0"])

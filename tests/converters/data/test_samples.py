@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from converters.data.samples import Samples, load_samples, random_samples, split_samples
+from edgekit.errors import DataError
+from edgekit.tensors import DType, TensorSpec
+
+IMAGE = TensorSpec("image", DType.FLOAT32, (None, 4, 4, 1))
+MASK = TensorSpec("mask", DType.FLOAT32, (None, 4))
+
+
+def data(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def images(n, seed=0):
+    return np.random.default_rng(seed).random((n, 4, 4, 1)).astype(np.float32)
+
+
+def test_x_and_y_are_read_for_one_input(tmp_path):
+    """A file with x and y serves a model with one input."""
+    found = load_samples(data(tmp_path / "d.npz", x=images(7), y=np.arange(7)), [IMAGE])
+    assert len(found) == 7
+    assert list(found.labels) == list(range(7))
+
+
+def test_wrong_shape_shows_both_shapes(tmp_path):
+    """The error has the shape that was found and the one that the model takes."""
+    with pytest.raises(DataError) as caught:
+        load_samples(data(tmp_path / "d.npz", x=images(3).reshape(3, 1, 4, 4)), [IMAGE])
+    assert "[3, 1, 4, 4]" in str(caught.value)
+    assert "[any, 4, 4, 1]" in str(caught.value)
+
+
+def test_wrong_dtype_shows_both(tmp_path):
+    """uint8 images for a float model: both dtypes are shown."""
+    with pytest.raises(DataError, match=r"dtype is uint8, expected float32"):
+        load_samples(data(tmp_path / "d.npz", x=np.zeros((3, 4, 4, 1), np.uint8)), [IMAGE])
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    """Two wrong inputs give one error that names both."""
+    file = data(tmp_path / "d.npz", image=np.zeros((3, 5)), mask=np.zeros((3, 9), np.float32))
+    with pytest.raises(DataError) as caught:
+        load_samples(file, [IMAGE, MASK])
+    assert "image: dtype" in str(caught.value)
+    assert "mask: shape" in str(caught.value)
+
+
+def test_missing_input_is_named(tmp_path):
+    """A model with two inputs needs both arrays under their names."""
+    with pytest.raises(DataError, match=r"holds the arrays \['x'\], expected \['image', 'mask'\]"):
+        load_samples(data(tmp_path / "d.npz", x=images(3)), [IMAGE, MASK])
+
+
+def test_rows_must_be_equally_many(tmp_path):
+    """Labels for other rows are refused with both counts."""
+    with pytest.raises(DataError, match="image has 3, y has 2"):
+        load_samples(data(tmp_path / "d.npz", x=images(3), y=np.arange(2)), [IMAGE])
+
+
+def test_undefined_values_are_refused(tmp_path):
+    """NaN in the data is named."""
+    x = images(3)
+    x[1] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        load_samples(data(tmp_path / "d.npz", x=x), [IMAGE])
+
+
+@pytest.mark.parametrize("content", [b"not numpy", b"PK\x03\x04 cut", b""])
+def test_damaged_file_is_a_data_error(tmp_path, content):
+    """What numpy cannot read is refused with the file's name."""
+    path = tmp_path / "d.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"d\.npz"):
+        load_samples(path, [IMAGE])
+
+
+def test_python_objects_are_never_unpickled(tmp_path):
+    """An array of objects is a pickle, and is refused."""
+    np.savez(tmp_path / "d.npz", x=np.array([{}, {}], dtype=object))
+    with pytest.raises(DataError):
+        load_samples(tmp_path / "d.npz", [IMAGE])
+
+
+def test_split_does_not_depend_on_the_order_of_rows():
+    """The same rows in another order fall on the same sides, with the same digest."""
+    x = images(100)
+    order = np.random.default_rng(1).permutation(100)
+    a, b = split_samples(Samples({"image": x})), split_samples(Samples({"image": x[order]}))
+    assert a.digest == b.digest
+    for part in ("calibration", "choice", "proof"):
+        one = {row.tobytes() for row in getattr(a, part).inputs["image"]}
+        assert one == {row.tobytes() for row in getattr(b, part).inputs["image"]}
+
+
+def test_split_has_its_shares_and_no_common_row():
+    """20, 20 and 60 rows of 100, each row once."""
+    split = split_samples(Samples({"image": images(100)}, np.arange(100)))
+    parts = [split.calibration, split.choice, split.proof]
+    assert [len(part) for part in parts] == [20, 20, 60]
+    assert sorted(np.concatenate([part.labels for part in parts])) == list(range(100))
+
+
+def test_equal_rows_stay_together():
+    """A duplicate cannot be calibrated on and proven with."""
+    x = np.repeat(images(20), 5, axis=0)
+    split = split_samples(Samples({"image": x}))
+    seen = [{row.tobytes() for row in part.inputs["image"]} for part in (split.calibration, split.choice, split.proof)]
+    assert len(set.union(*seen)) == sum(len(part) for part in seen) == 20
+
+
+def test_too_few_rows_are_refused():
+    """Three rows that are all the same cannot be split."""
+    with pytest.raises(DataError, match="3 rows"):
+        split_samples(Samples({"image": np.zeros((3, 4, 4, 1), np.float32)}))
+
+
+def test_random_samples_fit_and_repeat():
+    """Random inputs fit the specs and are the same for the same seed."""
+    one, two = random_samples([IMAGE, MASK], 4, 7), random_samples([IMAGE, MASK], 4, 7)
+    assert not IMAGE.faults(one.inputs["image"])
+    assert not MASK.faults(one.inputs["mask"])
+    np.testing.assert_array_equal(one.inputs["image"], two.inputs["image"])
+
+
+def test_labels_of_text_or_undefined_values_are_refused(tmp_path):
+    """Labels must be numbers, and defined; both are told of y."""
+    with pytest.raises(DataError, match="y: dtype is <U1"):
+        load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array(["a", "b", "c"])), [IMAGE])
+    with pytest.raises(DataError, match="y: holds NaN"):
+        load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array([1.0, np.nan, 0.0])), [IMAGE])

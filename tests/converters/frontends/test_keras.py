@@ -1,0 +1,171 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from converters import convert
+from converters.frontends import load_model
+from converters.pipeline import run_plan
+from converters.plan import make_plan
+from edgekit.bundle.golden import self_test
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.errors import UnsupportedOpError
+from edgekit.runtimes import open_runtime
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def bundles(keras_folder, tmp_path_factory):
+    """One conversion for two targets."""
+    out = tmp_path_factory.mktemp("bundles")
+    reports = convert(
+        keras_folder / "tiny.keras",
+        targets=["raspberry-pi-4", "jetson-orin"],
+        data=keras_folder / "data.npz",
+        test=keras_folder / "test.npz",
+        output=out,
+    )
+    return {report.target: report for report in reports}, out
+
+
+def test_both_targets_get_candidates_of_each_kind(bundles):
+    """float, half and int8 were made and measured for each."""
+    for report in bundles[0].values():
+        assert {"float32", "float16", "int8"} <= {c.recipe.precision for c in report.candidates}
+        assert all(c.verdict != "failed" and c.quality and c.drop.n == 300 for c in report.candidates)
+        assert report.test.n == 100
+
+
+def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
+    """Each precision by itself makes a LiteRT bundle that passes on this machine, and keeps the float interface."""
+    from edgekit.bundle.recipe import PRESETS
+    from edgekit.bundle.targets import builtin_targets
+
+    for name, recipe in PRESETS.items():
+        if name not in builtin_targets()["raspberry-pi-4"].precisions:
+            continue
+        plan = make_plan(
+            keras_folder / "tiny.keras",
+            targets=["raspberry-pi-4"],
+            data=keras_folder / "data.npz",
+            recipe=recipe,
+            accept_unproven=True,
+            max_drop=0.1,
+            name=name,
+            output=tmp_path,
+        )
+        run_plan(plan, child=child)
+        folder = tmp_path / f"{name}-1.0.0-raspberry-pi-4"
+        manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+        runtime = open_runtime(manifest, folder)
+        assert self_test(runtime, manifest, (folder / "golden.npz").read_bytes()).passed
+        answers = runtime.run({"image": np.load(keras_folder / "test.npz")["x"][:3]})["scores"]
+        assert (answers.dtype, answers.shape) == (np.float32, (3, 3))
+        assert manifest.inputs[0].artifact.dtype == ("int8" if name == "int8" else "float32")
+        runtime.close()
+
+
+def test_interface_is_kerass(bundles):
+    """Names of the Keras model, channel-last, free batch, on both runtimes."""
+    for target in bundles[0]:
+        manifest = parse_manifest((bundles[1] / f"tiny-1.0.0-{target}" / MANIFEST_NAME).read_bytes())
+        assert [(b.spec.name, b.spec.shape) for b in manifest.inputs] == [("image", (None, 12, 12, 1))]
+        assert [(b.spec.name, b.spec.shape) for b in manifest.outputs] == [("scores", (None, 3))]
+
+
+def test_report_tells_parity_of_every_step(bundles):
+    """From Keras to each runtime: reading, simplifying, and each candidate."""
+    report = json.loads((bundles[1] / "tiny-1.0.0-raspberry-pi-4" / "report.json").read_bytes())
+    assert report["source"]["format"] == "keras"
+    names = [entry["runtime"] for entry in report["parity"]]
+    assert names[0] == "read keras"
+    assert {"LiteRT float32", "LiteRT float16", "LiteRT int8"} <= set(names)
+    assert all(entry["max_abs"] < 1e-4 for entry in report["parity"] if "float32" in entry["runtime"])
+
+
+WHOLE = """
+import sys
+from converters import convert
+assert convert(sys.argv[1], targets=["server"], output=sys.argv[2])
+print(sorted({"tensorflow", "keras", "tf2onnx"} & set(sys.modules)))
+"""
+
+
+def test_tensorflow_never_enters_the_process_that_converts(keras_folder, tmp_path):
+    """After a whole conversion it has not imported TensorFlow, Keras or tf2onnx."""
+    command = [sys.executable, "-c", WHOLE, str(keras_folder / "tiny.keras"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["tiny.h5", "tiny_saved"])
+def test_other_formats_answer_as_the_keras_file(name, keras_folder, child):
+    """.h5 and SavedModel become the same graph, with parity to what they themselves answer."""
+    x = {"image": np.load(keras_folder / "test.npz")["x"][:8]}
+    expected = load_model(keras_folder / "tiny.keras", child).answers(x)["scores"]
+    source = load_model(keras_folder / name, child)
+    [found] = source.graph.run({source.graph.inputs[0].name: x["image"]}).values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    [own] = source.answers({source.graph.inputs[0].name: x["image"]}).values()
+    np.testing.assert_allclose(own, expected, atol=1e-6)
+
+
+def test_sequential_model_keeps_its_names(keras_folder, child):
+    """A Sequential model's interface is its Input and its last layer."""
+    source = load_model(keras_folder / "sequential.keras", child)
+    assert [spec.name for spec in source.graph.inputs] == ["image"]
+    assert [spec.name for spec in source.graph.outputs] == ["last"]
+
+
+def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_path):
+    """Two inputs and two outputs of one shared layer stay apart, on both runtimes."""
+    plan = make_plan(keras_folder / "siamese.keras", targets=["raspberry-pi-4", "server"], output=tmp_path)
+    run_plan(plan, child=child)
+    rng = np.random.default_rng(0)
+    x = {name: rng.random((2, 3)).astype(np.float32) for name in ("left", "right")}
+    expected = load_model(keras_folder / "siamese.keras", child).answers(x)
+    assert list(expected) == ["shared", "shared_1"]
+    for target in ("raspberry-pi-4", "server"):
+        folder = tmp_path / f"siamese-1.0.0-{target}"
+        runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
+        found = runtime.run(x)
+        runtime.close()
+        for name, answer in expected.items():
+            np.testing.assert_allclose(found[name], answer, atol=1e-5)
+
+
+def test_exact_gelu_is_read(keras_folder, child):
+    """gelu becomes Erfc in TensorFlow, which ONNX lacks; the graph answers as Keras does all the same."""
+    x = {"flat": np.linspace(-4, 4, 20, dtype=np.float32).reshape(5, 4)}
+    source = load_model(keras_folder / "gelu.keras", child)
+    np.testing.assert_allclose(source.graph.run(x)["gelu"], source.answers(x)["gelu"], atol=1e-5)
+
+
+def test_operator_that_litert_cannot_take_is_named(keras_folder, child, tmp_path):
+    """An arc tangent is refused for LiteRT by its own name and its layer's, and made for ONNX Runtime."""
+    plan = make_plan(keras_folder / "arctan.keras", targets=["raspberry-pi-4"], output=tmp_path)
+    with pytest.raises(UnsupportedOpError) as caught:
+        run_plan(plan, child=child)
+    assert caught.value.op == "Atan"
+    assert caught.value.layer.endswith("Atan")
+    plan = make_plan(keras_folder / "arctan.keras", targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path)
+    assert run_plan(plan, child=child)[0].chosen == "float32"
+
+
+def test_layers_of_keras_2_with_groups_are_read(keras_folder, child):
+    """An .h5 whose depthwise, separable and transposed convolutions say `groups`, as Keras 2 wrote them."""
+    source = load_model(keras_folder / "groups.h5", child)
+    x = {"old": np.random.default_rng(0).random((3, 8, 8, 2)).astype(np.float32)}
+    np.testing.assert_allclose(source.graph.run(x)["up"], source.answers(x)["up"], atol=1e-5)
+
+
+def test_a_normalization_layer_holds_constants(keras_folder, child):
+    """Its mean and variance are plain tensors of the model: no inputs, and its answers are Keras's."""
+    source = load_model(keras_folder / "standardized.keras", child)
+    assert [spec.name for spec in source.graph.inputs] == ["flat"]
+    x = np.random.default_rng(0).normal(2, 3, (5, 4)).astype(np.float32)
+    (name,) = (spec.name for spec in source.graph.outputs)
+    np.testing.assert_allclose(source.graph.run({"flat": x})[name], source.answers({"flat": x})[name], atol=1e-5)

@@ -1,0 +1,237 @@
+"""Programs of torch.export. What PyTorch does not take part in is tested without it; the rest where it is installed."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from converters.frontends import load_model, sniff
+from converters.frontends.program_check import write_checked
+from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.errors import ConversionError, MissingExtraError, ModelFormatError, UnsupportedOpError
+from edgekit.runtimes import open_runtime
+
+with_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnxscript") is None,
+    reason="PyTorch and onnxscript are not installed: run `make torch`",
+)
+
+PROGRAMS = """
+import sys, torch
+from torch import nn
+from torch.export import Dim, export, save
+folder = sys.argv[1]
+torch.manual_seed(3)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1, stride=2), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, image):
+        return self.head(self.features(image).mean((2, 3))).softmax(-1)
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lift, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, left, right):
+        x = self.norm(nn.functional.gelu(self.lift(left)) + right)
+        return x.mean(1), self.attend(x, x, x)[0]
+
+class Training(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, True)
+
+rows = {0: Dim("rows", min=1, max=6)}
+net, two = Net().eval(), Two().eval()
+image, left, right = torch.rand(2, 1, 8, 8), torch.rand(2, 5, 4), torch.rand(2, 5, 8)
+save(export(net, (image,), dynamic_shapes=(rows,)), folder + "/net.pt2")
+save(export(net, (image[:1].clone(),)), folder + "/fixed.pt2")
+save(export(net, (image,)), folder + "/two_rows.pt2")
+save(export(two, (left, right), dynamic_shapes=(rows, rows)), folder + "/two.pt2")
+save(export(Training(), (left,)), folder + "/training.pt2")
+torch.save(net, folder + "/whole.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Programs made by PyTorch in a process of its own, so that this one stays without it."""
+    folder = tmp_path_factory.mktemp("programs")
+    subprocess.run([sys.executable, "-c", PROGRAMS, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def archive(path, *, change=None, size="Symbol('s0', positive=True)", spec="builtins.tuple", pickled=False, more=()):
+    """An archive laid out as torch.export.save does, of one operator and one weight."""
+    node = {
+        "target": "torch.ops.aten.relu.default",
+        "inputs": [],
+        "name": "r",
+        "metadata": {"secret": 1},
+        **(change or {}),
+    }
+    entry = json.dumps([1, {"type": spec, "context": "null", "children_spec": []}])
+    specs = {"in_spec": entry, "out_spec": entry}
+    program = {
+        "guards_code": ["__import__('os').abort()"],
+        "range_constraints": {"s0": {}},
+        "graph_module": {
+            "graph": {"nodes": [node]},
+            "sizes": [{"expr_str": size}],
+            **specs,
+        },
+    }
+    weights = {"config": {"w": {"path_name": "weight_0", "use_pickle": pickled}}}
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("m/models/model.json", json.dumps(program))
+        file.writestr("m/data/weights/model_weights_config.json", json.dumps(weights))
+        file.writestr("m/data/weights/weight_0", b"\0" * 8)
+        file.writestr("m/data/sample_inputs/model.pt", pickle.dumps({}))
+        for name, data in more:
+            file.writestr(name, data)
+    return path
+
+
+def test_what_pytorch_would_run_or_unpickle_is_left_out(tmp_path):
+    """The copy has the weights and the graph, and neither sample inputs, checks in Python nor unknown metadata."""
+    write_checked(archive(tmp_path / "m.pt2"), tmp_path / "c.pt2")
+    with zipfile.ZipFile(tmp_path / "c.pt2") as copy:
+        program = json.loads(copy.read("program/models/model.json"))
+        assert copy.read("program/data/sample_inputs/model.pt") == b""
+        assert copy.read("program/data/weights/weight_0") == b"\0" * 8
+    assert program["guards_code"] == []
+    assert program["graph_module"]["graph"]["nodes"][0]["metadata"] == {}
+
+
+@pytest.mark.parametrize(
+    "size", ["__import__('os').abort()", "(lambda: 1)()", "s0.__class__", "[1][0]", "f'{1}'", "x" * 20_000, "open('x')"]
+)
+def test_size_that_is_code_is_refused(tmp_path, size):
+    """Sizes are evaluated as Python by PyTorch: only arithmetic of named sizes is let through."""
+    with pytest.raises(ModelFormatError, match=r"plain arithmetic|damaged"):
+        write_checked(archive(tmp_path / "m.pt2", size=size), tmp_path / "c.pt2")
+
+
+@pytest.mark.parametrize("target", ["torch.load", "torch.ops.load_library", "os.system", "torch.ops.mine.op.default"])
+def test_target_that_is_no_operator_is_named(tmp_path, target):
+    """PyTorch resolves any dotted name; only its own operators are let through, and the node is named."""
+    with pytest.raises(UnsupportedOpError) as caught:
+        write_checked(archive(tmp_path / "m.pt2", change={"target": target, "name": "bad"}), tmp_path / "c.pt2")
+    assert (caught.value.op, caught.value.layer) == (target, "bad")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pickled": True},
+        {"more": [("m/data/constants/custom_obj_0", b"x")]},
+        {"more": [("m/data/weights/weight_0.pkl", b"x")]},
+    ],
+)
+def test_pickle_in_a_program_is_refused(tmp_path, options):
+    """A weight or constant that PyTorch would unpickle is refused as such."""
+    with pytest.raises(ModelFormatError, match="pickle"):
+        write_checked(archive(tmp_path / "m.pt2", **options), tmp_path / "c.pt2")
+
+
+def test_container_of_a_users_class_is_refused(tmp_path):
+    """Containers are imported by name when a program is loaded: only Python's own are let through."""
+    with pytest.raises(ModelFormatError, match=r"takes or answers a mine\.Pair"):
+        write_checked(archive(tmp_path / "m.pt2", spec="mine.Pair"), tmp_path / "c.pt2")
+
+
+def test_program_of_the_older_format_is_told(tmp_path):
+    """Before PyTorch 2.8 programs were pickles: the way out is named."""
+    with zipfile.ZipFile(tmp_path / "old.pt2", "w") as file:
+        file.writestr("serialized_exported_program.json", "{}")
+    with pytest.raises(ModelFormatError, match=r"before PyTorch 2\.8"):
+        sniff(tmp_path / "old.pt2")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"range_constraints": 1}', "[" * 5000])
+def test_damaged_program_is_refused(tmp_path, text):
+    """A graph that is no JSON, or other JSON than expected, is one clear error."""
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as file:
+        file.writestr("m/models/model.json", text)
+    with pytest.raises(ModelFormatError, match=r"damaged torch\.export program"):
+        write_checked(tmp_path / "m.pt2", tmp_path / "c.pt2")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_program_without_pytorch_names_the_extra(tmp_path, child):
+    """A sound program on a machine without PyTorch: the error is the line to install it with."""
+    with pytest.raises(MissingExtraError, match="torch") as caught:
+        load_model(archive(tmp_path / "m.pt2"), child)
+    assert "edgekit[torch]" in caught.value.advice
+
+
+@with_torch
+@pytest.mark.heavy
+def test_program_that_pytorch_cannot_read_is_told(tmp_path, child):
+    """Harmless, and still no program: the error names PyTorch and its version."""
+    with pytest.raises(ModelFormatError, match=r"PyTorch 2.* cannot load"):
+        load_model(archive(tmp_path / "m.pt2"), child)
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "rows"), [("net", None), ("fixed", 1)])
+def test_program_becomes_a_graph_with_its_names(programs, child, name, rows):
+    """Names, shapes and answers are the program's own, whatever rows it takes at once."""
+    source = load_model(programs / f"{name}.pt2", child)
+    assert [(spec.name, spec.shape) for spec in source.graph.inputs] == [("image", (rows, 1, 8, 8))]
+    assert "features.0/Conv" in [node.name for node in source.graph.nodes] or "features.1/Conv" in [
+        node.name for node in source.graph.nodes
+    ]
+    x = {"image": np.random.default_rng(0).random((9, 1, 8, 8)).astype(np.float32)}
+    [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
+    assert expected.shape == (9, 3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+WHOLE = """
+import sys
+from converters import convert
+found = convert(sys.argv[1], targets=["jetson-orin", "server"], output=sys.argv[2])
+print(*[report.source.format for report in found], sorted({"tensorflow", "torch"} & set(sys.modules)))
+"""
+
+
+@with_torch
+@pytest.mark.heavy
+def test_program_of_two_inputs_converts_for_two_targets(programs, tmp_path):
+    """Attention, normalization and gelu, two inputs and two outputs: the bundles answer alike."""
+    rng = np.random.default_rng(1)
+    x = {"left": rng.random((3, 5, 4)).astype(np.float32), "right": rng.random((3, 5, 8)).astype(np.float32)}
+    command = [sys.executable, "-c", WHOLE, str(programs / "two.pt2"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "pt2 pt2 []"), done.stderr
+    answers = []
+    for target in ("jetson-orin", "server"):
+        folder = tmp_path / f"two-1.0.0-{target}"
+        runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
+        answers.append(list(runtime.run(x).values()))
+        runtime.close()
+    for small, large in zip(*answers, strict=True):
+        np.testing.assert_allclose(small, large, atol=1e-2)
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "match"), [("two_rows.pt2", "first axis of 2"), ("training.pt2", "training mode"), ("whole.pt", "pickle")]
+)
+def test_unfit_program_is_refused(programs, child, name, match):
+    """A batch fixed at two, dropout that is still on, and a pickled module."""
+    with pytest.raises(ConversionError, match=match):
+        load_model(programs / name, child)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from onnx import helper
+
+from converters.frontends.onnx import canonical
+from edgekit.errors import UnsupportedOpError
+from tests.converters.lowering.lowered import lowered
+from tests.simulators import models
+
+pytestmark = pytest.mark.heavy
+RNG = np.random.default_rng(8)
+
+
+def weights(*shape):
+    return RNG.normal(0, 0.5, shape).astype(np.float32)
+
+
+def node(op, inputs=("x",), output="y", **attributes):
+    return helper.make_node(op, list(inputs), [output], name=op.lower(), **attributes)
+
+
+@pytest.mark.parametrize("layout", ["channel-first", "channel-last"])
+def test_no_transpose_is_left_in_an_image_network(layout, child, tmp_path):
+    """Whichever layout the source has, the artifact is channel-last throughout and runs on one delegate."""
+    image, perm = ([4, 9, 8], None) if layout == "channel-first" else ([9, 8, 4], [0, 3, 1, 2])
+    nodes = [node("Transpose", output="t", perm=perm)] if perm else [node("Identity", output="t")]
+    nodes += [
+        node("Conv", ("t", "w"), "c", pads=[1, 1, 1, 1]),
+        node("Relu", ("c",), "r"),
+        node("Add", ("t", "r"), "a"),
+        node("GlobalAveragePool", ("a",), "p"),
+        node("Flatten", ("p",), "f"),
+        node("Gemm", ("f", "d"), "y"),
+    ]
+    constants = {"w": weights(4, 4, 3, 3), "d": weights(4, 3)}
+    model = models.model_of(nodes, {"x": ["batch", *image]}, {"y": ["batch", 3]}, constants)
+    from converters.passes import Simplify, run_pass
+
+    simple = run_pass(Simplify(), canonical(model, "test")).graph.model
+    graph, runtime, operators = lowered(child, tmp_path, simple)
+    x = np.random.default_rng(2).normal(0, 1, (2, *image)).astype(np.float32)
+    np.testing.assert_allclose(runtime.run({"x": x})["y"], graph.run({"x": x})["y"], atol=1e-5)
+    assert "TRANSPOSE" not in operators
+    assert operators.count("DELEGATE") == 1
+    assert "MEAN" in operators
+
+
+def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):
+    """A known operator used in an unknown way names the layer, and the advice names the obstacle."""
+    nodes = [node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])]
+    model = models.model_of(nodes, {"x": ["batch", 4, 9, 9]}, {"y": ["batch", 4, 7, 7]})
+    with pytest.raises(UnsupportedOpError) as caught:
+        lowered(child, tmp_path, model)
+    assert caught.value.layer == "maxpool"
+    assert "dilated" in caught.value.advice

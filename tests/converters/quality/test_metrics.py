@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from converters.quality.confidence import paired_drop, upper_share
+from converters.quality.drop import samples_needed
+from converters.quality.metrics import find_metric, score
+from edgekit.errors import DataError, SettingsError
+
+
+def test_299_samples_without_a_loss_prove_one_point():
+    """The exact bound: 299 samples do, 298 do not."""
+    assert upper_share(0, 299, 0.95) <= 0.01 < upper_share(0, 298, 0.95)
+    assert samples_needed(0.01, 0.95) == 299
+
+
+def test_upper_share_covers_as_often_as_it_says():
+    """Over the exact binomial distribution the bound fails in at most 5 % of cases."""
+    from scipy import stats
+
+    for truth in (0.01, 0.05, 0.3):
+        counts = np.arange(101)
+        misses = np.array([upper_share(int(k), 100, 0.95) < truth for k in counts])
+        assert stats.binom.pmf(counts, 100, truth)[misses].sum() <= 0.05
+
+
+def test_gains_do_not_pay_for_losses_in_the_bound():
+    """Two losses and two gains: the drop is 0, its bound is that of two losses."""
+    before, after = np.ones(100), np.ones(100)
+    before[:2], after[2:4] = 0, 0
+    drop = paired_drop(before, after, 0.95)
+    assert drop.value == 0.0
+    assert drop.upper == upper_share(2, 100, 0.95)
+    assert drop.lower == -upper_share(2, 100, 0.95)
+
+
+def test_error_metrics_report_errors_and_drop_means_rise():
+    """mse: the value is the error, and a candidate with more of it has a drop above 0."""
+    labels = np.zeros((50, 2))
+    metric = find_metric("mse", labels)
+    better, worse = score(metric, np.full((50, 2), 1.0), labels), score(metric, np.full((50, 2), 2.0), labels)
+    assert (metric.value(better), metric.value(worse)) == (1.0, 4.0)
+    assert paired_drop(better, worse, 0.95).value == 3.0
+
+
+def test_a_column_serves_flat_labels_without_broadcasting():
+    """Outputs (N, 1) against labels (N,) are compared row by row."""
+    labels = np.arange(5.0)
+    assert list(score(find_metric("mae", labels), labels[:, None] + 1, labels)) == [-1.0] * 5
+
+
+def test_default_metric_follows_the_labels():
+    """Integers give accuracy, arrays mse, none agreement."""
+    assert find_metric(None, np.arange(3)).name == "accuracy"
+    assert find_metric(None, np.zeros((3, 2))).name == "mse"
+    assert find_metric(None, None).name == "agreement"
+
+
+def test_users_function_is_called_and_held_to_its_shape(tmp_path, monkeypatch):
+    """module:function gives the scores; one that gives no number a sample is refused."""
+    (tmp_path / "mine_metric.py").write_text(
+        "def good(outputs, labels):\n    return outputs[:, 0] - labels\n\ndef bad(outputs, labels):\n    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    labels = np.zeros(4)
+    assert list(score(find_metric("mine_metric:good", labels), np.ones((4, 2)), labels)) == [1.0] * 4
+    with pytest.raises(DataError, match="expected 4 finite numbers"):
+        score(find_metric("mine_metric:bad", labels), np.ones((4, 2)), labels)
+    with pytest.raises(SettingsError, match="cannot be imported"):
+        find_metric("mine_metric:none", labels)
+
+
+def test_labels_beyond_the_classes_are_refused():
+    """Class 7 of 3 is an error, and no silent zero."""
+    with pytest.raises(DataError, match="labels run from 7 to 7, expected 0 to 2"):
+        score(find_metric("accuracy", np.array([7])), np.zeros((1, 3)), np.array([7]))
+
+
+def test_unknown_metric_lists_the_known():
+    """A wrong name is answered with the right ones."""
+    with pytest.raises(SettingsError) as caught:
+        find_metric("acuracy", np.arange(3))
+    assert "accuracy" in caught.value.advice
+
+
+def test_metric_that_needs_labels_says_so():
+    """accuracy without labels asks for y."""
+    with pytest.raises(DataError, match="needs labels"):
+        find_metric("accuracy", None)
+
+
+def test_metric_function_that_raises_is_a_data_error(tmp_path, monkeypatch):
+    """Whatever a user's function raises is named, with its type."""
+    (tmp_path / "broken_metric.py").write_text("def fails(outputs, labels):\n    return {}['key']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DataError, match="KeyError"):
+        score(find_metric("broken_metric:fails", np.zeros(2)), np.ones((2, 1)), np.zeros(2))
+    with pytest.raises(SettingsError, match="cannot be imported"):
+        find_metric(":", np.zeros(2))
+
+
+def test_agreement_of_what_is_no_class_is_closeness():
+    """An autoencoder's answers agree by distance: a tenth of their spread away is 0.9, whatever their largest place."""
+    rng = np.random.default_rng(0)
+    expected = 1000.0 + rng.normal(0, 1.0, (400, 8))
+    metric = find_metric(None, None, decisions=False)
+    direction = rng.normal(0, 1.0, (400, 8))
+    direction *= np.sqrt(8) / np.linalg.norm(direction, axis=1, keepdims=True)
+    near, far = (metric.value(score(metric, expected + d * direction, expected)) for d in (0.1, 5.0))
+    assert near == pytest.approx(0.9, abs=0.01)
+    assert far == 0.0
+    assert metric.value(score(metric, expected, expected)) == 1.0
+    assert metric.value(score(metric, np.zeros((3, 2)), np.zeros((3, 2)))) == 1.0

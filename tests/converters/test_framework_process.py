@@ -1,0 +1,74 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from converters.framework_process import TensorFlowChild
+from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
+from tests.simulators import models
+
+
+def test_child_that_died_is_a_conversion_error_and_is_replaced():
+    """A killed child is told with its signal, and the next call gets a new one."""
+    with TensorFlowChild() as child:
+        process = child._started()
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ConversionError, match="SIGKILL"):
+            child.call("export_keras", path="x")
+        assert child._started().pid != process.pid
+
+
+def test_child_ends_with_its_parent():
+    """A parent that is killed outright leaves no child behind."""
+    script = textwrap.dedent("""
+        import os, signal
+        from converters.framework_process import TensorFlowChild
+        print(TensorFlowChild()._started().pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout)
+    for _ in range(600):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                if stat.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except FileNotFoundError:
+            return
+        subprocess.run(["sleep", "0.1"], check=True)
+    pytest.fail(f"process {pid} is still there")
+
+
+def test_unknown_function_cannot_be_called():
+    """Only the functions of the table can be asked for."""
+    with TensorFlowChild() as child, pytest.raises(ValueError, match="not a function"):
+        child.call("os.system", command="true")
+
+
+@pytest.mark.heavy
+def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
+    """A typed error keeps its type, fields and advice across the process."""
+    node = models.helper.make_node("Atan", ["x"], ["y"], name="atan_1")
+    model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    with pytest.raises(UnsupportedOpError, match="LiteRT") as caught:
+        child.call("lower", model=model.SerializeToString())
+    assert (caught.value.op, caught.value.layer) == ("Atan", "atan_1")
+    assert "Conv" in caught.value.advice
+    with pytest.raises(ModelFormatError):
+        child.call("export_keras", path=str(tmp_path / "none.keras"))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
+    """What the child prints goes to stderr where that was asked for, and else into the tail that errors quote."""
+    with TensorFlowChild(show_log=shown) as child:
+        process = child._started()
+        process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
+        process.stdin.flush()
+        process.wait(timeout=60)
+        kept = child.log_tail()
+    seen = capfd.readouterr().err
+    assert ("UnpicklingError" in seen) is shown
+    assert ("UnpicklingError" in kept) is not shown

@@ -1,0 +1,98 @@
+import random
+from collections import Counter
+
+import pytest
+
+from device_agents.download.block_file import BlockFile
+from device_agents.download.bundle import Download
+from device_agents.storage.slots import Slots
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
+from edgekit.errors import DigestMismatchError, DiskError
+from edgekit.storage.disk import MemoryDisk
+from tests.simulators.bundles import manifest_of
+
+
+def blocks(*seeds):
+    """Bytes of whole blocks; the same seed gives the same block."""
+    return b"".join(random.Random(seed).randbytes(BLOCK_BYTES) for seed in seeds)
+
+
+class Source:
+    """BlockSource over bytes by digest; remembers what was asked for."""
+
+    def __init__(self, *files):
+        self.files = {file_entry("x", "model", data).sha256: data for data in files}
+        self.asked = []
+
+    async def blocks(self, digest, wanted, hashes=()):
+        for index in list(wanted):
+            self.asked.append(index)
+            yield index, self.files[digest][index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+
+
+def install(disk, name, slot, model, version="1.0.0"):
+    manifest = manifest_of(name=name, version=version, model=model)
+    disk.write("in/model.onnx", model)
+    disk.write("in/golden.npz", b"golden")
+    Slots(disk, name).stage(slot, manifest.canonical_bytes(), "in")
+
+
+async def download(disk, model, source=None):
+    source, counters = source or Source(model, b"golden"), Counter()
+    await Download(disk, source, counters).run(manifest_of(version="9.0.0", model=model), "to", make_room=lambda: None)
+    assert disk.read("to/model.onnx") == model
+    return source.asked, counters
+
+
+async def test_blocks_are_found_in_any_slot_of_any_model_wherever_they_stand():
+    """Moved within the file, in either slot, or of another model: none of them is fetched."""
+    disk = MemoryDisk()
+    install(disk, "digits", "a", blocks(1, 2, 3))
+    install(disk, "digits", "b", blocks(4, 5), version="2.0.0")
+    install(disk, "other", "a", blocks(6) + b"short end")
+    asked, counters = await download(disk, blocks(3, 5, 7, 6, 1) + b"short end")
+    assert asked == [2]
+    assert counters == {"blocks_reused": 5 + 1, "blocks_fetched": 1, "bytes_fetched": BLOCK_BYTES}
+
+
+async def test_a_block_that_comes_several_times_is_fetched_once():
+    """Zeros between tensors cost one block."""
+    asked, counters = await download(MemoryDisk(), blocks(1, 2, 1, 2, 1) + b"end")
+    assert asked == [0, 1, 5, 0]
+    assert counters["bytes_fetched"] == 2 * BLOCK_BYTES + 3 + len(b"golden")
+
+
+@pytest.mark.parametrize("damage", ["manifest", "file", "gone", "unreadable"])
+async def test_a_slot_that_is_damaged_gives_nothing_and_harms_nothing(damage):
+    """What it claims to hold is hashed before it is used."""
+    disk = MemoryDisk()
+    install(disk, "digits", "a", blocks(1, 2))
+    if damage == "manifest":
+        disk.write("models/digits/a/manifest.json", b"{")
+    elif damage == "file":
+        disk.write("models/digits/a/model.onnx", bytes(2 * BLOCK_BYTES))
+    elif damage == "gone":
+        disk.remove("models/digits/a/model.onnx")
+    else:
+        read_at = disk.read_at
+
+        def fail(name, offset, length):
+            if name.startswith("models"):
+                raise DiskError("bad sector")
+            return read_at(name, offset, length)
+
+        disk.read_at = fail
+    asked, _ = await download(disk, blocks(1, 2))
+    assert asked[:2] == [0, 1]
+
+
+def test_a_wrong_block_is_not_written():
+    """Both digests are named."""
+    disk, data = MemoryDisk(), blocks(1)
+    entry = file_entry("model.onnx", "model", data)
+    file = BlockFile(disk, "f", entry)
+    file.open()
+    with pytest.raises(DigestMismatchError, match=entry.blocks[0]):
+        file.put(0, blocks(2))
+    assert disk.read("f") == bytes(BLOCK_BYTES)
+    assert file.wanted() == [0]

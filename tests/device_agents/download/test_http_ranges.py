@@ -1,0 +1,194 @@
+"""Blocks by HTTP range: any server may be named, none is believed, and none can stop a download."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+
+import pytest
+
+from device_agents.control.requests import Answers
+from device_agents.download import http_ranges
+from device_agents.download.block_fetcher import BlockFetcher, Gate
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
+from edgekit.clock import SystemClock
+from edgekit.controller.blocks import BlockService
+from edgekit.mqtt.messages import Answer, decode
+from edgekit.registry import blob_name
+from tests.simulators.store import MemoryStore
+from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
+from tests.simulators.web import web
+
+FLEET = "test"
+BLOB = random.Random(1).randbytes(50 * BLOCK_BYTES + 7)
+ENTRY = file_entry("model", "model", BLOB)
+
+
+class Site:
+    """A controller that names `urls`, and a device."""
+
+    def __init__(self, named, **fetcher):
+        self.broker = MemoryBroker()
+        self.urls = named
+        self._fetcher = fetcher
+
+    async def __aenter__(self):
+        store, clock = MemoryStore(), SystemClock()
+        store.put(blob_name(ENTRY.sha256), BLOB)
+        self.controller, self.device = (MemoryTransport(self.broker, name) for name in ("controller", "d1"))
+        self.service = BlockService(
+            fleet=FLEET,
+            transport=self.controller,
+            store=store,
+            clock=clock,
+            broker_budget_bytes=2**24,
+            urls=lambda digest: self.urls if digest == ENTRY.sha256 else (),
+        )
+        answers = Answers(self.device, fleet=FLEET, device="d1")
+        rate = self._fetcher.pop("rate", 0)
+        self.fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate), **self._fetcher)
+        await connect(self.controller, self.device)
+        await self.service.start()
+        await answers.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.service.stop()
+        await self.controller.stop()
+        await self.device.stop()
+
+    async def fetch(self):
+        """Every block once, each one right."""
+        missing = set(range(len(ENTRY.blocks)))
+        async for index, data in self.fetcher.blocks(ENTRY.sha256, sorted(missing), ENTRY.blocks):
+            assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
+            missing.remove(index)
+        assert not missing
+
+    def by_mqtt(self):
+        """Bytes of blocks that the controller sent."""
+        answers = (m for m in self.broker.published if "/answer/" in m.topic)
+        return sum(len(decode(message.payload, Answer).data) for message in answers)
+
+
+async def test_a_url_takes_the_whole_load_off_the_broker():
+    """The controller sends a hint and no block."""
+    with web(BLOB) as server:
+        async with Site([server.url]) as site:
+            await site.fetch()
+            assert site.by_mqtt() == 0
+            assert site.fetcher.counters["http_blocks"] == len(ENTRY.blocks)
+        assert server.sent == len(BLOB)
+        assert server.if_ranges == [None] + ['"one"'] * (len(server.ranges) - 1)
+
+
+async def test_several_urls_are_fetched_from_at_once():
+    """Each brings a part, nothing comes twice."""
+    with web(BLOB) as one, web(BLOB) as two:
+        async with Site([one.url, two.url]) as site:
+            await site.fetch()
+        assert one.sent + two.sent == len(BLOB)
+        assert min(one.sent, two.sent) > 0
+
+
+BAD = ["wrong", "short", "cut", "whole", "other range", "absent", "broken", "to file", "in circles", "garbage"]
+SLOW = ["many headers", "endless", "silent", "drip"]
+
+
+@pytest.mark.parametrize("mode", [*BAD, *SLOW])
+async def test_a_bad_server_costs_its_own_answers_and_no_more(mode, monkeypatch):
+    """Its blocks come over the broker; what it sent in vain is bounded."""
+    monkeypatch.setattr(http_ranges, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(http_ranges, "RUN_SECONDS", 0.3)
+    with web(BLOB, mode) as server:
+        async with Site([server.url]) as site:
+            await asyncio.wait_for(site.fetch(), 30)
+            if mode != "endless":  # what was asked for is right, and the rest is not read
+                assert site.fetcher.counters["http_failures"] > 0
+                assert site.by_mqtt() > 0
+        assert len(server.ranges) <= http_ranges.MAX_FAILURES + http_ranges.MAX_REDIRECTS + 4
+
+
+async def test_a_good_server_goes_on_beside_a_bad_one():
+    """Blocks of the one that is given up go to the other."""
+    with web(BLOB) as good, web(BLOB, "wrong") as bad:
+        async with Site([bad.url, good.url]) as site:
+            await site.fetch()
+            assert site.by_mqtt() == 0
+
+
+@pytest.mark.parametrize("mode", ["late wrong", "sometimes broken", "moved"])
+async def test_a_server_is_used_as_far_as_it_is_right(mode):
+    """What it brought before it went wrong, between its failures, or from where it has moved to, is kept."""
+    with web(BLOB, mode) as server:
+        async with Site([server.url]) as site:
+            await site.fetch()
+            assert site.fetcher.counters["http_blocks"] > 0
+            assert site.by_mqtt() + BLOCK_BYTES * site.fetcher.counters["http_blocks"] < len(BLOB) + 2 * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/blob",
+        "http://",
+        "http://user:secret@host/blob",
+        "http://host:99999/",
+        "http://host/a b",
+        "http://host/\r\nX: y",
+        "https://[bad/blob",
+        "http://host/" + "x" * 5000,
+        "",
+    ],
+)
+async def test_a_url_that_is_no_web_address_is_not_touched(url):
+    """The download goes on as if it had not been named."""
+    assert http_ranges.usable_urls([url]) == []
+    async with Site([url]) as site:
+        await site.fetch()
+        assert site.fetcher.counters["http_failures"] == 0
+
+
+async def test_nobody_listens_at_the_url():
+    """Refused connections are three failures."""
+    with web(BLOB) as server:
+        url = server.url
+    async with Site([url]) as site:
+        await site.fetch()
+        assert site.fetcher.counters["http_failures"] == http_ranges.MAX_FAILURES
+
+
+async def test_a_device_may_be_told_not_to():
+    """It asks for no URLs, and gets blocks."""
+    with web(BLOB) as server:
+        async with Site([server.url], urls=False) as site:
+            await site.fetch()
+        assert server.ranges == []
+
+
+async def test_the_rate_of_the_device_holds_for_urls_too():
+    """One second's burst and no more in the first moment."""
+    with web(BLOB) as server:
+        async with Site([server.url], rate=10 * BLOCK_BYTES) as site:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(site.fetch(), 0.5)
+        assert server.sent <= 16 * BLOCK_BYTES
+
+
+async def test_stopping_does_not_wait_for_a_slow_server(monkeypatch):
+    """A newer assignment ends the download in a moment."""
+    monkeypatch.setattr(http_ranges, "TIMEOUT_SECONDS", 30.0)
+    with web(BLOB, "silent") as server:
+        async with Site([server.url]) as site:
+            task = asyncio.create_task(site.fetch())
+            await asyncio.to_thread(server.asked.wait, 20)
+            task.cancel()
+            await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+
+
+def test_https_is_not_left_for_http():
+    """A redirect cannot take the privacy away."""
+    reader = http_ranges.RangeReader("https://host/blob")
+    with pytest.raises(http_ranges.RangeError, match="redirects"):
+        reader._follow("http://host/blob")

@@ -1,0 +1,85 @@
+"""Blocks over a link that is slower than every first guess: it must be learned, and not be filled with repetitions."""
+
+import asyncio
+import hashlib
+import random
+
+import pytest
+
+from device_agents.control.requests import Answers
+from device_agents.download.block_fetcher import BlockFetcher
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
+from edgekit.clock import SystemClock
+from edgekit.controller.blocks import BlockService
+from edgekit.mqtt.messages import Answer, decode
+from edgekit.registry import blob_name
+from edgekit.transfer.blocks import MIN_WINDOW, RoundTrip, Window
+from tests.simulators.store import MemoryStore
+from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
+
+BLOB = random.Random(1).randbytes(20 * BLOCK_BYTES)
+ENTRY = file_entry("model", "model", BLOB)
+
+
+class SlowTransport(MemoryTransport):
+    """What comes waits in line, so many seconds a block."""
+
+    seconds = 0.08
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._line = asyncio.Queue()
+        self._task = asyncio.create_task(self._deliver_slowly())
+
+    def deliver(self, topic_filter, message):
+        self._line.put_nowait((topic_filter, message))
+
+    async def _deliver_slowly(self):
+        while True:
+            topic_filter, message = await self._line.get()
+            await asyncio.sleep(self.seconds * len(message.payload) / BLOCK_BYTES)
+            super().deliver(topic_filter, message)
+
+    async def stop(self):
+        self._task.cancel()
+        await super().stop()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """First guesses that are too short for the link, as three seconds are for 20 KB/s."""
+    monkeypatch.setattr(RoundTrip, "FIRST_SECONDS", 0.07)
+    monkeypatch.setattr(RoundTrip, "LEAST_SECONDS", 0.03)
+
+
+async def test_a_slow_link_is_learned(hasty):
+    """Answers that come after they were given up still say how long answers take."""
+    broker, store, clock = MemoryBroker(), MemoryStore(), SystemClock()
+    store.put(blob_name(ENTRY.sha256), BLOB)
+    controller, device = MemoryTransport(broker, "controller"), SlowTransport(broker, "d1")
+    service = BlockService(fleet="test", transport=controller, store=store, clock=clock, broker_budget_bytes=2**24)
+    answers = Answers(device, fleet="test", device="d1")
+    await connect(controller, device)
+    await service.start()
+    await answers.start()
+    missing = set(range(20))
+    async for index, data in BlockFetcher(answers, clock).blocks(ENTRY.sha256, sorted(missing)):
+        assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
+        missing.remove(index)
+    sent = sum(len(decode(m.payload, Answer).data) for m in broker.published if "/answer/" in m.topic)
+    await service.stop()
+    await controller.stop()
+    await device.stop()
+    assert not missing
+    assert sent <= 1.5 * len(BLOB)
+
+
+def test_the_window_closes_to_one_block():
+    """A link that holds no more than one block at a time is asked for one."""
+    window = Window()
+    for _ in range(10):
+        window = window.after_loss()
+    assert window.size == MIN_WINDOW == 1
+    assert window.credit(0) == 1
+    assert window.credit(1) == 0
+    assert window.after_arrival().size == 2

@@ -1,0 +1,155 @@
+"""Routes, scores and the breaker are pure rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from device_agents.inference.routing_rules import (
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN_SECONDS,
+    Breaker,
+    BreakerState,
+    Decision,
+    Place,
+    Reason,
+    after_running,
+    before_running,
+    score,
+    usable,
+)
+from edgekit.bundle.manifest import Task
+
+CLASSES = Task("classification", "y", "probabilities")
+
+
+@pytest.mark.parametrize(
+    ("route", "has_local", "has_cloud", "place", "reason"),
+    [
+        ("auto", True, True, Place.LOCAL, Reason.REQUESTED),
+        ("auto", True, False, Place.LOCAL, Reason.REQUESTED),
+        ("auto", False, True, Place.CLOUD, Reason.NO_LOCAL_MODEL),
+        ("auto", False, False, Place.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("local-only", True, True, Place.LOCAL, Reason.REQUESTED),
+        ("local-only", False, True, Place.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("cloud-only", True, True, Place.CLOUD, Reason.REQUESTED),
+        ("cloud-only", False, True, Place.CLOUD, Reason.REQUESTED),
+        ("cloud-only", True, False, Place.NOWHERE, Reason.NO_CLOUD),
+    ],
+)
+def test_the_request_and_what_there_is_decide_where_to_ask_first(
+    route: str, has_local: bool, has_cloud: bool, place: Place, reason: Reason
+) -> None:
+    """local-only never leaves the device, cloud-only never stays."""
+    assert before_running(route, has_local=has_local, has_cloud=has_cloud) == Decision(place, reason)
+
+
+@pytest.mark.parametrize(
+    ("route", "found", "fine", "has_cloud", "place", "reason"),
+    [
+        ("auto", 0.9, True, True, Place.LOCAL, Reason.CONFIDENT),
+        ("auto", 0.8, True, True, Place.LOCAL, Reason.CONFIDENT),
+        ("auto", 0.79, True, True, Place.CLOUD, Reason.LOW_SCORE),
+        ("auto", 0.79, True, False, Place.LOCAL, Reason.NO_CLOUD),
+        ("auto", None, True, True, Place.LOCAL, Reason.NO_SCORE),
+        ("auto", 0.99, False, True, Place.CLOUD, Reason.LOCAL_ERROR),
+        ("auto", 0.99, False, False, Place.DEGRADED, Reason.LOCAL_ERROR),
+        ("local-only", 0.1, True, True, Place.LOCAL, Reason.REQUESTED),
+        ("local-only", 0.1, False, True, Place.LOCAL, Reason.REQUESTED),
+    ],
+)
+def test_the_local_answer_is_kept_when_it_is_good_enough(
+    route: str, found: float | None, fine: bool, has_cloud: bool, place: Place, reason: Reason
+) -> None:
+    """NaN is asked about first, then the score against the threshold."""
+    decision = after_running(route, score=found, threshold=0.8, has_cloud=has_cloud, usable=fine)
+    assert decision == Decision(place, reason)
+
+
+def test_the_least_sure_row_is_the_score() -> None:
+    """One unsure row of a batch makes the batch unsure."""
+    y = np.array([[0.9, 0.1], [0.4, 0.6]], np.float32)
+    assert score(CLASSES, {"y": y}) == pytest.approx(0.6)
+
+
+def test_logits_are_put_through_a_softmax_that_does_not_overflow() -> None:
+    """Huge logits are sure, equal ones are not; half precision does not overflow."""
+    task = Task("classification", "y", "logits")
+    assert score(task, {"y": np.array([[1e4, -1e4]], np.float32)}) == 1.0
+    assert score(task, {"y": np.zeros((2, 4), np.float16)}) == pytest.approx(0.25)
+    assert score(task, {"y": np.log(np.array([[0.7, 0.2, 0.1]]))}) == pytest.approx(0.7)
+
+
+def test_what_has_no_score_has_none() -> None:
+    """Other tasks, a missing output, no rows; and NaN is no confidence at all."""
+    y = np.array([[0.9, 0.1]])
+    assert score(Task(), {"y": y}) is None
+    assert score(CLASSES, {"z": y}) is None
+    assert score(CLASSES, {"y": np.zeros((0, 2))}) is None
+    assert score(Task("classification", "y", ""), {"y": y}) is None
+    assert score(CLASSES, {"y": np.array([[np.nan, 1.0]])}) == 0.0
+    assert score(CLASSES, {"y": np.array([[1.004, 0.0]])}) == 1.0  # int8 probabilities may add up to more
+
+
+def test_only_nan_makes_an_answer_unusable() -> None:
+    """Infinity may be a masked logit; integers and bytes are always fine."""
+    assert usable({"a": np.array([1.0, np.inf]), "b": np.array([1]), "c": np.array([b""], dtype=object)})
+    assert not usable({"a": np.array([1.0]), "b": np.array([np.nan], np.float16)})
+
+
+def opened(now: float = 0.0) -> Breaker:
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN):
+        breaker = breaker.failed(now, 0.0)
+    return breaker
+
+
+def test_the_breaker_opens_after_failures_in_a_row() -> None:
+    """A success between failures starts the count anew."""
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN - 1):
+        breaker = breaker.failed(0.0, 0.0)
+    assert breaker.asked(0.0)[1]
+    assert breaker.succeeded() == Breaker()
+    assert not breaker.failed(0.0, 0.0).asked(0.5)[1]
+
+
+def test_one_probe_goes_after_each_cool_down() -> None:
+    """Half open lets one call through and no second; its success closes."""
+    breaker, allowed = opened().asked(1.0)
+    assert allowed
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert not breaker.asked(99.0)[1]
+    assert breaker.succeeded().asked(1.0)[1]
+
+
+def test_the_cool_down_doubles_up_to_its_cap() -> None:
+    """Each failed probe waits twice as long, and never longer than the cap."""
+    breaker, now, waits = opened(), 0.0, []
+    for _ in range(8):
+        waits.append(breaker.cool_down_seconds)
+        assert not breaker.asked(now + breaker.cool_down_seconds - 0.01)[1]
+        now += breaker.cool_down_seconds
+        breaker, allowed = breaker.asked(now)
+        assert allowed
+        breaker = breaker.failed(now, 0.0)
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert max(waits) == LONGEST_COOL_DOWN_SECONDS
+
+
+def test_the_spread_shortens_the_wait_by_up_to_half() -> None:
+    """Devices that failed together do not come back together."""
+    half = Breaker(failures=FAILURES_TO_OPEN - 1).failed(10.0, 1.0)
+    assert half.opens_at == pytest.approx(10.5)
+
+
+def test_an_abandoned_probe_frees_the_next_one() -> None:
+    """A caller that gave up neither opens nor blocks the breaker."""
+    probing, _ = opened().asked(5.0)
+    assert probing.abandoned(5.0).asked(5.0)[1]
+    assert Breaker().abandoned(5.0) == Breaker()
+
+
+def test_a_late_failure_of_an_open_breaker_does_not_lengthen_its_wait() -> None:
+    """Calls that had begun before it opened are only counted."""
+    assert opened().failed(0.5, 0.0).opens_at == opened().opens_at

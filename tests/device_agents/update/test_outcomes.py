@@ -1,0 +1,43 @@
+"""How a deployment ended reaches the controller, however late; and an order that is withdrawn is seen in a transfer."""
+
+from device_agents.deployment import S
+from edgekit.mqtt import topics
+from tests.simulators.device import DEVICE, FLEET
+
+
+async def test_an_outcome_met_while_the_broker_was_away_is_told_after_a_restart(desk, device):
+    """It is in the journal and in every report, so it is told again and again until a newer one takes its place."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.refused.add("2.0.0")
+    desk.tamper = lambda digest, index, data: (desk.broker.stop() if index == 4 else None) or data
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: not device.transport.connected)
+    desk.tamper = lambda digest, index, data: data
+    await device.kill()
+    desk.broker.start()
+    await device.start()
+    await device.until(lambda: device.reported().outcomes["digits"].version == "2.0.0")
+    first = device.reported()
+    assert (first.outcomes["digits"].result, first.outcomes["digits"].error) == ("refused", "SelfTestError")
+    desk.broker.stop()
+    await device.until(lambda: not device.transport.connected)
+    desk.broker.retained.clear()  # a broker that forgot everything
+    desk.broker.start()
+    await device.until(lambda: topics.device(FLEET, DEVICE, "reported") in desk.broker.retained)
+    assert device.reported().number > first.number
+    assert device.reported().outcomes == first.outcomes
+
+
+async def test_a_withdrawn_order_ends_a_transfer_and_leaves_nothing(desk, device):
+    """The device does not finish what nobody wants, and keeps none of its bytes."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    entry = desk.publish("2.0.0")
+    desk.tamper = lambda digest, index, data: data if digest == entry.sha256 or index < 2 else None
+    desk.assign(entry)
+    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    desk.assign()
+    await device.settled("1.0.0")
+    assert device.disk.list("incoming") == []
+    assert device.inference.history == ["1.0.0"]

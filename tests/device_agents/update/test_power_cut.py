@@ -1,0 +1,182 @@
+from device_agents.deployment import S
+from device_agents.storage.slots import Slots, verify_file
+from device_agents.update import runner
+from edgekit.errors import DiskError
+from edgekit.mqtt import messages, topics
+from edgekit.trust.envelopes import open_envelope
+from tests.simulators.device import DEVICE, FLEET, Device
+from tests.simulators.disk import FaultyDisk, full
+
+
+async def ended_or_off(device, version):
+    """Run until the update is done or the power goes."""
+    await device.until(lambda: device.disk.off or device.rests(version))
+
+
+async def restart(device, *, cut_at=0):
+    await device.kill()
+    device.disk = device.disk.after_power_cut(cut_at=cut_at)
+    device.inference.live.clear()
+    await device.start()
+
+
+def check_whole(device):
+    """Whatever the pointer names is a whole bundle, every byte of it."""
+    slots = Slots(device.disk, "digits")
+    pointer = slots.pointer()
+    state = device.state
+    assert pointer.active == pointer.known_good == state.active.slot
+    assert state.active == state.known_good
+    manifest = slots.manifest(pointer.active, state.active.digest)
+    for entry in manifest.files:
+        verify_file(device.disk, f"{slots.folder(pointer.active)}/{entry.path}", entry)
+
+
+async def changes_of_an_update(desk, folder):
+    """How many changes one undisturbed update makes to the disk: (before it, after it)."""
+    device = Device(folder, desk.broker, desk.root)
+    await device.start()
+    await device.settled("1.0.0")
+    before = device.disk.changes
+    desk.assign(desk.publish("2.0.0"))
+    await device.settled("2.0.0")
+    await device.kill()
+    return before, device.disk.changes
+
+
+async def test_power_may_go_at_every_change_of_the_disk(desk, tmp_path):
+    """Cut before each change of an update in turn: after the restart an old or new bundle answers, then the new one."""
+    first = desk.publish("1.0.0")
+    desk.assign(first)
+    before, after = await changes_of_an_update(desk, tmp_path / "counted")
+    assert after - before > 25
+    second = desk.publish("2.1.0")
+    for change in range(before + 1, after + 1):
+        desk.assign(first)
+        device = Device(tmp_path / f"cut{change}", desk.broker, desk.root)
+        await device.start()
+        await device.settled("1.0.0")
+        device.disk.cut_at = device.disk.changes + change - before
+        desk.assign(second)
+        await ended_or_off(device, "2.1.0")
+        await restart(device)
+        assert device.inference.live["digits"] in ("1.0.0", "2.1.0"), f"at change {change}"
+        await device.settled("2.1.0")
+        check_whole(device)
+        await device.stop()
+
+
+async def test_a_disk_that_fails_at_any_change_ends_in_the_old_or_the_new_bundle(desk, tmp_path):
+    """An effect that fails half-way is cleaned up or rolled back, never left."""
+    first = desk.publish("1.0.0")
+    desk.assign(first)
+    before, after = await changes_of_an_update(desk, tmp_path / "counted")
+    second = desk.publish("2.1.0")
+    for change in range(1, after - before, 2):
+        desk.assign(first)
+        device = Device(tmp_path / f"fail{change}", desk.broker, desk.root)
+        await device.start()
+        await device.settled("1.0.0")
+        at = device.disk.changes + change
+
+        def fail(number, method, name, at=at):
+            if number == at and not name.startswith("journal"):
+                raise DiskError(f"input/output error at {method} {name}")
+
+        device.disk.fault = fail
+        desk.assign(second)
+        await device.until(lambda d=device: d.state.outcome.version == "2.1.0")
+        await device.settled()
+        assert device.inference.live["digits"] == device.state.active.version
+        check_whole(device)
+        await device.stop()
+
+
+async def test_a_full_disk_while_staging_fails_the_update_and_the_old_model_stays(desk, tmp_path):
+    """The failure is journalled from the reserve, reported, and not repeated by itself."""
+    desk.assign(desk.publish("1.0.0"))
+    device = Device(tmp_path / "device", desk.broker, desk.root)
+    await device.start()
+    await device.settled("1.0.0")
+
+    def full_at_staging(change, method, name):
+        if name.endswith("/b/manifest.json"):
+            full(change, method, name)
+
+    device.disk.fault = full_at_staging
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.outcome.version == "2.0.0")
+    await device.settled("1.0.0")
+    assert (device.state.outcome.result, device.state.outcome.error) == ("failed", "DiskError")
+    assert device.inference.history == ["1.0.0"]
+    assert not device.disk.exists("models/digits/b")
+    await device.stop()
+
+
+async def test_too_little_space_is_found_before_the_first_byte(desk, tmp_path):
+    """The message says how much is needed; the old slot is given up only where that helps."""
+    desk.assign(desk.publish("1.0.0"))
+    device = Device(tmp_path / "device", desk.broker, desk.root, FaultyDisk(capacity=1_500_000))
+    await device.start()
+    await device.settled("1.0.0")
+    desk.blocks_sent = 0
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.outcome.version == "2.0.0")
+    await device.settled("1.0.0")
+    assert "needs" in device.state.outcome.message
+    assert desk.blocks_sent == 1  # the manifest
+    await device.stop()
+
+
+def third_block_written(disk):
+    written = [data for name, data in disk.files.items() if name.endswith("model.onnx")]
+    return written and any(written[0][2 * 65536 : 3 * 65536])
+
+
+async def test_a_restart_keeps_the_blocks_that_were_durable(desk, tmp_path):
+    """Only what the map does not name is fetched again."""
+    device = Device(tmp_path / "device", desk.broker, desk.root)
+    await device.start()
+    desk.tamper = lambda digest, index, data: data if index < 3 else None
+    desk.assign(desk.publish("1.0.0"))
+    await device.until(lambda: third_block_written(device.disk))
+    await device.stop()
+    assert any(name.endswith(".map") for name in device.disk.files)
+    desk.tamper, desk.blocks_sent = lambda digest, index, data: data, 0
+    await device.start()
+    await device.settled("1.0.0")
+    assert desk.blocks_sent <= 3
+    await device.stop()
+
+
+async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(desk, tmp_path, monkeypatch):
+    """In the middle of an update, not even the journal takes a byte: the old model answers, changes wait."""
+    monkeypatch.setattr(runner, "JOURNAL_RETRY_SECONDS", 0.02)
+    desk.assign(desk.publish("1.0.0"))
+    device = Device(tmp_path / "device", desk.broker, desk.root)
+    await device.start()
+    await device.settled("1.0.0")
+    desk.tamper = lambda digest, index, data: None if index else data
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await restart(device)
+    await device.until(lambda: device.state.name is S.DOWNLOADING)
+    await device.kill()
+    device.disk = device.disk.after_power_cut()
+    device.disk.remove("journal/reserve")
+    device.disk.fault = full
+    device.inference.live.clear()
+    await device.start()
+    assert device.inference.live == {"digits": "1.0.0"}
+    desk.assign(desk.publish("3.0.0"))
+    await device.until(lambda: any(e.kind == "assignment-delayed" and e.error == "DiskError" for e in events(device)))
+    device.disk.fault = None
+    desk.tamper = lambda digest, index, data: data
+    await device.settled("3.0.0")
+    await device.stop()
+
+
+def events(device):
+    topic = topics.device(FLEET, DEVICE, "event")
+    sent = [message.payload for message in device.broker.published if message.topic == topic]
+    return [open_envelope(payload, messages.Event, device.signer.public_key) for payload in sent]

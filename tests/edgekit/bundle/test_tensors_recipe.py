@@ -1,0 +1,203 @@
+"""Tensor types and recipes: small values that are validated early."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.bundle.recipe import PRECISIONS, PRESETS, RANGES, ROUNDINGS, Recipe, preset
+from edgekit.errors import DataError, RecipeError
+from edgekit.tensors import DType, TensorSpec
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype is not DType.BYTES])
+def test_a_dtype_is_numpys(dtype: DType) -> None:
+    """The trip through numpy ends where it began, for either byte order."""
+    assert DType.of(dtype.numpy) is dtype
+    assert DType.of(dtype.numpy.newbyteorder(">")) is dtype
+    assert dtype.numpy.name == dtype.value
+
+
+@pytest.mark.parametrize("value", [np.array(["a"]), np.array([b"a"]), np.array([b"a"], dtype=object)])
+def test_strings_of_any_kind_are_bytes(value: np.ndarray) -> None:
+    """Text, fixed bytes and objects are all variable-length byte strings."""
+    assert DType.of(value.dtype) is DType.BYTES
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", "timedelta64[s]", "longdouble"])
+def test_a_dtype_that_no_runtime_takes_is_refused(dtype: str) -> None:
+    """The error names what was found."""
+    if np.dtype(dtype) == np.dtype("float64"):
+        pytest.skip("long double is float64 on this machine")
+    with pytest.raises(DataError, match=np.dtype(dtype).name.partition("[")[0]):
+        DType.of(dtype)
+
+
+shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
+
+
+@given(want=shapes, have=shapes)
+def test_a_shape_fits_when_every_fixed_axis_does(want: tuple[int, ...], have: tuple[int, ...]) -> None:
+    """A free axis takes any size, the number of axes is fixed, and a fault shows both shapes."""
+    spec = TensorSpec("x", DType.FLOAT32, (None, *want))
+    faults = spec.faults(np.zeros((7, *have), np.float32))
+    assert (not faults) == (want == have)
+    assert all(str([7, *have]) in fault and spec.shape_text in fault for fault in faults)
+
+
+def test_dtype_and_shape_faults_are_told_together() -> None:
+    """Both are named, with the tensor, as found and as expected."""
+    faults = TensorSpec("image", DType.FLOAT32, (None, 32, 32, 1)).faults(np.zeros((2, 28, 28), np.int64))
+    assert faults == [
+        "image: dtype is int64, expected float32",
+        "image: shape is [2, 28, 28], expected [any, 32, 32, 1]",
+    ]
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_every_precision_has_a_preset_of_its_name(name: str) -> None:
+    """The preset's id is its name."""
+    assert preset(name).id == name
+    assert set(PRESETS) == set(PRECISIONS)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    """A typo is answered with what was probably meant."""
+    with pytest.raises(RecipeError, match="int9") as caught:
+        preset("int9")
+    assert "'int8'" in caught.value.advice
+
+
+@pytest.mark.parametrize("fields", [{"precision": "int4"}, {"ranges": "max"}, {"rounding": "up"}], ids=str)
+def test_a_bad_choice_is_refused_when_it_is_made(fields: dict[str, str]) -> None:
+    """The error shows what was found and what is allowed, also when the recipe comes from a file."""
+    (value,) = fields.values()
+    with pytest.raises(RecipeError, match=f"'{value}', expected one of"):
+        Recipe(**fields)  # type: ignore[arg-type]
+    with pytest.raises((RecipeError, msgspec.ValidationError), match="expected one of"):
+        msgspec.json.decode(msgspec.json.encode(fields), type=Recipe)
+
+
+def test_a_misspelt_field_of_a_recipe_is_refused() -> None:
+    """A choice that nobody reads is not accepted in silence."""
+    with pytest.raises(msgspec.ValidationError, match="per_chanel"):
+        msgspec.json.decode(b'{"per_chanel":false}', type=Recipe)
+
+
+def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
+    """A float candidate has none, and no layer is float and of 4 bit at once."""
+    with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 kind"):
+        Recipe(precision="float16", int4_layers=("a",))
+    with pytest.raises(RecipeError, match="per_channel is false"):
+        Recipe(precision="int8", int4_layers=("a",), per_channel=False)
+    with pytest.raises(RecipeError, match="a, b: in float_layers and in int4_layers"):
+        Recipe(precision="int8-dynamic", int4_layers=("b", "c", "a"), float_layers=("a", "b"))
+
+
+def test_a_recipe_of_an_older_bundle_is_read() -> None:
+    """What was not yet a choice has its default."""
+    old = b'{"float_layers":["a"],"per_channel":true,"precision":"int8","ranges":"minmax","symmetric":true}'
+    assert msgspec.json.decode(old, type=Recipe) == Recipe("int8", symmetric=True, float_layers=("a",))
+
+
+def test_the_lowered_route_leaves_a_recipes_bytes_as_they_were() -> None:
+    """It is the default and is held as absent, so that manifests and their digests stay; the direct one is told."""
+    plain = msgspec.json.encode(Recipe("int8"), order="sorted")
+    assert b"route" not in plain
+    assert Recipe("int8", route="lowered") == Recipe("int8")
+    assert msgspec.json.encode(Recipe("int8", route="lowered"), order="sorted") == plain
+    direct = Recipe("int8", route="direct")
+    assert msgspec.json.decode(msgspec.json.encode(direct), type=Recipe) == direct
+    assert (direct.id, direct.direct, Recipe("int8").direct) == ("int8-direct", True, False)
+
+
+def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
+    """It goes past the canonical graph, whose layers the other choices name; an unknown route is refused too."""
+    with pytest.raises(RecipeError, match="route is 'direct' and int4_layers, correct_bias given"):
+        Recipe("int8", int4_layers=("a",), correct_bias=True, route="direct")
+    with pytest.raises(RecipeError, match="route is 'straight', expected one of lowered, direct"):
+        Recipe(route="straight")
+
+
+def test_what_an_older_bundle_says_keeps_its_bytes() -> None:
+    """A recipe without pruning is written as before there was a choice, so old manifests keep their digests."""
+    old = (
+        b'{"correct_bias":false,"equalize":false,"float_layers":[],"int4_layers":[],"per_channel":true,'
+        b'"precision":"int8","ranges":"minmax","rounding":"nearest","symmetric":false}'
+    )
+    for recipe in (Recipe("int8"), Recipe("int8", prune="none"), msgspec.json.decode(old, type=Recipe)):
+        assert msgspec.json.encode(recipe, order="sorted") == old
+    assert Recipe("int8", prune="none") == Recipe("int8")
+    assert msgspec.json.encode(Recipe("int8", prune="dead"), order="sorted") != old
+
+
+def test_prune_is_none_or_dead() -> None:
+    """Other words are refused with those that are known; what is pruned says so in its id."""
+    with pytest.raises(RecipeError, match=r"prune is '0.5', expected one of none, dead"):
+        Recipe(prune="0.5")
+    assert Recipe("int8", symmetric=True, prune="dead", equalize=True).id == "int8-symmetric-pruned-equalized"
+    assert Recipe(prune="dead").pruned
+    assert not Recipe(prune="none").pruned
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs"),
+    [
+        (Recipe("int8"), True),
+        (Recipe("int8-dynamic"), False),
+        (Recipe("int8-dynamic", int4_layers=("a",)), False),
+        (Recipe("int8-weights", int4_layers=("a",), rounding="gptq"), True),
+        (Recipe("int8-dynamic", correct_bias=True), True),
+        (Recipe("float16"), False),
+        (Recipe("float16", prune="dead"), True),
+    ],
+    ids=lambda value: getattr(value, "id", value),
+)
+def test_a_recipe_knows_whether_it_needs_samples(recipe: Recipe, needs: bool) -> None:
+    """Whoever has no data makes only what can be made without."""
+    assert recipe.needs_samples is needs
+
+
+layers = st.lists(st.sampled_from(["a", "b", "c"]), unique=True, max_size=3)
+recipes = st.builds(
+    lambda float_layers, int4_layers, precision, per_channel, **rest: Recipe(
+        precision=precision,
+        float_layers=tuple(float_layers),
+        per_channel=per_channel,
+        int4_layers=tuple(n for n in int4_layers if n not in float_layers)
+        if precision.startswith("int8") and per_channel
+        else (),
+        **rest,
+    ),
+    layers,
+    layers,
+    precision=st.sampled_from(PRECISIONS),
+    per_channel=st.booleans(),
+    symmetric=st.booleans(),
+    ranges=st.sampled_from(RANGES),
+    rounding=st.sampled_from(ROUNDINGS),
+    equalize=st.booleans(),
+    correct_bias=st.booleans(),
+    prune=st.sampled_from(["none", "dead"]),
+)
+
+
+@given(recipe=recipes)
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    """It is saved in the bundle and read back as the same choices."""
+    assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
+
+
+def _choices(recipe: Recipe) -> Recipe:
+    return msgspec.structs.replace(
+        recipe, float_layers=tuple(sorted(recipe.float_layers)), int4_layers=tuple(sorted(recipe.int4_layers))
+    )
+
+
+@given(one=recipes, other=recipes)
+def test_ids_differ_exactly_when_choices_do(one: Recipe, other: Recipe) -> None:
+    """Two candidates of one report have two ids; the order in which layers are named is no choice."""
+    assert (one.id == other.id) == (_choices(one) == _choices(other))

@@ -1,0 +1,300 @@
+"""Waves in step: real block services and real fetchers over a broker that loses, tampers and comes and goes."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import time
+
+import pytest
+
+from device_agents.control.requests import Answers
+from device_agents.download import broadcasts as device_waves
+from device_agents.download.block_fetcher import BlockFetcher, Gate
+from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
+from edgekit.clock import SystemClock
+from edgekit.controller.blocks import BlockService
+from edgekit.mqtt import topics
+from edgekit.mqtt.broker import find_mosquitto, start_broker
+from edgekit.mqtt.messages import Answer, BlocksRequest, WaveBlocks, WaveClaim, decode, encode
+from edgekit.mqtt.transport import MqttTransport
+from edgekit.registry import blob_name
+from tests.simulators.store import MemoryStore
+from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
+
+FLEET = "test"
+MODEL = random.Random(1).randbytes(99 * BLOCK_BYTES + 5)
+ENTRY = file_entry("model", "model", MODEL)
+DIGEST, HASHES, BLOCKS = ENTRY.sha256, ENTRY.blocks, len(ENTRY.blocks)
+
+
+class Site:
+    """One broker, any number of controllers and devices; counts what was published."""
+
+    def __init__(self, **losses):
+        self.broker = MemoryBroker(**losses)
+        self.broker.tap = self._tap
+        self.to_devices = 0  # bytes that the broker sent to them, those that were lost too
+        self.store = MemoryStore()
+        self.store.put(blob_name(DIGEST), MODEL)
+        self.services = []
+        self.transports = []
+        self.fetchers = {}
+        self.tasks = []
+
+    def transport(self, name):
+        """A transport for a controller or device."""
+        return MemoryTransport(self.broker, name)
+
+    def _tap(self, client, message):
+        if client in self.fetchers:
+            self.to_devices += len(message.payload)
+        return [message]
+
+    async def controller(self, budget=16 * 2**20, gather=0.05):
+        """Start a controller's block service."""
+        transport = self.transport(f"controller-{len(self.services)}")
+        service = BlockService(
+            fleet=FLEET, transport=transport, store=self.store, clock=SystemClock(), broker_budget_bytes=budget
+        )
+        service.waves._gather_seconds = gather
+        await connect(transport)
+        await service.start()
+        self.services.append(service)
+        self.transports.append(transport)
+        return service
+
+    async def device(self, name, *, rate=0):
+        """Start a device's download; its task ends when it has every block, each one right."""
+        transport = self.transport(name)
+        answers = Answers(transport, fleet=FLEET, device=name)
+        clock = SystemClock()
+        fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate))
+        self.fetchers[name] = fetcher
+        await answers.start()
+        await connect(transport)
+        self.transports.append(transport)
+        task = asyncio.create_task(self._download(fetcher))
+        self.tasks.append(task)
+        return task
+
+    async def _download(self, fetcher):
+        missing = set(range(BLOCKS))
+        async for index, data in fetcher.blocks(DIGEST, range(BLOCKS), HASHES):
+            assert hashlib.sha256(data).hexdigest() == HASHES[index]
+            missing.remove(index)
+        assert not missing
+
+    async def finish(self, seconds=60.0):
+        """Wait until every device is done."""
+        await asyncio.wait_for(asyncio.gather(*self.tasks), seconds)
+
+    def sent(self, kind):
+        """Payload bytes of blocks that were published as ``answer`` or on a ``wave``."""
+        total = 0
+        for message in self.broker.published:
+            part = message.topic.split("/")[3]
+            if part == kind and not message.topic.endswith("/claim"):
+                total += len(decode(message.payload, Answer if kind == "answer" else WaveBlocks).data)
+        return total
+
+    async def until(self, holds):
+        end = time.monotonic() + 20.0
+        while not holds():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(device_waves, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(device_waves, "FIRST_SECONDS", 1.0)
+
+
+@contextlib.asynccontextmanager
+async def site(**losses):
+    made = Site(**losses)
+    try:
+        yield made
+    finally:
+        for task in made.tasks:
+            task.cancel()
+        await asyncio.gather(*made.tasks, return_exceptions=True)
+        for service in made.services:
+            await service.stop()
+        for transport in made.transports:
+            await transport.stop()
+
+
+async def test_devices_in_step_are_served_by_one_broadcast():
+    """Twelve devices, and little more than one copy of the blob leaves the controller."""
+    async with site() as made:
+        service = await made.controller()
+        for number in range(12):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == 1
+        assert made.sent("wave") == len(MODEL)
+        assert made.sent("answer") < 0.25 * len(MODEL)  # what the first few got before the fourth had asked
+        assert sum(fetcher.counters["wave_blocks"] for fetcher in made.fetchers.values()) > 11 * BLOCKS
+        assert not [message for message in made.broker._clients["d0"].routes if "wave" in message]
+
+
+async def test_few_devices_are_answered_one_by_one():
+    """Three are not a crowd."""
+    async with site() as made:
+        service = await made.controller()
+        for number in range(3):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == 0
+
+
+@pytest.mark.parametrize("devices", [3, 10])
+async def test_five_percent_of_loss_cost_at_most_ten_percent_more(devices):
+    """Alone by request and answer; in step by the wave, whose losses are asked for by those who have them."""
+    async with site(drop=0.05, seed=4) as made:
+        service = await made.controller(budget=5 * 2**20)
+        for number in range(devices):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == (1 if devices == 10 else 0)
+        assert made.to_devices <= 1.10 * devices * len(MODEL)
+
+
+async def test_those_who_come_late_hear_the_rest_and_then_a_wave_of_what_they_missed():
+    """In the middle of a wave, eight more: few of their blocks are answered one by one."""
+    async with site() as made:
+        service = await made.controller(budget=4 * 2**20)
+        for number in range(6):
+            await made.device(f"d{number}")
+        await made.until(lambda: service.waves.blocks_sent > BLOCKS // 3)
+        before = made.sent("answer")
+        for number in range(8):
+            await made.device(f"late-{number}")
+        await made.finish()
+        assert service.waves.waves == 2
+        assert made.sent("answer") - before < len(MODEL)
+        assert made.sent("wave") < 1.6 * len(MODEL)
+
+
+async def test_a_controller_that_dies_in_a_wave_is_followed_by_another():
+    """Devices hear nothing more, ask, and the other one sends what they miss."""
+    async with site() as made:
+        first = await made.controller(budget=4 * 2**20)
+        for number in range(8):
+            await made.device(f"d{number}")
+        await made.until(lambda: first.waves.blocks_sent > 10)
+        await first.stop()
+        await made.transports[0].stop()
+        await made.controller()
+        await made.finish()
+        assert made.sent("wave") < 1.5 * len(MODEL)
+
+
+async def test_two_controllers_send_one_wave():
+    """Requests are shared between them, so each sees half of the crowd; one of them sends for both."""
+    async with site() as made:
+        for _ in range(2):
+            await made.controller(budget=8 * 2**20, gather=0.2)
+        for number in range(24):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert sorted(service.waves.waves for service in made.services) == [0, 1]
+        assert made.sent("wave") < 1.5 * len(MODEL)
+
+
+async def test_a_device_with_a_rate_to_keep_does_not_listen():
+    """What is broadcast comes as fast as it comes."""
+    async with site() as made:
+        service = await made.controller()
+        for number in range(6):
+            await made.device(f"d{number}", rate=100 * 2**20)
+        await made.finish()
+        assert service.waves.waves == 0
+
+
+async def flood(made, make):
+    """Publish hostile payloads on the wave's topic as long as anybody downloads."""
+    seeds = random.Random(7)
+    while True:
+        made.broker.publish(topics.wave(FLEET, DIGEST), make(seeds))
+        await asyncio.sleep(0)
+
+
+HOSTILE = {
+    "wrong bytes": lambda seeds: encode(WaveBlocks(seeds.randrange(BLOCKS), seeds.randbytes(3 * BLOCK_BYTES))),
+    "no message": lambda seeds: seeds.randbytes(300),
+    "oversized": lambda seeds: encode(WaveBlocks(0, bytes(300 * 1024))),
+    "outside the blob": lambda seeds: encode(WaveBlocks(seeds.choice([-1000, 10**12]), bytes(BLOCK_BYTES))),
+    "ends": lambda seeds: encode(WaveBlocks(BLOCKS, b"")),
+    "odd sizes": lambda seeds: encode(WaveBlocks(seeds.randrange(BLOCKS), seeds.randbytes(7))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_hostile_waves_do_no_harm(kind):
+    """Every block is checked before it is taken: the download ends well, by request if need be."""
+    async with site() as made:
+        await made.controller()
+        made.tasks.append(flooder := asyncio.create_task(flood(made, HOSTILE[kind])))
+        downloads = [await made.device(f"d{number}") for number in range(6)]
+        await asyncio.wait_for(asyncio.gather(*downloads), 60)
+        flooder.cancel()
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+async def test_a_wave_through_a_real_broker(tmp_path):
+    """With the rights that its ACL gives: devices hear the wave, and not what controllers say to each other."""
+    async with site() as made, await start_broker("127.0.0.1", 0, tmp_path, kind="mosquitto") as broker:
+        made.transport = lambda name: MqttTransport(broker.url, client_id=name, username=name.partition("-")[0])
+        service = await made.controller(budget=5 * 2**20)
+        for number in range(8):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == 1
+        heard = [fetcher.counters["wave_blocks"] for fetcher in made.fetchers.values()]
+        assert sum(heard) > 0.8 * 8 * BLOCKS
+        assert all(fetcher.counters["wrong_wave_blocks"] == 0 for fetcher in made.fetchers.values())
+        for transport in made.transports:
+            await transport.stop()
+
+
+async def test_what_waits_to_be_written_is_bounded():
+    """A flood of useful blocks is dropped beyond a few MiB, and asked for later."""
+    transport = MemoryTransport(MemoryBroker(), "d")
+    answers = Answers(transport, fleet=FLEET, device="d")
+    await connect(transport)
+    fetcher = BlockFetcher(answers, SystemClock())
+    hashes = ["0" * 64] * 1000
+    with answers.exchange() as exchange:
+        ear = device_waves.WaveEar(answers, exchange, DIGEST, hashes, fetcher.counters, willing=True)
+        assert await ear.join(set(range(1000)))
+        for first in range(0, 1000, 3):
+            transport._broker.publish(topics.wave(FLEET, DIGEST), encode(WaveBlocks(first, bytes(3 * BLOCK_BYTES))))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert exchange.queue.qsize() == device_waves.MAX_WAITING_BYTES // BLOCK_BYTES
+    await transport.stop()
+
+
+async def test_a_false_claim_delays_and_does_not_stop():
+    """Somebody says that it sends, and does not: devices hear nothing, and ask."""
+    async with site() as made:
+        service = await made.controller()
+        claim = encode(WaveClaim("0", sending=True, seconds=1e9))
+        made.broker.publish(topics.wave_claim(FLEET, DIGEST), claim, qos=1)
+        for junk in (b"", b"\xc1", encode(WaveClaim("0", seconds=5.0))):
+            made.broker.publish(topics.wave_claim(FLEET, "nonsense"), junk, qos=1)
+        for number in range(6):
+            await made.device(f"d{number}")
+        await made.finish()
+        assert service.waves.waves == 0
+
+
+async def test_devices_that_know_no_waves_are_answered():
+    """Their requests say nothing about what they miss."""
+    async with site() as made:
+        service = await made.controller()
+        request = BlocksRequest("r", DIGEST, (), 4)
+        assert not any(service.waves.ask(f"old-{number}", request, BLOCKS) for number in range(10))

@@ -1,0 +1,432 @@
+"""Models within a budget: put out, brought back, and switched without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
+from edgekit.runtimes import open_runtime
+from edgekit.serving.models import load_progress
+from edgekit.serving.models import manager as residents
+from edgekit.serving.models.manager import Residents
+from edgekit.serving.models.memory_plan import MIB, SETTLE_SECONDS, MemoryBudgetError
+from edgekit.serving.models.options import ModelOptions, ModelSettings
+from edgekit.serving.session.memory_usage import MemoryFootprints
+from edgekit.serving.session.session import DeadlineError, OverloadedError
+from edgekit.tensors import Array
+from tests.simulators.small_models import SURE, onnx_bundle
+
+X = {"x": SURE}
+
+
+class Sized:
+    """A real runtime that says what it holds, loads when it may, and knows whether it was used when closed."""
+
+    def __init__(self, shelf: Shelf, manifest: Manifest, folder: Path) -> None:
+        self._shelf, self._name, self.version = shelf, manifest.name, manifest.version
+        if self._name in shelf.broken or manifest.version in shelf.broken:
+            raise RuntimeLoadError("the disk failed")
+        assert shelf.loading[self._name].wait(10)
+        self._real = open_runtime(manifest, folder)
+        self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
+        self.closed = False
+        shelf.held.append(self)
+        shelf.most = max(shelf.most, sum(one.memory_bytes() for one in shelf.held))
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        assert not self.closed
+        assert self._shelf.running.wait(10)
+        return self._real.run(inputs)
+
+    def memory_bytes(self) -> int:
+        return self._shelf.sizes[self._name] * MIB
+
+    def close(self) -> None:
+        self.closed = True
+        self._shelf.held.remove(self)
+        self._real.close()
+
+
+class Gates(dict[str, threading.Event]):
+    """Open until they are closed."""
+
+    def __missing__(self, name: str) -> threading.Event:
+        self[name] = threading.Event()
+        self[name].set()
+        return self[name]
+
+
+class Shelf:
+    """Residents over real models that claim the sizes which the test gives them, in MiB."""
+
+    def __init__(self, folder: Path, sizes: dict[str, int], *, budget: int, settings: dict[str, ModelSettings]) -> None:
+        self.folder, self.sizes, self.now = folder, sizes, 0.0
+        self.held: list[Sized] = []
+        self.most = 0
+        self.broken: set[str] = set()
+        self.loading, self.running = Gates(), threading.Event()
+        self.running.set()
+        self.footprints = MemoryFootprints()
+        own = {name: one.over(ModelOptions(queue_limit=3)) for name, one in settings.items()}
+        self.residents = Residents(
+            lambda manifest, folder: Sized(self, manifest, folder),
+            lambda name: own.get(name, ModelOptions(queue_limit=3)),
+            budget_bytes=budget * MIB,
+            footprints=self.footprints,
+            clock=lambda: self.now,
+        )
+
+    async def add(self, name: str, version: int = 1) -> Manifest:
+        folder = self.folder / f"{name}-{version}"
+        manifest = onnx_bundle(folder, name=name, version=f"{version}.0.0", tag=float(version))
+        await self.residents.activate(name, manifest, folder)
+        return manifest
+
+    async def ask(self, name: str, deadline: float | None = None) -> str:
+        """The version that answered; the constant in its answer says the same."""
+        session = await self.residents.acquire(name, deadline)
+        found = await session.run(X, deadline=deadline)
+        assert f"{found['tag'][0, 0]:.0f}.0.0" == session.manifest.version
+        return session.manifest.version
+
+    @property
+    def loaded(self) -> list[str]:
+        return sorted(name for name, model in self.residents.all().items() if model.session is not None)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path):
+    def make(budget: int = 100, settings: dict[str, ModelSettings] | None = None, **sizes: int) -> Shelf:
+        return Shelf(tmp_path, sizes, budget=budget, settings=settings or {})
+
+    return make
+
+
+async def test_the_longest_unused_is_put_out_and_comes_back_when_it_is_asked(shelf) -> None:
+    """Three models of which two fit: whoever is asked is there, and the budget holds."""
+    made = shelf(a=40, b=40, c=40)
+    for name in "abc":
+        await made.add(name)
+    assert made.loaded == ["b", "c"]
+    made.now += SETTLE_SECONDS
+    assert await made.ask("b") == "1.0.0"
+    assert await made.ask("a") == "1.0.0"
+    assert made.loaded == ["a", "b"]
+    assert made.most <= 120 * MIB  # the second time the size was known before
+    counters = {name: dict(model.counters) for name, model in made.residents.all().items()}
+    assert counters["a"] == {"swaps": 1, "loads": 2, "evictions": 1}
+    assert counters["c"] == {"swaps": 1, "loads": 1, "evictions": 1}
+    await made.residents.close()
+    assert made.held == []
+
+
+async def test_a_pinned_model_stays(shelf) -> None:
+    """Another goes, though used later; what does not fit beside the pinned is refused, and nobody goes for it."""
+    made = shelf(a=40, b=40, c=40, huge=70, settings={"a": ModelSettings(pinned=True)})
+    for name in "abc":
+        await made.add(name)
+    assert made.loaded == ["a", "c"]
+    made.footprints.put((await _manifest(made, "huge")).digest, 70 * MIB)
+    with pytest.raises(MemoryBudgetError, match=r"huge needs 70\.0 MiB, the budget is 100\.0 MiB and 40\.0 MiB of it"):
+        await made.add("huge")
+    assert made.loaded == ["a", "c"]
+    await made.residents.close()
+
+
+async def _manifest(made: Shelf, name: str) -> Manifest:
+    return onnx_bundle(made.folder / f"{name}-1", name=name, version="1.0.0", tag=1.0)
+
+
+async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(shelf) -> None:
+    """Its artifact is small; when it is loaded others go for it, or it goes itself, and its size is remembered."""
+    made = shelf(a=40, b=90, c=300)
+    await made.add("a")
+    await made.add("b")
+    assert made.loaded == ["b"]
+    with pytest.raises(MemoryBudgetError, match=r"c needs 300\.0 MiB"):
+        await made.add("c")
+    assert made.loaded == ["b"]
+    assert [one.version for one in made.held] == ["1.0.0"]
+    assert made.footprints.get((await _manifest(made, "c")).digest) == 300 * MIB
+    await made.residents.close()
+
+
+async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
+    """What it holds by now counts when another wants in, not what it held when it was loaded."""
+    made = shelf(a=20, b=20, c=20)
+    await made.add("a")
+    await made.add("b")
+    made.sizes["a"] = 70
+    await made.add("c")
+    assert made.loaded == ["b", "c"]
+    await made.residents.close()
+
+
+async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
+    """Requests for both at once: each is loaded once a settling time, and those that wait are answered in the end."""
+    made = shelf(a=60, b=60)
+    await made.add("a")
+    await made.add("b")
+
+    async def client(name: str) -> None:
+        for _ in range(20):
+            await made.ask(name)
+            await asyncio.sleep(0)
+
+    async def time() -> None:
+        while True:
+            await asyncio.sleep(0.005)
+            made.now += 0.1
+
+    clock = asyncio.ensure_future(time())
+    await asyncio.gather(client("a"), client("b"))
+    clock.cancel()
+    loads = sum(model.counters["loads"] for model in made.residents.all().values())
+    assert loads <= 3 + made.now / SETTLE_SECONDS
+    await made.residents.close()
+
+
+async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(shelf) -> None:
+    """One load serves all that wait; a late one is told, one too many is refused, and the load goes on."""
+    made = shelf(a=60, b=60)
+    await made.add("a")
+    await made.add("b")
+    made.now += SETTLE_SECONDS
+    made.loading["a"].clear()
+    waiting = [asyncio.ensure_future(made.ask("a")) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineError, match="while model a was being loaded"):
+        await made.ask("a", deadline=made.now + 0.02)
+    third = asyncio.ensure_future(made.ask("a"))
+    await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError, match="a has 3 requests waiting"):
+        await made.ask("a")
+    third.cancel()
+    await asyncio.gather(third, return_exceptions=True)
+    made.loading["a"].set()
+    assert await asyncio.gather(*waiting) == ["1.0.0", "1.0.0"]
+    assert made.residents.get("a").counters["loads"] == 2
+    await made.residents.close()
+
+
+async def test_nothing_is_loaded_for_those_who_have_gone(shelf) -> None:
+    """A model that may not come yet is not loaded later when nobody waits for it any more."""
+    made = shelf(a=60, b=60)
+    await made.add("a")
+    await made.add("b")
+    with pytest.raises(DeadlineError):
+        await made.ask("a", deadline=made.now + 0.02)
+    made.now += SETTLE_SECONDS
+    await asyncio.wait_for(made.residents.get("a").loading, 10)
+    assert made.loaded == ["b"]
+    await made.residents.close()
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(shelf, monkeypatch) -> None:
+    """Each request is told why, without a load of its own; after a while it is tried anew."""
+    made = shelf(a=60, b=60)
+    await made.add("a")
+    await made.add("b")
+    made.now += SETTLE_SECONDS
+    made.broken.add("a")
+    for _ in range(3):
+        with pytest.raises(RuntimeLoadError, match="a could not be loaded again: the disk failed"):
+            await made.ask("a")
+    made.broken.clear()
+    with pytest.raises(RuntimeLoadError):
+        await made.ask("a")
+    made.now += residents.RETRY_LOAD_SECONDS
+    assert await made.ask("a") == "1.0.0"
+    await made.residents.close()
+
+
+async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(shelf) -> None:
+    """Both are told as not found."""
+    made = shelf(a=60, b=60)
+    with pytest.raises(NotFoundError, match="there is no model 'a'"):
+        await made.ask("a")
+    await made.add("a")
+    await made.add("b")
+    waiting = asyncio.ensure_future(made.ask("a"))
+    await asyncio.sleep(0.01)
+    await made.residents.deactivate("a")
+    with pytest.raises(NotFoundError, match="was removed while a request waited"):
+        await waiting
+    await made.residents.close()
+
+
+# --- switching
+
+
+@pytest.mark.parametrize(
+    ("swap", "budget", "most"),
+    [("load-first", 100, 80), ("unload-first", 100, 40), ("auto", 100, 80), ("auto", 60, 40), ("auto", 0, 80)],
+)
+async def test_a_switch_holds_two_copies_or_one(shelf, swap, budget, most) -> None:
+    """By policy, or in `auto` by what the budget has room for."""
+    made = shelf(a=40, budget=budget, settings={"a": ModelSettings(swap=swap)})
+    first = await made.add("a")
+    made.footprints.put(onnx_bundle(made.folder / "a-2", name="a", version="2.0.0", tag=2.0).digest, 40 * MIB)
+    await made.add("a", 2)
+    assert await made.ask("a") == "2.0.0"
+    assert made.most == most * MIB
+    assert made.residents.get("a").session.digest != first.digest
+    await made.residents.close()
+
+
+async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(shelf) -> None:
+    """In `auto` the others stay; with load-first they go."""
+    made = shelf(a=40, b=40)
+    await made.add("b")
+    await made.add("a")
+    await made.add("a", 2)
+    assert made.loaded == ["a", "b"]
+    made = shelf(a=40, b=70, budget=150, settings={"a": ModelSettings(swap="load-first")})
+    await made.add("b")
+    await made.add("a")
+    made.footprints.put(onnx_bundle(made.folder / "a-2", name="a", version="2.0.0", tag=2.0).digest, 45 * MIB)
+    await made.add("a", 2)
+    assert made.loaded == ["a"]
+
+
+@pytest.mark.parametrize("swap", ["load-first", "unload-first"])
+async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(shelf, swap) -> None:
+    """Also where the old one had to go first."""
+    made = shelf(a=40, settings={"a": ModelSettings(swap=swap)})
+    await made.add("a")
+    made.broken.add("2.0.0")
+    with pytest.raises(RuntimeLoadError, match="the disk failed"):
+        await made.add("a", 2)
+    assert await made.ask("a") == "1.0.0"
+    await made.residents.close()
+
+
+async def test_requests_under_way_finish_on_the_bundle_they_began_with(shelf) -> None:
+    """The old one is closed when it has answered them, and those that come after the switch meet the new one."""
+    made = shelf(a=40, settings={"a": ModelSettings(swap="load-first", queue_limit=64)})
+    await made.add("a")
+    made.residents.get("a").session._inline_bytes = -1
+    before = [asyncio.ensure_future(made.ask("a")) for _ in range(3)]
+    await asyncio.sleep(0)
+    await made.add("a", 2)
+    assert await asyncio.gather(*before) == ["1.0.0"] * 3
+    assert await made.ask("a") == "2.0.0"
+    assert len(made.held) == 1
+    await made.residents.close()
+
+
+async def swap_under_load(made: Shelf, swaps: int, clients: int = 8) -> int:
+    """Switch `a` between two bundles under load; the number of answers. Fails on any error or foreign answer."""
+    stop = asyncio.Event()
+    answered = 0
+
+    async def client() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            await made.ask("a")
+            answered += 1
+
+    running = [asyncio.ensure_future(client()) for _ in range(clients)]
+    try:
+        for n in range(swaps):
+            seen = answered
+            await made.add("a", 2 - n % 2)
+            while answered < seen + 10:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    finally:
+        stop.set()
+        await asyncio.gather(*running)
+    return answered
+
+
+@pytest.mark.parametrize("swap", ["load-first", "unload-first"])
+async def test_switches_under_load_lose_and_mix_nothing(shelf, swap) -> None:
+    """Every request is answered, by the model that its answer says."""
+    made = shelf(a=40, settings={"a": ModelSettings(swap=swap, queue_limit=64)})
+    await made.add("a")
+    assert await swap_under_load(made, 20) > 100
+    assert made.residents.get("a").counters["swaps"] == 21
+    assert len(made.held) == 1
+    await made.residents.close()
+    assert made.held == []
+
+
+async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
+    """Each bundle is there for a moment only, and those who waited for one are answered by it."""
+    made = shelf(a=40, settings={"a": ModelSettings(swap="unload-first", queue_limit=64)})
+    await made.add("a")
+    asked = [asyncio.ensure_future(made.ask("a")) for _ in range(8)]
+    for n in range(10):
+        await made.add("a", 2 - n % 2)
+        asked += [asyncio.ensure_future(made.ask("a")) for _ in range(3)]
+    answered = sum(one.done() for one in asked)
+    assert answered >= len(asked) - 6
+    await asyncio.gather(*asked)
+    await made.residents.close()
+
+
+async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
+    """After a while, again and again, and when it is done; a short one says nothing."""
+    monkeypatch.setattr(load_progress, "LONG_SECONDS", 0.02)
+    monkeypatch.setattr(load_progress, "TELL_SECONDS", 0.02)
+    made, told = shelf(a=40), []
+    made.residents.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
+    made.loading["a"].clear()
+    adding = asyncio.ensure_future(made.add("a"))
+    while len(told) < 3:
+        await asyncio.sleep(0.01)
+        made.now += 5.0
+    made.loading["a"].set()
+    await adding
+    assert [kind for kind, _, _ in told[:3]] == [load_progress.LOADING] * 3
+    assert told[-1][:2] == (load_progress.LOADED, "a")
+    seconds = [seconds for _, _, seconds in told]
+    assert seconds == sorted(seconds)
+    told.clear()
+    monkeypatch.setattr(load_progress, "LONG_SECONDS", 10.0)
+    await made.add("a", 2)
+    assert told == []
+    await made.residents.close()
+
+
+async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None:
+    """Clients of four models of which two fit, with updates between: every answer is right, memory stays bounded."""
+    made = shelf(a=40, b=40, c=40, d=40, settings={name: ModelSettings(queue_limit=64) for name in "abcd"})
+    for name in "abcd":
+        for version in (2, 1):
+            await made.add(name, version)
+    made.most = 0
+    stop = asyncio.Event()
+    errors: list[EdgekitError] = []
+
+    async def client(name: str) -> None:
+        while not stop.is_set():
+            try:
+                await made.ask(name)
+            except EdgekitError as error:
+                errors.append(error)
+            await asyncio.sleep(0.001)
+
+    async def time() -> None:
+        while True:
+            await asyncio.sleep(0.005)
+            made.now += 1.0
+
+    running = [asyncio.ensure_future(client(name)) for name in "abcdabcd"]
+    clock = asyncio.ensure_future(time())
+    for n in range(12):
+        await made.add("abcd"[n % 4], 1 + n % 2)
+    stop.set()
+    await asyncio.gather(*running)
+    clock.cancel()
+    assert errors == []
+    assert made.most <= 100 * MIB
+    await made.residents.close()
+    np.testing.assert_equal(len(made.held), 0)

@@ -1,0 +1,291 @@
+"""The fleet's database: migrations, transactions, and two processes at once."""
+
+import os
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
+from edgekit.mqtt.messages import Presence, Reported, Telemetry
+from edgekit.rollout.cohort import Cohort, Device
+from edgekit.rollout.machine import Aborted, DeviceState, Paused, Resumed, State
+from edgekit.rollout.plan import Plan, Wave
+from edgekit.state import open_fleet_state
+from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
+from edgekit.trust.assignment import Entry
+
+
+def entry(version="1.0.0", target="t"):
+    return Entry(f"models/m/{target}/{version}/manifest.json", 9, version[0] * 64, "m", target, version, 1)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty database; PostgreSQL where EDGEKIT_TEST_POSTGRES names one that may be emptied."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    if "EDGEKIT_TEST_POSTGRES" not in os.environ:
+        pytest.skip("EDGEKIT_TEST_POSTGRES is not set")
+    engine = sa.create_engine(os.environ["EDGEKIT_TEST_POSTGRES"])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return os.environ["EDGEKIT_TEST_POSTGRES"]
+
+
+@pytest.fixture
+def state(url):
+    opened = open_fleet_state(url, "f")
+    yield opened
+    opened.close()
+
+
+def enroll(state, *names):
+    for name in names:
+        state.devices.enroll(Device(name=name, target="t", public_key="pem", enrolled=time.time()))
+
+
+def start(state, version="1.0.0", **plan):
+    return state.rollouts.start("m", version, {"t": entry(version)}, plan=Plan(**plan), cohort=Cohort(), now=1000.0)
+
+
+# --- migrations
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(url):
+    """Whoever changes a table without a migration sees the difference here."""
+    engine = open_database(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_migrations_can_be_undone(url):
+    """Downgrading to nothing leaves nothing, and upgrading again works."""
+    engine = open_database(url)
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        command.downgrade(migration_config(connection), "base")
+    assert sa.inspect(engine).get_table_names() == ["alembic_version"]
+    engine.dispose()
+    open_database(url).dispose()
+
+
+def test_migrations_are_part_of_the_package():
+    """They lie inside the package, where an installed edgekit finds them."""
+    assert (MIGRATIONS / "env.py").is_file()
+    assert sorted((MIGRATIONS / "versions").glob("r0001_*.py"))
+    assert MIGRATIONS.parent.name == "state"
+
+
+def test_newer_database_is_refused(url):
+    """A database of a newer edgekit is left alone, with advice to update."""
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(SettingsError, match="revision 9999") as caught:
+        open_database(url)
+    assert "newer edgekit" in caught.value.advice
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "oracle://u:secret@h/d", "postgresql+nodriver://u:secret@h/d"])
+def test_bad_urls_are_settings_errors_without_the_password(bad):
+    """What cannot be understood is named, but never a password."""
+    with pytest.raises(SettingsError) as caught:
+        open_database(bad)
+    assert "secret" not in str(caught.value)
+
+
+def test_unreachable_database_is_unavailable(tmp_path):
+    """A folder that is not there is an error that names the database."""
+    with pytest.raises(UnavailableError, match=r"fleet\.db"):
+        open_database(f"sqlite:///{tmp_path}/missing/fleet.db")
+
+
+def test_two_processes_may_open_an_empty_database_at_once(url):
+    """The first migrates, the others wait for it."""
+    faults = []
+
+    def open_it():
+        try:
+            open_fleet_state(url, "f").close()
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert faults == []
+
+
+# --- devices
+
+
+def test_device_is_enrolled_once(state):
+    """A second device of the same name is refused; other fleets have their own names."""
+    enroll(state, "a")
+    with pytest.raises(SettingsError, match="already enrolled"):
+        enroll(state, "a")
+    with pytest.raises(NotFoundError, match="no device 'b'"):
+        state.devices.get("b")
+
+
+def test_fleets_do_not_see_each_other(url, state):
+    """One database may hold several fleets."""
+    other = open_fleet_state(url, "g")
+    enroll(state, "a")
+    enroll(other, "a", "b")
+    start(other)
+    assert [device.name for device in state.devices.all()] == ["a"]
+    assert state.rollouts.all() == state.rollouts.active() == []
+    with pytest.raises(NotFoundError):
+        state.rollouts.get(1)
+    other.close()
+
+
+def test_events_are_bounded(state, monkeypatch):
+    """The oldest events make room."""
+    from edgekit.mqtt.messages import Event
+
+    monkeypatch.setattr("edgekit.state.devices.KEPT_EVENTS", 5)
+    for i in range(12):
+        state.devices.add_event(Event(device="a", kind=f"k{i}", at=0.0), float(i))
+    assert [event.kind for event in state.devices.events(limit=100)] == ["k11", "k10", "k9", "k8", "k7"]
+
+
+# --- rollouts and assignments
+
+
+def test_tell_is_one_transaction_with_the_assignment(state):
+    """A survey that tells a device also assigns it, under version 1."""
+    enroll(state, "a", "b")
+    rollout = start(state)
+    state.rollouts.survey(rollout.id, 1001.0)
+    (assigned,) = state.assignments.all()
+    assert assigned.entries == {"m": entry()}
+    assert (assigned.version, assigned.payload) == (1, None)
+    assert state.rollouts.get(rollout.id).devices[assigned.device].state is DeviceState.TOLD
+
+
+def test_rollout_is_read_back_as_it_was(state):
+    """What the machine decided is what the next process finds."""
+    enroll(state, "a", "b", "c")
+    rollout = start(state, waves=(Wave(count=2), Wave(share=1.0)))
+    surveyed = state.rollouts.survey(rollout.id, 1001.0)
+    assert state.rollouts.get(rollout.id) == surveyed
+    paused = state.rollouts.apply(rollout.id, Paused("x"), 1002.0)
+    assert state.rollouts.get(rollout.id) == paused
+    assert [active.id for active in state.rollouts.active()] == [rollout.id]
+    aborted = state.rollouts.apply(rollout.id, Aborted("y"), 1003.0)
+    assert aborted.state is State.ABORTED
+    assert state.rollouts.active() == []
+
+
+def test_second_rollout_of_a_model_is_refused(state):
+    """A model has one rollout at a time; a refused start leaves no trace."""
+    enroll(state, "a")
+    first = start(state)
+    with pytest.raises(RefusedError, match=f"rollout {first.id} of m 1.0.0 is RUNNING"):
+        start(state, "2.0.0")
+    assert len(state.rollouts.all()) == 1
+    state.rollouts.apply(first.id, Aborted(), 1001.0)
+    start(state, "2.0.0")
+
+
+def test_operator_event_in_the_wrong_state_changes_nothing(state):
+    """A refused event leaves the rollout as it was."""
+    rollout = start(state)
+    with pytest.raises(RefusedError, match="cannot be resumed"):
+        state.rollouts.apply(rollout.id, Resumed(), 1001.0)
+    assert state.rollouts.get(rollout.id) == rollout
+
+
+def test_concurrent_steps_lose_nothing(url):
+    """Surveys from several controllers at once tell each device once, under one version."""
+    opened = [open_fleet_state(url, "f") for _ in range(4)]
+    names = [f"d{i}" for i in range(12)]
+    enroll(opened[0], *names)
+    rollout = start(opened[0], waves=(Wave(share=1.0),))
+
+    def survey(state):
+        for _ in range(5):
+            state.rollouts.survey(rollout.id, 1001.0)
+
+    threads = [threading.Thread(target=survey, args=(state,)) for state in opened]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert {assigned.version for assigned in opened[0].assignments.all()} == {1}
+    assert len(opened[0].assignments.all()) == len(names)
+    for state in opened:
+        state.close()
+
+
+def test_controllers_that_hear_of_a_device_at_once_both_succeed(url):
+    """First words of many devices, taken by four controllers together: no error, and no birth is overwritten."""
+    opened = [open_fleet_state(url, "f") for _ in range(4)]
+    names = [f"d{i}" for i in range(20)]
+    enroll(opened[0], *names)
+    together, failures = threading.Barrier(4), []
+
+    def listen(state, take):
+        for name in names:
+            together.wait(30)
+            try:
+                take(state, name)
+            except Exception as error:  # a thread's own failure would pass unseen
+                failures.append(error)
+
+    takes = (
+        lambda state, name: state.devices.save_presence(name, Presence(True, 5), 1000.0),
+        lambda state, name: state.devices.save_report(Reported(name, "f", 1, 0.0, 0, {}, {}), 1000.0, live=False),
+        lambda state, name: state.devices.save_telemetry(Telemetry(name, 1.0, 1.0, {}), 1000.0),
+        lambda state, name: state.devices.save_presence(name, Presence(False, 4), 1000.0),
+    )
+    threads = [threading.Thread(target=listen, args=pair) for pair in zip(opened, takes, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert all(view.online and view.telemetry for view in opened[0].devices.views(1000.0, 90.0))
+    for state in opened:
+        state.close()
+
+
+def test_signature_of_an_older_version_is_not_kept(state):
+    """An assignment that changed while it was being signed is signed again."""
+    enroll(state, "a")
+    rollout = start(state)
+    state.rollouts.survey(rollout.id, 1001.0)
+    (stale,) = state.assignments.unsigned(0.0)
+    state.rollouts.apply(rollout.id, Aborted(), 1002.0)
+    state.assignments.signed("a", stale.version, b"signed too late", 9e9)
+    (again,) = state.assignments.unsigned(0.0)
+    assert (again.version, again.entries, again.payload) == (2, {}, None)
+    assert state.assignments.renew("a", stale.version) is None
+
+
+def test_hostile_assignment_number_in_a_report_is_passed_over(state):
+    """A device that claims an absurd version does not lift ours beyond what anybody can store."""
+    enroll(state, "a")
+    state.devices.save_report(Reported("a", "f", 1, 0.0, 2**63, {}, {}), 1000.0)
+    rollout = start(state)
+    state.rollouts.survey(rollout.id, 1001.0)
+    assert [assigned.version for assigned in state.assignments.all()] == [1]
+
+
+def test_command_numbers_rise_even_in_a_new_database(state):
+    """Numbers start from the clock, so that a device that saw many refuses none of a fresh database."""
+    first = state.commands.ask("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
+    second = state.commands.ask("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
+    assert (first.number, second.number) == (1_000_000, 1_000_001)
