@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench constraints clean
+.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench dist constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,10 +56,16 @@ bench: $(STAMP)  ## every benchmark there is; one: make bench-serve
 bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $*
 
-constraints: $(STAMP)  ## pin every dependency anew, with hashes and without index addresses
-	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) --upgrade -c constraints/limits.in -o constraints/all.txt
+dist: $(STAMP)  ## build the wheel and the sdist in dist/, and try the wheel in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m tests.release.check dist
+
+constraints: $(STAMP)  ## pin every dependency anew, with hashes; UPGRADE= keeps the pins that there are
+	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) $(UPGRADE) -c constraints/limits.in -o constraints/all.txt
 	$(BIN)/uv pip compile pyproject.toml --extra agent --extra litert --extra onnx -c constraints/all.txt $(COMPILE) -o constraints/agent.txt
 
+UPGRADE := --upgrade
 COMPILE := --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --quiet
 
 clean:  ## remove the environment and what tools left behind

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from edgekit.cli.console import print_table
+from edgekit.versions import versions_of
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("ai-edge-litert", "numpy", "onnxruntime", "uvicorn", "edgekit")
@@ -59,7 +59,7 @@ def publish(name: str, figures: list[Figure]) -> None:
     print_table(["figure", "value", "unit", "reach", "met", "peers"], rows)
     document = {
         "machine": {"arch": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "figures": [
             {
                 "figure": f.figure,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ from converters.report.report import (
 from converters.up_to_date import made_from_others
 from edgekit.bundle.manifest import Golden, Manifest, Quality, Task
 from edgekit.bundle.targets import TargetProfile
+from edgekit.versions import versions_of
 
 PARITY_ROWS = 32
 MACS_A_SECOND = 5e9  # of a search by `search_macs`, on one core: measured on a network of 700,000 parameters
@@ -387,8 +387,4 @@ def _split_report(split: Split) -> SplitReport:
 
 def _tools(source_format: str) -> dict[str, str]:
     names = PACKAGES if source_format == "onnx" else (*PACKAGES, *TENSORFLOW_PACKAGES)
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # tensorflow or tensorflow-cpu, not both
-            found[name] = importlib.metadata.version(name)
-    return found
+    return versions_of(names)  # tensorflow or tensorflow-cpu, not both

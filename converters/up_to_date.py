@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from converters.report.report import Report
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.bundle.targets import find_target, known_targets
 from edgekit.errors import EdgekitError
+from edgekit.versions import versions_of
 
 THERE = "everything was there already, made from the very same: nothing was done (--no-cache makes it anew)"
 REPORT = "report.json"
@@ -209,8 +209,4 @@ def _steps_files(path: Path) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return {"python": platform.python_version(), **versions_of(PACKAGES)}

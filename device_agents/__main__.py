@@ -18,16 +18,18 @@ from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
+from edgekit.cli.completion import completion_command
 from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
+from edgekit.cli.version import VersionedGroup, version_options
 from edgekit.errors import DataError, EdgekitError, NotFoundError
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.storage.disk import FolderDisk
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=VersionedGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--verbose", "-v", is_flag=True, help="Log every step; show tracebacks.")
-@click.version_option(package_name="edgekit")
+@version_options
 def agent(verbose: bool) -> None:
     """Keep this device's models up to date and answer local applications.
 
@@ -42,6 +44,9 @@ def agent(verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("device_agents").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+agent.add_command(completion_command("edgekit-agent"))
 
 
 def config_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,10 +7,11 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
+from edgekit import __version__
 from edgekit.bundle.compat import Facts
+from edgekit.versions import version_of
 
 _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 _DISTRIBUTIONS = {
@@ -39,7 +40,7 @@ def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Fact
         runtimes=_runtimes(),
         providers=_providers(),
         python=platform.python_version(),
-        edgekit=_version("edgekit") or "",
+        edgekit=__version__,
     )
 
 
@@ -71,7 +72,7 @@ def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:
 def _runtimes() -> dict[str, str]:
     found = {}
     for name, distributions in _DISTRIBUTIONS.items():
-        versions = [version for distribution in distributions if (version := _version(distribution))]
+        versions = [version for distribution in distributions if (version := version_of(distribution))]
         if versions:
             found[name] = versions[0]
     return found
@@ -81,7 +82,7 @@ def _providers() -> tuple[str, ...]:
     """What ONNX Runtime has; where another runtime may be the one in use, a child asks, for it is never unloaded."""
     if importlib.util.find_spec("onnxruntime") is None:
         return ()
-    if "onnxruntime" not in sys.modules and any(_version(name) for name in _OTHERS):
+    if "onnxruntime" not in sys.modules and any(version_of(name) for name in _OTHERS):
         found = _ask_child()
         if found is not None:
             return found
@@ -98,10 +99,3 @@ def _ask_child() -> tuple[str, ...] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return tuple(said.split())
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

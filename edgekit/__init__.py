@@ -5,3 +5,5 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import TargetProfile
 
 __all__ = ["Manifest", "Recipe", "TargetProfile"]
+
+__version__ = "0.1.0"  # the only place; the package's metadata is made from it

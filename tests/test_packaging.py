@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,7 +14,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from edgekit import __version__
 from edgekit.trust.keys import generate_key
+from tests.release import check
 
 ROOT = Path(__file__).parent.parent
 WORKSTATION_ONLY = {
@@ -114,19 +115,37 @@ def test_agent_constraints_hold_no_workstation_library() -> None:
     assert not names & WORKSTATION_ONLY
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    """A wheel carries edgekit, converters and device_agents with their data files, and neither tests nor examples."""
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        timeout=120,
-        capture_output=True,
-    )
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"edgekit", "converters", "device_agents"}
-    assert "edgekit/bundle/targets.toml" in names
-    assert any(name.startswith("edgekit/migrations/versions/") for name in names)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as source:
-        assert any(name.endswith("/pyproject.toml") for name in source.getnames())
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution of this tree."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    return folder
+
+
+def test_wheel_and_sdist_hold_the_three_packages_with_their_data(built: Path) -> None:
+    """Each file of edgekit, converters and device_agents, and the licence; the wheel is made from the sdist."""
+    names = check.source_files()
+    assert {"edgekit/bundle/targets.toml", "converters/backends/accelerators.toml"} <= names
+    assert any(name.endswith("report.html.j2") for name in names)
+    assert any("/migrations/versions/" in name for name in names)
+    check.check_contents(built)
+
+
+def test_the_version_is_stated_once(built: Path) -> None:
+    """The metadata of the wheel states `edgekit.__version__`, and no other file of the project states a version."""
+    with zipfile.ZipFile(check.distributions(built)[0]) as wheel:
+        text = wheel.read(f"edgekit-{__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in text
+    assert "\nLicense-Expression: Apache-2.0\n" in text
+    assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    asking = re.compile(r"""version\(["']edgekit["']\)|__version__ = """)
+    files = {name: (ROOT / name).read_text() for name in check.source_files() if name.endswith(".py")}
+    assert [name for name, code in files.items() if asking.search(code)] == ["edgekit/__init__.py"]
+
+
+@pytest.mark.soak
+def test_a_release_answers_from_an_empty_environment(built: Path, tmp_path: Path) -> None:
+    """The wheel, installed as on a device: its commands run, and its agent takes a rollout and answers over HTTP."""
+    check.check_installed(check.distributions(built)[0], tmp_path)

@@ -10,7 +10,9 @@ import traceback
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+from edgekit.cli.version import VersionedGroup, version_options
 from edgekit.errors import EdgekitError
 
 # noun -> (module:attribute, one line of help), so that `edgekit --help` imports none of them
@@ -27,10 +29,11 @@ COMMANDS = {
     "broker": ("edgekit.cli.broker:broker", "Run a private MQTT broker on this machine."),
     "simulate": ("edgekit.cli.simulate:simulate", "Run many simulated devices against a broker."),
     "demo": ("edgekit.cli.demo:demo", "The whole journey on this machine, on real data."),
+    "completion": ("edgekit.cli.completion:completion", "Print the script that completes commands in a shell."),
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(VersionedGroup):
     """A group whose commands are imported when they are run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -53,6 +56,11 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
             return 0
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete nouns without importing them."""
+        nouns = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return nouns + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the nouns without importing them."""
         with formatter.section("Commands"):
@@ -64,7 +72,7 @@ class LazyGroup(click.Group):
     "--config", type=click.Path(path_type=Path), envvar="EDGEKIT_CONFIG", help="Settings file [default: edgekit.toml]."
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log what happens; show tracebacks.")
-@click.version_option(package_name="edgekit")
+@version_options
 def edgekit(config: Path | None, verbose: bool) -> None:
     """Put trained models on devices and keep them right.
 

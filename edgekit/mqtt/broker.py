@@ -12,7 +12,6 @@ import ctypes
 import ipaddress
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import MissingExtraError, SettingsError, TransportError
 from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
+from edgekit.mqtt.mosquitto import find_mosquitto
 from edgekit.mqtt.topics import DEVICE_KINDS, REQUEST_KINDS, ROOT
 from edgekit.waiting import within
 
@@ -36,7 +36,6 @@ DEVICE_READS = ("desired", "command")
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
-SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # often not on a user's PATH
 GET_MOSQUITTO = "Install mosquitto (`apt install mosquitto`, `brew install mosquitto`)"
 
 
@@ -95,11 +94,6 @@ async def start_broker(host: str, port: int, folder: Path, *, kind: str = "auto"
     if program is None:
         return await _start_amqtt(host, port)
     return await _start_mosquitto(program, host, port, _absolute(folder))
-
-
-def find_mosquitto() -> str | None:
-    """Path of the mosquitto program, or None where it is not installed."""
-    return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS]))
 
 
 def mosquitto_config(host: str, port: int, folder: Path) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from edgekit import __version__
 from edgekit.errors import UnavailableError
 from edgekit.preprocess import Raw
 from edgekit.serving.oip.raw_body import MEDIA_TYPES
@@ -21,14 +20,9 @@ EXTENSIONS = ["binary_tensor_data", "statistics"]
 OUT_OF_MEMORY = "not in memory now; the next request loads it"
 
 
-@functools.lru_cache(maxsize=1)
-def _version() -> str:
-    return metadata.version("edgekit")
-
-
 def server() -> dict[str, Any]:
     """Name, version and extensions."""
-    return {"name": "edgekit", "version": _version(), "extensions": EXTENSIONS}
+    return {"name": "edgekit", "version": __version__, "extensions": EXTENSIONS}
 
 
 def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:

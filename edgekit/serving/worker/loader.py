@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from edgekit.runtimes.providers import GPU, Acceleration
 from edgekit.sealing.opening import held_paths
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.worker.runtime import WorkerRuntime
+from edgekit.versions import version_of
 
 _GPU_DISTRIBUTION = "onnxruntime-gpu"
 
@@ -68,12 +68,4 @@ class Loader:
             return False
         if self._wanted.providers:
             return any(provider in GPU for provider in self._wanted.providers)
-        return _is_installed(_GPU_DISTRIBUTION)  # and its providers are then preferred
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+        return version_of(_GPU_DISTRIBUTION) is not None  # and its providers are then preferred

@@ -109,7 +109,7 @@ async def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 async def test_without_mosquitto_auto_takes_amqtt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no mosquitto is found, auto is the embedded broker, and asking for mosquitto is an error with advice."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("edgekit.mqtt.broker.SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("edgekit.mqtt.mosquitto.SYSTEM_FOLDERS", ())
     async with await start_broker("127.0.0.1", 0, tmp_path) as broker:
         assert broker.kind == "amqtt"
     with pytest.raises(TransportError) as caught:
