@@ -22,7 +22,7 @@ from edgekit import __version__
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import State
+from edgekit.rollout.machine import RolloutState
 from edgekit.trust.keys import generate_key
 from tests.simulators.control import FLEET, ControlSide
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
@@ -123,7 +123,7 @@ async def _first_answer(program: Path, folder: Path) -> None:
             line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode()
             assert " ready at http://" in line, (folder / "device" / "agent.log").read_text(encoding="utf-8")[-2000:]
             side.start("small", "1.0.0", TARGET)
-            await side.until(lambda: side.rollout().state is State.FINISHED)
+            await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
             answer = await asyncio.to_thread(_ask, line.split()[-1])
         finally:
             with contextlib.suppress(ProcessLookupError):
