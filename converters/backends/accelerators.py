@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.backends.tflite_file import TYPES, operator_name, parse_tflite
+from converters.backends.tflite.reader import TYPES, operator_name, parse_tflite
 from edgekit.errors import ConversionError
 
 if sys.version_info >= (3, 11):

@@ -23,9 +23,9 @@ from converters.backends.accelerators import Accelerator, compile_for, require_f
 from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
-from converters.backends.strip import require_equal, strip
-from converters.backends.tflite_biases import require_biases, wider_weights
-from converters.backends.tflite_file import (
+from converters.backends.tflite.biases import require_biases, wider_weights
+from converters.backends.tflite.ranges import tensor_histograms
+from converters.backends.tflite.reader import (
     WeightedOp,
     activations,
     match_layers,
@@ -35,7 +35,7 @@ from converters.backends.tflite_file import (
     unchanged,
     weighted_ops,
 )
-from converters.backends.tflite_ranges import tensor_histograms
+from converters.backends.tflite.strip import require_equal, strip
 from converters.calibration.range_rules import read_range
 from converters.graph.graph import Graph
 from converters.passes.split_heads import Head

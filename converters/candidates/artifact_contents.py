@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from converters.backends.contract import Artifact
-from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
+from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
 from converters.report.report import ArtifactContents, Constant
 from edgekit.runtimes import LITERT
 

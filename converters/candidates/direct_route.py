@@ -13,7 +13,7 @@ import msgspec
 
 from converters.backends import ConversionContext, backend_for, leads_to
 from converters.backends.contract import DirectFile, LoweredFile
-from converters.backends.tflite_facts import facts_of
+from converters.backends.tflite.facts import facts_of
 from converters.cache import CacheScope
 from converters.candidates.candidate import Evidence, direct_fault, open_artifact, run_rows
 from converters.cost.overhead import FileFacts, Overhead

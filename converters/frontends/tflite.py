@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.backends.tflite_file import TYPES, parse_tflite
+from converters.backends.tflite.reader import TYPES, parse_tflite
 from converters.frontends.onnx import CANONICAL_OPSET
 from converters.frontends.tflite_builder import DTYPES, Builder, CannotReadError
 from converters.frontends.tflite_operators import READERS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from converters.backends.tflite_file import TYPES, buffer_content, operator_name
+from converters.backends.tflite.reader import TYPES, buffer_content, operator_name
 from edgekit.errors import ModelFormatError
 from edgekit.tensors import Array
 

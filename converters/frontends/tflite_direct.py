@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.backends.strip import packed
-from converters.backends.tflite_file import TYPES, buffer_content, parse_tflite
+from converters.backends.tflite.reader import TYPES, buffer_content, parse_tflite
+from converters.backends.tflite.strip import packed
 from converters.frontends.tflite import interface
 from converters.lowering import Lowered
 from edgekit.errors import ConversionError

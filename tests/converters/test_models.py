@@ -8,7 +8,7 @@ import pytest
 
 from converters.backends import ConversionContext
 from converters.backends.litert import LiteRTBackend
-from converters.backends.tflite_file import weighted_ops
+from converters.backends.tflite.reader import weighted_ops
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.passes import Simplify, run_pass

@@ -46,7 +46,7 @@ def test_copies_in_other_processes_build_the_same(context, tmp_path):
     """What a recipe needs beyond graphs and samples is handed over, also where it passes through bytes."""
     recipe = Recipe("int8", int4_layers=("dense1",), rounding="gptq", equalize=True)
     first = OnnxCpuBackend(context).build(recipe)
-    copy = context.another(TensorFlowProcess(), tmp_path)
+    copy = context.copy_with(TensorFlowProcess(), tmp_path)
     assert not copy.is_prepared(recipe, copy.fixed)
     copy.prepare_inputs(
         recipe, copy.fixed, pickle.loads(pickle.dumps(context.prepared_inputs(recipe, context.fixed, lower=False)))

@@ -7,10 +7,10 @@ import pytest
 
 from converters.backends import ConversionContext, four_bit_default
 from converters.backends.litert import LiteRTBackend
-from converters.backends.strip import require_equal
-from converters.backends.tflite_facts import pieces_of
-from converters.backends.tflite_file import match_layers, operators_of, parse_tflite, weighted_ops
-from converters.backends.tflite_ranges import tensor_histograms
+from converters.backends.tflite.facts import pieces_of
+from converters.backends.tflite.ranges import tensor_histograms
+from converters.backends.tflite.reader import match_layers, operators_of, parse_tflite, weighted_ops
+from converters.backends.tflite.strip import require_equal
 from converters.calibration.histogram import Histogram
 from converters.calibration.range_rules import read_range
 from converters.candidates.candidate import open_artifact, run_rows

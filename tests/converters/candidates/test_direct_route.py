@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters.backends.tflite_file import operators_of, weighted_ops
+from converters.backends.tflite.reader import operators_of, weighted_ops
 from converters.cache import Cache
 from converters.frontends import load_model
 from converters.frontends.tflite_direct import direct_tflite

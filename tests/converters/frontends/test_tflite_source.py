@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from converters.backends.tflite_file import operators_of
+from converters.backends.tflite.reader import operators_of
 from converters.frontends import load_model
 from converters.frontends.onnx import canonical
 from converters.frontends.tflite_operators import READERS
@@ -129,6 +129,6 @@ def test_bundle_of_a_tflite_file_answers_as_the_file(runtime, child, tmp_path):
 
 def test_every_operator_that_is_read_has_a_name_in_the_schema():
     """A misspelled one would never be found."""
-    from converters.backends.tflite_file import OPERATORS
+    from converters.backends.tflite.reader import OPERATORS
 
     assert set(READERS) <= set(OPERATORS.values())

@@ -8,9 +8,9 @@ from converters.backends import ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
-from converters.backends.tflite_biases import require_biases, wider_weights
-from converters.backends.tflite_facts import pieces_of
-from converters.backends.tflite_file import WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.biases import require_biases, wider_weights
+from converters.backends.tflite.facts import pieces_of
+from converters.backends.tflite.reader import WEIGHTED, buffer_content, operator_name, parse_tflite
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.graph.graph import Graph

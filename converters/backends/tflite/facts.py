@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.backends.strip import strip
-from converters.backends.tflite_file import TYPES, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.reader import TYPES, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.strip import strip
 from converters.cost.overhead import FileFacts, Loop
 from edgekit.errors import ConversionError
 

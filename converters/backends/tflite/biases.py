@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.backends.tflite_file import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 

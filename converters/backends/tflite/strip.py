@@ -14,7 +14,7 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.backends.tflite_file import IDENTIFIER, buffer_content, parse_tflite
+from converters.backends.tflite.reader import IDENTIFIER, buffer_content, parse_tflite
 from edgekit.errors import ParityError
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from converters.backends.tflite_file import WeightedOp, match_layers, parse_tflite, unchanged
+from converters.backends.tflite.reader import WeightedOp, match_layers, parse_tflite, unchanged
 from edgekit.errors import ConversionError
 from tests.simulators import dense_models
 

@@ -4,7 +4,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends.context import ConversionContext
 from converters.backends.litert import LiteRTBackend
-from converters.backends.strip import require_equal, strip
+from converters.backends.tflite.strip import require_equal, strip
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
 from edgekit.bundle.recipe import PRESETS
