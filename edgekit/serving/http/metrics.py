@@ -1,24 +1,87 @@
-"""Counters as Prometheus text."""
+"""The table of all metrics, and the Prometheus text of /metrics.
+
+To add a metric of a model, return it under its short name from the server's `counters()` or `gauges()`, and add an entry
+to METRICS.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class Metric(NamedTuple):
+    """One metric of /metrics.
+
+    Attributes:
+        name: As /metrics prints it.
+        kind: Its Prometheus type.
+        help: Its HELP text.
+        labels: Names of its labels.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...]
+
+
+def _of_model(kind: Literal["counter", "gauge"], short: str, text: str) -> Metric:
+    ending = "_total" if kind == "counter" else ""
+    return Metric(f"edgekit_model_{short}{ending}", kind, text, ("model",))
+
+
+METRICS = (
+    Metric("edgekit_http_responses_total", "counter", "HTTP responses by status code.", ("code",)),
+    Metric("edgekit_grpc_responses_total", "counter", "gRPC calls by status.", ("code",)),
+    _of_model("counter", "requests", "Inference requests."),
+    _of_model("counter", "errors", "Requests that ended with an error."),
+    _of_model("counter", "local", "Requests that the local model answered."),
+    _of_model("counter", "cloud", "Requests that the cloud tier answered."),
+    _of_model(
+        "counter", "degraded", "Requests that the local model answered because the cloud tier gave no usable answer."
+    ),
+    _of_model(
+        "counter",
+        "cloud_errors",
+        "Requests that needed the cloud tier and got no answer from it (failed, late, busy or switched off).",
+    ),
+    _of_model("counter", "runs", "Requests that the local model ran, failed ones included."),
+    _of_model("counter", "run_us", "Time of successful local runs in microseconds, waiting in the queue included."),
+    _of_model("counter", "runtime_errors", "Local runs that failed in the runtime."),
+    _of_model("counter", "unusable", "Local runs whose outputs contain NaN although the inputs contain none."),
+    _of_model("counter", "shed", "Requests that were not run locally because the queue was full."),
+    _of_model(
+        "counter", "expired", "Requests that were not run locally because the deadline was too near or had passed."
+    ),
+    _of_model("counter", "swaps", "Activations of a bundle, the first one included."),
+    _of_model("counter", "loads", "Times the model was loaded into memory."),
+    _of_model("counter", "evictions", "Times the model was unloaded to make room for another model."),
+    _of_model(
+        "counter", "crashes", "Times the model's worker process crashed or was ended because a run took too long."
+    ),
+    _of_model("gauge", "memory_bytes", "Memory that the loaded model holds in bytes; 0 while it is unloaded."),
+    _of_model("gauge", "waiting", "Requests that wait or run now."),
+    _of_model("gauge", "loaded", "1 while the model is in memory, else 0."),
+    _of_model("gauge", "restarts", "Restarts of the model's worker process since the model was loaded."),
+)
+
+_KNOWN = {metric.name for metric in METRICS}
+
+
 @runtime_checkable
 class HasGauges(Protocol):
-    """A model server that tells what is now, besides what was counted."""
+    """A model server that has gauges besides its counters."""
 
     def gauges(self) -> Mapping[str, Mapping[str, float]]:
-        """Values by model, then by name."""
+        """Present values by model, then by short name."""
         ...
 
 
 def gauges_of(server: object) -> Mapping[str, Mapping[str, float]]:
-    """What is now, of a server that tells it."""
+    """A server's gauges; empty where it has none."""
     return server.gauges() if isinstance(server, HasGauges) else {}
 
 
@@ -28,41 +91,44 @@ def render(
     grpc_codes: Mapping[str, int] | None = None,
     gauges: Mapping[str, Mapping[str, float]] | None = None,
 ) -> bytes:
-    """Render rising counters, and what is now.
+    """Render the text of /metrics.
 
     Args:
-        counters: By model, then by name.
-        statuses: HTTP answers by status.
+        counters: Rising values by model, then by short name (``requests`` for ``edgekit_model_requests_total``).
+        statuses: HTTP responses by status.
         grpc_codes: gRPC calls by the name of their status; None where gRPC is not served.
-        gauges: By model, then by name.
+        gauges: Present values by model, then by short name.
+
+    Raises:
+        LookupError: a metric is not in METRICS.
     """
-    lines = [
-        "# HELP edgekit_http_responses_total Answers by HTTP status.",
-        "# TYPE edgekit_http_responses_total counter",
-    ]
-    lines += [f'edgekit_http_responses_total{{code="{code}"}} {count}' for code, count in sorted(statuses.items())]
+    samples = {"edgekit_http_responses_total": _by_code(statuses)}
     if grpc_codes is not None:
-        lines += [
-            "# HELP edgekit_grpc_responses_total Calls by gRPC status.",
-            "# TYPE edgekit_grpc_responses_total counter",
-        ]
-        lines += [f'edgekit_grpc_responses_total{{code="{code}"}} {n}' for code, n in sorted(grpc_codes.items())]
-    lines += _by_model(counters, "counter", "_total")
-    lines += _by_model(gauges or {}, "gauge", "")
+        samples["edgekit_grpc_responses_total"] = _by_code(grpc_codes)
+    samples |= _by_model(counters, "_total") | _by_model(gauges or {}, "")
+    unknown = samples.keys() - _KNOWN
+    if unknown:
+        raise LookupError(f"metrics {', '.join(sorted(unknown))} have no entry in METRICS; add one with a help text")
+    lines = []
+    for metric in METRICS:
+        if metric.name in samples:
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+            lines += [f"{metric.name}{{{labels}}} {value}" for labels, value in samples[metric.name]]
     return ("\n".join(lines) + "\n").encode()
 
 
-def _by_model(values: Mapping[str, Mapping[str, float]], kind: str, ending: str) -> list[str]:
-    lines = []
-    for name in sorted({name for one in values.values() for name in one}):
-        metric = f"edgekit_model_{name}{ending}"
-        lines.append(f"# TYPE {metric} {kind}")
-        lines += [
-            f'{metric}{{model="{_escape(model)}"}} {one[name]:.17g}'
-            for model, one in sorted(values.items())
-            if name in one
-        ]
-    return lines
+def _by_code(counts: Mapping[Any, int]) -> list[tuple[str, str]]:
+    return [(f'code="{code}"', str(count)) for code, count in sorted(counts.items())]
+
+
+def _by_model(values: Mapping[str, Mapping[str, float]], ending: str) -> dict[str, list[tuple[str, str]]]:
+    """Labels and value of each sample by metric name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for model, one in sorted(values.items()):
+        for short, value in one.items():
+            samples = found.setdefault(f"edgekit_model_{short}{ending}", [])
+            samples.append((f'model="{_escape(model)}"', f"{value:.17g}"))
+    return found
 
 
 def _escape(label: str) -> str:

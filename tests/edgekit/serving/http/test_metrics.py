@@ -1,4 +1,10 @@
-from edgekit.serving.http.metrics import gauges_of, render
+"""The text of /metrics, and the table of all metrics."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgekit.serving.http.metrics import METRICS, gauges_of, render
 
 
 def test_large_counters_keep_every_digit() -> None:
@@ -9,13 +15,42 @@ def test_large_counters_keep_every_digit() -> None:
     assert 'edgekit_http_responses_total{code="200"} 12345678\n' in text
 
 
-def test_what_is_now_is_no_counter() -> None:
-    """A gauge has its type and no ending of a total; a server that tells none has none."""
+def test_gauges_have_the_gauge_type() -> None:
+    """A gauge's name does not end in _total; a server without gauges has none."""
 
     class Server:
-        def gauges(self):
+        def gauges(self) -> dict[str, dict[str, float]]:
             return {"m": {"memory_bytes": 3.0}}
 
     text = render({}, {}, gauges=gauges_of(Server())).decode()
     assert '# TYPE edgekit_model_memory_bytes gauge\nedgekit_model_memory_bytes{model="m"} 3\n' in text
     assert gauges_of(object()) == {}
+
+
+def test_each_metric_is_printed_once_after_its_help_and_type() -> None:
+    """Samples of several models follow one HELP and one TYPE line, which Prometheus requires."""
+    text = render({"b": {"runs": 1.0}, "a": {"runs": 2.0}}, {}, {"OK": 3}).decode()
+    runs = next(metric for metric in METRICS if metric.name == "edgekit_model_runs_total")
+    assert text.endswith(
+        f"# HELP edgekit_model_runs_total {runs.help}\n"
+        "# TYPE edgekit_model_runs_total counter\n"
+        'edgekit_model_runs_total{model="a"} 2\n'
+        'edgekit_model_runs_total{model="b"} 1\n'
+    )
+    assert 'edgekit_grpc_responses_total{code="OK"} 3\n' in text
+
+
+def test_a_metric_that_is_not_in_the_table_is_an_error() -> None:
+    """So that no metric is added without a help text."""
+    with pytest.raises(LookupError, match="edgekit_model_surprises_total"):
+        render({"m": {"surprises": 1.0}}, {})
+
+
+def test_names_in_the_table_are_unique_and_follow_prometheus_rules() -> None:
+    """Counters end in _total, gauges do not; a help text is one sentence on one line."""
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith(".")
+        assert "\n" not in metric.help

@@ -1,0 +1,22 @@
+"""The metrics of a device's inference service, against the table of all metrics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from device_agents.inference.service import InferenceService
+from edgekit.serving.http.metrics import METRICS, gauges_of, render
+from tests.simulators.small_models import SURE, onnx_bundle
+
+
+async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_exposed(tmp_path: Path) -> None:
+    """What /metrics prints after one request, with HTTP and gRPC, is exactly the table, each with its HELP text."""
+    async with InferenceService() as service:
+        await service.activate("small", onnx_bundle(tmp_path), tmp_path)
+        await service.infer("small", {"x": SURE})
+        text = render(service.counters(), {200: 1}, {"OK": 1}, gauges_of(service)).decode()
+    printed = re.findall(r"^(edgekit_\w+)\{", text, re.MULTILINE)
+    assert printed == [metric.name for metric in METRICS]
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    assert helps == {metric.name: metric.help for metric in METRICS}
