@@ -1,6 +1,8 @@
-"""Roll two versions out to five simulated devices over a private broker; the second stops itself.
+"""Roll two versions out to five simulated devices over a private broker; the second rollout stops itself.
 
-Prints the waves of 1.0.0, then 1.1.0 as it pauses: the devices verify their assignments and take no other version.
+The devices are simulated: they verify their assignments, take version 1.0.0 and refuse every other one.
+
+Prints the waves of 1.0.0, then 1.1.0 as it pauses.
 """
 
 import asyncio
@@ -8,55 +10,96 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgekit import clock, controller, registry, state
-from edgekit.mqtt import broker, messages, topics
-from edgekit.mqtt import transport as mqtt
-from edgekit.rollout import cohort
-from edgekit.storage import stores
-from edgekit.trust import assignment, client, envelopes, keys, repository
+from edgekit import registry
+from edgekit.clock import SystemClock
+from edgekit.controller import Controller
+from edgekit.mqtt import messages, topics
+from edgekit.mqtt.broker import start_broker
+from edgekit.mqtt.transport import MqttTransport
+from edgekit.rollout.cohort import Device
+from edgekit.state import FleetState, open_fleet_state
+from edgekit.storage.stores import open_store
+from edgekit.trust.assignment import Entry
+from edgekit.trust.client import TrustClient
+from edgekit.trust.envelopes import seal
+from edgekit.trust.keys import generate_key, key_path, load_signer
+from edgekit.trust.repository import Repository
+
+FLEET, MODEL, TARGET = "demo", "digits", "raspberry-pi-4"
+DEVICES = 5
 
 
-async def device(name, signer, link, trust):
-    models, orders = {}, asyncio.Queue()
-    await link.subscribe(topics.device("demo", name, "desired"), lambda message: orders.put_nowait(message.payload))
+async def simulate_device(name: str, signer, transport: MqttTransport, trust: TrustClient) -> None:
+    """Verify each assignment, then report success for 1.0.0 and a refusal for anything else."""
+    running: dict[str, messages.Running] = {}
+    assignments: asyncio.Queue[bytes] = asyncio.Queue()
+    topic = topics.device(FLEET, name, "desired")
+    await transport.subscribe(topic, lambda message: assignments.put_nowait(message.payload))
     while True:
-        order = trust.verify_assignment(await orders.get(), name, "demo", time.time())
-        digest, version = order.entries["digits"].sha256, order.entries["digits"].version
-        models = {"digits": messages.Running(digest, version)} if version == "1.0.0" else models
-        outcomes = {"digits": messages.Outcome(digest, version, "succeeded" if version == "1.0.0" else "refused")}
-        said = messages.Reported(name, "demo", order.version, time.time(), order.version, models, outcomes)
-        await link.publish(topics.device("demo", name, "reported"), envelopes.seal(said, signer), qos=1)
+        order = trust.verify_assignment(await assignments.get(), name, FLEET, time.time())
+        wanted = order.entries[MODEL]
+        accepted = wanted.version == "1.0.0"
+        if accepted:
+            running = {MODEL: messages.Running(wanted.sha256, wanted.version)}
+        result = "succeeded" if accepted else "refused"
+        outcomes = {MODEL: messages.Outcome(wanted.sha256, wanted.version, result)}
+        report = messages.Reported(name, FLEET, order.version, time.time(), order.version, running, outcomes)
+        await transport.publish(topics.device(FLEET, name, "reported"), seal(report, signer), qos=1)
 
 
-async def follow(rollouts, version, release):
-    path = f"models/digits/raspberry-pi-4/{version}/manifest.json"
-    entry = assignment.Entry(path, 1, f"{release:064x}", "digits", "raspberry-pi-4", version, release)
-    number = rollouts.start("digits", version, {"raspberry-pi-4": entry}, now=time.time()).id
-    while (now := rollouts.get(number)).state.value == "RUNNING":
-        print(f"{version} wave {now.wave + 1}: {now.counts()['SUCCEEDED']} of 5 succeeded")
+async def roll_out(state: FleetState, version: str, release: int) -> None:
+    """Start a rollout and print each of its waves until it ends or pauses."""
+    path = f"models/{MODEL}/{TARGET}/{version}/manifest.json"
+    entry = Entry(path, 1, f"{release:064x}", MODEL, TARGET, version, release)
+    number = state.rollouts.start(MODEL, version, {TARGET: entry}, now=time.time()).id
+    while (rollout := state.rollouts.get(number)).state.value == "RUNNING":
+        print(f"{version} wave {rollout.wave + 1}: {rollout.counts()['SUCCEEDED']} of {DEVICES} succeeded")
         await asyncio.sleep(0.3)
-    print(f"{version} {now.state.value}: {now.counts()['SUCCEEDED']} of 5 succeeded. {now.reason}")
+    succeeded = rollout.counts()["SUCCEEDED"]
+    print(f"{version} {rollout.state.value}: {succeeded} of {DEVICES} succeeded. {rollout.reason}")
 
 
-async def main(home):
-    store, db = stores.open_store(f"file://{home}/registry"), state.open_fleet_state(f"sqlite:///{home}/f.db", "demo")
-    root = repository.Repository(store, home / "keys").create()
-    trust = client.TrustClient(home / "cache", root, lambda name: store.get(registry.metadata_name(name)))
+def make_trust(home: Path) -> TrustClient:
+    """A new registry in `home`, and a client that trusts its root."""
+    store = open_store(f"file://{home}/registry")
+    root = Repository(store, home / "keys").create()
+    (home / "root.json").write_bytes(root)
+    trust = TrustClient(home / "cache", root, lambda name: store.get(registry.metadata_name(name)))
     trust.refresh()
-    parts = {"reader": registry.RegistryReader(store, root, home), "clock": clock.SystemClock(), "store": store}
-    async with await broker.start_broker("127.0.0.1", 0, home / "broker") as private:
-        link = mqtt.MqttTransport(private.url, client_id="all", username="controller")  # shared, to stay short
-        director = keys.load_signer(keys.key_path(home / "keys", "director"))
-        service = controller.Controller(fleet="demo", transport=link, state=db, director=director, **parts)
-        tasks = [asyncio.create_task(service.run(stop := asyncio.Event()))]
-        for name in (f"pi-{i}" for i in range(5)):
-            signer = keys.generate_key(home / f"{name}.key")
-            db.devices.enroll(cohort.Device(name, "raspberry-pi-4", (home / f"{name}.pub").read_text()))
-            tasks.append(asyncio.create_task(device(name, signer, link, trust)))
-        await follow(db.rollouts, "1.0.0", 1)
-        await follow(db.rollouts, "1.1.0", 2)
+    return trust
+
+
+async def main(home: Path) -> None:
+    """A broker, a controller and five devices in one process, and two rollouts."""
+    trust = make_trust(home)
+    store = open_store(f"file://{home}/registry")
+    state = open_fleet_state(f"sqlite:///{home}/fleet.db", FLEET)
+    async with await start_broker("127.0.0.1", 0, home / "broker") as broker:
+        transport = MqttTransport(broker.url, client_id="all", username="controller")  # shared by all, to stay short
+        controller = Controller(
+            fleet=FLEET,
+            transport=transport,
+            state=state,
+            director=load_signer(key_path(home / "keys", "director")),
+            reader=registry.RegistryReader(store, (home / "root.json").read_bytes(), home),
+            clock=SystemClock(),
+            store=store,
+        )
+        stop = asyncio.Event()
+        controlling = asyncio.create_task(controller.run(stop))
+        devices = []
+        for name in (f"pi-{number}" for number in range(DEVICES)):
+            signer = generate_key(home / f"{name}.key")
+            state.devices.enroll(Device(name, TARGET, (home / f"{name}.pub").read_text()))
+            devices.append(asyncio.create_task(simulate_device(name, signer, transport, trust)))
+
+        await roll_out(state, "1.0.0", release=1)
+        await roll_out(state, "1.1.0", release=2)
+
+        for device in devices:
+            device.cancel()
         stop.set()
-        await tasks[0]
+        await controlling
 
 
 with tempfile.TemporaryDirectory() as folder:

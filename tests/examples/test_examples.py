@@ -1,4 +1,4 @@
-"""Every example runs as its reader would run it, and stays short."""
+"""Every example runs as its reader would run it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def scripts() -> list[object]:
 
 @pytest.mark.parametrize("script", scripts())
 def test_an_example_runs_and_says_what_it_prints(script: Path, tmp_path: Path) -> None:
-    """It exits 0 in an empty folder, prints something, has under 60 lines, and announces its output."""
+    """It exits 0 in an empty folder, prints something, fits on two or three screens, and announces its output."""
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     text = script.read_text()
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 150
     assert "print" in (ast.get_docstring(ast.parse(text)) or "").lower()
 
 

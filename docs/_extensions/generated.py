@@ -1,0 +1,5 @@
+"""Sphinx directives that draw reference pages from the code: settings and metrics."""
+
+
+def setup(app):
+    return {}
