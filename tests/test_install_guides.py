@@ -1,4 +1,4 @@
-"""The install guides name files, settings, commands and options that exist."""
+"""The guides to install and to upgrade name files, settings, commands and options that exist."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from device_agents.__main__ import agent
 from edgekit.bundle.targets import known_targets
 from edgekit.cli.main import edgekit
-from edgekit.settings import AgentSettings, tomllib
+from edgekit.settings import AgentSettings
+from edgekit.settings.load import tomllib
 
 ROOT = Path(__file__).parent.parent
 GUIDES = ("install-raspberry-pi.md", "install-jetson.md")
+UPGRADE = "upgrade.md"
 PROGRAMS: dict[str, click.Group] = {"edgekit": edgekit, "edgekit-agent": agent}
 
 
@@ -35,7 +37,7 @@ def commands(guide: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", [*GUIDES, UPGRADE])
 def test_every_command_parses(guide: str) -> None:
     """With the command line's own parsers, so that an option that went away is met here first."""
     found = commands(guide)
@@ -62,6 +64,15 @@ def test_what_is_copied_to_a_device_exists(guide: str) -> None:
     targets = set(re.findall(r"--target ([\w-]+)", text))
     assert targets
     assert targets <= set(known_targets())
+
+
+def test_pages_that_the_upgrade_names_exist() -> None:
+    """Other pages, and the files of the last release."""
+    text = (ROOT / "docs" / UPGRADE).read_text()
+    pages = re.findall(r"\]\(([\w.-]+\.md)", text)
+    assert {"states.md", *GUIDES} <= set(pages)
+    for name in [f"docs/{page}" for page in pages] + re.findall(r"`(tests/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -1,0 +1,50 @@
+"""The files that earlier releases wrote (`tests/assets/release-*`), and copies of them for tests that change them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+class Release:
+    """One release's files.
+
+    Attributes:
+        folder: Where they lie. Tests read them, and change copies only.
+        made_at: Wall clock seconds when the control side was copied; every signature holds then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made_at = float(json.loads((folder / "made.json").read_text())["made_at"])
+
+    def control(self, out: Path) -> Path:
+        """A copy of the control side's folder."""
+        return self._copy("control", out / "control")
+
+    def device(self, out: Path, moment: str) -> Path:
+        """A copy of the device's folder, with its state at a moment: ``downloading``, ``probation``, ``committed``."""
+        folder = self._copy("devices/pi-1", out / "pi-1")
+        with tarfile.open(folder / f"state-{moment}.tar.gz") as archive:
+            archive.extractall(folder, filter="fully_trusted")
+        for path in folder.glob("state-*.tar.gz"):
+            path.unlink()
+        return folder
+
+    def keys(self, out: Path, name: str) -> Path:
+        """A copy of a folder that holds keys."""
+        return self._copy(name, out / name)
+
+    def _copy(self, name: str, out: Path) -> Path:
+        shutil.copytree(self.folder / name, out)
+        for path in out.rglob("*.key"):
+            path.chmod(0o600)  # git does not keep that others may not read it
+        return out
+
+
+RELEASES = [Release(folder) for folder in sorted(ASSETS.glob("release-*"))]
+NAMES = [release.folder.name for release in RELEASES]
