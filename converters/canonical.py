@@ -8,7 +8,7 @@ from converters.data.samples import Samples
 from converters.frontends import Source
 from converters.graph.graph import Graph
 from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
-from converters.passes.dead_channels import layer_channels
+from converters.passes.channels.dead_channels import layer_channels
 from converters.quality import parity
 from converters.quality.parity import Parity
 

@@ -16,9 +16,9 @@ from converters.cost.overhead import Overhead
 from converters.data.samples import Samples, random_samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
+from converters.passes.channels.dead_channels import LEAST_ROWS, DeadChannels
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
-from converters.passes.dead_channels import LEAST_ROWS, DeadChannels
 from converters.passes.equalize import Equalize
 from converters.passes.round_weights import RoundWeights
 from converters.passes.simplify import Simplify

@@ -8,7 +8,7 @@ import msgspec
 
 from converters.backends import ConversionContext
 from converters.data.samples import Samples
-from converters.passes.dead_channels import LEAST_ROWS, layer_channels
+from converters.passes.channels.dead_channels import LEAST_ROWS, layer_channels
 from converters.quality.confidence import upper_share
 from converters.report.pruning import OtherRows, PrunedLayer, Pruning
 

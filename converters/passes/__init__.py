@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from converters.passes.channels.dead_channels import RemoveDeadChannels
 from converters.passes.contract import GraphPass, PassResult, run_pass
-from converters.passes.dead_channels import RemoveDeadChannels
 from converters.passes.fold_batch_norm import FoldBatchNorm
-from converters.passes.restore_recurrent import RestoreRecurrent
+from converters.passes.loops.restore_recurrent import RestoreRecurrent
 from converters.passes.simplify import Simplify
 
 CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), RestoreRecurrent(), FoldBatchNorm(), RemoveDeadChannels())

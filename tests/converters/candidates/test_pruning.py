@@ -13,7 +13,7 @@ from converters.cost.estimate import memory_mib
 from converters.data.samples import Samples, split_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
-from converters.passes.dead_channels import LEAST_ROWS
+from converters.passes.channels.dead_channels import LEAST_ROWS
 from edgekit.bundle.golden import self_test
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.bundle.recipe import Recipe

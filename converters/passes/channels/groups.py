@@ -46,7 +46,7 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class Channels:
-    """The channels of `graph`; `channels_of` (channel_rules.py) fills it.
+    """The channels of `graph`; `channels_of` (rules.py) fills it.
 
     Attributes:
         graph: As given.

@@ -15,8 +15,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.graph.graph import Graph, attributes
-from converters.passes.loop_cells import Cell, cell_of
-from converters.passes.loop_step import Known, Term, Value, evaluate
+from converters.passes.loops.cells import Cell, cell_of
+from converters.passes.loops.step import Known, Term, Value, evaluate
 from converters.passes.simplify import Simplify
 from edgekit.tensors import Array
 

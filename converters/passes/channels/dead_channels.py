@@ -14,9 +14,9 @@ from onnx import helper
 
 from converters.data.samples import Samples
 from converters.graph.graph import CHUNK_ROWS, Graph, attributes, label
-from converters.passes.channel_bounds import ChannelBounds
-from converters.passes.channel_rules import channels_of
-from converters.passes.channels import Channels, Read, without
+from converters.passes.channels.bounds import ChannelBounds
+from converters.passes.channels.groups import Channels, Read, without
+from converters.passes.channels.rules import channels_of
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 

@@ -8,9 +8,9 @@ from onnx import helper
 from converters.calibration.calibrate import tensor_values
 from converters.data.samples import Samples
 from converters.passes import RemoveDeadChannels, run_pass
-from converters.passes.channel_bounds import ChannelBounds
-from converters.passes.channel_rules import channels_of
-from converters.passes.dead_channels import DeadChannels, layer_channels
+from converters.passes.channels.bounds import ChannelBounds
+from converters.passes.channels.dead_channels import DeadChannels, layer_channels
+from converters.passes.channels.rules import channels_of
 from tests.simulators import conv_models
 from tests.simulators.channel_models import NEVER, SELDOM, Net, random_network
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from converters.graph.graph import Graph, attributes
-from converters.passes.channels import Channels, Cut, Lanes, Read
+from converters.passes.channels.groups import Channels, Cut, Lanes, Read
 from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
 

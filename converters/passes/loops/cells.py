@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.passes.loop_step import UNARY, Affine, Known, Term, Value
+from converters.passes.loops.step import UNARY, Affine, Known, Term, Value
 from edgekit.tensors import Array
 
 

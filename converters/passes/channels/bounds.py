@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converters.graph.graph import attributes
-from converters.passes.channels import Channels
+from converters.passes.channels.groups import Channels
 from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
 
