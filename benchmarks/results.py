@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.cli.console import print_table
+from edgekit.cli.common.console import print_table
 from edgekit.versions import versions_of
 
 FOLDER = Path(__file__).parent / "results"

@@ -18,8 +18,8 @@ from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
+from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.completion import completion_command
-from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import VersionedGroup, version_options
 from edgekit.errors import DataError, EdgekitError, NotFoundError

@@ -1,1 +1,4 @@
-"""The command line: one module a noun; main.py is the only place that catches."""
+"""The command line: one module or folder for each noun; helpers that they share are in `edgekit.cli.common`.
+
+Commands read options, call one service and print; rules live elsewhere. Only `main` catches errors.
+"""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import control_settings, note
+from edgekit.cli.common.console import control_settings, note
 from edgekit.errors import TransportError
 from edgekit.mqtt.address import parse_url
 from edgekit.mqtt.broker import GET_MOSQUITTO, KINDS, start_broker

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.console import control_settings, needs_extra, step
+from edgekit.cli.common.console import control_settings, needs_extra, step
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.serving.http.addresses import is_loopback
 

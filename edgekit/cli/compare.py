@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, needs_extra, print_json, print_table
+from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
 
 
 @click.command()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.console import control_settings, needs_extra, note
-from edgekit.cli.fleet import read_root
-from edgekit.cli.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.common.console import control_settings, needs_extra, note
+from edgekit.cli.common.fleet import read_root
+from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings, tls_files
 

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from edgekit.bundle.recipe import PRESETS, Recipe, preset
-from edgekit.cli.console import (
+from edgekit.cli.common.console import (
     dry_run_option,
     ending_at_the_second,
     json_option,

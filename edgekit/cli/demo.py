@@ -10,8 +10,8 @@ from types import FrameType
 
 import click
 
-from edgekit.cli import console
-from edgekit.cli.console import needs_extra, note
+from edgekit.cli.common import console
+from edgekit.cli.common.console import needs_extra, note
 from edgekit.errors import SettingsError
 
 

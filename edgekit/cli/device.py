@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekit.bundle.targets import builtin_targets, find_target
-from edgekit.cli.console import (
+from edgekit.cli.common.class_keys import plain_class_keys
+from edgekit.cli.common.console import (
     control_settings,
     dry_run_option,
     json_option,
@@ -20,10 +21,9 @@ from edgekit.cli.console import (
     printable,
     usage,
 )
+from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
+from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
-from edgekit.cli.fleet import fleet_state, parse_labels, read_root
-from edgekit.cli.passphrase import passphrase_option
-from edgekit.cli.registry.classes import plain_class_keys
 from edgekit.errors import EdgekitError, SettingsError, UnavailableError
 from edgekit.mqtt import topics
 

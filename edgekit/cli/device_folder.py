@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.cli.console import needs_extra
+from edgekit.cli.common.console import needs_extra
 from edgekit.errors import DiskError, EdgekitError, SettingsError
 from edgekit.mqtt.address import tls_context
 from edgekit.rollout.cohort import Device

@@ -10,7 +10,7 @@ import msgspec
 
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
-from edgekit.cli.console import json_option, needs_extra, print_json, print_table
+from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
 from edgekit.errors import ManifestError
 from edgekit.tensors import TensorSpec
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": ("edgekit.cli.compare:compare", "Compare two models or bundles on the same samples."),
     "targets": ("edgekit.cli.targets:targets", "List target profiles, or show one."),
     "registry": ("edgekit.cli.registry.group:registry", "Create the signed registry, publish bundles, verify it."),
-    "rollout": ("edgekit.cli.rollout:rollout", "Roll a version out in waves; watch, pause, resume, abort."),
+    "rollout": ("edgekit.cli.rollout.group:rollout", "Roll a version out in waves; watch, pause, resume, abort."),
     "device": ("edgekit.cli.device:device", "Enroll devices, list them, send a command."),
     "controller": ("edgekit.cli.controller:controller", "Run the fleet controller."),
     "cloud": ("edgekit.cli.cloud:cloud", "Run the cloud tier."),
@@ -118,7 +118,7 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _explain(message: str, advice: str, verbose: bool) -> None:
-    from edgekit.cli.console import printable
+    from edgekit.cli.common.console import printable
 
     if verbose:
         traceback.print_exc()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.console import json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table
 from edgekit.errors import NotFoundError
 from edgekit.settings import AgentSettings, load_settings
 

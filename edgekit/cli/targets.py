@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.bundle.targets import TargetProfile, find_target, known_targets
-from edgekit.cli.console import json_option, print_json, print_table
+from edgekit.cli.common.console import json_option, print_json, print_table
 from edgekit.errors import SettingsError
 
 

@@ -62,7 +62,7 @@ def environment() -> dict[str, Any]:
 
 
 def _print_version(program: str, *, verbose: bool, as_json: bool) -> None:
-    from edgekit.cli.console import print_json
+    from edgekit.cli.common.console import print_json
 
     found: dict[str, Any] = environment() if verbose else {"edgekit": __version__}
     if as_json:

@@ -12,11 +12,11 @@ class Device(msgspec.Struct, frozen=True):
     """An enrolled device.
 
     Attributes:
-        name: Its id in topics.
-        target: Its target profile's name; decides which bundle of a model it gets.
+        name: The device's id in topics.
+        target: Name of its target profile, which decides which bundle of a model it gets.
         public_key: PEM of the key that signs its reports.
-        labels: What an operator wants to select by, for example ``{"site": "north"}``.
-        enrolled: Wall clock seconds.
+        labels: Labels for selecting devices, for example ``{"site": "north"}``.
+        enrolled: Time of enrollment, wall clock seconds.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Cohort(msgspec.Struct, frozen=True):
-    """Which devices a rollout is for; an empty field selects all.
+    """The devices that a rollout selects; an empty field selects all.
 
     Attributes:
-        targets: Target profile names, any of which a device may have.
-        labels: Labels, all of which a device must have.
+        targets: Names of target profiles; a device must have one of them.
+        labels: Labels; a device must have all of them.
     """
 
     targets: tuple[str, ...] = ()
@@ -45,9 +45,10 @@ class Cohort(msgspec.Struct, frozen=True):
 
 
 def wave_order(rollout: int, devices: Iterable[str]) -> list[str]:
-    """Names in the order in which waves reach them: the same on every controller, different for every rollout.
+    """Device names in the order in which waves reach them.
 
-    So no device is always the first to try what is new, and no stored list decides who comes next.
+    The order is the same on every controller and differs for every rollout. So no device is always the first to try a
+    new version, and no list must be stored.
     """
     return sorted(devices, key=lambda name: (_position(rollout, name), name))
 

@@ -1,8 +1,8 @@
-"""The Rollout machine: one version of one model, brought to a fleet in waves, stopped by its own failures.
+"""The state machine of a rollout: it brings one version of one model to a fleet in waves and pauses on failures.
 
-`step` is the only thing that changes a Rollout, and TABLE says what may happen in which state. The shell looks at the
-fleet and tells the machine what each device *reports*: a device counts as succeeded when the wanted digest runs there
-and was committed, never because it was told. Silence beyond the deadline is a failure.
+Only `step` changes a Rollout, and TABLE lists the events that each state allows. The caller passes in what each device
+*reports*. A device has succeeded when it reports that it runs and has committed the assigned digest; the assignment
+alone does not count. A device that reports nothing until its deadline has failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_REASON = 500
 
 
 class RolloutState(str, enum.Enum):
-    """Of a rollout."""
+    """State of a rollout."""
 
     DRAFT = "DRAFT"
     RUNNING = "RUNNING"
@@ -35,31 +35,35 @@ class RolloutState(str, enum.Enum):
 
 
 class DeviceState(str, enum.Enum):
-    """Of one device in a rollout. SKIPPED: the model has no bundle for its target."""
+    """State of one device in a rollout.
+
+    ASSIGNED: the device has the assignment and has not reported an outcome; JSON and the database call this ``TOLD``.
+    SKIPPED: the model has no bundle for the device's target.
+    """
 
     PENDING = "PENDING"
-    TOLD = "TOLD"
+    ASSIGNED = "TOLD"  # the value is stored in databases and printed as JSON
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     SKIPPED = "SKIPPED"
 
 
-class DeviceProgress(msgspec.Struct, frozen=True):
+class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_at"}):
     """One device in a rollout.
 
     Attributes:
-        state: Where it stands.
-        digest: Of the bundle for its target; empty where there is none.
-        told_at: Wall clock seconds of when its deadline began; 0 while it was not told.
-        wave: Index of the wave in which it was told.
+        state: The device's state.
+        digest: Digest of the bundle for its target; empty if the model has none.
+        assigned_at: Start of its deadline, wall clock seconds; 0 before it has the assignment. Stored as ``told_at``.
+        wave: Index of the wave in which it got the assignment.
         reason: Why it failed or was skipped, for people.
-        old_outcome: Time stamp of a failure of this very digest from before it was told, which does not count again.
-        excused: It failed before an operator resumed the rollout; does not count towards the thresholds.
+        old_outcome: Time stamp of a failure of the same digest before this assignment; that failure does not count.
+        excused: True if it failed before an operator resumed the rollout; it does not count towards the thresholds.
     """
 
     state: DeviceState
     digest: str = ""
-    told_at: float = 0.0
+    assigned_at: float = 0.0
     wave: int = 0
     reason: str = ""
     old_outcome: float | None = None
@@ -67,17 +71,18 @@ class DeviceProgress(msgspec.Struct, frozen=True):
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """The whole state.
+    """The complete state of a rollout.
 
     Attributes:
         id: Rises with every rollout.
-        model, version: What is rolled out.
-        plan, cohort: How, and to whom.
-        state: Of the machine.
+        model, version: The model and the version that is rolled out.
+        plan: Waves and thresholds.
+        cohort: The devices that the rollout selects.
+        state: State of the machine.
         wave: Index of the current wave.
-        reason: Why it is paused or aborted.
-        stopped_itself: It is paused because of its devices, and not by an operator.
-        devices: By device name.
+        reason: Why it is paused or aborted, for people.
+        stopped_itself: True if failures paused it, false if an operator did.
+        devices: Progress by device name.
     """
 
     id: int
@@ -92,7 +97,7 @@ class Rollout(msgspec.Struct, frozen=True):
     devices: dict[str, DeviceProgress] = {}
 
     def counts(self) -> dict[str, int]:
-        """Devices by state, every state named."""
+        """Number of devices by state, with zeros."""
         counts = {state.value: 0 for state in DeviceState}
         for progress in self.devices.values():
             counts[progress.state.value] += 1
@@ -100,7 +105,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """True when nothing can happen to it any more."""
+        """True when no event can change it any more."""
         return self.state in (RolloutState.FINISHED, RolloutState.ABORTED)
 
 
@@ -108,12 +113,12 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 class DeviceStatus(msgspec.Struct, frozen=True):
-    """What is known of one device and this rollout's model.
+    """Last report of one device about this rollout's model.
 
     Attributes:
-        digest: Of the bundle for its target; empty where the model has none.
-        running: What the device last reported of the model; None before its first report.
-        outcome: How the last deployment of the model ended, as reported.
+        digest: Digest of the bundle for its target; empty if the model has none.
+        running: What the device runs, as it last reported; None before its first report.
+        outcome: Outcome of the last deployment of the model, as the device reported it.
     """
 
     digest: str
@@ -126,7 +131,7 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Surveyed(msgspec.Struct, frozen=True):
-    """The fleet was looked at, or time passed: `devices` holds those that changed since the last look."""
+    """A survey of the fleet: `devices` holds the devices that changed since the last survey, and may be empty."""
 
     devices: Mapping[str, DeviceStatus] = {}
 
@@ -138,7 +143,7 @@ class Paused(msgspec.Struct, frozen=True):
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """An operator resumed it, knowing of the failures so far."""
+    """An operator resumed it and accepted the failures up to now."""
 
 
 class Aborted(msgspec.Struct, frozen=True):
@@ -154,13 +159,13 @@ RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted"
 
 
 class Assign(msgspec.Struct, frozen=True):
-    """Make this rollout's bundle the device's assigned one for the model."""
+    """Assign this rollout's bundle to the device."""
 
     device: str
 
 
 class Revert(msgspec.Struct, frozen=True):
-    """Give the device back the assignment that it had for the model before it was told, or none."""
+    """Restore the device's previous assignment for the model, or remove the model if there was none."""
 
     device: str
 
@@ -169,7 +174,13 @@ Effect: TypeAlias = "Assign | Revert"
 
 
 class RolloutStep(msgspec.Struct, frozen=True):
-    """The new state, what must be done, and when to look again (wall clock seconds; None: only when asked)."""
+    """Result of a step.
+
+    Attributes:
+        state: The new state.
+        effects: What the caller must do, in this order.
+        wake_at: Wall clock seconds of the next survey that is due without a new report; None if none is.
+    """
 
     state: Rollout
     effects: tuple[Effect, ...] = ()
@@ -177,7 +188,7 @@ class RolloutStep(msgspec.Struct, frozen=True):
 
 
 def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
-    """Take one event.
+    """Apply one event.
 
     Args:
         rollout: The state before.
@@ -185,14 +196,14 @@ def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
         now: Wall clock seconds.
 
     Raises:
-        RefusedError: an operator asked for something that this state does not allow.
+        RefusedError: the rollout's state does not allow this event.
     """
     row = TABLE.get((rollout.state, type(event)))
     if row is None:
-        asked = type(event).__name__.lower()
+        verb = type(event).__name__.lower()
         raise RefusedError(
-            f"rollout {rollout.id} is {rollout.state.value} and cannot be {asked}",
-            advice=f"See `edgekit rollout status {rollout.id}`.",
+            f"rollout {rollout.id} is {rollout.state.value} and cannot be {verb}",
+            advice=f"See: edgekit rollout status {rollout.id}",
         )
     return row(rollout, event, now)
 
@@ -206,18 +217,18 @@ def _start(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 
 def _survey_running(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    devices = _seen(rollout, event)
+    devices = _with_reports(rollout, event)
     limit = rollout.plan.device_deadline_seconds
     for name, progress in devices.items():
-        if progress.state is DeviceState.TOLD and now - progress.told_at >= limit:
-            reason = f"{SILENT}: neither success nor failure within {limit:g} s"
+        if progress.state is DeviceState.ASSIGNED and now - progress.assigned_at >= limit:
+            reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
             devices[name] = msgspec.structs.replace(progress, state=DeviceState.FAILED, reason=reason)
     return _settle(msgspec.structs.replace(rollout, devices=devices), now)
 
 
 def _survey_paused(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    return RolloutStep(msgspec.structs.replace(rollout, devices=_seen(rollout, event)))
+    return RolloutStep(msgspec.structs.replace(rollout, devices=_with_reports(rollout, event)))
 
 
 def _ignore(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
@@ -234,8 +245,8 @@ def _resume(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     for name, progress in devices.items():
         if progress.state is DeviceState.FAILED:
             devices[name] = msgspec.structs.replace(progress, excused=True)
-        elif progress.state is DeviceState.TOLD:  # the pause was not the device's fault
-            devices[name] = msgspec.structs.replace(progress, told_at=now)
+        elif progress.state is DeviceState.ASSIGNED:  # the pause does not count towards its deadline
+            devices[name] = msgspec.structs.replace(progress, assigned_at=now)
     running = msgspec.structs.replace(
         rollout, state=RolloutState.RUNNING, reason="", stopped_itself=False, devices=devices
     )
@@ -248,7 +259,7 @@ def _abort(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     effects = tuple(
         Revert(name)
         for name, progress in sorted(rollout.devices.items())
-        if progress.state in (DeviceState.TOLD, DeviceState.FAILED)
+        if progress.state in (DeviceState.ASSIGNED, DeviceState.FAILED)
     )
     return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.ABORTED, reason=reason), effects)
 
@@ -273,21 +284,21 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
 # --- rules
 
 
-def _seen(rollout: Rollout, event: Surveyed) -> dict[str, DeviceProgress]:
+def _with_reports(rollout: Rollout, event: Surveyed) -> dict[str, DeviceProgress]:
     devices = dict(rollout.devices)
-    for name, sight in event.devices.items():
-        devices[name] = _judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), sight)
+    for name, status in event.devices.items():
+        devices[name] = _judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), status)
     return devices
 
 
-def _judge(progress: DeviceProgress, sight: DeviceStatus) -> DeviceProgress:
-    """Where a device stands, by what it reports."""
-    failure = _failure(progress.digest or sight.digest, sight)
+def _judge(progress: DeviceProgress, status: DeviceStatus) -> DeviceProgress:
+    """The device's progress after its last report."""
+    failure = _failure(progress.digest or status.digest, status)
     if progress.state in (DeviceState.SKIPPED, DeviceState.PENDING):
-        if not sight.digest:
+        if not status.digest:
             return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
-        return DeviceProgress(DeviceState.PENDING, digest=sight.digest, old_outcome=failure.at if failure else None)
-    running = sight.running
+        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=failure.at if failure else None)
+    running = status.running
     if running is not None and running.digest == progress.digest and running.state == "IDLE":
         return msgspec.structs.replace(progress, state=DeviceState.SUCCEEDED, reason="", excused=False)
     if failure and failure.at != progress.old_outcome:
@@ -296,37 +307,37 @@ def _judge(progress: DeviceProgress, sight: DeviceStatus) -> DeviceProgress:
     return progress
 
 
-def _failure(digest: str, sight: DeviceStatus) -> Outcome | None:
-    outcome = sight.outcome
+def _failure(digest: str, status: DeviceStatus) -> Outcome | None:
+    outcome = status.outcome
     return outcome if outcome and outcome.deployment == digest and outcome.result in FAILURES else None
 
 
 def _settle(rollout: Rollout, now: float) -> RolloutStep:
-    """Pause, or begin waves and tell their devices, or finish: whatever the devices' states ask for."""
+    """Pause on failures; otherwise start the next waves and assign the bundle to their devices, or finish."""
     reason = _too_many_failures(rollout)
     if reason:
         return RolloutStep(_stopped(rollout, reason))
     devices = dict(rollout.devices)
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
-        return RolloutStep(rollout)  # nobody yet: devices that enroll later are told
-    told = sum(devices[name].state is not DeviceState.PENDING for name in eligible)
+        return RolloutStep(rollout)  # no device yet; devices that enroll later get the assignment
+    assigned = sum(devices[name].state is not DeviceState.PENDING for name in eligible)
     wave = rollout.wave
     while True:
-        room = rollout.plan.waves[wave].limit(len(eligible)) - told
+        room = rollout.plan.waves[wave].limit(len(eligible)) - assigned
         if room > 0 or wave == len(rollout.plan.waves) - 1 or not _wave_succeeded(rollout, wave):
             break
         wave += 1
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
     chosen = wave_order(rollout.id, pending)[: max(0, room)]
     for name in chosen:
-        devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.TOLD, told_at=now, wave=wave)
+        devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.ASSIGNED, assigned_at=now, wave=wave)
     settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
     return _ended(settled, tuple(Assign(name) for name in chosen))
 
 
 def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> RolloutStep:
-    waiting = [p.told_at for p in rollout.devices.values() if p.state is DeviceState.TOLD]
+    waiting = [p.assigned_at for p in rollout.devices.values() if p.state is DeviceState.ASSIGNED]
     if waiting:
         return RolloutStep(rollout, effects, wake_at=min(waiting) + rollout.plan.device_deadline_seconds)
     if not _wave_succeeded(rollout, rollout.wave):
@@ -342,17 +353,17 @@ def _stopped(rollout: Rollout, reason: str) -> Rollout:
 
 def _too_many_failures(rollout: Rollout) -> str:
     plan = rollout.plan
-    judged = [p for p in rollout.devices.values() if p.told_at and not p.excused]
+    judged = [p for p in rollout.devices.values() if p.assigned_at and not p.excused]
     failed = [p for p in judged if p.state is DeviceState.FAILED]
     if len(failed) < plan.min_failures or len(failed) <= plan.error_threshold * len(judged):
         return ""
     return (
-        f"{len(failed)} of {len(judged)} told devices failed ({len(failed) / len(judged):.0%}), "
+        f"{len(failed)} of {len(judged)} assigned devices failed ({len(failed) / len(judged):.0%}), "
         f"more than the error threshold of {plan.error_threshold:.0%}"
     )
 
 
 def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
-    judged = [p for p in rollout.devices.values() if p.told_at and p.wave == wave and not p.excused]
+    judged = [p for p in rollout.devices.values() if p.assigned_at and p.wave == wave and not p.excused]
     succeeded = sum(progress.state is DeviceState.SUCCEEDED for progress in judged)
     return not judged or succeeded >= max(1, math.ceil(rollout.plan.success_threshold * len(judged) - 1e-9))

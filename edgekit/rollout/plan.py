@@ -1,4 +1,4 @@
-"""Plan: how a rollout proceeds, as data that is checked before it starts."""
+"""The plan of a rollout: waves and thresholds, checked when the plan is made."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from edgekit.errors import SettingsError
 
 
 class Wave(msgspec.Struct, frozen=True):
-    """How many devices may have been told when this wave has begun: a share of all, or a count where `count` is set."""
+    """How many devices may have the assignment in this wave, counted from the start.
+
+    Attributes:
+        share: Share of all devices, above 0 and up to 1; used where `count` is 0.
+        count: Number of devices; 0 for none.
+    """
 
     share: float = 0.0
     count: int = 0
 
     def limit(self, devices: int) -> int:
-        """Devices that may have been told, of `devices` in all; at least one, so that a small fleet starts too."""
+        """Number of devices that may have the assignment, of `devices`; at least one, so that a small fleet starts."""
         return min(devices, max(1, self.count or math.ceil(self.share * devices - 1e-9)))
 
     @property
@@ -30,14 +35,15 @@ DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
 
 class RolloutPlan(msgspec.Struct, frozen=True):
-    """How a rollout proceeds.
+    """Waves and thresholds of a rollout.
 
     Attributes:
-        waves: Rising; the last one is everybody.
-        success_threshold: Share of a wave's devices, and at least one, that must have succeeded before the next wave.
-        error_threshold: The rollout pauses when more than this share of the told devices failed ...
-        min_failures: ... and at least so many did.
-        device_deadline_seconds: A told device that has neither succeeded nor failed after this long has failed.
+        waves: Rising sizes; the last one is 100%.
+        success_threshold: The next wave starts when this share of the wave's devices has succeeded, at least one.
+        error_threshold: The rollout pauses when more than this share of the assigned devices failed ...
+        min_failures: ... and at least this number of devices failed.
+        device_deadline_seconds: A device has failed when it reports neither success nor failure for this long after
+            its assignment.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -65,7 +71,7 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         if not self.device_deadline_seconds > 0:
             faults.append(f"device_deadline_seconds is {self.device_deadline_seconds}, expected more than 0")
         if faults:
-            raise SettingsError("the plan is not valid: " + "; ".join(faults))
+            raise SettingsError("the rollout plan is not valid: " + "; ".join(faults))
 
 
 def parse_waves(text: str) -> tuple[Wave, ...]:

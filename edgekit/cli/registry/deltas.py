@@ -1,98 +1,91 @@
-"""From which versions `edgekit registry publish` makes deltas: those that are named, or those that the fleet runs."""
+"""The deltas that `edgekit registry publish` makes; the rules are in `edgekit.registry.deltas`."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.cli.console import ProgressLine, note, step
-from edgekit.cli.fleet import fleet_state, registry_reader
-from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.cli.common.console import ProgressLine, note, step
+from edgekit.cli.common.fleet import fleet_state, registry_reader
+from edgekit.errors import EdgekitError
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
+    from edgekit.mqtt.messages import Running
     from edgekit.registry import MadeDelta, RegistryReader, Row
+    from edgekit.registry.deltas import BaseChoice
 
-NONE = "none"
-MOST_AUTOMATIC = 4
 _SQLITE = "sqlite:///"
 
 
-def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, named: tuple[str, ...]) -> list[MadeDelta]:
-    """Deltas of a bundle that is about to be published, told on stderr.
+def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, named: Sequence[str]) -> list[MadeDelta]:
+    """Make the deltas of a bundle that is about to be published, and print their sizes on stderr.
 
     Args:
-        named: Versions; with none, the versions of the model that most devices of the fleet run on this target, where
-            the fleet's database is at hand; ``none`` makes no delta.
+        settings: Name the registry and the fleet's database.
+        bundle: Folder of the bundle.
+        manifest: Its manifest.
+        named: Versions that the user named; see `edgekit.registry.deltas.choose_bases`.
 
     Raises:
         NotFoundError: a named version is not published for this target.
     """
-    versions = _versions(settings, manifest, named)
-    if not versions:
+    choice = _choose(settings, manifest, named)
+    if not choice.versions:
         return []
     from edgekit.registry.deltas import make_deltas
 
     with registry_reader(settings) as reader:
-        bases = _bases(reader, manifest, versions, named)
+        bases = _find(reader, manifest, choice)
         label = f"Making deltas of {manifest.name} {manifest.version} for {manifest.target}"
         with step(label):
             made = make_deltas(reader, bundle, manifest, bases, progress=ProgressLine(label))
+    size = manifest.file("model").size
     for row, delta in made:
-        size = manifest.file("model").size
-        said = f"{delta.offer.size + delta.offer.length} of {size} bytes" if delta else "none, it would save too little"
-        note(f"delta from {row.version}: {said}")
+        result = (
+            f"{delta.offer.size + delta.offer.length} of {size} bytes" if delta else "none, it would save too little"
+        )
+        note(f"delta from {row.version}: {result}")
     return [delta for _, delta in made if delta]
 
 
-def planned_deltas(settings: ControlSettings, manifest: Manifest, named: tuple[str, ...]) -> list[str]:
-    """Versions from which `deltas_for` would try to make one; arguments and errors as there. Makes none."""
-    versions = _versions(settings, manifest, named)
-    if not versions:
+def planned_deltas(settings: ControlSettings, manifest: Manifest, named: Sequence[str]) -> list[str]:
+    """Versions from which `deltas_for` would try to make a delta; arguments and errors as there."""
+    choice = _choose(settings, manifest, named)
+    if not choice.versions:
         return []
     with registry_reader(settings) as reader:
-        return [row.version for row in _bases(reader, manifest, versions, named)]
+        return [row.version for row in _find(reader, manifest, choice)]
 
 
-def _versions(settings: ControlSettings, manifest: Manifest, named: tuple[str, ...]) -> tuple[str, ...]:
-    if NONE in named:
-        return ()
-    versions = named or tuple(_running(settings, manifest))
-    if versions and manifest.sealed is not None:
-        note("no deltas: what is encrypted under two keys has nothing in common")
-        return ()
-    return versions
+def _choose(settings: ControlSettings, manifest: Manifest, named: Sequence[str]) -> BaseChoice:
+    from edgekit.registry.deltas import choose_bases
+
+    choice = choose_bases(manifest, named, () if named else _running(settings))
+    if choice.reason:
+        note(f"no deltas: {choice.reason}")
+    return choice
 
 
-def _bases(reader: RegistryReader, manifest: Manifest, versions: tuple[str, ...], named: tuple[str, ...]) -> list[Row]:
-    from edgekit.registry.deltas import find_bases
+def _find(reader: RegistryReader, manifest: Manifest, choice: BaseChoice) -> list[Row]:
+    from edgekit.registry.deltas import find_chosen_bases
 
-    try:
-        return find_bases(reader, manifest, versions)
-    except NotFoundError as error:
-        if named:
-            raise
-        note(f"no deltas: {error}")
-        return []
+    bases, reason = find_chosen_bases(reader, manifest, choice)
+    if reason:
+        note(f"no deltas: {reason}")
+    return bases
 
 
-def _running(settings: ControlSettings, manifest: Manifest) -> list[str]:
-    """Versions of the model that devices of this target run, the most usual first."""
+def _running(settings: ControlSettings) -> list[tuple[str, Mapping[str, Running]]]:
+    """Target and running models of each device; empty if the fleet's database cannot be read here."""
     path = settings.database.removeprefix(_SQLITE)
     if settings.database.startswith(_SQLITE) and not Path(path).exists():
-        return []  # no fleet is kept here, and asking must not make one
+        return []  # opening it would create a database
     try:
         with fleet_state(settings) as state:
-            views = state.devices.views(0.0, 0.0)
+            return [(view.target, view.models) for view in state.devices.views(0.0, 0.0)]
     except EdgekitError as error:
-        note(f"the fleet is not asked which versions it runs: {error}")
+        note(f"the versions that the fleet runs are not known here: {error}")
         return []
-    versions = Counter(
-        view.models[manifest.name].version
-        for view in views
-        if view.target == manifest.target and manifest.name in view.models
-    )
-    usual = [version for version, _ in versions.most_common() if version not in ("", manifest.version)]
-    return usual[:MOST_AUTOMATIC]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import ProgressLine, control_settings, json_option, needs_extra, note, print_json
-from edgekit.cli.fleet import read_root
-from edgekit.cli.passphrase import given_passphrase, passphrase_option
+from edgekit.cli.common.console import ProgressLine, control_settings, json_option, needs_extra, note, print_json
+from edgekit.cli.common.fleet import read_root
+from edgekit.cli.common.passphrase import given_passphrase, passphrase_option
 from edgekit.cli.registry.classes import class_group
 from edgekit.cli.registry.keys import key, renew
-from edgekit.cli.registry.place import opened, place_options
+from edgekit.cli.registry.options import opened, registry_options
 from edgekit.cli.registry.publish import publish
 from edgekit.cli.registry.versions import allow_downgrade, list_command, promote, retire, show
 from edgekit.errors import VerificationError
@@ -27,7 +27,7 @@ for _command in (key, renew, class_group, publish, list_command, show, promote, 
 
 
 @registry.command()
-@place_options
+@registry_options
 @passphrase_option
 @click.option("--encrypt", is_flag=True, help="Ask for a passphrase for the keys.")
 @click.option("--root-keys", type=click.IntRange(1, 16), default=1, show_default=True, help="Root keys to make.")
@@ -66,7 +66,7 @@ def init(
 
 
 @registry.command()
-@place_options
+@registry_options
 @json_option
 def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
     """Verify all metadata and re-hash every blob; exits 3 when anything is wrong.

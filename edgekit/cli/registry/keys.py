@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.cli.console import (
+from edgekit.cli.common.console import (
     control_settings,
     dry_run_option,
     json_option,
@@ -17,8 +17,8 @@ from edgekit.cli.console import (
     print_json,
     print_table,
 )
-from edgekit.cli.passphrase import passphrase_option
-from edgekit.cli.registry.place import passphrase_of, place_options
+from edgekit.cli.common.passphrase import passphrase_option
+from edgekit.cli.registry.options import passphrase_of, registry_options
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -52,7 +52,7 @@ def _threshold_option(function: F) -> F:
 
 
 @key.command(name="list")
-@place_options
+@registry_options
 @passphrase_option
 @json_option
 def list_command(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def list_command(url: str | None, keys: Path | None, passphrase_file: Path | Non
 @click.argument("role")
 @_public_option
 @_threshold_option
-@place_options
+@registry_options
 @passphrase_option
 @json_option
 @dry_run_option
@@ -103,7 +103,7 @@ def add(
 @click.argument("role")
 @click.argument("keyid", required=False)
 @_public_option
-@place_options
+@registry_options
 @passphrase_option
 @json_option
 @dry_run_option
@@ -136,7 +136,7 @@ def rotate(
 @click.argument("role")
 @click.argument("keyid")
 @_threshold_option
-@place_options
+@registry_options
 @passphrase_option
 @json_option
 @dry_run_option
@@ -162,7 +162,7 @@ def revoke(
 
 
 @click.command()
-@place_options
+@registry_options
 @passphrase_option
 @json_option
 @dry_run_option

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.console import ProgressLine, dry_run_option, json_option, needs_extra, print_json, print_table, step
-from edgekit.cli.passphrase import passphrase_option
-from edgekit.cli.registry.classes import encrypt_option, sealed_copies
+from edgekit.cli.common.console import (
+    ProgressLine,
+    dry_run_option,
+    json_option,
+    needs_extra,
+    print_json,
+    print_table,
+    step,
+)
+from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.registry.deltas import deltas_for, planned_deltas
-from edgekit.cli.registry.place import opened, passphrase_of, place_options
+from edgekit.cli.registry.options import opened, passphrase_of, registry_options
+from edgekit.cli.registry.sealing import encrypt_option, sealed_copies
 
 if TYPE_CHECKING:
     from edgekit.protocols import Store
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     "devices of the fleet run, where its database is at hand; 'none' makes no delta.",
 )
 @encrypt_option
-@place_options
+@registry_options
 @passphrase_option
 @dry_run_option
 @json_option

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.console import control_settings, dry_run_option, json_option, note, print_json, print_table
-from edgekit.cli.fleet import registry_reader
-from edgekit.cli.passphrase import passphrase_option
-from edgekit.cli.registry.place import opened, passphrase_of, place_options
+from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json, print_table
+from edgekit.cli.common.fleet import registry_reader
+from edgekit.cli.common.passphrase import passphrase_option
+from edgekit.cli.registry.options import opened, passphrase_of, registry_options
 from edgekit.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="list")
-@place_options
+@registry_options
 @json_option
 def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
     """List every published bundle.
@@ -40,7 +40,7 @@ def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("version", required=False)
-@place_options
+@registry_options
 @json_option
 def show(name: str, version: str | None, url: str | None, keys: Path | None, as_json: bool) -> None:
     """Show what is published of a model: every version, or one with its files.
@@ -81,7 +81,7 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
 @click.argument("name")
 @click.argument("version")
 @click.argument("channel")
-@place_options
+@registry_options
 @passphrase_option
 @dry_run_option
 @json_option
@@ -107,7 +107,7 @@ def promote(
 @click.command()
 @click.argument("name")
 @click.argument("version")
-@place_options
+@registry_options
 @passphrase_option
 @dry_run_option
 @json_option
@@ -133,7 +133,7 @@ def retire(
 @click.argument("name")
 @click.argument("version")
 @click.option("--no-more", is_flag=True, help="Take the permission back.")
-@place_options
+@registry_options
 @passphrase_option
 @dry_run_option
 @json_option

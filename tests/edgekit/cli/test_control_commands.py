@@ -324,15 +324,15 @@ def test_wait_exits_3_with_the_reason_when_the_rollout_pauses_itself(shell):
             time.sleep(0.02)
         state.close()
         rollout = survey(shell)
-        told = next(name for name, progress in rollout.devices.items() if progress.told_at)
-        report(shell, told, 1, refuses=rollout.devices[told].digest)
+        assigned = next(name for name, progress in rollout.devices.items() if progress.assigned_at)
+        report(shell, assigned, 1, refuses=rollout.devices[assigned].digest)
         survey(shell)
 
     device = threading.Thread(target=refuse)
     device.start()
     _, err = shell("edgekit rollout start digits 1.0.0 --wait", expect=3)
     device.join(10)
-    assert "1 of 1 told devices failed" in err
+    assert "1 of 1 assigned devices failed" in err
     assert "edgekit rollout resume 1" in err
     found = shell.json("edgekit rollout list --json")[0]
     assert (found["state"], found["stopped_itself"]) == ("PAUSED", True)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from edgekit.cli import console
+from edgekit.cli.common import console
 from tests.simulators import models
 
 RUN = """
@@ -87,7 +87,7 @@ def test_second_interruption_ends_at_once():
     """Whatever the first one is still cleaning up."""
     script = """
 import time
-from edgekit.cli.console import ending_at_the_second
+from edgekit.cli.common.console import ending_at_the_second
 with ending_at_the_second():
     try:
         print("ready", flush=True)

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from device_agents.__main__ import agent
-from edgekit.cli.console import ProgressLine
+from edgekit.cli.common.console import ProgressLine
 from edgekit.cli.main import COMMANDS, edgekit
 
 
@@ -56,7 +56,7 @@ def test_progress_tells_the_time_left_of_long_work_only(
 ) -> None:
     """On a pipe: nothing in the first seconds, then a line for each tenth, with the seconds left."""
     now = [100.0]
-    monkeypatch.setattr("edgekit.cli.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgekit.cli.common.console.time.monotonic", lambda: now[0])
     progress = ProgressLine("upload")
     now[0] = 101.0
     progress(10, 100)

@@ -59,7 +59,7 @@ class Story:
         return self.take(Surveyed({name: sight}))
 
     @property
-    def told(self):
+    def assigned(self):
         return [effect.device for effect in self.effects if isinstance(effect, Assign)]
 
     def named(self, state):
@@ -92,7 +92,7 @@ def test_ended_rollouts_change_no_more():
 def test_state_survives_serialisation():
     """The machine can be stopped and resumed from its JSON at any point."""
     story = Story(5)
-    story.see(story.told[0], idle(NEW))
+    story.see(story.assigned[0], idle(NEW))
     assert msgspec.json.decode(msgspec.json.encode(story.state), type=Rollout) == story.state
 
 
@@ -102,14 +102,14 @@ def test_state_survives_serialisation():
 def test_waves_follow_each_other_to_the_end():
     """A wave begins when the one before has succeeded; the rollout finishes when all have."""
     story = Story(10)
-    assert len(story.told) == 1
-    story.see(story.told[0], idle(NEW))
-    assert len(story.told) == 5
-    for name in list(story.told):
+    assert len(story.assigned) == 1
+    story.see(story.assigned[0], idle(NEW))
+    assert len(story.assigned) == 5
+    for name in list(story.assigned):
         story.see(name, idle(NEW))
-    assert len(story.told) == 10
+    assert len(story.assigned) == 10
     assert story.state.state is RolloutState.RUNNING
-    for name in list(story.told):
+    for name in list(story.assigned):
         story.see(name, idle(NEW))
     assert story.state.state is RolloutState.FINISHED
     assert story.state.counts()["SUCCEEDED"] == 10
@@ -119,26 +119,26 @@ def test_being_told_is_not_success():
     """Only a reported digest, committed and idle, counts."""
     story = Story(1)
     story.see("d-0", idle(OLD))
-    assert story.named(DeviceState.TOLD) == {"d-0"}
+    assert story.named(DeviceState.ASSIGNED) == {"d-0"}
     story.see("d-0", DeviceStatus(digest=NEW, running=Running(digest=NEW, state="PROBATION")))
-    assert story.named(DeviceState.TOLD) == {"d-0"}
+    assert story.named(DeviceState.ASSIGNED) == {"d-0"}
     story.see("d-0", idle(NEW))
     assert story.state.state is RolloutState.FINISHED
 
 
 def test_one_failure_of_three_devices_pauses():
-    """In a small fleet the first failure stops the rollout before anyone else is told, and the reason says so."""
+    """In a small fleet the first failure stops the rollout before anyone else is assigned, and the reason says so."""
     story = Story(3)
-    story.see(story.told[0], refused())
+    story.see(story.assigned[0], refused())
     assert story.state.state is RolloutState.PAUSED
-    assert "1 of 1 told devices failed" in story.state.reason
-    assert len(story.told) == 1
-    failed = story.state.devices[story.told[0]]
+    assert "1 of 1 assigned devices failed" in story.state.reason
+    assert len(story.assigned) == 1
+    failed = story.state.devices[story.assigned[0]]
     assert failed.reason == "refused: SelfTestError: wrong"
 
 
 def test_few_failures_in_a_large_fleet_do_not_pause():
-    """The error threshold is a share of the told devices."""
+    """The error threshold is a share of the assigned devices."""
     story = Story(100, waves=(Wave(share=1.0),))
     for i in range(10):
         story.see(f"d-{i}", refused())
@@ -148,7 +148,7 @@ def test_few_failures_in_a_large_fleet_do_not_pause():
 
 
 def test_min_failures_holds_the_threshold_back():
-    """With a minimum of two, one failure of one told device does not pause yet."""
+    """With a minimum of two, one failure of one assigned device does not pause yet."""
     story = Story(3, waves=(Wave(share=1.0),), min_failures=2)
     story.see("d-0", refused())
     assert story.state.state is RolloutState.RUNNING
@@ -157,7 +157,7 @@ def test_min_failures_holds_the_threshold_back():
 
 
 def test_silence_is_failure():
-    """A told device that says nothing until its deadline has failed; the machine asks to be woken then."""
+    """A assigned device that says nothing until its deadline has failed; the machine asks to be woken then."""
     story = Story(2, device_deadline_seconds=60)
     assert story.wake_at == 1060.0
     story.now = 1059.0
@@ -166,7 +166,7 @@ def test_silence_is_failure():
     story.now = 1060.0
     story.take(Surveyed())
     assert story.state.state is RolloutState.PAUSED
-    assert story.state.devices[story.told[0]].reason.startswith("silent")
+    assert story.state.devices[story.assigned[0]].reason.startswith("silent")
 
 
 def test_late_success_replaces_silence():
@@ -174,93 +174,93 @@ def test_late_success_replaces_silence():
     story = Story(2, device_deadline_seconds=60)
     story.now = 1100.0
     story.take(Surveyed())
-    story.see(story.told[0], idle(NEW))
-    assert story.named(DeviceState.SUCCEEDED) == {story.told[0]}
+    story.see(story.assigned[0], idle(NEW))
+    assert story.named(DeviceState.SUCCEEDED) == {story.assigned[0]}
     story.take(Resumed())
-    assert len(story.told) == 2
+    assert len(story.assigned) == 2
 
 
 def test_roll_back_after_success_is_failure():
     """A device that ran the new bundle and rolled back is no success any more."""
     story = Story(10)
-    story.see(story.told[0], idle(NEW))
-    story.see(story.told[0], refused(result="rolled-back"))
-    assert story.named(DeviceState.FAILED) == {story.told[0]}
+    story.see(story.assigned[0], idle(NEW))
+    story.see(story.assigned[0], refused(result="rolled-back"))
+    assert story.named(DeviceState.FAILED) == {story.assigned[0]}
     assert story.state.state is RolloutState.PAUSED
 
 
 def test_failure_from_before_does_not_count_again():
-    """What a device reported of this very digest before it was told says nothing about this rollout."""
+    """What a device reported of this very digest before it was assigned says nothing about this rollout."""
     story = Story(0)
     story.see("d-0", refused(at=5.0))
-    assert story.told == ["d-0"]
+    assert story.assigned == ["d-0"]
     story.see("d-0", refused(at=5.0))
-    assert story.named(DeviceState.TOLD) == {"d-0"}
+    assert story.named(DeviceState.ASSIGNED) == {"d-0"}
     story.see("d-0", refused(at=6.0))
     assert story.state.state is RolloutState.PAUSED
 
 
 def test_resume_excuses_failures_and_restarts_deadlines():
-    """An operator who resumes knows of the failures; told devices get their whole time again."""
+    """An operator who resumes knows of the failures; assigned devices get their whole time again."""
     story = Story(10, waves=(Wave(count=2), Wave(share=1.0)), device_deadline_seconds=60)
-    story.see(story.told[0], refused())
+    story.see(story.assigned[0], refused())
     story.now = 5000.0
     story.take(Resumed())
     assert story.state.state is RolloutState.RUNNING
     assert story.wake_at == 5060.0
-    story.see(story.told[1], idle(NEW))
-    assert len(story.told) == 10
+    story.see(story.assigned[1], idle(NEW))
+    assert len(story.assigned) == 10
 
 
 def test_pause_by_an_operator_tells_nobody():
-    """While paused, reports are counted and no device is told."""
+    """While paused, reports are counted and no device is assigned."""
     story = Story(10)
     story.take(Paused("lunch"))
-    story.see(story.told[0], idle(NEW))
-    assert story.named(DeviceState.SUCCEEDED) == {story.told[0]}
-    assert len(story.told) == 1
+    story.see(story.assigned[0], idle(NEW))
+    assert story.named(DeviceState.SUCCEEDED) == {story.assigned[0]}
+    assert len(story.assigned) == 1
     assert story.state.reason == "lunch"
     story.take(Resumed())
-    assert len(story.told) == 5
+    assert len(story.assigned) == 5
 
 
 def test_abort_withdraws_what_was_not_activated():
-    """Devices that succeeded keep the bundle; told and failed ones get back what they had; others hear nothing."""
+    """Devices that succeeded keep the bundle; assigned and failed ones get back what they had; others hear nothing."""
     story = Story(10, waves=(Wave(count=3), Wave(share=1.0)), error_threshold=1.0)
-    done, failed, told = story.told
+    done, failed, assigned = story.assigned
     story.see(done, idle(NEW))
     story.see(failed, refused())
     result = story.take(Aborted("wrong model"))
-    assert {effect.device for effect in result.effects} == {failed, told}
+    assert {effect.device for effect in result.effects} == {failed, assigned}
     assert all(isinstance(effect, Revert) for effect in result.effects)
     assert story.state.state is RolloutState.ABORTED
     assert story.state.reason == "wrong model"
 
 
 def test_device_without_bundle_is_skipped_until_there_is_one():
-    """A target without a bundle does not hold the rollout up; once it is published, its devices are told."""
+    """A target without a bundle does not hold the rollout up; once it is published, its devices are assigned."""
     story = Story(0)
     story.see("jetson", DeviceStatus(digest=""))
     assert story.named(DeviceState.SKIPPED) == {"jetson"}
     assert story.state.state is RolloutState.RUNNING
     story.see("jetson", idle())
-    assert story.told == ["jetson"]
+    assert story.assigned == ["jetson"]
 
 
 def test_device_that_enrolls_late_is_told():
     """A running rollout reaches devices that appear after its start."""
     story = Story(1)
     story.take(Surveyed({"late": idle(), "d-0": idle()}))
-    assert len(story.told) == 1
+    assert len(story.assigned) == 1
     story.see("d-0", idle(NEW))
-    assert story.told == ["d-0", "late"]
+    assert story.assigned == ["d-0", "late"]
 
 
 def test_wave_that_ends_below_the_success_threshold_pauses():
     """Where the thresholds leave a gap the rollout stops and says so; it never hangs."""
     story = Story(4, waves=(Wave(count=2), Wave(share=1.0)), success_threshold=1.0, error_threshold=0.5)
-    story.see(story.told[0], idle(NEW))
-    story.see(story.told[1], refused())
+    story.see(story.assigned[0], idle(NEW))
+    story.see(story.assigned[1], refused())
     assert story.state.state is RolloutState.PAUSED
     assert "wave 1 ended" in story.state.reason
 
@@ -331,31 +331,31 @@ plans = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(moves, plans)
 def test_invariants(moves, plan):
-    """No device is told twice, none beyond the wave, none while paused; abort reaches every device in flight."""
+    """No device is assigned twice, none beyond the wave, none while paused; abort reaches every device in flight."""
     now, rollout = 1000.0, Rollout(id=3, model="m", version="1.0.0", plan=plan)
-    told = set()
+    assigned = set()
     for event, passed in moves:
         now += passed
         if (rollout.state, type(event)) not in m.TABLE:
             continue
         result = step(rollout, event, now)
         after = result.state
-        tells = [effect.device for effect in result.effects if isinstance(effect, Assign)]
-        assert len(tells) == len(set(tells))
-        assert not told & set(tells)
-        told |= set(tells)
+        newly = [effect.device for effect in result.effects if isinstance(effect, Assign)]
+        assert len(newly) == len(set(newly))
+        assert not assigned & set(newly)
+        assigned |= set(newly)
         eligible = [p for p in after.devices.values() if p.state is not DeviceState.SKIPPED]
-        if tells:
+        if newly:
             assert after.state is RolloutState.RUNNING
-            assert sum(p.told_at > 0 for p in eligible) <= plan.waves[after.wave].limit(len(eligible))
+            assert sum(p.assigned_at > 0 for p in eligible) <= plan.waves[after.wave].limit(len(eligible))
         assert after.wave >= rollout.wave
-        in_flight = {n for n, p in rollout.devices.items() if p.state in (DeviceState.TOLD, DeviceState.FAILED)}
+        in_flight = {n for n, p in rollout.devices.items() if p.state in (DeviceState.ASSIGNED, DeviceState.FAILED)}
         if isinstance(event, Aborted):
             assert {effect.device for effect in result.effects} == in_flight
         if after.state is RolloutState.FINISHED:
             states = {p.state for p in after.devices.values()}
             assert states <= {DeviceState.SUCCEEDED, DeviceState.FAILED, DeviceState.SKIPPED}
-        if after.state is RolloutState.RUNNING and any(p.state is DeviceState.TOLD for p in after.devices.values()):
+        if after.state is RolloutState.RUNNING and any(p.state is DeviceState.ASSIGNED for p in after.devices.values()):
             assert result.wake_at is not None
         # Repeating what was just seen asks for nothing new.
         assert not step(after, Surveyed(), now).effects

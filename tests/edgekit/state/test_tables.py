@@ -255,7 +255,7 @@ def test_tell_is_one_transaction_with_the_assignment(state):
     (assigned,) = state.assignments.all()
     assert assigned.entries == {"m": entry()}
     assert (assigned.version, assigned.payload) == (1, None)
-    assert state.rollouts.get(rollout.id).devices[assigned.device].state is DeviceState.TOLD
+    assert state.rollouts.get(rollout.id).devices[assigned.device].state is DeviceState.ASSIGNED
 
 
 def test_rollout_is_read_back_as_it_was(state):

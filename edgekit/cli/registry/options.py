@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.cli.console import control_settings, needs_extra
-from edgekit.cli.passphrase import needed_passphrase
+from edgekit.cli.common.console import control_settings, needs_extra
+from edgekit.cli.common.passphrase import needed_passphrase
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def keys_option(function: F) -> F:
     )
 
 
-def place_options(function: F) -> F:
+def registry_options(function: F) -> F:
     """Add ``--registry`` (parameter ``url``) and ``--keys``."""
     function = keys_option(function)
     return click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store.")(function)

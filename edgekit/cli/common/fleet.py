@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgekit.cli.console import needs_extra
+from edgekit.cli.common.console import needs_extra
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.settings import ControlSettings
 

@@ -1,0 +1,76 @@
+"""`edgekit rollout pause`, `resume` and `abort`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
+from edgekit.cli.common.fleet import fleet_state
+from edgekit.cli.rollout.text import summary
+from edgekit.rollout.machine import Aborted, Assign, Paused, Resumed, Revert, RolloutEvent, step
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=int)
+@click.option("--reason", default=Paused().reason, show_default=True, help="Reason, as `rollout status` shows it.")
+@dry_run_option
+@json_option
+def pause(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Assign the version to no more devices. Devices that have the assignment continue.
+
+    \b
+    Example:
+      edgekit rollout pause 3 --reason "store visit on Monday"
+    """
+    _operate(number, Paused(reason), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=int)
+@dry_run_option
+@json_option
+def resume(number: int, dry_run: bool, as_json: bool) -> None:
+    """Continue a paused rollout. Failures up to now no longer count towards the thresholds.
+
+    \b
+    Example:
+      edgekit rollout resume 3
+    """
+    _operate(number, Resumed(), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=int)
+@click.option("--reason", default=Aborted().reason, show_default=True, help="Reason, as `rollout status` shows it.")
+@dry_run_option
+@json_option
+def abort(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
+    """End a rollout. Devices that have not succeeded get their previous assignment back.
+
+    \b
+    Example:
+      edgekit rollout abort 3 --dry-run
+    """
+    _operate(number, Aborted(reason), dry_run, as_json)
+
+
+def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> None:
+    with fleet_state(control_settings()) as state:
+        if not dry_run:
+            rollout = state.rollouts.apply(number, event, time.time())
+            if as_json:
+                print_json(summary(rollout))
+            else:
+                note(f"rollout {number} of {rollout.model} {rollout.version} is {rollout.state.value}")
+            return
+        planned = step(state.rollouts.get(number), event, time.time())
+    rollout = planned.state
+    assign = [effect.device for effect in planned.effects if isinstance(effect, Assign)]
+    revert = [effect.device for effect in planned.effects if isinstance(effect, Revert)]
+    if as_json:
+        print_json({**summary(rollout), "tell": assign, "withdraw": revert})
+        return
+    note(f"rollout {number} of {rollout.model} {rollout.version} would be {rollout.state.value}")
+    note(f"would assign: {', '.join(assign) or 'no device'}; would revert: {', '.join(revert) or 'no device'}")
