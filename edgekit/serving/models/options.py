@@ -1,55 +1,81 @@
-"""How one model is served: choices as data."""
+"""How one model is served: choices as data. The types carry the text of the settings reference."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
+from msgspec import Meta, Struct, structs
 
-Isolation = Literal["auto", "thread", "process"]
-Batch = Annotated[int, msgspec.Meta(ge=1, le=1024)] | Literal["auto"]
-Swap = Literal["auto", "load-first", "unload-first"]
+QueueLimit = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="Most requests of one model that may wait or run at one time. Further requests are refused.",
+        extra={"unit": "requests"},
+    ),
+]
+Instances = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="Copies of one model that run at the same time. Each copy takes the model's memory.",
+        extra={"unit": "copies"},
+    ),
+]
+Pinned = Annotated[bool, Meta(description="True: the model stays in memory, whatever the memory budget is.")]
+Swap = Annotated[
+    Literal["auto", "load-first", "unload-first"],
+    Meta(
+        description="How the agent switches to a new bundle. load-first: it loads the new bundle beside the old one; "
+        "no request waits. unload-first: it unloads the old bundle first; requests wait during the load. auto: "
+        "load-first if the memory budget has room for both without unloading another model, else unload-first."
+    ),
+]
+Isolation = Annotated[
+    Literal["auto", "thread", "process"],
+    Meta(
+        description="Where a model runs. process: in a process of its own, so that a crash, a hang or a leak does not "
+        "reach the agent; it costs the memory of an interpreter and the runtime's library, and about 0.1 ms a request. "
+        "thread: in the agent's process. auto: process on GPUs (CUDA, TensorRT), else thread."
+    ),
+]
+BatchRows = Annotated[
+    Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"],
+    Meta(
+        description="Most rows of waiting requests that are joined in one run; 1 joins none. auto: measured when the "
+        "model loads, for artifacts that accept any number of rows.",
+        extra={"unit": "rows"},
+    ),
+]
+RunTimeoutSeconds = Annotated[
+    float, Meta(gt=0, description="Longest duration of one run in a process of its own; then that process is ended.")
+]
 
 
-class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How one model is served.
+class ModelOptions(Struct, frozen=True, kw_only=True):
+    """How one model is served; each type above describes its field."""
 
-    Attributes:
-        queue_limit: Most requests that may wait or run.
-        instances: Copies, which run side by side; each costs its memory.
-        pinned: It stays in memory whatever the budget.
-        swap: ``load-first`` holds the old and the new bundle for a moment and never makes a request wait;
-            ``unload-first`` holds one, and requests wait while the new one is loaded; ``auto`` is the first where
-            the memory budget has room for both without putting another model out, else the second.
-        isolation: ``process`` runs it in a process of its own, which may crash, hang and leak without harm to the
-            agent, for its memory (an interpreter and the runtime's library) and some 0.1 ms a request; ``thread`` in
-            the agent's; ``auto`` is the former on GPUs (CUDA, TensorRT), else the latter.
-        batch: Rows of waiting requests that are joined in one run at most: a number (1 for never), or ``auto``, which
-            measures at load whether the model gains by it, for artifacts that take any number of rows.
-        run_timeout_seconds: A process of its own is ended when one run takes longer.
-    """
-
-    queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 64
-    instances: Annotated[int, msgspec.Meta(ge=1)] = 1
-    pinned: bool = False
+    queue_limit: QueueLimit = 64
+    instances: Instances = 1
+    pinned: Pinned = False
     swap: Swap = "auto"
     isolation: Isolation = "auto"
-    batch: Batch = "auto"
-    run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    batch: BatchRows = "auto"
+    run_timeout_seconds: RunTimeoutSeconds = 30.0
 
 
-class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[models.NAME]`` of ``agent.toml``: what is different for one model; as ModelOptions."""
+class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[models.NAME]`` of ``agent.toml``: settings of one model. An unset field takes the agent's value."""
 
-    queue_limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    instances: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    pinned: bool | None = None
+    queue_limit: QueueLimit | None = None
+    instances: Instances | None = None
+    pinned: Pinned | None = None
     swap: Swap | None = None
     isolation: Isolation | None = None
-    batch: Batch | None = None
-    run_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    batch: BatchRows | None = None
+    run_timeout_seconds: RunTimeoutSeconds | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:
-        """`options` with what is set here in its place."""
-        changed = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
-        return msgspec.structs.replace(options, **changed)
+        """`options` with the fields that are set here replaced."""
+        changed = {name: value for name, value in structs.asdict(self).items() if value is not None}
+        return structs.replace(options, **changed)

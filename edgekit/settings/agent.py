@@ -1,0 +1,248 @@
+"""Settings of one device: ``agent.toml``, as `edgekit device enroll` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from edgekit.serving.models.options import (
+    BatchRows,
+    Instances,
+    Isolation,
+    ModelSettings,
+    QueueLimit,
+    RunTimeoutSeconds,
+    Swap,
+)
+from edgekit.settings.types import Count, CountOrZero, Positive
+
+
+class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``agent.toml`` of one device; `edgekit-agent` reads it. Relative paths start at the folder of the file."""
+
+    # The device and its keys.
+    device: Annotated[str, Meta(description="Name of this device, as it is enrolled in the fleet.")]
+    fleet: Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
+    target: Annotated[str, Meta(description="Target profile of this device, for example raspberry-pi-4.")]
+    state: Annotated[
+        Path, Meta(description="Folder for the journal, the slots, downloaded blocks and trusted metadata.")
+    ] = Path("state")
+    key: Annotated[Path, Meta(description="File with the device's private key; it signs reports and events.")] = Path(
+        "device.key"
+    )
+    root: Annotated[Path, Meta(description="File with the first trusted TUF root, as enrollment wrote it.")] = Path(
+        "root.json"
+    )
+    class_keys: Annotated[
+        tuple[Path, ...],
+        Meta(description="Private keys of device classes; the device opens bundles sealed for these classes."),
+    ] = ()
+
+    # The connection to the broker.
+    broker: Annotated[
+        str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")
+    ] = "mqtt://127.0.0.1:1883"
+    broker_ca: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the authority that signed the broker's certificate (mqtts:// only). Without it, "
+            "the system's authorities are used."
+        ),
+    ] = None
+    broker_certificate: Annotated[
+        Path | None, Meta(description="PEM file of the device's own client certificate (mqtts:// only).")
+    ] = None
+    broker_key: Annotated[
+        Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
+    ] = None
+    heartbeat_seconds: Annotated[Positive, Meta(description="Interval at which the device repeats its report.")] = 30.0
+    telemetry_seconds: Annotated[Positive, Meta(description="Interval at which the device sends its counters.")] = 60.0
+
+    # The local endpoints.
+    http: Annotated[
+        str, Meta(description="host:port of the local HTTP endpoint; port 0 takes any free port. Empty: no HTTP.")
+    ] = "127.0.0.1:8600"
+    socket: Annotated[
+        Path | None, Meta(description="Path of the UNIX socket on which the HTTP endpoint also listens. Unset: none.")
+    ] = Path("edgekit.sock")
+    grpc: Annotated[
+        str,
+        Meta(description="host:port of the local gRPC endpoint, loopback only. Empty: no gRPC. Needs edgekit[grpc]."),
+    ] = ""
+    grpc_socket: Annotated[
+        Path | None, Meta(description="Path of the UNIX socket of the gRPC endpoint. Unset: none. Needs edgekit[grpc].")
+    ] = None
+    max_request_bytes: Annotated[
+        Count, Meta(description="Longest request body that the endpoints accept; a longer one is refused.")
+    ] = 64 * 1024**2
+
+    # How models are served. [models.NAME] sets some of these for one model.
+    threads: Annotated[Count, Meta(description="Threads of each model's runtime.", extra={"unit": "threads"})] = 1
+    queue_limit: QueueLimit = 64
+    deadline_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=24 * 3600 * 1000,
+            description="Deadline of requests that do not set edgekit_deadline_ms; 0 for no deadline.",
+        ),
+    ] = 0.0
+    instances: Instances = 1
+    swap: Swap = "auto"
+    isolation: Isolation = "auto"
+    batch: BatchRows = "auto"
+    run_timeout_seconds: RunTimeoutSeconds = 30.0
+    providers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="ONNX Runtime execution providers, the preferred one first. Empty: the best provider that is "
+            "installed."
+        ),
+    ] = ()
+    require_providers: Annotated[
+        bool,
+        Meta(
+            description="True: a model fails to load when ONNX Runtime does not start a provider of `providers`. "
+            "False: it loads, the agent logs a warning, and the model's metadata names the provider in use."
+        ),
+    ] = False
+    gpu_memory_mib: Annotated[
+        CountOrZero, Meta(description="Limit of ONNX Runtime's GPU arena of one model; 0 for no limit.")
+    ] = 0
+    arena_mib: Annotated[
+        CountOrZero,
+        Meta(
+            description="Limit of ONNX Runtime's CPU arena of one model, for each of its instances; 0 for no limit. A "
+            "run that needs more fails."
+        ),
+    ] = 0
+    memory_budget_mib: Annotated[
+        CountOrZero,
+        Meta(
+            description="Memory budget of all models together; 0 for no limit. A model that does not fit beside the "
+            "others is loaded at its next request, and the model that was unused for longest is unloaded."
+        ),
+    ] = 0
+    models: Annotated[
+        dict[str, ModelSettings],
+        Meta(description="Settings of single models, one table [models.NAME] each. They win over the settings above."),
+    ] = {}
+
+    # Downloads.
+    max_bundle_bytes: Annotated[Count, Meta(description="Size limit of a bundle; a larger one is refused.")] = (
+        2 * 1024**3
+    )
+    download_bytes_per_second: Annotated[
+        CountOrZero,
+        Meta(
+            description="Rate at which blocks are requested, with a burst of one second or one block; 0 for no limit."
+        ),
+    ] = 0
+    download_urls: Annotated[
+        bool, Meta(description="Whether blocks are also fetched by HTTP from the URLs that the controller names.")
+    ] = True
+    download_budget: Annotated[
+        float,
+        Meta(
+            ge=1,
+            description="Bytes that one deployment may fetch over all its attempts, as a multiple of its bundle's "
+            "size. Wrong and repeated blocks count.",
+            extra={"unit": "bundle sizes"},
+        ),
+    ] = 3.0
+    quiet_hours: Annotated[
+        str,
+        Meta(
+            description="Local times between which nothing is downloaded, for example 08:00-18:30. The range may pass "
+            "midnight. Empty: none."
+        ),
+    ] = ""
+    metered: Annotated[
+        bool,
+        Meta(
+            description="Whether the link is always metered (its traffic costs money). On a metered link a deployment "
+            "waits when it has fetched metered_deployment_bytes."
+        ),
+    ] = False
+    metered_file: Annotated[
+        Path | None,
+        Meta(description="The link is metered while this file exists; a network hook creates and removes it."),
+    ] = None
+    metered_deployment_bytes: Annotated[
+        CountOrZero, Meta(description="Bytes that one deployment may fetch over a metered link; 0 for none.")
+    ] = 0
+
+    # Deployments.
+    deployment_attempts: Annotated[
+        Count,
+        Meta(
+            description="A deployment ends after this many failed attempts. An attempt counts if it fetched bytes or "
+            "got beyond the download.",
+            extra={"unit": "attempts"},
+        ),
+    ] = 1000
+    deployment_hours: Annotated[
+        Positive,
+        Meta(
+            description="Age of a deployment from which its next failure ends it. A step before activation that is "
+            "still running at this age ends it too."
+        ),
+    ] = 720.0
+    step_timeout_seconds: Annotated[
+        Positive,
+        Meta(description="Longest duration of one deployment step; then the attempt fails. Verified blocks are kept."),
+    ] = 600.0
+    probation_seconds: Annotated[
+        float, Meta(ge=0, description="How long a new bundle answers live requests before it is judged and committed.")
+    ] = 3.0
+    probation_requests: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Live requests after which probation ends early; 0: probation always takes probation_seconds.",
+            extra={"unit": "requests"},
+        ),
+    ] = 0
+    probation_max_error_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Largest share of failed live requests in probation. With a larger share the device rolls "
+            "back.",
+            extra={"unit": "share (0 to 1)"},
+        ),
+    ] = 0.05
+    probation_max_latency_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Largest mean latency of live requests in probation, waiting in the queue included; 0 for no "
+            "limit. With a larger latency the device rolls back.",
+        ),
+    ] = 0.0
+    crash_watch_seconds: Annotated[
+        Positive,
+        Meta(
+            description="How long the agent must run without a crash after a commit. If its process crashes three "
+            "times before that, the device rolls back."
+        ),
+    ] = 600.0
+
+    # The cloud tier.
+    cloud_url: Annotated[str, Meta(description="Base URL of the cloud tier. Empty: no cloud tier.")] = ""
+    cloud_model: Annotated[str, Meta(description="Name of the model in the cloud tier. Empty: the same name.")] = ""
+    cloud_api_key_file: Annotated[
+        Path | None, Meta(description="File with the API key that the device sends to the cloud tier.")
+    ] = None
+    cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
+    fallback_threshold: Annotated[
+        float,
+        Meta(
+            description="Local answers with a lower score go to the cloud tier. 0 keeps all answers local; a value "
+            "above 1 sends all.",
+            extra={"unit": "score (0 to 1)"},
+        ),
+    ] = 0.8

@@ -1,0 +1,87 @@
+"""Settings of the workstation, registry, controller and cloud commands: ``edgekit.toml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from edgekit.settings.types import Count, Port, Positive
+
+
+class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``edgekit.toml`` in the working folder; the workstation, registry, controller and cloud commands read it."""
+
+    fleet: Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")] = "default"
+    registry: Annotated[
+        str,
+        Meta(
+            description="URL of the registry's store: file://, s3://, gs:// or az://. A relative file:// path starts "
+            "at the folder of the settings file."
+        ),
+    ] = "file://registry"
+    keys: Annotated[
+        Path, Meta(description="Folder with root.json and the key files of the registry, the director and the classes.")
+    ] = Path("keys")
+    broker: Annotated[
+        str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")
+    ] = "mqtt://127.0.0.1:1883"
+    broker_ca: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the authority that signed the broker's certificate (mqtts:// only). Without it, "
+            "the system's authorities are used."
+        ),
+    ] = None
+    broker_certificate: Annotated[
+        Path | None, Meta(description="PEM file of the controller's own client certificate (mqtts:// only).")
+    ] = None
+    broker_key: Annotated[
+        Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
+    ] = None
+    database: Annotated[
+        str,
+        Meta(
+            description="SQLAlchemy URL of the fleet database (SQLite or PostgreSQL). Controllers and commands share "
+            "it. A relative sqlite:/// path starts at the folder of the settings file."
+        ),
+    ] = "sqlite:///edgekit.db"
+    assignment_days: Annotated[
+        Count,
+        Meta(description="Validity of a signed assignment. The controller renews assignments before they expire."),
+    ] = 30
+    offline_after_seconds: Annotated[
+        Positive, Meta(description="A device is shown as offline when nothing was received from it for this long.")
+    ] = 90.0
+    broker_budget_bytes: Annotated[
+        Count,
+        Meta(
+            description="Most block bytes in flight to devices at one time. A device takes a window of 1 MiB; when all "
+            "windows are taken, the controller tells further devices when to ask again."
+        ),
+    ] = 16 * 1024**2
+    blob_urls: Annotated[
+        str,
+        Meta(
+            description="Base URLs from which devices can also fetch blobs by HTTP range, separated by commas. "
+            "'signed' stands for URLs that the store signs (s3://, gs://, az://). Empty: blocks come over MQTT only."
+        ),
+    ] = ""
+    tick_seconds: Annotated[Positive, Meta(description="Interval at which the controller advances rollouts.")] = 0.5
+    cloud_host: Annotated[
+        str,
+        Meta(description="Address on which the cloud tier listens. An address other than loopback needs an API key."),
+    ] = "127.0.0.1"
+    cloud_port: Annotated[Port, Meta(description="HTTP port of the cloud tier; 0 takes any free port.")] = 8700
+    cloud_grpc_port: Annotated[
+        Port | None,
+        Meta(description="gRPC port of the cloud tier; 0 takes any free port. Unset: no gRPC. Needs edgekit[grpc]."),
+    ] = None
+    cloud_api_key_file: Annotated[
+        Path | None, Meta(description="File with the API key that clients of the cloud tier must send.")
+    ] = None
+    cloud_class_keys: Annotated[
+        tuple[Path, ...],
+        Meta(description="Private keys of device classes; the cloud tier opens sealed bundles with them."),
+    ] = ()
