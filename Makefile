@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench dist constraints clean
+.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench docs dist constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,6 +55,10 @@ bench: $(STAMP)  ## every benchmark there is; one: make bench-serve
 
 bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $*
+
+docs: $(STAMP)  ## build the documentation site in build/docs, without network
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 dist: $(STAMP)  ## build the wheel and the sdist in dist/, and try the wheel in an empty environment
 	rm -rf dist

@@ -20,7 +20,7 @@ extensions = [
     "generated",
 ]
 exclude_patterns = ["_extensions"]
-nitpicky = False
+suppress_warnings = ["ref.python"]  # attributes of several classes may share a name
 language = "en"
 
 myst_enable_extensions = ["colon_fence"]
