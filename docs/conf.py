@@ -22,17 +22,20 @@ extensions = [
 exclude_patterns = ["_extensions"]
 suppress_warnings = ["ref.python"]  # attributes of several classes may share a name
 language = "en"
+smartquotes = False  # options begin with two dashes
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links such as trust.md#sealed-bundles
 
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
 napoleon_google_docstring = True
-napoleon_use_ivar = True
+napoleon_use_ivar = False
+napoleon_use_param = False  # a docstring may describe several arguments in one line
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"edgekit {release}"
 html_theme_options = {"source_view_link": ""}
 html_copy_source = False

@@ -23,9 +23,10 @@ class Settings(SphinxDirective):
         module, _, name = self.arguments[0].partition(":")
         rows = []
         for key in describe_settings(getattr(importlib.import_module(module), name)):
-            default = "required" if key.required else f"`{key.default}`" if key.default else "unset"
-            rows.append([f"`{key.name}`", key.type, key.unit, default, key.description])
-        return [_table(["key", "type", "unit", "default", "meaning"], [20, 14, 10, 16, 40], rows)]
+            unit = f" ({key.unit})" if key.unit else ""
+            default = "required" if key.required else key.default or "unset"
+            rows.append([f"`{key.name}`", f"{key.type}{unit}", f"`{default}`", key.description])
+        return [_table(["key", "type", "default", "meaning"], [22, 14, 16, 48], rows)]
 
 
 class Metrics(SphinxDirective):
@@ -34,7 +35,7 @@ class Metrics(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The table."""
         rows = [[f"`{one.name}`", one.kind, ", ".join(one.labels), one.help] for one in METRICS]
-        return [_table(["metric", "type", "labels", "meaning"], [36, 10, 10, 44], rows)]
+        return [_table(["metric", "type", "labels", "meaning"], [38, 9, 9, 44], rows)]
 
 
 def _table(head: list[str], widths: list[int], rows: list[list[str]]) -> nodes.table:
@@ -42,7 +43,7 @@ def _table(head: list[str], widths: list[int], rows: list[list[str]]) -> nodes.t
     group += [nodes.colspec(colwidth=width) for width in widths]
     group += nodes.thead("", _row(head))
     group += nodes.tbody("", *map(_row, rows))
-    return nodes.table("", group, classes=["reference"])
+    return nodes.table("", group, classes=["reference", "colwidths-given"])
 
 
 def _row(cells: list[str]) -> nodes.row:
