@@ -1,4 +1,4 @@
-"""Where servers listen: host:port, loopback or not, and paths of UNIX sockets."""
+"""Addresses of servers: host:port, loopback or not, and paths of UNIX sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_address(address: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[host]:port``.
 
     Raises:
-        SettingsError: it is neither.
+        SettingsError: the address has another form.
     """
     host, _, port = address.rpartition(":")
     if (
@@ -34,7 +34,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address, or the name localhost, that no other machine can reach."""
+    """True for a loopback address and for the name localhost, which no other machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -42,21 +42,23 @@ def is_loopback(host: str) -> bool:
 
 
 def make_room(path: Path) -> None:
-    """Make room for a socket at `path`; what a dead server left there is removed.
+    """Check that a socket can be bound at `path`, and remove a socket that a dead server left there.
 
     Raises:
         SettingsError: the path is too long.
-        UnavailableError: somebody answers there, or what is there is no socket.
+        UnavailableError: a server answers there, or there is a file that is no socket.
     """
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
-        raise SettingsError(f"socket path {path} has {length} bytes, the limit is {MAX_SOCKET_PATH}")
+        raise SettingsError(
+            f"socket path {path} has {length} bytes, the limit is {MAX_SOCKET_PATH}; choose a shorter path"
+        )
     _remove_stale(path)
 
 
 @contextlib.contextmanager
 def removed_after(path: Path) -> Iterator[None]:
-    """Remove the socket that was bound at `path` when the block ends, and not a successor's."""
+    """Remove the socket at `path` when the block ends, unless another server has replaced it."""
     made = path.stat().st_ino
     try:
         yield
@@ -67,7 +69,7 @@ def removed_after(path: Path) -> Iterator[None]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody answers; leave everything else."""
+    """Remove a socket that no server answers; leave everything else."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over HTTP: paths, statuses and who may ask, on the device and in the cloud tier."""
+"""Open Inference Protocol v2 over HTTP, on the device and in the cloud tier: paths, statuses and access checks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+
 _LENGTH = oip.HEADER.lower().encode()
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class _HttpError(Exception):
-    """Something that HTTP itself has a status for."""
+    """An error with an HTTP status of its own."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -44,21 +45,21 @@ class _HttpError(Exception):
 
 
 class _ClientGoneError(Exception):
-    """The client left before its request was complete; nobody waits for an answer."""
+    """The client left before its request was complete."""
 
 
 class App:
-    """The protocol's paths over a ModelServer: for our own HTTP server (`begin`), and as an ASGI application.
+    """The protocol's paths over a ModelServer: for edgekit's HTTP server (`begin`), and as an ASGI application.
 
-    How long a request may take to arrive is the server's matter.
+    The HTTP server limits how long a request may take to arrive.
 
     Args:
-        server: What answers.
+        server: Runs the models.
         max_request_bytes: Longer bodies get 413.
-        api_key: Asked of every request but health, as ``Authorization: Bearer``; empty for none.
+        api_key: Every request except health must carry it as ``Authorization: Bearer``; empty for no key.
         local_only: Refuse requests over TCP that name a foreign host or come from a web page, so that no page in a
-            browser on this machine can talk to it.
-        grpc_codes: Calls by gRPC status, to be shown in the metrics; None where gRPC is not served.
+            browser on this machine can use the server.
+        grpc_codes: Calls by gRPC status, for the metrics; None where gRPC is not served.
     """
 
     def __init__(
@@ -79,20 +80,20 @@ class App:
 
     @property
     def max_request_bytes(self) -> int:
-        """The longest body that is taken."""
+        """The longest body that is accepted."""
         return self._max_request_bytes
 
     def begin(self, head: Head) -> Reply | Work:
-        """The answer, where the head is enough for it; else the work that makes it from the body."""
+        """The answer, where it does not need the body; else the work that makes it from the body."""
         try:
             return self._route(head)
-        except Exception as error:  # errors become statuses here and in the work; what is a bug is logged
+        except Exception as error:  # every error gets a status; `_failure` logs bugs
             return _failure(head, error)
 
     def too_long(self, stated: str) -> Reply:
         """The answer to a body over the limit."""
-        found = f"has {stated[:20]} bytes" if stated else "is longer than that"
-        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this {found}")
+        found = f"has {stated[:20]} bytes" if stated else "is longer"
+        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this one {found}")
 
     def count(self, status: int) -> None:
         """Count an answer for the metrics."""
@@ -155,7 +156,7 @@ class App:
             return _json(documents.server())
         if path == ("v2", "repository", "index"):
             _need(head, "POST")
-            return RepeatableWork(self._index, head)
+            return RepeatableWork(_reply, head, self._index)
         raise _HttpError(404, f"there is nothing at {head.path}")
 
     def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
@@ -173,66 +174,58 @@ class App:
                 raise _HttpError(415, "compressed requests are not served, send them as they are")
             length = oip.header_length(head.header(_LENGTH))
             if length is None and (media := raw_body.parse_media(head.headers.get(b"content-type", b""))) is not None:
-                return self._bare(head, model, version, media)
-            return RepeatableWork(self._infer, head, model, version, length)
+                return self._raw_body_work(head, model, version, media)
+            return RepeatableWork(_reply, head, self._infer, model, version, length)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
         document = documents.model(self._server, model, version)
         return Reply(200) if action == "ready" else _json(document)
 
-    async def _index(self, head: Head, body: bytes) -> Reply:
-        try:
-            return _json(documents.index(self._server, oip.wants_ready_only(body)))
-        except Exception as error:
-            return _failure(head, error)
+    async def _index(self, body: bytes) -> Reply:
+        return _json(documents.index(self._server, oip.wants_ready_only(body)))
 
-    def _bare(self, head: Head, model: str, version: str | None, media: raw_body.Media) -> Work:
-        """The work for a body of another type than the protocol's."""
+    def _raw_body_work(self, head: Head, model: str, version: str | None, media: raw_body.Media) -> Work:
+        """The work for a body whose media type is not the protocol's."""
         try:
             raw = self._server.describe(model, version).raw
-        except UnavailableError:  # the cloud tier alone answers, and it is asked with tensors
+        except UnavailableError:  # only the cloud tier answers for this model, and it takes tensors only
             raw = ()
         name = raw_body.input_for(media, raw)
         if name is not None:
-            return functools.partial(self._infer_raw_body, head, model, version, (media, name))
+            return functools.partial(_reply, head, self._infer_raw_body, head, model, version, (media, name))
         refused = _HttpError(415, raw_body.refusal(media, model, raw), {"Accept": ", ".join(raw_body.accepted(raw))})
         if media.kind != "text":
             raise refused
 
         async def infer(body: bytes) -> Reply:
-            """Some clients call all JSON text/plain."""
-            is_json = body.lstrip().startswith(b"{")
-            return await self._infer(head, model, version, None, body) if is_json else _failure(head, refused)
+            """Some clients send JSON as text/plain."""
+            if not body.lstrip().startswith(b"{"):
+                raise refused
+            return await self._infer(model, version, None, body)
 
-        return infer
+        return functools.partial(_reply, head, infer)
 
     async def _infer_raw_body(
-        self, head: Head, model: str, version: str | None, how: tuple[raw_body.Media, str], body: bytes
+        self, head: Head, model: str, version: str | None, media_and_input: tuple[raw_body.Media, str], body: bytes
     ) -> Reply:
-        try:
-            request = raw_body.parse_raw_body(body, *how, head.headers)
-            found = await self._server.answer(model, version, request)
-            encoded = await asyncio.to_thread(oip.encode_response, found, request)  # it came from a thread anyway
-        except Exception as error:
-            return _failure(head, error)
+        request = raw_body.parse_raw_body(body, *media_and_input, head.headers)
+        response = await self._server.answer(model, version, request)
+        encoded = await asyncio.to_thread(oip.encode_response, response, request)  # it came from a thread anyway
         return Reply(200, encoded.body, encoded.headers)
 
-    async def _infer(self, head: Head, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
-        try:
-            if length == 0:
-                request = oip.parse_raw(body, self._server.describe(model, version).inputs)
-            elif (len(body) if length is None else length) > LONG_JSON:  # seconds of it must not stop everyone else
-                request = await asyncio.to_thread(oip.parse_request, body, length)
-            else:
-                request = oip.parse_request(body, length)
-            found = await self._server.answer(model, version, request)
-            if oip.json_elements(found, request) > LONG_JSON // 8:
-                encoded = await asyncio.to_thread(oip.encode_response, found, request)
-            else:
-                encoded = oip.encode_response(found, request)
-        except Exception as error:
-            return _failure(head, error)
+    async def _infer(self, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
+        if length == 0:
+            request = oip.parse_raw(body, self._server.describe(model, version).inputs)
+        elif (len(body) if length is None else length) > LONG_JSON:  # parsing may take seconds; other requests go on
+            request = await asyncio.to_thread(oip.parse_request, body, length)
+        else:
+            request = oip.parse_request(body, length)
+        response = await self._server.answer(model, version, request)
+        if oip.json_elements(response, request) > LONG_JSON // 8:
+            encoded = await asyncio.to_thread(oip.encode_response, response, request)
+        else:
+            encoded = oip.encode_response(response, request)
         return Reply(200, encoded.body, encoded.headers)
 
     def _check_origin(self, head: Head) -> None:
@@ -253,8 +246,16 @@ class App:
             raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
 
 
+async def _reply(head: Head, answer: Callable[..., Awaitable[Reply]], *arguments: Any) -> Reply:
+    """The reply of ``answer(*arguments)``, errors included; the last argument is the body."""
+    try:
+        return await answer(*arguments)
+    except Exception as error:  # every error gets a status; `_failure` logs bugs
+        return _failure(head, error)
+
+
 def _failure(head: Head, error: Exception) -> Reply:
-    """The one place where errors become statuses; nothing of a bug is shown, and its traceback is logged."""
+    """The status of an error. A bug's message stays in the log, with its traceback."""
     if isinstance(error, _HttpError):
         return _error(error.status, str(error), error.headers)
     if isinstance(error, OverloadedError):
@@ -284,7 +285,7 @@ def _split(path: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
-    """Version and action of what follows the model's name: [versions/<v>] [ready|infer|stats]."""
+    """Version and action of the path after the model's name: [versions/<v>] [ready|infer|stats]."""
     version = None
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
@@ -294,7 +295,7 @@ def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
 
 
 def _need(head: Head, method: str) -> None:
-    if head.method != method and (head.method, method) != ("HEAD", "GET"):  # whose answer goes without its body
+    if head.method != method and (head.method, method) != ("HEAD", "GET"):  # the server leaves out HEAD's body
         raise _HttpError(405, f"method is {head.method}, expected {method}", {"Allow": method})
 
 

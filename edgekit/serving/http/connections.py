@@ -1,4 +1,4 @@
-"""What all connections of one HTTP server share: the application, the bound on bodies, time limits, and the end."""
+"""The open connections of one HTTP server, and what they share: the application, limits, known heads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 from typing import Protocol
 
 from edgekit.serving.http.head_cache import HeadCache
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
-
-SWEEP_SECONDS = 1.0  # how late a limit of time may be noticed
 
 
 class OpenConnection(Protocol):
@@ -23,7 +22,7 @@ class OpenConnection(Protocol):
 
     @property
     def age(self) -> tuple[bool, float]:
-        """Sorts connections by who may be closed first: those that never asked anything, then the oldest."""
+        """Sorts connections by who may be closed first: those that never sent a request, then the oldest."""
         ...
 
     def leave(self) -> None:
@@ -44,33 +43,36 @@ class OpenConnection(Protocol):
 
 
 class Connections:
-    """What all connections of a server share.
+    """The open connections of a server, and what they share.
 
     Attributes:
-        app: What answers.
-        connections: Those that are open.
-        draining: Each answer is the last of its connection.
-        held_bytes: Of bodies that are not answered yet.
-        heads, heads_over_tcp: Of requests that came before; where they come from decides what is answered.
+        app: Makes the answers.
+        limits: Sizes, times and numbers.
+        connections: Open connections.
+        draining: True while the server stops: each connection closes after its next answer.
+        buffered_bytes: Bytes of request bodies that are not answered yet, over all connections.
+        max_buffered_bytes: The limit of `buffered_bytes`.
+        heads, heads_over_tcp: Known heads of requests over the UNIX socket and over TCP, which get different answers.
     """
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, app: Application, limits: Limits) -> None:
+        self.app, self.limits = app, limits
         self.loop = asyncio.get_running_loop()
         self.connections: set[OpenConnection] = set()
         self.draining = False
-        self.held_bytes = 0
-        self.heads, self.heads_over_tcp = HeadCache(), HeadCache()
+        self.buffered_bytes = 0
+        self.max_buffered_bytes = limits.buffered_bodies * app.max_request_bytes
+        self.heads, self.heads_over_tcp = (HeadCache(limits.cached_head_bytes) for _ in range(2))
         self.empty = asyncio.Event()
         self.empty.set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def add(self, connection: OpenConnection) -> None:
-        """Know a new connection; time limits are looked after as long as there is one."""
+        """Register a new connection; deadlines are checked while there is one."""
         self.connections.add(connection)
         self.empty.clear()
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+            self._sweeper = self.loop.call_later(self.limits.sweep_seconds, self._sweep)
 
     def discard(self, connection: OpenConnection) -> None:
         """Forget a connection that is closed."""
@@ -79,14 +81,14 @@ class Connections:
             self.empty.set()
 
     def drain(self) -> None:
-        """Close what is idle; what is not closes after its answer."""
+        """Close idle connections now, and the others after their next answer."""
         self.draining = True
         for connection in list(self.connections):
             if connection.idle:
                 connection.close()
 
     def abort(self) -> None:
-        """Close every connection, whatever it is doing."""
+        """Close every connection at once, whatever it is doing."""
         for connection in list(self.connections):
             connection.abort()
 
@@ -94,4 +96,4 @@ class Connections:
         now = self.loop.time()
         for connection in [one for one in self.connections if one.deadline < now]:
             connection.late(now)
-        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if self.connections else None
+        self._sweeper = self.loop.call_later(self.limits.sweep_seconds, self._sweep) if self.connections else None

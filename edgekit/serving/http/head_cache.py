@@ -1,4 +1,4 @@
-"""Heads of requests and answers as bytes: those that clients send again and again are parsed once."""
+"""Heads of requests and answers as bytes. A head that clients send again and again is parsed once."""
 
 from __future__ import annotations
 
@@ -11,62 +11,65 @@ import httptools
 
 from edgekit.serving.http.messages import RepeatableWork
 
-MOST_KNOWN = 64
-LONGEST_KNOWN = 2048  # bytes
+MAX_HEADS = 64
 _END = b"\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
 
 
 class HeadRefusedError(Exception):
-    """A header that is well-formed and not served; the parser wraps it."""
+    """A header that is well-formed and not supported. httptools wraps it in an error of its own."""
 
 
 class CachedHead(NamedTuple):
-    """What the parser and the application made of a head.
+    """A parsed head, and the application's decision on it.
 
     Attributes:
         work: Makes the answer from the body.
         size: Bytes of the head, its empty line included.
-        whole: Bytes of the whole request; its head says how long the body is.
+        request_size: Bytes of the whole request; the head states the length of the body.
     """
 
     work: RepeatableWork
     size: int
-    whole: int
+    request_size: int
 
 
 class HeadCache:
-    """Heads that were parsed, by their very bytes, so that two are the same only where no parser could tell them apart.
+    """Parsed heads by their exact bytes, so that no parser could read two equal heads differently.
 
-    At most MOST_KNOWN of up to LONGEST_KNOWN bytes are kept; the oldest goes first. Which are kept changes what a
-    request costs and nothing else.
+    At most MAX_HEADS heads are kept; the oldest is dropped first. The cache changes the cost of a request and nothing
+    else.
+
+    Args:
+        max_head_bytes: Longer heads are not kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_head_bytes: int) -> None:
+        self._max_head_bytes = max_head_bytes
         self._known: dict[bytes, CachedHead] = {}
 
     def find(self, data: bytes) -> CachedHead | None:
-        """The head of `data` if that is known and `data` is one whole request, no byte less or more."""
-        known = self._known.get(data[: data.find(_END, 0, LONGEST_KNOWN) + len(_END)])
-        return known if known is not None and known.whole == len(data) else None
+        """The head of `data` if it is known and `data` is exactly one whole request."""
+        known = self._known.get(data[: data.find(_END, 0, self._max_head_bytes) + len(_END)])
+        return known if known is not None and known.request_size == len(data) else None
 
     def note(self, data: bytes, body_size: int, work: RepeatableWork) -> None:
-        """Know the head of `data`, where the parser found one request whose head says that its body has `body_size`."""
-        size, end = len(data) - body_size, data.find(_END, 0, LONGEST_KNOWN)
+        """Add the head of `data`, in which the parser found one request with a body of `body_size` bytes."""
+        size, end = len(data) - body_size, data.find(_END, 0, self._max_head_bytes)
         if end < 0 or end + len(_END) != size or data[:size] in self._known:
             return
-        if len(self._known) >= MOST_KNOWN:
+        if len(self._known) >= MAX_HEADS:
             del self._known[next(iter(self._known))]
         self._known[data[:size]] = CachedHead(work, size, len(data))
 
 
 def path_of(target: bytes, headers: dict[bytes, bytes]) -> str:
-    """The path of a request's target, decoded; where the target names a host, that takes the place of the header's.
+    """The decoded path of a request's target. A host in the target replaces the Host header in `headers`.
 
     Raises:
         HeadRefusedError: the target has no path.
     """
-    if not target.startswith(b"/"):  # the form that names the host as well, or one that is for proxies
+    if not target.startswith(b"/"):  # an absolute URL, or a form for proxies
         try:
             parsed = httptools.parse_url(target)
         except httptools.HttpParserInvalidURLError as error:
@@ -82,7 +85,7 @@ def path_of(target: bytes, headers: dict[bytes, bytes]) -> str:
 def answer_head(status: int, size: int, headers: Mapping[str, str], *, keep_alive: bool) -> bytes:
     """The head of an answer whose body has `size` bytes."""
     lines = ""
-    for name, value in headers.items():  # twice as fast as join(), for each request
+    for name, value in headers.items():  # twice as fast as join(), and done for each request
         lines += f"{name}: {value}\r\n"
     ending = "\r\n" if keep_alive else "Connection: close\r\n\r\n"
     return f"{_STATUS_LINES[status]}Content-Length: {size}\r\n{lines}{ending}".encode()

@@ -1,4 +1,4 @@
-"""HTTP requests and answers as values, and what an application is to the server that carries them."""
+"""HTTP requests and answers as values, and the interface between the HTTP server and its application."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Head(NamedTuple):
     Attributes:
         method: In capitals.
         path: Without the query, percent-decoded.
-        headers: By lower-case name; the values of one that stands several times are joined by ``", "``.
+        headers: Values by lower-case name; the values of a repeated header are joined by ``", "``.
         over_tcp: False on a UNIX socket, which no web page can reach.
     """
 
@@ -26,7 +26,7 @@ class Head(NamedTuple):
     over_tcp: bool
 
     def header(self, name: bytes) -> str | None:
-        """Value of a header, None where there is none."""
+        """Value of a header; None where it is missing."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
@@ -39,21 +39,21 @@ class Reply(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-# Its first step is run where the request was read, outside of any task; only what has to wait becomes one.
+# Makes a reply from a body. The first step runs outside any task; only work that must wait becomes a task.
 Work = Callable[[bytes], Coroutine[Any, Any, Reply]]
 
 
 class RepeatableWork(functools.partial[Coroutine[Any, Any, Reply]]):
-    """Work that is a matter of the head alone: any request with just that head may be answered by it, at any time."""
+    """Work that depends on the head alone: it may answer every later request with the same head."""
 
 
 @types.coroutine
 def rest_of(working: Coroutine[Any, Any, Reply], awaited: Any) -> Generator[Any, Any, Reply]:
-    """The rest of a coroutine that has begun and waits for `awaited`."""
+    """Continue a coroutine that has begun and waits for `awaited`."""
     while True:
         try:
             sent = yield awaited
-        except BaseException as error:  # it is the coroutine's
+        except BaseException as error:  # cancellation and errors belong to the coroutine, which gets them here
             step = functools.partial(working.throw, error)
         else:
             step = functools.partial(working.send, sent)
@@ -65,24 +65,24 @@ def rest_of(working: Coroutine[Any, Any, Reply], awaited: Any) -> Generator[Any,
 
 
 class Application(Protocol):
-    """What the server asks for answers. Nothing that it raises is expected: errors are replies."""
+    """The application that makes the server's answers. It raises nothing: errors are replies."""
 
     @property
     def max_request_bytes(self) -> int:
-        """The longest body that is taken."""
+        """The longest body that is accepted."""
         ...
 
     def begin(self, head: Head) -> Reply | Work:
-        """What is known before the body: the answer, or the work that makes it from the body.
+        """Decide from the head: return the answer, or the work that makes it from the body.
 
-        `RepeatableWork` work may be used again, without another call of this.
+        The server may use `RepeatableWork` again for a later request with the same head, without another call.
         """
         ...
 
     def too_long(self, stated: str) -> Reply:
-        """The answer to a body that is longer than the limit; `stated` says how long, as far as it is known."""
+        """The answer to a body over the limit; `stated` is its length in bytes, empty where that is unknown."""
         ...
 
     def count(self, status: int) -> None:
-        """Count an answer; called once for each that is sent, also for those that the server gives itself."""
+        """Count an answer. Called once for each answer, the server's own refusals included."""
         ...

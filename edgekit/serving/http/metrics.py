@@ -1,7 +1,7 @@
 """The table of all metrics, and the Prometheus text of /metrics.
 
-To add a metric of a model, return it under its short name from the server's `counters()` or `gauges()`, and add an entry
-to METRICS.
+To add a metric of a model, return it under its short name from the server's `counters()` or `gauges()`, and add it to
+METRICS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our HTTP connections on sockets that are bound here: TCP on one address, and a UNIX socket."""
+"""The HTTP server: listens on TCP, on a UNIX socket, or on both, and drains its connections at the end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgekit.errors import UnavailableError
 from edgekit.serving.http.addresses import SOCKET_MODE, make_room, parse_address, removed_after
 from edgekit.serving.http.connection import Connection
 from edgekit.serving.http.connections import Connections
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
 from edgekit.waiting import within
 
-DRAIN_SECONDS = 10
 _BACKLOG = 512
 
 
 class Bound(NamedTuple):
-    """Where a server listens.
+    """Addresses of a running server.
 
     Attributes:
-        url: ``http://host:port`` with the real port; empty where TCP was not asked for.
+        url: ``http://host:port`` with the real port; empty without TCP.
         socket: Path of the UNIX socket, or None.
     """
 
@@ -34,19 +34,22 @@ class Bound(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: Application, *, http: str = "", socket: Path | None = None) -> AsyncIterator[Bound]:
-    """Serve `app` until the block ends, then let running requests finish (up to DRAIN_SECONDS).
+async def serve(
+    app: Application, *, http: str = "", socket: Path | None = None, limits: Limits | None = None
+) -> AsyncIterator[Bound]:
+    """Serve `app` until the block ends, then let running requests finish (up to `Limits.drain_seconds`).
 
     Args:
-        app: What answers.
+        app: Makes the answers.
         http: ``host:port``; port 0 takes any free one; empty for no TCP.
-        socket: Path of a UNIX socket (mode 0660), or None; what a dead server left there is replaced.
+        socket: Path of a UNIX socket (mode 0660), or None; a socket that a dead server left there is replaced.
+        limits: Sizes, times and numbers; the defaults where None.
 
     Raises:
         SettingsError: an address is malformed.
-        UnavailableError: an address is taken or not ours to bind.
+        UnavailableError: an address is taken, or this process may not bind it.
     """
-    connections, loop = Connections(app), asyncio.get_running_loop()
+    connections, loop = Connections(app, limits or Limits()), asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         listeners = []
         url = ""
@@ -70,7 +73,7 @@ async def serve(app: Application, *, http: str = "", socket: Path | None = None)
 async def _drain(connections: Connections) -> None:
     connections.drain()
     with contextlib.suppress(asyncio.TimeoutError):
-        await within(DRAIN_SECONDS, connections.empty.wait())
+        await within(connections.limits.drain_seconds, connections.empty.wait())
     connections.abort()
     await within(None, connections.empty.wait())
 
@@ -102,8 +105,11 @@ def _bind_unix(path: Path) -> Iterator[sockets.socket]:
     with contextlib.closing(sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)) as listener:
         try:
             listener.bind(str(path))
-            os.chmod(path, SOCKET_MODE)  # before it listens, so that nobody gets in by a wider mode
+            os.chmod(path, SOCKET_MODE)  # before it listens, so that no client connects by a wider mode
         except OSError as error:
-            raise UnavailableError(f"cannot make the socket {path}: {error.strerror or error}") from error
+            raise UnavailableError(
+                f"cannot make the socket {path}: {error.strerror or error}",
+                advice="Choose a path in a folder that this user may write to.",
+            ) from error
         with removed_after(path):
             yield listener

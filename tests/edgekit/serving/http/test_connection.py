@@ -1,4 +1,4 @@
-"""Connections that lie, wait, or never end, by raw socket against a real server."""
+"""Connections that send wrong data, wait, or never end: raw sockets against the real server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.serving.http import connection as protocol
-from edgekit.serving.http import connections
 from edgekit.serving.http.app import App
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.server import serve
 from edgekit.serving.oip import codec as oip
 from tests.simulators.echo import Echo
@@ -20,6 +19,7 @@ from tests.simulators.echo import Echo
 REQUEST = oip.encode_request({"x": np.ones(3, np.float32)})
 HOST = b"Host: localhost\r\n"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n"
+IMPATIENT = Limits(linger_seconds=0.5, sweep_seconds=0.02)  # so that tests end soon
 
 
 def infer(extra: bytes = b"", *, length: int | None = None, body: bytes = REQUEST.body) -> bytes:
@@ -28,7 +28,7 @@ def infer(extra: bytes = b"", *, length: int | None = None, body: bytes = REQUES
 
 
 def statuses(answer: bytes) -> list[int]:
-    """Of every answer in what a connection said."""
+    """The status of every answer that a connection sent."""
     return [int(one) for one in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
@@ -37,22 +37,21 @@ def echo() -> Echo:
     return Echo()
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for clients that do not hang up."""
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.02)
+@pytest.fixture
+def limits() -> Limits:
+    """Limits of the server; tests that need others parametrize this."""
+    return IMPATIENT
 
 
 @pytest.fixture
-async def path(echo: Echo, tmp_path: Path) -> AsyncIterator[Path]:
-    async with serve(App(echo, max_request_bytes=2**20), socket=tmp_path / "e.sock"):
+async def path(echo: Echo, tmp_path: Path, limits: Limits) -> AsyncIterator[Path]:
+    async with serve(App(echo, max_request_bytes=2**20), socket=tmp_path / "e.sock", limits=limits):
         yield tmp_path / "e.sock"
         echo.gate.set()
 
 
 async def send(path: Path, data: bytes, *, half_close: bool = False) -> bytes:
-    """All that the server answers to `data` until it closes the connection."""
+    """Everything that the server answers to `data` until it closes the connection."""
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(data)
     await writer.drain()
@@ -77,7 +76,7 @@ async def send(path: Path, data: bytes, *, half_close: bool = False) -> bytes:
         (infer(b"Connection: Upgrade\r\nUpgrade: h2c\r\n"), 400),
         (b"CONNECT a:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (infer(length=2**40), 413),
-        (b"GET /" + b"a" * (protocol.MAX_HEADER_BYTES + 300_000), 431),
+        (b"GET /" + b"a" * (IMPATIENT.header_bytes + 300_000), 431),
         (b"GET /v2 HTTP/1.1\r\n" + b"x: y\r\n" * 200_000, 431),
         (
             b"POST /v2/models/m/infer HTTP/1.1\r\n"
@@ -105,14 +104,14 @@ async def test_a_body_that_is_too_long_does_not_cost_its_sender_the_answer(path:
     assert statuses(answer) == [413, 200]
 
 
-async def test_a_body_that_nobody_wants_is_read_for_so_long_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its 413 a client that never comes to an end is left."""
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.1)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(linger_seconds=0.1)])
+async def test_a_body_that_nobody_wants_is_read_for_so_long_only(path: Path) -> None:
+    """After its 413, a client that goes on sending is disconnected."""
     assert (await send(path, infer(length=2**40))).startswith(b"HTTP/1.1 413 ")
 
 
 async def test_refusals_are_counted(path: Path) -> None:
-    """What the application never saw is in its metrics."""
+    """A refusal that the application never saw is in its metrics."""
     await send(path, b"\x00\r\n\r\n")
     metrics = await send(path, b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert b'edgekit_http_responses_total{code="400"} 1\n' in metrics
@@ -132,9 +131,9 @@ async def test_pipelined_requests_are_answered_in_order_and_before_what_is_wrong
     assert statuses(answer) == [200, 404, 200, 400]
 
 
-async def test_a_header_that_does_not_come_ends_the_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence, a half header, and empty lines between requests are all waited for only so long."""
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.1)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.1)])
+async def test_a_header_that_does_not_come_ends_the_connection(path: Path) -> None:
+    """Silence, half a header, and empty lines between requests all end at the header's time limit."""
     for data in (b"", b"POST /v2/mod", b"\r\n"):  # the last is no header, and no reason to wait longer either
         assert b" 408 " in await send(path, data)
     reader, writer = await asyncio.open_unix_connection(str(path))
@@ -145,11 +144,9 @@ async def test_a_header_that_does_not_come_ends_the_connection(path: Path, monke
     writer.close()
 
 
-async def test_a_body_that_does_not_come_ends_the_connection(
-    path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half a body, and one that drips, are waited for only so long; the model is not asked."""
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.2)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(body_seconds=0.2)])
+async def test_a_body_that_does_not_come_ends_the_connection(path: Path, echo: Echo) -> None:
+    """Half a body, and a body that arrives slowly, end at the body's time limit; the model is not run."""
     assert (await send(path, infer(length=5000))).startswith(b"HTTP/1.1 408 ")
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(infer(length=5000))
@@ -164,20 +161,17 @@ async def test_a_body_that_does_not_come_ends_the_connection(
     writer.close()
 
 
-async def test_a_slow_model_is_not_a_slow_header(path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.05, body_seconds=0.05)])
+async def test_a_slow_model_is_not_a_slow_header(path: Path, echo: Echo) -> None:
     """A request that runs longer than a header may take is answered."""
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.05)
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.05)
     echo.gate.clear()
     asyncio.get_running_loop().call_later(0.3, echo.gate.set)
     assert (await send(path, infer(b"Connection: close\r\n"))).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_over_the_cap_the_longest_idle_connection_makes_room(
-    path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Clients that only sit there keep nobody out; those at work stay, and where all are, the new one gets 503."""
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(connections=3)])
+async def test_over_the_cap_the_longest_idle_connection_makes_room(path: Path, echo: Echo) -> None:
+    """Idle clients keep no one out. Working connections stay; where all of them work, the new one gets 503."""
     echo.gate.clear()
     working = [asyncio.ensure_future(send(path, infer(b"Connection: close\r\n"))) for _ in range(2)]
     await echo.arrived(2)
@@ -195,11 +189,9 @@ async def test_over_the_cap_the_longest_idle_connection_makes_room(
     writer.close()
 
 
-async def test_a_flood_of_silent_connections_does_not_cost_a_client_its_own(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(connections=3)])
+async def test_a_flood_of_silent_connections_does_not_cost_a_client_its_own(path: Path) -> None:
     """A kept-alive connection that has been used outlives any number that never were."""
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
     reader, writer = await asyncio.open_unix_connection(str(path))
     for _ in range(3):
         writer.write(LIVE)

@@ -1,4 +1,4 @@
-"""Heads that are parsed once: by their bytes alone, within bounds, and without a difference to any answer."""
+"""The cache of parsed heads: exact bytes, bounded, and without a difference to any answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.serving.http import connection as protocol
-from edgekit.serving.http import connections, head_cache
 from edgekit.serving.http.app import App
-from edgekit.serving.http.head_cache import HeadCache
+from edgekit.serving.http.head_cache import MAX_HEADS, HeadCache
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.server import serve
 from edgekit.waiting import within
-from tests.edgekit.serving.http.test_connection import HOST, infer, send, statuses
+from tests.edgekit.serving.http.test_connection import HOST, IMPATIENT, infer, send, statuses
 from tests.simulators.echo import Echo
 
+MAX_BYTES = IMPATIENT.cached_head_bytes
 ASKED = infer()
 CLOSE = infer(b"Connection: close\r\n")
 
@@ -36,7 +36,7 @@ def request(target: str = "/a", body: bytes = b"12345") -> bytes:
 
 
 class Counted:
-    """An App that says how often it was asked what to do with a head."""
+    """An App that counts the heads it was given."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -49,11 +49,10 @@ class Counted:
         return self._app.begin(head)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for clients that do not hang up."""
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.02)
+@pytest.fixture
+def limits() -> Limits:
+    """Limits of the server; tests that need others parametrize this."""
+    return IMPATIENT
 
 
 @pytest.fixture
@@ -67,8 +66,8 @@ def app(echo: Echo) -> Counted:
 
 
 @pytest.fixture
-async def path(app: Counted, echo: Echo, tmp_path: Path) -> AsyncIterator[Path]:
-    async with serve(app, socket=tmp_path / "h.sock"):
+async def path(app: Counted, echo: Echo, tmp_path: Path, limits: Limits) -> AsyncIterator[Path]:
+    async with serve(app, socket=tmp_path / "h.sock", limits=limits):
         yield tmp_path / "h.sock"
         echo.gate.set()
 
@@ -77,8 +76,8 @@ async def path(app: Counted, echo: Echo, tmp_path: Path) -> AsyncIterator[Path]:
 
 
 def test_a_head_is_found_by_its_very_bytes_and_before_a_whole_body_only() -> None:
-    """One more space, another case, a byte less or more of the body: the parser has to look."""
-    known, data = HeadCache(), request()
+    """One more space, another case, a byte less or more of the body: the parser must read the request."""
+    known, data = HeadCache(MAX_BYTES), request()
     known.note(data, 5, WORK)
     found = known.find(request(body=b"other"))
     assert found is not None
@@ -90,20 +89,20 @@ def test_a_head_is_found_by_its_very_bytes_and_before_a_whole_body_only() -> Non
 @pytest.mark.parametrize("body_size", [0, 4, 6])
 def test_a_head_that_ends_elsewhere_for_the_parser_is_not_known(body_size: int) -> None:
     """Only where both see the same body is the head the same for both."""
-    known, data = HeadCache(), request(body=b"\r\n\r\n1")
+    known, data = HeadCache(MAX_BYTES), request(body=b"\r\n\r\n1")
     known.note(data, body_size, WORK)
     assert known.find(data) is None
 
 
 def test_so_many_heads_of_such_a_length_are_known_and_the_oldest_goes_first() -> None:
-    """Whatever is sent, memory has an end."""
-    known = HeadCache()
-    for i in range(head_cache.MOST_KNOWN + 1):
+    """The cache's memory is bounded, whatever is sent."""
+    known = HeadCache(MAX_BYTES)
+    for i in range(MAX_HEADS + 1):
         known.note(request(f"/{i}"), 5, WORK)
     assert known.find(request("/0")) is None
-    assert all(known.find(request(f"/{i}")) for i in range(1, head_cache.MOST_KNOWN + 1))
-    known.note(request("/" + "a" * head_cache.LONGEST_KNOWN), 5, WORK)
-    assert known.find(request("/" + "a" * head_cache.LONGEST_KNOWN)) is None
+    assert all(known.find(request(f"/{i}")) for i in range(1, MAX_HEADS + 1))
+    known.note(request("/" + "a" * MAX_BYTES), 5, WORK)
+    assert known.find(request("/" + "a" * MAX_BYTES)) is None
     assert known.find(request("/1")) is not None
 
 
@@ -131,7 +130,7 @@ async def test_a_head_that_came_before_is_not_parsed_again(path: Path, app: Coun
 
 
 async def test_a_known_head_with_a_lie_or_more_behind_it_is_read_as_any_other(path: Path) -> None:
-    """Half a body, two requests at once, nonsense behind the first: nobody trusts a head for what follows it."""
+    """Half a body, two requests at once, nonsense after the first: a known head says nothing of what follows it."""
     assert statuses(await send(path, ASKED, half_close=True)) == [200]
     assert statuses(await send(path, ASKED + ASKED + CLOSE)) == [200] * 3
     assert statuses(await send(path, ASKED + b"nonsense\r\n\r\n")) == [200, 400]
@@ -144,7 +143,7 @@ async def test_a_known_head_with_a_lie_or_more_behind_it_is_read_as_any_other(pa
 
 
 async def test_a_known_request_waits_for_its_model_as_any_other(path: Path, echo: Echo, app: Counted) -> None:
-    """What comes while it runs is answered after it, and its body counts among those that are held."""
+    """A request that arrives while it runs is answered after it, and its body counts as buffered."""
     assert statuses(await send(path, ASKED, half_close=True)) == [200]
     echo.gate.clear()
     reader, writer = await asyncio.open_unix_connection(str(path))
@@ -159,17 +158,19 @@ async def test_a_known_request_waits_for_its_model_as_any_other(path: Path, echo
     writer.close()
 
 
-async def test_bodies_are_bounded_behind_known_heads_too(
-    path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(buffered_bodies=1)])
+async def test_bodies_are_bounded_behind_known_heads_too(path: Path) -> None:
     """Where the memory for bodies is full, a known head makes no difference."""
     assert statuses(await send(path, ASKED, half_close=True)) == [200]
-    monkeypatch.setattr(protocol, "HELD_BODIES", 0)
+    _, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(infer(length=2**20, body=bytes(2**20 - 2)))
+    await asyncio.sleep(0.1)
     assert statuses(await send(path, ASKED, half_close=True)) == [503]
+    writer.close()
 
 
 async def test_work_that_depends_on_more_than_its_head_is_made_each_time(path: Path, app: Counted) -> None:
-    """What a body of text means is said by the model that answers now, and another may come."""
+    """The meaning of a text body depends on the loaded model, which may change."""
     body = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}]}'
     head = b"POST /v2/models/m/infer HTTP/1.1\r\n" + HOST + b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     for asked in (1, 2):
@@ -180,7 +181,9 @@ async def test_work_that_depends_on_more_than_its_head_is_made_each_time(path: P
 async def test_what_is_known_from_a_socket_says_nothing_of_tcp(echo: Echo, tmp_path: Path) -> None:
     """A web page's request is refused over TCP, however often the same bytes came by the socket."""
     page = infer(b"Origin: http://evil.example\r\n")
-    async with serve(App(echo, max_request_bytes=2**20), http="127.0.0.1:0", socket=tmp_path / "b.sock") as bound:
+    async with serve(
+        App(echo, max_request_bytes=2**20), http="127.0.0.1:0", socket=tmp_path / "b.sock", limits=IMPATIENT
+    ) as bound:
         for _ in range(2):
             assert statuses(await send(tmp_path / "b.sock", page, half_close=True)) == [200]
             reader, writer = await asyncio.open_connection("127.0.0.1", int(bound.url.rpartition(":")[2]))
@@ -193,7 +196,7 @@ async def test_what_is_known_from_a_socket_says_nothing_of_tcp(echo: Echo, tmp_p
 async def test_a_known_head_ends_with_its_key(echo: Echo, tmp_path: Path) -> None:
     """A head with another key is another head, and a refusal is never kept."""
     app = Counted(App(echo, max_request_bytes=2**20, api_key="right"))
-    async with serve(app, socket=tmp_path / "k.sock"):
+    async with serve(app, socket=tmp_path / "k.sock", limits=IMPATIENT):
         for _ in range(2):
             right, wrong = (infer(b"Authorization: Bearer " + key + b"\r\n") for key in (b"right", b"wrong"))
             assert statuses(await send(tmp_path / "k.sock", right, half_close=True)) == [200]
@@ -202,7 +205,7 @@ async def test_a_known_head_ends_with_its_key(echo: Echo, tmp_path: Path) -> Non
 
 
 async def test_a_known_head_is_answered_as_the_last_while_the_server_ends(echo: Echo, tmp_path: Path) -> None:
-    """Draining is the server's state, not the head's."""
+    """A known head does not keep a connection open while the server stops."""
     async with serve(App(echo, max_request_bytes=2**20), socket=tmp_path / "d.sock"):
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "d.sock"))
         writer.write(ASKED)
@@ -215,12 +218,10 @@ async def test_a_known_head_is_answered_as_the_last_while_the_server_ends(echo: 
     writer.close()
 
 
-async def test_after_a_known_request_a_silent_connection_is_kept_as_after_any_other(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(keep_alive_seconds=0.2)])
+async def test_after_a_known_request_a_silent_connection_is_kept_as_after_any_other(path: Path) -> None:
     """Its time between requests begins with the answer."""
     assert statuses(await send(path, ASKED, half_close=True)) == [200]
-    monkeypatch.setattr(protocol, "KEEP_ALIVE_SECONDS", 0.2)
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(ASKED)
     assert statuses(await within(5, reader.read())) == [200]
@@ -256,25 +257,23 @@ PARTS = st.sampled_from(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=st.lists(st.lists(PARTS, max_size=3).map(b"".join), max_size=5))
 def test_what_is_known_changes_no_answer(sent: list[bytes], tmp_path: Path) -> None:
-    """Any requests, whole or not, in any pieces: a server that keeps no head says the same."""
+    """Any requests, complete or not, in any pieces: a server without the cache sends the same answers."""
 
-    async def answers(known: int) -> bytes:
-        app = App(Echo(), max_request_bytes=2**16)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(head_cache, "LONGEST_KNOWN", known)
-            async with serve(app, socket=tmp_path / "s.sock"):
-                await send(tmp_path / "s.sock", ASKED, half_close=True)
-                reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s.sock"))
-                for part in sent:
-                    writer.write(part)
-                    await asyncio.sleep(0.002)
-                writer.write_eof()
-                said = await within(10, reader.read())
-                writer.close()
-        return said
+    async def answers(cached_head_bytes: int) -> bytes:
+        app, limits = App(Echo(), max_request_bytes=2**16), IMPATIENT._replace(cached_head_bytes=cached_head_bytes)
+        async with serve(app, socket=tmp_path / "s.sock", limits=limits):
+            await send(tmp_path / "s.sock", ASKED, half_close=True)
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s.sock"))
+            for part in sent:
+                writer.write(part)
+                await asyncio.sleep(0.002)
+            writer.write_eof()
+            answered = await within(10, reader.read())
+            writer.close()
+        return answered
 
     async def both() -> tuple[bytes, bytes]:
-        return await answers(head_cache.LONGEST_KNOWN), await answers(0)
+        return await answers(MAX_BYTES), await answers(0)
 
     known, unknown = asyncio.run(both())
     assert known == unknown

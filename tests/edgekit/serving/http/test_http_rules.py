@@ -1,4 +1,4 @@
-"""What RFC 9112 asks of a server, and what a bad peer may not do to it, by raw socket against the real server."""
+"""The rules of RFC 9112 for servers, and misbehaving clients: raw sockets against the real server."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.runtimes.logical import check_inputs
-from edgekit.serving.http import connection as protocol
-from edgekit.serving.http import connections
 from edgekit.serving.http.app import App
+from edgekit.serving.http.connection import _TURNS
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Head, Reply, Work
 from edgekit.serving.http.server import serve
 from edgekit.serving.oip import codec as oip
 from edgekit.waiting import within
 from tests.edgekit.serving.http.test_app import SPEC, Doubler
-from tests.edgekit.serving.http.test_connection import HOST, LIVE, REQUEST, infer, send, statuses
+from tests.edgekit.serving.http.test_connection import HOST, IMPATIENT, LIVE, REQUEST, infer, send, statuses
 from tests.simulators.echo import Echo
 
 CLOSE = b"Connection: close\r\n"
@@ -33,11 +33,10 @@ LAST = LIVE.replace(HOST, HOST + CLOSE)
 MAX_BYTES = 2**20
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for clients that do not hang up, and time limits are looked after often."""
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.02)
+@pytest.fixture
+def limits() -> Limits:
+    """Limits of the server; tests that need others parametrize this."""
+    return IMPATIENT
 
 
 @pytest.fixture
@@ -46,8 +45,8 @@ def echo() -> Echo:
 
 
 @pytest.fixture
-async def path(echo: Echo, tmp_path: Path) -> AsyncIterator[Path]:
-    async with serve(App(echo, max_request_bytes=MAX_BYTES), socket=tmp_path / "e.sock"):
+async def path(echo: Echo, tmp_path: Path, limits: Limits) -> AsyncIterator[Path]:
+    async with serve(App(echo, max_request_bytes=MAX_BYTES), socket=tmp_path / "e.sock", limits=limits):
         yield tmp_path / "e.sock"
         echo.gate.set()
 
@@ -134,7 +133,7 @@ async def test_targets_are_read_in_every_form(path: Path, target: bytes, status:
 
 async def test_the_host_in_an_absolute_target_and_a_second_host_are_checked(echo: Echo) -> None:
     """Neither gets a web page past the check of the Host header."""
-    async with serve(App(echo, max_request_bytes=10), http="127.0.0.1:0") as bound:
+    async with serve(App(echo, max_request_bytes=10), http="127.0.0.1:0", limits=IMPATIENT) as bound:
         host, port = bound.url.removeprefix("http://").split(":")
         for target, headers in (
             (b"http://evil.example/v2", HOST),
@@ -179,10 +178,10 @@ async def test_pipelined_requests_do_not_keep_others_out(tmp_path: Path) -> None
         def count(self, status: int) -> None:
             answered[turn] += 1
 
-    async with serve(Counting(Echo(), max_request_bytes=MAX_BYTES), socket=path):
+    async with serve(Counting(Echo(), max_request_bytes=MAX_BYTES), socket=path, limits=IMPATIENT):
         next_turn()
         assert statuses(await send(path, infer() * 100 + LAST)) == [200] * 101
-    assert max(answered.values()) == protocol._TURNS
+    assert max(answered.values()) == _TURNS
 
 
 async def test_after_the_last_request_nothing_is_listened_to(path: Path) -> None:
@@ -191,18 +190,18 @@ async def test_after_the_last_request_nothing_is_listened_to(path: Path) -> None
         assert statuses(await send(path, LAST + more)) == [200]
 
 
-async def test_a_silent_connection_is_kept_for_so_long_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between requests it is closed without a word: nothing was asked."""
-    monkeypatch.setattr(protocol, "KEEP_ALIVE_SECONDS", 0.1)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(keep_alive_seconds=0.1)])
+async def test_a_silent_connection_is_kept_for_so_long_only(path: Path) -> None:
+    """Between requests it is closed without an answer, because no request is open."""
     assert statuses(await send(path, LIVE)) == [200]
 
 
-async def test_a_client_that_does_not_read_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_is_left(tmp_path: Path) -> None:
     """Its answer does not stay in memory for ever, and meanwhile its other requests are not run."""
-    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.2)
     path, server = tmp_path / "s.sock", Doubler()
     big = oip.encode_request({"x": np.zeros((2**19, 2), np.float32)})
-    async with serve(App(server, max_request_bytes=2**24), socket=path):
+    limits = IMPATIENT._replace(stalled_seconds=0.2)
+    async with serve(App(server, max_request_bytes=2**24), socket=path, limits=limits):
         with socket.socket(socket.AF_UNIX) as client:
             client.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -224,12 +223,12 @@ async def test_a_client_that_does_not_read_is_left(tmp_path: Path, monkeypatch: 
     assert server.asked == 1
 
 
-async def test_a_client_that_reads_slowly_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow is not stalled."""
-    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.15)
+async def test_a_client_that_reads_slowly_gets_all(tmp_path: Path) -> None:
+    """A client that reads slowly is not treated as stalled."""
+    limits = IMPATIENT._replace(stalled_seconds=0.15)
     path, value = tmp_path / "s.sock", np.arange(2**20, dtype=np.float32).reshape(-1, 2)
     big = oip.encode_request({"x": value})
-    async with serve(App(Doubler(), max_request_bytes=2**24), socket=path):
+    async with serve(App(Doubler(), max_request_bytes=2**24), socket=path, limits=limits):
         reader, writer = await asyncio.open_unix_connection(str(path), limit=2**16)
         head = f"POST /v2/models/m/infer HTTP/1.1\r\n{oip.HEADER}: {big.header_length}\r\nConnection: close\r\n"
         writer.write(f"{head}Content-Length: {len(big.body)}\r\n\r\n".encode() + big.body)
@@ -243,9 +242,9 @@ async def test_a_client_that_reads_slowly_gets_all(tmp_path: Path, monkeypatch: 
     assert body.endswith((value * 2).tobytes())
 
 
-async def test_bodies_of_many_clients_are_bounded_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-sent bodies do not fill the memory; when they are gone, requests are taken again."""
-    monkeypatch.setattr(protocol, "HELD_BODIES", 2)
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(buffered_bodies=2)])
+async def test_bodies_of_many_clients_are_bounded_together(path: Path) -> None:
+    """Half-sent bodies do not fill the memory; when they are gone, requests are accepted again."""
     senders = []
     for _ in range(3):
         reader, writer = await asyncio.open_unix_connection(str(path))
@@ -273,7 +272,7 @@ async def test_a_client_that_is_gone_takes_its_request_with_it(echo: Echo) -> No
             raise
 
     echo.gate.wait = watched  # type: ignore[method-assign,assignment]
-    async with serve(App(echo, max_request_bytes=MAX_BYTES), http="127.0.0.1:0") as bound:
+    async with serve(App(echo, max_request_bytes=MAX_BYTES), http="127.0.0.1:0", limits=IMPATIENT) as bound:
         host, port = bound.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as client:
             client.sendall(infer())
@@ -290,7 +289,7 @@ async def test_a_body_under_way_is_finished_before_the_server_ends(echo: Echo, t
     """Who is in the middle of sending is served, who only sits there is not waited for."""
     path = tmp_path / "d.sock"
     whole = infer()
-    async with serve(App(echo, max_request_bytes=MAX_BYTES), socket=path):
+    async with serve(App(echo, max_request_bytes=MAX_BYTES), socket=path, limits=IMPATIENT):
         reader, writer = await asyncio.open_unix_connection(str(path))
         idle, other = await asyncio.open_unix_connection(str(path))
         writer.write(whole[:-5])
@@ -326,7 +325,7 @@ class Bug:
 
 async def test_a_bug_in_the_application_hangs_nobody(tmp_path: Path) -> None:
     """The connection ends, and the next one is taken."""
-    async with serve(Bug(), socket=tmp_path / "b.sock"):
+    async with serve(Bug(), socket=tmp_path / "b.sock", limits=IMPATIENT):
         for _ in range(2):
             said = await asyncio.gather(send(tmp_path / "b.sock", LIVE), return_exceptions=True)
             assert said == [b""] or isinstance(said[0], ConnectionError)
@@ -363,7 +362,7 @@ def test_whatever_bytes_come_the_connection_ends_without_a_500(parts: list[bytes
 
     async def run() -> None:
         data = b"".join(parts)
-        async with serve(App(Echo(), max_request_bytes=1000), socket=tmp_path / "f.sock"):
+        async with serve(App(Echo(), max_request_bytes=1000), socket=tmp_path / "f.sock", limits=IMPATIENT):
             reader, writer = await asyncio.open_unix_connection(str(tmp_path / "f.sock"))
             writer.write(data[:cut])
             await asyncio.sleep(0)
