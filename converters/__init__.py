@@ -1,4 +1,7 @@
-"""Workstation and CI: models in, proven bundles out."""
+"""Conversion on a workstation or in CI: a model file in, proven bundles out.
+
+May import edgekit; never device_agents.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ __all__ = ["Report", "convert"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: what says that there is nothing to do needs none of the libraries that convert."""
+    """Import public names when they are first used: a conversion with nothing to do loads no heavy library."""
     if name == "convert":
         from converters.api import convert
 

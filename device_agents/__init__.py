@@ -1,4 +1,7 @@
-"""The device: an agent that keeps its models up to date, and inference that keeps answering meanwhile."""
+"""The device: an agent that keeps its models up to date, and inference that answers during an update.
+
+May import edgekit; never converters, TensorFlow, PyTorch, onnx or SQLAlchemy.
+"""
 
 from __future__ import annotations
 

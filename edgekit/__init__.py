@@ -1,4 +1,7 @@
-"""edgekit: the contracts, the trust, the registry and the control side."""
+"""Bundles, trust, the registry, the control side, runtimes and serving.
+
+May import neither converters nor device_agents; its commands load them when they run.
+"""
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.recipe import Recipe

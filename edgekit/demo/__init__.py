@@ -1,1 +1,4 @@
-"""The demo: the commands a user would type, run in order on real parts, each result checked."""
+"""The demo: it runs the commands that a user would type, on real parts, and checks each result.
+
+Nothing else may import it; it is given its printer.
+"""
