@@ -242,7 +242,7 @@ def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> 
     with fleet_state(control_settings()) as state:
         state.devices.get(name)
         now = time.time()
-        asked = state.commands.ask(name, kind, {}, now=now, expires=now + expires)
+        asked = state.commands.add(name, kind, {}, now=now, expires=now + expires)
         answer = _await_answer(state, asked) if wait else asked
     if as_json:
         print_json(answer)

@@ -157,7 +157,7 @@ class RolloutService:
     def _sign(self) -> None:
         now = self._clock.wall()
         if not self._distrusted:  # the director's key may have been changed since they were signed
-            self._state.assignments.distrust_others(self._director.public_key.keyid)
+            self._state.assignments.renew_other_signers(self._director.public_key.keyid)
             self._distrusted = True
         for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
             version: int | None = stored.version

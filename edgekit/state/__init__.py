@@ -1,6 +1,7 @@
-"""Fleet state in SQL: what is enrolled, what was reported, what is being rolled out, what each device should run.
+"""Fleet state in SQL: devices and their reports, rollouts, assignments, remote commands and events.
 
-The command line and any number of controllers may use one database at once: every write is one transaction.
+The rules of rollouts are in `edgekit.rollout`; here is only storage. The command line and any number of controllers may
+use one database at once: every write is one transaction.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ __all__ = [
 
 
 class FleetState:
-    """Everything that the control side knows of one fleet.
+    """The stored state of one fleet.
 
     Attributes:
-        fleet: Its name.
-        devices, rollouts, assignments, commands: Its parts.
+        fleet: Name of the fleet.
+        devices, rollouts, assignments, commands: Its tables.
     """
 
     def __init__(self, engine: sa.Engine, fleet: str) -> None:
@@ -45,7 +46,7 @@ class FleetState:
         self.commands = CommandTable(engine, fleet)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         self._engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""What the parts of the fleet state share: transactions, JSON columns, writing a row that may be there."""
+"""Helpers of the table classes: transactions, JSON columns, and insert-or-update."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
 
-MAX_INTEGER = 2**53  # the largest number that every database, JSON reader and language here agrees on
+MAX_INTEGER = 2**53  # the largest integer that SQLite, PostgreSQL and JSON readers all store exactly
 
 
-class Part:
-    """One part of the fleet state.
+class FleetTable:
+    """Base of the table classes: reads and writes the rows of one fleet.
 
     Args:
         engine: The database.
-        fleet: Which fleet's rows are meant.
+        fleet: Name of the fleet.
     """
 
     def __init__(self, engine: sa.Engine, fleet: str) -> None:
@@ -29,12 +29,12 @@ class Part:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with _explained(), self._engine.connect() as connection, connection.begin():
+        with _wrapped_errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _explained(), self._engine.connect() as connection:
+        with _wrapped_errors(), self._engine.connect() as connection:
             connection = connection.execution_options(writes=True)
             with connection.begin():
                 yield connection
@@ -49,48 +49,57 @@ def put(
     key: Mapping[str, Any],
     values: Mapping[str, Any],
     *,
-    at_first: Mapping[str, Any] = _NOTHING,
+    on_insert: Mapping[str, Any] = _NOTHING,
     only_if: sa.ColumnElement[bool] | None = None,
 ) -> bool:
-    """Update the row with the primary `key` where `only_if` holds for it, or insert it, then with `at_first` too.
+    """Insert a row, or update it if it exists and `only_if` holds for it.
 
-    One statement, so that two controllers that hear of a new device at once both succeed, and the newer word stays.
+    This is one SQL statement: when two controllers write the same new row at once, both succeed and `only_if` decides
+    which values stay.
+
+    Args:
+        connection: An open transaction.
+        table: The table.
+        key: The primary key.
+        values: Columns to write.
+        on_insert: More columns for a new row.
+        only_if: Condition on the existing row; None always updates.
 
     Returns:
-        Whether anything was written.
+        True if a row was written.
     """
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = kind.insert(table).values(**key, **at_first, **values)
+    row = kind.insert(table).values(**key, **on_insert, **values)
     upsert = row.on_conflict_do_update(index_elements=list(key), set_=dict(values), where=only_if)
     return connection.execute(upsert).rowcount > 0
 
 
 def to_json(value: Any) -> str:
-    """A JSON column's text."""
+    """Encode `value` for a JSON column."""
     return msgspec.json.encode(value, order="sorted").decode()
 
 
-def outside_json(value: msgspec.Struct) -> str:
-    """A JSON column's text of what came from outside, once it is seen that it can be read back.
+def untrusted_json(value: msgspec.Struct) -> str:
+    """Encode a device's message for a JSON column, and check that it can be read back.
 
     Raises:
-        DataError: it holds what JSON cannot (NaN, foreign types, bottomless nesting).
+        DataError: it holds a value that JSON cannot (NaN, unknown types, too deep nesting).
     """
     try:
         text = to_json(value)
         msgspec.json.decode(text, type=type(value))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise DataError(f"{type(value).__name__} cannot be kept: {error}") from error
+        raise DataError(f"{type(value).__name__} cannot be stored: {error}") from error
     return text
 
 
-def outside_text(text: str, limit: int) -> str:
-    """Text that came from outside, of at most `limit` characters and without the one that PostgreSQL refuses."""
+def untrusted_text(text: str, limit: int) -> str:
+    """The first `limit` characters of a device's text, with NUL replaced because PostgreSQL refuses it."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:limit]
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _wrapped_errors() -> Iterator[None]:
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:

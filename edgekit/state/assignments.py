@@ -1,4 +1,4 @@
-"""Assignments: what each device should run, merged over all rollouts, with a version that only rises."""
+"""Table of assignments: what each device should run, merged over all rollouts, with a rising version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import MAX_INTEGER, Part, put, to_json
+from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json
 from edgekit.state.tables import assignments, reports
 from edgekit.trust.assignment import Entry
 
@@ -15,11 +15,11 @@ class StoredAssignment(msgspec.Struct, frozen=True):
     """One device's assignment.
 
     Attributes:
-        device: For whom.
+        device: Name of the device.
         version: Rises with every change and every renewal.
-        entries: By model name.
+        entries: Entries by model name.
         payload: The signed document of this version; None until it is signed.
-        expires: Of the signed document, wall clock seconds.
+        expires: Expiry of the signed document, wall clock seconds.
         published: The version that the broker has; 0 for none.
     """
 
@@ -31,43 +31,43 @@ class StoredAssignment(msgspec.Struct, frozen=True):
     published: int = 0
 
 
-class AssignmentTable(Part):
+class AssignmentTable(FleetTable):
     """The assignments of one fleet."""
 
     def get(self, device: str) -> StoredAssignment | None:
-        """What a device should run; None before anything was assigned."""
+        """The assignment of one device; None if nothing was ever assigned to it."""
         with self._reading() as connection:
             row = connection.execute(self._query().where(assignments.c.device == device)).mappings().first()
         return _read(row) if row is not None else None
 
     def all(self) -> list[StoredAssignment]:
-        """Every device's, by device name."""
+        """All assignments, by device name."""
         with self._reading() as connection:
             return [_read(row) for row in connection.execute(self._query()).mappings()]
 
     def unsigned(self, renew_before: float) -> list[StoredAssignment]:
-        """Those that must be signed: changed since they were, or expiring before `renew_before` (wall clock)."""
+        """Assignments that must be signed: unsigned ones, and those that expire before `renew_before` (wall clock)."""
         query = self._query().where(sa.or_(assignments.c.payload.is_(None), assignments.c.expires < renew_before))
         with self._reading() as connection:
             return [_read(row) for row in connection.execute(query).mappings()]
 
-    def distrust_others(self, keyid: str) -> int:
-        """Let whatever is not signed by the key `keyid` be signed again soon; returns how many that are."""
+    def renew_other_signers(self, keyid: str) -> int:
+        """Mark assignments of other keys than `keyid`, so that they are signed again; returns their number."""
         with self._writing() as connection:
             rows = [_read(row) for row in connection.execute(self._query()).mappings()]
-            foreign = [row for row in rows if row.payload is not None and keyid.encode() not in row.payload]
-            for row in foreign:
+            others = [row for row in rows if row.payload is not None and keyid.encode() not in row.payload]
+            for row in others:
                 self._update(connection, row.device, row.version, {"expires": 0.0})
-        return len(foreign)
+        return len(others)
 
     def unpublished(self) -> list[StoredAssignment]:
-        """Those that are signed and that the broker does not have yet."""
+        """Signed assignments that the broker does not have yet."""
         query = self._query().where(assignments.c.payload.is_not(None), assignments.c.published < assignments.c.version)
         with self._reading() as connection:
             return [_read(row) for row in connection.execute(query).mappings()]
 
     def renew(self, device: str, version: int) -> int | None:
-        """Take a new version for an assignment that expires; None where somebody else changed it meanwhile."""
+        """Give an expiring assignment a new version; None if another process changed it meanwhile."""
         with self._writing() as connection:
             row = connection.execute(self._one(device)).mappings().first()
             if row is None or row["version"] != version:
@@ -77,12 +77,12 @@ class AssignmentTable(Part):
         return rising
 
     def signed(self, device: str, version: int, payload: bytes, expires: float) -> None:
-        """Keep the signed document of `version`, unless the assignment has changed again."""
+        """Store the signed document of `version`, unless the assignment has changed since."""
         with self._writing() as connection:
             self._update(connection, device, version, {"payload": payload, "expires": expires})
 
     def published(self, device: str, version: int) -> None:
-        """Note that the broker has `version`."""
+        """Record that the broker has `version`."""
         with self._writing() as connection:
             self._update(connection, device, version, {"published": version})
 
@@ -101,10 +101,16 @@ class AssignmentTable(Part):
 
 
 def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry: Entry | None) -> Entry | None:
-    """Change what `device` should run of `model`, inside the caller's transaction; None takes the model out.
+    """Change the entry of `model` in the assignment of `device`, inside the caller's transaction.
+
+    Args:
+        connection: The transaction.
+        fleet, device: The device.
+        model: Name of the model.
+        entry: The new entry; None removes the model.
 
     Returns:
-        The entry that it had before.
+        The previous entry; None if there was none.
     """
     where = sa.and_(assignments.c.fleet == fleet, assignments.c.device == device)
     row = connection.execute(sa.select(assignments).where(where).with_for_update()).mappings().first()
@@ -114,17 +120,17 @@ def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry
         entries[model] = entry
     version = next_version(connection, fleet, device, row["version"] if row is not None else 0)
     values = {"version": version, "entries": to_json(entries), "payload": None}
-    never = {"expires": 0.0, "published": 0}
-    put(connection, assignments, {"fleet": fleet, "device": device}, values, at_first=never)
+    on_insert = {"expires": 0.0, "published": 0}
+    put(connection, assignments, {"fleet": fleet, "device": device}, values, on_insert=on_insert)
     return previous
 
 
 def next_version(connection: sa.Connection, fleet: str, device: str, version: int) -> int:
-    """A version above ours and above what the device says it has seen (this database may be a restored one)."""
+    """A version above `version` and above the one that the device reported, in case the database was restored."""
     query = sa.select(reports.c.body).where(reports.c.fleet == fleet, reports.c.device == device)
     body = connection.execute(query).scalar()
-    seen = msgspec.json.decode(body, type=Reported).assignment if body else 0
-    return max(version, seen if 0 <= seen < MAX_INTEGER else 0) + 1
+    reported = msgspec.json.decode(body, type=Reported).assignment if body else 0
+    return max(version, reported if 0 <= reported < MAX_INTEGER else 0) + 1
 
 
 def _entries(text: str) -> dict[str, Entry]:

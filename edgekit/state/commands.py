@@ -1,4 +1,4 @@
-"""Remote commands: asked for by an operator, sent by a controller, answered by a device."""
+"""Table of remote commands: an operator adds one, a controller sends it, the device answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.mqtt.messages import Result
-from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, to_json
+from edgekit.state._sql import MAX_INTEGER, FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.devices import MAX_TEXT
 from edgekit.state.tables import commands, presence
 
@@ -20,9 +20,11 @@ class StoredCommand(msgspec.Struct, frozen=True):
     """One remote command.
 
     Attributes:
-        device, number, kind, args: As sent; the number rises per device.
+        device: Name of the device.
+        number: Rises with each command for the device.
+        kind, args: The command and its arguments.
         created, expires: Wall clock seconds.
-        state: ``asked``, ``sent``, ``done`` or ``expired``.
+        state: ``asked`` (not sent yet), ``sent``, ``done`` or ``expired``.
         ok, message, detail: The device's answer.
     """
 
@@ -38,16 +40,22 @@ class StoredCommand(msgspec.Struct, frozen=True):
     detail: dict[str, Any] = {}
 
 
-class CommandTable(Part):
+class CommandTable(FleetTable):
     """The commands of one fleet."""
 
-    def ask(self, device: str, kind: str, args: Mapping[str, Any], *, now: float, expires: float) -> StoredCommand:
-        """Put a command down for a controller to send."""
+    def add(self, device: str, kind: str, args: Mapping[str, Any], *, now: float, expires: float) -> StoredCommand:
+        """Store a command, which a controller will send.
+
+        Args:
+            device: Name of the device.
+            kind, args: The command and its arguments.
+            now, expires: Wall clock seconds.
+        """
         with self._writing() as connection:
             query = sa.select(sa.func.max(commands.c.number)).where(
                 commands.c.fleet == self._fleet, commands.c.device == device
             )
-            # From the clock, so that numbers rise even when this database was made anew.
+            # At least the clock's seconds, so that numbers rise even if the database was lost and made again.
             number = max((connection.execute(query).scalar() or 0) + 1, int(now))
             values = {
                 "device": device,
@@ -64,13 +72,13 @@ class CommandTable(Part):
         return self.get(device, number)
 
     def get(self, device: str, number: int) -> StoredCommand:
-        """One command, which must exist."""
+        """Return a command that exists."""
         with self._reading() as connection:
             row = connection.execute(sa.select(commands).where(self._is(device, number))).mappings().one()
         return _read(row)
 
     def to_send(self, now: float) -> list[StoredCommand]:
-        """Commands that were not sent and whose device is online; those that ran out are marked so first."""
+        """Commands that were not sent and whose device is online; marks expired commands first."""
         due = sa.and_(commands.c.fleet == self._fleet, commands.c.state.in_((ASKED, SENT)), commands.c.expires <= now)
         query = (
             sa.select(commands)
@@ -87,25 +95,25 @@ class CommandTable(Part):
         return [command for command in map(_read, rows) if command.expires > now]
 
     def sent(self, device: str, number: int) -> None:
-        """Note that a command was sent."""
+        """Record that a command was sent."""
         with self._writing() as connection:
-            asked = sa.and_(self._is(device, number), commands.c.state == ASKED)
-            connection.execute(commands.update().where(asked).values(state=SENT))
+            unsent = sa.and_(self._is(device, number), commands.c.state == ASKED)
+            connection.execute(commands.update().where(unsent).values(state=SENT))
 
     def save_result(self, result: Result) -> bool:
-        """Keep a device's answer; False where no such command waits for one.
+        """Store a device's answer; False if no such command waits for one.
 
         Raises:
-            DataError: it cannot be kept.
+            DataError: the answer cannot be stored as JSON.
         """
-        outside_json(result)
+        untrusted_json(result)
         if not 0 < result.number <= MAX_INTEGER:
             return False
         detail = to_json(result.detail)
         values = {
             "state": DONE,
             "ok": result.ok,
-            "message": outside_text(result.message, MAX_TEXT),
+            "message": untrusted_text(result.message, MAX_TEXT),
             "detail": detail if len(detail) <= 32 * MAX_TEXT else "{}",
         }
         with self._writing() as connection:

@@ -1,4 +1,4 @@
-"""Devices: who is enrolled, what they last reported, whether they are there, what happened to them."""
+"""Tables of devices: enrollment, last reports, presence, telemetry and events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Device
-from edgekit.state._sql import MAX_INTEGER, Part, outside_json, outside_text, put, to_json
+from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json, untrusted_json, untrusted_text
 from edgekit.state.tables import devices, events, presence, reports
 
-KEPT_EVENTS = 10_000
+MAX_EVENTS = 10_000
 MAX_TEXT = 2_000
 
 
@@ -23,10 +23,10 @@ class DeviceView(msgspec.Struct, frozen=True):
 
     Attributes:
         device, target, labels, enrolled: As enrolled.
-        online: Its birth was seen, no will since, and it was heard of lately.
-        seen: Wall clock seconds of its last message; 0 for never.
+        online: True if it is connected and sent a message lately.
+        seen: Wall clock seconds of its last message; 0 if there was none.
         assignment: Version of the assignment that it last accepted.
-        models, outcomes, facts: As it last reported.
+        models, outcomes, facts: From its last report.
         telemetry: Its last counters.
     """
 
@@ -44,7 +44,7 @@ class DeviceView(msgspec.Struct, frozen=True):
 
 
 class StoredEvent(msgspec.Struct, frozen=True):
-    """One thing that happened; `at` is the controller's wall clock."""
+    """One event of a device; `at` is the controller's wall clock in seconds."""
 
     device: str
     at: float
@@ -55,14 +55,23 @@ class StoredEvent(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
-class DeviceTable(Part):
-    """The devices of one fleet."""
+class DeviceTable(FleetTable):
+    """The devices of one fleet.
+
+    Args:
+        engine, fleet: As `FleetTable`.
+        max_events: Events to keep for the fleet; older ones are deleted.
+    """
+
+    def __init__(self, engine: sa.Engine, fleet: str, *, max_events: int = MAX_EVENTS) -> None:
+        super().__init__(engine, fleet)
+        self._max_events = max_events
 
     def enroll(self, device: Device) -> None:
         """Add a device.
 
         Raises:
-            SettingsError: one of this name is enrolled.
+            SettingsError: a device with this name is enrolled.
         """
         row = {
             "target": device.target,
@@ -76,20 +85,20 @@ class DeviceTable(Part):
         except sa.exc.IntegrityError as error:
             raise SettingsError(
                 f"device {device.name!r} is already enrolled in fleet {self._fleet!r}",
-                advice="Choose another name.",
+                advice="Choose another name; `edgekit device list` shows the names in use.",
             ) from error
 
     def get(self, name: str) -> Device:
         """One device.
 
         Raises:
-            NotFoundError: no such device is enrolled.
+            NotFoundError: no device with this name is enrolled.
         """
         with self._reading() as connection:
             row = connection.execute(self._devices().where(devices.c.name == name)).mappings().first()
         if row is None:
             raise NotFoundError(
-                f"no device {name!r} is enrolled in fleet {self._fleet!r}", advice="`edgekit device list` names them."
+                f"no device {name!r} is enrolled in fleet {self._fleet!r}", advice="See: edgekit device list"
             )
         return read_device(row)
 
@@ -99,7 +108,13 @@ class DeviceTable(Part):
             return [read_device(row) for row in connection.execute(self._devices()).mappings()]
 
     def views(self, now: float, offline_after_seconds: float, name: str | None = None) -> list[DeviceView]:
-        """All devices, or the one called `name`, as an operator sees them."""
+        """All devices, or the one called `name`, as an operator sees them.
+
+        Args:
+            now: Wall clock seconds.
+            offline_after_seconds: A device that sent nothing for this long is offline.
+            name: Name of one device; None for all.
+        """
         query = (
             sa.select(devices, reports.c.body, presence.c.online, presence.c.seen, presence.c.telemetry)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
@@ -114,23 +129,26 @@ class DeviceTable(Part):
         return [_view(row, now - offline_after_seconds) for row in rows]
 
     def latest_change(self) -> float:
-        """When a device last enrolled or reported, wall clock seconds; 0 for never."""
+        """Time of the last enrollment or report, wall clock seconds; 0 if there was none."""
         enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == self._fleet)
         received = sa.select(sa.func.max(reports.c.received)).where(reports.c.fleet == self._fleet)
         with self._reading() as connection:
             return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
 
     def save_report(self, report: Reported, now: float, *, live: bool = True) -> bool:
-        """Keep `report` unless one as new is known; returns whether it was kept.
+        """Store `report`, unless the stored one has the same or a higher number; returns True if it was stored.
 
-        With `live` it was sent just now, so the device is there, whatever a late will of its may have said.
+        Args:
+            report: The report.
+            now: Wall clock seconds.
+            live: The device sent it just now, so the device is online even if an older will arrived late.
 
         Raises:
-            DataError: it cannot be kept.
+            DataError: the report cannot be stored as JSON, or its number is out of range.
         """
         if not 0 < report.number <= MAX_INTEGER:
-            raise DataError(f"report number {report.number} is outside 1 to {MAX_INTEGER}")
-        body = outside_json(report)
+            raise DataError(f"report number is {report.number}, expected 1 to {MAX_INTEGER}")
+        body = untrusted_json(report)
         key = {"fleet": self._fleet, "device": report.device}
         with self._writing() as connection:
             values = {"number": report.number, "received": now, "body": body}
@@ -141,7 +159,7 @@ class DeviceTable(Part):
         return True
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:
-        """Keep a birth or a will; the will of a session that was followed by another is passed over."""
+        """Store a birth or a will; ignores the will of an older session."""
         if not 0 <= message.session <= MAX_INTEGER:
             return
         with self._writing() as connection:
@@ -151,34 +169,34 @@ class DeviceTable(Part):
             self._put_presence(connection, name, values, only_if=presence.c.session <= message.session)
 
     def save_telemetry(self, telemetry: Telemetry, now: float) -> None:
-        """Keep a device's last counters. Raises DataError when they cannot be kept."""
-        text = outside_json(telemetry)
+        """Store a device's last counters. Raises DataError if they cannot be stored as JSON."""
+        text = untrusted_json(telemetry)
         with self._writing() as connection:
             self._put_presence(connection, telemetry.device, {"seen": now, "telemetry": text})
 
     def add_event(self, event: Event, now: float) -> None:
-        """Keep one thing that happened; the oldest are dropped beyond KEPT_EVENTS.
+        """Store one event; deletes the oldest events above `max_events`.
 
         Raises:
-            DataError: it cannot be kept.
+            DataError: the event cannot be stored as JSON.
         """
-        outside_json(event)
+        untrusted_json(event)
         detail = to_json(event.detail)
         values = {
             "at": now,
-            "message": outside_text(event.message, MAX_TEXT),
+            "message": untrusted_text(event.message, MAX_TEXT),
             "detail": detail if len(detail) <= MAX_TEXT else "{}",
-            **{name: outside_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
+            **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
         }
         with self._writing() as connection:
             result = connection.execute(events.insert().values(fleet=self._fleet, **values))
             newest = (result.inserted_primary_key or (0,))[0]
             connection.execute(
-                events.delete().where(events.c.fleet == self._fleet, events.c.id <= newest - KEPT_EVENTS)
+                events.delete().where(events.c.fleet == self._fleet, events.c.id <= newest - self._max_events)
             )
 
     def events(self, name: str | None = None, limit: int = 20) -> list[StoredEvent]:
-        """The newest events, newest first, of all devices or of one."""
+        """The last `limit` events of all devices or of the device `name`, newest first."""
         query = sa.select(events).where(events.c.fleet == self._fleet).order_by(events.c.id.desc()).limit(limit)
         if name is not None:
             query = query.where(events.c.device == name)
@@ -200,13 +218,13 @@ class DeviceTable(Part):
         values: Mapping[str, Any],
         only_if: sa.ColumnElement[bool] | None = None,
     ) -> None:
-        unheard = {"online": False, "session": 0, "seen": 0.0, "telemetry": "{}"}
-        at_first = {column: value for column, value in unheard.items() if column not in values}
-        put(connection, presence, {"fleet": self._fleet, "device": name}, values, at_first=at_first, only_if=only_if)
+        defaults = {"online": False, "session": 0, "seen": 0.0, "telemetry": "{}"}
+        on_insert = {column: value for column, value in defaults.items() if column not in values}
+        put(connection, presence, {"fleet": self._fleet, "device": name}, values, on_insert=on_insert, only_if=only_if)
 
 
 def read_device(row: sa.RowMapping) -> Device:
-    """A row of `devices` as a value."""
+    """The Device in a row of the table `devices`."""
     return Device(
         name=row["name"],
         target=row["target"],

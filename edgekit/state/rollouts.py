@@ -1,4 +1,4 @@
-"""Rollouts: the machine's state in rows. A step, its state and its effects on assignments are one transaction."""
+"""Tables of rollouts. A step of the machine, its new state and its changes of assignments are one transaction."""
 
 from __future__ import annotations
 
@@ -23,26 +23,32 @@ from edgekit.rollout.machine import (
     step,
 )
 from edgekit.rollout.plan import RolloutPlan
-from edgekit.state._sql import Part, put, to_json
+from edgekit.state._sql import FleetTable, put, to_json
 from edgekit.state.assignments import assign
 from edgekit.state.devices import read_device
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
 DEFAULT_PLAN = RolloutPlan()
-EVERYBODY = Cohort()
+ALL_DEVICES = Cohort()
 ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 
 class ActiveRollout(msgspec.Struct, frozen=True):
-    """A rollout that is running or paused; `revision` rises with every change of it."""
+    """A rollout that is running or paused.
+
+    Attributes:
+        id: Number of the rollout.
+        revision: Rises with every change of the rollout.
+        wake_at: Wall clock seconds at which it must be surveyed; None if no deadline runs.
+    """
 
     id: int
     revision: int
     wake_at: float | None
 
 
-class RolloutTable(Part):
+class RolloutTable(FleetTable):
     """The rollouts of one fleet."""
 
     def start(
@@ -53,15 +59,16 @@ class RolloutTable(Part):
         *,
         now: float,
         plan: RolloutPlan = DEFAULT_PLAN,
-        cohort: Cohort = EVERYBODY,
+        cohort: Cohort = ALL_DEVICES,
     ) -> Rollout:
-        """Create a rollout and start it; a controller tells its devices.
+        """Create a rollout and start it; a controller then assigns the bundles to devices.
 
         Args:
             model, version: What to roll out.
-            entries: What to assign, by target; devices of other targets are skipped.
+            entries: Assignment entries by target; devices of other targets are skipped.
             now: Wall clock seconds.
-            plan, cohort: How, and to whom.
+            plan: Waves and thresholds.
+            cohort: The devices that the rollout selects.
 
         Raises:
             RefusedError: another rollout of the model has not ended.
@@ -87,19 +94,19 @@ class RolloutTable(Part):
         """One rollout with its devices.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such rollout.
         """
         with self._reading() as connection:
             return self._load(connection, number)[0]
 
     def all(self) -> list[Rollout]:
-        """Every rollout with its devices, oldest first."""
+        """All rollouts with their devices, oldest first."""
         with self._reading() as connection:
             query = sa.select(rollouts.c.id).where(rollouts.c.fleet == self._fleet).order_by(rollouts.c.id)
             return [self._load(connection, number)[0] for number in connection.execute(query).scalars().all()]
 
     def active(self) -> list[ActiveRollout]:
-        """Those that are running or paused, without their devices."""
+        """Rollouts that are running or paused, without their devices."""
         query = (
             sa.select(rollouts.c.id, rollouts.c.revision, rollouts.c.wake_at)
             .where(rollouts.c.fleet == self._fleet, rollouts.c.state.in_(ACTIVE))
@@ -109,25 +116,25 @@ class RolloutTable(Part):
             return [ActiveRollout(row.id, row.revision, row.wake_at) for row in connection.execute(query)]
 
     def apply(self, number: int, event: RolloutEvent, now: float) -> Rollout:
-        """Step a rollout by an operator's event.
+        """Apply an operator's event to a rollout.
 
         Raises:
             NotFoundError: there is no such rollout.
-            RefusedError: its state does not allow it.
+            RefusedError: its state does not allow the event.
         """
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
             return self._save(connection, rollout, step(rollout, event, now), entries, now)
 
     def survey(self, number: int, now: float, since: float = 0.0) -> Rollout:
-        """Look at the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
+        """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
-            sights = self._sights(connection, rollout, entries, since)
-            return self._save(connection, rollout, step(rollout, Surveyed(sights), now), entries, now)
+            statuses = self._statuses(connection, rollout, entries, since)
+            return self._save(connection, rollout, step(rollout, Surveyed(statuses), now), entries, now)
 
     def missing_targets(self, number: int) -> list[str]:
-        """Targets of the cohort's devices for which this rollout has no bundle."""
+        """Targets of the cohort's devices for which the rollout has no bundle."""
         with self._reading() as connection:
             rollout, entries = self._load(connection, number)
             query = sa.select(devices).where(devices.c.fleet == self._fleet)
@@ -135,11 +142,11 @@ class RolloutTable(Part):
             return sorted({d.target for d in members if rollout.cohort.selects(d) and d.target not in entries})
 
     def add_entry(self, number: int, target: str, entry: Entry) -> None:
-        """Give a rollout the bundle for one more target; devices that were skipped for it become pending."""
+        """Add the bundle for one more target; devices that were skipped because of it become pending."""
         with self._writing() as connection:
             _, entries = self._load(connection, number, lock=True)
-            meant = any(one.downgrade for one in entries.values())  # of the whole rollout
-            entry = msgspec.structs.replace(entry, downgrade=meant)
+            downgrade = any(one.downgrade for one in entries.values())  # --downgrade holds for the whole rollout
+            entry = msgspec.structs.replace(entry, downgrade=downgrade)
             values = {"entries": to_json({**entries, target: entry}), "revision": rollouts.c.revision + 1}
             connection.execute(rollouts.update().where(rollouts.c.id == number).values(**values))
 
@@ -159,7 +166,7 @@ class RolloutTable(Part):
         row = connection.execute(query.with_for_update() if lock else query).mappings().first()
         if row is None:
             raise NotFoundError(
-                f"there is no rollout {number} in fleet {self._fleet!r}", advice="`edgekit rollout list` names them."
+                f"there is no rollout {number} in fleet {self._fleet!r}", advice="See: edgekit rollout list"
             )
         members = connection.execute(
             sa.select(rollout_devices.c.device, rollout_devices.c.progress)
@@ -171,7 +178,7 @@ class RolloutTable(Part):
         entries = msgspec.json.decode(row["entries"], type=dict[str, Entry])
         return msgspec.structs.replace(rollout, devices=progress), entries
 
-    def _sights(
+    def _statuses(
         self, connection: sa.Connection, rollout: Rollout, entries: Mapping[str, Entry], since: float
     ) -> dict[str, DeviceStatus]:
         query = (
@@ -180,32 +187,32 @@ class RolloutTable(Part):
             .where(devices.c.fleet == self._fleet)
             .where(sa.or_(devices.c.enrolled >= since, reports.c.received >= since))
         )
-        sights = {}
+        statuses = {}
         for row in connection.execute(query).mappings():
             device = read_device(row)
             if not rollout.cohort.selects(device):
                 continue
             entry = entries.get(device.target)
             report = msgspec.json.decode(row["body"], type=Reported) if row["body"] else None
-            sights[device.name] = DeviceStatus(
+            statuses[device.name] = DeviceStatus(
                 digest=entry.sha256 if entry else "",
                 running=report.models.get(rollout.model) if report else None,
                 outcome=report.outcomes.get(rollout.model) if report else None,
             )
-        return sights
+        return statuses
 
     def _save(
-        self, connection: sa.Connection, before: Rollout, taken: RolloutStep, entries: Mapping[str, Entry], now: float
+        self, connection: sa.Connection, before: Rollout, result: RolloutStep, entries: Mapping[str, Entry], now: float
     ) -> Rollout:
-        after = taken.state
-        if after == before and not taken.effects:
-            connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(wake_at=taken.wake_at))
+        after = result.state
+        if after == before and not result.effects:
+            connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(wake_at=result.wake_at))
             return after
         values = {
             "state": after.state.value,
             "revision": rollouts.c.revision + 1,
             "updated": now,
-            "wake_at": taken.wake_at,
+            "wake_at": result.wake_at,
             "body": to_json(msgspec.structs.replace(after, devices={})),
         }
         connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(**values))
@@ -214,20 +221,20 @@ class RolloutTable(Part):
                 key = {"rollout": after.id, "device": name}
                 row = {"state": progress.state.value, "progress": to_json(progress)}
                 put(connection, rollout_devices, key, row)
-        for effect in taken.effects:
+        for effect in result.effects:
             if isinstance(effect, Assign):
-                self._tell(connection, after, effect.device, entries)
+                self._assign(connection, after, effect.device, entries)
             else:
-                self._withdraw(connection, after, effect.device)
+                self._revert(connection, after, effect.device)
         return after
 
-    def _tell(self, connection: sa.Connection, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:
+    def _assign(self, connection: sa.Connection, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:
         digest = rollout.devices[device].digest
         entry = next(entry for entry in entries.values() if entry.sha256 == digest)
         previous = assign(connection, self._fleet, device, rollout.model, entry)
         connection.execute(self._member(rollout.id, device).values(previous=to_json(previous) if previous else None))
 
-    def _withdraw(self, connection: sa.Connection, rollout: Rollout, device: str) -> None:
+    def _revert(self, connection: sa.Connection, rollout: Rollout, device: str) -> None:
         query = sa.select(rollout_devices.c.previous).where(
             rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == device
         )

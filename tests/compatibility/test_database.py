@@ -111,7 +111,7 @@ def test_rollouts_are_read(state):
     assert "sealed for device class doors" in rollouts[3].devices["pi-1"].reason
     assert {name: one.state for name, one in rollouts[4].devices.items()} == {
         "jetson-1": DeviceState.SKIPPED,
-        "pi-1": DeviceState.TOLD,
+        "pi-1": DeviceState.ASSIGNED,
     }
     assert [one.id for one in state.rollouts.active()] == [4, 5]
 
@@ -144,7 +144,7 @@ def test_the_fleet_goes_on_in_it(release, state):
     )
     assert state.rollouts.apply(5, Aborted("over"), now).state is RolloutState.ABORTED
     assert state.assignments.get("pi-1").entries["digits"].version == "1.0.0"
-    asked = state.commands.ask("pi-2", "self-test", {}, now=now, expires=now + 60)
+    asked = state.commands.add("pi-2", "self-test", {}, now=now, expires=now + 60)
     assert asked.number > now - 86_400
 
 
@@ -197,7 +197,7 @@ def test_migrating_down_to_nothing_and_up_again_gives_an_empty_fleet(url):
     engine.dispose()
     state = open_fleet_state(url, FLEET)
     assert state.devices.all() == state.rollouts.all() == []
-    assert state.commands.ask("a", "self-test", {}, now=1.0, expires=2.0).number == 1
+    assert state.commands.add("a", "self-test", {}, now=1.0, expires=2.0).number == 1
     state.close()
 
 

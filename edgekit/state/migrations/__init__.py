@@ -1,1 +1,1 @@
-"""Alembic migrations of the fleet state; `edgekit.state.tables.open_database` runs them."""
+"""Alembic migrations of the fleet state. `edgekit.state.tables.open_database` runs them when a database is opened."""

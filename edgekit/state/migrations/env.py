@@ -1,4 +1,4 @@
-"""Run migrations over the connection that `edgekit.state.tables` hands in, inside its transaction."""
+"""Alembic's entry point: runs the migrations on the connection and in the transaction of `edgekit.state.tables`."""
 
 from alembic import context
 

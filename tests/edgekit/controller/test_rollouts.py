@@ -221,7 +221,7 @@ async def test_a_new_director_signs_everything_again(tmp_path):
         after = side.state.assignments.get("pi-1")
         assert keyid in after.payload
         assert after.entries == before.entries
-        assert side.state.assignments.distrust_others(side.director.public_key.keyid) == 0
+        assert side.state.assignments.renew_other_signers(side.director.public_key.keyid) == 0
 
 
 async def test_expiring_assignment_is_renewed(tmp_path):

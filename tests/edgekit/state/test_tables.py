@@ -234,13 +234,14 @@ def test_fleets_do_not_see_each_other(url, state):
     other.close()
 
 
-def test_events_are_bounded(state, monkeypatch):
-    """The oldest events make room."""
+def test_events_are_bounded(state):
+    """Beyond the limit the oldest events are deleted."""
     from edgekit.mqtt.messages import Event
+    from edgekit.state import DeviceTable
 
-    monkeypatch.setattr("edgekit.state.devices.KEPT_EVENTS", 5)
+    table = DeviceTable(state._engine, state.fleet, max_events=5)
     for i in range(12):
-        state.devices.add_event(Event(device="a", kind=f"k{i}", at=0.0), float(i))
+        table.add_event(Event(device="a", kind=f"k{i}", at=0.0), float(i))
     assert [event.kind for event in state.devices.events(limit=100)] == ["k11", "k10", "k9", "k8", "k7"]
 
 
@@ -369,6 +370,6 @@ def test_hostile_assignment_number_in_a_report_is_passed_over(state):
 
 def test_command_numbers_rise_even_in_a_new_database(state):
     """Numbers start from the clock, so that a device that saw many refuses none of a fresh database."""
-    first = state.commands.ask("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
-    second = state.commands.ask("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
+    first = state.commands.add("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
+    second = state.commands.add("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
     assert (first.number, second.number) == (1_000_000, 1_000_001)

@@ -1,4 +1,4 @@
-"""The first tables of the fleet state."""
+"""Revision 0001: the first tables of the fleet state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,29 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Apply."""
+    """Create the tables."""
+    _create_assignments_and_commands()
+    _create_devices()
+    _create_rollouts()
+
+
+def downgrade() -> None:
+    """Drop the tables."""
+    op.drop_table("rollout_devices")
+    op.drop_index(op.f("ix_rollouts_fleet_state"), table_name="rollouts")
+    op.drop_table("rollouts")
+    op.drop_index(op.f("ix_reports_received"), table_name="reports")
+    op.drop_table("reports")
+    op.drop_table("presence")
+    op.drop_index(op.f("ix_events_fleet_device"), table_name="events")
+    op.drop_table("events")
+    op.drop_table("devices")
+    op.drop_index(op.f("ix_commands_fleet_state"), table_name="commands")
+    op.drop_table("commands")
+    op.drop_table("assignments")
+
+
+def _create_assignments_and_commands() -> None:
     op.create_table(
         "assignments",
         sa.Column("fleet", sa.String(length=63), nullable=False),
@@ -40,6 +62,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("fleet", "device", "number", name=op.f("uq_commands_fleet_device_number")),
     )
     op.create_index(op.f("ix_commands_fleet_state"), "commands", ["fleet", "state"], unique=False)
+
+
+def _create_devices() -> None:
     op.create_table(
         "devices",
         sa.Column("fleet", sa.String(length=63), nullable=False),
@@ -84,6 +109,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("fleet", "device", name=op.f("pk_reports")),
     )
     op.create_index(op.f("ix_reports_received"), "reports", ["received"], unique=False)
+
+
+def _create_rollouts() -> None:
     op.create_table(
         "rollouts",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -110,19 +138,3 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_rollout_devices_rollout")),
         sa.PrimaryKeyConstraint("rollout", "device", name=op.f("pk_rollout_devices")),
     )
-
-
-def downgrade() -> None:
-    """Undo."""
-    op.drop_table("rollout_devices")
-    op.drop_index(op.f("ix_rollouts_fleet_state"), table_name="rollouts")
-    op.drop_table("rollouts")
-    op.drop_index(op.f("ix_reports_received"), table_name="reports")
-    op.drop_table("reports")
-    op.drop_table("presence")
-    op.drop_index(op.f("ix_events_fleet_device"), table_name="events")
-    op.drop_table("events")
-    op.drop_table("devices")
-    op.drop_index(op.f("ix_commands_fleet_state"), table_name="commands")
-    op.drop_table("commands")
-    op.drop_table("assignments")
