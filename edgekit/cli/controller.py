@@ -1,8 +1,9 @@
-"""`edgekit controller`: the control side as a process."""
+"""`edgekit controller run`: the fleet controller as a process."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings, tls_files
 
 if TYPE_CHECKING:
+    from edgekit.controller import Controller
     from edgekit.mqtt.transport import MqttTransport
     from edgekit.trust.repository import Repository
 
-SAY_AWAY_SECONDS = 2.0
+CONNECT_SECONDS = 2.0  # time without a connection after which the reason is printed
 
 
 @click.group()
@@ -36,10 +38,12 @@ def controller() -> None:
 
 
 @controller.command()
-@click.option("--broker", metavar="URL", help="MQTT broker.")
+@click.option(
+    "--broker", metavar="URL", help="MQTT broker, for example mqtt://127.0.0.1:1883 [default: broker of edgekit.toml]."
+)
 @passphrase_option
 def run(broker: str | None, passphrase_file: Path | None) -> None:
-    """Serve the fleet until interrupted: rollouts, blocks and metadata for devices, and what devices report.
+    """Serve the fleet until interrupted: advance rollouts, send blocks and metadata, store reports of devices.
 
     \b
     Example:
@@ -58,26 +62,16 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.clock import SystemClock
         from edgekit.controller import Controller, ControllerOptions
         from edgekit.controller.blob_urls import blob_urls
-        from edgekit.mqtt.transport import MqttTransport
         from edgekit.registry import RegistryReader
         from edgekit.state import open_fleet_state
         from edgekit.storage.stores import open_store
         from edgekit.trust.repository import Repository
     store = open_store(settings.registry)
-    tls = tls_files(settings)
-    transport = MqttTransport(
-        settings.broker,
-        client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}",
-        username="controller",
-        ca=tls.ca,
-        certificate=tls.certificate,
-        key=tls.key,
-    )
+    transport = _transport(settings)
     repository = Repository(store, settings.keys, passphrase)
     director = repository.director()
     reader = RegistryReader(store, read_root(settings), cache)
-    state = open_fleet_state(settings.database, settings.fleet)
-    try:
+    with contextlib.closing(open_fleet_state(settings.database, settings.fleet)) as state:
         service = Controller(
             fleet=settings.fleet,
             transport=transport,
@@ -91,41 +85,60 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 assignment_days=settings.assignment_days,
                 broker_budget_bytes=settings.broker_budget_bytes,
             ),
-            freshen=_freshener(settings, repository),
+            renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),
         )
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        said = asyncio.get_running_loop().create_task(_say_ready(settings, transport))
-        try:
-            await service.run(stop)
-        finally:
-            said.cancel()
-            await asyncio.gather(said, return_exceptions=True)
+        await _serve(service, settings, transport)
+
+
+def _transport(settings: ControlSettings) -> MqttTransport:
+    with needs_extra("controller"):
+        from edgekit.mqtt.transport import MqttTransport
+    tls = tls_files(settings)
+    return MqttTransport(
+        settings.broker,
+        client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}",
+        username="controller",
+        ca=tls.ca,
+        certificate=tls.certificate,
+        key=tls.key,
+    )
+
+
+async def _serve(service: Controller, settings: ControlSettings, transport: MqttTransport) -> None:
+    """Run the controller until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    announcement = asyncio.get_running_loop().create_task(_announce_connection(settings, transport))
+    try:
+        await service.run(stop)
     finally:
-        state.close()
+        announcement.cancel()
+        await asyncio.gather(announcement, return_exceptions=True)
 
 
-async def _say_ready(settings: ControlSettings, transport: MqttTransport) -> None:
-    """One line on stdout once the broker is there; on stderr whenever it is away, and why."""
-    said = ""
+async def _announce_connection(settings: ControlSettings, transport: MqttTransport) -> None:
+    """Print one line on stdout when the broker is reached; note on stderr whenever it cannot be reached, and why."""
+    last_error = ""
     while True:
         try:
-            await transport.wait_connected(SAY_AWAY_SECONDS)
+            await transport.wait_connected(CONNECT_SECONDS)
             break
         except TransportError as error:
-            if str(error) != said:
-                note(f"{error}; trying again until it is there")
-                said = str(error)
+            if str(error) != last_error:
+                note(f"{error}; retrying")
+                last_error = str(error)
     click.echo(f"controller for fleet {settings.fleet} ready, broker {transport.address}")
-    transport.on_connection(lambda there: note(f"broker {transport.address} is {'back' if there else 'away; waiting'}"))
+    transport.on_connection(
+        lambda connected: note(f"broker {transport.address}: {'connected again' if connected else 'connection lost'}")
+    )
 
 
-def _freshener(settings: ControlSettings, repository: Repository) -> Callable[[], object] | None:
-    """Signs the registry's timestamp anew when it is due, where the keys for it are here."""
+def _timestamp_renewer(settings: ControlSettings, repository: Repository) -> Callable[[], object] | None:
+    """The function that renews the registry's timestamp; None if a key for it is not here."""
     missing = repository.missing(("snapshot", "timestamp"))
     if missing:
-        note(f"no {' and no '.join(missing)} key in {settings.keys}: the registry's timestamp is not renewed here")
+        note(f"no {' and no '.join(missing)} key in {settings.keys}: this controller does not renew the timestamp")
         return None
     return repository.refresh_timestamp

@@ -1,4 +1,4 @@
-"""Where devices can have blobs besides the broker: base URLs of web servers, and addresses that the store signs."""
+"""URLs from which devices can fetch blobs by HTTP: base URLs of web servers, and URLs that the store signs."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ SIGNED_SECONDS = 3600
 
 
 class SigningStore(Protocol):
-    """A store that can sign an address of a blob."""
+    """A store that can sign URLs."""
 
     def signed_url(self, name: str, seconds: int) -> str:
-        """A URL under which anybody can read the blob for a while."""
+        """A URL that lets anybody read the blob for this number of seconds."""
         ...
 
 
 def blob_urls(setting: str, store: object) -> Callable[[str], list[str]]:
-    """What names the URLs of a blob by its digest.
+    """A function that returns the URLs of a blob for its digest.
 
     Args:
-        setting: Base URLs, separated by commas; ``signed`` among them stands for what the store signs. Empty for none.
-        store: The registry's.
+        setting: Base URLs, separated by commas. ``signed`` stands for a URL that the store signs. Empty for none.
+        store: The registry's store.
 
     Raises:
-        SettingsError: one is neither, or the store cannot sign.
+        SettingsError: a part is neither a URL nor ``signed``, or the store cannot sign.
     """
-    places = [part.strip() for part in setting.split(",") if part.strip()]
-    for place in places:
-        parts = urlsplit(place)
-        if place == SIGNED and not hasattr(store, "signed_url"):
+    bases = [part.strip() for part in setting.split(",") if part.strip()]
+    for base in bases:
+        parts = urlsplit(base)
+        if base == SIGNED and not hasattr(store, "signed_url"):
             raise SettingsError(
-                "blob_urls asks for signed URLs, and this store cannot sign any",
-                advice="Use s3://, gs:// or az://, or serve the registry's folder and name its URL.",
+                f"blob_urls holds {SIGNED!r}, but this store cannot sign URLs",
+                advice="Use s3://, gs:// or az://, or serve the registry's folder with a web server and set its URL.",
             )
-        if place != SIGNED and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise SettingsError(f"blob_urls holds {place!r}, expected http://..., https://... or {SIGNED!r}")
+        if base != SIGNED and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise SettingsError(f"blob_urls holds {base!r}, expected http://..., https://... or {SIGNED!r}")
 
-    def urls(digest: str) -> list[str]:
-        return [_url(place, digest, store) for place in places]
+    def urls_of(digest: str) -> list[str]:
+        return [_url(base, digest, store) for base in bases]
 
-    return urls
+    return urls_of
 
 
-def _url(place: str, digest: str, store: object) -> str:
+def _url(base: str, digest: str, store: object) -> str:
     name = blob_name(digest)
-    if place != SIGNED:
-        return f"{place.rstrip('/')}/{name}"
-    signing: SigningStore = store  # type: ignore[assignment]  # seen when the setting was read
+    if base != SIGNED:
+        return f"{base.rstrip('/')}/{name}"
+    signing: SigningStore = store  # type: ignore[assignment]  # blob_urls has checked this
     return signing.signed_url(name, SIGNED_SECONDS)

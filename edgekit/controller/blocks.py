@@ -1,6 +1,6 @@
-"""The block service: any block of any blob by digest, with nothing remembered between two requests.
+"""The block service: sends blocks of blobs by digest, and keeps no state of a transfer between two requests.
 
-So every controller can answer every request, and a transfer outlives the controller that began it.
+So every controller can answer every request, and a transfer continues when the controller that began it stops.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
 from edgekit.controller.broadcasts import BroadcastService
-from edgekit.controller.leases import WINDOW_BLOCKS, Leases, places_within
+from edgekit.controller.leases import WINDOW_BLOCKS, Leases, max_transfers
 from edgekit.controller.requests import BusyError, RequestService, check_id
 from edgekit.errors import DataError, NotFoundError, StoreError
 from edgekit.mqtt.messages import Answer, BlocksRequest, Range, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import blob_name
+from edgekit.transfer.broadcast import GATHER_SECONDS
 
 MAX_CREDIT = WINDOW_BLOCKS
 MAX_RANGES = 1024
-MIN_URL_BLOCKS = 16  # less is sent as quickly as its place is told
+MIN_URL_BLOCKS = 16  # sending fewer blocks over MQTT takes no longer than sending a URL
 CACHE_BYTES = 32 * 1024**2
-CACHE_SECONDS = 30.0  # short, so that a blob that was mended in the store is soon served as it is now
+CACHE_SECONDS = 30.0  # short, so that a blob that was repaired in the store is soon served correctly
 
 
 class BlockService(RequestService):
@@ -32,10 +33,11 @@ class BlockService(RequestService):
     Args:
         fleet, transport: As RequestService.
         store: The registry's store.
-        clock: For what is idle and what is stale.
-        broker_budget_bytes: What may be under way to devices at one time, a window each; others are told when to ask
-            again.
-        urls: Where devices can have a blob by HTTP range, by its digest; called in a thread.
+        clock: Time for leases and for the cache.
+        broker_budget_bytes: Bytes that may be on the way to devices at one time, one window each. Further devices get
+            the error ``busy`` with a time to retry.
+        urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
+        gather_seconds: As BroadcastService.
     """
 
     def __init__(
@@ -47,29 +49,35 @@ class BlockService(RequestService):
         clock: Clock,
         broker_budget_bytes: int,
         urls: Callable[[str], Sequence[str]] = lambda digest: (),
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         super().__init__(fleet=fleet, kind="blocks", transport=transport)
         self._store = store
         self._clock = clock
-        self.leases = Leases(places_within(broker_budget_bytes))
+        self.leases = Leases(max_transfers(broker_budget_bytes))
         self._urls = urls
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
-        self.waves = BroadcastService(
-            fleet=fleet, transport=transport, clock=clock, read=self._read, broker_budget_bytes=broker_budget_bytes
+        self.broadcasts = BroadcastService(
+            fleet=fleet,
+            transport=transport,
+            clock=clock,
+            read=self._read,
+            broker_budget_bytes=broker_budget_bytes,
+            gather_seconds=gather_seconds,
         )
 
     async def start(self) -> None:
-        """As RequestService, and hear what other controllers send."""
-        await self.waves.start()
+        """Subscribe to requests and to the broadcast claims of other controllers."""
+        await self.broadcasts.start()
         await super().start()
 
     async def stop(self) -> None:
-        """As RequestService; waves end too."""
+        """Cancel the answers and broadcasts in progress."""
         await super().stop()
-        await self.waves.stop()
+        await self.broadcasts.stop()
 
     async def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
-        """Up to MAX_CREDIT blocks, in the order asked for."""
+        """Up to MAX_CREDIT blocks, in the requested order."""
         request = decode(payload, BlocksRequest)
         check_id(request.id)
         self._check(request)
@@ -78,9 +86,9 @@ class BlockService(RequestService):
         if request.urls and total >= MIN_URL_BLOCKS and (urls := await asyncio.to_thread(self._urls, request.digest)):
             yield Answer(id=request.id, total=total, urls=tuple(urls))
             return
-        if self.waves.ask(device, request, total):
+        if self.broadcasts.request(device, request, total):
             self.leases.release(device, self._clock.monotonic())
-            raise BusyError("a wave of this blob is under way", 0.0, wave=True)
+            raise BusyError("a broadcast of this blob is in progress", 0.0, broadcast=True)
         self._admit(device, last=request.left == 0)
         wanted = list(itertools.islice(_indexes(request.ranges, total), min(request.credit, MAX_CREDIT)))
         for run in _runs(wanted):
@@ -89,17 +97,17 @@ class BlockService(RequestService):
 
     def _check(self, request: BlocksRequest) -> None:
         if not SHA256.fullmatch(request.digest):
-            raise DataError("digest is not 64 lower case hex digits")
+            raise DataError("the digest is not 64 lower case hex digits")
         if not 0 < len(request.ranges) <= MAX_RANGES or len(request.missing) > MAX_RANGES:
-            found = max(len(request.ranges), len(request.missing))
-            raise DataError(f"{found} ranges, expected 1 to {MAX_RANGES}")
+            count = max(len(request.ranges), len(request.missing))
+            raise DataError(f"the request has {count} ranges, expected 1 to {MAX_RANGES}")
         if request.credit < 1:
             raise DataError(f"credit is {request.credit}, expected at least 1")
 
     def _admit(self, device: str, *, last: bool) -> None:
-        retry_seconds = self.leases.ask(device, self._clock.monotonic(), last=last)
+        retry_seconds = self.leases.request(device, self._clock.monotonic(), last=last)
         if retry_seconds:
-            raise BusyError(f"{self.leases.held} transfers are under way", retry_seconds)
+            raise BusyError(f"{self.leases.active} transfers are in progress", retry_seconds)
 
     async def _size(self, digest: str) -> int:
         cached = self._cache.get(digest, -1)
@@ -108,64 +116,64 @@ class BlockService(RequestService):
         try:
             size = await asyncio.to_thread(self._store.size, blob_name(digest))
         except NotFoundError as error:
-            raise NotFoundError(f"there is no blob {digest}") from error  # where the store is, is not for devices
+            raise NotFoundError(f"there is no blob {digest}") from error  # devices must not see the store's address
         self._cache.put(digest, -1, str(size).encode())
         return size
 
     async def _read(self, digest: str, run: list[int]) -> list[tuple[int, bytes]]:
-        """The blocks of one run of neighbours, from the cache or with one read of the store."""
+        """The blocks of one run of consecutive indexes, from the cache or with one read of the store."""
         cached = [(index, self._cache.get(digest, index)) for index in run]
-        found = [(index, data) for index, data in cached if data is not None]
-        if len(found) == len(run):
-            return found
+        hits = [(index, data) for index, data in cached if data is not None]
+        if len(hits) == len(run):
+            return hits
         start, length = run[0] * BLOCK_BYTES, len(run) * BLOCK_BYTES
         data = await asyncio.to_thread(self._store.get_range, blob_name(digest), start, length)
         blocks = [(index, data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]) for at, index in enumerate(run)]
         if not blocks[-1][1]:
-            raise StoreError(f"blob {digest} is shorter than it was")
+            raise StoreError(f"blob {digest} has become shorter in the store")
         for index, block in blocks:
             self._cache.put(digest, index, block)
         return blocks
 
 
 class BlockCache:
-    """Hot blocks of a wave in step: bounded in bytes, forgotten after a while.
+    """Cache of blocks that several devices request at about the same time.
 
     Args:
-        limit: Bytes.
-        seconds: How long a block is kept.
-        clock: Monotonic.
+        limit: Capacity in bytes.
+        seconds: Time after which a block is dropped.
+        clock: Monotonic time.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
         self._limit = limit
         self._seconds = seconds
         self._clock = clock
-        self._kept: collections.OrderedDict[tuple[str, int], tuple[float, bytes]] = collections.OrderedDict()
+        self._blocks: collections.OrderedDict[tuple[str, int], tuple[float, bytes]] = collections.OrderedDict()
         self.bytes = 0
 
     def get(self, digest: str, index: int) -> bytes | None:
-        """A block that was put lately."""
-        entry = self._kept.get((digest, index))
+        """A cached block; None if it is absent or too old."""
+        entry = self._blocks.get((digest, index))
         if entry is None or self._clock.monotonic() - entry[0] >= self._seconds:
             return None
-        self._kept.move_to_end((digest, index))
+        self._blocks.move_to_end((digest, index))
         return entry[1]
 
     def put(self, digest: str, index: int, data: bytes) -> None:
-        """Keep a block; the least recently used ones make room."""
-        old = self._kept.pop((digest, index), None)
+        """Add a block; drops the least recently used blocks above the limit."""
+        old = self._blocks.pop((digest, index), None)
         self.bytes += len(data) - (len(old[1]) if old else 0)
-        self._kept[digest, index] = (self._clock.monotonic(), data)
+        self._blocks[digest, index] = (self._clock.monotonic(), data)
         while self.bytes > self._limit:
-            _, (_, dropped) = self._kept.popitem(last=False)
+            _, (_, dropped) = self._blocks.popitem(last=False)
             self.bytes -= len(dropped)
 
 
 def _indexes(ranges: Iterable[Range], total: int) -> Iterator[int]:
     for wanted in ranges:
         if not 0 <= wanted.first <= wanted.last < total:
-            raise DataError(f"blocks {wanted.first} to {wanted.last} are not among the {total} of this blob")
+            raise DataError(f"blocks {wanted.first} to {wanted.last} are outside the {total} blocks of this blob")
         yield from range(wanted.first, wanted.last + 1)
 
 

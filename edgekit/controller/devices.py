@@ -1,4 +1,4 @@
-"""What devices say (reports, presence, events, results, telemetry), and the commands that they are sent."""
+"""The device service: stores reports, presence, events, results and telemetry of devices, and sends commands."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INBOX = 10_000
+INBOX_MESSAGES = 10_000
 SAME_EVENT_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 
 
 class DeviceService:
-    """Keeps what devices say, once it is seen to be theirs, and sends them the commands that operators asked for.
+    """Verifies and stores devices' messages, and sends operators' commands to devices.
 
     Args:
         fleet, transport, state, clock: As Controller.
         director: Signs commands.
 
     Attributes:
-        dropped: Messages that came faster than they could be kept.
-        failures: Messages that failed unexpectedly.
+        dropped: Messages that were dropped because the inbox was full.
+        failures: Messages that failed with an unexpected error.
     """
 
     def __init__(
@@ -47,37 +47,37 @@ class DeviceService:
         self._state = state
         self._clock = clock
         self._director = director
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX)
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX_MESSAGES)
         self._worker: asyncio.Task[None] | None = None
         self._keys: dict[str, Key] = {}
-        self._complained: dict[tuple[str, str], float] = {}
-        self._takers: dict[str, Callable[[str, Message], None]] = {
-            "reported": self._take_report,
-            "presence": self._take_presence,
-            "event": self._take_event,
-            "result": self._take_result,
-            "telemetry": self._take_telemetry,
+        self._rejected_at: dict[tuple[str, str], float] = {}
+        self._handlers: dict[str, Callable[[str, Message], None]] = {
+            "reported": self._save_report,
+            "presence": self._save_presence,
+            "event": self._save_event,
+            "result": self._save_result,
+            "telemetry": self._save_telemetry,
         }
         self.dropped = 0
         self.failures = 0
 
     async def start(self) -> None:
-        """Begin to listen. Not shared: what is retained must reach every controller."""
+        """Subscribe to the devices' topics. Not a shared subscription: each controller needs the retained messages."""
         self._worker = asyncio.get_running_loop().create_task(self._work())
-        for kind in self._takers:
+        for kind in self._handlers:
             await self._transport.subscribe(topics.device(self._fleet, "+", kind), self._put)
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop handling messages."""
         if self._worker:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
 
     async def send_commands(self) -> None:
-        """Send what operators asked for to the devices that are online.
+        """Send the operators' commands to the devices that are online.
 
         Raises:
-            TransportError: the broker is away; they are sent later.
+            TransportError: the broker cannot be reached; the next call sends them.
         """
         now = self._clock.wall()
         for stored in await asyncio.to_thread(self._state.commands.to_send, now):
@@ -98,82 +98,82 @@ class DeviceService:
         try:
             self._inbox.put_nowait(message)
         except asyncio.QueueFull:
-            self.dropped += 1  # the next heartbeat says it again
+            self.dropped += 1  # the device reports its state again with the next heartbeat
 
     async def _work(self) -> None:
         while True:
             message = await self._inbox.get()
             while True:
                 try:
-                    await asyncio.to_thread(self._take, message)
+                    await asyncio.to_thread(self._handle, message)
                     break
                 except UnavailableError as error:
-                    log.warning("%s is kept later: %s", message.topic, error)
+                    log.warning("%s will be stored later: %s", message.topic, error)
                     await asyncio.sleep(RETRY_SECONDS)
-                except Exception:  # supervision boundary: one message cannot end the listening
+                except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
                     self.failures += 1
-                    log.exception("%s could not be taken", message.topic)
+                    log.exception("a message on %s could not be handled", message.topic)
                     break
 
-    def _take(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         where = topics.parse_device(message.topic)
-        if where is None or where.kind not in self._takers or not message.payload:
+        if where is None or where.kind not in self._handlers or not message.payload:
             return
         try:
-            self._takers[where.kind](where.device, message)
+            self._handlers[where.kind](where.device, message)
         except NotFoundError as error:
-            self._complain(where.device, "unknown-device", error)
+            self._reject(where.device, "unknown-device", error)
         except SignatureError as error:
-            self._complain(where.device, "bad-signature", error)
+            self._reject(where.device, "bad-signature", error)
         except DataError as error:
-            self._complain(where.device, "bad-message", error)
+            self._reject(where.device, "bad-message", error)
 
-    def _take_report(self, device: str, message: Message) -> None:
+    def _save_report(self, device: str, message: Message) -> None:
         report = self._open(device, message, Reported)
         if report.fleet != self._fleet:
-            raise DataError(f"report is for fleet {report.fleet[:64]!r}, this is {self._fleet!r}")
+            raise DataError(f"the report is for fleet {report.fleet[:64]!r}, expected {self._fleet!r}")
         if not self._state.devices.save_report(report, self._clock.wall(), live=not message.retained):
-            log.debug("report %d of %s was known", report.number, device)
+            log.debug("report %d of %s is already stored", report.number, device)
 
-    def _take_presence(self, device: str, message: Message) -> None:
+    def _save_presence(self, device: str, message: Message) -> None:
         self._state.devices.get(device)
         self._state.devices.save_presence(device, decode(message.payload, Presence), self._clock.wall())
 
-    def _take_event(self, device: str, message: Message) -> None:
+    def _save_event(self, device: str, message: Message) -> None:
         event = self._open(device, message, Event)
         self._state.devices.add_event(event, self._clock.wall())
 
-    def _take_result(self, device: str, message: Message) -> None:
+    def _save_result(self, device: str, message: Message) -> None:
         result = self._open(device, message, Result)
         if not self._state.commands.save_result(result):
-            log.info("%s answers command %d, which waits for no answer", device, result.number)
+            log.info("%s answered command %d, which waits for no answer", device, result.number)
 
-    def _take_telemetry(self, device: str, message: Message) -> None:
+    def _save_telemetry(self, device: str, message: Message) -> None:
         self._state.devices.get(device)
         telemetry = decode(message.payload, Telemetry)
         if telemetry.device != device:
-            raise DataError(f"telemetry names device {telemetry.device[:64]!r} on the topic of {device!r}")
+            raise DataError(f"the telemetry names device {telemetry.device[:64]!r} on the topic of {device!r}")
         self._state.devices.save_telemetry(telemetry, self._clock.wall())
 
     def _open(self, device: str, message: Message, kind: type[T]) -> T:
-        """The verified message; it must be the topic's device who says it."""
+        """Verify the message with the key of the topic's device and decode it; it must name the same device."""
         pem = self._state.devices.get(device).public_key
         if pem not in self._keys:
             self._keys[pem] = parse_public(pem.encode(), f"public key of {device}")
         opened = open_envelope(message.payload, kind, self._keys[pem])
-        said = msgspec.structs.asdict(opened).get("device")
-        if said != device:
-            raise DataError(f"{kind.__name__} names device {str(said)[:64]!r} on the topic of {device!r}")
+        named = msgspec.structs.asdict(opened).get("device")
+        if named != device:
+            raise DataError(f"{kind.__name__} names device {str(named)[:64]!r} on the topic of {device!r}")
         return opened
 
-    def _complain(self, device: str, kind: str, error: Exception) -> None:
-        """Keep an event about a message that cannot be trusted or read, once a minute for each device and kind."""
+    def _reject(self, device: str, kind: str, error: Exception) -> None:
+        """Store an event about a message that cannot be verified or read, once a minute for each device and kind."""
         now = self._clock.wall()
-        if now - self._complained.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
+        if now - self._rejected_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
             return
-        if len(self._complained) >= INBOX:
-            self._complained.clear()
-        self._complained[device, kind] = now
+        if len(self._rejected_at) >= INBOX_MESSAGES:
+            self._rejected_at.clear()
+        self._rejected_at[device, kind] = now
         log.warning("%s: %s: %s", device, kind, error)
         event = Event(device=device, kind=kind, at=now, error=type(error).__name__, message=str(error))
         self._state.devices.add_event(event, now)

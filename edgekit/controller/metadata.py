@@ -1,4 +1,4 @@
-"""The metadata service: files of the TUF repository for devices that reach nothing but the broker."""
+"""The metadata service: sends files of the TUF repository to devices over MQTT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 8 * 1024**2
 
 
 class MetadataService(RequestService):
-    """Answers ``request/metadata/<device>`` with a whole file, in parts of at most BLOCK_BYTES."""
+    """Answers ``request/metadata/<device>`` with a whole file, in parts of at most BLOCK_BYTES bytes."""
 
     def __init__(self, *, fleet: str, transport: Transport, store: Store) -> None:
         super().__init__(fleet=fleet, kind="metadata", transport=transport)

@@ -1,4 +1,8 @@
-"""What answers devices' requests: one task a request, bounded, and no request can do more than get an error answer."""
+"""Base of the services that answer devices' requests over MQTT.
+
+Each request is answered in a task of its own, and their number is limited. A bad request gets an error answer and
+affects no other request.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +27,32 @@ MAX_ID_LENGTH = 64
 
 
 class BusyError(UnavailableError):
-    """Too much is under way; the device should ask again after `retry_seconds`, or listen to a wave before."""
+    """The service is busy.
 
-    def __init__(self, message: str, retry_seconds: float, *, wave: bool = False) -> None:
+    Args:
+        message: The error, for people.
+        retry_seconds: Time after which the device should retry.
+        broadcast: The device should first listen to a broadcast of the blob.
+    """
+
+    def __init__(self, message: str, retry_seconds: float, *, broadcast: bool = False) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
-        self.wave = wave
+        self.broadcast = broadcast
 
 
 class RequestService:
-    """Answers one kind of request on ``answer/<device>``, QoS 0; the device asks again for what is lost.
+    """Answers one kind of request on ``answer/<device>`` with QoS 0; the device requests lost answers again.
 
     Args:
-        fleet: Whose devices.
-        kind: As in ``request/<kind>/<device>``.
-        transport: Where requests come from.
+        fleet: Name of the fleet.
+        kind: The kind in the topic ``request/<kind>/<device>``.
+        transport: Connection to the broker.
 
     Attributes:
         refused: Requests that got an error answer, by error.
-        dropped: Requests that got none, because too many were being answered.
-        failures: Answers that failed unexpectedly.
+        dropped: Requests that got no answer, because too many were being answered.
+        failures: Requests that failed with an unexpected error.
     """
 
     def __init__(self, *, fleet: str, kind: str, transport: Transport) -> None:
@@ -56,28 +66,28 @@ class RequestService:
         self.failures = 0
 
     async def start(self) -> None:
-        """Begin to answer; requests are shared with other controllers where the broker can."""
+        """Subscribe to requests; controllers share them if the broker supports shared subscriptions."""
         await self._transport.subscribe(topics.request(self._fleet, self._kind, "+"), self._take, group=GROUP)
 
     async def stop(self) -> None:
-        """End every answer that is under way."""
+        """Cancel the answers in progress."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
-        """The answers to one request.
+        """Yield the answers to one request.
 
         Raises:
             DataError: the request is malformed.
-            NotFoundError: what it asks for does not exist.
-            UnavailableError: ask again later.
+            NotFoundError: the requested blob or file does not exist.
+            UnavailableError: the device should retry later.
         """
         raise NotImplementedError
 
     def _take(self, message: Message) -> None:
         where = topics.parse_request(message.topic)
-        if where is None or message.retained:  # a retained request is an old one, or a trap
+        if where is None or message.retained:  # a retained request is stale, or somebody forged it
             return
         if len(self._tasks) >= MAX_OUTSTANDING:
             self.dropped += 1
@@ -108,7 +118,7 @@ class RequestService:
             await self._refuse(device, payload, "not-found", error)
         except UnavailableError as error:
             await self._refuse(device, payload, "busy", error)
-        except Exception:  # supervision boundary: one request cannot end the service
+        except Exception:  # supervision boundary, counted: an unexpected error in one request must not end the service
             self.failures += 1
             log.exception("a %s request of %s could not be answered", self._kind, device)
 
@@ -117,8 +127,13 @@ class RequestService:
         log.info("%s request of %s: %s: %s", self._kind, device, error, reason)
         try:
             busy = reason if isinstance(reason, BusyError) else BusyError("", 0.0)
-            said, retry = str(reason)[:500], busy.retry_seconds
-            answer = Answer(_request_id(payload), error=error, message=said, retry_seconds=retry, wave=busy.wave)
+            answer = Answer(
+                _request_id(payload),
+                error=error,
+                message=str(reason)[:500],
+                retry_seconds=busy.retry_seconds,
+                wave=busy.broadcast,
+            )
             await self._send(device, answer)
         except TransportError as failed:
             log.debug("answer to %s was not sent: %s", device, failed)
@@ -132,10 +147,10 @@ class _Identified(msgspec.Struct, frozen=True):
 
 
 def check_id(request_id: str) -> None:
-    """Hold the id of a request to a length.
+    """Check the length of a request's id.
 
     Raises:
-        DataError: it is empty or too long.
+        DataError: the id is empty or too long.
     """
     if not 0 < len(request_id) <= MAX_ID_LENGTH:
         raise DataError(f"request id has {len(request_id)} characters, expected 1 to {MAX_ID_LENGTH}")

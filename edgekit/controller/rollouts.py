@@ -1,6 +1,6 @@
-"""Rollouts in motion: look at the fleet, step the machines, sign what changed, put it on the devices' topics.
+"""The rollout service: surveys the fleet, steps the rollouts, signs changed assignments and publishes them.
 
-Nothing is remembered here that the database does not hold, so a controller can be stopped anywhere and another goes on.
+All state that matters is in the database, so a controller can stop at any time and another one continues.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FULL_SURVEY_SECONDS = 30.0
-OVERLAP_SECONDS = 10.0  # reports are dated before they are committed
+OVERLAP_SECONDS = 10.0  # a report gets its time stamp before its transaction is committed
 MISSING_TARGETS_SECONDS = 60.0
 PUBLISH_AT_ONCE = 32
 
 
-class _Look(msgspec.Struct):
-    """When a rollout was last looked at, and what the fleet was then."""
+class _LastSurvey(msgspec.Struct):
+    """The last survey of a rollout.
+
+    Attributes:
+        revision: Revision of the rollout before it.
+        change: Time of the fleet's latest change then.
+        at, full, targets: Times of the last survey, of the last full one, and of the last check for missing bundles.
+        state: State of the rollout after it.
+    """
 
     revision: int = -1
     change: float = 0.0
@@ -42,12 +49,12 @@ class _Look(msgspec.Struct):
 
 
 class RolloutService:
-    """Drives every active rollout of a fleet.
+    """Advances every active rollout of a fleet.
 
     Args:
         fleet, transport, state, reader, clock: As Controller.
         director: Signs assignments.
-        assignment_seconds: How long an assignment is valid; it is renewed when two thirds have passed.
+        assignment_seconds: Lifetime of an assignment; it is renewed after two thirds of it.
     """
 
     def __init__(
@@ -68,28 +75,28 @@ class RolloutService:
         self._clock = clock
         self._director = director
         self._lifetime = assignment_seconds
-        self._looks: dict[int, _Look] = {}
+        self._surveys: dict[int, _LastSurvey] = {}
         self._publish_all = True
-        self._distrusted = False
+        self._signers_checked = False
 
     def connection_changed(self, connected: bool) -> None:
-        """A broker that was away may have forgotten what it retained: give it everything again."""
+        """Publish all assignments again after a reconnect, because the broker may have lost its retained messages."""
         self._publish_all = self._publish_all or connected
 
     async def tick(self) -> None:
-        """Look, step and sign.
+        """Survey the fleet, step the rollouts and sign assignments.
 
         Raises:
-            UnavailableError: the database did not answer; the next tick does the same again.
+            UnavailableError: the database did not answer; the next tick repeats the work.
         """
         await asyncio.to_thread(self._advance)
         await asyncio.to_thread(self._sign)
 
     async def publish(self) -> None:
-        """Give the broker what it does not have yet.
+        """Publish the assignments that the broker does not have yet.
 
         Raises:
-            TransportError: the broker is away; the next call does the same again.
+            TransportError: the broker cannot be reached; the next call repeats the work.
         """
         everything, self._publish_all = self._publish_all, False
         try:
@@ -112,22 +119,22 @@ class RolloutService:
     def _advance(self) -> None:
         change = self._state.devices.latest_change()
         for active in self._state.rollouts.active():
-            self._look(active, change, self._clock.wall())
+            self._survey(active, change, self._clock.wall())
 
-    def _look(self, active: ActiveRollout, change: float, now: float) -> None:
-        last = self._looks.get(active.id) or _Look()
+    def _survey(self, active: ActiveRollout, change: float, now: float) -> None:
+        last = self._surveys.get(active.id) or _LastSurvey()
         if now - last.targets >= MISSING_TARGETS_SECONDS:
             self._fill_targets(active.id)
             last.targets = now
         full = last.revision != active.revision or now - last.full >= FULL_SURVEY_SECONDS
-        woken = active.wake_at is not None and now >= active.wake_at
-        if not full and not woken and last.change == change:
+        due = active.wake_at is not None and now >= active.wake_at
+        if not full and not due and last.change == change:
             return
         rollout = self._state.rollouts.survey(active.id, now, 0.0 if full else last.at - OVERLAP_SECONDS)
         if last.state != rollout.state.value:
-            said = f"{rollout.state.value} {rollout.reason}".rstrip()
-            log.info("rollout %d of %s %s: %s", rollout.id, rollout.model, rollout.version, said)
-        self._looks[active.id] = _Look(
+            text = f"{rollout.state.value} {rollout.reason}".rstrip()
+            log.info("rollout %d of %s %s: %s", rollout.id, rollout.model, rollout.version, text)
+        self._surveys[active.id] = _LastSurvey(
             revision=active.revision,
             change=change,
             at=now,
@@ -137,7 +144,7 @@ class RolloutService:
         )
 
     def _fill_targets(self, number: int) -> None:
-        """Find bundles for targets that had none: of devices that enrolled late, or published meanwhile."""
+        """Find bundles for targets that had none: a device enrolled later, or a bundle was published later."""
         missing = self._state.rollouts.missing_targets(number)
         if not missing:
             return
@@ -156,9 +163,9 @@ class RolloutService:
 
     def _sign(self) -> None:
         now = self._clock.wall()
-        if not self._distrusted:  # the director's key may have been changed since they were signed
+        if not self._signers_checked:  # the director's key may have changed since they were signed
             self._state.assignments.renew_other_signers(self._director.public_key.keyid)
-            self._distrusted = True
+            self._signers_checked = True
         for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
             version: int | None = stored.version
             if stored.payload is not None:

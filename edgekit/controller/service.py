@@ -1,4 +1,4 @@
-"""The controller: joins rollouts, the block and metadata services, and what devices say."""
+"""The controller: runs the rollout, block, metadata and device services of one fleet."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ log = logging.getLogger(__name__)
 
 
 class ControllerOptions(msgspec.Struct, frozen=True):
-    """What a controller is set to.
+    """Options of a controller.
 
     Attributes:
-        tick_seconds: How often rollouts are looked at.
-        assignment_days: How long an assignment is valid.
-        broker_budget_bytes: Blocks that may be under way to devices at one time.
-        freshen_seconds: How often the registry's timestamp is looked at.
+        tick_seconds: Time between two rounds.
+        assignment_days: Lifetime of an assignment.
+        broker_budget_bytes: Bytes of blocks that may be on the way to devices at one time.
+        timestamp_check_seconds: Time between two checks of the registry's timestamp.
     """
 
     tick_seconds: float = 0.5
     assignment_days: int = 30
     broker_budget_bytes: int = 16 * 1024**2
-    freshen_seconds: float = 3600.0
+    timestamp_check_seconds: float = 3600.0
 
 
 class Controller:
-    """Serves one fleet; several controllers may serve the same one over one database and one store.
+    """Serves one fleet. Several controllers may serve the same fleet with one database and one store.
 
     Args:
-        fleet: Its name.
-        transport: Not started yet.
+        fleet: Name of the fleet.
+        transport: Connection to the broker, not started yet.
         state: The fleet's database.
-        store: The registry's store, which blocks and metadata are served from.
-        reader: The registry, verified.
+        store: The registry's store, from which blocks and metadata are served.
+        reader: Verified reader of the registry.
         director: Signs assignments and commands.
         clock: Time.
-        options: Its settings.
-        blob_urls: Where devices can have a blob by HTTP range, by its digest; called in a thread.
-        freshen: Signs the registry's timestamp anew when it is due; None where its keys are not here.
+        options: Options; None takes the defaults.
+        renew_timestamp: Signs the registry's timestamp again when it is due; None if its keys are not here.
+        blob_urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
 
     Attributes:
-        tick_errors: Rounds that failed and were done again.
+        tick_errors: Parts of rounds that failed; the next round repeats them.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Controller:
         director: CryptoSigner,
         clock: Clock,
         options: ControllerOptions | None = None,
-        freshen: Callable[[], object] | None = None,
+        renew_timestamp: Callable[[], object] | None = None,
         blob_urls: Callable[[str], Sequence[str]] = lambda digest: (),
     ) -> None:
         self._transport = transport
         self._clock = clock
         self._options = options = options or ControllerOptions()
-        self._freshen = freshen
-        self._freshened = float("-inf")
+        self._renew_timestamp = renew_timestamp
+        self._timestamp_checked = float("-inf")
         self.tick_errors = 0
         self.blocks = BlockService(
             fleet=fleet,
@@ -101,7 +101,7 @@ class Controller:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; a broker, store or database that is away is waited for."""
+        """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
         services = (self.blocks, self.metadata, self.devices)
         self._transport.on_connection(self.rollouts.connection_changed)
         for service in services:
@@ -120,26 +120,27 @@ class Controller:
             await self._transport.stop()
 
     async def tick(self) -> None:
-        """One round of everything that is due; what fails is done again in the next."""
-        for part in (self._freshen_registry, self.rollouts.tick, self._speak):
+        """Do one round of the work that is due; the next round repeats what failed."""
+        for part in (self._check_timestamp, self.rollouts.tick, self._publish):
             try:
                 await part()
             except TransportError as error:
-                log.info("the broker takes nothing now: %s", error)
+                log.info("the broker accepts no message now: %s", error)
             except EdgekitError as error:
                 self.tick_errors += 1
                 log.warning("%s", error)
-            except Exception:  # supervision boundary: one bad round cannot end the controller
+            except Exception:  # supervision boundary, counted: an unexpected error must not end the controller
                 self.tick_errors += 1
                 log.exception("a round of the controller failed")
 
-    async def _speak(self) -> None:
+    async def _publish(self) -> None:
         if self._transport.connected:
             await self.rollouts.publish()
             await self.devices.send_commands()
 
-    async def _freshen_registry(self) -> None:
-        if self._freshen is None or self._clock.monotonic() - self._freshened < self._options.freshen_seconds:
+    async def _check_timestamp(self) -> None:
+        now = self._clock.monotonic()
+        if self._renew_timestamp is None or now - self._timestamp_checked < self._options.timestamp_check_seconds:
             return
-        self._freshened = self._clock.monotonic()
-        await asyncio.to_thread(self._freshen)
+        self._timestamp_checked = now
+        await asyncio.to_thread(self._renew_timestamp)

@@ -55,9 +55,13 @@ class Site:
         """Start a controller's block service."""
         transport = self.transport(f"controller-{len(self.services)}")
         service = BlockService(
-            fleet=FLEET, transport=transport, store=self.store, clock=SystemClock(), broker_budget_bytes=budget
+            fleet=FLEET,
+            transport=transport,
+            store=self.store,
+            clock=SystemClock(),
+            broker_budget_bytes=budget,
+            gather_seconds=gather,
         )
-        service.waves._gather_seconds = gather
         await connect(transport)
         await service.start()
         self.services.append(service)
@@ -133,7 +137,7 @@ async def test_devices_in_step_are_served_by_one_broadcast():
         for number in range(12):
             await made.device(f"d{number}")
         await made.finish()
-        assert service.waves.waves == 1
+        assert service.broadcasts.started == 1
         assert made.sent("wave") == len(MODEL)
         assert made.sent("answer") < 0.25 * len(MODEL)  # what the first few got before the fourth had asked
         assert sum(fetcher.counters["wave_blocks"] for fetcher in made.fetchers.values()) > 11 * BLOCKS
@@ -147,7 +151,7 @@ async def test_few_devices_are_answered_one_by_one():
         for number in range(3):
             await made.device(f"d{number}")
         await made.finish()
-        assert service.waves.waves == 0
+        assert service.broadcasts.started == 0
 
 
 @pytest.mark.parametrize("devices", [3, 10])
@@ -158,7 +162,7 @@ async def test_five_percent_of_loss_cost_at_most_ten_percent_more(devices):
         for number in range(devices):
             await made.device(f"d{number}")
         await made.finish()
-        assert service.waves.waves == (1 if devices == 10 else 0)
+        assert service.broadcasts.started == (1 if devices == 10 else 0)
         assert made.to_devices <= 1.10 * devices * len(MODEL)
 
 
@@ -168,12 +172,12 @@ async def test_those_who_come_late_hear_the_rest_and_then_a_wave_of_what_they_mi
         service = await made.controller(budget=4 * 2**20)
         for number in range(6):
             await made.device(f"d{number}")
-        await made.until(lambda: service.waves.blocks_sent > BLOCKS // 3)
+        await made.until(lambda: service.broadcasts.blocks_sent > BLOCKS // 3)
         before = made.sent("answer")
         for number in range(8):
             await made.device(f"late-{number}")
         await made.finish()
-        assert service.waves.waves == 2
+        assert service.broadcasts.started == 2
         assert made.sent("answer") - before < len(MODEL)
         assert made.sent("wave") < 1.6 * len(MODEL)
 
@@ -184,7 +188,7 @@ async def test_a_controller_that_dies_in_a_wave_is_followed_by_another():
         first = await made.controller(budget=4 * 2**20)
         for number in range(8):
             await made.device(f"d{number}")
-        await made.until(lambda: first.waves.blocks_sent > 10)
+        await made.until(lambda: first.broadcasts.blocks_sent > 10)
         await first.stop()
         await made.transports[0].stop()
         await made.controller()
@@ -200,7 +204,7 @@ async def test_two_controllers_send_one_wave():
         for number in range(24):
             await made.device(f"d{number}")
         await made.finish()
-        assert sorted(service.waves.waves for service in made.services) == [0, 1]
+        assert sorted(service.broadcasts.started for service in made.services) == [0, 1]
         assert made.sent("wave") < 1.5 * len(MODEL)
 
 
@@ -211,7 +215,7 @@ async def test_a_device_with_a_rate_to_keep_does_not_listen():
         for number in range(6):
             await made.device(f"d{number}", rate=100 * 2**20)
         await made.finish()
-        assert service.waves.waves == 0
+        assert service.broadcasts.started == 0
 
 
 async def flood(made, make):
@@ -252,7 +256,7 @@ async def test_a_wave_through_a_real_broker(tmp_path):
         for number in range(8):
             await made.device(f"d{number}")
         await made.finish()
-        assert service.waves.waves == 1
+        assert service.broadcasts.started == 1
         heard = [fetcher.counters["wave_blocks"] for fetcher in made.fetchers.values()]
         assert sum(heard) > 0.8 * 8 * BLOCKS
         assert all(fetcher.counters["wrong_wave_blocks"] == 0 for fetcher in made.fetchers.values())
@@ -291,7 +295,7 @@ async def test_a_false_claim_delays_and_does_not_stop():
         for number in range(6):
             await made.device(f"d{number}")
         await made.finish()
-        assert service.waves.waves == 0
+        assert service.broadcasts.started == 0
 
 
 async def test_devices_that_know_no_waves_are_answered():
@@ -299,4 +303,4 @@ async def test_devices_that_know_no_waves_are_answered():
     async with site() as made:
         service = await made.controller()
         request = BlocksRequest("r", DIGEST, (), 4)
-        assert not any(service.waves.ask(f"old-{number}", request, BLOCKS) for number in range(10))
+        assert not any(service.broadcasts.request(f"old-{number}", request, BLOCKS) for number in range(10))

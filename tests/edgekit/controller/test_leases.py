@@ -13,7 +13,7 @@ from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.controller.leases import IDLE_SECONDS, LAST_SECONDS, MAX_RETRY_SECONDS, Leases, places_within
+from edgekit.controller.leases import IDLE_SECONDS, LAST_SECONDS, MAX_RETRY_SECONDS, Leases, max_transfers
 from edgekit.mqtt.messages import Answer, decode
 from edgekit.registry import blob_name
 from edgekit.storage.stores import open_store
@@ -25,38 +25,38 @@ WINDOW_BYTES = 16 * BLOCK_BYTES
 
 def test_a_budget_is_a_number_of_windows():
     """One window a device; a budget smaller than one still serves one device."""
-    assert [places_within(n) for n in (0, WINDOW_BYTES, 4 * WINDOW_BYTES - 1, 4 * WINDOW_BYTES)] == [1, 1, 3, 4]
+    assert [max_transfers(n) for n in (0, WINDOW_BYTES, 4 * WINDOW_BYTES - 1, 4 * WINDOW_BYTES)] == [1, 1, 3, 4]
 
 
 def test_first_come_first_served():
     """A freed place goes to who waits longest, even when a later one asks first."""
     leases = Leases(1)
-    assert leases.ask("a", 0.0) == 0.0
-    assert leases.ask("b", 0.1) > 0.0
-    assert leases.ask("c", 0.2) > 0.0
-    assert leases.ask("a", 0.3, last=True) == 0.0
+    assert leases.request("a", 0.0) == 0.0
+    assert leases.request("b", 0.1) > 0.0
+    assert leases.request("c", 0.2) > 0.0
+    assert leases.request("a", 0.3, last=True) == 0.0
     free = 0.3 + LAST_SECONDS
-    assert leases.ask("c", free) > 0.0
-    assert leases.ask("b", free) == 0.0
+    assert leases.request("c", free) > 0.0
+    assert leases.request("b", free) == 0.0
 
 
 def test_who_does_not_come_back_loses_its_turn():
     """A device that went away while it waited does not keep a place empty for ever."""
     leases = Leases(1)
-    leases.ask("a", 0.0, last=True)
-    leases.ask("gone", 0.0)
-    assert leases.ask("c", 2.0) > 0.0
-    assert leases.ask("c", 60.0) == 0.0
+    leases.request("a", 0.0, last=True)
+    leases.request("gone", 0.0)
+    assert leases.request("c", 2.0) > 0.0
+    assert leases.request("c", 60.0) == 0.0
 
 
 def test_a_silent_transfer_gives_its_place_back():
     """A device that stops asking is served no longer after a while, and a finished one at once."""
     leases = Leases(1)
-    leases.ask("a", 0.0)
-    assert leases.ask("b", IDLE_SECONDS - 0.1) > 0.0
-    assert leases.ask("b", IDLE_SECONDS + 0.1) == 0.0
-    leases.ask("b", 11.0, last=True)
-    assert leases.ask("c", 11.0 + LAST_SECONDS) == 0.0
+    leases.request("a", 0.0)
+    assert leases.request("b", IDLE_SECONDS - 0.1) > 0.0
+    assert leases.request("b", IDLE_SECONDS + 0.1) == 0.0
+    leases.request("b", 11.0, last=True)
+    assert leases.request("c", 11.0 + LAST_SECONDS) == 0.0
 
 
 @given(
@@ -68,8 +68,8 @@ def test_no_order_of_requests_makes_too_many_leases(places, requests):
     leases, now = Leases(places), 0.0
     for device, wait, last in requests:
         now += wait
-        retry = leases.ask(f"d{device}", now, last=last)
-        assert leases.held <= places
+        retry = leases.request(f"d{device}", now, last=last)
+        assert leases.active <= places
         assert 0.0 <= retry <= MAX_RETRY_SECONDS
 
 
@@ -83,7 +83,7 @@ def test_everybody_has_a_turn(places):
     now = 0.0
     while asks:
         now, name = asks.pop(0)
-        retry = leases.ask(name, now, last=True)
+        retry = leases.request(name, now, last=True)
         if retry:
             asks = sorted([*asks, (now + retry * luck.uniform(0.8, 1.2), name)])
         else:
@@ -112,7 +112,7 @@ class Fleet:
     def _tap(self, client, message):
         if client != "controller":
             answer = decode(message.payload, Answer)
-            self.most_served = max(self.most_served, self.service.leases.held)
+            self.most_served = max(self.most_served, self.service.leases.active)
             self.hints += [answer.retry_seconds] if answer.error else []
         return [message]
 
@@ -149,9 +149,9 @@ async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
 def test_who_listens_to_a_wave_leaves_its_place():
     """The next in turn gets it at once, and who left does not wait either."""
     leases = Leases(1)
-    assert leases.ask("a", 0.0) == 0.0
-    assert leases.ask("b", 0.0) > 0.0
+    assert leases.request("a", 0.0) == 0.0
+    assert leases.request("b", 0.0) > 0.0
     leases.release("b", 0.0)
     assert leases.waiting == 0
     leases.release("a", 0.0)
-    assert leases.ask("c", 0.0) == 0.0
+    assert leases.request("c", 0.0) == 0.0
