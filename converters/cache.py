@@ -1,7 +1,7 @@
-"""What was made before, by the digest of everything it was made from: an interrupted or repeated conversion goes on.
+"""Cache of earlier results on disk, by the digest of their inputs. An interrupted conversion can continue with it.
 
-Under the user's cache folder, bounded in size; the entries that were unused for longest go first. An entry carries its
-own digest, and one that is damaged is as good as none. Nothing in it is ever executed.
+The cache lies in the user's cache folder and is bounded in size: the least recently used entries are removed first.
+Each entry carries its own digest; a damaged entry counts as missing. Nothing in the cache is ever executed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from edgekit.tensors import Array
 
 MAX_BYTES = 1 << 30
 DIGEST_BYTES = 32
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 
 
 class Cache:
-    """Plain data and msgspec structs under keys, on disk.
+    """Stores plain data and msgspec structs on disk, by key.
 
     Args:
-        folder: Where; made when something is first kept.
-        max_bytes: What all entries together may take; one entry may take a quarter.
+        folder: The folder; it is made with the first entry.
+        max_bytes: Limit of all entries together, in bytes. One entry may use a quarter of it.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def get(self, key: str, kind: type[Kept]) -> Kept | None:
-        """The value kept under `key`, as a `kind`; None where there is none, or none that is whole."""
+    def get(self, key: str, kind: type[Value]) -> Value | None:
+        """The value of `key`, decoded as `kind`; None where it is missing or damaged."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -58,22 +58,20 @@ class Cache:
         return value
 
     def put(self, key: str, value: Any) -> None:
-        """Keep `value`. A disk that refuses keeps nothing, and that is no error."""
+        """Store `value`. Errors of the disk are ignored: the entry is then missing."""
         body = msgspec.msgpack.encode(value)
         if len(body) > self._max_bytes // 4:
             return
         path = self._path(key)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=path.parent)
-            try:
+            with contextlib.ExitStack() as on_failure:
+                handle, scratch = tempfile.mkstemp(dir=path.parent)
+                on_failure.callback(Path(scratch).unlink, missing_ok=True)
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(hashlib.sha256(body).digest() + body)
                 os.replace(scratch, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(scratch)
-                raise
+                on_failure.pop_all()
             self._shrink()
 
     def _path(self, key: str) -> Path:
@@ -95,39 +93,39 @@ class Cache:
 
 
 class CacheScope:
-    """One conversion's part of a cache; without a cache it keeps nothing.
+    """The entries of one conversion in a cache. Without a cache it stores nothing.
 
     Args:
-        cache: Where; None for nowhere.
-        origin: Digest of all that the conversion starts from.
+        cache: The cache; None disables it.
+        origin: Digest of all inputs of the conversion.
     """
 
     def __init__(self, cache: Cache | None = None, origin: str = "") -> None:
         self._cache = cache
         self._origin = origin
 
-    def get(self, what: tuple[Any, ...], kind: type[Kept]) -> Kept | None:
-        """What was kept as `what`; None where nothing was."""
-        return self._cache.get(self._key(what), kind) if self._cache else None
+    def get(self, key: tuple[Any, ...], kind: type[Value]) -> Value | None:
+        """The value of `key`; None where there is none."""
+        return self._cache.get(self._digest(key), kind) if self._cache else None
 
-    def put(self, what: tuple[Any, ...], value: Any) -> None:
-        """Keep `value` as `what`."""
+    def put(self, key: tuple[Any, ...], value: Any) -> None:
+        """Store `value` under `key`."""
         if self._cache:
-            self._cache.put(self._key(what), value)
+            self._cache.put(self._digest(key), value)
 
-    def _key(self, what: tuple[Any, ...]) -> str:
-        return hashlib.sha256(msgspec.json.encode([self._origin, *what], order="sorted")).hexdigest()
+    def _digest(self, key: tuple[Any, ...]) -> str:
+        return hashlib.sha256(msgspec.json.encode([self._origin, *key], order="sorted")).hexdigest()
 
 
 def default_cache() -> Cache:
-    """The user's: under XDG_CACHE_HOME, or ~/.cache."""
+    """The user's cache, under XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return Cache(root / "edgekit" / "convert")
 
 
 def origin_of(*parts: Any) -> str:
-    """Digest of `parts` (bytes, arrays, and what JSON can say) and of edgekit's own code."""
+    """Digest of `parts` (bytes, arrays, and values that JSON can express) and of edgekit's own code."""
     found = hashlib.sha256(code_digest().encode())
     for part in parts:
         body = _bytes_of(part)
@@ -137,23 +135,23 @@ def origin_of(*parts: Any) -> str:
 
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
-    """Digest of the code that converts: what older code made is not taken for what this would make."""
+    """Digest of edgekit's code, so that results of older code are not used."""
     root = Path(__file__).parents[1]
     found = hashlib.sha256()
     for package in ("converters", "edgekit"):
         for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".toml")):
-            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+            found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
 
 def this_processor() -> str:
-    """What tells kinds of processors apart: kernels, and so the last bits of answers, differ between them."""
+    """Description of this kind of processor. Kernels, and so the last bits of answers, depend on it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-    return "\n".join([platform.machine(), *sorted(told)])
+    described = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(described)])
 
 
 def _bytes_of(part: Any) -> bytes:
@@ -165,7 +163,7 @@ def _bytes_of(part: Any) -> bytes:
 
 
 def array_bytes(array: Array) -> bytes:
-    """What tells `array` from every other one: its dtype, shape and values."""
+    """The dtype, shape and values of `array` as bytes; other arrays have other bytes."""
     head = f"{array.dtype.str}{array.shape}".encode()
     plain = not array.dtype.hasobject
     return head + (np.ascontiguousarray(array).tobytes() if plain else msgspec.json.encode(array.tolist()))

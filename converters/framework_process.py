@@ -1,9 +1,9 @@
-"""The processes of TensorFlow and PyTorch: functions are sent to them by name, and their noise goes to a log.
+"""Runs TensorFlow and PyTorch in processes of their own. Functions are called by name; output goes to a log.
 
-TensorFlow takes ten seconds and 600 MB to import, prints on both streams, and can end the process that it is in. So one
-child is started when first needed and serves a whole conversion. It is a plain child and not a process pool, because a
-pool imports the user's own script a second time, and a script without a ``__main__`` guard would convert twice. PyTorch
-gets a process of its own, since the two bring other copies of the same libraries.
+TensorFlow takes ten seconds and 600 MB to import, prints on both streams, and can end its process. So one child process
+is started when it is first needed, and serves a whole conversion. It is a plain child and not a process pool, because a
+pool imports the user's script a second time, and a script without a ``__main__`` guard would convert twice. PyTorch has
+another process, because both frameworks bring copies of the same libraries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
-# What may be asked of the children; a name that is not here cannot be called.
+# The functions that a child can run. Other names are refused.
 FUNCTIONS = {
     "export_keras": "converters.frontends.tensorflow_side:export_keras",
     "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
@@ -34,7 +34,7 @@ FUNCTIONS = {
     "export_program": "converters.frontends.torch_side:export_program",
     "program_answers": "converters.frontends.torch_side:program_answers",
 }
-# Imported by a child, and which extra brings it; any other module that cannot be imported is a fault of ours.
+# Modules that a child imports, and the extra that installs each. Any other missing module is a fault of edgekit.
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
 LOG_TAIL_LINES = 12
 _LENGTH = struct.Struct("!Q")
@@ -46,7 +46,7 @@ class FrameworkProcess:
 
     Args:
         framework: Its name, for messages.
-        show_log: Let what the framework prints go to stderr as it comes, instead of to a log that only errors quote.
+        show_log: Send the framework's output to stderr at once, instead of to a log that only errors quote.
     """
 
     def __init__(self, framework: str, *, show_log: bool = False) -> None:
@@ -59,25 +59,25 @@ class FrameworkProcess:
         """Run one of FUNCTIONS in the child and return its result; starts the child on first use.
 
         Raises:
-            EdgekitError: what the function raised.
+            EdgekitError: the function raised it.
             MissingExtraError: the framework is not installed.
-            ConversionError: it failed in another way, or the child died; carries the last lines of its log.
+            ConversionError: the function failed otherwise, or the child ended; the message quotes the log.
         """
         if function not in FUNCTIONS:
             raise ValueError(f"{function!r} is not a function of the child")
         process = self._started()
-        try:
-            _send(process.stdin, (function, arguments))
-            kind, value = _receive(process.stdout)
-        except (EOFError, BrokenPipeError):
-            status = self._kill()
-            raise ConversionError(
-                f"the {self._framework} process ended in {function} ({status}){self.log_tail()}",
-                advice="If it was killed for memory, close other programs or convert on a larger machine.",
-            ) from None
-        except BaseException:  # Ctrl-C in the middle of an answer: the pipe is of no further use
-            self._kill()
-            raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._kill)  # after Ctrl-C in the middle of an answer the pipe cannot be used again
+            try:
+                _send(process.stdin, (function, arguments))
+                kind, value = _receive(process.stdout)
+            except (EOFError, OSError):  # Windows reports a broken pipe by other errors than BrokenPipeError
+                status = self._kill()
+                raise ConversionError(
+                    f"the {self._framework} process ended in {function} ({status}){self.log_tail()}",
+                    advice="If it was killed for memory, close other programs or convert on a larger machine.",
+                ) from None
+            on_failure.pop_all()
         if kind == "result":
             return value
         if kind == "error":
@@ -85,7 +85,7 @@ class FrameworkProcess:
         raise ConversionError(f"{self._framework} failed: {value}{self.log_tail()}")
 
     def log_tail(self) -> str:
-        """The last lines that the framework printed, for an error message; empty when there are none."""
+        """The last lines of the framework's output, for an error message; empty where there is none."""
         if self._log is None:
             return ""
         self._log.seek(0)
@@ -93,7 +93,7 @@ class FrameworkProcess:
         return "".join("\n  | " + line for line in lines[-LOG_TAIL_LINES:])
 
     def close(self) -> None:
-        """End the child; no error when it never ran."""
+        """End the child, if it runs."""
         self._kill()
         if self._log is not None:
             self._log.close()
@@ -128,15 +128,15 @@ class FrameworkProcess:
         return self._process
 
     def _kill(self) -> str:
-        """Kill and reap the child; how it ended."""
+        """Kill and reap the child. Returns how it ended."""
         if self._process is None:
-            return "it was not running"
+            return "not running"
         process, self._process = self._process, None
         for pipe in (process.stdin, process.stdout):
             if pipe:
-                with contextlib.suppress(BrokenPipeError):  # it died with unread input; the pipe is closed all the same
+                with contextlib.suppress(OSError):  # it ended with unread input; the pipe is closed anyway
                     pipe.close()
-        # A child that died by itself has its own status a moment after its pipe broke.
+        # A child that ended by itself has an exit status shortly after its pipe broke.
         try:
             process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
@@ -147,20 +147,20 @@ class FrameworkProcess:
 
 
 class TensorFlowProcess(FrameworkProcess):
-    """TensorFlow's process, and PyTorch's once something is asked of that."""
+    """TensorFlow's process, and PyTorch's process from its first call on."""
 
     def __init__(self, *, show_log: bool = False) -> None:
         super().__init__("TensorFlow", show_log=show_log)
         self._torch = FrameworkProcess("PyTorch", show_log=show_log)
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """Run one of FUNCTIONS in the process that it belongs to. Raises as `FrameworkProcess.call`."""
+        """Run one of FUNCTIONS in its framework's process. Raises as `FrameworkProcess.call`."""
         if "torch_side" in FUNCTIONS.get(function, ""):
             return self._torch.call(function, **arguments)
         return super().call(function, **arguments)
 
     def close(self) -> None:
-        """End both; no error when they never ran."""
+        """End both processes, if they run."""
         self._torch.close()
         super().close()
 
@@ -174,7 +174,7 @@ def _send(stream: Any, value: Any) -> None:
 
 def _receive(stream: Any) -> Any:
     (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-    return pickle.loads(_exactly(stream, length))  # noqa: S301 - both ends are this program; no file is ever read so
+    return pickle.loads(_exactly(stream, length))  # noqa: S301 - both ends are this program; no file is read this way
 
 
 def _exactly(stream: Any, length: int) -> bytes:
@@ -187,7 +187,7 @@ def _exactly(stream: Any, length: int) -> bytes:
     return bytes(parts)
 
 
-# --- the child's side
+# --- in the child process
 
 
 def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -215,12 +215,12 @@ def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
         return "error", MissingExtraError(missing, EXTRAS[missing])
     except EdgekitError as error:
         return "error", error
-    except Exception as error:  # the process boundary: the parent raises it anew, with this child's log
+    except Exception as error:  # process boundary: the parent raises a ConversionError with this child's log
         return "unexpected", f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
-    """Serve calls until the parent goes away. What libraries print to stdout joins stderr in the parent's log."""
+    """Serve calls until the parent ends. Output of libraries to stdout goes to stderr, and so to the parent's log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

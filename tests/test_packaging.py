@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -149,3 +150,29 @@ def test_the_version_is_stated_once(built: Path) -> None:
 def test_a_release_answers_from_an_empty_environment(built: Path, tmp_path: Path) -> None:
     """The wheel, installed as on a device: its commands run, and its agent takes a rollout and answers over HTTP."""
     check.check_installed(check.distributions(built)[0], tmp_path)
+
+
+WORKSTATIONS = {"aarch64-apple-darwin": "14.0", "x86_64-pc-windows-msvc": ""}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("platform", WORKSTATIONS)
+def test_workstations_of_other_systems_resolve_from_the_constraints(platform: str, python: str, tmp_path: Path) -> None:
+    """Every pinned package of convert, registry and controller has a wheel for macOS 14 (arm64) and Windows.
+
+    Asks a package index, and installs nothing.
+    """
+    out = tmp_path / "resolved.txt"
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", str(ROOT / "pyproject.toml")]
+    command += [word for extra in ("convert", "registry", "controller") for word in ("--extra", extra)]
+    command += ["--constraint", str(ROOT / "constraints" / "all.txt"), "--only-binary", ":all:", "--no-header"]
+    command += ["--python-platform", platform, "--python-version", python, "--quiet", "--output-file", str(out)]
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": WORKSTATIONS[platform]}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    pin = re.compile(r"^([a-z0-9.-]+)==([^ ;\n]+)", re.MULTILINE)
+    resolved = set(pin.findall(out.read_text()))
+    assert {"ai-edge-litert", "keras", "obstore", "onnxruntime", "sqlalchemy", "tuf"} <= {name for name, _ in resolved}
+    assert {"tensorflow", "tensorflow-cpu"} & {name for name, _ in resolved}
+    assert resolved <= set(pin.findall((ROOT / "constraints" / "all.txt").read_text()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.machine import memory_bytes
 from edgekit.decoding import require_decoder
 from edgekit.errors import DataError
 from edgekit.preprocess import Processor
@@ -94,7 +95,7 @@ def _rows(path: Path, processor: Processor, raw: str, files: Sequence[Path]) -> 
 
 
 def _require_memory(path: Path, rows: int, row_bytes: int) -> None:
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_bytes()
     if rows * row_bytes > MEMORY_SHARE * there:
         raise DataError(
             f"the {rows} images in {path} need {rows * row_bytes / 2**30:.1f} GiB as the model takes them, "

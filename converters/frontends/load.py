@@ -1,10 +1,9 @@
-"""One way in for every kind of model."""
+"""Load a model of any supported format."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,24 +18,25 @@ from converters.frontends.tflite import read_tflite, tflite_answers
 from converters.frontends.tflite_direct import direct_tflite
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
+from converters.machine import scratch_folder
 from edgekit.tensors import Array
 
 EXPORTS = {formats.KERAS: "export_keras", formats.H5: "export_keras", formats.SAVED_MODEL: "export_saved_model"}
 
-# Names of inputs and outputs in the order in which the file shall have them, to the source as a float .tflite.
+# From the names of inputs and outputs, in the order wanted in the file, to the source as a float .tflite.
 Direct = Callable[[Sequence[str], Sequence[str]], Lowered]
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A model as it came, with the graph that was made of it.
+    """A loaded model file with its canonical graph.
 
     Attributes:
-        path: Where it was read.
+        path: Path of the file or folder.
         format: ``keras``, ``h5``, ``savedmodel``, ``onnx``, ``tflite`` or ``pt2``.
-        sha256: Of the file; of all files in order of their names for a folder.
+        sha256: Digest of the file; for a folder, of all its files in order of their names.
         graph: The canonical graph before any pass.
-        answers: What the source itself answers to inputs (N, ...), by its own framework.
-        direct: The way to LiteRT that leaves the graph out; raises ConversionError where it ends. None: there is none.
+        answers: Runs the source in its own framework: inputs (N, ...) to outputs (N, ...).
+        direct: Converts the source to LiteRT without the graph, or raises ConversionError; None if not available.
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Source(msgspec.Struct, frozen=True):
     direct: Direct | None = None
 
 
-def load_model(path: Path, child: TensorFlowProcess) -> Source:
-    """Load any model that edgekit reads.
+def load_model(path: Path, process: TensorFlowProcess) -> Source:
+    """Load a model of any format that edgekit reads.
 
     Raises:
-        NotFoundError, ModelFormatError, UnsupportedOpError: as the frontends do.
-        MissingExtraError: it needs a framework that is not installed.
+        NotFoundError, ModelFormatError, UnsupportedOpError: From `sniff` and the frontends.
+        MissingExtraError: The format needs a framework that is not installed.
         ConversionError: TensorFlow or PyTorch failed.
     """
     path = path.resolve()
@@ -61,46 +61,46 @@ def load_model(path: Path, child: TensorFlowProcess) -> Source:
     if kind == formats.ONNX:
         return Source(path, kind, digest, load_onnx(path), functools.partial(onnx_answers, path))
     if kind == formats.PT2:
-        return _program(path, digest, child)
+        return _program(path, digest, process)
     if kind == formats.TFLITE:
         graph = canonical(read_tflite(path), str(path))
         answers = functools.partial(tflite_answers, path)
         return Source(path, kind, digest, graph, answers, functools.partial(direct_tflite, path))
     options = {"legacy": True} if kind == formats.H5 else {}
-    data = child.call(EXPORTS[kind], path=str(path), **options)
+    data = process.call(EXPORTS[kind], path=str(path), **options)
     graph = canonical(onnx.load_model_from_string(data), str(path))
     return Source(
         path,
         kind,
         digest,
         graph,
-        lambda inputs: child.call("answers", path=str(path), inputs=dict(inputs)),
-        lambda inputs, outputs: child.call("direct", path=str(path), inputs=list(inputs), outputs=list(outputs)),
+        lambda inputs: process.call("answers", path=str(path), inputs=dict(inputs)),
+        lambda inputs, outputs: process.call("direct", path=str(path), inputs=list(inputs), outputs=list(outputs)),
     )
 
 
-def _program(path: Path, digest: str, child: TensorFlowProcess) -> Source:
-    """A torch.export program: PyTorch sees only the checked copy, which is needed no longer than it is loaded."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
+def _program(path: Path, digest: str, process: TensorFlowProcess) -> Source:
+    """Load a torch.export program. PyTorch sees only the checked copy, which is deleted after loading."""
+    with scratch_folder(prefix="edgekit-program-") as folder:
         checked = Path(folder) / "checked.pt2"
         write_checked(path, checked)
-        data = child.call("export_program", path=str(checked))
+        data = process.call("export_program", path=str(checked))
     graph = canonical(onnx.load_model_from_string(data), str(path))
 
     def answers(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        found: dict[str, Array] = child.call("program_answers", path=str(checked), inputs=dict(inputs))
-        return found
+        outputs: dict[str, Array] = process.call("program_answers", path=str(checked), inputs=dict(inputs))
+        return outputs
 
     return Source(path, formats.PT2, digest, graph, answers)
 
 
 def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")), key=lambda file: file.parts)
     for file in files:
         if file != path:
-            found.update(str(file.relative_to(path)).encode() + b"\0")
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
             while block := stream.read(1024 * 1024):
-                found.update(block)
-    return found.hexdigest()
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,13 +1,12 @@
-"""A canonical graph to a float .tflite: TensorFlow functions, a SavedModel with one signature, the converter.
+"""Convert a canonical graph to a float .tflite, through a SavedModel with one signature and LiteRT's converter.
 
-Runs in TensorFlow's own process. The converter is fed from a SavedModel because what it makes of bare concrete
-functions has no signature, which the quantizer and the runtime need.
+It runs in the framework process. The converter gets a SavedModel, because its output for concrete functions has no
+signature, and the quantizer and the runtime need one.
 """
 
 from __future__ import annotations
 
 import re
-import tempfile
 from typing import Any
 
 import onnx
@@ -17,6 +16,7 @@ from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.lowering.execute import execute
 from converters.lowering.values import Value, channels_last, identity
+from converters.machine import scratch_folder
 from edgekit.errors import ConversionError
 
 SIGNATURE = "serving_default"
@@ -29,8 +29,8 @@ def lower(model: bytes) -> Lowered:
     """Lower a serialized canonical graph.
 
     Raises:
-        UnsupportedOpError: an operator, or the way it is used, has no TensorFlow form.
-        ConversionError: the converter failed, or what it made has no signature.
+        UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
+        ConversionError: The converter failed, or its output has no signature.
     """
     graph = Graph(onnx.load_model_from_string(model)).with_batch(1)
     orders = [_input_order(graph, spec.name, len(spec.shape)) for spec in graph.inputs]
@@ -48,14 +48,14 @@ def lower(model: bytes) -> Lowered:
     ]
     module = tf.Module()
     module.call = tf.function(call, input_signature=specs, autograph=False)
-    with tempfile.TemporaryDirectory(prefix="edgekit-lower-") as folder:
+    with scratch_folder(prefix="edgekit-lower-") as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
         data = convert_saved_model(folder)
     return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
 
 
 def _batch_first(value: Value) -> Value:
-    """The batch has to lead in the artifact too; it has size 1, so this moves no element."""
+    """Make the batch the first axis of the artifact; it has size 1, so this moves no element."""
     if value.order[0] == 0:
         return value
     physical = sorted(range(1, value.rank), key=lambda axis: value.order[axis])
@@ -64,7 +64,7 @@ def _batch_first(value: Value) -> Value:
 
 
 def _input_order(graph: Graph, name: str, rank: int) -> tuple[int, ...]:
-    """Channel-first images and signals are taken channel-last, so that the artifact needs no transpose."""
+    """Channel-first images and signals become channel-last inputs, so that the artifact needs no transpose."""
     readers = graph.consumers(name)
     image = rank in (3, 4) and any(node.op_type in CHANNEL_FIRST for node in readers)
     return channels_last(rank) if image else identity(rank)
@@ -78,7 +78,7 @@ def _physical(shape: tuple[int | None, ...], order: tuple[int, ...]) -> list[int
 
 
 def _permute(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The transposition that brings a logical tensor into `order`."""
+    """The transposition of a logical tensor into `order`; empty if none is needed."""
     inverse = [0] * len(order)
     for logical, physical in enumerate(order):
         inverse[physical] = logical
@@ -89,15 +89,15 @@ def convert_saved_model(folder: str) -> bytes:
     """The SIGNATURE of a SavedModel as a float .tflite of built-in operators.
 
     Raises:
-        ConversionError: the converter failed, or what it made has no such signature.
+        ConversionError: The converter failed, or its output has no such signature.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
     try:
         data: bytes = converter.convert()
-    except Exception as error:  # the converter raises bare Exceptions; it is named and nothing goes on
+    except Exception as error:  # the converter raises bare Exceptions; the error names it and the conversion stops
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(error))))
         if missing:
-            raise ConversionError(f"LiteRT has no operators for {', '.join(missing)} of TensorFlow") from error
+            raise ConversionError(f"LiteRT has no operators for TensorFlow's {', '.join(missing)}") from error
         raise ConversionError(f"the LiteRT converter failed: {type(error).__name__}: {str(error)[:400]}") from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:

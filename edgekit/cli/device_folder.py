@@ -75,15 +75,15 @@ def write_folder(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if public_key is not None:
             load_public(public_key)
-            pem = public_key.read_text()
+            pem = public_key.read_text(encoding="utf-8")
         else:
             generate_key(own)
             written += [own, public_path(own)]
-            pem = public_path(own).read_text()
+            pem = public_path(own).read_text(encoding="utf-8")
         for name, source in copies.items():
             _copy(source, folder / name)
         (folder / ROOT_FILE).write_bytes(root)
-        (folder / SETTINGS_FILE).write_text(_toml(agent), encoding="utf-8")
+        (folder / SETTINGS_FILE).write_bytes(_toml(agent).encode())
         state.devices.enroll(
             Device(name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time())
         )

@@ -6,8 +6,8 @@ Object stores take their credentials from their own environment variables (AWS_*
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,6 +21,7 @@ from obstore.store import LocalStore, from_url
 
 from edgekit.errors import NotFoundError, SettingsError, StoreError, UnavailableError
 from edgekit.protocols import Store
+from edgekit.storage.files import sync_file, sync_folder, try_lock
 from edgekit.storage.store_lease import ConflictError, Lease, UnconditionalError
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
@@ -49,7 +50,7 @@ def open_store(url: str) -> Store:
             advice="Use file://FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX.",
         )
     if scheme == "file":
-        return FileStore(Path(unquote(rest)))
+        return FileStore(Path(_folder_of(rest)))
     try:
         return BucketStore(from_url(url, retry_config=RETRY), url)
     except _FAILURES as error:
@@ -218,8 +219,8 @@ class FileStore(ObjectStore):
         super().put(name, data)
         with self._wrapped(name, "written"):
             path = self._folder / name
-            _sync(path)
-            _sync(path.parent)
+            sync_file(path)
+            sync_folder(path.parent)
 
     def list(self, prefix: str) -> list[str]:
         """See Store.list."""
@@ -252,25 +253,19 @@ class FileStore(ObjectStore):
 
 
 def _take(handle: int, deadline: float, label: str) -> None:
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise UnavailableError(
-                    f"{label} is held by another writer",
-                    advice="Wait until the other publish has ended, then try again.",
-                ) from error
+    while not try_lock(handle):
+        if time.monotonic() >= deadline:
+            raise UnavailableError(
+                f"{label} is held by another writer",
+                advice="Wait until the other publish has ended, then try again.",
+            )
         time.sleep(0.05)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _folder_of(path: str, *, windows: bool = os.name == "nt") -> str:
+    """The folder of a ``file://`` URL; Windows writes its drives as ``file:///C:/folder`` or ``file://C:/folder``."""
+    path = unquote(path)
+    return path[1:] if windows and re.match(r"/[A-Za-z]:", path) else path
 
 
 def _checked(name: str) -> str:

@@ -1,0 +1,63 @@
+"""What differs between the systems of workstations: memory, and folders for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _windows_memory().total
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be had without swapping; all that there is on systems that do not tell (macOS)."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return memory_bytes() if hasattr(os, "sysconf") else _windows_memory().available
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str, dir: Path | None = None) -> Iterator[str]:
+    """A folder that is removed at the end, in `dir` or where the system has such folders.
+
+    Windows removes no file that a runtime still has mapped; what cannot be removed is left to the system.
+    """
+    folder = tempfile.mkdtemp(prefix=prefix, dir=dir)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    length: int
+    total: int
+    available: int
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        *((name, ctypes.c_uint64) for name in ("page_total", "page_free", "own_total", "own_free", "own_extended")),
+    )
+
+
+def _windows_memory() -> _MemoryStatus:
+    found = _MemoryStatus()
+    found.length = ctypes.sizeof(found)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(found)):  # type: ignore[attr-defined,unused-ignore]
+        raise OSError("Windows does not say how much memory this machine has")
+    return found
