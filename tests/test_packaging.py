@@ -90,7 +90,7 @@ def test_a_running_agent_has_loaded_no_workstation_library(tmp_path: Path) -> No
         with child:
             assert " ready at http://" in child.stdout.readline()
             child.terminate()
-            assert child.wait(30) == 0
+            assert child.wait(120) == 0
     loaded = {
         line.split("|")[-1].strip().partition(".")[0] for line in (tmp_path / "imports.txt").read_text().splitlines()
     }

@@ -38,7 +38,7 @@ def test_the_quick_start_works_as_written(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     make = [sys.executable, ROOT / "examples" / "digits.py", "-o", tmp_path, "--no-cloud"]
-    subprocess.run(make, check=True, timeout=300)
+    subprocess.run(make, check=True, timeout=1200)
     port = free_port()
     script = "set -eu\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
     script += quick_start().replace("127.0.0.1:8600", f"127.0.0.1:{port}")  # the default may be taken on this machine
@@ -58,7 +58,7 @@ def test_the_quick_start_works_as_written(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        out, _ = child.communicate(timeout=300)
+        out, _ = child.communicate(timeout=1200)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)

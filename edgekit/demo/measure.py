@@ -15,7 +15,7 @@ import urllib3
 from edgekit.errors import CloudError, EdgekitError
 from edgekit.tensors import Array
 
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -54,7 +54,7 @@ async def check(server: ModelServer, key: str = "") -> None:
                 *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
             )
             try:
-                said, _ = await asyncio.wait_for(process.communicate(), 120)
+                said, _ = await asyncio.wait_for(process.communicate(), 480)
             finally:
                 if process.returncode is None:
                     process.kill()

@@ -29,7 +29,7 @@ def test_child_ends_with_its_parent():
         print(TensorFlowProcess()._started().pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
-    pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout)
+    pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240).stdout)
     for _ in range(600):
         try:
             with open(f"/proc/{pid}/stat") as stat:
@@ -67,7 +67,7 @@ def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
         process = child._started()
         process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
         process.stdin.flush()
-        process.wait(timeout=60)
+        process.wait(timeout=240)
         kept = child.log_tail()
     seen = capfd.readouterr().err
     assert ("UnpicklingError" in seen) is shown

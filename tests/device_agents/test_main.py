@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def agent(*args, check=None):
-    done = subprocess.run([*AGENT, *args], capture_output=True, text=True, env=ENV, timeout=60)
+    done = subprocess.run([*AGENT, *args], capture_output=True, text=True, env=ENV, timeout=240)
     assert check is None or done.returncode == check, done.stderr
     return done
 
@@ -71,7 +71,7 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
             url = re.fullmatch(r"agent d1 ready at (http://127\.0\.0\.1:\d+)\n", line).group(1)
             body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]})
             request = urllib.request.Request(f"{url}/v2/models/small/infer", body.encode())
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 found = json.loads(answer.read())
             assert found["parameters"]["edgekit_model"] == manifest.digest
             second = agent("run", "--config", str(folder / "agent.toml"), check=1)
@@ -80,7 +80,7 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
                 if "local answers go on" in note:
                     break
             child.send_signal(signal.SIGTERM)
-            _, err = child.communicate(timeout=30)
+            _, err = child.communicate(timeout=120)
         finally:
             child.kill()
     assert child.returncode == 0, err
@@ -96,7 +96,7 @@ def test_grpc_of_the_agent_is_on_its_own_socket_and_never_on_a_network(folder):
         try:
             assert child.stdout.readline().endswith(f", grpc unix:{folder / 'g.sock'}\n")
             with grpc.insecure_channel(f"unix:{folder / 'g.sock'}") as channel:
-                said = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"", timeout=10)
+                said = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"", timeout=60)
             assert said == b"\x08\x01"
         finally:
             child.kill()

@@ -17,7 +17,7 @@ def manager(tmp_path):
     """A service manager's end, and the name that a service is given for it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(tmp_path / "notify"))
-        end.settimeout(30)
+        end.settimeout(120)
         yield end, str(tmp_path / "notify")
 
 
@@ -43,7 +43,7 @@ def test_an_abstract_name_is_reached(tmp_path):
     """`@name` is a name that begins with a zero byte."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(f"\0{tmp_path}")
-        end.settimeout(5)
+        end.settimeout(60)
         Notifier(f"@{tmp_path}").say("READY=1")
         assert end.recv(100) == b"READY=1"
 
@@ -89,6 +89,6 @@ def test_the_agent_is_ready_when_what_is_installed_answers(folder, manager):  # 
             assert end.recv(300) == b"WATCHDOG=1"
             child.send_signal(signal.SIGTERM)
             assert end.recv(300) == b"STOPPING=1"
-            assert child.wait(30) == 0
+            assert child.wait(120) == 0
         finally:
             child.kill()

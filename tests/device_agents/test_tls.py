@@ -111,7 +111,7 @@ def test_check_says_what_is_wrong_with_the_certificates(tmp_path, changes, said)
         agent = enroll(side, tmp_path, **changes)
         side.state.close()
         command = [sys.executable, "-m", "device_agents", "check", "--config", str(agent.folder / "agent.toml")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("broker")]
     assert "FAILED" in row

@@ -15,7 +15,7 @@ from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from edgekit.storage.disk import FolderDisk
 
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 _ENV = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
 
 
@@ -71,7 +71,7 @@ class AgentProcess:
     def _ask(self, model: str) -> str:
         body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]}
         request = urllib.request.Request(f"{self.url}/v2/models/{model}/infer", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())["parameters"]["edgekit_version"]
 
     def state(self, model: str) -> UpdateRecord:

@@ -39,7 +39,7 @@ from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
 FLEET = "test"
 TARGET = "raspberry-pi-4"
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 
 
 def write_bundle(folder: Path, name: str, version: str, target: str = TARGET, model: bytes = b"model") -> Manifest:

@@ -265,7 +265,7 @@ class Device:
         payload = self.broker.retained[topics.device(FLEET, DEVICE, "reported")]
         return open_envelope(payload, messages.Reported, self.signer.public_key)
 
-    async def until(self, holds: Callable[[], object], seconds: float = 20.0) -> None:
+    async def until(self, holds: Callable[[], object], seconds: float = 50.0) -> None:
         """Wait until something holds; fails with the device's states when it does not."""
         try:
             await asyncio.wait_for(self._poll(holds), seconds)

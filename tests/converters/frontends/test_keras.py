@@ -7,6 +7,7 @@ import pytest
 
 from converters import convert
 from converters.frontends import load_model
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.golden import self_test
@@ -49,13 +50,15 @@ def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
             continue
         plan = make_plan(
             keras_folder / "tiny.keras",
-            targets=["raspberry-pi-4"],
-            data=keras_folder / "data.npz",
-            recipe=recipe,
-            accept_unproven=True,
-            max_drop=0.1,
-            name=name,
-            output=tmp_path,
+            ConversionOptions(
+                targets=["raspberry-pi-4"],
+                data=keras_folder / "data.npz",
+                recipe=recipe,
+                accept_unproven=True,
+                max_drop=0.1,
+                name=name,
+                output=tmp_path,
+            ),
         )
         run_plan(plan, child=child)
         folder = tmp_path / f"{name}-1.0.0-raspberry-pi-4"
@@ -97,7 +100,7 @@ print(sorted({"tensorflow", "keras", "tf2onnx"} & set(sys.modules)))
 def test_tensorflow_never_enters_the_process_that_converts(keras_folder, tmp_path):
     """After a whole conversion it has not imported TensorFlow, Keras or tf2onnx."""
     command = [sys.executable, "-c", WHOLE, str(keras_folder / "tiny.keras"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
 
 
@@ -122,7 +125,9 @@ def test_sequential_model_keeps_its_names(keras_folder, child):
 
 def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_path):
     """Two inputs and two outputs of one shared layer stay apart, on both runtimes."""
-    plan = make_plan(keras_folder / "siamese.keras", targets=["raspberry-pi-4", "server"], output=tmp_path)
+    plan = make_plan(
+        keras_folder / "siamese.keras", ConversionOptions(targets=["raspberry-pi-4", "server"], output=tmp_path)
+    )
     run_plan(plan, child=child)
     rng = np.random.default_rng(0)
     x = {name: rng.random((2, 3)).astype(np.float32) for name in ("left", "right")}
@@ -146,12 +151,15 @@ def test_exact_gelu_is_read(keras_folder, child):
 
 def test_operator_that_litert_cannot_take_is_named(keras_folder, child, tmp_path):
     """An arc tangent is refused for LiteRT by its own name and its layer's, and made for ONNX Runtime."""
-    plan = make_plan(keras_folder / "arctan.keras", targets=["raspberry-pi-4"], output=tmp_path)
+    plan = make_plan(keras_folder / "arctan.keras", ConversionOptions(targets=["raspberry-pi-4"], output=tmp_path))
     with pytest.raises(UnsupportedOpError) as caught:
         run_plan(plan, child=child)
     assert caught.value.op == "Atan"
     assert caught.value.layer.endswith("Atan")
-    plan = make_plan(keras_folder / "arctan.keras", targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path)
+    plan = make_plan(
+        keras_folder / "arctan.keras",
+        ConversionOptions(targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path),
+    )
     assert run_plan(plan, child=child)[0].chosen == "float32"
 
 

@@ -22,7 +22,7 @@ from tests.simulators.control import FLEET, ControlSide
 from tests.simulators.small_models import onnx_bundle
 
 BALLAST_BYTES = 4 * 1024**2
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 
 def publish_version(side, version):

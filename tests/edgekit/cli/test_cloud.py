@@ -76,7 +76,7 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
             found = re.search(r"ready at http://\S+, grpc (127\.0\.0\.1:\d+) \(big 1\.1\.0\)\n", line)
             assert found, line
             with grpc.insecure_channel(found.group(1)) as channel:
-                said = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
+                said = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=60)
             assert said == b"\x08\x01"  # field 1, live: true
         finally:
             child.terminate()  # and not killed, which would leave its bundles in the temporary folder
@@ -93,7 +93,7 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
         np.testing.assert_allclose(found["scores"], softmax(SURE, 5.0), atol=1e-6)
         client.close()
         child.send_signal(number)
-        out, err = child.communicate(timeout=20)
+        out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (0, ""), err
     assert "Traceback" not in err
 
@@ -112,7 +112,7 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
 def test_what_cannot_be_served_is_told(registry: Path, arguments: tuple[str, ...], status: int, says: str) -> None:
     """The status says who must act, stderr says what; nothing is printed on stdout."""
     with command(registry, *arguments) as child:
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=240)
     assert child.returncode == status, err
     assert says in err
     assert out == ""
@@ -126,7 +126,7 @@ def test_a_tampered_blob_is_refused(registry: Path) -> None:
         if blob.is_file() and blob.read_bytes() == data:
             blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with command(registry, "big", "--port", "0") as child:
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=240)
     assert child.returncode == 3, err
     assert "model.onnx: digest does not match: expected sha256" in err
 

@@ -14,10 +14,11 @@ from edgekit.cli.common import console
 from tests.simulators import models
 
 RUN = """
-import sys, joblib
-from converters import crew
+import functools, sys, joblib
+from converters import pipeline
+from converters.candidates.task_pool import ProcessCosts
 from edgekit.cli.main import edgekit, run
-crew.START_SECONDS = crew.SEND_SECONDS = 0.0
+pipeline.run_plan = functools.partial(pipeline.run_plan, costs=ProcessCosts(0.0, 0.0))
 jobs = int(sys.argv.pop(1))
 with joblib.parallel_config(n_jobs=jobs):
     sys.exit(run(edgekit, "edgekit"))
@@ -62,23 +63,23 @@ def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jo
     )
     until(process, sign)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=480)
     text = err.decode()
     assert process.returncode == 130, text
     assert out == b""
     assert re.search(r"^float32 +\d+ .* (fits|chosen)$", text, re.MULTILINE)
-    assert "candidates so far, of which the best is " in text
-    assert "nothing was written; the same command goes on from here" in text
+    assert "candidates so far; the best is " in text
+    assert "no bundle was written; run the same command again to continue" in text
     assert "Traceback" not in text
     assert "leaked" not in text
     assert not (tmp_path / "out").exists()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while group(process.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert not group(process.pid)
     assert not list(tmp_path.glob("edgekit-*"))
     if jobs == 1:
-        again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)
+        again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=900)
         assert "raspberry-pi-5: int8-weights" in again.stderr
         assert "raspberry-pi-5: float32" not in again.stderr
 
@@ -91,16 +92,16 @@ from edgekit.cli.common.console import ending_at_the_second
 with ending_at_the_second():
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     except KeyboardInterrupt:
         print("cleaning", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         for line in ("ready\n", "cleaning\n"):
             assert process.stdout.readline() == line
             process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == -signal.SIGINT
+        assert process.wait(timeout=60) == -signal.SIGINT
 
 
 def test_interruption_is_as_ever_afterwards():

@@ -144,7 +144,7 @@ def test_the_cloud_tier_needs_the_class_key(folder):
     onnx_bundle(folder / "cloud", name="big", target="server", batch=None)
     ran("registry", "publish", "cloud", "--encrypt-for", "cameras")
     serve = [sys.executable, "-c", "from edgekit.cli.main import main; main()", "cloud", "serve", "big", "--port", "0"]
-    refused = subprocess.run(serve, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(serve, capture_output=True, text=True, timeout=240)
     assert refused.returncode == 3
     assert "big 1.0.0 is sealed for cameras, and no such class key was given" in refused.stderr
     assert "--class-key" in refused.stderr

@@ -20,7 +20,7 @@ from edgekit.mqtt.broker import Broker, find_mosquitto, start_broker
 from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Message
 
-PATIENCE = 15.0
+PATIENCE = 90.0
 FLEET = "f"
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 both = pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=needs_mosquitto), "amqtt"])

@@ -14,7 +14,7 @@ from edgekit.mqtt.transport import MqttTransport, backoff
 from edgekit.protocols import Message
 from tests.simulators.scripted_broker import PUBLISH, SUBSCRIBE, UNSUBSCRIBE, ScriptedBroker
 
-PATIENCE = 15.0
+PATIENCE = 45.0
 
 
 @pytest.fixture

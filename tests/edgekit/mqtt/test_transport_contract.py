@@ -17,7 +17,7 @@ from edgekit.protocols import Message, Transport, Will
 from tests.simulators.transport import MemoryBroker, MemoryTransport
 from tests.simulators.wire import Wire
 
-PATIENCE = 15.0
+PATIENCE = 45.0
 USER = "controller"  # may use every topic of edgekit
 ROOT = "edgekit/v1/test"
 

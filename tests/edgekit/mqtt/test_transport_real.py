@@ -17,7 +17,7 @@ from edgekit.mqtt.broker import find_mosquitto, start_broker
 from edgekit.mqtt.transport import MqttTransport
 from tests.simulators.pki import Pki
 
-PATIENCE = 15.0
+PATIENCE = 45.0
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 

@@ -134,7 +134,7 @@ def test_two_processes_may_open_an_empty_database_at_once(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert faults == []
 
 
@@ -307,7 +307,7 @@ def test_concurrent_steps_lose_nothing(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert {assigned.version for assigned in opened[0].assignments.all()} == {1}
     assert len(opened[0].assignments.all()) == len(names)
     for state in opened:
@@ -323,7 +323,7 @@ def test_controllers_that_hear_of_a_device_at_once_both_succeed(url):
 
     def listen(state, take):
         for name in names:
-            together.wait(30)
+            together.wait(120)
             try:
                 take(state, name)
             except Exception as error:  # a thread's own failure would pass unseen
@@ -339,7 +339,7 @@ def test_controllers_that_hear_of_a_device_at_once_both_succeed(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert all(view.online and view.telemetry for view in opened[0].devices.views(1000.0, 90.0))
     for state in opened:

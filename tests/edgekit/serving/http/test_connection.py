@@ -131,7 +131,7 @@ async def test_pipelined_requests_are_answered_in_order_and_before_what_is_wrong
     assert statuses(answer) == [200, 404, 200, 400]
 
 
-@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.1)])
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.3)])
 async def test_a_header_that_does_not_come_ends_the_connection(path: Path) -> None:
     """Silence, half a header, and empty lines between requests all end at the header's time limit."""
     for data in (b"", b"POST /v2/mod", b"\r\n"):  # the last is no header, and no reason to wait longer either
@@ -161,11 +161,11 @@ async def test_a_body_that_does_not_come_ends_the_connection(path: Path, echo: E
     writer.close()
 
 
-@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.05, body_seconds=0.05)])
+@pytest.mark.parametrize("limits", [IMPATIENT._replace(header_seconds=0.3, body_seconds=0.3)])
 async def test_a_slow_model_is_not_a_slow_header(path: Path, echo: Echo) -> None:
     """A request that runs longer than a header may take is answered."""
     echo.gate.clear()
-    asyncio.get_running_loop().call_later(0.3, echo.gate.set)
+    asyncio.get_running_loop().call_later(0.9, echo.gate.set)
     assert (await send(path, infer(b"Connection: close\r\n"))).startswith(b"HTTP/1.1 200 ")
 
 

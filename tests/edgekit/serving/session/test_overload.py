@@ -60,7 +60,7 @@ class Gated:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.running.set()
         if not self._open.is_set():
-            assert self._open.wait(30)
+            assert self._open.wait(120)
         return self._inner.run(inputs)
 
     def close(self) -> None:

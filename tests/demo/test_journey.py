@@ -1,0 +1,104 @@
+"""Which trained models the demo keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.demo.claims import DemoError
+from edgekit.demo.journey import TRAININGS, Journey
+
+ROWS = 100
+
+
+class Trainings:
+    """Runs the commands of the demo's first two steps without their work: each seed has a cloud model of its own.
+
+    Args:
+        folder: Of the demo.
+        better: Seeds whose cloud model is better than the small one.
+    """
+
+    def __init__(self, folder: Path, better: set[int]) -> None:
+        self._folder, self._better = folder, better
+        self.seeds: list[int] = []
+
+    def run(self, command: str, *, expect: int = 0) -> str:
+        words = shlex.split(command)
+        if words[1].endswith("digits.py"):
+            self.seeds.append(int(words[words.index("--seed") + 1]))
+            (self._folder / "model").mkdir(exist_ok=True)
+            np.savez(self._folder / "model" / "test.npz", x=np.zeros((ROWS, 1)), y=np.ones(ROWS, int))
+        elif words[2] == "edgekit.demo.answers":
+            return json.dumps(self._answers())
+        else:
+            assert words[:2] == ["edgekit", "convert"]
+            bundle = self._folder / "bundles" / words[words.index("--name") + 1]
+            bundle.mkdir(parents=True)  # fails where those of another seed are still there
+        return ""
+
+    def _answers(self) -> dict[str, object]:
+        scores = [0.9] * 80 + [0.5] * 20
+        small = {"labels": [1] * 95 + [0] * 5, "scores": scores}
+        right = 99 if self.seeds[-1] in self._better else 90
+        cloud = {"labels": [1] * right + [0] * (ROWS - right), "scores": scores}
+        bundles = {"digits-1.0.0-raspberry-pi-4": small, "digits-1.0.0-jetson-orin": small}
+        return {
+            name: {"data": one, "test": one} for name, one in {**bundles, "digits-cloud-1.0.0-server": cloud}.items()
+        }
+
+
+class Lines:
+    """A printer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        yield
+
+    def print_table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        raise AssertionError("nothing is measured here")
+
+
+def journey(folder: Path, better: set[int]) -> tuple[Journey, Trainings, Lines]:
+    trainings, lines = Trainings(folder, better), Lines()
+    return Journey(folder, trainings, lines, seed=5), trainings, lines  # type: ignore[arg-type]
+
+
+def test_models_that_show_the_claims_are_kept_at_once(tmp_path: Path) -> None:
+    """One training, one conversion, and each target has a threshold between its scores."""
+    made, trainings, lines = journey(tmp_path, {5})
+    made._make_models()
+    assert (trainings.seeds, lines.notes) == ([5], [])
+    assert made._thresholds == {"raspberry-pi-4": 0.9, "jetson-orin": 0.9}
+
+
+def test_a_seed_that_is_passed_over_is_printed_with_the_reason(tmp_path: Path) -> None:
+    """The next seed is trained and converted from nothing."""
+    made, trainings, lines = journey(tmp_path, {7})
+    made._make_models()
+    assert trainings.seeds == [5, 6, 7]
+    assert [note.partition(":")[0].strip() for note in lines.notes] == [
+        "seed 5 is passed over",
+        "seed 6 is passed over",
+    ]
+    assert "the cloud model (0.900) is not better than that of raspberry-pi-4 (0.950)" in lines.notes[0]
+
+
+def test_the_demo_gives_up_after_some_trainings(tmp_path: Path) -> None:
+    """The claim is not weakened: the error says what the models cannot show."""
+    made, trainings, _ = journey(tmp_path, set())
+    with pytest.raises(DemoError, match=r"4 trainings gave no models .* the cloud model \(0\.900\) is not better"):
+        made._make_models()
+    assert trainings.seeds == list(range(5, 5 + TRAININGS))
