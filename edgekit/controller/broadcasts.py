@@ -89,7 +89,7 @@ class BroadcastService:
         bits = bits_of(request.missing, total)
         if not bits:
             if request.left == 0 and digest in self._waiting:
-                self._waiting[digest].left(device)
+                self._waiting[digest].remove(device)
             return False
         sending = digest in self._sending
         if digest in self._broadcasts and self._broadcasts[digest][0].join(device, bits, sending=sending):
@@ -102,7 +102,7 @@ class BroadcastService:
         waiting = self._waiting_for(digest, now)
         if waiting is None:
             return False
-        waiting.asked(device, bits, now)
+        waiting.add(device, bits, now)
         if digest in self._broadcasts or not waiting.worth_a_broadcast(now):
             return False  # devices that missed too much of this broadcast wait for the next one
         self._begin(digest, total, waiting)
@@ -110,7 +110,7 @@ class BroadcastService:
 
     def _waiting_for(self, digest: str, now: float) -> WaitingDevices | None:
         if digest not in self._waiting and len(self._waiting) >= MAX_BLOBS:
-            self._waiting = {name: waiting for name, waiting in self._waiting.items() if waiting.sweep(now)}
+            self._waiting = {name: waiting for name, waiting in self._waiting.items() if waiting.remove_silent(now)}
             if len(self._waiting) >= MAX_BLOBS:
                 return None
         return self._waiting.setdefault(digest, WaitingDevices())

@@ -1,4 +1,4 @@
-"""Rules for moving blobs in blocks: block maps, windows and broadcasts.
+"""Rules for the transfer of blobs in blocks: block maps, windows, time-outs and broadcasts.
 
-Pure; the device and the controller bring sockets and clocks.
+Pure: no I/O. Sockets, files and clocks belong to the device and the controller.
 """

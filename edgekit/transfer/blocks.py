@@ -1,6 +1,6 @@
-"""Block maps: which blocks of a blob are here, which to ask for next, how many at once, and how long to wait.
+"""Rules for requesting the blocks of a blob: block map, request window and time-out.
 
-Sizes come from the signed manifest, so a map has exactly as many bits as the file has blocks.
+Sizes come from the signed manifest, so a block map has exactly as many bits as the file has blocks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MIN_WINDOW, FIRST_WINDOW, MAX_WINDOW = 1, 4, 16
 
 
 def block_count(size: int) -> int:
-    """Blocks of a blob of `size` bytes."""
+    """Number of blocks in a blob of `size` bytes."""
     return -(-size // BLOCK_BYTES)
 
 
 class BlockMap:
-    """Which blocks of a blob of `size` bytes are present and verified."""
+    """A set of the present and verified blocks of a blob of `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -32,10 +32,10 @@ class BlockMap:
 
     @classmethod
     def from_bytes(cls, size: int, data: bytes) -> BlockMap:
-        """Read what `to_bytes` gave for a blob of the same size.
+        """Read the result of `to_bytes` for a blob of `size` bytes.
 
         Raises:
-            DataError: the length is another, or bits beyond the last block are set.
+            DataError: The length does not fit the size, or bits beyond the last block are set.
         """
         blocks = cls(size)
         if len(data) != len(blocks._bits):
@@ -55,10 +55,10 @@ class BlockMap:
         return 0 <= index < self.count and bool(self._bits[index // 8] >> (index % 8) & 1)
 
     def mark(self, index: int) -> None:
-        """Note that a block is present.
+        """Record that a block is present.
 
         Raises:
-            IndexError: the blob has no such block.
+            IndexError: The blob has no such block.
         """
         self._check(index)
         if index not in self:
@@ -66,7 +66,7 @@ class BlockMap:
             self._present += 1
 
     def clear(self, index: int) -> None:
-        """Note that a block is missing. Raises as `mark`."""
+        """Record that a block is missing. Raises as `mark`."""
         self._check(index)
         if index in self:
             self._bits[index // 8] &= ~(1 << (index % 8))
@@ -74,12 +74,12 @@ class BlockMap:
 
     @property
     def present(self) -> int:
-        """Number of blocks present."""
+        """Number of present blocks."""
         return self._present
 
     @property
     def done(self) -> bool:
-        """True when no block is missing."""
+        """True if no block is missing."""
         return self._present == self.count
 
     def missing(self) -> list[int]:
@@ -87,18 +87,18 @@ class BlockMap:
         return [index for index in range(self.count) if index not in self]
 
     def span(self, index: int) -> tuple[int, int]:
-        """Offset and length in bytes of a block. Raises as `mark`."""
+        """Offset and length of a block, in bytes. Raises as `mark`."""
         self._check(index)
         offset = index * BLOCK_BYTES
         return offset, min(BLOCK_BYTES, self.size - offset)
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.count:
-            raise IndexError(f"block {index} of a blob with {self.count} blocks")
+            raise IndexError(f"there is no block {index} in a blob with {self.count} blocks")
 
 
 def to_ranges(indexes: Iterable[int]) -> tuple[Range, ...]:
-    """The shortest list of ranges that names exactly `indexes`, sorted."""
+    """The shortest sorted list of ranges that contains exactly `indexes`."""
     ranges: list[Range] = []
     for index in sorted(set(indexes)):
         if ranges and ranges[-1].last == index - 1:
@@ -109,38 +109,44 @@ def to_ranges(indexes: Iterable[int]) -> tuple[Range, ...]:
 
 
 class Window(msgspec.Struct, frozen=True):
-    """How many blocks may be under way at once: one more after each full window, half after a loss.
+    """The limit of blocks that are requested and not yet received.
+
+    It grows by one block after each full window of arrivals, and is halved after a loss.
 
     Attributes:
-        size: Blocks, MIN_WINDOW to MAX_WINDOW.
-        arrived: Blocks since it last grew.
+        size: The limit in blocks, MIN_WINDOW to MAX_WINDOW.
+        arrived: Number of blocks that arrived since the window last grew.
     """
 
     size: int = FIRST_WINDOW
     arrived: int = 0
 
     def after_arrival(self) -> Window:
-        """The window after one block arrived in time."""
+        """The window after a block arrived in time."""
         if self.arrived + 1 < self.size:
             return Window(self.size, self.arrived + 1)
         return Window(min(MAX_WINDOW, self.size + 1))
 
     def after_loss(self) -> Window:
-        """The window after an attempt timed out."""
+        """The window after a request timed out."""
         return Window(max(MIN_WINDOW, self.size // 2))
 
-    def credit(self, under_way: int) -> int:
-        """Blocks to ask for now: none until half of the window is free, so that requests stay few."""
-        free = self.size - under_way
-        return free if under_way == 0 or free * 2 >= self.size else 0
+    def credit(self, pending: int) -> int:
+        """Number of blocks to request now, if `pending` blocks are requested and not yet received.
+
+        It is 0 until half of the window is free, so that there are few requests with many blocks each.
+        """
+        free = self.size - pending
+        return free if pending == 0 or free * 2 >= self.size else 0
 
 
 class RoundTrip(msgspec.Struct, frozen=True):
-    """How long an answer takes, smoothed as in RFC 6298, and so how long to wait for one.
+    """Round-trip time of requests, smoothed as in RFC 6298, and the time-out that follows from it.
 
     Attributes:
-        smoothed, variation: Seconds; None before the first observation.
-        doubled: How often the timeout was doubled since the last observation.
+        smoothed: Smoothed round-trip time in seconds; None before the first observation.
+        variation: Smoothed deviation from it, in seconds.
+        doubled: How many times the time-out was doubled since the last observation.
     """
 
     smoothed: float | None = None
@@ -152,23 +158,23 @@ class RoundTrip(msgspec.Struct, frozen=True):
     MOST_SECONDS = 30.0
 
     def observed(self, seconds: float) -> RoundTrip:
-        """After an answer that took `seconds`."""
+        """The estimate after an answer that took `seconds`."""
         if self.smoothed is None:
             return RoundTrip(seconds, seconds / 2)
         variation = 0.75 * self.variation + 0.25 * abs(self.smoothed - seconds)
         return RoundTrip(0.875 * self.smoothed + 0.125 * seconds, variation)
 
     def lost(self) -> RoundTrip:
-        """After no answer came in time."""
+        """The estimate after a time-out."""
         return RoundTrip(self.smoothed, self.variation, min(self.doubled + 1, 5))
 
     @property
     def overtaken_seconds(self) -> float:
-        """How long after it was asked for a block is lost, once one that was asked for later has come."""
+        """Age in seconds at which a requested block counts as lost, if a block that was requested later has arrived."""
         return self.LEAST_SECONDS if self.smoothed is None else 1.5 * self.smoothed + 4 * self.variation + 0.01
 
     @property
     def timeout_seconds(self) -> float:
-        """How long to wait for the next answer."""
+        """Time-out of the next request, in seconds."""
         base = self.FIRST_SECONDS if self.smoothed is None else self.smoothed + 4 * self.variation
         return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, base) * 2.0**self.doubled)

@@ -1,6 +1,6 @@
-"""Waves in step: when one broadcast of a blob's blocks is cheaper than answering everybody, and what it sends next.
+"""Rules for broadcasts: when a broadcast of a blob is cheaper than single answers, and which blocks it sends next.
 
-Rules only. A wave sends each block once to everybody who listens; what somebody loses is asked for afterwards.
+Rules only. A broadcast sends each block once to all devices that listen. Devices request lost blocks afterwards.
 """
 
 from __future__ import annotations
@@ -9,83 +9,85 @@ from collections.abc import Iterable, Iterator
 
 from edgekit.mqtt.messages import MAX_BROADCAST_BLOCKS, Range
 
-MIN_DEVICES = 4  # fewer are answered one by one
-MIN_BLOCKS = 16
-MIN_SHARE = 0.5  # of what a wave sends to its devices, so much must be of use to them
-LATE_SHARE = 0.25  # of a blob: who misses less of it asks for it
-COMING_SHARE = 0.5  # of what a latecomer misses: where less is still to come, it asks
-FORGET_SECONDS = 20.0  # a device that has not asked for so long does not count
-GATHER_SECONDS = 1.0
-STALL_SECONDS = 0.1
-LEAST_BYTES_PER_SECOND = 256 * 1024
-MAX_DEVICES = 20_000
+MIN_DEVICES = 4  # fewer devices get single answers
+MIN_BLOCKS = 16  # fewer blocks are sent in single answers
+MIN_SHARE = 0.5  # the least share of the delivered blocks that the receiving devices must miss
+LATE_SHARE = 0.25  # a device that misses a smaller share of a blob requests its blocks instead of joining
+REMAINING_SHARE = 0.5  # a late device joins only if at least this share of its missing blocks is still to be sent
+FORGET_SECONDS = 20.0  # a device without a request for this long is forgotten
+GATHER_SECONDS = 1.0  # from the decision to broadcast until the first block, so that more devices can join
+STALL_SECONDS = 0.1  # if all devices stop reading for this long, the broker must be able to hold what is sent
+MIN_BYTES_PER_SECOND = 256 * 1024
+MAX_DEVICES = 20_000  # remembered for one blob
 
 
 def bits_of(ranges: Iterable[Range], total: int) -> int:
-    """Blocks as the bits of a number; what lies outside the blob's `total` blocks is left out."""
+    """A number in which bit i is set if block i is in `ranges`; blocks outside the blob's `total` are left out."""
     bits = 0
-    for wanted in ranges:
-        first, last = max(0, wanted.first), min(total - 1, wanted.last)
+    for blocks in ranges:
+        first, last = max(0, blocks.first), min(total - 1, blocks.last)
         if first <= last:
             bits |= ((1 << (last - first + 1)) - 1) << first
     return bits
 
 
 class WaitingDevices:
-    """Who misses which blocks of one blob, as far as they said so lately."""
+    """Devices that recently requested one blob, with the blocks that each of them misses."""
 
     def __init__(self) -> None:
-        self._wants: dict[str, tuple[int, float]] = {}
+        self._missing: dict[str, tuple[int, float]] = {}  # missing blocks and time of the last request, by device
 
-    def asked(self, device: str, bits: int, now: float) -> None:
-        """A device says what it misses."""
-        if device in self._wants or len(self._wants) < MAX_DEVICES:
-            self._wants[device] = (bits, now)
+    def add(self, device: str, bits: int, now: float) -> None:
+        """Record the blocks that a device misses."""
+        if device in self._missing or len(self._missing) < MAX_DEVICES:
+            self._missing[device] = (bits, now)
 
-    def left(self, device: str) -> None:
-        """A device has all that it wanted."""
-        self._wants.pop(device, None)
+    def remove(self, device: str) -> None:
+        """Forget a device, because it misses no more blocks."""
+        self._missing.pop(device, None)
 
-    def sweep(self, now: float) -> bool:
-        """Forget who fell silent; False when nobody is left."""
-        self._wants = {device: (bits, at) for device, (bits, at) in self._wants.items() if now - at < FORGET_SECONDS}
-        return bool(self._wants)
+    def remove_silent(self, now: float) -> bool:
+        """Forget devices without a request for FORGET_SECONDS; False if no device is left."""
+        self._missing = {
+            device: (bits, at) for device, (bits, at) in self._missing.items() if now - at < FORGET_SECONDS
+        }
+        return bool(self._missing)
 
     def worth_a_broadcast(self, now: float) -> bool:
-        """True when a broadcast of all that they miss sends little to devices that have it."""
-        if len(self._wants) < MIN_DEVICES or not self.sweep(now) or len(self._wants) < MIN_DEVICES:
+        """True if a broadcast of all missing blocks reaches mostly devices that miss them."""
+        if len(self._missing) < MIN_DEVICES or not self.remove_silent(now) or len(self._missing) < MIN_DEVICES:
             return False
         union = self.union.bit_count()
-        wanted = sum(bits.bit_count() for bits, _ in self._wants.values())
-        return union >= MIN_BLOCKS and wanted >= MIN_SHARE * union * len(self._wants)
+        useful = sum(bits.bit_count() for bits, _ in self._missing.values())
+        return union >= MIN_BLOCKS and useful >= MIN_SHARE * union * len(self._missing)
 
     @property
     def union(self) -> int:
-        """What at least one of them misses."""
+        """The blocks that at least one device misses, as bits."""
         union = 0
-        for bits, _ in self._wants.values():
+        for bits, _ in self._missing.values():
             union |= bits
         return union
 
     @property
     def devices(self) -> set[str]:
-        """Who they are."""
-        return set(self._wants)
+        """Names of the devices."""
+        return set(self._missing)
 
 
 class Broadcast:
-    """One broadcast: each block once, in order.
+    """One broadcast: it sends each block once, in order.
 
-    Whoever lost some, or came late, asks for the rest when it is over; sending that again would reach all the others
-    who still listen for a block or two.
+    A device that lost blocks, or joined late, requests the rest after the broadcast. No block is sent twice, because
+    every repetition would reach all devices that listen, and few of them miss it.
 
     Args:
-        total: Blocks of the blob.
-        bits: What to send.
-        devices: Who listens.
+        total: Number of blocks of the blob.
+        bits: The blocks to send, as bits.
+        devices: Names of the devices that listen.
 
     Attributes:
-        sent: Blocks so far.
+        sent: Number of blocks sent so far.
     """
 
     def __init__(self, total: int, bits: int, devices: Iterable[str]) -> None:
@@ -95,22 +97,25 @@ class Broadcast:
         self._pending = bits
 
     def join(self, device: str, bits: int, *, sending: bool) -> bool:
-        """Let a device listen; False where too little of what it misses is still to come.
+        """Let a device listen.
 
         Args:
-            device: Its name.
-            bits: What it misses.
-            sending: The wave has begun, so that a part of it is over.
+            device: Name of the device.
+            bits: The blocks that it misses, as bits.
+            sending: True if the broadcast has begun, so that some blocks were already sent.
+
+        Returns:
+            False if the broadcast still sends too few of its missing blocks, so that it should request them.
         """
         if not sending:
             self._pending |= bits
-        elif (bits & self._pending).bit_count() < COMING_SHARE * bits.bit_count():
+        elif (bits & self._pending).bit_count() < REMAINING_SHARE * bits.bit_count():
             return False
         self.devices.add(device)
         return True
 
     def next_run(self) -> Iterator[int] | None:
-        """Consecutive blocks for one message; None when everything was sent."""
+        """Indexes of consecutive blocks for the next message; None if every block was sent."""
         if not self._pending:
             return None
         first = (self._pending & -self._pending).bit_length() - 1
@@ -123,5 +128,8 @@ class Broadcast:
 
 
 def bytes_per_second(budget_bytes: int, devices: int) -> float:
-    """The pace of a wave: if no device read for STALL_SECONDS, the broker would hold `budget_bytes`."""
-    return max(LEAST_BYTES_PER_SECOND, budget_bytes / (max(1, devices) * STALL_SECONDS))
+    """The rate of a broadcast at which the broker queues at most `budget_bytes` if no device reads for STALL_SECONDS.
+
+    It is at least MIN_BYTES_PER_SECOND.
+    """
+    return max(MIN_BYTES_PER_SECOND, budget_bytes / (max(1, devices) * STALL_SECONDS))

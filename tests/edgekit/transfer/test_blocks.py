@@ -1,3 +1,5 @@
+"""Rules for requesting blocks: block maps, ranges, windows and time-outs."""
+
 import itertools
 
 import pytest
@@ -12,7 +14,7 @@ from edgekit.transfer.blocks import MAX_WINDOW, MIN_WINDOW, BlockMap, RoundTrip,
 
 @given(st.integers(0, 3000), st.data())
 def test_a_map_survives_its_bytes(count, data):
-    """Whatever was marked is marked again, for any number of blocks and also beyond 1024."""
+    """A map that is written and read again has the same blocks, also with more than 1024 of them."""
     size = max(0, count * BLOCK_BYTES - data.draw(st.integers(0, BLOCK_BYTES - 1)))
     blocks = BlockMap(size)
     assert blocks.count == block_count(size)
@@ -26,7 +28,7 @@ def test_a_map_survives_its_bytes(count, data):
 
 
 def test_marking_twice_counts_once_and_clearing_takes_it_back():
-    """Duplicates arrive; they are no progress."""
+    """A block that arrives twice counts once."""
     blocks = BlockMap(3 * BLOCK_BYTES)
     blocks.mark(1)
     blocks.mark(1)
@@ -64,7 +66,7 @@ def test_a_map_of_another_blob_is_refused(data):
 
 @given(st.lists(st.integers(0, 200)))
 def test_ranges_name_exactly_the_indexes(indexes):
-    """Sorted, without repeats, and none touches the next."""
+    """Ranges are sorted, contain no index twice, and do not touch each other."""
     ranges = to_ranges(indexes)
     assert [i for r in ranges for i in range(r.first, r.last + 1)] == sorted(set(indexes))
     assert all(a.last + 1 < b.first for a, b in itertools.pairwise(ranges))
@@ -77,7 +79,7 @@ def test_ranges_read_like_this():
 
 @given(st.lists(st.booleans(), max_size=300))
 def test_a_window_stays_within_its_bounds(arrivals):
-    """Whatever gets lost."""
+    """The size stays within its limits for any sequence of arrivals and losses."""
     window = Window()
     for arrived in arrivals:
         window = window.after_arrival() if arrived else window.after_loss()
@@ -88,7 +90,7 @@ def test_a_window_stays_within_its_bounds(arrivals):
 
 
 def test_a_window_grows_by_one_a_round_and_halves_at_a_loss():
-    """Slowly up, quickly down."""
+    """One block more after a full window, half after a loss."""
     window = Window(8)
     for _ in range(8):
         window = window.after_arrival()
@@ -97,7 +99,7 @@ def test_a_window_grows_by_one_a_round_and_halves_at_a_loss():
 
 
 def test_the_timeout_follows_what_was_seen():
-    """Long at first, then near the observed time, doubled for each loss, within bounds."""
+    """The time-out is long at first, then near the observed time, doubled for each loss, and within its limits."""
     first = RoundTrip()
     assert first.timeout_seconds == RoundTrip.FIRST_SECONDS
     quick = first

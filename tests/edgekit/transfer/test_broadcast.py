@@ -1,4 +1,4 @@
-"""The rules of waves: when one is worth it, and that it sends everything that is missed, and not for ever."""
+"""Rules of broadcasts: when one is worth it, which blocks it sends, which devices it serves, and its rate."""
 
 import pytest
 from hypothesis import given
@@ -13,29 +13,29 @@ ALL = (1 << TOTAL) - 1
 
 
 def waiting_for(*wants, now=0.0):
-    crowd = WaitingDevices()
+    waiting = WaitingDevices()
     for number, bits in enumerate(wants):
-        crowd.asked(f"d{number}", bits, now)
-    return crowd
+        waiting.add(f"d{number}", bits, now)
+    return waiting
 
 
-def drained(wave):
+def drained(broadcast):
     runs = []
-    while (run := wave.next_run()) is not None:
+    while (run := broadcast.next_run()) is not None:
         runs.append(list(run))
     return runs
 
 
 @given(st.sets(st.integers(0, TOTAL - 1)))
 def test_ranges_and_bits_say_the_same(blocks):
-    """And what lies outside the blob is left out."""
+    """Bits hold the blocks of the ranges; blocks outside the blob are left out."""
     bits = bits_of((*to_ranges(blocks), Range(-9, -1), Range(TOTAL, 1 << 60), Range(5, 2)), TOTAL)
     assert {at for at in range(TOTAL + 9) if bits >> at & 1} == blocks
 
 
 @given(st.sets(st.integers(0, TOTAL - 1), min_size=1))
 def test_a_wave_sends_exactly_what_is_missed_in_runs_of_neighbours(blocks):
-    """Nothing twice, and as few messages as the runs allow."""
+    """No block is sent twice, and each message has as many consecutive blocks as it may."""
     runs = drained(Broadcast(TOTAL, bits_of(to_ranges(blocks), TOTAL), ()))
     assert sorted(index for run in runs for index in run) == sorted(blocks)
     assert all(run == list(range(run[0], run[-1] + 1)) and len(run) <= MAX_BROADCAST_BLOCKS for run in runs)
@@ -47,42 +47,42 @@ def test_a_wave_sends_exactly_what_is_missed_in_runs_of_neighbours(blocks):
         ((ALL,) * MIN_DEVICES, True),
         ((ALL,) * (MIN_DEVICES - 1), False),
         ((ALL, ALL, ALL, 1), True),
-        (tuple(0b1111111111 << 10 * at for at in range(10)), False),  # each misses something else
-        ((0b1111,) * 10, False),  # little: asked for as quickly
+        (tuple(0b1111111111 << 10 * at for at in range(10)), False),  # each misses other blocks
+        ((0b1111,) * 10, False),  # too few blocks
     ],
 )
 def test_a_wave_is_worth_it_where_most_miss_the_same(wants, worth):
-    """What it sends to all must be of use to half of them."""
+    """At least half of the delivered blocks must be missing on the device that receives them."""
     assert waiting_for(*wants).worth_a_broadcast(1.0) is worth
 
 
 def test_devices_that_left_or_fell_silent_do_not_count():
-    """Those that remain are too few."""
-    crowd = waiting_for(*(ALL,) * MIN_DEVICES)
-    crowd.left("d0")
-    assert not crowd.worth_a_broadcast(0.0)
-    crowd = waiting_for(*(ALL,) * MIN_DEVICES)
-    assert not crowd.worth_a_broadcast(FORGET_SECONDS)
+    """The devices that remain are too few for a broadcast."""
+    waiting = waiting_for(*(ALL,) * MIN_DEVICES)
+    waiting.remove("d0")
+    assert not waiting.worth_a_broadcast(0.0)
+    waiting = waiting_for(*(ALL,) * MIN_DEVICES)
+    assert not waiting.worth_a_broadcast(FORGET_SECONDS)
 
 
 def test_who_comes_late_listens_to_what_is_still_to_come():
-    """And not where most of what it misses is over; nothing is sent again for it."""
-    wave = Broadcast(TOTAL, ALL, ["a"])
-    begun = [index for _ in range(10) for index in wave.next_run()]
-    assert wave.join("b", ALL, sending=True)
-    assert not wave.join("c", 0b1001, sending=True)
-    assert wave.devices == {"a", "b"}
-    assert begun + [index for run in drained(wave) for index in run] == [*range(TOTAL)]
+    """A late device joins if most of its missing blocks are still to be sent; no block is sent again for it."""
+    broadcast = Broadcast(TOTAL, ALL, ["a"])
+    begun = [index for _ in range(10) for index in broadcast.next_run()]
+    assert broadcast.join("b", ALL, sending=True)
+    assert not broadcast.join("c", 0b1001, sending=True)
+    assert broadcast.devices == {"a", "b"}
+    assert begun + [index for run in drained(broadcast) for index in run] == [*range(TOTAL)]
 
 
 def test_who_comes_before_the_first_block_is_sent_all_that_it_misses():
-    """Gathering adds up what anybody misses."""
-    wave = Broadcast(TOTAL, 0b1, ["a"])
-    assert wave.join("b", 0b110, sending=False)
-    assert drained(wave) == [[0, 1, 2]]
+    """Before the first block, the broadcast adds the missing blocks of every device that joins."""
+    broadcast = Broadcast(TOTAL, 0b1, ["a"])
+    assert broadcast.join("b", 0b110, sending=False)
+    assert drained(broadcast) == [[0, 1, 2]]
 
 
 def test_the_pace_leaves_room_in_the_broker():
-    """More devices, less for each; never so slow that a wave takes hours."""
+    """The rate falls with the number of devices, down to a lower limit."""
     assert bytes_per_second(16 * 2**20, 16) == 10 * 2**20
     assert bytes_per_second(16 * 2**20, 10**6) == 2**18
