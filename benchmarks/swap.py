@@ -23,7 +23,7 @@ from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_e
 from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.serving.models.options import ModelOptions
-from edgekit.serving.session.memory_usage import few_arenas, held_bytes
+from edgekit.serving.session.memory_usage import few_arenas, rss_bytes
 from edgekit.tensors import DType, TensorSpec
 
 WIDTH, LAYERS = 512, 8
@@ -115,7 +115,7 @@ async def grow(bundles: list[tuple[Manifest, Path]]) -> tuple[float, int]:
         held = []
         for n in range(SWAPS):
             await service.activate("m", *bundles[n % 2])
-            held.append(held_bytes())
+            held.append(rss_bytes())
         stop.set()
         await asyncio.gather(*clients)
     tenth = SWAPS // 10

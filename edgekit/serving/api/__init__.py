@@ -1,4 +1,4 @@
 """The serving interface that HTTP and gRPC share: ModelServer, its documents and model descriptions.
 
-Nothing here knows a wire format.
+Nothing here knows HTTP or gRPC.
 """

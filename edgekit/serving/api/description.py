@@ -1,4 +1,4 @@
-"""What clients may know of a model, and of it ask for."""
+"""Model metadata for clients, and the check of the outputs that a request asks for."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from edgekit.errors import DataError
 from edgekit.preprocess import Raw
 from edgekit.runtimes import providers
 from edgekit.serving.oip import codec as oip
-from edgekit.serving.session.preparation import answered
+from edgekit.serving.session.preparation import answered_outputs
 from edgekit.serving.session.session import Session
 from edgekit.tensors import TensorSpec
 
 
 class ModelDescription(msgspec.Struct, frozen=True):
-    """What clients may know of a model.
+    """Model metadata for clients.
 
     Attributes:
-        name, version: Its identity.
+        name, version: Identity of the model.
         platform: Runtime and format, for example ``onnxruntime_onnx``.
         inputs, outputs: Logical tensors.
-        provider: What really runs it, for example ``XNNPACK``.
-        providers_missing: What was asked for to run it and was not got.
-        loaded: False while it is out of memory and loaded again by the next request.
-        raw: What clients may send as bytes.
-        answers: What they get for bytes.
-        labels: Names of classes, by the answer that counts them.
+        provider: The delegate or execution provider in use, for example ``XNNPACK``.
+        providers_missing: Requested execution providers that are not in use.
+        loaded: False while the model is unloaded; the next request loads it.
+        raw: Inputs that clients may send as bytes.
+        answers: Outputs of a request that was sent as bytes.
+        labels: Names of classes by output.
     """
 
     name: str
@@ -65,12 +65,12 @@ def describe_session(session: Session) -> ModelDescription:
 
 
 def check_outputs(session: Session, request: oip.InferRequest) -> None:
-    """Check the outputs that a request asks for, before anything runs.
+    """Check the outputs that a request asks for, before the model runs.
 
     Raises:
-        DataError: one does not exist, or the parameter that chooses between outputs and what is made of them is wrong.
+        DataError: an output does not exist, or the parameter ``edgekit_postprocess`` is malformed.
     """
-    known = [spec.name for spec in answered(session, request.inputs, request.parameters)]
+    known = [spec.name for spec in answered_outputs(session, request.inputs, request.parameters)]
     unknown = [name for name in request.outputs if name not in known]
     if unknown:
         raise DataError(f"output {unknown[0]!r} is unknown, expected {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What a server says of itself and its models, as plain values: HTTP and gRPC send the same."""
+"""Metadata, statistics and index of a server's models as plain values, which HTTP and gRPC send alike."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ OUT_OF_MEMORY = "not in memory now; the next request loads it"
 
 
 def server() -> dict[str, Any]:
-    """Name, version and extensions."""
+    """Server metadata: name, version and extensions."""
     return {"name": "edgekit", "version": __version__, "extensions": EXTENSIONS}
 
 
 def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]:
-    """Metadata of a model; a free axis is -1, ``edgekit_provider`` is what really runs it.
+    """Metadata of a model. A free axis is -1.
 
-    ``edgekit_providers_missing`` was asked for and not got. Where bytes may be sent, ``edgekit_bytes`` says under which
-    names and of which media types, ``edgekit_answers`` what comes back for them, and which class has which label.
+    ``edgekit_provider`` is the delegate or execution provider in use; ``edgekit_providers_missing`` lists the requested
+    ones that are not in use. Where clients may send bytes, ``edgekit_bytes`` has the names and media types of such
+    inputs, and ``edgekit_answers`` the outputs for them with their class labels.
 
     Raises:
         NotFoundError, UnavailableError: as `ModelServer.describe`.
@@ -63,12 +64,12 @@ def _raw(raw: Raw) -> dict[str, Any]:
 
 
 def every(models: ModelServer) -> list[tuple[str, str | None]]:
-    """All models, each in whichever version is active."""
+    """All models, each in its active version."""
     return [(name, None) for name in models.models()]
 
 
 def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-    """Statistics of the models and versions that are wanted; raises as `ModelServer.describe`."""
+    """Statistics of the models and versions `wanted`. Raises as `ModelServer.describe`."""
     entries = [
         statistics_document(name, models.describe(name, version).version, models.statistics(name, version))
         for name, version in wanted
@@ -77,7 +78,7 @@ def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) ->
 
 
 def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
-    """Every model, its state, and why it cannot answer or not at once; with `ready_only` those that can."""
+    """Every model with its state, and the reason where it cannot answer at once; `ready_only` leaves out others."""
     entries = []
     for name in models.models():
         try:

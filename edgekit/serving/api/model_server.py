@@ -1,4 +1,4 @@
-"""The interface that HTTP and gRPC serve: the agent's inference service and the cloud tier implement it."""
+"""The interface behind HTTP and gRPC. The agent's inference service and the cloud tier implement it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgekit.serving.session.statistics import Statistics
 
 
 class ModelServer(Protocol):
-    """What the application serves."""
+    """A server of models, seen by HTTP and gRPC."""
 
     def models(self) -> Sequence[str]:
-        """Names of all models that it knows."""
+        """Names of all models of this server."""
         ...
 
     def ready(self) -> bool:
-        """True while every model that it knows can answer."""
+        """True while every model of this server can answer."""
         ...
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
@@ -26,7 +26,7 @@ class ModelServer(Protocol):
 
         Raises:
             NotFoundError: there is no such model or version.
-            UnavailableError: it cannot answer yet.
+            UnavailableError: the model cannot answer yet.
         """
         ...
 
@@ -41,9 +41,9 @@ class ModelServer(Protocol):
         ...
 
     def statistics(self, model: str, version: str | None) -> Statistics:
-        """What the loaded model has done; raises as `describe`."""
+        """Statistics of a loaded model. Raises as `describe`."""
         ...
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
-        """Rising counters by model, then by name."""
+        """Rising counters by model, then by short name; `edgekit.serving.http.metrics` lists them."""
         ...

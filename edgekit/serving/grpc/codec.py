@@ -52,12 +52,12 @@ def infer_request(asked: Any) -> InferRequest:
     inputs: dict[str, Array] = {}
     for i, tensor in enumerate(asked.inputs):
         if tensor.name in inputs:
-            raise DataError(f"tensor {tensor.name!r} stands twice")
+            raise DataError(f"tensor {tensor.name!r} appears twice")
         inputs[tensor.name] = _tensor(tensor, raw[i] if raw else None)
     outputs: dict[str, bool] = {}
     for output in asked.outputs:
         if output.name in outputs:
-            raise DataError(f"output {output.name!r} is asked for twice")
+            raise DataError(f"output {output.name!r} is requested twice")
         outputs[output.name] = True
     parameters = {name: _value(parameter) for name, parameter in asked.parameters.items()}
     return InferRequest(inputs, asked.id or None, parameters, outputs, binary_outputs=True)

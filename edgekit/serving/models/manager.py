@@ -15,7 +15,7 @@ from edgekit.serving.models.memory_growth import Grown, MemoryNotifier, note_all
 from edgekit.serving.models.memory_plan import LoadedModel, MemoryBudgetError, estimate_bytes, plan
 from edgekit.serving.models.model import RETRY_LOAD_SECONDS, Model
 from edgekit.serving.models.options import ModelOptions
-from edgekit.serving.session.memory_usage import Footprints, MemoryFootprints, give_back, held_bytes
+from edgekit.serving.session.memory_usage import Footprints, MemoryFootprints, return_freed_memory, rss_bytes
 from edgekit.serving.session.queue import DeadlineError, OverloadedError
 from edgekit.serving.session.session import Load, Session
 from edgekit.waiting import within
@@ -285,7 +285,7 @@ class ModelManager:
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare, manifest)
             async with told(model.name, self.listener, self._clock), self._measuring:
-                before = await asyncio.to_thread(held_bytes)
+                before = await asyncio.to_thread(rss_bytes)
                 session = await Session.open(
                     manifest,
                     folder,
@@ -309,7 +309,7 @@ class ModelManager:
             session.statistics = model.last.statistics  # it was only out for a while
         model.counters["loads"] += 1
         model.bytes = model.loaded_bytes = size
-        self._settled_bytes = held_bytes()
+        self._settled_bytes = rss_bytes()
         model.loaded_at = model.used_at = self._clock()
         model.load_seconds = model.loaded_at - started
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
@@ -327,7 +327,7 @@ class ModelManager:
     async def _measure(self, model: Model, session: Session, before: int) -> int:
         """What a session holds; notes it, and puts others out where it is more than was expected."""
         told = await asyncio.to_thread(session.memory_bytes)
-        grown = told if told is not None else await asyncio.to_thread(held_bytes) - before
+        grown = told if told is not None else await asyncio.to_thread(rss_bytes) - before
         digest, copies = session.digest, model.options.instances
         # Memory that the process had freed and not given back hides a part, so the most that was ever seen counts.
         least = 0 if told is not None else session.manifest.file("model").size
@@ -351,5 +351,5 @@ class ModelManager:
 
     async def _close(self, session: Session) -> None:
         await session.close()
-        await asyncio.to_thread(give_back)
-        self._settled_bytes = held_bytes()
+        await asyncio.to_thread(return_freed_memory)
+        self._settled_bytes = rss_bytes()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.serving.models.memory_plan import MIB
-from edgekit.serving.session.memory_usage import held_bytes
+from edgekit.serving.session.memory_usage import rss_bytes
 
 if TYPE_CHECKING:
     from edgekit.serving.models.model import Model
@@ -81,7 +81,7 @@ async def note_all(models: Mapping[str, Model], settled_bytes: int) -> dict[str,
     inside = [one for name, one in models.items() if one.session is not None and name not in found]
     if inside:
         load = sum(one.counters["loads"] for one in models.values())
-        found[PROCESS] = process = Held(settled_bytes, held_bytes(), load)
+        found[PROCESS] = process = Held(settled_bytes, rss_bytes(), load)
         if len(inside) == 1 and process.is_far:  # of several nobody knows which
             inside[0].bytes = inside[0].loaded_bytes + process.bytes - settled_bytes
     return found

@@ -1,4 +1,4 @@
 """Open Inference Protocol v2: requests and responses as bytes, JSON and tensors.
 
-Pure encoding and decoding; no sockets, no models.
+This room only encodes and decodes; it opens no sockets and runs no models.
 """

@@ -1,8 +1,8 @@
 """Open Inference Protocol v2 with the binary tensor extension: bytes to values and back, for servers and clients.
 
-The JSON comes first, then each binary tensor's bytes in order, little-endian and row-major; the HTTP header
-``Inference-Header-Content-Length`` (`HEADER`) says where the JSON ends. A lie in any length, shape or type is a
-DataError and nothing else.
+A body is JSON, followed by the bytes of each binary tensor in order, little-endian and row-major. The HTTP header
+``Inference-Header-Content-Length`` (`HEADER`) is the length of the JSON in bytes. A wrong length, shape or type raises
+DataError and no other error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from edgekit.tensors import Array, DType, TensorSpec
 HEADER = "Inference-Header-Content-Length"
 JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
 MAX_RANK = 16
-_KNOWN, _SHORT = 64, 1024  # JSON headers that are kept, and how long they may be: most clients send the same each time
+_CACHED, _SHORT = 64, 1024  # number and bytes of cached JSON headers: most clients send the same one each time
 
 
 class Encoded(NamedTuple):
-    """One message as it goes over HTTP; `header_length` is None where the whole body is JSON."""
+    """A message as bytes. `header_length` is the length of the JSON in bytes, None where the whole body is JSON."""
 
     body: bytes
     header_length: int | None
@@ -40,14 +40,14 @@ class Encoded(NamedTuple):
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """What a client asks.
+    """An inference request.
 
     Attributes:
-        inputs: By name, of the dtypes and shapes that the client stated.
-        id: To be echoed; None where there was none.
-        parameters: Of the request, unchecked; to be read only.
-        outputs: Wanted outputs, and whether each is wanted in binary; empty for all, as `binary_outputs` says.
-        binary_outputs: Send outputs in binary where nothing else is said.
+        inputs: Arrays by name, with the dtypes and shapes that the client stated.
+        id: The client's id of the request, which the answer repeats; None where there is none.
+        parameters: The request's parameters, unchecked. Do not change them.
+        outputs: Wanted outputs by name, True for binary; empty for all outputs in the form of `binary_outputs`.
+        binary_outputs: True where outputs are binary unless the request says otherwise.
     """
 
     inputs: dict[str, Array]
@@ -58,7 +58,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 class InferResponse(msgspec.Struct, frozen=True):
-    """What a server answers."""
+    """The answer to an inference request."""
 
     model: str
     version: str
@@ -107,7 +107,7 @@ def header_length(value: str | None) -> int | None:
     """Parse the value of `HEADER`; None where the header is absent, 0 for the raw form (`parse_raw`).
 
     Raises:
-        DataError: it is no length.
+        DataError: the value is no length.
     """
     if value is None:
         return None
@@ -121,36 +121,38 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
 
     Args:
         body: The whole HTTP body.
-        length: Bytes of JSON at its start; None when all of it is.
+        length: Length of the JSON at its start in bytes; None where the whole body is JSON.
 
     Raises:
-        DataError: the request is not what the protocol says.
+        DataError: the request does not follow the protocol.
     """
     document, rest = _split(body, length)
-    asked = _layout(document) if length is None or length > _SHORT else _known_layout(document)
-    return InferRequest(_filled(asked.tensors, rest), asked.id, asked.parameters, asked.outputs, asked.binary_outputs)
+    layout = _layout(document) if length is None or length > _SHORT else _cached_layout(document)
+    arrays = _arrays(layout.tensors, rest)
+    return InferRequest(arrays, layout.id, layout.parameters, layout.outputs, layout.binary_outputs)
 
 
 def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
-    """Parse a request in the raw form: the body is one tensor and nothing else. Its answer is binary.
+    """Parse a request in the raw form: the body is the bytes of one tensor. The answer is binary.
 
-    The batch is 1, and one further free axis is as long as the bytes make it. For BYTES the body is the one element.
+    The batch is 1. The length of one further free axis follows from the number of bytes. For BYTES, the body is the
+    only element.
 
     Args:
         body: The whole HTTP body.
-        inputs: Of the model.
+        inputs: The model's inputs.
 
     Raises:
-        DataError: the model has not one input, or more free axes, or the bytes do not fit it.
+        DataError: the model has more or less than one input, or more free axes, or the bytes do not fit it.
     """
     if len(inputs) != 1:
-        raise DataError(f"the raw form is for models with one input, this has {len(inputs)}")
+        raise DataError(f"the raw form is for models with one input, this model has {len(inputs)}")
     spec = inputs[0]
     shape = [1 if size is None and axis == 0 else size for axis, size in enumerate(spec.shape)]
     fixed = [size for size in shape if size is not None]
     if len(shape) - len(fixed) > 1:
         raise DataError(
-            f"{spec.name}: the raw form is for one free axis beside the batch, the shape is {spec.shape_text}"
+            f"{spec.name}: the raw form allows one free axis beside the batch, the shape is {spec.shape_text}"
         )
     if spec.dtype is DType.BYTES:
         body = len(body).to_bytes(4, "little") + body
@@ -161,12 +163,12 @@ def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
-    """Encode an answer in the form that `request` asked for; its id is echoed where it had one.
+    """Encode an answer in the form that `request` asked for. The request's id is repeated where it has one.
 
-    NaN and infinity have no JSON form and become null there; binary tensors carry them as they are.
+    NaN and infinity become null in JSON, which has no form for them; binary tensors carry them unchanged.
 
     Raises:
-        DataError: an output that was asked for does not exist, or has no JSON form (FP16, bytes that are not UTF-8).
+        DataError: a requested output does not exist, or has no JSON form (FP16, bytes that are not UTF-8).
     """
     wanted = wanted_outputs(response, request)
     head: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
@@ -177,10 +179,10 @@ def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
 
 
 def wanted_outputs(response: InferResponse, request: InferRequest) -> Mapping[str, bool]:
-    """The outputs to send, and whether each in binary.
+    """The outputs to send by name, True for binary.
 
     Raises:
-        DataError: one that was asked for does not exist.
+        DataError: a requested output does not exist.
     """
     if not request.outputs:
         return dict.fromkeys(response.outputs, request.binary_outputs)
@@ -191,7 +193,7 @@ def wanted_outputs(response: InferResponse, request: InferRequest) -> Mapping[st
 
 
 def json_elements(response: InferResponse, request: InferRequest) -> int:
-    """How many elements of the answer go as JSON, as far as it has what was asked for."""
+    """The number of elements that the answer sends as JSON; requested outputs that do not exist count 0."""
     if request.binary_outputs and not request.outputs:
         return 0
     wanted = request.outputs or dict.fromkeys(response.outputs, False)
@@ -216,29 +218,29 @@ def parse_response(body: bytes, length: int | None = None) -> InferResponse:
     """Parse a server's answer.
 
     Raises:
-        DataError: the answer is not what the protocol says.
+        DataError: the answer does not follow the protocol.
     """
     document, rest = _split(body, length)
     response = _decode(_response_decoder, document, "response")
-    outputs = _filled(_sized(response.outputs), rest)
+    outputs = _arrays(_sized(response.outputs), rest)
     return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
 
 
 def wants_ready_only(body: bytes) -> bool:
-    """Whether a request for the repository index (a JSON object, or nothing) asks for ready models alone.
+    """True where a request for the repository index (a JSON object, or an empty body) asks for ready models only.
 
     Raises:
-        DataError: it is something else.
+        DataError: the body is not such an object.
     """
     return _decode(_index_decoder, body, "request").ready if body else False
 
 
 def error_document(message: str) -> bytes:
-    """The body of every answer that is not 200."""
+    """The body of every HTTP answer with an error status."""
     return msgspec.json.encode({"error": message})
 
 
-# --- both ways
+# --- requests and answers alike
 
 
 def _split(body: bytes, length: int | None) -> tuple[bytes, memoryview]:
@@ -264,7 +266,7 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 class _Layout(NamedTuple):
-    """All that the JSON of a request says, checked; each tensor as `_sized` gives it."""
+    """The checked content of a request's JSON; `tensors` as `_sized` returns them."""
 
     tensors: Sequence[tuple[_Tensor, int | None]]
     id: str | None
@@ -279,22 +281,22 @@ def _layout(document: bytes) -> _Layout:
     outputs: dict[str, bool] = {}
     for output in request.outputs:
         if output.name in outputs:
-            raise DataError(f"output {output.name!r} is asked for twice")
+            raise DataError(f"output {output.name!r} is requested twice")
         outputs[output.name] = _flag(output.parameters, "binary_data", all_binary)
     tensors, parameters = _sized(request.inputs), MappingProxyType(request.parameters)
     return _Layout(tensors, request.id, parameters, MappingProxyType(outputs), all_binary)
 
 
-# The same bytes say the same each time; a fault is judged anew. Nothing in it can be changed by who gets it.
-_known_layout = functools.lru_cache(maxsize=_KNOWN)(_layout)
+# Equal bytes have an equal layout, and no caller can change one. Errors are not cached.
+_cached_layout = functools.lru_cache(maxsize=_CACHED)(_layout)
 
 
 def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
-    """Each tensor with the size of its bytes behind the JSON, None where its elements are in the JSON."""
+    """Each tensor with the size of its binary data in bytes, None where its elements are in the JSON."""
     found: dict[str, tuple[_Tensor, int | None]] = {}
     for tensor in tensors:
         if tensor.name in found:
-            raise DataError(f"tensor {tensor.name!r} stands twice")
+            raise DataError(f"tensor {tensor.name!r} appears twice")
         if tensor.datatype not in DATATYPES:
             raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
         if len(tensor.shape) > MAX_RANK:
@@ -303,8 +305,8 @@ def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
     return tuple(found.values())
 
 
-def _filled(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
-    """The arrays of tensors whose bytes are `rest`, one after the other."""
+def _arrays(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
+    """The arrays of tensors; `rest` holds the binary data of one after the other."""
     found: dict[str, Array] = {}
     at = 0
     for tensor, size in tensors:
@@ -350,8 +352,8 @@ def _encode(head: dict[str, Any], key: str, tensors: Mapping[str, Array], chosen
     return Encoded(b"".join([text, *parts]), len(text)) if parts else Encoded(text, None)
 
 
-@functools.lru_cache(maxsize=_KNOWN)
+@functools.lru_cache(maxsize=_CACHED)
 def _binary_document(name: str, dtype: Any, shape: tuple[int, ...], size: int) -> msgspec.Raw:
-    """What the JSON says of a tensor whose bytes follow it."""
+    """The JSON of a tensor whose bytes follow the JSON."""
     document = {"name": name, "datatype": datatype_of(dtype), "shape": shape, "parameters": {"binary_data_size": size}}
     return msgspec.Raw(msgspec.json.encode(document))

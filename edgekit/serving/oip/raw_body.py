@@ -1,6 +1,6 @@
-"""Requests whose body is one image, sound or text and nothing else, told by their Content-Type. Rules only.
+"""Requests whose whole body is one image, sound or text, recognized by their Content-Type. Rules only.
 
-What the protocol puts into the parameters of a request stands in headers here: ``Edgekit-Route: local-only`` is
+Headers take the place of the protocol's request parameters: ``Edgekit-Route: local-only`` is
 ``"edgekit_route": "local-only"``. Answers are JSON.
 """
 
@@ -33,8 +33,8 @@ class Media(NamedTuple):
 
     Attributes:
         name: In lower case, without parameters.
-        kind: ``image``, ``sound`` or ``text``; empty for an image or a sound that nothing here decodes.
-        charset: As stated, in lower case; empty where it was not.
+        kind: ``image``, ``sound`` or ``text``; empty for an image or a sound that edgekit does not decode.
+        charset: The stated character set in lower case; empty where none is stated.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Media(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def parse_media(value: bytes) -> Media | None:
-    """The media type of a Content-Type; None where the body is the protocol's JSON, as other types always were."""
+    """The media type of a Content-Type; None for every other type, whose body is the protocol's JSON."""
     name, *parameters = (part.strip().lower() for part in value.decode("latin-1").split(";"))
     kind = _KINDS.get(name, "")
     if not kind and not name.startswith(_FAMILIES):
@@ -54,33 +54,33 @@ def parse_media(value: bytes) -> Media | None:
 
 
 def input_for(media: Media, raw: Sequence[Raw]) -> str | None:
-    """Which input such a body is, as clients call it: the only one that takes bytes, if those are of that kind."""
+    """The client's name of the input that a body fills: the only one that takes bytes, if it takes this kind."""
     return raw[0].name if len(raw) == 1 and raw[0].kind == media.kind else None
 
 
 def accepted(raw: Sequence[Raw]) -> tuple[str, ...]:
-    """The media types that a model takes, the protocol's own last."""
+    """The media types that a model accepts, the protocol's own last."""
     return (*(MEDIA_TYPES[raw[0].kind] if len(raw) == 1 else ()), JSON_TYPE)
 
 
 def refusal(media: Media, model: str, raw: Sequence[Raw]) -> str:
-    """Why a model does not take such a body, and what it takes."""
-    taken = " or ".join(accepted(raw))
-    several = f"; {', '.join(one.name for one in raw)} take bytes, as BYTES tensors" if len(raw) > 1 else ""
-    return f"model {model!r} takes a body of {taken}, this is {media.name}{several}"
+    """The error message of a model that does not accept such a body; names what it accepts."""
+    types = " or ".join(accepted(raw))
+    several = f"; send {', '.join(one.name for one in raw)} as BYTES tensors" if len(raw) > 1 else ""
+    return f"model {model!r} accepts a body of {types}, this is {media.name}{several}"
 
 
 def parse_raw_body(body: bytes, media: Media, name: str, headers: Mapping[bytes, bytes]) -> InferRequest:
-    """The request that such a body is: one row of BYTES for the input `name`.
+    """Make a request of such a body: one row of BYTES for the input `name`.
 
     Args:
         body: The whole HTTP body.
         media: Its type.
-        name: As `input_for` gives it.
-        headers: By lower-case name; those that begin with ``edgekit-`` are the request's parameters.
+        name: As `input_for` returns it.
+        headers: By lower-case name; headers that begin with ``edgekit-`` are the request's parameters.
 
     Raises:
-        DataError: a text is stated to be something else than UTF-8.
+        DataError: a text has another character set than UTF-8.
     """
     if media.kind == "text" and media.charset not in _CHARSETS:
         raise DataError(f"the text is in {media.charset[:40]!r}, expected utf-8")
@@ -95,7 +95,7 @@ def parse_raw_body(body: bytes, media: Media, name: str, headers: Mapping[bytes,
 
 
 def _value(text: bytes) -> Any:
-    """A number, true, false, or else the text itself."""
+    """The header's value as a number or boolean, else as text."""
     try:
         return msgspec.json.decode(text, type=bool | int | float)
     except msgspec.MsgspecError:

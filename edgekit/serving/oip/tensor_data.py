@@ -30,12 +30,13 @@ DATATYPES = {
     "FP64": DType.FLOAT64,
     "BYTES": DType.BYTES,
 }
-LONG_JSON = 2**20  # bytes, or an eighth of it elements: longer is read and written in parts, so that other threads run
-_PART = 2**17
-_LITTLE = sys.byteorder == "little"  # as the protocol is
-# What the bytes are to numpy, where each element has as many; every byte but 0 is a true BOOL.
-_HELD = {name: None if dtype is DType.BYTES else dtype.numpy for name, dtype in DATATYPES.items()}
-_HELD["BOOL"] = DType.UINT8.numpy
+# Bytes of JSON (or eight times the elements) from which on it is read and written in parts, so that other threads run.
+LONG_JSON = 2**20
+_PART = 2**17  # bytes of JSON in one part
+_LITTLE = sys.byteorder == "little"  # the protocol's byte order
+# The numpy dtype of a datatype's bytes; None for BYTES, whose elements differ in size. Every byte but 0 is a true BOOL.
+_RAW_DTYPES = {name: None if dtype is DType.BYTES else dtype.numpy for name, dtype in DATATYPES.items()}
+_RAW_DTYPES["BOOL"] = DType.UINT8.numpy
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
@@ -45,24 +46,26 @@ def datatype_of(dtype: npt.DTypeLike) -> str:
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview) -> Array:
-    """The tensor whose row-major little-endian bytes are `data`; BOOL is a byte an element, BYTES length and payload.
+    """The tensor with the row-major little-endian bytes `data`.
+
+    An element of BOOL is one byte. An element of BYTES is its length in 4 bytes, then its content.
 
     Raises:
-        DataError: `data` is not what `shape` of `datatype` needs.
+        DataError: `data` does not have the bytes that `shape` of `datatype` needs.
     """
-    held = _HELD[datatype]
-    if held is None:
+    dtype = _RAW_DTYPES[datatype]
+    if dtype is None:
         return shaped(name, shape, _split_bytes(name, math.prod(shape), data))
-    needed = math.prod(shape) * held.itemsize
+    needed = math.prod(shape) * dtype.itemsize
     if needed != len(data):
         stated = f"{list(shape)} of {datatype} needs {needed} bytes"
         raise DataError(f"{name}: {stated}, but {len(data)} bytes were sent")
-    value = np.frombuffer(data, held)
+    value = np.frombuffer(data, dtype)
     if datatype == "BOOL":
         return shaped(name, shape, value != 0)
     if not _LITTLE:
         value = value.byteswap()
-    # The JSON before it has any length, so the bytes may start at an odd address, which runtimes cannot use.
+    # The JSON before the data may have any length, so the data may start at an odd address, which runtimes cannot use.
     return shaped(name, shape, value if value.flags.aligned else value.copy())
 
 
@@ -74,10 +77,10 @@ def to_binary(value: Array) -> bytes:
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw) -> Array:
-    """The tensor whose elements are the JSON list `data`, flat or nested as `shape` is.
+    """The tensor with the elements of the JSON list `data`, which is flat or nested as `shape` is.
 
     Raises:
-        DataError: `data` has other elements than `shape` of `datatype`, or a number that it cannot hold.
+        DataError: `data` does not have the elements that `shape` of `datatype` needs, or a number is out of its range.
     """
     dtype = DATATYPES[datatype]
     if dtype is DType.FLOAT16:
@@ -99,10 +102,10 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
 
 
 def to_json(name: str, value: Array) -> list[Any] | msgspec.Raw:
-    """The elements in row-major order; many of them as the JSON text that they are.
+    """The elements in row-major order, as a list, or as JSON text where they are many.
 
     Raises:
-        DataError: they have no JSON form (FP16, bytes that are not UTF-8).
+        DataError: the elements have no JSON form (FP16, bytes that are not UTF-8).
     """
     if value.dtype == np.float16:
         raise DataError(f"{name}: FP16 has no JSON form, ask for it with binary_data")
@@ -116,10 +119,10 @@ def to_json(name: str, value: Array) -> list[Any] | msgspec.Raw:
     try:
         return [item.decode() for item in value.ravel()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: holds bytes that are not UTF-8, ask for it with binary_data") from error
+        raise DataError(f"{name}: has bytes that are not UTF-8, ask for it with binary_data") from error
 
 
-# JSON lists are decoded straight into checked elements: 1.5 is no INT32, 300 is no UINT8, 1 is no BOOL.
+# JSON lists are decoded directly into checked elements: 1.5 is no INT32, 300 is no UINT8, 1 is no BOOL.
 
 
 def _element(dtype: DType) -> Any:
@@ -142,7 +145,7 @@ _DECODERS: dict[DType, msgspec.json.Decoder[Any]] = {
 
 
 def _decode_in_parts(dtype: DType, data: msgspec.Raw) -> Array | None:
-    """A long flat list of numbers; None for what is short, nested, text, or wrong, which is read at once."""
+    """Decode a long flat list of numbers; None where the list is short, nested, text or wrong: then read it at once."""
     size = len(memoryview(data))
     if size <= LONG_JSON or dtype is DType.BYTES:
         return None
@@ -165,12 +168,14 @@ def _decode_in_parts(dtype: DType, data: msgspec.Raw) -> Array | None:
 
 
 def _numbers(dtype: DType, items: list[Any]) -> Array:
-    """An array of decoded elements; what is too large for FP32 becomes infinite.
+    """An array of decoded elements; a number that is too large for FP32 becomes infinite.
 
     Raises:
-        OverflowError: one is too large for an integer.
+        OverflowError: a number is too large for an integer.
     """
-    if dtype is DType.FLOAT32:  # numpy would warn of infinity, and to silence it costs as much as a small tensor
+    if (
+        dtype is DType.FLOAT32
+    ):  # numpy would warn of infinity; to suppress that costs as much as decoding a small tensor
         return np.frombuffer(array("f", items), np.float32)
     return np.array(items, dtype=dtype.numpy)
 
@@ -217,7 +222,7 @@ def _split_bytes(name: str, count: int, data: memoryview) -> Array:
         at = end
     if len(items) != count:
         found = f"more than {count}" if len(items) > count else len(items)
-        raise DataError(f"{name}: holds {found} elements of BYTES, but its shape has {count}")
+        raise DataError(f"{name}: has {found} elements of BYTES, but its shape has {count}")
     return _objects(items)
 
 
@@ -228,17 +233,17 @@ def _objects(items: Sequence[bytes]) -> Array:
 
 
 def bytes_tensor(name: str, shape: Sequence[int], items: Sequence[bytes]) -> Array:
-    """The tensor of BYTES with these elements, as many as `shape` has."""
+    """The tensor of BYTES with these elements; `shape` must have the same number."""
     return shaped(name, shape, _objects(items))
 
 
 def shaped(name: str, shape: Sequence[int], flat: Array) -> Array:
-    """`flat` in `shape`.
+    """`flat` reshaped to `shape`.
 
     Raises:
         DataError: no array can have that shape, or not with these elements.
     """
     try:
         return flat.reshape(shape)
-    except (ValueError, OverflowError) as error:  # sizes whose product is right but that numpy cannot hold
-        raise DataError(f"{name}: shape {list(shape)} cannot be held: {error}") from error
+    except (ValueError, OverflowError) as error:  # the product of the sizes is right, but numpy cannot hold the shape
+        raise DataError(f"{name}: an array cannot have shape {list(shape)}: {error}") from error

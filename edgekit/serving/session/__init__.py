@@ -1,4 +1,4 @@
-"""One loaded model: its instances, queue, batching, and what happens before and after a run.
+"""One loaded model: its instances, queue, batching, and the processing before and after a run.
 
-Nothing here knows other models or a protocol.
+Nothing here knows other models or a network protocol.
 """

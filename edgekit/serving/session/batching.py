@@ -1,7 +1,7 @@
-"""Several requests as one run: which may be joined, how, and whether it pays. Rules only.
+"""Joining several requests in one run: which may be joined, how, and whether it pays. Rules only.
 
-Nobody waits for others to come: what stands in the queue when a copy of the model is free is joined, and a request that
-is alone runs alone.
+Requests never wait for others to arrive: when a copy of the model becomes free, the requests in the queue are joined,
+and a single request runs alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgekit.runtimes.logical import check_inputs
 from edgekit.tensors import Array, TensorSpec
 
 ROWS = (2, 4, 8, 16)
-LEAST_GAIN = 1.25  # rows a second, over one at a time; less is not worth the longer run that each then waits for
+MIN_GAIN = 1.25  # of rows a second, over one row at a time; less gain is not worth the longer wait for each run
 CALIBRATION_SECONDS = 0.3
 
 
 def can_batch(manifest: Manifest) -> bool:
-    """Whether the artifact takes any number of rows at once; one with a batch of 1 runs row by row and gains none."""
+    """True where the artifact takes any number of rows at once. An artifact with a batch of 1 runs row by row."""
 
     def is_free(binding: Binding) -> bool:
         return binding.spec.shape[:1] == (None,) and binding.artifact.shape[:1] == (None,)
@@ -31,9 +31,10 @@ def can_batch(manifest: Manifest) -> bool:
 
 
 def shape_of(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[object, int]:
-    """What requests must have in common to run as one, and the rows of this one; (None, 1) for one that must run alone.
+    """The shape of a request and its rows; (None, 1) for a request that must run alone.
 
-    A request that does not fit the model runs alone, so that its error is its own.
+    Requests of equal shape may be joined. A request that does not fit the model runs alone, so that no other request
+    fails with it.
     """
     try:
         rows = check_inputs(specs, inputs)
@@ -50,7 +51,7 @@ def join(requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:
-    """The answers of each request, from those of all; copies, so that none keeps the others' in memory."""
+    """The answers of each request, copied from the joined outputs, so that no answer keeps the others in memory."""
     ends = np.cumsum(rows)
     return [
         {name: value[end - n : end].copy() for name, value in outputs.items()}
@@ -59,19 +60,19 @@ def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, A
 
 
 def best_rows(seconds: Mapping[int, float]) -> int:
-    """How many rows are worth joining, from the measured time of a run with so many; 1 for none.
+    """The number of rows to join, 1 for none, from the measured seconds of a run by its number of rows.
 
-    The smallest number that comes within a tenth of the best rate: a larger one only makes runs longer.
+    It is the smallest number whose rate is within a tenth of the best; a larger one only makes runs longer.
     """
     rates = {rows: rows / max(one, 1e-9) for rows, one in seconds.items()}
     best = max(rates.values())
-    if best < LEAST_GAIN * rates[1]:
+    if best < MIN_GAIN * rates[1]:
         return 1
     return min(rows for rows, rate in rates.items() if rate >= 0.9 * best)
 
 
 def differs(manifest: Manifest, alone: Mapping[str, Array], joined: Mapping[str, Array]) -> bool:
-    """Whether answers change by more than the bundle's golden tolerance when rows are joined."""
+    """True where joining rows changes the answers by more than the bundle's golden tolerance."""
     limits = {t.output: t.max_abs for t in manifest.golden.tolerances if t.runtime == manifest.runtime}
     for name, value in alone.items():
         other = joined[name]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from edgekit.protocols import Runtime
 from edgekit.serving.session.queue import Job, JobQueue
 
 
 class Instance:
-    """Loads a runtime, runs what the queue hands out, and closes it when the queue is closed and empty; one thread.
+    """One thread that loads a runtime, runs the queue's jobs, and closes the runtime when the queue is closed.
 
-    The thread does not keep the program from ending: a model that hangs must not.
+    It is a daemon thread, so that a model that hangs does not keep the program from ending.
 
     Args:
-        name: Of the thread.
-        queue: Where work comes from.
+        name: Name of the thread.
+        queue: The model's jobs.
         load: Opens the runtime.
-        infer: Runs inferences: all jobs it is given are of one shape. It sets their futures and does not raise.
+        infer: Runs inference jobs of one shape. It sets their futures and does not raise.
 
     Attributes:
-        loaded: The runtime, or why there is none.
-        closed: Done when the runtime is.
+        loaded: The runtime, or the error of its load.
+        closed: Done when the runtime is closed.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Instance:
         self._queue, self._load, self._infer = queue, load, infer
         self.loaded: Future[Runtime] = Future()
         self.closed: Future[None] = Future()
-        self.closed.set_running_or_notify_cancel()  # nobody may cancel what is running
+        self.closed.set_running_or_notify_cancel()  # so that no caller can cancel it
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -44,30 +46,28 @@ class Instance:
         if not self.loaded.set_running_or_notify_cancel():
             self.closed.set_result(None)
             return
-        try:
-            runtime = self._load()
-        except BaseException as error:  # it is the caller's, who waits for it
+        set_result(self.loaded, self._load)
+        if self.loaded.exception() is not None:
             self.closed.set_result(None)
-            self.loaded.set_exception(error)
             return
-        self.loaded.set_result(runtime)
+        runtime = self.loaded.result()
         while jobs := self._queue.take(self):
             self._run(runtime, jobs)
-        try:
-            runtime.close()
-        except BaseException as error:  # it is the caller's
-            self.closed.set_exception(error)
-        else:
-            self.closed.set_result(None)
+        set_result(self.closed, runtime.close)
 
     def _run(self, runtime: Runtime, jobs: list[Job]) -> None:
-        function, future = jobs[0].function, jobs[0].future
+        function = jobs[0].function
         if function is None:
             self._infer(runtime, jobs)
-            return
-        try:
-            found = function(runtime)
-        except BaseException as error:  # it is the caller's
-            future.set_exception(error)
         else:
-            future.set_result(found)
+            set_result(jobs[0].future, functools.partial(function, runtime))
+
+
+def set_result(future: Future[Any], function: Callable[[], Any]) -> None:
+    """Set a future to the result of a function, or to its error."""
+    try:
+        result = function()
+    except BaseException as error:  # raised in the caller, which waits for the future
+        future.set_exception(error)
+    else:
+        future.set_result(result)

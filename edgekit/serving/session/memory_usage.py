@@ -1,4 +1,4 @@
-"""How much memory this process, or another, holds."""
+"""Memory of this process and of others, and measured memory by bundle."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-_M_ARENA_MAX, _ARENAS = -8, 2  # the former as in malloc.h
+_M_ARENA_MAX, _ARENAS = -8, 2  # the first value is the one in malloc.h
 
 
 class Footprints(Protocol):
-    """What each bundle was measured to hold in memory, kept across restarts."""
+    """Measured memory of each bundle, kept across restarts."""
 
     def get(self, digest: str) -> int | None:
-        """Bytes; None where it was never measured here."""
+        """Bytes of a bundle; None where it was never measured on this device."""
         ...
 
     def put(self, digest: str, size: int) -> None:
@@ -27,7 +27,7 @@ class Footprints(Protocol):
 
 
 class MemoryFootprints:
-    """Footprints that are forgotten with the process."""
+    """Footprints in memory, which are lost when the process ends."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
@@ -42,23 +42,26 @@ class MemoryFootprints:
 
 
 @runtime_checkable
-class TellsMemory(Protocol):
-    """A runtime that is a process of its own."""
+class HasMemory(Protocol):
+    """A runtime in a process of its own, whose memory can be measured exactly."""
 
     def memory_bytes(self) -> int:
-        """What it holds now; 0 where it is not running."""
+        """Bytes that the process holds now; 0 where it is not running."""
         ...
 
 
-def held_bytes() -> int:
-    """Memory of this process (RSS); 0 where the system does not tell. Unlike PSS, it does not change with others."""
+def rss_bytes() -> int:
+    """Resident memory (RSS) of this process; 0 where the system has no /proc.
+
+    Unlike PSS, RSS does not depend on other processes.
+    """
     return _rss_bytes(Path("/proc/self"))
 
 
-def fair_bytes(pid: int) -> int:
-    """Memory of a process (PSS, else RSS); 0 where the system does not tell, or the process is gone.
+def pss_bytes(pid: int) -> int:
+    """Memory of a process (PSS, else RSS); 0 where the system has no /proc, or the process is gone.
 
-    PSS counts a page that several processes share in parts, so the sum over processes is what the machine holds.
+    PSS divides a shared page among the processes that share it, so the sum over processes is the machine's memory.
     """
     folder = Path("/proc") / str(pid)
     try:
@@ -66,7 +69,7 @@ def fair_bytes(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # an old kernel, a process that is gone, or not Linux
+        pass  # an old kernel, an ended process, or not Linux
     return _rss_bytes(folder)
 
 
@@ -77,7 +80,7 @@ def _rss_bytes(folder: Path) -> int:
         return 0
 
 
-def give_back() -> None:
+def return_freed_memory() -> None:
     """Return freed memory to the system, where the C library can; it may take milliseconds."""
     trim = _malloc_trim()
     if trim is not None:
@@ -85,13 +88,13 @@ def give_back() -> None:
 
 
 def few_arenas() -> None:
-    """Let the C library share its heaps among threads from now on; call it when a program starts.
+    """Limit the C library's heaps (arenas) to two; call it when a program starts.
 
-    It gives each new thread a heap of its own, up to eight a core, and each keeps the peak of the models that were
-    loaded in it: a device that switches models would hold them all many times.
+    By default each new thread gets an arena, up to eight per core, and an arena keeps the peak memory of the models
+    that were loaded in it. A device that switches models would keep that memory many times.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it, as musl
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it, for example musl
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
@@ -101,6 +104,6 @@ def _malloc_trim() -> Callable[[int], int] | None:
         return None
     try:
         found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):  # a C library without it, as musl
+    except (OSError, AttributeError):  # a C library without it, for example musl
         return None
     return found

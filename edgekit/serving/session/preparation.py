@@ -1,4 +1,4 @@
-"""Preparing the inputs of a request for the session that answers it."""
+"""Decoding the inputs of a request for the session that answers it."""
 
 from __future__ import annotations
 
@@ -16,43 +16,53 @@ PARAMETER = "edgekit_postprocess"
 
 
 class Prepared(NamedTuple):
-    """A request whose bytes are decoded, with the session that is to answer it."""
+    """A request with decoded inputs.
+
+    Attributes:
+        session: The session that will answer it; None where only the cloud tier answers.
+        inputs: Decoded inputs by name.
+        postprocess: Whether the bundle's steps after the model are done.
+    """
 
     session: Session | None
     inputs: Mapping[str, Array]
     postprocess: bool
 
     async def finish(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """What the client gets of the model's `outputs`."""
+        """The client's answer from the model's `outputs`."""
         if self.session is None or self.session.processing is None or not self.postprocess:
             return outputs
         return await self.session.processing.after(outputs)
 
 
 def as_sent(session: Session | None, postprocess: bool | None) -> bool:
-    """True where a request has nothing to be decoded and nothing to be done after it; else `prepare` has to see."""
+    """True where a request needs no processing before or after the model; else call `prepare`."""
     return not postprocess and (session is None or session.processing is None)
 
 
 async def prepare(
     current: Callable[[], Session | None], inputs: Mapping[str, Array], postprocess: bool | None
 ) -> Prepared:
-    """Decode what was sent as bytes, for the session that answers now.
+    """Decode inputs that were sent as bytes, for the active session.
 
     Args:
-        current: Gives the active session. Where it changes while bytes are decoded, they are decoded anew for the next.
+        current: Returns the active session. When it changes during decoding, the inputs are decoded again for the new
+            one.
         inputs: As the client sent them.
-        postprocess: Whether the outputs are worked on; None where they are when bytes were sent.
+        postprocess: Whether to do the bundle's steps after the model; None: only where inputs were sent as bytes.
 
     Raises:
-        OverloadedError, DataError: as `SessionProcessing.before`; DataError too where `postprocess` is asked of a model
-            without any.
+        OverloadedError, DataError: as `SessionProcessing.before`; DataError too where `postprocess` is True and the
+            bundle has no such steps.
     """
     session = current()
     while True:
         processing = session.processing if session else None
         if session is not None and processing is None and postprocess:
-            raise DataError(f"{PARAMETER} is true, but model {session.manifest.name} does nothing after its outputs")
+            raise DataError(
+                f"{PARAMETER} is true, but the bundle of model {session.manifest.name} has no steps after the model; "
+                "leave the parameter out"
+            )
         if processing is None or not processing.wanted(inputs):
             return Prepared(session, inputs, bool(postprocess))
         found = await processing.before(inputs)
@@ -65,7 +75,7 @@ def parse_postprocess(parameters: Mapping[str, Any]) -> bool | None:
     """The value of `PARAMETER`; None where it is absent.
 
     Raises:
-        DataError: it is neither true nor false.
+        DataError: the value is neither true nor false.
     """
     value = parameters.get(PARAMETER)
     if value is not None and not isinstance(value, bool):
@@ -73,7 +83,9 @@ def parse_postprocess(parameters: Mapping[str, Any]) -> bool | None:
     return value
 
 
-def answered(session: Session, inputs: Mapping[str, Array], parameters: Mapping[str, Any]) -> Sequence[TensorSpec]:
+def answered_outputs(
+    session: Session, inputs: Mapping[str, Array], parameters: Mapping[str, Any]
+) -> Sequence[TensorSpec]:
     """The outputs that a request gets from `session`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a loaded bundle does before and after its model, off the event loop and in bounds."""
+"""The processing steps of a loaded bundle before and after its model, on a thread of their own and bounded."""
 
 from __future__ import annotations
 
@@ -6,67 +6,64 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.decoding import open_processor
 from edgekit.preprocess import Processing, Processor, Raw
-from edgekit.serving.session.queue import LEAST_RETRY_SECONDS, OverloadedError
+from edgekit.serving.session.queue import MIN_RETRY_SECONDS, OverloadedError
 from edgekit.tensors import Array, TensorSpec
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
 
 class SessionProcessing:
-    """A Processor on a thread of its own: a large image holds up neither the event loop nor the model.
+    """A Processor on a thread of its own, so that a large image blocks neither the event loop nor the model.
 
     Args:
-        processor: Of the bundle.
-        model: Its name, for messages.
-        queue_limit: Most requests that may wait or be worked on.
+        processor: The bundle's processor.
+        model: Name for messages.
+        queue_limit: Most requests that may wait or be processed.
     """
 
     def __init__(self, processor: Processor, model: str, queue_limit: int) -> None:
         self._processor, self._model, self._limit = processor, model, queue_limit
-        # Never shut down: requests that came before a switch still finish here. It ends with the last that knows it.
+        # Never shut down: requests from before a switch still finish here. It ends when nothing refers to it any more.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"bytes-{model}")
         self._pending = 0
 
     @property
     def raw(self) -> tuple[Raw, ...]:
-        """What clients may send as bytes."""
+        """Inputs that clients may send as bytes."""
         return self._processor.raw
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What is answered when the outputs were worked on."""
+        """Outputs after the steps that follow the model."""
         return self._processor.outputs
 
     @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of classes, by the output that counts them."""
+        """Names of classes by output."""
         return self._processor.labels
 
     def wanted(self, inputs: Mapping[str, Array]) -> bool:
-        """Whether something in `inputs` is to be decoded."""
+        """True where `inputs` has bytes to decode."""
         return self._processor.wanted(inputs)
 
     async def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's inputs; see `Processor.before`.
+        """Decode inputs for the model; see `Processor.before`.
 
         Raises:
             OverloadedError: too many requests wait to be decoded.
             DataError: the bytes cannot be decoded.
         """
         if self._pending >= self._limit:
-            raise OverloadedError(self._model, self._pending, LEAST_RETRY_SECONDS)
+            raise OverloadedError(self._model, self._pending, MIN_RETRY_SECONDS)
         return await self._call(lambda: self._processor.before(inputs))
 
     async def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Answers of the model's outputs; see `Processor.after`."""
+        """Make the answer from the model's outputs; see `Processor.after`."""
         return await self._call(lambda: self._processor.after(outputs))
 
     async def _call(self, function: Callable[[], T]) -> T:

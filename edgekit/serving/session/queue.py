@@ -1,6 +1,6 @@
-"""The queue before one model: bounded, in order of arrival, each request with the time it may take.
+"""The queue of one model: bounded, in order of arrival, with a deadline for each request.
 
-`admit` is the rule; `JobQueue` hands work from the event loop to the threads that run a model.
+`admit` is the rule that refuses requests; `JobQueue` hands jobs from the event loop to the threads that run the model.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from edgekit.errors import UnavailableError
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array
 
-LEAST_RETRY_SECONDS = 1.0  # Retry-After counts whole seconds
+MIN_RETRY_SECONDS = 1.0  # Retry-After counts whole seconds
 
 
 class OverloadedError(UnavailableError):
-    """A model has more to do than it can take.
+    """A model has more requests than it can answer.
 
     Args:
         model: Its name.
         waiting: Requests in the queue.
-        retry_after_seconds: When the queue is likely to have emptied.
-        message: What happened, where it is not that the queue is full.
-        advice: What to do besides asking again.
+        retry_after_seconds: Time until the queue has probably emptied.
+        message: The error message; that the queue is full, where empty.
+        advice: An alternative to trying again.
     """
 
     def __init__(
@@ -35,49 +35,50 @@ class OverloadedError(UnavailableError):
     ) -> None:
         super().__init__(
             message or f"model {model} has {_requests(waiting)} waiting, which is its limit",
-            advice=f"Ask again in {math.ceil(retry_after_seconds)} s, or {advice}.",
+            advice=f"Try again in {math.ceil(retry_after_seconds)} s, or {advice}.",
         )
         self.retry_after_seconds = retry_after_seconds
 
 
 class DeadlineError(OverloadedError):
-    """A request's time was over, or would have been, before the model could answer it; it was not run."""
+    """A request's deadline passed, or would pass, before the model could answer it; it was not run."""
 
 
 def expected_seconds(waiting: int, mean_seconds: float, instances: int) -> float:
-    """When a request that comes now is likely to be answered, in seconds from now.
+    """Expected time until a new request is answered, in seconds.
 
     Args:
-        waiting: Requests before it, those that run included.
-        mean_seconds: Of one run.
-        instances: Copies of the model that work at a time.
+        waiting: Requests before it, running ones included.
+        mean_seconds: Mean time of one run.
+        instances: Copies of the model that run at the same time.
     """
     return (waiting // instances + 1) * mean_seconds
 
 
 def admit(model: str, *, waiting: int, limit: int, left: float | None, expected: float) -> None:
-    """Refuse at once what could only be refused later.
+    """Refuse a request at once that would be refused later.
 
-    A request with nothing before it is always taken: the mean of a model that no request may run would never mend.
+    A request with none before it is always accepted. Otherwise a model with a large mean time would refuse every
+    request, and its mean would never be measured again.
 
     Args:
-        model: For the error.
-        waiting: Requests before it, those that run included.
-        limit: Most that may be there.
+        model: Name for the error.
+        waiting: Requests before it, running ones included.
+        limit: Most requests that may wait or run.
         left: Seconds until its deadline; None for none.
         expected: As `expected_seconds`.
 
     Raises:
         OverloadedError: the queue is full.
-        DeadlineError: it is unlikely to be answered in time, or its time is over already.
+        DeadlineError: the deadline has passed, or will probably pass before the answer.
     """
-    retry = max(LEAST_RETRY_SECONDS, expected)
+    retry = max(MIN_RETRY_SECONDS, expected)
     if waiting >= limit:
         raise OverloadedError(model, waiting, retry)
     if left is None or (left > 0 and (not waiting or expected <= left)):
         return
     if left <= 0:
-        message = f"the deadline had passed before model {model} could be asked"
+        message = f"the deadline passed before the request reached model {model}"
     else:
         message = (
             f"model {model} has {_requests(waiting)} waiting and would answer in about {expected * 1e3:.0f} ms, "
@@ -91,30 +92,31 @@ def _requests(count: int) -> str:
 
 
 class Job:
-    """One thing to be done with a runtime.
+    """One call of a runtime: a function, or an inference.
 
     Args:
-        function: What; None for an inference with `inputs`.
-        inputs: Of an inference.
-        asked_ns: When it was asked for, as `time.perf_counter_ns`.
-        deadline: It must not begin after this, in seconds of the queue's clock; None for no limit.
-        shape: Inferences of the same shape may run as one; None for one that may not.
+        function: Called with the runtime; None for an inference with `inputs`.
+        inputs: Inputs of an inference.
+        arrived_ns: Time of arrival, as `time.perf_counter_ns`.
+        deadline: Latest begin, in seconds of the queue's clock; None for no limit.
+        rows: Rows of the inference.
+        shape: Inferences of equal shape may be joined; None for one that runs alone.
     """
 
-    __slots__ = ("asked_ns", "deadline", "function", "future", "inputs", "rows", "shape")
+    __slots__ = ("arrived_ns", "deadline", "function", "future", "inputs", "rows", "shape")
 
     def __init__(
         self,
         function: Callable[[Runtime], Any] | None = None,
         inputs: Mapping[str, Array] | None = None,
         *,
-        asked_ns: int = 0,
+        arrived_ns: int = 0,
         deadline: float | None = None,
         rows: int = 1,
         shape: object = None,
     ) -> None:
         self.function, self.inputs = function, inputs or {}
-        self.asked_ns, self.deadline = asked_ns, deadline
+        self.arrived_ns, self.deadline = arrived_ns, deadline
         self.rows, self.shape = rows, shape
         self.future: Future[Any] = Future()
 
@@ -124,20 +126,20 @@ class JobQueue:
 
     Args:
         clock: Monotonic seconds.
-        expired: Makes the error of a job whose time was over before it began.
-        most_rows: Jobs of one shape are handed out together up to so many rows; 1 for one at a time.
+        expired: Makes the error of a job whose deadline passed before it began.
+        max_rows: Jobs of one shape are joined up to so many rows; 1 for one job at a time.
     """
 
-    def __init__(self, clock: Callable[[], float], expired: Callable[[], Exception], *, most_rows: int = 1) -> None:
+    def __init__(self, clock: Callable[[], float], expired: Callable[[], Exception], *, max_rows: int = 1) -> None:
         self._clock, self._expired = clock, expired
         self._jobs: deque[Job] = deque()
         self._own: dict[object, deque[Job]] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self.most_rows = most_rows
+        self.max_rows = max_rows
 
     def put(self, job: Job, *, only: object = None) -> None:
-        """Add a job, for the one taker `only` where it is given; one that comes after `close` is cancelled."""
+        """Add a job, where `only` is given for that taker alone. After `close` the job is cancelled."""
         with self._changed:
             if self._closed:
                 job.future.cancel()
@@ -151,7 +153,7 @@ class JobQueue:
                 self._changed.notify_all()
 
     def take(self, taker: object) -> list[Job]:
-        """Wait for what is next: jobs that have begun and can no longer be cancelled; none when all is done."""
+        """Wait for the next jobs, which can no longer be cancelled. Empty when the queue is closed and empty."""
         with self._changed:
             while True:
                 own = self._own.get(taker)
@@ -163,7 +165,7 @@ class JobQueue:
                     self._changed.wait()
 
     def expire(self, job: Job) -> bool:
-        """Fail a job that has not begun; False when it has, or is done."""
+        """Fail a job that has not begun; False where it has begun or is done."""
         if not self._remove(job):
             return False
         if job.future.set_running_or_notify_cancel():
@@ -171,11 +173,11 @@ class JobQueue:
         return True
 
     def forget(self, job: Job) -> None:
-        """Take a cancelled job out, and what it holds with it."""
+        """Remove a cancelled job, and free its inputs."""
         self._remove(job)
 
     def close(self) -> None:
-        """Take nothing more; what is there is still handed out."""
+        """Accept no more jobs; those in the queue are still handed out."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -189,12 +191,12 @@ class JobQueue:
             return True
 
     def _begin(self, jobs: deque[Job]) -> list[Job]:
-        """The next job, with those behind it that may run as one with it."""
+        """Remove and begin the next job, with the following jobs that may be joined with it."""
         found: list[Job] = []
         rows = 0
         while jobs:
             job = jobs[0]
-            if found and (job.shape is None or job.shape != found[0].shape or rows + job.rows > self.most_rows):
+            if found and (job.shape is None or job.shape != found[0].shape or rows + job.rows > self.max_rows):
                 break
             jobs.popleft()
             if not job.future.set_running_or_notify_cancel():

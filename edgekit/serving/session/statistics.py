@@ -1,4 +1,4 @@
-"""What a loaded model has done since it was loaded, for the protocol's statistics document."""
+"""Statistics of a loaded model, for the protocol's statistics document."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import msgspec
 
 
 class Statistics(msgspec.Struct):
-    """Rising sums of one loaded model; written by its own thread alone. Times are nanoseconds.
+    """Rising sums of one loaded model since its load. Times are in nanoseconds.
 
     Attributes:
-        last_ms: Wall clock of the last run in milliseconds since 1970; 0 before the first.
-        rows, runs: Samples answered, and calls of the runtime that answered them.
-        success_count, success_ns: Requests answered, and their time from the queue's tail to the answer.
-        fail_count, fail_ns: Requests that the runtime refused or failed.
-        queue_ns, compute_ns: The parts of `success_ns`: waiting, running.
+        last_ms: Wall clock of the last run in milliseconds since 1970; 0 before the first run.
+        rows, runs: Answered rows, and the runtime's runs for them.
+        success_count, success_ns: Answered requests, and their time from arrival to answer.
+        fail_count, fail_ns: Failed requests, and their time.
+        queue_ns, compute_ns: The two parts of `success_ns`: waiting and running.
     """
 
     last_ms: int = 0
@@ -29,7 +29,7 @@ class Statistics(msgspec.Struct):
     compute_ns: int = 0
 
     def succeeded(self, *, rows: int, queue_ns: int, compute_ns: int, wall_ms: int, runs: int = 1) -> None:
-        """Count an answer; `runs` is 0 for one that came out of the same run as one that was counted."""
+        """Count an answered request; `runs` is 0 where its run is counted already, with another request."""
         self.last_ms = wall_ms
         self.rows += rows
         self.runs += runs
@@ -39,7 +39,7 @@ class Statistics(msgspec.Struct):
         self.compute_ns += compute_ns
 
     def failed(self, spent_ns: int) -> None:
-        """Count a request without an answer."""
+        """Count a failed request."""
         self.fail_count += 1
         self.fail_ns += spent_ns
 
@@ -47,7 +47,7 @@ class Statistics(msgspec.Struct):
 def statistics_document(name: str, version: str, found: Statistics) -> dict[str, Any]:
     """One entry of ``model_stats`` in ``/v2/models/<m>/stats``.
 
-    Preparing tensors is part of running here, so it is in ``compute_infer`` and the two beside it stay 0.
+    ``compute_infer`` includes the preparation of tensors; ``compute_input`` and ``compute_output`` are always 0.
     """
 
     def pair(count: int, ns: int) -> dict[str, int]:

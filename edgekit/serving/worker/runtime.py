@@ -18,7 +18,7 @@ from typing import Any
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, ManifestError, RuntimeLoadError, UnavailableError
-from edgekit.serving.session.memory_usage import fair_bytes
+from edgekit.serving.session.memory_usage import pss_bytes
 from edgekit.serving.session.queue import OverloadedError
 from edgekit.serving.worker.shared_memory import (
     Channel,
@@ -154,7 +154,7 @@ class WorkerRuntime:
     def memory_bytes(self) -> int:
         """What the process holds; 0 while there is none."""
         pid = self.pid
-        return 0 if pid is None else fair_bytes(pid)
+        return 0 if pid is None else pss_bytes(pid)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see Runtime.run.

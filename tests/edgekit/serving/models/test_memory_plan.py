@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.serving.models.memory_plan import MIB, LoadedModel, MemoryBudgetError, MemoryPlan, estimate_bytes, plan
-from edgekit.serving.session.memory_usage import fair_bytes, give_back, held_bytes
+from edgekit.serving.session.memory_usage import pss_bytes, return_freed_memory, rss_bytes
 from tests.simulators.alone import alone
 from tests.simulators.small_models import onnx_bundle
 
@@ -100,17 +100,17 @@ def test_before_the_first_load_the_artifact_says_what_is_needed(tmp_path) -> Non
 def test_the_memory_of_a_process_can_be_read() -> None:
     """What is allocated shows, and what is freed is gone after it was given back."""
     alone(allocate_and_free)
-    assert fair_bytes(os.getpid()) > 10 * MIB
-    assert fair_bytes(2**30) == 0
+    assert pss_bytes(os.getpid()) > 10 * MIB
+    assert pss_bytes(2**30) == 0
 
 
 def allocate_and_free() -> None:
     """In a process of its own: nothing else allocates or frees meanwhile."""
-    before = held_bytes()
+    before = rss_bytes()
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])
-    during = held_bytes()
+    during = rss_bytes()
     del block
-    give_back()
+    return_freed_memory()
     assert during - before > 60 * MIB
-    assert held_bytes() - before < 30 * MIB
+    assert rss_bytes() - before < 30 * MIB

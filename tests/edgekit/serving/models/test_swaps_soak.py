@@ -9,7 +9,7 @@ import pytest
 
 from device_agents.inference.service import InferenceService
 from edgekit.serving.models.options import ModelOptions
-from edgekit.serving.session.memory_usage import few_arenas, held_bytes
+from edgekit.serving.session.memory_usage import few_arenas, rss_bytes
 from tests.simulators.small_models import SURE, onnx_bundle
 
 SWAPS, SETTLED = 1000, 100  # memory is compared from the latter on: until then pools fill
@@ -50,7 +50,7 @@ async def test_a_thousand_switches_under_load(tmp_path: Path, swap, isolation, s
             while answered < seen + 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             if n % 20 == 0:
-                held.append(await asyncio.to_thread(held_bytes))
+                held.append(await asyncio.to_thread(rss_bytes))
         stop.set()
         await asyncio.gather(*clients)
         assert service.counters()["small"]["swaps"] == swaps + 1

@@ -137,14 +137,14 @@ def test_bytes_that_are_not_text_need_binary() -> None:
         (b"[" * 100_000, "cannot be parsed"),
         (b"{}", "inputs"),
         (request(tensor([1, 2]), id=5), "id"),
-        (request(tensor([1, 2]), tensor([1, 2])), "stands twice"),
-        (request(tensor([1, 2]), outputs=[{"name": "a"}, {"name": "a"}]), "asked for twice"),
+        (request(tensor([1, 2]), tensor([1, 2])), "appears twice"),
+        (request(tensor([1, 2]), outputs=[{"name": "a"}, {"name": "a"}]), "requested twice"),
         (request(tensor([1, 2], datatype="FP8")), "datatype is 'FP8'"),
         (request(tensor([1, 2], (-2,))), ">= 0"),
         (request(tensor([1, 2], (1,) * 17 + (2,))), "18 axes"),
         (request(tensor([1, 2, 3])), "data has 3 elements, its shape [2] has 2"),
         (request(tensor([1])), "data has 1 elements"),
-        (request(tensor([], (0, 2**62, 2**62))), "cannot be held"),
+        (request(tensor([], (0, 2**62, 2**62))), "cannot have shape"),
         (request(tensor()), "neither data nor binary_data_size"),
         (request(tensor([1.5, 2], datatype="INT32")), "not INT32"),
         (request(tensor([300, 2], datatype="UINT8")), "not UINT8"),
@@ -190,7 +190,7 @@ def test_a_lie_about_binary_sizes_is_refused(size: int, rest: bytes, says: str) 
     [
         (b"\x01\x00", "runs past the end"),
         (b"\xff\xff\xff\xff", "runs past the end"),
-        (b"\x01\x00\x00\x00a", "holds 1 elements"),
+        (b"\x01\x00\x00\x00a", "has 1 elements"),
         (bytes(40), "more than 2"),
     ],
 )
@@ -266,7 +266,7 @@ def test_the_raw_form_of_bytes_is_one_element() -> None:
 @pytest.mark.parametrize(
     ("specs", "body", "says"),
     [
-        ([*free(None, 2), *free(None, 2)], bytes(8), "one input, this has 2"),
+        ([*free(None, 2), *free(None, 2)], bytes(8), "one input, this model has 2"),
         (free(None, None, None), bytes(8), "one free axis beside the batch"),
         (free(None, 2), bytes(9), "needs 8 bytes"),
         (free(None, 2), bytes(16), "needs 8 bytes"),

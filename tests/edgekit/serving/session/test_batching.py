@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import ArenaFullError, DataError
 from edgekit.runtimes import open_runtime
-from edgekit.serving.session import batching
-from edgekit.serving.session import session as sessions
 from edgekit.serving.session.batching import best_rows, can_batch, join, shape_of, split
-from edgekit.serving.session.session import Session
+from edgekit.serving.session.session import Session, SessionTimes
 from edgekit.tensors import Array, DType, TensorSpec
 from tests.simulators.small_models import litert_bundle, onnx_bundle, softmax
 
@@ -80,7 +78,7 @@ class Slow:
         self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
         self.run_seconds = self.row_seconds = 0.0
         self.spoiled = 0.0
-        self.most_rows = 10_000
+        self.max_rows = 10_000
         self.runs: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -90,7 +88,7 @@ class Slow:
         assert self.gate.wait(10)
         rows = len(inputs["x"])
         self.runs.append(rows)
-        if rows > self.most_rows:
+        if rows > self.max_rows:
             raise ArenaFullError(f"{rows} rows do not fit")
         if np.isnan(inputs["x"]).any():
             raise DataError("x: holds NaN")
@@ -99,7 +97,7 @@ class Slow:
         return {**found, "scores": found["scores"] + np.float32(self.spoiled * (rows > 1))}
 
 
-async def opened(folder: Path, **changes: float) -> tuple[Session, Slow]:
+async def opened(folder: Path, *, times: SessionTimes | None = None, **changes: float) -> tuple[Session, Slow]:
     made: list[Slow] = []
 
     def load(manifest: Manifest, folder: Path) -> Slow:
@@ -108,7 +106,7 @@ async def opened(folder: Path, **changes: float) -> tuple[Session, Slow]:
             setattr(made[-1], name, value)
         return made[-1]
 
-    session = await Session.open(onnx_bundle(folder, batch=None), folder, load, queue_limit=64)
+    session = await Session.open(onnx_bundle(folder, batch=None), folder, load, queue_limit=64, times=times)
     return session, made[0]
 
 
@@ -168,15 +166,13 @@ async def test_nothing_is_joined_by_default_and_nobody_waits_for_others(tmp_path
         ({"run_seconds": 0.01}, 4, 16),  # a row more costs nothing
         ({"row_seconds": 0.01}, 1, 1),  # each row costs the same
         ({"run_seconds": 0.01, "spoiled": 0.01}, 1, 1),  # joined answers are others
-        ({"run_seconds": 0.01, "most_rows": 4}, 2, 4),  # more do not fit into the memory of a run
+        ({"run_seconds": 0.01, "max_rows": 4}, 2, 4),  # more do not fit into the memory of a run
         ({}, 1, 1),  # too fast for any queue
     ],
 )
-async def test_a_short_measurement_decides(tmp_path: Path, monkeypatch, changes, least, most) -> None:
-    """By the time of runs with more and more rows, and by their answers."""
-    monkeypatch.setattr(sessions, "INLINE_SECONDS", 0.005)
-    monkeypatch.setattr(batching, "CALIBRATION_SECONDS", 1.0)
-    session, _ = await opened(tmp_path, **changes)
+async def test_a_short_measurement_decides(tmp_path: Path, changes, least, most) -> None:
+    """The time of runs with more and more rows decides, and whether their answers are the same."""
+    session, _ = await opened(tmp_path, times=SessionTimes(inline=0.005, calibration=1.0), **changes)
     await session.calibrate()
     assert least <= session.batch_rows <= most
     await session.close()

@@ -48,9 +48,9 @@ def test_copies_of_a_model_shorten_the_wait() -> None:
 class Bench:
     """A queue with a clock that is moved by hand."""
 
-    def __init__(self, most_rows: int = 1) -> None:
+    def __init__(self, max_rows: int = 1) -> None:
         self.now = 0.0
-        self.queue = JobQueue(lambda: self.now, lambda: DeadlineError("m", 0, 1.0), most_rows=most_rows)
+        self.queue = JobQueue(lambda: self.now, lambda: DeadlineError("m", 0, 1.0), max_rows=max_rows)
 
     def put(self, **kwargs: object) -> Job:
         job = Job(**kwargs)  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def test_a_cancelled_job_is_out_of_the_queue() -> None:
 
 def test_neighbours_of_one_shape_come_out_together() -> None:
     """Up to so many rows, never past one of another shape, and never what has no shape."""
-    bench = Bench(most_rows=4)
+    bench = Bench(max_rows=4)
     a = [bench.put(shape="a", rows=rows) for rows in (1, 2, 2)]
     other = bench.put(shape="b", rows=9)
     alone = [bench.put(), bench.put()]

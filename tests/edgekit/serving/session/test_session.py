@@ -16,8 +16,7 @@ from edgekit.bundle.manifest import Golden, Manifest
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
-from edgekit.serving.session import session as sessions
-from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
+from edgekit.serving.session.session import INLINE_SECONDS, DeadlineError, OverloadedError, Session, SessionTimes
 from edgekit.tensors import Array
 from tests.simulators.small_models import onnx_bundle
 
@@ -25,13 +24,13 @@ BUNDLE = Manifest("m", "1.0.0", "server", "onnxruntime", (), (), (), Golden(0, (
 
 
 class Tagged:
-    """Runtime that answers `tag`, waits for `gate`, and knows whether it was used after it was closed."""
+    """Runtime that answers `tag` after `seconds`, waits for `gate`, and fails when it is used after it was closed."""
 
     inputs = outputs = ()
     provider = "test"
 
     def __init__(self, tag: int) -> None:
-        self.tag = tag
+        self.tag, self.seconds = tag, 0.0
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -45,6 +44,7 @@ class Tagged:
         self.runs += 1
         self.entered.set()
         assert self.gate.wait(10)
+        time.sleep(self.seconds)
         return {"tag": np.array([self.tag])}
 
     def close(self) -> None:
@@ -52,10 +52,15 @@ class Tagged:
         self.closed = True
 
 
-async def opened(*runtimes: Tagged, limit: int = 100) -> Session:
+async def opened(*runtimes: Tagged, limit: int = 100, inline_seconds: float = INLINE_SECONDS) -> Session:
     left = list(runtimes)
     return await Session.open(
-        BUNDLE, Path(), lambda manifest, folder: left.pop(0), queue_limit=limit, instances=len(runtimes)
+        BUNDLE,
+        Path(),
+        lambda manifest, folder: left.pop(0),
+        queue_limit=limit,
+        instances=len(runtimes),
+        times=SessionTimes(inline=inline_seconds),
     )
 
 
@@ -79,11 +84,10 @@ async def test_the_loop_is_free_while_a_model_runs() -> None:
     assert threading.get_ident() not in runtime.threads
 
 
-async def test_a_fast_model_is_not_sent_to_the_thread_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fast_model_is_not_sent_to_the_thread_and_back() -> None:
     """Known to be fast and alone, a request runs at once; one that is larger, second, or after a slow one does not."""
-    monkeypatch.setattr(sessions, "INLINE_SECONDS", 60.0)
     runtime = Tagged(1)
-    session = await opened(runtime)
+    session = await opened(runtime, inline_seconds=0.1)
     small, large = {"x": np.zeros(4)}, {"x": np.zeros(5)}
 
     async def where(inputs: dict[str, Array]) -> set[int]:
@@ -104,16 +108,16 @@ async def test_a_fast_model_is_not_sent_to_the_thread_and_back(monkeypatch: pyte
     assert not asked.done()
     runtime.gate.set()
     await asyncio.gather(waiting, asked)
-    monkeypatch.setattr(sessions, "INLINE_SECONDS", 0.0)  # now every run is far too slow
+    runtime.seconds = 2.1  # more than 20 times too slow
     assert await where(small) == {threading.get_ident()}
+    runtime.seconds = 0.0
     assert await where(small) == {worker}
     await session.close()
 
 
-async def test_a_caller_that_asks_in_a_loop_does_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_that_asks_in_a_loop_does_not_keep_others_out() -> None:
     """Even where every answer is there at once, other coroutines get their turn."""
-    monkeypatch.setattr(sessions, "INLINE_SECONDS", 60.0)
-    session = await opened(Tagged(1))
+    session = await opened(Tagged(1), inline_seconds=60.0)
     ended = asyncio.Event()
     asyncio.get_running_loop().call_soon(ended.set)
     for _ in range(1000):
@@ -173,7 +177,7 @@ async def test_a_request_fails_at_its_deadline_and_not_when_its_turn_comes() -> 
     await until_entered(runtime)
     with pytest.raises(DeadlineError, match="the deadline passed while the request waited for model m"):
         await session.run({}, deadline=time.monotonic() + 0.02)
-    with pytest.raises(DeadlineError, match="had passed before"):
+    with pytest.raises(DeadlineError, match="passed before the request reached"):
         await session.run({}, deadline=time.monotonic() - 1)
     assert session.pending == 1
     runtime.gate.set()
