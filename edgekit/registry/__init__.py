@@ -1,14 +1,17 @@
-"""The registry: publish bundles, find them, fetch them verified, re-hash everything."""
+"""The registry: publish bundles, list and resolve them, download them verified, and verify the whole registry.
 
-from edgekit.registry.catalogue import MadeDelta, Release, Row, blob_name, metadata_name
+Signing is in `edgekit.trust`, and stores are in `edgekit.storage`; both are passed in by the caller.
+"""
+
+from edgekit.registry.catalogue import CatalogueEntry, MadeDelta, Release, blob_name, metadata_name
 from edgekit.registry.publishing import check_bundle, publish
 from edgekit.registry.reader import RegistryReader
 
 __all__ = [
+    "CatalogueEntry",
     "MadeDelta",
     "RegistryReader",
     "Release",
-    "Row",
     "blob_name",
     "check_bundle",
     "metadata_name",

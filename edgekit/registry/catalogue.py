@@ -1,4 +1,4 @@
-"""What the registry's catalogue says about bundles, and where blobs and metadata lie in its store."""
+"""Entries of the registry's catalogue, and the names of blobs and metadata in its store."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ PART_BYTES = 4 * 1024 * 1024  # a multiple of BLOCK_BYTES
 _METADATA_NAME = re.compile(r"(?:[1-9]\d{0,9}\.)?[a-z0-9][a-z0-9._-]{0,127}\.json")
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One published bundle, as the catalogue names it.
+class CatalogueEntry(msgspec.Struct, frozen=True):
+    """One published bundle, from its entry in the catalogue.
 
     Attributes:
-        name, target, version: Its identity.
+        name, target, version: Identity of the bundle.
         release: Rises by one with every publish of this model.
         path: TUF targets path of its manifest.
-        length, sha256: Bytes of the manifest; the bundle digest.
-        retired: It is not chosen any more unless its version is named.
-        channel: What `promote` called it last; may be empty.
-        deltas: From which files a device that holds one of them can make it with fewer bytes.
+        length: Size of the manifest in bytes.
+        sha256: The bundle digest, which is the sha256 of the manifest in hex.
+        retired: True if it is chosen only when its version is named.
+        channel: Channel that it was last promoted to; empty for none.
+        deltas: Deltas that make it from another file.
     """
 
     name: str
@@ -48,7 +49,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class MadeDelta(msgspec.Struct, frozen=True):
-    """A delta that is to be published: what the catalogue will say, and its two blobs."""
+    """A delta to publish.
+
+    Attributes:
+        offer: Its entry in the catalogue.
+        description, payload: Bytes of its two blobs.
+    """
 
     offer: Offer
     description: bytes
@@ -56,7 +62,7 @@ class MadeDelta(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """A published bundle with its verified manifest; the rest as in `Row`."""
+    """A published bundle with its verified manifest; the other attributes are those of `CatalogueEntry`."""
 
     manifest: Manifest
     path: str
@@ -66,7 +72,7 @@ class Release(msgspec.Struct, frozen=True):
 
     @property
     def entry(self) -> Entry:
-        """What an assignment says about it."""
+        """The bundle's entry in an assignment."""
         return Entry(
             path=self.path,
             length=self.length,
@@ -79,10 +85,10 @@ class Release(msgspec.Struct, frozen=True):
 
 
 def blob_name(digest: str) -> str:
-    """Where the blob with this sha256 (hex) lies in the store.
+    """Name in the store of the blob with this digest.
 
     Raises:
-        NotFoundError: `digest` is no sha256; digests come from the network too.
+        NotFoundError: `digest` is not a sha256 in hex; it may come from the network.
     """
     if not SHA256.fullmatch(digest):
         raise NotFoundError(f"{digest[:80]!r} is not a sha256 in hex")
@@ -90,21 +96,21 @@ def blob_name(digest: str) -> str:
 
 
 def metadata_name(name: str) -> str:
-    """Where the metadata file `name`, for example ``2.targets.json``, lies in the store.
+    """Name in the store of the metadata file `name`, for example ``2.targets.json``.
 
     Raises:
-        NotFoundError: `name` is not the name of a metadata file; names come from the network too.
+        NotFoundError: `name` is not the name of a metadata file; it may come from the network.
     """
     if not _METADATA_NAME.fullmatch(name):
         raise NotFoundError(f"{name[:80]!r} is not the name of a metadata file")
     return METADATA + name
 
 
-def row_of(path: str, target: TargetFile) -> Row:
-    """What the catalogue's entry at `path` says.
+def parse_entry(path: str, target: TargetFile) -> CatalogueEntry:
+    """Parse the catalogue's entry at `path`.
 
     Raises:
-        VerificationError: it lacks what edgekit needs, or calls itself otherwise than its path.
+        VerificationError: a field is missing or wrong, or the entry's identity differs from its path.
     """
     custom = target.custom if isinstance(target.custom, Mapping) else {}
     try:
@@ -116,30 +122,36 @@ def row_of(path: str, target: TargetFile) -> Row:
                 "sha256": target.hashes.get("sha256"),
                 "deltas": parse_offers(custom),
             },
-            Row,
+            CatalogueEntry,
         )
     except msgspec.ValidationError as error:
-        raise VerificationError(f"the catalogue's entry {path} lacks what edgekit needs: {error}") from error
+        raise VerificationError(f"the catalogue's entry {path} is not valid: {error}") from error
     if path != target_path(row.name, row.target, row.version) or not VERSION.fullmatch(row.version):
-        raise VerificationError(f"the catalogue's entry {path} calls itself {row.name} {row.version} for {row.target}")
+        raise VerificationError(f"the catalogue's entry {path} is for {row.name} {row.version} on {row.target}")
     return row
 
 
-def release_of(manifest: Manifest, row: Row) -> Release:
-    """A row with its manifest."""
+def make_release(manifest: Manifest, row: CatalogueEntry) -> Release:
+    """Join a catalogue entry and its manifest."""
     return Release(manifest=manifest, path=row.path, release=row.release, length=row.length, sha256=row.sha256)
 
 
 def hash_blob(store: Store, digest: str, size: int) -> str:
-    """The sha256 of what the store holds under `digest`, of which `size` bytes were signed. Raises as `Store.get`."""
-    found = hashlib.sha256()
+    """The sha256 of the blob that the store holds under the name `digest`. Raises as `Store.get`.
+
+    Args:
+        store: The store.
+        digest: The blob's name, its sha256 in hex.
+        size: The signed size in bytes; a longer blob gives another hash.
+    """
+    actual = hashlib.sha256()
     for part in blob_parts(store, digest, size):
-        found.update(part)
-    return found.hexdigest()
+        actual.update(part)
+    return actual.hexdigest()
 
 
 def blob_parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
-    """The blob in parts of PART_BYTES at most; a longer one than signed yields a byte too many, and so another hash."""
+    """The blob in parts of at most PART_BYTES bytes; reads one byte above `size`, so that a longer blob is noticed."""
     name = blob_name(digest)
     for start in range(0, size + 1, PART_BYTES):
         yield store.get_range(name, start, min(PART_BYTES, size + 1 - start))

@@ -14,7 +14,7 @@ from edgekit.deltas.description import MAX_DESCRIPTION_BYTES, MAX_OFFERS, Offer
 from edgekit.deltas.making import Progress, apply_delta, make_delta
 from edgekit.errors import NotFoundError, VerificationError
 from edgekit.mqtt.messages import Running
-from edgekit.registry.catalogue import MadeDelta, Row
+from edgekit.registry.catalogue import CatalogueEntry, MadeDelta
 from edgekit.registry.reader import RegistryReader
 
 NO_DELTAS = "none"
@@ -64,7 +64,9 @@ def _most_used(manifest: Manifest, running: Iterable[tuple[str, Mapping[str, Run
     return others[:MAX_AUTOMATIC]
 
 
-def find_chosen_bases(reader: RegistryReader, manifest: Manifest, choice: BaseChoice) -> tuple[list[Row], str]:
+def find_chosen_bases(
+    reader: RegistryReader, manifest: Manifest, choice: BaseChoice
+) -> tuple[list[CatalogueEntry], str]:
     """The published bundles of `choice`; if an automatic one is missing, no bundles and the reason, for people.
 
     Raises:
@@ -78,7 +80,7 @@ def find_chosen_bases(reader: RegistryReader, manifest: Manifest, choice: BaseCh
         return [], str(error)
 
 
-def find_bases(reader: RegistryReader, manifest: Manifest, versions: Iterable[str]) -> list[Row]:
+def find_bases(reader: RegistryReader, manifest: Manifest, versions: Iterable[str]) -> list[CatalogueEntry]:
     """The published bundles of `versions` for the same model and target.
 
     Raises:
@@ -99,10 +101,10 @@ def make_deltas(
     reader: RegistryReader,
     bundle: Path,
     manifest: Manifest,
-    bases: Iterable[Row],
+    bases: Iterable[CatalogueEntry],
     *,
     progress: Progress = lambda done, total: None,
-) -> list[tuple[Row, MadeDelta | None]]:
+) -> list[tuple[CatalogueEntry, MadeDelta | None]]:
     """Make a delta of the bundle's artifact from each base; None for a base from which it would save too little.
 
     Args:
@@ -117,7 +119,7 @@ def make_deltas(
         VerificationError: a delta does not reproduce the artifact.
     """
     entry = manifest.file(ROLE_MODEL)
-    made: list[tuple[Row, MadeDelta | None]] = []
+    made: list[tuple[CatalogueEntry, MadeDelta | None]] = []
     new = (bundle / entry.path).read_bytes()
     for row in bases:
         base = reader.load(row).manifest.file(ROLE_MODEL)

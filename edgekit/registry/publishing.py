@@ -1,4 +1,4 @@
-"""Bundles into the registry: blobs first, then the catalogue."""
+"""Publish bundles: check a bundle, upload its blobs, then sign the catalogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekit.bundle.manifest import BLOCK_BYTES, MANIFEST_NAME, MAX_MANIFEST_BYT
 from edgekit.deltas.description import TARGET_FIELD, parse_offers
 from edgekit.errors import ManifestError
 from edgekit.protocols import Store
-from edgekit.registry.catalogue import MadeDelta, Progress, Release, blob_name, hash_blob, release_of, row_of
+from edgekit.registry.catalogue import MadeDelta, Progress, Release, blob_name, hash_blob, make_release, parse_entry
 from edgekit.trust.repository import Repository
 
 
@@ -24,16 +24,22 @@ def publish(
     deltas: Sequence[MadeDelta] = (),
     progress: Progress = lambda done, total: None,
 ) -> Release:
-    """Publish a bundle: blobs first, then the catalogue, in which it appears at once or not at all.
+    """Publish a bundle: upload its blobs, then add it to the catalogue in one step.
 
-    Publishing the same content again changes nothing, but mends blobs that are missing or damaged in the store, and
-    adds `deltas` to those that are published. The first publish of a model makes its publisher, for which the offline
-    targets key is needed. `progress` is called with bytes done and bytes in all.
+    Publishing the same content again uploads blobs that are missing or damaged in the store, adds `deltas`, and changes
+    nothing else. The first publish of a model makes its publisher key and needs the offline targets key.
+
+    Args:
+        store: The registry's store.
+        repository: Signs the catalogue.
+        bundle: Folder of the bundle.
+        deltas: Deltas to publish with it.
+        progress: Called with bytes done and bytes in total.
 
     Raises:
-        ManifestError: the bundle is not whole, or its version is published with other content.
+        ManifestError: the bundle is not complete, or its version is published with other content.
         NotFoundError: there is no registry, or a key is not here.
-        StoreError: the store failed; the catalogue is as it was.
+        StoreError: the store failed; the catalogue is unchanged.
     """
     manifest = check_bundle(bundle)
     data = manifest.canonical_bytes()
@@ -51,14 +57,14 @@ def publish(
         offers[delta.offer.description] = delta.offer
     custom = {TARGET_FIELD: msgspec.to_builtins(list(offers.values()))} if deltas else None
     target = repository.publish(data, custom)
-    return release_of(manifest, row_of(target.path, target))
+    return make_release(manifest, parse_entry(target.path, target))
 
 
 def check_bundle(folder: Path) -> Manifest:
-    """Read a bundle's manifest and hold every file to it.
+    """Read a bundle's manifest and check every file against it.
 
     Raises:
-        ManifestError: no manifest, an invalid one, or a missing, added or changed file; names all of them.
+        ManifestError: there is no valid manifest, or files are missing, unlisted or changed; lists all of them.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -66,14 +72,14 @@ def check_bundle(folder: Path) -> Manifest:
             manifest = parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
     except OSError as error:
         raise ManifestError(
-            f"{folder} is no bundle: {MANIFEST_NAME} cannot be read: {error.strerror}",
-            advice="Name the folder that edgekit convert wrote.",
+            f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read: {error.strerror}",
+            advice="Name a folder that edgekit convert wrote.",
         ) from error
     faults = [fault for entry in manifest.files for fault in _file_faults(folder, entry)]
     known = {MANIFEST_NAME, *(entry.path for entry in manifest.files)}
     faults += [f"{path.name} is not in the manifest" for path in sorted(folder.iterdir()) if path.name not in known]
     if faults:
-        raise ManifestError(f"bundle {folder} is not whole: " + "; ".join(faults), advice="Convert the model again.")
+        raise ManifestError(f"bundle {folder} is not complete: " + "; ".join(faults), advice="Convert the model again.")
     return manifest
 
 
@@ -90,7 +96,7 @@ def _file_faults(folder: Path, entry: FileEntry) -> list[str]:
             blocks.append(hashlib.sha256(block).hexdigest())
     if whole.hexdigest() != entry.sha256:
         return [f"{entry.path} has sha256 {whole.hexdigest()}, expected {entry.sha256}"]
-    return [] if tuple(blocks) == entry.blocks else [f"{entry.path}: block digests are not those of the file"]
+    return [] if tuple(blocks) == entry.blocks else [f"{entry.path}: block digests do not match the file"]
 
 
 def _upload(store: Store, digest: str, size: int, data: bytes | Path) -> None:

@@ -1,4 +1,4 @@
-"""Everything that a registry holds, verified: metadata from the root on, and every blob hashed anew."""
+"""Verify a whole registry: all metadata from the trusted root on, and the hash of every blob."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from edgekit.bundle.manifest import FileEntry
 from edgekit.deltas.description import Delta, Offer
 from edgekit.errors import ManifestError, NotFoundError, StoreError, UnavailableError, VerificationError
 from edgekit.protocols import Store
-from edgekit.registry.catalogue import Progress, Row, blob_name, hash_blob
+from edgekit.registry.catalogue import CatalogueEntry, Progress, blob_name, hash_blob
 from edgekit.registry.reader import RegistryReader
 
 
 def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total: None) -> list[str]:
-    """Verify all metadata from `root` on and re-hash every blob that it names.
+    """Verify all metadata, starting from `root`, and re-hash every blob that it names.
 
     Args:
-        progress: Called with bytes hashed and bytes in all.
+        store: The registry's store.
+        root: Bytes of the trusted first root.
+        progress: Called with bytes hashed and bytes in total.
 
     Returns:
-        One sentence a fault; empty when the registry is sound.
+        One sentence for each fault; empty if there is none.
 
     Raises:
-        UnavailableError: the store cannot be read, so nothing can be said.
+        UnavailableError: the store cannot be read.
     """
     with TemporaryDirectory() as cache:
         reader = RegistryReader(store, root, Path(cache))
@@ -38,7 +40,7 @@ def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total
         except (VerificationError, UnavailableError) as error:
             return [f"metadata: {error}"]
         faults: dict[str, None] = {}
-        blobs: list[tuple[Row, FileEntry]] = []
+        blobs: list[tuple[CatalogueEntry, FileEntry]] = []
         for row in rows:
             try:
                 blobs += [(row, entry) for entry in reader.load(row).manifest.files]
@@ -53,27 +55,29 @@ def verify(store: Store, root: bytes, *, progress: Progress = lambda done, total
     return list(faults)
 
 
-def _delta_blobs(store: Store, row: Row, offer: Offer, faults: dict[str, None]) -> list[FileEntry]:
-    """The payload of a delta, to be hashed like any other blob; none where its description is not what was signed."""
+def _delta_blobs(store: Store, row: CatalogueEntry, offer: Offer, faults: dict[str, None]) -> list[FileEntry]:
+    """The payload of a delta, to be hashed like other blobs; if its description is wrong, none and a fault is added."""
     label = f"delta from {offer.base[:12]}"
     try:
         data = store.get_range(blob_name(offer.description), 0, offer.length + 1)
     except NotFoundError:
         faults[f"{row.path}: {label}: blob {offer.description} is missing"] = None
         return []
-    found = hashlib.sha256(data).hexdigest()
-    if found != offer.description:
-        faults[f"{row.path}: {label}: digest does not match: expected sha256 {offer.description}, found {found}"] = None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != offer.description:
+        faults[f"{row.path}: {label}: digest does not match: expected sha256 {offer.description}, found {digest}"] = (
+            None
+        )
         return []
     return [msgspec.msgpack.decode(data, type=Delta).payload_entry(label)]
 
 
-def _blob_faults(store: Store, row: Row, entry: FileEntry) -> list[str]:
+def _blob_faults(store: Store, row: CatalogueEntry, entry: FileEntry) -> list[str]:
     label = f"{row.path}: {entry.path}"
     try:
-        found = hash_blob(store, entry.sha256, entry.size)
+        digest = hash_blob(store, entry.sha256, entry.size)
     except NotFoundError:
         return [f"{label}: blob {entry.sha256} is missing"]
-    if found != entry.sha256:
-        return [f"{label}: digest does not match: expected sha256 {entry.sha256}, found {found}"]
+    if digest != entry.sha256:
+        return [f"{label}: digest does not match: expected sha256 {entry.sha256}, found {digest}"]
     return []

@@ -1,1 +1,4 @@
-"""Trust: keys, signed envelopes, assignments, and the two sides of the TUF repository."""
+"""Trust: signing keys, signed envelopes, assignments, and both sides of the TUF repository.
+
+It reads and writes only metadata; blobs and bundles are handled in `edgekit.registry` and on the device.
+"""

@@ -1,8 +1,8 @@
 """Assignments: what one device should run, as a TUF Targets document signed by the director.
 
-It stands outside snapshot: it is retained on the device's ``desired`` topic and verified against the key that the
-trusted top-level targets role delegates to ``director``. It may only choose among what the catalogue names, which
-`check_agrees` holds it to.
+An assignment is not part of the TUF snapshot: it is retained on the device's ``desired`` topic and verified with the
+key that the trusted top-level targets role delegates to ``director``. It may name only bundles of the catalogue;
+`check_agrees` checks that.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Entry(msgspec.Struct, frozen=True):
 
     Attributes:
         path: TUF targets path of the bundle's manifest.
-        length: Bytes of the manifest.
-        sha256: The bundle digest, hex.
-        name, target, version: The bundle's identity.
+        length: Size of the manifest in bytes.
+        sha256: The bundle digest in hex.
+        name, target, version: Identity of the bundle.
         release: Counter that rises by one with every publish of this model.
-        downgrade: True asks for this release although a newer one ran; the publisher must allow it as well.
+        downgrade: True if the device may go back to this release from a newer one; the publisher must allow it too.
     """
 
     path: str
@@ -52,10 +52,10 @@ class Assignment(msgspec.Struct, frozen=True):
     """What one device should run.
 
     Attributes:
-        device, fleet: For whom.
-        version: Rises with every new assignment for that device; from 1.
-        expires: Wall clock seconds; whole ones survive signing.
-        entries: By model name.
+        device, fleet: The device.
+        version: Rises from 1 with every new assignment for the device.
+        expires: Wall clock seconds; signing drops fractions.
+        entries: Entries by model name.
     """
 
     device: str
@@ -66,7 +66,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 def sign_assignment(assignment: Assignment, signer: Signer) -> bytes:
-    """The signed TUF document, as it goes on the ``desired`` topic."""
+    """The signed TUF document, as published on the ``desired`` topic."""
     targets = {entry.path: _target_file(entry) for entry in assignment.entries.values()}
     signed = Targets(
         version=assignment.version,
@@ -82,19 +82,20 @@ def sign_assignment(assignment: Assignment, signer: Signer) -> bytes:
 def verify_assignment(
     payload: bytes, trusted: Targets, *, device: str, fleet: str, now: float, seen_version: int = 0
 ) -> Assignment:
-    """The assignment in `payload`, once it is seen to be the director's, for this device, and not stale.
+    """Verify and parse an assignment: the director signed it, it is for this device, and it is current.
 
     Args:
         payload: A signed TUF document.
         trusted: The verified top-level targets role.
-        device, fleet: Who asks.
+        device, fleet: This device.
         now: Wall clock seconds.
-        seen_version: The highest assignment version that this device accepted; the same one may come again.
+        seen_version: The highest assignment version that this device accepted; the same version may come again.
 
     Raises:
-        SignatureError: not signed by the director's key.
-        ExpiredError, DowngradeError: stale.
-        VerificationError: malformed, or meant for another device or fleet.
+        SignatureError: the director's key did not sign it.
+        ExpiredError: it has expired.
+        DowngradeError: its version is below `seen_version`.
+        VerificationError: it is malformed, or is for another device or fleet.
     """
     if len(payload) > MAX_ASSIGNMENT_BYTES:
         raise VerificationError(f"assignment has {len(payload)} bytes, the limit is {MAX_ASSIGNMENT_BYTES}")
@@ -103,30 +104,32 @@ def verify_assignment(
     if (assignment.device, assignment.fleet) != (device, fleet):
         raise VerificationError(
             f"assignment is for device {assignment.device!r} of fleet {assignment.fleet!r}, "
-            f"this is {device!r} of {fleet!r}"
+            f"expected {device!r} of {fleet!r}"
         )
     if now >= assignment.expires:
         raise ExpiredError(f"assignment {assignment.version} expired at {document.expires:%Y-%m-%d %H:%M:%S} UTC")
     if assignment.version < seen_version:
-        raise DowngradeError(f"assignment has version {assignment.version}, {seen_version} was seen before")
+        raise DowngradeError(
+            f"assignment has version {assignment.version}, expected at least {seen_version}, which was accepted before"
+        )
     return assignment
 
 
 def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: int = 0) -> None:
-    """Hold an assignment's entry to the catalogue.
+    """Check that an assignment's entry agrees with the catalogue.
 
     Args:
-        entry: What the director asks for.
-        target_file: What the catalogue says about `entry.path`; None where it names no such target.
+        entry: The director's entry.
+        target_file: The catalogue's target at `entry.path`; None if there is none.
         seen_release: The highest release of this model that the device committed.
 
     Raises:
-        DowngradeError: the release is older than `seen_release`, and not both the director (in `entry`) and the
-            publisher (in the catalogue) say that this is meant.
-        VerificationError: catalogue and entry differ; names every difference.
+        DowngradeError: the release is older than `seen_release`, and the director (in `entry`) and the publisher (in
+            the catalogue) do not both allow that.
+        VerificationError: catalogue and entry differ; lists every difference.
     """
     if target_file is None:
-        raise VerificationError(f"the catalogue has no {entry.path!r}, which the assignment names")
+        raise VerificationError(f"the assignment names {entry.path!r}, which the catalogue does not have")
     custom = target_file.custom if isinstance(target_file.custom, Mapping) else {}
     expected = {
         "path": target_path(entry.name, entry.target, entry.version),
@@ -140,13 +143,13 @@ def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: 
         if getattr(entry, field) != value
     ]
     if target_file.path != entry.path:
-        faults.append(f"the catalogue was asked for {target_file.path!r}")
+        faults.append(f"the catalogue's target is {target_file.path!r}")
     if faults:
         raise VerificationError(f"assignment and catalogue disagree about {entry.path!r}: " + "; ".join(faults))
     if entry.release < seen_release and not (entry.downgrade and custom.get(DOWNGRADE) is True):
-        unsaid = "its publisher has not allowed to go back to it" if entry.downgrade else "no downgrade was asked for"
+        reason = "its publisher does not allow a downgrade to it" if entry.downgrade else "no downgrade was requested"
         raise DowngradeError(
-            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before, and {unsaid}"
+            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before, and {reason}"
         )
 
 
@@ -171,7 +174,7 @@ def _verified(payload: bytes, trusted: Targets) -> Targets:
     except UnsignedMetadataError as error:
         raise SignatureError("assignment is not signed by the director's key") from error
     except ValueError as error:
-        raise SignatureError("the trusted metadata names no director, so nobody may sign assignments") from error
+        raise SignatureError("the trusted metadata names no director, so no assignment can be verified") from error
     except RepositoryError as error:
         raise VerificationError(f"assignment cannot be parsed: {error}") from error
     return document.signed
@@ -180,7 +183,7 @@ def _verified(payload: bytes, trusted: Targets) -> Targets:
 def _parse(signed: Targets) -> Assignment:
     entries: dict[str, Entry] = {}
     try:
-        whom = msgspec.convert(signed.unrecognized_fields.get("custom"), _Whom)
+        recipient = msgspec.convert(signed.unrecognized_fields.get("custom"), _Recipient)
         for path, file in signed.targets.items():
             custom: Any = file.custom if isinstance(file.custom, dict) else {}
             fields = {**custom, "path": path, "length": file.length, "sha256": file.hashes.get("sha256")}
@@ -189,16 +192,16 @@ def _parse(signed: Targets) -> Assignment:
                 raise VerificationError(f"assignment names model {entry.name!r} twice")
             entries[entry.name] = entry
     except msgspec.ValidationError as error:
-        raise VerificationError(f"assignment lacks what edgekit needs: {error}") from error
+        raise VerificationError(f"assignment is not valid: {error}") from error
     return Assignment(
-        device=whom.device,
-        fleet=whom.fleet,
+        device=recipient.device,
+        fleet=recipient.fleet,
         version=signed.version,
         expires=signed.expires.timestamp(),
         entries=entries,
     )
 
 
-class _Whom(msgspec.Struct, frozen=True):
+class _Recipient(msgspec.Struct, frozen=True):
     device: str
     fleet: str

@@ -1,4 +1,4 @@
-"""The device side of TUF: signed metadata in, trusted answers out. Blobs are not its business."""
+"""The reading side of TUF: fetches and verifies metadata. It does not fetch blobs."""
 
 from __future__ import annotations
 
@@ -36,33 +36,32 @@ from edgekit.trust.state import CUSTOM, SIGNED_AT, publisher_role
 
 Fetch = Callable[[str], bytes]
 
-# Tighter than the library's, for devices: a hostile registry can cost at most this much per refresh.
+# Lower than the library's limits, for devices: a hostile registry can make a refresh read no more than this.
 LIMITS = UpdaterConfig(
-    max_root_rotations=1024,  # from the root that a device was born with; each one is signed by the one before
+    max_root_rotations=1024,  # counted from the root that the device was enrolled with
     root_max_length=256 * 1024,
     timestamp_max_length=16 * 1024,
     snapshot_max_length=1024 * 1024,
     targets_max_length=4 * 1024 * 1024,
 )
-# No registry was signed before the first edgekit was; a clock that stands earlier has lost its battery.
+# No registry is older than edgekit, so a clock that shows an earlier time is wrong.
 EARLIEST = 1_704_067_200  # 2024-01-01
-# How far the clocks of two honest machines may be apart, seconds.
-CLOCK_SKEW_SECONDS = 86_400
+CLOCK_SKEW_SECONDS = 86_400  # allowed difference between the clocks of two machines
 TIME = "time"
 _ROLES = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
 _BASE = "registry:/"
 
 
 class TrustClient:
-    """Verified metadata of one registry. It blocks while it fetches, so an event loop calls it in a thread.
+    """Verified metadata of one registry. Its methods block while they fetch, so an event loop calls them in a thread.
 
     Args:
-        cache_dir: What was verified last, kept by TUF's own client: replaced atomically, without fsync. After a power
-            cut an unreadable file counts as absent; what must never go back belongs in the caller's journal and comes
-            in as `seen`.
-        root: Bytes of the root that this device was born with; every refresh starts from it.
-        fetch: Returns one file of the repository, for example ``timestamp.json``. Raises NotFoundError where there is
-            none; its other errors pass through.
+        cache_dir: Folder in which TUF's client keeps verified metadata; it replaces files atomically, without fsync.
+            An unreadable file after a power cut counts as absent. The caller stores the trusted versions durably and
+            passes them to `refresh` as `seen`.
+        root: Bytes of the root that this device was enrolled with; every refresh starts from it.
+        fetch: Returns one file of the repository, for example ``timestamp.json``. It raises NotFoundError if there is
+            no such file; its other errors pass through.
     """
 
     def __init__(self, cache_dir: Path, root: bytes, fetch: Fetch) -> None:
@@ -75,15 +74,15 @@ class TrustClient:
         """Fetch and verify root, timestamp, snapshot and the top-level targets.
 
         Args:
-            now: Wall clock seconds to judge expiry by; the machine's own time when None.
-            seen: What was trusted last, as `versions` gave it. Where the keys of timestamp or snapshot have been
-                changed since, its versions do not count: so a registry recovers from a thief who signed absurdly high
-                ones.
+            now: Wall clock seconds, for the check of expiry; None takes this machine's time.
+            seen: The versions that were trusted last, from `versions`. If the keys of timestamp or snapshot have
+                changed since, only the root's version counts: so a registry recovers after a stolen key signed very
+                high versions.
 
         Raises:
-            SignatureError, DowngradeError, ExpiredError, VerificationError: not to be trusted.
-            ClockError: it is certainly later than `now`.
-            UnavailableError: a file could not be fetched; what `fetch` raises passes through.
+            SignatureError, DowngradeError, ExpiredError, VerificationError: the metadata is not trusted.
+            ClockError: this machine's clock is behind.
+            UnavailableError: a file could not be fetched; errors of `fetch` pass through.
             DiskError: the cache cannot be written.
         """
         self._updater = None
@@ -92,41 +91,38 @@ class TrustClient:
         with _mapped():
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
-            # No public way to say what time it is in tuf 7; a test holds that this one works.
+            # tuf 7 has no public way to set the time; a test checks that this one works.
             updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
             updater.refresh()
-        found = _versions(updater)
-        counting = (Root.type,) if self._keys_changed(updater, seen.get(Root.type, found[Root.type])) else _ROLES
-        older = [f"{role} {found[role]} (seen: {seen[role]})" for role in counting if found[role] < seen.get(role, 0)]
+        versions = _versions(updater)
+        checked = (Root.type,) if self._keys_changed(updater, seen.get(Root.type, versions[Root.type])) else _ROLES
+        older = [
+            f"{role} {versions[role]} (seen: {seen[role]})" for role in checked if versions[role] < seen.get(role, 0)
+        ]
         if older:
-            raise DowngradeError("the registry went back to older metadata: " + ", ".join(older))
-        _check_clock(now, max(EARLIEST, seen.get(TIME, 0), found[TIME]))
+            raise DowngradeError("the registry offers older metadata than before: " + ", ".join(older))
+        _check_clock(now, max(EARLIEST, seen.get(TIME, 0), versions[TIME]))
         self._updater = updater
 
     @property
     def versions(self) -> dict[str, int]:
-        """Trusted versions by role, after a refresh, and under ``time`` when that timestamp was signed.
-
-        That is in wall clock seconds, 0 where the timestamp does not say.
-        """
+        """Trusted versions by role; ``time`` is when the timestamp was signed (wall clock seconds, 0 if not stated)."""
         return _versions(self._refreshed())
 
     def find_target(self, path: str) -> TargetFile | None:
-        """What the catalogue says about a target, by the role that its path is delegated to; None if it has none.
+        """The target at `path`, verified with the role that the path is delegated to; None if there is none.
 
-        Raises:
-            As `refresh`.
+        Raises as `refresh`.
         """
         with _mapped():
             return self._refreshed().get_targetinfo(path)
 
     def catalogue(self, model: str | None = None) -> dict[str, TargetFile]:
-        """Every target of one model's publisher, or of all publishers, by path. Fetches one file per model.
+        """All targets of one model, or of all models, by path. Fetches one file for each model.
 
-        Raises:
-            As `refresh`.
+        Raises as `refresh`.
         """
-        found: dict[str, TargetFile] = {}
+        catalogue: dict[str, TargetFile] = {}
         delegations = self._top().delegations
         for role in (delegations.roles or {}).values() if delegations else ():
             if not role.paths or (model is not None and role.name != publisher_role(model)):
@@ -135,23 +131,23 @@ class TrustClient:
             self.find_target(role.paths[0].replace("*", "_"))
             targets = self._refreshed()._trusted_set[role.name]
             assert isinstance(targets, Targets)
-            found.update((path, file) for path, file in targets.targets.items() if role.is_delegated_path(path))
-        return found
+            catalogue.update((path, file) for path, file in targets.targets.items() if role.is_delegated_path(path))
+        return catalogue
 
     def verify_assignment(
         self, payload: bytes, device: str, fleet: str, now: float, *, seen_version: int = 0
     ) -> Assignment:
-        """The assignment in `payload`, verified against the director that the last refresh trusts.
+        """Verify and parse an assignment with the director's key of the last refresh.
 
-        Args and Raises: as `edgekit.trust.assignment.verify_assignment`.
+        Arguments and errors as `edgekit.trust.assignment.verify_assignment`.
         """
         return verify_assignment(payload, self._top(), device=device, fleet=fleet, now=now, seen_version=seen_version)
 
     def director_key(self) -> Key:
-        """The public key that signs assignments and commands, as the last refresh trusts it.
+        """The director's public key in the last refresh; it verifies assignments and commands.
 
         Raises:
-            VerificationError: the trusted metadata names no director.
+            VerificationError: the trusted metadata does not name exactly one director key.
         """
         top = self._top()
         try:
@@ -161,9 +157,9 @@ class TrustClient:
             raise VerificationError("the trusted metadata does not name exactly one director key") from error
 
     def _keys_changed(self, updater: Updater, version: int) -> bool:
-        """True when timestamp or snapshot have other keys now than in root `version`."""
+        """True if timestamp or snapshot have other keys now than in root `version`."""
         root = updater._trusted_set.root
-        # The refresh left the chain of verified roots here; what is not in it came before the root that we start from.
+        # The refresh stores the chain of verified roots here, beginning with the root that it starts from.
         path = self._cache_dir / "root_history" / f"{version}.root.json"
         if version >= root.version or not path.exists():
             return version < root.version
@@ -183,15 +179,15 @@ class TrustClient:
 
 
 class _Fetcher(FetcherInterface):
-    """Asks `fetch` by file name. A generator, since the library wraps no error that is raised while it iterates."""
+    """Calls `fetch` with the file name. A generator, because the library passes errors of a generator through."""
 
     def __init__(self, fetch: Fetch) -> None:
-        self._ask = fetch
+        self._fetch_file = fetch
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.removeprefix(f"{_BASE}/").removeprefix(_BASE)
         try:
-            yield self._ask(name)
+            yield self._fetch_file(name)
         except NotFoundError as error:
             raise DownloadHTTPError(str(error), 404) from error
 
@@ -201,13 +197,13 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except UnsignedMetadataError as error:
-        raise SignatureError(f"metadata is not signed by who may sign it: {error}") from error
+        raise SignatureError(f"metadata is not signed by the trusted keys: {error}") from error
     except BadVersionNumberError as error:
         raise DowngradeError(f"metadata has the wrong version: {error}") from error
     except ExpiredMetadataError as error:
         raise ExpiredError(
-            f"metadata is too old: {error}",
-            advice="Check this machine's clock, then that the controller runs.",
+            f"metadata has expired: {error}",
+            advice="Check this machine's clock, and that the controller runs, which renews the metadata.",
         ) from error
     except RepositoryError as error:
         raise VerificationError(f"metadata is not valid: {error}") from error
@@ -232,8 +228,8 @@ def _versions(updater: Updater) -> dict[str, int]:
 def _check_clock(now: float, floor: int) -> None:
     if now < floor - CLOCK_SKEW_SECONDS:
         raise ClockError(
-            f"this machine's clock says {_date(now)}, but it is later than {_date(floor)}",
-            advice="Set the clock; until then nothing is changed here.",
+            f"this machine's clock shows {_date(now)}, but the time is at least {_date(floor)}",
+            advice="Set the clock; until then no update is installed.",
         )
 
 

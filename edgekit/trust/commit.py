@@ -1,8 +1,8 @@
-"""One change of a TUF repository: read and verify it, sign what changes, write that, and the commit point last.
+"""One change of a TUF repository: read and verify it, sign the changed files, write them, and commit.
 
-Every change is a new set of numbered files (consistent snapshots); ``timestamp.json``, written last, is the commit. A
-change that dies before it leaves files that nobody reads, which the next change overwrites. What is read back from the
-store is verified before it is signed again, so a store that was tampered with cannot have its content signed.
+Every change writes a new set of numbered files (consistent snapshots); writing ``timestamp.json`` last is the commit. A
+change that is interrupted before it leaves files that no reader uses; the next change overwrites them. Metadata from
+the store is verified before it is signed again, so a tampered store does not get its content signed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from edgekit.trust.state import CUSTOM, METADATA, PENDING_NAME, SIGNED_AT, TIMES
 ROOT_FILE = "root.json"
 OFFLINE_ROLES = (Root.type, Targets.type)
 
-# What people sign lives a year. What a machine signs unattended lives a week: that bounds how long a registry can
-# hide news from devices, and how long the controller may be away before devices refuse changes.
+# Roles that people sign live a year. Roles that a controller signs live a week: that limits how long a registry can
+# hide new versions from devices, and how long the controller may be down before devices refuse changes.
 LIFETIME_DAYS = {Root.type: 365, Targets.type: 365, "publisher": 365, Snapshot.type: 7, Timestamp.type: 7}
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
@@ -33,30 +33,30 @@ S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 
 @runtime_checkable
 class Lockable(Protocol):
-    """A Store that can keep other writers out for the time of one change."""
+    """A Store that can exclude other writers during one change."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the store."""
+        """Lock the store."""
         ...
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """A Store that can refuse a write over what another writer has written meanwhile."""
+    """A Store that can refuse to overwrite a concurrent change."""
 
     def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
-        """Write where there is still `expected`; None for nothing. Raises UnavailableError."""
+        """Write if the object still has the content `expected` (None: is absent). Raises UnavailableError."""
         ...
 
 
 class Committer:
-    """Signs and writes changes.
+    """Signs and writes changes of a repository.
 
     Args:
-        store: Where the repository lies, below ``metadata/``.
-        keys: Folder of key files, found by the key ids that the metadata names, and of ``root.json``.
-        passphrase: Of the key files, where they are encrypted.
-        clock: For expiry dates.
+        store: The store that holds the repository, below ``metadata/``.
+        keys: Folder with the key files and ``root.json``; keys are found by the key ids in the metadata.
+        passphrase: Passphrase of the key files; None if they are not encrypted.
+        clock: Time, for expiry dates.
     """
 
     def __init__(self, store: Store, keys: Path, passphrase: str | None, clock: Clock) -> None:
@@ -66,51 +66,55 @@ class Committer:
         self._clock = clock
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other writers out, where the store can."""
+        """Exclude other writers, if the store supports it."""
         return self._store.lock() if isinstance(self._store, Lockable) else nullcontext()
 
     def load(self) -> TrustState:
-        """The present commit; see `load_state`."""
+        """Load and verify the current commit; see `load_state`."""
         return load_state(self._store, self._keys / ROOT_FILE)
 
-    def signers(self, role: str, *judges: Root | Targets) -> list[CryptoSigner]:
-        """The keys here that `judges` name for `role`; they satisfy the last one.
+    def signers(self, role: str, *delegators: Root | Targets) -> list[CryptoSigner]:
+        """The keys in the key folder that `delegators` name for `role`; enough of them for the last delegator.
 
         Raises:
-            NotFoundError: too few of them are here.
+            NotFoundError: the key folder has too few of them.
         """
-        named = [judge.get_delegated_role(role) for judge in judges]
-        found = signers_of(self._keys, {keyid for one in named for keyid in one.keyids}, self._passphrase)
-        here = sum(signer.public_key.keyid in named[-1].keyids for signer in found)
+        named = [delegator.get_delegated_role(role) for delegator in delegators]
+        signers = signers_of(self._keys, {keyid for one in named for keyid in one.keyids}, self._passphrase)
+        here = sum(signer.public_key.keyid in named[-1].keyids for signer in signers)
         if here < named[-1].threshold:
-            wanted = f"the key {key_path(self._keys, role)}, which is not here"
+            needed = f"the key {key_path(self._keys, role)}, which is not here"
             if named[-1].threshold > 1:
-                wanted = f"{named[-1].threshold} keys of {role}, {here} of which are in {self._keys}"
-            offline = "It belongs offline: bring it for this one change."
-            raise NotFoundError(f"this needs {wanted}", advice=offline if role in OFFLINE_ROLES else "Bring it here.")
-        return found
+                needed = f"{named[-1].threshold} keys of {role}, {here} of which are in {self._keys}"
+            advice = f"Copy it to {self._keys}."
+            if role in OFFLINE_ROLES:
+                advice = f"It is an offline key: copy it to {self._keys} for this change and remove it afterwards."
+            raise NotFoundError(f"this needs {needed}", advice=advice)
+        return signers
 
     def commit(self, state: TrustState, changed: Mapping[str, Targets], root: Root | None = None) -> None:
-        """Sign everything, then write everything.
+        """Sign all changed roles, then write them.
 
-        A new root counts for readers as soon as it is written. So snapshot, timestamp and targets carry the
-        signatures of the old keys and of the new ones, and the root comes after the timestamp: at no write is there a
-        registry that cannot be read. Only where an old key is lost must the root come first; a change that dies right
-        then is ended by the next `load`.
+        Readers use a new root as soon as it is written. So snapshot, timestamp and targets carry the signatures of the
+        old and of the new keys, and the root is written after the timestamp: the registry can be read after each write.
+        Only if an old key is lost, the root must be written first; if the change is interrupted right then, the next
+        `load` completes it.
 
         Args:
-            changed: Targets roles, in their new versions.
-            root: The new root, where it changes.
+            state: The current commit.
+            changed: Targets roles in their new versions, by name.
+            root: The new root; None if it does not change.
 
         Raises:
-            NotFoundError: a key is not here. UnavailableError: another publisher committed meanwhile.
+            NotFoundError: a key is not here.
+            UnavailableError: another publisher has committed since `state` was loaded.
             StoreError: the store failed.
         """
-        judges = [state.root] if root is None else [state.root, root]
-        signers = {role: self.signers(role, *judges) for role in (Snapshot.type, Timestamp.type)}
+        roots = [state.root] if root is None else [state.root, root]
+        signers = {role: self.signers(role, *roots) for role in (Snapshot.type, Timestamp.type)}
         for role in changed:
-            above = judges if role == Targets.type else [changed.get(Targets.type) or state.top()]
-            signers[role] = self.signers(role, *above)
+            delegators = roots if role == Targets.type else [changed.get(Targets.type) or state.top()]
+            signers[role] = self.signers(role, *delegators)
         files = {
             f"{targets.version}.{role}.json": signed_bytes(targets, signers[role]) for role, targets in changed.items()
         }
@@ -127,12 +131,12 @@ class Committer:
         if root is not None:
             last = self._with_root(state.root, root, timestamp, signers)
         if state.committed and self._store.get(METADATA + TIMESTAMP_NAME) != state.committed:
-            raise UnavailableError("another publisher changed the registry meanwhile", advice="Try again.")
+            raise UnavailableError("another publisher changed the registry at the same time", advice="Try again.")
         for name, data in [*files.items(), *last]:
             self._put(name, data, state.committed)
 
     def _put(self, name: str, data: bytes, committed: bytes) -> None:
-        """The timestamp replaces the one that was read, every numbered file is new, and neither is another writer's."""
+        """Write one file. The timestamp must replace the one that was read; every numbered file must be new."""
         if name == PENDING_NAME or not isinstance(self._store, Checked):
             self._store.put(METADATA + name, data)
             return
@@ -142,34 +146,34 @@ class Committer:
     def _with_root(
         self, old: Root, new: Root, timestamp: bytes, signers: Mapping[str, list[CryptoSigner]]
     ) -> list[tuple[str, bytes]]:
-        """The last writes of a change of root, in their order."""
-        self.signers(Root.type, new, old)  # both must be satisfied: the old root here, the new one below
+        """The last files that a change of root writes, in this order."""
+        self.signers(Root.type, new, old)  # checks the threshold of the old root; the next line checks the new one
         root = (f"{new.version}.root.json", signed_bytes(new, self.signers(Root.type, old, new)))
-        judged = {role: old.roles[role] for role in signers if role in old.roles}
+        old_roles = {role: old.roles[role] for role in signers if role in old.roles}
         if all(
             sum(signer.public_key.keyid in role.keyids for signer in signers[name]) >= role.threshold
-            for name, role in judged.items()
+            for name, role in old_roles.items()
         ):
             return [(TIMESTAMP_NAME, timestamp), root]
         return [(PENDING_NAME, timestamp), root, (TIMESTAMP_NAME, timestamp), (PENDING_NAME, b"")]
 
     def next(self, targets: Targets, kind: str) -> Targets:
-        """Its next version."""
+        """Raise the version and renew the expiry."""
         targets.version += 1
         return self.fresh(targets, kind)
 
     def fresh(self, signed: S, kind: str) -> S:
-        """With the expiry of its kind, counted from now."""
+        """Set the expiry of a role of this kind, counted from now."""
         signed.expires = self.now() + timedelta(days=LIFETIME_DAYS[kind])
         return signed
 
     def now(self) -> datetime:
-        """Whole seconds, as TUF has them."""
+        """The time in whole seconds, as TUF uses it."""
         return datetime.fromtimestamp(int(self._clock.wall()), timezone.utc)
 
 
 def signed_bytes(signed: S, signers: Iterable[CryptoSigner]) -> bytes:
-    """The metadata file of `signed`."""
+    """The metadata file of `signed`, with one signature of each signer."""
     document = Metadata(signed)
     for signer in signers:
         document.sign(signer, append=True)

@@ -1,4 +1,4 @@
-"""Signed envelopes: a wire message with the Ed25519 signature of whoever says it."""
+"""Signed envelopes: a wire message with the Ed25519 signature of its sender."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def seal(message: msgspec.Struct, signer: CryptoSigner) -> bytes:
-    """The encoded Envelope of `message`, signed."""
+    """Encode `message` into a signed Envelope."""
     body = encode(message)
     signature = signer.sign(body)
     return encode(Envelope(body=body, key=signature.keyid, sig=bytes.fromhex(signature.signature)))
 
 
 def open_envelope(payload: bytes, kind: type[T], key: Key) -> T:
-    """The message of `kind` in an encoded Envelope, once its signature is seen to be by `key`.
+    """Verify an encoded Envelope with `key` and decode its message.
 
     Raises:
-        DataError: the payload is no Envelope, or its body no message of `kind`.
-        SignatureError: it names another key, or the signature is wrong.
+        DataError: the payload is not an Envelope, or its body is not a message of `kind`.
+        SignatureError: the envelope names another key, or the signature is wrong.
     """
     envelope = decode(payload, Envelope)
     if envelope.key != key.keyid:
@@ -39,12 +39,12 @@ def open_envelope(payload: bytes, kind: type[T], key: Key) -> T:
 
 
 def signer_id(payload: bytes) -> str:
-    """The key id that an encoded Envelope names, unverified: for choosing the key to verify it with.
+    """The key id in an encoded Envelope, not verified; use it to choose the key for `open_envelope`.
 
     Raises:
-        DataError: the payload is no Envelope.
+        DataError: the payload is not an Envelope, or it names no key.
     """
     key = decode(payload, Envelope).key
     if not key:
-        raise DataError("envelope names no key")
+        raise DataError("the envelope names no key")
     return key

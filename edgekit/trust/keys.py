@@ -1,4 +1,4 @@
-"""Ed25519 key files: the private key as PKCS8 PEM with mode 0600, its public key as PEM beside it."""
+"""Ed25519 key files: the private key in PKCS8 PEM with mode 0600, and its public key in PEM beside it."""
 
 from __future__ import annotations
 
@@ -22,66 +22,66 @@ PUBLIC_SUFFIX = ".pub"
 
 
 def key_path(folder: Path, role: str) -> Path:
-    """Where the private key of `role` lies: ``<folder>/<role>.key``."""
+    """Path of the private key of `role`: ``<folder>/<role>.key``."""
     return folder / f"{role}{KEY_SUFFIX}"
 
 
 def private_keys(folder: Path) -> list[Path]:
-    """The private key files in `folder`, sorted; empty where there is no such folder."""
+    """The private key files in `folder`, sorted; empty if there is no such folder."""
     return sorted(folder.glob(f"*{KEY_SUFFIX}"))
 
 
 def signers_of(folder: Path, keyids: Collection[str], passphrase: str | None = None) -> list[CryptoSigner]:
-    """The private keys in `folder` that have one of these key ids, whatever their files are called.
+    """The private keys in `folder` that have one of these key ids; file names do not matter.
 
     Raises:
-        SettingsError: one of them cannot be loaded, or is not the key that the ``.pub`` file beside it says.
+        SettingsError: one of them cannot be loaded, or does not match the ``.pub`` file beside it.
     """
-    found = []
+    signers = []
     for keyid, path in key_files(folder, passphrase).items():
         if keyid in keyids:
             signer = load_signer(path, passphrase)
             if signer.public_key.keyid != keyid:
                 public = public_path(path)
-                raise SettingsError(f"key {path} is not the key that {public} says", advice=f"Remove {public}.")
-            found.append(signer)
-    return found
+                raise SettingsError(f"key {path} does not match {public}", advice=f"Remove {public}.")
+            signers.append(signer)
+    return signers
 
 
 def key_files(folder: Path, passphrase: str | None = None) -> dict[str, Path]:
     """The private key files in `folder` by key id.
 
     Raises:
-        SettingsError: a key without a ``.pub`` file cannot be loaded; only it can tell its id then.
+        SettingsError: a key without a ``.pub`` file cannot be loaded, so its id is not known.
     """
-    found = {}
+    files = {}
     for path in private_keys(folder):
         public = public_path(path)
         key = load_public(public) if public.exists() else load_signer(path, passphrase).public_key
-        found[key.keyid] = path
-    return found
+        files[key.keyid] = path
+    return files
 
 
 def free_path(folder: Path, role: str) -> Path:
-    """Where a further key of `role` can be made: ``timestamp.key``, then ``timestamp+2.key`` and so on.
+    """An unused path for a key of `role`: ``timestamp.key``, then ``timestamp+2.key`` and so on.
 
-    No role has a ``+`` in its name, so no role's key is mistaken for another's.
+    No role has a ``+`` in its name, so the paths of two roles never clash.
     """
     paths = itertools.chain([key_path(folder, role)], (key_path(folder, f"{role}+{i}") for i in itertools.count(2)))
     return next(path for path in paths if not path.exists())
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of a private key file lies: ``device.pub`` for ``device.key``."""
+    """Path of the public key beside a private key file: ``device.pub`` for ``device.key``."""
     return path.with_name(path.name.removesuffix(KEY_SUFFIX) + PUBLIC_SUFFIX)
 
 
 def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
-    """Make a key; an existing file is never overwritten.
+    """Make a key pair; never overwrites a file.
 
     Args:
-        path: Of the private key; the public one is written beside it with the suffix ``.pub``.
-        passphrase: Encrypts the private key; None or empty leaves it plain.
+        path: Path of the private key; the public key is written beside it with the suffix ``.pub``.
+        passphrase: Encrypts the private key; None or empty stores it unencrypted.
 
     Raises:
         SettingsError: there is already a key at `path`, or it cannot be written.
@@ -92,7 +92,7 @@ def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
 
 
 def write_private(path: Path, private: Ed25519PrivateKey | X25519PrivateKey, passphrase: str | None = None) -> None:
-    """Write a new key's two files; arguments and errors are those of `generate_key`."""
+    """Write the two files of a new key; arguments and errors as `generate_key`."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
         encryption = serialization.BestAvailableEncryption(passphrase.encode())
@@ -117,7 +117,7 @@ def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
 
     Raises:
         NotFoundError: there is no such file.
-        SettingsError: others may read the file, it is no Ed25519 key, or the passphrase is missing or wrong.
+        SettingsError: others may read the file, it is not an Ed25519 key, or the passphrase is missing or wrong.
     """
     private = load_private(path, passphrase)
     if not isinstance(private, Ed25519PrivateKey):
@@ -130,13 +130,13 @@ def load_private(path: Path, passphrase: str | None = None) -> PrivateKeyTypes:
 
     Raises:
         NotFoundError: there is no such file.
-        SettingsError: others may read the file, it is no key, or the passphrase is missing or wrong.
+        SettingsError: others may read the file, it is not a key, or the passphrase is missing or wrong.
     """
     data = _read(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise SettingsError(
-            f"key {path} has mode {mode:04o}, expected 0600: others on this machine may read it",
+            f"key {path} has mode {mode:04o}, expected 0600: other users of this machine may read it",
             advice=f"Run: chmod 600 {path}",
         )
     try:
@@ -144,7 +144,7 @@ def load_private(path: Path, passphrase: str | None = None) -> PrivateKeyTypes:
     except TypeError as error:
         raise SettingsError(
             f"key {path} is encrypted and no passphrase was given",
-            advice="Set EDGEKIT_PASSPHRASE or name a passphrase file.",
+            advice="Set EDGEKIT_PASSPHRASE or use --passphrase-file.",
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         reason = "the passphrase is wrong" if _locked(data) else "it is not a PKCS8 PEM private key"
@@ -156,16 +156,16 @@ def load_public(path: Path) -> SSlibKey:
 
     Raises:
         NotFoundError: there is no such file.
-        SettingsError: it is no Ed25519 public key.
+        SettingsError: it is not an Ed25519 public key.
     """
     return parse_public(_read(path), str(path))
 
 
 def parse_public(data: bytes, label: str = "public key") -> SSlibKey:
-    """The key in PEM bytes, with its TUF key id.
+    """Parse a PEM public key; the result has its TUF key id.
 
     Raises:
-        SettingsError: the bytes are no Ed25519 public key.
+        SettingsError: the bytes are not an Ed25519 public key.
     """
     try:
         public = serialization.load_pem_public_key(data)
@@ -177,7 +177,7 @@ def parse_public(data: bytes, label: str = "public key") -> SSlibKey:
 
 
 def is_encrypted(path: Path) -> bool:
-    """True when the private key file needs a passphrase.
+    """True if the private key file needs a passphrase.
 
     Raises:
         NotFoundError: there is no such file.
@@ -206,5 +206,5 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        path.unlink()  # half a key could be neither used nor replaced
+        path.unlink()  # a partial key file would be useless and would block the next attempt
         raise

@@ -1,4 +1,4 @@
-"""The publish side of TUF: makes the repository in a store, delegates one role per model, publishes, keeps it fresh."""
+"""The publishing side of TUF: create a repository, delegate one role for each model, publish, renew the timestamp."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ ONLINE_ROLES = (Snapshot.type, Timestamp.type, DIRECTOR)
 
 
 class Repository:
-    """One TUF repository, as those see it who hold its keys.
+    """A TUF repository, for users who have its keys.
 
     Args:
-        store: Where it lies, below ``metadata/``. Publishers take turns where the store can order them; a change that
-            finds another's commit gives up.
-        keys: Folder of key files, one per role (``snapshot.key``), and of ``root.json``, the root that devices are
-            born with. A key that a change does not need may be absent.
-        passphrase: Of the key files, where they are encrypted.
-        clock: For expiry dates.
+        store: The store that holds the repository, below ``metadata/``. If the store can lock, publishers take turns;
+            a change fails if another publisher has committed since it began.
+        keys: Folder with the key files, one for each role (``snapshot.key``), and with ``root.json``, the root that
+            devices are enrolled with. Keys that a change does not need may be absent.
+        passphrase: Passphrase of the key files; None if they are not encrypted.
+        clock: Time, for expiry dates; None takes the system's.
     """
 
     def __init__(self, store: Store, keys: Path, passphrase: str | None = None, *, clock: Clock | None = None) -> None:
@@ -51,15 +51,15 @@ class Repository:
         """Make all keys and an empty repository.
 
         Args:
-            root_keys: How many root keys to make; more than one are called ``root-1`` and so on.
-            root_threshold: How many of them must sign a root.
+            root_keys: Number of root keys; if it is more than one, their names are ``root-1`` and so on.
+            root_threshold: Number of root keys that must sign a root.
 
         Returns:
             The trusted first root, which is also written to ``root.json`` beside the keys.
 
         Raises:
             SettingsError: there is already a repository or a key, or the threshold cannot be reached.
-            StoreError: the store failed; there is no repository then, but there are keys.
+            StoreError: the store failed; then the keys exist, but no repository.
         """
         if not 1 <= root_threshold <= root_keys:
             raise SettingsError(
@@ -91,7 +91,8 @@ class Repository:
         """Names of the models that have a publisher.
 
         Raises:
-            NotFoundError, SignatureError: there is no repository, or not one of these keys' root.
+            NotFoundError: there is no repository.
+            SignatureError: the repository does not belong to this root.
         """
         return self._committer.load().models()
 
@@ -100,7 +101,7 @@ class Repository:
 
         Raises:
             NotFoundError: the targets key is not here.
-            ManifestError: `name` is no model name, or has a publisher already.
+            ManifestError: `name` is not a model name, or has a publisher already.
         """
         with self._committer.locked():
             state = self._committer.load()
@@ -109,13 +110,10 @@ class Repository:
             self._committer.commit(state, self._delegated(state, name))
 
     def check(self, manifest: bytes) -> TargetFile | None:
-        """Hold a manifest to everything that `publish` asks for, keys included, and change nothing.
+        """Check everything that `publish` needs, including keys, and change nothing. Raises as `publish`.
 
         Returns:
-            The target where this content is published already; None where it can be.
-
-        Raises:
-            As `publish`.
+            The published target if this content is published already; None if it can be published.
         """
         state = self._committer.load()
         parsed = parse_manifest(manifest)
@@ -130,20 +128,19 @@ class Repository:
         return known
 
     def publish(self, manifest: bytes, custom: Mapping[str, object] | None = None) -> TargetFile:
-        """Name a bundle's manifest in the catalogue; the same content again changes nothing but fields of `custom`.
+        """Add a bundle's manifest to the catalogue; publishing the same content again only updates `custom` fields.
 
-        The first publish of a model makes its publisher in the same change, for which the offline targets key is
-        needed.
+        The first publish of a model makes its publisher in the same change and needs the offline targets key.
 
         Args:
-            manifest: Its canonical bytes; the blobs are already in the store.
-            custom: More signed fields for the target.
+            manifest: The canonical bytes of the manifest; its blobs are already in the store.
+            custom: Further signed fields of the target.
 
         Returns:
             The target; its custom fields hold name, target, version and the release counter.
 
         Raises:
-            ManifestError: not a valid manifest, or that version is published with other content.
+            ManifestError: the manifest is not valid, or its version is published with other content.
             NotFoundError: a key is not here.
         """
         parsed = parse_manifest(manifest)
@@ -180,49 +177,56 @@ class Repository:
         downgrade: bool | None = None,
         dry_run: bool = False,
     ) -> list[str]:
-        """Set signed fields on every target of a version; its content and release stay.
+        """Set signed fields on every target of a version; its content and release number stay.
 
         Args:
-            retired: It is not chosen any more; None leaves it as it is.
-            channel: What it is promoted to, for example ``stable``; None leaves it as it is.
-            downgrade: Devices that ran a newer release may go back to it; None leaves it as it is.
-            dry_run: Check everything, keys included, and change nothing.
+            name: Name of the model.
+            version: The version.
+            retired: True if it is no longer chosen automatically; None leaves the field unchanged.
+            channel: Channel to promote it to, for example ``stable``; None leaves the field unchanged.
+            downgrade: True if devices may go back to it from a newer release; None leaves the field unchanged.
+            dry_run: Check everything, including keys, and change nothing.
 
         Returns:
-            The paths that were changed.
+            The paths of the changed targets.
 
         Raises:
             NotFoundError: there is no such model or version, or a key is not here.
-            ManifestError: `channel` is no name.
+            ManifestError: `channel` is not a valid name.
         """
         if channel is not None and not NAME.fullmatch(channel):
-            raise ManifestError(f"channel {channel!r} is not of the form {NAME.pattern}")
+            raise ManifestError(f"channel {channel!r} does not match {NAME.pattern}")
         with self._committer.locked():
             state = self._committer.load()
             publisher = state.publisher(name)
-            found = [file for file in publisher.targets.values() if file.custom.get("version") == version]
-            if not found:
-                raise NotFoundError(f"model {name!r} has no version {version!r}")
+            files = [file for file in publisher.targets.values() if file.custom.get("version") == version]
+            if not files:
+                raise NotFoundError(
+                    f"model {name!r} has no version {version!r}", advice=f"See: edgekit registry show {name}"
+                )
             fields = {"retired": retired, "channel": channel, DOWNGRADE: downgrade}
-            for file in found:
+            for file in files:
                 file.custom.update({key: value for key, value in fields.items() if value is not None})
             if dry_run:
                 self._committer.signers(publisher_role(name), state.top())
                 for role in (Snapshot.type, Timestamp.type):
                     self._committer.signers(role, state.root)
-                return [file.path for file in found]
+                return [file.path for file in files]
             self._committer.commit(state, {publisher_role(name): self._committer.next(publisher, "publisher")})
-            return [file.path for file in found]
+            return [file.path for file in files]
 
     def refresh_timestamp(self, *, force: bool = False) -> bool:
-        """Sign snapshot and timestamp anew once half of their life is over; needs the online keys only.
+        """Sign snapshot and timestamp again after half of their lifetime; needs only the online keys.
+
+        Args:
+            force: Sign them now.
 
         Returns:
-            True when they were signed anew.
+            True if they were signed.
 
         Raises:
             NotFoundError: there is no repository, or a key is not here.
-            StoreError, SignatureError: as `publish`.
+            StoreError, SignatureError: the store failed, or its metadata is not trusted.
         """
         with self._committer.locked():
             state = self._committer.load()
@@ -233,11 +237,7 @@ class Repository:
             return True
 
     def missing(self, roles: Iterable[str]) -> list[str]:
-        """Those of the top-level `roles` for which too few keys are here.
-
-        Raises:
-            NotFoundError, SignatureError: there is no repository, or not one of these keys' root.
-        """
+        """The top-level roles among `roles` for which the key folder has too few keys. Raises as `models`."""
         root = self._committer.load().root
         missing = []
         for role in roles:
@@ -248,20 +248,21 @@ class Repository:
         return missing
 
     def director(self) -> CryptoSigner:
-        """The key that signs assignments and commands, as the registry names it now.
+        """The current director key, which signs assignments and commands.
 
         Raises:
-            NotFoundError: it is not here, or there is no repository. SignatureError: see `models`.
+            NotFoundError: the key is not here, or there is no repository.
+            SignatureError: as `models`.
         """
         return self._committer.signers(DIRECTOR, self._committer.load().top())[0]
 
     def _delegated(self, state: TrustState, name: str) -> dict[str, Targets]:
-        """The change that gives model `name` a publisher, with its key made."""
+        """Make the publisher key of model `name`; returns the changed roles."""
         if not NAME.fullmatch(name):
-            raise ManifestError(f"model name {name!r} is not of the form {NAME.pattern}")
+            raise ManifestError(f"model name {name!r} does not match {NAME.pattern}")
         self._committer.signers(Targets.type, state.root)
         role, top = publisher_role(name), state.top()
-        # A change that died after making the key left it here; nothing trusts it yet, so it may serve.
+        # An interrupted change may have left the key here; no metadata trusts it yet, so it can be used.
         path = key_path(self._keys, role)
         publisher = load_signer(path, self._passphrase) if path.exists() else generate_key(path, self._passphrase)
         assert top.delegations is not None
@@ -276,7 +277,7 @@ class Repository:
         }
 
     def _first_targets(self, signers: Mapping[str, CryptoSigner]) -> Targets:
-        # The director names no target itself, so no client ever asks for a director.json: there is none.
+        # The director role has no paths, so no client requests a director.json, and there is none.
         director = DelegatedRole(DIRECTOR, [], threshold=1, terminating=True, paths=[])
         targets = Targets(delegations=Delegations({}, {DIRECTOR: director}))
         targets.add_key(signers[DIRECTOR].public_key, DIRECTOR)
@@ -285,14 +286,14 @@ class Repository:
     def _refuse_second(self, roots: list[str]) -> None:
         if self._store.exists(METADATA + TIMESTAMP_NAME):
             raise SettingsError(
-                "there is already a registry here", advice="Publish into it, or name another --registry."
+                "there is already a registry here", advice="Publish into it, or name another one with --registry."
             )
         paths = [key_path(self._keys, role) for role in (*roots, Targets.type, *ONLINE_ROLES)]
-        there = [path for path in (*paths, self._keys / ROOT_FILE) if path.exists()]
-        if there:
+        existing = [path for path in (*paths, self._keys / ROOT_FILE) if path.exists()]
+        if existing:
             raise SettingsError(
-                f"there are keys in {self._keys} already: {', '.join(path.name for path in there)}",
-                advice="They may belong to another registry: name another --keys folder.",
+                f"{self._keys} already holds keys: {', '.join(path.name for path in existing)}",
+                advice="They may belong to another registry: name another folder with --keys.",
             )
 
 
@@ -301,10 +302,10 @@ def _path(manifest: Manifest) -> str:
 
 
 def _published(state: TrustState, parsed: Manifest, manifest: bytes) -> TargetFile | None:
-    """The target that has this content already.
+    """The published target with this content; None if its version is not published.
 
     Raises:
-        ManifestError: it has other content.
+        ManifestError: the version is published with other content.
     """
     if parsed.name not in state.models():
         return None
@@ -313,7 +314,7 @@ def _published(state: TrustState, parsed: Manifest, manifest: bytes) -> TargetFi
     if known is not None and known.hashes != TargetFile.from_data(path, manifest, ["sha256"]).hashes:
         raise ManifestError(
             f"{path} is already published with other content (digest {known.hashes['sha256'][:12]})",
-            advice="A published version never changes; convert with a higher --version.",
+            advice="A published version cannot change: convert again with a higher --version.",
         )
     return known
 

@@ -1,7 +1,7 @@
-"""Changes of keys that no device has to be touched for: add, rotate, revoke; and the yearly renewal.
+"""Changes of signing keys (add, rotate, revoke) and the yearly renewal; devices follow without any change on them.
 
-A device trusts the root that it was born with and follows the chain of roots from there: each next one is signed by
-the keys of the one before and by its own. So whoever holds the root keys can change every key, those of the root too.
+A device trusts the root that it was enrolled with and follows the chain of roots from there: each root is signed by the
+keys of the previous root and by its own keys. So the root keys can change every key, including the root keys.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ class KeyRow(msgspec.Struct, frozen=True):
     """One key of one role.
 
     Attributes:
-        role: As key files are called: ``root``, ``publisher-digits``.
-        keyid: TUF's, hex.
-        threshold: How many keys of the role must sign.
-        file: Name of the private key's file, where it is here; else empty.
-        expires: When the role's metadata expires, ISO 8601; empty for the director, whose assignments expire by
-            themselves.
+        role: Name of the role, for example ``root`` or ``publisher-digits``.
+        keyid: TUF key id in hex.
+        threshold: Number of keys of the role that must sign.
+        file: Name of the private key's file if it is in the key folder; else empty.
+        expires: Expiry of the role's metadata, ISO 8601; empty for the director, whose assignments expire separately.
     """
 
     role: str
@@ -44,12 +43,12 @@ class KeyRow(msgspec.Struct, frozen=True):
     expires: str
 
 
-class KeyKeeper:
-    """Changes who may sign.
+class KeyManager:
+    """Changes the keys of a repository's roles.
 
     Args:
-        store, keys, passphrase, clock: As of `edgekit.trust.repository.Repository`.
-        dry_run: Check everything that can be checked, and change nothing; what makes a key returns an empty id.
+        store, keys, passphrase, clock: As for `edgekit.trust.repository.Repository`.
+        dry_run: Check the change and change nothing; methods that would make a key return an empty id.
     """
 
     def __init__(
@@ -67,10 +66,11 @@ class KeyKeeper:
         self._committer = Committer(store, keys, passphrase, clock or SystemClock())
 
     def rows(self) -> list[KeyRow]:
-        """Every key that the repository trusts, by role.
+        """All keys that the repository trusts, by role.
 
         Raises:
-            NotFoundError, SignatureError: there is no repository, or not one of these keys' root.
+            NotFoundError: there is no repository.
+            SignatureError: the repository does not belong to this root.
         """
         state = self._committer.load()
         top = state.top()
@@ -82,60 +82,59 @@ class KeyKeeper:
             KeyRow(
                 role,
                 keyid,
-                judge.get_delegated_role(role).threshold,
+                delegator.get_delegated_role(role).threshold,
                 files[keyid].name if keyid in files else "",
                 expires[role].expires.isoformat() if role in expires else "",
             )
-            for role, judge in _judges(state.root, top).items()
-            for keyid in judge.get_delegated_role(role).keyids
+            for role, delegator in _delegators(state.root, top).items()
+            for keyid in delegator.get_delegated_role(role).keyids
         ]
 
     def add(self, role: str, key: Key | None = None, *, threshold: int | None = None) -> str:
-        """Let one more key sign for `role`.
+        """Add a key to `role`.
 
         Args:
-            key: The public key; None makes a key pair here.
-            threshold: How many keys must sign from now on; None leaves it.
+            role: Name of the role.
+            key: The public key; None makes a key pair in the key folder.
+            threshold: New number of keys that must sign; None leaves it unchanged.
 
         Returns:
             The new key's id.
 
         Raises:
-            SettingsError: there is no such role, it has that key, or the threshold cannot be reached.
-            NotFoundError: a key that must sign is not here. StoreError: the store failed.
+            SettingsError: there is no such role, it already has that key, or the threshold cannot be reached.
+            NotFoundError: a key that must sign is not here.
+            StoreError: the store failed.
         """
         if role == DIRECTOR:
-            raise SettingsError("the director has one key", advice="Use: edgekit registry key rotate director")
+            raise SettingsError(
+                "the director has exactly one key", advice="Replace it with: edgekit registry key rotate director"
+            )
         return self._change(role, [key] if key else None, [], threshold)
 
     def rotate(self, role: str, keyid: str | None = None, key: Key | None = None) -> str:
-        """Put a new key in the place of another one, which may sign no longer.
+        """Replace a key of `role`; the old key can no longer sign. Returns and raises as `add`.
 
         Args:
-            keyid: The old one, or the beginning of its id; None where the role has one key only.
-            key: The public key of the new one; None makes a key pair here.
-
-        Returns, Raises:
-            As `add`.
+            role: Name of the role.
+            keyid: The old key's id or its beginning; None if the role has only one key.
+            key: The new public key; None makes a key pair in the key folder.
         """
         return self._change(role, [key] if key else None, [keyid], None)
 
     def revoke(self, role: str, keyid: str, *, threshold: int | None = None) -> None:
-        """Take a key from `role`; what it signed is signed anew by those that stay.
-
-        Raises:
-            As `add`.
-        """
+        """Remove a key from `role`; the remaining keys sign its metadata again. Arguments and errors as `add`."""
         self._change(role, [], [keyid], threshold)
 
     def renew(self) -> list[str]:
-        """Sign everything anew that the keys here can sign, each for its whole lifetime.
+        """Sign the metadata of every role whose keys are here again, each for its whole lifetime.
 
         Returns:
-            The roles that were renewed; snapshot and timestamp always are.
+            The renewed roles; snapshot and timestamp are always among them.
 
         Raises:
-            NotFoundError: the snapshot or timestamp key is not here. StoreError: the store failed.
+            NotFoundError: the snapshot or timestamp key is not here.
+            StoreError: the store failed.
         """
         with self._committer.locked():
             state = self._committer.load()
@@ -155,9 +154,9 @@ class KeyKeeper:
                 self._committer.commit(state, changed, root)
         return [*([Root.type] if root else []), *sorted(changed), Snapshot.type, Timestamp.type]
 
-    def _can_sign(self, role: str, judge: Root | Targets) -> bool:
+    def _can_sign(self, role: str, delegator: Root | Targets) -> bool:
         try:
-            self._committer.signers(role, judge)
+            self._committer.signers(role, delegator)
         except NotFoundError:
             return False
         return True
@@ -166,30 +165,34 @@ class KeyKeeper:
         with self._committer.locked():
             state = self._committer.load()
             root, top = _next_root(self._committer, state), state.top()
-            judges = _judges(root, top)
-            if role not in judges:
-                raise SettingsError(f"there is no role {role!r}", advice=f"Roles here: {', '.join(judges)}.")
-            judge = judges[role]
-            keyids = list(judge.get_delegated_role(role).keyids)
-            gone = [_chosen(role, keyids, begin) for begin in old]
-            _check_threshold(role, judge, len(keyids) - len(gone) + (1 if new is None else len(new)), threshold)
+            delegators = _delegators(root, top)
+            if role not in delegators:
+                raise SettingsError(f"there is no role {role!r}", advice=f"Use one of: {', '.join(delegators)}.")
+            delegator = delegators[role]
+            keyids = list(delegator.get_delegated_role(role).keyids)
+            removed = [_match_keyid(role, keyids, prefix) for prefix in old]
+            count = len(keyids) - len(removed) + (1 if new is None else len(new))
+            _check_threshold(role, delegator, count, threshold)
             self._check_signers(state, role)
             if self._dry_run:
-                _apply(judge, role, keyids, new or [], gone, None)
+                _apply(delegator, role, keyids, new or [], removed, None)
                 return str(new[0].keyid) if new else ""
             if new is None:
                 new = [generate_key(free_path(self._keys, role), self._passphrase).public_key]
-            _apply(judge, role, keyids, new, gone, threshold)
-            self._committer.commit(state, *self._signed_anew(state, role, root, top))
+            _apply(delegator, role, keyids, new, removed, threshold)
+            self._committer.commit(state, *self._changed_roles(state, role, root, top))
             return str(new[0].keyid) if new else ""
 
     def _check_signers(self, state: TrustState, role: str) -> None:
-        """Before a key is made: those that allow the change are here. A key that is changed may be lost."""
-        above = Root.type if role in TOP_ROLES else Targets.type
-        for needed in {above, Snapshot.type, Timestamp.type} - ({role} - {above}):
+        """Check, before a key is made, that the keys that must sign the change are here.
+
+        The keys of `role` itself are not needed, unless it signs its own change: they may be lost.
+        """
+        delegator = Root.type if role in TOP_ROLES else Targets.type
+        for needed in {delegator, Snapshot.type, Timestamp.type} - ({role} - {delegator}):
             self._committer.signers(needed, state.root)
 
-    def _signed_anew(
+    def _changed_roles(
         self, state: TrustState, role: str, root: Root, top: Targets
     ) -> tuple[dict[str, Targets], Root | None]:
         if role in TOP_ROLES:
@@ -208,43 +211,43 @@ def _next_root(committer: Committer, state: TrustState) -> Root:
     return committer.fresh(root, Root.type)
 
 
-def _judges(root: Root, top: Targets) -> dict[str, Root | Targets]:
-    """Who delegates to each role."""
+def _delegators(root: Root, top: Targets) -> dict[str, Root | Targets]:
+    """The delegating metadata of each role, by role name."""
     delegated = (top.delegations.roles or {}) if top.delegations else {}
     return {**dict.fromkeys(TOP_ROLES, root), **dict.fromkeys(sorted(delegated), top)}
 
 
-def _chosen(role: str, keyids: Collection[str], begin: str | None) -> str:
-    """The one key id that begins with `begin`."""
-    found = [keyid for keyid in keyids if keyid.startswith(begin or "")]
-    if len(found) != 1:
-        wanted = f"one that begins with {begin!r}" if begin else "a single one to rotate"
+def _match_keyid(role: str, keyids: Collection[str], prefix: str | None) -> str:
+    """The only key id that begins with `prefix`; None matches the role's only key."""
+    matches = [keyid for keyid in keyids if keyid.startswith(prefix or "")]
+    if len(matches) != 1:
+        expected = f"exactly one that begins with {prefix!r}" if prefix else "exactly one, or a KEYID"
         raise SettingsError(
-            f"{role} has {len(keyids)} keys, {len(found)} of which fit; expected {wanted}",
+            f"{role} has {len(keyids)} keys, {len(matches)} of which match; expected {expected}",
             advice=f"Its keys: {', '.join(keyid[:12] for keyid in keyids)}.",
         )
-    return found[0]
+    return matches[0]
 
 
-def _check_threshold(role: str, judge: Root | Targets, count: int, threshold: int | None) -> None:
-    wanted = judge.get_delegated_role(role).threshold if threshold is None else threshold
-    if not 1 <= wanted <= count:
-        raise SettingsError(f"{role} would have {count} keys, {wanted} of which must sign; expected 1 to {count}")
+def _check_threshold(role: str, delegator: Root | Targets, count: int, threshold: int | None) -> None:
+    required = delegator.get_delegated_role(role).threshold if threshold is None else threshold
+    if not 1 <= required <= count:
+        raise SettingsError(f"{role} would have {count} keys and a threshold of {required}, expected 1 to {count}")
 
 
 def _apply(
-    judge: Root | Targets,
+    delegator: Root | Targets,
     role: str,
     keyids: Collection[str],
     new: Sequence[Key],
-    gone: Sequence[str],
+    removed: Sequence[str],
     threshold: int | None,
 ) -> None:
     for key in new:
         if key.keyid in keyids:
-            raise SettingsError(f"{role} has the key {key.keyid[:12]} already")
-        judge.add_key(key, role)
-    for keyid in gone:
-        judge.revoke_key(keyid, role)
+            raise SettingsError(f"{role} already has the key {key.keyid[:12]}")
+        delegator.add_key(key, role)
+    for keyid in removed:
+        delegator.revoke_key(keyid, role)
     if threshold is not None:
-        judge.get_delegated_role(role).threshold = threshold
+        delegator.get_delegated_role(role).threshold = threshold

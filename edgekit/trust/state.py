@@ -1,4 +1,4 @@
-"""What a TUF repository says now, read back from its store and verified before anything is signed again."""
+"""The current metadata of a TUF repository, read from its store and verified before a change signs it again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from edgekit.protocols import Store
 
 METADATA = "metadata/"
 TIMESTAMP_NAME = "timestamp.json"
-PENDING_NAME = "pending.json"  # the timestamp that a new root is waiting for; empty where none does
-# A field of the timestamp role that TUF leaves to us: when it was signed, wall clock seconds.
+PENDING_NAME = "pending.json"  # the timestamp of a change of root that is not complete; empty otherwise
+# A custom field of the timestamp role: the time of signing, wall clock seconds.
 CUSTOM, SIGNED_AT = "custom", "signed_at"
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 
 
 def publisher_role(name: str) -> str:
-    """The role, and the name of the key file, that publishes model `name`."""
+    """Name of the role that publishes model `name`; its key file has the same name."""
     return f"publisher-{name}"
 
 
@@ -30,7 +30,7 @@ class TrustState:
 
     Attributes:
         root, snapshot, timestamp: The trusted roles.
-        committed: Bytes of the timestamp file that makes it the present one; empty while there is none.
+        committed: Bytes of the current timestamp file; empty before the first commit.
     """
 
     def __init__(self, store: Store, root: Root, snapshot: Snapshot, timestamp: Timestamp, committed: bytes) -> None:
@@ -41,7 +41,7 @@ class TrustState:
         self.committed = committed
 
     def top(self) -> Targets:
-        """The top-level targets role, which delegates."""
+        """The top-level targets role, which delegates to the publishers and the director."""
         return self._targets(self.root, Targets.type)
 
     def models(self) -> list[str]:
@@ -52,13 +52,13 @@ class TrustState:
         """The role that publishes model `name`.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the model has no publisher.
         """
         top = self.top()
         if name not in _models(top):
             raise NotFoundError(
                 f"model {name!r} has no publisher in this registry",
-                advice="Its first publish must be made where the offline targets key is.",
+                advice="The first publish of a model needs the offline targets key in the key folder.",
             )
         return self._targets(top, publisher_role(name))
 
@@ -69,13 +69,17 @@ class TrustState:
 
 
 def load_state(store: Store, root_file: Path) -> TrustState:
-    """Read the present commit, starting from the root that its keys' owner trusts.
+    """Load and verify the current commit, starting from a trusted root.
 
-    Expiry is not judged: what is stale must still be renewable.
+    Expiry is not checked, because expired metadata must still be renewable.
+
+    Args:
+        store: The store that holds the repository.
+        root_file: File with the trusted root.
 
     Raises:
-        NotFoundError: there is no such root, or no repository.
-        SignatureError: the store holds what the root does not vouch for.
+        NotFoundError: there is no such file, or no repository.
+        SignatureError: the store holds metadata that the root does not trust.
         StoreError: the store failed.
     """
     root = _load_root(store, root_file)
@@ -86,7 +90,7 @@ def load_state(store: Store, root_file: Path) -> TrustState:
     try:
         return _state(store, root, committed)
     except SignatureError:
-        # A change of keys may have died between the new root and its timestamp: end it, if that one is the root's.
+        # A change of keys may have been interrupted between the new root and its timestamp: complete it.
         pending = METADATA + PENDING_NAME
         if not store.exists(pending) or not (committed := store.get(pending)):
             raise
@@ -122,7 +126,7 @@ def _load_root(store: Store, root_file: Path) -> Root:
 
 
 def _verified(data: bytes, kind: type[S], delegator: Root | Targets | None, role: str, version: int | None = None) -> S:
-    """Parse, and verify by `delegator`, or by itself when that is None."""
+    """Parse metadata and verify it with `delegator`; None verifies a root with its own keys."""
     try:
         document: Metadata[Any] = Metadata.from_bytes(data)
         signed = document.signed
@@ -131,13 +135,13 @@ def _verified(data: bytes, kind: type[S], delegator: Root | Targets | None, role
                 f"the registry's {role} is a {type(signed).__name__} of version {signed.version}, "
                 f"expected {kind.__name__} {version or ''}"
             )
-        judge = delegator or signed
-        assert isinstance(judge, Root | Targets)
-        judge.verify_delegate(role, document.signed_bytes, document.signatures)
+        verifier = delegator or signed
+        assert isinstance(verifier, Root | Targets)
+        verifier.verify_delegate(role, document.signed_bytes, document.signatures)
     except RepositoryError as error:
         raise SignatureError(
-            f"the registry's {role} is not to be trusted: {error}",
-            advice="Either these keys belong to another registry, or somebody changed this one.",
+            f"the registry's {role} is not trusted: {error}",
+            advice="Either the key folder belongs to another registry, or somebody changed this registry.",
         ) from error
     return signed
 

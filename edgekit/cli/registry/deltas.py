@@ -14,7 +14,7 @@ from edgekit.settings import ControlSettings
 if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
     from edgekit.mqtt.messages import Running
-    from edgekit.registry import MadeDelta, RegistryReader, Row
+    from edgekit.registry import CatalogueEntry, MadeDelta, RegistryReader
     from edgekit.registry.deltas import BaseChoice
 
 _SQLITE = "sqlite:///"
@@ -69,7 +69,7 @@ def _choose(settings: ControlSettings, manifest: Manifest, named: Sequence[str])
     return choice
 
 
-def _find(reader: RegistryReader, manifest: Manifest, choice: BaseChoice) -> list[Row]:
+def _find(reader: RegistryReader, manifest: Manifest, choice: BaseChoice) -> list[CatalogueEntry]:
     from edgekit.registry.deltas import find_chosen_bases
 
     bases, reason = find_chosen_bases(reader, manifest, choice)

@@ -23,7 +23,7 @@ from edgekit.cli.registry.options import passphrase_of, registry_options
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
-    from edgekit.trust.rotation import KeyKeeper
+    from edgekit.trust.rotation import KeyManager
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,13 +183,13 @@ def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_j
         note(f"Not here, so not renewed: the key of {' and '.join(away)}. See: edgekit registry key list")
 
 
-def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None, dry_run: bool = False) -> KeyKeeper:
+def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None, dry_run: bool = False) -> KeyManager:
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
         from edgekit.storage.stores import open_store
-        from edgekit.trust.rotation import KeyKeeper
+        from edgekit.trust.rotation import KeyManager
     phrase = passphrase_of(passphrase_file)(settings.keys)
-    return KeyKeeper(open_store(settings.registry), settings.keys, phrase, dry_run=dry_run)
+    return KeyManager(open_store(settings.registry), settings.keys, phrase, dry_run=dry_run)
 
 
 def _public(path: Path | None) -> Key | None:

@@ -14,7 +14,7 @@ from edgekit.cli.registry.options import opened, passphrase_of, registry_options
 from edgekit.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from edgekit.registry import Row
+    from edgekit.registry import CatalogueEntry
 
 
 @click.command(name="list")
@@ -178,7 +178,7 @@ def _mark(
         click.echo(f"{path}: {', '.join(f'{key} {value}'.lower() for key, value in custom.items())}")
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[CatalogueEntry]) -> None:
     headers = ("model", "version", "target", "release", "digest", "channel", "state")
     print_table(
         headers,

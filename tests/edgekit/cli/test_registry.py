@@ -109,7 +109,7 @@ def test_one_bad_bundle_stops_them_all(folder: Path) -> None:
     (bad / "model.onnx").write_bytes(b"")
     ran("init")
     result = type_in("publish", str(good), str(bad))
-    assert "not whole" in str(result.exception)
+    assert "not complete" in str(result.exception)
     assert json.loads(ran("list", "--json")) == []
 
 

@@ -10,7 +10,7 @@ from tuf.api.metadata import Metadata, Snapshot, Timestamp
 from edgekit.errors import ClockError, DowngradeError, ExpiredError
 from edgekit.trust.commit import signed_bytes
 from edgekit.trust.keys import key_path, load_signer
-from edgekit.trust.rotation import KeyKeeper
+from edgekit.trust.rotation import KeyManager
 from tests.simulators.publisher import DAY, Device, Registry
 
 
@@ -21,8 +21,8 @@ def registry(tmp_path: Path) -> Registry:
     return made
 
 
-def keeper(registry: Registry) -> KeyKeeper:
-    return KeyKeeper(registry.store, registry.keys, clock=registry.clock)
+def keeper(registry: Registry) -> KeyManager:
+    return KeyManager(registry.store, registry.keys, clock=registry.clock)
 
 
 def asleep_for_a_year(registry: Registry) -> None:
@@ -73,7 +73,7 @@ def test_a_sleeper_is_not_kept_in_its_dream(registry: Registry) -> None:
 def test_a_clock_that_lost_its_time_is_said(registry: Registry, wrong: float) -> None:
     """It would take nothing for expired. Once it is set, the same device goes on."""
     device = registry.device()
-    with pytest.raises(ClockError, match=r"clock says (1970|2020)-"):
+    with pytest.raises(ClockError, match=r"clock shows (1970|2020)-"):
         device.client.refresh(wrong)
     with pytest.raises(ClockError):
         device.client.refresh(registry.clock.now - 2 * DAY)

@@ -79,7 +79,7 @@ def test_a_creation_that_dies_leaves_no_registry(tmp_path: Path, limit: int) -> 
     with pytest.raises(StoreError):
         Repository(store, tmp_path / "keys").create()
     assert "metadata/timestamp.json" not in store.blobs
-    with pytest.raises(SettingsError, match="there are keys"):
+    with pytest.raises(SettingsError, match="already holds keys"):
         Repository(MemoryStore(), tmp_path / "keys").create()
     shutil.rmtree(tmp_path / "keys")
     repository = Repository(DyingStore(store.blobs, 4), tmp_path / "keys")
@@ -200,7 +200,7 @@ def test_a_role_that_went_back_is_never_signed(registry: Registry) -> None:
 def test_foreign_keys_do_not_publish_here(registry: Registry, tmp_path: Path) -> None:
     """Keys of another registry are noticed before anything is written."""
     other = Registry(tmp_path / "other")
-    with pytest.raises(SignatureError, match="not to be trusted") as caught:
+    with pytest.raises(SignatureError, match="is not trusted") as caught:
         Repository(registry.store, other.keys).publish(V2)
     assert "another registry" in caught.value.advice
 

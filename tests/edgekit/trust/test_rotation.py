@@ -12,7 +12,7 @@ from edgekit.errors import ExpiredError, NotFoundError, SettingsError, Signature
 from edgekit.trust.assignment import Assignment, sign_assignment
 from edgekit.trust.keys import generate_key, key_path, load_public, load_signer
 from edgekit.trust.repository import Repository
-from edgekit.trust.rotation import TOP_ROLES, KeyKeeper
+from edgekit.trust.rotation import TOP_ROLES, KeyManager
 from tests.simulators.bundles import manifest_of
 from tests.simulators.publisher import DAY, Device, Registry
 from tests.simulators.store import DyingStore
@@ -28,8 +28,8 @@ def registry(tmp_path: Path) -> Registry:
     return made
 
 
-def keeper(registry: Registry, store: object = None) -> KeyKeeper:
-    return KeyKeeper(store or registry.store, registry.keys, clock=registry.clock)  # type: ignore[arg-type]
+def keeper(registry: Registry, store: object = None) -> KeyManager:
+    return KeyManager(store or registry.store, registry.keys, clock=registry.clock)  # type: ignore[arg-type]
 
 
 def keyids(registry: Registry, role: str) -> list[str]:
@@ -124,7 +124,7 @@ def test_a_threshold_root_changes_one_key_at_a_time(tmp_path: Path) -> None:
     registry.publish()
     lost = load_public(registry.keys / "root-3.pub").keyid
     key_path(registry.keys, "root-3").unlink()
-    with pytest.raises(SettingsError, match="3 keys, 3 of which fit"):
+    with pytest.raises(SettingsError, match="3 keys, 3 of which match"):
         keeper(registry).rotate("root")
     new = keeper(registry).rotate("root", lost[:10])
     assert lost not in keyids(registry, "root")
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused_and_nothing_changes(registry: Registry) -> No
         (lambda k: k.add("targets", threshold=3), "expected 1 to 2"),
         (lambda k: k.add("targets", threshold=0), "expected 1 to 2"),
         (lambda k: k.revoke("targets", present), "expected 1 to 0"),
-        (lambda k: k.revoke("targets", "ffff" + present), "0 of which fit"),
+        (lambda k: k.revoke("targets", "ffff" + present), "0 of which match"),
     ):
         with pytest.raises(SettingsError, match=message):
             fault(keeper(registry))
