@@ -1,4 +1,4 @@
-"""Looks for dead channels in one conversion."""
+"""Counts the dead channels of one conversion for its report."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from converters.quality.confidence import upper_share
 from converters.report.pruning import OtherRows, PrunedLayer, Pruning
 
 
-def pruning_of(
+def find_dead_channels(
     context: ConversionContext, before: Mapping[str, int], others: list[Samples], confidence: float
 ) -> Pruning:
-    """What there is to take away.
+    """Count the channels that are proven dead, and those that are dead on the calibration split.
 
     Args:
-        context: With the graph from which what is proven dead has been taken.
-        before: How many channels each layer made before that.
-        others: Samples that are not for calibration; empty without data.
-        confidence: Of the bounds.
+        context: The context, whose graph has no channels any more that are proven dead.
+        before: Number of channels of each layer before these were removed.
+        others: The splits that are not for calibration; empty without data.
+        confidence: Confidence of the bounds.
     """
     now = layer_channels(context.graph)
     proven = {name: count - now.get(name, 0) for name, count in before.items()}
-    found = Pruning(
+    pruning = Pruning(
         "auto",
         channels=sum(before.values()),
         proven=sum(proven.values()),
         confidence=confidence,
         needed=LEAST_ROWS,
     )
-    dead = context.dead if others else None
+    dead = context.dead_channels() if others else None
     if dead is None or not dead.found:
-        return msgspec.structs.replace(found, rows=dead.rows if dead else 0, layers=_layers(before, proven, {}))
+        return msgspec.structs.replace(pruning, rows=dead.rows if dead else 0, layers=_layers(before, proven, {}))
     left = layer_channels(dead.without())
     measured = {name: count - left[name] for name, count in now.items()}
-    rows, woke = sum(len(samples) for samples in others), sum(dead.waking_rows(samples) for samples in others)
+    rows, woke = sum(len(samples) for samples in others), sum(dead.active_rows(samples) for samples in others)
     return msgspec.structs.replace(
-        found,
+        pruning,
         measured=sum(measured.values()),
         rows=dead.rows,
         upper=upper_share(0, dead.rows, confidence),
@@ -52,5 +52,5 @@ def pruning_of(
 def _layers(
     before: Mapping[str, int], proven: Mapping[str, int], measured: Mapping[str, int]
 ) -> tuple[PrunedLayer, ...]:
-    found = [PrunedLayer(name, count, proven[name], measured.get(name, 0)) for name, count in before.items()]
-    return tuple(layer for layer in found if layer.proven or layer.measured)
+    layers = [PrunedLayer(name, count, proven[name], measured.get(name, 0)) for name, count in before.items()]
+    return tuple(layer for layer in layers if layer.proven or layer.measured)

@@ -1,4 +1,7 @@
-"""Model files in, canonical float graphs out. What a file is, its content says and not its name."""
+"""Frontends: read model files of every format as canonical float graphs; the content decides the format.
+
+Changes of the canonical graph belong in converters/passes.
+"""
 
 from __future__ import annotations
 

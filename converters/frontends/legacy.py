@@ -1,4 +1,4 @@
-"""Keras 2 and TensorFlow 1 models that today's loaders refuse. Runs in TensorFlow's process (framework_process.py)."""
+"""Loaders for Keras 2 and TensorFlow 1 models that current loaders refuse. Runs in the TensorFlow process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 SIGNATURE = "serving_default"
-# Keras 2 wrote `groups` for every convolution; these take it no longer.
+# Keras 2 wrote `groups` for every convolution; these layers no longer accept it.
 UNGROUPED = ("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose",
              "Conv2DTranspose", "Conv3DTranspose")  # fmt: skip
 
@@ -17,7 +17,7 @@ Frozen = tuple[Callable[..., list[Any]], dict[str, Any], list[str]]
 
 
 def keras2_layers() -> dict[str, type[Any]]:
-    """Classes that take the place of Keras 3's own while a Keras 2 .h5 is loaded, by name."""
+    """Classes by name that replace Keras 3's own while loading a Keras 2 .h5."""
     return {name: _ungrouped(getattr(keras.layers, name)) for name in UNGROUPED}
 
 
@@ -31,19 +31,19 @@ def _ungrouped(layer: type[Any]) -> type[Any]:
 
 
 def frozen_saved_model(path: str) -> Frozen:
-    """The ``serving_default`` signature through the loader of TensorFlow 1, which needs the graph and weights only.
+    """Load the ``serving_default`` signature with the loader of TensorFlow 1, which reads only the graph and weights.
 
-    Today's loader also builds the training objects, and fails on the slots of old optimizers.
+    The current loader also builds the training objects, and fails on the slots of old optimizers.
 
     Returns:
         The signature as a function of its inputs in order, their TensorSpecs by name, and the names of its outputs.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError: it cannot be loaded, or lacks the signature.
+        ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError: Loading failed, or there is no signature.
     """
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-        found = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], path).signature_def[SIGNATURE]
-        inputs, outputs = dict(found.inputs), dict(found.outputs)
+        signature = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], path).signature_def[SIGNATURE]
+        inputs, outputs = dict(signature.inputs), dict(signature.outputs)
         nodes = [value.name.partition(":")[0] for value in outputs.values()]
         frozen = tf.compat.v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), nodes)
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(frozen, name=""), [])

@@ -1,4 +1,4 @@
-"""ONNX files to canonical graphs: checked, one standard operator set, batch first and named ``batch``."""
+"""Read ONNX files as canonical graphs: checked, one standard operator set, first axis the batch, named ``batch``."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from edgekit.errors import ConversionError, ModelFormatError, RuntimeLoadError, 
 from edgekit.tensors import Array
 
 MIN_OPSET, CANONICAL_OPSET, MAX_OPSET = 11, 17, 23
-MAX_IR = 11  # of the file format: newer ones are refused by some ONNX Runtime that edgekit takes
+MAX_IR = 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
 WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 STANDARD = ("", "ai.onnx")
 
 
 def load_onnx(path: Path) -> Graph:
-    """Read an .onnx file, with its external data file beside it where it has one.
+    """Read an .onnx file, and its external data file beside it if it has one.
 
     Raises:
-        ModelFormatError: it is no ONNX, truncated, too old, lacks its external data, or has axes that cannot be fixed.
-        UnsupportedOpError: a node is of a domain other than ONNX's own.
+        ModelFormatError: The file is not ONNX, is truncated or too old, lacks its external data, or has free axes.
+        UnsupportedOpError: A node's domain is not ONNX's own.
     """
     return canonical(_read(path), str(path))
 
 
 def onnx_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """What the file itself answers to `inputs` (N, ...).
+    """Run the file itself on `inputs` (N, ...) and return its outputs.
 
-    ONNX Runtime says so; where the file is of an operator set that it does not know yet, ONNX's own reference does.
+    ONNX Runtime runs it, or ONNX's reference evaluator if the operator set is too new for ONNX Runtime.
 
     Raises:
-        ModelFormatError: as `load_onnx`.
-        ConversionError: neither can run it.
+        ModelFormatError: As `load_onnx`.
+        ConversionError: Neither can run the file.
     """
     model = _read(path)
     model.ir_version = min(model.ir_version, MAX_IR)
@@ -52,36 +52,36 @@ def onnx_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
             reference = ReferenceEvaluator(model)
             names = [spec.name for spec in graph.outputs]
             parts = [reference.run(names, chunk) for chunk in graph.chunks(inputs)]
-        except Exception as error:  # it raises whatever numpy does
+        except Exception as error:  # the reference raises any numpy error
             raise ConversionError(
-                f"{path} cannot be run as it is: {refused}; nor by ONNX's reference: {error}"
+                f"{path} cannot be run by ONNX Runtime: {refused}; nor by ONNX's reference: {error}"
             ) from error
         return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """The parsed file, weights inside. Raises as `load_onnx`."""
+    """The parsed file with its weights. Raises as `load_onnx`."""
     try:
         model = onnx.load_model(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise _not_onnx(path, "it cannot be parsed") from error
+        raise _not_onnx(path, "the file cannot be parsed") from error
     if not model.ir_version or not model.opset_import or not model.graph.output:
-        raise _not_onnx(path, "it parses to a model without version, operator sets or outputs")
+        raise _not_onnx(path, "the model has no version, operator sets or outputs")
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, checker.ValidationError) as error:
         raise ModelFormatError(
             f"{path} keeps its weights in another file, which cannot be read: {error}",
-            advice="Put the external data file beside the model, under the name that it was saved with.",
+            advice="Put the external data file beside the model, under its original name.",
         ) from error
     return model
 
 
 def canonical(model: onnx.ModelProto, source: str) -> Graph:
-    """Bring a parsed model into the canonical form.
+    """Convert a parsed model to the canonical form.
 
     Raises:
-        ModelFormatError, UnsupportedOpError: as `load_onnx`.
+        ModelFormatError, UnsupportedOpError: As `load_onnx`.
     """
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -115,9 +115,9 @@ def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
             f"{source} uses ONNX opset {found}, expected {MIN_OPSET} or newer",
             advice=f"Export it again with opset {CANONICAL_OPSET}.",
         )
-    kept = [entry for entry in model.opset_import if entry.domain in STANDARD]
+    standard = [entry for entry in model.opset_import if entry.domain in STANDARD]
     del model.opset_import[:]
-    model.opset_import.extend(kept[:1])
+    model.opset_import.extend(standard[:1])
     wanted = min(max(versions[0], CANONICAL_OPSET), MAX_OPSET)
     if versions[0] == wanted:
         return model
@@ -126,7 +126,7 @@ def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         return version_converter.convert_version(model, wanted)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ModelFormatError(
-            f"{source} uses ONNX opset {versions[0]} and cannot be brought to {wanted}: {error}",
+            f"{source} uses ONNX opset {versions[0]} and cannot be converted to opset {wanted}: {error}",
             advice=f"Export it again with opset {CANONICAL_OPSET}.",
         ) from error
 
@@ -141,7 +141,7 @@ def _require_known_operators(model: onnx.ModelProto) -> None:
 
 
 def _require_finite_weights(model: onnx.ModelProto, source: str) -> None:
-    """Constants without NaN, and trained ones without infinity too, which is right in a mask only."""
+    """Refuse NaN in constants, and infinity in trained weights; infinity is valid only in masks."""
     trained = {name for node in _all_nodes(model.graph) if node.op_type in WEIGHTED for name in node.input}
     for name, value in Graph(model).constants.items():
         if value.dtype.kind != "f" or np.isfinite(value).all():
@@ -151,12 +151,12 @@ def _require_finite_weights(model: onnx.ModelProto, source: str) -> None:
             found = f"{undefined} undefined values (NaN)" if undefined else f"{infinite} infinite values"
             raise ModelFormatError(
                 f"{source}: weight {name} holds {found}",
-                advice="The training diverged, or the file is damaged: export the model from a sound checkpoint.",
+                advice="The training diverged, or the file is damaged. Export the model from a good checkpoint.",
             )
 
 
 def _drop_initializer_inputs(model: onnx.ModelProto) -> None:
-    """Old exporters list weights among the inputs; here an input is what a caller must give."""
+    """Remove weights from the graph's inputs, where old exporters list them."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
@@ -188,7 +188,7 @@ def _name_batch(model: onnx.ModelProto, source: str) -> None:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Quantizers, recipes and messages tell nodes by name; exporters may leave it out or give one name twice."""
+    """Give every node a unique name, for quantizers, recipes and messages; exporters may omit or repeat names."""
     taken: set[str] = set()
     for index, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type}_{index}"
@@ -211,7 +211,7 @@ def _not_onnx(path: Path, why: str) -> ModelFormatError:
     with path.open("rb") as file:
         head = file.read(8)
     return ModelFormatError(
-        f"{path} ({size} bytes, begins with {head!r}) is not a model that edgekit knows, or is truncated: "
+        f"{path} ({size} bytes, begins with {head!r}) is not a model that edgekit can read, or is truncated: "
         f"read as ONNX, {why}",
         advice=f"{KNOWN} Copy or export the file again.",
     )

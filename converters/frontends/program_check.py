@@ -1,8 +1,7 @@
-"""torch.export programs (.pt2) made safe to load, without PyTorch.
+"""Write a copy of a torch.export program (.pt2) that is safe to load, without PyTorch.
 
-PyTorch's own loader unpickles parts of the archive, evaluates its size expressions as Python and looks operators up by
-any name. So what PyTorch is given is a copy that was written here, of parts that were read and found harmless: raw
-tensors, and a graph of named operators over them.
+PyTorch's own loader unpickles parts of the archive, evaluates size expressions as Python, and looks up operators by any
+name. PyTorch therefore gets a copy with checked parts only: raw tensors, and a graph of PyTorch's named operators.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from edgekit.errors import ModelFormatError, UnsupportedOpError
 MAX_JSON_BYTES = 256 * 1024**2
 PROGRAM = "models/model.json"
 CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
-_KEPT = re.compile(
+_COPIED = re.compile(
     r"data/weights/weight_\d+|data/constants/tensor_\d+|byteorder|\.data/version|archive_(format|version)"
 )
 _RAW = re.compile(r"weight_\d+|tensor_\d+")
@@ -38,11 +37,11 @@ SAVE_AGAIN = "Save it with torch.export.save of PyTorch 2.9 or newer, from plain
 
 
 def write_checked(source: Path, target: Path) -> None:
-    """Write the harmless parts of the program at `source` to `target`; sample inputs are left out.
+    """Write the checked parts of the program at `source` to `target`; sample inputs are left out.
 
     Raises:
-        ModelFormatError: it is damaged, of the older format, or holds pickles or expressions that are code.
-        UnsupportedOpError: a node calls something that is no operator of PyTorch's own.
+        ModelFormatError: The file is damaged, of the older format, or contains pickles or expressions that are code.
+        UnsupportedOpError: A node calls a function that is not one of PyTorch's own operators.
     """
     try:
         with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
@@ -53,11 +52,11 @@ def write_checked(source: Path, target: Path) -> None:
 
 
 def _names(archive: zipfile.ZipFile, source: Path) -> dict[str, str]:
-    """Names in the archive by what they are without the folder that PyTorch puts around them."""
-    found = {name.partition("/")[2]: name for name in archive.namelist()}
-    if PROGRAM not in found:
-        raise ModelFormatError(f"{source} has no {PROGRAM}, as torch.export.save writes it", advice=SAVE_AGAIN)
-    return found
+    """Full names in the archive by their names without the top folder that PyTorch adds."""
+    names = {name.partition("/")[2]: name for name in archive.namelist()}
+    if PROGRAM not in names:
+        raise ModelFormatError(f"{source} has no {PROGRAM}, which torch.export.save writes", advice=SAVE_AGAIN)
+    return names
 
 
 def _copy(archive: zipfile.ZipFile, names: dict[str, str], copy: zipfile.ZipFile, source: Path) -> None:
@@ -67,11 +66,11 @@ def _copy(archive: zipfile.ZipFile, names: dict[str, str], copy: zipfile.ZipFile
         elif short in CONFIGS:
             _require_raw(_json(archive, name), source)
             copy.writestr(f"program/{short}", archive.read(name))
-        elif _KEPT.fullmatch(short):
+        elif _COPIED.fullmatch(short):
             with archive.open(name) as reader, copy.open(f"program/{short}", "w", force_zip64=True) as writer:
                 shutil.copyfileobj(reader, writer, 1024 * 1024)
         elif _INPUTS.fullmatch(short):
-            copy.writestr(f"program/{short}", b"")  # a pickle; PyTorch takes an empty one for none
+            copy.writestr(f"program/{short}", b"")  # sample inputs are a pickle; PyTorch accepts an empty file as none
         elif short.startswith("data/"):
             raise _pickled(source, short)
 
@@ -91,13 +90,13 @@ def _require_raw(config: Any, source: Path) -> None:
 
 def _pickled(source: Path, what: str) -> ModelFormatError:
     return ModelFormatError(
-        f"{source} keeps {what} as a pickle; loading it could run any program, so edgekit never does",
+        f"{source} stores {what} as a pickle; loading it could run any program, so edgekit refuses it",
         advice="Export a model of plain dense tensors, in eval mode and without quantized or custom objects.",
     )
 
 
 def _checked_program(program: Any, source: Path) -> Any:
-    program["guards_code"] = []  # Python that checks sizes; parity checks more
+    program["guards_code"] = []  # Python code that checks sizes; the parity check covers them
     for symbol in program["range_constraints"]:
         _require_arithmetic(symbol, source)
     for node in _dicts(program, "target"):
@@ -116,7 +115,7 @@ def _check_node(node: dict[str, Any]) -> None:
         raise UnsupportedOpError(
             str(node["target"]),
             _layer(node),
-            backend="any target: only PyTorch's own operators are known",
+            backend="any target: only PyTorch's own operators are supported",
             advice="Export the model with built-in modules and functions, without control flow on values.",
         )
     node["metadata"] = {key: value for key, value in (node.get("metadata") or {}).items() if key in _METADATA}
@@ -128,7 +127,7 @@ def _layer(node: dict[str, Any]) -> str:
 
 
 def _require_arithmetic(text: Any, source: Path) -> None:
-    """PyTorch evaluates these as Python: only sums and products of named sizes may pass."""
+    """Refuse a size expression unless it is arithmetic of named sizes; PyTorch evaluates it as Python."""
     tree = ast.parse(str(text), mode="eval") if len(str(text)) < 10_000 else None
     for node in ast.walk(tree) if tree is not None else [None]:
         known = isinstance(node, _EXPRESSION) and not (
@@ -137,8 +136,8 @@ def _require_arithmetic(text: Any, source: Path) -> None:
         )
         if not known:
             raise ModelFormatError(
-                f"{source} describes a size by {str(text)[:80]!r}, which is no plain arithmetic of sizes",
-                advice="Export it again with fixed sizes and at most the batch left free.",
+                f"{source} describes a size by {str(text)[:80]!r}, expected arithmetic of sizes",
+                advice="Export it again with fixed sizes; only the batch may be free.",
             )
 
 
@@ -146,19 +145,19 @@ def _require_plain_containers(spec: Any, source: Path) -> None:
     for entry in _dicts(spec, "type"):
         if entry["type"] not in _CONTAINERS:
             raise ModelFormatError(
-                f"{source} takes or answers a {entry['type']}, expected tensors, tuples, lists and dictionaries",
+                f"{source} takes or returns a {entry['type']}, expected tensors, tuples, lists and dictionaries",
                 advice="Wrap the model in a module that takes tensors and returns tensors, and export that.",
             )
 
 
 def _dicts(value: Any, key: str) -> Iterator[dict[str, Any]]:
-    """Every dictionary in `value` that has `key`."""
+    """Every dictionary inside `value` that has `key`."""
     pending = [value]
     while pending:
-        found = pending.pop()
-        if isinstance(found, dict):
-            if key in found:
-                yield found
-            pending.extend(found.values())
-        elif isinstance(found, list):
-            pending.extend(found)
+        item = pending.pop()
+        if isinstance(item, dict):
+            if key in item:
+                yield item
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)

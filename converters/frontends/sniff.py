@@ -1,4 +1,4 @@
-"""What kind of model a file is, told by its content; whatever cannot be read is named for what it is."""
+"""Recognize the format of a model file by its content, and explain why other files are refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MAX_CONFIG_BYTES = 64 * 1024**2
 def sniff(path: Path) -> str:
     """The format of the model at `path`: ``keras``, ``h5``, ``savedmodel``, ``onnx``, ``tflite`` or ``pt2``.
 
-    Nothing is unpickled.
+    It unpickles nothing.
 
     Raises:
-        NotFoundError: there is nothing at `path`.
-        ModelFormatError: it is damaged, unknown, a pickle, or a kind that edgekit does not read.
-        UnsupportedOpError: a .keras file holds a Lambda layer, which is Python code.
+        NotFoundError: There is no file or folder at `path`.
+        ModelFormatError: The file is damaged, unknown, a pickle, or of a kind that edgekit does not read.
+        UnsupportedOpError: A .keras file contains a Lambda layer, which is Python code.
     """
     if not path.exists():
         raise NotFoundError(f"there is no model {str(path)!r}", advice="Check the path.")
@@ -41,14 +41,14 @@ def sniff(path: Path) -> str:
     if head[4:8] == b"TFL3":
         return TFLITE
     _refuse_known_others(path, head)
-    return ONNX  # protobuf has no signature: the frontend parses it and says so when it is none
+    return ONNX  # protobuf has no magic bytes: the ONNX frontend parses the file and reports if it is no ONNX
 
 
 def _sniff_folder(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return SAVED_MODEL
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-    raise ModelFormatError(f"{path} is a folder without saved_model.pb (it holds {held})", advice=KNOWN)
+    content = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    raise ModelFormatError(f"{path} is a folder without saved_model.pb (it contains {content})", advice=KNOWN)
 
 
 def _sniff_zip(path: Path) -> str:
@@ -67,8 +67,8 @@ def _sniff_zip(path: Path) -> str:
         return PT2
     if "serialized_exported_program.json" in names:
         raise ModelFormatError(
-            f"{path} is a torch.export program of the format before PyTorch 2.8, which is made of pickles",
-            advice="Load it where it was made and save it with torch.export.save of PyTorch 2.9 or newer.",
+            f"{path} is a torch.export program in the format before PyTorch 2.8, which consists of pickles",
+            advice="Load it in the PyTorch that wrote it, then save it with torch.export.save of PyTorch 2.9 or newer.",
         )
     if any(name.endswith(("data.pkl", ".pickle")) for name in names):
         raise _pickle(path, "a PyTorch file, which is a pickle in a zip archive")
@@ -78,14 +78,14 @@ def _sniff_zip(path: Path) -> str:
 
 
 def _refuse_code(archive: zipfile.ZipFile, path: Path) -> None:
-    """A Lambda layer is marshalled Python code: name it before anything is loaded."""
+    """Refuse a Lambda layer, which is marshalled Python code, before anything is loaded."""
     info = archive.getinfo("config.json")
     if info.file_size > _MAX_CONFIG_BYTES:
         raise ModelFormatError(f"{path}: config.json is {info.file_size} bytes, the limit is {_MAX_CONFIG_BYTES}")
     try:
         config = json.loads(archive.read(info))
     except ValueError as error:
-        raise ModelFormatError(f"{path}: config.json is no JSON: {error}") from error
+        raise ModelFormatError(f"{path}: config.json is not valid JSON: {error}") from error
     pending = [config]
     while pending:
         value = pending.pop()
@@ -106,13 +106,13 @@ def _refuse_known_others(path: Path, head: bytes) -> None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise _pickle(path, "a Python pickle")
     if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b") and path.suffix in (".pkl", ".joblib", ".gz"):
-        raise _pickle(path, "a compressed file, as joblib writes pickles")
+        raise _pickle(path, "a compressed file as joblib writes it, which is a pickle")
     if head.startswith(b"\x93NUMPY"):
         raise ModelFormatError(f"{path} holds an array (.npy), not a model", advice="Give data with --data.")
 
 
 def _pickle(path: Path, what: str) -> ModelFormatError:
     return ModelFormatError(
-        f"{path} is {what}; loading it could run any program, so edgekit never does",
+        f"{path} is {what}; loading it could run any program, so edgekit refuses it",
         advice="Export the model with torch.export (.pt2) or to ONNX, or save it as .keras, and convert that.",
     )

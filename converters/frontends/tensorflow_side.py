@@ -1,4 +1,4 @@
-"""Keras and SavedModel to ONNX. Runs in the TensorFlow process (framework_process.py); nothing else may import it."""
+"""Keras and SavedModel to ONNX. Only the TensorFlow process (framework_process.py) imports this module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPSET = 17
 
 
 class Loaded:
-    """A source model as a function of tensors in order, with its own names."""
+    """A source model as a function of its input tensors in order, with the source's names."""
 
     def __init__(self, function: Callable[..., list[Any]], inputs: list[Any], outputs: list[str]) -> None:
         self.function, self.inputs, self.outputs = function, inputs, outputs
@@ -30,12 +30,12 @@ _loaded: dict[str, Loaded] = {}
 
 
 def export_keras(path: str, legacy: bool = False) -> bytes:
-    """The Keras model at `path` as serialized ONNX with the source's own names and layout.
+    """Export the Keras model at `path` as serialized ONNX with the source's names and layout.
 
-    With `legacy` it is an .h5, and layers may have the options of Keras 2.
+    With `legacy` the file is an .h5, and its layers may have options of Keras 2.
 
     Raises:
-        ModelFormatError: Keras cannot load it, or it has no fixed interface.
+        ModelFormatError: Keras cannot load the file, or its inputs have no fixed shape.
     """
     try:
         model = keras.saving.load_model(
@@ -61,10 +61,10 @@ def export_keras(path: str, legacy: bool = False) -> bytes:
 
 
 def export_saved_model(path: str) -> bytes:
-    """The SavedModel's ``serving_default`` signature as serialized ONNX.
+    """Export the SavedModel's ``serving_default`` signature as serialized ONNX.
 
     Raises:
-        ModelFormatError: TensorFlow cannot load it, or it has no such signature.
+        ModelFormatError: TensorFlow cannot load the folder, or it has no such signature.
     """
     try:
         model = tf.saved_model.load(path)
@@ -84,19 +84,19 @@ def export_saved_model(path: str) -> bytes:
         answers = signature(**dict(zip(specs, tensors, strict=True)))
         return [answers[name] for name in names]
 
-    call.keep = model  # type: ignore[attr-defined]  # variables live as long as the object that was loaded
+    call.keep = model  # type: ignore[attr-defined]  # keeps the variables alive, which TensorFlow drops with the loaded object
     return _export(path, Loaded(call, inputs, names))
 
 
 def _export_frozen(path: str, why: Exception) -> bytes:
-    """A SavedModel that the usual loader refused, by the older one; prints that it did, for the log."""
+    """Load a SavedModel with the loader of TensorFlow 1 after the usual loader failed; prints a line for the log."""
     try:
         call, specs, names = frozen_saved_model(path)
     except (ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError) as error:
         raise ModelFormatError(
             f"{path} cannot be loaded by TensorFlow {tf.__version__}: {_first_lines(why)}; "
             f"nor by the loader of TensorFlow 1: {_first_lines(error)}",
-            advice="Load it where it was made and save it as .keras.",
+            advice="Load it with the TensorFlow that wrote it, and save it as .keras.",
         ) from why
     print(f"{path} was loaded by TensorFlow 1's loader, since the usual one failed: {_first_lines(why)}")
     inputs = [tf.TensorSpec(_batched(spec.shape, path), spec.dtype, name=name) for name, spec in specs.items()]
@@ -104,10 +104,10 @@ def _export_frozen(path: str, why: Exception) -> bytes:
 
 
 def loaded_model(path: str) -> Loaded:
-    """The source model that was exported before from `path`.
+    """The source model that this process exported from `path`.
 
     Raises:
-        ConversionError: none was, in this process.
+        ConversionError: This process did not export `path`.
     """
     if path not in _loaded:
         raise ConversionError(f"{path} was not loaded by this process")
@@ -115,14 +115,14 @@ def loaded_model(path: str) -> Loaded:
 
 
 def answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
-    """What the source model, exported before, answers to `inputs` (N, ...)."""
+    """Run the exported source model on `inputs` (N, ...) and return its outputs."""
     loaded = loaded_model(path)
-    found = loaded.function(*(tf.constant(inputs[spec.name]) for spec in loaded.inputs))
-    return {name: np.asarray(value) for name, value in zip(loaded.outputs, found, strict=True)}
+    outputs = loaded.function(*(tf.constant(inputs[spec.name]) for spec in loaded.inputs))
+    return {name: np.asarray(value) for name, value in zip(loaded.outputs, outputs, strict=True)}
 
 
 def _output_names(model: Any) -> list[str]:
-    """Names of the layers that make the outputs, as functional models call them; a repeated one gets a number."""
+    """Names of the layers that compute the outputs, as in functional models; a repeated name gets a number."""
     names: list[str] = []
     for tensor in model.outputs:
         name = str(tensor._keras_history.operation.name)
@@ -144,25 +144,27 @@ def _export(path: str, loaded: Loaded) -> bytes:
 
 
 def _bind(graph: Any, captured: dict[str, Any]) -> None:
-    """tf2onnx hands on plain tensors that a model holds (of a Normalization layer) as inputs; they are constants."""
+    """Make captured tensors constants (for example of a Normalization layer); tf2onnx lists them as inputs."""
     for value in [value for value in graph.input if value.name in captured]:
         graph.input.remove(value)
         graph.initializer.append(numpy_helper.from_array(captured[value.name].numpy(), value.name))
 
 
 def _replace_erfc(graph: Any) -> None:
-    """tf2onnx hands on Erfc (from an exact gelu), which ONNX lacks: erfc(x) is 1 - erf(x)."""
+    """Replace Erfc by 1 - erf(x): tf2onnx keeps it (from an exact gelu), and ONNX has no such operator."""
     for node in list(graph.node):
         if node.op_type == "Erfc":
-            at = list(graph.node).index(node)
+            index = list(graph.node).index(node)
             one, inner = f"{node.output[0]}/one", f"{node.output[0]}/erf"
             graph.initializer.append(numpy_helper.from_array(np.float32(1.0), one))
-            graph.node.insert(at + 1, helper.make_node("Sub", [one, inner], [node.output[0]], name=f"{node.name}/sub"))
+            graph.node.insert(
+                index + 1, helper.make_node("Sub", [one, inner], [node.output[0]], name=f"{node.name}/sub")
+            )
             node.op_type, node.output[0] = "Erf", inner
 
 
 def _name_fused(graph: Any) -> None:
-    """tf2onnx gives what it joins (LSTM, GRU) names of its own; call it by the layer that it was made of."""
+    """Name fused LSTM and GRU nodes after their layer; tf2onnx gives them generated names."""
     makers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         if re.fullmatch(r"(LSTM|GRU|RNN)\w*", node.name):
@@ -173,7 +175,7 @@ def _name_fused(graph: Any) -> None:
 
 
 def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
-    """Give the graph's inputs and outputs the source's names, and whatever else bears one of these another."""
+    """Give the graph's inputs and outputs the source's names; other tensors with these names get new ones."""
     wanted = {
         **{value.name: name for value, name in zip(_in_order(graph.input, inputs), inputs, strict=True)},
         **{value.name: name for value, name in zip(graph.output, outputs, strict=True)},
@@ -191,7 +193,7 @@ def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
 
 
 def _in_order(values: Any, names: list[str]) -> list[Any]:
-    """tf2onnx may list inputs in another order than the signature, but keeps the specs' names."""
+    """Graph inputs in the signature's order; tf2onnx may reorder them but keeps their names."""
     by_name = {value.name.partition(":")[0]: value for value in values}
     if len(by_name) == len(names) and all(name in by_name for name in names):
         return [by_name[name] for name in names]

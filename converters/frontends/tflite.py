@@ -1,4 +1,4 @@
-"""Float .tflite files to ONNX. Ready converters drop a bias here and there without a word; this reads what it knows."""
+"""Read float .tflite files as ONNX. Existing converters drop some biases silently; this one refuses unknown parts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ IR_VERSION = 10
 
 
 def read_tflite(path: Path) -> onnx.ModelProto:
-    """Read a float model; it answers one row at a time, as the file does. Names are those of its signature.
+    """Read a float model as ONNX with the names of its signature; the batch is 1, as in the file.
 
     Raises:
-        ModelFormatError: it is damaged, quantized, or of several graphs.
-        UnsupportedOpError: an operator, or the way it is used, is not known.
+        ModelFormatError: The file is damaged or quantized, or has several graphs.
+        UnsupportedOpError: An operator, or a way of using it, is not supported.
     """
     names = _names(path)
     data = path.read_bytes()
@@ -40,11 +40,11 @@ def read_tflite(path: Path) -> onnx.ModelProto:
     for name, index in outputs.items():
         builder.finish(index, name)
     made = helper.make_graph(
-        builder.made,
+        builder.node_protos,
         path.stem,
         [_described(builder, index, name) for name, index in inputs.items()],
         [_described(builder, index, name) for name, index in outputs.items()],
-        builder.held,
+        builder.initializers,
     )
     return helper.make_model(
         made, opset_imports=[helper.make_opsetid("", CANONICAL_OPSET)], ir_version=IR_VERSION, producer_name="edgekit"
@@ -52,7 +52,7 @@ def read_tflite(path: Path) -> onnx.ModelProto:
 
 
 def tflite_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """What LiteRT answers to inputs (N, ...), a row at a time."""
+    """Run the file in LiteRT on `inputs` (N, ...), one row at a time, and return its outputs."""
     runtime = LiteRTRuntime(path)
     try:
         rows = range(len(next(iter(inputs.values()))))
@@ -63,7 +63,7 @@ def tflite_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def interface(path: Path, model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of the tensors of `model`, the file at `path`, that are inputs and outputs, by name.
+    """Tensor indices of the inputs and outputs of `model`, the file at `path`, by name.
 
     Raises:
         ModelFormatError: LiteRT cannot load the file.
@@ -72,7 +72,7 @@ def interface(path: Path, model: Any) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """Inputs and outputs as the runtime orders them; it also verifies the file, as the schema's own code does not."""
+    """Names of inputs and outputs in the runtime's order. Loading the file also verifies it."""
     try:
         runtime = LiteRTRuntime(path)
     except RuntimeLoadError as error:
@@ -82,14 +82,14 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _interface(model: Any, names: tuple[list[str], list[str]]) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of the tensors that are inputs and outputs, by name."""
+    """Tensor indices of the inputs and outputs by name."""
     graph = model.subgraphs[0]
     signatures = {signature.signatureKey: signature for signature in model.signatureDefs or ()}
-    places = {graph.tensors[index].name.decode(): int(index) for index in (*graph.inputs, *graph.outputs)}
+    indices = {graph.tensors[index].name.decode(): int(index) for index in (*graph.inputs, *graph.outputs)}
     if signatures:
         chosen = signatures.get(b"serving_default", next(iter(signatures.values())))
-        places = {entry.name.decode(): int(entry.tensorIndex) for entry in (*chosen.inputs, *chosen.outputs)}
-    inputs, outputs = ({name: places[name] for name in side} for side in names)
+        indices = {entry.name.decode(): int(entry.tensorIndex) for entry in (*chosen.inputs, *chosen.outputs)}
+    inputs, outputs = ({name: indices[name] for name in side} for side in names)
     return inputs, outputs
 
 
@@ -100,19 +100,21 @@ def _require_float(path: Path, model: Any) -> None:
         if TYPES[tensor.type] not in DTYPES:
             raise ModelFormatError(
                 f"{path} is quantized or not numeric: {tensor.name.decode()} is {TYPES[tensor.type]}, expected float32",
-                advice="Give the float model that it was made from: what quantization took away does not come back.",
+                advice="Convert the float model that this file was made from; quantization cannot be undone.",
             )
 
 
 def _read(builder: Builder, op: Any, layer: str) -> None:
     kind = builder.kind(op)
-    if kind == "DEQUANTIZE" and (held := builder.value(op.inputs[0])) is not None:  # weights kept in half precision
-        builder.set_value(op.outputs[0], held.astype(np.float32))
+    if (
+        kind == "DEQUANTIZE" and (weights := builder.value(op.inputs[0])) is not None
+    ):  # weights stored in half precision
+        builder.set_value(op.outputs[0], weights.astype(np.float32))
         return
     if kind not in READERS:
         known = ", ".join(sorted(READERS))
         raise UnsupportedOpError(kind, layer, backend="any target", advice=f"Operators that can be read: {known}.")
-    builder.begin(layer)
+    builder.start_layer(layer)
     try:
         READERS[kind](builder, op)
     except (
@@ -121,10 +123,8 @@ def _read(builder: Builder, op: Any, layer: str) -> None:
         IndexError,
         KeyError,
         ValueError,
-    ) as error:  # options that lack, odd shapes
-        raise UnsupportedOpError(
-            kind, layer, backend="any target", advice=f"What stands in the way: {error}."
-        ) from error
+    ) as error:  # missing options, odd shapes
+        raise UnsupportedOpError(kind, layer, backend="any target", advice=f"Not supported: {error}.") from error
 
 
 def _layer(graph: Any, op: Any) -> str:

@@ -1,4 +1,4 @@
-"""A float .tflite source as it came, with the names of inputs and outputs that artifacts have."""
+"""Use a float .tflite source unchanged, with the artifact's names of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SIGNATURE = b"serving_default"
 
 
 def direct_tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Lowered:
-    """The file with a signature of ``input_0`` ... and ``output_0`` ..., and otherwise as it is.
+    """The file with a signature of ``input_0`` ... and ``output_0`` ..., otherwise unchanged.
 
     Args:
-        path: A file that `read_tflite` reads.
-        inputs, outputs: Its own names, in the order in which they shall stand.
+        path: A file that `read_tflite` accepts.
+        inputs, outputs: The file's own names, in the order wanted in the signature.
 
     Raises:
-        ConversionError: its batch is free, or its weights are in half precision, of which no other kinds are made.
+        ConversionError: The batch is free, or the weights are in half precision.
     """
     data = path.read_bytes()
     model = parse_tflite(data)
     tensors = model.subgraphs[0].tensors
     if any(TYPES[tensor.type] == "float16" for tensor in tensors):
-        raise ConversionError("its weights are in half precision, of which no other kinds are made")
+        raise ConversionError("the weights are in half precision, from which no other number format is made")
     if any(size < 0 for tensor in tensors if tensor.shapeSignature is not None for size in tensor.shapeSignature):
-        raise ConversionError("its batch is free, which splits what XNNPACK takes")
-    given, made = interface(path, model)
+        raise ConversionError("the batch is free, which splits the XNNPACK delegate")
+    input_indices, output_indices = interface(path, model)
     signature = schema.SignatureDefT()
     signature.signatureKey = SIGNATURE
     signature.subgraphIndex = 0
-    signature.inputs = [_entry(f"input_{place}", given[name]) for place, name in enumerate(inputs)]
-    signature.outputs = [_entry(f"output_{place}", made[name]) for place, name in enumerate(outputs)]
+    signature.inputs = [_entry(f"input_{number}", input_indices[name]) for number, name in enumerate(inputs)]
+    signature.outputs = [_entry(f"output_{number}", output_indices[name]) for number, name in enumerate(outputs)]
     model.signatureDefs = [signature]
     for buffer in model.buffers:
         content = buffer_content(buffer, data)

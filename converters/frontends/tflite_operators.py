@@ -1,6 +1,6 @@
-"""Operators of float .tflite files as nodes of ONNX: one function for each, which the reader calls in order.
+"""Convert operators of float .tflite files to ONNX nodes: one function for each operator.
 
-What each operator means is defined by LiteRT's schema. Images are (N, H, W, C) there and (N, C, H, W) here.
+LiteRT's schema defines the operators. Images are (N, H, W, C) in LiteRT and (N, C, H, W) in ONNX.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ def reads(*operators: str) -> Callable[[Reader], Reader]:
 
 @reads(*UNARY)
 def unary(b: Builder, op: Any) -> None:
-    """A function of each element, known under another name."""
+    """Elementwise functions with one input."""
     b.result(op, b.node(UNARY[b.kind(op)], [b.input(op, 0)]))
 
 
 @reads(*BINARY)
 def binary(b: Builder, op: Any) -> None:
-    """An operator on two values that broadcast, and the activation that it may end in."""
+    """Operators on two values with broadcasting, and a fused activation."""
     b.result(op, b.activated(op, b.node(BINARY[b.kind(op)], [b.input(op, 0), b.input(op, 1)])))
 
 
 @reads("RELU6", "RELU_N1_TO_1")
 def bounded(b: Builder, op: Any) -> None:
-    """Relu with an upper limit."""
+    """Relu with limits."""
     low, high = (0.0, 6.0) if b.kind(op) == "RELU6" else (-1.0, 1.0)
     b.result(op, b.node("Clip", [b.input(op, 0), b.scalar(low), b.scalar(high)]))
 
 
 @reads("RSQRT", "SQUARE", "SQUARED_DIFFERENCE")
 def powers(b: Builder, op: Any) -> None:
-    """Squares and roots that ONNX writes with two nodes."""
+    """Squares and roots that need two nodes in ONNX."""
     x = b.input(op, 0)
     if b.kind(op) == "RSQRT":
         b.result(op, b.node("Reciprocal", [b.node("Sqrt", [x])]))
@@ -77,7 +77,7 @@ def prelu(b: Builder, op: Any) -> None:
 
 @reads("GELU")
 def gelu(b: Builder, op: Any) -> None:
-    """Gelu, exact or by tanh, written out: the canonical operator set has none."""
+    """Gelu, exact or by tanh, as several nodes: the canonical operator set has no Gelu."""
     x = b.input(op, 0)
     if op.builtinOptions.approximate:
         cube = b.node("Mul", [b.node("Mul", [b.node("Mul", [x, x]), x]), b.scalar(0.044715)])
@@ -101,10 +101,10 @@ def softmax(b: Builder, op: Any) -> None:
 
 @reads("CONV_2D", "DEPTHWISE_CONV_2D")
 def conv(b: Builder, op: Any) -> None:
-    """A convolution; weights (out, H, W, in), depthwise ones (1, H, W, out)."""
+    """A convolution; weights (out, H, W, in), or (1, H, W, out) if depthwise."""
     options, weights = op.builtinOptions, b.constant(op, 1)
-    deep = b.kind(op) == "DEPTHWISE_CONV_2D"
-    kernel = weights.transpose(3, 0, 1, 2) if deep else weights.transpose(0, 3, 1, 2)
+    depthwise = b.kind(op) == "DEPTHWISE_CONV_2D"
+    kernel = weights.transpose(3, 0, 1, 2) if depthwise else weights.transpose(0, 3, 1, 2)
     channels = b.shape(op.inputs[0])[3]
     if channels % kernel.shape[1]:
         raise CannotReadError(f"{channels} channels and weights of {kernel.shape[1]}")
@@ -115,14 +115,14 @@ def conv(b: Builder, op: Any) -> None:
         "kernel_shape": list(kernel.shape[2:]),
         "auto_pad": b.padding(options),
     }
-    held = [b.hold(kernel), *([b.input(op, 2)] if b.has(op, 2) else [])]
-    found = b.node("Conv", [b.channel_first(b.input(op, 0)), *held], **attributes)
-    b.result(op, b.activated(op, b.channel_last(found)))
+    constants = [b.add_constant(kernel), *([b.input(op, 2)] if b.has(op, 2) else [])]
+    result = b.node("Conv", [b.channel_first(b.input(op, 0)), *constants], **attributes)
+    b.result(op, b.activated(op, b.channel_last(result)))
 
 
 @reads("TRANSPOSE_CONV")
 def transpose_conv(b: Builder, op: Any) -> None:
-    """A transposed convolution; weights (out, H, W, in); what is too much is cut evenly, the odd one behind."""
+    """A transposed convolution; weights (out, H, W, in). Surplus is cut evenly, an odd one at the end."""
     options, weights = op.builtinOptions, b.constant(op, 1)
     before, after = b.shape(op.inputs[2])[1:3], b.shape(op.outputs[0])[1:3]
     strides, sizes = (options.strideH, options.strideW), weights.shape[1:3]
@@ -134,14 +134,14 @@ def transpose_conv(b: Builder, op: Any) -> None:
         "pads": [*begin, *(t - s for t, s in zip(total, begin, strict=True))],
         "output_padding": [max(n - f, 0) for f, n in zip(full, after, strict=True)],
     }
-    held = [b.hold(weights.transpose(3, 0, 1, 2)), *([b.input(op, 3)] if b.has(op, 3) else [])]
-    found = b.node("ConvTranspose", [b.channel_first(b.input(op, 2)), *held], **attributes)
-    b.result(op, b.activated(op, b.channel_last(found)))
+    constants = [b.add_constant(weights.transpose(3, 0, 1, 2)), *([b.input(op, 3)] if b.has(op, 3) else [])]
+    result = b.node("ConvTranspose", [b.channel_first(b.input(op, 2)), *constants], **attributes)
+    b.result(op, b.activated(op, b.channel_last(result)))
 
 
 @reads("AVERAGE_POOL_2D", "MAX_POOL_2D")
 def pool(b: Builder, op: Any) -> None:
-    """Pooling; padding is left out of means."""
+    """Pooling; means exclude the padding."""
     options = op.builtinOptions
     kind = "AveragePool" if b.kind(op) == "AVERAGE_POOL_2D" else "MaxPool"
     window = {
@@ -149,17 +149,17 @@ def pool(b: Builder, op: Any) -> None:
         "strides": [options.strideH, options.strideW],
         "auto_pad": b.padding(options),
     }
-    found = b.node(kind, [b.channel_first(b.input(op, 0))], **window)
-    b.result(op, b.activated(op, b.channel_last(found)))
+    result = b.node(kind, [b.channel_first(b.input(op, 0))], **window)
+    b.result(op, b.activated(op, b.channel_last(result)))
 
 
 @reads("FULLY_CONNECTED")
 def dense(b: Builder, op: Any) -> None:
-    """A dense layer; weights (out, in), over the last axis of any number of rows."""
-    held, x, width = b.value(op.inputs[1]), b.input(op, 0), b.shape(op.inputs[1])[1]
+    """A dense layer over the last axis; weights (out, in)."""
+    constant, x, width = b.value(op.inputs[1]), b.input(op, 0), b.shape(op.inputs[1])[1]
     if b.shape(op.inputs[0])[-1] != width:
         x = b.node("Reshape", [x, b.ints(-1, width)])
-    weights = b.node("Transpose", [b.input(op, 1)], perm=[1, 0]) if held is None else b.hold(held.T)
+    weights = b.node("Transpose", [b.input(op, 1)], perm=[1, 0]) if constant is None else b.add_constant(constant.T)
     y = b.node("MatMul", [x, weights])
     y = b.node("Add", [y, b.input(op, 2)]) if b.has(op, 2) else y
     y = b.activated(op, y)
@@ -168,12 +168,12 @@ def dense(b: Builder, op: Any) -> None:
 
 @reads("BATCH_MATMUL")
 def matmul(b: Builder, op: Any) -> None:
-    """Products of matrices, either of them turned about."""
+    """Matrix products; either factor can be transposed."""
     options, names = op.builtinOptions, [b.input(op, 0), b.input(op, 1)]
-    for place, turned in enumerate((options.adjX, options.adjY)):
-        if turned:
-            rank = len(b.shape(op.inputs[place]))
-            names[place] = b.node("Transpose", [names[place]], perm=[*range(rank - 2), rank - 1, rank - 2])
+    for index, transposed in enumerate((options.adjX, options.adjY)):
+        if transposed:
+            rank = len(b.shape(op.inputs[index]))
+            names[index] = b.node("Transpose", [names[index]], perm=[*range(rank - 2), rank - 1, rank - 2])
     b.result(op, b.node("MatMul", names))
 
 
@@ -190,7 +190,7 @@ def reduce(b: Builder, op: Any) -> None:
 
 @reads("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 def reshape(b: Builder, op: Any) -> None:
-    """A change of shape: the file says what comes out."""
+    """A change of shape; the new shape is that of the output tensor."""
     b.result(op, b.node("Reshape", [b.input(op, 0), b.ints(*b.shape(op.outputs[0]))]))
 
 
@@ -202,8 +202,8 @@ def transpose(b: Builder, op: Any) -> None:
 
 @reads("CONCATENATION")
 def concat(b: Builder, op: Any) -> None:
-    """Values joined along one axis."""
-    names = [b.input(op, place) for place in range(len(op.inputs))]
+    """Concatenation along one axis."""
+    names = [b.input(op, index) for index in range(len(op.inputs))]
     b.result(op, b.activated(op, b.node("Concat", names, axis=int(op.builtinOptions.axis))))
 
 
@@ -222,7 +222,7 @@ def pad(b: Builder, op: Any) -> None:
 
 @reads("SLICE")
 def cut(b: Builder, op: Any) -> None:
-    """A part of constant place and size."""
+    """A slice with constant start and size."""
     starts = [int(n) for n in b.constant(op, 1)]
     ends = [start + size for start, size in zip(starts, b.shape(op.outputs[0]), strict=True)]
     b.result(op, b.node("Slice", [b.input(op, 0), b.ints(*starts), b.ints(*ends)]))
@@ -230,11 +230,11 @@ def cut(b: Builder, op: Any) -> None:
 
 @reads("STRIDED_SLICE")
 def strided_slice(b: Builder, op: Any) -> None:
-    """A part with steps; axes of which one place is taken are left out by the shape that the file gives."""
+    """A slice with steps; the output's shape drops axes with a single index."""
     options = op.builtinOptions
     if options.ellipsisMask or options.newAxisMask:
-        raise CannotReadError("an ellipsis, or a new axis")
-    starts, ends, steps = ([int(n) for n in b.constant(op, place)] for place in (1, 2, 3))
+        raise CannotReadError("an ellipsis or a new axis")
+    starts, ends, steps = ([int(n) for n in b.constant(op, index)] for index in (1, 2, 3))
     for axis, step in enumerate(steps):
         if options.beginMask >> axis & 1:
             starts[axis] = 0 if step > 0 else 2**31
@@ -248,7 +248,7 @@ def strided_slice(b: Builder, op: Any) -> None:
 
 @reads("SPLIT", "SPLIT_V")
 def split(b: Builder, op: Any) -> None:
-    """Parts along one axis, as large as the file says they are."""
+    """A split along one axis, with the sizes of the output tensors."""
     data, where = (1, 0) if b.kind(op) == "SPLIT" else (0, 2)
     axis = int(np.ravel(b.constant(op, where))[0])
     sizes = [b.shape(index)[axis] for index in op.outputs]
@@ -257,15 +257,15 @@ def split(b: Builder, op: Any) -> None:
 
 @reads("PACK")
 def pack(b: Builder, op: Any) -> None:
-    """Values joined along an axis of their own."""
+    """Values stacked along a new axis."""
     axis = int(op.builtinOptions.axis)
-    names = [b.node("Unsqueeze", [b.input(op, place), b.ints(axis)]) for place in range(len(op.inputs))]
+    names = [b.node("Unsqueeze", [b.input(op, index), b.ints(axis)]) for index in range(len(op.inputs))]
     b.result(op, b.node("Concat", names, axis=axis))
 
 
 @reads("GATHER")
 def gather(b: Builder, op: Any) -> None:
-    """Rows picked by their numbers, as embeddings do."""
+    """Gather by index, as embeddings do."""
     if getattr(op.builtinOptions, "batchDims", 0):
         raise CannotReadError("batch axes")
     b.result(op, b.node("Gather", [b.input(op, 0), b.input(op, 1)], axis=int(op.builtinOptions.axis)))
@@ -273,12 +273,14 @@ def gather(b: Builder, op: Any) -> None:
 
 @reads("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
 def resize(b: Builder, op: Any) -> None:
-    """A resize of images, with the places of samples that LiteRT's options mean."""
+    """A resize of images, with ONNX's coordinate mode for LiteRT's options."""
     options, linear = op.builtinOptions, b.kind(op) == "RESIZE_BILINEAR"
-    places = "half_pixel" if options.halfPixelCenters else "align_corners" if options.alignCorners else "asymmetric"
+    coordinates = (
+        "half_pixel" if options.halfPixelCenters else "align_corners" if options.alignCorners else "asymmetric"
+    )
     n, height, width, channels = b.shape(op.outputs[0])
-    attributes = {"mode": "linear" if linear else "nearest", "coordinate_transformation_mode": places}
+    attributes = {"mode": "linear" if linear else "nearest", "coordinate_transformation_mode": coordinates}
     names = [b.channel_first(b.input(op, 0)), "", "", b.ints(n, channels, height, width)]
     if not linear:
-        attributes["nearest_mode"] = "floor" if places == "asymmetric" else "round_prefer_ceil"
+        attributes["nearest_mode"] = "floor" if coordinates == "asymmetric" else "round_prefer_ceil"
     b.result(op, b.channel_last(b.node("Resize", names, **attributes)))

@@ -1,4 +1,4 @@
-"""torch.export programs to ONNX. Runs in the PyTorch process (framework_process.py); nothing else may import it."""
+"""torch.export programs to ONNX. Only the PyTorch process (framework_process.py) imports this module."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 from edgekit.tensors import Array
 
-OPSET = 18  # what the exporter is written in; it brings convolutions to no older one, and says so only in its log
+OPSET = 18  # the exporter's own opset; it does not convert convolutions to an older one, and only logs that
 ROWS = 32
 
 _loaded: dict[str, _Program] = {}
 
 
 class _Program:
-    """A loaded program, and the names that its ONNX form got."""
+    """A loaded program, with the names of inputs and outputs of its ONNX form."""
 
     def __init__(self, program: Any, inputs: list[str], outputs: list[str], rows: int) -> None:
         self.module = program.module(check_guards=False)
@@ -26,23 +26,23 @@ class _Program:
 
 
 def export_program(path: str) -> bytes:
-    """The program at `path`, which `write_checked` wrote, as serialized ONNX with the program's own names.
+    """Export the program at `path`, written by `write_checked`, as serialized ONNX with the program's names.
 
     Raises:
-        ModelFormatError: PyTorch cannot load it, or it takes or answers something other than tensors.
+        ModelFormatError: PyTorch cannot load the program, or an input or output is not a tensor.
         UnsupportedOpError: PyTorch has no ONNX form for an operator.
     """
     torch.set_num_threads(1)
     try:
         program = torch.export.load(path)
-    except Exception as error:  # the loader raises whatever it stumbles over; it is named and nothing goes on
+    except Exception as error:  # the loader raises errors of any type; the message names it and the conversion stops
         raise ModelFormatError(
             f"PyTorch {torch.__version__} cannot load the program: {_short(error)}",
             advice=f"Save it with torch.export.save of a PyTorch no newer than {torch.__version__}.",
         ) from error
     _require_inference(program)
-    found = _exported(program)
-    model = found.model_proto
+    exported = _exported(program)
+    model = exported.model_proto
     _name_layers(model.graph)
     inputs = [value.name for value in model.graph.input]
     outputs = [value.name for value in model.graph.output]
@@ -52,20 +52,20 @@ def export_program(path: str) -> bytes:
 
 
 def program_answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
-    """What the program, exported before, answers to `inputs` (N, ...), in as many rows at once as it takes."""
+    """Run the exported program on `inputs` (N, ...) and return its outputs, in batches of the allowed size."""
     loaded = _loaded[path]
     count = len(next(iter(inputs.values())))
     parts: list[list[Array]] = []
     with torch.no_grad():
         for start in range(0, count, loaded.rows):
-            # a copy: PyTorch warns of arrays that it may not write to
+            # a copy, because PyTorch warns about read-only arrays
             rows = [torch.from_numpy(inputs[name][start : start + loaded.rows].copy()) for name in loaded.inputs]
             parts.append([value.numpy() for value in _flat(loaded.module(*rows))])
     return {name: np.concatenate(values) for name, values in zip(loaded.outputs, zip(*parts, strict=True), strict=True)}
 
 
 def _require_inference(program: Any) -> None:
-    """Refuse what parity would be measured wrongly on: batch statistics and dropout of training mode."""
+    """Refuse batch statistics and dropout of training mode, for which parity would be meaningless."""
     for node in program.graph.nodes:
         arguments = node.args
         training = ("dropout" in str(node.target) and len(arguments) > 2 and arguments[2] is True) or (
@@ -82,22 +82,22 @@ def _require_inference(program: Any) -> None:
 
 def _exported(program: Any) -> Any:
     try:
-        # A copy, since the exporter decomposes the program that it is given.
+        # a copy, because the exporter changes its argument
         return torch.onnx.export(
             copy.deepcopy(program), dynamo=True, external_data=False, opset_version=OPSET, verbose=False
         )
-    except Exception as error:  # the exporter wraps whatever went wrong; the operator is named where it names one
+    except Exception as error:  # the exporter wraps errors of any type; the cause names the operator
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelFormatError(
             f"PyTorch {torch.__version__} cannot export the program to ONNX: {_short(cause)}",
-            advice="Replace the operator that is named by others, or export to ONNX by hand and convert that.",
+            advice="Replace the named operator, or export the model to ONNX yourself and convert the .onnx file.",
         ) from error
 
 
 def _name_layers(graph: Any) -> None:
-    """Name nodes by the module that they belong to: ``features.0/Conv`` says more than ``node_conv2d``."""
+    """Name nodes after their module, for example ``features.0/Conv`` instead of ``node_conv2d``."""
     for node in graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
         parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
@@ -107,7 +107,7 @@ def _name_layers(graph: Any) -> None:
 
 
 def _rows(program: Any, graph: Any) -> int:
-    """How many rows it may be given at once: what its first input is fixed to, or what its range allows."""
+    """The largest batch: the fixed size of the first input, or the upper limit of a free batch, at most ROWS."""
     axis = graph.input[0].type.tensor_type.shape.dim[0]
     if axis.HasField("dim_value"):
         return int(axis.dim_value)

@@ -1,7 +1,7 @@
-"""The canonical graph as TensorFlow, one function per operator: the way to LiteRT.
+"""Lowering: the canonical graph as TensorFlow operations, the first step to LiteRT.
 
-The other modules of this room import TensorFlow and run in a process of their own (see framework_process). This file
-imports none of it, so that the main process can read what that process returns.
+The modules of this room import TensorFlow and run only in the framework process (converters/framework_process.py). This
+file imports none of it, so that the main process can read the result. Passes on the ONNX graph do not belong here.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import msgspec
 
 
 class Lowered(msgspec.Struct, frozen=True):
-    """A float .tflite and how its tensors hold the graph's.
+    """A float .tflite file, with the axis orders of its inputs and outputs.
 
     Attributes:
-        data: The flatbuffer; batch 1, one signature whose inputs are ``input_0`` ... and outputs ``output_0`` ...
-        input_permutes: Per graph input, the axis order that turns it into the artifact's; empty when they agree.
-        output_permutes: The same per graph output.
+        data: The flatbuffer: batch 1, one signature with inputs ``input_0`` ... and outputs ``output_0`` ...
+        input_permutes: For each graph input, the transposition to the artifact's axis order; empty if none is needed.
+        output_permutes: The same for each graph output.
     """
 
     data: bytes

@@ -1,4 +1,4 @@
-"""A canonical graph as TensorFlow operations: every node by its function, and what is constant computed at once."""
+"""Run a canonical graph as TensorFlow operations; nodes with only constant inputs are computed immediately."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import tensorflow as tf
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import converters.lowering.activations
-import converters.lowering.arithmetic
-import converters.lowering.dense
-import converters.lowering.moving
-import converters.lowering.normalization
-import converters.lowering.pooling
-import converters.lowering.recurrent
-import converters.lowering.reductions
-import converters.lowering.resizing
-import converters.lowering.shapes
-import converters.lowering.spatial  # noqa: F401 - these fill the registry
+import converters.lowering.operators.activations
+import converters.lowering.operators.arithmetic
+import converters.lowering.operators.dense
+import converters.lowering.operators.moving
+import converters.lowering.operators.normalization
+import converters.lowering.operators.pooling
+import converters.lowering.operators.recurrent
+import converters.lowering.operators.reductions
+import converters.lowering.operators.resizing
+import converters.lowering.operators.shapes
+import converters.lowering.operators.spatial  # noqa: F401 - importing these fills the registry
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
@@ -31,10 +31,10 @@ from edgekit.errors import UnsupportedOpError
 
 
 def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
-    """The outputs of `graph`, whose inputs are in `values`, which is filled on the way.
+    """The outputs of `graph`; `values` holds its inputs and receives all other values.
 
     Raises:
-        UnsupportedOpError: an operator, or the way it is used, has no TensorFlow form.
+        UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
     """
     values.update({name: of(value) for name, value in graph.constants.items()})
     for node in with_gelus(graph):
@@ -45,45 +45,45 @@ def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
         values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
         missing = [name for name in node.output if name and name not in values]
         if missing:
-            raise _cannot(node, f"its output {missing[0]} is used")
+            raise _cannot(node, f"optional output {missing[0]} is used")
     return [values[spec.name] for spec in graph.outputs]
 
 
 def _lowered(node: Any, inputs: list[Value | None]) -> tuple[Value, ...]:
     if node.op_type not in LOWERINGS:
-        known = ", ".join(sorted(LOWERINGS))
+        names = ", ".join(sorted(LOWERINGS))
         raise UnsupportedOpError(
-            node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {known}."
+            node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {names}."
         )
     options = {**attributes(node), "outputs": len([name for name in node.output if name])}
     try:
         with tf.name_scope(_scope(label(node))):
-            found = LOWERINGS[node.op_type](inputs, options)
+            result = LOWERINGS[node.op_type](inputs, options)
     except CannotLowerError as error:
         raise _cannot(node, str(error)) from error
     except (ValueError, TypeError, IndexError, KeyError, tf.errors.OpError) as error:
         raise _cannot(
             node, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         ) from error
-    return found if isinstance(found, tuple) else (found,)
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _cannot(node: Any, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=f"What stands in the way: {why}.")
+    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=f"Not supported: {why}.")
 
 
 def _scope(name: str) -> str:
-    """The layer's name as TensorFlow allows it, so that tensors of the artifact tell whose they are."""
+    """The layer's name in TensorFlow's alphabet, so that tensors of the artifact carry it."""
     return re.sub(r"[^A-Za-z0-9_./\\-]", "_", name).lstrip("_./\\-") or "layer"
 
 
 def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, ...] | None:
-    """The results of a node of which every input is constant, or None."""
+    """The outputs of a node with only constant inputs; None for any other node."""
     if any(value is not None and not value.constant for value in inputs):
         return None
     if any(entry.type == onnx.AttributeProto.GRAPH for entry in node.attribute):
         return None
-    known: Mapping[str, Any] = {
+    constants: Mapping[str, Any] = {
         name: value.plain() for name, value in zip(node.input, inputs, strict=True) if value is not None
     }
     graph = helper.make_graph(
@@ -91,7 +91,7 @@ def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, .
         "constant",
         [],
         [helper.make_empty_tensor_value_info(name) for name in node.output if name],
-        [numpy_helper.from_array(value, name) for name, value in known.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     results = iter(ReferenceEvaluator(model).run(None, {}))

@@ -1,4 +1,4 @@
-"""Activations that exporters write as several operators, found again by what they compute."""
+"""Recognize activations that exporters write as several operators, by their values."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ LARGEST = 12  # nodes of the longest form
 def with_gelus(graph: Graph) -> list[Any]:
     """The nodes of `graph`, with each group that computes a gelu replaced by one Gelu node.
 
-    Exporters write gelu in several ways. A group of scalar operators around an Erf or Tanh with one input is tried on
-    points across the whole range, and is a gelu where every answer agrees.
+    Exporters write gelu in several ways. A group of scalar operators around an Erf or Tanh with one input is evaluated
+    on points across the whole range. It is a gelu if every value agrees.
     """
     nodes, outputs = graph.nodes, {value.name for value in graph.model.graph.output}
     for core in [node for node in nodes if node.op_type in ("Erf", "Tanh")]:
-        found = _group(graph, core, outputs)
-        if found is None:
+        match = _group(graph, core, outputs)
+        if match is None:
             continue
-        group, source, result, exact = found
+        group, source, result, exact = match
         kind = "none" if exact else "tanh"
         gelu = helper.make_node("Gelu", [source], [result], name=label(core), approximate=kind)
         names = {node.output[0] for node in group}
-        place = max(index for index, node in enumerate(nodes) if node.output[0] in names)
-        nodes = [gelu if index == place else node for index, node in enumerate(nodes)
-                 if index == place or node.output[0] not in names]  # fmt: skip
+        last = max(index for index, node in enumerate(nodes) if node.output[0] in names)
+        nodes = [gelu if index == last else node for index, node in enumerate(nodes)
+                 if index == last or node.output[0] not in names]  # fmt: skip
     return nodes
 
 
 def _group(graph: Graph, core: Any, outputs: set[str]) -> tuple[list[Any], str, str, bool] | None:
-    """The nodes of one gelu around `core`, its input, its output, and whether it is the exact one."""
+    """The nodes of one gelu around `core`, its input, its output, and True for the exact (erf) form."""
     makers = {name: node for node in graph.nodes for name in node.output}
-    behind, at = [core], core
-    while len(behind) < LARGEST:  # forwards to the product with x that every form ends in
-        readers = graph.consumers(at.output[0])
-        if len(readers) != 1 or at.output[0] in outputs or readers[0].op_type not in PARTS:
+    chain, node = [core], core
+    while len(chain) < LARGEST:  # forwards to the product with x that ends every form
+        readers = graph.consumers(node.output[0])
+        if len(readers) != 1 or node.output[0] in outputs or readers[0].op_type not in PARTS:
             return None
-        at = readers[0]
-        behind.append(at)
-        group, source = _closed(graph, makers, at)
+        node = readers[0]
+        chain.append(node)
+        group, source = _closed(graph, makers, node)
         if source is not None:
-            exact = _is_gelu(graph, group, source, at.output[0])
-            if exact is not None and not _leaks(graph, group, at.output[0], outputs):
-                return group, source, at.output[0], exact
+            exact = _is_gelu(graph, group, source, node.output[0])
+            if exact is not None and not _leaks(graph, group, node.output[0], outputs):
+                return group, source, node.output[0], exact
     return None
 
 
 def _closed(graph: Graph, makers: dict[str, Any], end: Any) -> tuple[list[Any], str | None]:
-    """All scalar operators that `end` is made of, down to the one tensor that they share; None where there are more."""
+    """The scalar operators that compute `end`, and their one common input; None if they have several inputs."""
     best: tuple[list[Any], str | None] = ([], None)
     group, frontier = [end], _inputs(graph, end)
     while frontier and len(group) <= LARGEST:
@@ -73,19 +73,19 @@ def _closed(graph: Graph, makers: dict[str, Any], end: Any) -> tuple[list[Any], 
 
 
 def _inputs(graph: Graph, node: Any) -> set[str]:
-    """What it reads, but for scalar constants."""
+    """The inputs of a node, without scalar constants."""
     constants = graph.constants
     return {name for name in node.input if not (name in constants and constants[name].size == 1)}
 
 
 def _leaks(graph: Graph, group: list[Any], result: str, outputs: set[str]) -> bool:
-    mine = {node.output[0] for node in group}
-    readers = {name: graph.consumers(name) for name in mine - {result}}
-    return any(name in outputs or any(r.output[0] not in mine for r in found) for name, found in readers.items())
+    members = {node.output[0] for node in group}
+    readers = {name: graph.consumers(name) for name in members - {result}}
+    return any(name in outputs or any(r.output[0] not in members for r in nodes) for name, nodes in readers.items())
 
 
 def _is_gelu(graph: Graph, group: list[Any], source: str, result: str) -> bool | None:
-    """True for the exact gelu, False for the one with tanh, None for something else."""
+    """True for the exact gelu, False for the tanh approximation, None for another function."""
     used = {name for node in group for name in node.input if name in graph.constants}
     value = helper.make_tensor_value_info
     shape = [len(POINTS)]
@@ -99,15 +99,15 @@ def _is_gelu(graph: Graph, group: list[Any], source: str, result: str) -> bool |
         ),
         opset_imports=[helper.make_opsetid("", graph.opset)],
     )
-    [found] = onnx.reference.ReferenceEvaluator(model).run(None, {source: POINTS})
+    [values] = onnx.reference.ReferenceEvaluator(model).run(None, {source: POINTS})
     x = POINTS.astype(np.float64)
     exact = onnx.reference.ReferenceEvaluator(_erf_model()).run(None, {"x": (POINTS / np.sqrt(2)).astype(np.float32)})[
         0
     ]
-    if np.allclose(found, 0.5 * x * (1 + exact), atol=1e-5):
+    if np.allclose(values, 0.5 * x * (1 + exact), atol=1e-5):
         return True
     tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return False if np.allclose(found, tanh, atol=1e-5) else None
+    return False if np.allclose(values, tanh, atol=1e-5) else None
 
 
 def _erf_model() -> Any:

@@ -1,4 +1,4 @@
-"""Which function lowers which operator."""
+"""The registry of lowering functions by ONNX operator, and helpers to read a node's inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LOWERINGS: dict[str, Lowering] = {}
 
 
 class CannotLowerError(Exception):
-    """The way an operator is used has no TensorFlow form; the message says which part."""
+    """An operator is used in a way that has no TensorFlow form; the message names the option or input."""
 
 
 def lowers(*operators: str) -> Callable[[Lowering], Lowering]:
     """Register a function for `operators`.
 
-    It is given the node's inputs (None where an optional one is absent) and its attributes, with the number of its
-    outputs as ``outputs`` among them, and returns its output, or all of them as a tuple.
+    The function takes the node's inputs (None for an absent optional one) and its attributes, which include the number
+    of outputs as ``outputs``. It returns the output, or a tuple of all outputs.
     """
 
     def register(function: Lowering) -> Lowering:
@@ -31,27 +31,27 @@ def lowers(*operators: str) -> Callable[[Lowering], Lowering]:
     return register
 
 
-def given(value: Value | None) -> Value:
-    """An input that the operator cannot do without."""
+def required(value: Value | None) -> Value:
+    """A required input."""
     if value is None:
         raise CannotLowerError("a required input is absent")
     return value
 
 
-def known(value: Value | None, what: str) -> Any:
+def constant(value: Value | None, what: str) -> Any:
     """The numpy value of an input that must be constant."""
     if value is None or not value.constant:
-        raise CannotLowerError(f"its {what} must be constant")
+        raise CannotLowerError(f"{what} is not constant, and must be")
     return value.plain()
 
 
 def optional(inputs: Inputs, index: int) -> Value | None:
-    """Input `index`, or None where the node has fewer."""
+    """Input `index`, or None if the node has fewer inputs."""
     return inputs[index] if index < len(inputs) else None
 
 
 def axes_of(inputs: Inputs, attrs: dict[str, Any], rank: int, place: int = 1) -> list[int] | None:
-    """Axes given as an attribute (older opsets) or as input `place`; None for none."""
+    """Axes from the attribute (older opsets) or from input `place`; None if there are none."""
     second = optional(inputs, place)
-    found = attrs.get("axes") if second is None else known(second, "axes")
-    return None if found is None or len(found) == 0 else [int(axis) % rank for axis in found]
+    axes = attrs.get("axes") if second is None else constant(second, "axes")
+    return None if axes is None or len(axes) == 0 else [int(axis) % rank for axis in axes]

@@ -97,7 +97,7 @@ def convert_saved_model(folder: str) -> bytes:
     except Exception as error:  # the converter raises bare Exceptions; the error names it and the conversion stops
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(error))))
         if missing:
-            raise ConversionError(f"LiteRT has no operators for TensorFlow's {', '.join(missing)}") from error
+            raise ConversionError(f"LiteRT has no operators for {', '.join(missing)} of TensorFlow") from error
         raise ConversionError(f"the LiteRT converter failed: {type(error).__name__}: {str(error)[:400]}") from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:

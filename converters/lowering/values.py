@@ -1,8 +1,8 @@
-"""Values while a graph is lowered: a TensorFlow tensor and the order of its axes.
+"""Values during lowering: a TensorFlow tensor and the order of its axes.
 
-ONNX convolutions are channel-first and TensorFlow's are channel-last. A value keeps its tensor in whatever order is at
-hand and remembers how to read it, so a Transpose costs nothing until somebody needs the real order, and two that
-cancel never become an operator.
+ONNX convolutions are channel-first, TensorFlow's are channel-last. A value stores the order of its axes beside the
+tensor. A Transpose therefore changes only the order, and becomes an operator only if an operator needs another order.
+Two transposes that cancel out never become operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def identity(rank: int) -> Order:
 
 
 def channels_last(rank: int) -> Order:
-    """How a channel-last tensor is read as channel-first: logical axis i is physical axis order[i]."""
+    """The order of a channel-last tensor: logical (channel-first) axis i is physical axis order[i]."""
     return (0, rank - 1, *range(1, rank - 1))
 
 
@@ -36,7 +36,7 @@ class Value:
 
     @property
     def constant(self) -> bool:
-        """True where it is known before any input."""
+        """True if the value does not depend on the model's inputs."""
         return isinstance(self.tensor, np.ndarray)
 
     @property
@@ -46,12 +46,12 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Logical sizes; every size is fixed while lowering."""
+        """Logical sizes; every size is fixed during lowering."""
         sizes = self.tensor.shape
         return tuple(int(sizes[axis]) for axis in self.order)
 
     def in_order(self, order: Order) -> Any:
-        """The tensor rearranged so that logical axis i is its axis order[i]."""
+        """The tensor transposed so that logical axis i is its axis order[i]."""
         if order == self.order:
             return self.tensor
         # new axis order[i] holds old axis self.order[i]
@@ -71,7 +71,7 @@ class Value:
         return self.in_order(identity(self.rank))
 
     def with_tensor(self, tensor: Any) -> Value:
-        """The same order over another tensor."""
+        """A value of another tensor with the same order."""
         return Value(tensor, self.order)
 
 
@@ -81,28 +81,29 @@ def of(tensor: Any) -> Value:
 
 
 def without_axes(value: Value, tensor: Any, axes: Sequence[int]) -> Value:
-    """The value after its logical `axes` were removed from `tensor`."""
-    gone = {value.order[axis] for axis in axes}
-    left = [physical for physical in range(value.rank) if physical not in gone]
-    order = tuple(left.index(value.order[axis]) for axis in range(value.rank) if axis not in set(axes))
+    """The value of `tensor`, which lacks the logical `axes` of `value`."""
+    removed = {value.order[axis] for axis in axes}
+    remaining = [physical for physical in range(value.rank) if physical not in removed]
+    order = tuple(remaining.index(value.order[axis]) for axis in range(value.rank) if axis not in set(axes))
     return Value(tensor, order)
 
 
 def aligned(values: Sequence[Value]) -> tuple[list[Any], Order]:
-    """Tensors of `values` under one common order, ready for broadcasting, and that order.
+    """Tensors of `values` in one common order, ready for broadcasting, and that order.
 
-    The first input of the highest rank leads; constants and lower ranks follow it at no cost at run time.
+    The order is that of the first value of the highest rank that is not constant. Reordering constants costs no time on
+    the device.
     """
     rank = max(value.rank for value in values)
     lead = next((value for value in values if value.rank == rank and not value.constant), None)
     order = lead.order if lead is not None else identity(rank)
     tensors = []
     for value in values:
-        wide = value
+        extended = value
         if value.rank < rank:
             missing = rank - value.rank
             tensor = value.plain()
             shape = (1,) * missing + tuple(int(size) for size in tensor.shape)
-            wide = of(tensor.reshape(shape) if value.constant else tf.reshape(tensor, shape))
-        tensors.append(wide.in_order(order))
+            extended = of(tensor.reshape(shape) if value.constant else tf.reshape(tensor, shape))
+        tensors.append(extended.in_order(order))
     return tensors, order

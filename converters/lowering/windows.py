@@ -1,6 +1,6 @@
-"""What convolutions and pooling share: images, and the windows that slide over them.
+"""Images and sliding windows, for convolutions and pooling.
 
-Signals of one axis are images of one row: every function here sees (1, height, width, channels).
+A signal with one axis is handled as an image of one row: every function here takes (1, height, width, channels).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, given
+from converters.lowering.registry import CannotLowerError, required
 from converters.lowering.values import Value, channels_last
 
 Pair = tuple[int, int]
@@ -20,7 +20,7 @@ Pads = list[Pair]
 
 @dataclass(frozen=True)
 class Image:
-    """A channel-last tensor (N, H, W, C); `flat` where it is a signal with an axis put in."""
+    """A channel-last tensor (N, H, W, C); `flat` is True for a signal with an added axis of height 1."""
 
     tensor: Any
     flat: bool
@@ -36,13 +36,13 @@ class Image:
         return int(self.tensor.shape[3])
 
     def value(self, tensor: Any) -> Value:
-        """A result of the same kind as this image."""
+        """The value of `tensor`, a result of the same kind (image or signal)."""
         return Value(tf.squeeze(tensor, [1]), channels_last(3)) if self.flat else Value(tensor, channels_last(4))
 
     def pair(self, values: Any, default: int) -> Pair:
-        """An attribute with one number for each axis."""
-        found = [int(value) for value in values] if values else [default] * (1 if self.flat else 2)
-        return (default, found[0]) if self.flat else (found[0], found[1])
+        """An attribute with one number per axis, as (height, width)."""
+        numbers = [int(value) for value in values] if values else [default] * (1 if self.flat else 2)
+        return (default, numbers[0]) if self.flat else (numbers[0], numbers[1])
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ class Window:
 
     @property
     def spans(self) -> Pair:
-        """How much of the image it covers."""
+        """Rows and columns of the image that the window covers, dilation included."""
         first, second = ((size - 1) * dilation + 1 for size, dilation in zip(self.kernel, self.dilations, strict=True))
         return first, second
 
 
 def image_of(value: Value | None) -> Image:
     """The input as an image."""
-    found = given(value)
-    if found.rank == 3:
-        return Image(tf.expand_dims(found.in_order(channels_last(3)), 1), True)
-    if found.rank != 4:
-        raise CannotLowerError(f"an input of {found.rank} axes (only images, with 4, and signals, with 3, are known)")
-    return Image(found.in_order(channels_last(4)), False)
+    source = required(value)
+    if source.rank == 3:
+        return Image(tf.expand_dims(source.in_order(channels_last(3)), 1), True)
+    if source.rank != 4:
+        raise CannotLowerError(f"an input of {source.rank} axes (supported: 4 for images, 3 for signals)")
+    return Image(source.in_order(channels_last(4)), False)
 
 
 def window_of(image: Image, kernel: Any, attrs: dict[str, Any]) -> Window:
-    """The window that a node's attributes describe, with its padding resolved for `image`."""
+    """The window of a node's attributes, with explicit padding for `image`."""
     size, strides = image.pair(kernel, 1), image.pair(attrs.get("strides"), 1)
     plain = Window(size, strides, image.pair(attrs.get("dilations"), 1), [(0, 0), (0, 0)])
     mode = attrs.get("auto_pad", "NOTSET")
@@ -97,7 +97,7 @@ def explicit_pads(image: Image, attrs: dict[str, Any]) -> Pads:
 
 
 def same_pads(image: Image, window: Window) -> Pads:
-    """What TensorFlow pads under SAME: as much as keeps ceil(size / stride), the odd one behind."""
+    """TensorFlow's SAME padding: the output size is ceil(size / stride), and an odd pad goes to the end."""
     pads = []
     for size, span, stride in zip(image.sizes, window.spans, window.strides, strict=True):
         total = max((-(-size // stride) - 1) * stride + span - size, 0)
@@ -106,7 +106,7 @@ def same_pads(image: Image, window: Window) -> Pads:
 
 
 def padded(image: Image, window: Window, value: float) -> tuple[Any, str]:
-    """The image and the padding that TensorFlow must be told: its own SAME where that is the same."""
+    """The image, padded unless TensorFlow's SAME does it, and TensorFlow's padding mode."""
     if not np.any(window.pads):
         return image.tensor, "VALID"
     if window.pads == same_pads(image, window):

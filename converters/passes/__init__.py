@@ -1,4 +1,7 @@
-"""Steps on the canonical graph, one file each, one contract; each is followed by a parity check."""
+"""Passes that rewrite the canonical graph; each keeps the contract in contract.py and is followed by a parity check.
+
+Code that reads a model file, lowers a graph or chooses a candidate does not belong here.
+"""
 
 from __future__ import annotations
 

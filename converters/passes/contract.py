@@ -1,4 +1,4 @@
-"""What every pass promises: when it applies, what holds afterwards, and whether it changed anything."""
+"""The contract of a pass: precondition, postcondition, and a measured `modified` flag."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edgekit.tensors import TensorSpec
 
 
 class GraphPass(Protocol):
-    """One step on the canonical graph. It never changes the graph that it is given."""
+    """One rewriting step on the canonical graph. It never changes the graph passed in."""
 
     @property
     def name(self) -> str:
-        """As reports and errors call it."""
+        """The name in reports and errors."""
         ...
 
     def applies(self, graph: Graph) -> bool:
-        """The precondition: False where there is nothing for it to do."""
+        """The precondition: False if the pass has nothing to do."""
         ...
 
     def run(self, graph: Graph) -> Graph:
@@ -28,13 +28,13 @@ class GraphPass(Protocol):
         ...
 
     def holds(self, graph: Graph) -> bool:
-        """The postcondition, asked of the new graph."""
+        """The postcondition, checked on the new graph."""
         ...
 
 
 @runtime_checkable
 class OutputPass(GraphPass, Protocol):
-    """A step that gives the graph other outputs, and says beforehand which."""
+    """A pass that replaces outputs of the graph and announces the new ones."""
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """The outputs that `run` will give."""
@@ -42,7 +42,7 @@ class OutputPass(GraphPass, Protocol):
 
 
 class PassResult(msgspec.Struct, frozen=True):
-    """A graph after one pass; `modified` is measured and not claimed."""
+    """A graph after one pass; `modified` is found by comparing bytes before and after."""
 
     graph: Graph
     name: str
@@ -50,23 +50,23 @@ class PassResult(msgspec.Struct, frozen=True):
 
 
 def run_pass(step: GraphPass, graph: Graph) -> PassResult:
-    """Run one pass and hold it to its contract.
+    """Run one pass and check its contract.
 
     Raises:
-        ConversionError: it changed the interface, or its postcondition does not hold.
+        ConversionError: The pass changed its input graph or the interface, or its postcondition does not hold.
     """
     if not step.applies(graph):
         return PassResult(graph, step.name, False)
     before = graph.to_bytes()
     after = step.run(graph)
     if graph.to_bytes() != before:
-        raise ConversionError(f"pass {step.name} changed the graph that it was given")
+        raise ConversionError(f"pass {step.name} changed its input graph instead of a copy")
     outputs = step.outputs(graph) if isinstance(step, OutputPass) else graph.outputs
     if (after.inputs, after.outputs) != (graph.inputs, outputs):
         found, expected = _interface(after.inputs, after.outputs), _interface(graph.inputs, outputs)
         raise ConversionError(f"pass {step.name} changed the interface: found {found}, expected {expected}")
     if not step.holds(after):
-        raise ConversionError(f"pass {step.name} ran, but what it promises does not hold of the new graph")
+        raise ConversionError(f"pass {step.name} ran, but its postcondition does not hold for the new graph")
     return PassResult(after, step.name, after.to_bytes() != before)
 
 

@@ -1,8 +1,9 @@
-"""Takes back from each bias what the rounding of weights adds to the mean of its channel.
+"""Correct each bias for the shift of the channel's mean that rounding the weights causes.
 
 Quantized weights shift the mean of a layer's outputs, and shifts add up from layer to layer (Nagel et al. 2019, as in
-equalize.py). Layer by layer the mean with rounded weights, behind the layers corrected so far, is compared with the
-float model's on samples, and the difference goes into the bias. The weights stay: it is the quantizer that rounds them.
+equalize.py). The pass goes layer by layer. It compares the mean with rounded weights, after the layers corrected so
+far, with the mean of the float model on samples, and adds the difference to the bias. It does not change the weights;
+the quantizer rounds them later.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from converters.graph.graph import Graph
 from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
 from edgekit.tensors import Array
 
-ROWS = 64  # most rows that means are taken over
+ROWS = 64  # at most this many rows for the means
 LEVELS = 127
 
 
@@ -24,9 +25,9 @@ class CorrectBias:
     """Corrects the bias of every layer that can have one.
 
     Args:
-        samples: Rows that means are taken over, the model's inputs (N, ...).
-        exact: Names of layers whose weights the quantizer leaves as they are.
-        per_channel: Weights will have one scale per output channel.
+        samples: Rows for the means: the model's inputs (N, ...).
+        exact: Names of layers whose weights the quantizer does not round.
+        per_channel: True if weights get one scale per output channel, False if one per layer.
     """
 
     name = "correct-bias"
@@ -38,11 +39,11 @@ class CorrectBias:
         self._weights: dict[str, Array] = {}
 
     def applies(self, graph: Graph) -> bool:
-        """True where a layer has a bias of its own, or can have one."""
+        """True if a layer has a bias of its own or can get one."""
         return bool(_correctable(graph))
 
     def run(self, graph: Graph) -> Graph:
-        """The graph with other biases."""
+        """The graph with corrected biases."""
         self._weights = {layer.weight_name: layer.matrix for layer in dense_layers(graph)}
         rounded, corrected = graph, graph
         for layer in dense_layers(graph):
@@ -61,12 +62,12 @@ class CorrectBias:
 
     def holds(self, graph: Graph) -> bool:
         """No weight changed."""
-        found = {layer.weight_name: layer.matrix for layer in dense_layers(graph)}
-        return all(np.array_equal(found[name], matrix) for name, matrix in self._weights.items())
+        weights = {layer.weight_name: layer.matrix for layer in dense_layers(graph)}
+        return all(np.array_equal(weights[name], matrix) for name, matrix in self._weights.items())
 
 
 def rounded_8(matrix: Array, *, per_channel: bool) -> Array:
-    """`matrix` (O, K) at the nearest of 255 symmetric levels, as backends will round it."""
+    """`matrix` (O, K) rounded to 255 symmetric levels, as backends round it."""
     largest = np.abs(matrix).max(axis=1, keepdims=True) if per_channel else np.abs(matrix).max(keepdims=True)
     scale = np.where(largest == 0, 1.0, largest) / LEVELS
     rounded: Array = np.rint(matrix / scale) * scale
@@ -82,7 +83,7 @@ def _correctable(graph: Graph) -> list[Dense]:
 
 
 def _mean(graph: Graph, layer: Dense, samples: Samples) -> Array:
-    """The mean of each output channel (O,)."""
+    """The mean of each output channel over `samples` (O,)."""
     total, count = np.zeros(len(layer.matrix)), 0
     for y in tensor_rows(graph, layer.output, samples):
         results = layer.results(y)

@@ -1,15 +1,16 @@
-"""Evens out channels between two layers, so that one range of 8 bits fits them all: cross-layer equalization.
+"""Cross-layer equalization: give the channels between two layers similar ranges, so that one 8-bit scale fits them.
 
-Relu and pooling commute with positive factors, so output channel i of one layer can be divided by s_i and the next
-layer's weights for it multiplied by s_i, and the answers stay (Nagel et al. 2019, "Data-free quantization through
-weight equalization and bias correction"). With s_i = sqrt(r_i / w_i) the channel's reach r_i and the reach w_i of the
-weights that read it become equal. With samples r_i is measured on the channel's values, whose range is what 8 bits must
-hold when weights have scales of their own; without samples it is read off the weights that make it.
+Relu and pooling commute with positive factors. So output channel i of one layer can be divided by s_i, and the next
+layer's weights for it multiplied by s_i, without changing the model's outputs (Nagel et al. 2019, "Data-free
+quantization through weight equalization and bias correction"). With s_i = sqrt(r_i / w_i), the channel's reach r_i
+(largest absolute value) becomes equal to the reach w_i of the weights that read it. With samples, r_i is measured on
+the channel's values: if weights have scales per channel, 8 bits must cover that range. Without samples, r_i is the
+largest weight that makes the channel.
 
-Through a Concat of channels every branch is evened out by itself: parts that differ in range, and would share one scale
-where the next layer reads them, end up alike.
+Through a Concat of channels, each branch is equalized separately. Branches with different ranges, which share one scale
+at the next layer, end up with similar ranges.
 
-Clip with an upper bound (Relu6) does not commute: such pairs are left alone.
+Clip with an upper bound (Relu6) does not commute with factors, so such pairs are not changed.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_r
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
-ROWS = 128  # most rows that ranges are measured on
-ROUNDS = 8  # layers in the middle of a chain are changed from both sides
-BALANCED = 1.1  # a channel is even with its readers up to this factor
-LARGEST = 1e3  # of a factor: beyond it a channel is as good as dead
+ROWS = 128  # at most this many rows to measure ranges
+ROUNDS = 8  # several, because layers inside a chain change with both neighbours
+BALANCED = 1.1  # a channel counts as equalized with its readers up to this factor
+LARGEST = 1e3  # limit of a factor: a channel that needs more is nearly dead
 ANY_RANK = ("Relu", "LeakyRelu")
 IMAGES = (*ANY_RANK, "MaxPool", "AveragePool", "GlobalAveragePool")
 FLATTENING = ("Flatten", "Reshape", "Squeeze")
 
 
 class Pair:
-    """A layer and the only layer that reads it, with nothing between them that factors would disturb.
+    """A layer and the only layer that reads it; all operators between them commute with factors.
 
     Args:
         first, second: The layers.
         channels: How many channels the second reads.
-        start: Which of them is the first layer's first: others come before it where a Concat lies between.
+        start: Index, among those, of the first layer's first channel; above 0 behind a Concat.
     """
 
     def __init__(self, first: Dense, second: Dense, channels: int, start: int) -> None:
@@ -55,10 +56,10 @@ class Pair:
 
 
 class Equalize:
-    """Evens out every pair of neighbouring layers.
+    """Equalizes every pair of neighbouring layers.
 
     Args:
-        samples: Rows that channels are measured on, the model's inputs (N, ...); None goes by the weights.
+        samples: Rows to measure channels on: the model's inputs (N, ...). None uses the weights instead.
     """
 
     name = "equalize"
@@ -67,21 +68,21 @@ class Equalize:
         self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
 
     def applies(self, graph: Graph) -> bool:
-        """True where there is a pair."""
+        """True if there is a pair."""
         return bool(pairs(graph))
 
     def run(self, graph: Graph) -> Graph:
         """The graph with factors moved between layers.
 
         Raises:
-            ConversionError: weights came out that are no numbers.
+            ConversionError: The new weights are not all finite.
         """
-        found = pairs(graph)
-        reach = {id(pair): _reach(graph, pair, self._samples) for pair in found}
-        matrices = {layer.name: layer.matrix for pair in found for layer in (pair.first, pair.second)}
-        biases = {pair.first.name: _bias(graph, pair.first) for pair in found}
+        all_pairs = pairs(graph)
+        reach = {id(pair): _reach(graph, pair, self._samples) for pair in all_pairs}
+        matrices = {layer.name: layer.matrix for pair in all_pairs for layer in (pair.first, pair.second)}
+        biases = {pair.first.name: _bias(graph, pair.first) for pair in all_pairs}
         for _ in range(ROUNDS):
-            for pair in found:
+            for pair in all_pairs:
                 first, second = matrices[pair.first.name], matrices[pair.second.name]
                 now = np.abs(first).max(axis=1) if self._samples is None else reach[id(pair)] / pair.factors
                 factors = _factors(now, _columns(pair, second))
@@ -89,18 +90,18 @@ class Equalize:
                 matrices[pair.first.name] = first / factors[:, None]
                 matrices[pair.second.name] = _scaled(pair, second, factors)
         values: dict[str, Array] = {}
-        for pair in found:
+        for pair in all_pairs:
             for layer in (pair.first, pair.second):
                 values[layer.weight_name] = layer.weights_of(matrices[layer.name])
             name, bias = pair.first.bias_name(), biases[pair.first.name]
             if name is not None and bias is not None:
                 values[name] = (bias / pair.factors).reshape(graph.constants[name].shape).astype(np.float32)
         if not all(np.isfinite(value).all() for value in values.values()):
-            raise ConversionError(f"pass {self.name} made weights that are no numbers")
+            raise ConversionError(f"pass {self.name} made weights that are infinite or not numbers")
         return with_constants(graph, values)
 
     def holds(self, graph: Graph) -> bool:
-        """Every pair is even, or as far as factors may go."""
+        """Every pair is equalized, as far as the limit of factors allows."""
         for pair in pairs(graph):
             now = _reach(graph, pair, self._samples)
             factors = _factors(now, _columns(pair, pair.second.matrix))
@@ -110,7 +111,7 @@ class Equalize:
 
 
 def pairs(graph: Graph) -> list[Pair]:
-    """Every pair in order of execution; a layer may be the second of one and the first of the next."""
+    """Every pair in order of execution; a layer can be the second of one pair and the first of the next."""
     layers = dense_layers(graph)
     made = {layer.output: layer for layer in layers}
     makers = {name: node for node in graph.nodes for name in node.output}
@@ -127,7 +128,7 @@ def pairs(graph: Graph) -> list[Pair]:
 
 
 def _channels(graph: Graph, layer: Dense) -> int:
-    """How many channels a layer reads, whatever its groups."""
+    """How many channels a layer reads, over all its groups."""
     if layer.node.op_type == "Conv":
         return int(graph.constants[layer.weight_name].shape[1]) * layer.group
     return int(layer.matrix.shape[1])
@@ -135,7 +136,7 @@ def _channels(graph: Graph, layer: Dense) -> int:
 
 def _fits(graph: Graph, pair: Pair) -> bool:
     first, second = pair.first, pair.second
-    if second.group > 1:  # of grouped layers the plain depthwise ones only
+    if second.group > 1:  # of grouped layers, only plain depthwise ones
         if not len(first.matrix) == len(second.matrix) == second.group == pair.channels:
             return False
     elif pair.read.stop > pair.channels:
@@ -147,9 +148,10 @@ def _fits(graph: Graph, pair: Pair) -> bool:
 def _sources(
     graph: Graph, makers: dict[str, Any], name: str, images: bool, start: int
 ) -> Iterator[tuple[str, bool, int]]:
-    """The tensors from which `name` is reached through what commutes with factors.
+    """The tensors from which `name` is computed by operators that commute with factors.
 
-    With each comes whether its channels are an image's, on axis 1, and at which channel of `name` its own begin.
+    Yields:
+        The tensor's name; True if its channels are on axis 1 (an image); the index in `name` of its first channel.
     """
     results = {value.name for value in graph.outputs}
     while name not in results and len(graph.consumers(name)) == 1 and name in makers:
@@ -182,7 +184,7 @@ def _branches(
 
 
 def _commutes(graph: Graph, node: Any, images: bool) -> bool:
-    if node.op_type in FLATTENING:  # of (1, C, 1, 1) to (1, C): channels stay what they are
+    if node.op_type in FLATTENING:  # from (1, C, 1, 1) to (1, C): the channels stay the same
         before, after = graph.shapes.get(node.input[0], ()), graph.shapes.get(node.output[0], ())
         return not images and len(after) == 2 and after[1] == before[1] and set(before[2:]) == {1}
     if node.op_type == "LeakyRelu":
@@ -191,20 +193,20 @@ def _commutes(graph: Graph, node: Any, images: bool) -> bool:
 
 
 def _reach(graph: Graph, pair: Pair, samples: Samples | None) -> Array:
-    """How far each channel between the two goes (C,)."""
+    """The reach of each channel between the two layers: its largest absolute value or weight (C,)."""
     if samples is None:
         largest: Array = np.abs(pair.first.matrix).max(axis=1)
         return largest
-    found = np.zeros(pair.channels)
+    reach = np.zeros(pair.channels)
     node = pair.second.node
     for x in tensor_rows(graph, node.input[0], samples):
         others = (0, *range(2, x.ndim)) if node.op_type == "Conv" else tuple(range(x.ndim - 1))
-        found = np.maximum(found, np.abs(x).max(axis=others))
-    return found[pair.read]
+        reach = np.maximum(reach, np.abs(x).max(axis=others))
+    return reach[pair.read]
 
 
 def _columns(pair: Pair, matrix: Array) -> Array:
-    """The largest weight that reads each channel (C,)."""
+    """The largest absolute weight that reads each channel (C,)."""
     if pair.second.group > 1:
         largest: Array = np.abs(matrix).max(axis=1)
         return largest
@@ -223,7 +225,7 @@ def _scaled(pair: Pair, matrix: Array, factors: Array) -> Array:
 
 
 def _factors(reach: Array, columns: Array) -> Array:
-    """What to divide each channel by; 1 for a channel that is dead or that nobody reads."""
+    """The divisor of each channel (C,); 1 for a channel that is dead or not read."""
     alive = (reach > 0) & (columns > 0)
     raw = np.sqrt(np.where(alive, reach, 1.0) / np.where(alive, columns, 1.0))
     clipped: Array = np.clip(raw, 1 / LARGEST, LARGEST)

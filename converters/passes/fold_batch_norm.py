@@ -1,4 +1,4 @@
-"""Batch normalization behind a convolution or dense layer becomes part of its weights.
+"""Fold batch normalization into the weights of the convolution or dense layer before it.
 
 y = gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is a convolution with weights W * k and bias
 (b - mean) * k + beta, where k = gamma / sqrt(var + epsilon), one factor per output channel.
@@ -17,12 +17,12 @@ from edgekit.tensors import Array
 
 
 class FoldBatchNorm:
-    """Folds every BatchNormalization whose input is a Conv or Gemm that nothing else reads."""
+    """Folds every BatchNormalization that is the only reader of a Conv or Gemm."""
 
     name = "fold-batch-norm"
 
     def applies(self, graph: Graph) -> bool:
-        """True where at least one can be folded."""
+        """True if at least one can be folded."""
         return bool(_pairs(graph))
 
     def run(self, graph: Graph) -> Graph:
@@ -38,7 +38,7 @@ class FoldBatchNorm:
         return Graph(model)
 
     def holds(self, graph: Graph) -> bool:
-        """None is left that could be folded."""
+        """No foldable BatchNormalization is left."""
         return not _pairs(graph)
 
 
@@ -60,8 +60,8 @@ def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
 def _foldable(layer: Any, graph: Graph) -> bool:
     if layer.op_type not in ("Conv", "Gemm") or layer.input[1] not in graph.constants:
         return False
-    found = attributes(layer)
-    plain = layer.op_type == "Conv" or (found.get("alpha", 1.0) == 1.0 and found.get("beta", 1.0) == 1.0)
+    given = attributes(layer)
+    plain = layer.op_type == "Conv" or (given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0)
     return plain and (len(layer.input) < 3 or not layer.input[2] or layer.input[2] in graph.constants)
 
 
@@ -88,9 +88,9 @@ def _constant(model: onnx.ModelProto, name: str, value: Array) -> str:
 
 def _drop_unused(model: onnx.ModelProto) -> None:
     used = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(constants)
     made = {name for node in model.graph.node for name in node.output}
     infos = [value for value in model.graph.value_info if value.name in made]
     del model.graph.value_info[:]

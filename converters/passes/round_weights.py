@@ -1,12 +1,12 @@
-"""Weights of chosen layers to 4 bits: integers from -7 to 7 times one scale a channel, written back as floats.
+"""Round the weights of chosen layers to 4 bits: integers from -7 to 7 times one scale per channel, stored as floats.
 
-The graph stays a float graph, so it can be run, compared and lowered as any other, and quantizers that read scales off
-the largest weight of a channel find these very integers again: every channel reaches 7 or -7.
+The graph stays a float graph, so it can be run, compared and lowered like any other. A quantizer that computes the
+scale from the largest weight of a channel gets the same integers again, because every channel reaches 7 or -7.
 
-With samples the rounding is that of GPTQ (Frantar et al. 2022, "Accurate post-training quantization for generative
-pre-trained transformers"): weights are rounded one input after the other, and the rest of the row takes up each error
-as far as the inputs, as they come out of the layers rounded so far, allow. Before that the layer is fitted to the
-answers of the float layer (ridge least squares, held to the old weights), and its bias takes up what is left.
+With samples the pass uses GPTQ (Frantar et al. 2022, "Accurate post-training quantization for generative pre-trained
+transformers"). It rounds the weights of one input after another, and changes the remaining weights of the row to
+compensate each error. The inputs are those behind the layers rounded so far. Before the rounding, the layer is fitted
+to the float layer's outputs (least squares with a ridge towards the old weights). The bias takes the remaining error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
 LEVELS = 7  # the largest integer
-RATIOS = np.linspace(0.5, 1.0, 26)  # of the largest weight: where the scale may be clipped
+RATIOS = np.linspace(0.5, 1.0, 26)  # shares of the largest weight at which the scale can clip
 RIDGE, DAMPING = 1e-2, 1e-2  # shares of the mean square of a feature
-ROWS, PLACES = 256, 16  # most rows that are read; features seen per weight of a channel
-WIDEST = 4608  # inputs of one channel: beyond it the square matrices take too long
+ROWS, PLACES = 256, 16  # at most this many rows; patches read per weight of a channel
+WIDEST = 4608  # inputs of one channel; the square matrices of wider layers take too long
 
 
 class RoundWeights:
@@ -34,7 +34,7 @@ class RoundWeights:
 
     Args:
         layers: Names of Conv, Gemm or MatMul layers of group 1.
-        samples: Rows that the rounding goes by, the model's inputs (N, ...); None rounds each weight to the nearest.
+        samples: Rows for GPTQ: the model's inputs (N, ...). None rounds each weight to the nearest level.
     """
 
     name = "round-weights"
@@ -44,15 +44,15 @@ class RoundWeights:
         self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
 
     def applies(self, graph: Graph) -> bool:
-        """True where a layer was named.
+        """True if at least one layer is named.
 
         Raises:
-            ConversionError: one of them is not in the graph, or cannot be rounded.
+            ConversionError: A named layer is not in the graph or is not a dense layer of group 1.
         """
         known = {layer.name for layer in dense_layers(graph) if layer.group == 1}
         missing = sorted(self._layers - known)
         if missing:
-            raise ConversionError(f"pass {self.name}: there is no dense layer called {', '.join(missing)}")
+            raise ConversionError(f"pass {self.name}: no dense layer of group 1 is called {', '.join(missing)}")
         return bool(self._layers)
 
     def run(self, graph: Graph) -> Graph:
@@ -71,12 +71,12 @@ class RoundWeights:
         return rounded
 
     def holds(self, graph: Graph) -> bool:
-        """Every channel of every layer is integers up to 7 times a scale, and reaches 7 or is zero."""
+        """Every channel of every layer is a scale times integers up to 7, and reaches 7 or is all 0."""
         return all(is_rounded(layer.matrix) for layer in dense_layers(graph) if layer.name in self._layers)
 
 
 def nearest(matrix: Array) -> Array:
-    """`matrix` (O, K) with each weight at the nearest level, by the scale of least squared error."""
+    """`matrix` (O, K) with each weight rounded to the nearest level of the scale with the least squared error."""
     scales = best_scales(matrix)
     rounded: Array = np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
     return rounded
@@ -91,32 +91,32 @@ def best_scales(matrix: Array) -> Array:
     for ratio in RATIOS:
         scales = largest * ratio / LEVELS
         error = matrix - np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
-        found = (error**2).sum(axis=1)
-        better = found < least
-        best[better], least[better] = scales[better], found[better]
+        squared = (error**2).sum(axis=1)
+        better = squared < least
+        best[better], least[better] = scales[better], squared[better]
     return best
 
 
 def is_rounded(matrix: Array) -> bool:
-    """True where each channel of `matrix` (O, K) is integers from -7 to 7 times a scale, the largest being 7."""
+    """True if each channel of `matrix` (O, K) is a scale times integers from -7 to 7, of which the largest is 7."""
     largest = np.abs(matrix).max(axis=1, keepdims=True)
     levels = matrix * LEVELS / np.where(largest == 0, 1.0, largest)
     return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
 
 
 def gptq(matrix: Array, moments: Array) -> Array:
-    """`matrix` (O, K) rounded so that ``moments`` (K, K), the mean of x x^T over inputs x, sees little of the error."""
+    """Round `matrix` (O, K) with little output error for `moments` (K, K), the mean of x x^T over inputs x."""
     size = len(moments)
     strength = np.diag(moments)
     damped = moments + np.eye(size) * max(DAMPING * float(strength.mean()), 1e-12)
-    order = np.argsort(-strength, kind="stable")  # what matters most is rounded while the others can still follow
+    order = np.argsort(-strength, kind="stable")  # strongest inputs first: the most weights compensate
     inverse = linalg.cho_solve(linalg.cho_factor(damped[np.ix_(order, order)]), np.eye(size))
     factor = linalg.cholesky(inverse, lower=False)
     work = matrix[:, order]
     scales = best_scales(matrix)
     rounded = np.empty_like(work)
     pending = np.ones(len(matrix), dtype=bool)
-    for _ in range(8):  # a channel that does not reach 7 is rounded again on a finer scale
+    for _ in range(8):  # a channel that does not reach 7 is rounded again with a finer scale
         rounded[pending] = _swept(work[pending], scales[pending], factor)
         reached = np.abs(rounded).max(axis=1)
         pending = (reached < LEVELS) & (np.abs(matrix).max(axis=1) > 0)
@@ -131,7 +131,7 @@ def gptq(matrix: Array, moments: Array) -> Array:
 
 
 def _swept(work: Array, scales: Array, factor: Array) -> Array:
-    """The integers of each row, the later weights taking up the errors of the earlier ones."""
+    """The integers of each row; later weights compensate the errors of earlier ones."""
     left = work.copy()
     integers = np.empty_like(work)
     for column in range(work.shape[1]):
@@ -143,7 +143,7 @@ def _swept(work: Array, scales: Array, factor: Array) -> Array:
 
 
 def _fitted(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> Graph:
-    """One layer fitted to the float layer's answers, rounded, and its bias fitted again."""
+    """Fit one layer to the outputs of the float layer, round it, and fit its bias again."""
     old = layer.matrix
     moments, cross, mean_x, mean_y = _moments(graph, rounded, layer, samples)
     with_bias = layer.can_have_bias
@@ -160,7 +160,7 @@ def _fitted(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> Gra
 
 
 def _moments(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> tuple[Array, Array, Array, Array]:
-    """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float one."""
+    """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float graph."""
     outputs, inputs = layer.matrix.shape
     moments, cross = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
     sum_x, sum_y, count = np.zeros(inputs), np.zeros(outputs), 0

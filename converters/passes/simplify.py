@@ -1,4 +1,4 @@
-"""Fold what is constant and drop what does nothing, by onnxslim."""
+"""Fold constants and drop nodes without effect, with onnxslim."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from edgekit.errors import ConversionError
 
 
 class Simplify:
-    """Constant folding, dead nodes, identities, and multiply-adds that belong into a convolution."""
+    """Folds constants, drops dead nodes and identities, and merges multiply-adds into convolutions."""
 
     name = "simplify"
 
     def applies(self, graph: Graph) -> bool:
-        """Always worth a try."""
+        """Always True."""
         return True
 
     def run(self, graph: Graph) -> Graph:
         """The smaller graph.
 
         Raises:
-            ConversionError: onnxslim failed.
+            ConversionError: onnxslim failed; the message names its error.
         """
         copy = onnx.ModelProto()
         copy.CopyFrom(graph.model)
         try:
             slim = onnxslim.slim(copy)
-        except Exception as error:  # onnxslim raises bare Exceptions; the step is named and nothing goes on
+        except Exception as error:  # onnxslim raises bare Exceptions; the conversion stops
             raise ConversionError(f"pass {self.name} failed: {type(error).__name__}: {error}") from error
-        del slim.graph.value_info[:]  # shapes are inferred where they are asked for; in a file they are dead weight
+        del slim.graph.value_info[:]  # shapes are inferred on demand; in a file they only take space
         return Graph(slim)
 
     def holds(self, graph: Graph) -> bool:
-        """No node remains that only hands its input on."""
+        """No Identity remains, except those that make an output."""
         results = {value.name for value in graph.model.graph.output}
         return not any(node.op_type == "Identity" and node.output[0] not in results for node in graph.nodes)

@@ -1,11 +1,12 @@
-"""Takes outputs apart that are joined of parts too unlike to share an 8-bit scale; see converters.calibration.joins.
+"""Split an output into the parts of its Concat if they are too different to share an 8-bit scale.
 
-A Concat at the end goes: its inputs become the outputs, neighbours that are alike joined still. What only moves values
-between the Concat and the output (Transpose, Reshape and the like) is done to each part. Where levels of a detector,
-joined of boxes and scores each, are joined along another axis, boxes are joined with boxes and scores with scores.
+The rule is in converters/calibration/joins.py. The pass removes a Concat at the end of the graph and makes its inputs
+the outputs; neighbours with similar ranges stay joined. Operators between the Concat and the output that only move
+values (Transpose, Reshape and similar) are applied to each part. If the levels of a detector, each joined from boxes
+and scores, are joined along another axis, the pass joins boxes with boxes and scores with scores.
 
-What is joined for other readers too stays as it is: a part would be an output and the input of a Concat with another
-scale, of which ai-edge-quantizer makes a file that does not run.
+A Concat with other readers stays. Otherwise a part would be both an output and the input of a Concat with another
+scale, and ai-edge-quantizer writes a file for it that does not run.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class Head(msgspec.Struct, frozen=True):
-    """An output that was taken apart.
+    """An output that was split.
 
     Attributes:
-        output: Its name.
-        axis: Along which its parts follow each other.
-        parts: The names of the outputs that take its place, in order.
+        output: Name of the output.
+        axis: The axis along which its parts are joined.
+        parts: Names of the outputs that replace it, in order.
     """
 
     output: str
@@ -41,10 +42,10 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class SplitHeads:
-    """Splits each output that is joined of parts too unlike to share a scale.
+    """Splits each output whose parts are too different to share a scale.
 
     Args:
-        ranges: Smallest and largest value by tensor, as calibrated; where a part's is unknown, nothing is split.
+        ranges: Calibrated smallest and largest value by tensor. An output with a part of unknown range is not split.
     """
 
     name = "split-heads"
@@ -53,28 +54,28 @@ class SplitHeads:
         self._ranges = ranges
 
     def applies(self, graph: Graph) -> bool:
-        """True where there is an output to take apart."""
+        """True if there is an output to split."""
         return bool(self._cuts(graph))
 
     def heads(self, graph: Graph) -> tuple[Head, ...]:
-        """What `run` makes of the outputs of `graph` that it takes apart."""
+        """The outputs of `graph` that `run` splits, with their parts."""
         return tuple(Head(name, cut.axis, _names(name, cut)) for name, cut in self._cuts(graph).items())
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """The outputs of `graph`, with parts in the place of what is taken apart."""
-        cuts, found = self._cuts(graph), []
+        """The outputs of `graph`, each split output replaced by its parts."""
+        cuts, specs = self._cuts(graph), []
         for spec in graph.outputs:
             cut = cuts.get(spec.name)
             if cut is None:
-                found.append(spec)
+                specs.append(spec)
                 continue
             for name, piece in zip(_names(spec.name, cut), cut.pieces, strict=True):
                 shape = (*spec.shape[: cut.axis], piece.size, *spec.shape[cut.axis + 1 :])
-                found.append(TensorSpec(name, spec.dtype, shape))
-        return tuple(found)
+                specs.append(TensorSpec(name, spec.dtype, shape))
+        return tuple(specs)
 
     def run(self, graph: Graph) -> Graph:
-        """The graph with the parts as outputs, and without what nothing reads any more."""
+        """The graph with the parts as outputs, without nodes that are no longer read."""
         model = onnx.ModelProto()
         model.CopyFrom(graph.model)
         cuts = self._cuts(graph)
@@ -85,7 +86,7 @@ class SplitHeads:
                 model.graph.output.append(value)
                 continue
             for name, piece in zip(_names(value.name, cut), cut.pieces, strict=True):
-                _build(model, piece.made, name)
+                _build(model, piece.recipe, name)
                 part = model.graph.output.add()
                 part.CopyFrom(value)
                 part.name = name
@@ -94,39 +95,39 @@ class SplitHeads:
         return Graph(model)
 
     def holds(self, graph: Graph) -> bool:
-        """No output is left to take apart."""
+        """No output is left to split."""
         return not self._cuts(graph)
 
     def _cuts(self, graph: Graph) -> dict[str, _Cut]:
         makers = {name: node for node in graph.nodes for name in node.output}
-        found = {spec.name: _cut(graph, makers, spec.name, self._ranges) for spec in graph.outputs}
-        return {name: cut for name, cut in found.items() if cut is not None}
+        cuts = {spec.name: _cut(graph, makers, spec.name, self._ranges) for spec in graph.outputs}
+        return {name: cut for name, cut in cuts.items() if cut is not None}
 
 
 def join(heads: Sequence[Head], values: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs as they were, from the answers (N, ...) of the graph that was split."""
+    """The original outputs, joined from the outputs (N, ...) of the split graph."""
     parts = {name for head in heads for name in head.parts}
     found = {name: value for name, value in values.items() if name not in parts}
     found.update({h.output: np.concatenate([values[name] for name in h.parts], axis=h.axis) for h in heads})
     return found
 
 
-class _Made(msgspec.Struct, frozen=True):
-    """How a tensor is made: it is there under `name`, or a node makes it of others; `shape` is what a Reshape takes."""
+class _TensorRecipe(msgspec.Struct, frozen=True):
+    """How to make a tensor: it exists as `name`, or an operator makes it from inputs; `shape` is that of a Reshape."""
 
     name: str = ""
     operator: str = ""
-    inputs: tuple[_Made, ...] = ()
+    inputs: tuple[_TensorRecipe, ...] = ()
     attributes: dict[str, Any] = {}
     shape: tuple[int, ...] = ()
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """A part: how long it is along the axis, how far its values reach, and how it is made."""
+    """A part: its size along the axis, its largest absolute value, and how to make it."""
 
     size: int
     reach: float
-    made: _Made
+    recipe: _TensorRecipe
 
 
 class _Cut(msgspec.Struct, frozen=True):
@@ -139,7 +140,7 @@ def _names(output: str, cut: _Cut) -> tuple[str, ...]:
 
 
 def _cut(graph: Graph, makers: Mapping[str, Any], name: str, ranges: Ranges) -> _Cut | None:
-    """How the tensor `name` comes apart; None where it need not, or does not simply."""
+    """How to split the tensor `name`; None if it need not be split, or cannot be by these rules."""
     node = makers.get(name)
     if node is None or len(graph.consumers(name)) + (name in _results(graph)) != 1:
         return None
@@ -160,11 +161,11 @@ def _cut_concat(graph: Graph, makers: Mapping[str, Any], node: Any, ranges: Rang
         return None
     pieces = []
     for name in _leaves(graph, makers, node, axis, rank):
-        size, far = graph.shapes.get(name, (None,) * rank)[axis], reach(graph, name, ranges)
+        size, reached = graph.shapes.get(name, (None,) * rank)[axis], reach(graph, name, ranges)
         joined = sum(list(reader.input).count(name) for reader in graph.consumers(name) if reader.op_type == "Concat")
-        if size is None or far is None or joined > 1 or name in _results(graph) or name in graph.constants:
+        if size is None or reached is None or joined > 1 or name in _results(graph) or name in graph.constants:
             return None
-        pieces.append(_Piece(size, far, _Made(name)))
+        pieces.append(_Piece(size, reached, _TensorRecipe(name)))
     groups = [[pieces[0]]]
     for piece in pieces[1:]:
         if alike([one.reach for one in (*groups[-1], piece)]):
@@ -177,7 +178,7 @@ def _cut_concat(graph: Graph, makers: Mapping[str, Any], node: Any, ranges: Rang
 
 
 def _cut_levels(levels: Sequence[_Cut | None], axis: int) -> _Cut | None:
-    """Of parts that come apart alike, along another axis than they are joined: first parts joined, second parts ..."""
+    """Join the first parts, the second parts and so on of `levels` that all split alike along another axis."""
     first = levels[0]
     if first is None or first.axis == axis:
         return None
@@ -192,12 +193,12 @@ def _cut_levels(levels: Sequence[_Cut | None], axis: int) -> _Cut | None:
 def _merged(pieces: Sequence[_Piece], axis: int, size: int) -> _Piece:
     if len(pieces) == 1:
         return pieces[0]
-    made = _Made(operator="Concat", inputs=tuple(piece.made for piece in pieces), attributes={"axis": axis})
-    return _Piece(size, max(piece.reach for piece in pieces), made)
+    recipe = _TensorRecipe(operator="Concat", inputs=tuple(piece.recipe for piece in pieces), attributes={"axis": axis})
+    return _Piece(size, max(piece.reach for piece in pieces), recipe)
 
 
 def _leaves(graph: Graph, makers: Mapping[str, Any], node: Any, axis: int, rank: int) -> Iterator[str]:
-    """What a Concat joins; of an input that is a Concat along the same axis, what that joins."""
+    """The inputs of a Concat; nested Concats along the same axis are flattened."""
     for name in node.input:
         maker = makers.get(name)
         same = maker is not None and maker.op_type == "Concat" and axis_of(maker, rank) == axis
@@ -216,14 +217,18 @@ def _transposed(node: Any, inner: _Cut) -> _Cut | None:
     if not perm or list(perm).index(inner.axis) == 0:
         return None
     pieces = [
-        _Piece(one.size, one.reach, _Made(operator="Transpose", inputs=(one.made,), attributes={"perm": list(perm)}))
+        _Piece(
+            one.size,
+            one.reach,
+            _TensorRecipe(operator="Transpose", inputs=(one.recipe,), attributes={"perm": list(perm)}),
+        )
         for one in inner.pieces
     ]
     return _Cut(list(perm).index(inner.axis), tuple(pieces))
 
 
 def _reshaped(graph: Graph, node: Any, inner: _Cut) -> _Cut | None:
-    """A reshape commutes where what precedes the axis fills whole axes of the result, and each part a whole number."""
+    """Split a reshape: the axes before the split axis must keep their size, and each part must fill whole rows."""
     before, after = graph.shapes.get(node.input[0], ()), graph.shapes.get(node.output[0], ())
     if not before or not after or None in (*before[1:], *after[1:]) or (before[0] is None) != (after[0] is None):
         return None
@@ -240,28 +245,30 @@ def _reshaped(graph: Graph, node: Any, inner: _Cut) -> _Cut | None:
 
 
 def _reshaped_piece(piece: _Piece, size: int, axis: int, after: Sequence[int | None]) -> _Piece:
-    shape = tuple(size if place == axis else known or 0 for place, known in enumerate(after))  # 0 keeps a free batch
-    return _Piece(size, piece.reach, _Made(operator="Reshape", inputs=(piece.made,), shape=shape))
+    shape = tuple(
+        size if place == axis else known or 0 for place, known in enumerate(after)
+    )  # 0 keeps a free batch size
+    return _Piece(size, piece.reach, _TensorRecipe(operator="Reshape", inputs=(piece.recipe,), shape=shape))
 
 
-def _build(model: onnx.ModelProto, made: _Made, name: str) -> None:
-    """Add nodes that make `made` under `name`."""
-    if made.name:
-        model.graph.node.append(helper.make_node("Identity", [made.name], [name], name=name))
+def _build(model: onnx.ModelProto, recipe: _TensorRecipe, name: str) -> None:
+    """Add the nodes that compute `recipe` as tensor `name`."""
+    if recipe.name:
+        model.graph.node.append(helper.make_node("Identity", [recipe.name], [name], name=name))
         return
     inputs = []
-    for place, one in enumerate(made.inputs):
+    for place, one in enumerate(recipe.inputs):
         inputs.append(one.name or f"{name}.{place}")
         if not one.name:
             _build(model, one, inputs[-1])
-    if made.operator == "Reshape":
+    if recipe.operator == "Reshape":
         inputs.append(f"{name}.shape")
-        model.graph.initializer.append(numpy_helper.from_array(np.array(made.shape, np.int64), inputs[-1]))
-    model.graph.node.append(helper.make_node(made.operator, inputs, [name], name=name, **made.attributes))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(recipe.shape, np.int64), inputs[-1]))
+    model.graph.node.append(helper.make_node(recipe.operator, inputs, [name], name=name, **recipe.attributes))
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
-    """Remove nodes and constants that nothing reads, and shapes, which are inferred where they are asked for."""
+    """Remove nodes and constants that are not read, and shapes, which are inferred on demand."""
     del model.graph.value_info[:]
     results = {value.name for value in model.graph.output}
     while True:
@@ -271,13 +278,13 @@ def _drop_unread(model: onnx.ModelProto) -> None:
             break
         for node in dead:
             model.graph.node.remove(node)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(constants)
 
 
 def _reads(graph: Any) -> Iterator[str]:
-    """What the nodes of `graph` read, those of inner graphs too."""
+    """Tensors that the nodes of `graph` and of its subgraphs read."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:

@@ -1,6 +1,6 @@
-"""Convolutions and dense layers as what they are: a matrix over patches of their input, and a bias.
+"""Read and write the weights of convolutions and dense layers as a matrix over patches of their input, and a bias.
 
-Passes that change weights read and write them through here; a Graph is a value, so writing makes a new one.
+Passes that change weights use these functions. A Graph is immutable, so each write returns a new one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Dense:
     """One Conv, Gemm or MatMul with constant weights.
 
     Args:
-        graph: Where it is.
+        graph: The graph that contains the node.
         node: One of the graph's nodes, for which `is_dense` holds.
     """
 
@@ -36,25 +36,25 @@ class Dense:
         self._weights = graph.constants[node.input[1]]
         self._attributes = attributes(node)
         self._bias_add = None if node.op_type != "MatMul" else _added_bias(graph, node)
-        # what the bias has been added to: a MatMul's is an Add of its own
+        # the output after the bias, which a MatMul gets from a separate Add
         self.output = self._bias_add.output[0] if self._bias_add is not None else node.output[0]
 
     @property
     def matrix(self) -> Array:
-        """Weights (O, K), float64: one row an output channel, in the order of `features`."""
+        """Weights (O, K), float64: one row per output channel, columns in the order of `features`."""
         weights = self._weights.astype(np.float64)
         if self.node.op_type == "Conv":
             return weights.reshape(len(weights), -1)
         return weights if self._attributes.get("transB") else weights.T
 
     def weights_of(self, matrix: Array) -> Array:
-        """`matrix` (O, K) in the shape and dtype in which the graph keeps it."""
+        """`matrix` (O, K) in the shape and dtype of the graph's constant."""
         if self.node.op_type == "Conv" or self._attributes.get("transB"):
             return matrix.reshape(self._weights.shape).astype(self._weights.dtype)
         return np.ascontiguousarray(matrix.T, dtype=self._weights.dtype)
 
     def bias_name(self) -> str | None:
-        """The constant that holds the bias; None where there is none."""
+        """The name of the bias constant; None if there is none."""
         if self._bias_add is not None:
             return str(next(name for name in self._bias_add.input if name != self.node.output[0]))
         has = self.node.op_type != "MatMul" and len(self.node.input) > 2 and self.node.input[2]
@@ -62,17 +62,17 @@ class Dense:
 
     @property
     def can_have_bias(self) -> bool:
-        """False for a MatMul whose result no constant is added to."""
+        """False for a MatMul without a constant Add behind it."""
         return self.node.op_type != "MatMul" or self._bias_add is not None
 
     def features(self, x: Array) -> Array:
-        """Input `x` of one row as patches (positions, K); of group 1, ``features @ matrix.T + bias`` is the output."""
+        """Patches (positions, K) of one row's input `x`; for group 1 the output is ``features @ matrix.T + bias``."""
         if self.node.op_type == "Conv":
             return patches(x, self._weights.shape[2:], self._attributes)
         return x.reshape(-1, x.shape[-1])
 
     def results(self, y: Array) -> Array:
-        """Output `y` of one row as (positions, O), position by position as `features`."""
+        """Output `y` of one row as (positions, O), positions in the order of `features`."""
         if self.node.op_type == "Conv":
             return np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
         return y.reshape(-1, y.shape[-1])
@@ -82,9 +82,9 @@ def is_dense(graph: Graph, node: Any) -> bool:
     """True for a Conv, a plain Gemm, or a MatMul by a matrix, whose weights are constant."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in graph.constants:
         return False
-    found = attributes(node)
+    given = attributes(node)
     if node.op_type == "Gemm":
-        plain = found.get("alpha", 1.0) == 1.0 and found.get("beta", 1.0) == 1.0 and not found.get("transA")
+        plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA")
         return bool(plain and (len(node.input) < 3 or not node.input[2] or node.input[2] in graph.constants))
     if node.op_type == "Conv":
         return len(node.input) < 3 or not node.input[2] or node.input[2] in graph.constants
@@ -96,19 +96,19 @@ def dense_layers(graph: Graph) -> list[Dense]:
     return [Dense(graph, node) for node in graph.nodes if is_dense(graph, node)]
 
 
-def patches(x: Array, kernel: Sequence[int], found: Mapping[str, Any]) -> Array:
-    """Patches (positions, channels * kernel) of `x` (1, channels, ...) that a convolution of group 1 multiplies."""
+def patches(x: Array, kernel: Sequence[int], given: Mapping[str, Any]) -> Array:
+    """Patches (positions, channels * kernel) of `x` (1, channels, ...), the operand of a convolution of group 1."""
     rank = len(kernel)
-    strides = list(found.get("strides", [1] * rank))
-    dilations = list(found.get("dilations", [1] * rank))
-    pads = _pads(x.shape[2:], kernel, strides, dilations, found)
+    strides = list(given.get("strides", [1] * rank))
+    dilations = list(given.get("dilations", [1] * rank))
+    pads = _pads(x.shape[2:], kernel, strides, dilations, given)
     margins = [(pads[i], pads[rank + i]) for i in range(rank)]
     padded = np.pad(x[0], [(0, 0), *margins])
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = sliding_window_view(padded, reach, axis=tuple(range(1, rank + 1)))
-    places = tuple(slice(None, None, s) for s in strides)
+    steps = tuple(slice(None, None, s) for s in strides)
     inside = tuple(slice(None, None, d) for d in dilations)
-    chosen = (slice(None), *places, *inside)
+    chosen = (slice(None), *steps, *inside)
     windows = windows[chosen]
     order = (*range(1, rank + 1), 0, *range(rank + 1, 2 * rank + 1))
     flat: Array = windows.transpose(order).reshape(math.prod(windows.shape[1 : rank + 1]), -1)
@@ -116,16 +116,16 @@ def patches(x: Array, kernel: Sequence[int], found: Mapping[str, Any]) -> Array:
 
 
 def with_constants(graph: Graph, values: Mapping[str, Array], biases: Mapping[str, Array] | None = None) -> Graph:
-    """`graph` with other constants under the same names, and with `biases` for nodes (by label) that had none."""
+    """`graph` with new `values` of constants by name, and with `biases` for nodes (by label) that had none."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    left = dict(values)
+    remaining = dict(values)
     for tensor in model.graph.initializer:
-        if tensor.name in left:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(left.pop(tensor.name)), tensor.name))
-    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in left]:
+        if tensor.name in remaining:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(remaining.pop(tensor.name)), tensor.name))
+    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in remaining]:
         name = node.output[0]
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(left.pop(name)), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(remaining.pop(name)), name))
         model.graph.node.remove(node)
     for node in model.graph.node:
         bias = (biases or {}).get(label(node))
@@ -137,7 +137,7 @@ def with_constants(graph: Graph, values: Mapping[str, Array], biases: Mapping[st
 
 
 def with_layer(graph: Graph, layer: Dense, matrix: Array, bias: Array | None) -> Graph:
-    """`graph` with other weights (O, K) of `layer`, and another bias (O,) where one is given."""
+    """`graph` with new weights (O, K) of `layer`, and a new bias (O,) unless `bias` is None."""
     values = {layer.weight_name: layer.weights_of(matrix)}
     name, new = layer.bias_name(), {}
     if bias is not None:
@@ -150,12 +150,12 @@ def with_layer(graph: Graph, layer: Dense, matrix: Array, bias: Array | None) ->
 
 
 def read_by_one(graph: Graph, name: str) -> bool:
-    """True where `name` is an input of one node, once."""
+    """True if exactly one input of one node is `name`."""
     return sum(list(node.input).count(name) for node in graph.nodes) == 1
 
 
 def tensor_rows(graph: Graph, tensor: str, samples: Samples) -> Iterator[Array]:
-    """The values of one tensor of `graph`, whose batch is 1, row by row."""
+    """The values of one tensor of `graph` (batch 1) for each row of `samples`."""
     if tensor in samples.inputs:
         yield from (samples.inputs[tensor][row : row + 1] for row in range(len(samples)))
         return
@@ -170,7 +170,7 @@ def tensor_rows(graph: Graph, tensor: str, samples: Samples) -> Iterator[Array]:
 
 
 def _until(graph: Graph, tensor: str) -> onnx.ModelProto:
-    """The part of `graph` that makes `tensor`."""
+    """The part of `graph` that computes `tensor`, as a model."""
     needed, kept = {tensor}, []
     for node in reversed(graph.nodes):
         if needed & set(node.output):
@@ -200,15 +200,15 @@ def _added_bias(graph: Graph, node: Any) -> Any:
 
 
 def _pads(
-    sizes: Sequence[int], kernel: Sequence[int], strides: list[int], dilations: list[int], found: Mapping[str, Any]
+    sizes: Sequence[int], kernel: Sequence[int], strides: list[int], dilations: list[int], given: Mapping[str, Any]
 ) -> list[int]:
-    how = found.get("auto_pad", "NOTSET")
-    if how in ("NOTSET", "VALID"):
-        return list(found.get("pads", [0] * (2 * len(kernel)))) if how == "NOTSET" else [0] * (2 * len(kernel))
+    mode = given.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", "VALID"):
+        return list(given.get("pads", [0] * (2 * len(kernel)))) if mode == "NOTSET" else [0] * (2 * len(kernel))
     before, after = [], []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
         small, large = total // 2, total - total // 2
-        before.append(small if how == "SAME_UPPER" else large)
-        after.append(large if how == "SAME_UPPER" else small)
+        before.append(small if mode == "SAME_UPPER" else large)
+        after.append(large if mode == "SAME_UPPER" else small)
     return before + after

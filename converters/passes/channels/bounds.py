@@ -1,8 +1,8 @@
-"""What values channels can take whatever the input is: intervals, from the weights alone.
+"""Bounds of the values of each channel for any input, from the weights alone (interval arithmetic).
 
-Interval arithmetic in float64, widened by more than float32 can lose: in a sum of n products each is off by a factor of
-at most 1 + n u / (1 - n u), with u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section
-3.1). Inputs are any finite numbers; where nothing is known a bound is infinite.
+The arithmetic is in float64. Each interval is widened by more than float32 rounding can change: in a sum of n products,
+each product is off by a factor of at most 1 + n u / (1 - n u), with u = 2**-24 (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", section 3.1). Inputs are any finite numbers. An unknown bound is infinite.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
 
 UNIT = 2.0**-24
-SLACK = 4.0  # times what float32 loses: kernels may split sums and multiply-adds as they like
-AVERAGED = 1e-3  # of a mean, whose terms were not counted: good for ten thousand
+SLACK = 4.0  # factor on the float32 error: kernels may split sums and multiply-adds in any order
+AVERAGED = 1e-3  # relative widening of a mean, whose terms are not counted: covers ten thousand terms
 UNKNOWN = np.array([-np.inf]), np.array([np.inf])
 
-Interval = tuple[Array, Array]  # smallest and largest value along the lanes (L,), or of all channels (1,)
+Interval = tuple[Array, Array]  # smallest and largest value by lane (L,), or of all channels together (1,)
 
 
 class ChannelBounds:
     """The interval of each tensor's channels.
 
     Args:
-        channels: Of the graph.
+        channels: The channels of the graph.
     """
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
-        self._found: dict[str, Interval] = {}
+        self._intervals: dict[str, Interval] = {}
         for node in channels.graph.nodes:
             rule = _rules.get(node.op_type)
-            for place, name in enumerate(node.output):
-                found = rule(self, node, place) if rule is not None else UNKNOWN
-                low, high = (np.where(np.isnan(one), wide, one) for one, wide in zip(found, UNKNOWN, strict=True))
-                self._found[name] = low, high
+            for output_index, name in enumerate(node.output):
+                interval = rule(self, node, output_index) if rule is not None else UNKNOWN
+                low, high = (np.where(np.isnan(one), wide, one) for one, wide in zip(interval, UNKNOWN, strict=True))
+                self._intervals[name] = low, high
 
     def alive(self) -> dict[str, Array]:
-        """By tensor, True at each of its lanes (L,) that can be anything but 0."""
-        found = {}
+        """By tensor: True at each of its lanes (L,) whose value can differ from 0."""
+        alive = {}
         for name, lanes in self.channels.lanes.items():
             low, high = self.of(name, lanes.axis, len(lanes.ids))
-            found[name] = ~((low == 0) & (high == 0))
-        return found
+            alive[name] = ~((low == 0) & (high == 0))
+        return alive
 
     def of(self, name: str, axis: int, count: int) -> Interval:
-        """The interval of a tensor's values at each of `count` places (L,) along `axis`; one for all if not known."""
-        low, high = self._found.get(name, UNKNOWN)
+        """The intervals of a tensor's values at `count` indices along `axis`; all equal if its lanes lie elsewhere."""
+        low, high = self._intervals.get(name, UNKNOWN)
         lanes = self.channels.lanes.get(name)
         if lanes is None or lanes.axis != axis or len(low) != count:
             low, high = low.min(keepdims=True), high.max(keepdims=True)
         return np.broadcast_to(low, count), np.broadcast_to(high, count)
 
     def along(self, name: str, output: str) -> Interval:
-        """The interval of one input of an elementwise node along the lanes of its output (L,), or (1,)."""
+        """The intervals of one input of an elementwise node, by the lanes of the node's output (L,), or (1,)."""
         lanes, constants = self.channels.lanes.get(output), self.channels.graph.constants
         count = len(lanes.ids) if lanes is not None else 1
         if name not in constants:
             own = self.channels.lanes.get(name)
             moved = own is not None and lanes is not None and own.ids is lanes.ids  # to another axis
-            found = own if moved else lanes
-            return self.of(name, found.axis if found is not None else 0, count)
+            source = own if moved else lanes
+            return self.of(name, source.axis if source is not None else 0, count)
         value = constants[name].astype(np.float64)
         rank = len(self.channels.sizes.get(output, ()))
         axis = lanes.axis - (rank - value.ndim) if lanes is not None else -1
@@ -76,8 +76,8 @@ class ChannelBounds:
         return value.min(axis=others), value.max(axis=others)
 
 
-def _dense(bounds: ChannelBounds, node: Any, place: int) -> Interval:
-    """The bias and the sum of w x, each product at its least and most; padding adds 0 to what x can be."""
+def _dense(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
+    """The bias plus the sum of the smallest and of the largest products w x. With padding, x can also be 0."""
     graph = bounds.channels.graph
     if not is_dense(graph, node) or node.output[0] not in bounds.channels.lanes:
         return UNKNOWN
@@ -103,7 +103,7 @@ def _dense(bounds: ChannelBounds, node: Any, place: int) -> Interval:
 
 
 def _products(factor: Array, low: Array, high: Array) -> Interval:
-    """The least and most of `factor` times what is between `low` and `high`; 0 times anything is 0."""
+    """The smallest and largest `factor` * x for x from `low` to `high`; 0 times infinity counts as 0."""
     with np.errstate(invalid="ignore"):
         ends = [np.where((factor == 0) | (end == 0), 0.0, factor * end) for end in (low, high)]
     return np.minimum(*ends), np.maximum(*ends)
@@ -113,7 +113,7 @@ def _wider(low: Array, high: Array, share: float) -> Interval:
     return low - share * np.abs(low), high + share * np.abs(high)
 
 
-def _added(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _added(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     first, second = (bounds.along(name, node.output[0]) for name in node.input[:2])
     if node.op_type == "Sub":
         second = -second[1], -second[0]
@@ -121,28 +121,28 @@ def _added(bounds: ChannelBounds, node: Any, place: int) -> Interval:
         return _wider(first[0] + second[0], first[1] + second[1], 2 * UNIT)
 
 
-def _multiplied(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _multiplied(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     first, second = (bounds.along(name, node.output[0]) for name in node.input)
     ends = [_products(end, *second) for end in first]
     return _wider(np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1]), 2 * UNIT)
 
 
-def _through(change: Callable[[Array, dict[str, Any]], Array]) -> Rule:
-    """For functions that never fall: the ends of the interval go through them."""
+def _increasing(change: Callable[[Array, dict[str, Any]], Array]) -> Rule:
+    """The rule of a monotonically increasing function: it maps the ends of the interval."""
 
-    def rule(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+    def rule(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
         low, high = bounds.along(node.input[0], node.output[0])
-        told = attributes(node)
-        return _wider(change(low, told), change(high, told), 4 * UNIT)
+        given = attributes(node)
+        return _wider(change(low, given), change(high, given), 4 * UNIT)
 
     return rule
 
 
-def _clipped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _clipped(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
-    constants, told = bounds.channels.graph.constants, list(node.input[1:])
-    ends = [float(constants[name].item()) if name in constants else None for name in told]
-    if any(name and end is None for name, end in zip(told, ends, strict=True)):
+    constants, given = bounds.channels.graph.constants, list(node.input[1:])
+    ends = [float(constants[name].item()) if name in constants else None for name in given]
+    if any(name and end is None for name, end in zip(given, ends, strict=True)):
         return UNKNOWN
     smallest, largest = (*ends, None, None)[:2]
     for bound, pick in ((smallest, np.maximum), (largest, np.minimum)):
@@ -150,40 +150,40 @@ def _clipped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return low, high
 
 
-def _leaky(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _leaky(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     alpha = float(attributes(node).get("alpha", 0.01))
-    rule = _through(lambda x, told: np.where(x >= 0, x, alpha * x))
-    return rule(bounds, node, place) if alpha > 0 else UNKNOWN
+    rule = _increasing(lambda x, given: np.where(x >= 0, x, alpha * x))
+    return rule(bounds, node, output_index) if alpha > 0 else UNKNOWN
 
 
-def _hard_sigmoid(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _hard_sigmoid(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
-    told = attributes(node)
-    alpha, beta = float(told.get("alpha", 0.2)), float(told.get("beta", 0.5))
+    given = attributes(node)
+    alpha, beta = float(given.get("alpha", 0.2)), float(given.get("beta", 0.5))
     if alpha <= 0:
         return UNKNOWN
     margin = SLACK * UNIT * (abs(beta) + alpha * np.where(np.isfinite(high), np.abs(high), 0.0))
     return np.clip(alpha * low + beta - margin, 0.0, 1.0), np.clip(alpha * high + beta + margin, 0.0, 1.0)
 
 
-def _hard_swish(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _hard_swish(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     """HardSwish is x * clip(x / 6 + 1 / 2, 0, 1): 0 up to -3, and never below -3 / 8."""
     _, high = bounds.along(node.input[0], node.output[0])
     dead = high < -3.0 - 1e-4
     return np.where(dead, 0.0, -0.376), np.where(dead, 0.0, np.maximum(high, 0.0) * (1 + 1e-4))
 
 
-def _averaged(bounds: ChannelBounds, node: Any, place: int) -> Interval:
-    """Means, and what pads: between the smallest and the largest, or 0."""
+def _averaged(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
+    """A mean, possibly over padding: from the smallest to the largest value, 0 included."""
     low, high = bounds.along(node.input[0], node.output[0])
     return _wider(np.minimum(low, 0.0), np.maximum(high, 0.0), AVERAGED)
 
 
-def _resized(bounds: ChannelBounds, node: Any, place: int) -> Interval:
-    return _averaged(bounds, node, place) if attributes(node).get("mode", "nearest") != "cubic" else UNKNOWN
+def _resized(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
+    return _averaged(bounds, node, output_index) if attributes(node).get("mode", "nearest") != "cubic" else UNKNOWN
 
 
-def _concatenated(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _concatenated(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     lanes = bounds.channels.lanes.get(node.output[0])
     rank = len(bounds.channels.sizes.get(node.output[0], ()))
     if lanes is None or int(attributes(node)["axis"]) % rank != lanes.axis:
@@ -194,7 +194,7 @@ def _concatenated(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
 
 
-def _reshaped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _reshaped(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     origin = bounds.channels.origins.get(node.output[0])
     if origin is None:
         return bounds.of(node.input[0], 0, 1)
@@ -203,17 +203,17 @@ def _reshaped(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return low[origin], high[origin]
 
 
-def _split(bounds: ChannelBounds, node: Any, place: int) -> Interval:
-    channels, output = bounds.channels, node.output[place]
+def _split(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
+    channels, output = bounds.channels, node.output[output_index]
     whole, part = channels.lanes.get(node.input[0]), channels.lanes.get(output)
     if whole is None or part is None or len(whole.ids) == len(part.ids):
         return bounds.along(node.input[0], output) if part is not None else bounds.of(node.input[0], 0, 1)
     low, high = bounds.of(node.input[0], whole.axis, len(whole.ids))
-    start = sum(len(channels.lanes[name].ids) for name in node.output[:place])
+    start = sum(len(channels.lanes[name].ids) for name in node.output[:output_index])
     return low[start : start + len(part.ids)], high[start : start + len(part.ids)]
 
 
-def _padded(bounds: ChannelBounds, node: Any, place: int) -> Interval:
+def _padded(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     low, high = bounds.along(node.input[0], node.output[0])
     if attributes(node).get("mode", "constant") != "constant":
         return low, high
@@ -224,8 +224,8 @@ def _padded(bounds: ChannelBounds, node: Any, place: int) -> Interval:
     return np.minimum(low, value), np.maximum(high, value)
 
 
-def _same(bounds: ChannelBounds, node: Any, place: int) -> Interval:
-    return bounds.along(node.input[0], node.output[place])
+def _same(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
+    return bounds.along(node.input[0], node.output[output_index])
 
 
 Rule = Callable[[ChannelBounds, Any, int], Interval]
@@ -242,9 +242,9 @@ _rules: dict[str, Rule] = {
     "LeakyRelu": _leaky,
     "Mul": _multiplied,
     "Pad": _padded,
-    "Relu": _through(lambda x, told: np.maximum(x, 0.0)),
+    "Relu": _increasing(lambda x, given: np.maximum(x, 0.0)),
     "Resize": _resized,
     "Split": _split,
-    "Sigmoid": lambda bounds, node, place: (np.zeros(1), np.ones(1)),
-    "Tanh": lambda bounds, node, place: (-np.ones(1), np.ones(1)),
+    "Sigmoid": lambda bounds, node, output_index: (np.zeros(1), np.ones(1)),
+    "Tanh": lambda bounds, node, output_index: (-np.ones(1), np.ones(1)),
 }

@@ -1,7 +1,7 @@
-"""Takes away channels that are 0 wherever they are read: they cost as much as others and add nothing.
+"""Remove dead channels, whose values are 0 for every reader: they cost time and contribute nothing.
 
-Which can go is told by `Channels`. That they are 0 is either *proven*, for every input, from the weights alone, or
-*measured*: exactly 0 on every row of given samples. What is measured need not hold of other inputs.
+`Channels` (groups.py) decides which channels can be removed. A channel is either *proven* dead, for every input from
+the weights alone, or *measured* dead: exactly 0 on every row of the samples. It can be active on other inputs then.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from converters.passes.channels.rules import channels_of
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 
-LEAST_ROWS = 59  # a channel that is awake on 5 % of inputs is 0 on as many rows with a chance below 5 %
+LEAST_ROWS = 59  # a channel active on 5 % of inputs is 0 on 59 random rows with a probability below 5 %
 
 
 class RemoveDeadChannels:
-    """Takes away every channel that is 0 for every input, or that nobody reads."""
+    """Removes every channel that is proven 0 for every input, or that no node reads."""
 
     name = "remove-dead-channels"
 
     def applies(self, graph: Graph) -> bool:
-        """True where there is one that can go."""
+        """True if at least one channel can be removed."""
         return bool(_proven(channels_of(graph)).any())
 
     def run(self, graph: Graph) -> Graph:
         """The smaller graph."""
         channels = channels_of(graph)
         gone = _proven(channels)
-        while gone.any():  # what only dead channels read is read by nobody then
+        while gone.any():  # then channels read only by removed ones have no reader
             channels = channels_of(without(channels, gone))
             gone = _proven(channels)
         return channels.graph
 
     def holds(self, graph: Graph) -> bool:
-        """None is left."""
+        """No channel is left to remove."""
         return not self.applies(graph)
 
 
 class DeadChannels:
-    """The channels that were 0 on every row of `samples` wherever they are read, and can go.
+    """The removable channels that every reader reads as 0 on every row of `samples`.
 
     Args:
         graph: The canonical graph.
@@ -60,23 +60,23 @@ class DeadChannels:
         alive = {name: np.zeros(len(lanes.ids), dtype=bool) for name, lanes in self._channels.lanes.items()}
         idle = self._channels.idle(alive)
         for values in self._values(samples, self._watched(idle)):
-            for name, awake in values.items():
-                alive[name] |= awake.any(axis=0)
+            for name, nonzero in values.items():
+                alive[name] |= nonzero.any(axis=0)
             if not self._channels.idle(alive).any():
                 break
         self._gone = self._channels.removable(alive)
 
     @property
     def found(self) -> bool:
-        """True where there is at least one."""
+        """True if there is at least one."""
         return bool(self._gone.any())
 
     def without(self) -> Graph:
-        """The graph without them, and without what only they read."""
+        """The graph without these channels, and without channels that only they read."""
         return RemoveDeadChannels().run(without(self._channels, self._gone))
 
-    def waking_rows(self, samples: Samples) -> int:
-        """On how many rows of `samples` one of them is not 0 where it is read."""
+    def active_rows(self, samples: Samples) -> int:
+        """How many rows of `samples` have at least one of these channels not 0 at a reader."""
         watched, count = self._watched(self._gone), 0
         for values in self._values(samples, watched):
             rows = [values[read.tensor][:, read.used & self._gone[read.lanes.ids]].any(axis=1) for read in watched]
@@ -84,11 +84,11 @@ class DeadChannels:
         return count
 
     def _watched(self, channels: Array) -> list[Read]:
-        """The reads of any of `channels` (n,), bool."""
+        """The reads that include any of `channels` (n,), bool."""
         return [read for read in self._channels.reads if channels[read.lanes.ids].any()]
 
     def _values(self, samples: Samples, watched: list[Read]) -> Iterator[dict[str, Array]]:
-        """By tensor, where each row's lanes are not 0 (rows, L), part by part."""
+        """By tensor, True for each row and lane with a value that is not 0 (rows, L); one item per batch of rows."""
         axes = {read.tensor: read.lanes.axis for read in watched}
         if not axes:
             return
@@ -101,30 +101,30 @@ class DeadChannels:
         rows = CHUNK_ROWS if graph.free_batch else 1
         try:
             for start in range(0, len(samples), rows):
-                found = runtime.run(samples.take(slice(start, start + rows)).inputs)
-                yield {name: _awake(found[name], axis) for name, axis in axes.items()}
+                outputs = runtime.run(samples.take(slice(start, start + rows)).inputs)
+                yield {name: _nonzero(outputs[name], axis) for name, axis in axes.items()}
         finally:
             runtime.close()
 
 
 def layer_channels(graph: Graph) -> dict[str, int]:
-    """How many channels each layer makes, by its name; layers whose weights are not constant are left out."""
-    found = {}
+    """Output channels of each layer by its name; layers without constant weights are left out."""
+    channels = {}
     for node in graph.nodes:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in graph.constants:
-            shape, told = graph.constants[node.input[1]].shape, attributes(node)
-            if node.op_type == "Conv" or told.get("transB"):
-                found[label(node)] = shape[0]
+            shape, given = graph.constants[node.input[1]].shape, attributes(node)
+            if node.op_type == "Conv" or given.get("transB"):
+                channels[label(node)] = shape[0]
             else:
-                found[label(node)] = shape[1] * told.get("group", 1) if len(shape) > 1 else 1
-    return found
+                channels[label(node)] = shape[1] * given.get("group", 1) if len(shape) > 1 else 1
+    return channels
 
 
 def _proven(channels: Channels) -> Array:
     return channels.removable(ChannelBounds(channels).alive())
 
 
-def _awake(values: Array, axis: int) -> Array:
+def _nonzero(values: Array, axis: int) -> Array:
     others = tuple(i for i in range(1, values.ndim) if i != axis)
-    awake: Array = (values != 0).any(axis=others)
-    return awake
+    nonzero: Array = (values != 0).any(axis=others)
+    return nonzero

@@ -1,6 +1,6 @@
-"""How each operator hands channels on, mixes them, or holds them; see channels.py.
+"""Rules per operator: which channels it passes on, mixes or fixes (see groups.py).
 
-A rule returns False where it does not hold of a node: the channels that go in and those that come out then stay.
+A rule returns False if it does not cover a node. The channels of the node's inputs and outputs are then fixed.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ Rule = Callable[[Channels, int, Any], bool]
 
 
 def channels_of(graph: Graph) -> Channels:
-    """The channels of `graph`. What is not known is held, and never guessed."""
+    """The channels of `graph`. Channels that reach an operator without a rule are fixed."""
     channels = Channels(graph)
     for number, node in enumerate(graph.nodes):
         rule = _rules.get(node.op_type)
         if node.op_type == "Constant" or (rule is not None and rule(channels, number, node)):
             continue
         for name in (*node.input, *node.output):
-            channels.hold(name)
+            channels.fix(name)
     for value in graph.model.graph.output:
-        channels.hold(value.name)
+        channels.fix(value.name)
     if any(entry.HasField("g") or entry.graphs for node in graph.nodes for entry in node.attribute):
-        channels.hold_all()  # what a subgraph reads is not looked into
+        channels.fix_all()  # the rules do not look into subgraphs
     return channels
 
 
 def _dense(channels: Channels, number: int, node: Any) -> bool:
-    """Conv, Gemm and MatMul: channels in are read, and others come out. Depthwise they stay the same ones."""
+    """Conv, Gemm and MatMul read their input channels and make new ones. A depthwise Conv passes its channels on."""
     graph = channels.graph
     rank, rank_out = (len(channels.sizes.get(name, ())) for name in (node.input[0], node.output[0]))
     if rank < 2 or rank_out < 2 or not is_dense(graph, node):
         return False
     layer, image = Dense(graph, node), node.op_type == "Conv"
-    inputs = channels.at(node.input[0], 1 if image else rank - 1)
+    inputs = channels.lanes_at(node.input[0], 1 if image else rank - 1)
     if inputs is None or (layer.group > 1 and layer.group != len(inputs.ids)):
         return False
     first = image or bool(node.op_type == "Gemm" and attributes(node).get("transB"))
@@ -60,7 +60,7 @@ def _dense(channels: Channels, number: int, node: Any) -> bool:
         ids = np.repeat(inputs.ids, len(layer.matrix) // layer.group)
         channels.groups[number] = inputs.ids
     else:
-        ids = channels.fresh(len(layer.matrix))
+        ids = channels.new_ids(len(layer.matrix))
         used = (layer.matrix.reshape(len(ids), len(inputs.ids), -1) != 0).any(axis=(0, 2))
         channels.reads.append(Read(node.input[0], inputs, used))
         channels.cuts.append(Cut(number, 1, 1 if first else 0, inputs.ids))
@@ -74,15 +74,15 @@ def _dense(channels: Channels, number: int, node: Any) -> bool:
     return bool(bias.size in (1, len(ids)))
 
 
-def _transposed(channels: Channels, number: int, node: Any) -> bool:
-    """ConvTranspose of one group, whose weights have the inputs first."""
+def _conv_transposed(channels: Channels, number: int, node: Any) -> bool:
+    """ConvTranspose of one group; axis 0 of its weights are the input channels."""
     constants = channels.graph.constants
     known = all(name in constants for name in node.input[1:] if name)
-    inputs = channels.at(node.input[0], 1)
+    inputs = channels.lanes_at(node.input[0], 1)
     if not known or inputs is None or attributes(node).get("group", 1) != 1:
         return False
     weights = constants[node.input[1]]
-    ids = channels.fresh(weights.shape[1])
+    ids = channels.new_ids(weights.shape[1])
     used = (weights.reshape(*weights.shape[:2], -1) != 0).any(axis=(1, 2))
     channels.reads.append(Read(node.input[0], inputs, used))
     channels.cuts += [Cut(number, 1, 0, inputs.ids), Cut(number, 1, 1, ids)]
@@ -93,31 +93,31 @@ def _transposed(channels: Channels, number: int, node: Any) -> bool:
 
 
 def _normalized(channels: Channels, number: int, node: Any) -> bool:
-    """BatchNormalization that was not folded: four constants with one value a channel."""
-    found = channels.lanes.get(node.input[0])
+    """BatchNormalization that was not folded: four constants with one value per channel."""
+    lanes = channels.lanes.get(node.input[0])
     known = all(name in channels.graph.constants for name in node.input[1:5])
-    if found is None or found.axis != 1 or not known or len(node.output) > 1:
+    if lanes is None or lanes.axis != 1 or not known or len(node.output) > 1:
         return False
-    channels.cuts += [Cut(number, place, 0, found.ids) for place in range(1, 5)]
-    channels.lanes[node.output[0]] = found
+    channels.cuts += [Cut(number, input_index, 0, lanes.ids) for input_index in range(1, 5)]
+    channels.lanes[node.output[0]] = lanes
     return True
 
 
-def _handed_on(channels: Channels, number: int, node: Any) -> bool:
-    """Operators that treat each value, or each channel's values, alone; other inputs are the same for all channels."""
-    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+def _passed_on(channels: Channels, number: int, node: Any) -> bool:
+    """Operators that treat each value or each channel alone, with further inputs that are scalar constants."""
+    lanes, constants = channels.lanes.get(node.input[0]), channels.graph.constants
     others = [name for name in node.input[1:] if name]
-    image = node.op_type not in POOLING or (found is not None and found.axis == 1)
-    if found is None or len(node.output) > 1 or not image:
+    image = node.op_type not in POOLING or (lanes is not None and lanes.axis == 1)
+    if lanes is None or len(node.output) > 1 or not image:
         return False
     if any(name not in constants or constants[name].size != 1 for name in others):
         return False
-    channels.lanes[node.output[0]] = found
+    channels.lanes[node.output[0]] = lanes
     return True
 
 
-def _joined(channels: Channels, number: int, node: Any) -> bool:
-    """Sums, products and the like: what stands at one place goes together."""
+def _elementwise(channels: Channels, number: int, node: Any) -> bool:
+    """Elementwise operators with several inputs: channels at the same position form a group."""
     constants = channels.graph.constants
     tensors = [name for name in node.input if name not in constants]
     first = next((channels.lanes[name] for name in tensors if name in channels.lanes), None)
@@ -129,7 +129,7 @@ def _joined(channels: Channels, number: int, node: Any) -> bool:
         return False
     wide = max((found for name in tensors if (found := channels.lanes.get(name))), key=lambda found: len(found.ids))
     axis = wide.axis
-    lanes = [channels.at(name, axis) for name in tensors]
+    lanes = [channels.lanes_at(name, axis) for name in tensors]
     if any(found is None for found in lanes):
         return False
     alike = [found.ids for found in lanes if found is not None and len(found.ids) == len(wide.ids)]
@@ -138,7 +138,7 @@ def _joined(channels: Channels, number: int, node: Any) -> bool:
         if len(found.ids) != len(wide.ids):
             if len(found.ids) != 1:
                 return False
-            channels.hold(name)  # one value for all channels
+            channels.fix(name)  # broadcast: one value for all channels
     cuts = _constant_cuts(channels, number, node, rank, Lanes(axis, wide.ids))
     if cuts is None:
         return False
@@ -150,9 +150,9 @@ def _joined(channels: Channels, number: int, node: Any) -> bool:
 
 
 def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes: Lanes) -> list[Cut] | None:
-    """Where constants of an elementwise node have one value a channel; None where one makes the tensor larger."""
+    """Constants of an elementwise node with one value per channel; None if a constant makes the tensor larger."""
     cuts = []
-    for place, name in enumerate(node.input):
+    for input_index, name in enumerate(node.input):
         if name not in channels.graph.constants:
             continue
         value = channels.graph.constants[name]
@@ -161,7 +161,7 @@ def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes:
         if value.ndim > rank or size not in (1, len(lanes.ids)):
             return None
         if size == len(lanes.ids):
-            cuts.append(Cut(number, place, axis, lanes.ids))
+            cuts.append(Cut(number, input_index, axis, lanes.ids))
     return cuts
 
 
@@ -170,7 +170,7 @@ def _concatenated(channels: Channels, number: int, node: Any) -> bool:
     rank = len(channels.sizes.get(node.output[0], ()))
     if first is None or rank == 0 or any(name in channels.graph.constants for name in node.input):
         return False
-    lanes = [channels.at(name, first.axis) for name in node.input]
+    lanes = [channels.lanes_at(name, first.axis) for name in node.input]
     if any(found is None for found in lanes):
         return False
     ids = [found.ids for found in lanes if found is not None]
@@ -184,102 +184,102 @@ def _concatenated(channels: Channels, number: int, node: Any) -> bool:
 
 
 def _split(channels: Channels, number: int, node: Any) -> bool:
-    """Split along another axis hands channels on; along theirs each output has a part of them."""
-    found = channels.lanes.get(node.input[0])
-    if found is None:
+    """Split along another axis passes channels on; along the channel axis each output gets some of them."""
+    lanes = channels.lanes.get(node.input[0])
+    if lanes is None:
         return False
     rank = len(channels.sizes[node.input[0]])
-    if int(attributes(node).get("axis", 0)) % rank != found.axis:
-        channels.lanes.update(dict.fromkeys(node.output, found))
+    if int(attributes(node).get("axis", 0)) % rank != lanes.axis:
+        channels.lanes.update(dict.fromkeys(node.output, lanes))
         return True
     if len(node.input) < 2 or node.input[1] not in channels.graph.constants:
         return False
     start = 0
-    for place, (name, size) in enumerate(zip(node.output, channels.graph.constants[node.input[1]], strict=True)):
-        ids = found.ids[start : start + int(size)]
-        channels.lanes[name] = Lanes(found.axis, ids)
-        channels.counts[number, 1, place] = ids
+    for output_index, (name, size) in enumerate(zip(node.output, channels.graph.constants[node.input[1]], strict=True)):
+        ids = lanes.ids[start : start + int(size)]
+        channels.lanes[name] = Lanes(lanes.axis, ids)
+        channels.counts[number, 1, output_index] = ids
         start += int(size)
     return True
 
 
 def _padded(channels: Channels, number: int, node: Any) -> bool:
-    """Pad that adds nothing along the channels."""
-    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+    """Pad that adds nothing along the channel axis."""
+    lanes, constants = channels.lanes.get(node.input[0]), channels.graph.constants
     rank = len(channels.sizes.get(node.input[0], ()))
-    if found is None or len(node.input) < 2 or node.input[1] not in constants or len(node.input) > 3:
+    if lanes is None or len(node.input) < 2 or node.input[1] not in constants or len(node.input) > 3:
         return False
     pads = constants[node.input[1]]
-    if len(pads) != 2 * rank or pads[found.axis] or pads[rank + found.axis]:
+    if len(pads) != 2 * rank or pads[lanes.axis] or pads[rank + lanes.axis]:
         return False
-    channels.lanes[node.output[0]] = found
+    channels.lanes[node.output[0]] = lanes
     return True
 
 
 def _reduced(channels: Channels, number: int, node: Any) -> bool:
-    """A mean or sum over other axes than the channels'."""
-    found, told = channels.lanes.get(node.input[0]), attributes(node)
+    """A reduction over axes other than the batch and the channels."""
+    lanes, given = channels.lanes.get(node.input[0]), attributes(node)
     rank = len(channels.sizes.get(node.input[0], ()))
-    axes = told.get("axes")
+    axes = given.get("axes")
     if len(node.input) > 1 and node.input[1] in channels.graph.constants:
         axes = channels.graph.constants[node.input[1]].tolist()
-    if found is None or not axes:
+    if lanes is None or not axes:
         return False
-    over = sorted(int(axis) % rank for axis in axes)
-    if found.axis in over or 0 in over:
+    reduced = sorted(int(axis) % rank for axis in axes)
+    if lanes.axis in reduced or 0 in reduced:
         return False
-    shift = 0 if told.get("keepdims", 1) else sum(axis < found.axis for axis in over)
-    channels.lanes[node.output[0]] = Lanes(found.axis - shift, found.ids)
+    shift = 0 if given.get("keepdims", 1) else sum(axis < lanes.axis for axis in reduced)
+    channels.lanes[node.output[0]] = Lanes(lanes.axis - shift, lanes.ids)
     return True
 
 
-def _moved(channels: Channels, number: int, node: Any) -> bool:
-    """Transpose that leaves the batch first."""
-    found, order = channels.lanes.get(node.input[0]), list(attributes(node).get("perm", ()))
-    if found is None or not order or order[0] != 0:
+def _transposed_axes(channels: Channels, number: int, node: Any) -> bool:
+    """Transpose that keeps the batch first."""
+    lanes, order = channels.lanes.get(node.input[0]), list(attributes(node).get("perm", ()))
+    if lanes is None or not order or order[0] != 0:
         return False
-    channels.lanes[node.output[0]] = Lanes(order.index(found.axis), found.ids)
+    channels.lanes[node.output[0]] = Lanes(order.index(lanes.axis), lanes.ids)
     return True
 
 
 def _resized(channels: Channels, number: int, node: Any) -> bool:
-    """Resize by constant scales, of which that of the channels is 1, or to constant sizes."""
-    found, constants = channels.lanes.get(node.input[0]), channels.graph.constants
-    told = [(place, name) for place, name in enumerate(node.input) if place >= 2 and name]
-    if found is None or len(told) != 1 or told[0][1] not in constants or attributes(node).get("axes"):
+    """Resize to constant sizes, or by constant scales with scale 1 for the channels."""
+    lanes, constants = channels.lanes.get(node.input[0]), channels.graph.constants
+    given = [(input_index, name) for input_index, name in enumerate(node.input) if input_index >= 2 and name]
+    if lanes is None or len(given) != 1 or given[0][1] not in constants or attributes(node).get("axes"):
         return False
-    place, values = told[0][0], constants[told[0][1]]
-    whole = len(found.ids) if place == 3 else 1
-    if len(values) <= found.axis or values[found.axis] != whole:
+    input_index, values = given[0][0], constants[given[0][1]]
+    whole = len(lanes.ids) if input_index == 3 else 1
+    if len(values) <= lanes.axis or values[lanes.axis] != whole:
         return False
-    if place == 3:
-        channels.counts[number, 3, found.axis] = found.ids
-    channels.lanes[node.output[0]] = found
+    if input_index == 3:
+        channels.counts[number, 3, lanes.axis] = lanes.ids
+    channels.lanes[node.output[0]] = lanes
     return True
 
 
 def _reshaped(channels: Channels, number: int, node: Any) -> bool:
-    """Another shape of the same values, where each place along one axis still holds one channel alone."""
-    found = channels.lanes.get(node.input[0])
+    """A reshape after which each index along one axis still belongs to one channel."""
+    lanes = channels.lanes.get(node.input[0])
     before, after = channels.sizes.get(node.input[0], ()), channels.sizes.get(node.output[0], ())
-    if found is None or found.axis == 0 or len(before) < 2 or len(after) < 2:
+    if lanes is None or lanes.axis == 0 or len(before) < 2 or len(after) < 2:
         return False
     if None in before or None in after or before[0] != after[0]:
         return False
     sizes = [size for size in before[1:] if size is not None]
     shape = [1] * len(sizes)
-    shape[found.axis - 1] = -1
-    places = np.broadcast_to(np.arange(len(found.ids)).reshape(shape), sizes).reshape(after[1:])
-    axis, origin = _only_along(places)
-    if axis is None or not _can_tell(channels, number, node, axis + 1, found.ids[origin]):
+    shape[lanes.axis - 1] = -1
+    places = np.broadcast_to(np.arange(len(lanes.ids)).reshape(shape), sizes).reshape(after[1:])
+    axis, origin = _only_axis(places)
+    if axis is None or not _target_shape_can_shrink(channels, number, node, axis + 1, lanes.ids[origin]):
         return False
     channels.origins[node.output[0]] = origin
-    channels.lanes[node.output[0]] = Lanes(axis + 1, found.ids[origin])
+    channels.lanes[node.output[0]] = Lanes(axis + 1, lanes.ids[origin])
     return True
 
 
-def _only_along(places: Array) -> tuple[int | None, Array]:
-    """The axis along which alone `places` differ, and what they are there (L,)."""
+def _only_axis(places: Array) -> tuple[int | None, Array]:
+    """The only axis along which `places` differ, and their values along it (L,); None if there is no such axis."""
     for axis in range(places.ndim):
         first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(places.ndim))
         if (places == places[first]).all():
@@ -287,8 +287,8 @@ def _only_along(places: Array) -> tuple[int | None, Array]:
     return None, np.empty(0, dtype=np.int64)
 
 
-def _can_tell(channels: Channels, number: int, node: Any, axis: int, ids: Array) -> bool:
-    """True where the node's wanted shape can follow when channels along `axis` go; notes down how."""
+def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: int, ids: Array) -> bool:
+    """True if the target shape can shrink with the channels along `axis`. Adds the element to change to `counts`."""
     if node.op_type != "Reshape":
         return True
     wanted = channels.graph.constants.get(node.input[1])
@@ -296,15 +296,15 @@ def _can_tell(channels: Channels, number: int, node: Any, axis: int, ids: Array)
         if wanted[axis] > 0:
             channels.counts[number, 1, axis] = ids
         return bool(wanted[axis] > 0 or wanted[axis] == -1)
-    maker = channels.made_by(node.input[1])  # computed from the batch: the rest is constants
+    maker = channels.made_by(node.input[1])  # the shape is computed from the batch size; its other parts are constants
     parts = list(maker.input) if maker is not None and maker.op_type == "Concat" else []
     rest = channels.graph.constants.get(parts[axis]) if axis < len(parts) else None
     single = all(channels.sizes.get(name) == (1,) for name in parts)
     return bool(single and rest is not None and rest.item() == -1)
 
 
-def _measured(channels: Channels, number: int, node: Any) -> bool:
-    """Shape, where only the size of the batch is taken from it."""
+def _shape_read(channels: Channels, number: int, node: Any) -> bool:
+    """Shape, if its readers take only the batch size from it."""
     readers: Sequence[Any] = channels.graph.consumers(node.output[0])
     constants = channels.graph.constants
     first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
@@ -321,17 +321,17 @@ def _measured(channels: Channels, number: int, node: Any) -> bool:
 
 
 _rules: dict[str, Rule] = {
-    **dict.fromkeys((*UNARY, *POOLING), _handed_on),
-    **dict.fromkeys(ELEMENTWISE, _joined),
+    **dict.fromkeys((*UNARY, *POOLING), _passed_on),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(RESHAPING, _reshaped),
     **dict.fromkeys(REDUCTIONS, _reduced),
     **dict.fromkeys(("Conv", "Gemm", "MatMul"), _dense),
     "BatchNormalization": _normalized,
     "Concat": _concatenated,
-    "ConvTranspose": _transposed,
+    "ConvTranspose": _conv_transposed,
     "Pad": _padded,
     "Resize": _resized,
-    "Shape": _measured,
+    "Shape": _shape_read,
     "Split": _split,
-    "Transpose": _moved,
+    "Transpose": _transposed_axes,
 }

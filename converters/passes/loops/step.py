@@ -1,7 +1,7 @@
-"""What one step of an ONNX Loop computes, as far as recurrent cells need it.
+"""Evaluate one step of an ONNX Loop on symbols, as far as recurrent cells need it.
 
-The body is run once on symbols. Everything linear in the step's input x and its states h is kept as one `Affine`,
-x @ W + h @ R + b, whichever way an exporter splits, slices and joins the weights; the rest are `Term`s over those.
+The body runs once on symbols. A value that is linear in the step's input x and a state h becomes one `Affine`,
+x @ W + h @ R + b, however an exporter splits, slices and joins the weights. Other values become `Term`s.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from onnx.reference import ReferenceEvaluator
 from converters.graph.graph import attributes
 from edgekit.tensors import Array
 
-BY_ELEMENT = ("Add", "And", "Cast", "Equal", "Greater", "Less", "LessOrEqual", "Mul", "Not", "Or", "Sub")
+ELEMENTWISE = ("Add", "And", "Cast", "Equal", "Greater", "Less", "LessOrEqual", "Mul", "Not", "Or", "Sub")
 UNARY = ("Relu", "Sigmoid", "Tanh")
 
 
 class UnknownStepError(Exception):
-    """The body computes what has no symbol here: the Loop stays as it is."""
+    """A value of the body has no symbol here. It is left out of the result of `evaluate`."""
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
-    """A constant; with `steps` its first axis runs over the loop's steps, one value for each."""
+    """A constant; with `steps`, its first axis has one value for each step of the loop."""
 
     value: Array
     steps: bool = False
@@ -38,8 +38,8 @@ class Affine(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         bias: (n,).
-        weights: (in, n), or None where x has no part.
-        recurrent: (u, n), or None where no state has.
+        weights: (in, n), or None if x has no part in it.
+        recurrent: (u, n), or None if no state has a part in it.
         state: Name of the state.
     """
 
@@ -50,7 +50,7 @@ class Affine(msgspec.Struct, frozen=True, eq=False):
 
 
 class Term(msgspec.Struct, frozen=True, eq=False):
-    """An operator over values; the step's input is ``x`` and a state ``state``, both without parts but a name."""
+    """An operator over values. The step's input has the operator ``x``; a state has ``state`` and its name."""
 
     op: str
     parts: tuple[Any, ...] = ()
@@ -63,32 +63,32 @@ Value = Known | Affine | Term
 def evaluate(
     body: Any, values: Mapping[str, Value], sequences: Callable[[str, Known], Term | None], opset: int
 ) -> dict[str, Value]:
-    """Every value of a Loop's body that has a symbol, by name; what needs one that has not is left out.
+    """Symbols of the values of a Loop's body, by name. Values without a symbol, and their readers, are left out.
 
     Args:
         body: The body, an ONNX GraphProto.
-        values: What is known before: the body's inputs, and constants of the graph around it.
-        sequences: For a Gather along axis 0 of a name from outside, at these places: the symbol of the step's input.
+        values: Symbols known before: the body's inputs, and constants of the surrounding graph.
+        sequences: Called for a Gather on axis 0 of an outer tensor (its name, the indices); gives the input's symbol.
         opset: The operator set of the body.
     """
-    found = dict(values)
+    symbols = dict(values)
     for tensor in body.initializer:
-        found[tensor.name] = Known(onnx.numpy_helper.to_array(tensor))
+        symbols[tensor.name] = Known(onnx.numpy_helper.to_array(tensor))
     for node in body.node:
         try:
-            outputs = _node(node, found, sequences, opset)
+            outputs = _node(node, symbols, sequences, opset)
         except UnknownStepError:
             continue
-        found.update(zip(node.output, outputs, strict=False))
-    return found
+        symbols.update(zip(node.output, outputs, strict=False))
+    return symbols
 
 
-def _node(node: Any, found: Mapping[str, Value], sequences: Any, opset: int) -> list[Value]:
-    if node.op_type == "Gather" and node.input[0] not in found:
-        places = found.get(node.input[1])
-        symbol = sequences(node.input[0], places) if isinstance(places, Known) and not _axis(node, 0) else None
+def _node(node: Any, symbols: Mapping[str, Value], sequences: Any, opset: int) -> list[Value]:
+    if node.op_type == "Gather" and node.input[0] not in symbols:
+        indices = symbols.get(node.input[1])
+        symbol = sequences(node.input[0], indices) if isinstance(indices, Known) and not _axis(node, 0) else None
         return [_known_symbol(symbol)]
-    inputs = [_known_symbol(found.get(name)) for name in node.input if name]
+    inputs = [_known_symbol(symbols.get(name)) for name in node.input if name]
     if all(isinstance(value, Known) for value in inputs):
         return _folded(node, inputs, opset)
     rule = RULES.get(node.op_type)
@@ -104,17 +104,17 @@ def _known_symbol(value: Value | None) -> Value:
 
 
 def _folded(node: Any, inputs: list[Any], opset: int) -> list[Value]:
-    """The node's answers to constants, by ONNX's reference; per step only where each element stands for itself."""
+    """The outputs of a node with constant inputs, by ONNX's reference; values per step pass elementwise nodes only."""
     steps = any(value.steps for value in inputs)
-    if steps and (node.op_type not in BY_ELEMENT or any(v.value.ndim for v in inputs if not v.steps)):
+    if steps and (node.op_type not in ELEMENTWISE or any(v.value.ndim for v in inputs if not v.steps)):
         if node.op_type == "Identity":
             return list(inputs)
         raise UnknownStepError(f"{node.op_type} of the step's number")
-    names = [f"i{place}" for place in range(len(inputs))]
+    names = [f"i{index}" for index in range(len(inputs))]
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
-    given = iter(names)
-    alone.input[:] = [next(given) if name else "" for name in node.input]
+    remaining_names = iter(names)
+    alone.input[:] = [next(remaining_names) if name else "" for name in node.input]
     infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.value.dtype), value.value.shape)
         for name, value in zip(names, inputs, strict=True)
@@ -126,13 +126,13 @@ def _folded(node: Any, inputs: list[Any], opset: int) -> list[Value]:
     return [Known(np.asarray(answer), steps) for answer in answers]
 
 
-# --- rules: (node, symbols of its inputs) to symbols of its outputs
+# --- rules: from a node and the symbols of its inputs to the symbols of its outputs
 
 
 def _product(node: Any, inputs: list[Value]) -> list[Value]:
     left, right = inputs
     if not isinstance(right, Known) or right.value.ndim != 2 or right.value.dtype != np.float32:
-        raise UnknownStepError("a product with what is no matrix of float32")
+        raise UnknownStepError("a product with a factor that is not a float32 matrix")
     weights, zeros = right.value, np.zeros(right.value.shape[1], np.float32)
     if isinstance(left, Term) and left.op == "x":
         return [Affine(zeros, weights=weights)]
@@ -148,20 +148,20 @@ def _sum(node: Any, inputs: list[Value]) -> list[Value]:
     if isinstance(one, Affine) and isinstance(other, Known):
         return [msgspec.structs.replace(one, bias=one.bias + _row(other, one.bias.size))]
     if isinstance(one, Affine) and isinstance(other, Affine):
-        return [_joined(one, other)]
+        return [_affine_sum(one, other)]
     return [Term("Add", (one, other))]
 
 
 def _row(value: Known, size: int) -> Array:
     shape = value.value.shape
     if value.steps or value.value.size not in (1, size) or len(shape) > 2 or (len(shape) == 2 and shape[0] != 1):
-        raise UnknownStepError("a bias that is no row")
+        raise UnknownStepError("a bias that is not one row")
     return np.broadcast_to(value.value.reshape(-1), size)
 
 
-def _joined(one: Affine, other: Affine) -> Affine:
+def _affine_sum(one: Affine, other: Affine) -> Affine:
     if one.bias.shape != other.bias.shape or (one.weights is not None) == (other.weights is not None):
-        raise UnknownStepError("a sum of two products of the same thing")
+        raise UnknownStepError("a sum of two products of the same factor")
     if one.recurrent is not None and other.recurrent is not None:
         raise UnknownStepError("a sum of two products of states")
     holder = one if one.recurrent is not None else other
@@ -208,7 +208,7 @@ def _split(node: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _width(value: Value) -> int:
-    """Columns of a value."""
+    """The number of columns of a value."""
     if isinstance(value, Affine):
         return value.bias.size
     if isinstance(value, Term) and value.op in UNARY:
@@ -217,13 +217,13 @@ def _width(value: Value) -> int:
 
 
 def _columns(value: Value, columns: slice) -> Value:
-    """Some columns of a value: those of its weights."""
+    """A range of columns of a value, taken from its weights."""
     if isinstance(value, Affine):
         first, second = (None if part is None else part[:, columns] for part in (value.weights, value.recurrent))
         return Affine(value.bias[columns], first, second, value.state)
     if isinstance(value, Term) and value.op in UNARY:
         return Term(value.op, (_columns(value.parts[0], columns),))
-    raise UnknownStepError("columns of what is not linear")
+    raise UnknownStepError("columns of a value that is not linear")
 
 
 def _axis(node: Any, usual: int) -> int:

@@ -97,7 +97,7 @@ def test_unknown_content_is_refused(tmp_path, content):
     path = tmp_path / "model.bin"
     path.write_bytes(content)
     error = refused(path)
-    assert "not a model that edgekit knows" in str(error) or "is empty" in str(error)
+    assert "not a model that edgekit can read" in str(error) or "is empty" in str(error)
 
 
 def test_folder_without_saved_model_says_what_it_holds(tmp_path):
@@ -211,7 +211,7 @@ def test_opset_of_the_future_is_refused_with_both_versions(tmp_path):
     """An operator set that nobody has defined yet."""
     model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
     model.opset_import[0].version = 99
-    assert "opset 99 and cannot be brought to 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+    assert "opset 99 and cannot be converted to opset 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
 def test_pipe_is_refused_and_not_waited_for(tmp_path):

@@ -10,6 +10,7 @@ from converters.backends.tflite.reader import operators_of
 from converters.frontends import load_model
 from converters.frontends.onnx import canonical
 from converters.frontends.tflite_operators import READERS
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
@@ -114,7 +115,9 @@ def test_quantized_file_is_refused(child, tmp_path):
 def test_bundle_of_a_tflite_file_answers_as_the_file(runtime, child, tmp_path):
     """From file to bundle, under the names of the file's signature."""
     path = tflite_of(child, MODELS["two-inputs"](), tmp_path / "model.tflite")
-    plan = make_plan(path, targets=["raspberry-pi-4"], runtime=runtime, recipe=PRESETS["float32"], output=tmp_path)
+    plan = make_plan(
+        path, ConversionOptions(targets=["raspberry-pi-4"], runtime=runtime, recipe=PRESETS["float32"], output=tmp_path)
+    )
     [report] = run_plan(plan, child=child)
     folder = tmp_path / "model-1.0.0-raspberry-pi-4"
     assert report.bundle == str(folder)

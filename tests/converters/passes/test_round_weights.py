@@ -100,7 +100,7 @@ def test_weights_that_two_layers_share_are_rounded_once(samples):
 
 def test_layer_that_is_not_there_is_named():
     """So that no rule is lost in silence."""
-    with pytest.raises(ConversionError, match="no dense layer called lost"):
+    with pytest.raises(ConversionError, match="no dense layer of group 1 is called lost"):
         run_pass(RoundWeights(("point", "lost")), chain())
 
 

@@ -259,7 +259,7 @@ def test_removal_never_changes_answers(seed):
     x = net.x(64, seed)
     dead = DeadChannels(graph, Samples({"x": x}))
     same(graph, dead.without(), x)
-    assert dead.waking_rows(Samples({"x": x})) == 0
+    assert dead.active_rows(Samples({"x": x})) == 0
     onnx.checker.check_model(dead.without().model, full_check=True)
 
 
@@ -297,4 +297,4 @@ def test_waking_rows_are_counted():
     x = net.x(30, seed=5)
     x[:4] *= 1000
     assert dead.found
-    assert dead.waking_rows(Samples({"x": x})) == 4
+    assert dead.active_rows(Samples({"x": x})) == 4

@@ -12,6 +12,7 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.frontends.onnx import canonical
 from converters.graph.graph import digest_of
+from converters.options import ConversionOptions
 from converters.passes import RestoreRecurrent, Simplify, run_pass
 from converters.pipeline import run_plan
 from converters.plan import make_plan
@@ -117,13 +118,15 @@ def test_both_ways_end_to_end(runtime, precision, folder, child, tmp_path):
     """A GRU both ways, then backwards, as an artifact: lowered, also to static int8, and it passes its self-test."""
     plan = make_plan(
         folder / "both.keras",
-        targets=["raspberry-pi-4"],
-        runtime=runtime,
-        data=folder / "x.npz",
-        recipe=Recipe(precision),
-        max_drop=1.0,
-        accept_unproven=True,
-        output=tmp_path,
+        ConversionOptions(
+            targets=["raspberry-pi-4"],
+            runtime=runtime,
+            data=folder / "x.npz",
+            recipe=Recipe(precision),
+            max_drop=1.0,
+            accept_unproven=True,
+            output=tmp_path,
+        ),
     )
     [report] = run_plan(plan, child=child)
     assert [candidate.id for candidate in report.candidates] == [precision]

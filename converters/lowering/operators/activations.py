@@ -1,4 +1,4 @@
-"""Functions of each element by itself: they keep whatever order their input has."""
+"""Elementwise functions; their output keeps the axis order of the input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, given, known, lowers, optional
+from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
 from converters.lowering.values import Value, aligned
 
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| <= 1.5e-7.
@@ -19,22 +19,22 @@ SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
 def _unary(operator: str, function: Callable[[Any], Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
+        source = required(inputs[0])
         return source.with_tensor(function(source.tensor))
 
     lowers(operator)(lowering)
 
 
-def _shaped(operator: str, function: Callable[[Any, dict[str, Any]], Any]) -> None:
+def _with_attributes(operator: str, function: Callable[[Any, dict[str, Any]], Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
+        source = required(inputs[0])
         return source.with_tensor(function(source.tensor, attrs))
 
     lowers(operator)(lowering)
 
 
 def erf(x: Any) -> Any:
-    """The error function, which LiteRT has no operator for, by exponentials."""
+    """The error function from exponentials; LiteRT has no operator for it."""
     size = tf.abs(x)
     t = 1.0 / (1.0 + ERF_P * size)
     poly = ERF_A[0] * t + ERF_A[1]
@@ -82,37 +82,37 @@ _unary("Softplus", softplus)
 _unary("Softsign", lambda x: x / (1.0 + tf.abs(x)))
 _unary("Mish", lambda x: x * tf.tanh(softplus(x)))
 _unary("HardSwish", lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))  # LiteRT's converter knows this form
-_shaped("Gelu", lambda x, attrs: tf.nn.gelu(x, approximate=attrs.get("approximate", "none") == "tanh"))
-_shaped("LeakyRelu", lambda x, attrs: tf.nn.leaky_relu(x, attrs.get("alpha", 0.01)))
-_shaped("Elu", lambda x, attrs: _elu(x, attrs.get("alpha", 1.0)))
-_shaped("Celu", lambda x, attrs: _celu(x, attrs.get("alpha", 1.0)))
-_shaped("HardSigmoid", lambda x, attrs: _hard_sigmoid(x, attrs.get("alpha", 0.2), attrs.get("beta", 0.5)))
-_shaped("Selu", lambda x, attrs: attrs.get("gamma", SELU_GAMMA) * _elu(x, attrs.get("alpha", SELU_ALPHA)))
-_shaped("ThresholdedRelu", lambda x, attrs: tf.where(x > attrs.get("alpha", 1.0), x, tf.zeros_like(x)))
+_with_attributes("Gelu", lambda x, attrs: tf.nn.gelu(x, approximate=attrs.get("approximate", "none") == "tanh"))
+_with_attributes("LeakyRelu", lambda x, attrs: tf.nn.leaky_relu(x, attrs.get("alpha", 0.01)))
+_with_attributes("Elu", lambda x, attrs: _elu(x, attrs.get("alpha", 1.0)))
+_with_attributes("Celu", lambda x, attrs: _celu(x, attrs.get("alpha", 1.0)))
+_with_attributes("HardSigmoid", lambda x, attrs: _hard_sigmoid(x, attrs.get("alpha", 0.2), attrs.get("beta", 0.5)))
+_with_attributes("Selu", lambda x, attrs: attrs.get("gamma", SELU_GAMMA) * _elu(x, attrs.get("alpha", SELU_ALPHA)))
+_with_attributes("ThresholdedRelu", lambda x, attrs: tf.where(x > attrs.get("alpha", 1.0), x, tf.zeros_like(x)))
 
 
 @lowers("Dropout")
 def dropout(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Dropout, which does nothing outside training."""
-    if optional(inputs, 2) is not None and known(inputs[2], "training mode"):
+    """Dropout, which has no effect in inference."""
+    if optional(inputs, 2) is not None and constant(inputs[2], "training mode"):
         raise CannotLowerError("training mode")
-    return given(inputs[0])
+    return required(inputs[0])
 
 
 @lowers("PRelu")
 def prelu(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """PRelu, in the form that the converter makes one operator of."""
-    (x, slope), order = aligned([given(inputs[0]), given(inputs[1])])
+    """PRelu, in the form that the converter turns into one operator."""
+    (x, slope), order = aligned([required(inputs[0]), required(inputs[1])])
     return Value(tf.nn.relu(x) + (-slope) * tf.nn.relu(-x), order)
 
 
 @lowers("Clip")
 def clip(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Clip; the usual limits become RELU and RELU6."""
-    source = given(inputs[0])
+    """Clip; common limits become RELU and RELU6."""
+    source = required(inputs[0])
     low, high = optional(inputs, 1), optional(inputs, 2)
-    least = float(known(low, "minimum")) if low is not None else -np.inf
-    most = float(known(high, "maximum")) if high is not None else np.inf
+    least = float(constant(low, "minimum")) if low is not None else -np.inf
+    most = float(constant(high, "maximum")) if high is not None else np.inf
     if not source.tensor.dtype.is_floating:
         raise CannotLowerError("integers")
     if least == 0.0 and most == 6.0:
@@ -139,7 +139,7 @@ def _axis_last(source: Value, axis: int) -> Value:
 
 def _along_last(operator: str, function: Callable[[Any], Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
+        source = required(inputs[0])
         source = _axis_last(source, int(attrs.get("axis", -1)) % source.rank)
         return source.with_tensor(function(source.tensor))
 

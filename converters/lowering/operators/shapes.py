@@ -1,4 +1,4 @@
-"""Operators that only change how elements are counted: transposes and reshapes, at no cost where possible."""
+"""Operators that only change axes and shape: transposes and reshapes, without run-time cost where possible."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import Inputs, axes_of, given, known, lowers, optional
+from converters.lowering.registry import Inputs, axes_of, constant, lowers, optional, required
 from converters.lowering.values import Value, channels_last, of, without_axes
 
 
 @lowers("Transpose")
 def transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Transpose: nothing happens yet, the value is only read in another order."""
-    source = given(inputs[0])
+    """Transpose: changes only the value's axis order, and adds no operator."""
+    source = required(inputs[0])
     perm = attrs.get("perm") or list(range(source.rank))[::-1]
     return Value(source.tensor, tuple(source.order[axis] for axis in perm))
 
 
 @lowers("Reshape")
 def reshape(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Reshape; free where only axes of size 1 move, and where channels lie last one of the others leaves them there."""
-    source = given(inputs[0])
-    wanted = [int(size) for size in known(inputs[1], "shape")]
+    """Reshape; free if only axes of size 1 move. A channel-last value stays so if only its other axes change."""
+    source = required(inputs[0])
+    wanted = [int(size) for size in constant(inputs[1], "shape")]
     shape = _resolved(wanted, source.shape, keep_zero=bool(attrs.get("allowzero", 0)))
     perm = _channel_move(source.shape, tuple(shape))
     if perm is not None:
@@ -40,7 +40,7 @@ def reshape(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("Flatten")
 def flatten(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Flatten to two axes."""
-    source = given(inputs[0])
+    source = required(inputs[0])
     axis = int(attrs.get("axis", 1))
     axis = axis + source.rank if axis < 0 else axis
     shape = (math.prod(source.shape[:axis]), math.prod(source.shape[axis:]))
@@ -50,7 +50,7 @@ def flatten(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("Squeeze")
 def squeeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Squeeze of named axes, or of every axis of size 1."""
-    source = given(inputs[0])
+    source = required(inputs[0])
     axes = axes_of(inputs, attrs, source.rank)
     chosen = axes if axes is not None else [a for a, size in enumerate(source.shape) if size == 1]
     tensor = tf.squeeze(source.tensor, [source.order[axis] for axis in chosen]) if chosen else source.tensor
@@ -59,15 +59,15 @@ def squeeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("Unsqueeze")
 def unsqueeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Unsqueeze at named axes of the result; they are added behind the others, and only read where they belong."""
-    source = given(inputs[0])
-    axes = attrs.get("axes") if "axes" in attrs else [int(a) for a in known(optional(inputs, 1), "axes")]
+    """Unsqueeze at given axes of the result; the tensor gets them at its end, and the axis order places them."""
+    source = required(inputs[0])
+    axes = attrs.get("axes") if "axes" in attrs else [int(a) for a in constant(optional(inputs, 1), "axes")]
     rank = source.rank + len(axes or ())
     placed = {int(axis) % rank for axis in axes or ()}
     before, behind = iter(source.order), iter(range(source.rank, rank))
     order = tuple(next(behind) if axis in placed else next(before) for axis in range(rank))
     sizes = [int(size) for size in source.tensor.shape]
-    if source.order == tuple(range(source.rank)):  # plain stays plain
+    if source.order == tuple(range(source.rank)):  # a tensor in logical order stays in it
         shape, left = [], iter(sizes)
         for axis in range(rank):
             shape.append(1 if axis in placed else next(left))
@@ -77,30 +77,30 @@ def unsqueeze(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("Shape")
 def shape_of(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Shape, which is known while lowering."""
-    shape = given(inputs[0]).shape
+    """Shape, a constant during lowering."""
+    shape = required(inputs[0]).shape
     return of(np.array(shape[attrs.get("start", 0) : attrs.get("end", len(shape))], dtype=np.int64))
 
 
 @lowers("Size")
 def size_of(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Size, which is known while lowering."""
-    return of(np.array(math.prod(given(inputs[0]).shape), dtype=np.int64))
+    """Size, a constant during lowering."""
+    return of(np.array(math.prod(required(inputs[0]).shape), dtype=np.int64))
 
 
 @lowers("Expand")
 def expand(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Expand by broadcasting."""
-    source = given(inputs[0])
-    shape = np.broadcast_shapes(source.shape, tuple(int(size) for size in known(inputs[1], "shape")))
+    source = required(inputs[0])
+    shape = np.broadcast_shapes(source.shape, tuple(int(size) for size in constant(inputs[1], "shape")))
     return source if shape == source.shape else of(tf.broadcast_to(source.plain(), shape))
 
 
 @lowers("Tile")
 def tile(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Tile along every axis."""
-    source = given(inputs[0])
-    repeats = [int(count) for count in known(inputs[1], "repeats")]
+    source = required(inputs[0])
+    repeats = [int(count) for count in constant(inputs[1], "repeats")]
     physical = [1] * source.rank
     for axis, place in enumerate(source.order):
         physical[place] = repeats[axis]
@@ -116,7 +116,7 @@ def _resolved(wanted: list[int], shape: tuple[int, ...], *, keep_zero: bool) -> 
 
 
 def _channel_move(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axis order by which images go between channel-last and channel-first, where a reshape does just that.
+    """The transposition between channel-last and channel-first that a reshape of an image is equal to, or None.
 
     Exporters write such a reshape for images of one channel or one pixel.
     """

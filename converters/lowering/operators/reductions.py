@@ -1,4 +1,4 @@
-"""Operators that reduce axes to one number, or to the place of one."""
+"""Operators that reduce axes to a value or to the index of a value."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, axes_of, given, known, lowers
+from converters.lowering.registry import CannotLowerError, Inputs, axes_of, constant, lowers, required
 from converters.lowering.values import Value, of, without_axes
 
 
 def _reduce(operator: str, function: Callable[..., Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
+        source = required(inputs[0])
         axes = axes_of(inputs, attrs, source.rank)
         if axes is None and attrs.get("noop_with_empty_axes"):
             return source
@@ -30,7 +30,7 @@ def _square_sum(x: Any, **where: Any) -> Any:
 
 
 def _log_sum_exp(x: Any, *, axis: list[int], keepdims: bool) -> Any:
-    """Against overflow, the largest is taken out before and put back after."""
+    """Log-sum-exp; the largest value is subtracted first against overflow."""
     largest = tf.reduce_max(x, axis=axis, keepdims=True)
     total = tf.math.log(tf.reduce_sum(tf.exp(x - largest), axis=axis, keepdims=True)) + largest
     return total if keepdims else tf.squeeze(total, axis)
@@ -48,39 +48,39 @@ _reduce("ReduceLogSum", lambda x, **where: tf.math.log(tf.reduce_sum(x, **where)
 _reduce("ReduceLogSumExp", _log_sum_exp)
 
 
-def _place(operator: str, function: Callable[..., Any]) -> None:
+def _index_of(operator: str, function: Callable[..., Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-        source = given(inputs[0])
+        source = required(inputs[0])
         if attrs.get("select_last_index"):
             raise CannotLowerError("select_last_index")
         axis = int(attrs.get("axis", 0)) % source.rank
-        found = function(source.tensor, axis=source.order[axis], output_type=tf.int64)
+        index = function(source.tensor, axis=source.order[axis], output_type=tf.int64)
         if attrs.get("keepdims", 1):
-            return source.with_tensor(tf.expand_dims(found, source.order[axis]))
-        return without_axes(source, found, [axis])
+            return source.with_tensor(tf.expand_dims(index, source.order[axis]))
+        return without_axes(source, index, [axis])
 
     lowers(operator)(lowering)
 
 
-_place("ArgMax", tf.argmax)
-_place("ArgMin", tf.argmin)
+_index_of("ArgMax", tf.argmax)
+_index_of("ArgMin", tf.argmin)
 
 
 @lowers("TopK")
 def top_k(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
-    """TopK of the largest along the last axis, in order."""
-    source = given(inputs[0]).plain()
+    """TopK: the largest values along the last axis, sorted."""
+    source = required(inputs[0]).plain()
     axis = int(attrs.get("axis", -1)) % len(source.shape)
     if axis != len(source.shape) - 1 or not attrs.get("largest", 1):
-        raise CannotLowerError("another axis than the last, or the smallest")
-    values, places = tf.math.top_k(source, int(known(inputs[1], "number").ravel()[0]), sorted=True)
-    return of(values), of(tf.cast(places, tf.int64))
+        raise CannotLowerError("an axis other than the last, or the smallest values")
+    values, indices = tf.math.top_k(source, int(constant(inputs[1], "number").ravel()[0]), sorted=True)
+    return of(values), of(tf.cast(indices, tf.int64))
 
 
 @lowers("CumSum")
 def cumulative_sum(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """CumSum along one axis."""
-    source = given(inputs[0])
-    axis = source.order[int(known(inputs[1], "axis").ravel()[0]) % source.rank]
+    source = required(inputs[0])
+    axis = source.order[int(constant(inputs[1], "axis").ravel()[0]) % source.rank]
     exclusive, reverse = bool(attrs.get("exclusive")), bool(attrs.get("reverse"))
     return source.with_tensor(tf.cumsum(source.tensor, axis, exclusive=exclusive, reverse=reverse))

@@ -1,4 +1,4 @@
-"""Resize of images: nearest and linear, with every rule of ONNX for where samples lie."""
+"""Resize of images: nearest and linear, with ONNX's coordinate transformation modes."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, given, known, lowers, optional
+from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
 from converters.lowering.values import Value, channels_last
 
-MOST_COPIES = 4  # XNNPACK joins five at most
+MOST_COPIES = 4  # XNNPACK concatenates at most five
 
 
 @lowers("Resize", "Upsample")
 def resize(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Resize of height and width; LiteRT's own operators where they agree, picked rows and columns elsewhere."""
-    source = given(inputs[0])
+    """Resize of height and width, by LiteRT's operators where they agree with ONNX, otherwise by a gather."""
+    source = required(inputs[0])
     if source.rank != 4:
-        raise CannotLowerError(f"an input of {source.rank} axes (only images, with 4, are known)")
+        raise CannotLowerError(f"an input of {source.rank} axes (supported: 4, for images)")
     sizes, scales = _sizes(source, inputs, attrs)
     if attrs.get("antialias") and any(scale < 1 for scale in scales):
         raise CannotLowerError("antialias")
     if sizes[:2] != list(source.shape[:2]):
-        raise CannotLowerError("a resize of rows or channels")
+        raise CannotLowerError("a resize of the batch or of channels")
     mode = attrs.get("mode", "nearest")
-    places = attrs.get("coordinate_transformation_mode", "half_pixel")
-    if mode not in ("nearest", "linear") or places == "tf_crop_and_resize":
-        raise CannotLowerError(f"mode {mode} with {places}")
+    coordinates = attrs.get("coordinate_transformation_mode", "half_pixel")
+    if mode not in ("nearest", "linear") or coordinates == "tf_crop_and_resize":
+        raise CannotLowerError(f"mode {mode} with {coordinates}")
     tensor, order = source.in_order(channels_last(4)), channels_last(4)
     if mode == "linear":
-        return Value(_linear(tensor, sizes[2:], scales[2:], places), order)
+        return Value(_linear(tensor, sizes[2:], scales[2:], coordinates), order)
     return Value(
-        _nearest(tensor, sizes[2:], scales[2:], places, attrs.get("nearest_mode", "round_prefer_floor")), order
+        _nearest(tensor, sizes[2:], scales[2:], coordinates, attrs.get("nearest_mode", "round_prefer_floor")), order
     )
 
 
@@ -40,34 +40,35 @@ def _sizes(source: Value, inputs: Inputs, attrs: dict[str, Any]) -> tuple[list[i
     fixed = optional(inputs, 3)
     chosen = [int(axis) % source.rank for axis in attrs.get("axes") or range(source.rank)]
     sizes, scales = list(source.shape), [1.0] * source.rank
-    if fixed is not None and known(fixed, "sizes").size:
+    if fixed is not None and constant(fixed, "sizes").size:
         if attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             raise CannotLowerError(f"keep_aspect_ratio_policy {attrs['keep_aspect_ratio_policy']}")
-        for axis, size in zip(chosen, known(fixed, "sizes").tolist(), strict=True):
+        for axis, size in zip(chosen, constant(fixed, "sizes").tolist(), strict=True):
             sizes[axis], scales[axis] = int(size), int(size) / source.shape[axis]
         return sizes, scales
     given_scales = optional(inputs, 2) or optional(inputs, 1)
-    for axis, scale in zip(chosen, known(given_scales, "scales").tolist(), strict=True):
+    for axis, scale in zip(chosen, constant(given_scales, "scales").tolist(), strict=True):
         sizes[axis], scales[axis] = int(np.floor(source.shape[axis] * scale)), float(scale)
     return sizes, scales
 
 
-def _linear(tensor: Any, sizes: list[int], scales: list[float], places: str) -> Any:
+def _linear(tensor: Any, sizes: list[int], scales: list[float], coordinates: str) -> Any:
     exact = all(
         abs(size - int(n) * scale) < 1e-6 for size, n, scale in zip(sizes, tensor.shape[1:3], scales, strict=True)
     )
     options = {
-        "align_corners": places == "align_corners",
-        "half_pixel_centers": places in ("half_pixel", "pytorch_half_pixel"),
+        "align_corners": coordinates == "align_corners",
+        "half_pixel_centers": coordinates in ("half_pixel", "pytorch_half_pixel"),
     }
-    if not exact or (places == "pytorch_half_pixel" and 1 in sizes) or places == "half_pixel_symmetric":
-        raise CannotLowerError(f"linear with {places} from {list(tensor.shape[1:3])} to {sizes}")
+    if not exact or (coordinates == "pytorch_half_pixel" and 1 in sizes) or coordinates == "half_pixel_symmetric":
+        raise CannotLowerError(f"linear with {coordinates} from {list(tensor.shape[1:3])} to {sizes}")
     return tf.raw_ops.ResizeBilinear(images=tensor, size=sizes, **options)
 
 
-def _nearest(tensor: Any, sizes: list[int], scales: list[float], places: str, rounding: str) -> Any:
+def _nearest(tensor: Any, sizes: list[int], scales: list[float], coordinates: str, rounding: str) -> Any:
     rows = [
-        _picked(int(n), size, s, places, rounding) for n, size, s in zip(tensor.shape[1:3], sizes, scales, strict=True)
+        _source_indices(int(n), size, s, coordinates, rounding)
+        for n, size, s in zip(tensor.shape[1:3], sizes, scales, strict=True)
     ]
     times = [size // int(n) for size, n in zip(sizes, tensor.shape[1:3], strict=True)]
     few = min(times) >= 1 and max(times) <= MOST_COPIES
@@ -84,7 +85,7 @@ def _nearest(tensor: Any, sizes: list[int], scales: list[float], places: str, ro
 
 
 def _repeated(tensor: Any, times: list[int]) -> Any:
-    """Each row and column as often as `times`, by joining copies: delegates take that, and no resize by neighbours."""
+    """Repeat rows and columns by concatenating copies: delegates support that, but no nearest-neighbour resize."""
     rows, height, width, channels = (int(size) for size in tensor.shape)
     down, across = times
     if across > 1:
@@ -96,16 +97,16 @@ def _repeated(tensor: Any, times: list[int]) -> Any:
     return tensor
 
 
-def _picked(size: int, wanted: int, scale: float, places: str, rounding: str) -> Any:
-    """Which row or column each of `wanted` takes, as the ONNX operator is defined."""
-    at = np.arange(wanted, dtype=np.float64)
+def _source_indices(size: int, wanted: int, scale: float, coordinates: str, rounding: str) -> Any:
+    """The source row or column of each of `wanted` outputs, as ONNX defines Resize."""
+    index = np.arange(wanted, dtype=np.float64)
     where = {
-        "half_pixel": (at + 0.5) / scale - 0.5,
-        "half_pixel_symmetric": (at + 0.5) / scale - 0.5,
-        "pytorch_half_pixel": (at + 0.5) / scale - 0.5 if wanted > 1 else at * 0,
-        "align_corners": at * ((size - 1) / (wanted - 1) if wanted > 1 else 0.0),
-        "asymmetric": at / scale,
-    }[places]
+        "half_pixel": (index + 0.5) / scale - 0.5,
+        "half_pixel_symmetric": (index + 0.5) / scale - 0.5,
+        "pytorch_half_pixel": (index + 0.5) / scale - 0.5 if wanted > 1 else index * 0,
+        "align_corners": index * ((size - 1) / (wanted - 1) if wanted > 1 else 0.0),
+        "asymmetric": index / scale,
+    }[coordinates]
     rounded = {
         "round_prefer_floor": np.ceil(where - 0.5),
         "round_prefer_ceil": np.floor(where + 0.5),

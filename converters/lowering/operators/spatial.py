@@ -1,4 +1,4 @@
-"""Convolutions, forwards and transposed, over images and signals."""
+"""Convolutions and transposed convolutions over images and signals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import Inputs, known, lowers, optional
+from converters.lowering.registry import Inputs, constant, lowers, optional
 from converters.lowering.values import Value
 from converters.lowering.windows import Image, Pads, Window, image_of, padded, window_of
 
@@ -16,8 +16,8 @@ from converters.lowering.windows import Image, Pads, Window, image_of, padded, w
 def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...)."""
     image = image_of(inputs[0])
-    weights = _as_image_weights(known(inputs[1], "weights"))
-    window = window_of(image, known(inputs[1], "weights").shape[2:], attrs)
+    weights = _as_image_weights(constant(inputs[1], "weights"))
+    window = window_of(image, constant(inputs[1], "weights").shape[2:], attrs)
     tensor, padding = padded(image, window, 0.0)
     group = int(attrs.get("group", 1))
     strides, dilations = window.strides, window.dilations
@@ -35,7 +35,7 @@ def _as_image_weights(weights: Any) -> Any:
 
 def _biased(result: Any, inputs: Inputs) -> Any:
     bias = optional(inputs, 2)
-    return result if bias is None else tf.nn.bias_add(result, known(bias, "bias"))
+    return result if bias is None else tf.nn.bias_add(result, constant(bias, "bias"))
 
 
 def _depthwise(tensor: Any, weights: Any, channels: int, window: Window, padding: str) -> Any:
@@ -56,10 +56,10 @@ def _grouped(tensor: Any, weights: Any, group: int, window: Window, padding: str
 
 @lowers("ConvTranspose")
 def conv_transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """ConvTranspose; weights (in, out / group, ...). What TensorFlow makes too much of is cut off."""
+    """ConvTranspose; weights (in, out / group, ...). Surplus rows and columns of TensorFlow's result are cut off."""
     image = image_of(inputs[0])
-    weights = _as_image_weights(known(inputs[1], "weights"))
-    window = window_of(image, known(inputs[1], "weights").shape[2:], {**attrs, "auto_pad": "NOTSET"})
+    weights = _as_image_weights(constant(inputs[1], "weights"))
+    window = window_of(image, constant(inputs[1], "weights").shape[2:], {**attrs, "auto_pad": "NOTSET"})
     sizes, pads = _transposed(image, window, attrs)
     group = int(attrs.get("group", 1))
     kernels = np.split(_dilated(weights, window).transpose(2, 3, 1, 0), group, axis=3)
@@ -70,7 +70,7 @@ def conv_transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 
 def _dilated(weights: Any, window: Window) -> Any:
-    """LiteRT's transposed convolution knows no dilation: zeros between the weights do the same."""
+    """Put zeros between the weights instead of a dilation, which LiteRT's transposed convolution lacks."""
     if max(window.dilations) == 1:
         return weights
     wide = np.zeros((*weights.shape[:2], *window.spans), weights.dtype)
@@ -79,7 +79,7 @@ def _dilated(weights: Any, window: Window) -> Any:
 
 
 def _transposed(image: Image, window: Window, attrs: dict[str, Any]) -> tuple[tuple[int, ...], Pads]:
-    """Height and width of the result, and how much is cut before and behind what the windows cover."""
+    """Height and width of the result, and how much to cut at the start and the end of the full result."""
     extra = image.pair(attrs.get("output_padding"), 0)
     full = [(n - 1) * s + span for n, s, span in zip(image.sizes, window.strides, window.spans, strict=True)]
     mode, wanted = attrs.get("auto_pad", "NOTSET"), attrs.get("output_shape")

@@ -1,4 +1,4 @@
-"""Normalizations that no convolution can take in."""
+"""Normalizations that cannot be folded into a convolution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, given, known, lowers, optional
+from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
 from converters.lowering.values import Value, channels_last, of
 
 EPSILON = 1e-5
@@ -16,8 +16,8 @@ EPSILON = 1e-5
 @lowers("BatchNormalization")
 def batch_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """BatchNormalization that could not be folded, as one multiply and one add."""
-    source = given(inputs[0])
-    gamma, beta, mean, variance = (known(value, "statistics").astype(np.float64) for value in inputs[1:5])
+    source = required(inputs[0])
+    gamma, beta, mean, variance = (constant(value, "statistics").astype(np.float64) for value in inputs[1:5])
     factor = gamma / np.sqrt(variance + attrs.get("epsilon", EPSILON))
     shape = _channel_shape(source)
     scaled = source.tensor * factor.astype(np.float32).reshape(shape)
@@ -26,34 +26,34 @@ def batch_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("InstanceNormalization")
 def instance_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """InstanceNormalization: each channel of each row by itself."""
-    source = given(inputs[0])
+    """InstanceNormalization: over each channel of each row."""
+    source = required(inputs[0])
     axes = [source.order[axis] for axis in range(2, source.rank)]
     shape = _channel_shape(source)
-    scale, shift = (known(value, "scale and shift").reshape(shape) for value in inputs[1:3])
+    scale, shift = (constant(value, "scale and shift").reshape(shape) for value in inputs[1:3])
     return source.with_tensor(_normal(source.tensor, axes, attrs) * scale + shift)
 
 
 @lowers("GroupNormalization")
 def group_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """GroupNormalization with factors per channel, as from opset 21 on; onnx takes no other."""
-    source = given(inputs[0])
+    """GroupNormalization with factors per channel (opset 21 and later; onnx accepts no other)."""
+    source = required(inputs[0])
     groups, channels = int(attrs["num_groups"]), source.shape[1]
     order = channels_last(source.rank)
     tensor = source.in_order(order)
     sizes = [int(size) for size in tensor.shape]
     parts = tf.reshape(tensor, (sizes[0], -1, groups, channels // groups))
     normal = tf.reshape(_normal(parts, [1, 3], attrs), sizes)
-    scale, shift = (known(value, "scale and shift") for value in inputs[1:3])
+    scale, shift = (constant(value, "scale and shift") for value in inputs[1:3])
     return Value(normal * scale + shift, order)
 
 
 @lowers("LayerNormalization")
 def layer_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """LayerNormalization over the last axes."""
-    source = given(inputs[0]).plain()
+    source = required(inputs[0]).plain()
     axes = _last_axes(source, attrs)
-    result = _normal(source, axes, attrs) * given(inputs[1]).plain()
+    result = _normal(source, axes, attrs) * required(inputs[1]).plain()
     shift = optional(inputs, 2)
     return of(result if shift is None else result + shift.plain())
 
@@ -61,15 +61,15 @@ def layer_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("RMSNormalization")
 def rms_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """RMSNormalization over the last axes."""
-    source = given(inputs[0]).plain()
+    source = required(inputs[0]).plain()
     power = tf.reduce_mean(tf.square(source), axis=_last_axes(source, attrs), keepdims=True)
-    return of(source * tf.math.rsqrt(power + attrs.get("epsilon", EPSILON)) * given(inputs[1]).plain())
+    return of(source * tf.math.rsqrt(power + attrs.get("epsilon", EPSILON)) * required(inputs[1]).plain())
 
 
 @lowers("LpNormalization")
 def lp_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """LpNormalization with the sum of squares."""
-    source = given(inputs[0])
+    """LpNormalization with p = 2."""
+    source = required(inputs[0])
     if attrs.get("p", 2) != 2:
         raise CannotLowerError(f"p = {attrs['p']}")
     axis = source.order[int(attrs.get("axis", -1)) % source.rank]
@@ -80,7 +80,7 @@ def lp_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("LRN")
 def local_response(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """LRN across channels."""
-    source = given(inputs[0])
+    source = required(inputs[0])
     size = int(attrs["size"])
     if source.rank != 4 or size % 2 == 0:
         raise CannotLowerError(f"size {size} with {source.rank} axes")

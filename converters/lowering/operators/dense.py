@@ -1,4 +1,4 @@
-"""Products of matrices: dense layers and attention."""
+"""Matrix products: dense layers and attention."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, given, lowers, optional
+from converters.lowering.registry import CannotLowerError, Inputs, lowers, optional, required
 from converters.lowering.values import Value, of
 
 
 @lowers("Gemm")
 def gemm(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Gemm: a dense layer where its weights are constant, as they mostly are."""
-    left, right = given(inputs[0]).plain(), given(inputs[1]).plain()
+    """Gemm; with constant weights, the usual case, it is a dense layer."""
+    left, right = required(inputs[0]).plain(), required(inputs[1]).plain()
     scale = np.float32(attrs.get("alpha", 1.0))
     if isinstance(right, np.ndarray):
         right = np.ascontiguousarray(right.T if attrs.get("transB") else right) * scale
@@ -35,8 +35,8 @@ def _biased(result: Any, bias: Any, scale: np.float32) -> Any:
 
 @lowers("MatMul")
 def matmul(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """MatMul; one constant matrix for many rows is a dense layer."""
-    first, second = given(inputs[0]), given(inputs[1])
+    """MatMul; with one constant matrix it is a dense layer over all rows."""
+    first, second = required(inputs[0]), required(inputs[1])
     left, right = first.plain(), second.plain()
     if first.rank == 1:
         left = tf.reshape(left, (1, *first.shape))
@@ -48,14 +48,14 @@ def matmul(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         result = tf.reshape(flat, (*shape[:-1], right.shape[1]))
     else:
         result = tf.matmul(left, right)
-    gone = [-2] * (first.rank == 1) + [-1] * (second.rank == 1)
-    return of(tf.squeeze(result, gone) if gone else result)
+    added = [-2] * (first.rank == 1) + [-1] * (second.rank == 1)
+    return of(tf.squeeze(result, added) if added else result)
 
 
 @lowers("Einsum")
 def einsum(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Einsum of two values over single letters, as products of matrices."""
+    """Einsum of two values, as matrix products."""
     equation = attrs["equation"].replace(" ", "")
     if len(inputs) != 2 or "." in equation or "->" not in equation:
-        raise CannotLowerError(f"the equation {equation!r} (only two values, with every axis named, are known)")
-    return of(tf.einsum(equation, given(inputs[0]).plain(), given(inputs[1]).plain()))
+        raise CannotLowerError(f"the equation {equation!r} (supported: two values with every axis named)")
+    return of(tf.einsum(equation, required(inputs[0]).plain(), required(inputs[1]).plain()))

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, given, lowers
+from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value
 from converters.lowering.windows import Image, Pads, Window, image_of, padded, same_pads, window_of
 
 
 @lowers("MaxPool")
 def max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """MaxPool; padding counts as minus infinity."""
+    """MaxPool; padding counts as the smallest float32."""
     image, window, extra = _pool(inputs, attrs)
     if max(window.dilations) > 1:
         raise CannotLowerError("dilated pooling")
@@ -25,7 +25,7 @@ def max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("AveragePool")
 def average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """AveragePool; a window over the whole image becomes a mean, which int8 delegates take without a break."""
+    """AveragePool; a window over the whole image becomes a mean, which does not split int8 delegates."""
     image, window, extra = _pool(inputs, attrs)
     if max(window.dilations) > 1:
         raise CannotLowerError("dilated pooling")
@@ -35,7 +35,7 @@ def average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     if not np.any(window.pads) and not any(extra):
         return image.value(tf.nn.avg_pool2d(image.tensor, window.kernel, window.strides, "VALID"))
     same = window.pads == same_pads(image, window)
-    if same and not counted and not any(extra):  # SAME leaves its padding out of the mean
+    if same and not counted and not any(extra):  # the mean under SAME excludes the padding
         return image.value(tf.nn.avg_pool2d(image.tensor, window.kernel, window.strides, "SAME"))
     pads = _added(window.pads, extra)
     zeros = tf.pad(image.tensor, [(0, 0), *pads, (0, 0)])
@@ -47,7 +47,7 @@ def average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("GlobalAveragePool")
 def global_average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """GlobalAveragePool as a mean."""
-    source = given(inputs[0])
+    source = required(inputs[0])
     axes = [source.order[axis] for axis in range(2, source.rank)]
     return source.with_tensor(tf.reduce_mean(source.tensor, axis=axes, keepdims=True))
 
@@ -55,15 +55,15 @@ def global_average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 @lowers("GlobalMaxPool")
 def global_max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """GlobalMaxPool as a maximum."""
-    source = given(inputs[0])
+    source = required(inputs[0])
     axes = [source.order[axis] for axis in range(2, source.rank)]
     return source.with_tensor(tf.reduce_max(source.tensor, axis=axes, keepdims=True))
 
 
 def _pool(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Image, Window, tuple[int, int]]:
-    """The image, the window, and what ceil_mode adds behind."""
+    """The image, the window, and the rows and columns that ceil_mode adds at the end."""
     if attrs["outputs"] > 1:
-        raise CannotLowerError("its second output, the indices")
+        raise CannotLowerError("the second output (indices)")
     image = image_of(inputs[0])
     window = window_of(image, attrs["kernel_shape"], attrs)
     if not attrs.get("ceil_mode"):
@@ -76,7 +76,7 @@ def _pool(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Image, Window, tuple[i
 
 
 def _ceil_extra(size: int, span: int, stride: int, pads: tuple[int, int]) -> int:
-    """A last window that hangs over the end counts, unless it would begin in the padding."""
+    """Padding for a last window that reaches past the end, unless that window would begin in the padding."""
     whole = size + sum(pads)
     count = -(-(whole - span) // stride) + 1
     if (count - 1) * stride >= size + pads[0]:
@@ -85,11 +85,11 @@ def _ceil_extra(size: int, span: int, stride: int, pads: tuple[int, int]) -> int
 
 
 def _added(pads: Pads, extra: tuple[int, int]) -> Pads:
-    return [(before, behind + more) for (before, behind), more in zip(pads, extra, strict=True)]
+    return [(before, behind + pad) for (before, behind), pad in zip(pads, extra, strict=True)]
 
 
 def _factor(image: Image, window: Window, counted: bool, results: list[int]) -> Any:
-    """What turns a mean over whole windows into one over what counts: (1, height, width, 1)."""
+    """Factors from the mean over whole windows to the mean over counted elements: (1, height, width, 1)."""
     shares = []
     for size, kernel, stride, (before, behind), count in zip(
         image.sizes, window.kernel, window.strides, window.pads, results, strict=True
