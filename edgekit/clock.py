@@ -6,8 +6,8 @@ import time
 
 
 class SystemClock:
-    """Clock over the machine's own time."""
+    """Clock of this machine."""
 
-    # The functions themselves: a method around them is one more call, three times for each request.
+    # The functions themselves, because a wrapper would add three calls to each request.
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)

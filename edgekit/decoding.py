@@ -1,4 +1,4 @@
-"""Images to arrays, by Pillow (the extra ``images``), and the Processor of a bundle on disk."""
+"""Decode images with Pillow (the extra ``images``), and open the Processor of a bundle on disk."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgekit.preprocess import Processing, Processor
 from edgekit.sealing.opening import read_file
 from edgekit.tensors import Array
 
-MAX_SCANS = 128  # of a progressive JPEG: each costs a pass over the whole image, for a few bytes
+MAX_SCANS = 128  # scans of a progressive JPEG; each needs few bytes and a pass over the whole image
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def decode_image(data: bytes, colour: str, max_pixels: int, exif: bool) -> Array:
-    """JPEG or PNG as uint8 (height, width, 3), or (height, width, 1) for grey.
+    """Decode a JPEG or PNG to uint8 (height, width, 3), or (height, width, 1) for grey.
 
     Args:
-        data: The file's bytes; of several pictures the first is taken.
+        data: Bytes of the file; of several pictures the first is used.
         colour: ``rgb``, ``bgr`` or ``grey``; transparency is dropped.
-        max_pixels: Larger images are refused by their header, before anything is decoded.
-        exif: Turn the picture as its camera said.
+        max_pixels: Larger images are refused by their header, before decoding.
+        exif: Rotate the picture by its EXIF orientation.
 
     Raises:
-        DataError: the bytes are no such image, damaged, too large, or have more than 8 bits a channel.
+        DataError: The bytes are no JPEG or PNG, damaged, too large, or have more than 8 bits per channel.
         MissingExtraError: Pillow is not installed.
     """
     image_module = _pillow()
@@ -39,26 +39,26 @@ def decode_image(data: bytes, colour: str, max_pixels: int, exif: bool) -> Array
             return _array(image, colour, exif)
     except DataError:
         raise
-    except Exception as error:  # foreign parsers meet hostile bytes here: whatever they raise, the bytes are at fault
+    except Exception as error:  # Pillow raises errors of any type for hostile bytes
         reason = "no JPEG or PNG" if type(error).__name__ == "UnidentifiedImageError" else f"damaged: {error}"
         raise DataError(f"the image cannot be decoded: the {len(data)} bytes are {reason}") from error
 
 
 def require_decoder() -> None:
-    """Raise MissingExtraError where Pillow is not installed; to be told before any work."""
+    """Raise MissingExtraError if Pillow is not installed; called before any work starts."""
     _pillow()
 
 
 def open_processor(manifest: Manifest, folder: Path) -> Processor | None:
-    """What a bundle does before and after its model; None where nothing.
+    """Open the Processor of a bundle's processing steps; None if it has none.
 
     Args:
-        manifest: Of the bundle; the caller has verified the files.
-        folder: Where they are.
+        manifest: Manifest of the bundle; the caller has verified the files.
+        folder: Folder of the files.
 
     Raises:
-        ManifestError: its steps do not fit the model, or a file that they read is damaged.
-        MissingExtraError: it decodes images, and Pillow is not installed.
+        ManifestError: The steps do not fit the model, or a file that they read is damaged.
+        MissingExtraError: The bundle decodes images, and Pillow is not installed.
     """
     if not isinstance(manifest.processing, Processing):
         return None
@@ -91,7 +91,9 @@ def _check(image: Any, data: bytes, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(f"the image is {width} by {height}, the limit is {max_pixels} pixels")
     if image.mode not in _MODES:
-        raise DataError(f"the image has mode {image.mode}, expected 8 bits a channel", advice="Save it with 8 bits.")
+        raise DataError(
+            f"the image has mode {image.mode}, expected 8 bits per channel", advice="Save it with 8 bits per channel."
+        )
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise DataError(f"the image has {data.count(bytes([0xFF, 0xDA]))} scans, the limit is {MAX_SCANS}")
 

@@ -1,4 +1,4 @@
-"""The error tree: one branch for each party that must act. Nothing else lives here."""
+"""All error classes of edgekit, in one branch for each party that must act."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class EdgekitError(Exception):
-    """Root of every error that edgekit raises on purpose.
+    """Base class of every error that edgekit raises on purpose.
 
     Args:
         message: What was found and what was expected.
-        advice: One sentence that tells a person what to do; may be empty.
+        advice: One sentence on what to do next; may be empty.
     """
 
     exit_code = 1
@@ -21,21 +21,21 @@ class EdgekitError(Exception):
         self.advice = advice
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it was raised, whatever the constructor asks for: errors come back from other processes."""
-        return _as_raised, (type(self), self.args, self.__dict__)
+        """Pickle without calling the constructor, because errors are sent between processes."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
 
 
-def _as_raised(kind: type[EdgekitError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> EdgekitError:
+def _rebuilt(kind: type[EdgekitError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> EdgekitError:
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(fields)
     return error
 
 
-# --- the author of an input must mend it
+# --- the author of an input must correct it
 
 
 class AuthorError(EdgekitError):
-    """Something that a person wrote or chose is wrong."""
+    """A file, setting or choice of a person is wrong."""
 
 
 class RecipeError(AuthorError):
@@ -55,29 +55,29 @@ class DataError(AuthorError):
 
 
 class NotFoundError(AuthorError):
-    """The thing that was named does not exist."""
+    """The named thing does not exist."""
 
 
-# --- nobody may trust it
+# --- data that must not be trusted
 
 
 class VerificationError(EdgekitError):
-    """Something failed a trust check; it must not be used."""
+    """Data failed a trust check and must not be used."""
 
     exit_code = 3
 
 
 class SignatureError(VerificationError):
-    """A signature is missing, wrong, or by a key that may not sign this."""
+    """A signature is missing, wrong, or from a key that may not sign this document."""
 
 
 class DigestMismatchError(VerificationError):
     """Bytes do not have the digest that signed metadata states.
 
     Args:
-        what: What was read, for the reader of a report.
-        expected: The sha256 that was signed, hex.
-        found: The sha256 of what was read, hex.
+        what: Name of the data, for messages.
+        expected: The signed sha256, hex.
+        found: The sha256 of the bytes that were read, hex.
     """
 
     def __init__(self, what: str, *, expected: str, found: str) -> None:
@@ -88,11 +88,11 @@ class DigestMismatchError(VerificationError):
 
 
 class SealError(VerificationError):
-    """A sealed file is not what was sealed for this bundle and place, or its key does not open it."""
+    """A sealed file was changed or belongs to another bundle or path, or its key does not open it."""
 
 
 class DowngradeError(VerificationError):
-    """A version is older than one that was seen before."""
+    """A version is older than a version seen before."""
 
 
 class ExpiredError(VerificationError):
@@ -100,17 +100,17 @@ class ExpiredError(VerificationError):
 
 
 class ClockError(ExpiredError):
-    """The clock of this machine cannot be right, so it cannot be said what has expired."""
+    """The clock of this machine is wrong, so expiry cannot be checked."""
 
 
-# --- the wrong device
+# --- bundle and device do not fit
 
 
 class CompatibilityError(EdgekitError):
-    """A bundle does not fit a device; carries every reason.
+    """A bundle does not fit a device; `mismatches` has every reason.
 
     Args:
-        mismatches: One sentence a reason.
+        mismatches: One sentence per reason.
     """
 
     exit_code = 3
@@ -128,7 +128,7 @@ class ConversionError(EdgekitError):
 
 
 class ModelFormatError(ConversionError):
-    """A model file is damaged, or of a kind that cannot be read."""
+    """A model file is damaged, or of a format that edgekit cannot read."""
 
 
 class UnsupportedOpError(ConversionError):
@@ -137,7 +137,7 @@ class UnsupportedOpError(ConversionError):
     Args:
         op: The operator's type, for example ``Einsum``.
         layer: The node's name in the model.
-        backend: Who cannot take it.
+        backend: The backend or target that does not support it.
     """
 
     def __init__(self, op: str, layer: str, *, backend: str, advice: str = "") -> None:
@@ -151,11 +151,11 @@ class CalibrationError(ConversionError):
 
 
 class ParityError(ConversionError):
-    """A conversion step changed the answers by more than its tolerance."""
+    """A conversion step changed the outputs by more than its tolerance."""
 
 
 class RefusedError(EdgekitError):
-    """Nothing met the budget or the gate that was asked for."""
+    """No candidate met the budget, or the gate was not passed."""
 
     exit_code = 3
 
@@ -164,7 +164,7 @@ class RefusedError(EdgekitError):
 
 
 class UnavailableError(EdgekitError):
-    """Something outside is not there at the moment."""
+    """Something outside this process is unavailable at the moment; try again later."""
 
 
 class StoreError(UnavailableError):
@@ -172,11 +172,11 @@ class StoreError(UnavailableError):
 
 
 class TransportError(UnavailableError):
-    """The broker is not there, or does not take a message."""
+    """The broker cannot be reached, or does not accept a message."""
 
 
 class CloudError(UnavailableError):
-    """The cloud tier did not answer."""
+    """The cloud tier did not give a usable answer."""
 
 
 class DiskError(UnavailableError):
@@ -184,11 +184,11 @@ class DiskError(UnavailableError):
 
 
 class MissingExtraError(UnavailableError):
-    """An optional dependency is not installed.
+    """An optional Python package is not installed.
 
     Args:
         module: The module that could not be imported.
-        extra: The extra of this distribution that brings it.
+        extra: The extra of edgekit that installs it.
     """
 
     def __init__(self, module: str, extra: str) -> None:
@@ -198,7 +198,7 @@ class MissingExtraError(UnavailableError):
         )
 
 
-# --- the device failed the model
+# --- the device cannot run the model
 
 
 class RuntimeLoadError(EdgekitError):
@@ -206,10 +206,10 @@ class RuntimeLoadError(EdgekitError):
 
 
 class ArenaFullError(RuntimeLoadError):
-    """A run needs more memory than the device allows its model."""
+    """A run needs more memory than the device allows the model."""
 
 
 class SelfTestError(EdgekitError):
-    """A model's answers to the golden inputs are outside the tolerance that its manifest states."""
+    """A model's outputs for the golden inputs are outside the manifest's tolerance."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""The seams: what a service is given, and what tests implement in memory."""
+"""Protocols of the adapters that services use; tests implement them in memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgekit.tensors import Array, TensorSpec
 
 
 class Clock(Protocol):
-    """Time, so that tests can hold it."""
+    """Time, replaceable by tests."""
 
     def monotonic(self) -> float:
-        """Seconds that only rise; for deadlines."""
+        """Seconds that never decrease; for deadlines."""
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970 (UTC) as this machine believes; for expiry and reports only."""
+        """Seconds since 1970 (UTC) by this machine's clock; for expiry and reports only."""
         ...
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message as it arrived."""
+    """One received message."""
 
     topic: str
     payload: bytes
@@ -32,7 +32,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Will(msgspec.Struct, frozen=True):
-    """What the broker publishes when this client is lost (QoS 1)."""
+    """The message that the broker publishes when it loses this client (QoS 1)."""
 
     topic: str
     payload: bytes
@@ -43,10 +43,10 @@ Handler = Callable[[Message], None]
 
 
 class Transport(Protocol):
-    """Publish and subscribe over one broker connection that mends itself.
+    """Publish and subscribe over one broker connection that reconnects by itself.
 
-    Delivery is at most once at QoS 0 and at least once at QoS 1; duplicates and losses are the caller's to tolerate.
-    Handlers run on the event loop, must return quickly, and cannot kill the connection by raising.
+    Delivery is at most once at QoS 0 and at least once at QoS 1; the caller must tolerate duplicates and losses.
+    Handlers run on the event loop and must return quickly. An exception of a handler does not end the connection.
     """
 
     @property
@@ -55,14 +55,14 @@ class Transport(Protocol):
         ...
 
     async def start(self) -> None:
-        """Begin to connect, and keep connecting; returns at once. Await `wait_connected` for the first success."""
+        """Start connecting, and reconnecting, in the background; `wait_connected` waits for the first success."""
         ...
 
     async def wait_connected(self, timeout_seconds: float) -> None:
         """Wait until connected.
 
         Raises:
-            TransportError: not connected within the time; says why the last attempt failed.
+            TransportError: Not connected within the time; the message says why the last attempt failed.
         """
         ...
 
@@ -76,14 +76,14 @@ class Transport(Protocol):
         """Send one message; at QoS 1 returns once the broker has it.
 
         Raises:
-            TransportError: not connected, the outgoing queue is full, the payload is too large, or no answer came.
+            TransportError: Not connected, the outgoing queue is full, the payload is too large, or no answer came.
         """
         ...
 
     async def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, group: str = "") -> None:
-        """Call `handler` for each message; the subscription is made anew on every connect.
+        """Call `handler` for each message; the transport subscribes again on every connect.
 
-        With `group`, messages are shared among the subscribers of that group where the broker can (MQTT 5).
+        With `group`, the broker shares messages among the group's subscribers, if it can (MQTT 5).
         """
         ...
 
@@ -92,19 +92,19 @@ class Transport(Protocol):
         ...
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener(connected)` after every change, when subscriptions are in place."""
+        """Call `listener(connected)` after every change; on connect, after subscribing."""
         ...
 
 
 class Store(Protocol):
-    """Blobs under names with slashes. A write is seen whole or not at all."""
+    """A blob store; names contain slashes, and writes are atomic."""
 
     def get(self, name: str) -> bytes:
         """The whole blob.
 
         Raises:
-            NotFoundError: there is none.
-            StoreError: the store failed.
+            NotFoundError: The blob does not exist.
+            StoreError: The store failed.
         """
         ...
 
@@ -117,15 +117,15 @@ class Store(Protocol):
         ...
 
     def put(self, name: str, data: bytes | Path) -> None:
-        """Write a blob, atomically, replacing an older one; a Path is streamed from disk.
+        """Write or replace a blob atomically; a Path is streamed from disk.
 
         Raises:
-            StoreError: the store failed; what was there before is still there.
+            StoreError: The store failed; the previous blob is unchanged.
         """
         ...
 
     def exists(self, name: str) -> bool:
-        """True when the blob is there."""
+        """True if the blob exists."""
         ...
 
     def list(self, prefix: str) -> Iterable[str]:
@@ -134,22 +134,22 @@ class Store(Protocol):
 
 
 class Disk(Protocol):
-    """The device's folder: everything durable goes through here, so that a test can cut the power at any call.
+    """The device's folder. All durable data goes through it, so that tests can simulate a power cut at any call.
 
-    Names are relative to the disk's root, with slashes; a name that leaves the root is a ValueError.
-    Every method raises DiskError where the file system refuses (full, read only, failing).
+    Names are relative to the disk's root, with slashes; a name outside the root raises ValueError.
+    Every method raises DiskError if the file system fails (full, read only, damaged).
     """
 
     def path(self, name: str) -> Path:
-        """The real path of `name`, for a library that must open the file itself to read."""
+        """The real path of `name`, for a library that reads the file itself."""
         ...
 
     def exists(self, name: str) -> bool:
-        """True when a file or folder is there."""
+        """True if a file or folder exists."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError when it is not there."""
+        """The whole file. Raises FileNotFoundError if it does not exist."""
         ...
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
@@ -161,7 +161,7 @@ class Disk(Protocol):
         ...
 
     def list(self, name: str) -> list[str]:
-        """Names in a folder, sorted; empty when there is no such folder."""
+        """Names in a folder, sorted; empty if there is no such folder."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -169,7 +169,7 @@ class Disk(Protocol):
         ...
 
     def preallocate(self, name: str, size: int) -> None:
-        """Create or resize a file to `size` bytes, with space reserved where the file system can."""
+        """Create or resize a file to `size` bytes, and reserve the space if the file system can."""
         ...
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
@@ -181,7 +181,7 @@ class Disk(Protocol):
         ...
 
     def make_folder(self, name: str) -> None:
-        """Create a folder and its parents; no error when it is there."""
+        """Create a folder and its parents, unless it exists."""
         ...
 
     def rename(self, source: str, target: str) -> None:
@@ -189,16 +189,16 @@ class Disk(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder; no error when it is not there."""
+        """Remove a file or a whole folder, if it exists."""
         ...
 
     def free_bytes(self) -> int:
-        """Space left for this process."""
+        """Free space for this process, in bytes."""
         ...
 
 
 class Runtime(Protocol):
-    """A loaded model. Not safe for concurrent `run`: the caller serialises."""
+    """A loaded model. Concurrent `run` is not safe: the caller must serialize calls."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -212,7 +212,7 @@ class Runtime(Protocol):
 
     @property
     def provider(self) -> str:
-        """What really runs it, for example ``XNNPACK`` or ``CPUExecutionProvider``."""
+        """The delegate or provider in use, for example ``XNNPACK`` or ``CPUExecutionProvider``."""
         ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -225,8 +225,8 @@ class Runtime(Protocol):
             One array per output, by name.
 
         Raises:
-            DataError: an input is missing, unknown, or of the wrong shape or dtype; names all faults.
-            RuntimeLoadError: the runtime failed.
+            DataError: An input is missing, unknown, or of the wrong shape or dtype; the message names all faults.
+            RuntimeLoadError: The runtime failed.
         """
         ...
 
@@ -236,26 +236,26 @@ class Runtime(Protocol):
 
 
 class CloudTier(Protocol):
-    """Where an answer comes from when the device is unsure."""
+    """Client of the cloud tier, which answers when the device is unsure."""
 
     async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
-        """Ask the cloud tier.
+        """Send one request to the cloud tier.
 
         Raises:
-            CloudError: no usable answer within the time.
+            CloudError: No usable answer came within the time.
         """
         ...
 
 
 class BlockSource(Protocol):
-    """Where verified bytes of a bundle come from."""
+    """A source of a bundle's blocks."""
 
     def blocks(
         self, digest: str, wanted: Iterable[int], hashes: Sequence[str] = ()
     ) -> AsyncIterator[tuple[int, bytes]]:
         """Yield (index, bytes) as they arrive, in any order; the caller verifies each one.
 
-        With `hashes`, the sha256 (hex) of each block of the blob, it may ask others than the controllers too, and drops
-        what is wrong of theirs itself.
+        `hashes` are the sha256 (hex) of each block of the blob. With them the source may also use peers other than the
+        controllers, and drops wrong blocks of theirs itself.
         """
         ...

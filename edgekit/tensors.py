@@ -1,4 +1,4 @@
-"""DType and TensorSpec: what a tensor is, apart from its values."""
+"""DType and TensorSpec: dtype, name and shape of a tensor, without its values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 
 class DType(str, enum.Enum):
-    """Element types, named as numpy names them; ``BYTES`` holds variable-length byte strings (numpy object)."""
+    """Element types with numpy's names; ``BYTES`` are byte strings of variable length (numpy object)."""
 
     BOOL = "bool"
     UINT8 = "uint8"
@@ -33,7 +33,7 @@ class DType(str, enum.Enum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy dtype that holds it."""
+        """The numpy dtype of this element type."""
         return _NUMPY[self]
 
     @classmethod
@@ -41,21 +41,21 @@ class DType(str, enum.Enum):
         """The DType of a numpy dtype.
 
         Raises:
-            DataError: no DType holds it.
+            DataError: There is no DType for it.
         """
-        found = np.dtype(dtype)
-        known = _BY_NUMPY.get(found)
+        numpy_dtype = np.dtype(dtype)
+        known = _BY_NUMPY.get(numpy_dtype)
         if known is not None:
             return known
-        if found.kind in "OSU":
+        if numpy_dtype.kind in "OSU":
             return cls.BYTES
         try:
-            return cls(found.name)
+            return cls(numpy_dtype.name)
         except ValueError:
-            raise DataError(f"dtype {found.name} cannot be used in a tensor") from None
+            raise DataError(f"dtype {numpy_dtype.name} cannot be used in a tensor") from None
 
 
-# Both are asked several times a request.
+# tables, because these are looked up several times per request
 _NUMPY = {dtype: np.dtype(object) if dtype is DType.BYTES else np.dtype(dtype.value) for dtype in DType}
 _BY_NUMPY = {dtype: name for name, dtype in _NUMPY.items()}
 
@@ -64,9 +64,9 @@ class TensorSpec(msgspec.Struct, frozen=True):
     """One input or output.
 
     Attributes:
-        name: As clients and reports call it.
-        dtype: Its element type.
-        shape: Sizes in order; None stands for a free axis (the batch).
+        name: The name for clients and reports.
+        dtype: The element type.
+        shape: Sizes in order; None is a free axis (the batch).
     """
 
     name: str
@@ -74,11 +74,11 @@ class TensorSpec(msgspec.Struct, frozen=True):
     shape: tuple[int | None, ...]
 
     def fits(self, value: Array) -> bool:
-        """True for an array of just this dtype and of this shape; one that is not may still be without `faults`."""
+        """True for an array of exactly this numpy dtype and shape; `faults` also accepts other forms of BYTES."""
         return bool(value.dtype == _NUMPY[self.dtype]) and self._holds(value.shape)
 
     def faults(self, value: Array) -> list[str]:
-        """Every reason why `value` does not fit, showing what was found and what was expected; empty when it fits."""
+        """Every reason why `value` does not fit, with found and expected values; empty if it fits."""
         if self.fits(value):
             return []
         faults = []
@@ -91,12 +91,12 @@ class TensorSpec(msgspec.Struct, frozen=True):
     def _holds(self, shape: tuple[int, ...]) -> bool:
         if len(shape) != len(self.shape):
             return False
-        for want, have in zip(self.shape, shape):  # noqa: B905, SIM110 - twice as fast as all(), for each request
+        for want, have in zip(self.shape, shape):  # noqa: B905, SIM110 - twice as fast as all(), and runs in each request
             if want != have and want is not None:
                 return False
         return True
 
     @property
     def shape_text(self) -> str:
-        """The shape for people; a free axis reads ``any``."""
+        """The shape as text; a free axis is ``any``."""
         return "[" + ", ".join("any" if size is None else str(size) for size in self.shape) + "]"

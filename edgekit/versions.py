@@ -1,4 +1,4 @@
-"""Versions of edgekit and of the packages that are installed beside it."""
+"""Versions of edgekit and of other installed packages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from edgekit import __version__
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, None where it is not installed.
+    """The installed version of a distribution; None if it is not installed.
 
-    edgekit's own comes from its source: an editable installation keeps the metadata of the day that it was made.
+    The version of edgekit comes from its source, because the metadata of an editable installation can be out of date.
     """
     if distribution == "edgekit":
         return __version__
@@ -22,5 +22,5 @@ def version_of(distribution: str) -> str | None:
 
 
 def versions_of(distributions: Iterable[str]) -> dict[str, str]:
-    """Versions by distribution, without those that are not installed."""
+    """Versions by distribution; distributions that are not installed are left out."""
     return {name: version for name in distributions if (version := version_of(name)) is not None}

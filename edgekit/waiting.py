@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 async def within(seconds: float | None, work: Awaitable[T]) -> T:
-    """The result of `work`; after `seconds` it is cancelled. None waits for ever.
+    """The result of `work`, which is cancelled after `seconds`; None waits without limit.
 
-    Unlike `asyncio.wait_for` before Python 3.12, this never swallows the cancellation of its caller, which happens
-    there when `work` is done at the same moment, and would leave whoever stops the caller waiting for ever.
+    Unlike `asyncio.wait_for` before Python 3.12, this never loses a cancellation of its caller. There, it is lost if
+    `work` ends at the same moment, and code that waits for the caller to stop then waits forever.
 
     Raises:
-        asyncio.TimeoutError: the time is over.
+        asyncio.TimeoutError: The time is over.
     """
     future = asyncio.ensure_future(work)
     try:

@@ -1,4 +1,4 @@
-"""What a bundle is: manifest, recipe, target profiles, bindings, compatibility and golden answers.
+"""The contents of a bundle: manifest, recipe, target profiles, bindings, compatibility and golden samples.
 
-Pure rules and values; nothing here reads a store or runs a model.
+Only values and rules belong here; code that reads a store, a disk or a network does not.
 """

@@ -1,6 +1,6 @@
-"""How an artifact holds the tensors that clients see: another axis order, integers with a scale, several parts.
+"""Bindings: how logical tensors map to the artifact's: axis order, integers with a scale, several parts.
 
-Part of a manifest; `edgekit.runtimes.logical` applies it.
+Bindings are part of a manifest; `edgekit.runtimes.logical` applies them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from edgekit.tensors import DType, TensorSpec
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """How one logical tensor, which clients see, is held by the artifact.
+    """The mapping of one logical tensor, which clients see, to the artifact.
 
     Attributes:
         spec: The logical tensor: the source model's name, dtype, layout and free batch.
-        artifact: The artifact's own tensor; of an output held in parts, what they are when joined.
-        permute: Axis order that turns the logical tensor into the artifact's; empty when the layouts agree.
-        scale: Real value of one integer step where the artifact's tensor is quantized, else None.
-        zero_point: Integer that stands for 0.0.
-        joined: The parts of an output that the artifact gives one by one, each with a scale of its own; absent where it
-            is one tensor.
+        artifact: The artifact's own tensor; for an output in parts, the tensor of the joined parts.
+        permute: The transposition from the logical to the artifact's axes; empty if they agree.
+        scale: Real value of one integer step of a quantized tensor; None if it is not quantized.
+        zero_point: The integer for 0.0.
+        joined: The parts of an output that is several tensors of the artifact, each with its own scale; absent for a
+            single tensor.
     """
 
     spec: TensorSpec
@@ -30,21 +30,21 @@ class Binding(msgspec.Struct, frozen=True):
     permute: tuple[int, ...] = ()
     scale: float | None = None
     zero_point: int = 0
-    # Absent and not null, so that the bytes of a manifest without it are those they always were.
+    # UNSET and not None, so that manifests without it keep their bytes and digest.
     joined: Joined | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def parts(self) -> tuple[Binding, ...]:
-        """The bindings of the artifact's own tensors: its parts, or itself alone."""
+        """The bindings of the artifact's own tensors: the parts, or this binding itself."""
         return self.joined.parts if isinstance(self.joined, Joined) else (self,)
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """An output that lies in several tensors of the artifact.
+    """An output that consists of several tensors of the artifact.
 
     Attributes:
-        axis: Of the logical tensor, along which its parts follow each other; never the batch.
-        parts: In order; each binds a piece of the logical tensor, whose `spec` says which, and has no parts itself.
+        axis: Axis of the logical tensor along which the parts are joined; never the batch.
+        parts: Bindings of the parts in order; `spec` describes the part, and a part has no parts itself.
     """
 
     axis: int
@@ -52,44 +52,47 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 def binding_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> list[str]:
-    """Every reason why a manifest with these bindings may not be used; empty when they are sound."""
+    """Every reason why these bindings are not valid; empty if they are valid."""
     faults = []
     if not inputs or not outputs:
         faults.append("a model needs at least one input and one output")
     for binding in inputs:
-        faults += _holding_faults(binding)
+        faults += _tensor_faults(binding)
         if isinstance(binding.joined, Joined):
-            faults.append(f"{binding.spec.name}: an input is held in parts, which only outputs can be")
+            faults.append(f"{binding.spec.name}: an input has parts, which only outputs can have")
     for binding in outputs:
-        faults += [fault for part in binding.parts for fault in _holding_faults(part)]
+        faults += [fault for part in binding.parts for fault in _tensor_faults(part)]
         faults += _joined_faults(binding, binding.joined) if isinstance(binding.joined, Joined) else []
-    held = [part.artifact.name for binding in outputs for part in binding.parts]
+    artifact_names = [part.artifact.name for binding in outputs for part in binding.parts]
     names = {binding.artifact.name for binding in outputs if isinstance(binding.joined, Joined)}
-    faults += [f"{name} names a joined output and a tensor of the artifact" for name in sorted(names & {*held})]
+    faults += [
+        f"{name} is the name of a joined output and of a tensor of the artifact"
+        for name in sorted(names & {*artifact_names})
+    ]
     return faults
 
 
-def _holding_faults(binding: Binding) -> list[str]:
+def _tensor_faults(binding: Binding) -> list[str]:
     faults = []
     rank = len(binding.spec.shape)
     if binding.permute and sorted(binding.permute) != list(range(rank)):
-        faults.append(f"{binding.spec.name}: permute {list(binding.permute)} is no order of {rank} axes")
+        faults.append(f"{binding.spec.name}: permute {list(binding.permute)} is not an order of {rank} axes")
     quantized = binding.artifact.dtype in (DType.INT8, DType.UINT8) and binding.spec.dtype is DType.FLOAT32
     if quantized and not (binding.scale and binding.scale > 0):
-        faults.append(f"{binding.spec.name}: the artifact is {binding.artifact.dtype.value} but no scale is given")
+        faults.append(f"{binding.spec.name}: the artifact is {binding.artifact.dtype.value} but has no scale")
     return faults
 
 
 def _joined_faults(binding: Binding, joined: Joined) -> list[str]:
-    """What keeps the parts of an output from being put together to it."""
+    """Every reason why the parts of an output cannot be joined."""
     whole, name, axis = binding.spec, binding.spec.name, joined.axis
     if not 1 <= axis < len(whole.shape):
         return [f"{name}: its parts are joined along axis {axis}, expected 1 to {len(whole.shape) - 1}"]
     faults = []
     if len(joined.parts) < 2:
-        faults.append(f"{name}: it is joined of {len(joined.parts)} parts, expected 2 or more")
+        faults.append(f"{name}: it is joined from {len(joined.parts)} parts, expected 2 or more")
     if binding.permute or binding.scale is not None or not _same(binding.artifact, whole, ()):
-        faults.append(f"{name}: it is held in parts and also quantized, cast, permuted or of another shape as a whole")
+        faults.append(f"{name}: an output in parts cannot also be quantized, cast, permuted or reshaped as a whole")
     for part in joined.parts:
         faults += [f"{name}: its part {part.spec.name} {fault}" for fault in _part_faults(binding, axis, part)]
     sizes = [part.spec.shape[axis] for part in joined.parts if axis < len(part.spec.shape)]
@@ -108,14 +111,14 @@ def _part_faults(binding: Binding, axis: int, part: Binding) -> list[str]:
         faults.append(f"has shape {spec.shape_text}, expected {whole.shape_text} in all axes but {axis}")
     elif not _same(part.artifact, spec, part.permute, dtype=False):
         how = f" with its axes in the order {list(part.permute)}" if part.permute else ""
-        faults.append(f"is held by {part.artifact.shape_text}, expected {spec.shape_text}{how}")
+        faults.append(f"has the artifact shape {part.artifact.shape_text}, expected {spec.shape_text}{how}")
     if part.artifact.shape[:1] != binding.artifact.shape[:1]:
         faults.append(f"has another batch than the whole: {part.artifact.shape_text}, {binding.artifact.shape_text}")
     return faults
 
 
 def _same(artifact: TensorSpec, spec: TensorSpec, permute: Sequence[int], *, dtype: bool = True) -> bool:
-    """Whether `artifact` is `spec` permuted, whatever its batch."""
+    """True if `artifact` is `spec` permuted; the batch can differ."""
     order = permute if sorted(permute) == list(range(len(spec.shape))) else range(len(spec.shape))
     return artifact.shape[1:] == tuple(spec.shape[i] for i in order)[1:] and not (
         dtype and artifact.dtype is not spec.dtype

@@ -1,4 +1,4 @@
-"""Every reason why a manifest does not fit a device."""
+"""Compatibility of a manifest with a device."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from edgekit.bundle.manifest import Manifest
 
 KNOWN_DEMANDS = ("arch", "memory_mib", "runtime_version", "providers", "cpu_features")
 
-# The same file format under another distribution's name and numbering; the self-test judges what it can run.
-_STANDS_IN = {"litert": "tflite-runtime"}
+# An older distribution with other version numbers reads the same file format; the self-test checks the rest.
+_SUBSTITUTES = {"litert": "tflite-runtime"}
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a device measured of itself.
+    """Facts that a device measured about itself.
 
     Attributes:
-        target: Name of the target profile that it was enrolled as.
+        target: Name of the device's target profile, set at enrollment.
         arch: ``aarch64``, ``x86_64`` ...
         memory_mib: Physical memory.
-        cpu_features: As Linux names them, sorted.
+        cpu_features: Linux names, sorted.
         runtimes: Version by name: ``litert``, ``onnxruntime``, ``tflite-runtime``.
         providers: ONNX Runtime execution providers that are installed.
-        python: Its version.
+        python: Version of Python.
         edgekit: Version of edgekit.
-        seal_keys: Ids of the class keys that it can open sealed bundles with.
+        seal_keys: Ids of the class keys with which it can open sealed bundles.
     """
 
     target: str
@@ -42,19 +42,19 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 def mismatches(manifest: Manifest, facts: Facts) -> list[str]:
-    """One sentence for each reason why the device must refuse the bundle; empty when it fits."""
-    found = []
+    """One sentence for each reason why the device must refuse the bundle; empty if it fits."""
+    reasons = []
     if manifest.target != facts.target:
-        found.append(f"it is for target {manifest.target!r}, this device is {facts.target!r}")
-    found += seal_mismatches(manifest, facts.seal_keys)
-    found += _runtime_mismatches(manifest, facts)
+        reasons.append(f"it is for target {manifest.target!r}, this device is {facts.target!r}")
+    reasons += seal_mismatches(manifest, facts.seal_keys)
+    reasons += _runtime_mismatches(manifest, facts)
     for key, value in sorted(manifest.requires.items()):
-        found += _demand_mismatches(key, value, facts)
-    return found
+        reasons += _demand_mismatches(key, value, facts)
+    return reasons
 
 
 def seal_mismatches(manifest: Manifest, key_ids: Collection[str]) -> list[str]:
-    """Why a bundle cannot be opened with the class keys of these ids; empty when it can, or is not sealed."""
+    """Why the class keys with these ids cannot open a bundle; empty if they can, or if it is not sealed."""
     if manifest.sealed is None or any(key.key_id in key_ids for key in manifest.sealed.keys):
         return []
     classes = ", ".join(f"{key.device_class} (key {key.key_id[:12]})" for key in manifest.sealed.keys)
@@ -65,8 +65,8 @@ def seal_mismatches(manifest: Manifest, key_ids: Collection[str]) -> list[str]:
 def _runtime_mismatches(manifest: Manifest, facts: Facts) -> list[str]:
     version = facts.runtimes.get(manifest.runtime)
     if version is None:
-        if _STANDS_IN.get(manifest.runtime) in facts.runtimes and "runtime_version" not in manifest.requires:
-            return []  # where a version is demanded, the file holds what the older distribution cannot run
+        if _SUBSTITUTES.get(manifest.runtime) in facts.runtimes and "runtime_version" not in manifest.requires:
+            return []  # a demanded version means operators that the older distribution lacks
         have = ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items())) or "none"
         return [f"it needs runtime {manifest.runtime}, this device has {have}"]
     wanted = manifest.requires.get("runtime_version")
@@ -83,14 +83,14 @@ def _demand_mismatches(key: str, value: Any, facts: Facts) -> list[str]:
         fits = facts.memory_mib >= value
         return [] if fits else [f"it needs {value} MiB of memory, this device has {facts.memory_mib}"]
     if key == "runtime_version" and isinstance(value, str):
-        return []  # judged with the runtime itself
+        return []  # checked in _runtime_mismatches
     if key in ("providers", "cpu_features") and isinstance(value, list | tuple):
         have: tuple[str, ...] = getattr(facts, key)
         missing = [str(item) for item in value if item not in have]
         return [f"it needs {key} {', '.join(missing)}, this device has {', '.join(have) or 'none'}"] if missing else []
     if key in KNOWN_DEMANDS:
-        return [f"its demand {key} is {value!r}, which is of the wrong type"]
-    return [f"it demands {key!r}, which this edgekit does not know"]
+        return [f"its demand {key} is {value!r}, which has the wrong type"]
+    return [f"it demands {key!r}, which this version of edgekit does not support"]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

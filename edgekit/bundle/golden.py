@@ -1,6 +1,6 @@
-"""Golden samples: real inputs with the canonical float model's answers, and the rule that judges a runtime by them.
+"""Golden samples: real inputs with the canonical float model's outputs, and the comparison of a runtime with them.
 
-Conversion measures the tolerances with this rule and the device's self-test applies them, so both mean the same.
+Conversion measures the tolerances with this comparison, and the device's self-test applies them with the same one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INPUT, OUTPUT = "input:", "output:"
 
 
 class SelfTest(msgspec.Struct, frozen=True):
-    """What a runtime answered to the golden inputs.
+    """Result of a runtime on the golden inputs.
 
     Attributes:
-        faults: Every reason why the model must not be used; empty when it passed.
+        faults: Every reason why the model must not be used; empty if it passed.
         max_abs: Largest absolute difference by output name, in the output's unit.
-        agreement: Share of rows with the same decision; 1.0 where the task has none.
+        agreement: Share of rows with the same decision; 1.0 if the task has no decisions.
         rows: Number of golden rows.
     """
 
@@ -37,15 +37,15 @@ class SelfTest(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """True when there is no fault."""
+        """True if there is no fault."""
         return not self.faults
 
 
 def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
-    """The bytes of golden.npz: logical inputs (N, ...) and the float model's answers (N, ...).
+    """The bytes of golden.npz: logical inputs (N, ...) and the float model's outputs (N, ...).
 
     Raises:
-        DataError: an element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.
+        DataError: An element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.
     """
     buffer = io.BytesIO()
     arrays = {INPUT + name: _fixed(name, value) for name, value in inputs.items()}
@@ -55,10 +55,10 @@ def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> b
 
 
 def read_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Inputs and expected outputs by logical name; never unpickles.
+    """Inputs and expected outputs by logical name. It never unpickles.
 
     Raises:
-        ManifestError: the bytes are no golden.npz.
+        ManifestError: The bytes are not a golden.npz.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
@@ -71,7 +71,7 @@ def read_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def _fixed(name: str, value: Array) -> Array:
-    """BYTES as fixed-length strings, which need no pickle."""
+    """Convert BYTES to fixed-length strings, which need no pickle."""
     if value.dtype != object:
         return value
     fixed = value.astype("S")
@@ -85,25 +85,25 @@ def _variable(value: Array) -> Array:
 
 
 def self_test(runtime: Runtime, manifest: Manifest, golden: bytes) -> SelfTest:
-    """Run the golden inputs and judge the answers by the manifest's tolerances.
+    """Run the golden inputs and compare the outputs by the manifest's tolerances.
 
     Raises:
-        ManifestError: the golden samples are malformed.
-        DataError, RuntimeLoadError: as `Runtime.run`.
+        ManifestError: The golden samples are malformed.
+        DataError, RuntimeLoadError: As `Runtime.run`.
     """
     inputs, expected = read_golden(golden)
     return judge(manifest, expected, runtime.run(inputs))
 
 
 def judge(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str, Array]) -> SelfTest:
-    """Compare answers (N, ...) with the canonical float model's, output by output."""
+    """Compare outputs (N, ...) with those of the canonical float model."""
     faults: list[str] = []
     worst: dict[str, float] = {}
     limits = {t.output: t.max_abs for t in manifest.golden.tolerances if t.runtime == manifest.runtime}
     for binding in manifest.outputs:
         name = binding.spec.name
         if name not in limits or name not in expected or name not in found:
-            faults.append(f"{name}: no tolerance, expected answer or answer to compare")
+            faults.append(f"{name}: no tolerance, no expected output or no output to compare")
             continue
         fault, worst[name] = _compare(name, expected[name], found[name], limits[name])
         faults += fault

@@ -1,7 +1,7 @@
-"""What a bundle is: identity, files with their digests, tensors, golden tolerances, quality and cost.
+"""The manifest of a bundle: identity, files with digests, tensors, golden tolerances, quality and cost.
 
-A manifest's canonical bytes are what TUF signs; their sha256 is the bundle digest. A device trusts nothing that does
-not hang off those bytes, so parsing refuses every file list that could write outside the bundle's folder.
+TUF signs the canonical bytes of the manifest; their sha256 is the bundle digest. A device uses a file only if the
+manifest lists it, so parsing refuses every file name that could lead outside the bundle's folder.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 ROLE_MODEL = "model"
-ROLE_CALIBRATION = "calibration"  # what activation ranges were read from: histograms, for later conversions
-ROLE_COMPILED = "compiled"  # the model once more, as an accelerator's own compiler made it
+ROLE_CALIBRATION = "calibration"  # histograms of activations, from which later conversions compute ranges
+ROLE_COMPILED = "compiled"  # the model as compiled by an accelerator's own compiler
 ROLE_GOLDEN = "golden"
 ROLE_REPORT = "report"
 ROLE_PROCESSING = "processing"
 
 SEAL_FORMAT = "edgekit-seal-1"
 MAX_CLASSES = 64
-_WRAPPED = re.compile(r"[0-9a-f]{96}")  # 32 bytes of key and 16 of tag
+_WRAPPED = re.compile(r"[0-9a-f]{96}")  # 32 bytes of key and 16 bytes of tag
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -47,9 +47,9 @@ class FileEntry(msgspec.Struct, frozen=True):
     Attributes:
         path: A plain file name inside the bundle's folder.
         role: ``model``, ``golden``, ``report`` or ``processing`` (a vocabulary or anchors).
-        size: Bytes.
-        sha256: Of the whole file, hex.
-        blocks: sha256 of each block of BLOCK_BYTES, hex, in order; the last block may be shorter.
+        size: Size in bytes.
+        sha256: sha256 of the whole file, hex.
+        blocks: sha256 of each block of BLOCK_BYTES, hex, in order; the last block can be shorter.
     """
 
     path: str
@@ -60,7 +60,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """How far a runtime's answer to the golden inputs may be from the canonical float model's.
+    """The allowed difference between a runtime's output and the canonical float model's, on the golden inputs.
 
     Attributes:
         output: Logical output name.
@@ -74,12 +74,12 @@ class Tolerance(msgspec.Struct, frozen=True):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """What the device's self-test checks.
+    """Limits of the device's self-test.
 
     Attributes:
-        samples: How many rows golden.npz holds.
+        samples: Number of rows of golden.npz.
         tolerances: One per output and runtime.
-        decisions_match: Largest scores of the task's output must name the same class for every row.
+        decisions_match: True if the class with the largest score must be the same for every row.
     """
 
     samples: int
@@ -88,11 +88,11 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What the outputs mean, where it is known; routing reads it.
+    """The meaning of the outputs, if known; routing uses it.
 
     Attributes:
         kind: ``classification`` or ``other``.
-        output: The logical output that holds the scores.
+        output: The logical output with the scores.
         scores: ``probabilities`` or ``logits``.
         labels: Class names in order; may be empty.
     """
@@ -104,14 +104,14 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """A metric on labelled data that was not used to calibrate.
+    """A metric on labelled data that was not used for calibration.
 
     Attributes:
         metric: For example ``accuracy``.
-        value: Of this bundle.
-        float_value: Of the canonical float model on the same samples.
+        value: The metric of this bundle.
+        float_value: The metric of the canonical float model on the same samples.
         n: Number of samples.
-        proven: True where the drop is shown to stay within the budget at the stated confidence.
+        proven: True if the drop is within the budget at the stated confidence.
     """
 
     metric: str
@@ -122,7 +122,7 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What one row costs on the target: `kind` is ``estimate``, ``instructions`` or ``measured``."""
+    """The cost of one row on the target; `kind` is ``estimate``, ``instructions`` or ``measured``."""
 
     kind: str
     value: float
@@ -133,9 +133,9 @@ class WrappedKey(msgspec.Struct, frozen=True):
     """The content key of a sealed bundle, encrypted for one device class.
 
     Attributes:
-        device_class: The class's name, for messages.
+        device_class: Name of the class, for messages.
         key_id: sha256 of the class's public key (its 32 bytes), hex.
-        public: The X25519 public key that was made for this one wrapping, hex.
+        public: The X25519 public key made for this wrapping only, hex.
         wrapped: The encrypted content key with its tag, hex.
     """
 
@@ -146,10 +146,10 @@ class WrappedKey(msgspec.Struct, frozen=True):
 
 
 class Encryption(msgspec.Struct, frozen=True):
-    """Every file of the bundle is encrypted, as `edgekit.sealing` says.
+    """How the bundle's files are encrypted (see `edgekit.sealing`).
 
     Attributes:
-        keys: One for each device class that may open it.
+        keys: The content key, wrapped once for each device class that may open the bundle.
         format: SEAL_FORMAT.
     """
 
@@ -161,20 +161,20 @@ class Manifest(msgspec.Struct, frozen=True):
     """The signed description of one bundle for one target.
 
     Attributes:
-        name, version, target: Its identity; version is X.Y.Z.
-        runtime: Which runtime the artifact is for: ``litert`` or ``onnxruntime``.
-        files: Every file of the bundle but the manifest itself.
-        inputs, outputs: Logical tensors and how the artifact holds them.
-        golden: The self-test's limits.
-        recipe: What was done to the model.
-        task: What the outputs mean.
-        quality, cost: As measured at conversion; None where there was no data.
-        requires: Compatibility demands, read by compat.py: ``arch``, ``memory_mib``, ``runtime_version``.
-        source_sha256: Digest of the model that was converted.
-        tools: Versions of the tools that made it.
-        processing: What happens before and after the model; absent where clients send and get its own tensors alone.
-        encryption: Absent where the files are as they were made; else sizes and digests of files are of what is stored.
-        format: Of this document.
+        name, version, target: Identity of the bundle; the version is X.Y.Z.
+        runtime: The runtime of the artifact: ``litert`` or ``onnxruntime``.
+        files: Every file of the bundle except the manifest.
+        inputs, outputs: Logical tensors and their binding to the artifact's tensors.
+        golden: Limits of the self-test.
+        recipe: The choices of the conversion.
+        task: Meaning of the outputs.
+        quality, cost: Results of the conversion; None without data.
+        requires: Demands on the device, checked by compat.py: ``arch``, ``memory_mib``, ``runtime_version``.
+        source_sha256: Digest of the source model.
+        tools: Versions of the tools of the conversion.
+        processing: Steps before and after the model; absent if clients use the model's own tensors only.
+        encryption: Absent for plain files. Otherwise `files` has sizes and digests of the encrypted files.
+        format: Format version of this document.
     """
 
     name: str
@@ -192,7 +192,7 @@ class Manifest(msgspec.Struct, frozen=True):
     requires: dict[str, Any] = {}
     source_sha256: str = ""
     tools: dict[str, str] = {}
-    # Absent and not null, so that the bytes of a manifest without it are those they always were.
+    # UNSET and not None, so that manifests without it keep their bytes and digest.
     processing: Processing | msgspec.UnsetType = msgspec.UNSET
     encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
     format: int = FORMAT
@@ -201,7 +201,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """The one file with `role`.
 
         Raises:
-            ManifestError: there is none.
+            ManifestError: There is no such file.
         """
         for entry in self.files:
             if entry.role == role:
@@ -210,7 +210,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def sealed(self) -> Encryption | None:
-        """How the files are encrypted; None where they are not."""
+        """How the files are encrypted; None for plain files."""
         return self.encryption if isinstance(self.encryption, Encryption) else None
 
     @property
@@ -229,7 +229,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def file_entry(path: str, role: str, data: bytes) -> FileEntry:
-    """Describe `data` as the bundle's file `path`."""
+    """The FileEntry of a bundle's file `path` with content `data`."""
     view = memoryview(data)
     blocks = tuple(hashlib.sha256(view[at : at + BLOCK_BYTES]).hexdigest() for at in range(0, len(data), BLOCK_BYTES))
     return FileEntry(path=path, role=role, size=len(data), sha256=hashlib.sha256(data).hexdigest(), blocks=blocks)
@@ -244,8 +244,8 @@ def parse_manifest(data: bytes) -> Manifest:
     """Parse and check a manifest.
 
     Raises:
-        ManifestError: it is too large, not JSON, has missing or ill-typed fields, is not canonical, or any of its
-            names, sizes or digests could harm whoever stages it. All faults are named together.
+        ManifestError: It is too large, not JSON, or not canonical, or fields are missing or have a wrong type, or a
+            name, size or digest is unsafe. The message names all faults.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
@@ -262,7 +262,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def manifest_faults(manifest: Manifest) -> list[str]:
-    """Every reason why `manifest` may not be used; empty when it is sound."""
+    """Every reason why `manifest` is not valid; empty if it is valid."""
     faults = []
     if manifest.format != FORMAT:
         faults.append(f"format is {manifest.format}, this edgekit reads {FORMAT}")
@@ -287,7 +287,7 @@ def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
         if not FILE_PATH.fullmatch(entry.path) or entry.path.lower() == MANIFEST_NAME:
             faults.append(f"file name {entry.path!r} is not a plain file name")
         if entry.path.lower() in seen:
-            faults.append(f"file name {entry.path!r} stands twice (upper and lower case count as one)")
+            faults.append(f"file name {entry.path!r} is listed twice (upper and lower case count as the same)")
         seen.add(entry.path.lower())
         if not 0 <= entry.size <= MAX_FILE_BYTES:
             faults.append(f"{entry.path}: size {entry.size} is outside 0 to {MAX_FILE_BYTES}")
@@ -309,24 +309,24 @@ def _processing_faults(manifest: Manifest) -> list[str]:
     if not isinstance(manifest.processing, Processing):
         return []
     inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
-    there = {entry.path for entry in manifest.files if entry.role == ROLE_PROCESSING}
-    missing = sorted(manifest.processing.files().keys() - there)
+    listed = {entry.path for entry in manifest.files if entry.role == ROLE_PROCESSING}
+    missing = sorted(manifest.processing.files().keys() - listed)
     return processing_faults(manifest.processing, inputs, outputs) + [
-        f"processing reads {name!r}, which is no file with role {ROLE_PROCESSING!r}" for name in missing
+        f"processing reads {name!r}, but no file with role {ROLE_PROCESSING!r} has this name" for name in missing
     ]
 
 
 def _encryption_faults(encryption: Encryption, files: tuple[FileEntry, ...]) -> list[str]:
     if encryption.format != SEAL_FORMAT:
         return [f"it is sealed as {encryption.format!r}, this edgekit opens {SEAL_FORMAT}"]
-    faults = [f"{entry.path}: a sealed file has at least its tag" for entry in files if entry.size < 16]
+    faults = [f"{entry.path}: {entry.size} bytes, a sealed file has at least 16" for entry in files if entry.size < 16]
     if not 1 <= len(encryption.keys) <= MAX_CLASSES:
         faults.append(f"it is sealed for {len(encryption.keys)} device classes, expected 1 to {MAX_CLASSES}")
     if len({key.key_id for key in encryption.keys}) != len(encryption.keys):
-        faults.append("it is sealed for one device class twice")
+        faults.append("it is sealed twice for the same device class")
     for key in encryption.keys:
         if not NAME.fullmatch(key.device_class):
             faults.append(f"device class {key.device_class!r} is not of the form {NAME.pattern}")
         elif not (SHA256.fullmatch(key.key_id) and SHA256.fullmatch(key.public) and _WRAPPED.fullmatch(key.wrapped)):
-            faults.append(f"the key for device class {key.device_class!r} is not of the form of one")
+            faults.append(f"the key for device class {key.device_class!r} is malformed")
     return faults

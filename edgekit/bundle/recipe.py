@@ -1,4 +1,4 @@
-"""Recipe: the choices of one conversion as data, validated before work starts and saved in the bundle."""
+"""Recipe: the choices of one conversion, validated before work starts and saved in the bundle."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PRUNED, UNPRUNED = "dead", "none"
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is done to the canonical float graph to get one candidate.
+    """The choices that turn the canonical float graph into one candidate.
 
     Attributes:
-        precision: ``float32``, ``float16`` (weights, and activations where the runtime computes in half), ``int8``
-            (static: weights and activations), ``int8-dynamic`` (weights; activations are quantized as they come, inputs
-            and outputs stay float) or ``int8-weights`` (weights only, computed in float).
+        precision: ``float32``, ``float16`` (weights, and activations if the runtime computes in half precision),
+            ``int8`` (static: weights and activations), ``int8-dynamic`` (weights; activations are quantized at run
+            time, inputs and outputs stay float) or ``int8-weights`` (weights only; computation in float).
         per_channel: Integer weights have one scale per output channel.
         symmetric: int8 activations have zero point 0.
-        ranges: How activation ranges are read from the calibration.
-        float_layers: Names of layers that stay float in an int8 candidate, for LiteRT with weights as halves.
-        int4_layers: Names of layers whose weights have 4 bits; the others have 8.
+        ranges: How activation ranges are computed from the calibration.
+        float_layers: Names of layers that stay float in an int8 candidate; on LiteRT their weights are float16.
+        int4_layers: Names of layers with 4-bit weights; the others have 8 bits.
         rounding: How 4-bit weights are rounded: each to the ``nearest``, or by ``gptq``, which needs samples.
-        equalize: Even out the ranges of neighbouring channels first.
-        correct_bias: Take back what quantized weights add to the mean of each channel; needs samples.
+        equalize: Equalize the ranges of neighbouring channels first.
+        correct_bias: Correct biases for the shift that quantized weights cause; needs samples.
         route: How the float file for LiteRT is made: ``lowered`` from the canonical graph, or ``direct`` from the
-            source by its own converter, whose layers cannot be chosen. Absent means ``lowered``, and ``lowered`` is
-            held as absent, so that the bytes of recipes without it are those they always were.
-        prune: ``dead``: without the channels that are 0 on every calibration sample, which it needs. ``none`` is the
-            same as to leave it out, and is left out of what is written.
+            source by its own converter, without choices per layer. ``lowered`` is the default and is stored as absent,
+            so that the bytes of other recipes do not change.
+        prune: ``dead`` removes the channels that are 0 on every calibration sample; needs samples. ``none`` is the
+            default and is stored as absent.
     """
 
     precision: str = "float32"
@@ -50,7 +50,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     equalize: bool = False
     correct_bias: bool = False
     route: str | msgspec.UnsetType = msgspec.UNSET
-    # Absent and not "none", so that the bytes of a manifest without it are those they always were.
+    # UNSET and not "none", so that manifests without it keep their bytes and digest.
     prune: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
@@ -64,14 +64,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, "prune", msgspec.UNSET)
         if self.int4_layers and not self.quantized:
             raise RecipeError(
-                f"int4_layers are given and precision is {self.precision!r}, expected an int8 kind",
-                advice=f"Set precision to one of {', '.join((STATIC, DYNAMIC, WEIGHTS))}, or leave int4_layers out.",
+                f"int4_layers are set and precision is {self.precision!r}, expected an int8 precision",
+                advice=f"Set precision to one of {', '.join((STATIC, DYNAMIC, WEIGHTS))}, or remove int4_layers.",
             )
         if self.int4_layers and not self.per_channel:
-            raise RecipeError("int4_layers are given and per_channel is false, expected one scale per output channel")
+            raise RecipeError("int4_layers are set and per_channel is false, expected one scale per output channel")
         both = sorted({*self.float_layers} & {*self.int4_layers})
         if both:
-            raise RecipeError(f"{', '.join(both)}: in float_layers and in int4_layers, expected in one of them")
+            raise RecipeError(f"{', '.join(both)}: listed in float_layers and in int4_layers, expected in one of them")
         if self.route == LOWERED:
             msgspec.structs.force_setattr(self, "route", msgspec.UNSET)
         elif self.route is not msgspec.UNSET:
@@ -83,37 +83,37 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         graph = ("float_layers", "int4_layers", "equalize", "correct_bias", "prune")
         if wrong := [field for field in graph if getattr(self, field)]:
             raise RecipeError(
-                f"route is {DIRECT!r} and {', '.join(wrong)} given, which work on the canonical graph",
-                advice=f"Leave them out, or set route to {LOWERED!r}.",
+                f"route is {DIRECT!r}, but {', '.join(wrong)} work only on the canonical graph",
+                advice=f"Remove them, or set route to {LOWERED!r}.",
             )
 
     @property
     def direct(self) -> bool:
-        """True where the float file is made from the source by its own converter."""
+        """True if the source's own converter makes the float file."""
         return self.route == DIRECT
 
     @property
     def quantized(self) -> bool:
-        """True where weights are integers."""
+        """True if weights are integers."""
         return self.precision in (STATIC, DYNAMIC, WEIGHTS)
 
     @property
     def pruned(self) -> bool:
-        """True where channels are taken away that are dead on the calibration samples."""
+        """True if channels that are dead on the calibration samples are removed."""
         return self.prune == PRUNED
 
     @property
     def needs_samples(self) -> bool:
-        """True where it cannot be made without calibration samples."""
+        """True if the candidate needs calibration samples."""
         fitted = self.rounding == "gptq" and bool(self.int4_layers)
         return self.precision == STATIC or self.correct_bias or self.pruned or fitted
 
     @property
     def id(self) -> str:
-        """Short and stable, and another one for every other choice.
+        """A short, stable name, different for every choice.
 
-        ``float32``, ``int8-symmetric``, ``int8-dynamic-w4x9-gptq-5f3a20``: nine layers of 4 bit, and a digest that says
-        which.
+        Examples are ``float32``, ``int8-symmetric`` and ``int8-dynamic-w4x9-gptq-5f3a20``. In the last one, nine layers
+        have 4 bits, and the digest tells which.
         """
         parts = [self.precision]
         if not self.per_channel:
@@ -149,7 +149,7 @@ def preset(name: str) -> Recipe:
     """The preset called `name`.
 
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: There is no such preset; the advice names the nearest.
     """
     if name in PRESETS:
         return PRESETS[name]

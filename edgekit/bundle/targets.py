@@ -1,4 +1,4 @@
-"""TargetProfile: what a class of devices can do. The built-in table is targets.toml, beside this file."""
+"""Target profiles: the abilities of device classes. The built-in table is targets.toml, beside this file."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ else:
 
 
 class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device class can do, keyed by its features and not by its board's name.
+    """Abilities of a device class, described by features and not by board names.
 
     Attributes:
         name: For example ``raspberry-pi-4``.
-        title: For people.
+        title: Name for people.
         arch: ``aarch64``, ``x86_64`` or ``any``.
-        runtimes: What it can run, the default first: ``litert``, ``onnxruntime``.
+        runtimes: Runtimes of the class, the default first: ``litert``, ``onnxruntime``.
         providers: ONNX Runtime execution providers, the preferred first.
-        cpu_features: As Linux names them (``asimddp`` is int8 dot product, ``asimdhp`` half precision arithmetic).
-        memory_mib: Typical memory of the smallest member.
-        precisions: Candidate precisions that it gains from or can run.
-        speed: Of an accelerator: throughput of one multiply-add relative to float32, by precision. Empty for
-            processors, whose cost follows from their features.
-        int8_symmetric: True where activations must have zero point 0 (TensorRT).
-        free_batch: True where artifacts keep a free batch axis (servers); False means batch 1.
-        tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty where there is none.
-        accelerator: What runs the artifact, ``edgetpu`` or ``ethos-u55``: integers only, and a list of operators.
-        agent: False where edgekit-agent cannot run.
+        cpu_features: Linux names (``asimddp`` is int8 dot product, ``asimdhp`` half precision arithmetic).
+        memory_mib: Typical memory of the smallest device of the class.
+        precisions: Precisions of the candidates for this class.
+        speed: For an accelerator, the throughput of multiply-adds relative to float32, by precision. Empty for CPUs,
+            whose cost follows from their features.
+        int8_symmetric: True if activations must have zero point 0 (TensorRT).
+        free_batch: True if artifacts keep a free batch axis (servers); False means batch 1.
+        tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty if there is none.
+        accelerator: ``edgetpu`` or ``ethos-u55``, which run integer models with certain operators only; empty for none.
+        agent: False if edgekit-agent cannot run on the class.
     """
 
     name: str
@@ -57,7 +57,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def known_targets(text: str | None = None) -> Mapping[str, TargetProfile]:
-    """The built-in profiles, and those of the TOML `text`, which may replace them. Raises as `parse_targets`."""
+    """The built-in profiles, extended or overridden by those of the TOML `text`. Raises as `parse_targets`."""
     return builtin_targets() if text is None else {**builtin_targets(), **parse_targets(text)}
 
 
@@ -65,7 +65,7 @@ def find_target(name: str, table: Mapping[str, TargetProfile]) -> TargetProfile:
     """The profile called `name`.
 
     Raises:
-        NotFoundError: there is none; names the nearest.
+        NotFoundError: There is no such target; the advice names the nearest.
     """
     if name in table:
         return table[name]
@@ -75,35 +75,35 @@ def find_target(name: str, table: Mapping[str, TargetProfile]) -> TargetProfile:
 
 
 def parse_targets(text: str) -> dict[str, TargetProfile]:
-    """Profiles of a TOML table, by name.
+    """Parse target profiles from TOML, by name.
 
     Raises:
-        SettingsError: it is no TOML, or a profile lacks a field, has an unknown one or one of another type.
+        SettingsError: The text is not TOML, or a field of a profile is missing, unknown or of a wrong type.
     """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"the target profiles are no TOML: {error}") from error
-    found, faults = {}, []
+        raise SettingsError(f"the target profiles are not valid TOML: {error}") from error
+    profiles, faults = {}, []
     for name, values in tables.items():
         try:
-            found[name] = _profile(name, values)
+            profiles[name] = _profile(name, values)
         except (msgspec.ValidationError, TypeError) as error:
             faults.append(f"{name}: {error}")
     if faults:
         raise SettingsError("; ".join(faults), advice=f"A profile's keys are {', '.join(_KEYS)}.")
-    return found
+    return profiles
 
 
 def _profile(name: str, values: object) -> TargetProfile:
     if not isinstance(values, dict):
-        raise TypeError(f"it is {type(values).__name__}, expected a table")
+        raise TypeError(f"value is {type(values).__name__}, expected a table")
     profile = msgspec.convert({"name": name, **values}, TargetProfile)
     unknown = [precision for precision in profile.precisions if precision not in PRECISIONS]
     if unknown or not profile.precisions:
         raise TypeError(f"precisions are {', '.join(unknown) or 'none'}, expected some of {', '.join(PRECISIONS)}")
     if not profile.runtimes:
-        raise TypeError("runtimes are none, expected at least one")
+        raise TypeError("runtimes is empty, expected at least one")
     return profile
 
 
@@ -112,7 +112,7 @@ _KEYS = tuple(field for field in TargetProfile.__struct_fields__ if field != "na
 
 @functools.lru_cache(maxsize=1)
 def builtin_targets() -> Mapping[str, TargetProfile]:
-    """The profiles that edgekit ships, by name: constants that are kept as TOML beside this module."""
+    """The built-in profiles by name, from targets.toml beside this module."""
     return parse_targets(
         importlib.resources.files("edgekit.bundle").joinpath("targets.toml").read_text(encoding="utf-8")
     )

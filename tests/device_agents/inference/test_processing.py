@@ -213,7 +213,7 @@ def test_processing_may_only_read_files_of_its_role(tmp_path: Path) -> None:
     entry = file_entry("words.txt", "report", b"x")
     for files in (manifest.files, (*manifest.files, entry)):
         changed = msgspec.structs.replace(manifest, files=files)
-        with pytest.raises(ManifestError, match=r"end in int64 \[128\].*reads 'words.txt', which is no file with role"):
+        with pytest.raises(ManifestError, match=r"end in int64 \[128\].*reads 'words.txt', but no file with role"):
             parse_manifest(changed.canonical_bytes())
 
 

@@ -55,7 +55,7 @@ def test_parts_come_back_from_the_bytes() -> None:
         (in_parts(axis=3), "joined along axis 3"),
         (in_parts(axis=-1), "joined along axis -1"),
         (in_parts(axis=1), "expected [any, 10, 7] in all axes but 1"),
-        (in_parts(part("o0", 7)), "joined of 1 parts, expected 2 or more"),
+        (in_parts(part("o0", 7)), "joined from 1 parts, expected 2 or more"),
         (in_parts(part("o0", 4), part("o1", 4)), "have 4 + 4 along axis 2, expected 7 together"),
         (
             in_parts(part("o0", 4), part("o1", 3, spec=TensorSpec("p", DType.FLOAT32, (None, 10, None)))),
@@ -69,21 +69,24 @@ def test_parts_come_back_from_the_bytes() -> None:
             in_parts(part("o0", 4), part("o1", 3, spec=TensorSpec("p", DType.FLOAT32, (None, 3)))),
             "its part p has shape [any, 3]",
         ),
-        (in_parts(part("o0", 4), part("o1", 3, permute=(0, 1))), "permute [0, 1] is no order of 3 axes"),
+        (in_parts(part("o0", 4), part("o1", 3, permute=(0, 1))), "permute [0, 1] is not an order of 3 axes"),
         (
             in_parts(part("o0", 4), part("o1", 3, permute=(0, 2, 1))),
-            "is held by [1, 10, 3], expected [any, 10, 3] with its axes in the order [0, 2, 1]",
+            "has the artifact shape [1, 10, 3], expected [any, 10, 3] with its axes in the order [0, 2, 1]",
         ),
-        (in_parts(part("o0", 4), part("o1", 3, scale=None)), "the artifact is int8 but no scale is given"),
+        (in_parts(part("o0", 4), part("o1", 3, scale=None)), "the artifact is int8 but has no scale"),
         (in_parts(part("o0", 4), part("o1", 3, joined=Joined(2, ()))), "its part found.o1 has parts itself"),
         (
             in_parts(part("o0", 4), part("o1", 3, artifact=TensorSpec("o1", DType.INT8, (None, 10, 3)))),
             "has another batch than the whole: [any, 10, 3], [1, 10, 7]",
         ),
-        (in_parts(scale=0.1), "is held in parts and also quantized"),
-        (in_parts(permute=(0, 2, 1)), "is held in parts and also quantized, cast, permuted"),
-        (in_parts(artifact=TensorSpec("o", DType.FLOAT32, (1, 10, 6))), "or of another shape as a whole"),
-        (in_parts(artifact=msgspec.structs.replace(HELD, name="o1")), "o1 names a joined output and a tensor"),
+        (in_parts(scale=0.1), "cannot also be quantized"),
+        (in_parts(permute=(0, 2, 1)), "cannot also be quantized, cast, permuted"),
+        (in_parts(artifact=TensorSpec("o", DType.FLOAT32, (1, 10, 6))), "or reshaped as a whole"),
+        (
+            in_parts(artifact=msgspec.structs.replace(HELD, name="o1")),
+            "o1 is the name of a joined output and of a tensor",
+        ),
     ],
 )
 def test_parts_that_do_not_make_the_whole_are_refused(binding: Binding, says: str) -> None:
@@ -94,7 +97,7 @@ def test_parts_that_do_not_make_the_whole_are_refused(binding: Binding, says: st
 def test_an_input_in_parts_is_refused() -> None:
     """Nothing takes inputs apart."""
     halves = tuple(Binding(s, s) for s in (TensorSpec(n, DType.FLOAT32, (None, 4)) for n in "ab"))
-    assert "an input is held in parts" in refused(sound(inputs=(Binding(X, X, joined=Joined(1, halves)),)))
+    assert "an input has parts" in refused(sound(inputs=(Binding(X, X, joined=Joined(1, halves)),)))
 
 
 def test_an_edgekit_that_knows_no_parts_would_not_misread_them() -> None:

@@ -57,7 +57,7 @@ def test_a_runtime_that_is_not_installed_is_a_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("demand", "says"),
-    [({"gpu": True}, "does not know"), ({"memory_mib": "much"}, "wrong type"), ({"arch": 3}, "wrong type")],
+    [({"gpu": True}, "does not support"), ({"memory_mib": "much"}, "wrong type"), ({"arch": 3}, "wrong type")],
 )
 def test_a_demand_that_cannot_be_judged_is_a_reason(demand: dict[str, Any], says: str, tmp_path: Path) -> None:
     """What this edgekit does not understand it does not wave through."""

@@ -121,7 +121,7 @@ def test_every_accepted_path_is_a_plain_name(path: str) -> None:
 @pytest.mark.parametrize("path", ["model.tflite", "MODEL.tflite", "Golden.NPZ"])
 def test_two_files_of_one_name_are_refused(path: str) -> None:
     """Names that differ by case only are one file on some file systems."""
-    assert "stands twice" in refused(with_file(path=path))
+    assert "is listed twice" in refused(with_file(path=path))
 
 
 @pytest.mark.parametrize("size", [-1, MAX_FILE_BYTES + 1, 2**62])

@@ -59,10 +59,10 @@ def test_users_profiles_join_the_built_in_ones():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[a", "no TOML"),
-        ("a = 3", "a: it is int, expected a table"),
+        ("[a", "not valid TOML"),
+        ("a = 3", "a: value is int, expected a table"),
         (GOOD.replace('["float32"]', '["int3"]'), "precisions are int3"),
-        (GOOD.replace('["litert"]', "[]"), "runtimes are none"),
+        (GOOD.replace('["litert"]', "[]"), "runtimes is empty"),
         (GOOD.replace("= 1", '= "one"'), "memory_mib"),
     ],
 )

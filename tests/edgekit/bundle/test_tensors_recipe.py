@@ -89,11 +89,11 @@ def test_a_misspelt_field_of_a_recipe_is_refused() -> None:
 
 def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
     """A float candidate has none, and no layer is float and of 4 bit at once."""
-    with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 kind"):
+    with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 precision"):
         Recipe(precision="float16", int4_layers=("a",))
     with pytest.raises(RecipeError, match="per_channel is false"):
         Recipe(precision="int8", int4_layers=("a",), per_channel=False)
-    with pytest.raises(RecipeError, match="a, b: in float_layers and in int4_layers"):
+    with pytest.raises(RecipeError, match="a, b: listed in float_layers and in int4_layers"):
         Recipe(precision="int8-dynamic", int4_layers=("b", "c", "a"), float_layers=("a", "b"))
 
 
@@ -116,7 +116,7 @@ def test_the_lowered_route_leaves_a_recipes_bytes_as_they_were() -> None:
 
 def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
     """It goes past the canonical graph, whose layers the other choices name; an unknown route is refused too."""
-    with pytest.raises(RecipeError, match="route is 'direct' and int4_layers, correct_bias given"):
+    with pytest.raises(RecipeError, match="route is 'direct', but int4_layers, correct_bias work only"):
         Recipe("int8", int4_layers=("a",), correct_bias=True, route="direct")
     with pytest.raises(RecipeError, match="route is 'straight', expected one of lowered, direct"):
         Recipe(route="straight")
