@@ -1,4 +1,4 @@
-"""Writes a bundle: golden answers with measured tolerances, the manifest, and the folder, whole or not at all."""
+"""Writes a bundle: golden answers with measured tolerances, the manifest, and the folder in one atomic step."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ COMPILED = "model.compiled.tflite"
 MARGIN = 1.5
 SMALLEST = 1e-6
 
-# How far sound runtimes of one artifact may differ beyond what this machine shows, as a share of the output's range:
-# other CPUs round float sums otherwise, GPUs multiply float32 with 10 bits of mantissa, int8 kernels differ by a step.
+# Allowed difference between correct runtimes of one artifact, beyond the difference measured on this machine, as a
+# share of the output's range. CPUs differ in the rounding of float sums, GPUs multiply float32 with 10 mantissa bits,
+# and int8 kernels differ by one step.
 CPU_FLOAT32, GPU_FLOAT32, FLOAT16, INT8 = 1e-5, 2e-3, 2e-3, 1 / 127
 
 
@@ -53,32 +54,32 @@ def measure_golden(
     profile: TargetProfile,
     folder: Path,
 ) -> Golden:
-    """Run the golden rows through the artifact and state what a device may answer.
+    """Run the golden rows through the artifact and set the tolerances for answers on devices.
 
-    Tolerances are MARGIN times what was measured, and never below what other sound hardware may add. Decisions must
-    match where they do so here, and where no row is so close a call that the tolerance itself could turn it.
+    A tolerance is MARGIN times the measured difference, plus the allowed difference of other hardware. Decisions must
+    match on devices if they match here, and if no row is so close that the tolerance could change its decision.
 
     Raises:
         ConversionError: the answers hold undefined values.
     """
     runtime = open_artifact(artifact, folder)
     try:
-        found = runtime.run(inputs)
+        answers = runtime.run(inputs)
     finally:
         runtime.close()
     rows = len(next(iter(inputs.values())))
     unlimited = tuple(Tolerance(b.spec.name, artifact.runtime, float("inf")) for b in manifest.outputs)
-    seen = judge(msgspec.structs.replace(manifest, golden=Golden(rows, unlimited, False)), expected, found)
-    if seen.faults:
-        raise ConversionError("the golden answers cannot be used: " + "; ".join(seen.faults))
+    result = judge(msgspec.structs.replace(manifest, golden=Golden(rows, unlimited, False)), expected, answers)
+    if result.faults:
+        raise ConversionError("the golden answers cannot be used: " + "; ".join(result.faults))
     share = _share(recipe, profile)
     limits = {
         name: MARGIN * worst + max(SMALLEST, share * float(np.ptp(expected[name])))
-        for name, worst in seen.max_abs.items()
+        for name, worst in result.max_abs.items()
     }
     tolerances = tuple(Tolerance(name, artifact.runtime, limit) for name, limit in limits.items())
     task = manifest.task
-    decisive = task.kind == "classification" and seen.agreement == 1.0
+    decisive = task.kind == "classification" and result.agreement == 1.0
     if decisive:
         best = np.sort(expected[task.output].astype(np.float64), axis=-1)
         decisive = bool((best[..., -1] - best[..., -2]).min() > 2 * limits[task.output])
@@ -86,10 +87,10 @@ def measure_golden(
 
 
 def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:
-    """Which rows make good golden samples: up to GOLDEN_ROWS indices in order.
+    """Choose the golden rows: up to GOLDEN_ROWS indices in ascending order.
 
-    Where `decision` names an output with scores, they are spread over the rows with the clearer half of the decisions:
-    a close call may fall either way on sound hardware, so it could prove nothing.
+    Where `decision` names an output with scores, rows are chosen from the half with the clearest decisions: a close
+    decision may differ between correct runtimes, so it proves nothing.
     """
     first = next(iter(answers.values()))
     rows = np.arange(len(first))
@@ -102,7 +103,7 @@ def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:
 
 
 def bundle_files(artifact: Artifact, golden: bytes, report: bytes, page: bytes) -> dict[str, tuple[str, bytes]]:
-    """The bundle's files but the manifest: (role, bytes) by name."""
+    """The bundle's files except the manifest: (role, bytes) by name."""
     beside = {
         COMPILED: (ROLE_COMPILED, artifact.compiled),
         CALIBRATION: (ROLE_CALIBRATION, artifact.calibration),
@@ -120,7 +121,7 @@ def with_files(manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Ma
     """The manifest with the entries of `files`.
 
     Raises:
-        ConversionError: the manifest would not be accepted by a device.
+        ConversionError: a device would not accept the manifest.
     """
     entries = tuple(file_entry(path, role, data) for path, (role, data) in files.items())
     done = msgspec.structs.replace(manifest, files=entries)
@@ -131,20 +132,20 @@ def with_files(manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Ma
 
 
 def golden_bytes(inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> bytes:
-    """golden.npz with real inputs and the canonical float model's answers."""
+    """The bytes of golden.npz: real inputs and the answers of the canonical float model."""
     return write_golden(inputs, expected)
 
 
-def require_place(output: Path, name: str) -> Path:
-    """The folder `output`/`name`, where a bundle may be written; nothing is made yet.
+def require_writable(output: Path, name: str) -> Path:
+    """Check that a bundle may be written to the folder `output`/`name`, and return its path. Nothing is made.
 
     Raises:
-        DataError: something else than a bundle is in the way, or the nearest folder that exists is not writable.
+        DataError: the folder exists and is not a bundle, or the nearest existing folder is not writable.
     """
     folder = output / name
     if folder.exists() and not (folder / MANIFEST_NAME).is_file():
-        raise DataError(f"{folder} exists and is no bundle", advice="Move it away, or choose another folder with -o.")
-    nearest = next(place for place in (output, *output.absolute().parents) if place.exists())
+        raise DataError(f"{folder} exists and is not a bundle", advice="Move it, or choose another folder with -o.")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DataError(
             f"bundles cannot be written to {output}: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}",
@@ -154,14 +155,14 @@ def require_place(output: Path, name: str) -> Path:
 
 
 def write_bundle(output: Path, name: str, manifest: Manifest, files: Mapping[str, tuple[str, bytes]]) -> Path:
-    """Write the folder `output`/`name`: under another name first, so that it is seen whole or not at all.
+    """Write the folder `output`/`name`. The folder is renamed when it is complete, so it is never partial.
 
-    A bundle that is there already is replaced.
+    An existing bundle is replaced.
 
     Raises:
-        DataError: something else than a bundle is in the way, or the disk refuses.
+        DataError: the folder exists and is not a bundle, or it cannot be written.
     """
-    folder = require_place(output, name)
+    folder = require_writable(output, name)
     scratch: Path | None = None
     try:
         output.mkdir(parents=True, exist_ok=True)

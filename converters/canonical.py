@@ -1,4 +1,4 @@
-"""The canonical graph of a source model: what the passes make of it, held to the source's own answers."""
+"""Runs the passes that make the canonical graph, and checks its answers against the source model after each pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from converters.quality.parity import Parity
 
 
 class Canonical(msgspec.Struct, frozen=True):
-    """The canonical graph, and how it came about.
+    """The canonical graph, with the results of its parity checks.
 
     Attributes:
-        graph: With the batch that the source has.
-        fixed: The same with a batch of 1: what computes shapes is constant then, and gone.
+        graph: The graph with the batch of the source model.
+        fixed: The same graph with a batch of 1; operators that compute shapes are constant then, and removed.
         steps: Parity with the source after each step.
-        channels: Those that each layer made before dead ones were taken away, by its name.
+        channels: Number of channels of each layer before dead ones were removed, by layer name.
     """
 
     graph: Graph
@@ -30,12 +30,12 @@ class Canonical(msgspec.Struct, frozen=True):
 
 
 def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
-    """Run the passes; after every step the answers must still be the source model's own.
+    """Run the passes. After every step, the answers must still be those of the source model.
 
     Args:
-        source: What was loaded.
-        samples: What it is asked.
-        prune: Take away channels that are proven dead.
+        source: The loaded model.
+        samples: Inputs of the parity checks.
+        prune: Remove channels that are proven dead.
 
     Raises:
         ParityError: a step changed the answers.
@@ -46,9 +46,10 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
     graph, steps = source.graph, []
 
     def check(name: str, graph: Graph) -> None:
-        found = parity.compare(expected, graph.run(samples.inputs), runtime=name, where="canonical graph", decision="")
-        parity.require(found, limit)
-        steps.append(found)
+        answers = graph.run(samples.inputs)
+        compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
+        parity.require(compared, limit)
+        steps.append(compared)
 
     check(f"read {source.format}", graph)
     channels: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Two models or bundles on the same samples."""
+"""Compares two models or bundles on the same samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """A (the reference) against B: both values of the metric, B's drop with its bounds, and how far answers differ."""
+    """A (the reference) against B: the metric of both, B's drop with its bounds, and the difference of the answers."""
 
     metric: str
     first: float
@@ -35,7 +35,7 @@ class Comparison(msgspec.Struct, frozen=True):
     parity: Parity
 
 
-class _Subject(msgspec.Struct, frozen=True):
+class _Model(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     run: Run
@@ -48,7 +48,7 @@ def compare_models(
     """Compare two models or bundles on each data file.
 
     Raises:
-        DataError: their interfaces differ, or the data does not fit.
+        DataError: their interfaces differ, or the data does not fit them.
         ModelFormatError, ManifestError: one of them cannot be read.
     """
     with contextlib.ExitStack() as stack:
@@ -62,38 +62,36 @@ def compare_models(
         return [_compared(a, b, load_samples(file, a.inputs), metric, confidence, second.name) for file in files]
 
 
-def _compared(
-    a: _Subject, b: _Subject, samples: Samples, metric: str | None, confidence: float, name: str
-) -> Comparison:
+def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confidence: float, name: str) -> Comparison:
     answers_a, answers_b = a.run(samples.inputs), b.run(samples.inputs)
     output = a.decision or a.outputs[0].name
-    found = find_metric(metric, samples.labels, decisions=bool(a.decision))
-    labels = answers_a[output] if found.name == AGREEMENT or samples.labels is None else samples.labels
-    scores_a, scores_b = (score(found, answers[output], labels) for answers in (answers_a, answers_b))
+    used = find_metric(metric, samples.labels, decisions=bool(a.decision))
+    labels = answers_a[output] if used.name == AGREEMENT or samples.labels is None else samples.labels
+    scores_a, scores_b = (score(used, answers[output], labels) for answers in (answers_a, answers_b))
     return Comparison(
-        found.name,
-        found.value(scores_a),
-        found.value(scores_b),
-        drop_of(found, scores_a, scores_b, labels, confidence),
+        used.name,
+        used.value(scores_a),
+        used.value(scores_b),
+        drop_of(used, scores_a, scores_b, labels, confidence),
         compare_answers(answers_a, answers_b, runtime=name, where="this machine", decision=a.decision),
     )
 
 
 @contextlib.contextmanager
-def _opened(path: Path, child: TensorFlowProcess) -> Iterator[_Subject]:
+def _opened(path: Path, child: TensorFlowProcess) -> Iterator[_Model]:
     if not (path / MANIFEST_NAME).is_file():
         source = load_model(path, child)
         graph = source.graph
         task = detect_task(graph, None)
-        yield _Subject(graph.logical_inputs, graph.logical_outputs, graph.run, task.output)
+        yield _Model(graph.logical_inputs, graph.logical_outputs, graph.run, task.output)
         return
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
     runtime = open_runtime(manifest, path, providers=HOST_PROVIDERS)
     try:
-        yield _Subject(runtime.inputs, runtime.outputs, lambda inputs: run_rows(runtime, inputs), manifest.task.output)
+        yield _Model(runtime.inputs, runtime.outputs, lambda inputs: run_rows(runtime, inputs), manifest.task.output)
     finally:
         runtime.close()
 
 
-def _text(subject: _Subject) -> str:
-    return ", ".join(f"{s.name} {s.dtype.value}{s.shape_text}" for s in (*subject.inputs, *subject.outputs))
+def _text(model: _Model) -> str:
+    return ", ".join(f"{s.name} {s.dtype.value}{s.shape_text}" for s in (*model.inputs, *model.outputs))

@@ -1,4 +1,4 @@
-"""What whoever started a conversion may watch of it."""
+"""Progress callbacks of a conversion."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from converters.quality.selection import Measured
 from edgekit.bundle.targets import TargetProfile
 
 ProgressCallback = Callable[[int, int, float | None], None]
-"""Takes how many of how many parts of a step are done, and the seconds that the rest takes, None where nobody knows."""
+"""Takes the number of finished parts of a step, the number of all parts, and the remaining seconds or None."""
 
 StepCallback = Callable[[str], contextlib.AbstractContextManager[ProgressCallback | None]]
-"""Takes the name of a step; its context lasts as long as the step, and may give what is told of its parts."""
+"""Takes the name of a step. Returns a context for the duration of the step, which may give a ProgressCallback."""
 
 
 def no_step(label: str) -> contextlib.AbstractContextManager[None]:
-    """A Step that says nothing."""
+    """A StepCallback that does nothing."""
     return contextlib.nullcontext()
 
 
 def no_progress(done: int, total: int, left: float | None) -> None:
-    """A Tell that says nothing."""
+    """A ProgressCallback that does nothing."""
 
 
 class ConversionCallbacks(msgspec.Struct, frozen=True):
-    """What is called while a conversion runs; all of it does nothing by default.
+    """Functions that are called while a conversion runs. By default they do nothing.
 
     Attributes:
-        step: With the name of each step.
-        found: With each candidate of each target as soon as it is there.
-        written: With the folder of each bundle that was written.
-        note: With what a person should know and no result says.
+        step: Called with the name of each step.
+        found: Called with each candidate of each target as soon as it is measured.
+        written: Called with the folder of each bundle that was written.
+        note: Called with messages for the user that no report contains.
     """
 
     step: StepCallback = no_step

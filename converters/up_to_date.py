@@ -1,7 +1,7 @@
-"""What an earlier run wrote for the very same request: then there is nothing to do, and nothing heavy is loaded.
+"""Detects bundles that an earlier run wrote from the same inputs. Then nothing is done, and no library is loaded.
 
-The receipt lies in the cache and not in the bundle, whose bytes need not say which machine made it: under the digest of
-all that a conversion starts from, the digests of the manifests that it wrote.
+The record lies in the cache and not in the bundle, because a bundle does not name the machine that made it. The key is
+the digest of all inputs of a conversion; the value holds the digests of the manifests that were written.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from converters.cache import Cache, CacheScope, origin_of, this_processor
+from converters.options import ConversionOptions
 from converters.report.report import Report
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.bundle.targets import find_target, known_targets
 from edgekit.errors import EdgekitError
 from edgekit.versions import versions_of
 
-THERE = "everything was there already, made from the very same: nothing was done (--no-cache makes it anew)"
+UP_TO_DATE = "Bundles are up to date; nothing to do (--no-cache rebuilds)."
 REPORT = "report.json"
-OUTPUT = "bundles"  # as make_plan
-BLOCK = 1 << 20
-# All that has a part in what comes out.
+READ_BYTES = 1 << 20
+RECORD = ("written bundles",)  # the key in the cache scope
+# The versions of these packages are part of the inputs.
 PACKAGES = (
     "ai-edge-litert", "ai-edge-quantizer", "edgekit", "flatbuffers", "jinja2", "keras", "msgspec", "numpy", "onnx",
     "onnxruntime", "onnxscript", "onnxslim", "pillow", "scipy", "tensorflow", "tensorflow-cpu", "tf2onnx",
@@ -36,79 +36,82 @@ PACKAGES = (
 
 
 class WrittenBundles(msgspec.Struct, frozen=True):
-    """The sha256 of each manifest that a run wrote, by the name of the bundle's folder, in the order of targets."""
+    """The sha256 of each manifest that a conversion wrote, by the name of the bundle's folder, in target order."""
 
     bundles: dict[str, str]
 
 
-class Request:
-    """One call of `convert`.
+class ConversionRequest:
+    """One call of `convert`, compared with earlier calls by the digest of its inputs.
 
-    A request is never the same as another where that cannot be told: with a metric of the user's own, whose code may
-    have changed, a target whose compiler may have come or gone, or an ONNX model that keeps weights in other files.
+    These requests are always converted again, because changes in them cannot be detected: metrics that are a function
+    of the user, targets with an accelerator (whose compiler may be installed or removed), and ONNX models that keep
+    weights in other files.
 
     Args:
-        cache: Where receipts are; None for nowhere.
+        cache: Holds the records of earlier conversions; None disables them.
         model: The source model.
-        choices: As `make_plan` takes them.
+        options: The options of the conversion.
     """
 
-    def __init__(self, cache: Cache | None, model: str | Path, choices: Mapping[str, Any]) -> None:
+    def __init__(self, cache: Cache | None, model: str | Path, options: ConversionOptions) -> None:
         self._model = Path(model)
-        self._choices = {name: value for name, value in choices.items() if value is not None and name != "output"}
-        self._output = Path(choices.get("output") or OUTPUT)
+        self._options = options
         self._cache = cache
-        self._origin = self._told() if cache is not None else None
+        self._digest = self._inputs_digest() if cache is not None else None
 
     def reports(self) -> list[Report] | None:
-        """The reports of the bundles, where all are there, whole, and as they were written; None where not."""
-        receipt = self._cache_scope().get(("receipt",), WrittenBundles)
-        if receipt is None:
+        """The reports, where all bundles of this request exist and are unchanged since they were written; else None."""
+        record = self._cache_scope().get(RECORD, WrittenBundles)
+        if record is None:
             return None
-        found = [_report(self._output / name, digest) for name, digest in receipt.bundles.items()]
+        output = Path(self._options.output)
+        found = [_report(output / name, digest) for name, digest in record.bundles.items()]
         whole = [report for report in found if report is not None]
         return whole if len(whole) == len(found) else None
 
-    def done(self, reports: list[Report]) -> None:
-        """Keep a receipt for what was written, unless a file that it was made from has changed meanwhile."""
-        if self._origin is None or self._told() != self._origin:
+    def record(self, reports: list[Report]) -> None:
+        """Record the written bundles, unless an input file changed during the conversion."""
+        if self._digest is None or self._inputs_digest() != self._digest:
             return
         folders = [Path(report.bundle) for report in reports]
         manifests = {
             folder.name: hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest() for folder in folders
         }
-        self._cache_scope().put(("receipt",), WrittenBundles(manifests))
+        self._cache_scope().put(RECORD, WrittenBundles(manifests))
 
     def _cache_scope(self) -> CacheScope:
-        return CacheScope(self._cache if self._origin else None, self._origin or "")
+        return CacheScope(self._cache if self._digest else None, self._digest or "")
 
-    def _told(self) -> str | None:
-        """Digest of all that the request starts from; None where it cannot be told."""
-        choices = dict(self._choices)
-        if ":" in str(choices.get("metric", "")):
+    def _inputs_digest(self) -> str | None:
+        """Digest of all inputs of the request; None where a change could not be detected or a file cannot be read."""
+        options = self._options
+        if options.own_metric:
             return None
         try:
-            table = choices.pop("targets_file", None)
-            profiles = known_targets(Path(table).read_text(encoding="utf-8") if table is not None else None)
-            targets = [find_target(name, profiles) for name in choices.pop("targets", ())]
+            table = Path(options.targets_file).read_text(encoding="utf-8") if options.targets_file is not None else None
+            profiles = known_targets(table)
+            targets = [find_target(name, profiles) for name in options.targets]
             if any(profile.accelerator for profile in targets) or _has_other_files(self._model):
                 return None
-            files = {name: _digest(Path(choices.pop(name))) for name in ("data", "test") if name in choices}
-            steps = str(choices.pop("preprocess", ""))
-            told = [steps] if steps in ("", "auto") else [Path(steps).name, *_steps_files(Path(steps))]
-            names = [self._model.name, self._model.resolve().name, _digest(self._model)]
-        except (OSError, UnicodeDecodeError, EdgekitError):  # whoever loads it says what is wrong with it
+            data = [_digest(Path(file)) if file is not None else None for file in (options.data, options.test)]
+            steps = str(options.preprocess or "")
+            preprocess = [steps] if steps in ("", "auto") else [Path(steps).name, *_steps_files(Path(steps))]
+            model = [self._model.name, self._model.resolve().name, _digest(self._model)]
+        except (OSError, UnicodeDecodeError, EdgekitError):  # the conversion itself reports the fault
             return None
-        return origin_of("request", names, files, told, targets, choices, _versions(), this_processor())
+        files = {"targets", "targets_file", "data", "test", "preprocess", "output"}
+        others = {name: getattr(options, name) for name in options.__struct_fields__ if name not in files}
+        return origin_of("request", model, data, preprocess, targets, others, _versions(), this_processor())
 
 
-def made_from_others(folder: Path, manifest: Manifest, report: Report) -> str:
-    """What the bundle in `folder` was made from that `manifest`, about to replace it, was not; empty where nothing.
+def replacement_reason(folder: Path, manifest: Manifest, report: Report) -> str:
+    """Why the bundle in `folder` differs from the new one that is about to replace it; empty where there is no reason.
 
     Args:
-        folder: Of a bundle, or where nothing is yet.
-        manifest: Of the new bundle.
-        report: Of the new bundle.
+        folder: The folder of a bundle; it may not exist yet.
+        manifest: Manifest of the new bundle.
+        report: Report of the new bundle.
     """
     if not folder.exists():
         return ""
@@ -119,15 +122,15 @@ def made_from_others(folder: Path, manifest: Manifest, report: Report) -> str:
         old = _read(folder, parse_manifest(data))
         if old is not None:
             return _differences(old, report)
-    return "it was damaged, or had been changed"
+    return "it was damaged or changed"
 
 
 def _differences(old: Report, new: Report) -> str:
-    asked = ("name", "version", "runtime", "metric", "aim", "budget", "preprocess")
+    choices = ("name", "version", "runtime", "metric", "aim", "budget", "preprocess")
     found = {
         "another model": old.source.sha256 != new.source.sha256,
         "other samples": (old.data, old.split) != (new.data, new.split),
-        "other choices": any(getattr(old, name) != getattr(new, name) for name in asked)
+        "other options": any(getattr(old, name) != getattr(new, name) for name in choices)
         or (old.pruning and old.pruning.asked) != (new.pruning and new.pruning.asked),
         "other versions of tools": old.tools != new.tools,
     }
@@ -136,7 +139,7 @@ def _differences(old: Report, new: Report) -> str:
 
 
 def _report(folder: Path, digest: str) -> Report | None:
-    """The report of the bundle whose manifest has this digest; None where it is not there or not whole."""
+    """The report of the bundle whose manifest has this digest; None where it is missing, changed or incomplete."""
     with contextlib.suppress(OSError, EdgekitError):
         data = (folder / MANIFEST_NAME).read_bytes()
         if hashlib.sha256(data).hexdigest() == digest:
@@ -146,7 +149,7 @@ def _report(folder: Path, digest: str) -> Report | None:
 
 
 def _read(folder: Path, manifest: Manifest) -> Report | None:
-    """The report of a bundle that holds exactly the files of `manifest`; None where it does not."""
+    """The report of a bundle that holds exactly the files of `manifest`; None where it holds others."""
     wanted = {entry.path: entry.sha256 for entry in manifest.files}
     if {path.name for path in folder.iterdir()} != {*wanted, MANIFEST_NAME}:
         return None
@@ -164,21 +167,21 @@ def _digest(path: Path) -> str:
         if file != path:
             found.update(file.relative_to(path).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
         with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
+            while block := stream.read(READ_BYTES):
                 found.update(block)
     return found.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, also behind links; a link back is gone into once."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        real = os.path.realpath(place)
-        if real in seen:
+    """Every file below `folder`, symbolic links included. A folder that links lead to twice is read once."""
+    visited = set()
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(path)
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
-        yield from (Path(place) / name for name in names)
+        visited.add(real)
+        yield from (Path(path) / name for name in names)
 
 
 def _raise(error: OSError) -> None:
@@ -186,16 +189,16 @@ def _raise(error: OSError) -> None:
 
 
 def _has_other_files(model: Path) -> bool:
-    """True for an ONNX model that may keep weights in files beside it, by the key that names them."""
+    """True for an ONNX model that may keep weights in other files: it contains the key that names them."""
     return model.suffix == ".onnx" and b"location" in model.read_bytes()
 
 
 def _steps_files(path: Path) -> list[str]:
-    """Digests of a file of steps and of every file that a text in it may name."""
+    """Digests of a file of preprocessing steps and of every existing file that it names."""
     try:
         pending = [msgspec.toml.decode(path.read_bytes())]
     except msgspec.MsgspecError as error:
-        raise OSError(f"{path} is no TOML") from error
+        raise OSError(f"{path} is not valid TOML") from error
     found = [_digest(path)]
     while pending:
         value = pending.pop()

@@ -1,4 +1,7 @@
-"""What makes artifacts of the canonical graph, one file for each kind of runtime and accelerator."""
+"""Backends: each makes artifacts of the canonical graph for one kind of runtime or accelerator.
+
+Nothing here chooses a recipe or measures the quality of an artifact.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
 from edgekit.bundle.targets import TargetProfile
 from edgekit.runtimes import LITERT
 
-TYPED_TENSORRT = 10  # the first that takes what is not int8 as the file says; Jetsons before it have opset 17 at most
+TYPED_TENSORRT = 10  # the first TensorRT that keeps the file's types outside int8; older Jetsons have opset 17 at most
 
 __all__ = [
     "Artifact",
@@ -20,8 +23,8 @@ __all__ = [
     "ConversionContext",
     "Layer",
     "backend_for",
+    "direct_route_fits",
     "four_bit_default",
-    "leads_to",
     "precisions_of",
 ]
 
@@ -35,13 +38,13 @@ def backend_for(profile: TargetProfile, runtime: str, context: ConversionContext
     return OnnxCpuBackend(context, free_batch=profile.free_batch)
 
 
-def leads_to(profile: TargetProfile, runtime: str) -> bool:
-    """True where a target can take files of the direct route: LiteRT on a CPU, whose kernels take every operator."""
+def direct_route_fits(profile: TargetProfile, runtime: str) -> bool:
+    """True where a target can run files of the direct route: LiteRT on a CPU, whose kernels support every operator."""
     return runtime == LITERT and not profile.accelerator
 
 
 def precisions_of(profile: TargetProfile, runtime: str) -> tuple[str, ...]:
-    """Precisions that both the target and its backend know, in the order in which they are tried."""
+    """Precisions that both the target and its backend support, in the order in which candidates are made."""
     known: tuple[str, ...]
     if runtime == LITERT:
         known = LiteRTBackend.precisions

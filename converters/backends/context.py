@@ -1,12 +1,13 @@
-"""The workbench: what the backends of one conversion share, each part made once and when it is first asked for."""
+"""The state that all backends of one conversion share. Each part is computed once, when it is first needed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
@@ -28,24 +29,52 @@ from edgekit.bundle.recipe import PRUNED, STATIC, UNPRUNED, Recipe
 from edgekit.errors import CalibrationError, ConversionError
 from edgekit.tensors import Array
 
-KEPT_COARSER = 3  # 256 bins: what ranges need, in an eighth of the bytes
-MOST_PREPARED = 8
+COARSER_STEPS = 3  # 256 bins instead of 2048: precise enough for ranges, in an eighth of the bytes
+MAX_PREPARED = 8
 PARITY_ROWS = 16
-PROBE_ROWS = 4  # enough to tell tensors apart by their values
+PROBE_ROWS = 4  # enough rows to tell tensors apart by their values
+
+
+class PackedContext(msgspec.Struct, frozen=True):
+    """A `ConversionContext` on its way to another process.
+
+    Attributes:
+        graph, fixed: Serialized models (N,) uint8.
+        samples: The calibration split; None without data.
+        calibration: Calibration of the fixed graph; None where it cannot be measured.
+        pruned: `graph` and `fixed` without dead channels; empty where they were not made.
+        folder: Scratch folder of the original.
+    """
+
+    graph: Array
+    fixed: Array
+    samples: Samples | None
+    calibration: Calibration | None
+    pruned: tuple[Array, ...]
+    folder: str
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the graphs and samples, in bytes."""
+        samples = self.samples.inputs.values() if self.samples else ()
+        return sum(array.nbytes for array in (self.graph, self.fixed, *self.pruned, *samples))
 
 
 class ConversionContext:
-    """What the backends of one conversion share; what takes long is done once, when first asked for.
+    """The state that all backends of one conversion share. Slow parts are computed once, when they are first needed.
+
+    A pickled context holds the graphs, the samples, the calibration and the pruned graphs. A copy has a TensorFlow
+    process of its own.
 
     Args:
         graph: The canonical float graph.
-        fixed: The same with a batch of 1, simplified for that.
+        fixed: The canonical graph with a batch of 1, simplified.
         samples: The calibration split; None without data.
         child: TensorFlow's process.
-        folder: Scratch space.
-        calibration: What was measured before on the same graph and samples; None measures when it is first asked for.
-        pruned: `graph` and `fixed` without the channels that are dead on the same samples; None looks for them when it
-            is first asked for.
+        folder: Scratch folder.
+        calibration: Calibration of `fixed` on `samples`; None measures it when it is first needed.
+        pruned: `graph` and `fixed` without the channels that are dead on `samples`; None makes them when they are first
+            needed.
     """
 
     def __init__(
@@ -64,12 +93,14 @@ class ConversionContext:
         self.folder = folder
         self._samples = samples
         self._calibration = calibration
-        self._given_pruned = pruned
+        self._pruned = pruned
+        self._dead: DeadChannels | None = None
+        self._direct: DirectFile | None = None
+        self._packed: PackedContext | None = None
         self._calibrations: dict[tuple[bool, bool, bool], Calibration] = {}
         self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
-        self._split: set[tuple[Head, ...]] = set()
-        self.direct: DirectFile | None = None
+        self._checked_heads: set[tuple[Head, ...]] = set()
 
     @property
     def samples(self) -> Samples:
@@ -82,229 +113,263 @@ class ConversionContext:
             raise CalibrationError("int8 needs samples to calibrate with", advice="Give --data with real samples.")
         return self._samples
 
-    @cached_property
-    def dead(self) -> DeadChannels:
+    @property
+    def direct(self) -> DirectFile | None:
+        """The file of the direct route; None where there is none."""
+        return self._direct
+
+    def use_direct(self, direct: DirectFile | None) -> None:
+        """Use `direct` as the float file of recipes that take the direct route; None removes it."""
+        self._direct = direct
+
+    def dead_channels(self) -> DeadChannels:
         """The channels that are 0 on the whole calibration split. Raises as `samples`."""
-        return DeadChannels(self.graph, self.samples)
+        if self._dead is None:
+            self._dead = DeadChannels(self.graph, self.samples)
+        return self._dead
 
-    @cached_property
-    def _pruned(self) -> tuple[Graph, Graph]:
-        """The free graph and the fixed one without dead channels."""
-        if self._given_pruned is not None:
-            return self._given_pruned
-        if self.dead.rows < LEAST_ROWS:
-            raise CalibrationError(
-                f"{self.dead.rows} calibration samples do not tell which channels are dead: expected at least "
-                f"{LEAST_ROWS}, on which one that wakes on 5 % of inputs is still taken for dead 1 time in 20",
-                advice=f"Give --data with at least {5 * LEAST_ROWS} samples, of which a fifth are for calibration.",
-            )
-        free = self.dead.without()
-        fixed = run_pass(Simplify(), free.with_batch(1)).graph
-        self._require_same(self.fixed, fixed, "without dead channels")
-        return free, fixed
-
-    def start(self, graph: Graph, *, pruned: bool) -> Graph:
-        """`graph`, the fixed one or the free one, or where `pruned` the same without dead channels.
+    def base_graph(self, graph: Graph, *, pruned: bool) -> Graph:
+        """`graph` (`self.graph` or `self.fixed`), or where `pruned` the same graph without dead channels.
 
         Raises:
-            CalibrationError: there are too few samples to tell which are dead.
-            ParityError: without them the answers to calibration samples change.
+            CalibrationError: there are too few samples to tell which channels are dead.
+            ParityError: removing the channels changes the answers to calibration samples.
         """
         if not pruned:
             return graph
-        free, fixed = self._pruned
-        return fixed if graph is self.fixed else free
+        if self._pruned is None:
+            self._pruned = self._prune()
+        return self._pruned[1] if graph is self.fixed else self._pruned[0]
 
-    @cached_property
+    def _prune(self) -> tuple[Graph, Graph]:
+        """The graph and the fixed graph without dead channels."""
+        dead = self.dead_channels()
+        if dead.rows < LEAST_ROWS:
+            raise CalibrationError(
+                f"{dead.rows} calibration samples are too few to tell which channels are dead: expected at least "
+                f"{LEAST_ROWS}; with that many, a channel that is active on 5 % of inputs is still taken for dead 1 "
+                "time in 20",
+                advice=f"Give --data with at least {5 * LEAST_ROWS} samples; a fifth of them are for calibration.",
+            )
+        free = dead.without()
+        fixed = run_pass(Simplify(), free.with_batch(1)).graph
+        self._require_parity(self.fixed, fixed, "without dead channels")
+        return free, fixed
+
     def calibration(self) -> Calibration:
-        """What each tensor of the fixed graph takes on the calibration split. Raises as `calibrate`."""
-        return self._calibration or calibrate(self.fixed, self.samples)
+        """Histograms of each tensor of the fixed graph on the calibration split. Raises as `calibrate`."""
+        if self._calibration is None:
+            self._calibration = calibrate(self.fixed, self.samples)
+        return self._calibration
 
     def calibration_of(self, recipe: Recipe, graph: Graph) -> Calibration:
-        """The calibration that ranges for `recipe` are read from; `graph` is the fixed one or the free one.
+        """The calibration for the ranges of `recipe`; `graph` is `self.graph` or `self.fixed`.
 
-        Rounding and corrected biases hardly move ranges, equalization does: it is measured anew, once. So it is without
-        dead channels, whose zeros are in the other counts.
+        Rounding and bias correction hardly move ranges, so these recipes share one calibration. Equalization moves
+        them, and dead channels add zeros to the counts; for both, the calibration is measured again, once.
         """
         if graph is self.fixed and not recipe.equalize and not recipe.pruned:
-            return self.calibration
+            return self.calibration()
         key = (recipe.equalize, recipe.pruned, graph is self.fixed)
         if key not in self._calibrations:
             plain = Recipe(STATIC, equalize=recipe.equalize, prune=PRUNED if recipe.pruned else UNPRUNED)
             self._calibrations[key] = calibrate(self.prepared(plain, graph), self.samples)
         return self._calibrations[key]
 
-    def kept_calibration(self, recipe: Recipe, graph: Graph) -> bytes:
-        """What an artifact with static ranges keeps of its calibration; see Artifact."""
-        return self.calibration_of(recipe, graph).coarser(KEPT_COARSER).to_bytes()
+    def calibration_bytes(self, recipe: Recipe, graph: Graph) -> bytes:
+        """The calibration that an artifact with static ranges carries; see `Artifact.calibration`."""
+        return self.calibration_of(recipe, graph).coarser(COARSER_STEPS).to_bytes()
 
-    def probes(self, graph: Graph) -> dict[str, Array]:
-        """What each tensor of `graph`, whose batch is 1, takes on the first rows of the calibration split (R, ...)."""
+    def probe_values(self, graph: Graph) -> dict[str, Array]:
+        """Values (R, ...) of each tensor of `graph`, whose batch is 1, on the first rows of the calibration split."""
         parts = list(tensor_values(graph, self.samples.take(slice(0, PROBE_ROWS))))
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def prepared(self, recipe: Recipe, graph: Graph) -> Graph:
-        """`graph`, the fixed one or the free one, with the float weights that `recipe` wants.
+        """`graph` (`self.graph` or `self.fixed`) with the float weights that `recipe` asks for.
 
-        Dead channels are taken away, ranges evened out, weights rounded to 4 bits and biases corrected, in this order,
-        where it says so.
+        The steps, where the recipe has them, in this order: remove dead channels, equalize ranges, round weights to
+        4 bits, correct biases.
 
         Raises:
-            CalibrationError: it needs samples, or more of them than there are.
-            ConversionError: it names a layer that is not there or that cannot have 4 bits.
-            ParityError: evening out or taking away changed the answers.
+            CalibrationError: the recipe needs samples, or more samples than there are.
+            ConversionError: the recipe names an unknown layer, or a layer that cannot have 4 bits.
+            ParityError: equalization or pruning changed the answers.
         """
-        start = self.start(graph, pruned=recipe.pruned)
-        require_layers(recipe, layers_of(start))
-        key = self.preparation(recipe, graph)
+        base = self.base_graph(graph, pruned=recipe.pruned)
+        require_layers(recipe, layers_of(base))
+        key = self.preparation_key(recipe, graph)
         if key not in self._prepared:
-            found = self._evened(start) if recipe.equalize else start
+            made = self._equalized(base) if recipe.equalize else base
             samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
-            found = run_pass(RoundWeights(recipe.int4_layers, samples), found).graph
+            made = run_pass(RoundWeights(recipe.int4_layers, samples), made).graph
             if recipe.correct_bias:
-                step = CorrectBias(self.samples, exact=_exact(recipe), per_channel=recipe.per_channel)
-                found = run_pass(step, found).graph
-            self._keep_prepared(key, found)
+                step = CorrectBias(self.samples, exact=_exact_layers(recipe), per_channel=recipe.per_channel)
+                made = run_pass(step, made).graph
+            self._store_prepared(key, made)
         return self._prepared[key]
 
-    def preparation(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
-        """What of `recipe` the weights of `prepared` depend on: two with the same share them."""
+    def preparation_key(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
+        """The parts of `recipe` that the weights of `prepared` depend on. Recipes with the same key share weights."""
         return (
             recipe.pruned,
             recipe.equalize,
             frozenset(recipe.int4_layers),
             recipe.rounding if recipe.int4_layers else "",
-            frozenset(_exact(recipe)),
+            frozenset(_exact_layers(recipe)),
             recipe.correct_bias and ("per-channel" if recipe.per_channel else "per-tensor"),
             graph is self.fixed,
         )
 
     def is_prepared(self, recipe: Recipe, graph: Graph) -> bool:
-        """True where `prepared` has nothing left to do."""
-        return self.preparation(recipe, graph) in self._prepared or not (
+        """True where `prepared` returns at once: the graph was made before, or the recipe changes no weights."""
+        return self.preparation_key(recipe, graph) in self._prepared or not (
             recipe.equalize or recipe.int4_layers or recipe.correct_bias
         )
 
-    def take(self, recipe: Recipe, graph: Graph, prepared: Graph) -> None:
-        """Take `prepared`, which another workbench made, for what `self.prepared` would give."""
-        self._keep_prepared(self.preparation(recipe, graph), prepared)
+    def store_prepared(self, recipe: Recipe, graph: Graph, prepared: Graph) -> None:
+        """Store `prepared`, which another context made, as the result of `self.prepared(recipe, graph)`."""
+        self._store_prepared(self.preparation_key(recipe, graph), prepared)
 
-    def _keep_prepared(self, key: tuple[Any, ...], graph: Graph) -> None:
+    def _store_prepared(self, key: tuple[Any, ...], graph: Graph) -> None:
         self._prepared[key] = graph
-        while len(self._prepared) > MOST_PREPARED:  # each holds all weights
+        while len(self._prepared) > MAX_PREPARED:  # each graph holds all weights
             self._prepared.pop(next(iter(self._prepared)))
 
-    def _evened(self, graph: Graph) -> Graph:
-        found = run_pass(Equalize(self._samples), graph).graph
-        self._require_same(graph, found, "equalize")
-        return found
+    def _equalized(self, graph: Graph) -> Graph:
+        made = run_pass(Equalize(self._samples), graph).graph
+        self._require_parity(graph, made, "equalize")
+        return made
 
-    def split(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
-        """`graph`, prepared and with a batch of 1, with its joined outputs taken apart for static int8, and which.
+    def split_heads(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
+        """`graph` (prepared, batch 1) with its joined outputs split for static int8, and the outputs that were split.
 
-        The direct route's file comes from the source, whose outputs stay as they are.
+        Files of the direct route come from the source model; their outputs are not split.
 
         Raises:
-            CalibrationError: it needs samples and there are none.
-            ParityError: taking apart changed the answers.
+            CalibrationError: the recipe needs samples and there are none.
+            ParityError: splitting changed the answers.
         """
         if recipe.precision != STATIC or recipe.direct:
             return graph, ()
         step = SplitHeads(self.calibration_of(recipe, self.fixed).ranges())
         heads = step.heads(graph)
-        found = run_pass(step, graph).graph
-        if heads and heads not in self._split:  # it touches no weights: one check does for every recipe
-            self._require_same(graph, found, step.name, heads)
-            self._split.add(heads)
-        return found, heads
+        made = run_pass(step, graph).graph
+        if heads and heads not in self._checked_heads:  # the step changes no weights: one check serves every recipe
+            self._require_parity(graph, made, step.name, heads)
+            self._checked_heads.add(heads)
+        return made, heads
 
-    def to_lower(self, recipe: Recipe) -> Graph:
-        """What TensorFlow's process makes a float .tflite of for `recipe`. Raises as `prepared` and `split`."""
-        return self.split(recipe, self.prepared(recipe, self.fixed))[0]
+    def graph_to_lower(self, recipe: Recipe) -> Graph:
+        """The graph that is lowered to a float .tflite for `recipe`. Raises as `prepared` and `split_heads`."""
+        return self.split_heads(recipe, self.prepared(recipe, self.fixed))[0]
 
     def prepared_inputs(self, recipe: Recipe, graph: Graph, *, lower: bool) -> PreparedInputs:
-        """What `recipe` needs beyond `graph`, the fixed one or the free one, for copies of this in other processes.
+        """Inputs that a copy of this context in another process needs for `recipe`, beyond the packed context.
 
         Args:
-            lower: A float .tflite too.
+            recipe: The recipe to build there.
+            graph: `self.graph` or `self.fixed`.
+            lower: Include the float .tflite.
 
         Raises:
-            As `prepared`, `split` and `lowered`.
+            As `prepared`, `split_heads` and `lowered`.
         """
         made = self.prepared(recipe, graph)
-        lowered = self.lowered(self.to_lower(recipe)) if lower else None
+        lowered = self.lowered(self.graph_to_lower(recipe)) if lower else None
         own_ranges = recipe.precision == STATIC and (recipe.equalize or recipe.pruned or graph is not self.fixed)
         return PreparedInputs(
-            None if made is self.start(graph, pruned=recipe.pruned) else packed(made),
+            None if made is self.base_graph(graph, pruned=recipe.pruned) else packed(made),
             np.memmap(lowered.path, np.uint8, "r") if lowered else None,
             (lowered.input_permutes, lowered.output_permutes) if lowered else ([], []),
             self.calibration_of(recipe, graph) if own_ranges else None,
         )
 
-    def prepare_inputs(self, recipe: Recipe, graph: Graph, prepared_inputs: PreparedInputs) -> None:
-        """Take what another workbench made for `recipe`, so that it need not be made here."""
+    def store_inputs(self, recipe: Recipe, graph: Graph, prepared_inputs: PreparedInputs) -> None:
+        """Store the inputs that another context prepared for `recipe`, so that they are not computed again here."""
         if prepared_inputs.prepared is not None:
-            self.take(recipe, graph, unpacked(prepared_inputs.prepared))
+            self.store_prepared(recipe, graph, unpacked(prepared_inputs.prepared))
         if prepared_inputs.calibration is not None:
             self._calibrations[recipe.equalize, recipe.pruned, graph is self.fixed] = prepared_inputs.calibration
         if prepared_inputs.lowered is not None:
-            self._keep_lowered(self.to_lower(recipe), prepared_inputs.lowered.tobytes(), *prepared_inputs.permutes)
+            lowered = prepared_inputs.lowered.tobytes()
+            self._store_lowered(self.graph_to_lower(recipe), lowered, *prepared_inputs.permutes)
 
     def copy_with(self, child: TensorFlowProcess, folder: Path) -> ConversionContext:
-        """One with the same graphs and samples, and nothing made of them yet but the calibration."""
-        known = self.known_calibration, self.known_pruned
-        return ConversionContext(self.graph, self.fixed, self._samples, child, folder, *known)
+        """A context with the same graphs, samples, calibration and pruned graphs, and nothing else computed yet."""
+        return ConversionContext(self.graph, self.fixed, self._samples, child, folder, self._calibration, self._pruned)
 
-    @property
-    def given_samples(self) -> Samples | None:
-        """The calibration split; None without data."""
-        return self._samples
+    def packed(self) -> PackedContext:
+        """The context as plain arrays, which joblib maps into other processes.
 
-    @property
-    def known_calibration(self) -> Calibration | None:
-        """The calibration where it was given or measured; None where it was not."""
-        return self._calibration or self.__dict__.get("calibration")
+        The arrays are the same objects on each call, so that joblib recognizes the arrays that it has mapped already.
+        They are made anew once the pruned graphs exist.
+        """
+        if self._packed is None or bool(self._pruned) != bool(self._packed.pruned):
+            with contextlib.suppress(CalibrationError):  # each copy raises the same error where it needs ranges
+                self.calibration()  # measured here once, so that no copy measures it
+            self._packed = PackedContext(
+                packed(self.graph),
+                packed(self.fixed),
+                self._samples,
+                self._calibration,
+                tuple(map(packed, self._pruned)) if self._pruned else (),
+                str(self.folder),
+            )
+        return self._packed
 
-    @property
-    def known_pruned(self) -> tuple[Graph, Graph] | None:
-        """The graph and the fixed one without dead channels; None where nobody has asked for them."""
-        return self._given_pruned or self.__dict__.get("_pruned")
+    @classmethod
+    def from_packed(cls, state: PackedContext) -> ConversionContext:
+        """The context that `packed` made `state` of, with a TensorFlow process of its own."""
+        pruned = (unpacked(state.pruned[0]), unpacked(state.pruned[1])) if state.pruned else None
+        return cls(
+            unpacked(state.graph),
+            unpacked(state.fixed),
+            state.samples,
+            TensorFlowProcess(),
+            Path(state.folder),
+            state.calibration,
+            pruned,
+        )
 
-    def _require_same(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
-        """Hold a step that must not change answers to that."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConversionContext.from_packed, (self.packed(),)
+
+    def _require_parity(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
+        """Check that the step `name` did not change the answers. Raises ParityError."""
         rows = random_samples(before.inputs, PARITY_ROWS, 1) if self._samples is None else self._samples
         inputs = rows.take(slice(0, PARITY_ROWS)).inputs
         expected = before.run(inputs)
         answers = join(heads, after.run(inputs))
-        found = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
-        parity.require(found, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
+        difference = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
+        parity.require(difference, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
 
     def float_file(self, recipe: Recipe, graph: Graph) -> LoweredFile:
-        """The float .tflite that `recipe` starts from: `graph`, prepared for it, lowered, or the direct one.
+        """The float .tflite that `recipe` starts from: the lowered `graph` (prepared for the recipe) or the direct file.
 
         Raises:
             As `lowered`.
-            ConversionError: it asks for the direct route and there is none.
+            ConversionError: the recipe takes the direct route and there is no direct file.
         """
         if not recipe.direct:
             return self.lowered(graph)
-        if self.direct is None:
-            raise ConversionError("the recipe asks for the direct route, and there is none from this source")
-        return self.direct.file
+        if self._direct is None:
+            raise ConversionError("the recipe takes the direct route, and this source model has no direct file")
+        return self._direct.file
 
     def overhead(self, recipe: Recipe) -> Overhead:
-        """What running `recipe`'s artifact takes that its graph does not show."""
-        return self.direct.overhead if recipe.direct and self.direct else Overhead()
+        """Run-time cost of `recipe`'s artifact that its graph does not show."""
+        return self._direct.overhead if recipe.direct and self._direct else Overhead()
 
     def lowered(self, graph: Graph) -> LoweredFile:
-        """`graph`, one with a batch of 1, as a float .tflite. Raises as the lowering."""
+        """`graph`, whose batch is 1, as a float .tflite. Raises as the lowering."""
         digest = _digest(graph)
         if digest not in self._lowered:
-            found = self.child.call("lower", model=graph.to_bytes())
-            self._keep_lowered(graph, found.data, found.input_permutes, found.output_permutes)
+            made = self.child.call("lower", model=graph.to_bytes())
+            self._store_lowered(graph, made.data, made.input_permutes, made.output_permutes)
         return self._lowered[digest]
 
-    def _keep_lowered(
+    def _store_lowered(
         self, graph: Graph, data: bytes, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]
     ) -> None:
         digest = _digest(graph)
@@ -313,8 +378,8 @@ class ConversionContext:
         self._lowered[digest] = LoweredFile(path, inputs, outputs)
 
 
-def _exact(recipe: Recipe) -> tuple[str, ...]:
-    """Layers that the correction of biases takes as they are; without it, those that are rounded to 4 bits."""
+def _exact_layers(recipe: Recipe) -> tuple[str, ...]:
+    """Layers whose weights bias correction takes as they are; without correction, the layers that are rounded."""
     return (*recipe.float_layers, *recipe.int4_layers) if recipe.correct_bias else recipe.int4_layers
 
 

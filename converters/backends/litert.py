@@ -74,11 +74,11 @@ class LiteRTBackend:
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return layers_of(self._context.start(self._context.fixed, pruned=pruned))
+        return layers_of(self._context.base_graph(self._context.fixed, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
-        graph, heads = self._context.split(recipe, self._context.prepared(recipe, self._context.fixed))
+        graph, heads = self._context.split_heads(recipe, self._context.prepared(recipe, self._context.fixed))
         lowered = self._context.float_file(recipe, graph)
         path = lowered.path
         if recipe.precision == "float16":
@@ -169,7 +169,7 @@ class LiteRTBackend:
             lowered.path,
             list(self._rows(lowered)),
             wanted,
-            probes=self._context.probes(graph),
+            probes=self._context.probe_values(graph),
             known=self._context.calibration_of(recipe, self._context.fixed).tensors,
         )
         ranges = {}
@@ -221,7 +221,7 @@ class LiteRTBackend:
             inputs=_bindings(logical.logical_inputs, "input", lowered.input_permutes, tensors, scales),
             outputs=_joined(logical.logical_outputs, heads, outputs),
             runtime_version=NEW_RUNTIME if _is_new(path.read_bytes(), recipe) else "",
-            calibration=self._context.kept_calibration(recipe, self._context.fixed)
+            calibration=self._context.calibration_bytes(recipe, self._context.fixed)
             if recipe.precision == STATIC
             else b"",
         )

@@ -61,7 +61,7 @@ class OnnxCpuBackend:
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return layers_of(self._context.start(self._graph, pruned=pruned))
+        return layers_of(self._context.base_graph(self._graph, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
@@ -89,7 +89,7 @@ class OnnxCpuBackend:
         lean, ranges = with_copies(lean, joins, calibration.ranges(recipe.ranges))
         excluded = alone | unfit(graph) | joins
         model = qdq(lean, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
-        return artifact_of(self._graph, model, calibration=self._context.kept_calibration(recipe, self._graph))
+        return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
 
 
 def unfit(graph: Graph) -> set[str]:

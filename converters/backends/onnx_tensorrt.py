@@ -50,7 +50,7 @@ class OnnxTensorRTBackend:
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
         """What a recipe may name. See Backend.layers."""
-        return without_four_bits(layers_of(self._context.start(self._graph, pruned=pruned)))
+        return without_four_bits(layers_of(self._context.base_graph(self._graph, pruned=pruned)))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
@@ -68,7 +68,7 @@ class OnnxTensorRTBackend:
                 advice="Set symmetric = true and per_channel = true in the recipe.",
             )
         model = self._int8(graph, recipe)
-        return artifact_of(self._graph, model, calibration=self._context.kept_calibration(recipe, self._graph))
+        return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
 
     def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
         placement = place(graph, recipe.float_layers)

@@ -1,4 +1,4 @@
-"""Candidate artifacts: which are made, in which order, in which process, and how each one does on the data.
+"""Candidate artifacts: which are made, in which order and process, and how each one is measured.
 
-This room joins passes, backends and quality; it holds no numerical rule of its own.
+This room joins passes, backends and quality; numerical rules live there and not here.
 """

@@ -1,4 +1,4 @@
-"""What is in an artifact: its operators, its largest constants, and in how many pieces a runtime takes it."""
+"""Contents of an artifact: its operators, its largest constants, and the number of pieces that a delegate runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, o
 from converters.report.report import ArtifactContents, Constant
 from edgekit.runtimes import LITERT
 
-LARGEST = 12
+MAX_CONSTANTS = 12  # in a report
 
 
 def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
-    """Read an artifact; `folder` takes a copy where a runtime is asked."""
+    """Read an artifact; a copy for the runtime is written to `folder`."""
     if artifact.runtime == LITERT:
         operators, constants = _litert(artifact.data)
         pieces, delegated = _pieces(artifact, folder, operators_of(artifact.data))
@@ -26,13 +26,13 @@ def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
         operators, constants = _onnx(artifact.data)
         pieces, delegated = None, False
     ordered = sorted(constants, key=lambda one: -one.bytes)
-    held = sum(one.bytes for one in ordered)
-    largest = tuple(ordered[:LARGEST])
+    total = sum(one.bytes for one in ordered)
+    largest = tuple(ordered[:MAX_CONSTANTS])
     return ArtifactContents(
         operators=dict(operators.most_common()),
         constants=largest,
-        smaller=held - sum(one.bytes for one in largest),
-        rest=max(0, len(artifact.data) - held),
+        smaller=total - sum(one.bytes for one in largest),
+        rest=max(0, len(artifact.data) - total),
         pieces=pieces,
         delegated=delegated,
     )
@@ -41,38 +41,38 @@ def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
 def _litert(data: bytes) -> tuple[Counter[str], list[Constant]]:
     model = parse_tflite(data)
     operators: Counter[str] = Counter()
-    found: dict[int, Constant] = {}
-    for graph in model.subgraphs:  # the bodies of loops too
+    constants: dict[int, Constant] = {}
+    for graph in model.subgraphs:  # the bodies of loops included
         for operator in graph.operators:
             name = operator_name(model, operator)
             operators[name] += 1
             for index in operator.inputs if operator.inputs is not None else ():
                 tensor = graph.tensors[index] if index >= 0 else None
-                if tensor is None or tensor.buffer in found:
+                if tensor is None or tensor.buffer in constants:
                     continue
                 content = buffer_content(model.buffers[tensor.buffer], data)
                 if content:
                     shape = tuple(int(size) for size in tensor.shape)
                     label = f"{name} {operators[name]}"
-                    found[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
-    return operators, list(found.values())
+                    constants[tensor.buffer] = Constant(label, TYPES[tensor.type], shape, len(content))
+    return operators, list(constants.values())
 
 
 def _pieces(artifact: Artifact, folder: Path, main: list[str]) -> tuple[int | None, bool]:
-    """How many parts of the graph were handed to XNNPACK, and whether all weights, of no loop, are in them."""
+    """How many parts of the graph XNNPACK runs, and whether they hold all weights and the graph has no loop."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
     path.write_bytes(artifact.data)
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
-    try:  # private to the library: where it is gone, nothing is said
+    try:  # a private method of the library: where it is missing, the number is unknown
         nodes = interpreter._get_ops_details()
-        taken = [node for node in nodes[len(main) :] if node["op_name"] == "DELEGATE"]
-        read = {tensor for node in taken for tensor in node["inputs"]}  # constants too
+        delegated = [node for node in nodes[len(main) :] if node["op_name"] == "DELEGATE"]
+        read = {tensor for node in delegated for tensor in node["inputs"]}  # constants included
         layers = [node for node in nodes[: len(main)] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
         unpacked = {node["outputs"][0]: node["inputs"][0] for node in nodes if node["op_name"] == "DEQUANTIZE"}
         weights = [node["inputs"][1] for node in layers]
-        return len(taken), "WHILE" not in main and all(unpacked.get(tensor, tensor) in read for tensor in weights)
+        return len(delegated), "WHILE" not in main and all(unpacked.get(tensor, tensor) in read for tensor in weights)
     except (AttributeError, KeyError):
         return None, False
 

@@ -1,4 +1,4 @@
-"""Makes candidates and keeps them: targets that run the same artifact share it, and differ in what it costs them."""
+"""Makes the candidates of every target. Targets that run the same artifact share it; each has its own cost of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from converters.backends import Backend, Layer, backend_for
-from converters.backends.context import KEPT_COARSER
+from converters.backends.context import COARSER_STEPS
 from converters.backends.contract import PreparedInputs
 from converters.cache import CacheScope
 from converters.calibration.calibrate import Calibration
@@ -29,17 +29,17 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import EdgekitError
 from edgekit.tensors import Array
 
-CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks
+CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks of the pool
 
 
 class CandidateBuilder:
-    """What the candidates of one conversion are made with.
+    """Makes the candidates of one conversion.
 
     Args:
-        task_context: What tasks work with.
-        pool: What does them.
-        callbacks: What is called of it.
-        cache_scope: What earlier runs made of the same.
+        task_context: The state that tasks work with.
+        pool: Runs the tasks.
+        callbacks: Progress callbacks.
+        cache_scope: Candidates and scores that earlier runs made of the same inputs.
     """
 
     def __init__(
@@ -50,185 +50,190 @@ class CandidateBuilder:
         self._pool = pool
         self._step = callbacks.step
         self._cache_scope = cache_scope
-        self._found = callbacks.found
+        self._report_candidate = callbacks.found
         self._made: dict[Any, Candidate] = {}
         self._scores: dict[tuple[bool, tuple[Layer, ...]], list[Sensitivity]] = {}
 
     def candidates(
         self, profile: TargetProfile, runtime: str, kinds: Sequence[Recipe], *, search: bool
     ) -> list[Candidate]:
-        """The candidates of one target in the order in which they were asked for: `kinds`, then what `search` suggests.
+        """The candidates of one target: first `kinds`, in this order, then the recipes that a search proposes.
 
         Raises:
             As `make_candidate`.
         """
         direct = self._context.direct.sha256 if self._context.direct else ""
-        line = _Line(profile, runtime, backend_for(profile, runtime, self._context), direct)
-        found: list[Candidate] = []
+        target = _BuildTarget(profile, runtime, backend_for(profile, runtime, self._context), direct)
+        candidates: list[Candidate] = []
 
         def make(recipes: Sequence[Recipe]) -> list[Measured]:
-            made = self._wave(line, recipes)
-            found.extend(made)
+            made = self._make(target, recipes)
+            candidates.extend(made)
             return [candidate.measured for candidate in made]
 
         if search:
-            scores = functools.partial(self._sensitivities, line.backend, pruned=any(one.pruned for one in kinds))
+            scores = functools.partial(self._sensitivities, target.backend, pruned=any(one.pruned for one in kinds))
             Search(make, max_drop=self._task_context.budget.max_drop).run(kinds, scores)
         else:
             make(kinds)
-        return found
+        return candidates
 
     def sensitivity(self, profile: TargetProfile, runtime: str, *, pruned: bool) -> tuple[Sensitivity, ...]:
-        """What the search asked of each layer of this target's artifacts; nothing where it did not ask."""
+        """The scores of this target's layers; empty where the search did not need them."""
         return tuple(self._scores.get((pruned, backend_for(profile, runtime, self._context).layers(pruned=pruned)), ()))
 
-    def _wave(self, line: _Line, recipes: Sequence[Recipe]) -> list[Candidate]:
-        """The candidates of `recipes`, in their order. They are made here while that is the faster way."""
-        todo = [recipe for recipe in recipes if not self._is_kept(line, recipe)]
-        todo.sort(key=lambda recipe: not recipe.direct)  # these first, for they are quick and their file is only here
+    def _make(self, target: _BuildTarget, recipes: Sequence[Recipe]) -> list[Candidate]:
+        """The candidates of `recipes`, in this order: in this process as long as that is faster, then in others."""
+        todo = [recipe for recipe in recipes if not self._is_made(target, recipe)]
+        todo.sort(
+            key=lambda recipe: not recipe.direct
+        )  # direct ones first: they are quick, and their file is only here
         total = len(todo)
         while todo and (todo[0].direct or self._pool.at_a_time(CANDIDATES, len(todo)) == 1):
             recipe = todo.pop(0)
-            with self._step(f"{line.profile.name}: {recipe.id}") as told:
-                (told or no_progress)(total - len(todo) - 1, total, self._pool.left(CANDIDATES, len(todo) + 1))
-                self._keep(line, recipe, self._here(line, recipe))
+            with self._step(f"{target.profile.name}: {recipe.id}") as progress:
+                seconds = self._pool.seconds_left(CANDIDATES, len(todo) + 1)
+                (progress or no_progress)(total - len(todo) - 1, total, seconds)
+                self._store(target, recipe, self._make_local(target, recipe))
         if todo:
             jobs = self._pool.at_a_time(CANDIDATES, len(todo))
-            with self._step(f"{line.profile.name}: {len(todo)} candidates, {jobs} at a time") as told:
-                self._away(line, todo, told or no_progress)
-        return [self._priced(line, recipe) for recipe in recipes]
+            with self._step(f"{target.profile.name}: {len(todo)} candidates, {jobs} at a time") as progress:
+                self._make_remote(target, todo, progress or no_progress)
+        return [self._with_cost(target, recipe) for recipe in recipes]
 
-    def _here(self, line: _Line, recipe: Recipe) -> Candidate | EdgekitError:
-        graph = line.backend.graph
+    def _make_local(self, target: _BuildTarget, recipe: Recipe) -> Candidate | EdgekitError:
+        """Make one candidate in this process."""
+        graph = target.backend.graph
         if not self._context.is_prepared(recipe, graph):
-            made = self._pool.here(PREPARING, prepare, recipe, line.profile, line.runtime)
-            if isinstance(made, EdgekitError):
-                return made
-        try:  # TensorFlow takes its time to start, which says nothing of the candidates to come
-            if line.backend.lowers:
-                self._context.float_file(recipe, self._context.to_lower(recipe))
+            prepared = self._pool.run_local(PREPARING, prepare, recipe, target.profile, target.runtime)
+            if isinstance(prepared, EdgekitError):
+                return prepared
+        try:  # before the task, because the start of TensorFlow would distort the mean time of candidates
+            if target.backend.lowers:
+                self._context.float_file(recipe, self._context.graph_to_lower(recipe))
         except EdgekitError as error:
             return error
-        kind = DIRECT if recipe.direct else CANDIDATES  # their seconds say nothing of each other
-        made = self._pool.here(kind, measure, line.profile, line.runtime, recipe, None)
+        kind = DIRECT if recipe.direct else CANDIDATES  # the two take different times
+        made = self._pool.run_local(kind, measure, target.profile, target.runtime, recipe, None)
         return cast("Candidate | EdgekitError", made)
 
-    def _away(self, line: _Line, recipes: Sequence[Recipe], told: ProgressCallback) -> None:
-        """Make `recipes` elsewhere: their weights, while others are lowered here, then all that follows."""
+    def _make_remote(self, target: _BuildTarget, recipes: Sequence[Recipe], progress: ProgressCallback) -> None:
+        """Make `recipes` in other processes. While these prepare weights, this process lowers the finished graphs."""
         prepared_inputs: dict[Recipe, PreparedInputs] = {}
         faults: dict[Recipe, EdgekitError] = {}
-        for recipe, outcome in self._prepared(line, recipes):
+        for recipe, outcome in self._prepare_remote(target, recipes):
             if isinstance(outcome, EdgekitError):
                 faults[recipe] = outcome
             else:
                 prepared_inputs[recipe] = outcome
-        tasks = [(line.profile, line.runtime, recipe, one) for recipe, one in prepared_inputs.items()]
+        tasks = [(target.profile, target.runtime, recipe, inputs) for recipe, inputs in prepared_inputs.items()]
         total, left = len(recipes), len(tasks)
-        for place, made in self._pool.away(CANDIDATES, measure, tasks) if tasks else ():
+        for index, made in self._pool.run_remote(CANDIDATES, measure, tasks) if tasks else ():
             left -= 1
-            told(total - left, total, self._pool.left(CANDIDATES, left))
+            progress(total - left, total, self._pool.seconds_left(CANDIDATES, left))
             if isinstance(made, EdgekitError):
-                faults[tasks[place][2]] = made
+                faults[tasks[index][2]] = made
             else:
-                self._keep(line, tasks[place][2], made)
-        for recipe in recipes:  # in their order, so that of several that end the conversion it is always the same
+                self._store(target, tasks[index][2], made)
+        for recipe in recipes:  # in a fixed order, so that of several fatal errors always the same is raised
             if recipe in faults:
-                self._keep(line, recipe, faults[recipe])
+                self._store(target, recipe, faults[recipe])
 
-    def _prepared(
-        self, line: _Line, recipes: Sequence[Recipe]
+    def _prepare_remote(
+        self, target: _BuildTarget, recipes: Sequence[Recipe]
     ) -> Iterator[tuple[Recipe, PreparedInputs | EdgekitError]]:
-        """What `recipes` need in other processes, as soon as it is there."""
-        context, graph = self._context, line.backend.graph
+        """Inputs that `recipes` need in other processes, in order of completion."""
+        context, graph = self._context, target.backend.graph
         sharing: dict[Any, list[Recipe]] = {}
         for recipe in recipes:
-            sharing.setdefault(context.preparation(recipe, graph), []).append(recipe)
+            sharing.setdefault(context.preparation_key(recipe, graph), []).append(recipe)
         ready = [group for group in sharing.values() if context.is_prepared(group[0], graph)]
         others = [group for group in sharing.values() if group not in ready]
-        work = self._each(
-            PREPARING, prepare, [(group[0], line.profile, line.runtime) for group in others], like=CANDIDATES
-        )
-        for group, made in itertools.chain(((group, None) for group in ready), ((others[i], made) for i, made in work)):
+        tasks = [(group[0], target.profile, target.runtime) for group in others]
+        made_groups = self._run_all(PREPARING, prepare, tasks, like=CANDIDATES)
+        outcomes = itertools.chain(((group, None) for group in ready), ((others[i], made) for i, made in made_groups))
+        for group, made in outcomes:
             if isinstance(made, Graph):
-                context.take(group[0], graph, made)
+                context.store_prepared(group[0], graph, made)
             for recipe in group:
-                yield recipe, made if isinstance(made, EdgekitError) else self._prepared_inputs(line, recipe)
+                yield recipe, made if isinstance(made, EdgekitError) else self._prepared_inputs(target, recipe)
 
-    def _prepared_inputs(self, line: _Line, recipe: Recipe) -> PreparedInputs | EdgekitError:
+    def _prepared_inputs(self, target: _BuildTarget, recipe: Recipe) -> PreparedInputs | EdgekitError:
         try:
-            return self._context.prepared_inputs(recipe, line.backend.graph, lower=line.backend.lowers)
+            return self._context.prepared_inputs(recipe, target.backend.graph, lower=target.backend.lowers)
         except EdgekitError as error:
             return error
 
-    def _is_kept(self, line: _Line, recipe: Recipe) -> bool:
-        """True where `recipe` was made for another target, or by an earlier run."""
-        key = line.key(recipe)
+    def _is_made(self, target: _BuildTarget, recipe: Recipe) -> bool:
+        """True where the candidate was made for another target or by an earlier run; reports it then."""
+        key = target.key(recipe)
         if key not in self._made:
-            kept = self._cache_scope.get(key, Candidate)
-            if kept is None:
+            cached = self._cache_scope.get(key, Candidate)
+            if cached is None:
                 return False
-            self._made[key] = kept
-        self._found(line.profile, self._priced(line, recipe).measured)
+            self._made[key] = cached
+        self._report_candidate(target.profile, self._with_cost(target, recipe).measured)
         return True
 
-    def _keep(self, line: _Line, recipe: Recipe, made: Candidate | EdgekitError) -> None:
+    def _store(self, target: _BuildTarget, recipe: Recipe, made: Candidate | EdgekitError) -> None:
         if isinstance(made, EdgekitError):
-            made = failed(recipe, self._cost(line, recipe), made)
-        self._made[line.key(recipe)] = made
-        # A fault may pass, and what an accelerator gets depends on the compilers that are installed.
-        if not made.measured.fault and not line.profile.accelerator:
-            self._cache_scope.put(line.key(recipe), made)
-        self._found(line.profile, self._priced(line, recipe).measured)
+            made = failed(recipe, self._cost(target, recipe), made)
+        self._made[target.key(recipe)] = made
+        # Faults may be temporary, and artifacts for accelerators depend on the compilers that are installed.
+        if not made.measured.fault and not target.profile.accelerator:
+            self._cache_scope.put(target.key(recipe), made)
+        self._report_candidate(target.profile, self._with_cost(target, recipe).measured)
 
-    def _priced(self, line: _Line, recipe: Recipe) -> Candidate:
-        """The candidate, with what it costs this target."""
-        made = self._made[line.key(recipe)]
-        measured = msgspec.structs.replace(made.measured, cost=self._cost(line, recipe))
+    def _with_cost(self, target: _BuildTarget, recipe: Recipe) -> Candidate:
+        """The candidate, with its cost on this target."""
+        made = self._made[target.key(recipe)]
+        measured = msgspec.structs.replace(made.measured, cost=self._cost(target, recipe))
         return msgspec.structs.replace(made, measured=measured)
 
-    def _cost(self, line: _Line, recipe: Recipe) -> Cost:
-        graph = self._context.start(self._context.fixed, pruned=recipe.pruned)
-        return estimate(graph, line.profile, recipe, self._context.overhead(recipe))
+    def _cost(self, target: _BuildTarget, recipe: Recipe) -> Cost:
+        graph = self._context.base_graph(self._context.fixed, pruned=recipe.pruned)
+        return estimate(graph, target.profile, recipe, self._context.overhead(recipe))
 
     def _sensitivities(self, backend: Backend, *, pruned: bool) -> list[Sensitivity]:
         key = pruned, backend.layers(pruned=pruned)
         if key not in self._scores:
-            found = self._cache_scope.get(("sensitivity", *key), list[Sensitivity])
-            if found is None:
-                found = self._scored(*key)
-                self._cache_scope.put(("sensitivity", *key), found)
-            self._scores[key] = found
+            scores = self._cache_scope.get(("sensitivity", *key), list[Sensitivity])
+            if scores is None:
+                scores = self._score_layers(*key)
+                self._cache_scope.put(("sensitivity", *key), scores)
+            self._scores[key] = scores
         return self._scores[key]
 
-    def _scored(self, pruned: bool, layers: tuple[Layer, ...]) -> list[Sensitivity]:
-        found: dict[int, list[Sensitivity]] = {}
-        with self._step(f"sensitivity of {len(layers)} layers") as told:
+    def _score_layers(self, pruned: bool, layers: tuple[Layer, ...]) -> list[Sensitivity]:
+        by_layer: dict[int, list[Sensitivity]] = {}
+        with self._step(f"sensitivity of {len(layers)} layers") as progress:
             context = self._context
-            expected = float_answers(context.start(context.fixed, pruned=pruned), context.samples)
+            expected = float_answers(context.base_graph(context.fixed, pruned=pruned), context.samples)
             measured = context.calibration_of(Recipe(STATIC, prune=PRUNED), context.fixed) if pruned else None
-            own = measured.coarser(KEPT_COARSER) if measured else None
+            own = measured.coarser(COARSER_STEPS) if measured else None
             tasks = [(layer, expected, pruned, own) for layer in layers]
-            for place, scores in self._each(LAYERS, score_layer, tasks):
+            for index, scores in self._run_all(LAYERS, score_layer, tasks):
                 if isinstance(scores, EdgekitError):
                     raise scores
-                found[place] = scores
-                (told or no_progress)(len(found), len(tasks), self._pool.left(LAYERS, len(tasks) - len(found)))
-        return [score for place in sorted(found) for score in found[place]]
+                by_layer[index] = scores
+                seconds = self._pool.seconds_left(LAYERS, len(tasks) - len(by_layer))
+                (progress or no_progress)(len(by_layer), len(tasks), seconds)
+        return [score for index in sorted(by_layer) for score in by_layer[index]]
 
-    def _each(
+    def _run_all(
         self, kind: str, work: Callable[..., Any], tasks: Sequence[Any], *, like: str = ""
     ) -> Iterator[tuple[int, Any]]:
-        """(place in `tasks`, result or EdgekitError) as they come: here, and elsewhere as soon as that pays."""
+        """(index in `tasks`, result or EdgekitError): in this process, and in others as soon as that is faster."""
         done = 0
         while done < len(tasks) and self._pool.at_a_time(kind, len(tasks) - done, like=like) == 1:
-            yield done, self._pool.here(kind, work, *tasks[done])
+            yield done, self._pool.run_local(kind, work, *tasks[done])
             done += 1
-        for place, found in self._pool.away(kind, work, tasks[done:]) if done < len(tasks) else ():
-            yield done + place, found
+        for index, result in self._pool.run_remote(kind, work, tasks[done:]) if done < len(tasks) else ():
+            yield done + index, result
 
 
-class _Line(msgspec.Struct, frozen=True):
-    """What artifacts of one target are made by; `direct` is the digest of the file of the direct route."""
+class _BuildTarget(msgspec.Struct, frozen=True):
+    """A target with its runtime and backend; `direct` is the digest of the direct route's file."""
 
     profile: TargetProfile
     runtime: str
@@ -236,16 +241,20 @@ class _Line(msgspec.Struct, frozen=True):
     direct: str
 
     def key(self, recipe: Recipe) -> tuple[Any, ...]:
-        """What the artifact of `recipe` is kept by."""
+        """The key under which the artifact of `recipe` is stored."""
         return (*artifact_key(self.profile, self.runtime), recipe, *((self.direct,) if recipe.direct else ()))
 
 
 def artifact_key(profile: TargetProfile, runtime: str) -> tuple[Any, ...]:
-    """What of a target its artifacts depend on: two with the same can share them."""
+    """The parts of a target that its artifacts depend on. Targets with the same key share artifacts."""
     return (runtime, profile.accelerator, profile.providers, profile.tensorrt, profile.free_batch)
 
 
-# --- tasks: what a Crew does, in this process or in another
+def load_libraries() -> None:
+    """Do nothing. A process that unpickles this function imports this module and all libraries of the tasks below."""
+
+
+# --- tasks of a TaskPool, which run in this process or in another
 
 
 def measure(
@@ -256,14 +265,14 @@ def measure(
     prepared_inputs: PreparedInputs | None,
 ) -> Candidate:
     """Make one candidate. Raises as `make_candidate`."""
-    with task_context.at_work() as context:
+    with task_context.for_task() as context:
         backend = backend_for(profile, runtime, context)
         if prepared_inputs is not None:
-            context.prepare_inputs(recipe, backend.graph, prepared_inputs)
+            context.store_inputs(recipe, backend.graph, prepared_inputs)
         return make_candidate(
             backend,
             recipe,
-            graph=context.start(context.fixed, pruned=recipe.pruned),
+            graph=context.base_graph(context.fixed, pruned=recipe.pruned),
             profile=profile,
             evidence=task_context.evidence,
             budget=task_context.budget,
@@ -274,22 +283,22 @@ def measure(
 
 def prepare(task_context: TaskContext, recipe: Recipe, profile: TargetProfile, runtime: str) -> Graph:
     """The graph with the weights of one candidate. Raises as `ConversionContext.prepared`."""
-    with task_context.at_work() as context:
+    with task_context.for_task() as context:
         return context.prepared(recipe, backend_for(profile, runtime, context).graph)
 
 
 def score_layer(
     task_context: TaskContext, layer: Layer, expected: Mapping[str, Array], pruned: bool, own: Calibration | None
 ) -> list[Sensitivity]:
-    """The scores of one layer; none where fixing the batch folded it into another.
+    """The scores of one layer; empty where fixing the batch merged it into another layer.
 
     Args:
-        task_context: What it works with.
-        layer: One of those of the fixed graph, or where `pruned` of that without dead channels.
-        expected: As `float_answers` of that graph.
-        pruned: Which graph.
-        own: That graph's calibration; None for the one that all share.
+        task_context: The state of the conversion.
+        layer: A layer of the fixed graph, or where `pruned` of the fixed graph without dead channels.
+        expected: `float_answers` of that graph.
+        pruned: Use the graph without dead channels.
+        own: Calibration of that graph; None for the shared calibration.
     """
-    with task_context.at_work() as context:
-        graph, decision = context.start(context.fixed, pruned=pruned), task_context.evidence.decision
-        return list(sensitivities(graph, [layer], context.samples, own or context.calibration, decision, expected))
+    with task_context.for_task() as context:
+        graph, decision = context.base_graph(context.fixed, pruned=pruned), task_context.evidence.decision
+        return list(sensitivities(graph, [layer], context.samples, own or context.calibration(), decision, expected))

@@ -1,4 +1,4 @@
-"""Makes the candidates of one target and measures each through the very adapter that the device will use."""
+"""Makes one candidate and measures it through the adapter that devices use."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ HOST_PROVIDERS = ("CPUExecutionProvider",)
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """Samples with the canonical float model's answers, and how to judge others by them.
+    """Samples with the canonical float model's answers, and the rules that judge other answers.
 
     Attributes:
-        choice, proof: The splits; without data both are the same random inputs.
+        choice, proof: The choice and proof splits; without data both are the same random inputs.
         choice_answers, proof_answers: The float model's answers (N, ...) by output.
-        metric: None without data.
-        output: Which output the metric reads.
-        decision: The output that holds scores, or empty.
+        metric: The metric; None without data.
+        output: Name of the output that the metric reads.
+        decision: Name of the output that holds class scores; empty without classes.
     """
 
     choice: Samples
@@ -54,7 +54,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A candidate with what was measured; `artifact`, `quality` and `parity` are None where it could not be made."""
+    """A candidate and its measurements; `artifact`, `quality` and `parity` are None where it could not be made."""
 
     measured: Measured
     artifact: Artifact | None = None
@@ -73,14 +73,21 @@ def make_candidate(
     folder: Path,
     overhead: Overhead = NONE,
 ) -> Candidate:
-    """Build one candidate and measure it; one that cannot be made is a candidate with a fault.
+    """Build one candidate and measure it. A candidate that cannot be made has a fault.
 
-    So is a float32 artifact by the direct route that cannot be made or does not answer as the graph does: there is the
-    lowered one. A float artifact that answers as the float model does is the `same`, unless channels were taken away by
-    what they were on samples: it is judged by statistics, as quantized ones are, since other inputs may wake them.
+    A float32 artifact of the direct route that cannot be made, or answers otherwise, has a fault too: the lowered
+    artifact exists beside it. A float artifact that answers as the float model does is marked `same`. Pruned artifacts
+    are never marked: other inputs may activate the removed channels, so statistics judge them, as quantized artifacts.
 
     Args:
-        graph: What `recipe` starts from, with a batch of 1, for the cost.
+        backend: Builds the artifact.
+        recipe: The recipe to build.
+        graph: The graph that `recipe` starts from, with a batch of 1; the cost is estimated from it.
+        profile: The target.
+        evidence: Samples that judge the candidate, with the float model's answers.
+        budget: Limits on the drop, the size and the cost.
+        folder: Scratch folder.
+        overhead: Run-time cost that the graph does not show.
 
     Raises:
         UnsupportedOpError: an operator cannot be converted for this backend in any precision.
@@ -91,30 +98,30 @@ def make_candidate(
     try:
         artifact = backend.build(recipe)
         answers, provider = _answers(artifact, evidence, folder / recipe.id)
-        found = _compare(backend, recipe, evidence, answers, provider)
+        compared = _compare(backend, recipe, evidence, answers, provider)
     except (ConversionError, RuntimeLoadError) as error:
         return failed(recipe, cost, error)
     relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision, 0.0)
     limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
-    if recipe.precision == "float32" and found.max_abs > limit and recipe.direct:
-        return Candidate(Measured(recipe, 0, cost, fault=direct_fault(found.max_abs, limit)))
+    if recipe.precision == "float32" and compared.max_abs > limit and recipe.direct:
+        return Candidate(Measured(recipe, 0, cost, fault=direct_fault(compared.max_abs, limit)))
     if _is_reference(recipe):
-        parity.require(found, limit)
-    same = not recipe.quantized and not recipe.pruned and found.max_abs <= limit and found.agreement == 1.0
+        parity.require(compared, limit)
+    same = not recipe.quantized and not recipe.pruned and compared.max_abs <= limit and compared.agreement == 1.0
     moved = divergence(evidence.choice_answers, answers[0], evidence.decision)
     measured = Measured(recipe, len(artifact.data), cost, same=same, divergence=moved)
     quality = None
     if evidence.metric is not None:
         measured, quality = _judged(measured, evidence, answers, budget)
-    return Candidate(measured, artifact, quality, found)
+    return Candidate(measured, artifact, quality, compared)
 
 
 def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
-    """The candidate that could not be made because of `error`.
+    """A candidate that could not be made because of `error`.
 
     Raises:
-        EdgekitError: `error` itself, where it ends the whole conversion: what float32 is everything is compared with,
-            an operator that cannot be converted cannot be in any precision, and others are not faults of a candidate.
+        EdgekitError: `error` itself, where it ends the conversion: the reference artifact cannot be made, an operator
+            cannot be converted in any precision, or the error is not a fault of a candidate.
     """
     ends = _is_reference(recipe) or isinstance(error, UnsupportedOpError)
     if ends or not isinstance(error, ConversionError | RuntimeLoadError):
@@ -122,18 +129,18 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
 
 
-def direct_fault(found: float, limit: float) -> str:
-    """Why a file of the direct route is not taken."""
-    return f"its answers differ by {found:.3g} from the float model's, allowed are {limit:.3g}"
+def direct_fault(difference: float, limit: float) -> str:
+    """Why a file of the direct route is refused."""
+    return f"its answers differ by {difference:.3g} from the float model's; the limit is {limit:.3g}"
 
 
 def _is_reference(recipe: Recipe) -> bool:
-    """True for float32 with all channels, lowered: what everything is compared with."""
+    """True for the reference: lowered float32 with all channels."""
     return recipe.precision == "float32" and not recipe.pruned and not recipe.direct
 
 
 def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:
-    """The artifact behind its logical interface, on this machine's CPU, opened as a device opens it.
+    """Open the artifact on this machine's CPU with its logical interface, as a device does.
 
     Raises:
         RuntimeLoadError: the runtime cannot load it.
@@ -167,7 +174,7 @@ def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array]) -> dict[str, 
 
 
 def labels_for(samples: Samples, answers: Mapping[str, Array], metric: Metric, output: str) -> Array:
-    """What the metric compares with: the labels, or the float model's own answers for agreement."""
+    """The values that the metric compares with: the labels, or for agreement the float model's answers."""
     return answers[output] if metric.name == AGREEMENT or samples.labels is None else samples.labels
 
 
@@ -177,8 +184,8 @@ def _answers(
     runtime = open_artifact(artifact, folder)
     try:
         proof = run_rows(runtime, evidence.proof.inputs)
-        same = evidence.choice is evidence.proof
-        return (proof if same else run_rows(runtime, evidence.choice.inputs), proof), runtime.provider
+        one_split = evidence.choice is evidence.proof
+        return (proof if one_split else run_rows(runtime, evidence.choice.inputs), proof), runtime.provider
     finally:
         runtime.close()
 
@@ -190,23 +197,23 @@ def _compare(
     answers: tuple[dict[str, Array], dict[str, Array]],
     provider: str,
 ) -> Parity:
-    """Parity over both splits together."""
+    """Parity on both splits together."""
     where = f"{platform.machine()}, {provider}"
     label = f"{backend.name} {recipe.id}"
     pairs = [(evidence.choice_answers, answers[0]), (evidence.proof_answers, answers[1])]
-    found = [
+    parts = [
         parity.compare(expected, answer, runtime=label, where=where, decision=evidence.decision)
         for expected, answer in pairs
     ]
     rows = [len(evidence.choice), len(evidence.proof)]
-    agreement = sum(p.agreement * n for p, n in zip(found, rows, strict=True)) / sum(rows)
-    exact = all(p.agreement == 1.0 for p in found)
+    agreement = sum(p.agreement * n for p, n in zip(parts, rows, strict=True)) / sum(rows)
+    exact = all(p.agreement == 1.0 for p in parts)
     return Parity(
         runtime=label,
         where=where,
-        max_abs=max(p.max_abs for p in found),
+        max_abs=max(p.max_abs for p in parts),
         agreement=1.0 if exact else agreement,
-        equal=all(p.equal for p in found),
+        equal=all(p.equal for p in parts),
         candidate=recipe.id,
     )
 
@@ -216,20 +223,20 @@ def _judged(
 ) -> tuple[Measured, Value]:
     metric, output = evidence.metric, evidence.output
     assert metric is not None
-    scores, expectations = [], []
+    scores, label_sets = [], []
     splits = ((evidence.choice, evidence.choice_answers), (evidence.proof, evidence.proof_answers))
-    for (samples, expected), found in zip(splits, answers, strict=True):
+    for (samples, expected), outputs in zip(splits, answers, strict=True):
         labels = labels_for(samples, expected, metric, output)
-        scores.append((score(metric, expected[output], labels), score(metric, found[output], labels)))
-        expectations.append(labels)
-    (choice_float, choice_found), (proof_float, proof_found) = scores
-    method = likely_method(choice_float, choice_found, len(proof_float), budget.confidence)
-    drop = drop_of(metric, proof_float, proof_found, expectations[1], budget.confidence, method=method)
-    choice_drop, rows = float((choice_float - choice_found).mean()), (len(choice_float), len(proof_float))
+        scores.append((score(metric, expected[output], labels), score(metric, outputs[output], labels)))
+        label_sets.append(labels)
+    (choice_float, choice_candidate), (proof_float, proof_candidate) = scores
+    method = likely_method(choice_float, choice_candidate, len(proof_float), budget.confidence)
+    drop = drop_of(metric, proof_float, proof_candidate, label_sets[1], budget.confidence, method=method)
+    choice_drop, rows = float((choice_float - choice_candidate).mean()), (len(choice_float), len(proof_float))
     judged = msgspec.structs.replace(
         measured,
         choice_drop=choice_drop,
         drop=drop,
         estimate=(choice_drop * rows[0] + drop.value * rows[1]) / sum(rows),
     )
-    return judged, Value(metric.value(proof_found), len(proof_found))
+    return judged, Value(metric.value(proof_candidate), len(proof_candidate))

@@ -1,4 +1,4 @@
-"""How many of the machine's cores other programs leave free, as seen while this process works."""
+"""Measures how many cores other programs leave free while this process works."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from collections.abc import Iterator
 
 import joblib
 
-BUSY = (0, 1, 2, 5, 6, 7)  # of the columns of /proc/stat: user, nice, system, interrupts, and what a host took back
-ENOUGH_SECONDS = 0.05  # of watching; the system counts hundredths
+BUSY = (
+    0,
+    1,
+    2,
+    5,
+    6,
+    7,
+)  # columns of /proc/stat: user, nice, system, interrupts, soft interrupts, and time taken by the host
+ENOUGH_SECONDS = 0.05  # shortest measurement; the system counts hundredths of a second
 
 
 class CpuLoad:
-    """Adds up what others did while tasks of this process were watched, and no process of its own worked."""
+    """Adds up the CPU time of other programs while tasks of this process run. Only single-process work is measured."""
 
     def __init__(self) -> None:
         self._seconds = self._others = 0.0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Around a task of this process."""
+        """Measure the load during a task of this process."""
         busy, own, begun = busy_seconds(), time.process_time(), time.monotonic()
         try:
             yield
@@ -32,22 +39,23 @@ class CpuLoad:
                 self._seconds += time.monotonic() - begun
 
     def free(self) -> float:
-        """Cores that this process can have, 1 to `joblib.cpu_count()`; all where the system does not tell of others.
+        """Free cores, from 1 to `joblib.cpu_count()`; all of them where the system does not report its load.
 
-        The host's cores are what others share: a container that may use two of many is not held up by work on the rest.
+        Other programs share the host's cores: a container that may use two of many cores is not slowed by load on the
+        others.
         """
-        most = joblib.cpu_count()
+        own_cores = joblib.cpu_count()
         if self._seconds < ENOUGH_SECONDS:
-            return float(most)
+            return float(own_cores)
         others = max(0.0, self._others / self._seconds)
-        return min(max(1.0, (os.cpu_count() or 1) - others), float(most))
+        return min(max(1.0, (os.cpu_count() or 1) - others), float(own_cores))
 
 
 def busy_seconds() -> float | None:
-    """Seconds that all cores together have worked since the machine started; None where the system does not tell."""
+    """CPU seconds of all cores since the machine started; None where the system does not report them."""
     try:
         with open("/proc/stat", encoding="ascii") as lines:
             ticks = [int(value) for value in lines.readline().split()[1:]]
-        return sum(ticks[place] for place in BUSY) / os.sysconf("SC_CLK_TCK")
+        return sum(ticks[column] for column in BUSY) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None

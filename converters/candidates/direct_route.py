@@ -1,7 +1,8 @@
-"""Whether the source's own converter makes a better LiteRT file than our lowering: asked once, of the float files.
+"""Evaluates the direct route: the float LiteRT file of the source's own converter, compared with the lowered file.
 
-Parity comes first, since a file that is off is no candidate at all; then what the runtime must do without XNNPACK, then
-bytes. Only where the direct file is ahead in one of them do its kinds become candidates beside the lowered ones.
+A direct file without parity is never a candidate. Otherwise two figures are compared: the calls that the runtime makes
+outside XNNPACK, and bytes. Where the direct file is better in one of them, its recipes become candidates beside the
+lowered ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from converters.backends import ConversionContext, backend_for, leads_to
+from converters.backends import ConversionContext, backend_for, direct_route_fits
 from converters.backends.contract import DirectFile, LoweredFile
 from converters.backends.tflite.facts import facts_of
 from converters.cache import CacheScope
@@ -26,19 +27,19 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.runtimes import LITERT
 
-WORTH = 0.02  # of the lowered float file's bytes: up to four times this share of an int8 one, whose graph is the same
+LEAST_SAVING = 0.02  # share of the lowered float file's bytes; in an int8 file it is up to four times this share
 PARITY_ROWS = 32
 
 
-class _Found(msgspec.Struct, frozen=True):
-    """What is kept of a look; `data` is empty where the file is of no use."""
+class _Evaluation(msgspec.Struct, frozen=True):
+    """The result of an evaluation; `data` is empty where the file cannot be used."""
 
     report: RouteReport
     overhead: Overhead = Overhead()
     data: bytes = b""
 
 
-def consider(
+def evaluate_direct_route(
     recipe: Recipe | None,
     targets: Sequence[tuple[TargetProfile, str]],
     source: Source,
@@ -47,42 +48,45 @@ def consider(
     cache_scope: CacheScope,
     step: StepCallback,
 ) -> RouteReport | None:
-    """Make the direct file, compare it, and give it to `context` where it answers as the canonical graph does.
+    """Make the direct file, compare it, and store it in `context` if it answers as the canonical graph does.
 
     Args:
-        recipe: The only one that is to be tried, if there is one.
-        targets: Each with its runtime.
-        source: The model.
-        context: What backends work with.
-        evidence: Samples, with the canonical graph's answers.
-        cache_scope: What earlier runs made of the same.
-        step: Called with the name of each step; its context lasts as long as the step.
+        recipe: The only recipe to try; None for all.
+        targets: The targets, each with its runtime.
+        source: The source model.
+        context: The context of the backends.
+        evidence: Samples with the canonical graph's answers.
+        cache_scope: Evaluations of earlier runs.
+        step: Called with the name of each step.
 
     Returns:
-        None where nobody looked: no target could take the file, the source has no way of its own to LiteRT, or `recipe`
-        goes by the lowering.
+        None where the route was not evaluated: no target can run the file, the source has no converter of its own to
+        LiteRT, or `recipe` takes the lowering.
 
     Raises:
-        ConversionError: `recipe` asks for the direct route, and there is none or its file is off; says why.
+        ConversionError: `recipe` takes the direct route, and there is no file or its answers differ; says why.
     """
-    ends = [profile for profile, runtime in targets if leads_to(profile, runtime)]
+    profiles = [profile for profile, runtime in targets if direct_route_fits(profile, runtime)]
     report = None
-    if ends and source.direct is not None and (recipe is None or recipe.direct):
-        with step("look at the direct route to LiteRT"):
-            report = _look(source, context, evidence, ends[0], cache_scope)
+    if profiles and source.direct is not None and (recipe is None or recipe.direct):
+        with step("evaluate the direct route to LiteRT"):
+            report = _evaluate_cached(source, context, evidence, profiles[0], cache_scope)
     if recipe is not None and recipe.direct and context.direct is None:
-        why = report.reason if report else "it leads from Keras, SavedModel and float .tflite models to LiteRT"
+        why = (
+            report.reason if report else "only Keras, SavedModel and float .tflite models have one, for LiteRT on a CPU"
+        )
         raise ConversionError(
-            f"the recipe asks for the direct route, which this model does not have: {why}",
-            advice="Leave route out of the recipe.",
+            f"the recipe takes the direct route, which this model does not have: {why}",
+            advice="Remove route from the recipe.",
         )
     return report
 
 
 def with_direct(kinds: Sequence[Recipe], route: RouteReport, context: ConversionContext) -> list[Recipe]:
-    """The kinds of a target that the route leads to, those of the direct file added where it was found to be better.
+    """`kinds`, and the same kinds by the direct route where its file is better.
 
-    Where the lowering cannot make a file there are only these. A loop's body has no ranges, so there is no static int8.
+    Where the lowering cannot make a file, only kinds of the direct route are left. Static int8 is left out for a file
+    with loops, because tensors in the body of a loop have no ranges.
     """
     if not route.taken or context.direct is None:
         return list(kinds)
@@ -91,50 +95,51 @@ def with_direct(kinds: Sequence[Recipe], route: RouteReport, context: Conversion
     return direct if route.lowered is None else [*kinds, *direct]
 
 
-def _look(
+def _evaluate_cached(
     source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile, cache_scope: CacheScope
 ) -> RouteReport:
     key = ("direct", source.sha256)
-    found = cache_scope.get(key, _Found)
+    found = cache_scope.get(key, _Evaluation)
     if found is None:
-        found = _looked(source, context, evidence, profile)
-        if found.data:  # what stood in the way may pass
+        found = _evaluate(source, context, evidence, profile)
+        if found.data:  # a fault may be temporary
             cache_scope.put(key, found)
-    context.direct = _placed(context, found.data, found.overhead) if found.data else None
+    context.use_direct(_write_direct(context, found.data, found.overhead) if found.data else None)
     return found.report
 
 
-def _looked(source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> _Found:
+def _evaluate(source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> _Evaluation:
     assert source.direct is not None
     graph = context.graph
     try:
         made = source.direct([spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs])
-        context.direct = _placed(context, made.data, Overhead())
+        file = _write_direct(context, made.data, Overhead())
+        context.use_direct(file)
         _require_parity(context, evidence, profile)
-        direct = facts_of(context.direct.file.path)
+        direct = facts_of(file.file.path)
     except (ConversionError, RuntimeLoadError) as error:
-        return _Found(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
+        return _Evaluation(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
     try:
         lowered = facts_of(context.lowered(context.fixed).path)
     except ConversionError as error:
-        overhead = Overhead(direct.loops, _alone(direct))
-        return _Found(
+        overhead = Overhead(direct.loops, _runtime_calls(direct))
+        return _Evaluation(
             RouteReport(True, f"only the direct file can be made: {_first_line(error)}", None, direct),
             overhead,
             made.data,
         )
-    overhead = Overhead(direct.loops, _alone(direct) - _alone(lowered))
-    better = _ahead(direct, lowered)
+    overhead = Overhead(direct.loops, _runtime_calls(direct) - _runtime_calls(lowered))
+    better = _advantages(direct, lowered)
     reason = f"the direct file {better}" if better else "the direct file is no better than the lowered one"
-    return _Found(RouteReport(bool(better), reason, lowered, direct), overhead, made.data)
+    return _Evaluation(RouteReport(bool(better), reason, lowered, direct), overhead, made.data)
 
 
 def _first_line(error: Exception) -> str:
-    """Without what a framework has printed before it failed."""
+    """The first line of a message; the rest is output of a framework."""
     return str(error).partition("\n")[0]
 
 
-def _placed(context: ConversionContext, data: bytes, overhead: Overhead) -> DirectFile:
+def _write_direct(context: ConversionContext, data: bytes, overhead: Overhead) -> DirectFile:
     path = context.folder / "float32-direct.tflite"
     path.write_bytes(data)
     inputs: list[tuple[int, ...]] = [() for _ in context.graph.inputs]
@@ -143,31 +148,31 @@ def _placed(context: ConversionContext, data: bytes, overhead: Overhead) -> Dire
 
 
 def _require_parity(context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> None:
-    """Hold the direct float file, behind the device's own adapter, to the canonical graph's answers."""
+    """Check the answers of the direct float file, run by the device's adapter, against the canonical graph."""
     artifact = backend_for(profile, LITERT, context).build(Recipe(route=DIRECT))
     rows = slice(0, PARITY_ROWS)
     expected = {name: value[rows] for name, value in evidence.choice_answers.items()}
     runtime = open_artifact(artifact, context.folder / "direct")
     try:
-        found = run_rows(runtime, evidence.choice.take(rows).inputs)
+        answers = run_rows(runtime, evidence.choice.take(rows).inputs)
     finally:
         runtime.close()
-    difference = parity.compare(expected, found, runtime="direct", where=runtime.provider, decision="").max_abs
+    difference = parity.compare(expected, answers, runtime="direct", where=runtime.provider, decision="").max_abs
     limit = parity.tolerance(expected, parity.FLOAT32_RELATIVE)
     if difference > limit:
         raise ConversionError(direct_fault(difference, limit))
 
 
-def _ahead(direct: FileFacts, lowered: FileFacts) -> str:
-    """In what the direct file is ahead; empty where in nothing."""
+def _advantages(direct: FileFacts, lowered: FileFacts) -> str:
+    """The advantages of the direct file as text; empty without any."""
     found = []
-    if _alone(direct) < _alone(lowered):
-        found.append(f"leaves {_alone(direct)} calls to the runtime instead of {_alone(lowered)}")
-    if direct.bytes <= (1 - WORTH) * lowered.bytes:
+    if _runtime_calls(direct) < _runtime_calls(lowered):
+        found.append(f"needs {_runtime_calls(direct)} calls of the runtime instead of {_runtime_calls(lowered)}")
+    if direct.bytes <= (1 - LEAST_SAVING) * lowered.bytes:
         found.append(f"has {direct.bytes} bytes instead of {lowered.bytes}")
     return " and ".join(found)
 
 
-def _alone(facts: FileFacts) -> int:
-    """Pieces and operators that the runtime calls one by one; 0 where it does not tell."""
+def _runtime_calls(facts: FileFacts) -> int:
+    """Number of delegate pieces and operators that the runtime calls; 0 where it is not known."""
     return (facts.pieces or 0) + (facts.outside or 0)

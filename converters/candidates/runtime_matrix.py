@@ -1,8 +1,7 @@
-"""The chosen artifact through every runtime that is installed here, beside the float model and the device's answers.
+"""Runs the chosen artifact on every installed runtime and compares with the float model and the device's runtime.
 
-What is promised bit by bit was measured first: sums of integers are exact, in any order and on any number of threads.
-Other kernels than the device's round elsewhere, and sums of floats depend on their order: of those the difference is
-told.
+Equal bits are promised where sums are sums of integers, which are exact in any order and on any number of threads.
+Other kernels may round at other points, and sums of floats depend on their order; for those the difference is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import onnx
 from converters.backends import Artifact
 from converters.cache import this_processor
 from converters.cost.estimate import WEIGHTED
-from converters.quality.parity import Parity, beside_device, compare
+from converters.quality.parity import Parity, compare, compare_with_device
 from converters.report.report import ArtifactContents
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import STATIC, Recipe
@@ -35,7 +34,7 @@ from edgekit.runtimes.onnx import X86_64, OnnxRuntime
 from edgekit.tensors import Array
 
 ROWS = 32
-WORK = 400_000_000  # multiply-adds that one way is given at most: about a second of the slowest kernels
+MAX_MACS = 400_000_000  # largest number of multiply-adds of one variant: about a second of the slowest kernels
 
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
@@ -45,9 +44,9 @@ class RuntimeVariant(msgspec.Struct, frozen=True):
 
     Attributes:
         runtime: Library and version.
-        where: Machine, kernels and threads, in words.
-        open: Loads it there.
-        promised: Its answers are the device's own, bit by bit, or there is a fault.
+        where: Description of machine, kernels and threads.
+        open: Loads the artifact.
+        promised: Its answers must be bit by bit those of the device's runtime.
     """
 
     runtime: str
@@ -57,10 +56,10 @@ class RuntimeVariant(msgspec.Struct, frozen=True):
 
 
 class RuntimeMatrix(NamedTuple):
-    """What was seen of each way that could be taken, and a sentence for each other one."""
+    """The comparison of each variant that ran, and one sentence for each variant that failed."""
 
     parity: tuple[Parity, ...]
-    left: tuple[str, ...]
+    failures: tuple[str, ...]
 
 
 def run_variants(
@@ -73,74 +72,74 @@ def run_variants(
     decision: str,
     folder: Path,
 ) -> RuntimeMatrix:
-    """Run the first rows of `inputs` (N, ...) in every way; the device's own is the first.
+    """Run the first rows of `inputs` (N, ...) with every variant; the first variant is the device's runtime.
 
-    Kernels that a device does not use may lack an operator, or fail at it: that is told.
+    Kernels that devices do not use may fail or lack an operator: the failure is reported.
 
     Args:
-        artifact: The chosen one.
-        inputs: Logical inputs, real ones where there are any.
-        expected: The float model's answers to them (N, ...).
-        exact: As `sums_exactly`; the same bits are promised for any number of threads then.
-        macs: Multiply-adds of one row; of large models fewer rows are run.
-        decision: The output that holds scores, or empty.
-        folder: Where the artifact can be written.
+        artifact: The chosen artifact.
+        inputs: Logical inputs, from the data or random.
+        expected: The float model's answers to `inputs` (N, ...).
+        exact: Result of `sums_exactly`; equal bits are then promised for any number of threads.
+        macs: Multiply-adds of one row; fewer rows of large models are run.
+        decision: Name of the output that holds class scores; empty without classes.
+        folder: Scratch folder.
 
     Raises:
-        ParityError: bits differ where they are promised to be the same, or the device's answers are undefined.
+        ParityError: bits differ where equal bits are promised, or the device's answers are undefined.
         RuntimeLoadError: the device's runtime cannot run the artifact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
     path.write_bytes(artifact.data)
-    rows = max(1, min(ROWS, WORK // max(macs, 1)))
-    given = {name: value[:rows] for name, value in inputs.items()}
-    wanted = {name: value[:rows] for name, value in expected.items()}
+    rows = max(1, min(ROWS, MAX_MACS // max(macs, 1)))
+    run_inputs = {name: value[:rows] for name, value in inputs.items()}
+    run_expected = {name: value[:rows] for name, value in expected.items()}
     steps = {binding.spec.name: _step(binding) for binding in artifact.outputs}
     scales = {name: step for name, step in steps.items() if step is not None}
-    found: list[Parity] = []
-    answers: dict[str, Array] = {}  # the device's own
+    compared: list[Parity] = []
+    device_answers: dict[str, Array] = {}
     variants = _litert(path, exact) if artifact.runtime == LITERT else _onnx(path, exact)
-    if artifact.runtime == LITERT and not artifact.runtime_version:  # a bundle that asks for more refuses it
+    if artifact.runtime == LITERT and not artifact.runtime_version:  # tflite-runtime is too old for other artifacts
         variants += _tflite_runtime(path)
-    left: list[str] = []
+    failures: list[str] = []
     for variant in variants:
         try:
-            answer = _run(artifact, variant, given)
-            seen = compare(wanted, answer, runtime=variant.runtime, where=variant.where, decision=decision)
+            answers = _run(artifact, variant, run_inputs)
+            parity = compare(run_expected, answers, runtime=variant.runtime, where=variant.where, decision=decision)
         except (RuntimeLoadError, ParityError) as error:
-            if variant.promised or not answers:
+            if variant.promised or not device_answers:
                 raise
-            left.append(f"{variant.runtime} ({variant.where}) cannot run it: {error}")
+            failures.append(f"{variant.runtime} ({variant.where}) cannot run the artifact: {error}")
             continue
-        answers = answers or answer
-        beside = beside_device(
+        device_answers = device_answers or answers
+        difference = compare_with_device(
+            device_answers,
             answers,
-            answer,
             runtime=variant.runtime,
             where=variant.where,
             decision=decision,
             scales=scales,
             promised=variant.promised,
         )
-        found.append(msgspec.structs.replace(seen, rows=len(next(iter(given.values()))), device=beside))
-    return RuntimeMatrix(tuple(found), tuple(left))
+        compared.append(msgspec.structs.replace(parity, rows=len(next(iter(run_inputs.values()))), device=difference))
+    return RuntimeMatrix(tuple(compared), tuple(failures))
 
 
 def _step(binding: Binding) -> float | Array | None:
-    """Real value of one step of an output; of one in parts, along their axis. None where it is float in the file."""
+    """Real value of one integer step of an output; an array where parts differ, None where the output is float."""
     if not isinstance(binding.joined, Joined):
         return binding.scale
     axis, rank = binding.joined.axis, len(binding.spec.shape)
-    found = [np.full(part.spec.shape[axis] or 0, part.scale) for part in binding.parts if part.scale is not None]
-    shape = [-1 if place == axis else 1 for place in range(rank)]
-    return np.concatenate(found).reshape(shape) if len(found) == len(binding.parts) else None
+    steps = [np.full(part.spec.shape[axis] or 0, part.scale) for part in binding.parts if part.scale is not None]
+    shape = [-1 if index == axis else 1 for index in range(rank)]
+    return np.concatenate(steps).reshape(shape) if len(steps) == len(binding.parts) else None
 
 
 def sums_exactly(artifact: Artifact, recipe: Recipe, contents: ArtifactContents) -> bool:
-    """True where every layer with weights sums integers, and kernels that are known to take them do.
+    """True where every layer with weights sums integers, in kernels whose results do not depend on the threads.
 
-    LiteRT's built-in kernels are not among those: some choose another algorithm where there are more threads.
+    LiteRT's built-in kernels are not among these: some choose another algorithm for more threads.
     """
     if recipe.precision != STATIC or recipe.float_layers:
         return False
@@ -148,17 +147,17 @@ def sums_exactly(artifact: Artifact, recipe: Recipe, contents: ArtifactContents)
 
 
 def _sums_integers(data: bytes) -> bool:
-    """What ONNX Runtime can fuse to an integer kernel: both operands dequantized, weights of 8 bits."""
+    """True where ONNX Runtime fuses each layer to an integer kernel: both operands dequantized, weights of 8 bits."""
     graph = onnx.load_from_string(data).graph
     makers = {name: node for node in graph.node for name in node.output}
     kinds = {one.name: one.data_type for one in graph.initializer}
     for node in graph.node:
         if node.op_type not in WEIGHTED:
             continue
-        behind = [makers.get(name) for name in node.input[:2]]
-        if any(maker is None or maker.op_type != "DequantizeLinear" for maker in behind):
+        producers = [makers.get(name) for name in node.input[:2]]
+        if any(maker is None or maker.op_type != "DequantizeLinear" for maker in producers):
             return False
-        if any(maker is not None and kinds.get(maker.input[0]) in FOUR_BITS for maker in behind):
+        if any(maker is not None and kinds.get(maker.input[0]) in FOUR_BITS for maker in producers):
             return False
     return True
 
@@ -187,7 +186,7 @@ def _litert(path: Path, exact: bool) -> list[RuntimeVariant]:
 
 
 def _tflite_runtime(path: Path) -> list[RuntimeVariant]:
-    """Nothing where it is not installed. It needs numpy 1, as edgekit[tflite-runtime] asks: elsewhere it cannot be."""
+    """Empty where tflite-runtime is not installed. It needs numpy 1 (the extra edgekit[tflite-runtime])."""
     if importlib.util.find_spec("tflite_runtime") is None:
         return []
     library = importlib.import_module("tflite_runtime.interpreter")
@@ -210,7 +209,7 @@ def _onnx(path: Path, exact: bool) -> list[RuntimeVariant]:
     ]
     if platform.machine().lower() in X86_64:
         saturates = "" if "vnni" in this_processor() else ": sums saturate"
-        variants.append(variant(f"CPU, careless: session.x64quantprecision off{saturates}", exact=False))
+        variants.append(variant(f"CPU, session.x64quantprecision off{saturates}", exact=False))
     return variants
 
 

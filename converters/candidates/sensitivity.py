@@ -1,4 +1,4 @@
-"""What each layer loses when it alone is quantized: a cheap score, which only says what to try first."""
+"""Sensitivity of each layer: the loss when only this layer is quantized. A cheap score that orders the search."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from edgekit.tensors import Array
 
 ROWS = 32
 LEVELS8, LEVELS4 = 127, 7
-RATIOS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the largest weight: where the scale of 4 bits may be clipped
+RATIOS = (0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the largest weight at which 4-bit weights may be clipped
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """One layer's scores: divergences (see `divergence`) from the float model with this layer alone quantized.
+    """Scores of one layer: divergences (see `divergence`) from the float model where only this layer is quantized.
 
     Attributes:
-        layer: What it is.
-        int8: With 8-bit weights and an 8-bit input.
-        int4: With 4-bit weights, rounded to the nearest; None where it cannot have them.
+        layer: The layer.
+        int8: Score with 8-bit weights and an 8-bit input.
+        int4: Score with 4-bit weights, rounded to the nearest; None where the layer cannot have 4 bits.
     """
 
     layer: Layer
@@ -37,7 +37,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 
 def float_answers(graph: Graph, samples: Samples) -> dict[str, Array]:
-    """What `sensitivities` compares with: the answers of `graph` to the first rows of `samples`."""
+    """The reference for `sensitivities`: the answers of `graph` to the first rows of `samples`."""
     return graph.run(samples.take(slice(0, ROWS)).inputs)
 
 
@@ -49,56 +49,59 @@ def sensitivities(
     decision: str,
     expected: Mapping[str, Array],
 ) -> Iterator[Sensitivity]:
-    """Score each of `layers` on the first rows of `samples`, the calibration split; one after the other.
+    """Score each of `layers` on the first rows of `samples`, the calibration split.
 
     Args:
-        graph: With the nodes that `layers` name.
-        decision: The output that holds scores, or empty.
-        expected: As `float_answers`.
+        graph: The graph with the nodes that `layers` name.
+        layers: The layers to score.
+        samples: The calibration split.
+        calibration: The calibration of `graph`.
+        decision: Name of the output that holds class scores; empty without classes.
+        expected: Result of `float_answers`.
     """
     inputs = samples.take(slice(0, ROWS)).inputs
     nodes = {label(node): node for node in graph.nodes}
     ranges = calibration.ranges()
 
-    def moved(model: onnx.ModelProto) -> float:
+    def score(model: onnx.ModelProto) -> float:
         return divergence(expected, Graph(model).run(inputs), decision)
 
     for layer in layers:
-        if layer.name not in nodes:  # fixing the batch folded it into another
+        if layer.name not in nodes:  # fixing the batch merged it into another layer
             continue
         node = nodes[layer.name]
         eight = _with_weights(graph, node, LEVELS8)
         _quantize_input(eight, node, ranges)
-        four = moved(_with_weights(graph, node, LEVELS4)) if layer.four_bit else None
-        yield Sensitivity(layer, moved(eight), four)
+        four = score(_with_weights(graph, node, LEVELS4)) if layer.four_bit else None
+        yield Sensitivity(layer, score(eight), four)
 
 
 def rounded(weights: Array, axis: int | None, levels: int) -> Array:
-    """`weights` as whole numbers up to `levels` times one scale a channel of `axis` (None: one for all)."""
+    """`weights` as multiples, up to `levels`, of one scale per channel of `axis` (None: one scale for all)."""
     others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
     largest = np.abs(weights).max(axis=others, keepdims=True)
     largest = np.where(largest == 0, 1.0, largest)
     best, least = weights, np.full(largest.shape, np.inf)
     for ratio in RATIOS if levels == LEVELS4 else (1.0,):
         scale = largest * ratio / levels
-        found = np.clip(np.rint(weights / scale), -levels, levels) * scale
-        error = ((found - weights) ** 2).sum(axis=others, keepdims=True)
-        best, least = np.where(error < least, found, best), np.minimum(error, least)
+        quantized = np.clip(np.rint(weights / scale), -levels, levels) * scale
+        error = ((quantized - weights) ** 2).sum(axis=others, keepdims=True)
+        best, least = np.where(error < least, quantized, best), np.minimum(error, least)
     result: Array = best.astype(weights.dtype)
     return result
 
 
 def _with_weights(graph: Graph, node: Any, levels: int) -> onnx.ModelProto:
-    """A copy of the model with one node's weights rounded; other readers of the same weights keep them."""
+    """A copy of the model with the weights of one node rounded; other nodes keep the shared weights as they are."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     copy = next(n for n in model.graph.node if label(n) == label(node))
-    for place in (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,):
-        name = copy.input[place]
+    for index in (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,):
+        name = copy.input[index]
         if name not in graph.constants:
             continue
         values = rounded(graph.constants[name], _channel_axis(node), levels)
-        copy.input[place] = f"{name}/rounded"
+        copy.input[index] = f"{name}/rounded"
         model.graph.initializer.append(numpy_helper.from_array(values, f"{name}/rounded"))
     return model
 
@@ -114,7 +117,7 @@ def _channel_axis(node: Any) -> int | None:
 
 
 def _quantize_input(model: onnx.ModelProto, node: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Put an 8-bit quantization before the node's input, by the range that was measured."""
+    """Insert an 8-bit quantization before the node's input, with the calibrated range."""
     name = node.input[0]
     if name not in ranges:
         return
@@ -128,8 +131,8 @@ def _quantize_input(model: onnx.ModelProto, node: Any, ranges: dict[str, tuple[f
             numpy_helper.from_array(np.array(zero, dtype=np.int8), f"{stem}/zero"),
         ]
     )
-    place = next(i for i, n in enumerate(model.graph.node) if label(n) == label(node))
+    index = next(i for i, n in enumerate(model.graph.node) if label(n) == label(node))
     parameters = [f"{stem}/scale", f"{stem}/zero"]
-    model.graph.node.insert(place, helper.make_node("DequantizeLinear", [f"{stem}/q", *parameters], [f"{stem}/x"]))
-    model.graph.node.insert(place, helper.make_node("QuantizeLinear", [name, *parameters], [f"{stem}/q"]))
-    model.graph.node[place + 2].input[0] = f"{stem}/x"
+    model.graph.node.insert(index, helper.make_node("DequantizeLinear", [f"{stem}/q", *parameters], [f"{stem}/x"]))
+    model.graph.node.insert(index, helper.make_node("QuantizeLinear", [name, *parameters], [f"{stem}/q"]))
+    model.graph.node[index + 2].input[0] = f"{stem}/x"

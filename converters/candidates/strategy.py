@@ -1,8 +1,8 @@
-"""Which candidates to make: the kinds that a target runs, then mixtures of precisions by what each layer bears.
+"""The search strategy: first the recipe kinds that a target supports, then mixtures of precisions by layer sensitivity.
 
-Sensitivity orders the layers and measurement decides: each wave of candidates is made and measured on the choice split
-before the next is thought of. So the work is bounded, and nothing is believed of a layer that no artifact showed. What
-need not wait for one another is in one wave, since it may be made at the same time.
+Sensitivity orders the layers, and measurements decide. Candidates are made in batches; each batch is measured on the
+choice split before the next one is planned. So the work is bounded, and each conclusion about a layer is measured on an
+artifact. Candidates that do not depend on each other are in one batch, because they can be made at the same time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from converters.quality.selection import Measured
 from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
 from edgekit.bundle.targets import TargetProfile
 
-MOST = 24  # candidates of one target
-FAINT = 1e-3  # a divergence below which nothing needs to be repaired
-SHARES = (0.5, 0.25)  # of the weights that could have 4 bits, where all are too many
+MAX_CANDIDATES = 24  # of one target
+NEGLIGIBLE = 1e-3  # divergence below which a recipe needs no repair
+SHARES = (0.5, 0.25)  # of the possible 4-bit weights, tried where all of them lose too much
 Make = Callable[[list[Recipe]], list[Measured]]
 
 
 def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data: bool, runtime: str) -> list[Recipe]:
-    """The kinds that a target runs; without data only those that quantize no activation."""
+    """The recipe kinds that a target supports; without data only kinds that quantize no activations."""
     symmetric = profile.int8_symmetric and runtime == "onnxruntime"
     return [
         Recipe(precision=precision, symmetric=symmetric and precision == STATIC)
@@ -33,125 +33,137 @@ def candidates(profile: TargetProfile, precisions: tuple[str, ...], *, with_data
 
 
 def pruned_kinds(kinds: Sequence[Recipe]) -> list[Recipe]:
-    """`kinds` without dead channels, behind those of them that are float with all: to fall back to, on any target.
+    """`kinds` without dead channels, after unpruned float kinds as a fallback.
 
-    Where a target runs no float kind, it falls back to any that it does.
+    Where a target supports no float kind, all its unpruned kinds are the fallback.
     """
-    lowered = [recipe for recipe in kinds if not recipe.direct]  # the others have all channels of the source
-    kept = [recipe for recipe in lowered if not recipe.quantized] or lowered
+    lowered = [recipe for recipe in kinds if not recipe.direct]  # direct ones have all channels of the source
+    fallback = [recipe for recipe in lowered if not recipe.quantized] or lowered
     pruned = [msgspec.structs.replace(recipe, prune=PRUNED) for recipe in lowered]
-    return [*kept, *pruned, *(recipe for recipe in kinds if recipe.direct)]
+    return [*fallback, *pruned, *(recipe for recipe in kinds if recipe.direct)]
 
 
 class Search:
-    """Candidates of one target in waves.
+    """The search for candidates of one target, in batches.
 
     Args:
-        make: Makes and measures recipes, in any order, and gives them back in theirs; what it cannot make has a fault.
-        max_drop: The budget, judged on the choice split.
-        most: How many candidates to make at most.
+        make: Makes and measures recipes, and returns the measurements in the order of the recipes. A recipe that
+            cannot be made has a fault.
+        max_drop: Largest allowed drop on the choice split.
+        most: Largest number of candidates.
     """
 
-    def __init__(self, make: Make, *, max_drop: float, most: int = MOST) -> None:
+    def __init__(self, make: Make, *, max_drop: float, most: int = MAX_CANDIDATES) -> None:
         self._make = make
         self._max_drop = max_drop
         self._most = most
-        self._found: dict[str, Measured] = {}
+        self._measured: dict[str, Measured] = {}
 
     def run(self, kinds: Sequence[Recipe], scores: Callable[[], Sequence[Sensitivity]]) -> list[Measured]:
-        """All that was made, in order: `kinds` first, then what their measurement suggests.
+        """Make `kinds`, then the candidates that their measurements suggest. Returns all in this order.
 
         Args:
-            scores: Asked for once, when a mixture of precisions is wanted.
+            kinds: The recipe kinds of the target.
+            scores: Returns the layers' sensitivities; called once, when mixtures of precisions are needed.
         """
-        self._wave(kinds)
-        quantized = [r for r in kinds if r.quantized and not r.direct and not self._found[r.id].fault]
-        if any(self._found[recipe.id].choice_drop is not None for recipe in quantized):
+        self._make_batch(kinds)
+        quantized = [r for r in kinds if r.quantized and not r.direct and not self._measured[r.id].fault]
+        if any(self._measured[recipe.id].choice_drop is not None for recipe in quantized):
             layers = list(scores())
             self._ranges([recipe for recipe in quantized if recipe.precision == STATIC])
             self._exceptions(quantized, layers)
-            near = [recipe for recipe in quantized if self._near(recipe)]  # others have no bits to give
-            four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in near if recipe.precision == kind]
+            # Recipes beyond the budget cannot lose more bits.
+            fitting = [recipe for recipe in quantized if self._within_budget(recipe)]
+            four = [recipe for kind in (DYNAMIC, WEIGHTS, STATIC) for recipe in fitting if recipe.precision == kind]
             self._four_bits(four, layers)
-        return list(self._found.values())
+        return list(self._measured.values())
 
-    def _wave(self, recipes: Iterable[Recipe]) -> None:
-        new = {recipe.id: recipe for recipe in recipes if recipe.id not in self._found}
-        room = self._most - len(self._found)
+    def _make_batch(self, recipes: Iterable[Recipe]) -> None:
+        new = {recipe.id: recipe for recipe in recipes if recipe.id not in self._measured}
+        room = self._most - len(self._measured)
         for measured in self._make(list(new.values())[:room]):
-            self._found[measured.recipe.id] = measured
+            self._measured[measured.recipe.id] = measured
 
-    def _near(self, recipe: Recipe) -> bool:
-        """True where it was made and keeps the budget on the choice split."""
-        found = self._found.get(recipe.id)
-        return bool(found and not found.fault and found.choice_drop is not None and found.choice_drop <= self._max_drop)
+    def _within_budget(self, recipe: Recipe) -> bool:
+        """True where the recipe was made and is within the budget on the choice split."""
+        measured = self._measured.get(recipe.id)
+        if measured is None or measured.fault or measured.choice_drop is None:
+            return False
+        return measured.choice_drop <= self._max_drop
 
-    def _faint(self, recipe: Recipe) -> bool:
-        return self._near(recipe) and self._found[recipe.id].divergence < FAINT
+    def _is_negligible(self, recipe: Recipe) -> bool:
+        return self._within_budget(recipe) and self._measured[recipe.id].divergence < NEGLIGIBLE
 
     def _ranges(self, static: Sequence[Recipe]) -> None:
-        """Other readings of the calibration, and evened-out weights, where the plain one is felt."""
-        felt = [recipe for recipe in static if not self._faint(recipe)]
-        self._wave(
-            msgspec.structs.replace(recipe, ranges=ranges) for recipe in felt for ranges in ("percentile", "mse")
+        """Try other range rules, and equalized weights, where plain static int8 has a noticeable loss."""
+        noticeable = [recipe for recipe in static if not self._is_negligible(recipe)]
+        self._make_batch(
+            msgspec.structs.replace(recipe, ranges=ranges) for recipe in noticeable for ranges in ("percentile", "mse")
         )
-        evened = [r for r in felt if not any(self._near(one) for one in self._kin(r))]
-        self._wave(msgspec.structs.replace(recipe, equalize=True, correct_bias=True) for recipe in evened)
+        unsolved = [r for r in noticeable if not any(self._within_budget(one) for one in self._same_precision(r))]
+        self._make_batch(msgspec.structs.replace(recipe, equalize=True, correct_bias=True) for recipe in unsolved)
 
-    def _kin(self, recipe: Recipe) -> list[Recipe]:
-        """Every recipe of the same precision that was made."""
-        return [found.recipe for found in self._found.values() if found.recipe.precision == recipe.precision]
+    def _same_precision(self, recipe: Recipe) -> list[Recipe]:
+        """Every made recipe of the same precision."""
+        return [one.recipe for one in self._measured.values() if one.recipe.precision == recipe.precision]
 
     def _four_bits(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
-        """4-bit weights: all that can have them, then fewer where that is too many, the least sensitive first."""
+        """Try 4-bit weights: in all layers that can have them, then in fewer layers, the least sensitive first."""
         able = [score for score in layers if score.int4 is not None]
         if not able:
             return
         ends = {layers[0].layer.name, layers[-1].layer.name}
         inner = [score for score in able if score.layer.name not in ends]
         tried = {recipe: [_with_four_bits(recipe, of) for of in (able, inner) if of] for recipe in kinds}
-        self._wave(one for fours in tried.values() for one in fours)
+        self._make_batch(one for fours in tried.values() for one in fours)
         for share in SHARES:
             names = _least_sensitive(able, share)
-            more = {r: _with_four_bits(r, names) for r, fours in tried.items() if not any(map(self._near, fours))}
-            self._wave(more.values())
+            more = {
+                r: _with_four_bits(r, names) for r, fours in tried.items() if not any(map(self._within_budget, fours))
+            }
+            self._make_batch(more.values())
             for recipe, fewer in more.items():
                 tried[recipe].append(fewer)
 
     def _exceptions(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
-        """The most sensitive layers back to float, twice as many each time, until the budget is kept.
+        """Keep the most sensitive layers in float, twice as many each time, until the recipe is within the budget.
 
-        For every kind that misses it, and for static int8 that is only felt; as long as the mixture can be the best for
-        an aim, those that could gain most first.
+        This is done for every kind beyond the budget, and for static int8 with a noticeable loss, as long as the
+        mixture can be the best for an aim. Recipes with the largest possible gain come first.
         """
-        left = [recipe for recipe in kinds if not self._near(recipe) or recipe.precision == STATIC]
+        open_recipes = [recipe for recipe in kinds if not self._within_budget(recipe) or recipe.precision == STATIC]
         count = 1
-        while count <= len(layers) // 2 and len(self._found) < self._most:
-            worst = {recipe: _most_sensitive(recipe, layers, count) for recipe in left if not self._faint(recipe)}
+        while count <= len(layers) // 2 and len(self._measured) < self._most:
+            worst = {
+                recipe: _most_sensitive(recipe, layers, count)
+                for recipe in open_recipes
+                if not self._is_negligible(recipe)
+            }
             gains = {r: self._gain(r, sum(score.layer.weights for score in scores)) for r, scores in worst.items()}
             hopeful = sorted((recipe for recipe in gains if gains[recipe] > 0), key=lambda recipe: -gains[recipe])
             mixed = {recipe: _with_floats(recipe, worst[recipe]) for recipe in hopeful}
-            self._wave(mixed.values())
-            left = [recipe for recipe, one in mixed.items() if not self._near(one)]
+            self._make_batch(mixed.values())
+            open_recipes = [recipe for recipe, one in mixed.items() if not self._within_budget(one)]
             count *= 2
 
     def _gain(self, recipe: Recipe, more: int) -> float:
-        """How far `recipe`, with `more` bytes, may be ahead of each other kind within the budget, at the least.
+        """The least advantage of `recipe`, with `more` bytes, over each other kind within the budget.
 
-        The share of its bytes or cost, whichever is saved more of. A layer in float takes at least a byte a weight more
-        than one of 8 bits. None above 0 where one of them is no larger and costs no more: it wins for no aim then.
+        The advantage is the saved share of bytes or cost, whichever is more. A float layer takes at least one byte per
+        weight more than an 8-bit layer. An advantage of 0 or less means that the recipe is the best for no aim.
         """
-        found = self._found[recipe.id]
+        measured = self._measured[recipe.id]
         saved = [
-            max(1.0 - (found.bytes + more) / one.bytes, 1.0 - found.cost.value / one.cost.value)
-            for one in self._found.values()
-            if self._near(one.recipe) and (one.recipe.precision, one.recipe.prune) != (recipe.precision, recipe.prune)
+            max(1.0 - (measured.bytes + more) / one.bytes, 1.0 - measured.cost.value / one.cost.value)
+            for one in self._measured.values()
+            if self._within_budget(one.recipe)
+            and (one.recipe.precision, one.recipe.prune) != (recipe.precision, recipe.prune)
         ]
         return min(saved, default=1.0)
 
 
 def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitivity]:
-    """Layers with about `share` of the weights, those first that lose least for each byte that they save."""
+    """Layers with about `share` of the weights; first those with the smallest loss per saved byte."""
     ordered = sorted(able, key=lambda score: (score.int4 or 0.0) / score.layer.weights)
     wanted = share * sum(score.layer.weights for score in able)
     taken: list[Sensitivity] = []
@@ -164,10 +176,11 @@ def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitiv
 
 
 def _most_sensitive(recipe: Recipe, layers: Sequence[Sensitivity], count: int) -> list[Sensitivity]:
-    """The layers that lose most in this kind.
+    """The layers with the largest loss in this kind.
 
-    Only static int8 rounds inputs by one range. Of the others the score with 4 bits tells, which is of weights alone;
-    for layers without one that with 8, times the square of how much coarser 4 bits are, as divergences grow.
+    Static int8 also rounds inputs, so its loss is the 8-bit score. Other kinds round weights only, so their loss is the
+    4-bit score. Where a layer has none, the 8-bit score is scaled by the square of the ratio of levels, because
+    divergences grow with the square of the step.
     """
 
     def lost(score: Sensitivity) -> float:

@@ -1,122 +1,70 @@
-"""What every task of one conversion works with, in this process or in copies of it in others.
-
-Pickled, its graphs and samples are arrays, which joblib maps into the processes of one machine instead of copying them;
-a process unpacks them once and knows them again.
-"""
+"""The state that every task of one conversion works with, in this process or in copies in other processes."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from converters.backends import ConversionContext
-from converters.calibration.calibrate import Calibration
+from converters.backends.context import PackedContext
 from converters.candidates.candidate import Evidence
-from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
-from converters.graph.graph import packed, unpacked
+from converters.machine import scratch_folder
 from converters.quality.selection import Budget
-from edgekit.errors import CalibrationError
-from edgekit.tensors import Array
 
-_unpacked: dict[str, TaskContext] = {}
+_copies: dict[str, TaskContext] = {}
 
 
 class TaskContext:
-    """What every task of one conversion works with.
+    """The state that every task of one conversion works with.
+
+    A pickled task context holds arrays, which joblib maps into the processes of one machine instead of copying them. A
+    process unpacks the context once and uses it again for the next task.
 
     Args:
-        context: What backends work with.
-        evidence: What candidates are asked and judged by.
-        budget: What may be lost.
-        token: Of the setting that this is a copy of; empty for one that is none.
+        context: The context of the backends.
+        evidence: Samples that judge candidates, with the float model's answers.
+        budget: Limits on the drop, the size and the cost.
+        copy_of: Token of the task context that this one is a copy of; empty for the original.
     """
 
-    def __init__(self, context: ConversionContext, evidence: Evidence, budget: Budget, token: str = "") -> None:
+    def __init__(self, context: ConversionContext, evidence: Evidence, budget: Budget, copy_of: str = "") -> None:
         self.context = context
         self.evidence = evidence
         self.budget = budget
-        self._token = token
-        self._packed: Packed | None = None
+        self._is_copy = bool(copy_of)
+        self._token = copy_of or uuid.uuid4().hex
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[ConversionContext]:
-        """The workbench; in a copy one of the task's own, whose files and processes go with the task."""
-        if not self._token:
+    def for_task(self) -> Iterator[ConversionContext]:
+        """The context for one task. In a copy, it has a folder and processes of its own, which end with the task."""
+        if not self._is_copy:
             yield self.context
             return
-        near = self.context.folder if self.context.folder.is_dir() else None  # not there on another machine
+        folder = self.context.folder
+        parent = folder if folder.is_dir() else None  # the folder does not exist on another machine
         with (
-            tempfile.TemporaryDirectory(prefix="edgekit-candidate-", dir=near) as folder,
+            scratch_folder(prefix="edgekit-candidate-", dir=parent) as scratch,
             TensorFlowProcess() as child,
         ):
-            yield self.context.copy_with(child, Path(folder))
+            yield self.context.copy_with(child, Path(scratch))
 
     @property
     def bytes(self) -> int:
-        """What graphs and samples take in memory."""
-        pack = self._pack()
-        sets = (pack.samples, self.evidence.choice, self.evidence.proof)
-        arrays = [array for samples in sets if samples for array in samples.inputs.values()]
-        return sum(array.nbytes for array in (pack.graph, pack.fixed, *pack.pruned, *arrays))
+        """Memory of graphs and samples, in bytes."""
+        sets = (self.evidence.choice, self.evidence.proof)
+        evidence = sum(array.nbytes for samples in sets for array in samples.inputs.values())
+        return self.context.packed().bytes + evidence
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self._pack(),)
-
-    def _pack(self) -> Packed:
-        """The same arrays each time, so that joblib knows which it has mapped; others once dead channels were found."""
-        context = self.context
-        if self._packed is None or bool(context.known_pruned) != bool(self._packed.pruned):
-            with contextlib.suppress(CalibrationError):  # then every copy finds the same fault
-                context.calibration  # noqa: B018 - measured here, once
-            self._packed = Packed(
-                self._token or uuid.uuid4().hex,
-                packed(context.graph),
-                packed(context.fixed),
-                context.given_samples,
-                context.known_calibration,
-                tuple(map(packed, context.known_pruned)) if context.known_pruned else (),
-                self.evidence,
-                self.budget,
-                str(context.folder),
-            )
-        return self._packed
+        return _restore, (self._token, self.context.packed(), self.evidence, self.budget)
 
 
-class Packed(msgspec.Struct, frozen=True):
-    """A setting on its way to another process; graphs are serialized models (N,) uint8.
-
-    `pruned` are `graph` and `fixed` without dead channels; none where nobody has asked for them.
-    """
-
-    token: str
-    graph: Array
-    fixed: Array
-    samples: Samples | None
-    calibration: Calibration | None
-    pruned: tuple[Array, ...]
-    evidence: Evidence
-    budget: Budget
-    folder: str
-
-
-def _unpack(found: Packed) -> TaskContext:
-    if found.token not in _unpacked:
-        _unpacked.clear()  # of a conversion that is over
-        context = ConversionContext(
-            unpacked(found.graph),
-            unpacked(found.fixed),
-            found.samples,
-            TensorFlowProcess(),
-            Path(found.folder),
-            found.calibration,
-            (unpacked(found.pruned[0]), unpacked(found.pruned[1])) if found.pruned else None,
-        )
-        _unpacked[found.token] = TaskContext(context, found.evidence, found.budget, found.token)
-    return _unpacked[found.token]
+def _restore(token: str, context: PackedContext, evidence: Evidence, budget: Budget) -> TaskContext:
+    if token not in _copies:
+        _copies.clear()  # they belong to a conversion that has ended
+        _copies[token] = TaskContext(ConversionContext.from_packed(context), evidence, budget, token)
+    return _copies[token]

@@ -1,4 +1,4 @@
-"""The samples of ``--test``, which nothing is chosen by: they are only reported on."""
+"""The samples of ``--test``: the report has their quality, and no choice uses them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgekit.tensors import Array
 
 
 class TestSet(msgspec.Struct, frozen=True):
-    """Test samples with what the float model makes of them.
+    """Test samples and the quality of the float model on them.
 
     Attributes:
-        samples: As read.
-        metric: The conversion's own; without data the usual one for these labels.
-        output: Which output it reads.
-        labels: What it compares that with (N, ...).
-        value: Of the float model, in the metric's unit.
+        samples: The samples.
+        metric: The metric of the conversion; without data the default metric for these labels.
+        output: Name of the output that the metric reads.
+        labels: The values that the metric compares with (N, ...).
+        value: The metric of the float model, in its own unit.
     """
 
     samples: Samples
@@ -33,11 +33,11 @@ class TestSet(msgspec.Struct, frozen=True):
     value: float
 
 
-def hold_out(samples: Samples, graph: Graph, evidence: Evidence) -> TestSet:
-    """Judge the canonical float model on test samples, before any work that they could spoil.
+def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> TestSet:
+    """Score the canonical float model on test samples. A fault in the labels is found before any candidate is made.
 
     Raises:
-        DataError: the labels are not what the metric needs.
+        DataError: the labels do not fit the metric.
     """
     metric = evidence.metric or find_metric(None, samples.labels, decisions=bool(evidence.decision))
     answers = graph.run(samples.inputs)
@@ -46,16 +46,16 @@ def hold_out(samples: Samples, graph: Graph, evidence: Evidence) -> TestSet:
     return TestSet(samples, metric, evidence.output, labels, value)
 
 
-def tested(held: TestSet, artifact: Artifact, folder: Path) -> TestReport:
-    """Quality of an artifact beside the float model's, through the runtime of the device; `folder` is scratch space.
+def score_artifact(test_set: TestSet, artifact: Artifact, folder: Path) -> TestReport:
+    """Quality of an artifact and of the float model, through the runtime of the device; `folder` is a scratch folder.
 
     Raises:
         RuntimeLoadError: the runtime cannot load or run it.
     """
     runtime = open_artifact(artifact, folder)
     try:
-        found = run_rows(runtime, held.samples.inputs)
+        answers = run_rows(runtime, test_set.samples.inputs)
     finally:
         runtime.close()
-    value = held.metric.value(score(held.metric, found[held.output], held.labels))
-    return TestReport(held.value, value, len(held.samples))
+    value = test_set.metric.value(score(test_set.metric, answers[test_set.output], test_set.labels))
+    return TestReport(test_set.value, value, len(test_set.samples))

@@ -1,4 +1,4 @@
-"""The same inputs through every runtime: how far the answers are apart. Runtimes are given, none is imported."""
+"""Parity: the difference between answers of several runtimes to the same inputs. No runtime is imported here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FLOAT16_RELATIVE = 1e-2
 
 
 class OutputDifference(msgspec.Struct, frozen=True):
-    """How near the answers of one way to run an artifact are to those of the device's own way.
+    """Difference between the answers of one runtime variant and the device's runtime.
 
     Attributes:
         max_abs: Largest absolute difference over all outputs, in the outputs' unit.
-        agreement: Share of rows whose largest score is in the same place; 1.0 where outputs are no scores.
+        agreement: Share of rows with the same largest score; 1.0 where outputs are not class scores.
         equal: True where every bit is the same.
-        steps: The largest difference in steps of an integer output; None where outputs are floats.
-        promised: `equal` was asserted.
+        steps: Largest difference in steps of an integer output; None where outputs are floats.
+        promised: Equal bits were required.
     """
 
     max_abs: float
@@ -36,15 +36,15 @@ class Parity(msgspec.Struct, frozen=True):
     """One comparison with the float model.
 
     Attributes:
-        runtime: What was compared with the reference: a pass, or a runtime.
-        where: The machine and provider it ran on, or the step.
+        runtime: Name of the pass or runtime that was compared.
+        where: Machine and provider that it ran on, or the step.
         max_abs: Largest absolute difference over all outputs, in the outputs' unit.
-        agreement: Share of rows whose largest score is in the same place; 1.0 where outputs are no scores.
+        agreement: Share of rows with the same largest score; 1.0 where outputs are not class scores.
         equal: True where every bit is the same.
-        candidate: Id of the candidate that ran; empty for a step on the canonical graph, and for the chosen artifact on
-            one of the runtimes that are installed.
-        rows: How many were compared; 0 where it is all of the choice and proof splits.
-        device: The same answers beside the device's own; None but for the chosen artifact on each runtime.
+        candidate: Id of the candidate; empty for a step on the canonical graph, and for the chosen artifact on an
+            installed runtime.
+        rows: Number of compared rows; 0 means the whole choice and proof splits.
+        device: Comparison with the device's runtime; only for the chosen artifact on an installed runtime.
     """
 
     runtime: str
@@ -60,7 +60,7 @@ class Parity(msgspec.Struct, frozen=True):
 def compare(
     reference: Mapping[str, Array], found: Mapping[str, Array], *, runtime: str, where: str, decision: str
 ) -> Parity:
-    """Compare answers (N, ...); `decision` names the output that holds scores, or is empty.
+    """Compare answers (N, ...); `decision` names the output that holds class scores, or is empty.
 
     Raises:
         ParityError: outputs are missing, have other shapes, or hold undefined values.
@@ -79,7 +79,7 @@ def compare(
     return Parity(runtime, where, worst, agreement, equal)
 
 
-def beside_device(
+def compare_with_device(
     answers: Mapping[str, Array],
     found: Mapping[str, Array],
     *,
@@ -89,51 +89,51 @@ def beside_device(
     scales: Mapping[str, float | Array],
     promised: bool,
 ) -> OutputDifference:
-    """Compare answers (N, ...) of one way to run an artifact with the device's own.
+    """Compare answers (N, ...) of one runtime variant with those of the device's runtime.
 
     Args:
-        answers: The device's own.
-        found: Those of the other way.
-        runtime, where: What the other way is called.
-        decision: The output that holds scores, or empty.
-        scales: Real value of one step, of each output of integers in the artifact; an array where it has several.
-        promised: The same bits are.
+        answers: Answers of the device's runtime.
+        found: Answers of the variant.
+        runtime, where: Name of the variant, for messages.
+        decision: Name of the output that holds class scores; empty without classes.
+        scales: Real value of one step of each output that holds integers in the artifact; an array where parts differ.
+        promised: Equal bits are required.
 
     Raises:
-        ParityError: as `compare`; or one bit differs where the same bits are promised.
+        ParityError: as `compare`; or one bit differs where equal bits are required.
     """
-    seen = compare(answers, found, runtime=runtime, where=where, decision=decision)
-    if promised and not seen.equal:
+    compared = compare(answers, found, runtime=runtime, where=where, decision=decision)
+    if promised and not compared.equal:
         raise ParityError(
-            f"{runtime} ({where}) answers {seen.max_abs:.3g} apart from the device's own way, expected the same bits",
+            f"{runtime} ({where}) differs by {compared.max_abs:.3g} from the device's runtime, expected equal bits",
             advice="This is a fault of the runtime, not of the model: please report it with the report's versions.",
         )
     steps = [
         int(np.rint((np.abs(found[name].astype(np.float64) - answers[name]) / scale).max(initial=0.0)))
         for name, scale in scales.items()
     ]
-    return OutputDifference(seen.max_abs, seen.agreement, seen.equal, max(steps, default=None), promised)
+    return OutputDifference(compared.max_abs, compared.agreement, compared.equal, max(steps, default=None), promised)
 
 
 def agreement_of(reference: Array, found: Array) -> float:
-    """Share of rows whose largest score is in the same place."""
+    """Share of rows whose largest score has the same index."""
     return float(np.mean(np.argmax(reference, axis=-1) == np.argmax(found, axis=-1)))
 
 
 def tolerance(reference: Mapping[str, Array], relative: float) -> float:
-    """The largest difference that counts as the same: `relative` times the largest answer, at least of 1."""
+    """The largest difference that counts as equal: `relative` times the largest answer, or times 1 if that is more."""
     largest = max(float(np.abs(value).max(initial=0.0)) for value in reference.values())
     return relative * max(1.0, largest)
 
 
 def require(parity: Parity, limit: float) -> None:
-    """Hold one step to its tolerance.
+    """Check that one step stays within its tolerance.
 
     Raises:
         ParityError: it changed the answers by more than `limit`.
     """
     if parity.max_abs > limit:
         raise ParityError(
-            f"step {parity.runtime} changed the answers by {parity.max_abs:.3g}, allowed are {limit:.3g}",
+            f"step {parity.runtime} changed the answers by {parity.max_abs:.3g}; the limit is {limit:.3g}",
             advice="This is a fault of the converter, not of the model: please report it with the model's operators.",
         )

@@ -1,4 +1,4 @@
 """The report of a conversion: report.json and report.html.
 
-Nothing here measures or decides; it only shows what the conversion found.
+Nothing here measures or decides; it only writes the results of the conversion.
 """

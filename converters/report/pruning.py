@@ -1,4 +1,4 @@
-"""What became of dead channels in one conversion, for reports and the terminal."""
+"""Dead channels of one conversion, for reports and the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class PrunedLayer(msgspec.Struct, frozen=True):
-    """One layer that makes dead channels: how many of its `channels` are `proven` and `measured` dead."""
+    """One layer with dead channels: how many of its `channels` are `proven` dead and how many are `measured` dead."""
 
     name: str
     channels: int
@@ -15,9 +15,12 @@ class PrunedLayer(msgspec.Struct, frozen=True):
 
 
 class OtherRows(msgspec.Struct, frozen=True):
-    """Rows that nothing was measured dead by: how many there were, and how many `woke` a channel that was.
+    """Result of the samples that are not for calibration.
 
-    `upper` bounds the share of inputs that wake any.
+    Attributes:
+        rows: Number of these samples.
+        woke: How many of them activate a channel that is 0 on the calibration samples.
+        upper: Bound on the share of inputs that activate any such channel.
     """
 
     rows: int
@@ -30,15 +33,15 @@ class Pruning(msgspec.Struct, frozen=True):
 
     Attributes:
         asked: ``auto`` or ``none``.
-        channels: That the layers of the source model make.
-        proven: Of them, those that are 0 for every input or that nobody reads: no candidate has them.
-        measured: Of the others, those that are 0 on all `rows`: pruned candidates are without them.
-        rows: Calibration samples that were looked at; 0 without any.
-        confidence: Of the bounds.
-        upper: Bound on the share of inputs that wake one given channel of those measured; None where there are none.
-        others: What other samples say of all that were measured; None where there are none.
-        needed: How many `rows` it takes to take away what was measured.
-        layers: Where they are, in order of execution.
+        channels: Number of channels of all layers of the source model.
+        proven: Channels that are 0 for every input, or that no operator reads; no candidate has them.
+        measured: Other channels that are 0 on all `rows`; pruned candidates do not have them.
+        rows: Number of calibration samples that were checked; 0 without data.
+        confidence: Confidence of the bounds.
+        upper: Bound on the share of inputs that activate one given measured channel; None without measured channels.
+        others: Result of other samples for the measured channels; None without measured channels.
+        needed: Number of `rows` that is needed to remove measured channels.
+        layers: Layers with dead channels, in order of execution.
     """
 
     asked: str
@@ -54,27 +57,27 @@ class Pruning(msgspec.Struct, frozen=True):
 
     @property
     def found(self) -> bool:
-        """True where candidates without the measured ones can be made."""
+        """True where candidates without the measured channels can be made."""
         return self.measured > 0 and self.rows >= self.needed
 
     @property
     def sentence(self) -> str:
-        """All of it in one sentence."""
+        """The result as text for people."""
         if self.asked == "none":
-            return "Dead channels were not looked for."
+            return "Dead channels were not searched for."
         parts = []
         if self.proven:
-            parts.append(f"{self.proven} of {self.channels} channels are 0 for every input or read by nobody, and gone")
+            parts.append(f"{self.proven} of {self.channels} channels are 0 for every input or unused, and were removed")
         if self.measured:
             parts.append(f"{self.measured} of {self.channels} channels are 0 on all {self.rows} calibration samples")
         if self.measured and not self.found:
             needed = f"{self.needed} are needed ({5 * self.needed} in --data)"
-            parts[-1] += f", which are too few to take them away by: {needed}"
+            parts[-1] += f", which are too few samples to remove them: {needed}"
         if self.found and self.upper is not None and self.others is not None:
             others, sure = self.others, f"{self.confidence:.0%}"
             parts[-1] += (
-                f", so each wakes on at most {self.upper:.2%} of inputs ({sure}); {others.woke} of {others.rows} other "
-                f"samples woke any, so at most {others.upper:.2%} of inputs do ({sure})"
+                f", so each is active on at most {self.upper:.2%} of inputs ({sure}); {others.woke} of {others.rows} "
+                f"other samples activated any of them, so at most {others.upper:.2%} of inputs do ({sure})"
             )
-        where = f" on {self.rows} calibration samples" if self.rows else ", and without --data none was measured"
-        return ("; ".join(parts) or f"None of {self.channels} channels is dead{where}") + "."
+        basis = f" on {self.rows} calibration samples" if self.rows else "; without --data no channel was measured"
+        return ("; ".join(parts) or f"None of {self.channels} channels is dead{basis}") + "."

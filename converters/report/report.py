@@ -1,4 +1,4 @@
-"""report.json and report.html: what was tried, what was measured, and why one candidate was taken."""
+"""Writes report.json and report.html: the candidates, their measurements, and the reason for the chosen one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekit.bundle.recipe import Recipe
 
 
 class Constant(msgspec.Struct, frozen=True):
-    """A constant: which operators read it, how it is held, and its bytes in the file."""
+    """A constant: the operator that reads it, its type and shape, and its bytes in the file."""
 
     reader: str
     dtype: str
@@ -26,15 +26,15 @@ class Constant(msgspec.Struct, frozen=True):
 
 
 class ArtifactContents(msgspec.Struct, frozen=True):
-    """What is in an artifact.
+    """Contents of an artifact.
 
     Attributes:
-        operators: How many there are of each kind, the most frequent first.
-        constants: The largest, the largest first.
+        operators: Number of operators of each kind, the most frequent first.
+        constants: The largest constants, in order of size.
         smaller: Bytes of all other constants.
-        rest: Bytes of the file that are no constant: the graph, names, scales.
-        pieces: Into how many pieces LiteRT's XNNPACK takes the graph; None where the runtime does not tell.
-        delegated: XNNPACK has every layer with weights; what is left to built-in kernels are steps like a softmax.
+        rest: Bytes of the file that are not constants: graph, names, scales.
+        pieces: Number of pieces of the graph that LiteRT's XNNPACK runs; None where it is not known.
+        delegated: XNNPACK runs every layer with weights; built-in kernels run only steps such as a softmax.
     """
 
     operators: dict[str, int]
@@ -46,7 +46,7 @@ class ArtifactContents(msgspec.Struct, frozen=True):
 
 
 class Value(msgspec.Struct, frozen=True):
-    """A metric over `n` samples."""
+    """Value of a metric on `n` samples."""
 
     value: float
     n: int
@@ -61,7 +61,7 @@ class SourceReport(msgspec.Struct, frozen=True):
 
 
 class SplitReport(msgspec.Struct, frozen=True):
-    """Rows in each part of the data, and the digest of all of them."""
+    """Number of rows in each split of the data, and the digest of all rows."""
 
     digest: str
     calibration: int
@@ -77,7 +77,7 @@ class FloatReport(msgspec.Struct, frozen=True):
 
 
 class CandidateReport(msgspec.Struct, frozen=True):
-    """One candidate; `drop` is on the proof split. `verdict` is one of those of proof.py."""
+    """One candidate; `drop` is on the proof split. `verdict` is a verdict of `converters.quality.selection`."""
 
     id: str
     recipe: Recipe
@@ -90,7 +90,7 @@ class CandidateReport(msgspec.Struct, frozen=True):
 
 
 class LayerReport(msgspec.Struct, frozen=True):
-    """What is lost when one layer alone has 8 or 4 bits: divergences from the float model (quality.divergence)."""
+    """Sensitivity of one layer: divergence from the float model where only this layer has 8 or 4 bits."""
 
     name: str
     operator: str
@@ -99,12 +99,12 @@ class LayerReport(msgspec.Struct, frozen=True):
 
 
 class RouteReport(msgspec.Struct, frozen=True):
-    """What came of the source's own way to LiteRT (see routes.py), and what tells the two float files apart.
+    """Result of the direct route (see `converters.candidates.direct_route`), with facts of both float files.
 
     Attributes:
-        taken: Its kinds are candidates.
-        reason: Why, or why not.
-        lowered, direct: The files; None where one could not be made, or is off.
+        taken: Recipes of the direct route are candidates.
+        reason: Why they are, or why not.
+        lowered, direct: Facts of the files; None where a file could not be made or has no parity.
     """
 
     taken: bool
@@ -114,9 +114,9 @@ class RouteReport(msgspec.Struct, frozen=True):
 
 
 class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
-    """Quality on data that was never chosen by."""
+    """Quality on the test samples, which no choice uses."""
 
-    __test__ = False  # not a test case, whatever its name looks like to a collector
+    __test__ = False  # pytest takes classes named Test* for test cases
 
     float_: float
     chosen: float
@@ -124,12 +124,16 @@ class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 
 
 class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
-    """report.json of one target. `bundle` is the folder's name; what `convert` returns has its whole path.
+    """report.json of one target.
 
-    `data` is ``given`` or ``random``: with random inputs only parity is known, and quality is null. `preprocess` names
-    the file of steps before and after the model, or is ``detected`` or ``none``. `contents` and `notes` are those of
-    the chosen artifact. `sensitivity` has the layers that the search asked for, the most sensitive first. `route` is
-    null where there is no way past the canonical graph, or nobody looked. `pruning` tells of dead channels.
+    Attributes:
+        bundle: Name of the bundle's folder; the reports that `convert` returns have the whole path.
+        data: ``given`` or ``random``. With random inputs only parity is known, and quality is null.
+        preprocess: Name of the file of preprocessing steps, or ``detected``, or ``none``.
+        contents, notes: Of the chosen artifact.
+        sensitivity: Layers that the search scored, the most sensitive first.
+        route: Result of the direct route; null where it was not evaluated.
+        pruning: Dead channels.
     """
 
     name: str
@@ -158,17 +162,17 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     pruning: Pruning | None = None
 
     @property
-    def taken(self) -> CandidateReport:
+    def chosen_candidate(self) -> CandidateReport:
         """The candidate that was chosen."""
         return next(candidate for candidate in self.candidates if candidate.id == self.chosen)
 
     @property
-    def dead(self) -> str:
-        """What a reader should know of dead channels; empty where there is nothing to say."""
+    def dead_channels(self) -> str:
+        """Sentences on dead channels, for people; empty where the report has none."""
         if self.pruning is None:
             return ""
-        taken = f" The chosen artifact is {'without' if self.taken.recipe.pruned else 'with'} them."
-        return self.pruning.sentence + (taken if self.pruning.found else "")
+        chosen = "without" if self.chosen_candidate.recipe.pruned else "with"
+        return self.pruning.sentence + (f" The chosen artifact is {chosen} them." if self.pruning.found else "")
 
 
 def report_json(report: Report) -> bytes:
@@ -177,7 +181,7 @@ def report_json(report: Report) -> bytes:
 
 
 def report_html(report: Report) -> bytes:
-    """The bytes of report.html: one self-contained page that loads nothing."""
+    """The bytes of report.html: one self-contained page that loads no other files."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("converters.report", "."),
         autoescape=True,
@@ -188,9 +192,9 @@ def report_html(report: Report) -> bytes:
     environment.filters.update(size=_size, figure=_figure)
     page = environment.get_template("report.html.j2").render(
         r=report,
-        chosen=report.taken,
+        chosen=report.chosen_candidate,
         chart=_chart(report),
-        recipe=msgspec.json.encode(report.taken.recipe).decode(),
+        recipe=msgspec.json.encode(report.chosen_candidate.recipe).decode(),
     )
     return page.encode()
 
@@ -204,13 +208,15 @@ def _figure(value: float) -> str:
 
 
 def _chart(report: Report) -> dict[str, Any] | None:
-    """Points of size against drop, in the coordinates of a 640 by 320 picture; None without quality."""
-    known = [(number, c, c.drop) for number, c in enumerate(report.candidates, 1) if c.drop is not None]
-    if not known:
+    """Points of size against drop, in the coordinates of a 640 by 320 image; None without quality."""
+    measured = [(number, c, c.drop) for number, c in enumerate(report.candidates, 1) if c.drop is not None]
+    if not measured:
         return None
     limit = report.budget.max_drop
-    largest = max(c.bytes for _, c, _ in known) * 1.12
-    reach = [value for _, _, d in known for value in (min(d.value, 6 * limit), min(d.upper, 4 * limit + abs(d.value)))]
+    largest = max(c.bytes for _, c, _ in measured) * 1.12
+    reach = [
+        value for _, _, d in measured for value in (min(d.value, 6 * limit), min(d.upper, 4 * limit + abs(d.value)))
+    ]
     low, high = min([0.0, *reach]), max([limit, *reach]) * 1.1 + 1e-9
     low -= 0.08 * (high - low)
 
@@ -220,7 +226,7 @@ def _chart(report: Report) -> dict[str, Any] | None:
     def y(drop: float) -> float:
         return round(20 + 210 * (high - min(drop, high)) / (high - low), 1)
 
-    edge = _frontier(report)
+    frontier = _frontier(report)
     points = [
         {
             "id": c.id,
@@ -231,18 +237,18 @@ def _chart(report: Report) -> dict[str, Any] | None:
             "size": _size(c.bytes),
             "number": number,
         }
-        for number, c, d in known
+        for number, c, d in measured
     ]
     _place_numbers(points)
-    corners = sorted((x(c.bytes), y(d.value)) for _, c, d in known if c.id in edge)
+    corners = sorted((x(c.bytes), y(d.value)) for _, c, d in measured if c.id in frontier)
     ticks = [{"x": x(largest * share), "text": _size(int(largest * share))} for share in (0.25, 0.5, 0.75, 1.0)]
     line = " ".join(f"{across},{down}" for across, down in corners)
-    found = {"points": points, "ticks": ticks, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}
-    return {**found, "line": line}
+    lines = {"line": line, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}
+    return {"points": points, "ticks": ticks, **lines}
 
 
 def _place_numbers(points: list[dict[str, Any]]) -> None:
-    """Each number below its point, and below the numbers that are there already."""
+    """Place each number below its point, and below the numbers that were placed before."""
     for index, point in enumerate(points):
         point["below"] = point["y"] + 20
         while any(abs(p["x"] - point["x"]) < 16 and abs(p["below"] - point["below"]) < 12 for p in points[:index]):
@@ -250,11 +256,11 @@ def _place_numbers(points: list[dict[str, Any]]) -> None:
 
 
 def _frontier(report: Report) -> set[str]:
-    """Ids of candidates that none is both smaller than and nearer to float than, and of the chosen one."""
-    known = [(c.bytes, c.drop.value, c.id) for c in report.candidates if c.drop is not None]
-    best, edge = float("inf"), {report.chosen}
-    for _, drop, name in sorted(known):
+    """Ids of the chosen candidate and of all candidates to which no other is both smaller and lower in drop."""
+    measured = [(c.bytes, c.drop.value, c.id) for c in report.candidates if c.drop is not None]
+    best, frontier = float("inf"), {report.chosen}
+    for _, drop, name in sorted(measured):
         if drop < best:
             best = drop
-            edge.add(name)
-    return edge
+            frontier.add(name)
+    return frontier

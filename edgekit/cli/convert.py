@@ -36,56 +36,66 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, required=True, help="Device class; may be given several times.")
+@click.option("--target", "targets", multiple=True, required=True, help="Target profile; may be given several times.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Samples to calibrate, choose and prove with (.npz, .npy, or a folder of images).",
+    help="Samples for calibration, choice and proof (.npz, .npy, or a folder of images).",
 )
 @click.option(
     "--preprocess",
     metavar="FILE",
-    help="Steps before and after the model (.toml), carried in the bundle; or auto: tell them from its first layers.",
+    help="Preprocessing steps (.toml), packed into the bundle; or auto: detect them from the model's first layers.",
 )
-@click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on.")
+@click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on, never chosen by.")
 @click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
 @click.option(
-    "--aim", type=click.Choice(["cost", "size"]), default="cost", show_default=True, help="What to make small."
+    "--aim",
+    type=click.Choice(["cost", "size"]),
+    default="cost",
+    show_default=True,
+    help="Minimize the cost or the size of the artifact.",
 )
 @click.option("--max-drop", type=float, default=0.01, show_default=True, help="Largest drop, in the metric's unit.")
-@click.option(
-    "--confidence", type=float, default=0.95, show_default=True, help="Of the proof that the drop is no more."
-)
-@click.option("--accept-unproven", is_flag=True, help="Take the best point estimate where nothing better is proven.")
-@click.option("--max-bytes", type=int, help="Largest artifact.")
-@click.option("--max-cost", type=float, help="Highest cost, in the report's unit.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the bound on the drop.")
+@click.option("--accept-unproven", is_flag=True, help="Accept a point estimate where the drop is not proven.")
+@click.option("--max-bytes", type=int, help="Size limit of the artifact, in bytes.")
+@click.option("--max-cost", type=float, help="Cost limit, in the report's unit.")
 @click.option(
     "--prune",
     type=click.Choice(["auto", "none"]),
     default="auto",
     show_default=True,
-    help="Take away channels that are dead (0 on every calibration sample), or leave all.",
+    help="auto removes dead channels (0 on every calibration sample); none keeps all channels.",
 )
-@click.option("--recipe", help=f"Try only this: {', '.join(PRESETS)}, or a .toml or .json file.")
-@click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="Where a target runs both.")
-@click.option("--targets-file", type=click.Path(path_type=Path), help="Target profiles of your own (.toml).")
+@click.option("--recipe", help=f"The only recipe to try: {', '.join(PRESETS)}, or a .toml or .json file.")
+@click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="The runtime, where a target runs both.")
+@click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")
 @click.option("--name", help="Name of the bundles [default: the model's file name].")
-@click.option("--version", default="1.0.0", show_default=True, help="X.Y.Z.")
+@click.option("--version", default="1.0.0", show_default=True, help="Version of the bundles, X.Y.Z.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True, help="Folder."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("bundles"),
+    show_default=True,
+    help="Folder for bundles.",
 )
-@click.option("--no-cache", is_flag=True, help="Make all candidates anew, also those that earlier runs made.")
+@click.option("--no-cache", is_flag=True, help="Make all candidates anew; do not use earlier runs.")
 @dry_run_option
 @json_option
 def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_json: bool, **choices: Any) -> None:
     """Make the best proven bundle of MODEL for each target.
 
     MODEL is .keras, .h5, a SavedModel folder, .onnx, .pt2, or a float .tflite. Without --data, parity is measured on
-    random inputs, and only float candidates are made. Exits 3 and writes nothing where no candidate meets the budget.
-    Channels that are 0 for every input go; those that are 0 on all calibration samples (59 at least) go from every
-    kind, and what that may lose is proven as for int8. What was made is kept under ~/.cache/edgekit (at most 1 GiB):
-    after Ctrl-C, which tells what was found until then, the same command goes on from there, and where its bundles are
-    there already it does nothing.
+    random inputs, and only float candidates are made. The command exits with 3 and writes nothing where no candidate
+    meets the budget.
+
+    Channels that are 0 for every input are removed. Channels that are 0 on all calibration samples (at least 59) are
+    removed too, and the possible loss is proven as for int8.
+
+    Candidates are kept under ~/.cache/edgekit (at most 1 GiB). Ctrl-C prints the results so far; the same command then
+    continues from there. The command does nothing where its bundles exist and their inputs have not changed.
 
     \b
     Examples:
@@ -97,64 +107,65 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     """
     with needs_extra("convert"):
         from converters.cache import default_cache
-        from converters.up_to_date import THERE, Request
+        from converters.options import ConversionOptions
+        from converters.up_to_date import UP_TO_DATE, ConversionRequest
 
-    choices["recipe"] = _recipe(recipe) if recipe else None
+    options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)
     cache = None if no_cache else default_cache()
-    request = Request(None if dry_run else cache, model, choices)
+    request = ConversionRequest(None if dry_run else cache, model, options)
     reports = request.reports()
-    there = reports is not None
+    up_to_date = reports is not None
     if reports is None:
         with needs_extra("convert"):
             from converters.frontends import sniff
             from converters.plan import make_plan
 
-        plan = make_plan(model, **choices)
+        plan = make_plan(model, options)
         if dry_run:
             _print_plan(plan, sniff(model), as_json)
             return
         reports = _run(plan, cache)
-        request.done(reports)
+        request.record(reports)
     if as_json:
         print_json(reports)
     else:
-        _print_reports(reports, "there already: " if there else "wrote ")
-    if there:
-        note(THERE)
+        _print_reports(reports, "up to date: " if up_to_date else "wrote ")
+    if up_to_date:
+        note(UP_TO_DATE)
 
 
 def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
-    """Do what `plan` says; where Ctrl-C ends it, say what was found until then."""
+    """Run the plan. Where Ctrl-C ends it, print the candidates so far."""
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.pipeline import run_plan
         from converters.progress import ConversionCallbacks
 
-    found: dict[str, dict[str, Measured]] = {profile.name: {} for profile, _ in plan.profiles}
+    measured_by_target: dict[str, dict[str, Measured]] = {profile.name: {} for profile, _ in plan.profiles}
     written: list[Path] = []
 
-    def keep(profile: TargetProfile, measured: Measured) -> None:
-        found[profile.name][measured.recipe.id] = measured
+    def add(profile: TargetProfile, measured: Measured) -> None:
+        measured_by_target[profile.name][measured.recipe.id] = measured
 
-    callbacks = ConversionCallbacks(step=step, found=keep, written=written.append, note=note)
+    callbacks = ConversionCallbacks(step=step, found=add, written=written.append, note=note)
     with ending_at_the_second():
         try:
-            with _native_noise_hidden(), TensorFlowProcess(show_log=_verbose()) as child:
+            with _native_output_hidden(), TensorFlowProcess(show_log=_verbose()) as child:
                 return run_plan(plan, callbacks=callbacks, child=child, cache=cache)
         except KeyboardInterrupt:
-            _print_found(plan, found)
-            done = ", ".join(map(str, written)) or "nothing"
-            kept = cache is not None and ":" not in (plan.metric or "")
-            note(f"{done} was written" + ("; the same command goes on from here" if kept else ""))
+            _print_interrupted(plan, measured_by_target)
+            bundles = ", ".join(map(str, written)) or "no bundle"
+            cached = cache is not None and ":" not in (plan.metric or "")
+            note(f"{bundles} was written" + ("; run the same command again to continue" if cached else ""))
             raise
 
 
-def _print_found(plan: ConversionPlan, found: dict[str, dict[str, Measured]]) -> None:
-    """What a run that was interrupted has measured, on stderr."""
+def _print_interrupted(plan: ConversionPlan, measured_by_target: dict[str, dict[str, Measured]]) -> None:
+    """Print the candidates of an interrupted run on stderr."""
     from converters.quality.selection import choose
 
     note("")
-    for target, candidates in found.items():
+    for target, candidates in measured_by_target.items():
         if not candidates:
             note(f"{target}: no candidate was made yet")
             continue
@@ -163,7 +174,7 @@ def _print_found(plan: ConversionPlan, found: dict[str, dict[str, Measured]]) ->
             best, verdicts = f"the best is {chosen.chosen}", chosen.verdicts
         except RefusedError:
             best, verdicts = "none meets the budget", {}
-        note(f"{target}: {len(candidates)} candidates so far, of which {best}; more were to come")
+        note(f"{target}: {len(candidates)} candidates so far; {best}; the search was not finished")
         rows = [
             (
                 name,
@@ -198,7 +209,7 @@ def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
     )
 
 
-def _print_reports(reports: list[Report], what: str) -> None:
+def _print_reports(reports: list[Report], prefix: str) -> None:
     for report in reports:
         click.echo(f"\n{report.target}: {report.chosen}, {'proven' if report.proven else 'not proven'}")
         print_table(
@@ -220,12 +231,12 @@ def _print_reports(reports: list[Report], what: str) -> None:
         if report.test is not None:
             click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
         if report.pruning is not None and report.pruning.layers:
-            click.echo(report.dead)
+            click.echo(report.dead_channels)
         if report.data == "random":
-            note("no --data: parity was measured on random inputs, quality is unknown, int8 was not tried")
+            note("no --data: parity was measured on random inputs; quality is unknown and int8 was not tried")
         if report.preprocess == "detected":
-            note("clients may send JPEG or PNG; resizing is taken to be bilinear, else say it with --preprocess FILE")
-        click.echo(f"{what}{report.bundle}")
+            note("clients may send JPEG or PNG; resizing is assumed to be bilinear (--preprocess FILE changes it)")
+        click.echo(f"{prefix}{report.bundle}")
 
 
 def _recipe(text: str) -> Recipe:
@@ -238,7 +249,7 @@ def _recipe(text: str) -> Recipe:
         return decode(data, type=Recipe)
     except (OSError, msgspec.MsgspecError) as error:
         fields = ", ".join(Recipe.__struct_fields__)
-        raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Its keys are {fields}.") from error
+        raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Recipe keys: {fields}.") from error
 
 
 def _verbose() -> bool:
@@ -247,23 +258,23 @@ def _verbose() -> bool:
 
 
 @contextlib.contextmanager
-def _native_noise_hidden() -> Iterator[None]:
-    """Keep what native libraries print to the process's stderr out of the progress lines.
+def _native_output_hidden() -> Iterator[None]:
+    """Keep the output of native libraries on the process's stderr out of the progress lines.
 
-    Python's own stderr goes on to the terminal. With --verbose nothing is hidden.
+    Python's own stderr still goes to the terminal. With --verbose nothing is hidden.
     """
     try:
-        ours = sys.stderr.fileno() == 2
-    except (OSError, ValueError, AttributeError):  # a stand-in, as tests use
-        ours = False
-    if _verbose() or not ours:
+        is_process_stderr = sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # stderr was replaced by another object
+        is_process_stderr = False
+    if _verbose() or not is_process_stderr:
         yield
         return
     python_stderr = sys.stderr
     saved = os.dup(2)
     with (
         tempfile.TemporaryFile(prefix="edgekit-native-") as log,
-        os.fdopen(os.dup(saved), "w", buffering=1) as terminal,
+        os.fdopen(os.dup(saved), "w", buffering=1, encoding=sys.stderr.encoding) as terminal,
     ):
         os.dup2(log.fileno(), 2)
         sys.stderr = terminal

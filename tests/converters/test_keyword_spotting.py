@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
@@ -25,19 +26,21 @@ def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
     """The usual loader fails on it; for a Raspberry Pi it keeps its quality in less than half of the peer's bytes."""
     plan = make_plan(
         FOLDER / "saved_model",
-        targets=["raspberry-pi-4"],
-        data=FOLDER / "calibration.npz",
-        test=FOLDER / "test.npz",
-        aim="size",
-        accept_unproven=True,
-        name="kws",
-        output=tmp_path,
+        ConversionOptions(
+            targets=["raspberry-pi-4"],
+            data=FOLDER / "calibration.npz",
+            test=FOLDER / "test.npz",
+            aim="size",
+            accept_unproven=True,
+            name="kws",
+            output=tmp_path,
+        ),
     )
     [report] = run_plan(plan, child=child)
     assert report.test.float_ == pytest.approx(0.91)
     assert report.test.chosen >= report.test.float_ - 0.01
     assert report.route.reason == "the direct file is no better than the lowered one"
-    assert report.taken.bytes <= 24_000 < (FOLDER / "reference_int8.tflite").stat().st_size / 2
+    assert report.chosen_candidate.bytes <= 24_000 < (FOLDER / "reference_int8.tflite").stat().st_size / 2
     folder = Path(report.bundle)
     runtime = open_runtime(parse_manifest((folder / MANIFEST_NAME).read_bytes()), folder)
     test = np.load(FOLDER / "test.npz")

@@ -11,6 +11,7 @@ from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite.reader import weighted_ops
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
+from converters.options import ConversionOptions
 from converters.passes import Simplify, run_pass
 from converters.pipeline import run_plan
 from converters.plan import make_plan
@@ -53,11 +54,9 @@ def test_model_answers_in_its_bundle_as_before(name, runtime, child, tmp_path):
     onnx.save_model(graph.model, tmp_path / "model.onnx")
     plan = make_plan(
         tmp_path / "model.onnx",
-        targets=["raspberry-pi-4"],
-        runtime=runtime,
-        recipe=PRESETS["float32"],
-        output=tmp_path,
-        name=name,
+        ConversionOptions(
+            targets=["raspberry-pi-4"], runtime=runtime, recipe=PRESETS["float32"], output=tmp_path, name=name
+        ),
     )
     [report] = run_plan(plan, child=child)
     folder = Path(report.bundle)

@@ -12,6 +12,7 @@ from converters.backends import ConversionContext, backend_for
 from converters.backends.accelerators import accelerators, compile_for, faults
 from converters.backends.litert import LiteRTBackend
 from converters.data.samples import Samples
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
@@ -131,7 +132,8 @@ def test_compiled_file_is_in_the_bundle(onnx_folder, only, tmp_path, child, monk
     monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + found)
     data = onnx_folder / "data.npz"
     plan = make_plan(
-        onnx_folder / "model.onnx", targets=["ethos-u55"], data=data, output=tmp_path, accept_unproven=True
+        onnx_folder / "model.onnx",
+        ConversionOptions(targets=["ethos-u55"], data=data, output=tmp_path, accept_unproven=True),
     )
     run_plan(plan, child=child)
     folder = tmp_path / "model-1.0.0-ethos-u55"

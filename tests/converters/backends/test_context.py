@@ -48,7 +48,7 @@ def test_copies_in_other_processes_build_the_same(context, tmp_path):
     first = OnnxCpuBackend(context).build(recipe)
     copy = context.copy_with(TensorFlowProcess(), tmp_path)
     assert not copy.is_prepared(recipe, copy.fixed)
-    copy.prepare_inputs(
+    copy.store_inputs(
         recipe, copy.fixed, pickle.loads(pickle.dumps(context.prepared_inputs(recipe, context.fixed, lower=False)))
     )
     assert copy.is_prepared(recipe, copy.fixed)

@@ -193,7 +193,7 @@ def test_ranges_come_from_the_one_calibration(backend, samples):
     context = backend._bench
     lowered = context.lowered(context.fixed)
     rows = list(backend._rows(lowered))
-    probes, known = context.probes(context.fixed), context.calibration.tensors
+    probes, known = context.probe_values(context.fixed), context.calibration().tensors
     names = tensor_names(lowered.path)
     found = tensor_histograms(lowered.path, rows, names, probes=probes, known=known)
     assert sum(any(histogram is one for one in known.values()) for histogram in found.values()) == len(names)

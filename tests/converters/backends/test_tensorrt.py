@@ -145,7 +145,7 @@ def test_what_tensorrt_does_not_take_is_refused(recipe, context):
 def good(context):
     """A sound int8 model, to damage."""
     graph = context.fixed
-    return with_pairs(graph, place(graph), context.calibration.ranges()).model
+    return with_pairs(graph, place(graph), context.calibration().ranges()).model
 
 
 def node_of(model, name):

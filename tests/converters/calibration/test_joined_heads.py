@@ -15,6 +15,7 @@ from converters.calibration import joins
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.bindings import Joined
@@ -156,13 +157,15 @@ def test_a_keras_detector_is_served_with_one_output(child, tmp_path):
     np.savez(tmp_path / "data.npz", x=x)
     plan = make_plan(
         tmp_path / "m.keras",
-        targets=["raspberry-pi-4", "coral-edgetpu"],
-        data=tmp_path / "data.npz",
-        recipe=Recipe("int8"),
-        max_drop=1e6,
-        accept_unproven=True,
-        output=tmp_path,
-        name="detector",
+        ConversionOptions(
+            targets=["raspberry-pi-4", "coral-edgetpu"],
+            data=tmp_path / "data.npz",
+            recipe=Recipe("int8"),
+            max_drop=1e6,
+            accept_unproven=True,
+            output=tmp_path,
+            name="detector",
+        ),
     )
     reports = run_plan(plan, child=child)
     expected = exact(tmp_path, plan, child, x[:3])
@@ -179,7 +182,9 @@ def test_a_keras_detector_is_served_with_one_output(child, tmp_path):
 
 def exact(folder, plan, child, x):
     """The float bundle's answers."""
-    plan = make_plan(plan.model, targets=["x86-64"], recipe=Recipe(), output=folder / "float", name="detector")
+    plan = make_plan(
+        plan.model, ConversionOptions(targets=["x86-64"], recipe=Recipe(), output=folder / "float", name="detector")
+    )
     [report] = run_plan(plan, child=child)
     manifest = parse_manifest((Path(report.bundle) / MANIFEST_NAME).read_bytes())
     runtime = open_runtime(manifest, Path(report.bundle))

@@ -11,6 +11,7 @@ from converters.backends.tflite.reader import operators_of, weighted_ops
 from converters.cache import Cache
 from converters.frontends import load_model
 from converters.frontends.tflite_direct import direct_tflite
+from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from edgekit.bundle.golden import self_test
@@ -73,7 +74,9 @@ def folder(tmp_path_factory):
 
 def converted(folder, child, out, name, *, cache=None, **choices):
     [report] = run_plan(
-        make_plan(folder / name, targets=["raspberry-pi-4"], output=out, **choices), child=child, cache=cache
+        make_plan(folder / name, ConversionOptions(targets=["raspberry-pi-4"], output=out, **choices)),
+        child=child,
+        cache=cache,
     )
     return report
 
@@ -108,7 +111,7 @@ def test_a_loop_is_not_taken_for_speed(folder, child, tmp_path):
     report = converted(folder, child, tmp_path, "lstm.keras", aim="cost")
     costs = {candidate.id: candidate.cost.value for candidate in report.candidates}
     assert costs["float32-direct"] > 2 * costs["float32"]
-    assert not report.taken.recipe.direct
+    assert not report.chosen_candidate.recipe.direct
 
 
 def test_integers_by_the_direct_route(folder, child, tmp_path):
@@ -189,10 +192,12 @@ def test_accelerators_and_other_runtimes_have_no_direct_route(folder, tmp_path):
         with pytest.raises(RecipeError, match="direct route"):
             make_plan(
                 folder / "lstm.keras",
-                targets=[target],
-                data=folder / "steps.npz",
-                recipe=Recipe("int8" if "coral" in target else "float32", route="direct"),
-                output=tmp_path,
+                ConversionOptions(
+                    targets=[target],
+                    data=folder / "steps.npz",
+                    recipe=Recipe("int8" if "coral" in target else "float32", route="direct"),
+                    output=tmp_path,
+                ),
             )
 
 

@@ -53,7 +53,7 @@ def test_dead_channels_go_and_the_file_shrinks_several_times(done):
     assert by_id["float32-pruned"].quality.value == by_id["float32"].quality.value
     assert by_id["float32-pruned"].drop.value == 0.0
     assert report.proven
-    assert report.taken.recipe.pruned
+    assert report.chosen_candidate.recipe.pruned
 
 
 def test_report_counts_what_went(done):
@@ -79,7 +79,7 @@ def test_pruned_bundle_passes_its_self_test(done):
     runtime.close()
     assert found.passed, found.faults
     assert manifest.recipe.pruned
-    assert manifest.recipe == report.taken.recipe
+    assert manifest.recipe == report.chosen_candidate.recipe
 
 
 def test_free_batch_is_pruned_alike(folder, tmp_path):
@@ -103,9 +103,9 @@ def test_bounded_activations_prove_it_without_any_data(tmp_path):
     models.saved(mobile(LIVE, WIDTH, bounded=True), tmp_path / "m.onnx")
     [report] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path)
     [whole] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path / "whole", prune="none")
-    assert report.taken.bytes < whole.taken.bytes / 3
+    assert report.chosen_candidate.bytes < whole.chosen_candidate.bytes / 3
     assert (report.pruning.proven, report.pruning.measured) == (LAYERS * (WIDTH - LIVE), 0)
-    assert "210 of 243 channels are 0 for every input or read by nobody, and gone." in report.dead
+    assert "210 of 243 channels are 0 for every input or unused, and were removed." in report.dead_channels
     assert [step.runtime for step in report.parity if step.runtime == "remove-dead-channels"]
 
 
@@ -114,7 +114,7 @@ def test_prune_none_leaves_all(folder, tmp_path):
     [report] = convert(folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=tmp_path, prune="none")
     assert not any(candidate.recipe.pruned for candidate in report.candidates)
     assert (report.pruning.measured, report.pruning.rows) == (0, 0)
-    assert report.dead == "Dead channels were not looked for."
+    assert report.dead_channels == "Dead channels were not searched for."
 
 
 def test_model_without_dead_channels_is_untouched(tmp_path):
@@ -127,7 +127,7 @@ def test_model_without_dead_channels_is_untouched(tmp_path):
     assert looked.candidates == not_looked.candidates
     manifests = [(tmp_path / how / "m-1.0.0-jetson-orin" / "model.onnx").read_bytes() for how in ("auto", "none")]
     assert manifests[0] == manifests[1]
-    assert looked.dead == "None of 243 channels is dead on 60 calibration samples."
+    assert looked.dead_channels == "None of 243 channels is dead on 60 calibration samples."
 
 
 def test_too_few_samples_tell_nothing(folder, tmp_path):
@@ -135,8 +135,8 @@ def test_too_few_samples_tell_nothing(folder, tmp_path):
     models.labelled_data(tmp_path / "few.npz", rows=5 * LEAST_ROWS - 5)
     [report] = convert(folder / "mobile.onnx", **HOW, data=tmp_path / "few.npz", output=tmp_path)
     assert not any(candidate.recipe.pruned for candidate in report.candidates)
-    assert "too few to take them away by: 59 are needed (295 in --data)" in report.dead
-    with pytest.raises(CalibrationError, match=r"58 calibration samples do not tell .* expected at least 59"):
+    assert "too few samples to remove them: 59 are needed (295 in --data)" in report.dead_channels
+    with pytest.raises(CalibrationError, match=r"58 calibration samples are too few .* expected at least 59"):
         convert(
             folder / "mobile.onnx",
             **HOW,
@@ -169,7 +169,10 @@ def test_channel_that_wakes_in_the_proof_is_caught(folder, tmp_path):
     assert by_id["float32-pruned"].verdict == "unproven"
     assert by_id["float32-pruned"].drop.value > 0.02
     assert report.pruning.others.woke == len(late)
-    assert f"{len(late)} of {len(split.choice) + len(split.proof)} other samples woke any" in report.dead
+    assert (
+        f"{len(late)} of {len(split.choice) + len(split.proof)} other samples activated any of them"
+        in report.dead_channels
+    )
 
 
 def test_every_kind_is_pruned_and_float_also_is_not():
@@ -194,7 +197,7 @@ def test_everything_sees_the_pruned_graph(folder, tmp_path):
     first = context.prepared(pruned, context.fixed).nodes[0].output[0]
     counts = [context.calibration_of(recipe, context.fixed).tensors[first].counts.sum() for recipe in (plain, pruned)]
     assert counts[0] == counts[1] * WIDTH // LIVE
-    start = context.start(context.fixed, pruned=True)
+    start = context.base_graph(context.fixed, pruned=True)
     assert memory_mib(start, 0) <= memory_mib(context.fixed, 0)
     evened = context.prepared(Recipe("int8", prune="dead", equalize=True, correct_bias=True), context.fixed)
     assert evened.parameters <= start.parameters + 100
@@ -224,6 +227,6 @@ def test_pruned_litert_kinds_hold_what_they_should(folder, tmp_path):
         "float32", "float16", "int8", "int8-dynamic", "int8-weights",
     }  # fmt: skip
     assert not [candidate for candidate in kinds if candidate.verdict == "failed"]
-    assert report.taken.recipe.pruned
+    assert report.chosen_candidate.recipe.pruned
     plain = next(candidate for candidate in report.candidates if candidate.id == "float32")
-    assert report.taken.bytes < plain.bytes / 3
+    assert report.chosen_candidate.bytes < plain.bytes / 3

@@ -6,7 +6,7 @@ from converters.backends import Layer
 from converters.backends.layers import layers_of
 from converters.calibration.calibrate import calibrate
 from converters.candidates.sensitivity import Sensitivity, float_answers, rounded, sensitivities
-from converters.candidates.strategy import FAINT, MOST, Search
+from converters.candidates.strategy import MAX_CANDIDATES, NEGLIGIBLE, Search
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
 from converters.quality.selection import Measured
@@ -48,7 +48,7 @@ def search(drops, kinds=KINDS, layers=LAYERS):
     world = World(drops)
     found = Search(world, max_drop=0.01).run(kinds, lambda: layers)
     assert [m.recipe for m in found] == world.asked
-    assert len({recipe.id for recipe in world.asked}) == len(world.asked) <= MOST
+    assert len({recipe.id for recipe in world.asked}) == len(world.asked) <= MAX_CANDIDATES
     return world.asked
 
 
@@ -112,7 +112,7 @@ def test_exceptions_that_outgrow_the_best_are_not_made():
 
 def test_what_is_not_felt_is_not_repaired():
     """int8 next to the float model: no other ranges, no exceptions, only fewer bits."""
-    asked = search(lambda r: FAINT / 2 if r.quantized else 0.0)
+    asked = search(lambda r: NEGLIGIBLE / 2 if r.quantized else 0.0)
     assert not any(r.float_layers or r.equalize or r.ranges != "minmax" for r in asked)
     assert any(r.int4_layers for r in asked)
 
@@ -125,7 +125,7 @@ def test_nothing_more_is_made_where_nothing_can_be_quantized():
 
 
 def test_work_is_bounded_where_nothing_ever_fits():
-    """Many layers, none of them good enough: at most `MOST` candidates."""
+    """Many layers, none of them good enough: at most `MAX_CANDIDATES` candidates."""
     layers = [Sensitivity(Layer(f"m{i}", "Conv", 10, 10, four_bit=True), float(i), float(i)) for i in range(5000)]
     kinds = [Recipe(precision) for precision in ("float32", "float16", "int8", "int8-dynamic", "int8-weights")]
     assert len(search(lambda r: 0.5, kinds, layers)) > 15
@@ -172,5 +172,5 @@ def test_conversion_tries_mixtures_and_says_what_became_of_each(tmp_path):
     )
     mixed = [c for c in report.candidates if c.recipe.int4_layers]
     assert mixed
-    assert len(report.candidates) <= MOST
+    assert len(report.candidates) <= MAX_CANDIDATES
     assert all(c.verdict and c.reason for c in report.candidates)

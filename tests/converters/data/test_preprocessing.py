@@ -12,6 +12,7 @@ from converters.data.image_folders import load_folder
 from converters.data.preprocessing import choose_steps, detect_steps, read_steps
 from converters.data.samples import load_samples
 from converters.graph.graph import Graph
+from converters.options import ConversionOptions
 from converters.plan import make_plan
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import parse_manifest
@@ -166,7 +167,7 @@ def test_a_slip_in_the_file_is_told_before_the_model_is_loaded(tmp_path, old, ne
     assert old in STEPS
     path = steps_file(tmp_path, STEPS.replace(old, new))
     with pytest.raises(RecipeError, match=says):
-        make_plan(tmp_path / "none.onnx", targets=["x86-64"], preprocess=path)
+        make_plan(tmp_path / "none.onnx", ConversionOptions(targets=["x86-64"], preprocess=path))
 
 
 def test_steps_that_do_not_fit_the_model_are_refused(tmp_path):

@@ -1,0 +1,99 @@
+"""Options of one conversion, checked at construction. The Python API and the command line build the same value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from converters.quality.selection import AIMS
+from edgekit.bundle.manifest import NAME, VERSION
+from edgekit.bundle.recipe import Recipe
+from edgekit.errors import ManifestError, SettingsError
+
+PRUNES = ("auto", "none")
+
+
+class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of one conversion, as `convert` and `edgekit convert` take them.
+
+    Attributes:
+        targets: Names of target profiles; at least one.
+        data: Samples to calibrate, choose and prove with; None without data.
+        test: Samples that are only reported on.
+        metric: Name of the metric, or ``module:function``; None for the default.
+        aim: ``cost`` or ``size``: what the chosen artifact makes small.
+        max_drop: Largest allowed drop, in the metric's unit.
+        confidence: Confidence of the bound on the drop, from 0.5 up to 1.
+        accept_unproven: Accept a point estimate where the drop cannot be proven.
+        max_bytes: Size limit of the artifact in bytes; None for no limit.
+        max_cost: Cost limit in the report's unit; None for no limit.
+        recipe: The only recipe to try; None for all recipes that the target supports.
+        runtime: ``litert`` or ``onnxruntime``; None for the target's default.
+        targets_file: TOML file with more target profiles.
+        name: Name of the bundles; None for the model's file name.
+        version: Version of the bundles, X.Y.Z.
+        output: Folder that the bundles are written to.
+        preprocess: TOML file of preprocessing steps, or ``auto``; None detects steps where the data are images.
+        prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+
+    Raises:
+        SettingsError: a value is out of its range.
+        ManifestError: the name or the version is not valid in a bundle.
+    """
+
+    targets: Sequence[str]
+    data: str | Path | None = None
+    test: str | Path | None = None
+    metric: str | None = None
+    aim: str = "cost"
+    max_drop: float = 0.01
+    confidence: float = 0.95
+    accept_unproven: bool = False
+    max_bytes: int | None = None
+    max_cost: float | None = None
+    recipe: Recipe | None = None
+    runtime: str | None = None
+    targets_file: str | Path | None = None
+    name: str | None = None
+    version: str = "1.0.0"
+    output: str | Path = "bundles"
+    preprocess: str | Path | None = None
+    prune: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise SettingsError("no target is given", advice="Give --target; `edgekit targets` lists the targets.")
+        if self.aim not in AIMS:
+            raise SettingsError(f"aim is {self.aim!r}, expected {' or '.join(AIMS)}")
+        if self.prune not in PRUNES:
+            raise SettingsError(f"prune is {self.prune!r}, expected {' or '.join(PRUNES)}")
+        if not 0.5 <= self.confidence < 1.0:
+            raise SettingsError(f"confidence is {self.confidence}, expected 0.5 or more and less than 1")
+        if not self.max_drop >= 0:
+            raise SettingsError(f"max_drop is {self.max_drop}, expected 0 or more")
+        for option, limit in (("max_bytes", self.max_bytes), ("max_cost", self.max_cost)):
+            if limit is not None and not limit > 0:
+                raise SettingsError(f"{option} is {limit}, expected more than 0")
+        if self.name:
+            require_name(self.name)
+        if not VERSION.fullmatch(self.version):
+            raise ManifestError(
+                f"version {self.version!r} does not have the form X.Y.Z", advice="Give for example --version 1.0.0."
+            )
+
+    @property
+    def own_metric(self) -> bool:
+        """True where the metric is a function of the user (``module:function``), whose code may change."""
+        return ":" in (self.metric or "")
+
+
+def require_name(name: str) -> None:
+    """Check that `name` is valid as the name of a bundle.
+
+    Raises:
+        ManifestError: it is not.
+    """
+    if not NAME.fullmatch(name):
+        raise ManifestError(f"name {name!r} does not match {NAME.pattern}", advice="Give another name with --name.")
