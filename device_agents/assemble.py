@@ -33,7 +33,7 @@ from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Will
 from edgekit.runtimes.providers import Acceleration
 from edgekit.sealing.keyring import Keyring
-from edgekit.sealing.opening import hold
+from edgekit.sealing.opening import use_keyring
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import few_arenas
 from edgekit.settings import AgentSettings, tls_files
@@ -87,7 +87,7 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
         NotFoundError: there is no class key where the settings say.
     """
     few_arenas()
-    hold(Keyring(settings.class_keys))
+    use_keyring(Keyring(settings.class_keys))
     cloud = None
     if settings.cloud_url:
         key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""

@@ -134,10 +134,10 @@ def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[
         from edgekit.bundle.compat import seal_mismatches
         from edgekit.registry import RegistryReader
         from edgekit.sealing.keyring import Keyring
-        from edgekit.sealing.opening import hold
+        from edgekit.sealing.opening import use_keyring
         from edgekit.storage.stores import open_store
     keyring = Keyring(class_keys)
-    hold(keyring)
+    use_keyring(keyring)
     try:
         trusted = root.read_bytes()
     except OSError as error:

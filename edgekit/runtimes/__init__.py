@@ -14,7 +14,7 @@ from edgekit.bundle.manifest import ROLE_MODEL, Manifest
 from edgekit.errors import ManifestError, MissingExtraError, RuntimeLoadError
 from edgekit.runtimes.logical import LogicalRuntime, RawRuntime
 from edgekit.runtimes.providers import TENSORRT, Acceleration, engine_key, options
-from edgekit.sealing.opening import file_path, hold
+from edgekit.sealing.opening import file_path, use_keyring
 
 __all__ = ["LITERT", "ONNXRUNTIME", "Acceleration", "LogicalRuntime", "RawRuntime", "import_library", "open_runtime"]
 
@@ -38,7 +38,7 @@ def open_runtime(
         threads: Of the runtime's own pool.
         providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
         acceleration: The same and more, in place of `providers`; as plain values where it comes from another process.
-        class_keys: Key files for `edgekit.sealing.opening.hold`, where this is a process that was told nothing yet.
+        class_keys: Key files of device classes, if this process has no keyring yet (a worker process).
 
     Raises:
         CompatibilityError, SealError: the bundle is sealed and cannot be opened here.
@@ -49,7 +49,7 @@ def open_runtime(
     if class_keys:
         from edgekit.sealing.keyring import Keyring  # few bundles are sealed, and the cryptography is slow to import
 
-        hold(Keyring([Path(one) for one in class_keys]))
+        use_keyring(Keyring([Path(one) for one in class_keys]))
     entry = manifest.file(ROLE_MODEL)
     with file_path(manifest, folder, entry) as path:
         try:

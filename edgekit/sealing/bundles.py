@@ -1,4 +1,4 @@
-"""A bundle to a sealed one: the same files under the same names, encrypted."""
+"""Seal a bundle: write the same files under the same names, encrypted."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from edgekit.sealing.class_keys import DeviceClass
 def seal_bundle(
     source: Path, manifest: Manifest, folder: Path, *, classes: Sequence[DeviceClass], secret: bytes
 ) -> Manifest:
-    """Write `source` into `folder`, with every file encrypted for the devices of `classes`.
+    """Encrypt every file of the bundle in `source` for the devices of `classes`, and write them into `folder`.
 
-    The same bundle, classes and secret give the same bytes; what differs in one byte gets another content key, so no
-    nonce is used twice.
+    The same bundle, classes and secret give the same bytes. A bundle that differs in one byte has another content key,
+    so that no nonce is used twice with a key.
 
     Args:
-        source: The bundle's folder, whose files the caller has held to `manifest`.
-        folder: A new one is made there.
-        secret: Of the publisher, 32 bytes, from which the content key is derived.
+        source: Folder of the bundle; the caller has verified its files against `manifest`.
+        manifest: Manifest of the bundle; it must not be sealed.
+        folder: Folder for the sealed bundle; it must not exist.
+        classes: Device classes that may open the bundle.
+        secret: The publisher's content secret, 32 bytes; the content key is derived from it.
+
+    Returns:
+        The manifest of the sealed bundle.
 
     Raises:
-        ManifestError: it is sealed already, or there is no class, or too many.
-        SealError: a file changed meanwhile.
+        ManifestError: The bundle is already sealed, or there is no class, or there are too many.
+        SealError: A file changed while it was sealed.
         DiskError: `folder` cannot be written.
     """
     if manifest.sealed is not None:
-        raise ManifestError(f"bundle {manifest.name} {manifest.version} is sealed already")
+        raise ManifestError(
+            f"bundle {manifest.name} {manifest.version} is already sealed, expected one with plain files",
+            advice="Seal the bundle that `edgekit convert` wrote.",
+        )
     content = manifest.digest.encode()
     content_key = derive(secret, b"content", content)
     keys = [
@@ -44,44 +52,48 @@ def seal_bundle(
     try:
         folder.mkdir(parents=True)
         files = tuple(_seal(FileCipher(content_key, manifest, e.path), e, source, folder) for e in manifest.files)
-        made = msgspec.structs.replace(manifest, files=files, encryption=Encryption(tuple(keys)))
-        faults = manifest_faults(made)
+        sealed = msgspec.structs.replace(manifest, files=files, encryption=Encryption(tuple(keys)))
+        faults = manifest_faults(sealed)
         if faults:
             raise ManifestError("the bundle cannot be sealed: " + "; ".join(faults))
-        (folder / MANIFEST_NAME).write_bytes(made.canonical_bytes())
+        (folder / MANIFEST_NAME).write_bytes(sealed.canonical_bytes())
     except OSError as error:
         raise DiskError(f"the sealed bundle cannot be written to {folder}: {error}") from error
-    return made
+    return sealed
 
 
 def _seal(cipher: FileCipher, entry: FileEntry, source: Path, folder: Path) -> FileEntry:
-    whole, blocks, size = hashlib.sha256(), [], 0
+    file_hash, blocks, size = hashlib.sha256(), [], 0
     with (source / entry.path).open("rb") as file, (folder / entry.path).open("xb") as out:
-        plain = _Hashed(file)
-        for frame in cipher.seal(plain, entry.size):  # a frame is a block
+        plain = _HashingReader(file)
+        for frame in cipher.seal(plain, entry.size):  # each sealed frame is one block
             out.write(frame)
-            whole.update(frame)
+            file_hash.update(frame)
             blocks.append(hashlib.sha256(frame).hexdigest())
             size += len(frame)
     if plain.digest != entry.sha256:
-        # One content key for two contents would give both away, so nothing that was sealed so far may leave.
-        raise SealError(f"{entry.path} changed while it was sealed: it is no longer what the manifest says")
-    return FileEntry(path=entry.path, role=entry.role, size=size, sha256=whole.hexdigest(), blocks=tuple(blocks))
+        # The content key belongs to the verified content. A second content under it would repeat nonces and could
+        # reveal both, so the caller must not publish what was written so far.
+        raise SealError(
+            f"{entry.path} changed while it was sealed: its sha256 is no longer the one in the manifest",
+            advice="Make sure that nothing writes to the bundle, and seal it again.",
+        )
+    return FileEntry(path=entry.path, role=entry.role, size=size, sha256=file_hash.hexdigest(), blocks=tuple(blocks))
 
 
-class _Hashed:
-    """A file whose bytes are hashed as they are read, so that what was hashed is what was read."""
+class _HashingReader:
+    """A file that hashes its bytes while they are read, so that the digest is of exactly the bytes that are sealed."""
 
     def __init__(self, file: Readable) -> None:
         self._file, self._hash = file, hashlib.sha256()
 
     @property
     def digest(self) -> str:
-        """sha256 of what was read, hex."""
+        """sha256 of the bytes read so far, hex."""
         return self._hash.hexdigest()
 
     def read(self, size: int, /) -> bytes:
-        """The next `size` bytes, or fewer at the end."""
+        """The next `size` bytes; fewer only at the end."""
         data = self._file.read(size)
         self._hash.update(data)
         return data

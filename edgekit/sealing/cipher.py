@@ -1,12 +1,13 @@
-"""How files and content keys are encrypted; bytes in, bytes out.
+"""Encryption of files and content keys. Pure: no I/O; callers pass bytes and open files.
 
-Only standard parts, each from the `cryptography` package: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), X25519
-(RFC 7748). Files are cut into frames as STREAM does it (Hoang, Reyhanitabar, Rogaway, Vizar: Online Authenticated
-Encryption and its Nonce-Reuse Misuse-Resistance, 2015). Keys are wrapped in the manner of HPKE's base mode (RFC 9180):
-a key pair for one use, Diffie-Hellman with the class's key, a derived key that has both public keys in its context.
+All parts are standard and come from the `cryptography` package: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869)
+and X25519 (RFC 7748). Files are split into frames as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizar: Online
+Authenticated Encryption and its Nonce-Reuse Misuse-Resistance, 2015). Content keys are wrapped as in HPKE's base mode
+(RFC 9180): a key pair for one use, Diffie-Hellman with the class key, and a derived key whose context contains both
+public keys.
 
-A sealed frame is as long as a block, so that a damaged block is one damaged frame. There is no header: what one would
-say stands in the signed manifest.
+A sealed frame has the length of a block, so that one damaged block is one damaged frame. A sealed file has no header:
+the signed manifest contains everything that a header would.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from edgekit.errors import SealError
 
 KEY_BYTES, TAG_BYTES = 32, 16
 FRAME_BYTES = BLOCK_BYTES - TAG_BYTES
-_ONCE = bytes(12)  # the nonce of a key that encrypts one message only
+_ONE_USE_NONCE = bytes(12)  # for a key that encrypts a single message
 
 
 class Readable(Protocol):
-    """What bytes are read from: a file, for example."""
+    """A source of bytes, for example a file opened for reading."""
 
     def read(self, size: int, /) -> bytes:
         """The next `size` bytes; fewer only at the end."""
@@ -38,28 +39,29 @@ class Readable(Protocol):
 
 
 def sealed_size(size: int) -> int:
-    """Bytes of a file of `size` bytes when it is sealed; an empty one has a frame too."""
+    """Size in bytes of a sealed file whose content has `size` bytes; an empty file has one frame."""
     return size + TAG_BYTES * max(1, -(-size // FRAME_BYTES))
 
 
 def derive(secret: bytes, *context: bytes) -> bytes:
-    """A key of 32 bytes from `secret`, another one for every other `context`."""
+    """Derive a key of 32 bytes from `secret`; every `context` gives another key."""
     info = _join(SEAL_FORMAT.encode(), *context)
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
 
 
 def key_id(public: bytes) -> str:
-    """What manifests and facts call the class key with this public key (32 bytes)."""
+    """Id of the class key with the public key `public` (32 bytes), as in manifests and facts: its sha256, hex."""
     return hashlib.sha256(public).hexdigest()
 
 
 class FileCipher:
-    """Seals and opens one file of one bundle, under a key that belongs to nothing else.
+    """Cipher of one file of one bundle, with a key for this file only.
 
     Args:
-        content_key: Of the bundle, 32 bytes. It must never serve for two contents of one path: nonces are counted.
-        manifest: Whose name, target and version the frames are bound to.
-        path: The file's, to which they are bound too.
+        content_key: Content key of the bundle, 32 bytes. It must never encrypt two contents of the same path, because
+            nonces are counters and would repeat.
+        manifest: Manifest of the bundle. Frames are bound to its name, target and version.
+        path: Path of the file. Frames are bound to it.
     """
 
     def __init__(self, content_key: bytes, manifest: Manifest, path: str) -> None:
@@ -68,81 +70,93 @@ class FileCipher:
         self._aead = AESGCM(derive(content_key, b"file", *_identity(manifest), path.encode()))
 
     def seal(self, source: Readable, size: int) -> Iterator[bytes]:
-        """Frames of the `size` bytes of `source`.
+        """Encrypt the `size` bytes of `source`, and yield frame by frame.
 
         Raises:
-            SealError: it has fewer bytes.
+            SealError: `source` has fewer bytes.
         """
         frames = max(1, -(-size // FRAME_BYTES))
         for index in range(frames):
             data = source.read(min(FRAME_BYTES, size - index * FRAME_BYTES))
             if len(data) != min(FRAME_BYTES, size - index * FRAME_BYTES):
-                raise SealError(f"{self._path} changed while it was sealed: it ends before byte {size}")
+                raise SealError(
+                    f"{self._path} changed while it was sealed: it ends before byte {size}",
+                    advice="Make sure that nothing writes to the bundle, and seal it again.",
+                )
             nonce = _nonce(index, last=index == frames - 1)
             yield self._aead.encrypt(nonce, data, self._bound + nonce)
 
     def open(self, source: Readable) -> Iterator[bytes]:
-        """What was sealed, a frame at a time; nothing of a frame is given before it is found genuine.
+        """Decrypt `source`, and yield the content of each frame after its tag has been verified.
 
         Raises:
-            SealError: a frame is changed, of another place, file, bundle or key; or the file ends elsewhere.
+            SealError: A frame was changed, or belongs to another position, file, bundle or key, or the file has too
+                few or too many bytes.
         """
         index, data = 0, source.read(BLOCK_BYTES)
         while True:
-            after = source.read(BLOCK_BYTES) if len(data) == BLOCK_BYTES else b""
-            nonce = _nonce(index, last=not after)
+            following = source.read(BLOCK_BYTES) if len(data) == BLOCK_BYTES else b""
+            nonce = _nonce(index, last=not following)
             try:
                 yield self._aead.decrypt(nonce, data, self._bound + nonce)
             except InvalidTag as error:
-                raise SealError(f"{self._path} cannot be opened: frame {index} is not what was sealed there") from error
-            if not after:
+                raise SealError(
+                    f"{self._path} cannot be opened: frame {index} is not what was sealed there; it was changed, or it "
+                    "belongs to another position, file, bundle or key",
+                    advice="Fetch the bundle again; if that does not help, seal and publish it again.",
+                ) from error
+            if not following:
                 return
-            index, data = index + 1, after
+            index, data = index + 1, following
 
 
 def wrap(content_key: bytes, public: bytes, once: X25519PrivateKey, manifest: Manifest, name: str) -> WrappedKey:
-    """The content key of a bundle, for the device class `name` whose public key is `public` (32 bytes).
+    """Encrypt the content key of a bundle for one device class.
 
     Args:
-        once: A key pair for this one use.
-        manifest: Of the bundle; the wrapped key is bound to its name, target and version.
+        content_key: Content key of the bundle, 32 bytes.
+        public: Public key of the class, 32 bytes.
+        once: A key pair for this wrapping only.
+        manifest: Manifest of the bundle. The wrapped key is bound to its name, target and version.
+        name: Name of the class. The wrapped key is bound to it.
 
     Raises:
-        SealError: `public` is a point that gives no secret.
+        SealError: `public` is a point of small order, whose shared secret everybody knows.
     """
     own = once.public_key().public_bytes_raw()
     shared = _exchange(once, public, name)
-    wrapped = _wrapping(shared, own, public, manifest).encrypt(_ONCE, content_key, name.encode())
+    wrapped = _wrapping_cipher(shared, own, public, manifest).encrypt(_ONE_USE_NONCE, content_key, name.encode())
     return WrappedKey(device_class=name, key_id=key_id(public), public=own.hex(), wrapped=wrapped.hex())
 
 
 def unwrap(private: X25519PrivateKey, wrapped: WrappedKey, manifest: Manifest) -> bytes:
-    """The content key of a bundle.
+    """Decrypt the content key of a bundle with the private class key.
 
     Raises:
-        SealError: it was wrapped for another key or another bundle, or is changed.
+        SealError: It was wrapped for another class key or another bundle, or it was changed.
     """
     own, other = private.public_key().public_bytes_raw(), bytes.fromhex(wrapped.public)
     shared = _exchange(private, other, wrapped.device_class)
     try:
-        sealed, name = bytes.fromhex(wrapped.wrapped), wrapped.device_class.encode()
-        found = _wrapping(shared, other, own, manifest).decrypt(_ONCE, sealed, name)
+        encrypted, name = bytes.fromhex(wrapped.wrapped), wrapped.device_class.encode()
+        content_key = _wrapping_cipher(shared, other, own, manifest).decrypt(_ONE_USE_NONCE, encrypted, name)
     except InvalidTag as error:
         raise SealError(
-            f"the key of {manifest.name} {manifest.version} for device class {wrapped.device_class} is not what was "
-            "wrapped for this class key and bundle"
+            f"the content key of {manifest.name} {manifest.version} for device class {wrapped.device_class} cannot be "
+            "opened: it was changed, or it was wrapped for another class key or bundle",
+            advice="Seal and publish the bundle again.",
         ) from error
-    return found
+    return content_key
 
 
 def _exchange(private: X25519PrivateKey, public: bytes, name: str) -> bytes:
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:  # a point of small order
-        raise SealError(f"the key for device class {name} is no usable X25519 public key") from error
+        raise SealError(f"the key for device class {name} is not a usable X25519 public key") from error
 
 
-def _wrapping(shared: bytes, once: bytes, public: bytes, manifest: Manifest) -> AESGCM:
+def _wrapping_cipher(shared: bytes, once: bytes, public: bytes, manifest: Manifest) -> AESGCM:
     return AESGCM(derive(shared, b"wrap", once, public, *_identity(manifest)))
 
 
@@ -155,5 +169,5 @@ def _nonce(index: int, *, last: bool) -> bytes:
 
 
 def _join(*parts: bytes) -> bytes:
-    """Parts with their lengths, so that no two lists of parts give the same bytes."""
+    """Join the parts, each after its length, so that different lists of parts give different bytes."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,4 +1,7 @@
-"""Class key files: X25519 pairs in ``classes/`` of the key folder, with the habits of the signing keys beside them."""
+"""Key files of device classes: X25519 key pairs in ``classes/`` of the key folder.
+
+They have the permissions, passphrases and file names of the signing keys.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from edgekit.sealing.cipher import key_id
 from edgekit.trust.keys import PUBLIC_SUFFIX, key_path, load_private, public_path, write_private
 
 FOLDER = "classes"
-_CONTENT = "_content"  # no class is called so: names begin with a letter or a digit
+_CONTENT = "_content"  # cannot be the name of a class: those start with a letter or digit
 
 
 class DeviceClass(msgspec.Struct, frozen=True):
-    """Devices that may open the same sealed bundles.
+    """A set of devices that can open the same sealed bundles.
 
     Attributes:
-        name: Of the class.
-        public: Its public key, 32 bytes.
-        private_here: Whether the private key is in the key folder too.
+        name: Name of the class.
+        public: Public key of the class, 32 bytes.
+        private_here: True if the private key is in the key folder too.
     """
 
     name: str
@@ -33,21 +36,21 @@ class DeviceClass(msgspec.Struct, frozen=True):
 
     @property
     def key_id(self) -> str:
-        """What manifests and devices call its key."""
+        """Id of the class key, as in manifests and facts."""
         return key_id(self.public)
 
 
 def add_class(keys: Path, name: str, passphrase: str | None = None) -> DeviceClass:
-    """Make the key pair of a class, and the publisher's content secret where there is none yet.
+    """Make the key pair of a class, and the publisher's content secret if there is none yet.
 
     Raises:
-        SettingsError: the name is not usable, the class is there already, or a file cannot be written.
+        SettingsError: The name is not valid, the class exists, or a file cannot be written.
     """
     _check(name)
     path = class_path(keys, name)
     if public_path(path).exists():
         raise SettingsError(
-            f"there is already a class {name}", advice="Keys are never overwritten; name another class."
+            f"there is already a class {name}, and keys are never overwritten", advice="Choose another name."
         )
     write_private(path, X25519PrivateKey.generate(), passphrase)
     content_secret(keys, passphrase)
@@ -55,17 +58,17 @@ def add_class(keys: Path, name: str, passphrase: str | None = None) -> DeviceCla
 
 
 def list_classes(keys: Path) -> list[DeviceClass]:
-    """The classes whose public key is in the key folder, by name. Raises as `find_class`."""
+    """The classes whose public keys are in the key folder, sorted by name. Raises as `find_class`."""
     names = [path.name.removesuffix(PUBLIC_SUFFIX) for path in (keys / FOLDER).glob(f"*{PUBLIC_SUFFIX}")]
     return [find_class(keys, name) for name in sorted(names) if NAME.fullmatch(name)]
 
 
 def find_class(keys: Path, name: str) -> DeviceClass:
-    """A class by its name.
+    """The class called `name`.
 
     Raises:
-        NotFoundError: its public key is not in the key folder.
-        SettingsError: that is no X25519 public key, or the name is none.
+        NotFoundError: Its public key is not in the key folder.
+        SettingsError: The file is not an X25519 public key, or the name is not valid.
     """
     _check(name)
     path = class_path(keys, name)
@@ -84,16 +87,16 @@ def find_class(keys: Path, name: str) -> DeviceClass:
 
 
 def class_path(keys: Path, name: str) -> Path:
-    """Where the private key of a class lies."""
+    """Path of the private key of a class."""
     return key_path(keys / FOLDER, name)
 
 
 def load_class_key(path: Path, passphrase: str | None = None) -> X25519PrivateKey:
-    """The private key of a class.
+    """Read the private key of a class.
 
     Raises:
-        NotFoundError: there is no such file.
-        SettingsError: others may read it, it is no X25519 key, or the passphrase is missing or wrong.
+        NotFoundError: The file does not exist.
+        SettingsError: Other users can read the file, it is not an X25519 key, or the passphrase is missing or wrong.
     """
     private = load_private(path, passphrase)
     if not isinstance(private, X25519PrivateKey):
@@ -103,22 +106,25 @@ def load_class_key(path: Path, passphrase: str | None = None) -> X25519PrivateKe
 
 def _check(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise SettingsError(f"class {name!r} is not of the form {NAME.pattern}")
+        raise SettingsError(f"class {name!r} is not of the form {NAME.pattern}", advice="Choose another name.")
 
 
 def plain_pem(private: X25519PrivateKey) -> bytes:
-    """A private key's file without a passphrase, which a device opens at its start with nobody there."""
+    """PEM bytes of a private key without a passphrase, because nobody can type one when a device starts."""
     return private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def content_secret(keys: Path, passphrase: str | None = None, *, make: bool = True) -> bytes:
-    """What content keys are derived from, 32 bytes; made where there is none, unless `make` is false.
+    """The publisher's secret, 32 bytes, from which content keys are derived. Raises as `load_class_key`.
 
-    Raises as `load_class_key`.
+    Content keys are derived and not random, so that sealing the same bundle again gives the same bytes.
 
-    Derived and not drawn, so that the same bundle sealed again is the same to the last byte.
+    Args:
+        keys: The key folder.
+        passphrase: Passphrase of the file; None for a file without one.
+        make: Make the secret if there is none.
     """
     path = class_path(keys, _CONTENT)
     if make and not path.exists():

@@ -1,4 +1,4 @@
-"""The private class keys of one process."""
+"""The private class keys of a process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgekit.sealing.class_keys import load_class_key
 
 
 class Keyring:
-    """What sealed bundles are opened with.
+    """The private class keys with which a process opens sealed bundles.
 
     Args:
-        paths: Key files of device classes, not encrypted; kept by name for processes that are started from here.
+        paths: Key files of device classes, without a passphrase. `paths` remembers them for child processes.
 
     Raises:
-        NotFoundError, SettingsError: as `load_class_key`.
+        NotFoundError, SettingsError: As `load_class_key`.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -31,15 +31,15 @@ class Keyring:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of the keys, sorted; what `Facts.seal_keys` holds."""
+        """Ids of the keys, sorted, as in `Facts.seal_keys`."""
         return tuple(sorted(self._keys))
 
     def cipher(self, manifest: Manifest, entry: FileEntry) -> FileCipher:
-        """What opens one file of a sealed bundle.
+        """The cipher that opens one file of a sealed bundle.
 
         Raises:
-            CompatibilityError: it is sealed for other classes; names them.
-            SealError: the wrapped key is not what was wrapped for this class and bundle.
+            CompatibilityError: The bundle is sealed for other classes, which the message names, or not sealed.
+            SealError: The wrapped content key was changed, or was wrapped for another class key or bundle.
         """
         missing = seal_mismatches(manifest, self._keys)
         if missing or manifest.sealed is None:

@@ -1,7 +1,7 @@
-"""A bundle's files as whoever runs it reads them: sealed ones are opened in memory, and touch no disk.
+"""Read the files of plain and sealed bundles. Sealed files are decrypted in memory and never written to a disk.
 
-What this process may open is told once, when it starts (`hold`), as its user id is: everything in it that reads a
-bundle reads it with that. Without a keyring nothing of the cryptography is imported.
+A process sets its keyring once, when it starts (`use_keyring`). The keyring belongs to the whole process, as its user
+id does, and every read of a bundle uses it. Without a keyring, the cryptography package is not imported.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
     from edgekit.sealing.cipher import FileCipher
     from edgekit.sealing.keyring import Keyring
 
-_held: Keyring | None = None
+_keyring: Keyring | None = None
 
 
-def hold(keyring: Keyring | None) -> None:
-    """From now on this process opens sealed bundles with `keyring`; None opens none."""
-    global _held
-    _held = keyring
+def use_keyring(keyring: Keyring | None) -> None:
+    """Set the keyring with which this process opens sealed bundles; with None it can open none."""
+    global _keyring
+    _keyring = keyring
 
 
-def held_paths() -> tuple[Path, ...]:
-    """The key files of what this process opens sealed bundles with."""
-    return _held.paths if _held else ()
+def keyring_paths() -> tuple[Path, ...]:
+    """Key files of this process's keyring; empty without a keyring."""
+    return _keyring.paths if _keyring else ()
 
 
 def read_file(manifest: Manifest, folder: Path, entry: FileEntry) -> bytes:
-    """One file of a bundle, as it was before it was sealed.
+    """The content of one file of a bundle, decrypted if the bundle is sealed.
 
     Raises:
-        OSError: it cannot be read.
-        CompatibilityError, SealError: as `Keyring.cipher`; SealError too where the file is not what was sealed.
+        OSError: The file cannot be read.
+        CompatibilityError: The bundle is sealed, and this process has no key for it.
+        SealError: The file or its wrapped key was changed, or belongs to another bundle.
     """
     if manifest.sealed is None:
         return (folder / entry.path).read_bytes()
@@ -49,20 +50,21 @@ def read_file(manifest: Manifest, folder: Path, entry: FileEntry) -> bytes:
 
 @contextlib.contextmanager
 def file_path(manifest: Manifest, folder: Path, entry: FileEntry) -> Iterator[Path]:
-    """A path under which a file of a bundle can be read as it was before it was sealed.
+    """A path from which a library can read the content of one file of a bundle.
 
-    Of a sealed one it leads to memory, and holds while the context lasts; what was mapped stays mapped after it.
+    For a sealed bundle the path is a file in memory, which exists until the context ends. A mapping of it stays valid
+    after that.
 
     Raises:
-        CompatibilityError, SealError: as `read_file`.
-        RuntimeLoadError: a sealed file cannot be read, or memory does not do for it.
-        SettingsError: this system has no files in memory (only Linux has).
+        CompatibilityError, SealError: As `read_file`.
+        RuntimeLoadError: A sealed file cannot be read, or there is not enough memory for it.
+        SettingsError: This system has no files in memory; only Linux has them.
     """
     if manifest.sealed is None:
         yield folder / entry.path
         return
     if not hasattr(os, "memfd_create"):
-        raise SettingsError("sealed bundles are opened on Linux only: this system has no files in memory")
+        raise SettingsError("sealed bundles can be opened on Linux only: this system has no files in memory")
     with contextlib.ExitStack() as stack:
         try:
             memory = stack.enter_context(os.fdopen(os.memfd_create(entry.path), "wb"))
@@ -76,6 +78,6 @@ def file_path(manifest: Manifest, folder: Path, entry: FileEntry) -> Iterator[Pa
 
 
 def _cipher(manifest: Manifest, entry: FileEntry) -> FileCipher:
-    if _held is None:
+    if _keyring is None:
         raise CompatibilityError(seal_mismatches(manifest, ()))
-    return _held.cipher(manifest, entry)
+    return _keyring.cipher(manifest, entry)

@@ -14,7 +14,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import CompatibilityError
 from edgekit.registry.publishing import check_bundle
 from edgekit.sealing.keyring import Keyring
-from edgekit.sealing.opening import hold
+from edgekit.sealing.opening import use_keyring
 from tests.simulators.releases import RELEASES
 
 BUNDLES = [
@@ -29,9 +29,9 @@ PLAIN = [bundle for bundle in BUNDLES if not bundle.id.endswith("-sealed")]  # o
 def class_keys(release, tmp_path):
     """The class key of the devices that may open sealed bundles, as this process holds it."""
     key = release.control(tmp_path) / "keys" / "classes" / "gates.key"
-    hold(Keyring([key]))
+    use_keyring(Keyring([key]))
     yield key
-    hold(None)
+    use_keyring(None)
 
 
 def bundle(release, name):

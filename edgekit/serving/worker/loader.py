@@ -11,7 +11,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.protocols import Runtime
 from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
 from edgekit.runtimes.providers import GPU, Acceleration
-from edgekit.sealing.opening import held_paths
+from edgekit.sealing.opening import keyring_paths
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.versions import version_of
@@ -46,7 +46,7 @@ class Loader:
             return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
         options = {"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)}
         if manifest.sealed is not None:
-            options["class_keys"] = [str(path) for path in held_paths()]
+            options["class_keys"] = [str(path) for path in keyring_paths()]
         return WorkerRuntime(
             manifest,
             folder,

@@ -14,7 +14,7 @@ from device_agents.facts import measure_facts
 from edgekit.cli.main import edgekit
 from edgekit.errors import EdgekitError, ManifestError, NotFoundError, SettingsError
 from edgekit.registry import RegistryReader
-from edgekit.sealing.opening import held_paths, hold
+from edgekit.sealing.opening import keyring_paths, use_keyring
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from edgekit.storage.stores import open_store
 from tests.simulators.small_models import onnx_bundle
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     for version in ("1.0.0", "1.1.0"):
         onnx_bundle(tmp_path / version, name="digits", version=version, target=TARGET)
     yield tmp_path
-    hold(None)
+    use_keyring(None)
 
 
 def typed(*words, **env):
@@ -109,7 +109,7 @@ def test_a_device_is_enrolled_into_a_class(folder):
     key = next(row["key_id"] for row in rows if row["name"] == "cameras")
     assert checks_of(settings, folder / "d" / "agent.toml")["class keys"]() == f"key id {key[:12]}"
     inference, _ = make_inference(settings)
-    assert held_paths() == (path,)
+    assert keyring_paths() == (path,)
     made = make_agent(settings, inference, measure_facts(TARGET))
     ran("registry", "publish", "1.0.0", "--encrypt-for", "doors")
     store = open_store(f"file://{folder / 'registry'}")

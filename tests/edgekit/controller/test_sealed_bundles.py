@@ -16,7 +16,7 @@ from edgekit.rollout.machine import RolloutState
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.sealing.keyring import Keyring
-from edgekit.sealing.opening import hold
+from edgekit.sealing.opening import use_keyring
 from tests.simulators.control import TARGET, ControlSide
 from tests.simulators.device import DEVICE
 from tests.simulators.real_device import RealDevice
@@ -29,7 +29,7 @@ SECRET = b"what nobody may read from a disk" * 5_000
 def without_keys():
     """What a test holds, it holds alone."""
     yield
-    hold(None)
+    use_keyring(None)
 
 
 class SealedDevice(RealDevice):
@@ -42,7 +42,7 @@ class SealedDevice(RealDevice):
     def __init__(self, folder, broker, root, paths):
         super().__init__(folder, broker, root)
         keyring = Keyring(paths)
-        hold(keyring)
+        use_keyring(keyring)
         facts = Facts(TARGET, "x86_64", 1024, runtimes={"onnxruntime": "1.20"}, seal_keys=keyring.ids)
         self.find = lambda manifest: mismatches(manifest, facts)
 

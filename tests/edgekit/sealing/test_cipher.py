@@ -1,4 +1,4 @@
-"""How files and content keys are encrypted: what was sealed comes back, and nothing else does."""
+"""Encryption of files and content keys: sealed content can be opened again, and every change is refused."""
 
 import io
 
@@ -32,7 +32,7 @@ def plain(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_was_sealed_comes_back(size):
-    """At every edge of a frame; a sealed frame is a block, and the size is told beforehand."""
+    """At every edge of a frame. A sealed frame has the length of a block, and `sealed_size` predicts the size."""
     data = plain(size)
     found = sealed(data)
     assert opened(found) == data
@@ -43,7 +43,7 @@ def test_what_was_sealed_comes_back(size):
 
 
 def test_a_file_that_ends_early_is_not_sealed():
-    """It changed since it was measured."""
+    """The file is shorter than its stated size."""
     with pytest.raises(SealError, match="ends before byte 11"):
         list(FileCipher(KEY, MANIFEST, "model.onnx").seal(io.BytesIO(b"0123456789"), 11))
 
@@ -68,7 +68,7 @@ FIRST, SECOND, THIRD = (FRAMES[at : at + BLOCK_BYTES] for at in range(0, len(FRA
     ],
 )
 def test_frames_belong_where_they_were_sealed(data):
-    """Order, number and end are part of what was sealed."""
+    """The order, the number and the end of the frames are authenticated."""
     with pytest.raises(SealError, match=r"model\.onnx cannot be opened: frame \d is not what was sealed there"):
         opened(data)
 
@@ -84,7 +84,7 @@ def test_frames_belong_where_they_were_sealed(data):
     ],
 )
 def test_a_file_opens_as_itself_only(other):
-    """Not under another key, name, version, target or path."""
+    """It does not open with another key, name, version, target or path."""
     with pytest.raises(SealError):
         opened(sealed(b"weights"), **other)
 
@@ -92,7 +92,7 @@ def test_a_file_opens_as_itself_only(other):
 @given(st.integers(0, len(FRAMES) * 8 - 1))
 @settings(max_examples=40, deadline=None)
 def test_no_bit_can_be_flipped(bit):
-    """Anywhere in any frame."""
+    """A flipped bit anywhere in any frame is refused."""
     data = bytearray(FRAMES)
     data[bit // 8] ^= 1 << bit % 8
     with pytest.raises(SealError):
@@ -102,7 +102,7 @@ def test_no_bit_can_be_flipped(bit):
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_strangers_bytes_are_refused_by_name(data):
-    """Whatever a file holds that nobody sealed."""
+    """Bytes that were never sealed give SealError."""
     with pytest.raises(SealError):
         opened(data)
 
@@ -112,7 +112,7 @@ WRAPPED = wrap(KEY, PRIVATE.public_key().public_bytes_raw(), ONCE, MANIFEST, "ca
 
 
 def test_a_wrapped_key_opens_with_the_class_key():
-    """And its length is that of a key and a tag."""
+    """The wrapped key opens, and has the length of a key and a tag."""
     assert unwrap(PRIVATE, WRAPPED, MANIFEST) == KEY
     assert len(WRAPPED.wrapped) == 2 * (KEY_BYTES + TAG_BYTES)
 
@@ -131,14 +131,14 @@ def test_a_wrapped_key_opens_with_the_class_key():
     ],
 )
 def test_a_wrapped_key_opens_for_its_class_and_bundle_only(private, wrapped, manifest):
-    """Every other key, bundle, name or byte is refused by name."""
+    """Another class key, another bundle, another class name or a changed byte gives SealError."""
     with pytest.raises(SealError):
         unwrap(private, wrapped, manifest)
 
 
 def test_a_public_key_without_secret_is_not_wrapped_for():
     """Points of small order would give a key that everybody knows."""
-    with pytest.raises(SealError, match="no usable X25519 public key"):
+    with pytest.raises(SealError, match="not a usable X25519 public key"):
         wrap(KEY, bytes(32), ONCE, MANIFEST, "cameras")
 
 
@@ -150,7 +150,7 @@ SEALED = msgspec.structs.replace(
 
 
 def test_manifests_that_are_not_sealed_are_as_they_always_were():
-    """No byte of them tells that there is such a thing; a sealed one is read back as it was."""
+    """Manifests without sealing have no field for it; a sealed manifest is read back with its encryption."""
     assert b"encryption" not in MANIFEST.canonical_bytes()
     assert MANIFEST.sealed is None
     assert parse_manifest(SEALED.canonical_bytes()).sealed == Encryption((WRAPPED,))
@@ -169,14 +169,14 @@ def test_manifests_that_are_not_sealed_are_as_they_always_were():
     ],
 )
 def test_an_encryption_that_says_nonsense_is_refused(fields, says):
-    """By the manifest's own check, before anything is opened."""
+    """The check of the manifest refuses it, before any file is opened."""
     made = msgspec.structs.replace(SEALED, encryption=msgspec.structs.replace(SEALED.encryption, **fields))
     with pytest.raises(ManifestError, match=says):
         parse_manifest(made.canonical_bytes())
 
 
 def test_a_sealed_file_has_at_least_its_tag():
-    """An empty one would be no frame at all."""
+    """A sealed file of 0 bytes has no frame, so the manifest is refused."""
     files = tuple(file_entry(e.path, e.role, b"") if e.role == "golden" else e for e in MANIFEST.files)
     with pytest.raises(ManifestError, match="a sealed file has at least 16"):
         parse_manifest(msgspec.structs.replace(SEALED, files=files).canonical_bytes())
@@ -188,7 +188,7 @@ TEXT = st.text(max_size=100)
 @given(st.lists(st.builds(type(WRAPPED), TEXT, TEXT, TEXT, TEXT), max_size=3), st.sampled_from(["edgekit-seal-1", ""]))
 @settings(deadline=None)
 def test_every_encryption_is_read_or_refused(keys, kind):
-    """What parses can be tried to open; what it says may be false, but never of another form."""
+    """A manifest is refused, or its wrapped keys have a form that `unwrap` can check."""
     made = msgspec.structs.replace(SEALED, encryption=Encryption(tuple(keys), kind))
     try:
         found = parse_manifest(made.canonical_bytes())

@@ -1,4 +1,4 @@
-"""Bundles that are sealed, and opened by those who may."""
+"""Sealed bundles: sealing is repeatable, and only devices of the right class can open them."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ from edgekit.runtimes.providers import TENSORRT, Acceleration
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class, list_classes
 from edgekit.sealing.keyring import Keyring
-from edgekit.sealing.opening import hold, read_file
+from edgekit.sealing.opening import read_file, use_keyring
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.oip.codec import InferRequest
@@ -30,9 +30,9 @@ from tests.simulators.small_models import SURE, identity_bundle, litert_bundle, 
 
 @pytest.fixture(autouse=True)
 def without_keys():
-    """What a test holds, it holds alone."""
+    """Remove a test's keyring afterwards, because it belongs to the whole process."""
     yield
-    hold(None)
+    use_keyring(None)
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def seal(keys: Path, source: Path, folder: Path, *classes: str):
     return seal_bundle(source, check_bundle(source), folder, classes=chosen, secret=content_secret(keys))
 
 
-def may(keys: Path, *classes: str) -> None:
-    hold(Keyring([class_path(keys, name) for name in classes]))
+def use(keys: Path, *classes: str) -> None:
+    use_keyring(Keyring([class_path(keys, name) for name in classes]))
 
 
 def test_a_sealed_bundle_is_a_bundle_and_tells_nothing_of_its_files(keys, tmp_path):
-    """It passes the check of any bundle, and no file is as it was; the rest of the manifest is."""
+    """It passes the check of every bundle. Its files differ from the plain ones, the rest of its manifest does not."""
     plain = onnx_bundle(tmp_path / "plain")
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
     assert check_bundle(tmp_path / "sealed") == made
@@ -64,7 +64,7 @@ def test_a_sealed_bundle_is_a_bundle_and_tells_nothing_of_its_files(keys, tmp_pa
 
 
 def test_sealing_again_gives_the_same_bytes(keys, tmp_path):
-    """So publishing again changes nothing. Another content, or another publisher's secret, shares no frame with it."""
+    """Publishing again changes nothing. Another content, or another publisher's secret, gives other files and keys."""
     onnx_bundle(tmp_path / "plain")
     onnx_bundle(tmp_path / "other", tag=1.0)
     first, again = (seal(keys, tmp_path / "plain", tmp_path / folder, "doors", "cameras") for folder in "ab")
@@ -79,10 +79,10 @@ def test_sealing_again_gives_the_same_bytes(keys, tmp_path):
 
 
 def test_what_cannot_be_sealed_is_refused(keys, tmp_path):
-    """A sealed bundle, one without classes, and one that changes meanwhile."""
+    """A sealed bundle, a bundle for no class, and a bundle whose file changes while it is sealed are refused."""
     manifest = onnx_bundle(tmp_path / "plain")
     seal(keys, tmp_path / "plain", tmp_path / "sealed")
-    with pytest.raises(ManifestError, match="sealed already"):
+    with pytest.raises(ManifestError, match="is already sealed"):
         seal(keys, tmp_path / "sealed", tmp_path / "twice")
     with pytest.raises(ManifestError, match="for 0 device classes"):
         seal_bundle(tmp_path / "plain", manifest, tmp_path / "none", classes=[], secret=bytes(32))
@@ -97,10 +97,10 @@ def test_what_cannot_be_sealed_is_refused(keys, tmp_path):
 @pytest.mark.parametrize("make", [onnx_bundle, litert_bundle])
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 async def test_a_sealed_bundle_is_tested_and_answers(keys, tmp_path, make, isolation):
-    """On both runtimes, here and in a process of its own; no plain file appears beside the sealed ones."""
+    """On both runtimes, in this process and in a worker process; no plain file appears beside the sealed ones."""
     make(tmp_path / "plain")
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed", "cameras", "doors")
-    may(keys, "doors")
+    use(keys, "doors")
     async with InferenceService(options=ModelOptions(isolation=isolation)) as service:
         assert (await service.try_bundle(made, tmp_path / "sealed")).passed
         await service.activate("small", made, tmp_path / "sealed")
@@ -114,7 +114,7 @@ async def test_a_sealed_bundle_is_tested_and_answers(keys, tmp_path, make, isola
 
 
 def test_what_comes_before_the_model_reads_sealed_files_too(keys, tmp_path):
-    """A vocabulary is somebody's work like the model."""
+    """Files of the processing, for example a vocabulary, are sealed and opened like the model."""
     words = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n"
     manifest = identity_bundle(tmp_path / "plain", name="words", dtypes=("int64",))
     (tmp_path / "plain" / "words.txt").write_bytes(words)
@@ -128,18 +128,18 @@ def test_what_comes_before_the_model_reads_sealed_files_too(keys, tmp_path):
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
     with pytest.raises(CompatibilityError):
         open_processor(made, tmp_path / "sealed")
-    may(keys, "cameras")
+    use(keys, "cameras")
     found = open_processor(made, tmp_path / "sealed").before({"text": np.array([b"hello"], object)})
     assert found["int64"].tolist() == [[2, 3]]
 
 
 async def test_the_cloud_tier_opens_with_its_class_key(keys, tmp_path):
-    """And says for whom a bundle is sealed when it has none."""
+    """Without a class key, the error names the classes that the bundle is sealed for."""
     onnx_bundle(tmp_path / "plain", batch=None)
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
     with pytest.raises(CompatibilityError, match=r"sealed for device class cameras .* has no class key"):
         await CloudModels.open(["small"], lambda _: (made, tmp_path / "sealed"), threads=1)
-    may(keys, "cameras")
+    use(keys, "cameras")
     models = await CloudModels.open(["small"], lambda _: (made, tmp_path / "sealed"), threads=1)
     found = await models.answer("small", None, InferRequest({"x": SURE}))
     np.testing.assert_allclose(found.outputs["scores"], softmax(SURE), atol=1e-5)
@@ -147,21 +147,21 @@ async def test_the_cloud_tier_opens_with_its_class_key(keys, tmp_path):
 
 
 def test_another_class_cannot_open_it(keys, tmp_path):
-    """The error names the class that can and the key that is here."""
+    """The error names the class that can open the bundle and the key that the device has."""
     onnx_bundle(tmp_path / "plain")
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
-    may(keys, "doors")
+    use(keys, "doors")
     key = find_class(keys, "doors").key_id[:12]
     with pytest.raises(CompatibilityError, match=f"for device class cameras .* this device has key {key}"):
         open_runtime(made, tmp_path / "sealed")
 
 
 def test_files_are_not_taken_from_another_bundle(keys, tmp_path):
-    """Even where somebody signs a manifest that names the ciphertext of another version."""
+    """This holds even if somebody signs a manifest that lists the ciphertext of another version."""
     for version in ("1.0.0", "1.1.0"):
         onnx_bundle(tmp_path / version, version=version)
     old, new = (seal(keys, tmp_path / v, tmp_path / f"sealed-{v}") for v in ("1.0.0", "1.1.0"))
-    may(keys, "cameras")
+    use(keys, "cameras")
     mixed = msgspec.structs.replace(new, files=old.files)
     with pytest.raises(SealError, match=r"model\.onnx cannot be opened: frame 0"):
         read_file(mixed, tmp_path / "sealed-1.0.0", mixed.file(ROLE_MODEL))
@@ -171,14 +171,14 @@ def test_files_are_not_taken_from_another_bundle(keys, tmp_path):
 
 
 def test_a_sealed_file_that_is_no_model_is_named(keys, tmp_path):
-    """It is opened in memory, where it has no name of its own."""
+    """The error names the file, although it is opened from a path in memory, and no file descriptor stays open."""
     manifest = onnx_bundle(tmp_path / "plain")
     (tmp_path / "plain" / "model.onnx").write_bytes(b"nonsense")
     files = tuple(file_entry(e.path, e.role, (tmp_path / "plain" / e.path).read_bytes()) for e in manifest.files)
     broken = msgspec.structs.replace(manifest, files=files).canonical_bytes()
     (tmp_path / "plain" / "manifest.json").write_bytes(broken)
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
-    may(keys, "cameras")
+    use(keys, "cameras")
     before = os.listdir("/proc/self/fd")
     with pytest.raises(RuntimeLoadError, match=r"model\.onnx, opened in memory: .* cannot be loaded"):
         open_runtime(made, tmp_path / "sealed")
@@ -190,7 +190,7 @@ def test_a_sealed_file_that_is_no_model_is_named(keys, tmp_path):
 
 
 def test_no_engine_of_a_sealed_model_is_kept(keys, tmp_path):
-    """An engine is the model in plain, and its folder is on a disk."""
+    """An engine contains the plain model, and its folder is on a disk."""
     plain = onnx_bundle(tmp_path / "plain")
     made = seal(keys, tmp_path / "plain", tmp_path / "sealed")
     wanted = Acceleration(engine_cache=str(tmp_path / "engines"))
@@ -200,7 +200,7 @@ def test_no_engine_of_a_sealed_model_is_kept(keys, tmp_path):
 
 
 def test_class_keys_are_private_files_that_are_never_overwritten(tmp_path):
-    """With the passphrase and the permissions of the signing keys; a publisher needs the public half only."""
+    """They have the passphrase and the permissions of the signing keys; a publisher needs only the public keys."""
     keys = tmp_path / "keys"
     made = add_class(keys, "cameras", "secret")
     path = class_path(keys, "cameras")
@@ -222,7 +222,7 @@ def test_class_keys_are_private_files_that_are_never_overwritten(tmp_path):
 
 
 def test_signing_keys_are_no_class_keys(tmp_path):
-    """The error says what was found and what was expected."""
+    """The error states the kind of key that was found and the kind that was expected."""
     generate_key(tmp_path / "classes" / "signer.key")
     with pytest.raises(SettingsError, match=r"is a .*Ed25519PrivateKey, expected X25519"):
         Keyring([tmp_path / "classes" / "signer.key"])
@@ -233,7 +233,7 @@ def test_signing_keys_are_no_class_keys(tmp_path):
 
 
 def test_older_manifests_are_read_as_before(tmp_path):
-    """Their bytes and their digest do not know of sealing."""
+    """A manifest without sealing has the bytes and the digest that it had before sealing existed."""
     manifest = onnx_bundle(tmp_path)
     assert parse_manifest((tmp_path / "manifest.json").read_bytes()) == manifest
     assert b"encrypt" not in manifest.canonical_bytes()
