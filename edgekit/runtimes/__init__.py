@@ -1,4 +1,7 @@
-"""Runtimes: what runs an artifact. `open_runtime` gives a bundle's model with its logical tensors."""
+"""Runtime adapters: LiteRT and ONNX Runtime. `open_runtime` loads a bundle's model with its logical tensors.
+
+Serving code (queues, batching, worker processes) does not belong here.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +36,21 @@ def open_runtime(
     """Load a bundle's model; slow (up to seconds) and blocking, so call it from a worker thread.
 
     Args:
-        manifest: Of the bundle; its runtime chooses the adapter. The caller has verified the files.
-        folder: Where the bundle's files are.
-        threads: Of the runtime's own pool.
-        providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
-        acceleration: The same and more, in place of `providers`; as plain values where it comes from another process.
+        manifest: Manifest of the bundle; its runtime chooses the adapter. The caller has verified the files.
+        folder: Folder of the bundle's files.
+        threads: Number of threads of the runtime.
+        providers: ONNX Runtime execution providers, the preferred first; None uses the best installed one.
+        acceleration: Options of the providers, instead of `providers`; a plain mapping if sent by another process.
         class_keys: Key files of device classes, if this process has no keyring yet (a worker process).
 
     Raises:
-        CompatibilityError, SealError: the bundle is sealed and cannot be opened here.
-        ManifestError: this edgekit has no such runtime.
-        MissingExtraError: the runtime is not installed.
-        RuntimeLoadError: the artifact cannot be loaded, or is not what the manifest says.
+        CompatibilityError, SealError: The bundle is sealed and cannot be opened here.
+        ManifestError: This version of edgekit has no such runtime.
+        MissingExtraError: The runtime is not installed.
+        RuntimeLoadError: The artifact cannot be loaded, or does not match the manifest.
     """
     if class_keys:
-        from edgekit.sealing.keyring import Keyring  # few bundles are sealed, and the cryptography is slow to import
+        from edgekit.sealing.keyring import Keyring  # only sealed bundles need it, and cryptography is slow to import
 
         use_keyring(Keyring([Path(one) for one in class_keys]))
     entry = manifest.file(ROLE_MODEL)
@@ -68,7 +71,7 @@ def _open_raw(
     providers: Sequence[str] | None,
     acceleration: Acceleration | Mapping[str, Any] | None,
 ) -> RawRuntime:
-    # Each adapter is imported where it is chosen: a device has one runtime installed, seldom both.
+    # Adapters are imported only when chosen: most devices have only one runtime installed.
     if manifest.runtime == LITERT:
         from edgekit.runtimes.litert import LiteRTRuntime
 
@@ -79,7 +82,7 @@ def _open_raw(
         wanted = msgspec.convert(acceleration or {"providers": tuple(providers or ())}, Acceleration)
         chosen = wanted.providers or installed_providers()
         free = any(size is None for binding in manifest.inputs for size in binding.artifact.shape)
-        # An arena keeps its peak for ever: fine where every run has one size, not where requests choose it.
+        # An arena never shrinks. That is fine if every run has the same size, but not with a free batch.
         return OnnxRuntime(
             path,
             providers=chosen,
@@ -95,7 +98,9 @@ def _open_raw(
 def _provider_options(manifest: Manifest, chosen: Sequence[str], wanted: Acceleration) -> dict[str, dict[str, str]]:
     inputs = [binding.artifact for binding in manifest.inputs]
     engines = ""
-    if TENSORRT in chosen and wanted.engine_cache and manifest.sealed is None:  # an engine is the model in plain
+    if (
+        TENSORRT in chosen and wanted.engine_cache and manifest.sealed is None
+    ):  # an engine contains the model unencrypted
         from edgekit.runtimes.gpu import engine_folder, gpu_versions
 
         key = engine_key(manifest.file(ROLE_MODEL).sha256, gpu_versions(), inputs)
@@ -105,7 +110,7 @@ def _provider_options(manifest: Manifest, chosen: Sequence[str], wanted: Acceler
 
 
 def import_library(manifest: Manifest) -> None:
-    """Import the library of a bundle's runtime, where it is there; `open_runtime` says what is missing."""
+    """Import the library of a bundle's runtime if it is installed; `open_runtime` reports a missing one."""
     name = {LITERT: "edgekit.runtimes.litert", ONNXRUNTIME: "edgekit.runtimes.onnx"}.get(manifest.runtime)
     if name is not None:
         with contextlib.suppress(MissingExtraError):

@@ -1,4 +1,4 @@
-"""What engines depend on: versions of the libraries, and the GPU. Empty where there is none."""
+"""Versions of GPU libraries and driver, on which TensorRT engines depend, and folders of engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekit.errors import RuntimeLoadError
 
 log = logging.getLogger(__name__)
 
-KEPT_ENGINES = 8  # folders; those that were not used for the longest are removed
+KEPT_ENGINES = 8  # folders; the least recently used are removed
 
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
@@ -21,29 +21,29 @@ _DISTRIBUTIONS = {
 }
 _CUDA_LIBRARY = "libcuda.so.1"
 _NAME_BYTES = 128
-_BOARD = Path("/proc/device-tree/model")  # of a Jetson, whose GPU is part of the board
+_BOARD = Path("/proc/device-tree/model")  # on a Jetson, whose GPU is part of the board
 
 
 def gpu_versions() -> dict[str, str]:
-    """Versions by name: onnxruntime, tensorrt, driver (the CUDA that the driver speaks), device, board."""
-    found = {}
+    """Versions by name: onnxruntime, tensorrt, driver (its CUDA version), device, board; only those that exist."""
+    versions = {}
     for name, distributions in _DISTRIBUTIONS.items():
         for distribution in distributions:
             try:
-                found[name] = metadata.version(distribution)
+                versions[name] = metadata.version(distribution)
                 break
             except metadata.PackageNotFoundError:
                 continue
     if _BOARD.exists():
-        found["board"] = _BOARD.read_text(errors="replace").strip("\0 \n")
-    return {**found, **_from_driver()}
+        versions["board"] = _BOARD.read_text(errors="replace").strip("\0 \n")
+    return {**versions, **_from_driver()}
 
 
 def engine_folder(cache: Path, key: str) -> Path:
-    """The folder of a model's engines, made and marked as used; too many others are removed.
+    """Create the folder of a model's engines or mark it as used, and remove the least recently used others.
 
     Raises:
-        RuntimeLoadError: the disk refuses.
+        RuntimeLoadError: The disk is full or failing.
     """
     folder = cache / key
     try:
@@ -58,7 +58,7 @@ def engine_folder(cache: Path, key: str) -> Path:
 
 
 def _from_driver() -> dict[str, str]:
-    """Asked of the driver itself, so that no library of CUDA's must be installed for it."""
+    """Versions from the driver itself, so that no CUDA library must be installed."""
     try:
         driver = ctypes.CDLL(_CUDA_LIBRARY)
         version, device = ctypes.c_int(), ctypes.c_int()
@@ -71,7 +71,7 @@ def _from_driver() -> dict[str, str]:
     except (OSError, AttributeError):
         return {}
     if failed:
-        log.warning("the CUDA driver is there and answers error %d", failed)
+        log.warning("the CUDA driver is installed but returned error %d", failed)
         return {}
     device_name = f"{name.value.decode(errors='replace')} sm_{major.value}{minor.value}"
     return {"driver": str(version.value), "device": device_name}

@@ -1,4 +1,4 @@
-"""LiteRT: runs .tflite artifacts through ai-edge-litert, or tflite-runtime where only that exists."""
+"""LiteRT adapter: runs .tflite artifacts with ai-edge-litert, or with tflite-runtime if only that is installed."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _RESOLVERS = {XNNPACK: "AUTO", BUILTIN: "BUILTIN_WITHOUT_DEFAULT_DELEGATES", REF
 class LiteRTRuntime:
     """RawRuntime over one .tflite file.
 
-    Tensors are named by the signature (``serving_default`` where there are several), and by the graph where there is
-    none. The file is mapped into memory: replace it by a rename, never in place, while this is open.
+    Tensors have the names of the signature (``serving_default`` if there are several), or of the graph if there is no
+    signature. The file is mapped into memory: while it is open, replace it only by a rename, never in place.
 
     Args:
         path: The .tflite file.
-        threads: Of the interpreter; LiteRT takes it only when it is built.
-        kernels: `XNNPACK` as devices run it; `BUILTIN` for the library's own optimized kernels without a delegate;
-            `REFERENCE` for its plain ones, which are slow and there to compare with.
-        interpreter: Another library's class of the same interface; None takes the one that is installed.
+        threads: Number of threads, fixed when the interpreter is built.
+        kernels: `XNNPACK`, which devices use; `BUILTIN`, the library's optimized kernels without a delegate; or
+            `REFERENCE`, its slow plain kernels, for comparisons.
+        interpreter: An interpreter class of another library; None uses the installed one.
 
     Raises:
-        RuntimeLoadError: the file is missing, damaged, or holds something that this LiteRT cannot run.
+        RuntimeLoadError: The file is missing, damaged, or contains something that this LiteRT cannot run.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LiteRTRuntime:
             raise RuntimeLoadError(f"{path.name} cannot be loaded by LiteRT: {error}") from error
         self._input_index = {name: int(detail["index"]) for name, detail in inputs.items()}
         self._output_index = {name: int(detail["index"]) for name, detail in outputs.items()}
-        self._held = {name: tuple(int(n) for n in detail["shape"]) for name, detail in inputs.items()}
+        self._shapes = {name: tuple(int(n) for n in detail["shape"]) for name, detail in inputs.items()}
         self._quantization = {
             name: found
             for name, detail in (*inputs.items(), *outputs.items())
@@ -79,7 +79,7 @@ class LiteRTRuntime:
 
     @property
     def provider(self) -> str:
-        """``XNNPACK`` where at least one part of the graph was handed to the default delegate, else ``CPU``."""
+        """``XNNPACK`` if the default delegate runs at least one part of the graph, otherwise ``CPU``."""
         return self._provider
 
     @property
@@ -88,7 +88,7 @@ class LiteRTRuntime:
         return dict(self._quantization)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see Runtime.run. The answers are copies, safe to keep."""
+        """Run once; see Runtime.run. The outputs are copies, which the next run does not change."""
         if self._interpreter is None:
             raise RuntimeLoadError(f"{self._path.name} is closed")
         faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
@@ -110,16 +110,16 @@ class LiteRTRuntime:
         self._interpreter = None
 
     def _resize(self, inputs: Mapping[str, Array]) -> None:
-        changed = {name: value.shape for name, value in inputs.items() if value.shape != self._held[name]}
+        changed = {name: value.shape for name, value in inputs.items() if value.shape != self._shapes[name]}
         for name, shape in changed.items():
             self._interpreter.resize_tensor_input(self._input_index[name], shape)
         if changed:
-            self._held.update(changed)
+            self._shapes.update(changed)
             self._interpreter.allocate_tensors()
 
 
 def _resolver(interpreter: type[Any], kernels: str) -> dict[str, Any]:
-    """The argument that chooses kernels; none for the default, which needs nothing that is called experimental."""
+    """The interpreter's argument for the kernels; none for the default, so that no experimental argument is used."""
     if kernels == XNNPACK:
         return {}
     library = importlib.import_module(interpreter.__module__)
@@ -146,20 +146,20 @@ def _spec(name: str, detail: Mapping[str, Any]) -> TensorSpec:
 
 
 def _quantization(detail: Mapping[str, Any]) -> tuple[float, int] | None:
-    found = detail["quantization_parameters"]
-    if len(found["scales"]) != 1:
+    parameters = detail["quantization_parameters"]
+    if len(parameters["scales"]) != 1:
         return None
-    return float(found["scales"][0]), int(found["zero_points"][0])
+    return float(parameters["scales"][0]), int(parameters["zero_points"][0])
 
 
 def _provider(interpreter: Any) -> str:
-    """Read it from the graph as it will run: a delegated part shows as one DELEGATE node.
+    """The delegate of the prepared graph, in which a delegated part is one DELEGATE node.
 
-    No delegate is passed in, so the only one that there can be is LiteRT's default, XNNPACK.
+    No other delegate is passed in, so a delegate can only be LiteRT's default, XNNPACK.
     """
     try:
         names = {op["op_name"] for op in interpreter._get_ops_details()}
-    except (AttributeError, KeyError) as error:  # private to the library: an unknown answer is said, not guessed
-        _log.warning("this LiteRT does not tell its delegates: %s", error)
+    except (AttributeError, KeyError) as error:  # a private method of the library, so it can be missing
+        _log.warning("this LiteRT does not report its delegates: %s", error)
         return "unknown"
     return "XNNPACK" if "DELEGATE" in names else "CPU"

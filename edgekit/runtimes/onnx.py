@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs .onnx artifacts on the providers that are really there."""
+"""ONNX Runtime adapter: runs .onnx artifacts, and reports the execution providers that are really used."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
-X86_64 = ("x86_64", "amd64")  # as platform.machine names it, in small letters
+X86_64 = ("x86_64", "amd64")  # platform.machine() in lower case
 
-# ONNX Runtime's exceptions share no base below Exception; these are all that its C++ side raises.
+# ONNX Runtime's exceptions have no common base class below Exception; its C++ code raises only these.
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 _FULL = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
-_registering = threading.Lock()  # the arena that is registered when a session is made is that session's
+_arena_lock = threading.Lock()  # a new session uses the arena that is registered at that moment
 _TYPES = {"float": DType.FLOAT32, "float16": DType.FLOAT16, "double": DType.FLOAT64, "string": DType.BYTES}
 _TYPES.update({dtype.value: dtype for dtype in DType if dtype.value not in _TYPES})
 
@@ -48,24 +48,24 @@ def installed_providers() -> tuple[str, ...]:
 class OnnxRuntime:
     """RawRuntime over one .onnx file or its bytes.
 
-    Thread spinning is off (it burns whole cores on a device), and on x86 int8 sums are exact
-    (``session.x64quantprecision``), so that answers equal those of ARM.
+    Thread spinning is off, because it keeps whole cores busy. On x86, int8 sums are exact
+    (``session.x64quantprecision``), so that outputs equal those on ARM.
 
     Args:
         model: A file, or the bytes of one.
-        providers: Execution providers, the preferred first; one that is missing is logged and never in `provider`.
-        options: Of each provider, by its name.
-        required: A provider that is missing is an error.
-        threads: Of one run.
-        arena: Keep freed memory for the next run; right where every run has the same size.
-        arena_bytes: Keep it in any case, and never more than this: what a run works on and answers, not the weights.
-            0 for no limit.
-        optimize: Let ONNX Runtime rewrite the graph; False runs it as it is, to compare with.
-        exact: Exact int8 sums on x86, see above; False is ONNX Runtime's own default, to compare with.
+        providers: Execution providers, the preferred first. A missing one is logged and never in `provider`.
+        options: Options of each provider by name.
+        required: A missing provider is an error.
+        threads: Number of threads of one run.
+        arena: Keep freed memory for the next run; useful if every run has the same size.
+        arena_bytes: Use an arena in any case, and limit it to this size. It has intermediate values and outputs, not
+            the weights. 0 for no limit.
+        optimize: Let ONNX Runtime rewrite the graph; False runs it unchanged, for comparisons.
+        exact: Exact int8 sums on x86, see above; False uses ONNX Runtime's default, for comparisons.
 
     Raises:
-        RuntimeLoadError: the model is missing, damaged, or holds something that this ONNX Runtime cannot run; or a
-            required provider was not got.
+        RuntimeLoadError: The model is missing, damaged, or contains something that this ONNX Runtime cannot run; or a
+            required provider is missing.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class OnnxRuntime:
         available = set(onnxruntime.get_available_providers())
         chosen = [name for name in providers if name in available]
         if required:
-            self._refuse(rules.missing(providers, chosen), sorted(available))  # before minutes are spent on building
+            self._require(
+                rules.missing(providers, chosen), sorted(available)
+            )  # before engines are built, which takes minutes
         try:
             self._session: Any = _session(
                 model if isinstance(model, bytes) else str(model),
@@ -107,10 +109,10 @@ class OnnxRuntime:
         self.providers = tuple(providers), tuple(found)
         self.missing_providers = rules.missing(providers, found)
         if required:
-            self._refuse(self.missing_providers, found)
+            self._require(self.missing_providers, found)
         if self.missing_providers:
             _log.warning(
-                "%s asked for %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
+                "%s requested %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
             )
 
     def _failed(self, error: Exception) -> RuntimeLoadError:
@@ -118,16 +120,16 @@ class OnnxRuntime:
         if full is None:
             return RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}")
         return ArenaFullError(
-            f"ONNX Runtime has no memory to run {self._name}: it asked for {_mib(full[2])} at once, "
-            f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} that its arena may hold (arena_mib)",
+            f"ONNX Runtime has not enough memory to run {self._name}: it asked for {_mib(full[2])} at once, "
+            f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} of its arena (arena_mib)",
             advice="Raise arena_mib, or send fewer rows in one request.",
         )
 
-    def _refuse(self, missing: Sequence[str], found: Sequence[str]) -> None:
+    def _require(self, missing: Sequence[str], found: Sequence[str]) -> None:
         if missing:
             raise RuntimeLoadError(
                 f"{self._name} requires {', '.join(missing)}, ONNX Runtime has {', '.join(found)}",
-                advice="Install the provider's libraries, or set require_providers to false to run without.",
+                advice="Install the provider's libraries, or set require_providers to false to run without it.",
             )
 
     @property
@@ -142,7 +144,7 @@ class OnnxRuntime:
 
     @property
     def provider(self) -> str:
-        """The first provider that the session really has."""
+        """The first provider of the session."""
         return self._provider
 
     @property
@@ -154,7 +156,7 @@ class OnnxRuntime:
         """Run once; see Runtime.run.
 
         Raises:
-            ArenaFullError: this run needs more memory than `arena_bytes`; the next may need less.
+            ArenaFullError: This run needs more memory than `arena_bytes`; a smaller run can still succeed.
         """
         if self._session is None:
             raise RuntimeLoadError(f"{self._name} is closed")
@@ -166,7 +168,7 @@ class OnnxRuntime:
         try:
             found = self._session.run(self._names, fed)
         except _ERRORS as error:
-            self._check(inputs)  # ONNX Runtime did too, all but the shape of scalars, and says less
+            self._check(inputs)  # gives a clearer message than ONNX Runtime's own check
             raise self._failed(error) from error
         if self._has_text:
             found = [_to_bytes(value) if value.dtype == object else value for value in found]
@@ -185,26 +187,29 @@ class OnnxRuntime:
 
 
 def _session(model: str | bytes, arena_bytes: int, *, sess_options: Any, **chosen: Any) -> Any:
-    """A session; with `arena_bytes` its arena is its own, bounded, and freed with it.
+    """Make a session; with `arena_bytes` it has a limited arena of its own, which is freed with the session.
 
-    ONNX Runtime bounds only arenas that are registered for the whole process. But another may be registered in the
-    place of one, and sessions keep the one that they were made with.
+    ONNX Runtime can limit only arenas that are registered for the whole process. But the registered arena can be
+    replaced, and a session keeps the arena with which it was made.
     """
     if not arena_bytes:
         return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
     sess_options.add_session_config_entry("session.use_env_allocators", "1")
-    sess_options.log_severity_level = 4  # a run over the limit raises its error; clients must not fill the log
-    with _registering:
+    sess_options.log_severity_level = 4  # a run over the limit raises an error, and must not also fill the log
+    with _arena_lock:
         _register_arena(arena_bytes)
         try:
             return onnxruntime.InferenceSession(model, sess_options=sess_options, **chosen)
         finally:
-            _register_arena(arena_bytes)  # an empty one, or the session's would stay when it has gone
+            _register_arena(arena_bytes)  # an empty arena, so that the session's arena is freed with the session
 
 
 def _register_arena(limit: int) -> None:
     kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-    choices = {"max_mem": limit, "arena_extend_strategy": 1}  # by what is asked: doubling reaches the limit too soon
+    choices = {
+        "max_mem": limit,
+        "arena_extend_strategy": 1,
+    }  # 1 is kSameAsRequested: doubling reaches the limit too early
     onnxruntime.create_and_register_allocator(
         onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), onnxruntime.OrtArenaCfg(choices)
     )
@@ -219,7 +224,7 @@ def _options(threads: int, arena: bool, *, optimize: bool, exact: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = arena
-    options.log_severity_level = 3  # errors; what matters of the warnings is said by this adapter
+    options.log_severity_level = 3  # errors only; this adapter reports the relevant warnings
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if not optimize:
@@ -232,15 +237,15 @@ def _options(threads: int, arena: bool, *, optimize: bool, exact: bool) -> Any:
 def _spec(node: Any) -> TensorSpec:
     kind = str(node.type).removeprefix("tensor(").removesuffix(")")
     if kind not in _TYPES:
-        raise RuntimeLoadError(f"{node.name} is {node.type}, which edgekit cannot hold")
+        raise RuntimeLoadError(f"{node.name} is {node.type}, which edgekit does not support")
     return TensorSpec(node.name, _TYPES[kind], tuple(n if isinstance(n, int) else None for n in node.shape))
 
 
 def _to_text(value: Array) -> Array:
-    """ONNX strings are UTF-8 text in Python.
+    """BYTES as text, because ONNX Runtime takes strings as Python text.
 
     Raises:
-        DataError: `value` holds other bytes.
+        DataError: `value` contains bytes that are not UTF-8.
     """
     try:
         texts = [item.decode() if isinstance(item, bytes) else str(item) for item in value.ravel()]

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's execution providers are asked for, and what was got. Rules only: no GPU is looked at here."""
+"""Options of ONNX Runtime's execution providers, and names of missing ones. Rules only: no access to a GPU."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgekit.tensors import TensorSpec
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 PREFERRED = (TENSORRT, CUDA, CPU)
 GPU = (TENSORRT, CUDA)
-LARGEST_BATCH = 8  # of a TensorRT engine; larger requests build another, which takes minutes
+LARGEST_BATCH = 8  # of a TensorRT engine; a larger request builds another engine, which takes minutes
 
 
 class Acceleration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device wants of ONNX Runtime's providers.
+    """A device's options for ONNX Runtime's providers.
 
     Attributes:
-        providers: By name, the preferred first; empty takes the best that is installed.
-        required: A provider that is not got is an error, not a warning.
-        gpu_memory_bytes: Most that a model's arena on the GPU may hold; 0 for no limit.
-        arena_bytes: Most that a model's arena in the CPU's memory may hold; 0 for no limit.
-        engine_cache: Folder where TensorRT's engines are kept; empty for none, and each start builds them again.
+        providers: Names, the preferred first; empty uses the best installed one.
+        required: A missing provider is an error instead of a warning.
+        gpu_memory_bytes: Largest arena of a model on the GPU; 0 for no limit.
+        arena_bytes: Largest arena of a model in main memory; 0 for no limit.
+        engine_cache: Folder for TensorRT's engines; empty for none, so that each start builds them again.
     """
 
     providers: tuple[str, ...] = ()
@@ -33,9 +33,9 @@ class Acceleration(msgspec.Struct, frozen=True, kw_only=True):
     engine_cache: str = ""
 
 
-def missing(asked: Sequence[str], got: Sequence[str]) -> tuple[str, ...]:
-    """What was asked for and not got; ONNX Runtime says nothing of it and runs on the CPU."""
-    return tuple(name for name in asked if name not in got)
+def missing(requested: Sequence[str], actual: Sequence[str]) -> tuple[str, ...]:
+    """The requested providers that a session lacks; ONNX Runtime falls back to the CPU without an error."""
+    return tuple(name for name in requested if name not in actual)
 
 
 def options(
@@ -46,31 +46,31 @@ def options(
     engines: str = "",
     inputs: Sequence[TensorSpec] = (),
 ) -> dict[str, str]:
-    """The options of one provider, as ONNX Runtime names them.
+    """The options of one provider, with ONNX Runtime's names.
 
     Args:
-        name: The provider.
-        wanted: By the device.
-        precision: Of the artifact, as its recipe names it: TensorRT must be allowed what the artifact holds.
+        name: Name of the provider.
+        wanted: Options of the device.
+        precision: Precision of the artifact's recipe; TensorRT must be allowed to use it.
         engines: Folder of this model's TensorRT engines; empty for none.
-        inputs: The artifact's own, whose free batch TensorRT must know the bounds of.
+        inputs: The artifact's own inputs; TensorRT needs the bounds of a free batch.
     """
     if name == CUDA:
-        # The arena grows by what is asked: doubling takes twice the memory of a Jetson that shares it with the CPU.
-        # Heuristic: the exhaustive search of the default runs every kernel at the first request of each shape.
-        found = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-        return {**found, "gpu_mem_limit": str(wanted.gpu_memory_bytes)} if wanted.gpu_memory_bytes else found
+        # kSameAsRequested: doubling would take too much memory on a Jetson, where GPU and CPU share it.
+        # HEURISTIC: the default search runs every kernel at the first request of each shape.
+        chosen = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+        return {**chosen, "gpu_mem_limit": str(wanted.gpu_memory_bytes)} if wanted.gpu_memory_bytes else chosen
     if name == TENSORRT:
-        found = {"trt_fp16_enable": str(int(precision == "float16")), "trt_int8_enable": str(int(precision == "int8"))}
+        chosen = {"trt_fp16_enable": str(int(precision == "float16")), "trt_int8_enable": str(int(precision == "int8"))}
         if engines:
             caches = {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}
-            found.update(caches, trt_engine_cache_path=engines, trt_timing_cache_path=engines)
-        return {**found, **_profile(inputs)}
+            chosen.update(caches, trt_engine_cache_path=engines, trt_timing_cache_path=engines)
+        return {**chosen, **_profile(inputs)}
     return {}
 
 
 def _profile(inputs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Bounds of free batches; none where another axis is free, which only the first requests can tell."""
+    """Bounds of free batches for TensorRT; none if another axis is free, whose sizes are unknown before requests."""
     free = [spec for spec in inputs if None in spec.shape]
     if not free or any(None in spec.shape[1:] for spec in free):
         return {}
@@ -86,14 +86,14 @@ def _profile(inputs: Sequence[TensorSpec]) -> dict[str, str]:
 
 
 def engine_key(model_sha256: str, versions: Mapping[str, str], inputs: Sequence[TensorSpec]) -> str:
-    """Name of the folder of a model's engines: an engine fits nothing else than what it was built for.
+    """Name of the folder of a model's engines, different for everything that an engine depends on.
 
-    ONNX Runtime does not notice that TensorRT, or the GPU, is another than the one that an engine was built by.
+    ONNX Runtime does not notice that an engine was built by another TensorRT or for another GPU.
 
     Args:
-        model_sha256: Of the artifact.
-        versions: Of ONNX Runtime, TensorRT, CUDA, the driver, and the name of the device.
-        inputs: The artifact's own.
+        model_sha256: sha256 of the artifact.
+        versions: Versions of ONNX Runtime, TensorRT, CUDA and the driver, and the name of the device.
+        inputs: The artifact's own inputs.
     """
     shapes = [f"{spec.name}:{spec.dtype.value}:{spec.shape_text}" for spec in inputs]
     parts = [model_sha256, *(f"{name}={versions[name]}" for name in sorted(versions)), *shapes]

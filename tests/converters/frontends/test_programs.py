@@ -1,4 +1,4 @@
-"""Programs of torch.export. What PyTorch does not take part in is tested without it; the rest where it is installed."""
+"""Programs of torch.export. Tests that need PyTorch run only if it is installed."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Float .tflite files as sources: what LiteRT answers, the graph made of them answers too."""
+"""Float .tflite files as sources: their canonical graph gives the same outputs as LiteRT."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Lowered models behind the interface of their graph."""
+"""Run lowered models with the interface of their graph."""
 
 from pathlib import Path
 

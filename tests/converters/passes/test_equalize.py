@@ -1,4 +1,4 @@
-"""Evening out channels, and correcting biases, on the canonical graph and through ONNX Runtime."""
+"""Equalization of channels and correction of biases, on the canonical graph and in ONNX Runtime."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Concats of parts that are too unlike for one 8-bit scale: which they are, and how outputs come apart at them."""
+"""Outputs whose parts are too different for one 8-bit scale: recognized, and split at their Concat."""
 
 import numpy as np
 import pytest

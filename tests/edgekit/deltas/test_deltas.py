@@ -1,4 +1,4 @@
-"""Deltas: small for retrained weights, exact always, and harmless whatever they claim."""
+"""Deltas are small for retrained weights, always exact, and harmless when malformed."""
 
 import bz2
 import contextlib

@@ -1,4 +1,4 @@
-"""Resizing agrees with what its methods are named after."""
+"""Each resize method agrees with the library that it is named after."""
 
 from __future__ import annotations
 

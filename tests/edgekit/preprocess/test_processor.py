@@ -1,4 +1,4 @@
-"""Processing as data: what fits a model, what is refused, and what becomes of bytes."""
+"""Processing: steps that fit a model, steps that are refused, and conversion of bytes."""
 
 from __future__ import annotations
 

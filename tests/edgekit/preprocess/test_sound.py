@@ -1,4 +1,4 @@
-"""Sound to features: WAV of every kind that is taken, and energies that are TensorFlow's."""
+"""Sound to features: all supported WAV formats, and energies that agree with TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LogicalRuntime applies bindings over a runtime that is held in memory."""
+"""LogicalRuntime applies bindings over a runtime in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.tensors import Array, DType, TensorSpec
 
 
 class Echo:
-    """RawRuntime that answers its inputs under output names and remembers what it was given."""
+    """RawRuntime that returns its inputs under output names and records them."""
 
     provider = "Echo"
 
@@ -129,7 +129,7 @@ def test_an_artifact_that_is_not_what_the_manifest_says_is_refused_and_closed() 
             [Binding(spec, TensorSpec("a", DType.FLOAT32, (1, 2)))],
             [Binding(spec, TensorSpec("z", DType.FLOAT32, (1, 2)))],
         )
-    for part in ("input a: dtype is int8, expected float32", "output 'z' is not in it", "'extra' of the artifact"):
+    for part in ("input a: dtype is int8, expected float32", "output 'z' is missing", "'extra' of the artifact"):
         assert part in str(caught.value)
     assert raw.closed
 
@@ -137,7 +137,7 @@ def test_an_artifact_that_is_not_what_the_manifest_says_is_refused_and_closed() 
 def test_a_free_batch_over_a_fixed_batch_of_eight_is_refused() -> None:
     """Only a free batch or a batch of 1 can hold a free logical batch."""
     raw = Echo({"a": (DType.FLOAT32, (8, 2))})
-    with pytest.raises(RuntimeLoadError, match="held by a batch of 8"):
+    with pytest.raises(RuntimeLoadError, match="the artifact's is 8"):
         make(raw, (None, 2))
 
 

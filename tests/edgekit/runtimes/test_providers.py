@@ -1,4 +1,4 @@
-"""What providers are asked for, without any GPU: options, and the name under which engines are kept."""
+"""Options of providers and names of engine folders, tested without a GPU."""
 
 from __future__ import annotations
 

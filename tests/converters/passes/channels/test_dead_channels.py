@@ -1,4 +1,4 @@
-"""Dead channels on the canonical graph: which are found, which stay, and that answers do not change."""
+"""Dead channels on the canonical graph: which are removed, which stay, and that outputs do not change."""
 
 import numpy as np
 import onnx

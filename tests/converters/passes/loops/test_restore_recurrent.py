@@ -1,4 +1,4 @@
-"""Recurrent layers of Keras that come as loops, and what becomes of them."""
+"""Recurrent layers of Keras that arrive as Loops are restored to GRU, LSTM and RNN."""
 
 import subprocess
 import sys
