@@ -1,1 +1,1 @@
-"""What is measured, with the peers it is measured against. `make bench`, or `make bench-<name>` for one."""
+"""Benchmarks of edgekit beside other tools and servers. `make bench` runs all; `make bench-<name>` runs one."""

@@ -1,4 +1,4 @@
-"""Run the benchmarks named on the command line, or all: `python -m benchmarks [NAME ...]`."""
+"""Run the named benchmarks, or all of them: `python -m benchmarks [NAME ...]`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ NAMES = ("convert", "serve", "swap", "fleet", "update")
 
 
 def main() -> int:
-    """Run each; a name that is not known is a usage error."""
+    """Run each benchmark. An unknown name is a usage error (exit code 2)."""
     chosen = sys.argv[1:] or list(NAMES)
     unknown = [name for name in chosen if name not in NAMES]
     if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}", file=sys.stderr)
+        print(f"unknown benchmark: {', '.join(unknown)}; known: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     for name in chosen:
         print(f"== {name}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Models converted by us and by stock tools in one run: bytes, time, and quality on samples that chose nothing.
+"""Models converted by edgekit and by stock tools in one run: bytes, seconds, and quality on separate test samples.
 
-One is the keyword spotting of MLPerf Tiny, in ``shared/data`` beside the project, and left out where that is not there.
-The others are trained on the spot (`convert_models`), each with something that conversion stumbles over.
+The keyword spotting model of MLPerf Tiny is read from ``shared/data`` beside the project, and skipped if the folder is
+missing. The other models are trained first (`convert_models`); each has a property that makes conversion difficult.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "ml
 MAX_BYTES = 24_000
 MAX_DROP = 0.01
 MAX_SECONDS = 180.0
-FLOAT_CLASS = ("float32", "float16", "int8-weights")  # computed in float
+FLOAT_CLASS = ("float32", "float16", "int8-weights")  # precisions whose arithmetic is float
 FLOAT_FILE = "TFLiteConverter float32"
 TARGETS = ("raspberry-pi-4", "raspberry-pi-5")
 SEARCH = """
@@ -35,7 +35,7 @@ from pathlib import Path
 from converters import convert
 from converters.cache import Cache
 model, data, test, output, aims, *targets = sys.argv[1:]
-cache, found = Cache(Path(output) / "cache"), []
+cache, results = Cache(Path(output) / "cache"), []
 for aim in aims.split(","):
     begun = time.perf_counter()
     reports = convert(
@@ -45,28 +45,29 @@ for aim in aims.split(","):
     seconds = time.perf_counter() - begun
     rows = [
         {
-            "target": r.target, "chosen": r.chosen, "precision": r.taken.recipe.precision, "bytes": r.taken.bytes,
-            "quality": r.test.chosen, "float": r.test.float_, "proven": r.proven, "upper": r.taken.drop.upper,
+            "target": r.target, "chosen": r.chosen, "precision": r.chosen_candidate.recipe.precision,
+            "bytes": r.chosen_candidate.bytes, "upper": r.chosen_candidate.drop.upper, "proven": r.proven,
+            "quality": r.test.chosen, "float": r.test.float_,
         }
         for r in reports
     ]
-    found.append([seconds, rows])
-print(json.dumps(found))
+    results.append([seconds, rows])
+print(json.dumps(results))
 """
 
-Stock = dict[str, tuple[int, float, float]]  # bytes, quality on the test samples, and seconds, by name
-Judge = Callable[[Any, Any], float]  # answers (N, ...) and those of the float file -> quality
+Stock = dict[str, tuple[int, float, float]]  # tool -> (bytes, quality on the test samples, seconds)
+Judge = Callable[[Any, Any], float]  # (outputs (N, ...), outputs of the float file) -> quality
 
 
 def main() -> None:
-    """Measure and publish ``convert.json``."""
+    """Run the benchmark and write ``convert.json``."""
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-convert-") as name:
         folder = Path(name)
         if FOLDER.is_dir():
             figures += _keywords(folder / "keywords")
         else:
-            print("skipped: the keyword spotting model is not there", file=sys.stderr)
+            print(f"skipped: no keyword spotting model in {FOLDER}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "benchmarks.convert_models", str(folder)], check=True)
         for name in convert_models.NAMES:
             figures += _unseen(name, folder / name)
@@ -78,39 +79,38 @@ def _keywords(folder: Path) -> list[Figure]:
     judge = _accuracy(np.load(test)["y"])
     stock = _stock(FOLDER / "saved_model", FOLDER / "calibration.npz", test, folder, judge)
     reference = FOLDER / "reference_int8.tflite"
-    answers = _litert(reference, np.load(test)["x"])
-    stock["the benchmark's own int8"] = (reference.stat().st_size, judge(answers, None), 0.0)  # trained, not converted
+    outputs = _litert(reference, np.load(test)["x"])
+    stock["the benchmark's own int8"] = (reference.stat().st_size, judge(outputs, None), 0.0)  # trained, not converted
     paths = (FOLDER / "saved_model", FOLDER / "calibration.npz", test)
-    ours = {
-        aim: _ours(paths, folder / f"ours-{aim}", aim, TARGETS)[0] for aim in ("size", "cost")
-    }  # an empty cache each
+    # Each aim starts with an empty cache.
+    ours = {aim: _ours(paths, folder / f"ours-{aim}", aim, TARGETS)[0] for aim in ("size", "cost")}
     return _figures(stock, ours)
 
 
 def _unseen(name: str, folder: Path) -> list[Figure]:
-    """A model that nothing was tuned on: ours with both aims, from one cache, beside the stock files.
+    """Figures of a model on which conversion was not tuned: edgekit with both aims (one cache) beside the stock tools.
 
-    Ours is asked to be smaller than the smallest stock file that keeps the budget on the test samples.
+    The expected size is below the smallest stock file that keeps the budget on the test samples.
     """
     model, data, test = (folder / part for part in ("model.keras", "data.npz", "test.npz"))
-    held = np.load(test)
-    judge = _accuracy(held["y"]) if "y" in held else _agreement
+    test_data = np.load(test)
+    judge = _accuracy(test_data["y"]) if "y" in test_data else _agreement
     stock = _stock(model, data, test, folder / "stock", judge)
     least = stock[FLOAT_FILE][1] - MAX_DROP
     smallest = min(size for size, quality, _ in stock.values() if quality >= least)
     sizes = {tool: float(size) for tool, (size, _, _) in stock.items()}
     quality = {tool: value for tool, (_, value, _) in stock.items()}
     times = {tool: seconds for tool, (_, _, seconds) in stock.items()}
-    unit = "accuracy" if "y" in held else "agreement"
+    unit = "accuracy" if "y" in test_data else "agreement"
     figures, note = [], convert_models.NAMES[name]
     for aim, (seconds, rows) in zip(
         ("size", "cost"), _ours((model, data, test), folder, "size,cost", TARGETS), strict=True
     ):
         for row in rows:
-            label, took = f"{name}, --aim {aim}, {row['target']}", row["chosen"]
+            label, chosen = f"{name}, --aim {aim}, {row['target']}", row["chosen"]
             most = float(smallest - 1) if aim == "size" else None
             claim = "proven" if row["proven"] else f"not proven: the drop may be as much as {row['upper']:.3f}"
-            figures.append(Figure(f"{label}: bytes", row["bytes"], "B", most, peers=sizes, note=f"{took}; {note}"))
+            figures.append(Figure(f"{label}: bytes", row["bytes"], "B", most, peers=sizes, note=f"{chosen}; {note}"))
             least = row["float"] - MAX_DROP
             figures.append(Figure(f"{label}: on test.npz", row["quality"], unit, least, False, quality, claim))
         figures.append(Figure(f"{name}, --aim {aim}: search", seconds, "s", MAX_SECONDS, peers=times))
@@ -139,59 +139,59 @@ def _figures(stock: dict[str, tuple[int, float, float]], ours: dict[str, Any]) -
 
 
 def _ours(paths: Sequence[Path], folder: Path, aims: str, targets: Sequence[str]) -> list[tuple[float, list[Any]]]:
-    """For each aim seconds and what was chosen for each target; the cache is empty before the first."""
+    """Seconds and the chosen candidate of each target, for each aim. The cache is empty before the first aim."""
     command = [sys.executable, "-c", SEARCH, *map(str, paths), str(folder), aims, *targets]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [(seconds, rows) for seconds, rows in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _stock(model: Path, data: Path, test: Path, folder: Path, judge: Judge) -> Stock:
-    """What each stock tool makes."""
+    """Convert with each stock tool and measure its file."""
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks.convert_stock", str(model), str(data), str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    rows, found = np.load(test)["x"], {}
+    rows, stock = np.load(test)["x"], {}
     reference = _litert(folder / f"{FLOAT_FILE}.tflite", rows)
     for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
         path = folder / name
-        answers = _litert(path, rows) if path.suffix == ".tflite" else _onnx(path, rows)
-        found[path.stem] = (path.stat().st_size, judge(answers, reference), seconds)
-    return found
+        outputs = _litert(path, rows) if path.suffix == ".tflite" else _onnx(path, rows)
+        stock[path.stem] = (path.stat().st_size, judge(outputs, reference), seconds)
+    return stock
 
 
 def _accuracy(labels: Any) -> Judge:
-    return lambda answers, _: float(np.mean(answers.argmax(axis=-1) == labels))
+    return lambda outputs, _: float(np.mean(outputs.argmax(axis=-1) == labels))
 
 
-def _agreement(answers: Any, reference: Any) -> float:
+def _agreement(outputs: Any, reference: Any) -> float:
     metric = find_metric(None, None, decisions=False)
-    return metric.value(score(metric, answers, reference))
+    return metric.value(score(metric, outputs, reference))
 
 
 def _litert(path: Path, rows: Any) -> Any:
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
-    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
-    scale, zero = given["quantization"]
-    found = []
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero = source["quantization"]
+    outputs = []
     for row in rows:
         value = row[None]
-        if given["dtype"] == np.int8:
+        if source["dtype"] == np.int8:
             value = np.clip(np.rint(value / scale) + zero, -128, 127).astype(np.int8)
-        interpreter.set_tensor(given["index"], value)
+        interpreter.set_tensor(source["index"], value)
         interpreter.invoke()
-        answer = interpreter.get_tensor(made["index"])[0]
-        if made["dtype"] == np.int8:
-            step, middle = made["quantization"]
-            answer = (answer.astype(np.float32) - middle) * step
-        found.append(answer)
-    return np.stack(found)
+        output = interpreter.get_tensor(result["index"])[0]
+        if result["dtype"] == np.int8:
+            step, middle = result["quantization"]
+            output = (output.astype(np.float32) - middle) * step
+        outputs.append(output)
+    return np.stack(outputs)
 
 
 def _onnx(path: Path, rows: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as ARM computes it
+    options.add_session_config_entry("session.x64quantprecision", "1")  # the same int8 arithmetic as on ARM
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return np.stack([session.run(None, {name: row[None]})[0][0] for row in rows])

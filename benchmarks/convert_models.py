@@ -1,7 +1,8 @@
-"""Models that conversion has not been tuned on: `python -m benchmarks.convert_models FOLDER` trains and writes them.
+"""Trains models on which conversion was not tuned: `python -m benchmarks.convert_models FOLDER`.
 
-Each is trained on scikit-learn's digits in seconds, seeded. A folder of each gets ``model.keras``, ``data.npz`` (what a
-conversion is given) and ``test.npz`` (which chooses nothing); `NAMES` says what is hard about each.
+Each model is trained on scikit-learn's digits in seconds, with a fixed seed. The folder of each model gets
+``model.keras``, ``data.npz`` (the input of the conversion) and ``test.npz`` (only for the final measurement). `NAMES`
+names the difficulty of each model.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ NAMES = {
     "mobilenet": "depthwise and pointwise layers with ReLU6, whose channels died under L1 on their scales",
     "autoencoder": "a dense autoencoder of standardized pixels: those that hardly vary reach 24 deviations",
 }
-DATA = {"residual": 80, "mobilenet": 400, "autoencoder": 400}  # samples that a conversion is given
+DATA = {"residual": 80, "mobilenet": 400, "autoencoder": 400}  # rows of data.npz
 
 
 def main() -> None:
-    """Train and write every model; progress goes to standard error."""
+    """Train and write every model. Progress goes to stderr."""
     import keras
 
     folder = Path(sys.argv[1])
@@ -50,8 +51,8 @@ def _digits() -> tuple[Any, Any]:
 def _write(folder: Path, model: Any, x: Any, y: Any, rows: int) -> None:
     folder.mkdir(parents=True)
     model.save(folder / "model.keras")
-    held = {"data": slice(TRAIN, TRAIN + rows), "test": slice(len(x) - TEST, None)}
-    for name, part in held.items():
+    parts = {"data": slice(TRAIN, TRAIN + rows), "test": slice(len(x) - TEST, None)}
+    for name, part in parts.items():
         np.savez(folder / f"{name}.npz", x=x[part], **({} if y is None else {"y": y[part]}))
 
 
@@ -94,7 +95,7 @@ def _mobilenet(images: Any, labels: Any) -> tuple[Any, Any, Any]:
     _train(model, images, labels, epochs=40)
     scales = [layer.gamma.numpy() for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     dead = sum(int((abs(gamma) < 1e-2 * abs(gamma).max()).sum()) for gamma in scales)
-    print(f"mobilenet: {dead} of {sum(map(len, scales))} channels died", file=sys.stderr)
+    print(f"mobilenet: {dead} of {sum(map(len, scales))} channels are dead", file=sys.stderr)
     return model, images, labels
 
 
@@ -107,32 +108,32 @@ def _autoencoder(images: Any, labels: Any) -> tuple[Any, Any, Any]:
     pixels = pixels[:, pixels[:TRAIN].std(axis=0) > 0]
     scale = layers.Normalization(name="standardize")
     scale.adapt(pixels[:TRAIN])
-    given = keras.Input(pixels.shape[1:], name="pixels")
-    x = layers.Dense(96, activation="relu")(scale(given))
+    source = keras.Input(pixels.shape[1:], name="pixels")
+    x = layers.Dense(96, activation="relu")(scale(source))
     x = layers.Dense(16)(x)
     x = layers.Dense(96, activation="relu")(x)
-    model = keras.Model(given, layers.Dense(pixels.shape[1], name="standardized")(x))
-    model.compile(_falling(120, 2e-3), "mse")
-    wanted = np.asarray(scale(pixels[:TRAIN]))
-    model.fit(pixels[:TRAIN], wanted, epochs=120, batch_size=64, verbose=0)
+    model = keras.Model(source, layers.Dense(pixels.shape[1], name="standardized")(x))
+    model.compile(_adam(120, 2e-3), "mse")
+    target = np.asarray(scale(pixels[:TRAIN]))
+    model.fit(pixels[:TRAIN], target, epochs=120, batch_size=64, verbose=0)
     reach = float(abs(np.asarray(scale(pixels[TRAIN:]))).max())
     print(f"autoencoder: standardized pixels reach {reach:.1f}", file=sys.stderr)
     return model, pixels, None
 
 
 def _train(model: Any, images: Any, labels: Any, *, epochs: int) -> None:
-    model.compile(_falling(epochs, 3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(_adam(epochs, 3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(images[:TRAIN], labels[:TRAIN], epochs=epochs, batch_size=32, verbose=0)
     accuracy = model.evaluate(images[-TEST:], labels[-TEST:], verbose=0)[1]
     print(f"{model.count_params()} parameters, accuracy {accuracy:.3f}", file=sys.stderr)
 
 
-def _falling(epochs: int, first: float) -> Any:
-    """Adam whose steps fall to nothing, so that what L1 pushes to zero stays there."""
+def _adam(epochs: int, rate: float) -> Any:
+    """Adam with a learning rate that falls to 0, so that scales which L1 moves to 0 stay at 0."""
     import keras
 
     steps = epochs * -(-TRAIN // 32)
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(first, steps))
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps))
 
 
 MAKERS = {"residual": _residual, "mobilenet": _mobilenet, "autoencoder": _autoencoder}

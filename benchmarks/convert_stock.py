@@ -1,4 +1,4 @@
-"""The stock tools on a SavedModel or a .keras file, in a process of their own.
+"""Converts a SavedModel or a .keras file with the stock tools, in a separate process.
 
 `python -m benchmarks.convert_stock MODEL DATA FOLDER` writes one file for each tool into FOLDER and prints a JSON
 object: file name -> seconds of wall time.
@@ -28,11 +28,11 @@ PRESETS = ("static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32", "dyna
 
 
 def main() -> None:
-    """Run every tool; progress goes to standard error."""
+    """Run every tool. Progress goes to stderr."""
     model, data, folder = (Path(argument) for argument in sys.argv[1:4])
     rows = np.load(data)["x"][:CALIBRATION_ROWS]
     seconds: dict[str, float] = {}
-    call, name, spec = _loaded(model)
+    call, name, spec = _load(model)
     with contextlib.redirect_stdout(sys.stderr):
         saved = _with_batch_of_1(call, spec, folder)
         _litert(saved, rows, folder, seconds)
@@ -41,23 +41,23 @@ def main() -> None:
     print(json.dumps(seconds))
 
 
-def _loaded(model: Path) -> tuple[Callable[..., list[Any]], str, Any]:
-    """A function of one input, and that input's name and spec."""
+def _load(model: Path) -> tuple[Callable[..., list[Any]], str, Any]:
+    """The model as a function of one input, with the name and the spec of the input."""
     if model.suffix == ".keras":
         network = tf.keras.models.load_model(model)
-        given = network.inputs[0]
-        frozen = _frozen(network, given)
-        return lambda x: [frozen(x)[0]], given.name, tf.TensorSpec(given.shape, given.dtype)
-    call, specs, _ = frozen_saved_model(str(model))  # the usual loader fails on its optimizer slots
+        source = network.inputs[0]
+        frozen = _freeze(network, source)
+        return lambda x: [frozen(x)[0]], source.name, tf.TensorSpec(source.shape, source.dtype)
+    call, specs, _ = frozen_saved_model(str(model))  # tf.saved_model.load fails on the model's optimizer slots
     ((name, spec),) = specs.items()
     return call, name, spec
 
 
-def _frozen(network: Any, given: Any) -> Any:
-    """The network as one function whose weights are constants, as the SavedModel's loader gives it."""
+def _freeze(network: Any, source: Any) -> Any:
+    """The network as one function with constant weights, like the result of `frozen_saved_model`."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    spec = tf.TensorSpec(given.shape, given.dtype)
+    spec = tf.TensorSpec(source.shape, source.dtype)
     function = tf.function(lambda x: network(x, training=False), input_signature=[spec])
     return convert_variables_to_constants_v2(function.get_concrete_function())
 
@@ -103,10 +103,10 @@ def _presets(float_file: Path, rows: Any, folder: Path, seconds: dict[str, float
     for preset in PRESETS:
         name = f"ai-edge-quantizer {preset}.tflite"
         with _timed(seconds, name):
-            made = quantizer.Quantizer(str(float_file), getattr(recipe, preset)())
+            tool = quantizer.Quantizer(str(float_file), getattr(recipe, preset)())
             samples = {"serving_default": [{"x": row[None]} for row in rows]}
-            ranges = made.calibrate(samples) if made.need_calibration else None
-            data = made.quantize(ranges).quantized_model
+            ranges = tool.calibrate(samples) if tool.need_calibration else None
+            data = tool.quantize(ranges).quantized_model
         (folder / name).write_bytes(bytes(data))
 
 

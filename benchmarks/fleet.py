@@ -1,7 +1,8 @@
-"""What a rollout to a fleet costs the control side: real broker, controller and agents; disks in memory, no models run.
+"""CPU and memory of the control side during a rollout: real broker, controller and agents.
 
-Enrolls DEVICES devices, connects them from one process (`edgekit simulate`), and rolls two versions of a model of
-MODEL_BYTES out to all of them, one wave each: the first to empty devices, the second over the first.
+The benchmark enrolls DEVICES devices and runs their agents in one process (`edgekit simulate`: disks in memory, no
+inference). It rolls out two versions of a model of MODEL_BYTES to all devices, in one wave each. The first version is
+installed on empty devices; the second one is an update.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PARTS = ("broker", "controller", "devices")
 
 
 def main() -> None:
-    """Measure and publish ``fleet.json``."""
+    """Run the benchmark and write ``fleet.json``."""
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
         folder = Path(name)
         processes = Processes(folder)
@@ -88,11 +89,11 @@ def _roll_out(folder: Path, processes: Processes, version: str) -> Rollout:
     try:
         deadline = time.monotonic() + ROLLOUT_SECONDS
         while True:
-            (*_, found) = state.rollouts.all()
-            if found.state is RolloutState.FINISHED:
-                return found
-            if found.state is not RolloutState.RUNNING or time.monotonic() > deadline:
-                raise click.ClickException(f"rollout of {version} is {found.state.value}: {found.reason}")
+            (*_, rollout) = state.rollouts.all()
+            if rollout.state is RolloutState.FINISHED:
+                return rollout
+            if rollout.state is not RolloutState.RUNNING or time.monotonic() > deadline:
+                raise click.ClickException(f"rollout of {version} is {rollout.state.value}: {rollout.reason}")
             time.sleep(0.5)
     finally:
         state.close()
@@ -102,7 +103,7 @@ def _roll_out(folder: Path, processes: Processes, version: str) -> Rollout:
 
 
 def _cpu(pids: dict[str, int]) -> dict[str, float]:
-    """CPU seconds of each part so far, user and system."""
+    """CPU seconds of each part since its start, user and system."""
     ticks = os.sysconf("SC_CLK_TCK")
     spent = {}
     for part, pid in pids.items():
@@ -117,6 +118,7 @@ def _peak_mib(pid: int) -> float:
 
 
 def _family(pid: int) -> Iterator[int]:
+    """The process and all its descendants."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in _text(f"{task}/children").split():

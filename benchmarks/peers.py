@@ -1,6 +1,7 @@
-"""Environments of their own for what cannot live beside edgekit: `python -m benchmarks.peers [NAME ...]` makes them.
+"""Separate Python environments for tools whose dependencies conflict with edgekit's.
 
-They are under ``.bench/``; a peer that cannot be had is skipped by name, never silently.
+`python -m benchmarks.peers [NAME ...]` makes them under ``.bench/``. A benchmark prints the name of each peer that it
+skips because its environment cannot be made.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.parent / ".bench"
 ONNXRUNTIME = ("onnxruntime==1.23.2; python_version < '3.11'", "onnxruntime==1.31.1; python_version >= '3.11'")
 PEERS = {
-    "tritonclient": ("tritonclient[http,grpc]==2.73.0",),  # with `all` pip silently takes one of years ago
+    "tritonclient": ("tritonclient[http,grpc]==2.73.0",),  # the extra `all` installs an old version
     "fastapi": ("fastapi==0.165.0", "httptools==0.9.0", *ONNXRUNTIME, "uvicorn==0.54.0"),
     "mlserver": ("mlserver==1.7.1", *ONNXRUNTIME),
     "kserve": ("kserve==0.21.0", *ONNXRUNTIME),
@@ -22,19 +23,19 @@ PEERS = {
     "bentoml": ("bentoml==1.4.39", *ONNXRUNTIME),
 }
 INSTALL_SECONDS = 900
-_MADE = ".made"
+_MARKER = ".made"  # holds the requirements of a complete environment
 
 
 def python_of(peer: str) -> Path | None:
-    """The interpreter of a peer's environment; None where it has not been made."""
+    """The interpreter of a peer's environment; None if the environment does not exist or has other versions."""
     folder = FOLDER / peer
-    wanted = "\n".join(PEERS[peer])
-    made = folder / _MADE
-    return folder / "bin" / "python" if made.exists() and made.read_text() == wanted else None
+    requirements = "\n".join(PEERS[peer])
+    marker = folder / _MARKER
+    return folder / "bin" / "python" if marker.exists() and marker.read_text() == requirements else None
 
 
 def make(peer: str) -> str:
-    """Make a peer's environment; the reason why it cannot be had, or nothing."""
+    """Make a peer's environment if needed. Returns the reason of a failure, or an empty string."""
     if python_of(peer) is not None:
         return ""
     folder = FOLDER / peer
@@ -47,16 +48,16 @@ def make(peer: str) -> str:
         return (error.stderr or error.stdout or str(error)).strip().splitlines()[-1]
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    (folder / _MADE).write_text("\n".join(PEERS[peer]))
+    (folder / _MARKER).write_text("\n".join(PEERS[peer]))
     return ""
 
 
 def main() -> int:
-    """Make the named environments, or all."""
+    """Make the named environments, or all of them."""
     chosen = sys.argv[1:] or list(PEERS)
     unknown = [name for name in chosen if name not in PEERS]
     if unknown:
-        print(f"no peer {', '.join(unknown)}; there are: {', '.join(PEERS)}", file=sys.stderr)
+        print(f"unknown peer: {', '.join(unknown)}; known: {', '.join(PEERS)}", file=sys.stderr)
         return 2
     reasons = {name: make(name) for name in chosen}
     for name, reason in reasons.items():

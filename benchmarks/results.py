@@ -1,4 +1,4 @@
-"""One benchmark's figures: printed as a table, written as JSON, and compared with what was asked for."""
+"""Figures of one benchmark: printed as a table, written as JSON, and compared with their expected values."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Figure(msgspec.Struct, frozen=True):
     """One measured figure.
 
     Attributes:
-        figure: What was measured.
+        figure: Name of the figure.
         value, unit: The result.
-        reach: What was asked for; None where nothing was.
-        at_most: True where smaller is better.
-        peers: The same figure of others, measured in the same run.
-        note: How, in a few words.
+        reach: The limit that the value must keep; None without a limit.
+        at_most: True if `reach` is a maximum; False if it is a minimum.
+        peers: Values of other tools, measured in the same run, by name.
+        note: How the value was measured, in a few words.
     """
 
     figure: str
@@ -37,7 +37,7 @@ class Figure(msgspec.Struct, frozen=True):
 
     @property
     def met(self) -> bool | None:
-        """The comparison with `reach`; None where nothing was asked for."""
+        """True if the value keeps the limit `reach`; None without a limit."""
         if self.reach is None:
             return None
         return self.value <= self.reach if self.at_most else self.value >= self.reach

@@ -1,7 +1,8 @@
-"""What one small request costs the server: edgekit beside the runtime alone and servers that do only the same.
+"""Server cost of one small request: edgekit beside the runtime alone and other model servers.
 
-The main figure is CPU time of the server process a request; it is steadier than latency on a shared machine. All
-servers run at once and are asked in turns, so that what disturbs one disturbs all; the median of the turns is taken.
+The main figure is the CPU time of the server process per request, which varies less than latency on a shared machine.
+All servers run at once and the client measures them in turns, so other load on the machine affects all of them. The
+figure is the median of the turns.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from benchmarks.serve_load import (
     wait_for,
 )
 from device_agents.inference.service import InferenceService
+from edgekit.bundle.bindings import Binding
 from edgekit.bundle.golden import write_golden
-from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.manifest import Golden, Manifest, Tolerance, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.onnx import OnnxRuntime
@@ -54,7 +56,10 @@ REACH_UNDER = {"mlserver": 4.0, "kserve": 6.0}
 
 
 def mlp(folder: Path) -> tuple[Path, Manifest]:
-    """64 inputs, two hidden layers, 10 outputs, 17,226 parameters: small enough that serving it is most of the cost."""
+    """A bundle with 64 inputs, two hidden layers, 10 outputs and 17,226 parameters.
+
+    Inference takes so little time that most of the cost is the server's.
+    """
     rng = np.random.default_rng(0)
     sizes, nodes, weights, last = (64, 128, 64, 10), [], {}, "x"
     for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
@@ -76,9 +81,9 @@ def mlp(folder: Path) -> tuple[Path, Manifest]:
     (folder / "golden.npz").write_bytes(golden)
     x_spec, y_spec = (TensorSpec(n, DType.FLOAT32, (None, s)) for n, s in (("x", 64), ("y", 10)))
     entries = (file_entry("model.onnx", "model", data), file_entry("golden.npz", "golden", golden))
-    judged = Golden(1, (Tolerance("y", "onnxruntime", 1e-5),), decisions_match=False)
+    limits = Golden(1, (Tolerance("y", "onnxruntime", 1e-5),), decisions_match=False)
     bindings = (Binding(x_spec, x_spec),), (Binding(y_spec, y_spec),)
-    manifest = Manifest("m", "1.0.0", "server", "onnxruntime", entries, *bindings, judged, Recipe())
+    manifest = Manifest("m", "1.0.0", "server", "onnxruntime", entries, *bindings, limits, Recipe())
     return folder / "model.onnx", manifest
 
 
@@ -86,7 +91,7 @@ def mlp(folder: Path) -> tuple[Path, Manifest]:
 
 
 async def run_edgekit(folder: Path) -> None:
-    """The device's endpoint, in a process of its own; prints its port when it is ready."""
+    """Run the agent's endpoint until killed; prints its port when it is ready."""
     _, manifest = mlp(folder)
     async with InferenceService() as service:
         await service.activate("m", manifest, folder)
@@ -98,15 +103,15 @@ async def run_edgekit(folder: Path) -> None:
 
 @contextlib.contextmanager
 def servers(folder: Path) -> Iterator[list[Server]]:
-    """Our own and every peer that can be had, all running."""
+    """Start edgekit and every available peer; stop them with the block."""
     model, _ = mlp(folder)
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(process([sys.executable, "-m", "benchmarks.serve", str(folder)]))
         assert own.stdout is not None
-        port, asked = int(own.stdout.readline()), oip_requests()
-        made = [
-            Server("edgekit", own.pid, socket.AF_INET, ("127.0.0.1", port), asked),
-            Server("edgekit, UNIX socket", own.pid, socket.AF_UNIX, str(folder / "edgekit.sock"), asked),
+        port, requests = int(own.stdout.readline()), oip_requests()
+        running = [
+            Server("edgekit", own.pid, socket.AF_INET, ("127.0.0.1", port), requests),
+            Server("edgekit, UNIX socket", own.pid, socket.AF_UNIX, str(folder / "edgekit.sock"), requests),
         ]
         for name in PEERS:
             python: str | Path | None = sys.executable
@@ -119,21 +124,21 @@ def servers(folder: Path) -> Iterator[list[Server]]:
             port = free_port()
             command = [str(python), str(Path(__file__).with_name("serve_peers.py")), name, str(model), str(port)]
             peer = stack.enter_context(process(command, stderr=subprocess.DEVNULL))
-            made.append(Server(name, peer.pid, socket.AF_INET, ("127.0.0.1", port), PEERS[name]()))
-        for server in list(made):
+            running.append(Server(name, peer.pid, socket.AF_INET, ("127.0.0.1", port), PEERS[name]()))
+        for server in list(running):
             try:
                 wait_for(server, next(iter(server.requests)))
             except TimeoutError as error:
                 print(f"skipped {server.name}: {error}", file=sys.stderr)
-                made.remove(server)
-        yield made
+                running.remove(server)
+        yield running
 
 
 PEERS = {
     "bare": oip_requests,
     "threads": oip_requests,
     "fastapi": oip_requests,
-    "mlserver": lambda: oip_requests(("JSON",)),  # its REST takes no binary tensors
+    "mlserver": lambda: oip_requests(("JSON",)),  # its REST endpoint has no binary tensors
     "kserve": lambda: oip_requests(with_id=True),
     "litserve": own_route_requests,
     "bentoml": own_route_requests,
@@ -144,7 +149,7 @@ PEERS = {
 
 
 def runtime_alone(folder: Path) -> float:
-    """CPU microseconds of the runtime a row, in this process."""
+    """CPU microseconds of the runtime per row, in this process."""
     _, manifest = mlp(folder)
     runtime = open_runtime(manifest, folder)
     x = {"x": np.zeros((1, 64), np.float32)}
@@ -160,7 +165,7 @@ def runtime_alone(folder: Path) -> float:
 
 
 def main() -> None:
-    """Measure, print, write results/serve.json."""
+    """Run the benchmark and write ``serve.json``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         floor = runtime_alone(folder)
@@ -172,41 +177,49 @@ def main() -> None:
                     for server in running:
                         if form in server.requests:
                             turns.setdefault((server.name, form), []).append(turn(server, form))
-        found = {key: statistics.median(values) for key, values in turns.items()}
-        made = figures(found, floor, memory)
-        made += serve_overload.measure(folder)
-        made += serve_agent.measure()
-    publish("serve", made)
+        medians = {key: statistics.median(values) for key, values in turns.items()}
+        results = figures(medians, floor, memory)
+        results += serve_overload.measure(folder)
+        results += serve_agent.measure()
+    publish("serve", results)
 
 
-def figures(found: dict[tuple[str, str], float], floor: float, memory: dict[str, float]) -> list[Figure]:
-    """The figures of cost, from CPU microseconds by server and form."""
-    made = []
+def figures(cpu_us: dict[tuple[str, str], float], floor: float, memory: dict[str, float]) -> list[Figure]:
+    """The figures of CPU time and memory.
+
+    Args:
+        cpu_us: CPU microseconds per request, by server and form.
+        floor: CPU microseconds of the runtime alone.
+        memory: PSS in MB, by server.
+    """
+    results = []
     how = f"median of {TURNS} interleaved turns of {REQUESTS}, {CONNECTIONS} connections, MLP 64-128-64-10"
     for form in FORMS:
-        others = {name: value for (name, of), value in found.items() if of == form and not name.startswith("edgekit")}
-        made += [
+        others = {
+            name: value for (name, kind), value in cpu_us.items() if kind == form and not name.startswith("edgekit")
+        }
+        results += [
             Figure(
                 f"server CPU, small {form} request, {where}",
-                found[name, form],
+                cpu_us[name, form],
                 "us",
                 peers={"runtime alone": floor, **others},
                 note=how,
             )
             for name, where in (("edgekit", "TCP"), ("edgekit, UNIX socket", "UNIX socket"))
         ]
-    ratio = found["edgekit", "binary"] / found["bare", "binary"]
-    made.append(Figure("small binary request over the bare handler", ratio, "x", reach=REACH_OVER_BARE))
+    ratio = cpu_us["edgekit", "binary"] / cpu_us["bare", "binary"]
+    results.append(Figure("small binary request over the bare handler", ratio, "x", reach=REACH_OVER_BARE))
     for name in PEERS:
-        best = min((value for (of, _), value in found.items() if of == name), default=None)
+        best = min((value for (server, _), value in cpu_us.items() if server == name), default=None)
         if name != "bare" and best is not None:
             note = "each in its fastest form"
-            ratio = best / found["edgekit", "binary"]
-            made.append(Figure(f"{name} over edgekit", ratio, "x", REACH_UNDER.get(name), at_most=False, note=note))
+            ratio = best / cpu_us["edgekit", "binary"]
+            results.append(Figure(f"{name} over edgekit", ratio, "x", REACH_UNDER.get(name), at_most=False, note=note))
     others = {name: value for name, value in memory.items() if not name.startswith("edgekit")}
     note = "one small ONNX model, before the first turn; all processes of a server"
-    made.append(Figure("memory (PSS), serving, no MQTT", memory["edgekit"], "MB", peers=others, note=note))
-    return made
+    results.append(Figure("memory (PSS), serving, no MQTT", memory["edgekit"], "MB", peers=others, note=note))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole agent with one small model installed, connected to a broker: memory, start, and what it does while idle."""
+"""Memory, start time and idle CPU of a whole agent with one small model, connected to a broker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REACH_PSS = {"LiteRT": 60.0, "ONNX Runtime": 75.0}
 
 
 def prepare(folder: Path, kind: str, broker: str) -> Path:
-    """An enrolled device's folder with one small model, as a committed update leaves it; gives its settings."""
+    """Write the folder of an enrolled device with one committed model. Returns the path of agent.toml."""
     folder.mkdir()
     make = litert_bundle if kind == "LiteRT" else onnx_bundle
     manifest: Manifest = make(folder / "bundle")
@@ -49,7 +49,7 @@ def prepare(folder: Path, kind: str, broker: str) -> Path:
 
 
 def agent(kind: str, settings: Path) -> list[Figure]:
-    """Start one, ask it once, let it be idle."""
+    """Start an agent, send one request, then measure it while idle."""
     body, length = oip.encode_request({"x": SURE})
     request = wire("/v2/models/small/infer", body, oip.Encoded(body, length).headers)
     begun = time.monotonic()
@@ -57,9 +57,9 @@ def agent(kind: str, settings: Path) -> list[Figure]:
     with process(command, stderr=subprocess.DEVNULL) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        assert found, line
-        server = Server("agent", running.pid, socket.AF_INET, ("127.0.0.1", int(found.group(1))), {"one": request})
+        match = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert match, line
+        server = Server("agent", running.pid, socket.AF_INET, ("127.0.0.1", int(match.group(1))), {"one": request})
         wait_for(server, "one")
         started = time.monotonic() - begun
         time.sleep(SETTLE_SECONDS)
@@ -76,12 +76,12 @@ def agent(kind: str, settings: Path) -> list[Figure]:
 
 
 def measure() -> list[Figure]:
-    """The figures of the agent, with each runtime."""
+    """Figures of the agent with each runtime."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-agent-") as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "edgekit.cli.main", "broker", "run", "--port", str(port)]
-        command = [str(Path(sys.executable).with_name("edgekit")), *command[3:], "--folder", str(folder / "broker")]
+        program = str(Path(sys.executable).with_name("edgekit"))
+        command = [program, "broker", "run", "--port", str(port), "--folder", str(folder / "broker")]
         with process(command, stderr=subprocess.DEVNULL) as broker:
             assert broker.stdout is not None
             broker.stdout.readline()

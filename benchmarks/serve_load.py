@@ -1,4 +1,4 @@
-"""Servers in processes of their own, and the client that asks them: CPU, memory, and answers."""
+"""Server processes and a client for the serving benchmarks: CPU time, memory, requests and answers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 from edgekit.serving.oip import codec as oip
 
 CONNECTIONS = 16
-REQUESTS = 640  # a turn, over all connections
+REQUESTS = 640  # per turn, over all connections
 WARM_UP = 160
 FORMS = ("binary", "JSON")
 
 
 class Server(NamedTuple):
-    """A running server and how to reach it.
+    """A running server and its address.
 
     Attributes:
-        name: For the table.
-        pid: Of its first process; those below it are counted too.
-        family, address: Of its socket.
-        requests: One small request in each form that it takes, as it goes over the wire.
+        name: Name in the table.
+        pid: Its first process; descendants are counted too.
+        family, address: Address family and address of its socket.
+        requests: The bytes of one small request, for each form that the server accepts.
     """
 
     name: str
@@ -41,30 +41,31 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def process(command: list[str], **more: Any) -> Iterator[subprocess.Popen[str]]:
-    """A server process that ends with the block, and every process below it."""
+    """Run a server process; end it and its descendants with the block."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **more) as running:
         try:
             yield running
         finally:
-            below = tree(running.pid)
+            family = tree(running.pid)
             running.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.wait(10)
-            for pid in below:
+            for pid in family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
 
 
 def free_port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def wait_for(server: Server, form: str, seconds: float = 60) -> None:
-    """Until it answers.
+    """Wait until a server answers a request.
 
     Raises:
-        TimeoutError: it does not in time.
+        TimeoutError: the server did not answer within `seconds`.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -78,81 +79,82 @@ def wait_for(server: Server, form: str, seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def connected(server: Server, count: int) -> Iterator[list[socket.socket]]:
-    """So many open connections."""
+    """Open `count` connections; close them with the block."""
     with contextlib.ExitStack() as stack:
-        made = [stack.enter_context(socket.socket(server.family)) for _ in range(count)]
-        for one in made:
+        sockets = [stack.enter_context(socket.socket(server.family)) for _ in range(count)]
+        for one in sockets:
             one.settimeout(30)
             one.connect(server.address)
-        yield made
+        yield sockets
 
 
-# --- what it costs
+# --- CPU time and memory
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
-    below: dict[int, list[int]] = {}
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            below.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(
+            children.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(
                 int(entry.name)
             )
-    found = [pid]
-    for one in found:
-        found += below.get(one, [])
-    return found
+    family = [pid]
+    for one in family:
+        family += children.get(one, [])
+    return family
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process and those below it, by the scheduler's count of each of their threads."""
-    found = 0
+    """CPU nanoseconds of a process and its descendants: the sum over their threads in schedstat."""
+    total = 0
     for one in tree(pid):
         with contextlib.suppress(OSError):
-            found += sum(int((t / "schedstat").read_text().split()[0]) for t in Path(f"/proc/{one}/task").iterdir())
-    return found
+            total += sum(int((t / "schedstat").read_text().split()[0]) for t in Path(f"/proc/{one}/task").iterdir())
+    return total
 
 
 def pss_mb(pid: int) -> float:
-    """Memory of a process and those below it; what they share with others counts in parts."""
-    found = 0
+    """PSS of a process and its descendants in MB: shared pages are divided between the processes that share them."""
+    total = 0
     for one in tree(pid):
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-            found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return found / 1024
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
 
 
-# --- asking
+# --- requests
 
 
 def oip_requests(forms: tuple[str, ...] = FORMS, *, with_id: bool = False) -> dict[str, bytes]:
-    """A row of 64 numbers in each form."""
+    """Inference requests of the Open Inference Protocol with one row of 64 numbers, in each form."""
     x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
-    made = {}
+    requests = {}
     for form in forms:
         body, length = oip.encode_request({"x": x}, binary=form == "binary")
-        if with_id:  # KServe answers a request without one with 500
+        if with_id:  # KServe answers 500 to a request without an id
             size = len(body) if length is None else length
             text = msgspec.json.encode({"id": "1", **msgspec.json.decode(body[:size])})
             body, length = text + body[size:], None if length is None else len(text)
-        made[form] = wire("/v2/models/m/infer", body, oip.Encoded(body, length).headers)
-    return made
+        requests[form] = wire("/v2/models/m/infer", body, oip.Encoded(body, length).headers)
+    return requests
 
 
 def own_route_requests() -> dict[str, bytes]:
-    """The same row for servers with a route of their own."""
+    """The same row as JSON for servers with the route ``/predict``."""
     x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
     return {"JSON": wire("/predict", msgspec.json.encode({"x": x.tolist()}), {"Content-Type": "application/json"})}
 
 
 def wire(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """The bytes of a POST request."""
     head = "".join(f"{n}: {v}\r\n" for n, v in {"Host": "localhost", "Content-Length": len(body), **headers}.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 def ask(connections: list[socket.socket], request: bytes, count: int) -> None:
-    """Send `count` requests, one at a time on each connection, all connections at once."""
+    """Send `count` requests over all connections at once; each connection has one request in flight."""
     for _ in range(count // len(connections)):
         for connection in connections:
             connection.sendall(request)
@@ -161,11 +163,11 @@ def ask(connections: list[socket.socket], request: bytes, count: int) -> None:
 
 
 def read_answer(connection: socket.socket) -> None:
-    """Read one answer, which must be 200."""
+    """Read one answer; its status must be 200."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = connection.recv(65536)
-        assert part, "the server hung up"
+        assert part, "the server closed the connection"
         data += part
     head, _, body = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200"), data
@@ -180,7 +182,7 @@ def read_answer(connection: socket.socket) -> None:
 
 
 def turn(server: Server, form: str) -> float:
-    """CPU microseconds of the server a request."""
+    """CPU microseconds of the server per request."""
     with connected(server, CONNECTIONS) as connections:
         ask(connections, server.requests[form], WARM_UP)
         before = cpu_ns(server.pid)

@@ -1,7 +1,8 @@
-"""Overload: three times the capacity for a minute, over HTTP, against the agent's endpoint.
+"""Overload of the agent's HTTP endpoint: three times its capacity for a minute.
 
-Clients are open: each asks at its time, whatever became of the ones before, on a connection that is free. Capacity is
-what a closed loop gets just before. The model is slow enough that the server, and not the client, is the limit.
+The load is an open loop: each request is sent at its time on a free connection, whether or not earlier requests have
+been answered. The capacity is the rate of a closed loop just before. The model is slow enough that the server, not the
+client, is the limit.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ SECONDS = float(os.environ.get("EDGEKIT_OVERLOAD_SECONDS", "60"))
 ROUNDS = 6
 CLOSED_SECONDS = 2.0
 FACTOR = 3
-WORK = 15_000  # matrix products of the model, some milliseconds: refusing must not be what the cores are busy with
+WORK = 15_000  # matrix products of the model, some milliseconds: inference, not refusals, must load the cores
 CLIENTS = 48
 QUEUE = 16
 
 
 async def run_server(folder: Path) -> None:
-    """The device's endpoint with a model of some milliseconds; prints its port."""
+    """Run the agent's endpoint with a model that takes some milliseconds; prints its port."""
     manifest = onnx_bundle(folder / "slow", name="m", work=WORK)
     async with InferenceService(options=ModelOptions(queue_limit=QUEUE)) as service:
         await service.activate("m", manifest, folder / "slow")
@@ -46,14 +47,14 @@ async def run_server(folder: Path) -> None:
 
 
 class Client:
-    """One connection after the other; `ask` gives the status."""
+    """One HTTP client with one connection."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> int:
-        """Ask and read the whole answer."""
+        """Send a request and read the whole answer. Returns the status."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -64,20 +65,20 @@ class Client:
         return int(head.split(b" ", 2)[1])
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._streams is not None:
             self._streams[1].close()
 
 
 async def closed(port: int, request: bytes, seconds: float) -> float:
-    """Answers a second when as many clients as the queue holds ask as fast as they are answered."""
+    """Answers per second of a closed loop: QUEUE clients, each sending a request after each answer."""
     clients, done = [Client(port) for _ in range(QUEUE)], 0
     end = time.monotonic() + seconds
 
     async def loop(client: Client) -> None:
         nonlocal done
         while time.monotonic() < end:
-            answered = await client.ask(request) == 200  # not in one line: others count while this waits
+            answered = await client.ask(request) == 200  # not `done += await ...`: other clients count meanwhile
             done += answered
 
     await asyncio.gather(*map(loop, clients))
@@ -87,14 +88,14 @@ async def closed(port: int, request: bytes, seconds: float) -> float:
 
 
 async def overload(port: int, request: bytes, rate: float, seconds: float) -> tuple[Counter[int], list[float]]:
-    """Statuses of `rate` requests a second, and the seconds that health took meanwhile."""
+    """Send `rate` requests per second. Returns the counts of statuses, and the seconds of each health request."""
     free: asyncio.LifoQueue[Client] = asyncio.LifoQueue()
     clients = [Client(port) for _ in range(CLIENTS)]
     for client in clients:
         free.put_nowait(client)
     statuses: Counter[int] = Counter()
     health: list[float] = []
-    asked = []
+    sent: list[asyncio.Future[None]] = []
 
     async def one() -> None:
         client = await free.get()
@@ -113,11 +114,11 @@ async def overload(port: int, request: bytes, rate: float, seconds: float) -> tu
     watching = asyncio.ensure_future(watch())
     begun = time.monotonic()
     while (spent := time.monotonic() - begun) < seconds:
-        due = int(spent * rate) - len(asked)
-        if free.qsize() or len(asked) - sum(statuses.values()) < 10 * CLIENTS:
-            asked += [asyncio.ensure_future(one()) for _ in range(due)]
+        due = int(spent * rate) - len(sent)
+        if free.qsize() or len(sent) - sum(statuses.values()) < 10 * CLIENTS:
+            sent += [asyncio.ensure_future(one()) for _ in range(due)]
         await asyncio.sleep(0.002)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*sent)
     watching.cancel()
     for client in clients:
         client.close()
@@ -125,26 +126,26 @@ async def overload(port: int, request: bytes, rate: float, seconds: float) -> tu
 
 
 async def recovery(port: int, request: bytes, capacity: float) -> float:
-    """Seconds until a request takes no more than four times what one takes alone."""
+    """Seconds until a request takes no more than four times the time of a request without other load."""
     client, begun = Client(port), time.monotonic()
     while True:
-        asked = time.monotonic()
+        sent = time.monotonic()
         status = await client.ask(request)
-        if status == 200 and time.monotonic() - asked < 4 / capacity + 0.02:
+        if status == 200 and time.monotonic() - sent < 4 / capacity + 0.02:
             client.close()
-            return asked - begun
+            return sent - begun
         await asyncio.sleep(0.02)
 
 
 class Round(NamedTuple):
-    """A while at capacity and then a while over it.
+    """Results of one period at capacity and one period of overload.
 
     Attributes:
-        capacity, goodput: Answers a second.
-        at_capacity, over: Answers for each second of the server's CPU.
-        statuses: Of the requests over capacity.
-        health: Seconds that each question for health took over capacity.
-        recovered: Seconds until a request was answered as if nothing had been.
+        capacity, goodput: Successful answers per second, at capacity and under overload.
+        at_capacity, over: Successful answers per CPU second of the server, at capacity and under overload.
+        statuses: Counts of HTTP statuses under overload.
+        health: Seconds of each health request under overload.
+        recovered: Seconds from the end of the overload to the first request of normal duration.
     """
 
     capacity: float
@@ -157,6 +158,7 @@ class Round(NamedTuple):
 
 
 async def one_round(port: int, pid: int, request: bytes, seconds: float) -> Round:
+    """Measure one period at capacity, one of overload, and the recovery."""
     before = cpu_ns(pid)
     capacity = await closed(port, request, CLOSED_SECONDS)
     at_capacity = capacity * CLOSED_SECONDS / (cpu_ns(pid) - before) * 1e9
@@ -168,7 +170,7 @@ async def one_round(port: int, pid: int, request: bytes, seconds: float) -> Roun
 
 
 def measure(folder: Path) -> list[Figure]:
-    """The figures of overload: the median of rounds, because what else runs on this machine comes and goes."""
+    """Figures of overload: medians over the rounds, because other load on the machine varies."""
     body, length = oip.encode_request({"x": np.ones((1, 3), np.float32)})
     request = wire("/v2/models/m/infer", body, oip.Encoded(body, length).headers)
     with process([sys.executable, "-m", "benchmarks.serve_overload", str(folder)]) as own:
@@ -177,7 +179,7 @@ def measure(folder: Path) -> list[Figure]:
 
         async def run() -> tuple[list[Round], float]:
             rounds = [await one_round(port, own.pid, request, SECONDS / ROUNDS)]
-            before = pss_mb(own.pid)  # everything has been used once
+            before = pss_mb(own.pid)  # after warm-up
             for _ in range(ROUNDS - 1):
                 rounds.append(await one_round(port, own.pid, request, SECONDS / ROUNDS))
             return rounds, before
@@ -185,9 +187,9 @@ def measure(folder: Path) -> list[Figure]:
         rounds, before = asyncio.run(run())
         after = pss_mb(own.pid)
     statuses = sum((one.statuses for one in rounds), Counter[int]())
-    said = ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
+    counts = ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
     capacity = statistics.median(one.capacity for one in rounds)
-    how = f"{FACTOR} times {capacity:.0f}/s for {SECONDS:.0f} s in {ROUNDS} rounds; {said}; client on the same cores"
+    how = f"{FACTOR} times {capacity:.0f}/s for {SECONDS:.0f} s in {ROUNDS} rounds; {counts}; client on the same cores"
     goodput = statistics.median(one.goodput / one.capacity for one in rounds) * 100
     work = statistics.median(one.over / one.at_capacity for one in rounds) * 100
     others = sum(statuses.values()) - statuses[200] - statuses[429]

@@ -1,6 +1,6 @@
-"""BentoML's service."""
+"""The BentoML service of the serving benchmark."""
 
-# ruff: noqa: D102 - the methods are those that the framework names
+# ruff: noqa: D102 - the framework defines the methods
 
 import os
 
@@ -11,7 +11,7 @@ from serve_peers import session
 
 @bentoml.service(workers=1, http={"host": "127.0.0.1"}, logging={"access": {"enabled": False}})
 class Onnx:
-    """Decode, run, encode."""
+    """Decodes a JSON request, runs the model, encodes the answer."""
 
     def __init__(self) -> None:
         self.session = session(os.environ["EDGEKIT_BENCH_MODEL"])

@@ -1,6 +1,6 @@
-"""MLServer's model: a runtime of its own, because none of those it ships runs ONNX."""
+"""The MLServer model of the serving benchmark: a custom runtime, because MLServer ships none for ONNX."""
 
-# ruff: noqa: D102 - the methods are those that the framework names
+# ruff: noqa: D102 - the framework defines the methods
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_peers import session
 
 
 class Model(MLModel):
-    """Decode, run, encode."""
+    """Decodes a request, runs the model, encodes the answer."""
 
     async def load(self) -> bool:
         self.session = session(os.environ["EDGEKIT_BENCH_MODEL"])

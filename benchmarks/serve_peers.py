@@ -1,8 +1,8 @@
-"""The servers that edgekit is measured against: the same model and runtime settings, each in its fastest form.
+"""The servers with which edgekit is compared: same model and runtime settings, each in its fastest configuration.
 
-Usage: serve_peers.py NAME MODEL.onnx PORT. Each runs where its libraries are; edgekit is not needed. `bare`, `threads`,
-`fastapi`, `mlserver` and `kserve` speak the Open Inference Protocol; `litserve` and `bentoml` have JSON routes of
-their own (``/predict``) and are asked there.
+Usage: serve_peers.py NAME MODEL.onnx PORT. Each server runs in its own environment, without edgekit. `bare`, `threads`,
+`fastapi`, `mlserver` and `kserve` implement the Open Inference Protocol; `litserve` and `bentoml` have a JSON route
+(``/predict``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADER = "inference-header-content-length"
 
 
 def session(path: str) -> onnxruntime.InferenceSession:
-    """ONNX Runtime as edgekit sets it: one thread that does not spin."""
+    """An ONNX Runtime session with edgekit's settings: one thread, no spinning."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -40,7 +40,12 @@ def answer(
     loads: Callable[[bytes], Any],
     dumps: Callable[[Any], bytes],
 ) -> tuple[bytes, dict[str, str]]:
-    """Decode, run, encode: binary where the request was."""
+    """Decode a request, run the model, encode the answer. The answer to a binary request is binary.
+
+    Args:
+        length: The Inference-Header-Content-Length of a binary request.
+        loads, dumps: The JSON decoder and encoder.
+    """
     document = loads(body[: int(length)] if length else body)
     tensor = document["inputs"][0]
     if length:
@@ -48,7 +53,7 @@ def answer(
     else:
         x = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
     (y,) = model.run(None, {tensor["name"]: x})
-    output = {"name": "y", "datatype": "FP32", "shape": list(y.shape)}
+    output: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": list(y.shape)}
     if not length:
         output["data"] = y.ravel().tolist()
         return dumps({"model_name": "m", "outputs": [output]}), {"content-type": "application/json"}
@@ -58,12 +63,13 @@ def answer(
     return head + data, {"content-type": "application/octet-stream", HEADER: str(len(head))}
 
 
-def stdlib_dumps(value: dict) -> bytes:
+def stdlib_dumps(value: dict[str, Any]) -> bytes:
+    """JSON of the standard library, without spaces."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def run_bare(path: str, port: int) -> None:
-    """A raw ASGI handler under uvicorn, with the JSON library and the settings that edgekit uses."""
+    """A raw ASGI handler on uvicorn, with edgekit's JSON library and settings."""
     import msgspec
     import uvicorn
 
@@ -82,12 +88,13 @@ def run_bare(path: str, port: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
-    options = {"loop": "asyncio", "http": "httptools", "lifespan": "off", "access_log": False, "log_level": "error"}
-    uvicorn.run(app, port=port, server_header=False, date_header=False, **options)
+    fast: dict[str, Any] = {"loop": "asyncio", "http": "httptools", "lifespan": "off"}
+    quiet: dict[str, Any] = {"access_log": False, "log_level": "error", "server_header": False, "date_header": False}
+    uvicorn.run(app, port=port, **fast, **quiet)
 
 
 def run_fastapi(path: str, port: int) -> None:
-    """FastAPI with the request as it came, no models of pydantic on the way: its fastest form."""
+    """FastAPI with raw requests and without pydantic models: its fastest configuration."""
     import uvicorn
     from fastapi import FastAPI, Request, Response
 
@@ -97,29 +104,29 @@ def run_fastapi(path: str, port: int) -> None:
         body, headers = answer(model, await request.body(), request.headers.get(HEADER), json.loads, stdlib_dumps)
         return Response(body, headers=headers)
 
-    infer.__annotations__["request"] = Request  # a name of this function, which the string of it would not find
+    infer.__annotations__["request"] = Request  # the local name: a string annotation would not resolve
     app.post("/v2/models/m/infer")(infer)
     uvicorn.run(app, port=port, loop="asyncio", http="httptools", access_log=False, log_level="error")
 
 
 def run_threads(path: str, port: int) -> None:
-    """The standard library's server, a thread a connection."""
+    """The HTTP server of the standard library with one thread per connection."""
     model = session(path)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one write an answer
+        wbufsize = -1  # one write per answer
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            found, headers = answer(model, body, self.headers.get(HEADER), json.loads, stdlib_dumps)
+            data, headers = answer(model, body, self.headers.get(HEADER), json.loads, stdlib_dumps)
             self.send_response(200)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(found)))
+            self.send_header("content-length", str(len(data)))
             self.end_headers()
-            self.wfile.write(found)
+            self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -128,7 +135,7 @@ def run_threads(path: str, port: int) -> None:
 
 
 def run_mlserver(path: str, port: int) -> None:
-    """One process, without its metrics; its REST takes no binary tensors."""
+    """MLServer with one process and without metrics. Its REST endpoint has no binary tensors."""
     from mlserver import MLServer, ModelSettings, Settings
 
     os.environ["EDGEKIT_BENCH_MODEL"] = path
@@ -146,7 +153,7 @@ def run_mlserver(path: str, port: int) -> None:
 
 
 def run_kserve(path: str, port: int) -> None:
-    """Its own model server, REST only, one worker, without access log."""
+    """KServe's model server: REST only, one worker, no access log."""
     from kserve import InferOutput, InferResponse, Model, ModelServer
 
     class Onnx(Model):
@@ -164,12 +171,12 @@ def run_kserve(path: str, port: int) -> None:
 
     model = Onnx("m")
     model.load()
-    logging.disable(logging.INFO)  # a line a request, and two of traces
+    logging.disable(logging.INFO)  # otherwise three log lines per request
     ModelServer(http_port=port, grpc_port=free_port(), enable_grpc=False, workers=1).start([model])
 
 
 def run_litserve(path: str, port: int) -> None:
-    """One worker; a JSON route of its own."""
+    """LitServe with one worker and a JSON route."""
     import litserve
     from serve_peer_litserve import Api
 
@@ -180,7 +187,7 @@ def run_litserve(path: str, port: int) -> None:
 
 
 def run_bentoml(path: str, port: int) -> None:
-    """One worker; a JSON route of its own."""
+    """BentoML with one worker and a JSON route."""
     os.environ["EDGEKIT_BENCH_MODEL"] = path
     folder = str(Path(__file__).parent)
     command = [sys.executable, "-m", "bentoml", "serve", "serve_peer_bentoml:Onnx", "--working-dir", folder]
@@ -188,6 +195,7 @@ def run_bentoml(path: str, port: int) -> None:
 
 
 def free_port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

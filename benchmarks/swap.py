@@ -1,7 +1,7 @@
-"""What a switch of versions costs clients: latency of requests while bundles are switched, beside that without.
+"""Latency of requests during switches of the model version, beside the latency without switches.
 
-One process, real models: requests are sent at a fixed pace, half of the time while switches follow one another after a
-short pause.
+One process with real models receives requests at a fixed pace. In every second turn the version changes again and
+again, with a short pause after each switch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.results import Figure, publish
 from device_agents.inference.service import InferenceService
+from edgekit.bundle.bindings import Binding
 from edgekit.bundle.golden import write_golden
-from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.manifest import Golden, Manifest, Tolerance, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.serving.models.options import ModelOptions
@@ -35,7 +36,7 @@ REACH_P99 = 2.0
 
 
 def bundle(folder: Path, version: str, seed: int) -> tuple[Manifest, Path]:
-    """Dense layers of 2 million weights together: under a millisecond a run, some ten to load."""
+    """Write a bundle of dense layers with 2 million weights: under 1 ms for inference, about 10 ms to load."""
     folder.mkdir()
     rng = np.random.default_rng(seed)
     weights = {f"w{i}": rng.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32) for i in range(LAYERS)}
@@ -52,27 +53,27 @@ def bundle(folder: Path, version: str, seed: int) -> tuple[Manifest, Path]:
     (folder / "golden.npz").write_bytes(golden)
     specs = [TensorSpec(n, DType.FLOAT32, (None, WIDTH)) for n in ("x", "y")]
     entries = (file_entry("model.onnx", "model", data), file_entry("golden.npz", "golden", golden))
-    judged = Golden(1, (Tolerance("y", "onnxruntime", 1e-3),), decisions_match=False)
-    bindings = [(Binding(spec, spec),) for spec in specs]
-    return Manifest("m", version, "server", "onnxruntime", entries, *bindings, judged, Recipe()), folder
+    limits = Golden(1, (Tolerance("y", "onnxruntime", 1e-3),), decisions_match=False)
+    x_binding, y_binding = ((Binding(spec, spec),) for spec in specs)
+    return Manifest("m", version, "server", "onnxruntime", entries, x_binding, y_binding, limits, Recipe()), folder
 
 
 async def paced(service: InferenceService, seconds: float) -> list[float]:
-    """Milliseconds of each request, measured from when it was due."""
+    """Send requests at a fixed pace. Returns the milliseconds from each request's due time to its answer."""
     x = {"x": np.ones((1, WIDTH), np.float32)}
-    found: list[float] = []
+    latencies: list[float] = []
     due = time.perf_counter()
     end = due + seconds
     while due < end:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         await service.infer("m", x)
-        found.append((time.perf_counter() - due) * 1e3)
+        latencies.append((time.perf_counter() - due) * 1e3)
         due += PACE_SECONDS
-    return found
+    return latencies
 
 
 async def measure(bundles: list[tuple[Manifest, Path]], swap: str) -> tuple[list[float], list[float]]:
-    """Latencies without and with switches, in turns; ends with SWAPS more under full load, of which none may fail."""
+    """Milliseconds of requests without switches and with switches, measured in alternating turns."""
     steady: list[float] = []
     switching: list[float] = []
     async with InferenceService(options=ModelOptions(swap=swap)) as service:  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ async def measure(bundles: list[tuple[Manifest, Path]], swap: str) -> tuple[list
 
 
 async def grow(bundles: list[tuple[Manifest, Path]]) -> tuple[float, int]:
-    """Growth of memory over SWAPS switches under load (the first tenth left out), and requests that failed."""
+    """Growth of memory over SWAPS switches under load, without the first tenth, and the number of failed requests."""
     failed = 0
     x = {"x": np.ones((1, WIDTH), np.float32)}
     async with InferenceService(options=ModelOptions(swap="load-first")) as service:
@@ -107,27 +108,28 @@ async def grow(bundles: list[tuple[Manifest, Path]]) -> tuple[float, int]:
         async def client() -> None:
             nonlocal failed
             while not stop.is_set():
-                found = await service.infer("m", x)
-                failed += found.parameters["edgekit_route"] != "local"
+                answer = await service.infer("m", x)
+                failed += answer.parameters["edgekit_route"] != "local"
                 await asyncio.sleep(0)
 
         clients = [asyncio.ensure_future(client()) for _ in range(8)]
-        held = []
+        memory = []
         for n in range(SWAPS):
             await service.activate("m", *bundles[n % 2])
-            held.append(rss_bytes())
+            memory.append(rss_bytes())
         stop.set()
         await asyncio.gather(*clients)
     tenth = SWAPS // 10
-    return min(held[-tenth:]) / min(held[tenth : 2 * tenth]) - 1, failed
+    return min(memory[-tenth:]) / min(memory[tenth : 2 * tenth]) - 1, failed
 
 
 def p99(values: list[float]) -> float:
+    """The 99th percentile."""
     return statistics.quantiles(values, n=100)[-1]
 
 
 def main() -> None:
-    """Measure, print, write results/swap.json."""
+    """Run the benchmark and write ``swap.json``."""
     few_arenas()
     with tempfile.TemporaryDirectory() as name:
         bundles = [bundle(Path(name) / f"{n}", f"{n}.0.0", n) for n in (1, 2)]

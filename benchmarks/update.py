@@ -1,7 +1,8 @@
-"""What an update costs on the wire and in memory: blocks by request and in waves, deltas, and a device's own memory.
+"""Cost of an update: CPU and memory for blocks on request and by broadcast, size of deltas, memory of the agent.
 
-Real mosquitto, the controller's block service as one process, and N devices' fetchers as another, on this machine. CPU
-is that of server and broker, for each GB (10^9 bytes) that reached devices.
+The broker is a real mosquitto. The block service of the controller is one process; the block fetchers of N devices are
+another one, on the same machine. CPU is the sum of server and broker for each GB (10^9 bytes) that devices received.
+The figures call a broadcast "waves".
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MIB = 1024**2
 
 
 def main() -> None:
-    """Measure and publish ``update.json``."""
+    """Run the benchmark and write ``update.json``."""
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-update-") as name:
         folder = Path(name)
         figures = asyncio.run(_transfers(folder))
@@ -59,15 +60,15 @@ async def _transfers(folder: Path) -> list[Figure]:
     more = memory["requests, 1 x 200 MB"]
     figures.append(Figure("server memory, 200 MB over 20 MB", more / few, "ratio", 1.25, note="peaks, by request"))
     for devices, mode in ((3, "requests"), (30, "waves")):
-        found = await _run(folder, blob, devices, mode, loss=LOSS)
-        extra = 100 * (found["arrived"] / (devices * blob.size) - 1)
+        result = await _run(folder, blob, devices, mode, loss=LOSS)
+        extra = 100 * (result["arrived"] / (devices * blob.size) - 1)
         note = f"{devices} devices, {LOSS:.0%} of all messages lost; bytes that came or were lost, over the blob's"
         figures.append(Figure(f"bytes more under loss, {mode}", extra, "%", 10.0, note=note))
     return figures
 
 
 def _put(folder: Path, size: int) -> FileEntry:
-    """A blob of random bytes in the store, and its description for the clients."""
+    """Put a blob of random bytes into the store, and write its manifest entry for the clients."""
     data = os.urandom(size)
     entry = file_entry("blob", "model", data)
     open_store(f"file://{folder / 'store'}").put(blob_name(entry.sha256), data)
@@ -75,50 +76,51 @@ def _put(folder: Path, size: int) -> FileEntry:
     return entry
 
 
-async def _measure(
-    folder: Path, blob: FileEntry, devices: int, mode: str, memory: dict[str, float]
-) -> Iterator[Figure]:
-    found = await _run(folder, blob, devices, mode)
+async def _measure(folder: Path, blob: FileEntry, devices: int, mode: str, memory: dict[str, float]) -> list[Figure]:
+    """Figures of one transfer; adds the peak memory of the server to `memory`."""
+    result = await _run(folder, blob, devices, mode)
     moved = devices * blob.size / GB
     label = f"{mode}, {devices} x {blob.size // 1_000_000} MB"
-    memory[label] = found["server_mib"]
-    cpu = (found["server_cpu"] + found["broker_cpu"]) / moved
+    memory[label] = result["server_mib"]
+    cpu = (result["server_cpu"] + result["broker_cpu"]) / moved
     note = (
-        f"server {found['server_cpu']:.2f} s, broker {found['broker_cpu']:.2f} s; peaks: server "
-        f"{found['server_mib']:.0f} MiB, broker {found['broker_mib']:.0f} MiB; {found['wall']:.1f} s"
+        f"server {result['server_cpu']:.2f} s, broker {result['broker_cpu']:.2f} s; peaks: server "
+        f"{result['server_mib']:.0f} MiB, broker {result['broker_mib']:.0f} MiB; {result['wall']:.1f} s"
     )
     if mode == "waves":
-        note += f"; {100 * found['wave_blocks'] * BLOCK_BYTES / (devices * blob.size):.0f} % from the wave"
+        note += f"; {100 * result['wave_blocks'] * BLOCK_BYTES / (devices * blob.size):.0f} % from the wave"
     reach = 4.5 if mode == "requests" else 1.0
     figures = [Figure(label, cpu, "CPU s/GB", reach if devices >= 100 else None, note=note)]
     if devices == 1:
         figures.append(
             Figure(
-                f"{label}, one device", blob.size / found["wall"] / 1e6, "MB/s", 80.0, at_most=False, note="loopback"
+                f"{label}, one device", blob.size / result["wall"] / 1e6, "MB/s", 80.0, at_most=False, note="loopback"
             )
         )
     return figures
 
 
 async def _run(folder: Path, blob: FileEntry, devices: int, mode: str, *, loss: float = 0.0) -> dict[str, Any]:
-    """One transfer to all devices with a broker and a server of their own."""
+    """One transfer to all devices, with a new broker and a new server."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         async with await start_broker("127.0.0.1", 0, Path(own), kind="mosquitto") as broker:
-            pid = broker._process.pid
+            pid = broker._process.pid  # type: ignore[attr-defined]  # of mosquitto
             server_args = ("server", broker.url, f"file://{folder / 'store'}", str(BUDGET_BYTES))
             client_args = ("clients", broker.url, str(folder / f"{blob.sha256}.json"), str(devices), mode, str(loss))
             with _part(*server_args) as server, _part(*client_args) as clients:
                 _expect(server, "ready")
                 _expect(clients, "connected")
                 before = cpu_seconds(server.pid), cpu_seconds(pid)
+                assert clients.stdin is not None
+                assert clients.stdout is not None
                 clients.stdin.write("go\n")
                 clients.stdin.flush()
-                found = json.loads(await asyncio.to_thread(clients.stdout.readline))
+                result: dict[str, Any] = json.loads(await asyncio.to_thread(clients.stdout.readline))
                 after = cpu_seconds(server.pid), cpu_seconds(pid)
-                found["server_mib"], found["broker_mib"] = peak_mib(server.pid), peak_mib(pid)
-    found["server_cpu"], found["broker_cpu"] = (end - begin for end, begin in zip(after, before, strict=True))
-    print(f"{mode} {devices}: {found}", file=sys.stderr)
-    return found
+                result["server_mib"], result["broker_mib"] = peak_mib(server.pid), peak_mib(pid)
+    result["server_cpu"], result["broker_cpu"] = (end - begin for end, begin in zip(after, before, strict=True))
+    print(f"{mode} {devices}: {result}", file=sys.stderr)
+    return result
 
 
 @contextlib.contextmanager
@@ -132,18 +134,19 @@ def _part(*args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _expect(child: subprocess.Popen[str], word: str) -> None:
+    assert child.stdout is not None
     line = child.stdout.readline().strip()
     if line != word:
-        raise SystemExit(f"a part of the benchmark said {line!r}, expected {word!r}")
+        raise SystemExit(f"a process of the benchmark printed {line!r}, expected {word!r}")
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds of a process so far, user and system."""
+    """CPU seconds of a process since its start, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib(pid: int) -> float:
-    """Its largest resident memory."""
+    """The largest resident memory of a process so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

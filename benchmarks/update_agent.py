@@ -1,4 +1,4 @@
-"""What an update costs a device: the resident memory of a real agent from the offer to the end of STAGING."""
+"""Memory cost of an update: the resident memory of a real agent from the assignment to the end of STAGING."""
 
 from __future__ import annotations
 
@@ -25,46 +25,49 @@ MIB = 1024**2
 
 
 def figures(folder: Path) -> list[Figure]:
-    """Whole blocks, then a delta over them; the artifact is weights that no runtime loads, so TESTING refuses it."""
-    place = folder / "agent"
-    place.mkdir()
-    (place / "edgekit.toml").write_text('fleet = "bench"\n')
-    processes = Processes(place)
+    """Measure an update by whole blocks, then one by a delta.
+
+    The artifact holds only weights. No runtime loads it, so the update ends in TESTING with a refusal.
+    """
+    home = folder / "agent"
+    home.mkdir()
+    (home / "edgekit.toml").write_text('fleet = "bench"\n')
+    processes = Processes(home)
     try:
         line = processes.start("broker", "edgekit broker run --port 0 --kind mosquitto", ready="ready at")
-        (place / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{line.split()[-1]}"\n')
+        (home / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{line.split()[-1]}"\n')
         processes.run("edgekit registry init")
-        enroll = ["--config", str(place / "edgekit.toml"), "device", "enroll", "d1", "--target", TARGET]
-        edgekit.main([*enroll, "-o", str(place / "d1")], "edgekit", standalone_mode=False)
+        enroll = ["--config", str(home / "edgekit.toml"), "device", "enroll", "d1", "--target", TARGET]
+        edgekit.main([*enroll, "-o", str(home / "d1")], "edgekit", standalone_mode=False)
         weights = int8_weights(1, *[ARTIFACT_BYTES // LAYERS] * LAYERS)
-        bundle = write_bundle(place / "bundles", "digits", "1.0.0", TARGET, onnx_file(weights))
+        bundle = write_bundle(home / "bundles", "digits", "1.0.0", TARGET, onnx_file(weights))
         processes.run(f"edgekit registry publish {bundle}")
         processes.start("controller", "edgekit controller run", ready="ready")
-        found = [_update(place, processes, "1.0.0", "whole blocks")]
-        # The agent refused it, as no runtime loads it; put it where a committed bundle would be, as a base.
-        slot = place / "d1" / "state" / "models" / "digits" / "a"
+        results = [_update(home, processes, "1.0.0", "whole blocks")]
+        # The agent refused the bundle, because no runtime loads it. Copy it to the active slot: the base of the delta.
+        slot = home / "d1" / "state" / "models" / "digits" / "a"
         slot.mkdir(parents=True, exist_ok=True)
         for file in bundle.iterdir():
             (slot / file.name).write_bytes(file.read_bytes())
-        newer = write_bundle(place / "bundles", "digits", "1.1.0", TARGET, onnx_file(retrained(weights, 2)))
+        newer = write_bundle(home / "bundles", "digits", "1.1.0", TARGET, onnx_file(retrained(weights, 2)))
         processes.run(f"edgekit registry publish {newer} --delta-from 1.0.0")
-        found.append(_update(place, processes, "1.1.0", "a delta"))
-        return found
+        results.append(_update(home, processes, "1.1.0", "a delta"))
+        return results
     finally:
         processes.stop_all()
 
 
-def _update(place: Path, processes: Processes, version: str, way: str) -> Figure:
-    with _agent(place) as (agent, log):
+def _update(home: Path, processes: Processes, version: str, source: str) -> Figure:
+    with _agent(home) as (agent, log):
         _await(log, "connected", agent)
         time.sleep(IDLE_SECONDS)
         idle = _status(agent.pid, "VmRSS")
-        Path(f"/proc/{agent.pid}/clear_refs").write_text("5")  # the peak counts from here
+        Path(f"/proc/{agent.pid}/clear_refs").write_text("5")  # resets the peak (VmHWM)
         processes.run(f"edgekit rollout start digits {version} --waves 100%")
         _await(log, STAGED, agent)
         peak = _status(agent.pid, "VmHWM")
-        if ("of a delta" in log.read_text()) != (way == "a delta"):
-            raise SystemExit(f"the agent did not take {way}")
+        if ("of a delta" in log.read_text()) != (source == "a delta"):
+            raise SystemExit(f"the agent did not update from {source}")
         begun = time.monotonic()
         while time.monotonic() - begun < IDLE_SECONDS:
             time.sleep(0.1)
@@ -72,14 +75,14 @@ def _update(place: Path, processes: Processes, version: str, way: str) -> Figure
     (state,) = [line for line in processes.run("edgekit rollout list").splitlines() if version in line][-1:]
     processes.run(f"edgekit rollout abort {state.split()[0]}")
     note = f"{ARTIFACT_BYTES // 1_000_000} MB artifact; idle {idle:.0f} MiB; with TESTING {tested - idle:.0f} MiB above"
-    return Figure(f"agent memory from offer to staged, {way}", peak - idle, "MiB above idle", 15.0, note=note)
+    return Figure(f"agent memory from offer to staged, {source}", peak - idle, "MiB above idle", 15.0, note=note)
 
 
 @contextlib.contextmanager
-def _agent(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    log = place / "agent.log"
+def _agent(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    log = home / "agent.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
-    command = [sys.executable, "-m", "device_agents", "--verbose", "run", "--config", str(place / "d1" / "agent.toml")]
+    command = [sys.executable, "-m", "device_agents", "--verbose", "run", "--config", str(home / "d1" / "agent.toml")]
     with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as agent:
         try:
             yield agent, log
@@ -91,7 +94,7 @@ def _await(log: Path, word: str, agent: subprocess.Popen[bytes], seconds: float 
     deadline = time.monotonic() + seconds
     while word not in log.read_text():
         if time.monotonic() > deadline or agent.poll() is not None:
-            raise SystemExit(f"the agent did not say {word!r}:\n{log.read_text()[-2000:]}")
+            raise SystemExit(f"the agent did not log {word!r}; its log ends:\n{log.read_text()[-2000:]}")
         time.sleep(0.002)
 
 

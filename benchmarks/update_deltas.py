@@ -1,10 +1,14 @@
-"""Deltas of retrained int8 models beside bsdiff4 and zstd: a dense network trained on, quantized, put into LiteRT."""
+"""Size and time of deltas between retrained int8 models, beside bsdiff4 and zstd.
+
+The models are dense networks, trained further and quantized, and written as LiteRT files.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,11 +32,11 @@ print(json.dumps([len(patch), made, applied]))
 
 
 def figures(folder: Path) -> list[Figure]:
-    """Sizes as shares of the new file, and CPU seconds."""
-    found = []
+    """Sizes of the deltas in percent of the new file, with CPU seconds in the notes."""
+    results = []
     for label, old, new in _models():
-        found += _compare(folder, label, old, new)
-    return found
+        results += _compare(folder, label, old, new)
+    return results
 
 
 def _compare(folder: Path, label: str, old: bytes, new: bytes) -> list[Figure]:
@@ -44,7 +48,7 @@ def _compare(folder: Path, label: str, old: bytes, new: bytes) -> list[Figure]:
     delta, payload = made
     begun = time.process_time()
     if apply_delta(delta, payload, old) != new:
-        raise SystemExit("a delta did not make its file")
+        raise SystemExit("applying a delta did not give the new file")
     apply_seconds = time.process_time() - begun
     theirs = {"zstd -19 patch-from": _patch_from(old, new), "zstd -19 alone": _alone(new)}
     bsdiff = _bsdiff4(folder, old, new)
@@ -69,7 +73,7 @@ def _compare(folder: Path, label: str, old: bytes, new: bytes) -> list[Figure]:
 
 
 def _patch_from(old: bytes, new: bytes) -> int:
-    """As `zstd -19 --patch-from`, with a window over both files."""
+    """Bytes of `zstd -19 --patch-from`, with a window over both files."""
     log = max(10, min(27, (len(old) + len(new)).bit_length()))
     parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=log, enable_ldm=True)
     dictionary = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -77,14 +81,16 @@ def _patch_from(old: bytes, new: bytes) -> int:
 
 
 def _alone(new: bytes) -> int:
+    """Bytes of `zstd -19` without the old file."""
     return len(zstandard.ZstdCompressor(level=19).compress(new))
 
 
 def _bsdiff4(folder: Path, old: bytes, new: bytes) -> tuple[int, float, float] | None:
+    """Bytes, CPU seconds to make and CPU seconds to apply; None if bsdiff4 cannot be installed."""
     reason = peers.make("bsdiff4")
     python = peers.python_of("bsdiff4")
     if reason or python is None:
-        print(f"bsdiff4 is left out: {reason}")
+        print(f"skipped bsdiff4: {reason}", file=sys.stderr)
         return None
     for name, data in (("old", old), ("new", new)):
         (folder / name).write_bytes(data)
@@ -97,7 +103,7 @@ def _bsdiff4(folder: Path, old: bytes, new: bytes) -> tuple[int, float, float] |
 
 
 def _models() -> list[tuple[str, bytes, bytes]]:
-    """One network after its first training, trained on for a while, and with its last layer trained anew."""
+    """Pairs of files: a network after its first training, and the same network trained further or with a new head."""
     rng = np.random.default_rng(1)
     weights = [rng.normal(0, (2 / a) ** 0.5, (a, b)).astype(np.float32) for a, b in itertools.pairwise(HIDDEN)]
     data, labels = _digits()
@@ -118,7 +124,7 @@ def _models() -> list[tuple[str, bytes, bytes]]:
 
 
 def _synthetic() -> list[tuple[str, bytes, bytes]]:
-    """20 MB of weights, of which one in twenty moved by up to three steps."""
+    """20 MB of int8 weights, of which one in twenty differs by up to three steps."""
     rng = np.random.default_rng(2)
     layers = {f"w{at}": np.clip(rng.normal(0, 30, (1000, 1000)).round(), -127, 127).astype(np.int8) for at in range(20)}
     steps = np.array([-3, -2, -1, 1, 2, 3], np.int8)
@@ -130,6 +136,7 @@ def _synthetic() -> list[tuple[str, bytes, bytes]]:
 
 
 def _file(layers: list[np.ndarray], scales: list[np.ndarray], description: str = "weights") -> bytes:
+    """A LiteRT file of the quantized layers."""
     quantized = {
         f"dense_{at}/kernel": np.clip((layer / scale).round(), -127, 127).astype(np.int8).T.copy()
         for at, (layer, scale) in enumerate(zip(layers, scales, strict=True))
@@ -147,7 +154,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def _train(
     weights: list[np.ndarray], data: np.ndarray, labels: np.ndarray, steps: int, rate: float, rng: np.random.Generator
 ) -> None:
-    """Plain stochastic gradient descent on the cross entropy of a network with ReLU."""
+    """Train a ReLU network in place: stochastic gradient descent on the cross entropy."""
     for _ in range(steps):
         chosen = rng.integers(0, len(data), 64)
         values = [data[chosen]]

@@ -1,4 +1,4 @@
-"""The same bytes from nginx, by HTTP range: what a web server made for nothing else takes."""
+"""CPU cost of the same transfer from nginx by HTTP range requests, for comparison."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ http {{
 
 
 def figures(folder: Path, counts: tuple[int, ...], size: int) -> list[Figure]:
-    """CPU of nginx for each GB; left out, by name, where it is not installed."""
+    """CPU seconds of nginx for each GB; empty, with a message on stderr, if nginx is not installed."""
     program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if program is None:
-        print("nginx is left out: it is not installed", file=sys.stderr)
+        print("skipped nginx: it is not installed", file=sys.stderr)
         return []
-    place = folder / "nginx"
-    (place / "www").mkdir(parents=True)
-    place.chmod(0o755)
+    home = folder / "nginx"
+    (home / "www").mkdir(parents=True)
+    home.chmod(0o755)
     folder.chmod(0o755)
-    (place / "www" / "blob").write_bytes(os.urandom(size))
+    (home / "www" / "blob").write_bytes(os.urandom(size))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = place / "nginx.conf"
-    config.write_text(CONFIG.format(folder=place, port=port))
-    with subprocess.Popen([program, "-e", str(place / "error.log"), "-c", str(config)]) as server:
+    config = home / "nginx.conf"
+    config.write_text(CONFIG.format(folder=home, port=port))
+    with subprocess.Popen([program, "-e", str(home / "error.log"), "-c", str(config)]) as server:
         try:
             _await(port)
             return [_measure(server.pid, port, count, size) for count in counts]
@@ -92,7 +92,7 @@ def _await(port: int) -> None:
 
 
 def _cpu(pid: int) -> float:
-    """Of all its processes."""
+    """CPU seconds of nginx's processes since their start."""
     spent = 0
     for one in [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()

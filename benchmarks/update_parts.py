@@ -1,7 +1,7 @@
 """The processes of the update benchmark: `python -m benchmarks.update_parts server|clients ...`.
 
-The server is a controller's block service; the clients are N devices' fetchers in one process, which hash every block
-and keep none.
+The server is the block service of a controller. The clients are the block fetchers of N devices in one process; they
+hash every block and store none.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ CONNECT_AT_ONCE = 50
 
 
 class LossyTransport(MqttTransport):
-    """Loses a share of what arrives at QoS 0, as a broker does with slow readers."""
+    """An MqttTransport that drops a share of the messages that arrive, like a broker with slow readers.
+
+    Attributes:
+        loss: Share of messages that are dropped.
+        arrived_bytes: Bytes of all payloads that arrived, dropped ones included.
+    """
 
     loss = 0.0
     arrived_bytes = 0
 
     async def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, group: str = "") -> None:
-        """As MqttTransport, for all but a share of the messages."""
+        """Subscribe with a handler that drops the share `loss` of the messages."""
 
         def deliver(message: Message) -> None:
             self.arrived_bytes += len(message.payload)
@@ -48,7 +53,7 @@ class LossyTransport(MqttTransport):
 
 
 async def serve(url: str, store: str, budget: int) -> None:
-    """Answer block requests until killed."""
+    """Run the block service until killed."""
     transport = MqttTransport(url, client_id="controller", username="controller")
     service = BlockService(
         fleet=FLEET, transport=transport, store=open_store(store), clock=SystemClock(), broker_budget_bytes=budget
@@ -61,7 +66,7 @@ async def serve(url: str, store: str, budget: int) -> None:
 
 
 async def fetch(url: str, entry: FileEntry, devices: int, *, waves: bool, loss: float) -> None:
-    """Connect, say so, wait for a line on stdin, let every device fetch the blob, and print what it took."""
+    """Fetch a blob on every device: print "connected", wait for a line on stdin, fetch, and print the result."""
     LossyTransport.loss = loss
     transports = [LossyTransport(url, client_id=f"d{number}", username=f"d{number}") for number in range(devices)]
     fetchers = []
@@ -87,14 +92,14 @@ async def fetch(url: str, entry: FileEntry, devices: int, *, waves: bool, loss: 
 async def _fetch_one(fetcher: BlockFetcher, entry: FileEntry, *, waves: bool) -> None:
     missing = set(range(len(entry.blocks)))
     async for index, data in fetcher.blocks(entry.sha256, sorted(missing), entry.blocks if waves else ()):
-        if waves or hashlib.sha256(data).hexdigest() == entry.blocks[index]:  # a wave's blocks were hashed already
+        if waves or hashlib.sha256(data).hexdigest() == entry.blocks[index]:  # broadcast blocks are already verified
             missing.discard(index)
     if missing:
-        raise SystemExit(f"{len(missing)} blocks did not come")
+        raise SystemExit(f"{len(missing)} blocks are missing after the transfer")
 
 
 def main() -> None:
-    """One of the two processes."""
+    """Run the server or the clients."""
     kind, url, *rest = sys.argv[1:]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
