@@ -1,1 +1,4 @@
-"""Deltas: the bytes by which one file becomes another; what they say, how they are made and how they are applied."""
+"""Deltas, which make one file from another: their description, their codecs, and how they are made and applied.
+
+The choice of base bundles belongs to edgekit.registry, the download of deltas to device_agents.download.
+"""

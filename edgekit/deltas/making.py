@@ -1,4 +1,4 @@
-"""Makes a delta of two files: quantized weights are subtracted tensor by tensor, what moved is found by its bytes."""
+"""Make a delta between two files: tensors are aligned and subtracted, other moved bytes are found by a dictionary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import zstandard
 
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
-from edgekit.deltas.codec import decode_segment, encode_segment, encode_with
+from edgekit.deltas.codec import decode_segment, encode_segment, encode_with_dictionary
 from edgekit.deltas.description import (
     MAX_DICTIONARY_BYTES,
     MAX_SPANS,
@@ -21,14 +21,14 @@ from edgekit.deltas.description import (
 )
 from edgekit.deltas.tensor_ranges import TensorRange, find_tensors
 
-WIN_SHARE = 0.8  # of the blocks that would be fetched without it
-_DICTIONARY_FROM = 0.02  # a segment that addition makes this small is not tried with a dictionary
+MAX_DELTA_SHARE = 0.8  # the largest useful size of a delta, as a share of the blocks that a device fetches without it
+_DICTIONARY_FROM = 0.02  # a dictionary is tried only if the differences are a larger share of the segment
 
 Progress = Callable[[int, int], None]
 
 
 class Aligned(NamedTuple):
-    """Bytes of the new file from `start`, and where their like stands in the base; -1 for nowhere."""
+    """`length` bytes of the new file from `start`; `offset` is that of similar bytes in the base, or -1 for none."""
 
     start: int
     offset: int
@@ -36,22 +36,28 @@ class Aligned(NamedTuple):
 
 
 def make_delta(base: bytes, new: bytes, *, progress: Progress = lambda done, total: None) -> tuple[Delta, bytes] | None:
-    """A delta from `base` to `new` with its payload; None where it would not save enough.
+    """Make the delta from `base` to `new`.
 
     Args:
-        progress: Called with bytes done and bytes in all.
+        base: Bytes of the base file.
+        new: Bytes of the new file.
+        progress: Called with the number of bytes done and of all bytes.
+
+    Returns:
+        The description and the payload; None if together they are larger than MAX_DELTA_SHARE of the blocks that a
+        device with the base would fetch without a delta.
     """
-    whole = _whole_bytes(base, new)
+    whole = _changed_block_bytes(base, new)
     aligned = align(base, new)
     segments: list[Segment] = []
     payload = bytearray()
     for start in range(0, len(new), SEGMENT_BYTES):
         part = new[start : start + SEGMENT_BYTES]
-        segment, stream = _encode(base, part, list(_cut(aligned, start, start + len(part))))
+        segment, stream = _encode(base, part, list(_spans(aligned, start, start + len(part))))
         segments.append(segment)
         payload += stream
         progress(start + len(part), len(new))
-        if len(payload) > WIN_SHARE * whole:
+        if len(payload) > MAX_DELTA_SHARE * whole:
             return None
     if sum(len(segment.spans) for segment in segments) > MAX_SPANS:
         return None
@@ -66,60 +72,65 @@ def make_delta(base: bytes, new: bytes, *, progress: Progress = lambda done, tot
         blocks=b"".join(map(bytes.fromhex, entry.blocks)),
         segments=tuple(segments),
     )
-    return (delta, bytes(payload)) if entry.size + len(delta.to_bytes()) <= WIN_SHARE * whole else None
+    return (delta, bytes(payload)) if entry.size + len(delta.to_bytes()) <= MAX_DELTA_SHARE * whole else None
 
 
 def apply_delta(delta: Delta, payload: bytes, base: bytes) -> bytes:
-    """The whole result in memory, as a device makes it segment by segment. Raises DataError as `decode_segment`."""
-    offsets, made = delta.offsets(), []
+    """Make the whole result in memory, with the same code as a device. Raises DataError as `decode_segment`."""
+    offsets, result = delta.offsets(), []
     for index, segment in enumerate(delta.segments):
         stream = payload[offsets[index] : offsets[index + 1]]
-        made.append(decode_segment(segment, take(base, segment.spans), stream, delta.segment_bytes(index)))
-    return b"".join(made)
+        result.append(decode_segment(segment, read_spans(base, segment.spans), stream, delta.segment_bytes(index)))
+    return b"".join(result)
 
 
-def take(base: bytes, spans: Iterable[Span]) -> bytes:
-    """What `spans` name."""
+def read_spans(base: bytes, spans: Iterable[Span]) -> bytes:
+    """The bytes of `spans` in `base`, joined; a span without an offset gives zeros."""
     return b"".join(
         base[span.offset : span.offset + span.length] if span.offset >= 0 else bytes(span.length) for span in spans
     )
 
 
 def align(base: bytes, new: bytes) -> list[Aligned]:
-    """Every byte of `new` in order, with its like in `base`: tensors by name and length, the rest by what follows."""
-    theirs, ours = find_tensors(base), find_tensors(new)
-    matched = [(tensor, like) for tensor, like in zip(ours, _likes(theirs, ours), strict=True) if like is not None]
+    """Align every byte of `new`, in order, with similar bytes of `base`.
+
+    Tensors are matched by name and length, or else by length. Bytes before a tensor are aligned with the bytes before
+    its match.
+    """
+    base_tensors, new_tensors = find_tensors(base), find_tensors(new)
+    pairs = zip(new_tensors, _matches(base_tensors, new_tensors), strict=True)
+    matched = [(tensor, match) for tensor, match in pairs if match is not None]
     if not matched:
         length = min(len(base), len(new))
         return _merged([Aligned(0, 0, length), Aligned(length, -1, len(new) - length)])
-    found, at, before = [], 0, 0
-    for tensor, like in matched:
-        found += _gap(at, tensor.offset, max(0, like.offset - (tensor.offset - at)), like.offset)
-        found.append(Aligned(tensor.offset, like.offset, tensor.length))
-        at, before = tensor.offset + tensor.length, like.offset + like.length
-    rest = min(len(new) - at, len(base) - before)
-    return _merged([*found, Aligned(at, before, rest), Aligned(at + rest, -1, len(new) - at - rest)])
+    aligned, at, base_at = [], 0, 0
+    for tensor, match in matched:
+        aligned += _align_gap(at, tensor.offset, max(0, match.offset - (tensor.offset - at)), match.offset)
+        aligned.append(Aligned(tensor.offset, match.offset, tensor.length))
+        at, base_at = tensor.offset + tensor.length, match.offset + match.length
+    rest = min(len(new) - at, len(base) - base_at)
+    return _merged([*aligned, Aligned(at, base_at, rest), Aligned(at + rest, -1, len(new) - at - rest)])
 
 
-def _likes(theirs: list[TensorRange], ours: list[TensorRange]) -> list[TensorRange | None]:
-    """For each of our tensors the one of theirs with its name and length, else the next free one of its length."""
-    named = {(tensor.name, tensor.length): tensor for tensor in theirs}
-    taken = {named[key] for tensor in ours if (key := (tensor.name, tensor.length)) in named}
+def _matches(base_tensors: list[TensorRange], new_tensors: list[TensorRange]) -> list[TensorRange | None]:
+    """For each new tensor, the base tensor of the same name and length, or else the next free one of its length."""
+    named = {(tensor.name, tensor.length): tensor for tensor in base_tensors}
+    taken = {named[key] for tensor in new_tensors if (key := (tensor.name, tensor.length)) in named}
     free: defaultdict[int, list[TensorRange]] = defaultdict(list)
-    for tensor in reversed(theirs):
+    for tensor in reversed(base_tensors):
         if tensor not in taken:
             free[tensor.length].append(tensor)
-    likes: list[TensorRange | None] = []
-    for tensor in ours:
-        like = named.get((tensor.name, tensor.length))
-        if like is None and free[tensor.length]:
-            like = free[tensor.length].pop()
-        likes.append(like)
-    return likes
+    matches: list[TensorRange | None] = []
+    for tensor in new_tensors:
+        match = named.get((tensor.name, tensor.length))
+        if match is None and free[tensor.length]:
+            match = free[tensor.length].pop()
+        matches.append(match)
+    return matches
 
 
-def _gap(start: int, end: int, offset: int, offset_end: int) -> list[Aligned]:
-    """What stands between two tensors is like what stands before the second one's like."""
+def _align_gap(start: int, end: int, offset: int, offset_end: int) -> list[Aligned]:
+    """Align the bytes between two tensors with the bytes before the match of the second one, from the end."""
     length = min(end - start, offset_end - offset)
     return [Aligned(start, -1, end - start - length), Aligned(end - length, offset_end - length, length)]
 
@@ -139,7 +150,8 @@ def _merged(pieces: list[Aligned]) -> list[Aligned]:
     return merged
 
 
-def _cut(aligned: list[Aligned], start: int, end: int) -> Iterator[Span]:
+def _spans(aligned: list[Aligned], start: int, end: int) -> Iterator[Span]:
+    """Spans of the base for the bytes `start` to `end` of the new file."""
     for piece in aligned:
         first, last = max(piece.start, start), min(piece.start + piece.length, end)
         if last > first:
@@ -147,7 +159,7 @@ def _cut(aligned: list[Aligned], start: int, end: int) -> Iterator[Span]:
 
 
 def _encode(base: bytes, part: bytes, spans: list[Span]) -> tuple[Segment, bytes]:
-    best = encode_segment(part, take(base, spans), tuple(spans))
+    best = encode_segment(part, read_spans(base, spans), tuple(spans))
     if len(best[1]) <= _DICTIONARY_FROM * len(part):
         return best
     window = _window(base, part, spans)
@@ -155,22 +167,22 @@ def _encode(base: bytes, part: bytes, spans: list[Span]) -> tuple[Segment, bytes
     quick = zstandard.ZstdCompressor(
         level=3, dict_data=zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     )
-    if len(quick.compress(part)) > 1.2 * len(best[1]):
+    if len(quick.compress(part)) > 1.2 * len(best[1]):  # the slow level would hardly make it smaller than `best`
         return best
-    other = encode_with(part, dictionary, (window,) if window.length else ())
-    return min(best, other, key=lambda way: len(way[1]))
+    other = encode_with_dictionary(part, dictionary, (window,) if window.length else ())
+    return min(best, other, key=lambda encoded: len(encoded[1]))
 
 
 def _window(base: bytes, part: bytes, spans: list[Span]) -> Span:
-    """The range of the base around where the segment's like begins: what moved by less is found in it."""
+    """The range of the base around the segment's first span; it contains bytes that moved a short distance."""
     offset = next((span.offset for span in spans if span.offset >= 0), len(base))
     margin = (MAX_DICTIONARY_BYTES - len(part)) // 2
     start = max(0, min(offset - margin, len(base) - MAX_DICTIONARY_BYTES))
     return Span(start, min(MAX_DICTIONARY_BYTES, len(base) - start))
 
 
-def _whole_bytes(base: bytes, new: bytes) -> int:
-    """Bytes of the blocks of `new` that a device with `base` would fetch."""
+def _changed_block_bytes(base: bytes, new: bytes) -> int:
+    """Total size of the blocks of `new` that a device with `base` would fetch without a delta."""
     known = set(file_entry("base", "delta", base).blocks)
     entry = file_entry("new", "delta", new)
     last = len(entry.blocks) - 1

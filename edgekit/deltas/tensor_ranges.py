@@ -1,6 +1,7 @@
-"""Where the constant tensors of a model file stand, read from its bytes alone: LiteRT flatbuffers and ONNX protobufs.
+"""Find the byte ranges of the constant tensors in a model file: LiteRT flatbuffers and ONNX protobufs.
 
-Only what a delta needs, without the libraries of either format. A file that cannot be read this way has no tensors.
+It reads only what a delta needs, without the library of either format. For a file that it cannot read, it finds no
+tensors. Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_TENSORS = 50_000
-MIN_BYTES = 64  # smaller ones are found with what stands around them
+MIN_BYTES = 64  # smaller tensors are aligned together with the bytes around them
 
 
 class TensorRange(NamedTuple):
-    """The bytes of one constant tensor."""
+    """The name of one constant tensor, and the offset and length of its bytes in the file."""
 
     name: str
     offset: int
@@ -22,10 +23,10 @@ class TensorRange(NamedTuple):
 
 
 def find_tensors(data: bytes) -> list[TensorRange]:
-    """The constant tensors of at least MIN_BYTES, in the order of the file, none overlapping another."""
+    """The constant tensors of at least MIN_BYTES, in the order of the file, without overlaps."""
     try:
         found = list(_litert(data) if data[4:8] == b"TFL3" else _onnx(data))
-    except (struct.error, IndexError, ValueError, OverflowError, _BrokenError):
+    except (struct.error, IndexError, ValueError, OverflowError, _MalformedError):
         return []
     ordered: list[TensorRange] = []
     end = 0
@@ -36,11 +37,11 @@ def find_tensors(data: bytes) -> list[TensorRange]:
     return ordered
 
 
-class _BrokenError(Exception):
-    """Not of the format that it seems to be."""
+class _MalformedError(Exception):
+    """The file does not follow the format that its first bytes announce."""
 
 
-# --- LiteRT: tables of a flatbuffer; a field's position is looked up in the table's vtable
+# --- LiteRT: tables of a flatbuffer; the table's vtable has the position of each field
 
 
 def _litert(data: bytes) -> Iterator[TensorRange]:
@@ -51,7 +52,7 @@ def _litert(data: bytes) -> Iterator[TensorRange]:
         for tensor in _tables(data, graph, 0):
             count += 1
             if count > MAX_TENSORS:
-                raise _BrokenError
+                raise _MalformedError
             at = _field(data, tensor, 2)
             number = _u32(data, at) if at else 0
             if number < len(buffers) and buffers[number][1]:
@@ -59,7 +60,7 @@ def _litert(data: bytes) -> Iterator[TensorRange]:
 
 
 def _buffer(data: bytes, table: int) -> tuple[int, int]:
-    """Offset and length of what a buffer holds; large files keep it behind the flatbuffer."""
+    """Offset and length of a buffer's data; large files have the data after the flatbuffer."""
     at = _field(data, table, 0)
     if at:
         start = at + _u32(data, at)
@@ -75,10 +76,10 @@ def _u32(data: bytes, at: int) -> int:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where field `number` of a table stands; 0 for an absent one."""
+    """Offset of field `number` of a table; 0 if the field is absent."""
     vtable = table - int(struct.unpack_from("<i", data, table)[0])
     if vtable < 0:
-        raise _BrokenError
+        raise _MalformedError
     at = 4 + 2 * number
     if at >= struct.unpack_from("<H", data, vtable)[0]:
         return 0
@@ -93,8 +94,8 @@ def _tables(data: bytes, table: int, number: int) -> list[int]:
     start = at + _u32(data, at)
     count = _u32(data, start)
     if count > MAX_TENSORS:
-        raise _BrokenError
-    return [place + _u32(data, place) for place in range(start + 4, start + 4 + 4 * count, 4)]
+        raise _MalformedError
+    return [entry + _u32(data, entry) for entry in range(start + 4, start + 4 + 4 * count, 4)]
 
 
 def _string(data: bytes, table: int, number: int) -> str:
@@ -120,7 +121,7 @@ def _onnx(data: bytes) -> Iterator[TensorRange]:
         for part, first, last in _messages(data, start, end):
             count += 1
             if count > MAX_TENSORS:
-                raise _BrokenError
+                raise _MalformedError
             if part == _INITIALIZER:
                 yield from _values(data, first, last, "")
             elif part == _NODE:
@@ -128,7 +129,7 @@ def _onnx(data: bytes) -> Iterator[TensorRange]:
 
 
 def _constants(data: bytes, start: int, end: int) -> Iterator[TensorRange]:
-    """Tensors in a node's attributes, called as its first output."""
+    """Tensors in a node's attributes; they have the name of the node's first output."""
     fields = list(_messages(data, start, end))
     name = next((_text(data, first, last) for number, first, last in fields if number == _OUTPUT), "")
     for number, first, last in fields:
@@ -151,7 +152,7 @@ def _text(data: bytes, start: int, end: int) -> str:
 
 
 def _messages(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, start and end of every length-delimited field of one message."""
+    """Number, start and end of every length-delimited field of one message."""
     while at < end:
         key, at = _varint(data, at)
         kind = key & 7
@@ -162,13 +163,13 @@ def _messages(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         elif kind == 2:
             length, at = _varint(data, at)
             if length > end - at:
-                raise _BrokenError
+                raise _MalformedError
             yield key >> 3, at, at + length
             at += length
         else:
-            raise _BrokenError
+            raise _MalformedError
     if at != end:
-        raise _BrokenError
+        raise _MalformedError
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -179,4 +180,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
             return value, at
-    raise _BrokenError
+    raise _MalformedError

@@ -32,7 +32,7 @@ def offer_of(delta, payload):
 
 
 def checked(base, new):
-    """A delta that went over the wire, and its payload."""
+    """A delta that was encoded, parsed and applied, and its payload."""
     delta, payload = make_delta(base, new)
     parsed = parse_delta(delta.to_bytes(), offer_of(delta, payload), base_size=len(base), result_size=len(new))
     assert parsed == delta
@@ -50,14 +50,14 @@ def test_retrained_weights_cost_what_their_changes_hold(write):
 
 @pytest.mark.parametrize("write", [onnx_file, litert_file])
 def test_tensors_are_found_by_name_wherever_the_new_file_puts_them(write):
-    """Another order, and a header of another length: the same cost, which no subtraction at equal offsets has."""
+    """Another order and a header of another length cost the same; subtraction at equal offsets could not do that."""
     moved = dict(reversed(CHANGED.items())) | {"extra": int8_weights(9, 300)["w0"]}
     _, payload = checked(write(WEIGHTS), write(moved))
     assert len(payload) < 0.065 * sum(SIZES)
 
 
 def test_tensors_that_lost_their_names_are_found_by_their_length():
-    """Converters number what they make anew."""
+    """Converters can give tensors new names by numbering them again."""
     renamed = {f"other_{name}": values for name, values in CHANGED.items()}
     _, payload = checked(onnx_file(WEIGHTS), onnx_file(renamed))
     assert len(payload) < 0.065 * sum(SIZES)
@@ -65,21 +65,21 @@ def test_tensors_that_lost_their_names_are_found_by_their_length():
 
 @pytest.mark.parametrize("write", [onnx_file, litert_file, lambda weights: onnx_file(weights, constants=True)])
 def test_every_large_constant_is_found(write):
-    """Where it stands is what it says."""
+    """The bytes at each range are the values of the tensor with that name."""
     data = write(WEIGHTS)
     found = {tensor.name.removesuffix("_out"): data[tensor.offset :][: tensor.length] for tensor in find_tensors(data)}
     assert found == {name: values.tobytes() for name, values in WEIGHTS.items()}
 
 
 def test_bytes_that_moved_in_a_file_of_no_known_format_cost_next_to_nothing():
-    """The general case: a dictionary around the same place."""
+    """Bytes without known tensors are compressed with a dictionary of the base around the same offset."""
     base = random.Random(1).randbytes(deltas.SEGMENT_BYTES // 4)
     _, payload = checked(base, base[:1000] + b"thirty-seven bytes of another header" + base[1000:])
     assert len(payload) < 1000
 
 
 def test_floats_that_all_moved_a_little_are_taken_word_by_word():
-    """Bytewise differences of floats hardly shrink; those of their words do."""
+    """Differences of float bytes hardly compress; differences of their 32-bit words do."""
     rng = np.random.default_rng(1)
     base = rng.normal(0, 1, 40_000).astype(np.float32)
     new = base + rng.normal(0, 0.001, base.size).astype(np.float32)
@@ -90,7 +90,7 @@ def test_floats_that_all_moved_a_little_are_taken_word_by_word():
 
 @pytest.mark.parametrize("new", [b"", random.Random(2).randbytes(150_000), None])
 def test_no_delta_is_made_where_it_does_not_win(new):
-    """Nothing, something unrelated, the same again: whole blocks, or none, are the cheaper way."""
+    """For an empty, an unrelated or an equal file, blocks cost less than a delta."""
     base = random.Random(1).randbytes(150_000)
     assert make_delta(base, base if new is None else new) is None
 
@@ -101,7 +101,7 @@ edits = st.lists(st.tuples(st.integers(0, 250_000), st.integers(0, 300), st.bina
 @given(edits, st.integers(0, 3))
 @settings(max_examples=4, deadline=None)
 def test_whatever_is_edited_comes_out_exactly(changes, kind):
-    """Insertions, deletions and replacements anywhere, in any kind of file; nothing is assumed of the layout."""
+    """Insertions, deletions and replacements anywhere in any kind of file are restored exactly."""
     data = [onnx_file(WEIGHTS), litert_file(WEIGHTS), b"".join(w.tobytes() for w in WEIGHTS.values()), bytes(250_000)][
         kind
     ]
@@ -128,7 +128,7 @@ def test_tensors_are_looked_for_in_any_bytes(noise, flatbuffer, seed):
             end = tensor.offset + tensor.length
 
 
-# --- hostile ones
+# --- hostile descriptions and payloads
 
 BASE = onnx_file(WEIGHTS)
 NEW = onnx_file(CHANGED)
@@ -143,7 +143,7 @@ def read(data):
 @given(st.binary(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_a_description_of_any_bytes_is_refused(data):
-    """One kind of error, whatever it holds."""
+    """Any bytes give DataError."""
     with pytest.raises(DataError):
         read(data)
 
@@ -151,7 +151,7 @@ def test_a_description_of_any_bytes_is_refused(data):
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_a_damaged_description_is_refused_or_makes_right_sizes(damage):
-    """A description that passes its checks decodes every segment to its size, or says that it cannot."""
+    """A description that passes the check makes a file of the right size, or gives DataError."""
     data = bytearray(DELTA.to_bytes())
     for at, byte in damage:
         data[at % len(data)] = byte
@@ -197,14 +197,14 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_description_that_lies_is_refused_before_anything_is_fetched(lie):
-    """Sizes follow from the signed manifests, so no claim is believed."""
+    """Sizes follow from the signed manifests, and a description that differs is refused."""
     with pytest.raises(DataError):
         read(LIES[lie])
 
 
 @pytest.mark.parametrize("codec", [deltas.ZSTD, deltas.BZ2, deltas.LZMA])
 def test_a_bomb_stops_one_byte_past_its_size(codec):
-    """24 MiB in a few KB take no more than what was to come out, and the decoder's own buffers."""
+    """24 MiB in a few KB need only memory for the expected bytes and the decoder's buffers."""
     bomb = {
         deltas.ZSTD: lambda zeros: zstandard.ZstdCompressor(level=1).compress(zeros),
         deltas.BZ2: lambda zeros: bz2.compress(zeros),
@@ -220,7 +220,7 @@ def test_a_bomb_stops_one_byte_past_its_size(codec):
 
 
 def test_a_frame_that_wants_a_huge_window_is_refused():
-    """Its header alone would make the decoder take 128 MiB."""
+    """Its header alone would make the decoder allocate 128 MiB."""
     wide = zstandard.ZstdCompressionParameters.from_level(3, window_log=27, write_content_size=False)
     stream = zstandard.ZstdCompressor(compression_params=wide).compressobj()
     frame = stream.compress(bytes(1000)) + stream.flush()
@@ -231,13 +231,13 @@ def test_a_frame_that_wants_a_huge_window_is_refused():
 @given(st.sampled_from([1, 2, 3]), st.binary(max_size=200), st.integers(0, 500))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_decompress_to_the_size_or_are_refused(codec, data, size):
-    """Truncated, garbage, empty."""
+    """Truncated, random and empty streams give the expected size or DataError."""
     with contextlib.suppress(DataError):
         assert len(decompress(codec, data, size)) == size
 
 
 def test_a_mask_with_more_changes_than_values_is_refused():
-    """The two parts of a sparse segment must agree."""
+    """The two parts of a sparse segment must have the same number of changes."""
     segment = Segment(deltas.SPARSE, (Span(0, 16),), (Part(deltas.STORED, 2), Part(deltas.STORED, 1)))
     with pytest.raises(DataError, match="expected 16"):
         decode_segment(segment, bytes(16), b"\xff\xff\x01", 16)
@@ -246,7 +246,7 @@ def test_a_mask_with_more_changes_than_values_is_refused():
 @given(st.sets(st.integers(0, 3000), min_size=1, max_size=60), st.integers(0, 5))
 @settings(deadline=None)
 def test_changes_far_apart_are_found_by_their_gaps(positions, margin):
-    """Gaps of any length, and one at either end."""
+    """Gaps of any length are encoded and decoded, also at the start and at the end."""
     size = max(positions) + 1 + margin
     new = bytearray(size)
     for at in positions:
@@ -261,14 +261,14 @@ def test_changes_far_apart_are_found_by_their_gaps(positions, margin):
 
 @pytest.mark.parametrize("gaps", [b"\x10", b"\xff" * 16, b"\x00" * 16 + b"\x00"])
 def test_a_change_past_the_end_is_refused(gaps):
-    """Sixteen bytes have no seventeenth."""
+    """A segment of 16 bytes cannot change byte 16 or a later one."""
     segment = Segment(deltas.GAPS, (Span(0, 16),), (Part(deltas.STORED, len(gaps)), Part(deltas.STORED, 1)))
     with pytest.raises(DataError):
         decode_segment(segment, bytes(16), gaps + b"\x01", 16)
 
 
 def test_offers_that_cannot_be_used_are_passed_over():
-    """A catalogue of a newer edgekit, or a careless one, costs the delta and nothing else."""
+    """Offers of a newer edgekit, or with wrong values, are skipped; the others are used."""
     good = msgspec.to_builtins(OFFER)
     bad = [7, {}, {**good, "base": "x"}, {**good, "length": -1}, {**good, "length": 1 << 40}, {**good, "size": -5}]
     assert parse_offers({"deltas": [*bad, {**good, "new": 1}]}) == (OFFER,)
