@@ -1,4 +1,4 @@
 """The models of one server: loading, switching and unloading them within a memory budget.
 
-Nothing here knows a protocol; one model's own queue is in `session`.
+Nothing here knows a network protocol; the queue of a single model is in `session`.
 """

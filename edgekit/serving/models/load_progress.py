@@ -1,4 +1,4 @@
-"""Word of loads that take long: TensorRT builds an engine for minutes and says nothing itself."""
+"""Reports of loads that take long: TensorRT builds an engine for minutes and reports nothing itself."""
 
 from __future__ import annotations
 
@@ -11,35 +11,53 @@ log = logging.getLogger(__name__)
 
 LoadListener = Callable[[str, str, float], None]
 
-LONG_SECONDS, TELL_SECONDS = 10.0, 30.0
+LONG_SECONDS, REPEAT_SECONDS = 10.0, 30.0
 LOADING, LOADED = "model-loading", "model-loaded"
 
 
-@contextlib.asynccontextmanager
-async def told(model: str, listener: LoadListener | None, clock: Callable[[], float]) -> AsyncIterator[None]:
-    """Call ``listener(LOADING, model, seconds)`` while the block takes long, and with LOADED when it has ended well.
+class LoadProgress:
+    """Reports loads that take long, in the log and to a listener.
 
     Args:
-        model: Its name.
-        listener: None for the log alone.
         clock: Monotonic seconds.
     """
-    started = clock()
 
-    async def tell() -> None:
-        await asyncio.sleep(LONG_SECONDS)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._listener: LoadListener | None = None
+        self._long_seconds, self._repeat_seconds = LONG_SECONDS, REPEAT_SECONDS
+
+    def listen(
+        self, listener: LoadListener, *, long_seconds: float = LONG_SECONDS, repeat_seconds: float = REPEAT_SECONDS
+    ) -> None:
+        """Call ``listener(kind, model, seconds)`` for loads that take long.
+
+        Args:
+            listener: Called with LOADING during a long load, and with LOADED after it.
+            long_seconds: Time of the first call after the begin of a load; shorter loads are not reported.
+            repeat_seconds: Time between two calls.
+        """
+        self._listener = listener
+        self._long_seconds, self._repeat_seconds = long_seconds, repeat_seconds
+
+    @contextlib.asynccontextmanager
+    async def report(self, model: str) -> AsyncIterator[None]:
+        """Report the load of a model that happens in the block; LOADED only where the block ends without an error."""
+        started = self._clock()
+        reporting = asyncio.ensure_future(self._repeat(model, started))
+        try:
+            yield
+        finally:
+            reporting.cancel()
+        seconds = self._clock() - started
+        if seconds >= self._long_seconds and self._listener is not None:
+            self._listener(LOADED, model, seconds)
+
+    async def _repeat(self, model: str, started: float) -> None:
+        await asyncio.sleep(self._long_seconds)
         while True:
-            seconds = clock() - started
-            log.info("%s is being loaded since %.0f s", model, seconds)
-            if listener is not None:
-                listener(LOADING, model, seconds)
-            await asyncio.sleep(TELL_SECONDS)
-
-    telling = asyncio.ensure_future(tell())
-    try:
-        yield
-    finally:
-        telling.cancel()
-    seconds = clock() - started
-    if seconds >= LONG_SECONDS and listener is not None:
-        listener(LOADED, model, seconds)
+            seconds = self._clock() - started
+            log.info("%s has been loading for %.0f s", model, seconds)
+            if self._listener is not None:
+                self._listener(LOADING, model, seconds)
+            await asyncio.sleep(self._repeat_seconds)

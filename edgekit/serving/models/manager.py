@@ -1,18 +1,19 @@
-"""The models of one server: who is loaded, who waits outside, and how one bundle takes the place of another."""
+"""The models of one server: loading, switching bundles, unloading, and loading again on request."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
-from edgekit.serving.models.load_progress import LoadListener, told
-from edgekit.serving.models.memory_growth import Grown, MemoryNotifier, note_all, note_workers
-from edgekit.serving.models.memory_plan import LoadedModel, MemoryBudgetError, estimate_bytes, plan
+from edgekit.serving.models.load_progress import LoadProgress
+from edgekit.serving.models.memory_budget import POLL_SECONDS, MemoryBudget
+from edgekit.serving.models.memory_growth import Grown
 from edgekit.serving.models.model import RETRY_LOAD_SECONDS, Model
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import Footprints, MemoryFootprints, return_freed_memory, rss_bytes
@@ -24,22 +25,27 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[Session], Awaitable[object]]
 
-_POLL_SECONDS = 0.05
-
 
 class ModelManager:
     """Loads models within a memory budget. All calls are made on one event loop.
 
-    What a model holds is measured when it is loaded, as the growth of this process, or told by a runtime that is a
-    process of its own (its `memory_bytes`); before its first load it is estimated.
+    `activate` gives a name a bundle and loads it. To make room for another model, the budget may unload it; then the
+    model stays known, and `acquire` loads it again when a request comes.
+
+    A model's memory is measured at its load: as the growth of this process, or by `memory_bytes` of a runtime in a
+    process of its own. Before its first load it is estimated.
 
     Args:
         load: Opens a bundle's runtime.
-        options: How each model is served.
+        options: Returns the options of a model by its name.
         budget_bytes: For all models together; 0 for no limit.
-        footprints: What was measured before.
-        prepare: Called before the first load of a bundle, so that a runtime's library does not count as the model's.
+        footprints: Measurements of earlier loads; kept in memory only where None.
+        prepare: Called before a bundle is loaded; it imports the runtime's library, so that the library does not count
+            as the model's memory.
         clock: Monotonic seconds.
+
+    Attributes:
+        progress: Reports loads that take long.
     """
 
     def __init__(
@@ -52,64 +58,66 @@ class ModelManager:
         prepare: Callable[[Manifest], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._load, self._options, self._clock = load, options, clock
-        self._budget = budget_bytes
-        self._footprints = footprints or MemoryFootprints()
-        self._prepare = prepare
-        self.listener: LoadListener | None = None  # told of loads that take long
+        self._load, self._options, self._prepare, self._clock = load, options, prepare, clock
+        self.progress = LoadProgress(clock)
         self._models: dict[str, Model] = {}
-        self._news, self._settled_bytes = MemoryNotifier(), 0  # the latter after the last change of what is loaded
-        self._planning = asyncio.Lock()  # who goes and who comes is decided one at a time
-        self._measuring = asyncio.Lock()  # the growth of the process must be one model's
+        footprints = footprints or MemoryFootprints()
+        self._budget = MemoryBudget(
+            self._models, self._unload, budget_bytes=budget_bytes, footprints=footprints, clock=clock
+        )
+        self._measuring = asyncio.Lock()  # one load at a time, so that the growth of the process is one model's
 
     def get(self, name: str) -> Model | None:
-        """What is kept of a name."""
+        """A model by its name; None where that name never had a bundle."""
         return self._models.get(name)
 
     def all(self) -> dict[str, Model]:
-        """Every name that was ever activated, in that order."""
+        """Every model that was ever activated, by name, in that order."""
         return self._models
 
+    async def grown(self) -> list[Grown]:
+        """Models that hold far more memory than after their load, each reported once per load."""
+        return await self._budget.grown()
+
     async def close(self) -> None:
-        """Finish what was asked and free every model."""
+        """Finish all running requests and free every model."""
         for name in list(self._models):
             await self.deactivate(name)
 
     # --- bundles
 
     async def activate(self, name: str, manifest: Manifest, folder: Path, *, check: Check | None = None) -> None:
-        """Load and warm a bundle and answer with it; see `ModelOptions.swap` for the order.
+        """Load and warm a bundle, then let it answer; `ModelOptions.swap` decides when the old bundle is unloaded.
 
         Args:
-            name: That is asked for.
-            manifest, folder: The bundle.
-            check: Asks the loaded model something before anyone else may.
+            name: Name that clients use.
+            manifest: Manifest of the bundle.
+            folder: Folder of its files.
+            check: Called with the loaded model before any request runs on it; an error refuses the bundle.
 
         Raises:
-            MemoryBudgetError: it does not fit.
-            Whatever the load or `check` raises. In each case the bundle before it keeps answering.
+            MemoryBudgetError: the bundle does not fit.
+            EdgekitError: any error of the load or of `check`. After every error the old bundle goes on answering.
         """
         model = self._models.setdefault(name, Model(name, self._options(name)))
         async with model.switching:
             old = model.session
-            first = await self._make_room(model, manifest)
-            if not first and old is not None:
-                await self._unload(model)  # from now on requests wait, until the end of `switching`
-            try:
+            old_stays = await self._budget.make_room(model, manifest)
+            async with contextlib.AsyncExitStack() as on_error:
+                if not old_stays and old is not None:
+                    await self._unload(model)  # from now on requests wait until the end of `switching`
+                    on_error.push_async_callback(self._restore, model)
                 new = await self._open(model, manifest, folder, check)
-            except BaseException:
-                if not first and old is not None:
-                    await self._restore(model)
-                raise
+                on_error.pop_all()
             model.bundle = manifest, folder
             model.release()
             model.session = model.last = new
             model.counters["swaps"] += 1
-            if first and old is not None:
+            if old_stays and old is not None:
                 await self._close(old)
 
     async def deactivate(self, name: str) -> None:
-        """Forget a model's bundle; what was asked before is answered. No error where there is none."""
+        """Remove a model's bundle after its running requests. Does nothing where there is none."""
         model = self._models.get(name)
         if model is None:
             return
@@ -119,10 +127,13 @@ class ModelManager:
             if session is not None:
                 await self._close(session)
 
-    # --- asking
+    # --- sessions for requests
 
     def present(self, name: str) -> Session | None:
-        """The session of a model that is in memory, which is used by this; use it before the next await."""
+        """The session of a loaded model, which counts as used now; None where it is not loaded.
+
+        Use the session before the next await, because the model may be unloaded after that.
+        """
         model = self._models.get(name)
         if model is None or model.session is None:
             return None
@@ -130,17 +141,17 @@ class ModelManager:
         return model.session
 
     async def acquire(self, name: str, deadline: float | None = None) -> Session:
-        """The session of a model, loaded first where it was put out; use it before the next await.
+        """The session of a model, which is loaded first where it was unloaded. Use it before the next await.
 
         Args:
-            name: Of a model with a bundle.
+            name: Name of a model with a bundle.
             deadline: In seconds of the clock.
 
         Raises:
             NotFoundError: there is no bundle.
-            OverloadedError: too many wait for it already.
-            DeadlineError: it was not loaded in time.
-            RuntimeLoadError: it could not be loaded.
+            OverloadedError: too many requests wait for the load.
+            DeadlineError: the model was not loaded in time.
+            RuntimeLoadError: the model could not be loaded.
         """
         model = self._models.get(name)
         if model is None:
@@ -172,119 +183,31 @@ class ModelManager:
             model.waiting -= 1
 
     async def _reload(self, model: Model) -> None:
-        """Bring a model back that was put out; returns without it where nobody waits for it any more."""
+        """Load an unloaded model again; give up when no request waits for it any more."""
         while model.waiting:
             async with model.switching:
                 if model.session is not None or model.bundle is None:
                     return
                 manifest, folder = model.bundle
                 try:
-                    wait_until = await self._reserve(model, manifest, urgent=False)
+                    wait_until = await self._budget.reserve(model, manifest, urgent=False)
                     if wait_until is None:
                         model.session = model.last = await self._open(model, manifest, folder)
                         return
                 except EdgekitError as error:
-                    log.error("%s cannot be loaded again: %s", model.name, error)
-                    model.failed_at, model.failure = self._clock(), str(error)
+                    self._note_failure(model, error)
                     return
-            await asyncio.sleep(_POLL_SECONDS)  # who has just come stays for a while
+            await asyncio.sleep(POLL_SECONDS)  # a model that was just loaded may not be unloaded yet
 
-    # --- memory
-
-    async def _make_room(self, model: Model, manifest: Manifest) -> bool:
-        """Reserve memory for a new bundle; True where the old one may stay until the new one is there."""
-        swap = model.options.swap
-        if swap == "unload-first" and model.session is not None:
-            await self._reserve(model, manifest, urgent=True)
-            return False
-        if swap == "auto" and model.session is not None and not self._has_room(model, manifest):
-            await self._reserve(model, manifest, urgent=True)
-            return False
-        await self._reserve(model, manifest, urgent=True, beside=True)
-        return True
-
-    def _has_room(self, model: Model, manifest: Manifest) -> bool:
-        others = sum(one.bytes for one in self._others(model, beside=True))
-        return not self._budget or self._expected(model, manifest) <= self._budget - others
-
-    async def _reserve(self, model: Model, manifest: Manifest, *, urgent: bool, beside: bool = False) -> float | None:
-        """Put out who must go, and hold their place; or the time at which to try again.
-
-        Args:
-            model: Who wants in.
-            manifest: Of its bundle to be.
-            urgent: As `plan`.
-            beside: Its present bundle stays.
-        """
-        wanted = self._expected(model, manifest)
-        while True:
-            async with self._planning:
-                if self._budget:
-                    await note_workers(self._models.values())
-                others = self._others(model, beside=beside)
-                try:
-                    found = plan(model.name, wanted, others, budget=self._budget, now=self._clock(), urgent=urgent)
-                except MemoryBudgetError:
-                    if not any(one.reserved for one in self._models.values()):
-                        raise
-                else:
-                    if found.wait_until is not None:
-                        return found.wait_until
-                    await self._evict(found.evict)
-                    model.reserved = wanted
-                    return None
-            await asyncio.sleep(_POLL_SECONDS)  # somebody else is being loaded
-
-    async def grown(self) -> list[Grown]:
-        """Who holds far more than when it was loaded, each told once; what they hold now is what is planned by."""
-        return self._news.look(await note_all(self._models, self._settled_bytes))
-
-    def _expected(self, model: Model, manifest: Manifest) -> int:
-        kept = self._footprints.get(manifest.digest)
-        return model.options.instances * (estimate_bytes(manifest) if kept is None else kept)
-
-    def _others(self, model: Model, *, beside: bool) -> list[LoadedModel]:
-        found = []
-        for one in self._models.values():
-            if one.session is not None and (one is not model or beside):
-                found.append(
-                    LoadedModel(
-                        name=one.name,
-                        bytes=one.bytes,
-                        pinned=one.options.pinned or one is model,
-                        used_at=one.used_at,
-                        loaded_at=one.loaded_at,
-                        load_seconds=one.load_seconds,
-                    )
-                )
-            if one.reserved and one is not model:
-                found.append(LoadedModel(name=one.name, bytes=one.reserved, pinned=True))
-        return found
-
-    async def _evict(self, names: Sequence[str]) -> None:
-        for model in map(self._models.__getitem__, names):
-            if model.session is not None:
-                log.info("%s is put out of memory (%.1f MiB)", model.name, model.bytes / 2**20)
-                model.counters["evictions"] += 1
-                await self._unload(model)
-
-    async def _unload(self, model: Model) -> None:
-        """Free a model; requests that waited for it get their turn first, or they might wait for ever."""
-        while model.waiting and model.session is not None:  # noqa: ASYNC110 - a few turns of the loop
-            await asyncio.sleep(0)
-        session = model.release()
-        if session is not None:
-            await self._close(session)
-
-    # --- loading
+    # --- loading and unloading
 
     async def _open(self, model: Model, manifest: Manifest, folder: Path, check: Check | None = None) -> Session:
-        """Load and warm a bundle, and note what it holds."""
+        """Load, warm and check a bundle, and note its memory."""
         started = self._clock()
         try:
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare, manifest)
-            async with told(model.name, self.listener, self._clock), self._measuring:
+            async with self.progress.report(model.name), self._measuring:
                 before = await asyncio.to_thread(rss_bytes)
                 session = await Session.open(
                     manifest,
@@ -294,29 +217,28 @@ class ModelManager:
                     instances=model.options.instances,
                     clock=self._clock,
                 )
-                try:
+                async with contextlib.AsyncExitStack() as on_error:
+                    on_error.push_async_callback(self._close, session)
                     await session.warm()
                     if check is not None:
                         await check(session)
                     await self._choose_batch(model, session)
-                    size = await self._measure(model, session, before)
-                except BaseException:
-                    await self._close(session)
-                    raise
+                    size = await self._budget.record(model, session, before)
+                    on_error.pop_all()
         finally:
             model.reserved = 0
         if model.last is not None and model.last.digest == session.digest:
-            session.statistics = model.last.statistics  # it was only out for a while
+            session.statistics = model.last.statistics  # the same bundle goes on after it was unloaded
         model.counters["loads"] += 1
         model.bytes = model.loaded_bytes = size
-        self._settled_bytes = rss_bytes()
+        self._budget.settle()
         model.loaded_at = model.used_at = self._clock()
         model.load_seconds = model.loaded_at - started
         model.failed_at = model.loaded_at - RETRY_LOAD_SECONDS
         return session
 
     async def _choose_batch(self, model: Model, session: Session) -> None:
-        """Join requests as the options say, or as was measured; once for each bundle."""
+        """Set the rows that are joined, from the options or by a measurement, which is made once for each bundle."""
         if model.options.batch != "auto":
             session.batch_rows = model.options.batch
         elif model.last is not None and model.last.digest == session.digest:
@@ -324,32 +246,27 @@ class ModelManager:
         else:
             await session.calibrate()
 
-    async def _measure(self, model: Model, session: Session, before: int) -> int:
-        """What a session holds; notes it, and puts others out where it is more than was expected."""
-        told = await asyncio.to_thread(session.memory_bytes)
-        grown = told if told is not None else await asyncio.to_thread(rss_bytes) - before
-        digest, copies = session.digest, model.options.instances
-        # Memory that the process had freed and not given back hides a part, so the most that was ever seen counts.
-        least = 0 if told is not None else session.manifest.file("model").size
-        each = max(-(-grown // copies), least, self._footprints.get(digest) or 0)
-        await asyncio.to_thread(self._footprints.put, digest, each)
-        async with self._planning:
-            # Those that are being loaded judge for themselves when they have been measured.
-            others = [one for one in self._others(model, beside=False) if self._models[one.name].session is not None]
-            found = plan(model.name, each * copies, others, budget=self._budget, now=self._clock(), urgent=True)
-            await self._evict(found.evict)
-        return each * copies
-
     async def _restore(self, model: Model) -> None:
-        """Bring the bundle back that was unloaded for one that could not be loaded."""
-        assert model.bundle is not None  # it answered
+        """Load the old bundle again after the new one could not be loaded."""
+        assert model.bundle is not None  # it answered before
         try:
             model.session = model.last = await self._open(model, *model.bundle)
         except EdgekitError as error:
-            log.error("%s cannot be loaded again: %s", model.name, error)
-            model.failed_at, model.failure = self._clock(), str(error)
+            self._note_failure(model, error)
+
+    def _note_failure(self, model: Model, error: EdgekitError) -> None:
+        log.error("%s cannot be loaded again: %s", model.name, error)
+        model.failed_at, model.failure = self._clock(), str(error)
+
+    async def _unload(self, model: Model) -> None:
+        """Free a model after the requests that waited for its load; otherwise they might wait for ever."""
+        while model.waiting and model.session is not None:  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
+        session = model.release()
+        if session is not None:
+            await self._close(session)
 
     async def _close(self, session: Session) -> None:
         await session.close()
         await asyncio.to_thread(return_freed_memory)
-        self._settled_bytes = rss_bytes()
+        self._budget.settle()

@@ -1,4 +1,4 @@
-"""Word of memory that grows long after a load: what is measured then is what everything else is planned by."""
+"""Reports of models whose memory grows long after their load. Later memory plans use the grown sizes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from edgekit.serving.session.memory_usage import rss_bytes
 if TYPE_CHECKING:
     from edgekit.serving.models.model import Model
 
-FAR, LEAST_BYTES = 1.5, 32 * MIB  # above what was measured: requests that differ, and what allocators keep, need some
-PROCESS = ""  # this process, with all models that run in it
+# Growth up to this is normal: requests differ, and allocators keep freed memory.
+FAR, LEAST_BYTES = 1.5, 32 * MIB
+PROCESS = ""  # in place of a model's name: this process, with all models that run in it
 
 
-class Held(NamedTuple):
-    """What a model, or this process, held when it was loaded, and holds now, in bytes; and which load that was."""
+class MemorySize(NamedTuple):
+    """Memory of a model, or of this process.
+
+    Attributes:
+        loaded_bytes: Bytes after the load.
+        bytes: Bytes now.
+        load: Number of the load, so that each load is reported at most once.
+    """
 
     loaded_bytes: int
     bytes: int
@@ -25,69 +32,74 @@ class Held(NamedTuple):
 
     @property
     def is_far(self) -> bool:
-        """It is far more than it was."""
+        """True where it is far more than after the load."""
         return self.bytes > max(FAR * self.loaded_bytes, self.loaded_bytes + LEAST_BYTES)
 
 
 class Grown(NamedTuple):
-    """What is to be told: who holds how much, in bytes; `model` is empty for the process."""
+    """A report of grown memory in bytes; `model` is empty for this process."""
 
     model: str
     loaded_bytes: int
     bytes: int
 
 
-class MemoryNotifier:
-    """Decides what is told. Rules only: what was far over in two looks in a row, for a burst passes; once a load."""
+class GrowthNotifier:
+    """Decides which growth is reported. Rules only.
+
+    Growth is reported when it is far in two measurements in a row, because a burst passes, and once for each load.
+    """
 
     def __init__(self) -> None:
-        self._far: dict[str, int] = {}  # which load was far over in the last look
-        self._told: dict[str, int] = {}
+        self._far: dict[str, int] = {}  # load that was far over in the last measurement, by model
+        self._reported: dict[str, int] = {}
 
-    def look(self, held: Mapping[str, Held]) -> list[Grown]:
-        """What is to be told now.
+    def check(self, sizes: Mapping[str, MemorySize]) -> list[Grown]:
+        """The growth to report now.
 
         Args:
-            held: By model, all that can be told apart, and PROCESS.
+            sizes: Memory by model, and of PROCESS.
         """
-        news = []
-        for name, one in held.items():
-            if one.is_far and self._far.get(name) == one.load and self._told.get(name) != one.load:
-                self._told[name] = one.load
-                news.append(Grown(name, one.loaded_bytes, one.bytes))
-        self._far = {name: one.load for name, one in held.items() if one.is_far}
-        return news
+        reports = []
+        for name, one in sizes.items():
+            if one.is_far and self._far.get(name) == one.load and self._reported.get(name) != one.load:
+                self._reported[name] = one.load
+                reports.append(Grown(name, one.loaded_bytes, one.bytes))
+        self._far = {name: one.load for name, one in sizes.items() if one.is_far}
+        return reports
 
 
-async def note_workers(models: Iterable[Model]) -> dict[str, Held]:
-    """What models in processes of their own hold by now; notes it in them, for whoever plans by it."""
-    found = {}
+async def measure_workers(models: Iterable[Model]) -> dict[str, MemorySize]:
+    """Measure models in processes of their own, and note their sizes in them."""
+    sizes = {}
     for model in list(models):
-        told = await asyncio.to_thread(model.session.memory_bytes) if model.session is not None else None
-        if told:
-            model.bytes = told
-            found[model.name] = Held(model.loaded_bytes, told, model.counters["loads"])
-    return found
+        size = await asyncio.to_thread(model.session.memory_bytes) if model.session is not None else None
+        if size:
+            model.bytes = size
+            sizes[model.name] = MemorySize(model.loaded_bytes, size, model.counters["loads"])
+    return sizes
 
 
-async def note_all(models: Mapping[str, Model], settled_bytes: int) -> dict[str, Held]:
-    """As `note_workers`, and PROCESS, where models run in it; what it has grown by is noted in them if there is one.
+async def measure_all(models: Mapping[str, Model], settled_bytes: int) -> dict[str, MemorySize]:
+    """Measure as `measure_workers`, and this process where models run in it.
+
+    Growth of this process is noted in its model where only one model runs in it.
 
     Args:
-        models: By name.
-        settled_bytes: What this process held after the last load.
+        models: All models by name.
+        settled_bytes: Memory of this process after the last load or unload.
     """
-    found = await note_workers(models.values())
-    inside = [one for name, one in models.items() if one.session is not None and name not in found]
+    sizes = await measure_workers(models.values())
+    inside = [one for name, one in models.items() if one.session is not None and name not in sizes]
     if inside:
         load = sum(one.counters["loads"] for one in models.values())
-        found[PROCESS] = process = Held(settled_bytes, rss_bytes(), load)
-        if len(inside) == 1 and process.is_far:  # of several nobody knows which
+        sizes[PROCESS] = process = MemorySize(settled_bytes, rss_bytes(), load)
+        if len(inside) == 1 and process.is_far:  # with several models it is unknown which one has grown
             inside[0].bytes = inside[0].loaded_bytes + process.bytes - settled_bytes
-    return found
+    return sizes
 
 
-def told_text(grown: Grown) -> str:
-    """For people."""
-    who = f"model {grown.model}" if grown.model else "the agent"
-    return f"{who} holds {grown.bytes / MIB:.0f} MiB, {grown.loaded_bytes / MIB:.0f} MiB after it was loaded"
+def growth_text(grown: Grown) -> str:
+    """A report as a sentence."""
+    name = f"model {grown.model}" if grown.model else "the agent"
+    return f"{name} holds {grown.bytes / MIB:.0f} MiB, {grown.loaded_bytes / MIB:.0f} MiB after it was loaded"

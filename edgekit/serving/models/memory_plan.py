@@ -1,4 +1,4 @@
-"""Which models may be in memory together. Rules only; sizes are bytes, times monotonic seconds."""
+"""Rules for which models are in memory together. Sizes are in bytes, times in monotonic seconds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from edgekit.errors import RuntimeLoadError
 
 MIB = 2**20
 SETTLE_SECONDS = 5.0
-LOADING_SHARE = 0.1  # of the time, at most, is spent on loading when models push one another out
-_BYTES_OF_FILE, _BYTES_BESIDE = 2, 4 * MIB  # weights as they lie and as the runtime packs them; its own structures
+LOADING_SHARE = 0.1  # largest share of the time that is spent on loads when models evict one another
+_BYTES_PER_FILE_BYTE = 2  # weights in the file's form and in the runtime's packed form
+_FIXED_BYTES = 4 * MIB  # the runtime's own structures
 
 
 class MemoryBudgetError(RuntimeLoadError):
-    """A model does not fit into the memory budget, whatever else is put out."""
+    """A model does not fit into the memory budget, even if all models that may be unloaded are."""
 
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model in memory.
 
     Attributes:
-        name: Its name.
-        bytes: What it holds.
-        pinned: It is never put out.
-        used_at: When it was last asked.
-        loaded_at, load_seconds: When it was loaded, and how long that took.
+        name: Name of the model.
+        bytes: Memory that it holds.
+        pinned: True where it is never unloaded.
+        used_at: Time of its last request.
+        loaded_at, load_seconds: Time and duration of its load.
     """
 
     name: str
@@ -39,7 +40,7 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settled_at(self) -> float:
-        """Before this it is not put out: two models that push each other out would do nothing else."""
+        """Time before which it is not unloaded, so that two models do not evict each other all the time."""
         return self.loaded_at + max(SETTLE_SECONDS, self.load_seconds / LOADING_SHARE)
 
 
@@ -47,8 +48,8 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     """How a model gets its memory.
 
     Attributes:
-        evict: Who goes for it, the longest unused first.
-        wait_until: When to ask again; None where it can be loaded now.
+        evict: Models to unload first, the longest unused one at the front.
+        wait_until: Time from which on to plan again; None where the model can be loaded now.
     """
 
     evict: tuple[str, ...] = ()
@@ -56,47 +57,48 @@ class MemoryPlan(msgspec.Struct, frozen=True):
 
 
 def estimate_bytes(manifest: Manifest) -> int:
-    """What a model is taken to need before it was ever loaded here, from the size of its artifact."""
-    return _BYTES_OF_FILE * manifest.file(ROLE_MODEL).size + _BYTES_BESIDE
+    """Estimated memory of a model that was never loaded on this device, from the size of its artifact."""
+    return _BYTES_PER_FILE_BYTE * manifest.file(ROLE_MODEL).size + _FIXED_BYTES
 
 
 def plan(
-    name: str, wanted: int, manager: Sequence[LoadedModel], *, budget: int, now: float, urgent: bool = False
+    name: str, wanted: int, others: Sequence[LoadedModel], *, budget: int, now: float, urgent: bool = False
 ) -> MemoryPlan:
-    """Who must go so that `name` fits.
+    """Plan which models are unloaded so that `name` fits.
 
     Args:
-        name: Who wants in.
+        name: Name of the model to load.
         wanted: Bytes that it needs.
-        manager: Everybody else who holds memory; those that cannot go are pinned.
-        budget: For all together; 0 for no limit.
+        others: All other models that hold memory; pinned where they cannot be unloaded.
+        budget: Bytes for all models together; 0 for no limit.
         now: The time.
-        urgent: Put out even who has only just come; for updates, which are rare.
+        urgent: Also unload models before their `settled_at`; for updates, which are rare.
 
     Raises:
-        MemoryBudgetError: it does not fit beside those that are pinned.
+        MemoryBudgetError: the model does not fit beside the pinned ones.
     """
     if not budget:
         return MemoryPlan()
-    pinned = sum(one.bytes for one in manager if one.pinned)
+    pinned = sum(one.bytes for one in others if one.pinned)
     if wanted > budget - pinned:
         raise MemoryBudgetError(
             f"model {name} needs {wanted / MIB:.1f} MiB, the budget is {budget / MIB:.1f} MiB and "
             f"{pinned / MIB:.1f} MiB of it cannot be freed",
             advice="Raise memory_budget_mib, pin fewer models, or swap this one with unload-first.",
         )
-    missing = wanted - (budget - sum(one.bytes for one in manager))
-    movable = [one for one in manager if not one.pinned]
-    settled = [one for one in movable if urgent or one.settled_at <= now]
+    missing = wanted - (budget - sum(one.bytes for one in others))
+    evictable = [one for one in others if not one.pinned]
+    settled = [one for one in evictable if urgent or one.settled_at <= now]
     if missing <= sum(one.bytes for one in settled):
-        return MemoryPlan(_enough(sorted(settled, key=lambda one: one.used_at), missing))
-    soon = sorted(movable, key=lambda one: one.settled_at)
+        return MemoryPlan(_first_enough(sorted(settled, key=lambda one: one.used_at), missing))
+    soon = sorted(evictable, key=lambda one: one.settled_at)
     return MemoryPlan(
-        wait_until=next(one.settled_at for one in soon if _settled_by(movable, one.settled_at) >= missing)
+        wait_until=next(one.settled_at for one in soon if _settled_bytes(evictable, one.settled_at) >= missing)
     )
 
 
-def _enough(order: Sequence[LoadedModel], missing: int) -> tuple[str, ...]:
+def _first_enough(order: Sequence[LoadedModel], missing: int) -> tuple[str, ...]:
+    """Names of the first models that together hold at least `missing` bytes."""
     chosen = []
     for one in order:
         if missing <= 0:
@@ -106,5 +108,5 @@ def _enough(order: Sequence[LoadedModel], missing: int) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _settled_by(manager: Sequence[LoadedModel], time: float) -> int:
-    return sum(one.bytes for one in manager if one.settled_at <= time)
+def _settled_bytes(models: Sequence[LoadedModel], time: float) -> int:
+    return sum(one.bytes for one in models if one.settled_at <= time)

@@ -14,27 +14,36 @@ RETRY_LOAD_SECONDS = 10.0
 
 
 class Model:
-    """What is kept of one model name.
+    """The state of one model name.
 
     Attributes:
-        bundle: Its manifest and folder; None where there is none.
-        session: What answers now; None while it is not in memory. Use it before the next await.
-        bytes: What it holds in memory, or held when it was last loaded.
-        loaded_bytes: What it was measured to hold when it was loaded.
+        name, options: Name, and how it is served.
+        bundle: Manifest and folder of the bundle; None where there is none.
+        session: Answers requests; None while the model is unloaded. Use it before the next await.
+        last: The last session, which describes an unloaded model; closed where it is not `session`.
+        switching: Locked while the model is loaded, switched or removed.
         counters: `swaps`, `loads`, `evictions`.
+        bytes: Memory of the loaded model, or of its last load.
+        loaded_bytes: Memory measured at the load.
+        reserved: Bytes that are reserved for it while it is being loaded.
+        waiting: Requests that wait for its load.
+        used_at, loaded_at, load_seconds: Times of the last request and of the last load, and the duration of the load,
+            in seconds of the manager's clock.
+        loading: Task that loads it again.
+        failed_at, failure: Time and message of the last failed load.
     """
 
     def __init__(self, name: str, options: ModelOptions) -> None:
         self.name, self.options = name, options
         self.bundle: tuple[Manifest, Path] | None = None
         self.session: Session | None = None
-        self.last: Session | None = None  # what described it last; closed when it is not `session`
+        self.last: Session | None = None
         self.switching = asyncio.Lock()
         self.counters: Counter[str] = Counter(swaps=0, loads=0, evictions=0)
-        self._crashes = 0  # of sessions before the present one
+        self._crashes = 0  # of earlier sessions
         self.bytes = self.loaded_bytes = 0
-        self.reserved = 0  # bytes, while it is being loaded
-        self.waiting = 0  # requests outside, for it to be loaded
+        self.reserved = 0
+        self.waiting = 0
         self.used_at = self.loaded_at = self.load_seconds = 0.0
         self.loading: asyncio.Task[None] | None = None
         self.failed_at = -RETRY_LOAD_SECONDS
@@ -42,16 +51,16 @@ class Model:
 
     @property
     def crashes(self) -> int:
-        """How often a process that ran this model was lost, whichever bundle it ran."""
+        """Number of crashes of this model's worker processes, over all its bundles."""
         return self._crashes + (self.session.crashes if self.session is not None else 0)
 
     def release(self) -> Session | None:
-        """Take away what answers now, for whoever closes it."""
+        """Remove and return the session, which the caller closes."""
         session, self.session = self.session, None
         self._crashes += session.crashes if session is not None else 0
         return session
 
     @property
     def is_first_load(self) -> bool:
-        """It is being loaded and has never answered."""
+        """True while the model is loaded for the first time."""
         return self.bundle is None and self.switching.locked()

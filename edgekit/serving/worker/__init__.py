@@ -1,4 +1,4 @@
-"""A model in a process of its own, with tensors in shared memory.
+"""A model in a process of its own (a worker), with tensors in shared memory.
 
-It offers the same Runtime protocol as a runtime in this process.
+This room runs one bundle and knows nothing of queues, other models or network protocols.
 """

@@ -1,4 +1,4 @@
-"""The process that runs one model for an agent. Started by `edgekit.serving.worker.runtime`, never by hand."""
+"""The worker process, which runs one model for an agent. `edgekit.serving.worker.runtime` starts it."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from edgekit.errors import EdgekitError
 from edgekit.protocols import Runtime
 from edgekit.serving.worker.shared_memory import Channel, Failed, Load, Loaded, Ran, Run, SharedTensors, WorkerLostError
 
-_OUT_OF_MEMORY_FIRST = b"500"  # when memory ends, the system takes a worker before the agent
+_OOM_SCORE = b"500"  # when memory is exhausted, Linux kills a worker before the agent
 
 
 def main(channel_fd: int, memory_fd: int, life_fd: int) -> None:
-    """Serve the agent at the other ends until it closes them, or is gone.
+    """Serve the agent until it closes its ends of the channel, or ends.
 
     Args:
-        channel_fd: Messages.
-        memory_fd: Tensors.
-        life_fd: A pipe whose other end the agent holds and never writes to.
+        channel_fd: Socket for messages.
+        memory_fd: Shared memory for tensors.
+        life_fd: Pipe whose other end the agent keeps open and never writes to.
     """
-    _die_with_the_agent(life_fd)
-    # A terminal's Ctrl-C and a service manager's stop reach the whole group; the agent drains and then says when.
+    _end_with_the_agent(life_fd)
+    # Ctrl-C and a service manager's stop reach the whole process group. The agent drains first, then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: then the system chooses
-        Path("/proc/self/oom_score_adj").write_bytes(_OUT_OF_MEMORY_FIRST)
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the system chooses which process to kill
+        Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     channel = Channel(socket.socket(fileno=channel_fd))
     with contextlib.suppress(WorkerLostError):  # the agent closed its end
         _serve(channel, SharedTensors(memory_fd))
 
 
-def _die_with_the_agent(life_fd: int) -> None:
-    """Have the system end this process when the pipe closes, whatever hangs here.
+def _end_with_the_agent(life_fd: int) -> None:
+    """Let the system end this process by SIGIO when the pipe closes, even while native code hangs.
 
-    SIGIO does what neither a thread nor a parent-death signal could: a thread needs the interpreter's lock, which hung
-    native code may hold, and the signal comes when the *thread* that started this process ends.
+    A thread cannot do this: it needs the interpreter's lock, which hung native code may hold. A parent-death signal
+    cannot either: it comes when the *thread* that started this process ends.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends the process
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the default action ends the process
     fcntl.fcntl(life_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([life_fd], [], [], 0)[0]:
-        os._exit(0)  # it was gone before that
+        os._exit(0)  # the agent had ended before
 
 
 def _serve(channel: Channel, memory: SharedTensors) -> None:
@@ -62,7 +62,7 @@ def _serve(channel: Channel, memory: SharedTensors) -> None:
                 asked, got = getattr(runtime, "providers", ((), ()))
                 channel.send(Loaded(runtime.inputs, runtime.outputs, runtime.provider, asked, got))
             elif isinstance(message, Run) and runtime is not None:
-                # The answers lie behind the inputs: a model may answer with the very memory that it was asked with.
+                # Outputs are written after the inputs, because a model may return the memory of its inputs as output.
                 found = runtime.run(memory.read(message.inputs, copy=False))
                 channel.send(Ran(memory.write(found, message.end)[0]))
         except EdgekitError as error:

@@ -1,4 +1,4 @@
-"""How bundles are opened: in this process, or in one of their own."""
+"""Opening a bundle's runtime, in this process or in a worker process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _GPU_DISTRIBUTION = "onnxruntime-gpu"
 
 
 class Loader:
-    """Opens bundles as the options of their models say. Blocks, so call it on a thread.
+    """Opens bundles by the options of their models. It blocks, so call it on a thread.
 
     Args:
-        options: How each model is served, by name.
-        threads: Of each runtime.
-        providers: ONNX Runtime execution providers, the preferred first; None takes the best that is installed.
-        acceleration: The same and more, in place of `providers`.
+        options: Returns the options of a model by its name.
+        threads: Threads of each runtime.
+        providers: ONNX Runtime execution providers, the preferred first; None takes the best installed one.
+        acceleration: Execution providers and their settings, in place of `providers`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Loader:
         self._wanted = acceleration or Acceleration(providers=tuple(providers or ()))
 
     def __call__(self, manifest: Manifest, folder: Path) -> Runtime:
-        """Open a bundle; raises as `open_runtime` and `WorkerRuntime`."""
+        """Open a bundle. Raises as `open_runtime` and `WorkerRuntime`."""
         if not self.is_isolated(manifest):
             return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
         options = {"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)}
@@ -55,12 +55,12 @@ class Loader:
         )
 
     def prepare(self, manifest: Manifest) -> None:
-        """Import the library of a bundle's runtime where it will run in this process."""
+        """Import the library of a bundle's runtime where the bundle will run in this process."""
         if not self.is_isolated(manifest):
             import_library(manifest)
 
     def is_isolated(self, manifest: Manifest) -> bool:
-        """Whether a bundle runs in a process of its own."""
+        """True where a bundle runs in a process of its own."""
         chosen = self._options(manifest.name).isolation
         if chosen != "auto":
             return chosen == "process"
@@ -68,4 +68,4 @@ class Loader:
             return False
         if self._wanted.providers:
             return any(provider in GPU for provider in self._wanted.providers)
-        return version_of(_GPU_DISTRIBUTION) is not None  # and its providers are then preferred
+        return version_of(_GPU_DISTRIBUTION) is not None  # its GPU providers are then preferred

@@ -1,4 +1,4 @@
-"""A model in a process of its own: what crashes, hangs or leaks there does not reach the agent."""
+"""A runtime in a process of its own, so that crashes, hangs and leaks of a model do not harm the agent."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 
 OPEN_RUNTIME = "edgekit.runtimes:open_runtime"
 RUN_SECONDS, LOAD_SECONDS = 30.0, 900.0
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
 STABLE_SECONDS = 60.0
-PATIENCE_SECONDS = 2.0
+RESTART_WAIT_SECONDS = 2.0  # how long a request waits for a worker that is being restarted
 _END_SECONDS = 5.0
 _PLAIN_ERRORS = {
     one.__name__: one for one in (ArenaFullError, DataError, ManifestError, RuntimeLoadError, UnavailableError)
@@ -50,58 +49,64 @@ _BOOT += "w.main(*map(int, sys.argv[2:]))"
 
 
 class WorkerCrashedError(RuntimeLoadError):
-    """The process of a model ended, or was ended because it hung, while it worked on a request."""
+    """The process of a model ended during a request, or was ended because the request took too long."""
 
 
 class WorkerRestartingError(OverloadedError):
-    """The process of a model is being started anew."""
+    """The process of a model is being restarted."""
 
 
 class Backoff:
-    """How long to wait before the next start. Rules only.
+    """The wait before a restart. Rules only.
 
-    The first crash after a stable minute costs no wait; each that follows soon doubles it.
+    After a stable minute, the first crash needs no wait. Each crash that follows soon doubles the wait.
+
+    Args:
+        first_seconds: First wait that is not 0.
+        longest_seconds: Longest wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_seconds: float = 1.0, longest_seconds: float = 60.0) -> None:
+        self.first_seconds, self._longest_seconds = first_seconds, longest_seconds
         self._wait = 0.0
         self._started_at = 0.0
 
     def started(self, now: float) -> None:
-        """The process was started."""
+        """Note that the process was started."""
         self._started_at = now
 
     def crashed(self, now: float) -> float:
-        """Seconds until it is to be started again."""
+        """Seconds until the next start, after a crash."""
         if now - self._started_at >= STABLE_SECONDS:
             self._wait = 0.0
         wait = self._wait
-        self._wait = min(max(2 * wait, FIRST_BACKOFF_SECONDS), LONGEST_BACKOFF_SECONDS)
+        self._wait = min(max(2 * wait, self.first_seconds), self._longest_seconds)
         return wait
 
 
 class WorkerRuntime:
-    """Runtime over a bundle that another process runs; tensors go through shared memory.
+    """Runtime of a bundle that another process (the worker) runs; tensors go through shared memory.
 
-    A process that crashes, or that is ended because a run took over `run_seconds`, fails the request it worked on and
-    is started again at once; after crashes in a row, later and later. Requests that come meanwhile wait for a moment
-    and are then refused with the time to come back. It ends when this process does, however that ends.
+    When the worker crashes, or is ended because a run took over `run_seconds`, its request fails and the worker is
+    restarted, at once after the first crash and later after crashes in a row. Requests that arrive meanwhile wait for a
+    moment and are then refused with the time of the next start. The worker always ends when this process ends.
 
     Args:
-        manifest: Of the bundle.
-        folder: Where its files are.
+        manifest: Manifest of the bundle.
+        folder: Folder of its files.
         options: Arguments of `loader`, of plain types.
-        loader: ``module:function`` that opens the bundle there.
+        loader: ``module:function`` that opens the bundle in the worker.
         run_seconds: Longest run.
         load_seconds: Longest load; TensorRT builds engines for minutes.
+        backoff: Waits before restarts; the defaults where None.
 
     Attributes:
-        crashes: How often a run cost the process.
-        restarts: How often another took its place.
+        crashes: Number of crashes, runs that took too long included.
+        restarts: Number of restarts.
 
     Raises:
-        RuntimeLoadError: it cannot be loaded, or the process crashed over it.
-        Whatever else `loader` raises of edgekit's errors.
+        RuntimeLoadError: the bundle cannot be loaded, or the worker crashed while loading it.
+        EdgekitError: any other error of `loader`.
     """
 
     def __init__(
@@ -113,11 +118,12 @@ class WorkerRuntime:
         loader: str = OPEN_RUNTIME,
         run_seconds: float = RUN_SECONDS,
         load_seconds: float = LOAD_SECONDS,
+        backoff: Backoff | None = None,
     ) -> None:
         self._name = manifest.name
         self._load = Load(manifest.canonical_bytes(), str(folder), loader, dict(options or {}))
         self._run_seconds, self._load_seconds = run_seconds, load_seconds
-        self._backoff = Backoff()
+        self._backoff = backoff or Backoff()
         self._changed = threading.Condition()
         self._process: _Process | None = None
         self._next_start = 0.0
@@ -137,22 +143,22 @@ class WorkerRuntime:
 
     @property
     def provider(self) -> str:
-        """What really runs it."""
+        """The delegate or execution provider in use."""
         return self._loaded.provider
 
     @property
     def providers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What was asked for, and what was got."""
+        """Requested execution providers, and those in use."""
         return self._loaded.asked, self._loaded.got
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None while there is none."""
+        """Process id of the worker; None while there is none."""
         process = self._process
         return None if process is None else process.pid
 
     def memory_bytes(self) -> int:
-        """What the process holds; 0 while there is none."""
+        """Memory of the worker; 0 while there is none."""
         pid = self.pid
         return 0 if pid is None else pss_bytes(pid)
 
@@ -160,8 +166,8 @@ class WorkerRuntime:
         """Run once; see Runtime.run.
 
         Raises:
-            WorkerCrashedError: the process did not survive it.
-            WorkerRestartingError: it is being started again.
+            WorkerCrashedError: the worker ended during this run, or took too long.
+            WorkerRestartingError: the worker is being restarted.
         """
         process = self._wait_for_process()
         try:
@@ -169,12 +175,12 @@ class WorkerRuntime:
         except (WorkerLostError, TimeoutError) as error:
             self._lost(process)
             hung = isinstance(error, TimeoutError)
-            how = f"was ended, for it took over {self._run_seconds:g} s" if hung else process.died_of(error)
+            how = f"was ended because it took over {self._run_seconds:g} s" if hung else process.cause_of_end(error)
             log.error("the worker of model %s %s", self._name, how)
             raise WorkerCrashedError(f"the worker of model {self._name} {how}") from error
 
     def close(self) -> None:
-        """End the process."""
+        """End the worker."""
         self._closing.set()
         with self._changed:
             process, self._process = self._process, None
@@ -185,12 +191,12 @@ class WorkerRuntime:
     def _wait_for_process(self) -> _Process:
         with self._changed:
             if self._process is None and not self._closing.is_set():
-                self._changed.wait(PATIENCE_SECONDS if self._next_start <= time.monotonic() else 0.0)
+                self._changed.wait(RESTART_WAIT_SECONDS if self._next_start <= time.monotonic() else 0.0)
             if self._closing.is_set():
                 raise RuntimeLoadError(f"the worker of model {self._name} is closed")
             if self._process is None:
                 retry = max(1.0, self._next_start - time.monotonic())
-                message = f"the worker of model {self._name} has crashed and is being started again"
+                message = f"the worker of model {self._name} has crashed and is being restarted"
                 raise WorkerRestartingError(self._name, 0, retry, message, "look for the reason in the agent's log")
             return self._process
 
@@ -209,8 +215,8 @@ class WorkerRuntime:
                 process, loaded = self._start()
             except EdgekitError as error:
                 now = time.monotonic()
-                self._next_start = now + max(self._backoff.crashed(now), FIRST_BACKOFF_SECONDS)
-                log.error("the worker of model %s cannot be started again: %s", self._name, error)
+                self._next_start = now + max(self._backoff.crashed(now), self._backoff.first_seconds)
+                log.error("the worker of model %s cannot be restarted: %s", self._name, error)
                 continue
             with self._changed:
                 self.restarts += 1
@@ -224,42 +230,41 @@ class WorkerRuntime:
     def _start(self) -> tuple[_Process, Loaded]:
         self._backoff.started(time.monotonic())
         process = _Process(self._name)
-        try:
-            return process, process.load(self._load, self._load_seconds)
-        except WorkerLostError as error:
-            process.kill()
-            how = process.died_of(error)
-            raise RuntimeLoadError(f"model {self._name} cannot be loaded: its worker {how}") from error
-        except TimeoutError as error:
-            process.kill()
-            raise RuntimeLoadError(f"loading model {self._name} took over {self._load_seconds:g} s") from error
-        except BaseException:
-            process.kill()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(process.kill)
+            try:
+                loaded = process.load(self._load, self._load_seconds)
+            except WorkerLostError as error:
+                process.kill()
+                how = process.cause_of_end(error)
+                raise RuntimeLoadError(f"model {self._name} cannot be loaded: its worker {how}") from error
+            except TimeoutError as error:
+                raise RuntimeLoadError(f"loading model {self._name} took over {self._load_seconds:g} s") from error
+            stack.pop_all()
+        return process, loaded
 
 
 class _Process:
-    """A worker process, our end of it."""
+    """The agent's side of a worker process."""
 
     def __init__(self, name: str) -> None:
         ours, theirs = socket.socketpair()
         memory = shared_file()
         life_there, self._life = os.pipe()
         ends = (theirs.fileno(), memory, life_there)
-        # -I: nothing of the surroundings or the working folder decides what is imported; the path is ours.
+        # -I: neither the environment nor the working folder decides what is imported; the path is this process's.
         command = [sys.executable, "-I", "-X", "faulthandler", "-c", _BOOT, json.dumps(sys.path), *map(str, ends)]
-        try:
-            self._child = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=2)
-        except BaseException as error:
-            ours.close()
-            os.close(memory)
-            os.close(self._life)
-            if isinstance(error, OSError):
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as on_error:
+            always.callback(theirs.close)
+            always.callback(os.close, life_there)
+            on_error.callback(ours.close)
+            on_error.callback(os.close, memory)
+            on_error.callback(os.close, self._life)
+            try:
+                self._child = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=2)
+            except OSError as error:
                 raise RuntimeLoadError(f"the worker of model {name} cannot be started: {error}") from error
-            raise
-        finally:
-            theirs.close()
-            os.close(life_there)
+            on_error.pop_all()
         self._channel, self._memory = Channel(ours), SharedTensors(memory)
         self.pid, self._killed = self._child.pid, False
 
@@ -267,7 +272,7 @@ class _Process:
         self._channel.send(message)
         found = self._receive(seconds)
         if not isinstance(found, Loaded):
-            raise WorkerLostError(f"it answers {type(found).__name__} to Load")
+            raise WorkerLostError(f"it answered {type(found).__name__} to Load")
         return found
 
     def run(self, inputs: Mapping[str, Array], seconds: float) -> dict[str, Array]:
@@ -275,15 +280,15 @@ class _Process:
         self._channel.send(Run(tensors, end))
         found = self._receive(seconds)
         if not isinstance(found, Ran):
-            raise WorkerLostError(f"it answers {type(found).__name__} to Run")
+            raise WorkerLostError(f"it answered {type(found).__name__} to Run")
         return self._memory.read(found.outputs, copy=True)
 
-    def died_of(self, error: BaseException) -> str:
-        """How it ended, for people."""
+    def cause_of_end(self, error: BaseException) -> str:
+        """How the process ended, as the end of a sentence."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._child.wait(_END_SECONDS)
             if code == -signal.SIGKILL and not self._killed:
-                return "died of SIGKILL, as when the machine's memory ends"
+                return "died of SIGKILL, probably because the machine ran out of memory"
             if code < 0 and not self._killed:
                 with contextlib.suppress(ValueError):
                     return f"died of {signal.Signals(-code).name}"
@@ -292,17 +297,17 @@ class _Process:
         return f"was lost: {error}"
 
     def end(self) -> None:
-        """Let it end in order, or else end it."""
+        """Let the process end; kill it where it does not end in time."""
         self._channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(_END_SECONDS)
         self.kill()
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the process."""
         self._channel.close()
         try:
-            self._child.wait(0.2)  # one that crashes is just writing how
+            self._child.wait(0.2)  # a crashing process needs a moment to write its traceback
         except subprocess.TimeoutExpired:
             self._killed = True
             self._child.kill()

@@ -1,4 +1,4 @@
-"""What an agent and its worker say to each other: tensors in shared memory, small messages over a socket."""
+"""Communication of an agent and its worker: tensors in shared memory, small messages over a socket."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MAX_MESSAGE_BYTES = 256 * 2**20  # BYTES tensors travel in messages
 
 
 class WorkerLostError(Exception):
-    """The other side ended, or says what cannot be."""
+    """The other process ended, or sent something that cannot be right."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """Where one tensor lies.
+    """One tensor and its location.
 
     Attributes:
-        name: Its name.
+        name: Name of the tensor.
         dtype: Value of its DType.
-        shape: Its axes.
-        offset: In the shared memory; of no meaning for BYTES.
-        items: The elements of BYTES in order, which have no fixed size.
+        shape: Sizes of its axes.
+        offset: First byte in the shared memory; unused for BYTES.
+        items: Elements of a BYTES tensor in order, which have no fixed size.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Run once; inputs end at `end`."""
+    """Run once. The inputs end before byte `end` of the shared memory."""
 
     inputs: list[Tensor]
     end: int
@@ -72,13 +72,13 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):
-    """The answers."""
+    """The outputs of a run."""
 
     outputs: list[Tensor]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """An error of edgekit, by the name of its class."""
+    """An error of edgekit. `kind` is the name of its class."""
 
     kind: str
     message: str
@@ -106,25 +106,25 @@ class Channel:
         try:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
         except OSError as error:
-            raise WorkerLostError(f"it does not listen: {error}") from error
+            raise WorkerLostError(f"it does not receive messages: {error}") from error
 
     def receive(self, timeout_seconds: float | None = None) -> Message:
-        """The next message.
+        """Wait for the next message.
 
         Raises:
-            TimeoutError: nothing came for so long; the channel is of no more use.
-            WorkerLostError: the other side is gone.
+            TimeoutError: no message arrived in time. The channel cannot be used any more.
+            WorkerLostError: the other process ended, or its message is malformed.
         """
         self._socket.settimeout(timeout_seconds)
         try:
             (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
             if length > _MAX_MESSAGE_BYTES:
-                raise WorkerLostError(f"it announces a message of {length} bytes")
+                raise WorkerLostError(f"it sent a message of {length} bytes, the limit is {_MAX_MESSAGE_BYTES}")
             found: Message = _decoder.decode(self._exactly(length))
         except TimeoutError:  # an OSError too
             raise
         except (OSError, msgspec.MsgspecError) as error:
-            raise WorkerLostError(f"it cannot be understood: {error}") from error
+            raise WorkerLostError(f"its message cannot be read: {error}") from error
         return found
 
     def close(self) -> None:
@@ -142,21 +142,21 @@ class Channel:
 
 
 def shared_file() -> int:
-    """A file descriptor of memory that can be given to another process."""
+    """A file descriptor of memory that can be passed to another process."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
     made = os.memfd_create("edgekit-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with contextlib.suppress(OSError, AttributeError):  # what a reader has mapped must not be cut off under it
+    with contextlib.suppress(OSError, AttributeError):  # so that no process can shrink memory that another has mapped
         fcntl.fcntl(made, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return made
 
 
 class SharedTensors:
-    """Tensors in shared memory that grows as it must, and never shrinks.
+    """Tensors in shared memory, which grows when needed and never shrinks.
 
     Args:
-        fd: Of `shared_file`; closed with this.
+        fd: The descriptor of `shared_file`; `close` closes it.
     """
 
     def __init__(self, fd: int) -> None:
@@ -165,7 +165,7 @@ class SharedTensors:
         self._size = 0
 
     def write(self, arrays: Mapping[str, Array], start: int = 0) -> tuple[list[Tensor], int]:
-        """Put arrays in from `start`; where they lie, and the first byte after them."""
+        """Write arrays from byte `start` on. Returns their locations, and the first byte after them."""
         tensors, end = [], start
         for name, array in arrays.items():
             dtype = DType.of(array.dtype)
@@ -183,10 +183,10 @@ class SharedTensors:
         return tensors, end
 
     def read(self, tensors: list[Tensor], *, copy: bool) -> dict[str, Array]:
-        """The arrays that lie there; without `copy` they change with the next `write`.
+        """The arrays at these locations. Without `copy`, the next `write` changes them.
 
         Raises:
-            WorkerLostError: there is no such memory.
+            WorkerLostError: a location is outside the shared memory.
         """
         self._follow()
         found: dict[str, Array] = {}
@@ -200,11 +200,11 @@ class SharedTensors:
                     view = self._view(tensor)
                     found[tensor.name] = view.copy() if copy else view
             except (ValueError, TypeError) as error:
-                raise WorkerLostError(f"tensor {tensor.name!r} does not lie in the shared memory: {error}") from error
+                raise WorkerLostError(f"tensor {tensor.name!r} is outside the shared memory: {error}") from error
         return found
 
     def close(self) -> None:
-        """Give the memory back, as soon as no array looks at it."""
+        """Close the descriptor. The memory is freed when no array refers to it any more."""
         self._map = None
         os.close(self._fd)
 
@@ -213,7 +213,7 @@ class SharedTensors:
         if not count or min(tensor.shape, default=1) < 0:
             return np.empty(tensor.shape, dtype)
         if self._map is None:
-            raise ValueError("there is none")
+            raise ValueError("it is empty")
         return np.frombuffer(self._map, dtype, count, tensor.offset).reshape(tensor.shape)
 
     def _reserve(self, size: int) -> None:
@@ -222,7 +222,7 @@ class SharedTensors:
         self._follow()
 
     def _follow(self) -> None:
-        """Map what the other side may have added."""
+        """Map memory that the other process may have added."""
         size = os.fstat(self._fd).st_size
         if size > self._size:
             self._map, self._size = mmap.mmap(self._fd, size), size

@@ -1,4 +1,4 @@
-"""Models within a budget: put out, brought back, and switched without a gap."""
+"""Models within a memory budget: unloaded, loaded again, and switched without a gap."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.models import load_progress
-from edgekit.serving.models import manager as manager
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.memory_plan import MIB, SETTLE_SECONDS, MemoryBudgetError
+from edgekit.serving.models.model import RETRY_LOAD_SECONDS
 from edgekit.serving.models.options import ModelOptions, ModelSettings
 from edgekit.serving.session.memory_usage import MemoryFootprints
 from edgekit.serving.session.session import DeadlineError, OverloadedError
@@ -27,35 +27,35 @@ X = {"x": SURE}
 
 
 class Sized:
-    """A real runtime that says what it holds, loads when it may, and knows whether it was used when closed."""
+    """A real runtime that claims a size, loads when the test lets it, and must not be used after it was closed."""
 
-    def __init__(self, shelf: Shelf, manifest: Manifest, folder: Path) -> None:
-        self._shelf, self._name, self.version = shelf, manifest.name, manifest.version
-        if self._name in shelf.broken or manifest.version in shelf.broken:
+    def __init__(self, setup: Setup, manifest: Manifest, folder: Path) -> None:
+        self._setup, self._name, self.version = setup, manifest.name, manifest.version
+        if self._name in setup.broken or manifest.version in setup.broken:
             raise RuntimeLoadError("the disk failed")
-        assert shelf.loading[self._name].wait(10)
+        assert setup.loading[self._name].wait(10)
         self._real = open_runtime(manifest, folder)
         self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
         self.closed = False
-        shelf.held.append(self)
-        shelf.most = max(shelf.most, sum(one.memory_bytes() for one in shelf.held))
+        setup.held.append(self)
+        setup.most = max(setup.most, sum(one.memory_bytes() for one in setup.held))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         assert not self.closed
-        assert self._shelf.running.wait(10)
+        assert self._setup.running.wait(10)
         return self._real.run(inputs)
 
     def memory_bytes(self) -> int:
-        return self._shelf.sizes[self._name] * MIB
+        return self._setup.sizes[self._name] * MIB
 
     def close(self) -> None:
         self.closed = True
-        self._shelf.held.remove(self)
+        self._setup.held.remove(self)
         self._real.close()
 
 
 class Gates(dict[str, threading.Event]):
-    """Open until they are closed."""
+    """Events by name that are set until a test clears them."""
 
     def __missing__(self, name: str) -> threading.Event:
         self[name] = threading.Event()
@@ -63,8 +63,8 @@ class Gates(dict[str, threading.Event]):
         return self[name]
 
 
-class Shelf:
-    """Residents over real models that claim the sizes which the test gives them, in MiB."""
+class Setup:
+    """A model manager over real models that claim the sizes which the test gives them, in MiB."""
 
     def __init__(self, folder: Path, sizes: dict[str, int], *, budget: int, settings: dict[str, ModelSettings]) -> None:
         self.folder, self.sizes, self.now = folder, sizes, 0.0
@@ -102,16 +102,16 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path):
-    def make(budget: int = 100, settings: dict[str, ModelSettings] | None = None, **sizes: int) -> Shelf:
-        return Shelf(tmp_path, sizes, budget=budget, settings=settings or {})
+def setup(tmp_path: Path):
+    def make(budget: int = 100, settings: dict[str, ModelSettings] | None = None, **sizes: int) -> Setup:
+        return Setup(tmp_path, sizes, budget=budget, settings=settings or {})
 
     return make
 
 
-async def test_the_longest_unused_is_put_out_and_comes_back_when_it_is_asked(shelf) -> None:
-    """Three models of which two fit: whoever is asked is there, and the budget holds."""
-    made = shelf(a=40, b=40, c=40)
+async def test_the_longest_unused_is_put_out_and_comes_back_when_it_is_asked(setup) -> None:
+    """Three models of which two fit: the requested one is loaded, and the budget holds."""
+    made = setup(a=40, b=40, c=40)
     for name in "abc":
         await made.add(name)
     assert made.loaded == ["b", "c"]
@@ -127,9 +127,9 @@ async def test_the_longest_unused_is_put_out_and_comes_back_when_it_is_asked(she
     assert made.held == []
 
 
-async def test_a_pinned_model_stays(shelf) -> None:
-    """Another goes, though used later; what does not fit beside the pinned is refused, and nobody goes for it."""
-    made = shelf(a=40, b=40, c=40, huge=70, settings={"a": ModelSettings(pinned=True)})
+async def test_a_pinned_model_stays(setup) -> None:
+    """Another is unloaded, though used later. A model that does not fit beside the pinned one is refused."""
+    made = setup(a=40, b=40, c=40, huge=70, settings={"a": ModelSettings(pinned=True)})
     for name in "abc":
         await made.add(name)
     assert made.loaded == ["a", "c"]
@@ -140,13 +140,13 @@ async def test_a_pinned_model_stays(shelf) -> None:
     await made.manager.close()
 
 
-async def _manifest(made: Shelf, name: str) -> Manifest:
+async def _manifest(made: Setup, name: str) -> Manifest:
     return onnx_bundle(made.folder / f"{name}-1", name=name, version="1.0.0", tag=1.0)
 
 
-async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(shelf) -> None:
+async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(setup) -> None:
     """Its artifact is small; when it is loaded others go for it, or it goes itself, and its size is remembered."""
-    made = shelf(a=40, b=90, c=300)
+    made = setup(a=40, b=90, c=300)
     await made.add("a")
     await made.add("b")
     assert made.loaded == ["b"]
@@ -158,9 +158,9 @@ async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(shel
     await made.manager.close()
 
 
-async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
+async def test_a_model_that_grows_in_its_process_is_seen(setup) -> None:
     """What it holds by now counts when another wants in, not what it held when it was loaded."""
-    made = shelf(a=20, b=20, c=20)
+    made = setup(a=20, b=20, c=20)
     await made.add("a")
     await made.add("b")
     made.sizes["a"] = 70
@@ -169,9 +169,9 @@ async def test_a_model_that_grows_in_its_process_is_seen(shelf) -> None:
     await made.manager.close()
 
 
-async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
+async def test_two_models_that_do_not_fit_together_do_not_thrash(setup) -> None:
     """Requests for both at once: each is loaded once a settling time, and those that wait are answered in the end."""
-    made = shelf(a=60, b=60)
+    made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
 
@@ -193,9 +193,9 @@ async def test_two_models_that_do_not_fit_together_do_not_thrash(shelf) -> None:
     await made.manager.close()
 
 
-async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(shelf) -> None:
+async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(setup) -> None:
     """One load serves all that wait; a late one is told, one too many is refused, and the load goes on."""
-    made = shelf(a=60, b=60)
+    made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
     made.now += SETTLE_SECONDS
@@ -216,9 +216,9 @@ async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(she
     await made.manager.close()
 
 
-async def test_nothing_is_loaded_for_those_who_have_gone(shelf) -> None:
+async def test_nothing_is_loaded_for_those_who_have_gone(setup) -> None:
     """A model that may not come yet is not loaded later when nobody waits for it any more."""
-    made = shelf(a=60, b=60)
+    made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
     with pytest.raises(DeadlineError):
@@ -229,9 +229,9 @@ async def test_nothing_is_loaded_for_those_who_have_gone(shelf) -> None:
     await made.manager.close()
 
 
-async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(shelf, monkeypatch) -> None:
+async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(setup, monkeypatch) -> None:
     """Each request is told why, without a load of its own; after a while it is tried anew."""
-    made = shelf(a=60, b=60)
+    made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
     made.now += SETTLE_SECONDS
@@ -242,14 +242,14 @@ async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(sh
     made.broken.clear()
     with pytest.raises(RuntimeLoadError):
         await made.ask("a")
-    made.now += manager.RETRY_LOAD_SECONDS
+    made.now += RETRY_LOAD_SECONDS
     assert await made.ask("a") == "1.0.0"
     await made.manager.close()
 
 
-async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(shelf) -> None:
+async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(setup) -> None:
     """Both are told as not found."""
-    made = shelf(a=60, b=60)
+    made = setup(a=60, b=60)
     with pytest.raises(NotFoundError, match="there is no model 'a'"):
         await made.ask("a")
     await made.add("a")
@@ -269,9 +269,9 @@ async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(shelf
     ("swap", "budget", "most"),
     [("load-first", 100, 80), ("unload-first", 100, 40), ("auto", 100, 80), ("auto", 60, 40), ("auto", 0, 80)],
 )
-async def test_a_switch_holds_two_copies_or_one(shelf, swap, budget, most) -> None:
+async def test_a_switch_holds_two_copies_or_one(setup, swap, budget, most) -> None:
     """By policy, or in `auto` by what the budget has room for."""
-    made = shelf(a=40, budget=budget, settings={"a": ModelSettings(swap=swap)})
+    made = setup(a=40, budget=budget, settings={"a": ModelSettings(swap=swap)})
     first = await made.add("a")
     made.footprints.put(onnx_bundle(made.folder / "a-2", name="a", version="2.0.0", tag=2.0).digest, 40 * MIB)
     await made.add("a", 2)
@@ -281,14 +281,14 @@ async def test_a_switch_holds_two_copies_or_one(shelf, swap, budget, most) -> No
     await made.manager.close()
 
 
-async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(shelf) -> None:
+async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(setup) -> None:
     """In `auto` the others stay; with load-first they go."""
-    made = shelf(a=40, b=40)
+    made = setup(a=40, b=40)
     await made.add("b")
     await made.add("a")
     await made.add("a", 2)
     assert made.loaded == ["a", "b"]
-    made = shelf(a=40, b=70, budget=150, settings={"a": ModelSettings(swap="load-first")})
+    made = setup(a=40, b=70, budget=150, settings={"a": ModelSettings(swap="load-first")})
     await made.add("b")
     await made.add("a")
     made.footprints.put(onnx_bundle(made.folder / "a-2", name="a", version="2.0.0", tag=2.0).digest, 45 * MIB)
@@ -297,9 +297,9 @@ async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(shelf)
 
 
 @pytest.mark.parametrize("swap", ["load-first", "unload-first"])
-async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(shelf, swap) -> None:
+async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(setup, swap) -> None:
     """Also where the old one had to go first."""
-    made = shelf(a=40, settings={"a": ModelSettings(swap=swap)})
+    made = setup(a=40, settings={"a": ModelSettings(swap=swap)})
     await made.add("a")
     made.broken.add("2.0.0")
     with pytest.raises(RuntimeLoadError, match="the disk failed"):
@@ -308,9 +308,9 @@ async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(shelf
     await made.manager.close()
 
 
-async def test_requests_under_way_finish_on_the_bundle_they_began_with(shelf) -> None:
+async def test_requests_under_way_finish_on_the_bundle_they_began_with(setup) -> None:
     """The old one is closed when it has answered them, and those that come after the switch meet the new one."""
-    made = shelf(a=40, settings={"a": ModelSettings(swap="load-first", queue_limit=64)})
+    made = setup(a=40, settings={"a": ModelSettings(swap="load-first", queue_limit=64)})
     await made.add("a")
     made.manager.get("a").session._inline_bytes = -1
     before = [asyncio.ensure_future(made.ask("a")) for _ in range(3)]
@@ -322,7 +322,7 @@ async def test_requests_under_way_finish_on_the_bundle_they_began_with(shelf) ->
     await made.manager.close()
 
 
-async def swap_under_load(made: Shelf, swaps: int, clients: int = 8) -> int:
+async def swap_under_load(made: Setup, swaps: int, clients: int = 8) -> int:
     """Switch `a` between two bundles under load; the number of answers. Fails on any error or foreign answer."""
     stop = asyncio.Event()
     answered = 0
@@ -347,9 +347,9 @@ async def swap_under_load(made: Shelf, swaps: int, clients: int = 8) -> int:
 
 
 @pytest.mark.parametrize("swap", ["load-first", "unload-first"])
-async def test_switches_under_load_lose_and_mix_nothing(shelf, swap) -> None:
+async def test_switches_under_load_lose_and_mix_nothing(setup, swap) -> None:
     """Every request is answered, by the model that its answer says."""
-    made = shelf(a=40, settings={"a": ModelSettings(swap=swap, queue_limit=64)})
+    made = setup(a=40, settings={"a": ModelSettings(swap=swap, queue_limit=64)})
     await made.add("a")
     assert await swap_under_load(made, 20) > 100
     assert made.manager.get("a").counters["swaps"] == 21
@@ -358,9 +358,9 @@ async def test_switches_under_load_lose_and_mix_nothing(shelf, swap) -> None:
     assert made.held == []
 
 
-async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
+async def test_switches_without_a_pause_starve_nobody(setup) -> None:
     """Each bundle is there for a moment only, and those who waited for one are answered by it."""
-    made = shelf(a=40, settings={"a": ModelSettings(swap="unload-first", queue_limit=64)})
+    made = setup(a=40, settings={"a": ModelSettings(swap="unload-first", queue_limit=64)})
     await made.add("a")
     asked = [asyncio.ensure_future(made.ask("a")) for _ in range(8)]
     for n in range(10):
@@ -372,12 +372,14 @@ async def test_switches_without_a_pause_starve_nobody(shelf) -> None:
     await made.manager.close()
 
 
-async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
-    """After a while, again and again, and when it is done; a short one says nothing."""
-    monkeypatch.setattr(load_progress, "LONG_SECONDS", 0.02)
-    monkeypatch.setattr(load_progress, "TELL_SECONDS", 0.02)
-    made, told = shelf(a=40), []
-    made.manager.listener = lambda kind, model, seconds: told.append((kind, model, seconds))
+async def test_a_load_that_takes_long_says_so(setup) -> None:
+    """It is reported after a while, repeatedly, and when it is done; a short load is not reported."""
+    made, told = setup(a=40), []
+
+    def listen(kind: str, model: str, seconds: float) -> None:
+        told.append((kind, model, seconds))
+
+    made.manager.progress.listen(listen, long_seconds=0.02, repeat_seconds=0.02)
     made.loading["a"].clear()
     adding = asyncio.ensure_future(made.add("a"))
     while len(told) < 3:
@@ -390,15 +392,15 @@ async def test_a_load_that_takes_long_says_so(shelf, monkeypatch) -> None:
     seconds = [seconds for _, _, seconds in told]
     assert seconds == sorted(seconds)
     told.clear()
-    monkeypatch.setattr(load_progress, "LONG_SECONDS", 10.0)
+    made.manager.progress.listen(listen)
     await made.add("a", 2)
     assert told == []
     await made.manager.close()
 
 
-async def test_models_come_and_go_under_load_and_the_budget_holds(shelf) -> None:
+async def test_models_come_and_go_under_load_and_the_budget_holds(setup) -> None:
     """Clients of four models of which two fit, with updates between: every answer is right, memory stays bounded."""
-    made = shelf(a=40, b=40, c=40, d=40, settings={name: ModelSettings(queue_limit=64) for name in "abcd"})
+    made = setup(a=40, b=40, c=40, d=40, settings={name: ModelSettings(queue_limit=64) for name in "abcd"})
     for name in "abcd":
         for version in (2, 1):
             await made.add(name, version)
