@@ -16,7 +16,7 @@ import msgspec
 from edgekit.bundle.recipe import PRESETS, Recipe, preset
 from edgekit.cli.common.console import (
     dry_run_option,
-    ending_at_the_second,
+    end_on_second_interrupt,
     json_option,
     needs_extra,
     note,
@@ -148,7 +148,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
         measured_by_target[profile.name][measured.recipe.id] = measured
 
     callbacks = ConversionCallbacks(step=step, found=add, written=written.append, note=note)
-    with ending_at_the_second():
+    with end_on_second_interrupt():
         try:
             with _native_output_hidden(), TensorFlowProcess(show_log=_verbose()) as child:
                 return run_plan(plan, callbacks=callbacks, child=child, cache=cache)

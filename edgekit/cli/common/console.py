@@ -1,4 +1,4 @@
-"""What commands share: settings, results on stdout, progress and notes on stderr, missing extras."""
+"""Settings of a run, results on stdout, progress and notes on stderr, and errors for missing extras."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from edgekit.errors import MissingExtraError, SettingsError
 from edgekit.settings import ControlSettings, load_settings
 
 DEFAULT_CONFIG = Path("edgekit.toml")
-QUIET_SECONDS = 2.0
-PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
-OURS = ("edgekit", "converters", "device_agents")
+QUIET_SECONDS = 2.0  # shorter work shows no progress
+PLAIN_SECONDS = 10.0  # between two lines of progress when stderr is not a terminal
+OWN_PACKAGES = ("edgekit", "converters", "device_agents")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,36 +32,36 @@ def json_option(function: F) -> F:
 
 def dry_run_option(function: F) -> F:
     """Add ``--dry-run``."""
-    return click.option("--dry-run", is_flag=True, help="Print what would be done and change nothing.")(function)
+    return click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")(function)
 
 
 def control_settings(**flags: Any) -> ControlSettings:
-    """Settings of this run: --config (else edgekit.toml here, where there is one), environment, then `flags`."""
+    """Load the settings: first --config or ./edgekit.toml, then the environment, then `flags`, which win."""
     context = click.get_current_context(silent=True)
-    chosen = context.find_root().params.get("config") if context else None
-    file = chosen or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    named = context.find_root().params.get("config") if context else None
+    file = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     return load_settings(ControlSettings, file=file, flags=flags)
 
 
 @contextlib.contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import of an outside package into an error that names the pip line.
+    """Turn a failed import of a third-party package into an error with the pip command.
 
     Raises:
-        MissingExtraError: a package that `extra` brings is missing.
+        MissingExtraError: a package of the extra `extra` is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if not package or package in OURS:
+        if not package or package in OWN_PACKAGES:
             raise
         raise MissingExtraError(package, extra) from error
 
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """Turn an error in what was typed into wrong usage: exit status 2, with the command's usage line.
+    """Report a SettingsError as wrong usage: exit status 2, with the command's usage line.
 
     Raises:
         click.UsageError: a SettingsError was raised inside.
@@ -73,18 +73,18 @@ def usage() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without control characters: devices say things that a terminal would obey."""
+    """Escape control characters and line breaks: text from devices must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(value: Any) -> None:
-    """Print a result for machines: JSON with sorted keys on stdout."""
+    """Print a result as JSON with sorted keys on stdout."""
     data = msgspec.json.encode(value, order="sorted", enc_hook=str)
     click.echo(msgspec.json.format(data, indent=2).decode())
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
-    """Print a result for people: aligned columns on stdout, or stderr with `err`; numbers are set right."""
+    """Print a table with aligned columns on stdout, or on stderr with `err`; columns of numbers are right-aligned."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(headers))]
@@ -94,69 +94,79 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err
 
 
 def note(text: str) -> None:
-    """Say something on stderr."""
+    """Print a line on stderr."""
     click.echo(text, err=True)
 
 
 @contextlib.contextmanager
-def step(label: str) -> Iterator[Callable[[int, int, float | None], None]]:
-    """Announce one step of long work on one line of stderr, with its time when it ends.
+def step(label: str, *, plain_seconds: float = PLAIN_SECONDS) -> Iterator[Callable[[int, int, float | None], None]]:
+    """Print one step of long work on one line of stderr, and the time that it took.
 
-    What it gives takes how many parts of the step are done, of how many, and the seconds that the others take, None
-    where nobody knows. It shows them on the same line, without a terminal on lines of their own, for long steps only.
+    Args:
+        label: Text of the line.
+        plain_seconds: Time between two lines of progress when stderr is not a terminal.
+
+    Yields:
+        A function that shows progress of long steps. Its arguments are the number of parts done, the number of parts in
+        total, and the seconds left; None if they are not known.
     """
-    line = _StepLine(label)
+    line = _StepLine(label, plain_seconds)
+    outcome = "failed after "
     try:
-        yield line.tell
+        yield line.show
+        outcome = ""
     except KeyboardInterrupt:
-        line.end("stopped after ")
+        outcome = "stopped after "
         raise
-    except BaseException:
-        line.end("failed after ")
-        raise
-    line.end("")
+    finally:
+        line.end(outcome)
 
 
 class _StepLine:
-    """The line of one step."""
+    """The line of one step; on a terminal it is rewritten in place."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._start = self._told = time.monotonic()
+    def __init__(self, label: str, plain_seconds: float) -> None:
+        self._label, self._plain_seconds = label, plain_seconds
+        self._start = self._shown_at = time.monotonic()
         self._live = sys.stderr.isatty()
-        self._whole = True  # what the line holds is its label only
+        self._label_only = True  # no progress was shown yet
         click.echo(f"{label} ... ", nl=False, err=True)
 
-    def tell(self, done: int, total: int, left: float | None) -> None:
-        """Show that `done` of `total` parts are done and the rest takes `left` seconds."""
+    def show(self, done: int, total: int, left: float | None) -> None:
+        """Show that `done` of `total` parts are done and the others take `left` seconds."""
         now = time.monotonic()
         if left is None or total < 2 or max(left, now - self._start) < QUIET_SECONDS:
             return
-        if not self._live and now - self._told < PLAIN_SECONDS:
+        if not self._live and now - self._shown_at < self._plain_seconds:
             return
         text = f"{done} of {total} done, about {left:.0f} s for the rest; more may follow"
-        start = f"\r\x1b[K{self._label} ... " if self._live else "" if self._whole else f"{self._label} ... "
-        click.echo(start + text, nl=not self._live, err=True)
-        self._told, self._whole = now, False
+        click.echo(self._line_start() + text, nl=not self._live, err=True)
+        self._shown_at, self._label_only = now, False
 
-    def end(self, how: str) -> None:
-        """Close the line with the time that the step took."""
-        start = "" if self._whole else f"\r\x1b[K{self._label} ... " if self._live else f"{self._label} ... "
-        click.echo(f"{start}{how}{time.monotonic() - self._start:.1f} s", err=True)
+    def end(self, outcome: str) -> None:
+        """Finish the line with the time that the step took."""
+        start = "" if self._label_only else self._line_start()
+        click.echo(f"{start}{outcome}{time.monotonic() - self._start:.1f} s", err=True)
+
+    def _line_start(self) -> str:
+        """The label again, to rewrite the line on a terminal or to begin a new line; empty if the label is there."""
+        if self._live:
+            return f"\r\x1b[K{self._label} ... "
+        return "" if self._label_only else f"{self._label} ... "
 
 
 @contextlib.contextmanager
-def ending_at_the_second() -> Iterator[None]:
-    """Leave the first Ctrl-C to whoever catches it; the second ends the process at once, whatever it is cleaning up."""
+def end_on_second_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on the first Ctrl-C; the second one ends the process at once, even during clean-up."""
 
-    def first(number: int, frame: object) -> None:
+    def first_interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # it gets no signals
+        yield  # only the main thread receives signals
         return
-    before = signal.signal(signal.SIGINT, first)
+    before = signal.signal(signal.SIGINT, first_interrupt)
     try:
         yield
     finally:
@@ -164,7 +174,7 @@ def ending_at_the_second() -> Iterator[None]:
 
 
 class ProgressLine:
-    """A progress line on stderr with the time left; on a pipe a plain line every 10 %. Short work says nothing."""
+    """A progress line on stderr with the time left; on a pipe, one line every 10 %. Short work shows no line."""
 
     def __init__(self, label: str) -> None:
         self._label = label

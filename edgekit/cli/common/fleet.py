@@ -1,4 +1,4 @@
-"""What the commands of the control side share: opening the fleet state and the registry."""
+"""Open the fleet state, the registry and the trusted root; parse labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
-    """The fleet's database, closed at the end of the command."""
+    """Open the fleet's database for the duration of the command."""
     with needs_extra("controller"):
         from edgekit.state import open_fleet_state
     state = open_fleet_state(settings.database, settings.fleet)
@@ -31,7 +31,7 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
 
 @contextmanager
 def registry_reader(settings: ControlSettings) -> Iterator[RegistryReader]:
-    """The registry, verified anew; its cache lives as long as the command."""
+    """Open and verify the registry; its cache is removed at the end of the command."""
     with needs_extra("registry"):
         from edgekit.registry import RegistryReader
         from edgekit.storage.stores import open_store
@@ -43,10 +43,10 @@ def registry_reader(settings: ControlSettings) -> Iterator[RegistryReader]:
 
 
 def read_root(settings: ControlSettings) -> bytes:
-    """The trusted first root, which lies beside the keys.
+    """Read the trusted first root, ``root.json`` in the key folder.
 
     Raises:
-        NotFoundError: it is not there.
+        NotFoundError: it cannot be read.
     """
     path = settings.keys / "root.json"
     try:
@@ -58,13 +58,13 @@ def read_root(settings: ControlSettings) -> bytes:
 
 
 def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
-    """``k=v`` options as a map.
+    """Parse labels of the form ``key=value``.
 
     Raises:
-        SettingsError: one has no ``=``, or no key.
+        SettingsError: a label has no ``=`` or no key.
     """
     pairs = [label.partition("=") for label in labels]
     for (key, equals, _), label in zip(pairs, labels, strict=True):
         if not key or not equals:
-            raise SettingsError(f"label {label!r} is not of the form key=value")
+            raise SettingsError(f"label {label!r} is not of the form key=value", advice="Write for example site=north.")
     return {key: value for key, _, value in pairs}

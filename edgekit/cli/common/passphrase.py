@@ -1,4 +1,4 @@
-"""Where a command takes the passphrase of key files from: a file, EDGEKIT_PASSPHRASE, or the person at the prompt."""
+"""The passphrase of key files: from a file, from EDGEKIT_PASSPHRASE, or from a prompt."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def passphrase_option(function: F) -> F:
     return click.option(
         "--passphrase-file",
         type=click.Path(path_type=Path, dir_okay=False),
-        help=f"File with the passphrase of the keys [default: ${VARIABLE}, else asked for].",
+        help=f"File with the passphrase of the keys [default: ${VARIABLE}, else a prompt].",
     )(function)
 
 
 def given_passphrase(file: Path | None) -> str | None:
-    """The passphrase from `file`, else from the environment; None where neither names one.
+    """The passphrase from `file`, else from the environment; None if there is neither.
 
     Raises:
-        SettingsError: the file cannot be read, or is empty.
+        SettingsError: the file cannot be read or is empty.
     """
     if file is None:
         return os.environ.get(VARIABLE) or None
@@ -44,7 +44,7 @@ def given_passphrase(file: Path | None) -> str | None:
 
 
 def needed_passphrase(file: Path | None, keys: Iterable[Path]) -> str | None:
-    """As `given_passphrase`; where there is none and one of `keys` is encrypted, a person at a terminal is asked."""
+    """As `given_passphrase`; if there is none and one of `keys` is encrypted, prompts on a terminal."""
     from edgekit.trust.keys import is_encrypted
 
     given = given_passphrase(file)

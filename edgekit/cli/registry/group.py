@@ -1,4 +1,4 @@
-"""`edgekit registry`: create the signed registry and verify it; its other commands have modules of their own."""
+"""`edgekit registry`, with `init` and `verify`; its other commands are in the modules beside this one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from edgekit.errors import VerificationError
 
 @click.group()
 def registry() -> None:
-    """Create the signed registry, publish bundles, verify it, change its keys."""
+    """Create the signed registry, publish bundles, verify it, change its keys.
+
+    \b
+    Examples:
+      edgekit registry init
+      edgekit registry publish bundles/digits-1.0.0-raspberry-pi-4
+    """
 
 
 for _command in (key, renew, class_group, publish, list_command, show, promote, retire, allow_downgrade):
@@ -29,10 +35,14 @@ for _command in (key, renew, class_group, publish, list_command, show, promote, 
 @registry.command()
 @registry_options
 @passphrase_option
-@click.option("--encrypt", is_flag=True, help="Ask for a passphrase for the keys.")
-@click.option("--root-keys", type=click.IntRange(1, 16), default=1, show_default=True, help="Root keys to make.")
+@click.option("--encrypt", is_flag=True, help="Prompt for a passphrase and encrypt the keys with it.")
+@click.option("--root-keys", type=click.IntRange(1, 16), default=1, show_default=True, help="Number of root keys.")
 @click.option(
-    "--root-threshold", type=click.IntRange(1, 16), default=1, show_default=True, help="Of them, how many sign."
+    "--root-threshold",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Number of root keys that must sign a change.",
 )
 @json_option
 def init(
@@ -44,7 +54,7 @@ def init(
     root_threshold: int,
     as_json: bool,
 ) -> None:
-    """Create an empty registry and all its keys.
+    """Create an empty registry and its keys.
 
     \b
     Example:
@@ -58,18 +68,18 @@ def init(
         print_json({"registry": settings.registry, "root": root, "offline": offline, "online": online})
         return
     click.echo(f"Registry {settings.registry} is ready. Its keys are in {settings.keys}/.")
-    click.echo(f"Take offline, and bring back only to name a new model or to change keys: {', '.join(offline)}")
-    click.echo(f"Stay with the controller: {', '.join(online)}")
-    click.echo(f"Goes to every device, and is no secret: {root}")
+    click.echo(f"Move offline; needed only to publish a new model or to change keys: {', '.join(offline)}")
+    click.echo(f"Keep with the controller: {', '.join(online)}")
+    click.echo(f"Copy to every device; it is not secret: {root}")
     if not given_passphrase(passphrase_file) and not encrypt:
-        note("The keys are not encrypted; who can read the files can sign. (--encrypt, or a passphrase file.)")
+        note("The keys are not encrypted: anybody who can read the files can sign. Use --encrypt or --passphrase-file.")
 
 
 @registry.command()
 @registry_options
 @json_option
 def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
-    """Verify all metadata and re-hash every blob; exits 3 when anything is wrong.
+    """Verify all metadata and re-hash every blob; exits 3 on any fault.
 
     \b
     Example:
@@ -86,13 +96,13 @@ def verify(url: str | None, keys: Path | None, as_json: bool) -> None:
         for fault in faults:
             click.echo(fault)
         if not faults:
-            click.echo("Every signature holds and every blob has the digest that was signed.")
+            click.echo("All signatures are valid, and every blob has the signed digest.")
     if faults:
         raise VerificationError(
             f"the registry has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
-            advice="See that --registry and --keys belong together; else somebody changed the registry's metadata."
+            advice="Check that --registry and --keys belong together; if they do, somebody changed the metadata."
             if faults[0].startswith("metadata: ")
-            else "A damaged or missing blob is mended by publishing its bundle again.",
+            else "Repair a damaged or missing blob by publishing its bundle again.",
         )
 
 
@@ -104,7 +114,7 @@ def _new_passphrase(file: Path | None, encrypt: bool) -> str | None:
 
 
 def _key_files(keys: Path) -> tuple[list[str], list[str]]:
-    """Names of the key files that belong offline, and of those that belong online."""
+    """Names of the key files to keep offline, and of those to keep with the controller."""
     from edgekit.trust.keys import key_path, private_keys
     from edgekit.trust.repository import ONLINE_ROLES
 

@@ -1,4 +1,4 @@
-"""`edgekit registry key` and `edgekit registry renew`: who may sign, and for how long."""
+"""`edgekit registry key` and `edgekit registry renew`: change signing keys, and renew signatures."""
 
 from __future__ import annotations
 
@@ -30,10 +30,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group()
 def key() -> None:
-    """List, add, rotate and revoke the keys that sign. Devices follow by themselves.
+    """List, add, rotate and revoke signing keys. Devices accept the changes without any action.
 
-    ROLE is root, targets, snapshot, timestamp, director or publisher-MODEL. The first four need the root key(s) here,
-    the others the targets key.
+    ROLE is root, targets, snapshot, timestamp, director or publisher-MODEL. Changes of the first four need the root
+    keys in the key folder; changes of the others need the targets key.
+
+    \b
+    Examples:
+      edgekit registry key list
+      edgekit registry key rotate timestamp
     """
 
 
@@ -41,13 +46,13 @@ def _public_option(function: F) -> F:
     return click.option(
         "--public-key",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="PEM of a key that somebody else holds [default: make one here].",
+        help="PEM file of an existing public key [default: make a key pair in the key folder].",
     )(function)
 
 
 def _threshold_option(function: F) -> F:
     return click.option(
-        "--threshold", type=click.IntRange(1, 16), help="How many keys of the role must sign from now on."
+        "--threshold", type=click.IntRange(1, 16), help="New number of keys of the role that must sign."
     )(function)
 
 
@@ -56,13 +61,13 @@ def _threshold_option(function: F) -> F:
 @passphrase_option
 @json_option
 def list_command(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
-    """List who may sign what, which of the private keys are here, and until when their signatures hold.
+    """List the keys of each role, which private keys are in the key folder, and when the role's metadata expires.
 
     \b
     Example:
       edgekit registry key list
     """
-    rows = _keeper(url, keys, passphrase_file).rows()
+    rows = _manager(url, keys, passphrase_file).rows()
     if as_json:
         print_json(rows)
         return
@@ -88,15 +93,15 @@ def add(
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Let one more key sign for ROLE.
+    """Add a key to ROLE.
 
     \b
-    Example, a second team that publishes the model digits with its own key:
+    Example: a second team publishes the model digits with its own key.
       edgekit registry key add publisher-digits --public-key team.pub
     """
-    made = _keeper(url, keys, passphrase_file, dry_run).add(role, _public(public_key), threshold=threshold)
-    said = f"{_named(made)} {'would' if dry_run else 'may'} sign for {role} from now on"
-    _say(as_json, dry_run, role, said, added=made)
+    added = _manager(url, keys, passphrase_file, dry_run).add(role, _public(public_key), threshold=threshold)
+    text = f"{_named(added)} {'would sign' if dry_run else 'signs'} for {role}"
+    _print_change(as_json, dry_run, role, text, added=added)
 
 
 @key.command()
@@ -117,19 +122,19 @@ def rotate(
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Put a new key in the place of ROLE's key (of KEYID, or its beginning, where there are several).
+    """Replace the key of ROLE. If the role has several keys, name the old one by KEYID or its first digits.
 
-    A lost key can be replaced too. After a theft of the snapshot key rotate the timestamp key as well.
+    A lost key can be replaced too. If the snapshot key was stolen, rotate the timestamp key as well.
 
     \b
     Example:
       edgekit registry key rotate director
     """
-    made = _keeper(url, keys, passphrase_file, dry_run).rotate(role, keyid, _public(public_key))
-    said = f"{_named(made)} {'would sign' if dry_run else 'signs'} for {role} from now on; the old one not any more"
-    _say(as_json, dry_run, role, said, added=made)
+    added = _manager(url, keys, passphrase_file, dry_run).rotate(role, keyid, _public(public_key))
+    text = f"{_named(added)} {'would sign' if dry_run else 'signs'} for {role}; the old key is no longer trusted"
+    _print_change(as_json, dry_run, role, text, added=added)
     if role == "director" and not dry_run:
-        note("Start the controller anew: it signs every assignment again with the new key.")
+        note("Restart the controller: it then signs all assignments with the new key.")
 
 
 @key.command()
@@ -150,15 +155,15 @@ def revoke(
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Take the key KEYID (or the beginning of its id) from ROLE.
+    """Remove a key from ROLE; name it by KEYID or its first digits.
 
     \b
     Example:
       edgekit registry key revoke publisher-digits 3fa85f64
     """
-    _keeper(url, keys, passphrase_file, dry_run).revoke(role, keyid, threshold=threshold)
-    said = f"key {keyid[:12]} {'could' if dry_run else 'may'} not sign for {role} any more"
-    _say(as_json, dry_run, role, said, revoked=keyid)
+    _manager(url, keys, passphrase_file, dry_run).revoke(role, keyid, threshold=threshold)
+    text = f"key {keyid[:12]} {'would no longer sign' if dry_run else 'no longer signs'} for {role}"
+    _print_change(as_json, dry_run, role, text, revoked=keyid)
 
 
 @click.command()
@@ -167,23 +172,23 @@ def revoke(
 @json_option
 @dry_run_option
 def renew(url: str | None, keys: Path | None, passphrase_file: Path | None, as_json: bool, dry_run: bool) -> None:
-    """Sign everything anew that the keys here can sign; root and targets want it once a year, with their keys.
+    """Sign the metadata of every role again whose keys are in the key folder. Renew root and targets once a year.
 
     \b
     Example:
       edgekit registry renew
     """
-    renewed = _keeper(url, keys, passphrase_file, dry_run).renew()
+    renewed = _manager(url, keys, passphrase_file, dry_run).renew()
     if as_json:
         print_json({"renewed": renewed})
         return
-    click.echo(f"{'Would be signed' if dry_run else 'Signed'} anew: {', '.join(renewed)}")
-    away = [role for role in ("root", "targets") if role not in renewed]
-    if away:
-        note(f"Not here, so not renewed: the key of {' and '.join(away)}. See: edgekit registry key list")
+    click.echo(f"{'Would renew' if dry_run else 'Renewed'}: {', '.join(renewed)}")
+    missing = [role for role in ("root", "targets") if role not in renewed]
+    if missing:
+        note(f"Not renewed, because the keys are not here: {', '.join(missing)}. See: edgekit registry key list")
 
 
-def _keeper(url: str | None, keys: Path | None, passphrase_file: Path | None, dry_run: bool = False) -> KeyManager:
+def _manager(url: str | None, keys: Path | None, passphrase_file: Path | None, dry_run: bool = False) -> KeyManager:
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
         from edgekit.storage.stores import open_store
@@ -204,7 +209,7 @@ def _named(keyid: str) -> str:
     return f"key {keyid[:12]}" if keyid else "a new key"
 
 
-def _say(as_json: bool, dry_run: bool, role: str, text: str, **fields: str) -> None:
+def _print_change(as_json: bool, dry_run: bool, role: str, text: str, **fields: str) -> None:
     if as_json:
         print_json({"role": role, "dry_run": dry_run, **fields})
     else:

@@ -1,4 +1,4 @@
-"""What the commands of `edgekit registry` share: which registry, which keys, and opening both."""
+"""Options of the commands of `edgekit registry` (--registry, --keys), and opening the registry for changes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def keys_option(function: F) -> F:
     """Add ``--keys``."""
-    return click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Folder of key files.")(
-        function
-    )
+    return click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="Key folder.")(function)
 
 
 def registry_options(function: F) -> F:
@@ -35,11 +33,14 @@ def registry_options(function: F) -> F:
 def opened(
     url: str | None, keys: Path | None, passphrase: Callable[[Path], str | None]
 ) -> tuple[ControlSettings, Store, Repository]:
-    """The settings, the store of the registry, and what signs there.
+    """Open the registry for changes.
 
     Args:
-        url, keys: As they were typed.
-        passphrase: Of the keys in a folder.
+        url, keys: Values of --registry and --keys; None takes the settings.
+        passphrase: Returns the passphrase of the keys in a folder.
+
+    Returns:
+        The settings, the registry's store, and the repository that signs.
     """
     settings = control_settings(registry=url, keys=keys)
     with needs_extra("registry"):
@@ -50,7 +51,7 @@ def opened(
 
 
 def passphrase_of(file: Path | None) -> Callable[[Path], str | None]:
-    """Gives the passphrase of a key folder: from `file`, or as `needed_passphrase` asks for it."""
+    """A function that returns the passphrase of a key folder; see `needed_passphrase`."""
     from edgekit.trust.keys import private_keys
 
     return lambda keys: needed_passphrase(file, private_keys(keys))

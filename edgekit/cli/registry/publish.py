@@ -1,4 +1,4 @@
-"""`edgekit registry publish`."""
+"""`edgekit registry publish`: check, upload and sign bundles, or print the plan."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     "delta_from",
     metavar="VERSION",
     multiple=True,
-    help="Let devices that run VERSION fetch the difference only; may be repeated. Default: the versions that most "
-    "devices of the fleet run, where its database is at hand; 'none' makes no delta.",
+    help="Make a delta from VERSION, so that devices that run it download less (may be repeated). "
+    "Default: the versions that most devices of the fleet run, if its database can be read here; 'none': no delta.",
 )
 @encrypt_option
 @registry_options
@@ -61,12 +61,12 @@ def publish(
       edgekit registry publish bundles/digits-1.1.0-raspberry-pi-4 --delta-from 1.0.0
       edgekit registry publish bundles/digits-1.1.0-raspberry-pi-4 --encrypt-for cameras
     """
-    phrase = functools.cache(passphrase_of(passphrase_file))  # asked for once
+    phrase = functools.cache(passphrase_of(passphrase_file))  # prompts at most once
     settings, store, repository = opened(url, keys, phrase)
     with needs_extra("registry"):
         from edgekit.registry import check_bundle
         from edgekit.registry import publish as publish_bundle
-    checked = [check_bundle(bundle) for bundle in bundles]  # all of them, before the first one is published
+    checked = [check_bundle(bundle) for bundle in bundles]  # check all bundles before publishing the first one
     done = []
     with sealed_copies(
         bundles, checked, encrypt_for, settings.keys, lambda: phrase(settings.keys), dry_run=dry_run

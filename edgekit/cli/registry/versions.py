@@ -1,4 +1,4 @@
-"""What is published of a model, and which of it may be chosen: `edgekit registry list`, `show`, `promote` ..."""
+"""`edgekit registry list`, `show`, `promote`, `retire` and `allow-downgrade`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @registry_options
 @json_option
 def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
-    """List every published bundle.
+    """List all published bundles.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
     elif rows:
         _print_rows(rows)
     else:
-        note("The registry holds no bundle yet.")
+        note("The registry has no bundle yet. Publish one: edgekit registry publish BUNDLE")
 
 
 @click.command()
@@ -43,7 +43,7 @@ def list_command(url: str | None, keys: Path | None, as_json: bool) -> None:
 @registry_options
 @json_option
 def show(name: str, version: str | None, url: str | None, keys: Path | None, as_json: bool) -> None:
-    """Show what is published of a model: every version, or one with its files.
+    """Show the published versions of the model NAME, or one VERSION with its files.
 
     \b
     Example:
@@ -95,7 +95,7 @@ def promote(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put a version into a CHANNEL, for example stable.
+    """Promote a version to a CHANNEL, for example stable.
 
     \b
     Example:
@@ -120,7 +120,7 @@ def retire(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Stop choosing a version; devices that run it keep it, and it can still be named.
+    """Retire a version: it is chosen only when it is named. Devices that run it keep it.
 
     \b
     Example:
@@ -132,7 +132,7 @@ def retire(
 @click.command(name="allow-downgrade")
 @click.argument("name")
 @click.argument("version")
-@click.option("--no-more", is_flag=True, help="Take the permission back.")
+@click.option("--no-more", is_flag=True, help="Withdraw the permission.")
 @registry_options
 @passphrase_option
 @dry_run_option
@@ -147,7 +147,7 @@ def allow_downgrade(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Let devices that ran a newer release go back to a version, when a rollout says --downgrade as well.
+    """Allow devices that ran a newer release to go back to a version. The rollout must also use --downgrade.
 
     \b
     Example:
@@ -173,7 +173,7 @@ def _mark(
         print_json({"changed": paths, "dry_run": dry_run, **custom})
         return
     if dry_run:
-        note("This would be changed; nothing was:")
+        note("Dry run, nothing was changed. Would change:")
     for path in paths:
         click.echo(f"{path}: {', '.join(f'{key} {value}'.lower() for key, value in custom.items())}")
 

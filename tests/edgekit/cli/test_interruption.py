@@ -88,8 +88,8 @@ def test_second_interruption_ends_at_once():
     """Whatever the first one is still cleaning up."""
     script = """
 import time
-from edgekit.cli.common.console import ending_at_the_second
-with ending_at_the_second():
+from edgekit.cli.common.console import end_on_second_interrupt
+with end_on_second_interrupt():
     try:
         print("ready", flush=True)
         time.sleep(600)
@@ -107,7 +107,7 @@ with ending_at_the_second():
 def test_interruption_is_as_ever_afterwards():
     """The handler of before is back."""
     before = signal.getsignal(signal.SIGINT)
-    with console.ending_at_the_second():
+    with console.end_on_second_interrupt():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -120,10 +120,9 @@ def test_short_step_tells_nothing_of_its_parts(capsys):
     assert capsys.readouterr().err.startswith("short ... 0.0 s")
 
 
-def test_long_step_tells_on_lines_of_their_own_without_a_terminal(capsys, monkeypatch):
+def test_long_step_tells_on_lines_of_their_own_without_a_terminal(capsys):
     """What is done, of how many, the time left, and that this is not all; then the whole line."""
-    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
-    with console.step("long") as tell:
+    with console.step("long", plain_seconds=0.0) as tell:
         tell(1, 3, 40.4)
         tell(2, 3, 20.0)
     lines = capsys.readouterr().err.splitlines()

@@ -187,12 +187,12 @@ def test_keys_are_listed_added_rotated_and_revoked(folder: Path) -> None:
     rows = {(row["role"], row["keyid"]): row["file"] for row in json.loads(ran("key", "list", "--json"))}
     assert rows["publisher-digits", added] == ""
     assert sorted(file for (role, _), file in rows.items() if role == "timestamp") == ["timestamp+2.key"]
-    assert "may not sign" in ran("key", "revoke", "publisher-digits", added[:8])
+    assert "no longer signs" in ran("key", "revoke", "publisher-digits", added[:8])
     assert "no role" in str(failed(SettingsError, "key", "add", "publisher-other"))
-    assert ran("renew").startswith("Signed anew: root, publisher-digits, targets")
+    assert ran("renew").startswith("Renewed: root, publisher-digits, targets")
     (folder / "keys" / "root.key").unlink()
     result = type_in("renew")
-    assert "not renewed: the key of root" in result.stderr
+    assert "Not renewed, because the keys are not here: root" in result.stderr
     assert "offline" in failed(NotFoundError, "key", "rotate", "snapshot").advice
     lines = ran("key", "list").splitlines()
     assert lines[1].split()[0] == "root"
@@ -219,7 +219,7 @@ def test_dry_run_of_every_change_changes_nothing(folder: Path) -> None:
         assert json.loads(ran(*words, "--dry-run", "--json"))["dry_run"] is True
     assert "a new key would sign for timestamp" in ran("key", "add", "timestamp", "--dry-run")
     assert "would sign for director" in ran("key", "rotate", "director", "--dry-run")
-    assert "Would be signed anew" in ran("renew", "--dry-run")
+    assert "Would renew" in ran("renew", "--dry-run")
     failed(SettingsError, "key", "revoke", "timestamp", "0000", "--dry-run")
     failed(NotFoundError, "retire", "digits", "9.9.9", "--dry-run")
     assert content() == before
