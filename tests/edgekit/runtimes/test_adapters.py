@@ -120,7 +120,7 @@ def test_a_provider_that_is_missing_is_never_silent(caplog: pytest.LogCaptureFix
         runtime = OnnxRuntime(onnx_model(), providers=("QNNExecutionProvider", "CPUExecutionProvider"))
     assert runtime.provider == "CPUExecutionProvider"
     assert runtime.missing_providers == ("QNNExecutionProvider",)
-    assert "asked for QNNExecutionProvider and runs on CPUExecutionProvider" in caplog.text
+    assert "requested QNNExecutionProvider and runs on CPUExecutionProvider" in caplog.text
 
 
 def test_a_provider_that_is_required_and_missing_is_an_error(tmp_path: Path) -> None:

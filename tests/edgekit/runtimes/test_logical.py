@@ -70,7 +70,7 @@ def test_floats_are_quantized_with_rounding_and_clipping() -> None:
 def test_nan_is_refused_by_an_integer_artifact() -> None:
     """NaN has no integer, so the error says so instead of answering for 0."""
     raw = Echo({"a": (DType.INT8, (None, 1))})
-    with pytest.raises(DataError, match="image: holds NaN"):
+    with pytest.raises(DataError, match="image: contains NaN"):
         make(raw, (None, 1), scale=0.5).run({"image": np.array([[np.nan]], np.float32)})
 
 
