@@ -1,4 +1,4 @@
-"""`edgekit demo`: the whole journey on this machine."""
+"""`edgekit demo`: run the whole journey on this machine, from training to fallback."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from edgekit.errors import SettingsError
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave everything running and print what to try.")
+@click.option("--keep", is_flag=True, help="Leave the processes running and print commands to try.")
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), help="Work in this new folder [default: a temporary one]."
 )
 @click.option(
-    "--stop", type=click.Path(path_type=Path, exists=True), help="End what --keep left running in this folder."
+    "--stop", type=click.Path(path_type=Path, exists=True), help="Stop the processes that --keep left in this folder."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31), default=20, show_default=True, help="Of the training; other models each."
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=20,
+    show_default=True,
+    help="Seed of the training; each seed gives other models.",
 )
 def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
-    """Train, convert, publish, roll out, serve and fall back, on real parts on this machine.
+    """Train, convert, publish, roll out, serve and fall back, with real components on this machine.
 
-    Exits 0 only when every claim of the demo held.
+    Exits 0 only if every claim of the demo holds.
 
     \b
     Examples:
@@ -42,36 +46,36 @@ def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
 
     if stop:
         names = stop_kept(stop)
-        note(f"ended {', '.join(names)}" if names else "nothing was running")
+        note(f"stopped {', '.join(names)}" if names else "nothing was running")
         return
     with needs_extra("all"):
         from edgekit.demo.journey import Journey
     if folder and folder.exists() and any(folder.iterdir()):
         raise SettingsError(
-            f"{folder} is not empty", advice="Name a new folder, or end a kept demo with `edgekit demo --stop`."
+            f"{folder} is not empty", advice="Name a new folder, or stop a kept demo with `edgekit demo --stop`."
         )
-    place = folder.resolve() if folder else Path(tempfile.mkdtemp(prefix="edgekit-demo-"))
-    place.mkdir(parents=True, exist_ok=True)
+    work = folder.resolve() if folder else Path(tempfile.mkdtemp(prefix="edgekit-demo-"))
+    work.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    processes = Processes(place)
-    journey = Journey(place, processes, console, seed=seed)  # the console module is the demo's printer
-    kept = False
+    processes = Processes(work)
+    journey = Journey(work, processes, console, seed=seed)  # the console module is the demo's printer
+    keep_running = False
     try:
         journey.run()
-        kept = keep
+        keep_running = keep
     finally:
-        if not kept:
+        if not keep_running:
             processes.stop_all()
             if folder is None:
-                shutil.rmtree(place, ignore_errors=True)
-    if kept:
-        note(f"running: {', '.join(processes.names)}. To try, with this environment's commands on PATH:")
+                shutil.rmtree(work, ignore_errors=True)
+    if keep_running:
+        note(f"running: {', '.join(processes.names)}. Commands to try, with this environment's commands on PATH:")
         for line in journey.hints():
             click.echo(f"  {line}")
     else:
         note(
-            "every claim held; nothing was left behind" if folder is None else f"every claim held; files are in {place}"
+            "every claim holds; all files were removed" if folder is None else f"every claim holds; files are in {work}"
         )
 
 

@@ -1,4 +1,4 @@
-"""`edgekit simulate`: many simulated devices against a real broker and controller."""
+"""`edgekit simulate`: run many simulated devices against a real broker and controller."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ SHOW_SECONDS = 1.0
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("devices"),
     show_default=True,
-    help="Folder of folders that `edgekit device enroll` wrote.",
+    help="Folder that holds the device folders of `edgekit device enroll`.",
 )
-@click.option("--prefix", default="sim", show_default=True, help="Devices are called PREFIX-1 to PREFIX-N.")
-@click.option("--broker", metavar="URL", help="Broker, where it is not the one in the devices' settings.")
-@click.option("--fleet", help="Fleet, where it is not the one in the devices' settings.")
-@click.option("--until", "version", metavar="X.Y.Z", help="End when every device has this version or failed to get it.")
-@click.option("--seconds", type=click.FloatRange(min=0), help="End after this time.")
+@click.option("--prefix", default="sim", show_default=True, help="The devices' names are PREFIX-1 to PREFIX-N.")
+@click.option("--broker", metavar="URL", help="Broker [default: the one in the devices' settings].")
+@click.option("--fleet", help="Fleet [default: the one in the devices' settings].")
+@click.option(
+    "--until", "version", metavar="X.Y.Z", help="End when every device runs this version or failed to get it."
+)
+@click.option("--seconds", type=click.FloatRange(min=0), help="End after this number of seconds.")
 @click.option(
     "--fail-share", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of self-tests that fail."
 )
@@ -53,7 +55,7 @@ def simulate(
     fail_share: float,
     as_json: bool,
 ) -> None:
-    """Run N enrolled devices in this process: real agents, updates and transport; disks in memory, no models loaded.
+    """Run N enrolled devices in this process, with real agents, updates and MQTT, but disks in memory and no models.
 
     \b
     Example:
@@ -70,12 +72,12 @@ def simulate(
     flags = {"broker": broker, "fleet": fleet}
     settings = [load_settings(AgentSettings, file=folder / "agent.toml", flags=flags) for folder in folders]
     with needs_extra("agent"), tempfile.TemporaryDirectory(prefix="edgekit-simulate-") as cache:
-        found = asyncio.run(_run(settings, Path(cache), version, seconds, fail_share))
+        progress = asyncio.run(_run(settings, Path(cache), version, seconds, fail_share))
     if as_json:
-        print_json(found)
+        print_json(progress)
         return
-    rows = [(name, "runs", devices) for name, devices in sorted(found.versions.items())]
-    rows += [(name, "last failure", devices) for name, devices in sorted(found.failures.items())]
+    rows = [(name, "runs", devices) for name, devices in sorted(progress.versions.items())]
+    rows += [(name, "last failure", devices) for name, devices in sorted(progress.failures.items())]
     print_table(("MODEL", "", "DEVICES"), rows)
 
 
@@ -85,7 +87,7 @@ async def _run(
     from device_agents.simulator import versions_reached
 
     loop = asyncio.get_running_loop()
-    # Each device's metadata client blocks a thread while it waits for the network.
+    # The metadata client of each device blocks a thread while it waits for the network.
     loop.set_default_executor(ThreadPoolExecutor(min(MAX_THREADS, len(settings) + 4)))
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,7 +118,7 @@ def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> Sim
     from edgekit.trust.keys import load_signer
 
     fleet = SimulatedFleet()
-    first_number = int(time.time())  # rises from run to run, since the disks forget
+    first_number = int(time.time())  # rises from run to run, because the disks in memory keep nothing
     for one in settings:
         disk = MemoryDisk()
         journal = Journal(disk, first_number=first_number)

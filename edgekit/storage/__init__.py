@@ -1,4 +1,4 @@
-"""Files and object stores: file://, s3:// and others, leases, and durable writes to disk.
+"""Stores for blobs (file://, s3://, gs://, az://), the lease of one writer, and durable writes to a device's disk.
 
-Nothing here knows what the files mean.
+This room knows nothing about the content of the files.
 """

@@ -1,6 +1,6 @@
-"""Blobs on a folder or an object store, through one library: file://, s3://, gs://, az://.
+"""Stores: blobs in a folder or in an object store, all through one library (file://, s3://, gs://, az://).
 
-Object stores take their credentials from their own environment variables (AWS_*, GOOGLE_*, AZURE_*).
+Object stores take their credentials from environment variables (AWS_*, GOOGLE_*, AZURE_*).
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from edgekit.storage.store_lease import ConflictError, Lease, UnconditionalError
 OBJECT_SCHEMES = ("s3", "gs", "az")
 FILE_PREFIX = "file://"
 LOCK_NAME = ".lock"
-# The library retries for three minutes by default, which looks like a hang to a person at a prompt.
+# The library retries for three minutes by default, which is too long for a person who waits at a prompt.
 RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
 
 _FAILURES = (BaseError, OSError, ValueError)
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`.
+    """Open the store at `url`.
 
     Args:
-        url: ``file://`` and a folder (relative ones count from the working folder; made on the first write), or
+        url: ``file://`` and a folder (absolute, or relative to the working folder; the first write creates it), or
             ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://account/container/prefix``.
 
     Raises:
-        SettingsError: the URL is of no known kind, or the library refuses it.
+        SettingsError: the URL has another scheme, or the library refuses it.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or not rest or scheme not in ("file", *OBJECT_SCHEMES):
         raise SettingsError(
-            f"{url!r} is no store URL",
+            f"{url!r} is not a store URL",
             advice="Use file://FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX.",
         )
     if scheme == "file":
@@ -58,11 +58,11 @@ def open_store(url: str) -> Store:
 
 
 class ObjectStore:
-    """A Store over one bucket or folder. Object stores replace an object in one step; readers see the old or the new.
+    """A Store in one bucket or folder. A write replaces an object in one step; readers get the old or the new content.
 
     Args:
         remote: The library's store.
-        label: How messages call it.
+        label: Name of the store in messages.
     """
 
     def __init__(self, remote: Any, label: str) -> None:
@@ -76,9 +76,9 @@ class ObjectStore:
             return bytes(obstore.get(self._remote, _checked(name)).bytes())
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """See Store.get_range; a range that begins past the end is empty."""
+        """See Store.get_range; a range that begins after the end is empty."""
         if length <= 0 or start < 0:
-            raise ValueError(f"range from {start} of {length} bytes, expected a start from 0 and at least one byte")
+            raise ValueError(f"range of {length} bytes from {start}, expected at least one byte and a start from 0")
         try:
             return bytes(obstore.get_range(self._remote, _checked(name), start=start, length=length))
         except FileNotFoundError as error:
@@ -97,7 +97,7 @@ class ObjectStore:
         """See Store.put."""
         try:
             obstore.put(self._remote, _checked(name), data)
-        except _FAILURES as error:  # an absent source file too
+        except _FAILURES as error:  # includes a missing source file
             raise self._failed(name, "written", error) from error
 
     def exists(self, name: str) -> bool:
@@ -117,56 +117,68 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def lock(self, timeout_seconds: float = 60.0) -> Iterator[None]:
-        """Hold the store against other writers; one that died holds it for half a minute at most.
+        """Exclude other writers; the lease of a writer that died ends after 30 seconds.
 
-        A store without conditional writes cannot be held: the log says so, and one writer at a time is the
-        caller's duty.
+        A store without conditional writes cannot be locked: this logs a warning, and the caller must allow only one
+        writer at a time.
+
+        Args:
+            timeout_seconds: Time to wait for another writer.
 
         Raises:
-            UnavailableError: another writer held it for the whole time. StoreError: the store failed.
+            UnavailableError: another writer held the lease for the whole time.
+            StoreError: the store failed.
         """
         with self._lease.hold(timeout_seconds):
             yield
 
     def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
-        """Write where there is still what the caller has read, `expected`; None for nothing, or litter of the dead.
+        """Write if the object still has the content `expected`.
+
+        Args:
+            name: Name of the object.
+            data: The new content.
+            expected: The content that the caller has read. None: the object must be absent, or a remainder of an
+                interrupted change.
 
         Raises:
-            ConflictError: another writer was here meanwhile. StoreError: the store failed.
+            ConflictError: another writer has changed the object.
+            StoreError: the store failed.
         """
-        found = self.get_tagged(name)
-        if found is not None and found[0] == data:
+        current = self.get_tagged(name)
+        if current is not None and current[0] == data:
             return
         try:
-            if expected is not None and (found is None or found[0] != expected):
-                raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
-            if expected is None and found is not None and not self._lease.held():
-                raise ConflictError(f"{self._label}: another writer has written {name!r} meanwhile")
-            self.put_tagged(name, data, found[1] if found else None)
+            if expected is not None and (current is None or current[0] != expected):
+                raise ConflictError(f"{self._label}: another writer has changed {name!r}")
+            if expected is None and current is not None and not self._lease.held():
+                raise ConflictError(f"{self._label}: another writer has written {name!r}")
+            self.put_tagged(name, data, current[1] if current else None)
         except UnconditionalError:
             self.put(name, data)
 
     def get_tagged(self, name: str) -> tuple[bytes, str] | None:
-        """An object and its tag, which changes with every write; None where there is none."""
+        """An object and its tag, which changes with every write; None if there is no such object."""
         try:
             with self._wrapped(name, "read"):
-                found = obstore.get(self._remote, _checked(name))
-                return bytes(found.bytes()), str(found.meta["e_tag"])
+                result = obstore.get(self._remote, _checked(name))
+                return bytes(result.bytes()), str(result.meta["e_tag"])
         except NotFoundError:
             return None
 
     def put_tagged(self, name: str, data: bytes, tag: str | None) -> str:
-        """Write while the object has `tag` (None: is absent); returns its new tag.
+        """Write if the object has `tag` (None: is absent); returns its new tag.
 
         Raises:
-            ConflictError: it has another one by now. UnconditionalError: the store cannot do that.
+            ConflictError: the object has another tag.
+            UnconditionalError: the store does not support conditional writes.
             StoreError: the store failed.
         """
         mode: Any = "create" if tag is None else {"e_tag": tag}
         try:
             return str(obstore.put(self._remote, _checked(name), data, mode=mode, use_multipart=False)["e_tag"])
         except (AlreadyExistsError, PreconditionError) as error:
-            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile") from error
+            raise ConflictError(f"{self._label}: another writer has changed {name!r}") from error
         except (NotSupportedError, NotImplementedError) as error:
             raise UnconditionalError from error
         except _FAILURES as error:
@@ -189,19 +201,19 @@ class ObjectStore:
 
 
 class BucketStore(ObjectStore):
-    """A Store in a bucket of a service, which can let others read a blob."""
+    """A Store in a bucket of a service, which can sign URLs."""
 
     def signed_url(self, name: str, seconds: int) -> str:
-        """A URL under which anybody can read the blob for so long. Raises StoreError where it cannot be signed."""
+        """A URL that lets anybody read the blob for this number of seconds. Raises StoreError if signing fails."""
         with self._wrapped(name, "signed"):
             return str(obstore.sign(self._remote, "GET", _checked(name), timedelta(seconds=seconds)))
 
 
 class FileStore(ObjectStore):
-    """A Store in a folder: a write goes to a temporary file that is renamed over the old one, then reaches the disk."""
+    """A Store in a folder. A write goes to a temporary file, which replaces the old file and is synced to the disk."""
 
     def __init__(self, folder: Path) -> None:
-        # The library's own paths are absolute, so a later change of the working folder does not move the store.
+        # An absolute path, so that a later change of the working folder does not move the store.
         self._folder = folder.resolve()
         self._local: LocalStore | None = None
         self._label = FILE_PREFIX + str(self._folder)
@@ -209,7 +221,7 @@ class FileStore(ObjectStore):
     @property
     def _remote(self) -> LocalStore:
         if self._local is None:
-            # Without the folder the library panics on its first use; an absent folder is an empty store.
+            # The library panics if the folder is missing; a missing folder is an empty store.
             self._folder.mkdir(parents=True, exist_ok=True)
             self._local = LocalStore(prefix=self._folder)
         return self._local
@@ -227,17 +239,20 @@ class FileStore(ObjectStore):
         return [name for name in super().list(prefix) if name != LOCK_NAME]
 
     def put_checked(self, name: str, data: bytes, expected: bytes | None) -> None:
-        """As for object stores; the lock keeps others out, so it is enough to look."""
+        """As for object stores. The lock excludes other writers, so comparing before the write is enough."""
         if expected is not None and self.get(name) != expected:
-            raise ConflictError(f"{self._label}: another writer has changed {name!r} meanwhile")
+            raise ConflictError(f"{self._label}: another writer has changed {name!r}")
         self.put(name, data)
 
     @contextlib.contextmanager
     def lock(self, timeout_seconds: float = 30.0) -> Iterator[None]:
-        """Hold the store against other writers on this machine, who wait; the end of the process releases it.
+        """Exclude other writers on this machine; the lock ends with the process at the latest.
+
+        Args:
+            timeout_seconds: Time to wait for another writer.
 
         Raises:
-            UnavailableError: another writer held it for the whole time.
+            UnavailableError: another writer held the lock for the whole time.
             StoreError: the folder cannot be written.
         """
         try:
@@ -269,7 +284,7 @@ def _folder_of(path: str, *, windows: bool = os.name == "nt") -> str:
 
 
 def _checked(name: str) -> str:
-    """Names come from the network too: one that could leave the store, or be read two ways, names nothing."""
+    """Check a name, which may come from the network: it must not leave the store or be ambiguous."""
     parts = name.split("/")
     if any(part in ("", ".", "..", LOCK_NAME) for part in parts) or "\\" in name or "\0" in name:
         raise NotFoundError(f"{name!r} is not the name of a blob")

@@ -1,10 +1,11 @@
-"""A control side on real parts in one folder (registry, SQLite, controller), and devices that answer as they are told.
+"""A control side of real components in one folder (registry, SQLite, controller), and devices with a set behaviour.
 
-async with ControlSide(tmp_path) as side:
-    side.publish("digits", "1.0.0")
-    device = await side.device("pi-1")
-    side.start("digits", "1.0.0")
-    await side.until(lambda: side.rollout().state is State.FINISHED)
+Example:
+    async with ControlSide(tmp_path) as side:
+        side.publish("digits", "1.0.0")
+        device = await side.device("pi-1")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from tuf.api.metadata import Metadata, Targets
 
-from edgekit.bundle.manifest import MANIFEST_NAME, Binding, Golden, Manifest, file_entry
+from edgekit.bundle.bindings import Binding
+from edgekit.bundle.manifest import MANIFEST_NAME, Golden, Manifest, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.clock import SystemClock
 from edgekit.controller import Controller, ControllerOptions
@@ -43,7 +45,7 @@ PATIENCE_SECONDS = 120.0
 
 
 def write_bundle(folder: Path, name: str, version: str, target: str = TARGET, model: bytes = b"model") -> Manifest:
-    """A bundle that no runtime can load, but that the registry takes."""
+    """Write a bundle that the registry accepts, although no runtime can load it."""
     folder.mkdir(parents=True)
     files = {"model.tflite": ("model", model), "golden.npz": ("golden", b"golden " + version.encode())}
     spec = TensorSpec("x", DType.FLOAT32, (None, 3))
@@ -65,7 +67,7 @@ def write_bundle(folder: Path, name: str, version: str, target: str = TARGET, mo
 
 
 class FakeDevice:
-    """A device that takes every assignment and then does as `behaviour` says: ``succeed``, ``refuse`` or ``silent``."""
+    """A device that accepts every assignment; `behaviour` is ``succeed``, ``refuse`` or ``silent``."""
 
     def __init__(self, broker: MemoryBroker, folder: Path, name: str) -> None:
         self.name = name
@@ -82,7 +84,7 @@ class FakeDevice:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Connect, listen, and say that it is there."""
+        """Connect, subscribe, and publish presence and a report."""
         await connect(self.transport)
         await self.transport.subscribe(topics.device(FLEET, self.name, "desired"), self._assigned)
         await self.transport.subscribe(topics.device(FLEET, self.name, "command"), self._commanded)
@@ -92,7 +94,7 @@ class FakeDevice:
         await self.report()
 
     async def report(self, **fields: object) -> None:
-        """Publish a report; `fields` replace what is true."""
+        """Publish a report; `fields` override its values."""
         self.number += 1
         values = {
             "device": self.name,
@@ -107,7 +109,7 @@ class FakeDevice:
         await self.say("reported", seal(Reported(**values), self.signer), retain=True)
 
     async def say(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish on one of its own topics."""
+        """Publish on one of the device's topics."""
         await self.transport.publish(topics.device(FLEET, self.name, kind), payload, qos=1, retain=retain)
 
     def _assigned(self, message: object) -> None:
@@ -148,7 +150,7 @@ class FakeDevice:
 
 
 class ControlSide:
-    """Registry, database, broker and a running controller; with `url` it uses that real broker instead."""
+    """Registry, database, broker and a running controller; with `url` it uses a real broker."""
 
     def __init__(self, folder: Path, url: str = "") -> None:
         self.folder = folder
@@ -178,7 +180,7 @@ class ControlSide:
         self.state.close()
 
     async def start_controller(self) -> None:
-        """Start a controller that knows nothing but what the database holds."""
+        """Start a new controller on the same database."""
         self._stop = asyncio.Event()
         self.controller = Controller(
             fleet=FLEET,
@@ -198,20 +200,20 @@ class ControlSide:
         return MemoryTransport(self.broker, "controller")
 
     async def stop_controller(self) -> None:
-        """Stop it cleanly."""
+        """Stop the controller cleanly."""
         self._stop.set()
         if self._running:
             await self._running
 
     async def kill_controller(self) -> None:
-        """End it wherever it is."""
+        """Cancel the controller at any point."""
         self._running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
         self._running = None
 
     def reader(self) -> RegistryReader:
-        """A verified view of the registry."""
+        """A refreshed reader of the registry."""
         reader = RegistryReader(self.store, self.root, self.folder / "cache")
         reader.refresh()
         return reader
@@ -235,7 +237,7 @@ class ControlSide:
         return device
 
     def start(self, model: str, version: str, *targets: str, **plan: object) -> Rollout:
-        """Start a rollout as the command does."""
+        """Start a rollout as `edgekit rollout start` does."""
         reader = self.reader()
         entries = {target: reader.resolve(model, target, version).entry for target in targets or (TARGET,)}
         return self.state.rollouts.start(
@@ -247,8 +249,8 @@ class ControlSide:
         return self.state.rollouts.all()[-1]
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait until something holds; fails the test when it does not come."""
+        """Wait until `holds` returns true; fail after PATIENCE_SECONDS."""
         end = time.monotonic() + PATIENCE_SECONDS
         while not holds():
-            assert time.monotonic() < end, f"still not so: {self.state.rollouts.all()[-1:]}"
+            assert time.monotonic() < end, f"condition not met; newest rollout: {self.state.rollouts.all()[-1:]}"
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A throw-away authority for tests of TLS."""
+"""A certificate authority for tests of TLS."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Pki:
     """Certificates for 127.0.0.1, as ``<name>.pem`` and ``<name>.key`` in `folder`.
 
     Args:
-        folder: Where to.
-        names: Common names of those who get one.
+        folder: Folder for the files.
+        names: Common names of the certificates.
 
     Attributes:
-        ca: PEM of the authority.
+        ca: PEM file of the authority's certificate.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] = ("broker", "controller")) -> None:
@@ -50,7 +50,7 @@ class Pki:
             (folder / f"{common_name}.key").write_bytes(private)
 
     def lock(self, name: str, path: Path) -> None:
-        """Write a copy of `name`'s private key that a password protects."""
+        """Write a copy of `name`'s private key, encrypted with a password."""
         key = serialization.load_pem_private_key((self.folder / f"{name}.key").read_bytes(), None)
         locked = serialization.BestAvailableEncryption(b"secret")
         path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
@@ -62,7 +62,7 @@ class Pki:
         builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
         builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(address, critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        # Python 3.13 checks as RFC 5280 demands: key identifiers, and a usage for an authority's key.
+        # Python 3.13 checks what RFC 5280 requires: key identifiers, and a key usage for an authority.
         own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = builder.add_extension(own, critical=False).add_extension(issuer, critical=False)

@@ -1,4 +1,4 @@
-"""A registry on a memory store under a clock that tests hold, and devices that read it."""
+"""A registry in a memory store with a clock that tests set, and devices that read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY = 86_400.0
 
 
 class HeldClock:
-    """A clock that stands until it is set; begins at the machine's time."""
+    """A clock that shows `now`, which a test sets; it begins at the machine's time."""
 
     def __init__(self) -> None:
         self.now = float(int(time.time()))
@@ -30,7 +30,7 @@ class HeldClock:
 
 
 class Registry:
-    """A created registry: `store.blobs` may be tampered with, `clock.now` be set."""
+    """A new registry. Tests may tamper with `store.blobs` and set `clock.now`."""
 
     def __init__(self, folder: Path, **create: int) -> None:
         self.folder = folder
@@ -41,13 +41,13 @@ class Registry:
         self.root = self.repository.create(**create)
 
     def publish(self, name: str = "digits", version: str = "1.0.0", target: str = "pi", model: bytes = b"m") -> str:
-        """Sign a manifest of plain bytes, adding the model first where needed; returns its TUF path."""
+        """Publish a manifest for the bytes `model`, and add the model if it is new; returns the TUF path."""
         if name not in self.repository.models():
             self.repository.add_model(name)
         return self.repository.publish(manifest_of(name, version, target, model).canonical_bytes()).path
 
     def device(self) -> Device:
-        """A device born with this registry's root."""
+        """A device that was enrolled with this registry's root."""
         return Device(self.folder / f"device-{os.urandom(4).hex()}", self.root, self.store.blobs)
 
     def metadata(self) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ class Registry:
 
 
 class Device:
-    """A TrustClient that fetches from `blobs`; `files` lets a test serve it something else."""
+    """A TrustClient that fetches from `blobs`; a test can serve other content, or an error, through `files`."""
 
     def __init__(self, cache: Path, root: bytes, blobs: dict[str, bytes]) -> None:
         self.blobs = blobs

@@ -1,4 +1,4 @@
-"""The part of Amazon's S3 protocol that a store needs, on loopback, with its objects in memory."""
+"""A server on loopback for the part of Amazon's S3 protocol that a store uses; objects are in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def s3_server() -> Iterator[str]:
 
 
 def _tag(data: bytes) -> str:
-    """As S3 makes it: the MD5 of the object."""
+    """The entity tag as S3 makes it: the MD5 of the object."""
     return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
 
 

@@ -1,4 +1,4 @@
-"""A Store in memory, and one that dies at a chosen write."""
+"""A Store in memory, and one that fails from a chosen write on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.errors import NotFoundError, StoreError
 
 
 class MemoryStore:
-    """Blobs in a dict; `blobs` may be read and tampered with."""
+    """A Store that keeps blobs in a dict; tests may read and change `blobs`."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -49,7 +49,7 @@ class MemoryStore:
 
 
 class DyingStore(MemoryStore):
-    """Shares `blobs` with another store and fails from write number `limit` on, as a process does that was killed."""
+    """Shares `blobs` with another store and fails from write number `limit` on, like a killed process."""
 
     def __init__(self, blobs: dict[str, bytes], limit: int) -> None:
         super().__init__()
