@@ -1,7 +1,7 @@
-"""Before and after the model, as data: decode, resize, normalize, tokenize; softmax, labels, boxes.
+"""Processing before and after the model, as data: decode, resize, normalize, tokenize; softmax, labels, boxes.
 
-A bundle's manifest carries a `Processing`; `Processor` does what it says. Conversion evaluates through the same code
-that devices and the cloud tier run, so the accuracy that was measured is the accuracy that is shipped.
+A bundle's manifest has a `Processing`, and a `Processor` runs its steps. Conversion measures quality with the same code
+that devices and the cloud tier run. Pure: no I/O; image libraries and reading of files belong to the callers.
 """
 
 from edgekit.preprocess.document import Before, Processing, Raw, output_specs, processing_faults, raw_inputs

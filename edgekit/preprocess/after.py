@@ -1,6 +1,6 @@
-"""Steps after the model: each is data, knows what tensors it makes of what, and does it to a whole batch.
+"""Steps after the model: each step is data, checks its input tensors, and processes a whole batch.
 
-Steps read tensors by name (`of`; empty where there is only one) and replace them; what no step reads stays.
+A step reads tensors by name (`of`; empty if there is only one) and replaces them. Other tensors stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,87 +23,87 @@ _REALS = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
 
 
 class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
-    """One step. `specs` says what tensors it makes of what, and raises DataError where it cannot; `apply` does it."""
+    """One step: `specs` checks its input tensors and returns the output tensors; `apply` processes a batch."""
 
-    def specs(self, given: Specs) -> Specs:
+    def specs(self, tensors: Specs) -> Specs:
         raise NotImplementedError
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         raise NotImplementedError
 
     def files(self) -> dict[str, str]:
-        """Names of the bundle's files that it reads, with their kind: ``vocabulary`` or ``anchors``."""
+        """Names of the bundle's files that the step reads, with their kind: ``vocabulary`` or ``anchors``."""
         return {}
 
     @property
     def name(self) -> str:
-        """As documents call it."""
+        """The step's name in documents."""
         return str(self.__struct_config__.tag)
 
-    def _spec(self, given: Specs, of: str, rank: int | None = None) -> TensorSpec:
-        if not of and len(given) != 1:
-            raise DataError(f"{self.name}: 'of' must name one of {', '.join(given)}")
-        if of and of not in given:
-            raise DataError(f"{self.name}: there is no tensor {of!r}, found {', '.join(given)}")
-        spec = given[of] if of else next(iter(given.values()))
+    def _spec(self, tensors: Specs, of: str, rank: int | None = None) -> TensorSpec:
+        if not of and len(tensors) != 1:
+            raise DataError(f"{self.name}: 'of' must name one of {', '.join(tensors)}")
+        if of and of not in tensors:
+            raise DataError(f"{self.name}: there is no tensor {of!r}, found {', '.join(tensors)}")
+        spec = tensors[of] if of else next(iter(tensors.values()))
         if spec.dtype not in _REALS or (rank is not None and len(spec.shape) != rank) or len(spec.shape) < 2:
             expected = f"floats with {rank or 'two or more'} axes"
             raise DataError(f"{self.name}: {spec.name} is {spec.dtype.value} {spec.shape_text}, expected {expected}")
         return spec
 
 
-def _value(given: Arrays, of: str) -> tuple[str, Array]:
-    name = of or next(iter(given))
-    return name, given[name]
+def _value(tensors: Arrays, of: str) -> tuple[str, Array]:
+    name = of or next(iter(tensors))
+    return name, tensors[name]
 
 
 class Softmax(_Step, frozen=True, tag="softmax"):
-    """Scores to probabilities, over the last axis."""
+    """Softmax over the last axis."""
 
     of: str = ""
 
-    def specs(self, given: Specs) -> Specs:
+    def specs(self, tensors: Specs) -> Specs:
         """float32."""
-        spec = self._spec(given, self.of)
-        return {**given, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
+        spec = self._spec(tensors, self.of)
+        return {**tensors, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Compute."""
-        name, value = _value(given, self.of)
-        return {**given, name: scores.softmax(value)}
+        name, value = _value(tensors, self.of)
+        return {**tensors, name: scores.softmax(value)}
 
 
 class Sigmoid(_Step, frozen=True, tag="sigmoid"):
-    """Each score to a probability of its own."""
+    """Sigmoid of each score."""
 
     of: str = ""
 
-    def specs(self, given: Specs) -> Specs:
+    def specs(self, tensors: Specs) -> Specs:
         """float32."""
-        spec = self._spec(given, self.of)
-        return {**given, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
+        spec = self._spec(tensors, self.of)
+        return {**tensors, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Compute."""
-        name, value = _value(given, self.of)
-        return {**given, name: scores.sigmoid(value)}
+        name, value = _value(tensors, self.of)
+        return {**tensors, name: scores.sigmoid(value)}
 
 
 class Threshold(_Step, frozen=True, tag="threshold"):
-    """True where a value is `least` or more."""
+    """Booleans: True where a value is at least `least`."""
 
     least: float
     of: str = ""
 
-    def specs(self, given: Specs) -> Specs:
+    def specs(self, tensors: Specs) -> Specs:
         """Booleans."""
-        spec = self._spec(given, self.of)
-        return {**given, spec.name: TensorSpec(spec.name, DType.BOOL, spec.shape)}
+        spec = self._spec(tensors, self.of)
+        return {**tensors, spec.name: TensorSpec(spec.name, DType.BOOL, spec.shape)}
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Compare."""
-        name, value = _value(given, self.of)
-        return {**given, name: value >= self.least}
+        name, value = _value(tensors, self.of)
+        return {**tensors, name: value >= self.least}
 
 
 class TopK(_Step, frozen=True, tag="top-k"):
@@ -113,37 +113,40 @@ class TopK(_Step, frozen=True, tag="top-k"):
     of: str = ""
     labels: tuple[str, ...] = ()
 
-    def specs(self, given: Specs) -> Specs:
-        """Two or three tensors for one."""
-        spec = self._spec(given, self.of, rank=2)
+    def specs(self, tensors: Specs) -> Specs:
+        """Two or three tensors instead of one."""
+        spec = self._spec(tensors, self.of, rank=2)
         classes = spec.shape[1]
         if classes is None or not 1 <= self.k <= classes:
             raise DataError(f"{self.name}: k is {self.k}, expected 1 to the number of classes ({classes})")
         if self.labels and len(self.labels) != classes:
             raise DataError(f"{self.name}: {len(self.labels)} labels for {classes} classes")
         rows = (spec.shape[0], self.k)
-        made = {"classes": TensorSpec("classes", DType.INT64, rows), "scores": TensorSpec("scores", spec.dtype, rows)}
+        outputs = {
+            "classes": TensorSpec("classes", DType.INT64, rows),
+            "scores": TensorSpec("scores", spec.dtype, rows),
+        }
         if self.labels:
-            made["labels"] = TensorSpec("labels", DType.BYTES, rows)
-        return _replaced(self.name, given, [spec.name], made)
+            outputs["labels"] = TensorSpec("labels", DType.BYTES, rows)
+        return _replace_specs(self.name, tensors, [spec.name], outputs)
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Choose."""
-        name, value = _value(given, self.of)
+        name, value = _value(tensors, self.of)
         classes, best = scores.top_k(value, self.k)
-        made: Arrays = {"classes": classes, "scores": best}
+        outputs: Arrays = {"classes": classes, "scores": best}
         if self.labels:
-            made["labels"] = _named(classes, self.labels)
-        return _merged(given, [name], made)
+            outputs["labels"] = _label_bytes(classes, self.labels)
+        return _replace_arrays(tensors, [name], outputs)
 
 
 class DecodeBoxes(_Step, frozen=True, tag="decode-boxes"):
-    """Boxes (N, M, 4) to left, top, right, bottom.
+    """Convert boxes (N, M, 4) to left, top, right, bottom.
 
     Attributes:
-        form: ``xyxy``, ``yxyx``, ``cxcywh``, ``xywh``, or ``anchors``: offsets from anchors, as SSD models give them.
+        form: ``xyxy``, ``yxyx``, ``cxcywh``, ``xywh``, or ``anchors``: offsets from anchors, as in SSD models.
         anchors: A file of the bundle: .npy of float32 (M, 4) = (center y, center x, height, width).
-        scales: What the four offsets are divided by.
+        scales: Divisors of the four offsets.
     """
 
     form: Literal["xyxy", "yxyx", "cxcywh", "xywh", "anchors"]
@@ -151,31 +154,33 @@ class DecodeBoxes(_Step, frozen=True, tag="decode-boxes"):
     anchors: str = ""
     scales: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
 
-    def specs(self, given: Specs) -> Specs:
+    def specs(self, tensors: Specs) -> Specs:
         """float32."""
-        spec = self._spec(given, self.of, rank=3)
+        spec = self._spec(tensors, self.of, rank=3)
         if spec.shape[2] != 4:
-            raise DataError(f"{self.name}: {spec.name} has shape {spec.shape_text}, expected 4 numbers a box")
+            raise DataError(f"{self.name}: {spec.name} has shape {spec.shape_text}, expected 4 numbers per box")
         if (self.form == "anchors") != bool(self.anchors):
-            raise DataError(f"{self.name}: the form 'anchors' and a file of anchors go together")
+            raise DataError(
+                f"{self.name}: expected a file of anchors with the form 'anchors', and none with other forms"
+            )
         if not all(scale > 0 for scale in self.scales):
             raise DataError(f"{self.name}: scales are {list(self.scales)}, expected numbers above 0")
-        return {**given, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
+        return {**tensors, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
 
     def files(self) -> dict[str, str]:
         """The anchors."""
         return {self.anchors: "anchors"} if self.anchors else {}
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Convert."""
-        name, value = _value(given, self.of)
+        name, value = _value(tensors, self.of)
         boxes = value.astype(np.float32)
         if not self.anchors:
-            return {**given, name: scores.corners(boxes, self.form)}
+            return {**tensors, name: scores.corners(boxes, self.form)}
         anchors = tools.anchors[self.anchors]
         if len(anchors) != boxes.shape[1]:
             raise DataError(f"{self.name}: there are {len(anchors)} anchors for {boxes.shape[1]} boxes")
-        return {**given, name: scores.from_anchors(boxes, anchors, self.scales)}
+        return {**tensors, name: scores.from_anchors(boxes, anchors, self.scales)}
 
 
 class SplitBoxes(_Step, frozen=True, tag="split-boxes"):
@@ -184,34 +189,34 @@ class SplitBoxes(_Step, frozen=True, tag="split-boxes"):
     of: str = ""
     channels: Literal["first", "last"] = "first"
 
-    def specs(self, given: Specs) -> Specs:
-        """Two tensors for one."""
-        spec = self._spec(given, self.of, rank=3)
+    def specs(self, tensors: Specs) -> Specs:
+        """Two tensors instead of one."""
+        spec = self._spec(tensors, self.of, rank=3)
         batch, wide, boxes = spec.shape if self.channels == "first" else (spec.shape[0], spec.shape[2], spec.shape[1])
         if wide is None or wide < 5:
-            raise DataError(f"{self.name}: {spec.name} has {wide} channels, expected 4 and one a class")
-        made = {
+            raise DataError(f"{self.name}: {spec.name} has {wide} channels, expected 4 and one per class")
+        outputs = {
             "boxes": TensorSpec("boxes", spec.dtype, (batch, boxes, 4)),
             "scores": TensorSpec("scores", spec.dtype, (batch, boxes, wide - 4)),
         }
-        return _replaced(self.name, given, [spec.name], made)
+        return _replace_specs(self.name, tensors, [spec.name], outputs)
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
         """Split."""
-        name, value = _value(given, self.of)
+        name, value = _value(tensors, self.of)
         rows = value.transpose(0, 2, 1) if self.channels == "first" else value
-        return _merged(given, [name], {"boxes": rows[..., :4], "scores": rows[..., 4:]})
+        return _replace_arrays(tensors, [name], {"boxes": rows[..., :4], "scores": rows[..., 4:]})
 
 
 class Suppress(_Step, frozen=True, tag="nms"):
     """Non-maximum suppression: ``boxes`` (N, most, 4), ``scores``, ``classes`` (-1 past the last), ``count`` (N,).
 
     Attributes:
-        boxes, scores: The tensors that are read: (N, M, 4) left, top, right, bottom, and (N, M, classes).
-        least: Lower scores do not count.
+        boxes, scores: Names of the inputs: (N, M, 4) left, top, right, bottom, and (N, M, classes).
+        least: Lower scores are ignored.
         overlap: Intersection over union above which the lower score of one class is dropped.
-        most: Boxes that remain at most, of at most `candidates` that are looked at.
-        labels: Names of the classes; with them there is ``labels``.
+        most, candidates: Largest number of boxes to keep, and of the best boxes to consider.
+        labels: Class names; if set, the output ``labels`` is added.
     """
 
     boxes: str = "boxes"
@@ -222,30 +227,30 @@ class Suppress(_Step, frozen=True, tag="nms"):
     candidates: int = 1000
     labels: tuple[str, ...] = ()
 
-    def specs(self, given: Specs) -> Specs:
-        """Four or five tensors for two."""
-        boxes, rated = self._spec(given, self.boxes, rank=3), self._spec(given, self.scores, rank=3)
+    def specs(self, tensors: Specs) -> Specs:
+        """Four or five tensors instead of two."""
+        boxes, rated = self._spec(tensors, self.boxes, rank=3), self._spec(tensors, self.scores, rank=3)
         if boxes.shape[2] != 4 or boxes.shape[:2] != rated.shape[:2]:
-            found = f"boxes {boxes.shape_text} and scores {rated.shape_text}"
-            raise DataError(f"{self.name}: is given {found}, expected [N, M, 4] and [N, M, classes]")
+            detections = f"boxes {boxes.shape_text} and scores {rated.shape_text}"
+            raise DataError(f"{self.name}: the input is {detections}, expected [N, M, 4] and [N, M, classes]")
         if not 1 <= self.most <= self.candidates <= 10_000 or not 0 <= self.overlap <= 1:
-            raise DataError(f"{self.name}: 1 <= most <= candidates <= 10000 and overlap from 0 to 1 are expected")
+            raise DataError(f"{self.name}: expected 1 <= most <= candidates <= 10000 and overlap from 0 to 1")
         if self.labels and len(self.labels) != rated.shape[2]:
             raise DataError(f"{self.name}: {len(self.labels)} labels for {rated.shape[2]} classes")
         rows = (boxes.shape[0], self.most)
-        made = {
+        outputs = {
             "boxes": TensorSpec("boxes", DType.FLOAT32, (*rows, 4)),
             "scores": TensorSpec("scores", DType.FLOAT32, rows),
             "classes": TensorSpec("classes", DType.INT64, rows),
             "count": TensorSpec("count", DType.INT64, rows[:1]),
         }
         if self.labels:
-            made["labels"] = TensorSpec("labels", DType.BYTES, rows)
-        return _replaced(self.name, given, [boxes.name, rated.name], made)
+            outputs["labels"] = TensorSpec("labels", DType.BYTES, rows)
+        return _replace_specs(self.name, tensors, [boxes.name, rated.name], outputs)
 
-    def apply(self, given: Arrays, tools: Tools) -> Arrays:
-        """Suppress, image by image."""
-        found = [
+    def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
+        """Suppress overlapping boxes, image by image."""
+        detections = [
             scores.suppress(
                 boxes,
                 rated,
@@ -254,36 +259,36 @@ class Suppress(_Step, frozen=True, tag="nms"):
                 most=self.most,
                 candidates=self.candidates,
             )
-            for boxes, rated in zip(given[self.boxes], given[self.scores], strict=True)
+            for boxes, rated in zip(tensors[self.boxes], tensors[self.scores], strict=True)
         ]
-        made: Arrays = {
-            "boxes": np.array([one.boxes for one in found], np.float32).reshape(len(found), self.most, 4),
-            "scores": np.array([one.scores for one in found], np.float32).reshape(len(found), self.most),
-            "classes": np.array([one.classes for one in found], np.int64).reshape(len(found), self.most),
-            "count": np.array([one.kept for one in found], np.int64),
+        outputs: Arrays = {
+            "boxes": np.array([one.boxes for one in detections], np.float32).reshape(len(detections), self.most, 4),
+            "scores": np.array([one.scores for one in detections], np.float32).reshape(len(detections), self.most),
+            "classes": np.array([one.classes for one in detections], np.int64).reshape(len(detections), self.most),
+            "count": np.array([one.kept for one in detections], np.int64),
         }
         if self.labels:
-            made["labels"] = _named(made["classes"], self.labels)
-        return _merged(given, [self.boxes, self.scores], made)
+            outputs["labels"] = _label_bytes(outputs["classes"], self.labels)
+        return _replace_arrays(tensors, [self.boxes, self.scores], outputs)
 
 
 AfterStep = Softmax | Sigmoid | Threshold | TopK | DecodeBoxes | SplitBoxes | Suppress
 
 
-def _named(classes: Array, labels: tuple[str, ...]) -> Array:
-    """Labels of `classes` as bytes; of -1 nothing."""
+def _label_bytes(classes: Array, labels: tuple[str, ...]) -> Array:
+    """Labels of `classes` as bytes; empty for class -1."""
     names = np.array([*(label.encode() for label in labels), b""], dtype=object)
     named: Array = names[classes]
     return named
 
 
-def _replaced(step: str, given: Specs, read: list[str], made: Specs) -> Specs:
-    left = {name: spec for name, spec in given.items() if name not in read}
-    twice = sorted(left.keys() & made.keys())
+def _replace_specs(step: str, tensors: Specs, read: list[str], outputs: Specs) -> Specs:
+    unread = {name: spec for name, spec in tensors.items() if name not in read}
+    twice = sorted(unread.keys() & outputs.keys())
     if twice:
-        raise DataError(f"{step}: makes {', '.join(twice)}, which another tensor is called already")
-    return {**left, **made}
+        raise DataError(f"{step}: makes {', '.join(twice)}, but other tensors have these names already")
+    return {**unread, **outputs}
 
 
-def _merged(given: Mapping[str, Array], read: list[str], made: Arrays) -> Arrays:
-    return {**{name: value for name, value in given.items() if name not in read}, **made}
+def _replace_arrays(tensors: Mapping[str, Array], read: list[str], outputs: Arrays) -> Arrays:
+    return {**{name: value for name, value in tensors.items() if name not in read}, **outputs}

@@ -1,4 +1,4 @@
-"""Steps before the model that work on any numbers, and the union of all steps."""
+"""Steps before the model for any numbers, and the union of all steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgekit.errors import DataError
 from edgekit.preprocess.image_steps import CenterCrop, DecodeImage, Layout, Resize, ResizeShorter
 from edgekit.preprocess.sound_steps import Cepstra, DecodeWav, FitLength, LogMel
-from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need
+from edgekit.preprocess.steps import BYTES, ProcessingStep, SampleType, Tools, require
 from edgekit.preprocess.text_steps import WordPieces
 from edgekit.tensors import Array, DType
 
@@ -23,10 +23,10 @@ class Scale(ProcessingStep, frozen=True, tag="scale"):
     by: float
     offset: float = 0.0
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """float32 of the same shape."""
-        need(self, given != BYTES, given, "numbers")
-        return Flow(DType.FLOAT32, given.shape)
+        require(self, source != BYTES, source, "numbers")
+        return SampleType(DType.FLOAT32, source.shape)
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Scale."""
@@ -35,20 +35,20 @@ class Scale(ProcessingStep, frozen=True, tag="scale"):
 
 
 class Normalize(ProcessingStep, frozen=True, tag="normalize"):
-    """(value - mean) / std of each channel (the last axis), in float32; one number serves all channels."""
+    """(value - mean) / std of each channel (the last axis), in float32; a single number is for all channels."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """float32 of the same shape."""
-        need(self, given != BYTES and len(given.shape) > 0, given, "numbers")
-        for what, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, given.shape[-1]):
-                raise DataError(f"{self.name}: {what} has {len(values)} numbers for {given.shape[-1]} channels")
+        require(self, source != BYTES and len(source.shape) > 0, source, "numbers")
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, source.shape[-1]):
+                raise DataError(f"{self.name}: {field} has {len(values)} numbers for {source.shape[-1]} channels")
         if not all(value > 0 for value in self.std):
             raise DataError(f"{self.name}: std is {list(self.std)}, expected numbers above 0")
-        return Flow(DType.FLOAT32, given.shape)
+        return SampleType(DType.FLOAT32, source.shape)
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Normalize."""
@@ -62,14 +62,14 @@ class ExpandAxis(ProcessingStep, frozen=True, tag="expand-axis"):
 
     axis: int = -1
 
-    def flow(self, given: Flow) -> Flow:
-        """One axis more."""
-        need(self, given != BYTES, given, "numbers")
-        rank = len(given.shape)
+    def output_type(self, source: SampleType) -> SampleType:
+        """One more axis of size 1."""
+        require(self, source != BYTES, source, "numbers")
+        rank = len(source.shape)
         if not -rank - 1 <= self.axis <= rank:
             raise DataError(f"{self.name}: axis is {self.axis}, expected {-rank - 1} to {rank}")
-        at = self.axis if self.axis >= 0 else rank + 1 + self.axis
-        return Flow(given.dtype, (*given.shape[:at], 1, *given.shape[at:]))
+        axis_index = self.axis if self.axis >= 0 else rank + 1 + self.axis
+        return SampleType(source.dtype, (*source.shape[:axis_index], 1, *source.shape[axis_index:]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Add the axis."""
@@ -77,13 +77,13 @@ class ExpandAxis(ProcessingStep, frozen=True, tag="expand-axis"):
 
 
 class Flatten(ProcessingStep, frozen=True, tag="flatten"):
-    """All axes of a sample as one, the last running fastest."""
+    """All axes of a sample as one, in row-major order."""
 
-    def flow(self, given: Flow) -> Flow:
-        """One axis; its size is known where all were."""
-        need(self, given != BYTES, given, "numbers")
-        known = [size for size in given.shape if size is not None]
-        return Flow(given.dtype, (math.prod(known) if len(known) == len(given.shape) else None,))
+    def output_type(self, source: SampleType) -> SampleType:
+        """One axis; its size is known if all sizes were."""
+        require(self, source != BYTES, source, "numbers")
+        known = [size for size in source.shape if size is not None]
+        return SampleType(source.dtype, (math.prod(known) if len(known) == len(source.shape) else None,))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Flatten."""
@@ -91,14 +91,14 @@ class Flatten(ProcessingStep, frozen=True, tag="flatten"):
 
 
 class Cast(ProcessingStep, frozen=True, tag="cast"):
-    """To another dtype; to integers by rounding to the nearest (half to even), held within their range."""
+    """Cast to another dtype; to integers by rounding to the nearest (half to even) and clipping to their range."""
 
     dtype: _DTYPES
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """The same shape."""
-        need(self, given != BYTES, given, "numbers")
-        return Flow(DType(self.dtype), given.shape)
+        require(self, source != BYTES, source, "numbers")
+        return SampleType(DType(self.dtype), source.shape)
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Cast."""

@@ -1,4 +1,4 @@
-"""Steps that make a row of numbers of an image."""
+"""Steps before the model for images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Literal
 
 from edgekit.errors import DataError
 from edgekit.preprocess import pixels
-from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need, need_sizes
+from edgekit.preprocess.steps import BYTES, ProcessingStep, SampleType, Tools, require, require_sizes
 from edgekit.tensors import Array, DType
 
-MAX_PIXELS = 2**26  # no bundle may ask a device to decode more than 67 megapixels
+MAX_PIXELS = 2**26  # the largest limit that a bundle may set: 67 megapixels
 
 Method = Literal["nearest", "bilinear", "bicubic", "pillow-box", "pillow-bilinear", "pillow-bicubic", "pillow-lanczos"]
 _FLOATS = ("bilinear", "bicubic")
@@ -20,20 +20,20 @@ class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
 
     Attributes:
         colour: ``rgb``, ``bgr`` or ``grey`` (one channel: 0.299 R + 0.587 G + 0.114 B); transparency is dropped.
-        max_pixels: Larger images are refused before they are decoded.
-        exif: Turn the picture as its camera said; off, as tf.io, Keras and torchvision leave it.
+        max_pixels: Larger images are refused before decoding.
+        exif: Rotate the picture by its EXIF orientation; off by default, as in tf.io, Keras and torchvision.
     """
 
     colour: Literal["rgb", "bgr", "grey"] = "rgb"
     max_pixels: int = 2**24
     exif: bool = False
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """One channel for grey, else three."""
-        need(self, given == BYTES, given, "bytes")
+        require(self, source == BYTES, source, "bytes")
         if not 1 <= self.max_pixels <= MAX_PIXELS:
             raise DataError(f"{self.name}: max_pixels is {self.max_pixels}, expected 1 to {MAX_PIXELS}")
-        return Flow(DType.UINT8, (None, None, 1 if self.colour == "grey" else 3))
+        return SampleType(DType.UINT8, (None, None, 1 if self.colour == "grey" else 3))
 
     def apply(self, value: bytes, tools: Tools) -> Array:
         """Decode."""
@@ -41,12 +41,12 @@ class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
 
 
 class Resize(ProcessingStep, frozen=True, tag="resize"):
-    """To height by width.
+    """Resize to height by width.
 
     Attributes:
-        method: As `edgekit.preprocess.pixels` names them.
-        fit: ``stretch``; ``crop``: the largest middle part of the frame's proportions, as Keras' smart_resize; or
-            ``letterbox``: the whole image, as large as fits, in the middle of the frame.
+        method: A method of `edgekit.preprocess.pixels`.
+        fit: ``stretch``; ``crop``: the largest central part with the target's aspect ratio, as Keras' smart_resize; or
+            ``letterbox``: the whole image, as large as possible, in the middle of the target.
         fill: Value around a letterboxed image, in the image's own unit.
     """
 
@@ -56,11 +56,11 @@ class Resize(ProcessingStep, frozen=True, tag="resize"):
     fit: Literal["stretch", "crop", "letterbox"] = "stretch"
     fill: float = 0.0
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """The same channels; `bilinear` and `bicubic` give float32."""
-        dtype = _resized(self, given, self.method)
-        need_sizes(self, height=self.height, width=self.width)
-        return Flow(dtype, (self.height, self.width, given.shape[2]))
+        dtype = _resized(self, source, self.method)
+        require_sizes(self, height=self.height, width=self.width)
+        return SampleType(dtype, (self.height, self.width, source.shape[2]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Resize."""
@@ -74,64 +74,66 @@ class Resize(ProcessingStep, frozen=True, tag="resize"):
             return pixels.letterbox(
                 pixels.resize(value, height, width, self.method), self.height, self.width, self.fill
             )
-        # Cut first: an image of 1 by 65,000 must not become 224 by 14 million on its way.
+        # Crop first: an image of 1 by 65,000 must not become 224 by 14 million in between.
         height = max(1, min(have[0], have[1] * self.height // self.width))
         width = max(1, min(have[1], have[0] * self.width // self.height))
         return pixels.resize(pixels.center_crop(value, height, width), self.height, self.width, self.method)
 
 
 class ResizeShorter(ProcessingStep, frozen=True, tag="resize-shorter"):
-    """The shorter side to `size`, the longer one in proportion, as torchvision's Resize(size)."""
+    """Resize the shorter side to `size` and the longer one in proportion, as torchvision's Resize(size)."""
 
     size: int
     method: Method = "pillow-bilinear"
     max_ratio: float = 16.0
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """The same channels, sizes unknown."""
-        dtype = _resized(self, given, self.method)
-        need_sizes(self, size=self.size)
-        return Flow(dtype, (None, None, given.shape[2]))
+        dtype = _resized(self, source, self.method)
+        require_sizes(self, size=self.size)
+        return SampleType(dtype, (None, None, source.shape[2]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
-        """Resize; an image that is too long for its width would grow without bound."""
+        """Resize; refuses images with an extreme aspect ratio, which would become very large."""
         height, width = value.shape[:2]
         if max(height, width) > self.max_ratio * min(height, width):
-            raise DataError(f"the image is {width} by {height}, one side may be {self.max_ratio:g} times the other")
+            raise DataError(
+                f"the image is {width} by {height}, one side may be at most {self.max_ratio:g} times the other"
+            )
         return pixels.resize(value, *pixels.shorter_size(height, width, self.size), self.method)
 
 
 class CenterCrop(ProcessingStep, frozen=True, tag="center-crop"):
-    """The middle of an image."""
+    """The central part of an image."""
 
     height: int
     width: int
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """The same dtype and channels."""
-        need(self, len(given.shape) == 3, given, "an image")
-        need_sizes(self, height=self.height, width=self.width)
-        return Flow(given.dtype, (self.height, self.width, given.shape[2]))
+        require(self, len(source.shape) == 3, source, "an image")
+        require_sizes(self, height=self.height, width=self.width)
+        return SampleType(source.dtype, (self.height, self.width, source.shape[2]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Crop."""
         if value.shape[0] < self.height or value.shape[1] < self.width:
             raise DataError(
                 f"the image is {value.shape[1]} by {value.shape[0]}, "
-                f"from which {self.width} by {self.height} cannot be cut"
+                f"which is smaller than the crop of {self.width} by {self.height}"
             )
         return pixels.center_crop(value, self.height, self.width)
 
 
 class Layout(ProcessingStep, frozen=True, tag="layout"):
-    """Height, width, channels (HWC, as images are decoded) to channels first (CHW)."""
+    """Transpose HWC (height, width, channels), the layout of decoded images, to CHW."""
 
     to: Literal["CHW"] = "CHW"
 
-    def flow(self, given: Flow) -> Flow:
-        """Axes moved."""
-        need(self, len(given.shape) == 3, given, "an image")
-        return Flow(given.dtype, (given.shape[2], given.shape[0], given.shape[1]))
+    def output_type(self, source: SampleType) -> SampleType:
+        """The same sizes with the channels first."""
+        require(self, len(source.shape) == 3, source, "an image")
+        return SampleType(source.dtype, (source.shape[2], source.shape[0], source.shape[1]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Move the axes."""
@@ -139,8 +141,8 @@ class Layout(ProcessingStep, frozen=True, tag="layout"):
         return moved
 
 
-def _resized(step: ProcessingStep, given: Flow, method: str) -> DType:
-    need(step, given != BYTES and len(given.shape) == 3, given, "an image")
+def _resized(step: ProcessingStep, source: SampleType, method: str) -> DType:
+    require(step, source != BYTES and len(source.shape) == 3, source, "an image")
     if method.startswith("pillow-"):
-        need(step, given.dtype is DType.UINT8, given, f"uint8, which {method} is defined for")
-    return DType.FLOAT32 if method in _FLOATS else given.dtype
+        require(step, source.dtype is DType.UINT8, source, f"uint8, which {method} is defined for")
+    return DType.FLOAT32 if method in _FLOATS else source.dtype

@@ -1,13 +1,13 @@
-"""Resizing and cropping images in numpy, by methods that are named after what they agree with.
+"""Resizing and cropping of images in numpy; methods have the name of the library that they agree with.
 
-Half-pixel centres everywhere: output pixel i lies at (i + 0.5) * in / out - 0.5 of the input.
+All methods use half-pixel centres: output pixel i is at (i + 0.5) * in / out - 0.5 of the input.
 
-* ``nearest``: the pixel that the centre falls into, as tf.image.resize (Pillow differs where it falls between two).
-  Keeps the dtype.
-* ``bilinear``, ``bicubic``: as tf.image.resize without antialias (and so as Keras' image_dataset_from_directory): 2 or
-  4 neighbours whatever the sizes, cubic by Keys with a = -0.5. Gives float32.
-* ``pillow-box``, ``pillow-bilinear``, ``pillow-bicubic``, ``pillow-lanczos``: as Pillow's Image.resize (and so as
-  torchvision on images): the filter is as wide as what one output pixel covers, so shrinking averages. uint8 alone;
+* ``nearest``: the pixel that contains the centre, as tf.image.resize (Pillow differs for a centre between two pixels).
+  The dtype stays.
+* ``bilinear``, ``bicubic``: as tf.image.resize without antialias, and so as Keras' image_dataset_from_directory: always
+  2 or 4 neighbours per axis; cubic by Keys with a = -0.5. The result is float32.
+* ``pillow-box``, ``pillow-bilinear``, ``pillow-bicubic``, ``pillow-lanczos``: as Pillow's Image.resize, and so as
+  torchvision on images: the filter covers all input pixels of an output pixel, so shrinking averages them. uint8 only;
   equal to Pillow bit for bit, because coefficients are rounded to the same 22 bits and each pass to uint8.
 """
 
@@ -22,11 +22,11 @@ import numpy as np
 from edgekit.tensors import Array
 
 NEAREST, BILINEAR, BICUBIC = "nearest", "bilinear", "bicubic"
-_PRECISION_BITS = 22  # of Pillow's coefficients: 32, less 8 of a pixel, less 2 for sums above one
+_PRECISION_BITS = 22  # of Pillow's coefficients: 32, minus 8 for the pixel, minus 2 for sums above one
 
 
 def resize(image: Array, height: int, width: int, method: str) -> Array:
-    """`image` (H, W, C) as (height, width, C); see the module for the methods and their dtypes."""
+    """Resize `image` (H, W, C) to (height, width, C); see the module for methods and dtypes."""
     if method == NEAREST:
         rows, columns = _nearest(image.shape[0], height), _nearest(image.shape[1], width)
         picked: Array = image[rows[:, None], columns[None, :]]
@@ -34,8 +34,8 @@ def resize(image: Array, height: int, width: int, method: str) -> Array:
     if method == BILINEAR:
         return _bilinear(image.astype(np.float32), height, width)
     if method == BICUBIC:
-        return _gather(_gather(image.astype(np.float32), 0, height), 1, width)
-    return _along(_along(image, 1, width, method), 0, height, method)
+        return _cubic_pass(_cubic_pass(image.astype(np.float32), 0, height), 1, width)
+    return _pillow_pass(_pillow_pass(image, 1, width, method), 0, height, method)
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -44,20 +44,20 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def shorter_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """The shorter side becomes `size`, the longer one keeps the ratio, rounded down, as torchvision's Resize does."""
+    """Size with the shorter side `size`; the longer side in proportion, rounded down, as torchvision's Resize."""
     if height <= width:
         return size, max(1, int(size * width / height))
     return max(1, int(size * height / width)), size
 
 
 def center_crop(image: Array, height: int, width: int) -> Array:
-    """The middle `height` by `width` of `image` (H, W, C), the odd pixel cut from the end; sides that fit are kept."""
+    """The central `height` by `width` of `image` (H, W, C); an odd pixel is cut at the end, smaller sides stay."""
     top, left = max(0, (image.shape[0] - height) // 2), max(0, (image.shape[1] - width) // 2)
     return image[top : top + height, left : left + width]
 
 
 def letterbox(image: Array, height: int, width: int, value: float) -> Array:
-    """`image` (H, W, C), no larger than the result, in the middle of (height, width, C) filled with `value`."""
+    """Place `image` (H, W, C), which must fit, in the middle of (height, width, C) filled with `value`."""
     framed = np.full((height, width, image.shape[2]), value, image.dtype)
     top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
     framed[top : top + image.shape[0], left : left + image.shape[1]] = image
@@ -66,12 +66,12 @@ def letterbox(image: Array, height: int, width: int, value: float) -> Array:
 
 def _nearest(size: int, wanted: int) -> Array:
     indices = np.floor((np.arange(wanted) + 0.5) * (size / wanted)).astype(np.int64)
-    held: Array = np.minimum(indices, size - 1)
-    return held
+    clipped: Array = np.minimum(indices, size - 1)
+    return clipped
 
 
 def _bilinear(image: Array, height: int, width: int) -> Array:
-    """Blend along rows and then between rows, each as low + (high - low) * share in float32."""
+    """Interpolate along rows and then between rows, each time low + (high - low) * fraction in float32."""
     top, bottom, down = _neighbours(image.shape[0], height)
     left, right, across = _neighbours(image.shape[1], width)
     down, across = down[:, None, None], across[None, :, None]
@@ -94,8 +94,8 @@ def _neighbours(size: int, wanted: int) -> tuple[Array, Array, Array]:
     return low, high, (at - below).astype(np.float32)
 
 
-def _gather(image: Array, axis: int, wanted: int) -> Array:
-    """Cubic along one axis; taps outside the image are left out and the rest made to sum to one."""
+def _cubic_pass(image: Array, axis: int, wanted: int) -> Array:
+    """Cubic interpolation along one axis; taps outside the image are dropped, and the others normalized to sum 1."""
     size = image.shape[axis]
     at = (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
     first = np.floor(at).astype(np.int64) - 1
@@ -110,7 +110,7 @@ def _gather(image: Array, axis: int, wanted: int) -> Array:
     return total
 
 
-def _along(image: Array, axis: int, wanted: int, method: str) -> Array:
+def _pillow_pass(image: Array, axis: int, wanted: int, method: str) -> Array:
     """One pass of Pillow's resampling along `axis` of a uint8 image."""
     if image.shape[axis] == wanted:
         return image
@@ -121,7 +121,7 @@ def _along(image: Array, axis: int, wanted: int, method: str) -> Array:
         [wanted if i == axis else n for i, n in enumerate(image.shape)], 1 << (_PRECISION_BITS - 1), np.int32
     )
     last = image.shape[axis] - 1
-    for tap in range(weights.shape[1]):  # taps past the end weigh nothing
+    for tap in range(weights.shape[1]):  # taps past the end have weight 0
         total += image.take(np.minimum(starts + tap, last), axis=axis) * weights[:, tap].reshape(shape)
     clipped: Array = np.clip(total >> _PRECISION_BITS, 0, 255).astype(np.uint8)
     return clipped
@@ -141,10 +141,10 @@ def _coefficients(size: int, wanted: int, method: str) -> tuple[Array, Array]:
         weights = kernel((np.arange(low, high) - center + 0.5) / widening)
         starts[i] = low
         rows.append(weights / weights.sum())
-    found = np.zeros((wanted, max(len(row) for row in rows)))
+    weight_rows = np.zeros((wanted, max(len(row) for row in rows)))
     for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    scaled = found * (1 << _PRECISION_BITS)
+        weight_rows[i, : len(row)] = row
+    scaled = weight_rows * (1 << _PRECISION_BITS)
     return starts, np.where(scaled < 0, np.trunc(scaled - 0.5), np.trunc(scaled + 0.5)).astype(np.int32)
 
 
@@ -166,7 +166,7 @@ def _cubic(x: Array) -> Array:
 
 
 def _lanczos(x: Array) -> Array:
-    """A sinc windowed by one three times as wide."""
+    """A sinc with a window of a sinc three times as wide."""
     return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Processor: does what a Processing says, in conversion, in the agent and in the cloud tier alike."""
+"""Processor: runs a Processing; conversion, agent and cloud tier use it alike."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from edgekit.preprocess.words import parse_vocabulary
 from edgekit.tensors import Array, TensorSpec
 
 MAX_ROWS = 256
-MAX_BYTES = 2**28  # of one input that is made: a few bytes of text or picture may become very many numbers
+MAX_BYTES = 2**28  # of one filled input, because few bytes of text or image can become very many numbers
 ImageDecoder = Callable[[bytes, str, int, bool], Array]
 
 
 class Processor:
-    """Bytes to a model's inputs, and its outputs to answers. Safe for concurrent use.
+    """Turns bytes into a model's inputs, and its outputs into answers. Safe for concurrent use.
 
     Args:
-        processing: What to do.
+        processing: The steps.
         inputs, outputs: Logical tensors of the model.
-        read: Gives the bytes of a bundle's file by its name; the caller has verified them.
-        decode_image: As `Tools.decode_image`.
+        read: Returns the bytes of a bundle's file by its name; the caller has verified them.
+        decode_image: See `Tools.decode_image`.
 
     Raises:
-        ManifestError: the steps do not fit the model, or a file is not what its step needs; names every fault.
+        ManifestError: The steps do not fit the model (the message names every fault), or a file has a wrong format.
     """
 
     def __init__(
@@ -60,44 +60,44 @@ class Processor:
         )
 
     def wanted(self, inputs: Mapping[str, Array]) -> bool:
-        """Whether something in `inputs` is to be decoded, rather than the model's own tensors alone."""
+        """True if `inputs` has bytes to decode, and not only the model's own tensors."""
         return any(self._is_raw(name, value) for name, value in inputs.items())
 
     def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's inputs: raw ones, BYTES of shape (N,) or (N, 1), are decoded, others are taken as they are.
+        """The model's inputs. Raw inputs, BYTES of shape (N,) or (N, 1), are decoded; other inputs stay unchanged.
 
         Raises:
-            DataError: bytes that are not what the first step decodes, a wrong shape, an input that is given twice, or
-                rows that came out in different sizes.
+            DataError: Bytes cannot be decoded, a shape is wrong, an input is present twice, or the rows have different
+                sizes after the steps.
         """
-        found = {name: value for name, value in inputs.items() if not self._is_raw(name, value)}
+        model_inputs = {name: value for name, value in inputs.items() if not self._is_raw(name, value)}
         for name, value in inputs.items():
             if not self._is_raw(name, value):
                 continue
             for filled, rows in self._rows(name, self._by_raw[name], _items(name, value), limit=MAX_BYTES).items():
-                if filled in found:
-                    raise DataError(f"input {filled!r} is given, and made from {name!r} too; send one of them")
-                found[filled] = rows
-        return found
+                if filled in model_inputs:
+                    raise DataError(f"input {filled!r} is present, and {name!r} fills it too; send one of them")
+                model_inputs[filled] = rows
+        return model_inputs
 
     def many(self, raw: str, rows: Sequence[Any], start: int = 0) -> dict[str, Array]:
-        """The model's inputs from any number of rows, by the steps from `start` on: 1 takes what the first decodes to.
+        """The model's inputs from any number of rows, with the steps from number `start`: 1 for decoded samples.
 
         Raises:
-            DataError: as `before`.
+            DataError: As `before`.
         """
         return self._rows(raw, self._by_raw[raw], rows, start=start)
 
     def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Answers of the model's outputs (N, ...).
+        """Answers from the model's outputs (N, ...).
 
         Raises:
-            DataError: the outputs have sizes that a step cannot take.
+            DataError: The outputs have sizes that a step does not support.
         """
-        found = dict(outputs)
+        answers = dict(outputs)
         for step in self._processing.after:
-            found = step.apply(found, self._tools)
-        return found
+            answers = step.apply(answers, self._tools)
+        return answers
 
     def _is_raw(self, name: str, value: Array) -> bool:
         return name in self._by_raw and value.dtype == object
@@ -105,35 +105,37 @@ class Processor:
     def _rows(
         self, name: str, before: Before, items: Sequence[Any], *, start: int = 0, limit: int | None = None
     ) -> dict[str, Array]:
-        made: dict[str, list[Array]] = {}
-        for at, item in enumerate(items):
+        columns: dict[str, list[Array]] = {}
+        for index, item in enumerate(items):
             try:
                 one = self._one(self._filled[name], before, item, start)
             except DataError as error:
-                raise DataError(f"{name}[{at}]: {error}") from error
+                raise DataError(f"{name}[{index}]: {error}") from error
             for filled, value in one.items():
-                made.setdefault(filled, []).append(value)
+                columns.setdefault(filled, []).append(value)
                 if limit is not None and value.nbytes * len(items) > limit:
                     raise DataError(f"{name}: {len(items)} rows of {value.nbytes} bytes each, the limit is {limit}")
-                if value.shape != made[filled][0].shape:
-                    shapes = f"{list(made[filled][0].shape)} and {list(value.shape)}"
-                    raise DataError(f"{name}[{at}]: rows came out as {shapes}; send them one by one")
-        return {filled: np.stack(rows) for filled, rows in made.items()}
+                if value.shape != columns[filled][0].shape:
+                    shapes = f"{list(columns[filled][0].shape)} and {list(value.shape)}"
+                    raise DataError(
+                        f"{name}[{index}]: rows have the shapes {shapes} after the steps; send them one by one"
+                    )
+        return {filled: np.stack(rows) for filled, rows in columns.items()}
 
     def _one(self, filled: str, before: Before, value: Any, start: int) -> dict[str, Array]:
-        found: dict[str, Array] = {}
+        beside: dict[str, Array] = {}
         for step in before.steps[start:]:
             value = step.apply(value, self._tools)
             if isinstance(step, WordPieces):
-                found.update(step.beside(value, self._tools))
-        return {filled: value, **found}
+                beside.update(step.beside(value, self._tools))
+        return {filled: value, **beside}
 
 
 def parse_anchors(name: str, data: bytes) -> Array:
-    """Anchors (M, 4) float32 of a .npy file.
+    """Parse anchors (M, 4) float32 from a .npy file.
 
     Raises:
-        ManifestError: it is something else.
+        ManifestError: The file has another format, dtype or shape.
     """
     try:
         anchors = np.load(io.BytesIO(data), allow_pickle=False)
@@ -141,10 +143,10 @@ def parse_anchors(name: str, data: bytes) -> Array:
         raise ManifestError(f"anchors {name} cannot be read as .npy: {error}") from error
     if not isinstance(anchors, np.ndarray):
         raise ManifestError(f"anchors {name} are an archive, expected one .npy array")
-    found: Array = anchors
-    if found.ndim != 2 or found.shape[1] != 4 or found.dtype != np.float32 or not np.isfinite(found).all():
+    array: Array = anchors
+    if array.ndim != 2 or array.shape[1] != 4 or array.dtype != np.float32 or not np.isfinite(array).all():
         raise ManifestError(f"anchors {name} are not finite float32 numbers of shape [M, 4]")
-    return found
+    return array
 
 
 def _items(name: str, value: Array) -> list[bytes]:
@@ -154,5 +156,5 @@ def _items(name: str, value: Array) -> list[bytes]:
         raise DataError(f"{name}: {len(value)} rows of bytes, expected 1 to {MAX_ROWS}")
     items: list[Any] = value.reshape(-1).tolist()
     if not all(isinstance(item, bytes) for item in items):
-        raise DataError(f"{name}: holds something else than bytes")
+        raise DataError(f"{name}: some elements are not bytes")
     return items

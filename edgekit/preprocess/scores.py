@@ -1,4 +1,4 @@
-"""What becomes of a model's outputs: softmax, sigmoid, the best classes, boxes and which of them remain."""
+"""Functions on a model's outputs: softmax, sigmoid, top-k classes, box formats, non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from edgekit.tensors import Array
 
 
 class Detections(NamedTuple):
-    """What remains of one image, the best first: boxes (K, 4), scores (K,), classes (K,), K the most asked for.
+    """Detections of one image, the best first: boxes (K, 4), scores (K,), classes (K,), with K the requested maximum.
 
-    Rows past `kept` hold zeros, and -1 as their class.
+    Rows after the first `kept` have zeros, and class -1.
     """
 
     boxes: Array
@@ -22,26 +22,26 @@ class Detections(NamedTuple):
 
 
 def softmax(values: Array) -> Array:
-    """Over the last axis, in float32; the largest is taken off first, so that nothing overflows."""
+    """Softmax over the last axis, in float32; the largest value is subtracted first against overflow."""
     shifted = np.exp(values.astype(np.float32) - values.max(axis=-1, keepdims=True, initial=-np.inf))
     total: Array = shifted / shifted.sum(axis=-1, keepdims=True)
     return total
 
 
 def sigmoid(values: Array) -> Array:
-    """1 / (1 + e^-x) in float32, through the tanh that cannot overflow."""
+    """1 / (1 + e^-x) in float32, computed by tanh, which cannot overflow."""
     half: Array = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * values.astype(np.float32)))
     return half
 
 
 def top_k(values: Array, k: int) -> tuple[Array, Array]:
-    """Classes (N, k) int64 and their scores (N, k) of `values` (N, classes); of equal ones the lower index first."""
+    """Classes (N, k) int64 and their scores (N, k) of `values` (N, classes); equal scores in order of the index."""
     order = np.argsort(-values, axis=-1, kind="stable")[:, :k]
     return order.astype(np.int64), np.take_along_axis(values, order, axis=-1)
 
 
 def corners(boxes: Array, form: str) -> Array:
-    """Boxes (..., 4) in `form` (``xyxy``, ``yxyx``, ``cxcywh`` or ``xywh``) as left, top, right, bottom."""
+    """Convert boxes (..., 4) in `form` (``xyxy``, ``yxyx``, ``cxcywh`` or ``xywh``) to left, top, right, bottom."""
     a, b, c, d = (boxes[..., i] for i in range(4))
     if form == "yxyx":
         parts = (b, a, d, c)
@@ -55,9 +55,9 @@ def corners(boxes: Array, form: str) -> Array:
 
 
 def from_anchors(codes: Array, anchors: Array, scales: tuple[float, float, float, float]) -> Array:
-    """Offsets (..., M, 4) = (dy, dx, dh, dw) from `anchors` (M, 4) = (cy, cx, h, w) as left, top, right, bottom.
+    """Convert offsets (..., M, 4) = (dy, dx, dh, dw) from `anchors` (M, 4) = (cy, cx, h, w) to corners.
 
-    W. Liu et al., SSD: Single Shot MultiBox Detector (2016), equation 2, each offset divided by its scale first.
+    W. Liu et al., SSD: Single Shot MultiBox Detector (2016), equation 2, after dividing each offset by its scale.
     """
     dy, dx, dh, dw = (codes[..., i] / np.float32(scales[i]) for i in range(4))
     cy, cx, h, w = (anchors[:, i] for i in range(4))
@@ -67,15 +67,15 @@ def from_anchors(codes: Array, anchors: Array, scales: tuple[float, float, float
 
 
 def suppress(boxes: Array, scores: Array, *, least: float, overlap: float, most: int, candidates: int) -> Detections:
-    """Non-maximum suppression within each class: take the best box, drop those that overlap it, go on.
+    """Non-maximum suppression within each class: keep the best box, drop boxes that overlap it, and repeat.
 
     Args:
         boxes: (M, 4) left, top, right, bottom.
-        scores: (M, C); boxes with NaN or infinity in them or their score do not count.
-        least: Lower scores do not count.
+        scores: (M, C); a box is ignored if it or its score has NaN or infinity.
+        least: Lower scores are ignored.
         overlap: Intersection over union above which the lower score is dropped.
-        most: How many remain at most.
-        candidates: How many of the best are looked at.
+        most: Largest number of boxes to keep.
+        candidates: How many of the best boxes are considered.
     """
     sound: Array = np.asarray(np.isfinite(boxes).all(axis=1)).reshape(-1, 1) & np.isfinite(scores)
     rows, classes = np.nonzero(sound & (scores >= least))
@@ -83,28 +83,30 @@ def suppress(boxes: Array, scores: Array, *, least: float, overlap: float, most:
     rows, classes = rows[order], classes[order]
     kept: list[int] = []
     alive = np.ones(len(rows), bool)
-    for at in range(len(rows)):
-        if not alive[at]:
+    for index in range(len(rows)):
+        if not alive[index]:
             continue
-        kept.append(at)
+        kept.append(index)
         if len(kept) == most:
             break
-        alive &= (classes != classes[at]) | (_overlap(boxes[rows[at]], boxes[rows]) <= overlap)
+        alive &= (classes != classes[index]) | (_overlap(boxes[rows[index]], boxes[rows]) <= overlap)
     count = len(kept)
-    found = Detections(np.zeros((most, 4), np.float32), np.zeros(most, np.float32), np.full(most, -1, np.int64), count)
-    found.boxes[:count] = boxes[rows[kept]]
-    found.scores[:count] = scores[rows[kept], classes[kept]]
-    found.classes[:count] = classes[kept]
-    return found
+    detections = Detections(
+        np.zeros((most, 4), np.float32), np.zeros(most, np.float32), np.full(most, -1, np.int64), count
+    )
+    detections.boxes[:count] = boxes[rows[kept]]
+    detections.scores[:count] = scores[rows[kept], classes[kept]]
+    detections.classes[:count] = classes[kept]
+    return detections
 
 
 def _overlap(box: Array, others: Array) -> Array:
-    """Intersection over union of one box (4,) with each of (M, 4); 0 where both are empty."""
+    """Intersection over union of one box (4,) with each of (M, 4); 0 if both are empty."""
     width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
     shared = np.maximum(width, 0) * np.maximum(height, 0)
     areas = np.maximum(others[:, 2] - others[:, 0], 0) * np.maximum(others[:, 3] - others[:, 1], 0)
-    own = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
-    union = own + areas - shared
+    area = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    union = area + areas - shared
     ratio: Array = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
     return ratio

@@ -1,4 +1,4 @@
-"""Sound as features: WAV bytes to samples, samples to log-mel energies and cepstra. Sums are made in float64."""
+"""Features of sounds: WAV bytes to samples, samples to log-mel energies and cepstra. Sums are in float64."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 
 
 def decode_wav(data: bytes, sample_rate: int, max_samples: int) -> Array:
-    """Samples (n,) float32 from -1 to 1 of a RIFF WAVE file; several channels become their mean.
+    """Decode a RIFF WAVE file to samples (n,) float32 from -1 to 1; several channels are averaged.
 
-    Takes integers of 8, 16, 24 and 32 bits and floats of 32. A stream whose writer did not know its length yet (a data
-    chunk longer than the file) is taken to its end.
+    Supports integers of 8, 16, 24 and 32 bits and floats of 32 bits. A data chunk longer than the file, from a writer
+    that did not know the length, is read to the end of the file.
 
     Raises:
-        DataError: it is no such file, has another sample rate, or more than `max_samples` samples.
+        DataError: The bytes are no such file, or it has another sample rate or more than `max_samples` samples.
     """
     header, body = _chunks(data)
     kind, channels, rate = (int.from_bytes(header[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8)))
@@ -27,7 +27,7 @@ def decode_wav(data: bytes, sample_rate: int, max_samples: int) -> Array:
     if kind == _EXTENSIBLE and len(header) >= 26:
         kind = int.from_bytes(header[24:26], "little")
     if rate != sample_rate:
-        raise DataError(f"the sound has {rate} samples a second, the model takes {sample_rate}")
+        raise DataError(f"the sound has {rate} samples per second, the model takes {sample_rate}")
     if (kind, bits) not in ((_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32)) or channels < 1:
         raise DataError(
             f"the sound is WAVE format {kind} with {bits} bits in {channels} channels, "
@@ -39,20 +39,20 @@ def decode_wav(data: bytes, sample_rate: int, max_samples: int) -> Array:
         raise DataError(f"the sound has {count} samples, the limit is {max_samples}")
     samples = _samples(body[: count * size], kind, bits).reshape(count, channels)
     if not np.isfinite(samples).all():
-        raise DataError("the sound holds NaN or infinity")
+        raise DataError("the sound contains NaN or infinity")
     mixed: Array = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float64).astype(np.float32)
     return mixed
 
 
 def fit_length(samples: Array, length: int) -> Array:
-    """The first `length` of `samples` (n,), with silence after them where there are fewer."""
+    """The first `length` of `samples` (n,), padded with silence if there are fewer."""
     if len(samples) >= length:
         return samples[:length]
     return np.pad(samples, (0, length - len(samples)))
 
 
 def frame_count(samples: int, frame_length: int, frame_step: int) -> int:
-    """Whole frames in `samples`: the last one ends at the end or before it."""
+    """Number of whole frames in `samples`."""
     return max(0, 1 + (samples - frame_length) // frame_step)
 
 
@@ -71,8 +71,9 @@ def log_mel(
 ) -> Array:
     """ln(mel energies + offset) as (frames, mels) float32.
 
-    Periodic Hann window, frames without padding, |FFT| ** power, triangles on the HTK mel scale (2595 log10(1 + f/700))
-    that peak at one and leave out the constant component: what tf.signal.stft and linear_to_mel_weight_matrix do.
+    It uses a periodic Hann window, frames without padding, |FFT| ** power, and triangles on the HTK mel scale
+    (2595 log10(1 + f/700)) with a peak of one and without the constant component, as tf.signal.stft and
+    linear_to_mel_weight_matrix do.
     """
     count = frame_count(len(samples), frame_length, frame_step)
     if count == 0:
@@ -81,21 +82,23 @@ def log_mel(
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame_length) / frame_length)
     spectrum = np.abs(np.fft.rfft(frames * window, fft_length)) ** power
     energies = spectrum @ mel_matrix(sample_rate, fft_length, mels, low_hz, high_hz)
-    found: Array = np.log(energies + offset).astype(np.float32)
-    return found
+    log_energies: Array = np.log(energies + offset).astype(np.float32)
+    return log_energies
 
 
 def cepstra(energies: Array, coefficients: int) -> Array:
     """The first `coefficients` of the DCT-II of log energies (frames, mels), scaled by 1/sqrt(2 mels) as HTK does."""
     mels = energies.shape[1]
     angles = np.pi / mels * (np.arange(mels)[:, None] + 0.5) * np.arange(coefficients)[None, :]
-    found: Array = (energies.astype(np.float64) @ (2 * np.cos(angles)) / np.sqrt(2 * mels)).astype(np.float32)
-    return found
+    coefficients_found: Array = (energies.astype(np.float64) @ (2 * np.cos(angles)) / np.sqrt(2 * mels)).astype(
+        np.float32
+    )
+    return coefficients_found
 
 
 @functools.lru_cache(maxsize=8)
 def mel_matrix(sample_rate: int, fft_length: int, mels: int, low_hz: float, high_hz: float) -> Array:
-    """Weights (fft_length // 2 + 1, mels) float64 of each frequency in each band."""
+    """Weights (fft_length // 2 + 1, mels) float64 of each frequency in each mel band."""
     frequencies = _mel(np.linspace(0.0, sample_rate / 2, fft_length // 2 + 1))[:, None]
     edges = np.linspace(_mel(np.float64(low_hz)), _mel(np.float64(high_hz)), mels + 2)
     low, center, high = edges[:-2], edges[1:-1], edges[2:]
@@ -110,19 +113,19 @@ def _mel(hz: Array) -> Array:
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
-    """Format and data chunks."""
+    """The format chunk and the data chunk."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        raise DataError("the bytes are no WAVE sound (they do not begin with RIFF and WAVE)")
-    header, at = b"", 12
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        body = data[at + 8 : at + 8 + size]
+        raise DataError("the bytes are not a WAVE sound (they do not begin with RIFF and WAVE)")
+    header, offset = b"", 12
+    while offset + 8 <= len(data):
+        name, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
+        body = data[offset + 8 : offset + 8 + size]
         if name == b"fmt ":
             header = body
         if name == b"data" and len(header) >= 16:
             return header, body
-        at += 8 + size + size % 2
-    raise DataError("the sound has no format, or no data after it")
+        offset += 8 + size + size % 2
+    raise DataError("the sound has no format chunk, or no data chunk after it")
 
 
 def _samples(body: bytes, kind: int, bits: int) -> Array:
@@ -133,7 +136,7 @@ def _samples(body: bytes, kind: int, bits: int) -> Array:
     if bits == 24:
         parts = np.frombuffer(body, np.uint8).reshape(-1, 3)
         wide = np.zeros((len(parts), 4), np.uint8)
-        wide[:, 1:] = parts  # the highest byte keeps the sign
+        wide[:, 1:] = parts  # the sign is in the highest byte
         body, bits = wide.tobytes(), 32
     scaled: Array = np.frombuffer(body, f"<i{bits // 8}").astype(np.float32) / np.float32(2 ** (bits - 1))
     return scaled

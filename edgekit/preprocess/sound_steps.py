@@ -1,4 +1,4 @@
-"""Steps that make a row of numbers of a sound."""
+"""Steps before the model for sounds."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import msgspec
 
 from edgekit.errors import DataError
 from edgekit.preprocess import sound
-from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need, need_sizes
+from edgekit.preprocess.steps import BYTES, ProcessingStep, SampleType, Tools, require, require_sizes
 from edgekit.tensors import Array, DType
 
 MAX_SECONDS = 3600.0
 
 
 class DecodeWav(ProcessingStep, frozen=True, tag="decode-wav"):
-    """WAV bytes to samples (n,) float32 from -1 to 1, channels mixed. Another sample rate is refused, not resampled."""
+    """WAV bytes to samples (n,) float32 from -1 to 1, channels averaged. Another sample rate is refused."""
 
     sample_rate: int
     max_seconds: float = 60.0
 
-    def flow(self, given: Flow) -> Flow:
-        """Samples, as many as there are."""
-        need(self, given == BYTES, given, "bytes")
+    def output_type(self, source: SampleType) -> SampleType:
+        """Any number of float32 samples."""
+        require(self, source == BYTES, source, "bytes")
         if not 1 <= self.sample_rate <= 768_000 or not 0 < self.max_seconds <= MAX_SECONDS:
-            raise DataError(f"{self.name}: sample_rate up to 768000 and max_seconds up to {MAX_SECONDS:g} are expected")
-        return Flow(DType.FLOAT32, (None,))
+            raise DataError(f"{self.name}: expected sample_rate up to 768000 and max_seconds up to {MAX_SECONDS:g}")
+        return SampleType(DType.FLOAT32, (None,))
 
     def apply(self, value: bytes, tools: Tools) -> Array:
         """Decode."""
@@ -33,19 +33,19 @@ class DecodeWav(ProcessingStep, frozen=True, tag="decode-wav"):
 
 
 class FitLength(ProcessingStep, frozen=True, tag="fit-length"):
-    """The first `samples` of a sound, with silence after a shorter one."""
+    """The first `samples` of a sound; a shorter sound is padded with silence."""
 
     samples: int
 
-    def flow(self, given: Flow) -> Flow:
-        """Exactly so many."""
-        need(self, given != BYTES and len(given.shape) == 1, given, "samples")
+    def output_type(self, source: SampleType) -> SampleType:
+        """Exactly `samples` samples."""
+        require(self, source != BYTES and len(source.shape) == 1, source, "samples")
         if not 1 <= self.samples <= 2**26:
             raise DataError(f"{self.name}: samples is {self.samples}, expected 1 to {2**26}")
-        return Flow(given.dtype, (self.samples,))
+        return SampleType(source.dtype, (self.samples,))
 
     def apply(self, value: Array, tools: Tools) -> Array:
-        """Cut or fill."""
+        """Cut or pad."""
         return sound.fit_length(value, self.samples)
 
 
@@ -53,10 +53,10 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
     """Samples to ln(mel energies + offset), (frames, mels); formulas in `edgekit.preprocess.sound.log_mel`.
 
     Attributes:
-        sample_rate: Of the samples, in Hz.
-        frame_length, frame_step, fft_length: In samples.
-        mels, low_hz, high_hz: Bands and where they begin and end.
-        power: Of the spectrum's magnitude: 1 or 2.
+        sample_rate: Sample rate in Hz.
+        frame_length, frame_step, fft_length: Sizes in samples.
+        mels, low_hz, high_hz: Number of mel bands, lower and upper limit in Hz.
+        power: Exponent of the spectrum's magnitude: 1 or 2.
         offset: Added before the logarithm.
     """
 
@@ -70,10 +70,10 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
     power: Literal[1, 2] = 1
     offset: float = 1e-6
 
-    def flow(self, given: Flow) -> Flow:
-        """As many frames as fit wholly."""
-        need(self, given.dtype is DType.FLOAT32 and len(given.shape) == 1, given, "float32 samples")
-        need_sizes(
+    def output_type(self, source: SampleType) -> SampleType:
+        """As many whole frames as fit."""
+        require(self, source.dtype is DType.FLOAT32 and len(source.shape) == 1, source, "float32 samples")
+        require_sizes(
             self,
             frame_length=self.frame_length,
             frame_step=self.frame_step,
@@ -87,9 +87,9 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
                 f"{self.name}: low_hz {self.low_hz:g}, high_hz {self.high_hz:g} and offset {self.offset:g}, expected "
                 f"0 <= low_hz < high_hz <= {self.sample_rate / 2:g} and an offset above 0"
             )
-        samples = given.shape[0]
+        samples = source.shape[0]
         frames = None if samples is None else sound.frame_count(samples, self.frame_length, self.frame_step)
-        return Flow(DType.FLOAT32, (frames, self.mels))
+        return SampleType(DType.FLOAT32, (frames, self.mels))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Compute."""
@@ -97,16 +97,16 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
 
 
 class Cepstra(ProcessingStep, frozen=True, tag="mfcc"):
-    """The first `coefficients` cepstra of log-mel energies; follows log-mel."""
+    """The first `coefficients` cepstra of log-mel energies; it must follow log-mel."""
 
     coefficients: int = 13
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """(frames, coefficients)."""
-        need(self, given.dtype is DType.FLOAT32 and len(given.shape) == 2, given, "log-mel energies")
-        if not 1 <= self.coefficients <= (given.shape[1] or 0):
-            raise DataError(f"{self.name}: coefficients is {self.coefficients}, expected 1 to {given.shape[1]}")
-        return Flow(DType.FLOAT32, (given.shape[0], self.coefficients))
+        require(self, source.dtype is DType.FLOAT32 and len(source.shape) == 2, source, "log-mel energies")
+        if not 1 <= self.coefficients <= (source.shape[1] or 0):
+            raise DataError(f"{self.name}: coefficients is {self.coefficients}, expected 1 to {source.shape[1]}")
+        return SampleType(DType.FLOAT32, (source.shape[0], self.coefficients))
 
     def apply(self, value: Array, tools: Tools) -> Array:
         """Compute."""

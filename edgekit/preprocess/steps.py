@@ -1,4 +1,4 @@
-"""What a step before the model is: data that knows what it makes of what, and does it to one sample."""
+"""The base of steps before the model: each step is data, checks its input type, and processes one sample."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from edgekit.tensors import Array, DType
 Shape = tuple[int | None, ...]
 
 
-class Flow(NamedTuple):
-    """What passes between two steps: one sample's dtype and shape; None is a size that the bytes decide."""
+class SampleType(NamedTuple):
+    """Dtype and shape of one sample between two steps; None is a size that depends on the bytes."""
 
     dtype: DType
     shape: Shape
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Dtype and shape as text."""
         return f"{self.dtype.value} [{', '.join('any' if size is None else str(size) for size in self.shape)}]"
 
 
 class Tools(NamedTuple):
-    """What steps are given: the image decoder (an outside library's), and the bundle's files as they parsed them.
+    """The image decoder (from an outside library) and the bundle's parsed files, for the steps.
 
-    `decode_image(data, colour, max_pixels, exif)` gives uint8 (H, W, C) or raises DataError.
+    `decode_image(data, colour, max_pixels, exif)` returns uint8 (H, W, C) or raises DataError.
     """
 
     decode_image: Callable[[bytes, str, int, bool], Array]
@@ -36,49 +36,46 @@ class Tools(NamedTuple):
     anchors: Mapping[str, Array]
 
 
-BYTES = Flow(DType.BYTES, ())
+BYTES = SampleType(DType.BYTES, ())
 
 
 class ProcessingStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
-    """One step before the model.
+    """One step before the model: `output_type` checks the type of its input, and `apply` processes one sample."""
 
-    `flow` says what it makes of what, and raises DataError where it cannot; `apply` does it.
-    """
-
-    def flow(self, given: Flow) -> Flow:
-        """What it makes of `given`.
+    def output_type(self, source: SampleType) -> SampleType:
+        """The type of the output for an input of type `source`.
 
         Raises:
-            DataError: it cannot be done to that.
+            DataError: The step does not support this input.
         """
         raise NotImplementedError
 
     def apply(self, value: Any, tools: Tools) -> Any:
-        """Do it to one sample.
+        """Process one sample.
 
         Raises:
-            DataError: the sample is not what can be worked on.
+            DataError: The sample cannot be processed.
         """
         raise NotImplementedError
 
     def files(self) -> dict[str, str]:
-        """Names of the bundle's files that it reads, with their kind: ``vocabulary`` or ``anchors``."""
+        """Names of the bundle's files that the step reads, with their kind: ``vocabulary`` or ``anchors``."""
         return {}
 
     @property
     def name(self) -> str:
-        """As documents call it."""
+        """The step's name in documents."""
         return str(self.__struct_config__.tag)
 
 
-def need(step: ProcessingStep, fits: bool, given: Flow, expected: str) -> None:
-    """Raise DataError where a step does not fit what it is given."""
+def require(step: ProcessingStep, fits: bool, source: SampleType, expected: str) -> None:
+    """Raise DataError if a step does not support its input."""
     if not fits:
-        raise DataError(f"{step.name}: is given {given.text}, expected {expected}")
+        raise DataError(f"{step.name}: the input is {source.text}, expected {expected}")
 
 
-def need_sizes(step: ProcessingStep, **sizes: int) -> None:
-    """Raise DataError where a size is not from 1 to 65536; names all that are not."""
+def require_sizes(step: ProcessingStep, **sizes: int) -> None:
+    """Raise DataError if a size is not from 1 to 65536; the message names all such sizes."""
     faults = [f"{name} is {size}" for name, size in sizes.items() if not 1 <= size <= 65_536]
     if faults:
         raise DataError(f"{step.name}: {', '.join(faults)}, expected 1 to 65536")

@@ -1,4 +1,4 @@
-"""The step that makes rows of indices of a text."""
+"""The step before the model for text: word pieces."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 
 from edgekit.errors import DataError
 from edgekit.preprocess import words
-from edgekit.preprocess.steps import BYTES, Flow, ProcessingStep, Tools, need
+from edgekit.preprocess.steps import BYTES, ProcessingStep, SampleType, Tools, require
 from edgekit.tensors import Array, DType
 
 MAX_TEXT_BYTES = 2**20
 
 
 class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
-    """UTF-8 text to indices in a vocabulary, [CLS] ... [SEP], padded with [PAD] to `length`.
+    """UTF-8 text to vocabulary indices, [CLS] ... [SEP], padded with [PAD] to `length`.
 
     Attributes:
-        vocabulary: A file of the bundle: one piece a line.
+        vocabulary: A file of the bundle with one piece per line.
         lower: Lower case without accents, for uncased models.
-        mask, types: Inputs of the model that get 1 for pieces and 0 for padding, and zeros; empty where it has none.
+        mask, types: Names of the inputs for the mask (1 for pieces, 0 for padding) and for zeros; empty for none.
     """
 
     vocabulary: str
@@ -31,12 +31,12 @@ class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
     types: str = ""
     max_bytes: int = 2**16
 
-    def flow(self, given: Flow) -> Flow:
+    def output_type(self, source: SampleType) -> SampleType:
         """(length,) integers."""
-        need(self, given == BYTES, given, "bytes")
+        require(self, source == BYTES, source, "bytes")
         if not 2 <= self.length <= 65_536 or not 1 <= self.max_bytes <= MAX_TEXT_BYTES:
-            raise DataError(f"{self.name}: length from 2 to 65536 and max_bytes up to {MAX_TEXT_BYTES} are expected")
-        return Flow(DType(self.dtype), (self.length,))
+            raise DataError(f"{self.name}: expected length from 2 to 65536 and max_bytes up to {MAX_TEXT_BYTES}")
+        return SampleType(DType(self.dtype), (self.length,))
 
     def files(self) -> dict[str, str]:
         """The vocabulary."""
@@ -52,12 +52,12 @@ class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
         return padded
 
     def beside(self, ids: Array, tools: Tools) -> dict[str, Array]:
-        """What other inputs get, for one sample's `ids` (length,)."""
-        found = {}
+        """Values of the mask and type inputs for one sample's `ids` (length,)."""
+        values = {}
         if self.mask:
-            # [SEP] ends every text, so what follows the last one is padding, whatever pieces the text held.
+            # [SEP] ends every text, so everything after the last one is padding.
             end = int(np.flatnonzero(ids == tools.vocabularies[self.vocabulary][words.LAST])[-1])
-            found[self.mask] = (np.arange(self.length) <= end).astype(ids.dtype)
+            values[self.mask] = (np.arange(self.length) <= end).astype(ids.dtype)
         if self.types:
-            found[self.types] = np.zeros_like(ids)
-        return found
+            values[self.types] = np.zeros_like(ids)
+        return values

@@ -1,4 +1,4 @@
-"""WordPiece tokenizing by a vocabulary, as BERT models take it: words, then the longest known pieces from the left."""
+"""WordPiece tokenizing for BERT models: words, split into the longest known pieces from the left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_VOCABULARY = 1_000_000
 
 
 def parse_vocabulary(data: bytes) -> dict[str, int]:
-    """Index of each piece: one a line, UTF-8, in order.
+    """Parse a vocabulary, UTF-8 with one piece per line, to the index of each piece.
 
     Raises:
-        ManifestError: it is not UTF-8, too long, or lacks one of the four special pieces.
+        ManifestError: The file is not UTF-8, is too long, or lacks one of the four special pieces.
     """
     try:
         lines = data.decode().removesuffix("\n").split("\n")
@@ -24,17 +24,19 @@ def parse_vocabulary(data: bytes) -> dict[str, int]:
         raise ManifestError(f"the vocabulary is not UTF-8: {error}") from error
     if len(lines) > MAX_VOCABULARY:
         raise ManifestError(f"the vocabulary has {len(lines)} pieces, the limit is {MAX_VOCABULARY}")
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for index, line in enumerate(lines):
-        found.setdefault(line.rstrip("\r"), index)
-    missing = [piece for piece in (UNKNOWN, PADDING, FIRST, LAST) if piece not in found]
+        indices.setdefault(line.rstrip("\r"), index)
+    missing = [piece for piece in (UNKNOWN, PADDING, FIRST, LAST) if piece not in indices]
     if missing:
-        raise ManifestError(f"the vocabulary lacks {', '.join(missing)}", advice="It holds one piece a line.")
-    return found
+        raise ManifestError(
+            f"the vocabulary lacks {', '.join(missing)}", advice="The file must have one piece per line."
+        )
+    return indices
 
 
 def token_ids(text: str, vocabulary: Mapping[str, int], *, length: int, lower: bool) -> list[int]:
-    """At most `length` indices: [CLS], the pieces of `text` as far as they fit, [SEP]. Not padded."""
+    """At most `length` indices: [CLS], as many pieces of `text` as fit, [SEP]; without padding."""
     ids = [vocabulary[FIRST]]
     for word in words(text, lower=lower):
         if len(ids) >= length - 1:
@@ -44,7 +46,7 @@ def token_ids(text: str, vocabulary: Mapping[str, int], *, length: int, lower: b
 
 
 def words(text: str, *, lower: bool) -> Iterator[str]:
-    """Words, marks and ideographs of `text`; `lower` also drops accents, as uncased models want it."""
+    """Words, punctuation marks and ideographs of `text`; `lower` also drops accents, for uncased models."""
     if lower:
         text = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
     word: list[str] = []
@@ -64,24 +66,24 @@ def words(text: str, *, lower: bool) -> Iterator[str]:
 
 
 def pieces(word: str, vocabulary: Mapping[str, int]) -> list[str]:
-    """The longest known pieces from the left, those after the first with ## before them; [UNK] where that fails."""
-    found: list[str] = []
+    """The longest known pieces from the left, with ## before all but the first; [UNK] if there are none."""
+    known: list[str] = []
     start = 0
     while start < len(word) and len(word) <= MAX_WORD:
         prefix = "##" if start else ""
         end = next((e for e in range(len(word), start, -1) if prefix + word[start:e] in vocabulary), None)
         if end is None:
             return [UNKNOWN]
-        found.append(prefix + word[start:end])
+        known.append(prefix + word[start:end])
         start = end
-    return found or [UNKNOWN]
+    return known or [UNKNOWN]
 
 
 def decode_text(data: bytes, max_bytes: int) -> str:
-    """`data` as UTF-8.
+    """Decode UTF-8 text.
 
     Raises:
-        DataError: it is not, or it is longer than `max_bytes`.
+        DataError: The bytes are not UTF-8, or more than `max_bytes`.
     """
     if len(data) > max_bytes:
         raise DataError(f"the text has {len(data)} bytes, the limit is {max_bytes}")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_PROCESSING, Manifest, file_entry, parse_manifest
 from edgekit.preprocess import Processing
@@ -130,7 +131,7 @@ async def test_headers_are_the_parameters(port: int) -> None:
         ("Edgekit-Route", "home", "edgekit_route is 'home', expected one of"),
         ("Edgekit-Route", "cloud-only", "no cloud tier is configured"),
         ("Edgekit-Deadline-Ms", "soon", "edgekit_deadline_ms is 'soon', expected a number"),
-        ("Edgekit-Deadline-Ms", "-1", "edgekit_deadline_ms is -1, expected above 0"),
+        ("Edgekit-Deadline-Ms", "-1", "edgekit_deadline_ms is '-1', expected a number above 0"),
         ("Edgekit-Deadline-Ms", "1e999", "edgekit_deadline_ms is '1e999'"),
         ("Edgekit-Rout", "auto", "parameter 'edgekit_rout' is unknown"),
     ):
@@ -186,7 +187,7 @@ def bomb() -> bytes:
         ("m", "image/jpeg", b"GIF89a", "no JPEG or PNG"),
         ("m", "image/png", photo((1, 2, 3))[:60], "damaged"),
         ("m", "image/png", bomb(), "the image is 9000 by 9000, the limit is 100000 pixels"),
-        ("sound", "audio/wav", b"RIFF", "no WAVE sound"),
+        ("sound", "audio/wav", b"RIFF", "not a WAVE sound"),
         ("words", "text/plain", b"\xff\xfe", "not UTF-8"),
         ("words", "text/plain", b"good " * 20_000, "the limit is 65536"),
         ("words", "text/plain; charset=latin-1", b"good", "the text is in 'latin-1', expected utf-8"),
@@ -294,7 +295,7 @@ async def test_a_model_that_is_out_of_memory_is_described_and_takes_photos(tmp_p
     footprints = MemoryFootprints()
     for manifest in (photos, plain):
         footprints.put(manifest.digest, 400 * MIB)
-    async with InferenceService(memory_budget_bytes=600 * MIB, footprints=footprints) as made:
+    async with InferenceService(service=ServiceOptions(memory_budget_bytes=600 * MIB), footprints=footprints) as made:
         await made.activate("m", photos, tmp_path / "m")
         await made.activate("plain", plain, tmp_path / "plain")
         assert made.gauges()["m"]["loaded"] == 0

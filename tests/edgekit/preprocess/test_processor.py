@@ -191,7 +191,7 @@ def test_damaged_pictures_are_decoded_or_refused(kind: str, at: int, noise: byte
         (np.empty((0,), object), "0 rows of bytes"),
         (raw(*[b"x"] * 257), "257 rows of bytes, expected 1 to 256"),
         (np.array([[b"a", b"b"]], object), r"shape \[1, 2\]"),
-        (np.array(["text"], object), "something else than bytes"),
+        (np.array(["text"], object), "some elements are not bytes"),
     ],
 )
 def test_rows_are_bounded(value: np.ndarray, says: str) -> None:
@@ -202,7 +202,7 @@ def test_rows_are_bounded(value: np.ndarray, says: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("height = 8", "height = 9", r"end in float32 \[3, 9, 8\], the model takes float32 \[3, 8, 8\] a row"),
+        ("height = 8", "height = 9", r"end in float32 \[3, 9, 8\], the model takes float32 \[3, 8, 8\] per row"),
         ('{do = "layout", to = "CHW"},', "", r"end in float32 \[8, 8, 3\]"),
         ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, 0.5]", "mean has 2 numbers for 3 channels"),
         ("std = [0.25, 0.25, 0.25]", "std = [0.0]", "above 0"),
@@ -231,7 +231,7 @@ def test_all_faults_are_named_together() -> None:
 
 def test_pillow_methods_ask_for_8_bits() -> None:
     text = DOCUMENT.replace('{do = "resize"', '{do = "cast", dtype = "float32"}, {do = "resize"')
-    with pytest.raises(ManifestError, match=r"resize: is given float32 .*expected uint8"):
+    with pytest.raises(ManifestError, match=r"resize: the input is float32 .*expected uint8"):
         processor(text)
 
 
@@ -254,7 +254,7 @@ def test_text_fills_three_inputs() -> None:
         "mask": [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]],
         "types": [[0] * 6, [0] * 6],
     }
-    with pytest.raises(DataError, match="'mask' is given, and made from 'text' too"):
+    with pytest.raises(DataError, match="'mask' is present, and 'text' fills it too"):
         one.before({"text": raw(b"a"), "mask": np.zeros((1, 6), np.int64)})
 
 

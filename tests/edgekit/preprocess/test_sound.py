@@ -65,9 +65,9 @@ def test_channels_are_mixed() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "no WAVE"),
+        (b"", "not a WAVE"),
         (b"RIFF\x00\x00\x00\x00WAVE", "no format"),
-        (wav(np.zeros(4, np.int16), rate=8000), "8000 samples a second, the model takes 16000"),
+        (wav(np.zeros(4, np.int16), rate=8000), "8000 samples per second, the model takes 16000"),
         (wav(np.zeros(200, np.int16)), "200 samples, the limit is 100"),
         (float_wav(np.array([np.nan])), "NaN"),
         (b"RIFF\x00\x00\x00\x00WAVEfmt \x00\x00\x00\x00data\x00\x00\x00\x00", "no format"),
