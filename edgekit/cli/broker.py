@@ -1,4 +1,4 @@
-"""`edgekit broker`: a private MQTT broker on this machine."""
+"""`edgekit broker`: runs a private MQTT broker on this machine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def broker() -> None:
 
 
 @broker.command()
-@click.option("--host", help="A loopback address [default: the settings' broker].")
-@click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: the settings' broker].")
+@click.option("--host", help="A loopback address [default: the host of the setting `broker`].")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: the port of the setting `broker`]."
+)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("broker"),
     show_default=True,
-    help="For mosquitto's configuration, log and retained messages.",
+    help="Folder of mosquitto's configuration, log and retained messages.",
 )
 @click.option(
     "--kind",
@@ -44,7 +46,7 @@ def broker() -> None:
 def run(host: str | None, port: int | None, folder: Path, kind: str) -> None:
     """Run until interrupted; prints one line with the URL when it accepts connections.
 
-    It listens on loopback only, because it asks nobody for a proof of who they are.
+    It listens on loopback only, because it does not authenticate clients.
 
     \b
     Examples:
@@ -61,7 +63,7 @@ async def _run(host: str, port: int, folder: Path, kind: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with await start_broker(host, port, folder, kind=kind) as running:
         if running.kind == "amqtt":
-            note(f"amqtt keeps nothing over a restart and serves one controller. {GET_MOSQUITTO} for more.")
+            note(f"amqtt forgets all messages at a restart and serves one controller. {GET_MOSQUITTO} to avoid both.")
         click.echo(f"broker ({running.title}) ready at {running.url}")  # click flushes
         stop = asyncio.create_task(stopped.wait())
         end = asyncio.create_task(running.wait_ended())

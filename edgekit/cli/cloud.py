@@ -1,4 +1,4 @@
-"""`edgekit cloud`: the cloud tier as a process."""
+"""`edgekit cloud`: runs the cloud tier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FetchBundle = Callable[[str], "tuple[Manifest, Path]"]
 
 @click.group()
 def cloud() -> None:
-    """Run the cloud tier, which answers when devices are unsure."""
+    """Run the cloud tier, which answers the requests that devices send on."""
 
 
 @cloud.command()
@@ -38,17 +38,17 @@ def cloud() -> None:
 )
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: 8700].")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Serve gRPC there too; needs edgekit[grpc].")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Serve gRPC on this port too; needs edgekit[grpc].")
 @click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
 @click.option(
     "--class-key",
     "class_keys",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Private key of a device class, to open sealed bundles with; may be repeated.",
+    help="Private key of a device class, which opens sealed bundles; may be repeated.",
 )
 @click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Of each model's runtime [default: one a CPU].")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each model's runtime [default: one per CPU].")
 def serve(
     models: tuple[str, ...],
     url: str | None,
@@ -63,8 +63,8 @@ def serve(
 ) -> None:
     """Serve the newest version of each MODEL over Open Inference Protocol v2 until interrupted.
 
-    Bundles come from the registry and are verified. Prints one line with the URL when every model has passed its
-    self-test. On any address but loopback an API key is a must.
+    Bundles come from the registry and are verified. When every model has passed its self-test, one line with the URL
+    is printed. An address that is not loopback needs an API key.
 
     \b
     Examples:
@@ -88,7 +88,7 @@ def serve(
             f"without an API key the cloud tier listens on loopback only, not on {settings.cloud_host}",
             advice=_MAKE_KEY.format(file="cloud.key") + " Then give --api-key-file cloud.key.",
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves: ends as Ctrl-C does, and tidies up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
         fetch = _fetcher(
             settings.registry, root or settings.keys / "root.json", target, Path(folder), settings.cloud_class_keys
@@ -123,13 +123,13 @@ async def _serve(
         await served.close()
 
 
-def _not_for_us(manifest: Manifest) -> str:
+def _sealed_for_others(manifest: Manifest) -> str:
     classes = ", ".join(key.device_class for key in manifest.sealed.keys) if manifest.sealed else ""
     return f"{manifest.name} {manifest.version} is sealed for {classes}, and no such class key was given"
 
 
 def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[Path, ...]) -> FetchBundle:
-    """Finds and downloads the newest bundle of a model, verified from `root` on."""
+    """A function that downloads the newest bundle of a model and verifies it from `root` on."""
     with needs_extra("cloud"):
         from edgekit.bundle.compat import seal_mismatches
         from edgekit.registry import RegistryReader
@@ -151,7 +151,9 @@ def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[
     def fetch(name: str) -> tuple[Manifest, Path]:
         release = reader.resolve(name, target)
         if seal_mismatches(release.manifest, keyring.ids):
-            raise RefusedError(_not_for_us(release.manifest), advice="Give its private key with --class-key FILE.")
+            raise RefusedError(
+                _sealed_for_others(release.manifest), advice="Give its private key with --class-key FILE."
+            )
         reader.download(release.manifest, folder / name)
         return release.manifest, folder / name
 
@@ -165,7 +167,7 @@ def read_api_key(path: Path) -> str:
     """The key in a file that only its owner may read.
 
     Raises:
-        SettingsError: it is missing, readable by others, or holds no usable key; says how to make one.
+        SettingsError: the file is missing, readable by others, or has no usable key; the advice says how to make one.
     """
     advice = _MAKE_KEY.format(file=path)
     try:
@@ -179,6 +181,6 @@ def read_api_key(path: Path) -> str:
         raise SettingsError(f"API key file {path} can be read by others", advice=f"Run: chmod 600 {path}")
     if len(key) < MIN_KEY_LENGTH or any(c.isspace() or not c.isprintable() for c in key):
         raise SettingsError(
-            f"API key file {path} must hold one word of at least {MIN_KEY_LENGTH} characters", advice=advice
+            f"API key file {path} must contain one word of at least {MIN_KEY_LENGTH} characters", advice=advice
         )
     return key

@@ -1,7 +1,8 @@
-"""The cloud tier: registry models behind the same serving code that devices run."""
+"""The cloud tier's model server: models from the registry behind the serving code that devices use too."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -24,9 +25,9 @@ FetchBundle = Callable[[str], tuple[Manifest, Path]]
 
 
 class CloudModels:
-    """ModelServer over bundles that were loaded at the start; one version of each model.
+    """ModelServer over bundles that are loaded at the start, one version of each model.
 
-    Use `CloudModels.open`. Every answer's parameters carry ``edgekit_route`` cloud, ``edgekit_model`` and
+    Use `CloudModels.open`. The parameters of every answer carry ``edgekit_route`` (``cloud``), ``edgekit_model`` and
     ``edgekit_version``.
     """
 
@@ -44,34 +45,33 @@ class CloudModels:
         queue_limit: int = 256,
         load: Load | None = None,
     ) -> CloudModels:
-        """Fetch, load and self-test every model; one that fails frees the others.
+        """Fetch, load and self-test every model. When one fails, the others are freed.
 
         Args:
-            models: Names.
-            fetch: Gives a model's manifest and the folder with its verified files; may block.
-            threads: Of each runtime.
+            models: Names of the models.
+            fetch: Returns a model's manifest and the folder with its verified files; may block.
+            threads: Threads of each runtime.
             queue_limit: Most requests of one model that may wait or run.
             load: Opens a bundle's runtime; the adapters of `edgekit.runtimes` where None.
 
         Raises:
-            SelfTestError: a model does not answer here as its float model did.
-            EdgekitError: whatever `fetch` or the runtime raises.
+            SelfTestError: a model's answers differ from those of its float model by more than the tolerance.
+            EdgekitError: any error of `fetch` or of the runtime.
         """
         opener: Load = load or functools.partial(open_runtime, threads=threads)
-        made = cls({})
-        try:
+        sessions: dict[str, Session] = {}
+        async with contextlib.AsyncExitStack() as on_error:
             for name in models:
                 manifest, folder = fetch(name)
-                made._sessions[name] = await Session.open(manifest, folder, opener, queue_limit=queue_limit)
-                await _test(made._sessions[name])
-                await made._sessions[name].calibrate()
-        except BaseException:
-            await made.close()
-            raise
-        return cls(made._sessions)
+                sessions[name] = await Session.open(manifest, folder, opener, queue_limit=queue_limit)
+                on_error.push_async_callback(sessions[name].close)
+                await _self_test(sessions[name])
+                await sessions[name].calibrate()
+            on_error.pop_all()
+        return cls(sessions)
 
     async def close(self) -> None:
-        """Finish what was asked and free every model."""
+        """Finish all running requests and free every model."""
         for session in self._sessions.values():
             await session.close()
 
@@ -80,7 +80,7 @@ class CloudModels:
         return list(self._sessions)
 
     def ready(self) -> bool:
-        """Always: all models were loaded before the first request."""
+        """Always True, because all models are loaded before the first request."""
         return True
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
@@ -100,20 +100,20 @@ class CloudModels:
         except EdgekitError:
             self._counters[model]["errors"] += 1
             raise
-        found = session.manifest.version
-        parameters = {"edgekit_route": "cloud", "edgekit_model": session.digest, "edgekit_version": found}
-        return InferResponse(model, found, outputs, parameters)
+        served = session.manifest.version
+        parameters = {"edgekit_route": "cloud", "edgekit_model": session.digest, "edgekit_version": served}
+        return InferResponse(model, served, outputs, parameters)
 
     def statistics(self, model: str, version: str | None) -> Statistics:
-        """What the loaded model has done; see ModelServer."""
+        """Statistics of a model; see ModelServer."""
         return self._find(model, version).statistics
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: requests, errors."""
+        """Rising counters by model: `requests` and `errors`."""
         return {name: {key: float(n) for key, n in one.items()} for name, one in self._counters.items()}
 
     def version(self, model: str) -> str:
-        """Which version of a model is served."""
+        """The served version of a model."""
         return self._find(model, None).manifest.version
 
     def _find(self, model: str, version: str | None) -> Session:
@@ -121,16 +121,17 @@ class CloudModels:
         if session is None:
             raise NotFoundError(f"there is no model {model!r}, this cloud tier has {', '.join(self._sessions)}")
         if version not in (None, session.manifest.version):
-            raise NotFoundError(f"model {model!r} has no version {version} here, found {session.manifest.version}")
+            served = session.manifest.version
+            raise NotFoundError(f"model {model!r} has no version {version} in this cloud tier, it serves {served}")
         return session
 
 
-async def _test(session: Session) -> None:
+async def _self_test(session: Session) -> None:
     manifest = session.manifest
     try:
         golden = read_file(manifest, session.folder, manifest.file(ROLE_GOLDEN))
     except OSError as error:
         raise ManifestError(f"golden samples cannot be read: {error}") from error
-    found = await session.call(lambda runtime: self_test(runtime, manifest, golden))
-    if not found.passed:
-        raise SelfTestError(f"{manifest.name} {manifest.version} failed its self-test: {'; '.join(found.faults)}")
+    result = await session.call(lambda runtime: self_test(runtime, manifest, golden))
+    if not result.passed:
+        raise SelfTestError(f"{manifest.name} {manifest.version} failed its self-test: {'; '.join(result.faults)}")

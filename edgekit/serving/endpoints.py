@@ -1,4 +1,7 @@
-"""Every door by which clients reach a ModelServer: HTTP on TCP and a UNIX socket, and gRPC where it is asked for."""
+"""The endpoints of a ModelServer: HTTP on TCP and on a UNIX socket, and gRPC where it is wanted.
+
+This file stands above `http` and `grpc`, because it opens both and neither may import the other.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from edgekit.serving.http.server import serve
 
 
 class Endpoints(NamedTuple):
-    """Where clients are answered; empty or None for what was not asked for.
+    """Addresses of the endpoints; empty or None for an endpoint that is not open.
 
     Attributes:
-        url: ``http://host:port`` with the real port.
-        socket: Path of HTTP's UNIX socket.
-        grpc: ``host:port`` with the real port.
-        grpc_socket: Path of gRPC's UNIX socket.
+        url: HTTP over TCP, ``http://host:port`` with the real port.
+        socket: HTTP over this UNIX socket.
+        grpc: gRPC over TCP, ``host:port`` with the real port.
+        grpc_socket: gRPC over this UNIX socket.
     """
 
     url: str = ""
@@ -38,20 +41,20 @@ class Endpoints(NamedTuple):
 async def open_endpoints(
     server: ModelServer, wanted: Endpoints, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
 ) -> AsyncIterator[Endpoints]:
-    """Serve until the block ends, then drain.
+    """Serve until the block ends, then let running requests finish.
 
     Args:
-        server: What answers.
-        wanted: Where to listen; `url` is ``host:port`` here, and port 0 takes any free one.
-        max_request_bytes, api_key, local_only: As `App` has them.
+        server: Runs the models.
+        wanted: Addresses to listen on; here `url` is ``host:port``, and port 0 takes any free one.
+        max_request_bytes, api_key, local_only: As for `App`.
 
     Yields:
-        The doors that are open.
+        The open endpoints.
 
     Raises:
         SettingsError: an address is malformed or not allowed.
-        UnavailableError: an address is taken or not ours to bind.
-        MissingExtraError: gRPC is asked for and not installed.
+        UnavailableError: an address is taken, or this process may not bind it.
+        MissingExtraError: gRPC is wanted and not installed.
     """
     async with contextlib.AsyncExitStack() as stack:
         codes, found = None, Endpoints()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC.
+"""The Open Inference Protocol over gRPC, for the same ModelServer as HTTP.
 
-Only this room imports grpcio; it serves the same ModelServer as HTTP.
+No other room imports grpcio or protobuf.
 """

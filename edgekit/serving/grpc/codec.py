@@ -1,4 +1,4 @@
-"""Messages of the gRPC service to values and back; a lie in any length, shape or type is a DataError."""
+"""Messages of the gRPC service to values and back. A wrong length, shape or type raises DataError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.serving.oip.codec import MAX_RANK, InferRequest, InferResponse, wan
 from edgekit.serving.oip.tensor_data import DATATYPES, bytes_tensor, datatype_of, from_binary, shaped, to_binary
 from edgekit.tensors import Array, DType
 
-# Which field of InferTensorContents holds the elements; FP16 has none.
+# The field of InferTensorContents that holds the elements; FP16 has none.
 _CONTENTS = {
     DType.BOOL: "bool_contents",
     **dict.fromkeys((DType.INT8, DType.INT16, DType.INT32), "int_contents"),
@@ -29,7 +29,7 @@ _CONTENTS = {
 
 
 def parse(name: str, data: bytes) -> Any:
-    """The message called `name` in `data`.
+    """Parse `data` as the message called `name`.
 
     Raises:
         DataError: `data` is no such message.
@@ -40,44 +40,51 @@ def parse(name: str, data: bytes) -> Any:
         raise DataError(f"{name} cannot be parsed: {error}") from error
 
 
-def infer_request(asked: Any) -> InferRequest:
-    """The request in a ModelInferRequest; raw contents and typed contents alike.
+def infer_request(received: Any) -> InferRequest:
+    """The request in a ModelInferRequest, with raw or typed contents.
 
     Raises:
-        DataError: it is not what the protocol says.
+        DataError: the message does not follow the protocol.
     """
-    raw = asked.raw_input_contents
-    if raw and len(raw) != len(asked.inputs):
-        raise DataError(f"raw_input_contents has {len(raw)} tensors, inputs has {len(asked.inputs)}")
+    raw = received.raw_input_contents
+    if raw and len(raw) != len(received.inputs):
+        raise DataError(f"raw_input_contents has {len(raw)} tensors, inputs has {len(received.inputs)}")
     inputs: dict[str, Array] = {}
-    for i, tensor in enumerate(asked.inputs):
+    for i, tensor in enumerate(received.inputs):
         if tensor.name in inputs:
             raise DataError(f"tensor {tensor.name!r} appears twice")
         inputs[tensor.name] = _tensor(tensor, raw[i] if raw else None)
     outputs: dict[str, bool] = {}
-    for output in asked.outputs:
+    for output in received.outputs:
         if output.name in outputs:
             raise DataError(f"output {output.name!r} is requested twice")
         outputs[output.name] = True
-    parameters = {name: _value(parameter) for name, parameter in asked.parameters.items()}
-    return InferRequest(inputs, asked.id or None, parameters, outputs, binary_outputs=True)
+    parameters = {name: _value(parameter) for name, parameter in received.parameters.items()}
+    return InferRequest(inputs, received.id or None, parameters, outputs, binary_outputs=True)
 
 
-def infer_response(found: InferResponse, request: InferRequest, asked: Any) -> Any:
-    """The ModelInferResponse: typed contents where `asked` had those and every output has such a form, else raw.
+def infer_response(response: InferResponse, request: InferRequest, received: Any) -> Any:
+    """Make the ModelInferResponse.
+
+    It has typed contents where the received message had them and no output is FP16, else raw contents.
+
+    Args:
+        response: The answer.
+        request: The request, as `infer_request` returned it.
+        received: The received ModelInferRequest.
 
     Raises:
-        DataError: an output that was asked for does not exist.
+        DataError: a requested output does not exist.
     """
-    chosen = {name: found.outputs[name] for name in wanted_outputs(found, request)}
+    chosen = {name: response.outputs[name] for name in wanted_outputs(response, request)}
     answer = message("ModelInferResponse")(
-        model_name=found.model,
-        model_version=found.version,
+        model_name=response.model,
+        model_version=response.version,
         id=request.id or "",
-        parameters=_parameters(found.parameters),
+        parameters=_parameters(response.parameters),
     )
     halves = any(value.dtype == np.float16 for value in chosen.values())
-    typed = bool(asked.inputs) and not asked.raw_input_contents and not halves
+    typed = bool(received.inputs) and not received.raw_input_contents and not halves
     for name, value in chosen.items():
         tensor = answer.outputs.add(name=name, datatype=datatype_of(value.dtype), shape=value.shape)
         if typed:

@@ -1,8 +1,8 @@
-"""Messages of the Open Inference Protocol's gRPC service, built when they are first needed from the table below.
+"""Messages of the Open Inference Protocol's gRPC service, built from the table below on first use.
 
-Names and numbers are those of the public specification (``inference.GRPCInferenceService``), with the repository index
-and the statistics as Triton numbers them. They live in a pool of their own, so a program that also has a client's
-generated messages in it keeps both.
+Names and numbers are those of the public specification (``inference.GRPCInferenceService``); the repository index and
+the statistics have Triton's numbers. The messages are in a descriptor pool of their own, so that a program can also
+use a client's generated messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METHODS = (
     *("ModelStatistics", "RepositoryIndex"),
 )
 
-# One message a key, one field a word: name, kind, number. `*` repeats it, `map` is one from string to InferParameter.
+# Fields by message, each as name:kind:number. `*` is a repeated field, `map` a map from string to InferParameter.
 _TABLE = {
     "ServerLiveRequest": "",
     "ServerLiveResponse": "live:bool:1",
@@ -90,7 +90,7 @@ def message(name: str) -> Any:
     """The class of a message, for example ``ModelInferRequest``.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no message of that name.
     """
     return _classes()[f"{PACKAGE}.{name}"]
 
@@ -99,7 +99,7 @@ def message(name: str) -> Any:
 def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(name="edgekit/open_inference.proto", package=PACKAGE, syntax="proto3")
     made: dict[str, Any] = {}
-    for path in sorted(_TABLE, key=lambda path: path.count(".")):  # a message before those inside it
+    for path in sorted(_TABLE, key=lambda path: path.count(".")):  # outer messages before nested ones
         outer, _, name = path.rpartition(".")
         made[path] = (made[outer].nested_type if outer else file.message_type).add(name=name)
     for path, fields in _TABLE.items():
@@ -127,7 +127,7 @@ def _add(owner: Any, path: str, name: str, kind: str, number: str) -> None:
         field.type_name = f".{PACKAGE}.{kind}"
     if path in _ONE_OF:
         field.oneof_index = 0
-    if kind == "map":  # on the wire a map is repeated pairs
+    if kind == "map":  # protobuf sends a map as repeated pairs
         entry = owner.nested_type.add(name="ParametersEntry")
         entry.options.map_entry = True
         entry.field.add(name="key", number=1, label=_FIELD.LABEL_OPTIONAL, type=_FIELD.TYPE_STRING)

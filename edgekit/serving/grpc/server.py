@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over gRPC, for clients that speak nothing else; the answers are those of HTTP."""
+"""Open Inference Protocol v2 over gRPC, with the same answers as over HTTP."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from edgekit.serving.session.session import DeadlineError, OverloadedError
 _log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10
-MAX_CALLS = 256  # at a time, over all connections
-MAX_STREAMS = 128  # at a time on one connection
+MAX_CALLS = 256  # at the same time, over all connections
+MAX_STREAMS = 128  # at the same time on one connection
 MAX_METADATA_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 20
 IDLE_SECONDS = 300
-_FRAMING_BYTES = 64 * 1024  # what a message has beside its tensors
+_FRAMING_BYTES = 64 * 1024  # of a message, besides its tensors
 _PROBES = ("ServerLive", "ServerReady")
 
 
 class BoundGrpc(NamedTuple):
-    """Where gRPC is served.
+    """Addresses of a running gRPC server.
 
     Attributes:
-        address: ``host:port`` with the real port; empty where TCP was not asked for.
+        address: ``host:port`` with the real port; empty without TCP.
         socket: Path of the UNIX socket, or None.
     """
 
@@ -54,12 +54,13 @@ class GrpcService:
     """The methods of the service over a ModelServer.
 
     Args:
-        server: What answers.
+        server: Runs the models.
         max_request_bytes: Longer requests get RESOURCE_EXHAUSTED.
-        api_key: Asked of every call but ServerLive and ServerReady, as ``authorization: Bearer``; empty for none.
+        api_key: Every call except ServerLive and ServerReady must carry it as ``authorization: Bearer``; empty for no
+            key.
 
     Attributes:
-        codes: Calls answered, by the name of their status.
+        codes: Number of calls by the name of their status.
     """
 
     def __init__(self, server: ModelServer, *, max_request_bytes: int, api_key: str = "") -> None:
@@ -70,11 +71,11 @@ class GrpcService:
 
     @property
     def has_key(self) -> bool:
-        """Whether callers must show an API key."""
+        """True where callers must send an API key."""
         return bool(self._api_key)
 
     def handler(self) -> Any:
-        """What gRPC asks for every call of the service."""
+        """The handler of all methods, for `grpc.aio.server`."""
         return grpc.method_handlers_generic_handler(
             SERVICE, {name: grpc.unary_unary_rpc_method_handler(self._method(name)) for name in METHODS}
         )
@@ -85,17 +86,17 @@ class GrpcService:
         async def call(data: bytes, context: Any) -> bytes:
             try:
                 self._check_key(name, context)
-                found = (await answer(grpc_codec.parse(f"{name}Request", data), context)).SerializeToString()
+                response = (await answer(grpc_codec.parse(f"{name}Request", data), context)).SerializeToString()
             except asyncio.CancelledError:  # the client left, or its deadline has passed
                 self.codes["CANCELLED"] += 1
                 raise
-            except Exception as error:  # the one place where errors become statuses; a bug is logged and counted
+            except Exception as error:  # every error gets a status and is counted; `_status` logs bugs
                 code, trailing = _status(name, error)
                 self.codes[code.name] += 1
-                said = str(error) if isinstance(error, EdgekitError) else "internal error; the server's log has it"
-                await context.abort(code, said, trailing)
+                shown = str(error) if isinstance(error, EdgekitError) else "internal error; see the server's log"
+                await context.abort(code, shown, trailing)
             self.codes["OK"] += 1
-            return bytes(found)
+            return bytes(response)
 
         return call
 
@@ -109,52 +110,52 @@ class GrpcService:
         ):
             raise _KeyError("the API key is missing or wrong; send metadata authorization: Bearer <key>")
 
-    # --- the methods; each has the name that the protocol gives it
+    # --- the methods, with the protocol's names
 
-    async def _ServerLive(self, asked: Any, context: Any) -> Any:  # noqa: N802
+    async def _ServerLive(self, received: Any, context: Any) -> Any:  # noqa: N802
         return message("ServerLiveResponse")(live=True)
 
-    async def _ServerReady(self, asked: Any, context: Any) -> Any:  # noqa: N802
+    async def _ServerReady(self, received: Any, context: Any) -> Any:  # noqa: N802
         return message("ServerReadyResponse")(ready=self._server.ready())
 
-    async def _ModelReady(self, asked: Any, context: Any) -> Any:  # noqa: N802
+    async def _ModelReady(self, received: Any, context: Any) -> Any:  # noqa: N802
         try:
-            self._server.describe(asked.name, asked.version or None)
+            self._server.describe(received.name, received.version or None)
         except (NotFoundError, UnavailableError):
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=True)
 
-    async def _ServerMetadata(self, asked: Any, context: Any) -> Any:  # noqa: N802
+    async def _ServerMetadata(self, received: Any, context: Any) -> Any:  # noqa: N802
         return _filled("ServerMetadataResponse", documents.server())
 
-    async def _ModelMetadata(self, asked: Any, context: Any) -> Any:  # noqa: N802
-        return _filled("ModelMetadataResponse", documents.model(self._server, asked.name, asked.version or None))
+    async def _ModelMetadata(self, received: Any, context: Any) -> Any:  # noqa: N802
+        return _filled("ModelMetadataResponse", documents.model(self._server, received.name, received.version or None))
 
-    async def _ModelStatistics(self, asked: Any, context: Any) -> Any:  # noqa: N802
-        wanted = [(asked.name, asked.version or None)] if asked.name else documents.every(self._server)
+    async def _ModelStatistics(self, received: Any, context: Any) -> Any:  # noqa: N802
+        wanted = [(received.name, received.version or None)] if received.name else documents.every(self._server)
         return _filled("ModelStatisticsResponse", documents.statistics(self._server, wanted))
 
-    async def _RepositoryIndex(self, asked: Any, context: Any) -> Any:  # noqa: N802
-        return _filled("RepositoryIndexResponse", {"models": documents.index(self._server, asked.ready)})
+    async def _RepositoryIndex(self, received: Any, context: Any) -> Any:  # noqa: N802
+        return _filled("RepositoryIndexResponse", {"models": documents.index(self._server, received.ready)})
 
-    async def _ModelInfer(self, asked: Any, context: Any) -> Any:  # noqa: N802
-        request = grpc_codec.infer_request(asked)
+    async def _ModelInfer(self, received: Any, context: Any) -> Any:  # noqa: N802
+        request = grpc_codec.infer_request(received)
         left = context.time_remaining()
         if left is not None and PARAMETER not in request.parameters:
             allowed = {**request.parameters, PARAMETER: min(max(left * 1000, 1.0), MAX_DEADLINE_MS)}
             request = msgspec.structs.replace(request, parameters=allowed)
-        found = await self._server.answer(asked.model_name, asked.model_version or None, request)
-        return grpc_codec.infer_response(found, request, asked)
+        response = await self._server.answer(received.model_name, received.model_version or None, request)
+        return grpc_codec.infer_response(response, request, received)
 
 
 class _KeyError(EdgekitError):
-    """A call came without the API key."""
+    """A call without the right API key."""
 
 
 def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """GRPC's status of an error, and what goes with it."""
+    """The gRPC status of an error, and its trailing metadata."""
     code = grpc.StatusCode
-    if isinstance(error, OverloadedError):  # clients with retries wait so long before the next
+    if isinstance(error, OverloadedError):  # clients wait for the pushback time before they try again
         late = code.DEADLINE_EXCEEDED if isinstance(error, DeadlineError) else code.RESOURCE_EXHAUSTED
         return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
     for kind, found in (
@@ -174,7 +175,7 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
 
 
 def _filled(name: str, document: dict[str, Any]) -> Any:
-    """A message with the document's values; what the message has no field for stays out."""
+    """A message with the document's values; values without a field in the message are left out."""
     return json_format.ParseDict(document, message(name)(), ignore_unknown_fields=True)
 
 
@@ -183,19 +184,20 @@ def _filled(name: str, document: dict[str, Any]) -> Any:
 
 @contextlib.asynccontextmanager
 async def serve_grpc(
-    service: GrpcService, *, address: str = "", socket: Path | None = None
+    service: GrpcService, *, address: str = "", socket: Path | None = None, max_calls: int = MAX_CALLS
 ) -> AsyncIterator[BoundGrpc]:
     """Serve until the block ends, then let running calls finish (up to DRAIN_SECONDS).
 
     Args:
-        service: What answers.
-        address: ``host:port``; port 0 takes any free one; empty for no TCP. Without an API key only loopback: gRPC has
-            no Host header by which a foreign caller could be told.
-        socket: Path of a UNIX socket (mode 0660), or None; what a dead server left there is replaced.
+        service: Answers the calls.
+        address: ``host:port``; port 0 takes any free one; empty for no TCP. Without an API key it must be loopback,
+            because gRPC has no Host header by which a web page's request could be recognized.
+        socket: Path of a UNIX socket (mode 0660), or None; a socket that a dead server left there is replaced.
+        max_calls: Most calls at the same time; further calls get RESOURCE_EXHAUSTED.
 
     Raises:
         SettingsError: the address is malformed, or not loopback and there is no API key.
-        UnavailableError: an address is taken or not ours to bind.
+        UnavailableError: an address is taken, or this process may not bind it.
     """
     options = {
         "grpc.max_receive_message_length": service.max_request_bytes + _FRAMING_BYTES,
@@ -205,9 +207,9 @@ async def serve_grpc(
         "grpc.absolute_max_metadata_size": 2 * MAX_METADATA_BYTES,
         "grpc.max_connection_idle_ms": IDLE_SECONDS * 1000,
         "grpc.server_handshake_timeout_ms": HANDSHAKE_SECONDS * 1000,
-        "grpc.so_reuseport": 0,  # or a second server would take half of the connections in silence
+        "grpc.so_reuseport": 0,  # else a second server could take half of the connections unnoticed
     }
-    server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=MAX_CALLS)
+    server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=max_calls)
     server.add_generic_rpc_handlers((service.handler(),))
     with contextlib.ExitStack() as stack:
         bound = _bind_tcp(server, address, service) if address else ""
@@ -239,11 +241,14 @@ def _bind_tcp(server: Any, address: str, service: GrpcService) -> str:
 
 def _bind_unix(server: Any, path: Path) -> None:
     make_room(path)
-    before = os.umask(0o077)  # gRPC binds and listens in one, so nobody may get in before the mode is set
+    before = os.umask(0o077)  # gRPC binds and listens in one step; no client may connect before the mode is set
     try:
         server.add_insecure_port(f"unix:{path}")
         os.chmod(path, SOCKET_MODE)
     except (RuntimeError, OSError) as error:
-        raise UnavailableError(f"cannot make the socket {path}: {error}") from error
+        raise UnavailableError(
+            f"cannot make the socket {path}: {error}",
+            advice="Choose a path in a folder that this user may write to.",
+        ) from error
     finally:
         os.umask(before)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from edgekit.errors import ArenaFullError, DataError, NotFoundError, RuntimeLoadError, SettingsError, UnavailableError
 from edgekit.serving.endpoints import Endpoints, open_endpoints
 from edgekit.serving.grpc import codec as grpc_codec
-from edgekit.serving.grpc import server as grpc_server
 from edgekit.serving.grpc.messages import SERVICE, message
 from edgekit.serving.grpc.server import GrpcService, serve_grpc
 from edgekit.serving.oip import codec as oip
@@ -337,12 +336,11 @@ async def test_calls_that_run_are_finished_before_the_server_ends() -> None:
     await client.channel.close()
 
 
-async def test_over_the_limit_calls_are_shed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call too many is refused at once."""
-    monkeypatch.setattr(grpc_server, "MAX_CALLS", 2)
+async def test_over_the_limit_calls_are_shed() -> None:
+    """A call above the limit is refused at once."""
     echo = Echo()
     echo.gate.clear()
-    async with serve_grpc(GrpcService(echo, max_request_bytes=4096), address="127.0.0.1:0") as bound:
+    async with serve_grpc(GrpcService(echo, max_request_bytes=4096), address="127.0.0.1:0", max_calls=2) as bound:
         client = Client(bound.address)
         running = [asyncio.ensure_future(client("ModelInfer", infer())) for _ in range(2)]
         await echo.arrived(2)
@@ -353,7 +351,7 @@ async def test_over_the_limit_calls_are_shed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_http_and_grpc_are_served_side_by_side(server: Doubler) -> None:
-    """Both doors lead to one server, and the metrics of one count the calls of the other."""
+    """Both endpoints use one server, and the metrics over HTTP count the calls over gRPC."""
     wanted = Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
     async with open_endpoints(server, wanted, max_request_bytes=4096) as endpoints:
         client = Client(endpoints.grpc)
