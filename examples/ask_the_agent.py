@@ -1,4 +1,4 @@
-"""Ask a device's inference service from an application, and see it fall back to the cloud tier.
+"""Send requests to a device's inference service, which falls back to the cloud tier when its score is low.
 
 Prints route, reason and score of three answers: a sure one, an unsure one, and an unsure one without the cloud tier.
 """
@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx.parser
 
-from device_agents import InferenceService
+from device_agents import InferenceService, ServiceOptions
 from device_agents.inference.cloud_client import CloudClient
+from edgekit.bundle.bindings import Binding
 from edgekit.bundle.golden import write_golden
-from edgekit.bundle.manifest import Binding, Golden, Manifest, Task, Tolerance, file_entry
+from edgekit.bundle.manifest import Golden, Manifest, Task, Tolerance, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.http.app import App
@@ -26,7 +27,7 @@ TEXT = """<ir_version: 9, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,
 
 
 def bundle(folder: Path, gain: float) -> tuple[Manifest, Path]:
-    """What `edgekit convert` would write: a softmax that is the surer the larger its gain is."""
+    """Write a bundle like `edgekit convert` does: a softmax. A larger gain gives higher scores."""
     folder.mkdir()
     scores = np.exp(gain * SURE) / np.exp(gain * SURE).sum()
     files = {"model.onnx": ("model", onnx.parser.parse_model(TEXT % gain).SerializeToString())}
@@ -42,16 +43,16 @@ def bundle(folder: Path, gain: float) -> tuple[Manifest, Path]:
 
 async def main(home: Path) -> None:
     async def ask(x: np.ndarray) -> None:
-        said = (await service.infer("m", {"x": x})).parameters
-        print(f"{said['edgekit_route']:9} {said['edgekit_reason']:13} score {said['edgekit_score']:.2f}")
+        answer = (await service.infer("m", {"x": x})).parameters
+        print(f"{answer['edgekit_route']:9} {answer['edgekit_reason']:13} score {answer['edgekit_score']:.2f}")
 
     models = await CloudModels.open(["m"], lambda name: bundle(home / "large", 9.0), threads=1)
     async with serve(App(models, max_request_bytes=2**20), http="127.0.0.1:0") as cloud_tier:
-        service = InferenceService(cloud=CloudClient(cloud_tier.url), threshold=0.8)
+        service = InferenceService(cloud=CloudClient(cloud_tier.url), service=ServiceOptions(fallback_threshold=0.8))
         await service.activate("m", *bundle(home / "small", 1.0))
         await ask(SURE)
         await ask(UNSURE)
-    await ask(UNSURE)  # the cloud tier is gone
+    await ask(UNSURE)  # the cloud tier has stopped
     await service.close()
 
 

@@ -1,7 +1,7 @@
-"""Photos in, labels out: the steps before and after a model travel in its bundle, as steps.toml says them.
+"""Send a photo and get labels: a bundle contains the steps before and after the model, which steps.toml defines.
 
-Converts a model that tells colours as `edgekit convert colours.onnx --target server --preprocess steps.toml` does, and
-posts a JPEG to its endpoint. Prints what the model takes, and the labels, the likeliest first:
+Converts a model that recognizes colours, like `edgekit convert colours.onnx --target server --preprocess steps.toml`,
+and posts a JPEG to its endpoint. Prints the media types that the model accepts, then the labels by descending score:
 
     colours takes image/jpeg, image/png
     green 0.75, blue 0.15, red 0.10
@@ -41,10 +41,10 @@ async def ask(bundle: Path, photo: bytes) -> None:
         await service.activate("colours", parse_manifest(manifest), bundle)
         async with serve(App(service, max_request_bytes=2**20), http="127.0.0.1:0", socket=None) as bound:
             url = f"{bound.url}/v2/models/colours"
-            known = json.load(await asyncio.to_thread(urlopen, url))
-            print("colours takes", ", ".join(known["edgekit_bytes"][0]["media_types"]))
-            asked = Request(f"{url}/infer", photo, {"Content-Type": "image/jpeg"})
-            outputs = json.load(await asyncio.to_thread(urlopen, asked))["outputs"]
+            metadata = json.load(await asyncio.to_thread(urlopen, url))
+            print("colours takes", ", ".join(metadata["edgekit_bytes"][0]["media_types"]))
+            request = Request(f"{url}/infer", photo, {"Content-Type": "image/jpeg"})
+            outputs = json.load(await asyncio.to_thread(urlopen, request))["outputs"]
             answer = {one["name"]: one["data"] for one in outputs}
             ranked = zip(answer["labels"], answer["scores"], strict=True)
             print(", ".join(f"{label} {score:.2f}" for label, score in ranked))

@@ -1,7 +1,7 @@
 """Convert a Keras model for a Raspberry Pi 4.
 
-Builds and saves a small network, converts it with samples to calibrate and prove with, and prints one line a
-candidate, what was chosen, and where its bundle lies:
+Builds and saves a small network, and converts it with samples for calibration and for the proof of its quality. Prints
+one line per candidate, with the chosen one, and the folder of the bundle:
 
     float32: ... bytes, accuracy ..., fits
     float16: ... bytes, accuracy ..., chosen (or fits)
@@ -35,7 +35,7 @@ def save_model(path: Path) -> None:
 
 
 def blobs(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Dark (0) and light (1) images of noise."""
+    """Noisy images (count, 12, 12, 1) with their labels: 0 for dark, 1 for light."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
     light = 0.3 + 0.4 * labels[:, None, None, None]

@@ -1,7 +1,8 @@
-"""Convert an ONNX model for a Jetson and for the cloud tier, without any samples.
+"""Convert an ONNX model for a Jetson and for the cloud tier, without samples.
 
-Builds a small regression network with plain ONNX, and converts it. Without samples only float candidates are made, and
-parity is measured on random inputs. Prints for each target what was chosen and its largest difference:
+Builds a small regression network with plain ONNX and converts it. Without samples, only float candidates are built, and
+parity is measured on random inputs. Prints for each target the chosen candidate and its largest difference from the
+float model:
 
     jetson-orin: float16, largest difference ...
     server: float32, largest difference 0

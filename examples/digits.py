@@ -2,12 +2,12 @@
 
     python examples/digits.py -o digits
 
-trains two networks on scikit-learn's 1,797 scans of handwritten digits, blown up to 32x32 with noise, and prints their
+trains two networks on scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32 with noise, and prints their
 accuracy on the same held-out images: a small one for devices (about 102 thousand parameters, stopped early, near 97 %)
 and a larger one for the cloud (trained longer on shifted and noisier copies, near 99 %). It writes digits.keras,
-digits-cloud.keras, data.npz (x, y: for calibration, choice and proof), test.npz (x, y: only ever reported on) and
-summary.json. With --next it also writes digits-next.keras, the small model after one more epoch. Another --seed orders
-the images otherwise, adds other noise and starts from other weights.
+digits-cloud.keras, data.npz (x, y: for calibration, selection and proof), test.npz (x, y: only for the reported
+accuracy) and summary.json. With --next it also writes digits-next.keras, the small model after one more epoch. --seed
+changes the order of the images, the noise and the initial weights.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def split(images: Images, labels: Labels) -> dict[str, tuple[Images, Labels]]:
 
 
 def small_model() -> Any:
-    """The device's model: convolutions with batch norm, depthwise, 1x1, residual adds, average pooling, softmax."""
+    """The small model for devices: convolutions with batch norm, depthwise, 1x1, residual adds, pooling, softmax."""
     return _network("digits", widths=(24, 48, 72), hidden=76)
 
 
 def cloud_model() -> Any:
-    """The cloud's model: the same plan, about five times as many parameters."""
+    """The larger model for the cloud: the same architecture, about five times as many parameters."""
     return _network("digits-cloud", widths=(32, 112, 160), hidden=128)
 
 
@@ -87,14 +87,14 @@ def _network(name: str, *, widths: tuple[int, int, int], hidden: int) -> Any:
 
 
 def augmented(images: Images, labels: Labels, *, copies: int, seed: int = SEED) -> tuple[Images, Labels]:
-    """The images and `copies` of them, each moved by up to 3 pixels, with more noise."""
+    """The images, and `copies` of each image shifted by up to 3 pixels and with more noise."""
     rng = np.random.default_rng(seed + 1)
-    moved = [images]
+    parts = [images]
     for _ in range(copies):
         shifts = rng.integers(-3, 4, (len(images), 2))
         rolled = np.stack([np.roll(i, tuple(s), (0, 1)) for i, s in zip(images, shifts, strict=True)])
-        moved.append(np.clip(rolled + rng.normal(0.0, 0.15, rolled.shape), 0.0, 1.0).astype(np.float32))
-    return np.concatenate(moved), np.tile(labels, copies + 1)
+        parts.append(np.clip(rolled + rng.normal(0.0, 0.15, rolled.shape), 0.0, 1.0).astype(np.float32))
+    return np.concatenate(parts), np.tile(labels, copies + 1)
 
 
 def train(model: Any, images: Images, labels: Labels, *, epochs: int, rate: float, seed: int = SEED) -> None:
@@ -115,7 +115,7 @@ def accuracy(model: Any, images: Images, labels: Labels) -> float:
 
 
 def write_digits(folder: Path, *, seed: int = SEED, with_cloud: bool = True, with_next: bool = False) -> dict[str, Any]:
-    """Train, write everything into `folder`, and return what summary.json holds."""
+    """Train the models and write all files into `folder`. Returns the content of summary.json."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     with _step("load TensorFlow"):
@@ -125,7 +125,7 @@ def write_digits(folder: Path, *, seed: int = SEED, with_cloud: bool = True, wit
     for name in ("data", "test"):
         np.savez_compressed(folder / f"{name}.npz", x=parts[name][0], y=parts[name][1])
     keras.utils.set_random_seed(seed)
-    small, cloud = small_model(), cloud_model()  # both built here, so that leaving one out changes nothing else
+    small, cloud = small_model(), cloud_model()  # both use the seed, so build both even with --no-cloud
     with _step("train digits (device)"):
         train(small, *parts["train"], epochs=SMALL_EPOCHS, rate=2e-3, seed=seed)
         small.save(folder / "digits.keras")
@@ -146,9 +146,9 @@ def write_digits(folder: Path, *, seed: int = SEED, with_cloud: bool = True, wit
 
 
 def _report(summary: dict[str, Any], name: str, model: Any, parts: dict[str, tuple[Images, Labels]]) -> None:
-    found = {"accuracy": accuracy(model, *parts["test"]), "parameters": model.count_params()}
-    summary["models"][name] = found
-    print(f"{name}: {found['parameters']:,} parameters, accuracy {found['accuracy']:.2%} on {TEST} held-out images")
+    result = {"accuracy": accuracy(model, *parts["test"]), "parameters": model.count_params()}
+    summary["models"][name] = result
+    print(f"{name}: {result['parameters']:,} parameters, accuracy {result['accuracy']:.2%} on {TEST} held-out images")
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def _step(label: str) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("digits"), help="folder [default: digits]")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of everything random [default: {SEED}]")
-    parser.add_argument("--no-cloud", action="store_true", help="leave digits-cloud.keras out, which takes the longest")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of all random choices [default: {SEED}]")
+    parser.add_argument("--no-cloud", action="store_true", help="skip digits-cloud.keras, which takes longest to train")
     parser.add_argument("--next", action="store_true", help="also write digits-next.keras")
     options = parser.parse_args()
     write_digits(options.output, seed=options.seed, with_cloud=not options.no_cloud, with_next=options.next)

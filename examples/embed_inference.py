@@ -1,6 +1,7 @@
-"""Inference inside an application: no HTTP, and the same queue, deadlines and switches of versions.
+"""Use the inference service inside an application: no HTTP, but the same queue, deadlines and version switches.
 
-Prints how many requests at once a queue of four takes, what a short deadline says, and who answered during a switch.
+Prints how many of ten simultaneous requests a queue of four refuses, the error of a missed deadline, and which versions
+answered during a switch.
 """
 
 import asyncio
@@ -12,8 +13,9 @@ import numpy as np
 import onnx.parser
 
 from device_agents import InferenceService
+from edgekit.bundle.bindings import Binding
 from edgekit.bundle.golden import write_golden
-from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry
+from edgekit.bundle.manifest import Golden, Manifest, Tolerance, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.session import OverloadedError
@@ -25,7 +27,7 @@ TEXT = """<ir_version: 9, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,
 
 
 def bundle(folder: Path, version: str, gain: float) -> tuple[Manifest, Path]:
-    """What `edgekit convert` would write."""
+    """Write a bundle like `edgekit convert` does."""
     folder.mkdir()
     files = {"model.onnx": ("model", onnx.parser.parse_model(TEXT % gain).SerializeToString())}
     files["golden.npz"] = ("golden", write_golden({"x": SMALL}, {"y": np.full((1, 3), 1 / 3, np.float32)}))
@@ -40,10 +42,10 @@ def bundle(folder: Path, version: str, gain: float) -> tuple[Manifest, Path]:
 async def main(home: Path) -> None:
     async with InferenceService(options=ModelOptions(queue_limit=4)) as service:
         await service.activate("m", *bundle(home / "1", "1.0.0", 1.0))
-        found = await asyncio.gather(*(service.infer("m", {"x": LARGE}) for _ in range(10)), return_exceptions=True)
-        print(sum(isinstance(one, OverloadedError) for one in found), "of 10 refused at once:", found[-1].advice)
-        asked = service.infer("m", {"x": LARGE}), service.infer("m", {"x": LARGE}, deadline_ms=1)
-        print("too late:", (await asyncio.gather(*asked, return_exceptions=True))[1])
+        results = await asyncio.gather(*(service.infer("m", {"x": LARGE}) for _ in range(10)), return_exceptions=True)
+        print(sum(isinstance(one, OverloadedError) for one in results), "of 10 refused at once:", results[-1].advice)
+        requests = service.infer("m", {"x": LARGE}), service.infer("m", {"x": LARGE}, deadline_ms=1)
+        print("too late:", (await asyncio.gather(*requests, return_exceptions=True))[1])
         switch = asyncio.ensure_future(service.activate("m", *bundle(home / "2", "2.0.0", 2.0)))
         versions: Counter[str] = Counter()
         while not versions["2.0.0"]:

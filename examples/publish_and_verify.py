@@ -1,12 +1,13 @@
-"""Publish a bundle into a signed registry, read it back verified, and see a damaged blob refused.
+"""Publish a bundle to a signed registry, download and verify it, and see the refusal of a damaged blob.
 
-Prints the catalogue's entry, "verified" for the fetched copy, and the digest that fails once a stored byte is changed.
+Prints the release in the catalogue, the verified files of the copy, and the error after one stored byte was changed.
 """
 
 import tempfile
 from pathlib import Path
 
-from edgekit.bundle.manifest import Binding, Golden, Manifest, file_entry
+from edgekit.bundle.bindings import Binding
+from edgekit.bundle.manifest import Golden, Manifest, file_entry
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import DigestMismatchError
 from edgekit.registry import RegistryReader, blob_name, check_bundle, publish
@@ -16,7 +17,7 @@ from edgekit.trust.repository import Repository
 
 
 def tiny_bundle(folder: Path) -> Path:
-    """A bundle as `edgekit convert` would write it, with bytes in place of a model."""
+    """Write a bundle like `edgekit convert` does, with plain bytes instead of a model."""
     folder.mkdir()
     files = {"model.onnx": ("model", b"weights" * 20_000), "golden.npz": ("golden", b"samples")}
     tensor = Binding(TensorSpec("x", DType.FLOAT32, (None, 3)), TensorSpec("x", DType.FLOAT32, (1, 3)))
@@ -41,7 +42,7 @@ with tempfile.TemporaryDirectory() as name:
     home = Path(name)
     store = open_store(f"file://{home}/registry")
     repository = Repository(store, home / "keys")
-    root = repository.create()  # what devices are born with; the keys never leave home / "keys"
+    root = repository.create()  # each device gets this root; the private keys stay in home / "keys"
     publish(store, repository, tiny_bundle(home / "bundle"))
 
     reader = RegistryReader(store, root, home / "cache")
