@@ -1,4 +1,4 @@
-"""The structure of the code: what `make lint` cannot see about rooms and rules."""
+"""The structure of the code: checks of rooms, rules and functions that `make lint` cannot make."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def rules() -> set[str]:
 
 
 def test_every_file_that_calls_itself_a_rule_is_held_to_it() -> None:
-    """A module whose docstring says "Pure" or "Rules only" stands in the import contract, itself or by its room."""
-    named = rules()
+    """A module whose docstring says "Pure" or "Rules only" is in the import contract, itself or through its room."""
+    contract = rules()
     for module, path in sources():
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         if RULES.search(text):
             parts = module.split(".")
-            assert {".".join(parts[:end]) for end in range(1, len(parts) + 1)} & named, module
+            assert {".".join(parts[:end]) for end in range(1, len(parts) + 1)} & contract, module
 
 
 def test_every_room_says_what_lives_there() -> None:

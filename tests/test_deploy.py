@@ -1,4 +1,4 @@
-"""The files in deploy/ say what the code says."""
+"""The files in deploy/ agree with the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 
 
 def test_the_broker_rules_of_a_fleet_are_those_of_the_private_broker() -> None:
-    """One rule in two places must be one text: regenerate deploy/edgekit.acl from `mosquitto_acl()`."""
+    """deploy/edgekit.acl is the text of `mosquitto_acl()`; write it again after a change of that function."""
     assert (DEPLOY / "edgekit.acl").read_text() == mosquitto_acl()
 
 
@@ -30,17 +30,17 @@ def test_the_unit_sets_only_settings_that_exist() -> None:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with the GPU's drop-in beside it, for a machine that has neither the program nor the user."""
+    """A copy of the unit whose program exists on this machine."""
     text = (DEPLOY / "edgekit-agent.service").read_text()
-    here = tmp_path / "edgekit-agent.service"
-    here.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text))
-    return here
+    copy = tmp_path / "edgekit-agent.service"
+    copy.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text))
+    return copy
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 @pytest.mark.parametrize("gpu", [False, True])
 def test_systemd_knows_every_line_of_the_unit(unit: Path, gpu: bool) -> None:
-    """`systemd-analyze verify` finds nothing to say, with and without the drop-in for GPUs."""
+    """`systemd-analyze verify` reports nothing about the unit, with and without the drop-in for GPUs."""
     if gpu:
         (unit.parent / f"{unit.name}.d").mkdir()
         shutil.copy(DEPLOY / "edgekit-agent-gpu.conf", unit.parent / f"{unit.name}.d" / "gpu.conf")
@@ -53,7 +53,7 @@ def test_systemd_knows_every_line_of_the_unit(unit: Path, gpu: bool) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_approves_of_the_units_confinement(unit: Path) -> None:
-    """An exposure of at most 2.0 of 10, which systemd calls OK; a service without any confinement has 9.6."""
+    """The exposure is at most 2.0 of 10, which systemd calls OK; a service without confinement has 9.6."""
     command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     if "unrecognized option" in done.stderr:
@@ -63,7 +63,7 @@ def test_systemd_approves_of_the_units_confinement(unit: Path) -> None:
 
 
 def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> None:
-    """The example configuration is read without complaint; it ends there for want of certificates."""
+    """mosquitto reads the example configuration without an error, then ends because the certificates are missing."""
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if program is None:
         pytest.skip("mosquitto is not installed")
@@ -76,4 +76,4 @@ def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> Non
     command = [program, "-c", str(tmp_path / "mosquitto.conf")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "Config loaded" in done.stderr, done.stderr
-    assert done.returncode != 0  # nothing here may listen
+    assert done.returncode != 0  # it must not listen

@@ -1,4 +1,4 @@
-"""The guides to install and to upgrade name files, settings, commands and options that exist."""
+"""The installation and upgrade guides name only files, settings, commands and options that exist."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def blocks(guide: str, language: str) -> list[str]:
 
 
 def commands(guide: str) -> list[tuple[str, list[str]]]:
-    """Each call of a program of ours, as (program, arguments)."""
-    found = []
+    """Each call of edgekit's programs in the guide, as (program, arguments)."""
+    calls = []
     for line in "\n".join(blocks(guide, "bash")).replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|\|", line):
             words = shlex.split(re.sub(r"^\s*sudo (-u \S+ )?(env (\w+=\S+ )*)?", "", part), comments=True)
             if words and Path(words[0]).name in PROGRAMS:
-                found.append((Path(words[0]).name, words[1:]))
-    return found
+                calls.append((Path(words[0]).name, words[1:]))
+    return calls
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, UPGRADE])
 def test_every_command_parses(guide: str) -> None:
-    """With the command line's own parsers, so that an option that went away is met here first."""
-    found = commands(guide)
-    assert {program for program, _ in found} == set(PROGRAMS)
-    for program, arguments in found:
+    """Every command and option of the guide is known to the command line's parsers."""
+    calls = commands(guide)
+    assert {program for program, _ in calls} == set(PROGRAMS)
+    for program, arguments in calls:
         command: click.Command = PROGRAMS[program]
         while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
             inner = command.get_command(click.Context(command), arguments[0])
@@ -55,7 +55,7 @@ def test_every_command_parses(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_what_is_copied_to_a_device_exists(guide: str) -> None:
-    """Files of this repository, other pages, and target profiles."""
+    """The guide names only existing files of this repository, pages and target profiles."""
     text = (ROOT / "docs" / guide).read_text()
     for path in re.findall(r"\b(?:deploy|constraints)/[\w.-]+", text):
         assert (ROOT / path).is_file(), path
@@ -67,7 +67,7 @@ def test_what_is_copied_to_a_device_exists(guide: str) -> None:
 
 
 def test_pages_that_the_upgrade_names_exist() -> None:
-    """Other pages, and the files of the last release."""
+    """The upgrade guide names only existing pages and files of the last release."""
     text = (ROOT / "docs" / UPGRADE).read_text()
     pages = re.findall(r"\]\(([\w.-]+\.md)", text)
     assert {"states.md", *GUIDES} <= set(pages)
@@ -77,7 +77,7 @@ def test_pages_that_the_upgrade_names_exist() -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_every_setting_is_one(guide: str) -> None:
-    """Read as the agent reads agent.toml."""
+    """Every TOML block of the guide loads as settings of the agent."""
     for block in blocks(guide, "toml"):
         values = {"device": "d", "fleet": "f", "target": "jetson-orin", **tomllib.loads(block)}
         assert msgspec.convert(values, AgentSettings)

@@ -1,4 +1,4 @@
-"""Devices stay light: what an agent's install brings, and what a running agent has loaded."""
+"""Packages: the agent's dependencies and imports, the constraints, the wheel, and other operating systems."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MARKERS = [
 
 
 def closure(requirement: str, environment: dict[str, str], seen: set[tuple[str, str]]) -> Iterator[str]:
-    """Every distribution that `requirement` brings, itself included, by the installed metadata."""
+    """Every distribution that `requirement` needs, itself included, according to the installed metadata."""
     parsed = Requirement(requirement)
     name = canonicalize_name(parsed.name)
     extras = {"", *parsed.extras}
@@ -47,29 +47,29 @@ def closure(requirement: str, environment: dict[str, str], seen: set[tuple[str, 
     try:
         requires = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
-        return  # only for another Python or machine; its name is counted, its own needs are not known here
+        return  # only for another Python or machine: its own requirements are unknown here
     for line in requires:
-        wanted = Requirement(line)
-        if any(wanted.marker is None or wanted.marker.evaluate({**environment, "extra": extra}) for extra in extras):
-            yield from closure(f"{wanted.name}[{','.join(wanted.extras)}]", environment, seen)
+        needed = Requirement(line)
+        if any(needed.marker is None or needed.marker.evaluate({**environment, "extra": extra}) for extra in extras):
+            yield from closure(f"{needed.name}[{','.join(needed.extras)}]", environment, seen)
 
 
 @pytest.mark.parametrize("environment", MARKERS, ids=lambda e: f"{e['python_version']}-{e['platform_machine']}")
 def test_the_agent_extra_brings_no_workstation_library(environment: dict[str, str]) -> None:
     """`pip install edgekit[agent]` resolves, on every Python and machine, without TensorFlow or SQLAlchemy."""
-    brought = set(closure("edgekit[agent,litert,onnx]", environment, set()))
-    assert {"paho-mqtt", "tuf", "httptools", "numpy"} <= brought
-    assert not brought & WORKSTATION_ONLY
+    installed = set(closure("edgekit[agent,litert,onnx]", environment, set()))
+    assert {"paho-mqtt", "tuf", "httptools", "numpy"} <= installed
+    assert not installed & WORKSTATION_ONLY
 
 
 def test_the_convert_extra_is_seen_to_bring_them() -> None:
-    """The closure above finds heavy packages where they are wanted, so that its silence means something."""
-    brought = set(closure("edgekit[all]", MARKERS[-1], set()))
-    assert {"tensorflow-cpu", "sqlalchemy", "obstore", "onnx"} <= brought
+    """`closure` finds the heavy packages of edgekit[all], so the test above can fail."""
+    installed = set(closure("edgekit[all]", MARKERS[-1], set()))
+    assert {"tensorflow-cpu", "sqlalchemy", "obstore", "onnx"} <= installed
 
 
 def test_a_running_agent_has_loaded_no_workstation_library(tmp_path: Path) -> None:
-    """`edgekit-agent run` in a fresh interpreter, up to its ready line and its clean end, imports none of them."""
+    """`edgekit-agent run` imports no workstation library from its start to its end after SIGTERM."""
     generate_key(tmp_path / "device.key")
     (tmp_path / "root.json").write_text("{}")
     settings = 'device = "d"\nfleet = "f"\ntarget = "x86-64"\nbroker = "mqtt://127.0.0.1:9"\nhttp = "127.0.0.1:0"\n'
@@ -94,12 +94,18 @@ def test_a_running_agent_has_loaded_no_workstation_library(tmp_path: Path) -> No
     loaded = {
         line.split("|")[-1].strip().partition(".")[0] for line in (tmp_path / "imports.txt").read_text().splitlines()
     }
-    assert {"device_agents", "paho", "tuf", "httptools", "numpy"} <= loaded  # the list is really what was loaded
+    assert {
+        "device_agents",
+        "paho",
+        "tuf",
+        "httptools",
+        "numpy",
+    } <= loaded  # the list of imports is complete enough to trust
     assert not loaded & MODULES
 
 
 def test_constraints_are_hashed_and_name_no_index() -> None:
-    """Every pinned package has hashes, and no file says where packages come from."""
+    """Every pinned package has hashes, and no constraints file names a package index."""
     for path in sorted((ROOT / "constraints").glob("*.txt")):
         text = path.read_text()
         pins = re.findall(r"^[a-z0-9].*?==[^\n]*\\$", text, re.MULTILINE)
@@ -110,7 +116,7 @@ def test_constraints_are_hashed_and_name_no_index() -> None:
 
 
 def test_agent_constraints_hold_no_workstation_library() -> None:
-    """The pinned file for devices lists none of the workstation's packages."""
+    """constraints/agent.txt has no package that only workstations need."""
     names = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "constraints" / "agent.txt").read_text(), re.MULTILINE))
     assert "paho-mqtt" in names
     assert not names & WORKSTATION_ONLY
@@ -126,7 +132,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_and_sdist_hold_the_three_packages_with_their_data(built: Path) -> None:
-    """Each file of edgekit, converters and device_agents, and the licence; the wheel is made from the sdist."""
+    """The wheel and the sdist have each file of edgekit, converters and device_agents, and the licence."""
     names = check.source_files()
     assert {"edgekit/bundle/targets.toml", "converters/backends/accelerators.toml"} <= names
     assert any(name.endswith("report.html.j2") for name in names)
@@ -141,14 +147,14 @@ def test_the_version_is_stated_once(built: Path) -> None:
     assert f"\nVersion: {__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
     assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    asking = re.compile(r"""version\(["']edgekit["']\)|__version__ = """)
+    statement = re.compile(r"""version\(["']edgekit["']\)|__version__ = """)
     files = {name: (ROOT / name).read_text() for name in check.source_files() if name.endswith(".py")}
-    assert [name for name, code in files.items() if asking.search(code)] == ["edgekit/__init__.py"]
+    assert [name for name, code in files.items() if statement.search(code)] == ["edgekit/__init__.py"]
 
 
 @pytest.mark.soak
 def test_a_release_answers_from_an_empty_environment(built: Path, tmp_path: Path) -> None:
-    """The wheel, installed as on a device: its commands run, and its agent takes a rollout and answers over HTTP."""
+    """Commands of the installed wheel run, and its agent installs a rolled out model and answers over HTTP."""
     check.check_installed(check.distributions(built)[0], tmp_path)
 
 
@@ -161,7 +167,7 @@ WORKSTATIONS = {"aarch64-apple-darwin": "14.0", "x86_64-pc-windows-msvc": ""}
 def test_workstations_of_other_systems_resolve_from_the_constraints(platform: str, python: str, tmp_path: Path) -> None:
     """Every pinned package of convert, registry and controller has a wheel for macOS 14 (arm64) and Windows.
 
-    Asks a package index, and installs nothing.
+    The test queries a package index and installs nothing.
     """
     out = tmp_path / "resolved.txt"
     command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", str(ROOT / "pyproject.toml")]

@@ -1,4 +1,4 @@
-"""The README's quick start, run exactly as it is written."""
+"""The quick start of the README works as written."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MARK = "<!-- quick start: run by tests/test_readme.py -->"
 
 
 def quick_start() -> str:
-    found = re.search(re.escape(MARK) + r"\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, "the README has no quick start"
-    return found.group(1)
+    """The commands of the quick start."""
+    match = re.search(re.escape(MARK) + r"\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert match, "the README has no quick start"
+    return match.group(1)
 
 
 def free_port() -> int:
@@ -31,17 +32,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# It trains, converts, starts four programs and rolls out, as its reader does: about 100 s.
+# It trains, converts, starts four programs and rolls out, like a reader does: about 100 s.
 @pytest.mark.heavy
 def test_the_quick_start_works_as_written(tmp_path: Path) -> None:
-    """Every command exits 0 on a model of one's own, and the device ends with the new version."""
+    """Every command exits 0 with a freshly trained model, and the device answers with version 1.0.0."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     make = [sys.executable, ROOT / "examples" / "digits.py", "-o", tmp_path, "--no-cloud"]
     subprocess.run(make, check=True, timeout=1200)
     port = free_port()
     script = "set -eu\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
-    script += quick_start().replace("127.0.0.1:8600", f"127.0.0.1:{port}")  # the default may be taken on this machine
+    script += quick_start().replace("127.0.0.1:8600", f"127.0.0.1:{port}")  # the default port may be in use
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

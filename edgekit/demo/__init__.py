@@ -1,4 +1,4 @@
-"""The demo: it runs the commands that a user would type, on real parts, and checks each result.
+"""The demo: it runs the commands of edgekit as a user would type them, on real parts, and checks each result.
 
-Nothing else may import it; it is given its printer.
+Only the command `edgekit demo` may import it. The demo prints through a `Printer` that the command passes in.
 """

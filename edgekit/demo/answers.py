@@ -1,9 +1,9 @@
-"""The answers of converted bundles to the demo's rows, computed here and not on a device.
+"""Answers of converted bundles to the demo's rows, computed on this machine instead of a device.
 
     python -m edgekit.demo.answers bundles model
 
-runs each bundle in the folder `bundles` on data.npz and test.npz of the folder `model` and prints JSON. It is a process
-of its own, because a runtime writes to the stderr of the process that loads it.
+runs each bundle in the folder `bundles` on data.npz and test.npz of the folder `model` and prints JSON. The demo runs
+it as a separate process, because a runtime writes to the stderr of the process that loads it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Answers(msgspec.Struct, frozen=True):
     """The answers of one bundle to N rows.
 
     Attributes:
-        labels: Index of the largest score (N).
+        labels: Class index of the largest score (N).
         scores: The largest score (N), a probability. A device compares it with its threshold.
     """
 
@@ -37,11 +37,11 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 def bundle_answers(bundle: Path, parts: dict[str, Array]) -> dict[str, Answers]:
-    """The answers of a bundle to each part of the data, row by row, as a device computes them.
+    """The answers of a bundle to each part of the data, computed row by row like on a device.
 
     Raises:
-        EdgekitError: its scores are not probabilities, so that they cannot be compared with a threshold.
-        RuntimeLoadError: it cannot be loaded.
+        EdgekitError: the scores of the bundle are not probabilities, so a threshold cannot apply to them.
+        RuntimeLoadError: the bundle cannot be loaded.
     """
     manifest = parse_manifest((bundle / MANIFEST_NAME).read_bytes())
     if manifest.task.scores != "probabilities":
@@ -55,16 +55,16 @@ def bundle_answers(bundle: Path, parts: dict[str, Array]) -> dict[str, Answers]:
 
 def _answers(runtime: Runtime, manifest: Manifest, rows: Array) -> Answers:
     name = manifest.inputs[0].spec.name
-    found = np.concatenate([runtime.run({name: row[None]})[manifest.task.output] for row in rows]).astype(np.float64)
-    return Answers(labels=found.argmax(axis=-1).tolist(), scores=found.max(axis=-1).tolist())
+    scores = np.concatenate([runtime.run({name: row[None]})[manifest.task.output] for row in rows]).astype(np.float64)
+    return Answers(labels=scores.argmax(axis=-1).tolist(), scores=scores.max(axis=-1).tolist())
 
 
 def main() -> None:
-    """Print the answers of each bundle by its folder's name."""
+    """Print the answers of each bundle, by the name of its folder."""
     bundles, model = Path(sys.argv[1]), Path(sys.argv[2])
     parts = {name: load_rows(model / f"{name}.npz")[0] for name in PARTS}
-    found = {bundle.name: bundle_answers(bundle, parts) for bundle in sorted(bundles.iterdir())}
-    print(msgspec.json.encode(found).decode())
+    answers = {bundle.name: bundle_answers(bundle, parts) for bundle in sorted(bundles.iterdir())}
+    print(msgspec.json.encode(answers).decode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Claims of the demo: each one is checked, and a claim that does not hold ends the demo."""
+"""Checks of the demo's claims. A claim that does not hold ends the demo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def expect(holds: bool, claim: str) -> None:
     """Check one claim.
 
     Raises:
-        DemoError: it does not hold.
+        DemoError: the claim does not hold.
     """
     if not holds:
         raise DemoError(f"the demo's claim does not hold: {claim}")

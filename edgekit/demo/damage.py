@@ -1,10 +1,10 @@
-"""Changed copies of a bundle, properly signed later: broken weights, or slightly changed ones. And damaged files.
+"""Makes copies of a bundle with broken or slightly changed weights, to be signed later, and damages files.
 
     python -m edgekit.demo.damage break bundles/digits-1.0.0-jetson-orin bundles/digits-1.1.0-jetson-orin 1.1.0
     python -m edgekit.demo.damage nudge bundles/digits-1.2.0-raspberry-pi-4 bundles/digits-1.3.0-raspberry-pi-4 1.3.0
 
-copies a bundle as the version that is named last. It is a process of its own, because a runtime writes to the stderr of
-the process that loads it.
+copies a bundle under the version in the last argument. The demo runs it as a separate process, because a runtime writes
+to the stderr of the process that loads it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from edgekit.errors import EdgekitError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 
 MAX_AGREEMENT = 0.5
-NUDGE_EVERY = 1000  # weights: a delta holds one changed byte for each, and every block of the file changes
-MIN_NUDGED_BYTES = 4096  # smaller tensors may be shapes
+NUDGE_EVERY = 1000  # one weight in so many changes: one byte each in a delta, and every block of the file changes
+MIN_NUDGED_BYTES = 4096  # smaller tensors can be shapes
 
 
 def damaged_bundle(source: Path, target: Path, *, version: str) -> None:
-    """Copy a bundle as `version` with broken weights, its golden answers unchanged and its digests put right.
+    """Copy a bundle under `version` with broken weights, the same golden answers and correct digests.
 
-    The bits of whole weight tensors are inverted, the largest tensor first, and then set to zero, until the artifact
-    still loads but decides at least every second golden row wrongly: only a self-test can find that. With all weights
-    at zero every row gets the same answer, so the damage is found whatever the precision of the artifact.
+    The function changes one weight tensor after the other, the largest first: it inverts the bits of each tensor, then
+    sets each tensor to zero. It stops once the artifact loads but decides at least every second golden row wrongly.
+    Only a self-test finds such damage. If all weights are zero, every row gets the same answer, so this works with each
+    precision.
 
     Raises:
         EdgekitError: the artifact has no weights, or all its golden rows have the same answer.
@@ -42,21 +43,21 @@ def damaged_bundle(source: Path, target: Path, *, version: str) -> None:
     model = copy.model
     for changed in _damages(model, tensors):
         candidate = changed(model)
-        found = copy.try_model(candidate)
-        if found is None:
-            continue  # it does not load: this tensor stays as it was
+        result = copy.try_model(candidate)
+        if result is None:
+            continue  # the changed model does not load: skip this change
         model = candidate
-        if not found.passed and found.agreement <= MAX_AGREEMENT:
+        if not result.passed and result.agreement <= MAX_AGREEMENT:
             copy.keep()
             return
-    raise EdgekitError(f"no damage to {source.name} makes it load and answer wrongly")
+    raise EdgekitError(f"cannot damage {source.name} so that it loads and answers wrongly")
 
 
 def nudged_bundle(source: Path, target: Path, *, version: str) -> None:
-    """Copy a bundle with float32 weights as `version`, with the last bit of one weight in NUDGE_EVERY changed.
+    """Copy a bundle with float32 weights under `version`, with the last bit of one weight in NUDGE_EVERY changed.
 
-    It stands for a light retraining. Its answers stay within the golden tolerances, and a delta to it is small whatever
-    the weights are. Which weights change depends on the version alone.
+    The copy replaces a slightly retrained model. Its answers stay within the golden tolerances, and the delta to it is
+    small, whatever the weights are. The version alone determines which weights change.
 
     Raises:
         EdgekitError: the copy does not pass its self-test.
@@ -69,14 +70,14 @@ def nudged_bundle(source: Path, target: Path, *, version: str) -> None:
         if tensor.length >= MIN_NUDGED_BYTES:
             for index in rng.choice(weights, size=-(-weights // NUDGE_EVERY), replace=False):
                 model[tensor.offset + 4 * int(index)] ^= 1
-    found = copy.try_model(bytes(model))
-    if found is None or not found.passed or model == copy.model:
-        raise EdgekitError(f"{source.name} cannot be nudged: {found.faults if found else 'it does not load'}")
+    result = copy.try_model(bytes(model))
+    if result is None or not result.passed or model == copy.model:
+        raise EdgekitError(f"{source.name} cannot be nudged: {result.faults if result else 'it does not load'}")
     copy.keep()
 
 
 def flip_blocks(path: Path) -> None:
-    """Change one byte in the middle of each block of a file, as a failing disk or an intruder would."""
+    """Change one byte in the middle of each block of a file, like a failing disk or an intruder."""
     data = bytearray(path.read_bytes())
     for start in range(0, len(data), BLOCK_BYTES):
         data[(start + min(start + BLOCK_BYTES, len(data))) // 2] ^= 0xFF
@@ -87,8 +88,9 @@ class _Copy:
     """A copy of a bundle whose model file is replaced.
 
     Args:
-        source, target: Folders; `target` is made.
-        version: Of the copy.
+        source: Folder of the bundle.
+        target: Folder of the copy; created.
+        version: Version of the copy.
     """
 
     def __init__(self, source: Path, target: Path, version: str) -> None:
@@ -102,7 +104,7 @@ class _Copy:
             (target / entry.path).write_bytes((source / entry.path).read_bytes())
 
     def try_model(self, model: bytes) -> SelfTest | None:
-        """Write a model file and run its self-test; None where it does not load or run."""
+        """Write a model file and run its self-test. Returns None if the model does not load or run."""
         entry = self._manifest.file(ROLE_MODEL)
         changed = file_entry(entry.path, ROLE_MODEL, model)
         files = tuple(changed if one.path == entry.path else one for one in self._manifest.files)
@@ -120,12 +122,12 @@ class _Copy:
             runtime.close()
 
     def keep(self) -> None:
-        """Write the manifest of the model that was tried last."""
+        """Write the manifest for the model of the last `try_model`."""
         (self._target / MANIFEST_NAME).write_bytes(self._manifest.canonical_bytes())
 
 
 def _damages(model: bytes, tensors: list[TensorRange]) -> Iterator[Callable[[bytes], bytes]]:
-    """Each change of a model file that is tried, one after the other and on top of those before it."""
+    """The changes of a model file, in order. Each one is applied on top of the changes before it."""
 
     def replaced(tensor: TensorRange, values: bytes) -> Callable[[bytes], bytes]:
         return lambda data: data[: tensor.offset] + values + data[tensor.offset + tensor.length :]
@@ -138,7 +140,7 @@ def _damages(model: bytes, tensors: list[TensorRange]) -> Iterator[Callable[[byt
 
 
 def main() -> None:
-    """Make the copy that the command line names."""
+    """Make the copy that the arguments describe."""
     kind, source, target, version = sys.argv[1:]
     make = {"break": damaged_bundle, "nudge": nudged_bundle}[kind]
     make(Path(source), Path(target), version=version)

@@ -1,4 +1,4 @@
-"""The state of the demo's fleet, as the commands of edgekit print it."""
+"""The state of the demo's fleet, read from the output of edgekit's commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICES = {"pi-1": PI, "pi-2": PI, "jetson-1": JETSON}
 
 
 class Fleet:
-    """Reads what the devices of the demo report.
+    """Reads the reports of the demo's devices.
 
     Args:
         processes: Runs the commands.
@@ -25,24 +25,24 @@ class Fleet:
         self._processes = processes
 
     def devices(self) -> list[dict[str, Any]]:
-        """Every device: what it runs, and how its last deployment ended."""
+        """Every device with its running models and the outcomes of its deployments."""
         devices: list[dict[str, Any]] = json.loads(self._processes.run("edgekit device list --json"))
         return devices
 
     def rollout(self, version: str) -> dict[str, Any]:
-        """The rollout of a version of the model."""
+        """The rollout of this version of the model."""
         rollouts = json.loads(self._processes.run("edgekit rollout list --json"))
         return next(dict(row) for row in rollouts if row["model"] == MODEL and row["version"] == version)
 
     def expect_version(self, version: str, target: str = "") -> None:
-        """Claim that every device of `target`, or of all targets, runs this version. Raises DemoError."""
+        """Check that every device of `target` runs this version; empty for all devices. Raises DemoError."""
         for row in self.devices():
             if row["target"] == target or not target:
                 found = row["models"][MODEL]["version"]
                 expect(found == version, f"{row['device']} reports {version}, found {found}")
 
     def refusal(self, version: str, error: str) -> str:
-        """Claim that a device refused this version with this error. Returns its message. Raises DemoError."""
+        """Check that a device refused this version with this error. Returns its message. Raises DemoError."""
         refused = [
             (row["device"], row["outcomes"][MODEL])
             for row in self.devices()

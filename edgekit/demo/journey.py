@@ -1,4 +1,4 @@
-"""The steps of the demo. Every action is a command of edgekit; every claim is checked."""
+"""The steps of the demo. Each action is a command of edgekit, and each claim is checked."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from edgekit.demo.thresholds import choose_threshold, outlook, shortcomings
 from edgekit.errors import NotFoundError
 
 TRAININGS = 4
-RESUME_SECONDS = 120.0  # the longest pause between two calls to a cloud tier that is away is 30 s
+RESUME_SECONDS = 120.0  # an agent retries a missing cloud tier after at most 30 s
 
 
 class Journey:
     """One run of the demo.
 
     Args:
-        folder: Where everything is made.
-        processes: Runs the commands and the servers in it.
+        folder: Folder of all files of the demo.
+        processes: Runs the commands and the servers in that folder.
         printer: Prints progress and results.
-        seed: Of the data's order, its noise and the training.
+        seed: Seed of the order and noise of the data, and of the training.
     """
 
     def __init__(self, folder: Path, processes: Processes, printer: Printer, *, seed: int) -> None:
@@ -49,10 +49,10 @@ class Journey:
         self._cloud_port = _free_port()
 
     def run(self) -> None:
-        """All steps in order.
+        """Run all steps in order.
 
         Raises:
-            DemoError: a claim did not hold.
+            DemoError: a claim does not hold.
             EdgekitError: a command failed.
         """
         step, note = self._printer.step, self._printer.note
@@ -64,13 +64,13 @@ class Journey:
         with step("4  roll out 1.0.0"):
             self._run(f"edgekit rollout start {MODEL} 1.0.0 --waves 34%,100% --wait")
             self._fleet.expect_version("1.0.0")
-        with step("5  ask every device for the held-out digits, local only and with fallback"):
+        with step("5  send the test digits to every device, local only and with fallback"):
             figures = self._measure()
         self._print_devices(figures)
         self._expect_gain(figures)
-        with step("6  stop the cloud tier mid-way, start it again"):
+        with step("6  stop the cloud tier during the requests, and start it again"):
             routes = self._lose_cloud(figures["pi-1"].unsure)
-        note(f"   answers: {routes} and cloud again after its return; none lost")
+        note(f"   answers by route: {routes}; cloud again after the restart; no answer lost")
         with step("7a roll out 1.1.0, signed but with damaged weights"):
             refused = self._releases.broken()
         note(f"   {refused}")
@@ -81,7 +81,7 @@ class Journey:
             self._releases.retrained()
             made = self._releases.by_delta()
         note(f"   1.3.0: {made}")
-        with step("7d publish 1.4.0 and tamper with every file in the store that it could come from"):
+        with step("7d publish 1.4.0 and tamper with every file in the store from which devices could get it"):
             refused = self._releases.tampered()
         note(f"   {refused}")
 
@@ -90,7 +90,7 @@ class Journey:
         url = self._urls["pi-1"]
         return [
             f"cd {self._folder}",
-            "less logs/commands.log   # every command that ran, with its output",
+            "less logs/commands.log   # every command of the demo, with its output",
             "edgekit device list",
             "edgekit rollout list",
             "edgekit device command pi-1 self-test --wait",
@@ -107,10 +107,10 @@ class Journey:
         return self._processes.run(command, expect=expect)
 
     def _make_models(self) -> None:
-        """Train and convert, again with the next seed where the models cannot show what the demo claims.
+        """Train and convert; repeat with the next seed if the models cannot show the demo's claims.
 
-        A training is random, and another machine gives other models from the same seed. The check needs no server, so
-        that the steps after it hold whatever models are kept. A seed that is passed over is printed.
+        The same seed gives different models on different machines. This check needs no server, and all later steps hold
+        with every pair of models that passes it. The demo prints each seed that it skips.
         """
         faults: list[str] = []
         for seed in range(self._seed, self._seed + TRAININGS):
@@ -121,38 +121,38 @@ class Journey:
                 faults = self._choose_thresholds()
             if not faults:
                 return
-            self._printer.note(f"   seed {seed} is passed over: {'; '.join(faults)}")
-        raise DemoError(f"{TRAININGS} trainings gave no models that show what the demo claims: {'; '.join(faults)}")
+            self._printer.note(f"   seed {seed} is skipped: {'; '.join(faults)}")
+        raise DemoError(f"{TRAININGS} trainings gave no models that show the demo's claims: {'; '.join(faults)}")
 
     def _train(self, seed: int) -> None:
         script = Path(edgekit.__file__).parent.parent / "examples" / "digits.py"
         if not script.exists():
-            advice = "The demo runs from a clone of the project: `make demo`."
-            raise NotFoundError(f"{script} is not there", advice=advice)
+            advice = "Run the demo from a clone of the project: `make demo`."
+            raise NotFoundError(f"{script} does not exist", advice=advice)
         self._run(f"python {shlex.quote(str(script))} -o model --next --seed {seed}")
 
     def _convert(self) -> None:
-        shutil.rmtree(self._folder / "bundles", ignore_errors=True)  # of a seed that was passed over
+        shutil.rmtree(self._folder / "bundles", ignore_errors=True)  # bundles of a skipped seed
         data = "--data model/data.npz --test model/test.npz --version 1.0.0 -o bundles"
         targets = f"--target {PI} --target {JETSON}"
         self._run(f"edgekit convert model/digits.keras --name {MODEL} {targets} {data}")
         self._run(f"edgekit convert model/digits-cloud.keras --name {CLOUD_MODEL} --target server {data}")
 
     def _choose_thresholds(self) -> list[str]:
-        """Choose each target's threshold on data.npz; returns what the models fall short of on the held-out rows."""
+        """Choose the threshold of each target on data.npz. Returns the shortcomings of the models on test.npz."""
         printed = self._run("python -m edgekit.demo.answers bundles model")
         answers = msgspec.json.decode(printed, type=dict[str, dict[str, Answers]])
         _, labels = load_rows(self._folder / "model" / "test.npz")
         cloud = answers[f"{CLOUD_MODEL}-1.0.0-server"]["test"]
-        looks = {}
+        outlooks = {}
         for target in (PI, JETSON):
             ours = answers[f"{MODEL}-1.0.0-{target}"]
             try:
                 self._thresholds[target] = choose_threshold(np.array(ours["data"].scores))
             except ValueError as error:
                 return [f"{target}: {error}"]
-            looks[target] = outlook(ours["test"], cloud, labels, self._thresholds[target])
-        return shortcomings(looks)
+            outlooks[target] = outlook(ours["test"], cloud, labels, self._thresholds[target])
+        return shortcomings(outlooks)
 
     def _publish(self) -> None:
         self._write_settings("")
@@ -170,9 +170,9 @@ class Journey:
         self._start_cloud()
         cloud = f"--cloud-url http://127.0.0.1:{self._cloud_port} --cloud-model {CLOUD_MODEL}"
         for device, target in DEVICES.items():
-            place = f"-o devices/{device} --http 127.0.0.1:0"
-            limits = f"--cloud-api-key-file cloud.key --threshold {self._thresholds[target]!r}"
-            self._run(f"edgekit device enroll {device} --target {target} {place} {cloud} {limits}")
+            output = f"-o devices/{device} --http 127.0.0.1:0"
+            fallback = f"--cloud-api-key-file cloud.key --threshold {self._thresholds[target]!r}"
+            self._run(f"edgekit device enroll {device} --target {target} {output} {cloud} {fallback}")
             command = f"edgekit-agent run --config devices/{device}/agent.toml"
             line = self._processes.start(device, command, ready=" ready at http://")
             self._urls[device] = re.findall(r"http://\S+", line)[0]
@@ -191,31 +191,31 @@ class Journey:
         return figures
 
     def _lose_cloud(self, unsure: tuple[int, ...]) -> dict[str, int]:
-        """Stop the cloud tier between two rows of which pi-1 is unsure; returns the answers by route.
+        """Stop the cloud tier between two rows with a low score on pi-1. Returns the number of answers by route.
 
         Args:
-            unsure: Rows that went to the cloud tier in step 5, rising.
+            unsure: Indexes of the rows that went to the cloud tier in step 5, ascending.
         """
         x, _ = load_rows(self._folder / "model" / "test.npz")
         endpoint = Endpoint(self._urls["pi-1"], MODEL)
         at = unsure[len(unsure) // 2]
         before, after = stream(endpoint, x, at=at, action=lambda: self._processes.stop("cloud"))
         routes = before + after
-        expect(sum(routes.values()) == len(x), f"all {len(x)} answers came, found {sum(routes.values())}")
+        expect(sum(routes.values()) == len(x), f"all {len(x)} requests got an answer, found {sum(routes.values())}")
         expect(before["cloud"] > 0, "the cloud tier answered before it was stopped")
-        expect(after["cloud"] == 0, "nothing came from the cloud tier while it was away")
-        expect(after["degraded"] > 0, "unsure answers were marked degraded while the cloud tier was away")
+        expect(after["cloud"] == 0, "no answer came from the cloud tier after it was stopped")
+        expect(after["degraded"] > 0, "answers with a low score were marked degraded after the cloud tier was stopped")
         self._start_cloud()
         deadline = time.monotonic() + RESUME_SECONDS
         while endpoint.ask(x[at]).route != "cloud":
-            claim = f"fallback resumed within {RESUME_SECONDS:.0f} s of the cloud tier's return"
+            claim = f"fallback resumed within {RESUME_SECONDS:.0f} s of the restart of the cloud tier"
             expect(time.monotonic() < deadline, claim)
             time.sleep(0.2)
         return dict(routes)
 
     def _expect_gain(self, figures: dict[str, Figures]) -> None:
         for device, found in figures.items():
-            claim = f"{device} sends some of its answers to the cloud, and not all: found {found.cloud_share:.1%}"
+            claim = f"{device} sends some of its rows to the cloud, and not all: found {found.cloud_share:.1%}"
             expect(1 < len(found.unsure) < found.n, claim)
         local = np.mean([found.local_accuracy for found in figures.values()])
         helped = np.mean([found.fallback_accuracy for found in figures.values()])
@@ -229,7 +229,7 @@ class Journey:
             report = json.loads((bundle / "report.json").read_text())
             parity = {entry.get("candidate"): entry for entry in report["parity"]}
             for candidate in report["candidates"]:
-                seen = parity.get(candidate["id"], {})
+                measured = parity.get(candidate["id"], {})
                 mark = "chosen" if candidate["id"] == report["chosen"] else ""
                 quality = candidate["quality"]["value"] if candidate["quality"] else float("nan")
                 rows.append(
@@ -238,7 +238,7 @@ class Journey:
                         candidate["id"],
                         candidate["bytes"],
                         f"{quality:.4f}",
-                        f"{seen.get('max_abs', float('nan')):.1e}",
+                        f"{measured.get('max_abs', float('nan')):.1e}",
                         mark,
                     ]
                 )

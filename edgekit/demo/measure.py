@@ -1,4 +1,4 @@
-"""Asking a device's local endpoint as an application would: one row a request, over Open Inference Protocol v2."""
+"""Client of a device's local endpoint: one row per request, over the Open Inference Protocol v2."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REQUEST_SECONDS = 30.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer: the class, where it came from, and how long it took.
+    """One answer with its route and duration.
 
     Attributes:
-        label: Index of the largest score.
+        label: Class index of the largest score.
         route: ``local``, ``cloud`` or ``degraded``.
-        version, digest: Of the device's bundle.
-        seconds: As the client saw it.
+        version, digest: Version and digest of the device's bundle.
+        seconds: Duration of the request, measured by the client.
     """
 
     label: int
@@ -40,7 +40,7 @@ class Endpoint:
 
     Args:
         url: For example ``http://127.0.0.1:8600``.
-        model: Its name there.
+        model: Name of the model.
     """
 
     def __init__(self, url: str, model: str) -> None:
@@ -49,10 +49,10 @@ class Endpoint:
         self._input, self._output = self._names()
 
     def ask(self, row: Array, *, route: str = "auto") -> Answer:
-        """Send one row (shape without batch, float32).
+        """Send one row (float32, shape without batch).
 
         Raises:
-            CloudError: the device did not answer 200.
+            CloudError: the status of the answer is not 200.
         """
         tensor = np.ascontiguousarray(row[None])
         header = json.dumps(
@@ -79,13 +79,13 @@ class Endpoint:
         if answer.status != 200:
             raise CloudError(f"{self._url} answered {answer.status}: {answer.data[:200]!r}")
         body = json.loads(answer.data)
-        said = body["parameters"]
+        parameters = body["parameters"]
         scores = next(output["data"] for output in body["outputs"] if output["name"] == self._output)
         return Answer(
             label=int(np.argmax(scores)),
-            route=said["edgekit_route"],
-            version=said["edgekit_version"],
-            digest=said["edgekit_model"],
+            route=parameters["edgekit_route"],
+            version=parameters["edgekit_version"],
+            digest=parameters["edgekit_model"],
             seconds=seconds,
         )
 
@@ -98,14 +98,16 @@ class Endpoint:
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What was measured of one device over labelled rows.
+    """Accuracy and latency of one device on labelled rows.
+
+    The first pass is local only; the second pass has the fallback to the cloud tier.
 
     Attributes:
-        version, digest: Of the bundle that answered.
-        local_accuracy, fallback_accuracy: Share of right answers, local only and with the cloud tier's help.
-        unsure: Rows of the second pass whose answers came from the cloud tier, rising.
-        p50_ms, p95_ms: Latency of the second pass.
-        n: Rows.
+        version, digest: Version and digest of the bundle that answered.
+        local_accuracy, fallback_accuracy: Share of right answers in the first and in the second pass.
+        unsure: Indexes of the rows that the cloud tier answered in the second pass, ascending.
+        p50_ms, p95_ms: Latency of the second pass, in milliseconds.
+        n: Number of rows.
     """
 
     version: str
@@ -119,19 +121,19 @@ class Figures(msgspec.Struct, frozen=True):
 
     @property
     def cloud_share(self) -> float:
-        """Share of the answers of the second pass that came from the cloud tier."""
+        """Share of rows that the cloud tier answered in the second pass."""
         return len(self.unsure) / self.n
 
 
 def measure(endpoint: Endpoint, x: Array, y: Array) -> Figures:
-    """Ask for every row twice, local only and with fallback.
+    """Send every row twice, first local only and then with fallback.
 
     Args:
         x: (N, ...) float32.
         y: (N,) class indices.
 
     Raises:
-        EdgekitError: a local-only answer came from elsewhere, or two bundles answered.
+        EdgekitError: a local-only answer has another route, or more than one bundle answered.
     """
     local = [endpoint.ask(row, route="local-only") for row in x]
     auto = [endpoint.ask(row) for row in x]
@@ -155,7 +157,7 @@ def measure(endpoint: Endpoint, x: Array, y: Array) -> Figures:
 
 
 def stream(endpoint: Endpoint, x: Array, *, at: int, action: Callable[[], None]) -> tuple[Counter[str], Counter[str]]:
-    """Ask for every row once and do `action` before row `at`.
+    """Send every row once, and call `action` before row `at`.
 
     Returns:
         Answers by route before the action, and after it.

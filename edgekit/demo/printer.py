@@ -1,4 +1,4 @@
-"""How the demo prints. `edgekit.cli` implements it; the demo itself imports no command."""
+"""The protocol through which the demo prints. `edgekit.cli` implements it, so the demo imports no command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Printer(Protocol):
         """Print one line of explanation."""
 
     def step(self, label: str) -> AbstractContextManager[Any]:
-        """Print a step when it begins, and its duration when it ends."""
+        """Print the label of a step when it begins, and its duration when it ends."""
 
     def print_table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a result as aligned columns."""

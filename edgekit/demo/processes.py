@@ -1,4 +1,4 @@
-"""Child processes of the demo: started in a session of their own, awaited until ready, and always ended."""
+"""Child processes of the demo. Each one has its own session and is ended with the demo."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STOP_SECONDS = 10.0
 
 
 class CommandError(EdgekitError):
-    """A command of the demo ended with another exit status than expected."""
+    """A command of the demo ended with an unexpected exit status, or did not end in time."""
 
 
 class Processes:
-    """Runs commands inside one folder, keeps their logs, and ends what still runs.
+    """Runs commands and servers in one folder, keeps their logs, and ends the servers.
 
     Args:
-        folder: Working folder of every command; logs go to ``logs/`` in it.
+        folder: Working folder of every command; its logs are in ``logs/``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,10 +38,11 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, command: str, *, expect: int = 0, timeout_seconds: float = 1800.0) -> str:
-        """Run a command line, as a user would type it, to its end and return its stdout.
+        """Run a command line to its end, as a user would type it. Returns its stdout.
 
         Raises:
-            CommandError: its exit status is not `expect`; shows the command and the end of its stderr.
+            CommandError: its exit status is not `expect`, or it did not end in time. The message has the command, and
+                the end of its stderr.
         """
         with subprocess.Popen(
             _resolve(command),
@@ -67,10 +68,10 @@ class Processes:
         return out.decode()
 
     def start(self, name: str, command: str, *, ready: str, timeout_seconds: float = 180.0) -> str:
-        """Start a server and wait until a line of its log matches `ready`; return that line.
+        """Start a server and wait until a line of its log matches the pattern `ready`. Returns that line.
 
         Raises:
-            UnavailableError: it ended or stayed silent; shows the end of its log.
+            UnavailableError: the server ended, or no line matched in time. The message has the end of its log.
         """
         log_path = self._logs / f"{name}.log"
         offset = log_path.stat().st_size if log_path.exists() else 0
@@ -88,30 +89,30 @@ class Processes:
         deadline = time.monotonic() + timeout_seconds
         while True:
             text = log_path.read_bytes()[offset:].decode(errors="replace")
-            found = re.search(rf"^.*{ready}.*$", text, re.MULTILINE)
-            if found:
-                return found.group(0)
+            match = re.search(rf"^.*{ready}.*$", text, re.MULTILINE)
+            if match:
+                return match.group(0)
             if self._running[name].poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(text.strip().splitlines()[-8:])
                 raise UnavailableError(f"{name} did not become ready; its log ends:\n{tail}")
             time.sleep(0.02)
 
     def stop(self, name: str) -> None:
-        """End one server: SIGTERM, then SIGKILL when it does not obey."""
+        """End one server: SIGTERM, then SIGKILL after STOP_SECONDS."""
         child = self._running.pop(name, None)
         if child is not None:
             _end(child)
         self._write_pids()
 
     def stop_all(self) -> None:
-        """End every server, the last started first. A second Ctrl-C cannot leave one behind."""
-        with _deaf_to_interrupts():
+        """End every server, the newest first. Interrupts are ignored meanwhile, so a second Ctrl-C leaves no server."""
+        with _ignore_interrupts():
             for name in reversed(list(self._running)):
                 self.stop(name)
 
     @property
     def names(self) -> list[str]:
-        """Servers that run."""
+        """Names of the running servers."""
         return list(self._running)
 
     def _write_pids(self) -> None:
@@ -120,13 +121,13 @@ class Processes:
 
 
 def stop_kept(folder: Path) -> list[str]:
-    """End what `edgekit demo --keep` left running in `folder`; returns the names.
+    """End the servers that `edgekit demo --keep` left running in `folder`. Returns their names.
 
-    A process is ended only when it still is the leader of its own session and works in `folder`, so that a number
-    that the system has given to another program since is never touched.
+    A process is ended only if it leads its own session and its working folder is `folder`. So a process id that the
+    system has since given to another program is left alone.
 
     Raises:
-        EdgekitError: `folder` holds no demo.
+        EdgekitError: `folder` has no list of a demo's processes.
     """
     try:
         pids: Mapping[str, int] = json.loads((folder / PIDS_NAME).read_text())
@@ -135,17 +136,17 @@ def stop_kept(folder: Path) -> list[str]:
     ended = []
     for name, pid in reversed(list(pids.items())):
         try:
-            ours = os.getsid(pid) == pid and Path(f"/proc/{pid}/cwd").resolve() == folder.resolve()
+            is_ours = os.getsid(pid) == pid and Path(f"/proc/{pid}/cwd").resolve() == folder.resolve()
         except OSError:
             continue
-        if ours:
+        if is_ours:
             _end_group(pid)
             ended.append(name)
     return ended
 
 
 def _resolve(command: str) -> list[str]:
-    """Use the commands of this environment, whether or not it is on PATH."""
+    """The arguments of a command line, with edgekit's programs from this environment even if it is not on PATH."""
     argv = shlex.split(command)
     beside = Path(sys.executable).parent / argv[0]
     if argv[0] == "python":
@@ -154,7 +155,7 @@ def _resolve(command: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment without edgekit settings, which would overrule the demo's own."""
+    """The caller's environment without EDGEKIT_ variables, which would override the demo's settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
     return {**env, "PYTHONUNBUFFERED": "1"}
 
@@ -166,7 +167,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)  # whatever the leader left in its group
+        os.killpg(child.pid, signal.SIGKILL)  # children that the leader left in its group
     child.wait()
 
 
@@ -180,7 +181,7 @@ def _end_group(pid: int) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """True unless it is gone, or dead and only waiting for its parent to notice."""
+    """True unless the process is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -188,7 +189,7 @@ def _runs(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -1,4 +1,4 @@
-"""The releases of the demo after the first one: damaged weights, a delta, and files changed in the registry's store."""
+"""The demo's releases after 1.0.0: damaged weights, an update by delta, and changed files in the registry's store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Releases:
     """Publishes and rolls out the releases 1.1.0 to 1.4.0.
 
     Args:
-        folder: Of the demo, with the bundles of 1.0.0 and the registry.
+        folder: Folder of the demo, with the bundles of 1.0.0 and the registry.
         processes: Runs the commands.
-        fleet: The devices, which run 1.0.0.
+        fleet: The devices; all run 1.0.0.
     """
 
     def __init__(self, folder: Path, processes: Processes, fleet: Fleet) -> None:
         self._folder, self._processes, self._fleet = folder, processes, fleet
 
     def broken(self) -> str:
-        """Roll out 1.1.0 with damaged weights; returns why the rollout stopped."""
+        """Roll out 1.1.0 with damaged weights. Returns the reason of the pause and the refusal of a device."""
         for target in sorted(set(DEVICES.values())):
             base, damaged = _bundle("1.0.0", target), _bundle("1.1.0", target)
             self._run(f"python -m edgekit.demo.damage break {base} {damaged} 1.1.0")
@@ -40,7 +40,7 @@ class Releases:
         return f"paused: {state['reason']}; {outcome}"
 
     def retrained(self) -> None:
-        """Roll out 1.2.0, a retrained model with float32 weights, to the devices of one target."""
+        """Roll out 1.2.0 to the devices of one target: a retrained model with float32 weights."""
         options = f"--name {MODEL} --version 1.2.0 --target {PI} --recipe float32 --data model/data.npz -o bundles"
         self._run(f"edgekit convert model/digits-next.keras {options}")
         self._publish("1.2.0")
@@ -48,10 +48,10 @@ class Releases:
         self._fleet.expect_version("1.2.0", PI)
 
     def by_delta(self) -> str:
-        """Roll out 1.3.0 by its delta alone: each block of its whole file is changed in the store.
+        """Roll out 1.3.0 by its delta alone: every block of its whole file is damaged in the store.
 
-        A device that asks for a block of the whole file refuses it, so a device that ends with 1.3.0 made every block
-        that it lacked from the delta. Publishing the bundle again repairs the store.
+        A device refuses each block of the damaged file. So a device that runs 1.3.0 made every missing block from the
+        delta. Publishing the bundle again repairs the store.
         """
         self._nudge("1.2.0", "1.3.0")
         self._publish("1.3.0")
@@ -62,10 +62,10 @@ class Releases:
         self._fleet.expect_version("1.3.0", PI)
         self._publish("1.3.0")
         size = delta["size"] + delta["length"]
-        return f"made from a delta of {size:,} bytes, without one byte of the file of {whole.size:,} bytes"
+        return f"made from a delta of {size:,} bytes, without the file of {whole.size:,} bytes"
 
     def tampered(self) -> str:
-        """Roll out 1.4.0 after changing each file in the store that it could come from; returns the refusal."""
+        """Damage every file in the store from which devices could get 1.4.0, and roll it out. Returns the refusal."""
         self._nudge("1.3.0", "1.4.0")
         before = self._blobs()
         self._publish("1.4.0")
@@ -96,13 +96,13 @@ class Releases:
         return parse_manifest((self._folder / _bundle(version) / MANIFEST_NAME).read_bytes())
 
     def _delta(self, base: str, version: str) -> dict[str, Any]:
-        """The delta between two versions that the catalogue offers."""
+        """The delta between two versions, from the catalogue."""
         rows = json.loads(self._run("edgekit registry list --json"))
         offers = next(row["deltas"] for row in rows if (row["version"], row["target"]) == (version, PI))
         digest = self._manifest(base).file(ROLE_MODEL).sha256
-        found = [dict(offer) for offer in offers if offer["base"] == digest]
-        expect(bool(found), f"the registry offers a delta from {base} to {version}")
-        return found[0]
+        deltas = [dict(offer) for offer in offers if offer["base"] == digest]
+        expect(bool(deltas), f"the registry offers a delta from {base} to {version}")
+        return deltas[0]
 
     def _blobs(self) -> set[Path]:
         return {path for path in (self._folder / "registry" / "blobs").rglob("*") if path.is_file()}

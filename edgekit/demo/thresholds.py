@@ -1,4 +1,4 @@
-"""The threshold of each device, chosen from data, and whether the trained models can show what the demo claims."""
+"""Chooses the threshold of each device, and checks that the trained models can show the demo's claims."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import numpy as np
 from edgekit.demo.answers import Answers
 from edgekit.tensors import Array
 
-CLOUD_SHARE = 0.15  # of the rows: enough of them on both sides of the moment at which the cloud tier stops
+CLOUD_SHARE = 0.15  # of the rows: enough before and after the cloud tier stops in step 6
 MIN_UNSURE = 10
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """The expected figures of one device on the held-out rows, from the answers of its bundle and of the cloud's.
+    """Expected figures of one device on the test rows, from the answers of its bundle and of the cloud's bundle.
 
     Attributes:
-        unsure: Rows with a score below the threshold.
-        rows: All rows.
-        local, helped, cloud: Share of right answers: by the device's model, with the cloud's for the unsure rows, and
-            by the cloud's model alone.
+        unsure: Number of rows with a score below the threshold.
+        rows: Number of rows.
+        local: Share of right answers of the device's model.
+        helped: The same, with the cloud's answers for the unsure rows.
+        cloud: Share of right answers of the cloud's model.
     """
 
     unsure: int
@@ -30,23 +31,23 @@ class Outlook(msgspec.Struct, frozen=True):
 
 
 def choose_threshold(scores: Array) -> float:
-    """The threshold that sends nearest to CLOUD_SHARE of the rows to the cloud, but some rows and not all of them.
+    """The threshold whose share of rows for the cloud is nearest to CLOUD_SHARE; at least one row, never all rows.
 
     Args:
-        scores: Of the device's model on labelled rows that are not the held-out ones (N,).
+        scores: Scores of the device's model on labelled rows other than the test rows (N,).
 
     Raises:
-        ValueError: all scores are equal, so that no threshold divides them.
+        ValueError: all scores are equal, so no threshold divides them.
     """
     values, counts = np.unique(np.asarray(scores, np.float64), return_counts=True)
     if len(values) < 2:
         raise ValueError("all scores are equal")
-    below = np.cumsum(counts)[:-1] / counts.sum()  # the share of scores below values[1:]
+    below = np.cumsum(counts)[:-1] / counts.sum()  # share of scores below values[1:]
     return float(values[1:][np.abs(below - CLOUD_SHARE).argmin()])
 
 
 def outlook(device: Answers, cloud: Answers, labels: Array, threshold: float) -> Outlook:
-    """What a device with this threshold will answer to the held-out rows with these labels (N,)."""
+    """Expected figures of a device with this threshold on the test rows with these labels (N,)."""
     ours, theirs = np.asarray(device.labels), np.asarray(cloud.labels)
     unsure = np.asarray(device.scores) < threshold
     return Outlook(
@@ -58,10 +59,10 @@ def outlook(device: Answers, cloud: Answers, labels: Array, threshold: float) ->
     )
 
 
-def shortcomings(found: dict[str, Outlook]) -> list[str]:
-    """Why these models cannot show what the demo claims; empty where they can."""
+def shortcomings(outlooks: dict[str, Outlook]) -> list[str]:
+    """Reasons why the models cannot show the demo's claims, by target; empty if they can."""
     faults = []
-    for target, one in found.items():
+    for target, one in outlooks.items():
         if one.cloud <= one.local:
             faults.append(f"the cloud model ({one.cloud:.3f}) is not better than that of {target} ({one.local:.3f})")
         if one.helped <= one.local:

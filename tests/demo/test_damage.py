@@ -1,4 +1,4 @@
-"""The changed bundles of the demo, made from every kind of artifact that its conversion may choose."""
+"""Damaged and nudged copies of bundles, for every kind of artifact that a conversion can choose."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {
     "int8-weights": Recipe(precision="int8-weights"),
     "int4": Recipe(precision="int8-dynamic", int4_layers=("hidden", "wide")),
 }
-QUICK = {"float32", "int8", "int4"}  # each conversion for LiteRT starts TensorFlow, which takes most of its seconds
+QUICK = {"float32", "int8", "int4"}  # each conversion for LiteRT starts TensorFlow, which takes most of the time
 BUNDLES = [
     *(pytest.param(PI, kind, marks=[] if kind in QUICK else pytest.mark.soak) for kind in KINDS),
     *((JETSON, kind) for kind in ("float32", "float16")),
@@ -41,7 +41,7 @@ BUNDLES = [
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier of 86 thousand weights, of which the last layer is fitted, and its data."""
+    """Folder with a classifier of 86 thousand weights (only the last layer is fitted) and its data."""
     folder = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     weights = {
@@ -68,7 +68,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(source: Path, target: str, kind: str) -> Path:
-    """The bundle of one kind, made once."""
+    """The bundle of one kind; converted at the first call only."""
     folder = source / kind
     bundle = folder / f"m-1.0.0-{target}"
     if not bundle.exists():
@@ -90,7 +90,7 @@ def passes(bundle: Path, manifest: Manifest) -> bool:
 @pytest.mark.heavy
 @pytest.mark.parametrize(("target", "kind"), BUNDLES)
 def test_damage_is_found_in_an_artifact_of_every_kind(source: Path, tmp_path: Path, target: str, kind: str) -> None:
-    """The copy is whole by its digests and loads; only its self-test finds that it answers wrongly."""
+    """The copy has correct digests and loads; only its self-test finds the wrong answers."""
     bundle = made(source, target, kind)
     damaged_bundle(bundle, tmp_path / "damaged", version="1.1.0")
     manifest = check_bundle(tmp_path / "damaged")
@@ -101,7 +101,7 @@ def test_damage_is_found_in_an_artifact_of_every_kind(source: Path, tmp_path: Pa
 
 @pytest.mark.heavy
 def test_a_nudged_bundle_passes_its_self_test_and_has_a_small_delta(source: Path, tmp_path: Path) -> None:
-    """The delta holds a few hundred bytes, and each version moves other weights."""
+    """The delta has less than 1,000 bytes, and each version changes other weights."""
     bundle = made(source, PI, "float32")
     nudged_bundle(bundle, tmp_path / "1", version="1.3.0")
     nudged_bundle(tmp_path / "1", tmp_path / "2", version="1.4.0")
@@ -112,15 +112,15 @@ def test_a_nudged_bundle_passes_its_self_test_and_has_a_small_delta(source: Path
     models = [(folder / one.file("model").path).read_bytes() for folder, one in zip(folders, manifests, strict=True)]
     assert len(set(models)) == 3
     for base, new in ((models[0], models[1]), (models[1], models[2])):
-        found = make_delta(base, new)
-        assert found is not None
-        assert len(found[1]) < 1000
-        assert apply_delta(*found, base) == new
+        delta = make_delta(base, new)
+        assert delta is not None
+        assert len(delta[1]) < 1000
+        assert apply_delta(*delta, base) == new
 
 
 @pytest.mark.heavy
 def test_what_is_no_longer_whole_cannot_be_nudged(source: Path, tmp_path: Path) -> None:
-    """The copy must pass the self-test that devices run."""
+    """Nudging a damaged bundle is an error, because the copy fails its self-test."""
     damaged_bundle(made(source, PI, "float32"), tmp_path / "damaged", version="1.1.0")
     with pytest.raises(EdgekitError, match="cannot be nudged"):
         nudged_bundle(tmp_path / "damaged", tmp_path / "nudged", version="1.3.0")
@@ -128,7 +128,7 @@ def test_what_is_no_longer_whole_cannot_be_nudged(source: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("size", [1, BLOCK_BYTES, 2 * BLOCK_BYTES + 5])
 def test_every_block_of_a_file_is_changed(tmp_path: Path, size: int) -> None:
-    """One byte in each, the short last block included."""
+    """One byte of each block changes, also in the short last block."""
     path = tmp_path / "blob"
     path.write_bytes(bytes(size))
     flip_blocks(path)

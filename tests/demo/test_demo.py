@@ -1,4 +1,4 @@
-"""The whole journey, as `make demo` runs it."""
+"""The demo, run as `make demo` runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ EDGEKIT = Path(sys.executable).parent / "edgekit"
 
 
 def processes_in(folder: Path) -> list[int]:
-    found = []
+    """Ids of the processes whose working folder is inside `folder`."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -25,14 +26,14 @@ def processes_in(folder: Path) -> list[int]:
             except OSError:
                 continue
             if cwd.startswith(str(folder)):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def run_demo(tmp_path: Path, *options: str, threads: str = "") -> str:
-    """Run the demo to its end, check that it succeeds and leaves no process, and return what it prints on stderr.
+    """Run the demo to its end; check that it succeeds and leaves no process. Returns its stderr.
 
-    It takes four minutes on two busy cores, most of them in trainings and conversions.
+    It takes four minutes on two busy cores, mostly for training and conversion.
     """
     folder = tmp_path / "demo"
     limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
@@ -51,23 +52,23 @@ def run_demo(tmp_path: Path, *options: str, threads: str = "") -> str:
 
 @pytest.mark.heavy
 def test_the_demo_holds_and_leaves_no_process(tmp_path: Path) -> None:
-    """Every claim is checked by the demo itself; it exits 0 and nothing runs in its folder afterwards."""
-    said = run_demo(tmp_path)
-    for line in ("roll out 1.0.0", "damaged weights", "made from a delta of", "tamper", "every claim held"):
-        assert line in said
+    """The demo checks its claims itself: it exits 0, and no process runs in its folder afterwards."""
+    output = run_demo(tmp_path)
+    for line in ("roll out 1.0.0", "damaged weights", "made from a delta of", "tamper", "every claim holds"):
+        assert line in output
 
 
 @pytest.mark.soak
 @pytest.mark.heavy
 @pytest.mark.parametrize(("seed", "threads"), [("1", ""), ("2", ""), ("3", "1")])
 def test_the_demo_holds_whatever_models_come_out_of_training(tmp_path: Path, seed: str, threads: str) -> None:
-    """Other seeds give other models, and so does one thread, which adds up in another order."""
-    assert "every claim held" in run_demo(tmp_path, "--seed", seed, threads=threads)
+    """Other seeds give other models, and so does one thread, because it changes the order of sums."""
+    assert "every claim holds" in run_demo(tmp_path, "--seed", seed, threads=threads)
 
 
 @pytest.mark.heavy
 def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
-    """An interrupt while servers or commands run leaves no process and exits 130."""
+    """After an interrupt the demo exits 130, and none of its servers or commands runs any more."""
     folder = tmp_path / "demo"
     child = subprocess.Popen(
         [EDGEKIT, "demo", "--dir", str(folder)], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True

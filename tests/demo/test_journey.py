@@ -1,4 +1,4 @@
-"""Which trained models the demo keeps."""
+"""The demo trains again with another seed if its models cannot show its claims."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROWS = 100
 
 
 class Trainings:
-    """Runs the commands of the demo's first two steps without their work: each seed has a cloud model of its own.
+    """Stands in for the commands of the demo's first two steps: it writes fixed answers for each seed.
 
     Args:
-        folder: Of the demo.
-        better: Seeds whose cloud model is better than the small one.
+        folder: Folder of the demo.
+        better: Seeds whose cloud model is better than the small model.
     """
 
     def __init__(self, folder: Path, better: set[int]) -> None:
@@ -40,7 +40,7 @@ class Trainings:
         else:
             assert words[:2] == ["edgekit", "convert"]
             bundle = self._folder / "bundles" / words[words.index("--name") + 1]
-            bundle.mkdir(parents=True)  # fails where those of another seed are still there
+            bundle.mkdir(parents=True)  # fails if bundles of another seed are still in the folder
         return ""
 
     def _answers(self) -> dict[str, object]:
@@ -55,7 +55,7 @@ class Trainings:
 
 
 class Lines:
-    """A printer that keeps what it is given."""
+    """A printer that records its notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -77,7 +77,7 @@ def journey(folder: Path, better: set[int]) -> tuple[Journey, Trainings, Lines]:
 
 
 def test_models_that_show_the_claims_are_kept_at_once(tmp_path: Path) -> None:
-    """One training, one conversion, and each target has a threshold between its scores."""
+    """There is one training and one conversion, and each target gets a threshold between its scores."""
     made, trainings, lines = journey(tmp_path, {5})
     made._make_models()
     assert (trainings.seeds, lines.notes) == ([5], [])
@@ -85,19 +85,19 @@ def test_models_that_show_the_claims_are_kept_at_once(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_is_passed_over_is_printed_with_the_reason(tmp_path: Path) -> None:
-    """The next seed is trained and converted from nothing."""
+    """The demo prints why it skips a seed, then trains and converts with the next seed in empty folders."""
     made, trainings, lines = journey(tmp_path, {7})
     made._make_models()
     assert trainings.seeds == [5, 6, 7]
     assert [note.partition(":")[0].strip() for note in lines.notes] == [
-        "seed 5 is passed over",
-        "seed 6 is passed over",
+        "seed 5 is skipped",
+        "seed 6 is skipped",
     ]
     assert "the cloud model (0.900) is not better than that of raspberry-pi-4 (0.950)" in lines.notes[0]
 
 
 def test_the_demo_gives_up_after_some_trainings(tmp_path: Path) -> None:
-    """The claim is not weakened: the error says what the models cannot show."""
+    """After the last training the demo fails, and the error names the claim that the models cannot show."""
     made, trainings, _ = journey(tmp_path, set())
     with pytest.raises(DemoError, match=r"4 trainings gave no models .* the cloud model \(0\.900\) is not better"):
         made._make_models()

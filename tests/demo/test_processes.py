@@ -1,4 +1,4 @@
-"""The demo's child processes: awaited, ended, never left behind."""
+"""The demo waits for its child processes and always ends them."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_stopping_ends_a_server_and_its_children(tmp_path: Path, server: str) ->
 
 
 def test_a_server_that_ends_before_it_is_ready_is_an_error_with_its_log(tmp_path: Path) -> None:
-    """What it said last is in the message."""
+    """The error contains the end of the server's log."""
     with pytest.raises(UnavailableError, match="no port for me"):
         Processes(tmp_path).start("server", "python -c 'print(\"no port for me\")'", ready="ready")
 
 
 def test_a_kept_demo_can_be_stopped_by_its_folder(tmp_path: Path, server: str) -> None:
-    """Only processes that still work in that folder are ended; a foreign number is left alone."""
+    """Only processes whose working folder is the demo's are ended; a foreign process id is left alone."""
     processes = Processes(tmp_path)
     processes.start("server", server, ready="ready")
     text = (tmp_path / "processes.json").read_text()
@@ -75,7 +75,7 @@ def test_a_kept_demo_can_be_stopped_by_its_folder(tmp_path: Path, server: str) -
 def test_the_environment_of_the_caller_cannot_redirect_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EDGEKIT_ variables are not handed on."""
+    """Child processes do not get the caller's EDGEKIT_ variables."""
     monkeypatch.setenv("EDGEKIT_REGISTRY", "s3://somebody/elses")
     code = "import os; print(os.environ.get('EDGEKIT_REGISTRY'))"
     assert Processes(tmp_path).run(f'{Path(sys.executable).name} -c "{code}"') == "None\n"

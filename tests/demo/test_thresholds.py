@@ -1,4 +1,4 @@
-"""The thresholds of the demo's devices, and which trained models can show what it claims."""
+"""The thresholds of the demo's devices, and the check that the models can show its claims."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edgekit.demo.thresholds import CLOUD_SHARE, choose_threshold, outlook, shor
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=200).filter(lambda scores: len(set(scores)) > 1))
 def test_some_rows_go_to_the_cloud_and_not_all(scores: list[float]) -> None:
-    """Whatever the scores are, ties included."""
+    """The share of rows for the cloud is between 0 and 1 for any scores, also with ties."""
     share = np.mean(np.array(scores) < choose_threshold(np.array(scores)))
     assert 0 < share < 1
 
 
 def test_the_share_is_near_the_wanted_one() -> None:
-    """With many different scores; with most of them equal, it is the nearest that there is."""
+    """With many different scores the share is near CLOUD_SHARE; with ties it is the nearest possible share."""
     scores = np.random.default_rng(0).uniform(0, 1, 1000)
     assert abs(np.mean(scores < choose_threshold(scores)) - CLOUD_SHARE) < 0.001
     tied = np.array([0.5] * 20 + [0.9] * 30 + [1.0] * 950)
@@ -27,22 +27,22 @@ def test_the_share_is_near_the_wanted_one() -> None:
 
 
 def test_equal_scores_cannot_be_divided() -> None:
-    """No threshold sends some of them and keeps others."""
+    """Equal scores are an error, because no threshold divides them."""
     with pytest.raises(ValueError, match="all scores are equal"):
         choose_threshold(np.ones(5))
 
 
 def answers(right: int, unsure: int, rows: int = 100) -> Answers:
-    """The last rows are wrong and the last ones are unsure; the right label is 1."""
+    """Answers whose first `right` rows are right and whose last `unsure` rows have a low score; each label is 1."""
     scores = [0.9] * (rows - unsure) + [0.4] * unsure
     return Answers(labels=[1] * right + [0] * (rows - right), scores=scores)
 
 
 def test_models_that_show_every_claim_have_no_shortcomings() -> None:
-    """The figures are those that a device with this threshold will measure."""
-    found = outlook(answers(90, 20), answers(98, 0), np.ones(100, int), 0.5)
-    assert (found.unsure, found.local, found.helped, found.cloud) == (20, 0.9, 0.98, 0.98)
-    assert shortcomings({"pi": found}) == []
+    """The outlook has the figures that a device with this threshold measures."""
+    expected = outlook(answers(90, 20), answers(98, 0), np.ones(100, int), 0.5)
+    assert (expected.unsure, expected.local, expected.helped, expected.cloud) == (20, 0.9, 0.98, 0.98)
+    assert shortcomings({"pi": expected}) == []
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_models_that_show_every_claim_have_no_shortcomings() -> None:
     ],
 )
 def test_what_a_training_falls_short_of_is_named(ours: Answers, theirs: Answers, fault: str) -> None:
-    """The demo prints it and trains again with the next seed."""
+    """Each reason why a model cannot show a claim is named; the demo prints it and trains with the next seed."""
     assert fault in shortcomings({"pi": outlook(ours, theirs, np.ones(100, int), 0.5)})
