@@ -107,7 +107,7 @@ class Threshold(_Step, frozen=True, tag="threshold"):
 
 
 class TopK(_Step, frozen=True, tag="top-k"):
-    """Scores (N, classes) become ``classes`` (N, k), ``scores`` (N, k) and, with labels, ``labels`` (N, k) of bytes."""
+    """Replace scores (N, C) by ``classes`` (N, k), ``scores`` (N, k) and, with labels, ``labels`` (N, k) of BYTES."""
 
     k: int = 5
     of: str = ""
@@ -131,7 +131,7 @@ class TopK(_Step, frozen=True, tag="top-k"):
         return _replace_specs(self.name, tensors, [spec.name], outputs)
 
     def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
-        """Choose."""
+        """Select the best classes."""
         name, value = _value(tensors, self.of)
         classes, best = scores.top_k(value, self.k)
         outputs: Arrays = {"classes": classes, "scores": best}
@@ -168,7 +168,7 @@ class DecodeBoxes(_Step, frozen=True, tag="decode-boxes"):
         return {**tensors, spec.name: TensorSpec(spec.name, DType.FLOAT32, spec.shape)}
 
     def files(self) -> dict[str, str]:
-        """The anchors."""
+        """The file of anchors, if there is one."""
         return {self.anchors: "anchors"} if self.anchors else {}
 
     def apply(self, tensors: Arrays, tools: Tools) -> Arrays:
@@ -184,7 +184,7 @@ class DecodeBoxes(_Step, frozen=True, tag="decode-boxes"):
 
 
 class SplitBoxes(_Step, frozen=True, tag="split-boxes"):
-    """One tensor (N, 4 + classes, M), or (N, M, 4 + classes), becomes ``boxes`` (N, M, 4) and ``scores`` (N, M, C)."""
+    """Split one tensor (N, 4 + C, M), or (N, M, 4 + C), into ``boxes`` (N, M, 4) and ``scores`` (N, M, C)."""
 
     of: str = ""
     channels: Literal["first", "last"] = "first"
@@ -209,13 +209,17 @@ class SplitBoxes(_Step, frozen=True, tag="split-boxes"):
 
 
 class Suppress(_Step, frozen=True, tag="nms"):
-    """Non-maximum suppression: ``boxes`` (N, most, 4), ``scores``, ``classes`` (-1 past the last), ``count`` (N,).
+    """Non-maximum suppression.
+
+    The outputs are ``boxes`` (N, most, 4), ``scores`` (N, most), ``classes`` (N, most) and ``count`` (N,). Rows after
+    the last box have the class -1.
 
     Attributes:
         boxes, scores: Names of the inputs: (N, M, 4) left, top, right, bottom, and (N, M, classes).
         least: Lower scores are ignored.
         overlap: Intersection over union above which the lower score of one class is dropped.
-        most, candidates: Largest number of boxes to keep, and of the best boxes to consider.
+        most: Largest number of boxes to keep.
+        candidates: Number of the best boxes to compare.
         labels: Class names; if set, the output ``labels`` is added.
     """
 
@@ -234,7 +238,10 @@ class Suppress(_Step, frozen=True, tag="nms"):
             detections = f"boxes {boxes.shape_text} and scores {rated.shape_text}"
             raise DataError(f"{self.name}: the input is {detections}, expected [N, M, 4] and [N, M, classes]")
         if not 1 <= self.most <= self.candidates <= 10_000 or not 0 <= self.overlap <= 1:
-            raise DataError(f"{self.name}: expected 1 <= most <= candidates <= 10000 and overlap from 0 to 1")
+            raise DataError(
+                f"{self.name}: most is {self.most}, candidates {self.candidates} and overlap {self.overlap:g}, "
+                "expected 1 <= most <= candidates <= 10000 and 0 <= overlap <= 1"
+            )
         if self.labels and len(self.labels) != rated.shape[2]:
             raise DataError(f"{self.name}: {len(self.labels)} labels for {rated.shape[2]} classes")
         rows = (boxes.shape[0], self.most)

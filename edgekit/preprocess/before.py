@@ -58,7 +58,7 @@ class Normalize(ProcessingStep, frozen=True, tag="normalize"):
 
 
 class ExpandAxis(ProcessingStep, frozen=True, tag="expand-axis"):
-    """A new axis of size 1 at `axis`; -1 is the end."""
+    """Insert an axis of size 1 at position `axis`; -1 is the end."""
 
     axis: int = -1
 
@@ -96,7 +96,7 @@ class Cast(ProcessingStep, frozen=True, tag="cast"):
     dtype: _DTYPES
 
     def output_type(self, source: SampleType) -> SampleType:
-        """The same shape."""
+        """The same shape with the new dtype."""
         require(self, source != BYTES, source, "numbers")
         return SampleType(DType(self.dtype), source.shape)
 

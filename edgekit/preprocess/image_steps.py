@@ -16,7 +16,7 @@ _FLOATS = ("bilinear", "bicubic")
 
 
 class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
-    """JPEG or PNG bytes to uint8 (H, W, C).
+    """Decode JPEG or PNG bytes to uint8 (H, W, C).
 
     Attributes:
         colour: ``rgb``, ``bgr`` or ``grey`` (one channel: 0.299 R + 0.587 G + 0.114 B); transparency is dropped.
@@ -29,7 +29,7 @@ class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
     exif: bool = False
 
     def output_type(self, source: SampleType) -> SampleType:
-        """One channel for grey, else three."""
+        """One channel for grey, otherwise three."""
         require(self, source == BYTES, source, "bytes")
         if not 1 <= self.max_pixels <= MAX_PIXELS:
             raise DataError(f"{self.name}: max_pixels is {self.max_pixels}, expected 1 to {MAX_PIXELS}")
@@ -41,7 +41,7 @@ class DecodeImage(ProcessingStep, frozen=True, tag="decode-image"):
 
 
 class Resize(ProcessingStep, frozen=True, tag="resize"):
-    """Resize to height by width.
+    """Resize an image to `height` by `width` pixels.
 
     Attributes:
         method: A method of `edgekit.preprocess.pixels`.
@@ -57,7 +57,7 @@ class Resize(ProcessingStep, frozen=True, tag="resize"):
     fill: float = 0.0
 
     def output_type(self, source: SampleType) -> SampleType:
-        """The same channels; `bilinear` and `bicubic` give float32."""
+        """The new size with the same channels; `bilinear` and `bicubic` give float32."""
         dtype = _resized(self, source, self.method)
         require_sizes(self, height=self.height, width=self.width)
         return SampleType(dtype, (self.height, self.width, source.shape[2]))
@@ -88,7 +88,7 @@ class ResizeShorter(ProcessingStep, frozen=True, tag="resize-shorter"):
     max_ratio: float = 16.0
 
     def output_type(self, source: SampleType) -> SampleType:
-        """The same channels, sizes unknown."""
+        """The same channels; the sizes depend on the image."""
         dtype = _resized(self, source, self.method)
         require_sizes(self, size=self.size)
         return SampleType(dtype, (None, None, source.shape[2]))
@@ -110,7 +110,7 @@ class CenterCrop(ProcessingStep, frozen=True, tag="center-crop"):
     width: int
 
     def output_type(self, source: SampleType) -> SampleType:
-        """The same dtype and channels."""
+        """The new size with the same dtype and channels."""
         require(self, len(source.shape) == 3, source, "an image")
         require_sizes(self, height=self.height, width=self.width)
         return SampleType(source.dtype, (self.height, self.width, source.shape[2]))
@@ -136,7 +136,7 @@ class Layout(ProcessingStep, frozen=True, tag="layout"):
         return SampleType(source.dtype, (source.shape[2], source.shape[0], source.shape[1]))
 
     def apply(self, value: Array, tools: Tools) -> Array:
-        """Move the axes."""
+        """Transpose."""
         moved: Array = value.transpose(2, 0, 1)
         return moved
 

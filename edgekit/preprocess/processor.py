@@ -145,13 +145,15 @@ def parse_anchors(name: str, data: bytes) -> Array:
         raise ManifestError(f"anchors {name} are an archive, expected one .npy array")
     array: Array = anchors
     if array.ndim != 2 or array.shape[1] != 4 or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ManifestError(f"anchors {name} are not finite float32 numbers of shape [M, 4]")
+        raise ManifestError(
+            f"anchors {name} are {array.dtype} {list(array.shape)}, expected finite float32 numbers of shape [M, 4]"
+        )
     return array
 
 
 def _items(name: str, value: Array) -> list[bytes]:
     if value.ndim not in (1, 2) or (value.ndim == 2 and value.shape[1] != 1):
-        raise DataError(f"{name}: bytes have shape {list(value.shape)}, expected [N] or [N, 1]")
+        raise DataError(f"{name}: the array of bytes has shape {list(value.shape)}, expected [N] or [N, 1]")
     if not 1 <= len(value) <= MAX_ROWS:
         raise DataError(f"{name}: {len(value)} rows of bytes, expected 1 to {MAX_ROWS}")
     items: list[Any] = value.reshape(-1).tolist()

@@ -15,7 +15,12 @@ MAX_SECONDS = 3600.0
 
 
 class DecodeWav(ProcessingStep, frozen=True, tag="decode-wav"):
-    """WAV bytes to samples (n,) float32 from -1 to 1, channels averaged. Another sample rate is refused."""
+    """Decode WAV bytes to samples (n,) float32 from -1 to 1; channels are averaged.
+
+    Attributes:
+        sample_rate: Sample rate in Hz. A sound with another one is refused and not resampled.
+        max_seconds: Longer sounds are refused.
+    """
 
     sample_rate: int
     max_seconds: float = 60.0
@@ -24,7 +29,10 @@ class DecodeWav(ProcessingStep, frozen=True, tag="decode-wav"):
         """Any number of float32 samples."""
         require(self, source == BYTES, source, "bytes")
         if not 1 <= self.sample_rate <= 768_000 or not 0 < self.max_seconds <= MAX_SECONDS:
-            raise DataError(f"{self.name}: expected sample_rate up to 768000 and max_seconds up to {MAX_SECONDS:g}")
+            raise DataError(
+                f"{self.name}: sample_rate is {self.sample_rate} and max_seconds {self.max_seconds:g}, expected 1 to "
+                f"768000 and above 0 to {MAX_SECONDS:g}"
+            )
         return SampleType(DType.FLOAT32, (None,))
 
     def apply(self, value: bytes, tools: Tools) -> Array:
@@ -50,12 +58,13 @@ class FitLength(ProcessingStep, frozen=True, tag="fit-length"):
 
 
 class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
-    """Samples to ln(mel energies + offset), (frames, mels); formulas in `edgekit.preprocess.sound.log_mel`.
+    """Compute ln(mel energies + offset), (frames, mels); `edgekit.preprocess.sound.log_mel` has the formulas.
 
     Attributes:
         sample_rate: Sample rate in Hz.
         frame_length, frame_step, fft_length: Sizes in samples.
-        mels, low_hz, high_hz: Number of mel bands, lower and upper limit in Hz.
+        mels: Number of mel bands.
+        low_hz, high_hz: Lower and upper limit of the bands in Hz.
         power: Exponent of the spectrum's magnitude: 1 or 2.
         offset: Added before the logarithm.
     """
@@ -81,7 +90,9 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
             mels=self.mels,
         )
         if self.frame_length > self.fft_length:
-            raise DataError(f"{self.name}: frame_length {self.frame_length} is above fft_length {self.fft_length}")
+            raise DataError(
+                f"{self.name}: frame_length is {self.frame_length}, expected at most fft_length ({self.fft_length})"
+            )
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2 or not self.offset > 0:
             raise DataError(
                 f"{self.name}: low_hz {self.low_hz:g}, high_hz {self.high_hz:g} and offset {self.offset:g}, expected "
@@ -97,7 +108,7 @@ class LogMel(ProcessingStep, frozen=True, tag="log-mel"):
 
 
 class Cepstra(ProcessingStep, frozen=True, tag="mfcc"):
-    """The first `coefficients` cepstra of log-mel energies; it must follow log-mel."""
+    """Compute the first `coefficients` cepstra of log-mel energies; the step must follow log-mel."""
 
     coefficients: int = 13
 

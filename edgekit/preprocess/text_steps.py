@@ -15,12 +15,16 @@ MAX_TEXT_BYTES = 2**20
 
 
 class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
-    """UTF-8 text to vocabulary indices, [CLS] ... [SEP], padded with [PAD] to `length`.
+    """Convert UTF-8 text to vocabulary indices, [CLS] ... [SEP], padded with [PAD] to `length`.
 
     Attributes:
         vocabulary: A file of the bundle with one piece per line.
-        lower: Lower case without accents, for uncased models.
-        mask, types: Names of the inputs for the mask (1 for pieces, 0 for padding) and for zeros; empty for none.
+        length: Number of indices.
+        lower: Convert to lower case and drop accents, for uncased models.
+        dtype: Dtype of the indices.
+        mask: Name of the model's input for the mask (1 for pieces, 0 for padding); empty if it has none.
+        types: Name of the model's input for token types, which are all 0; empty if it has none.
+        max_bytes: Longer texts are refused.
     """
 
     vocabulary: str
@@ -35,11 +39,14 @@ class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
         """(length,) integers."""
         require(self, source == BYTES, source, "bytes")
         if not 2 <= self.length <= 65_536 or not 1 <= self.max_bytes <= MAX_TEXT_BYTES:
-            raise DataError(f"{self.name}: expected length from 2 to 65536 and max_bytes up to {MAX_TEXT_BYTES}")
+            raise DataError(
+                f"{self.name}: length is {self.length} and max_bytes {self.max_bytes}, expected 2 to 65536 and 1 to "
+                f"{MAX_TEXT_BYTES}"
+            )
         return SampleType(DType(self.dtype), (self.length,))
 
     def files(self) -> dict[str, str]:
-        """The vocabulary."""
+        """The file of the vocabulary."""
         return {self.vocabulary: "vocabulary"}
 
     def apply(self, value: bytes, tools: Tools) -> Array:

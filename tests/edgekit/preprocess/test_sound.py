@@ -40,13 +40,13 @@ def float_wav(samples: np.ndarray) -> bytes:
 
 
 def test_16_bits_are_shares_of_32768() -> None:
-    """The scale that tf.audio.decode_wav has."""
+    """The scale is that of tf.audio.decode_wav."""
     found = sound.decode_wav(wav(np.array([0, 16384, -32768, 32767], np.int16)), RATE, 100)
     np.testing.assert_array_equal(found, np.array([0, 0.5, -1, 32767 / 32768], np.float32))
 
 
 def test_8_and_24_bits_and_floats_are_read() -> None:
-    """One wave in three kinds of file, each to its own precision; an odd chunk between is stepped over."""
+    """The same sound in three formats is read to the precision of each; an unknown chunk of odd size is skipped."""
     expected = tone(50)
     eight = np.rint(expected * 128 + 128).astype(np.uint8)
     np.testing.assert_allclose(sound.decode_wav(wav(eight, width=1), RATE, 50), expected, atol=1 / 200)
@@ -56,7 +56,7 @@ def test_8_and_24_bits_and_floats_are_read() -> None:
 
 
 def test_channels_are_mixed() -> None:
-    """Left and right become their mean."""
+    """The channels are averaged."""
     stereo = np.array([[100, 300], [-200, -400]], np.int16)
     found = sound.decode_wav(wav(stereo, channels=2), RATE, 2)
     np.testing.assert_allclose(found * 32768, [200, -300])
@@ -75,20 +75,20 @@ def test_channels_are_mixed() -> None:
     ],
 )
 def test_other_bytes_are_refused(data: bytes, says: str) -> None:
-    """What was found is named."""
+    """The error states what was found."""
     with pytest.raises(DataError, match=says):
         sound.decode_wav(data, RATE, 100)
 
 
 def test_a_stream_of_unknown_length_is_read_to_its_end() -> None:
-    """A data chunk that claims to be longer than the file, as pipes write it."""
+    """A data chunk that claims to be longer than the file, as programs write it to a pipe, is read to the end."""
     data = wav(np.array([1, 2, 3], np.int16))
     at = data.index(b"data") + 4
     assert len(sound.decode_wav(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :], RATE, 10)) == 3
 
 
 def test_energies_peak_where_the_tone_is() -> None:
-    """A pure tone of 1 kHz lights the band whose centre is nearest."""
+    """A pure tone of 1 kHz has its largest energy in the band with the nearest centre."""
     samples = np.sin(2 * np.pi * 1000 * np.arange(8000) / RATE).astype(np.float32)
     found = sound.log_mel(samples, sample_rate=RATE, power=2, offset=1e-6, **MEL)
     edges = np.linspace(2595 * np.log10(1 + 20 / 700), 2595 * np.log10(1 + 4000 / 700), 42)
@@ -97,13 +97,13 @@ def test_energies_peak_where_the_tone_is() -> None:
 
 
 def test_too_short_a_sound_has_no_frames() -> None:
-    """Not even one: its shape still says how many bands there would be."""
+    """The result has no frames, and the usual number of bands."""
     assert sound.log_mel(tone(399), sample_rate=RATE, power=1, offset=1e-6, **MEL).shape == (0, 40)
 
 
 @pytest.mark.heavy
 def test_energies_and_cepstra_are_tensorflows() -> None:
-    """The usual recipe in tf.signal, step by step."""
+    """Energies and cepstra agree with the same steps in tf.signal."""
     tf = pytest.importorskip("tensorflow")
     samples = tone()
     spectrum = tf.abs(tf.signal.stft(samples, 400, 160, 512))

@@ -1,4 +1,4 @@
-"""WordPiece tokenizing."""
+"""WordPiece tokenizer: words, pieces, limits and vocabularies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def ids(text: str, length: int = 16, lower: bool = True) -> list[str]:
 
 
 def test_the_longest_pieces_from_the_left() -> None:
-    """Marks stand alone, and words that cannot be made of pieces are unknown as a whole."""
+    """Punctuation marks are words of their own, and a word without matching pieces becomes one [UNK]."""
     assert ids("Unaffable running! unx") == ["[CLS]", "un", "##aff", "##able", "run", "##ning", "!", "[UNK]", "[SEP]"]
 
 
 def test_accents_ideographs_and_control_characters() -> None:
-    """Accents are dropped, ideographs are words, what cannot be seen is nothing."""
+    """Accents are dropped, each ideograph is a word, and control characters are removed."""
     assert ids("Café\u200b中中\x00") == ["[CLS]", "cafe", "中", "中", "[SEP]"]
     assert ids("Café", lower=False) == ["[CLS]", "[UNK]", "[SEP]"]
 
