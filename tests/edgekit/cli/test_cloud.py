@@ -84,7 +84,7 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_newest_version_is_served_until_a_signal(registry: Path, number: int) -> None:
-    """One line says where, the key is asked for, and a signal ends it with status 0 and nothing left behind."""
+    """One line gives the address, the API key is required, and a signal ends the process with status 0."""
     (registry / "cloud.key").touch(mode=0o600)
     (registry / "cloud.key").write_text(KEY + "\n")
     with running(registry, "big", "--port", "0", "--api-key-file", "cloud.key") as (child, url):
@@ -110,7 +110,7 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
     ],
 )
 def test_what_cannot_be_served_is_told(registry: Path, arguments: tuple[str, ...], status: int, says: str) -> None:
-    """The status says who must act, stderr says what; nothing is printed on stdout."""
+    """The exit status shows the kind of error, stderr the reason; stdout stays empty."""
     with command(registry, *arguments) as child:
         out, err = child.communicate(timeout=240)
     assert child.returncode == status, err
@@ -132,7 +132,7 @@ def test_a_tampered_blob_is_refused(registry: Path) -> None:
 
 
 def test_an_api_key_file_must_be_private_and_hold_a_key(tmp_path: Path) -> None:
-    """Each fault says how to mend it."""
+    """Each fault comes with advice."""
     path = tmp_path / "cloud.key"
     path.write_text(KEY)
     path.chmod(0o640)
@@ -148,6 +148,6 @@ def test_an_api_key_file_must_be_private_and_hold_a_key(tmp_path: Path) -> None:
 
 
 def test_loopback_is_told_from_the_rest() -> None:
-    """Names are not looked up: only localhost is known."""
+    """Host names are not looked up; only localhost counts as loopback."""
     assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.5", "cloud.example", "127.0.0.1.example")))

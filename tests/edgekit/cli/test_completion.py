@@ -40,7 +40,7 @@ complete --do-complete "{words}" | string replace --regex '\\t.*' ''
 
 
 def offered(shell: str, program: str, *words: str) -> list[str]:
-    """What `shell` offers after `program` and `words`, of which the last one is unfinished."""
+    """The completions of `shell` after `program` and `words`; the last word is incomplete."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     line = [program, *words]
@@ -59,7 +59,7 @@ def offered(shell: str, program: str, *words: str) -> list[str]:
 
 
 def answered(module: str, program: str, line: str) -> tuple[list[str], set[str]]:
-    """What the program answers to bash's question, and the modules that it loaded for it."""
+    """The program's completions for bash, and the modules that it loaded."""
     code = f"import atexit, sys, {module}; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
     code += f"{module}.main()"
     variable = f"_{program.replace('-', '_')}_COMPLETE".upper()
@@ -85,7 +85,7 @@ def test_a_shell_completes_the_agent(shell: str) -> None:
 
 
 def test_every_noun_is_offered() -> None:
-    """With nothing typed yet, bash lists the table of nouns."""
+    """Without any word, bash lists the table of nouns."""
     assert offered("bash", "edgekit", "") == list(COMMANDS)
 
 
@@ -108,7 +108,7 @@ def test_completing_a_noun_imports_no_command() -> None:
 
 
 def test_a_shell_that_is_not_known_is_wrong_usage() -> None:
-    """The error names the shells that there are."""
+    """The error lists the known shells."""
     done = subprocess.run([BIN / "edgekit", "completion", "tcsh"], env=ENV, capture_output=True, text=True)
     assert done.returncode == 2
     assert all(shell in done.stderr for shell in SHELLS)

@@ -1,4 +1,4 @@
-"""What every command owes its user."""
+"""Rules for every command: help with an example, quick start, progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.cli.main import COMMANDS, edgekit
 
 
 def leaves(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, with the words that a user types."""
+    """Every command that is not a group, by the words of its command line."""
     if not isinstance(command, click.Group):
         yield path, command
         return
@@ -30,20 +30,20 @@ ALL = dict([*leaves(edgekit, "edgekit"), *leaves(agent, "edgekit-agent")])
 
 
 def test_every_noun_has_a_command() -> None:
-    """The table of nouns leads to commands, each under its own name."""
+    """Every entry of the table of nouns leads to a command of that name."""
     assert {path.split()[1] for path in ALL if path.startswith("edgekit ")} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("path", ALL)
 def test_help_shows_an_example_that_begins_with_the_command(path: str) -> None:
-    """Whoever asks for help sees a line to copy."""
+    """The help of every command shows an example that begins with the command."""
     text = ALL[path].help or ""
     assert "Example" in text
     assert any(line.strip().startswith(path) for line in text.splitlines())
 
 
 def test_importing_the_command_line_imports_no_command() -> None:
-    """`edgekit --help` is quick: nothing heavy is loaded to list the nouns."""
+    """`edgekit --help` is quick: it lists the nouns without loading a command."""
     code = "import sys, edgekit.cli.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

@@ -1,4 +1,4 @@
-"""`edgekit registry`, as it is typed."""
+"""The commands of `edgekit registry` with their output and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def failed(kind: type[EdgekitError], *words: str) -> EdgekitError:
 
 
 def test_the_whole_life_of_a_version(folder: Path) -> None:
-    """Init, publish two, list, show, promote, retire, verify: stable keys in --json, words without."""
+    """Init, publish two, list, show, promote, retire, verify: stable keys with --json, text without."""
     first, second = write_bundle(folder), write_bundle(folder, version="1.1.0")
     assert "root.key, targets.key" in ran("init")
     assert "digits" in ran("publish", str(first))
@@ -60,7 +60,7 @@ def test_the_whole_life_of_a_version(folder: Path) -> None:
 
 
 def test_init_says_which_keys_belong_where(folder: Path) -> None:
-    """Offline, online and the file for devices are told apart, in words and in JSON."""
+    """Offline keys, online keys and the file for devices are listed separately, in text and in JSON."""
     told = json.loads(ran("init", "--json", "--keys", "secret", "--registry", "file://store", "--root-keys", "2"))
     assert told["offline"] == ["root-1.key", "root-2.key", "targets.key"]
     assert told["online"] == ["director.key", "snapshot.key", "timestamp.key"]
@@ -70,7 +70,7 @@ def test_init_says_which_keys_belong_where(folder: Path) -> None:
 
 
 def test_init_twice_is_refused(folder: Path) -> None:
-    """A second registry neither replaces the first nor its keys."""
+    """A second init replaces neither the registry nor its keys."""
     ran("init")
     before = (folder / "keys" / "root.key").read_bytes()
     assert "already a registry" in str(failed(SettingsError, "init"))
@@ -80,7 +80,7 @@ def test_init_twice_is_refused(folder: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:
-    """The plan names what would be uploaded, and a version conflict already fails it."""
+    """The plan lists what would be uploaded, and a version conflict is an error."""
     bundle = write_bundle(folder)
     ran("init")
     before = sorted(folder.rglob("*"))
@@ -114,14 +114,14 @@ def test_one_bad_bundle_stops_them_all(folder: Path) -> None:
 
 
 def test_verify_with_foreign_keys_does_not_advise_to_publish(folder: Path) -> None:
-    """Metadata that the root does not vouch for is no matter of a damaged blob."""
+    """For metadata that the root does not trust, the advice is not to publish again."""
     ran("init")
     ran("init", "--registry", "file://other", "--keys", "others")
     assert "--keys belong together" in failed(VerificationError, "verify", "--keys", "others").advice
 
 
 def test_a_channel_has_a_plain_name(folder: Path) -> None:
-    """An empty or spaced channel could not be named again; nothing is changed."""
+    """An invalid channel name is refused, and nothing is changed."""
     ran("init")
     ran("publish", str(write_bundle(folder)))
     for channel in ("", "st able", "-x", "x" * 64):
@@ -130,7 +130,7 @@ def test_a_channel_has_a_plain_name(folder: Path) -> None:
 
 
 def test_verify_refuses_a_tampered_blob(folder: Path) -> None:
-    """Exit 3, the digest on stdout, and how to mend it."""
+    """Exit 3, the digest on stdout, and advice how to repair it."""
     ran("init")
     ran("publish", str(write_bundle(folder)))
     blob = max((folder / "registry" / "blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
@@ -146,7 +146,7 @@ def test_verify_refuses_a_tampered_blob(folder: Path) -> None:
 def test_keys_are_encrypted_by_a_passphrase_from_anywhere(
     folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Whichever way it comes in, publishing needs it again and a wrong one is said."""
+    """With each source of the passphrase, publishing needs it again, and a wrong one is an error."""
     (folder / "pass").write_text("secret\n")
     bundle = str(write_bundle(folder))
     if way == "file":
@@ -170,14 +170,14 @@ def test_keys_are_encrypted_by_a_passphrase_from_anywhere(
     "words", [["list"], ["verify"], ["publish", "b"], ["show", "digits"], ["retire", "d", "1.0.0"]]
 )
 def test_without_a_registry_the_advice_is_init(folder: Path, words: list[str]) -> None:
-    """Every command that needs one says how to make it."""
+    """Every command that needs a registry says how to create one."""
     if words[0] == "publish":
         words = ["publish", str(write_bundle(folder))]
     assert "registry init" in failed(NotFoundError, *words).advice
 
 
 def test_keys_are_listed_added_rotated_and_revoked(folder: Path) -> None:
-    """By role and by the beginning of a key id; every file is named, and the registry stays sound."""
+    """Keys are named by role and the first digits of the id; their files are listed; the registry stays valid."""
     ran("init")
     ran("publish", str(write_bundle(folder)))
     ran("init", "--registry", "file://team", "--keys", "team")
@@ -201,7 +201,7 @@ def test_keys_are_listed_added_rotated_and_revoked(folder: Path) -> None:
 
 
 def test_dry_run_of_every_change_changes_nothing(folder: Path) -> None:
-    """Promote, retire, allow-downgrade, keys and renewal say what they would do, and check what they can."""
+    """Promote, retire, allow-downgrade, key changes and renewal print their plan and check what they can."""
     bundle = write_bundle(folder)
     ran("init")
     ran("publish", str(bundle))
@@ -226,7 +226,7 @@ def test_dry_run_of_every_change_changes_nothing(folder: Path) -> None:
 
 
 def test_a_permission_to_go_back_is_given_and_taken_back() -> None:
-    """It is a signed field of the version."""
+    """The permission is a signed field of the version, and can be withdrawn."""
     ran("init")
     ran("publish", str(write_bundle(Path.cwd())))
     assert "downgrade true" in ran("allow-downgrade", "digits", "1.0.0")

@@ -1,4 +1,4 @@
-"""`--version`: one line for scripts, and with `--verbose` all that a bug report needs."""
+"""`--version`: one line for scripts; with `--verbose` the information for a bug report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def said(program: str, *words: str, status: int = 0) -> str:
-    """What a program prints."""
+    """The stdout of a program."""
     done = CliRunner().invoke(PROGRAMS[program], words, prog_name=program)
     assert done.exit_code == status, done.output
     return done.output
@@ -36,14 +36,14 @@ def said(program: str, *words: str, status: int = 0) -> str:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_version_is_one_line(program: str) -> None:
-    """Scripts read it."""
+    """Scripts can read the version as one line."""
     assert said(program, "--version") == f"{program}, version {__version__}\n"
     assert json.loads(said(program, "--version", "--json")) == {"edgekit": __version__}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_verbose_adds_the_system_and_every_package(program: str) -> None:
-    """In any order of the options; a package that is not there is named too."""
+    """The order of the options does not matter; missing packages are listed too."""
     text = said(program, "--version", "--verbose")
     assert text == said(program, "-v", "--version")
     lines = dict(line.split(maxsplit=1) for line in text.splitlines()[1:])
@@ -66,11 +66,11 @@ def test_the_report_names_what_pyproject_asks_for() -> None:
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:
-    """And edgekit's own is that of the source, whatever an editable installation remembers."""
+    """edgekit's own version comes from the source, also in an editable installation."""
     assert version_of("no-such-package-at-all") is None
     assert versions_of(("edgekit", "no-such-package-at-all")) == {"edgekit": __version__}
 
 
 def test_json_before_a_command_is_wrong_usage() -> None:
-    """Else a user would wait for JSON that does not come."""
+    """--json before a command is refused, because that command would not print JSON."""
     assert "--version" in said("edgekit", "--json", "targets", status=2)

@@ -1,4 +1,4 @@
-"""URLs of blobs: where a web server has the registry's folder, and what a bucket signs."""
+"""URLs of blobs: base URLs of web servers, and URLs that a bucket signs."""
 
 import urllib.request
 
@@ -15,7 +15,7 @@ DIGEST = "ab" * 32
 
 
 def test_base_urls_are_followed_by_the_blobs_name():
-    """With or without a slash at the end, several by commas; nothing for nothing."""
+    """Base URLs may end with a slash and are separated by commas; an empty setting gives no URL."""
     urls = blob_urls("http://one/registry, https://two/", MemoryStore())
     assert urls(DIGEST) == [f"http://one/registry/{blob_name(DIGEST)}", f"https://two/{blob_name(DIGEST)}"]
     assert blob_urls("", MemoryStore())(DIGEST) == []
@@ -23,13 +23,13 @@ def test_base_urls_are_followed_by_the_blobs_name():
 
 @pytest.mark.parametrize("setting", ["file:///registry", "ftp://host", "http://", "sined"])
 def test_what_is_no_web_address_is_a_wrong_setting(setting):
-    """The message names it."""
+    """The message names the wrong part."""
     with pytest.raises(SettingsError, match=setting):
         blob_urls(setting, MemoryStore())
 
 
 def test_a_folder_cannot_sign(tmp_path):
-    """The advice says what can."""
+    """The advice names stores that can sign URLs."""
     with pytest.raises(SettingsError, match="cannot sign") as caught:
         blob_urls("signed", open_store(f"file://{tmp_path}"))
     assert "s3://" in caught.value.advice

@@ -1,16 +1,20 @@
-"""Waves in step: real block services and real fetchers over a broker that loses, tampers and comes and goes."""
+"""Broadcasts: real block services and real fetchers over a broker that loses, tampers with and delays messages."""
 
 import asyncio
 import contextlib
 import hashlib
 import random
 import time
+from collections import Counter
 
 import pytest
 
 from device_agents.control.requests import RequestClient
 from device_agents.download import broadcasts as device_waves
-from device_agents.download.block_fetcher import BlockFetcher, Gate
+from device_agents.download.block_fetcher import BlockFetcher
+from device_agents.download.block_sources import Inbox, WantedBlocks
+from device_agents.download.gate import Gate
+from device_agents.download.options import TransferTimings
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
@@ -26,6 +30,7 @@ FLEET = "test"
 MODEL = random.Random(1).randbytes(99 * BLOCK_BYTES + 5)
 ENTRY = file_entry("model", "model", MODEL)
 DIGEST, HASHES, BLOCKS = ENTRY.sha256, ENTRY.blocks, len(ENTRY.blocks)
+QUICK = TransferTimings(broadcast_first_seconds=1.0, broadcast_silent_seconds=0.5)  # for devices that shall miss blocks
 
 
 class Site:
@@ -41,6 +46,7 @@ class Site:
         self.transports = []
         self.fetchers = {}
         self.tasks = []
+        self.timings = TransferTimings()  # of the devices
 
     def transport(self, name):
         """A transport for a controller or device."""
@@ -73,7 +79,7 @@ class Site:
         transport = self.transport(name)
         answers = RequestClient(transport, fleet=FLEET, device=name)
         clock = SystemClock()
-        fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate))
+        fetcher = BlockFetcher(answers, clock, Gate(clock, bytes_per_second=rate), timings=self.timings)
         self.fetchers[name] = fetcher
         await answers.start()
         await connect(transport)
@@ -118,13 +124,6 @@ class Site:
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Short waits for a wave that falls silent. On a busy machine a wave that does not may seem to."""
-    monkeypatch.setattr(device_waves, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(device_waves, "FIRST_SECONDS", 1.0)
-
-
 @contextlib.asynccontextmanager
 async def site(**losses):
     made = Site(**losses)
@@ -154,7 +153,7 @@ async def test_devices_in_step_are_served_by_one_broadcast():
 
 
 async def test_few_devices_are_answered_one_by_one():
-    """Three are not a crowd."""
+    """Three devices are too few for a broadcast."""
     async with site() as made:
         service = await made.controller()
         for number in range(3):
@@ -165,7 +164,7 @@ async def test_few_devices_are_answered_one_by_one():
 
 @pytest.mark.parametrize("devices", [3, 10])
 async def test_five_percent_of_loss_cost_at_most_ten_percent_more(devices):
-    """Alone by request and answer; in step by the wave, whose losses are asked for by those who have them."""
+    """For a single device by requests, and for a broadcast, whose lost blocks the devices request."""
     async with site(drop=0.05, seed=4) as made:
         service = await made.controller(budget=5 * 2**20)
         await made.devices(devices)
@@ -175,7 +174,7 @@ async def test_five_percent_of_loss_cost_at_most_ten_percent_more(devices):
 
 
 async def test_those_who_come_late_hear_the_rest_and_then_a_wave_of_what_they_missed():
-    """In the middle of a wave, eight more: few of their blocks are answered one by one."""
+    """Eight devices join in the middle of a broadcast; few of their blocks are answered one by one."""
     async with site() as made:
         service = await made.controller(budget=4 * 2**20)
         for number in range(6):
@@ -190,10 +189,10 @@ async def test_those_who_come_late_hear_the_rest_and_then_a_wave_of_what_they_mi
         assert made.sent("wave") < 1.6 * len(MODEL)
 
 
-@pytest.mark.usefixtures("quick")
 async def test_a_controller_that_dies_in_a_wave_is_followed_by_another():
-    """Devices hear nothing more, ask, and the other one sends what they miss."""
+    """Devices notice the silence and send requests; the other controller broadcasts the missing blocks."""
     async with site() as made:
+        made.timings = QUICK
         first = await made.controller(budget=4 * 2**20)
         for number in range(8):
             await made.device(f"d{number}")
@@ -206,7 +205,7 @@ async def test_a_controller_that_dies_in_a_wave_is_followed_by_another():
 
 
 async def test_two_controllers_send_one_wave():
-    """Requests are shared between them, so each sees half of the crowd; one of them sends for both."""
+    """Each controller gets half of the requests, and one of them broadcasts for both."""
     async with site() as made:
         for _ in range(2):
             await made.controller(budget=8 * 2**20, gather=0.2)
@@ -218,7 +217,7 @@ async def test_two_controllers_send_one_wave():
 
 
 async def test_a_device_with_a_rate_to_keep_does_not_listen():
-    """What is broadcast comes as fast as it comes."""
+    """A device cannot slow a broadcast down, so a device with a rate limit requests its blocks."""
     async with site() as made:
         service = await made.controller()
         for number in range(6):
@@ -228,7 +227,7 @@ async def test_a_device_with_a_rate_to_keep_does_not_listen():
 
 
 async def flood(made, make):
-    """Publish hostile payloads on the wave's topic as long as anybody downloads."""
+    """Publish hostile payloads on the broadcast's topic while downloads run."""
     seeds = random.Random(7)
     while True:
         made.broker.publish(topics.wave(FLEET, DIGEST), make(seeds))
@@ -247,7 +246,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 async def test_hostile_waves_do_no_harm(kind):
-    """Every block is checked before it is taken: the download ends well, by request if need be."""
+    """Every block is verified before it is stored: the download succeeds, with requests if needed."""
     async with site() as made:
         await made.controller()
         made.tasks.append(flooder := asyncio.create_task(flood(made, HOSTILE[kind])))
@@ -258,7 +257,7 @@ async def test_hostile_waves_do_no_harm(kind):
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 async def test_a_wave_through_a_real_broker(tmp_path):
-    """With the rights that its ACL gives: devices hear the wave, and not what controllers say to each other."""
+    """With the broker's ACL: devices receive the broadcast, but not the claims between controllers."""
     async with site() as made, await start_broker("127.0.0.1", 0, tmp_path, kind="mosquitto") as broker:
         made.transport = lambda name: MqttTransport(broker.url, client_id=name, username=name.partition("-")[0])
         service = await made.controller(budget=5 * 2**20)
@@ -274,29 +273,34 @@ async def test_a_wave_through_a_real_broker(tmp_path):
 
 
 async def test_what_waits_to_be_written_is_bounded():
-    """A flood of useful blocks is dropped beyond a few MiB, and asked for later."""
+    """Useful blocks above a few MiB are dropped and requested later."""
     transport = MemoryTransport(MemoryBroker(), "d")
     answers = RequestClient(transport, fleet=FLEET, device="d")
     await connect(transport)
-    fetcher = BlockFetcher(answers, SystemClock())
-    hashes = ["0" * 64] * 1000
-    with answers.pending() as exchange:
-        ear = device_waves.BroadcastListener(answers, exchange, DIGEST, hashes, fetcher.counters, willing=True)
-        assert await ear.join(set(range(1000)))
-        for first in range(0, 1000, 3):
-            transport._broker.publish(
-                topics.wave(FLEET, DIGEST), encode(BroadcastBlocks(first, bytes(3 * BLOCK_BYTES)))
-            )
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert exchange.queue.qsize() == device_waves.MAX_WAITING_BYTES // BLOCK_BYTES
+    inbox, hashes = Inbox(), ["0" * 64] * 1000
+    listener = device_waves.BroadcastListener(
+        answers,
+        inbox,
+        WantedBlocks(range(1000)),
+        DIGEST,
+        hashes,
+        Counter(),
+        gate=Gate(SystemClock()),
+        timings=TransferTimings(),
+    )
+    assert await listener.join()
+    for first in range(0, 1000, 3):
+        transport._broker.publish(topics.wave(FLEET, DIGEST), encode(BroadcastBlocks(first, bytes(3 * BLOCK_BYTES))))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(inbox) == device_waves.MAX_WAITING_BYTES // BLOCK_BYTES
     await transport.stop()
 
 
-@pytest.mark.usefixtures("quick")
 async def test_a_false_claim_delays_and_does_not_stop():
-    """Somebody says that it sends, and does not: devices hear nothing, and ask."""
+    """A claim without a broadcast: devices receive nothing and send requests."""
     async with site() as made:
+        made.timings = QUICK
         service = await made.controller()
         claim = encode(BroadcastClaim("0", sending=True, seconds=1e9))
         made.broker.publish(topics.wave_claim(FLEET, DIGEST), claim, qos=1)
@@ -309,7 +313,7 @@ async def test_a_false_claim_delays_and_does_not_stop():
 
 
 async def test_devices_that_know_no_waves_are_answered():
-    """Their requests say nothing about what they miss."""
+    """Their requests do not list missing blocks, so they are answered directly."""
     async with site() as made:
         service = await made.controller()
         request = BlocksRequest("r", DIGEST, (), 4)

@@ -1,4 +1,4 @@
-"""What devices say is kept once it is theirs; commands reach them signed, and their answers are kept."""
+"""Messages of devices are verified and stored; commands are sent signed, and their answers are stored."""
 
 import msgspec
 
@@ -19,7 +19,7 @@ def events(side, name="pi-1"):
 
 
 async def test_report_is_kept_and_shown(tmp_path):
-    """A signed report becomes what the operator sees of the device."""
+    """A signed report is shown in the operator's view of the device."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await device.report(facts={"arch": "aarch64"})
@@ -28,7 +28,7 @@ async def test_report_is_kept_and_shown(tmp_path):
 
 
 async def test_older_and_repeated_reports_are_passed_over(tmp_path):
-    """Only a higher number replaces what is known."""
+    """Only a report with a higher number replaces the stored one."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await device.report(number=50, facts={"n": 50})
@@ -41,7 +41,7 @@ async def test_older_and_repeated_reports_are_passed_over(tmp_path):
 
 
 async def test_report_by_another_key_is_an_event_and_nothing_else(tmp_path):
-    """Who does not hold the device's key cannot speak for it."""
+    """A report that another key signed changes nothing."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await side.until(lambda: view(side).seen)
@@ -53,7 +53,7 @@ async def test_report_by_another_key_is_an_event_and_nothing_else(tmp_path):
 
 
 async def test_unknown_device_and_garbage_are_events(tmp_path):
-    """What cannot be read, and who is not enrolled, is written down; the controller goes on."""
+    """Unreadable messages and unknown devices become events; the controller continues."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         side.broker.publish(topics.device(FLEET, "ghost", "reported"), b"\xc1", qos=1)
@@ -68,7 +68,7 @@ async def test_unknown_device_and_garbage_are_events(tmp_path):
 
 
 async def test_report_for_another_device_or_fleet_is_refused(tmp_path):
-    """A device can only speak of itself, in its fleet."""
+    """A device can report only about itself and in its own fleet."""
     async with ControlSide(tmp_path) as side:
         device, other = await side.device("pi-1"), await side.device("pi-2")
         await device.report(device="pi-2", facts={"forged": True})
@@ -103,7 +103,7 @@ async def test_heartbeat_after_a_late_will_means_online(tmp_path):
 
 
 async def test_events_and_telemetry_are_kept(tmp_path):
-    """A device's event is written down with its reason; its last counters are shown."""
+    """A device's event is stored with its reason; its last counters are shown."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         event = Event(device="pi-1", kind="refused", at=1.0, model="digits", error="SelfTestError", message="wrong")
@@ -116,7 +116,7 @@ async def test_events_and_telemetry_are_kept(tmp_path):
 
 
 async def test_absurd_values_do_no_harm(tmp_path):
-    """Numbers beyond any database's and texts beyond any column's are cut or passed over."""
+    """Numbers too large for the database are ignored, and texts too long for a column are cut."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await device.report(number=2**63)
@@ -134,7 +134,7 @@ async def test_absurd_values_do_no_harm(tmp_path):
 
 
 async def test_report_that_json_cannot_hold_breaks_no_rollout(tmp_path):
-    """One device that reports NaN does not keep the others from being looked at."""
+    """A device that reports NaN does not block the survey of the others."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         bad, good = await side.device("pi-bad"), await side.device("pi-good")
@@ -147,12 +147,12 @@ async def test_report_that_json_cannot_hold_breaks_no_rollout(tmp_path):
 
 
 async def test_command_is_signed_sent_once_and_answered(tmp_path):
-    """An operator's command reaches the device under the director's signature; the answer is kept."""
+    """An operator's command reaches the device with the director's signature; the answer is stored."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await side.until(lambda: view(side).online)
         now = side.clock.wall()
-        asked = side.state.commands.add("pi-1", "self-test", {}, now=now, expires=now + 60)
+        asked = side.state.commands.add("pi-1", "self-test", now=now, expires=now + 60)
         await side.until(lambda: side.state.commands.get("pi-1", asked.number).state == "done")
         answered = side.state.commands.get("pi-1", asked.number)
         assert answered.ok
@@ -163,15 +163,15 @@ async def test_command_is_signed_sent_once_and_answered(tmp_path):
 
 
 async def test_command_waits_for_the_device_and_runs_out(tmp_path):
-    """A command to a device that is away is sent when it comes, and is marked when its time is over."""
+    """A command to an offline device is sent when the device connects, and is marked when it expires."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
         await device.say("presence", encode(Presence(online=False, session=1)), retain=True)
         await side.until(lambda: view(side).seen and not view(side).online)
         now = side.clock.wall()
-        late = side.state.commands.add("pi-1", "self-test", {}, now=now, expires=now + 0.05)
+        late = side.state.commands.add("pi-1", "self-test", now=now, expires=now + 0.05)
         await side.until(lambda: side.state.commands.get("pi-1", late.number).state == "expired")
-        asked = side.state.commands.add("pi-1", "self-test", {}, now=now, expires=now + 60)
+        asked = side.state.commands.add("pi-1", "self-test", now=now, expires=now + 60)
         assert asked.number > late.number
         await device.say("presence", encode(Presence(online=True, session=2)), retain=True)
         await side.until(lambda: side.state.commands.get("pi-1", asked.number).state == "done")
@@ -185,7 +185,7 @@ async def test_answer_that_nobody_asked_for_changes_nothing(tmp_path):
         await device.say("presence", encode(Presence(online=False, session=1)), retain=True)
         await side.until(lambda: view(side).seen and not view(side).online)
         now = side.clock.wall()
-        asked = side.state.commands.add("pi-1", "self-test", {}, now=now, expires=now + 60)
+        asked = side.state.commands.add("pi-1", "self-test", now=now, expires=now + 60)
         await other.say("result", seal(Result("pi-2", asked.number, True, "forged"), other.signer))
         await device.say("result", seal(Result("pi-1", asked.number + 1, True, "forged"), device.signer))
         await device.say("telemetry", encode(Telemetry("pi-1", 2.0, 60.0, {})))

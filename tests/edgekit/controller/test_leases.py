@@ -1,4 +1,4 @@
-"""Leases: who may fetch, who waits, and that windows times devices stays inside the broker's budget."""
+"""Leases: which devices may fetch, which ones wait, and that the windows in flight fit into the broker's budget."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ def test_a_budget_is_a_number_of_windows():
 
 
 def test_first_come_first_served():
-    """A freed place goes to who waits longest, even when a later one asks first."""
+    """A free lease goes to the device that has waited longest, even if a later one asks first."""
     leases = Leases(1)
     assert leases.request("a", 0.0) == 0.0
     assert leases.request("b", 0.1) > 0.0
@@ -41,7 +41,7 @@ def test_first_come_first_served():
 
 
 def test_who_does_not_come_back_loses_its_turn():
-    """A device that went away while it waited does not keep a place empty for ever."""
+    """A device that disconnected while it waited does not block a lease for ever."""
     leases = Leases(1)
     leases.request("a", 0.0, last=True)
     leases.request("gone", 0.0)
@@ -50,7 +50,7 @@ def test_who_does_not_come_back_loses_its_turn():
 
 
 def test_a_silent_transfer_gives_its_place_back():
-    """A device that stops asking is served no longer after a while, and a finished one at once."""
+    """The lease of a silent device ends after a while, that of a finished one at once."""
     leases = Leases(1)
     leases.request("a", 0.0)
     assert leases.request("b", IDLE_SECONDS - 0.1) > 0.0
@@ -64,7 +64,7 @@ def test_a_silent_transfer_gives_its_place_back():
     st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4), st.booleans()), max_size=80),
 )
 def test_no_order_of_requests_makes_too_many_leases(places, requests):
-    """However devices ask, leases stay within the places, and every refusal says a sensible time."""
+    """For any order of requests the number of leases stays within the limit, and every retry time is in its range."""
     leases, now = Leases(places), 0.0
     for device, wait, last in requests:
         now += wait
@@ -75,7 +75,7 @@ def test_no_order_of_requests_makes_too_many_leases(places, requests):
 
 @pytest.mark.parametrize("places", [1, 3, 16])
 def test_everybody_has_a_turn(places):
-    """200 devices that keep to the times they are told are all served, roughly in the order they came."""
+    """200 devices that retry at the given times are all served, roughly in the order of their first request."""
     luck = random.Random(7)
     leases = Leases(places)
     asks = sorted((luck.uniform(0, 1), f"d{n}") for n in range(200))
@@ -130,7 +130,7 @@ class Fleet:
 
 
 async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
-    """24 real fetchers and places for 8: all get the blob, never more than 8 are served, and the rest are told when."""
+    """24 real fetchers and 8 leases: all get the blob, at most 8 are served at once, the others get a retry time."""
     blob = bytes(range(256)) * 256 * 5 + b"tail"
     fleet = Fleet(tmp_path, 8 * WINDOW_BYTES, blob)
     await connect(fleet.desk)
@@ -147,7 +147,7 @@ async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
 
 
 def test_who_listens_to_a_wave_leaves_its_place():
-    """The next in turn gets it at once, and who left does not wait either."""
+    """The next device gets the lease at once, and the listening device is no longer in the queue."""
     leases = Leases(1)
     assert leases.request("a", 0.0) == 0.0
     assert leases.request("b", 0.0) > 0.0

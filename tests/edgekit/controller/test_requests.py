@@ -1,4 +1,4 @@
-"""The block and metadata services: what devices ask for, and what anybody else might."""
+"""The block and metadata services: requests of devices, and hostile requests."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ class Clock:
 
 
 class CountingStore:
-    """A real store that counts what is read."""
+    """A real store that counts reads."""
 
     def __init__(self, store):
         self._store = store
@@ -48,7 +48,7 @@ class CountingStore:
 
 
 class Desk:
-    """Both services, and devices that ask them."""
+    """Both services, and devices that send requests to them."""
 
     def __init__(self, folder, **options):
         self.broker = MemoryBroker()
@@ -82,7 +82,7 @@ class Desk:
             await transport.stop()
 
     async def ask(self, kind, request, device="pi-1", count=1):
-        """The next `count` answers that the device gets."""
+        """Send a request; returns the next `count` answers that the device gets."""
         if device not in self.transports:
             self.transports[device] = MemoryTransport(self.broker, device)
             await connect(self.transports[device])
@@ -117,7 +117,7 @@ async def test_blocks_come_as_asked(folder):
 
 
 async def test_credit_bounds_the_answers(folder):
-    """No more blocks come than the device gave credit for, and never more than the service's own bound."""
+    """The service sends no more blocks than the device's credit and its own limit allow."""
     async with Desk(folder) as desk:
         await desk.ask("blocks", want((0, 20), credit=2), count=2)
         last = await desk.ask("blocks", want((0, 20), credit=10**9, request_id="r2"), count=MAX_CREDIT)
@@ -126,7 +126,7 @@ async def test_credit_bounds_the_answers(folder):
 
 
 async def test_neighbouring_blocks_are_one_read_and_hot_ones_none(folder):
-    """A run of blocks costs one read of the store; the next device in step costs none."""
+    """Consecutive blocks cost one read of the store; the same blocks for the next device cost none."""
     async with Desk(folder) as desk:
         await desk.ask("blocks", want((0, 15)), count=16)
         assert desk.store.reads == 1
@@ -135,7 +135,7 @@ async def test_neighbouring_blocks_are_one_read_and_hot_ones_none(folder):
 
 
 async def test_mended_blob_is_served_after_a_while(folder):
-    """The cache forgets: what was damaged in the store and mended is served as it is now."""
+    """Cached blocks expire, so a blob that was repaired in the store is served correctly."""
     async with Desk(folder) as desk:
         desk.store.put(blob_name(DIGEST), b"x" * len(BLOB))
         (damaged,) = await desk.ask("blocks", want((0, 0)))
@@ -147,7 +147,7 @@ async def test_mended_blob_is_served_after_a_while(folder):
 
 
 async def test_missing_blob_is_not_found(folder):
-    """A digest that the store does not hold is answered so."""
+    """An unknown digest is answered with not-found."""
     async with Desk(folder) as desk:
         (answer,) = await desk.ask("blocks", want((0, 0), digest="0" * 64))
     assert (answer.id, answer.error, answer.data) == ("r1", "not-found", b"")
@@ -176,7 +176,7 @@ async def test_missing_blob_is_not_found(folder):
     ],
 )
 async def test_hostile_block_requests_get_an_error_answer(folder, request_):
-    """What is malformed or out of bounds is answered bad-request, and the next good request is served."""
+    """A malformed request is answered with bad-request, and the next good request is served."""
     async with Desk(folder) as desk:
         (answer,) = await desk.ask("blocks", request_)
         assert answer.error == "bad-request"
@@ -187,7 +187,7 @@ async def test_hostile_block_requests_get_an_error_answer(folder, request_):
 
 
 async def test_transfers_beyond_the_cap_are_told_busy(folder):
-    """Only so many devices are served at a time; another gets its turn when one has been idle."""
+    """The number of served devices is limited; another one is served when one has been idle."""
     async with Desk(folder, broker_budget_bytes=2 * 2**20) as desk:
         for device in ("pi-1", "pi-2"):
             assert (await desk.ask("blocks", want((0, 0)), device))[0].error == ""
@@ -198,7 +198,7 @@ async def test_transfers_beyond_the_cap_are_told_busy(folder):
 
 
 async def test_flood_of_one_device_is_bounded(folder):
-    """A device that asks without waiting is told busy for the excess, and its answers stay bounded."""
+    """A device with too many requests at once gets busy for the excess, and the number of answers stays limited."""
     async with Desk(folder) as desk:
         await desk.ask("blocks", want((0, 0)))
         topic = topics.request(FLEET, "blocks", "pi-1")
@@ -213,7 +213,7 @@ async def test_flood_of_one_device_is_bounded(folder):
 
 
 async def test_empty_blob_has_no_blocks(folder):
-    """Asking for a block of an empty blob is a bad request and nothing worse."""
+    """A request for a block of an empty blob is a bad request."""
     async with Desk(folder) as desk:
         digest = hashlib.sha256(b"").hexdigest()
         desk.store.put(blob_name(digest), b"")
@@ -222,7 +222,7 @@ async def test_empty_blob_has_no_blocks(folder):
 
 
 def test_cache_stays_within_its_bytes():
-    """The least recently used blocks make room."""
+    """The least recently used blocks are dropped."""
     cache = BlockCache(100, 10.0, Clock())
     for index in range(10):
         cache.put("d", index, b"x" * 30)
@@ -238,7 +238,7 @@ def test_cache_stays_within_its_bytes():
 
 
 async def test_metadata_comes_in_parts(folder):
-    """A file larger than a block comes in numbered parts that make it whole."""
+    """A file larger than a block is sent in numbered parts."""
     async with Desk(folder) as desk:
         parts = await desk.ask("metadata", MetadataRequest("m1", "7.snapshot.json"), count=3)
     assert [(p.id, p.index, p.total) for p in parts] == [("m1", i, 3) for i in range(3)]
@@ -247,7 +247,7 @@ async def test_metadata_comes_in_parts(folder):
 
 
 async def test_missing_metadata_is_not_found(folder):
-    """The next root that does not exist yet is answered, so that a device need not wait for a timeout."""
+    """A request for a root that does not exist yet is answered, so that the device does not wait for a time-out."""
     async with Desk(folder) as desk:
         (answer,) = await desk.ask("metadata", MetadataRequest("m1", "2.root.json"))
     assert answer.error == "not-found"
@@ -257,7 +257,7 @@ async def test_missing_metadata_is_not_found(folder):
     "name", ["../keys/root.json", "/etc/passwd", "a/b.json", "timestamp.txt", "", "..json", "X.json", "a\n.json"]
 )
 async def test_names_that_leave_the_folder_are_refused(folder, name):
-    """Nothing but a plain metadata file name reaches the store."""
+    """Only a plain metadata file name reaches the store."""
     async with Desk(folder) as desk:
         desk.store.put("keys/root.json", b"secret")
         (answer,) = await desk.ask("metadata", MetadataRequest("m1", name))
@@ -268,7 +268,7 @@ async def test_names_that_leave_the_folder_are_refused(folder, name):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["blocks", "metadata"]), st.binary(max_size=200))
 def test_garbage_never_breaks_a_service(tmp_path_factory, kind, payload):
-    """Any bytes get exactly one error answer."""
+    """Any garbage gets exactly one error answer."""
 
     async def story():
         async with Desk(tmp_path_factory.mktemp("store")) as desk:

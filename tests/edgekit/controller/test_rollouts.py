@@ -1,4 +1,4 @@
-"""Rollouts over a broker, with real signatures and a real database, and devices that succeed, refuse or say nothing."""
+"""Rollouts over a broker with real signatures and a real database; devices succeed, refuse or stay silent."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from edgekit.mqtt import topics
 from edgekit.rollout.machine import Aborted, DeviceState, Resumed, RolloutState
 from edgekit.rollout.plan import Wave
 from edgekit.trust.client import TrustClient
-from edgekit.trust.rotation import KeyKeeper
+from edgekit.trust.rotation import KeyManager
 from tests.simulators.control import FLEET, ControlSide
 
 EVERYBODY = {"waves": (Wave(share=1.0),)}
@@ -25,7 +25,7 @@ async def test_rollout_reaches_every_device_in_waves(tmp_path):
 
 
 async def test_assignment_verifies_on_the_device(tmp_path):
-    """What is retained on `desired` passes the device's own verification and agrees with the catalogue."""
+    """The retained assignment passes the device's verification and agrees with the catalogue."""
     async with ControlSide(tmp_path) as side:
         digest = side.publish("digits", "1.0.0")
         await side.device("pi-1")
@@ -41,7 +41,7 @@ async def test_assignment_verifies_on_the_device(tmp_path):
 
 
 async def test_refusal_pauses_before_the_others_are_told(tmp_path):
-    """One refusal of a small fleet's first wave pauses the rollout; no other device hears of the version."""
+    """One refusal in the first wave of a small fleet pauses the rollout; no other device gets the version."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}", behaviour="refuse") for i in range(3)]
@@ -52,7 +52,7 @@ async def test_refusal_pauses_before_the_others_are_told(tmp_path):
 
 
 async def test_abort_gives_back_what_was_assigned_before(tmp_path):
-    """After an abort a device that refused is assigned its old version again, under a higher assignment version."""
+    """After an abort, a device that refused is assigned its old version again, with a higher assignment version."""
     async with ControlSide(tmp_path) as side:
         old = side.publish("digits", "1.0.0")
         side.publish("digits", "1.1.0")
@@ -89,7 +89,7 @@ async def test_two_models_share_one_assignment(tmp_path):
 
 
 async def test_rollout_goes_on_after_the_controller_was_killed(tmp_path):
-    """A controller that dies in a wave is replaced by one that finds everything in the database."""
+    """When a controller is killed in a wave, another one continues from the database."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}", behaviour="silent") for i in range(3)]
@@ -106,7 +106,7 @@ async def test_rollout_goes_on_after_the_controller_was_killed(tmp_path):
 
 
 async def test_broker_that_forgot_is_given_everything_again(tmp_path):
-    """After an outage in which the broker lost its retained messages, assignments are retained there again."""
+    """After the broker lost its retained messages, all assignments are published again."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         await side.device("pi-1")
@@ -120,7 +120,7 @@ async def test_broker_that_forgot_is_given_everything_again(tmp_path):
 
 
 async def test_rollout_waits_for_the_broker(tmp_path):
-    """A rollout that is started while the broker is away begins when it is back."""
+    """A rollout that is started while the broker cannot be reached begins when the connection is back."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         await side.device("pi-1")
@@ -132,7 +132,7 @@ async def test_rollout_waits_for_the_broker(tmp_path):
 
 
 async def test_silent_device_fails_at_its_deadline(tmp_path):
-    """A device that was told and never answers is a failure once its time has passed."""
+    """An assigned device that reports nothing fails at its deadline."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         await side.device("pi-1", behaviour="silent")
@@ -154,7 +154,7 @@ async def test_device_that_enrolls_late_is_reached(tmp_path):
 
 
 async def test_target_that_is_published_meanwhile_is_found(tmp_path):
-    """Devices without a bundle are skipped; a controller that finds one for their target tells them."""
+    """Devices without a bundle are skipped; when a bundle for their target is published, it is assigned to them."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         pi = await side.device("pi-1", behaviour="silent")
@@ -169,7 +169,7 @@ async def test_target_that_is_published_meanwhile_is_found(tmp_path):
 
 
 async def test_repeated_failure_report_counts_once(tmp_path):
-    """Heartbeats that repeat an old refusal do not fail the second attempt before it was made."""
+    """Heartbeats that repeat an old refusal do not fail the second attempt."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         device = await side.device("pi-1", behaviour="refuse")
@@ -190,7 +190,7 @@ async def test_repeated_failure_report_counts_once(tmp_path):
 
 
 async def test_resume_goes_on_past_failures(tmp_path):
-    """After an operator resumed, the devices that remain are told."""
+    """After a resume, the remaining devices are assigned."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         devices = [await side.device(f"pi-{i}", behaviour="refuse") for i in range(2)]
@@ -204,7 +204,7 @@ async def test_resume_goes_on_past_failures(tmp_path):
 
 
 async def test_a_new_director_signs_everything_again(tmp_path):
-    """A controller that starts with another key replaces what the old one signed, under a higher version, once."""
+    """A controller with a new key signs all assignments again, once, with higher versions."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         await side.device("pi-1")
@@ -212,7 +212,7 @@ async def test_a_new_director_signs_everything_again(tmp_path):
         await side.until(lambda: (found := side.state.assignments.get("pi-1")) and found.published)
         before = side.state.assignments.get("pi-1")
         await side.stop_controller()
-        KeyKeeper(side.store, side.folder / "keys").rotate("director")
+        KeyManager(side.store, side.folder / "keys").rotate("director")
         side.director = side.repository.director()
         keyid = side.director.public_key.keyid.encode()
         assert keyid not in before.payload
@@ -225,7 +225,7 @@ async def test_a_new_director_signs_everything_again(tmp_path):
 
 
 async def test_expiring_assignment_is_renewed(tmp_path):
-    """An assignment is signed again, under a higher version, before it expires."""
+    """An assignment is signed again with a higher version before it expires."""
     side = ControlSide(tmp_path)
     side.options = ControllerOptions(tick_seconds=0.01, assignment_days=1)
     async with side:
@@ -242,7 +242,7 @@ async def test_expiring_assignment_is_renewed(tmp_path):
 
 
 async def test_restored_database_goes_above_what_devices_saw(tmp_path):
-    """Where the database is older than the devices, assignment versions still rise for them."""
+    """With a restored, older database, assignment versions still rise for the devices."""
     async with ControlSide(tmp_path) as side:
         side.publish("digits", "1.0.0")
         device = await side.device("pi-1")

@@ -1,4 +1,4 @@
-"""Publishing with deltas: signed with the bundle, found by whoever reads the catalogue, re-hashed by verify."""
+"""Publishing with deltas: they are signed with the bundle, listed in the catalogue and re-hashed by verify."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_delta_is_signed_with_its_bundle(registry: Registry, reader: RegistryR
 
 
 def test_deltas_are_added_to_a_published_version(registry: Registry, reader: RegistryReader, tmp_path: Path) -> None:
-    """Publishing the same again with another base keeps the release, and what was offered before."""
+    """Publishing again with another base keeps the release and the earlier deltas."""
     put(registry, reader, tmp_path, "1.0.0")
     put(registry, reader, tmp_path, "1.1.0")
     put(registry, reader, tmp_path, "1.1.0", "1.0.0")
@@ -82,7 +82,7 @@ def test_deltas_are_added_to_a_published_version(registry: Registry, reader: Reg
 
 
 def test_no_delta_from_what_is_unlike_or_not_there(registry: Registry, reader: RegistryReader, tmp_path: Path) -> None:
-    """One is not worth it, the other is an error that names what there is."""
+    """A delta that saves too little is not made; an unknown base is an error that lists the published versions."""
     put(registry, reader, tmp_path, "2.0.0")
     put(registry, reader, tmp_path, "1.1.0", "2.0.0")
     assert [row.deltas for row in reader.list()] == [(), ()]
@@ -93,7 +93,7 @@ def test_no_delta_from_what_is_unlike_or_not_there(registry: Registry, reader: R
 
 @pytest.mark.parametrize("damage", ["description gone", "description changed", "payload gone", "payload changed"])
 def test_verify_names_a_damaged_delta(registry: Registry, reader: RegistryReader, tmp_path: Path, damage: str) -> None:
-    """Its two blobs are hashed like all others."""
+    """The two blobs of a delta are hashed like all others."""
     put(registry, reader, tmp_path, "1.0.0")
     before = set(registry.store.blobs)
     put(registry, reader, tmp_path, "1.1.0", "1.0.0")
@@ -135,7 +135,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_delta_from_names_a_version(folder: Path) -> None:
-    """Asked for: told with its bytes, shown with the version."""
+    """A delta from a named version is printed with its size and shown with the version."""
     assert "delta from 1.0.0: " in type_in("publish", "digits-1.1.0-pi", "--delta-from", "1.0.0")
     (offer,) = offers("1.1.0")
     assert f"from sha256 {str(offer['base'])[:12]}" in type_in("show", "digits", "1.1.0")
@@ -144,7 +144,7 @@ def test_delta_from_names_a_version(folder: Path) -> None:
 
 
 def test_a_dry_run_names_the_versions_that_deltas_would_start_from(folder: Path) -> None:
-    """In the table and as JSON; nothing is made, and a version that is not there is an error already."""
+    """In the table and as JSON; a dry run makes nothing, and an unknown version is an error."""
     before = sorted(folder.rglob("*"))
     said = type_in("publish", "digits-1.1.0-pi", "--delta-from", "1.0.0", "--dry-run")
     assert "deltas from" in said
@@ -159,7 +159,7 @@ def test_a_dry_run_names_the_versions_that_deltas_would_start_from(folder: Path)
 
 
 def test_without_a_word_the_versions_that_the_fleet_runs_are_taken(folder: Path) -> None:
-    """Of devices of that target; 'none' makes none."""
+    """Only devices of the same target count; 'none' makes no delta."""
     state = open_fleet_state("sqlite:///edgekit.db", "default")
     for name, target in (("pi-1", "pi"), ("other", "elsewhere")):
         state.devices.enroll(Device(name, target, "", enrolled=time.time()))
@@ -182,7 +182,7 @@ def test_without_a_word_the_versions_that_the_fleet_runs_are_taken(folder: Path)
 
 
 async def test_a_device_fetches_the_difference(tmp_path: Path) -> None:
-    """Signed catalogue, real controller, real agent: the second version costs a few blocks instead of all."""
+    """Real controller and real agent: the second version needs a few blocks only."""
     from tests.simulators.device import DEVICE
     from tests.simulators.device import Device as SimulatedDevice
 

@@ -1,4 +1,4 @@
-"""The registry: what is published is found, fetched and re-hashed; what is damaged is named."""
+"""The registry: published bundles are resolved, downloaded and verified; faults are named."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model_blob(manifest: Manifest) -> str:
 def test_a_published_bundle_comes_back_byte_for_byte(
     registry: Registry, reader: RegistryReader, tmp_path: Path
 ) -> None:
-    """Resolve gives what an assignment needs, download what a device stages."""
+    """Resolve gives the assignment entry, and download gives the published files."""
     model = os.urandom(PART_BYTES + 7)
     bundle = write_bundle(tmp_path, model=model)
     released = publish(registry.store, registry.repository, bundle)
@@ -66,7 +66,7 @@ def test_a_published_bundle_comes_back_byte_for_byte(
 def test_the_newest_version_that_is_not_retired_is_chosen(
     registry: Registry, reader: RegistryReader, tmp_path: Path
 ) -> None:
-    """By number and not by text or time of publish; a retired one only when it is named."""
+    """Versions are ordered by number, not by text or time; a retired version is chosen only when it is named."""
     for version in ("1.9.0", "1.10.0", "1.2.0"):
         put(registry, tmp_path, "digits", version)
     reader.refresh()
@@ -86,7 +86,7 @@ def test_the_newest_version_that_is_not_retired_is_chosen(
 def test_what_is_not_published_is_not_found(
     registry: Registry, reader: RegistryReader, tmp_path: Path, name: str, target: str, version: str | None
 ) -> None:
-    """The advice tells what there is."""
+    """The advice lists the published versions."""
     put(registry, tmp_path)
     reader.refresh()
     with pytest.raises(NotFoundError) as caught:
@@ -95,7 +95,7 @@ def test_what_is_not_published_is_not_found(
 
 
 def test_a_version_with_other_content_is_refused(registry: Registry, tmp_path: Path) -> None:
-    """A published version never changes, and the same content again is no change."""
+    """A published version cannot change; publishing the same content again changes nothing."""
     put(registry, tmp_path / "a")
     before = registry.metadata()
     put(registry, tmp_path / "b")
@@ -109,7 +109,7 @@ def test_a_version_with_other_content_is_refused(registry: Registry, tmp_path: P
 
 @pytest.mark.parametrize("limit", range(7))
 def test_a_publish_that_dies_leaves_the_registry_as_it_was(registry: Registry, tmp_path: Path, limit: int) -> None:
-    """Three blobs, two roles, snapshot, timestamp: before the last of the seven nothing is there, nor the model."""
+    """A publish writes three blobs, two roles, snapshot and timestamp; before the last write nothing is visible."""
     bundle = write_bundle(tmp_path)
     dying = DyingStore(registry.store.blobs, limit)
     with pytest.raises(StoreError):
@@ -126,7 +126,7 @@ def test_a_publish_that_dies_leaves_the_registry_as_it_was(registry: Registry, t
 
 
 def test_seven_writes_are_all_that_a_first_publish_takes(registry: Registry, tmp_path: Path) -> None:
-    """So the test above has tried every write."""
+    """So the test above interrupts every write."""
     counted = DyingStore(registry.store.blobs, 7)
     publish(counted, Repository(counted, registry.keys, clock=registry.clock), write_bundle(tmp_path))
     assert counted.writes == 7
@@ -186,7 +186,7 @@ def lie_about_blocks(bundle: Path) -> None:
 def test_a_bundle_that_is_not_whole_is_not_published(
     registry: Registry, tmp_path: Path, fault: object, reason: str
 ) -> None:
-    """Every file is held to the manifest before the first byte is uploaded."""
+    """Every file is checked against the manifest before the first byte is uploaded."""
     bundle = write_bundle(tmp_path)
     fault(bundle)  # type: ignore[operator]
     before = dict(registry.store.blobs)
@@ -199,7 +199,7 @@ def test_a_bundle_that_is_not_whole_is_not_published(
 def test_a_damaged_blob_is_named_and_mended_by_publishing_again(
     registry: Registry, reader: RegistryReader, tmp_path: Path, damage: str
 ) -> None:
-    """Verify and download both refuse it; nothing damaged ever carries a file's name."""
+    """Verify and download both refuse it; no damaged data ever gets the file's name."""
     manifest = put(registry, tmp_path / "a")
     name = model_blob(manifest)
     data = registry.store.blobs[name]
@@ -219,7 +219,7 @@ def test_a_damaged_blob_is_named_and_mended_by_publishing_again(
 
 
 def test_a_changed_manifest_is_refused(registry: Registry, reader: RegistryReader, tmp_path: Path) -> None:
-    """The manifest is held to the digest that was signed, by resolve and by verify."""
+    """Resolve and verify both compare the manifest with the signed digest."""
     manifest = put(registry, tmp_path)
     registry.store.blobs[blob_name(manifest.digest)] = manifest_of(model=b"evil").canonical_bytes()
     reader.refresh()
@@ -229,7 +229,7 @@ def test_a_changed_manifest_is_refused(registry: Registry, reader: RegistryReade
 
 
 def test_changed_metadata_is_a_fault(registry: Registry, tmp_path: Path) -> None:
-    """A foreign root, a missing file and an edited one are each one sentence."""
+    """A foreign root, a missing file and an edited file each give one sentence."""
     put(registry, tmp_path)
     assert len(verify(registry.store, Registry(tmp_path / "foreign").root)) == 1
     edited = dict(registry.store.blobs)
@@ -242,7 +242,7 @@ def test_changed_metadata_is_a_fault(registry: Registry, tmp_path: Path) -> None
 def test_a_publisher_that_signs_nonsense_harms_its_own_model_only(
     registry: Registry, reader: RegistryReader, tmp_path: Path
 ) -> None:
-    """A catalogue entry that lies about itself is refused; other models still resolve."""
+    """A catalogue entry with a wrong identity is refused; other models still resolve."""
     put(registry, tmp_path, "digits")
     put(registry, tmp_path, "other")
     role = Metadata[Targets].from_bytes(registry.metadata()["1.publisher-other.json"])
@@ -256,7 +256,7 @@ def test_a_publisher_that_signs_nonsense_harms_its_own_model_only(
 
 
 def test_a_store_that_is_away_is_not_a_fault(registry: Registry, tmp_path: Path) -> None:
-    """Verify cannot judge what it cannot read, and says so by an error."""
+    """If the store cannot be read, verify raises an error and reports no fault."""
 
     class Away(MemoryStore):
         def get(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Cohorts select devices; waves have an order that everybody agrees on."""
+"""Cohorts select devices, and the order of devices in waves is the same everywhere."""
 
 from edgekit.rollout.cohort import Cohort, Device, wave_order
 
@@ -21,7 +21,7 @@ def test_cohort_needs_one_target_and_all_labels():
 
 
 def test_wave_order_is_stable_and_differs_between_rollouts():
-    """The order does not depend on who asks or in which order, and another rollout has another first device."""
+    """The order does not depend on the input order, and another rollout has another first device."""
     names = [f"d-{i}" for i in range(40)]
     assert wave_order(1, names) == wave_order(1, reversed(names))
     assert len({wave_order(rollout, names)[0] for rollout in range(20)}) > 5

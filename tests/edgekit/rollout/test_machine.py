@@ -1,4 +1,4 @@
-"""The Rollout machine: rows, stories, and what holds whatever happens."""
+"""The rollout machine: its table, typical sequences of events, and invariants."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def refused(at=5.0, result="refused"):
 
 
 class Story:
-    """A rollout and everything that it asked for."""
+    """A rollout and the effects that it returned."""
 
     def __init__(self, devices, **plan):
         self.now = 1000.0
@@ -70,7 +70,7 @@ class Story:
 
 
 def test_every_state_and_event_has_a_row_or_is_refused():
-    """What an operator may not ask in a state is refused with the state's name, and time may pass in every state."""
+    """An event that a state does not allow is refused with the state's name; a survey is always allowed."""
     for state, event in itertools.product(RolloutState, EVENTS):
         rollout = Rollout(id=1, model="m", version="1.0.0", state=state)
         if (state, type(event)) in m.TABLE:
@@ -82,7 +82,7 @@ def test_every_state_and_event_has_a_row_or_is_refused():
 
 
 def test_ended_rollouts_change_no_more():
-    """Finished and aborted rollouts have no way out."""
+    """Finished and aborted rollouts stay in their state."""
     for state in (RolloutState.FINISHED, RolloutState.ABORTED):
         rollout = Rollout(id=1, model="m", version="1.0.0", state=state)
         assert {event for at, event in m.TABLE if at is state} == {Surveyed}
@@ -157,7 +157,7 @@ def test_min_failures_holds_the_threshold_back():
 
 
 def test_silence_is_failure():
-    """A assigned device that says nothing until its deadline has failed; the machine asks to be woken then."""
+    """An assigned device that reports nothing until its deadline has failed; `wake_at` is that deadline."""
     story = Story(2, device_deadline_seconds=60)
     assert story.wake_at == 1060.0
     story.now = 1059.0
@@ -170,7 +170,7 @@ def test_silence_is_failure():
 
 
 def test_late_success_replaces_silence():
-    """A device that was given up counts as succeeded when it reports the digest after all."""
+    """A device that failed by its deadline counts as succeeded when it reports the digest later."""
     story = Story(2, device_deadline_seconds=60)
     story.now = 1100.0
     story.take(Surveyed())
@@ -181,7 +181,7 @@ def test_late_success_replaces_silence():
 
 
 def test_roll_back_after_success_is_failure():
-    """A device that ran the new bundle and rolled back is no success any more."""
+    """A device that ran the new bundle and rolled back counts as failed."""
     story = Story(10)
     story.see(story.assigned[0], idle(NEW))
     story.see(story.assigned[0], refused(result="rolled-back"))
@@ -190,7 +190,7 @@ def test_roll_back_after_success_is_failure():
 
 
 def test_failure_from_before_does_not_count_again():
-    """What a device reported of this very digest before it was assigned says nothing about this rollout."""
+    """A failure of the same digest that the device reported before its assignment does not count."""
     story = Story(0)
     story.see("d-0", refused(at=5.0))
     assert story.assigned == ["d-0"]
@@ -201,7 +201,7 @@ def test_failure_from_before_does_not_count_again():
 
 
 def test_resume_excuses_failures_and_restarts_deadlines():
-    """An operator who resumes knows of the failures; assigned devices get their whole time again."""
+    """After a resume, earlier failures do not count, and the deadlines of assigned devices start again."""
     story = Story(10, waves=(Wave(count=2), Wave(share=1.0)), device_deadline_seconds=60)
     story.see(story.assigned[0], refused())
     story.now = 5000.0
@@ -225,7 +225,7 @@ def test_pause_by_an_operator_tells_nobody():
 
 
 def test_abort_withdraws_what_was_not_activated():
-    """Devices that succeeded keep the bundle; assigned and failed ones get back what they had; others hear nothing."""
+    """Devices that succeeded keep the bundle; assigned and failed ones get their previous one back."""
     story = Story(10, waves=(Wave(count=3), Wave(share=1.0)), error_threshold=1.0)
     done, failed, assigned = story.assigned
     story.see(done, idle(NEW))
@@ -238,7 +238,7 @@ def test_abort_withdraws_what_was_not_activated():
 
 
 def test_device_without_bundle_is_skipped_until_there_is_one():
-    """A target without a bundle does not hold the rollout up; once it is published, its devices are assigned."""
+    """A target without a bundle does not delay the rollout; when a bundle is published, its devices are assigned."""
     story = Story(0)
     story.see("jetson", DeviceStatus(digest=""))
     assert story.named(DeviceState.SKIPPED) == {"jetson"}
@@ -257,7 +257,7 @@ def test_device_that_enrolls_late_is_told():
 
 
 def test_wave_that_ends_below_the_success_threshold_pauses():
-    """Where the thresholds leave a gap the rollout stops and says so; it never hangs."""
+    """If a wave ends between the thresholds, the rollout pauses with a reason; it never hangs."""
     story = Story(4, waves=(Wave(count=2), Wave(share=1.0)), success_threshold=1.0, error_threshold=0.5)
     story.see(story.assigned[0], idle(NEW))
     story.see(story.assigned[1], refused())
@@ -289,7 +289,7 @@ def test_waves_parse_as_people_write_them():
     ],
 )
 def test_bad_plan_is_refused(plan, fault):
-    """A plan that could not end, or means nothing, is an error that names the field."""
+    """A plan that could not end or is contradictory is an error that names the field."""
     with pytest.raises(SettingsError, match=fault):
         RolloutPlan(**plan)
 

@@ -71,7 +71,7 @@ def start(state, version="1.0.0", **plan):
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(url):
-    """Whoever changes a table without a migration sees the difference here."""
+    """Fails when a table was changed without a migration."""
     engine = open_database(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -79,7 +79,7 @@ def test_migrations_make_exactly_the_tables_of_the_code(url):
 
 
 def test_migrations_can_be_undone(url):
-    """Downgrading to nothing leaves nothing, and upgrading again works."""
+    """A downgrade to no revision removes all tables, and a new upgrade works."""
     engine = open_database(url)
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         command.downgrade(migration_config(connection), "base")
@@ -89,14 +89,14 @@ def test_migrations_can_be_undone(url):
 
 
 def test_migrations_are_part_of_the_package():
-    """They lie inside the package, where an installed edgekit finds them."""
+    """The migration files are inside the package, so an installed edgekit finds them."""
     assert (MIGRATIONS / "env.py").is_file()
     assert sorted((MIGRATIONS / "versions").glob("r0001_*.py"))
     assert MIGRATIONS.parent.name == "state"
 
 
 def test_newer_database_is_refused(url):
-    """A database of a newer edgekit is left alone, with advice to update."""
+    """A database of a newer edgekit is refused with advice to update."""
     engine = open_database(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
@@ -108,14 +108,14 @@ def test_newer_database_is_refused(url):
 
 @pytest.mark.parametrize("bad", ["nonsense", "oracle://u:secret@h/d", "postgresql+nodriver://u:secret@h/d"])
 def test_bad_urls_are_settings_errors_without_the_password(bad):
-    """What cannot be understood is named, but never a password."""
+    """The error shows the URL without its password."""
     with pytest.raises(SettingsError) as caught:
         open_database(bad)
     assert "secret" not in str(caught.value)
 
 
 def test_unreachable_database_is_unavailable(tmp_path):
-    """A folder that is not there is an error that names the database."""
+    """A missing folder is an error that names the database."""
     with pytest.raises(UnavailableError, match=r"fleet\.db"):
         open_database(f"sqlite:///{tmp_path}/missing/fleet.db")
 
@@ -166,7 +166,7 @@ for line in sys.stdin:
 
 
 def test_opening_waits_for_a_writer_that_has_no_write_ahead_log_yet(tmp_path):
-    """The change to the write-ahead log fails at once while another connection writes, so opening tries it again."""
+    """Switching to the write-ahead log fails at once while another connection writes, so opening retries it."""
     path = tmp_path / "fleet.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as writer:
         writer.execute("BEGIN IMMEDIATE")
@@ -178,7 +178,7 @@ def test_opening_waits_for_a_writer_that_has_no_write_ahead_log_yet(tmp_path):
 
 
 def test_opening_a_database_that_stays_locked_is_an_error_in_the_end(tmp_path, monkeypatch):
-    """The waiting is bounded, and the error names the database."""
+    """The wait ends after a time limit, and the error names the database."""
     monkeypatch.setattr("edgekit.state.tables.BUSY_SECONDS", 0.2)
     path = tmp_path / "fleet.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
@@ -188,7 +188,7 @@ def test_opening_a_database_that_stays_locked_is_an_error_in_the_end(tmp_path, m
 
 
 def test_processes_and_threads_may_open_empty_databases_at_once(tmp_path):
-    """SQLite's busy time-out covers neither the change to the write-ahead log nor what the last one to close does.
+    """SQLite's busy time-out covers neither the switch to the write-ahead log nor its removal by the last connection.
 
     Four processes with two threads each open the same empty database at once, again and again: every one succeeds.
     """
@@ -249,7 +249,7 @@ def test_events_are_bounded(state):
 
 
 def test_tell_is_one_transaction_with_the_assignment(state):
-    """A survey that tells a device also assigns it, under version 1."""
+    """A survey that assigns the bundle to a device also writes the device's assignment, version 1."""
     enroll(state, "a", "b")
     rollout = start(state)
     state.rollouts.survey(rollout.id, 1001.0)
@@ -260,7 +260,7 @@ def test_tell_is_one_transaction_with_the_assignment(state):
 
 
 def test_rollout_is_read_back_as_it_was(state):
-    """What the machine decided is what the next process finds."""
+    """A rollout read from the database equals the one that was saved."""
     enroll(state, "a", "b", "c")
     rollout = start(state, waves=(Wave(count=2), Wave(share=1.0)))
     surveyed = state.rollouts.survey(rollout.id, 1001.0)
@@ -274,7 +274,7 @@ def test_rollout_is_read_back_as_it_was(state):
 
 
 def test_second_rollout_of_a_model_is_refused(state):
-    """A model has one rollout at a time; a refused start leaves no trace."""
+    """A model has one rollout at a time; a refused start changes nothing."""
     enroll(state, "a")
     first = start(state)
     with pytest.raises(RefusedError, match=f"rollout {first.id} of m 1.0.0 is RUNNING"):
@@ -293,7 +293,7 @@ def test_operator_event_in_the_wrong_state_changes_nothing(state):
 
 
 def test_concurrent_steps_lose_nothing(url):
-    """Surveys from several controllers at once tell each device once, under one version."""
+    """Concurrent surveys of several controllers assign each device once, with one version."""
     opened = [open_fleet_state(url, "f") for _ in range(4)]
     names = [f"d{i}" for i in range(12)]
     enroll(opened[0], *names)
@@ -315,7 +315,7 @@ def test_concurrent_steps_lose_nothing(url):
 
 
 def test_controllers_that_hear_of_a_device_at_once_both_succeed(url):
-    """First words of many devices, taken by four controllers together: no error, and no birth is overwritten."""
+    """Four controllers store the first messages of many devices at once: no error, and no birth is overwritten."""
     opened = [open_fleet_state(url, "f") for _ in range(4)]
     names = [f"d{i}" for i in range(20)]
     enroll(opened[0], *names)
@@ -360,7 +360,7 @@ def test_signature_of_an_older_version_is_not_kept(state):
 
 
 def test_hostile_assignment_number_in_a_report_is_passed_over(state):
-    """A device that claims an absurd version does not lift ours beyond what anybody can store."""
+    """A device that reports an absurd version does not raise ours above the largest integer that can be stored."""
     enroll(state, "a")
     state.devices.save_report(Reported("a", "f", 1, 0.0, 2**63, {}, {}), 1000.0)
     rollout = start(state)
@@ -369,7 +369,7 @@ def test_hostile_assignment_number_in_a_report_is_passed_over(state):
 
 
 def test_command_numbers_rise_even_in_a_new_database(state):
-    """Numbers start from the clock, so that a device that saw many refuses none of a fresh database."""
-    first = state.commands.add("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
-    second = state.commands.add("a", "self-test", {}, now=1_000_000.0, expires=1_000_060.0)
+    """Numbers start from the clock, so that devices accept the commands of a new database."""
+    first = state.commands.add("a", "self-test", now=1_000_000.0, expires=1_000_060.0)
+    second = state.commands.add("a", "self-test", now=1_000_000.0, expires=1_000_060.0)
     assert (first.number, second.number) == (1_000_000, 1_000_001)

@@ -18,7 +18,7 @@ def disk(request, tmp_path):
 
 
 def test_what_is_written_is_read(disk):
-    """Folders come by themselves, and a second write replaces the first."""
+    """Folders are created as needed, and a second write replaces the first."""
     disk.write("a/b/c.json", b"one")
     disk.write("a/b/c.json", b"two!")
     assert disk.read("a/b/c.json") == b"two!"
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(disk):
 
 @pytest.mark.parametrize("name", LEAVING)
 def test_a_name_that_leaves_the_root_is_refused(disk, name):
-    """By every method, before anything happens."""
+    """Every method refuses such a name before it does anything."""
     for call in (disk.read, disk.exists, disk.size, disk.list, disk.remove, disk.sync, disk.make_folder, disk.path):
         with pytest.raises(ValueError, match="plain name"):
             call(name)
@@ -40,7 +40,7 @@ def test_a_name_that_leaves_the_root_is_refused(disk, name):
 
 
 def test_what_is_missing_is_a_file_not_found(disk):
-    """And listing or removing it is no error."""
+    """Reading a missing file is a FileNotFoundError; listing or removing it is no error."""
     for call in (disk.read, disk.size, lambda n: disk.read_at(n, 0, 1), lambda n: disk.write_at(n, 0, b"x")):
         with pytest.raises(FileNotFoundError):
             call("nothing")
@@ -62,7 +62,7 @@ def test_blocks_are_written_in_place(disk):
 
 
 def test_rename_replaces_and_remove_takes_whole_folders(disk):
-    """As on any POSIX file system."""
+    """Rename replaces a file, and remove deletes a whole folder, as on POSIX file systems."""
     disk.write("x/one", b"1")
     disk.write("y/two", b"2")
     disk.rename("x/one", "y/two")
@@ -74,7 +74,7 @@ def test_rename_replaces_and_remove_takes_whole_folders(disk):
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path):
-    """Neither as a file nor on the way to one."""
+    """A symbolic link is refused, as a file and as a folder in the path."""
     disk = FolderDisk(tmp_path / "state")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -92,7 +92,7 @@ def test_a_symbolic_link_is_not_followed(tmp_path):
 
 
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
-    """The new bytes come under the name only when they are durable; litter is not listed and not kept."""
+    """The file gets the new content only when it is durable; a partial file is not listed and is removed."""
     disk = FolderDisk(tmp_path)
     disk.write("pointer", b"old")
 
@@ -108,7 +108,7 @@ def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_only_this_user_may_read_the_folder(tmp_path):
-    """Models and journal are nobody else's business."""
+    """The folder has mode 0700, so that only this user can read models and journal."""
     disk = FolderDisk(tmp_path / "state")
     disk.write("folder/file", b"x")
     modes = [stat.S_IMODE((tmp_path / "state" / name).stat().st_mode) for name in ("", "folder", "folder/file")]
@@ -116,14 +116,14 @@ def test_only_this_user_may_read_the_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path):
-    """The message names it."""
+    """The message names the wrong part."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="state"):
         FolderDisk(tmp_path / "file" / "state")
 
 
 def test_memory_has_a_capacity():
-    """A simulated device can be full too."""
+    """A disk in memory can be full."""
     disk = MemoryDisk(capacity=10)
     disk.write("a", b"12345678")
     with pytest.raises(DiskError, match="no space left"):
@@ -132,7 +132,7 @@ def test_memory_has_a_capacity():
 
 
 def test_a_power_cut_loses_what_was_not_synced():
-    """The simulator is as unkind as a disk may be."""
+    """The simulator drops everything that was not synced, as a real disk may."""
     disk = FaultyDisk()
     disk.preallocate("blob", 4)
     disk.write_at("blob", 0, b"ab")

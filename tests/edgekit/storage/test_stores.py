@@ -1,4 +1,4 @@
-"""Stores: one contract for memory, a folder and an object store; then what only a folder promises."""
+"""Stores: one contract for memory, a folder and an object store; then the additional promises of a folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_was_put_is_read_back(store: Store) -> None:
 
 
 def test_a_range_ends_with_the_blob(store: Store) -> None:
-    """A range past the end is shorter or empty; a range of nothing is a caller's fault."""
+    """A range beyond the end is shorter or empty; a range of no bytes is an error of the caller."""
     store.put("one", b"0123456789")
     assert store.get_range("one", 8, 100) == b"89"
     assert store.get_range("one", 10, 1) == b""
@@ -52,7 +52,7 @@ def test_a_range_ends_with_the_blob(store: Store) -> None:
 
 
 def test_a_file_is_streamed_and_an_empty_blob_is_a_blob(store: Store, tmp_path: Path) -> None:
-    """A Path is read from disk; nothing at all can be stored too."""
+    """A Path is read from disk; an empty blob can be stored."""
     source = tmp_path / "source"
     source.write_bytes(os.urandom(3_000_000))
     store.put("big", source)
@@ -64,7 +64,7 @@ def test_a_file_is_streamed_and_an_empty_blob_is_a_blob(store: Store, tmp_path: 
 
 
 def test_what_is_not_there_is_not_found(store: Store) -> None:
-    """Every reading call says so in the same way."""
+    """Every reading method raises NotFoundError."""
     store.put("folder/blob", b"x")
     for call in (store.get, store.size, lambda name: store.get_range(name, 0, 1)):
         for name in ("nothing", "folder"):
@@ -86,7 +86,7 @@ def test_a_listing_is_sorted_and_keeps_to_its_folder(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/absolute", "a//b", "", "."])
 def test_a_name_cannot_leave_the_store(store: Store, name: str, tmp_path: Path) -> None:
-    """Names may come from the network; one that climbs names nothing, for reading and for writing."""
+    """A name that would leave the store is refused, for reading and for writing."""
     with pytest.raises(NotFoundError):
         store.get(name)
     with pytest.raises(NotFoundError):
@@ -95,7 +95,7 @@ def test_a_name_cannot_leave_the_store(store: Store, name: str, tmp_path: Path) 
 
 
 def test_an_absent_folder_is_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative URL counts from the working folder at opening, wherever the process goes later."""
+    """A relative URL is resolved when the store is opened, so a later change of the working folder does not matter."""
     monkeypatch.chdir(tmp_path)
     store = open_store("file://registry")
     monkeypatch.chdir("/")
@@ -139,7 +139,7 @@ def test_an_object_store_that_is_away_is_unavailable(monkeypatch: pytest.MonkeyP
 
 
 def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
-    """The lock is exclusive, is given back, and a writer that waited too long is told why."""
+    """The lock is exclusive and is released; a writer that waited too long gets an error with the reason."""
     first, second = FileStore(tmp_path), FileStore(tmp_path)
     with first.lock(), pytest.raises(UnavailableError, match="another writer"), second.lock(timeout_seconds=0):
         pass
@@ -149,7 +149,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["registry", "ftp://host/x", "file://", "http://host/x", "memory:///"])
 def test_an_unknown_url_is_refused_with_the_known_kinds(url: str) -> None:
-    """The advice shows every form that works."""
+    """The advice shows every supported form."""
     with pytest.raises(SettingsError) as caught:
         open_store(url)
     assert "s3://" in caught.value.advice

@@ -1,4 +1,4 @@
-"""Assignments: the director's order is held to the device, to time, and to the catalogue."""
+"""Assignments are checked against the device, the time and the catalogue."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_assignment_may_be_empty(registry: Registry, client: TrustClient) -> 
 def test_an_order_for_another_or_of_yesterday_is_refused(
     registry: Registry, client: TrustClient, device: str, fleet: str, days: int, seen: int, error: type[EdgekitError]
 ) -> None:
-    """Device, fleet, expiry and version each stop it by themselves."""
+    """A wrong device, fleet, expiry or version each refuse the assignment."""
     payload = order(registry, client)
     with pytest.raises(error):
         client.verify_assignment(payload, device, fleet, registry.clock.now + days * DAY, seen_version=seen)
@@ -81,7 +81,7 @@ def test_an_order_for_another_or_of_yesterday_is_refused(
 
 @pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp", "publisher-digits", "root"])
 def test_no_other_role_may_give_orders(registry: Registry, client: TrustClient, role: str) -> None:
-    """Even the offline keys are not the director's."""
+    """An assignment that another role's key signed is refused, even an offline key."""
     assignment = Assignment("pi-1", "lab", 1, registry.clock.now + DAY, {})
     payload = sign_assignment(assignment, load_signer(key_path(registry.keys, role)))
     with pytest.raises(SignatureError):
@@ -107,7 +107,7 @@ def test_an_edited_order_is_refused(registry: Registry, client: TrustClient) -> 
     "payload", [b"", b"{}", b"[" * 100_000, b"\xff", b"null", b'{"signed": {}, "signatures": []}', b" " * 300_000]
 )
 def test_garbage_is_refused(registry: Registry, client: TrustClient, payload: bytes) -> None:
-    """Whatever arrives on the topic ends in a VerificationError."""
+    """Garbage on the topic gives a VerificationError."""
     with pytest.raises(VerificationError):
         client.verify_assignment(payload, "pi-1", "lab", registry.clock.now)
     assert MAX_ASSIGNMENT_BYTES < 300_000
@@ -120,7 +120,7 @@ def test_a_signed_timestamp_is_no_assignment(registry: Registry, client: TrustCl
 
 
 def test_a_strange_director_gives_no_orders(registry: Registry, client: TrustClient) -> None:
-    """A key that the top-level targets role does not name for the director signs in vain."""
+    """An assignment by a key that the targets role does not name as director is refused."""
     stranger = sign_assignment(
         Assignment("pi-1", "lab", 1, registry.clock.now + DAY, {}), CryptoSigner.generate_ed25519()
     )
@@ -136,14 +136,14 @@ def test_an_honest_entry_agrees(registry: Registry, client: TrustClient) -> None
 
 
 def test_a_stolen_director_key_cannot_name_an_unknown_model(client: TrustClient) -> None:
-    """What no publisher signed is not in the catalogue."""
+    """A bundle that no publisher signed is not in the catalogue."""
     entry = msgspec.structs.replace(entry_of(client), path="models/evil/pi/1.0.0/manifest.json", name="evil")
     with pytest.raises(VerificationError, match="catalogue does not have"):
         check_agrees(entry, client.find_target(entry.path))
 
 
 def test_a_stolen_director_key_cannot_go_back(client: TrustClient) -> None:
-    """A genuine but older release is refused by the device's own memory."""
+    """A genuine but older release is refused with the device's journal."""
     old = entry_of(client, "1.0.0")
     with pytest.raises(DowngradeError, match="release 1 is older than 2"):
         check_agrees(old, client.find_target(old.path), seen_release=2)
@@ -161,13 +161,13 @@ def test_a_stolen_director_key_cannot_go_back(client: TrustClient) -> None:
     ],
 )
 def test_a_stolen_director_key_cannot_lie_about_a_bundle(client: TrustClient, lie: dict[str, object]) -> None:
-    """Every field is held to what the publisher signed, and the error names it."""
+    """Every field is compared with the publisher's entry, and the error names it."""
     entry = entry_of(client)
     with pytest.raises(VerificationError, match=next(iter(lie))):
         check_agrees(msgspec.structs.replace(entry, **lie), client.find_target(entry.path))
 
 
 def test_a_target_of_another_path_does_not_agree(client: TrustClient) -> None:
-    """The caller cannot mix up two answers of the catalogue."""
+    """A target file of another path is refused, so a caller cannot mix up two of them."""
     with pytest.raises(VerificationError):
         check_agrees(entry_of(client, "1.1.0"), client.find_target(entry_of(client, "1.0.0").path))

@@ -1,4 +1,4 @@
-"""The device side of TUF: what it believes, and the attacks that it refuses."""
+"""The reading side of TUF: what it trusts, and the attacks that it refuses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_device_finds_what_was_published(registry: Registry) -> None:
 
 
 def test_a_quiet_registry_costs_two_fetches(registry: Registry) -> None:
-    """When nothing is new, a refresh asks for the next root and the timestamp only."""
+    """Without news, a refresh fetches only the next root and the timestamp."""
     device = registry.device()
     device.client.refresh()
     device.fetched.clear()
@@ -145,7 +145,7 @@ def withheld_snapshot(registry: Registry, device: Device, old: dict[str, bytes])
     ],
 )
 def test_an_attack_on_metadata_is_refused(registry: Registry, attack: Attack, error: type[EdgekitError]) -> None:
-    """Each is refused by its name, and once it has passed the device goes on as before."""
+    """Each attack is refused with its own error, and the device continues when it ends."""
     device = registry.device()
     device.client.refresh()
     old = registry.metadata()
@@ -164,7 +164,7 @@ def test_an_attack_on_metadata_is_refused(registry: Registry, attack: Attack, er
 
 @pytest.mark.parametrize(("days", "stale"), [(6, False), (8, True)])
 def test_a_frozen_registry_is_noticed_within_its_lifetime(registry: Registry, days: int, stale: bool) -> None:
-    """Metadata that nobody renews is refused after a week, by the time that the caller gives."""
+    """Metadata that nobody renews is refused after a week, by the caller's time."""
     client = registry.device().client
     now = registry.clock.now + days * DAY
     if not stale:
@@ -195,7 +195,7 @@ def test_a_registry_that_lost_its_memory_is_held_to_the_journal(registry: Regist
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 64])
 def test_a_damaged_cache_counts_as_absent(registry: Registry, damage: bytes, tmp_path: Path) -> None:
-    """A power cut may leave any bytes in the cache; the next refresh heals it."""
+    """A power cut may leave any bytes in the cache; the next refresh repairs it."""
     device = registry.device()
     device.client.refresh()
     device.client.catalogue()
@@ -208,7 +208,7 @@ def test_a_damaged_cache_counts_as_absent(registry: Registry, damage: bytes, tmp
 
 
 def test_errors_of_the_way_there_pass_through(registry: Registry) -> None:
-    """A broker that is away is not mistaken for an attack; the last trusted state is not used silently."""
+    """Errors of the transport pass through unchanged, and old trusted metadata is not used silently."""
     device = registry.device()
     device.client.refresh()
     device.files["timestamp.json"] = TransportError("broker away")
@@ -226,7 +226,7 @@ def test_a_cache_that_cannot_be_written_is_a_disk_error(registry: Registry, tmp_
 
 
 def test_a_root_that_is_no_root_is_refused(registry: Registry) -> None:
-    """A device that was born with garbage, or with another role's file, trusts nothing."""
+    """A device that was enrolled with garbage, or with another role's file, trusts nothing."""
     for root in (b"", b"{}", registry.metadata()["timestamp.json"]):
         device = Device(registry.folder / "cache", root, registry.store.blobs)
         with pytest.raises(VerificationError):
@@ -234,7 +234,7 @@ def test_a_root_that_is_no_root_is_refused(registry: Registry) -> None:
 
 
 def test_a_publisher_cannot_name_another_model(registry: Registry) -> None:
-    """What a stolen publisher key signs for a foreign path stays invisible."""
+    """A target that a stolen publisher key signs for another model's path is ignored."""
     registry.publish("cloud", target="server")
     signed = Metadata[Targets].from_bytes(registry.metadata()["2.publisher-digits.json"])
     (target,) = signed.signed.targets.values()

@@ -1,4 +1,4 @@
-"""Envelopes: a message is believed only from the key that is expected."""
+"""Envelopes: a message is accepted only if the expected key signed it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = Command(device="pi-1", fleet="lab", number=3, expires=1e9, kind="self-
 
 
 def test_a_sealed_message_is_opened_by_its_key() -> None:
-    """What was said comes out, and the key that said it can be looked up first."""
+    """The message is returned, and the key id can be read before."""
     signer = CryptoSigner.generate_ed25519()
     payload = seal(COMMAND, signer)
     assert signer_id(payload) == signer.public_key.keyid
@@ -22,7 +22,7 @@ def test_a_sealed_message_is_opened_by_its_key() -> None:
 
 
 def test_another_key_is_refused_even_when_it_borrows_the_name() -> None:
-    """Neither an honest foreign key id nor a false one passes."""
+    """Another key is refused, with its own key id and with a false one."""
     right, wrong = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
     payload = seal(COMMAND, wrong)
     with pytest.raises(SignatureError, match="expected"):
@@ -34,7 +34,7 @@ def test_another_key_is_refused_even_when_it_borrows_the_name() -> None:
 
 @pytest.mark.parametrize("field", ["body", "sig"])
 def test_a_flipped_bit_is_refused(field: str) -> None:
-    """Body and signature hold each other."""
+    """A changed body and a changed signature are both refused."""
     signer = CryptoSigner.generate_ed25519()
     envelope = decode(seal(COMMAND, signer), Envelope)
     data = bytearray(getattr(envelope, field))
@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_refused(field: str) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\x01\x02\x03", encode(COMMAND), b"x" * 300_000])
 def test_garbage_is_a_data_error(payload: bytes) -> None:
-    """What is no envelope never reaches the signature check, and never another exception."""
+    """A payload that is not an envelope raises DataError before any signature check."""
     signer = CryptoSigner.generate_ed25519()
     with pytest.raises(DataError):
         open_envelope(payload, Command, signer.public_key)
@@ -64,7 +64,7 @@ def test_a_signature_of_the_wrong_length_is_wrong(sig: bytes) -> None:
 
 
 def test_a_message_of_another_kind_is_a_data_error() -> None:
-    """A signed command is no result."""
+    """A signed command is not accepted as a result."""
     signer = CryptoSigner.generate_ed25519()
     with pytest.raises(DataError, match="Result"):
         open_envelope(seal(COMMAND, signer), Result, signer.public_key)

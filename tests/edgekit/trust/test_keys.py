@@ -1,4 +1,4 @@
-"""Key files: private ones stay private, and what is wrong with one is said."""
+"""Key files: private keys stay private, and errors say what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
-    """The error shows the mode and the command that mends it."""
+    """The error shows the mode and the chmod command."""
     generate_key(tmp_path / "root")
     (tmp_path / "root").chmod(mode)
     with pytest.raises(SettingsError, match=f"{mode:04o}") as caught:
@@ -61,7 +61,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> Non
     ("passphrase", "reason"), [("wrong", "passphrase is wrong"), (None, "no passphrase was given")]
 )
 def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path, passphrase: str | None, reason: str) -> None:
-    """A wrong passphrase and none at all are told apart."""
+    """A wrong passphrase and a missing one give different errors."""
     generate_key(tmp_path / "root", "right")
     with pytest.raises(SettingsError, match=reason):
         load_signer(tmp_path / "root", passphrase)
@@ -74,7 +74,7 @@ def test_a_passphrase_for_a_plain_key_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_what_is_no_ed25519_key_is_refused(tmp_path: Path) -> None:
-    """Garbage, another algorithm and a missing file each say what they are."""
+    """Garbage, another algorithm and a missing file give different errors."""
     path = tmp_path / "key"
     with pytest.raises(NotFoundError):
         load_signer(path)
@@ -93,7 +93,7 @@ def test_what_is_no_ed25519_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_key(tmp_path: Path) -> None:
-    """A key that could not be written whole is gone, so that the next try makes it."""
+    """A partly written key is removed, so that the next attempt can make it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
     try:

@@ -1,4 +1,4 @@
-"""What a device believes after a long sleep, with a wrong clock, or after a theft of keys."""
+"""A device after a year offline, with a wrong clock, or after a theft of keys."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def asleep_for_a_year(registry: Registry) -> None:
 
 @pytest.mark.parametrize("lost_cache", [False, True])
 def test_a_device_that_slept_for_a_year_recovers(registry: Registry, lost_cache: bool) -> None:
-    """The root chain comes first, then the timestamp; what it holds has expired and is signed by keys long gone."""
+    """The device follows the chain of roots first; its own metadata has expired and its keys were replaced."""
     device = registry.device()
     device.client.refresh(registry.clock.now)
     seen = device.client.versions
@@ -56,7 +56,7 @@ def test_a_device_that_slept_for_a_year_recovers(registry: Registry, lost_cache:
 
 
 def test_a_sleeper_is_not_kept_in_its_dream(registry: Registry) -> None:
-    """Last year's metadata, all of it genuine, is refused by the true time, and by the journal at the time of then."""
+    """Last year's genuine metadata is refused with the true time, and with last year's time by the journal."""
     device = registry.device()
     device.client.refresh(registry.clock.now)
     then, old = registry.clock.now, registry.metadata()
@@ -71,7 +71,7 @@ def test_a_sleeper_is_not_kept_in_its_dream(registry: Registry) -> None:
 
 @pytest.mark.parametrize("wrong", [0.0, 1_600_000_000.0])
 def test_a_clock_that_lost_its_time_is_said(registry: Registry, wrong: float) -> None:
-    """It would take nothing for expired. Once it is set, the same device goes on."""
+    """A clock in the past raises ClockError; when it is set, the device continues."""
     device = registry.device()
     with pytest.raises(ClockError, match=r"clock shows (1970|2020)-"):
         device.client.refresh(wrong)
@@ -82,7 +82,7 @@ def test_a_clock_that_lost_its_time_is_said(registry: Registry, wrong: float) ->
 
 
 def test_the_time_floor_outlives_the_cache(registry: Registry) -> None:
-    """With the journal's time, a clock that fell back is noticed where the registry is as old as the clock."""
+    """With the time from the journal, a clock that was set back is noticed without the cache."""
     device = registry.device()
     device.client.refresh(registry.clock.now)
     seen = {**device.client.versions, "time": int(registry.clock.now + 30 * DAY)}
@@ -91,7 +91,7 @@ def test_the_time_floor_outlives_the_cache(registry: Registry) -> None:
 
 
 def signed_then(registry: Registry, signed_at: object) -> Device:
-    """A device that is served a timestamp which says that it was signed then."""
+    """A device that is served a timestamp with this time of signing."""
     timestamp = Metadata[Timestamp].from_bytes(registry.metadata()["timestamp.json"]).signed
     timestamp.unrecognized_fields["custom"] = {"signed_at": signed_at}
     timestamp.version += 1
@@ -103,14 +103,14 @@ def signed_then(registry: Registry, signed_at: object) -> Device:
 
 @pytest.mark.parametrize("signed_at", ["soon", None, [], -5, 1 << 60])
 def test_a_nonsense_time_in_the_timestamp_is_no_floor(registry: Registry, signed_at: object) -> None:
-    """It says nothing, as that of a registry which another tool signs."""
+    """An invalid time counts as not stated, as in a registry that another tool signs."""
     device = signed_then(registry, signed_at)
     device.client.refresh(registry.clock.now)
     assert device.client.versions["time"] == 0
 
 
 def test_a_timestamp_from_the_future_is_not_remembered(registry: Registry) -> None:
-    """Whoever holds the timestamp key can stop changes by it, until the next honest timestamp and no longer."""
+    """A thief of the timestamp key can stop changes only until the next honest timestamp."""
     device = signed_then(registry, int(registry.clock.now + 3 * DAY))
     with pytest.raises(ClockError):
         device.client.refresh(registry.clock.now)
@@ -121,7 +121,7 @@ def test_a_timestamp_from_the_future_is_not_remembered(registry: Registry) -> No
 
 
 def test_a_device_that_was_born_again_with_a_newer_root_goes_on(registry: Registry) -> None:
-    """Its journal knows an older root than the one that it starts from now."""
+    """Its journal holds an older root version than the root that it starts from."""
     device = registry.device()
     device.client.refresh()
     seen = device.client.versions
@@ -131,7 +131,7 @@ def test_a_device_that_was_born_again_with_a_newer_root_goes_on(registry: Regist
 
 
 def test_new_keys_let_a_registry_come_back_from_absurd_versions(registry: Registry) -> None:
-    """A thief of the online keys signs version 99,999; the journal holds it until those keys are changed."""
+    """A thief of the online keys signs version 99,999; it counts until these keys are replaced."""
     honest = dict(registry.store.blobs)
     meta = registry.metadata()
     snapshot = Metadata[Snapshot].from_bytes(meta["3.snapshot.json"]).signed

@@ -1,4 +1,4 @@
-"""The publish side of TUF: one commit point, least keys, and nothing signed that was not verified."""
+"""The publishing side of TUF: one commit point, few keys, and verification before signing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def renew(repository: Repository) -> None:
 
 @pytest.mark.parametrize(("change", "writes"), [(add_model, 4), (publish, 3), (retire, 3), (renew, 2)])
 def test_a_change_that_dies_at_any_write_is_not_seen(registry: Registry, change: Change, writes: int) -> None:
-    """Until the last write every reader, old or new, sees the old state; a second try then succeeds."""
+    """Until the last write every reader sees the old state; a second attempt succeeds."""
     old_device = registry.device()
     old_device.client.refresh()
     before = old_device.client.versions, {p: f.to_dict() for p, f in old_device.client.catalogue().items()}
@@ -74,7 +74,7 @@ def test_a_change_that_dies_at_any_write_is_not_seen(registry: Registry, change:
 
 @pytest.mark.parametrize("limit", range(4))
 def test_a_creation_that_dies_leaves_no_registry(tmp_path: Path, limit: int) -> None:
-    """Readers find nothing; the keys that were made stop a second creation from overwriting them."""
+    """Readers find no registry, and a second creation does not overwrite the keys."""
     store = DyingStore({}, limit)
     with pytest.raises(StoreError):
         Repository(store, tmp_path / "keys").create()
@@ -88,7 +88,7 @@ def test_a_creation_that_dies_leaves_no_registry(tmp_path: Path, limit: int) -> 
 
 
 def test_a_second_creation_is_refused(registry: Registry, tmp_path: Path) -> None:
-    """Neither other keys nor the same ones replace a registry that is there."""
+    """An existing registry is not replaced, with other keys or with the same ones."""
     for keys in (registry.keys, tmp_path / "other"):
         with pytest.raises(SettingsError, match="already a registry"):
             Repository(registry.store, keys).create()
@@ -96,7 +96,7 @@ def test_a_second_creation_is_refused(registry: Registry, tmp_path: Path) -> Non
 
 
 def test_releases_rise_by_one_for_each_model(registry: Registry) -> None:
-    """The counter goes over versions and targets of a model, and each model has its own."""
+    """The counter rises over versions and targets of a model; each model has its own."""
     published = [
         registry.repository.publish(manifest_of(version=version, target=target).canonical_bytes())
         for version, target in [("1.1.0", "pi"), ("1.1.0", "jetson"), ("1.0.5", "pi")]
@@ -108,7 +108,7 @@ def test_releases_rise_by_one_for_each_model(registry: Registry) -> None:
 
 
 def test_the_same_content_again_changes_nothing(registry: Registry) -> None:
-    """Publishing twice is one publish; not a byte of the registry differs."""
+    """Publishing twice leaves the registry byte for byte the same."""
     registry.repository.publish(V2)
     before = dict(registry.store.blobs)
     assert registry.repository.publish(V2).custom["release"] == 2
@@ -116,7 +116,7 @@ def test_the_same_content_again_changes_nothing(registry: Registry) -> None:
 
 
 def test_a_published_version_never_changes(registry: Registry) -> None:
-    """Other content under a published version is refused, with the way out."""
+    """Other content under a published version is refused with advice."""
     before = dict(registry.store.blobs)
     with pytest.raises(ManifestError, match="other content") as caught:
         registry.repository.publish(manifest_of(model=b"changed").canonical_bytes())
@@ -139,7 +139,7 @@ def test_publishing_needs_no_offline_key(registry: Registry) -> None:
 
 
 def test_renewing_needs_the_online_keys_only(registry: Registry, tmp_path: Path) -> None:
-    """A controller that holds snapshot, timestamp and the root file keeps the registry fresh, and can do no more."""
+    """With the snapshot key, the timestamp key and the root file a controller can renew the registry only."""
     held = tmp_path / "controller"
     held.mkdir(mode=0o700)
     for name in ("snapshot.key", "timestamp.key", "root.json"):
@@ -179,7 +179,7 @@ def test_a_model_is_added_once_and_by_a_plain_name(registry: Registry, name: str
 
 
 def test_what_was_tampered_with_is_never_signed(registry: Registry) -> None:
-    """A publisher who finds foreign content in the store stops, instead of signing it."""
+    """A publisher that finds foreign content in the store does not sign it."""
     name = "metadata/2.publisher-digits.json"
     document = json.loads(registry.store.blobs[name])
     path, target = next(iter(document["signed"]["targets"].items()))
@@ -190,7 +190,7 @@ def test_what_was_tampered_with_is_never_signed(registry: Registry) -> None:
 
 
 def test_a_role_that_went_back_is_never_signed(registry: Registry) -> None:
-    """An old file under a new number is noticed on the publish side too."""
+    """An old file under a new number is refused when publishing too."""
     registry.repository.publish(V2)
     registry.store.blobs["metadata/3.publisher-digits.json"] = registry.store.blobs["metadata/2.publisher-digits.json"]
     with pytest.raises(SignatureError, match="version 2"):
@@ -198,7 +198,7 @@ def test_a_role_that_went_back_is_never_signed(registry: Registry) -> None:
 
 
 def test_foreign_keys_do_not_publish_here(registry: Registry, tmp_path: Path) -> None:
-    """Keys of another registry are noticed before anything is written."""
+    """Keys of another registry are refused before anything is written."""
     other = Registry(tmp_path / "other")
     with pytest.raises(SignatureError, match="is not trusted") as caught:
         Repository(registry.store, other.keys).publish(V2)
@@ -206,7 +206,7 @@ def test_foreign_keys_do_not_publish_here(registry: Registry, tmp_path: Path) ->
 
 
 def test_no_registry_is_said_plainly(registry: Registry, tmp_path: Path) -> None:
-    """An empty store and an empty folder of keys both point to init."""
+    """For an empty store and for an empty key folder the advice is init."""
     for store, keys in ((MemoryStore(), registry.keys), (registry.store, tmp_path / "none")):
         with pytest.raises(NotFoundError) as caught:
             Repository(store, keys).models()
@@ -239,7 +239,7 @@ def test_a_root_threshold_of_two_takes_two_signatures(tmp_path: Path) -> None:
 
 
 def test_the_director_names_no_target(registry: Registry) -> None:
-    """Its delegation has no path, so its key adds nothing to the catalogue."""
+    """Its delegation has no path, so its key cannot add targets."""
     top = Metadata[Targets].from_bytes(registry.metadata()["2.targets.json"]).signed
     assert top.delegations is not None
     assert top.delegations.roles is not None
@@ -248,10 +248,10 @@ def test_the_director_names_no_target(registry: Registry) -> None:
 
 
 def test_a_lost_race_changes_nothing(registry: Registry, tmp_path: Path) -> None:
-    """Where the store cannot lock, a change that finds another's commit gives up before its first write."""
+    """Without a lock, a change that finds another commit fails before its first write."""
 
     class Racing:
-        """A store without a lock, in which somebody commits just before the second read of the timestamp."""
+        """A store without a lock; another publisher commits just before the second read of the timestamp."""
 
         def __init__(self) -> None:
             self.reads = 0
@@ -273,7 +273,7 @@ def test_a_lost_race_changes_nothing(registry: Registry, tmp_path: Path) -> None
 
 
 def test_two_publishers_at_once_both_get_in(tmp_path: Path) -> None:
-    """On file:// the lock orders them: every version is there afterwards, each with its own release."""
+    """On file:// the lock makes them take turns: every version is published, each with its own release."""
     store = FileStore(tmp_path / "registry")
     Repository(store, tmp_path / "keys").create()
     Repository(store, tmp_path / "keys").add_model("digits")
@@ -293,7 +293,7 @@ def test_two_publishers_at_once_both_get_in(tmp_path: Path) -> None:
 
 
 def test_a_killed_publisher_leaves_the_registry_whole(tmp_path: Path) -> None:
-    """A process that is killed inside a publish, lock in hand, holds nobody up and breaks nothing."""
+    """A process that is killed while it holds the lock blocks no other publisher and damages nothing."""
     store = FileStore(tmp_path / "registry")
     Repository(store, tmp_path / "keys").create()
     Repository(store, tmp_path / "keys").add_model("digits")

@@ -1,4 +1,4 @@
-"""Changes of keys: devices follow them untouched, and no cut on the way leaves a registry that nobody can read."""
+"""Changes of keys: devices follow them without any change, and an interrupted change leaves a readable registry."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sees(device: Device, version: str = "1.0.0") -> bool:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_devices_follow_a_new_key_untouched(registry: Registry, role: str) -> None:
-    """One that knew the old key and one born before it both trust the new key, and the old one signs no more."""
+    """Devices that used the old key, and devices enrolled before it, trust the new key and no longer the old one."""
     known = registry.device()
     assert sees(known)
     (old,) = keyids(registry, role)
@@ -64,7 +64,7 @@ def test_devices_follow_a_new_key_untouched(registry: Registry, role: str) -> No
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_rotation_that_dies_at_any_write_can_be_read_at_any_time(registry: Registry, role: str) -> None:
-    """With the old key at hand, every reader finds a valid registry after every write; a second try then succeeds."""
+    """With the old key, every reader finds a valid registry after every write; a second attempt succeeds."""
     known = registry.device()
     assert sees(known)
     for limit in range(9):
@@ -85,7 +85,7 @@ def test_a_rotation_that_dies_at_any_write_can_be_read_at_any_time(registry: Reg
 
 @pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
 def test_a_lost_key_is_replaced(registry: Registry, role: str) -> None:
-    """The new root comes before the timestamp then; a change that dies between them is ended by the next one."""
+    """Then the new root is written before the timestamp; the next change completes an interrupted one."""
     key_path(registry.keys, role).unlink()
     known = registry.device()
     assert sees(known)
@@ -110,7 +110,7 @@ def test_a_lost_key_is_replaced(registry: Registry, role: str) -> None:
 
 
 def test_an_old_timestamp_does_not_come_back_once_the_change_is_done(registry: Registry) -> None:
-    """A damaged timestamp is noticed after a replacement as before it, not replaced by what was kept meanwhile."""
+    """After a replacement, a damaged timestamp is an error and is not replaced with the pending one."""
     key_path(registry.keys, "timestamp").unlink()
     keeper(registry).rotate("timestamp")
     registry.store.blobs["metadata/timestamp.json"] = b"{}"
@@ -119,7 +119,7 @@ def test_an_old_timestamp_does_not_come_back_once_the_change_is_done(registry: R
 
 
 def test_a_threshold_root_changes_one_key_at_a_time(tmp_path: Path) -> None:
-    """Two of three must be here; a lost one is replaced by the other two, and old devices follow."""
+    """Two of three keys must be here; they replace a lost one, and old devices follow."""
     registry = Registry(tmp_path, root_keys=3, root_threshold=2)
     registry.publish()
     lost = load_public(registry.keys / "root-3.pub").keyid
@@ -144,7 +144,7 @@ def test_a_threshold_root_changes_one_key_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_second_publisher_comes_and_goes(registry: Registry, tmp_path: Path) -> None:
-    """A team's own key, whose public half it sent, publishes its model from its machine until it is revoked."""
+    """A team publishes its model with its own key, of which it sent the public half, until the key is revoked."""
     team = tmp_path / "team"
     key = generate_key(team / "ours.key").public_key
     for name in ("snapshot.key", "timestamp.key", "root.json"):
@@ -163,7 +163,7 @@ def test_a_second_publisher_comes_and_goes(registry: Registry, tmp_path: Path) -
 
 
 def test_a_new_director_is_believed_and_the_old_one_is_not(registry: Registry) -> None:
-    """Assignments of both, before and after; the controller finds its new key by itself."""
+    """Only the current director's assignments are accepted, before and after; the controller finds its new key."""
     device = registry.device()
     device.client.refresh()
     now = registry.clock.now
@@ -182,7 +182,7 @@ def test_a_new_director_is_believed_and_the_old_one_is_not(registry: Registry) -
 
 
 def test_what_cannot_be_is_refused_and_nothing_changes(registry: Registry) -> None:
-    """Unknown roles and keys, a key twice, the last key, thresholds out of reach."""
+    """Unknown roles and keys, a key twice, the last key and impossible thresholds are refused."""
     before = dict(registry.store.blobs), sorted(registry.keys.iterdir())
     (present,) = keyids(registry, "targets")
     for fault, message in (
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_and_nothing_changes(registry: Registry) -> No
 
 
 def test_renewal_gives_every_role_that_can_be_signed_its_whole_life(registry: Registry) -> None:
-    """After 364 days with the offline keys; without them the rest is renewed, and that is said."""
+    """With the offline keys all roles are renewed; without them the others are, and the result lists them."""
     registry.clock.now += 364 * DAY
     assert keeper(registry).renew() == ["root", "publisher-digits", "targets", "snapshot", "timestamp"]
     registry.clock.now += 6 * DAY
@@ -215,7 +215,7 @@ def test_renewal_gives_every_role_that_can_be_signed_its_whole_life(registry: Re
 
 
 def test_a_device_follows_more_roots_than_one_refresh_takes_elsewhere(registry: Registry) -> None:
-    """A device that slept through a hundred changes of root still arrives at the newest."""
+    """A device that missed a hundred changes of root reaches the newest one."""
     for _ in range(100):
         keeper(registry).renew()
     device = registry.device()

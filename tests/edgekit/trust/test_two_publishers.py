@@ -1,4 +1,4 @@
-"""Two publishers of one registry at once, on a folder and on an object store: both land, or one is told so."""
+"""Two publishers at the same time, on a folder and on an object store: both succeed, or one gets an error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def keys(url: str, tmp_path: Path) -> Path:
-    """Of a registry with one model."""
+    """The keys of a registry with one model."""
     repository = Repository(open_store(url), tmp_path / "keys")
     repository.create()
     repository.add_model("digits")
@@ -52,7 +52,7 @@ def published(url: str, keys: Path) -> dict[str, int]:
 
 
 def test_publishers_that_begin_together_all_land(url: str, keys: Path, tmp_path: Path) -> None:
-    """Each from a machine of its own: no release is lost, and no number comes twice."""
+    """Publishers with separate key folders: no release is lost, and no number is used twice."""
     errors: list[Exception] = []
 
     def work(first: int) -> None:
@@ -78,7 +78,7 @@ def test_publishers_that_begin_together_all_land(url: str, keys: Path, tmp_path:
 
 @pytest.mark.parametrize("url", ["s3"], indirect=True)
 def test_a_publisher_that_slept_through_its_turn_changes_nothing(url: str, keys: Path) -> None:
-    """Its lease was taken over while it was about to write; what the other one committed stays whole."""
+    """Its lease was taken over before it wrote; the other publisher's commit stays intact."""
     slow = open_store(url)
     assert isinstance(slow, ObjectStore)
     repository = Repository(slow, keys)
@@ -105,7 +105,7 @@ def test_a_publisher_that_slept_through_its_turn_changes_nothing(url: str, keys:
 
 @pytest.mark.parametrize("url", ["s3"], indirect=True)
 def test_a_writer_that_died_is_waited_for_and_then_passed_over(url: str, keys: Path) -> None:
-    """Its lease is taken when nothing has moved for the time of a lease, and its litter is written over."""
+    """Its lease is taken over when it has not changed for the lease time, and its remaining files are overwritten."""
     store = open_store(url)
     assert isinstance(store, ObjectStore)
     store.put(LEASE_NAME, b"somebody who died")
@@ -130,7 +130,7 @@ def test_the_timestamp_is_only_replaced_where_it_is_the_one_that_was_read(url: s
 def test_a_store_without_conditional_writes_still_works(
     url: str, keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For one publisher at a time, and the log says so."""
+    """It works for one publisher at a time, and the log warns about it."""
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
     Repository(open_store(url), keys).publish(version(1))
     assert published(url, keys) == {"1.1.0": 1}
