@@ -1,4 +1,4 @@
-"""The control side's commands as a user types them: output, files, exit codes, and what stays as it was."""
+"""The commands of the control side: output, files, exit codes, and dry runs that change nothing."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Shell:
         return out, err
 
     def json(self, line, expect=0):
-        """Its stdout as JSON."""
+        """Run one line and decode its stdout as JSON."""
         return json.loads(self(line, expect)[0])
 
     def state(self):
@@ -63,7 +63,7 @@ def enroll(shell, *names, target=TARGET):
 
 
 def report(shell, name, number, *, digest="", refuses=""):
-    """What the device's agent would say."""
+    """Store a report, as the device's agent would send it."""
     running = Running(digest=digest, version="1.0.0" if digest else "", provider="XNNPACK")
     outcome = Outcome(refuses, "1.0.0", "refused", "SelfTestError", "wrong answers", 5.0)
     said = Reported(name, "f1", number, 0.0, 1, {"digits": running}, {"digits": outcome} if refuses else {})
@@ -73,7 +73,7 @@ def report(shell, name, number, *, digest="", refuses=""):
 
 
 def survey(shell, number=1):
-    """What a controller's next round does; returns the digest that is wanted."""
+    """Survey the rollout, as a controller's next round does; returns the rollout."""
     state = shell.state()
     rollout = state.rollouts.survey(number, time.time())
     state.close()
@@ -105,7 +105,7 @@ def test_enroll_writes_what_the_agent_starts_from(shell, tmp_path):
 
 
 def test_enroll_copies_what_tls_needs(shell, tmp_path):
-    """The folder is whole: the agent takes its settings as they are, and the private key is the device's alone."""
+    """The agent accepts the settings of the folder as they are, and only the device can read the private key."""
     Pki(tmp_path, ["pi-1", "pi-2"])
     broker = "--broker mqtts://broker.example"
     options = f"{broker} --broker-ca ca.pem --certificate pi-1.pem --key pi-1.key"
@@ -134,7 +134,7 @@ def test_enroll_copies_what_tls_needs(shell, tmp_path):
     ids=["without-tls", "no-authority", "key-of-another", "key-with-a-password", "key-alone"],
 )
 def test_enroll_refuses_tls_files_that_would_not_do(shell, tmp_path, options, says):
-    """Before the device has them, and nothing is written."""
+    """Wrong TLS files are refused, and nothing is written."""
     pki = Pki(tmp_path, ["pi-1", "pi-2"])
     pki.lock("pi-1", tmp_path / "locked.key")
     _, err = shell(f"edgekit device enroll pi-1 --target {TARGET} -o d {options}", expect=1)
@@ -171,7 +171,7 @@ def test_enroll_with_the_devices_own_key_makes_none(shell, tmp_path):
     ],
 )
 def test_bad_enrollment_leaves_nothing(shell, tmp_path, line, status, says):
-    """What cannot be enrolled is an error with its reason, and no folder or row is left."""
+    """A bad enrollment is an error with a reason, and leaves neither folder nor row."""
     _, err = shell(f"edgekit device enroll {line} -o new", expect=status)
     assert says in err
     assert not (tmp_path / "new").exists()
@@ -196,7 +196,7 @@ def test_enroll_dry_run_changes_nothing(shell, tmp_path):
 
 
 def test_device_list_and_show_say_what_is_reported(shell):
-    """Models, their versions and the last outcome stand in the table, in JSON and in `show`."""
+    """Models, their versions and the last outcome are in the table, in JSON and in `show`."""
     enroll(shell, "pi-1", "pi-2")
     report(shell, "pi-1", 1, digest="a" * 64, refuses="b" * 64)
     rows = {row["device"]: row for row in shell.json("edgekit device list --json")}
@@ -214,7 +214,7 @@ def test_device_list_and_show_say_what_is_reported(shell):
 
 
 def test_command_that_nobody_answers_fails_in_time(shell):
-    """--wait ends when the command runs out, with a reason and exit 1."""
+    """--wait ends when the command expires, with a reason and exit 1."""
     enroll(shell, "pi-1")
     _, err = shell("edgekit device command pi-1 self-test --wait --expires 1", expect=1)
     assert "did not answer" in err
@@ -247,7 +247,7 @@ def test_start_plans_and_refuses(shell):
 
 
 def test_what_a_device_says_cannot_steer_the_terminal(shell):
-    """Escape sequences and line breaks in reports and events are shown, not obeyed."""
+    """Escape sequences and line breaks in reports and events are printed escaped."""
     enroll(shell, "pi-1")
     bad = "\x1b[2Jgone\r\nroot#"
     state = shell.state()
@@ -315,7 +315,7 @@ def test_watch_ends_with_exit_0_when_finished(shell):
 
 
 def test_wait_exits_3_with_the_reason_when_the_rollout_pauses_itself(shell):
-    """`start --wait` follows the rollout, and the failure that stopped it stands in the error."""
+    """`start --wait` follows the rollout, and the error contains the failure that stopped it."""
     enroll(shell, "pi-1", "pi-2")
 
     def refuse():
@@ -343,14 +343,14 @@ def test_wait_exits_3_with_the_reason_when_the_rollout_pauses_itself(shell):
 
 
 def test_controller_without_a_registry_says_what_to_run(tmp_path, monkeypatch, capfd):
-    """Before `registry init` there is nothing to control."""
+    """Without a registry the controller fails with the command that creates one."""
     monkeypatch.chdir(tmp_path)
     _, err = Shell(tmp_path, monkeypatch, capfd)("edgekit controller run", expect=1)
     assert "director" in err or "root.json" in err
 
 
 def test_controller_waits_for_its_broker_and_ends_on_a_signal(shell, tmp_path):
-    """As a process: it says that the broker is away and keeps trying; SIGTERM ends it with exit 0."""
+    """The process reports that the broker cannot be reached and retries; SIGTERM ends it with exit 0."""
     code = "import sys; from edgekit.cli.main import main; sys.argv[0] = 'edgekit'; main()"
     command = [sys.executable, "-c", code, "controller", "run", "--broker", "mqtt://127.0.0.1:9"]
     process = subprocess.Popen(
@@ -370,7 +370,7 @@ def test_controller_waits_for_its_broker_and_ends_on_a_signal(shell, tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_failure(shell, tmp_path):
-    """`edgekit device list | head -0` ends in silence and success."""
+    """`edgekit device list | head -0` prints nothing and succeeds."""
     read, write = os.pipe()
     os.close(read)
     enroll(shell, "pi-1")

@@ -1,4 +1,4 @@
-"""Sealed bundles as a user types them: classes, publishing for them, enrolling into them, and the cloud tier."""
+"""Commands for sealed bundles: device classes, publishing, enrolling, and the cloud tier."""
 
 import json
 import stat
@@ -58,7 +58,7 @@ def blobs(folder):
 
 
 def test_a_bundle_is_published_for_classes(folder):
-    """The plan, publishing, publishing again, what is shown; the store holds no file as it was."""
+    """Plan, publish, publish again and show; the store holds no file unencrypted."""
     model = (folder / "1.0.0" / "model.onnx").read_bytes()
     words = ("registry", "publish", "1.0.0", "--encrypt-for", "cameras", "--encrypt-for", "doors")
     (plan,) = json.loads(ran(*words, "--dry-run", "--json"))
@@ -77,7 +77,7 @@ def test_a_bundle_is_published_for_classes(folder):
 
 
 def test_a_plan_makes_no_secret(folder):
-    """A publisher who has the public key of a class only gets its secret with the first publish."""
+    """A publisher that has only the public key of a class gets its secret with the first publish."""
     for name in ("cameras.key", "doors.key", "_content.key", "_content.pub"):
         (folder / "keys" / "classes" / name).unlink()
     words = ("registry", "publish", "1.0.0", "--encrypt-for", "cameras")
@@ -91,7 +91,7 @@ def test_a_plan_makes_no_secret(folder):
 
 
 def test_no_delta_is_made_of_what_has_nothing_in_common(folder):
-    """Asked for or not; it is said."""
+    """No delta is made of an encrypted bundle, even if it is requested, and the output says so."""
     ran("registry", "publish", "1.0.0", "--encrypt-for", "cameras")
     said = typed("registry", "publish", "1.1.0", "--encrypt-for", "cameras", "--delta-from", "1.0.0")
     assert said.exit_code == 0
@@ -99,7 +99,7 @@ def test_no_delta_is_made_of_what_has_nothing_in_common(folder):
 
 
 def test_a_device_is_enrolled_into_a_class(folder):
-    """Its folder holds the private key for it alone, check names it, and the agent tells its id in its facts."""
+    """Only the device can read its class key; check lists the class, and the agent's facts hold the key id."""
     ran("device", "enroll", "pi-1", "--target", TARGET, "-o", "d", "--class", "cameras")
     settings = load_settings(AgentSettings, file=folder / "d" / "agent.toml", environ={})
     (path,) = settings.class_keys
@@ -120,7 +120,7 @@ def test_a_device_is_enrolled_into_a_class(folder):
 
 
 def test_a_class_key_under_a_passphrase_is_plain_on_the_device_only(folder):
-    """An agent starts with nobody there to type it."""
+    """The key is stored unencrypted on the device, because an agent starts without a person to type a passphrase."""
     ran("registry", "class", "add", "gates", EDGEKIT_PASSPHRASE="secret")
     assert b"ENCRYPTED" in (folder / "keys" / "classes" / "gates.key").read_bytes()
     failed(SettingsError, "device", "enroll", "pi-1", "--target", TARGET, "-o", "d", "--class", "gates")
@@ -130,7 +130,7 @@ def test_a_class_key_under_a_passphrase_is_plain_on_the_device_only(folder):
 
 
 def test_classes_that_are_not_there_are_named(folder):
-    """With the command that makes them; nothing is published or written."""
+    """The error names the class and the command that makes it; nothing is published or written."""
     assert "class add gates" in failed(NotFoundError, "registry", "publish", "1.0.0", "--encrypt-for", "gates").advice
     failed(NotFoundError, "device", "enroll", "pi-1", "--target", TARGET, "-o", "d", "--class", "gates")
     failed(SettingsError, "device", "enroll", "pi-1", "--target", TARGET, "-o", "d", "--class", "../cameras")
@@ -140,7 +140,7 @@ def test_classes_that_are_not_there_are_named(folder):
 
 
 def test_the_cloud_tier_needs_the_class_key(folder):
-    """Without it the bundle is refused before it is fetched; with it, it is served."""
+    """Without the key the bundle is refused before it is fetched; with the key it is served."""
     onnx_bundle(folder / "cloud", name="big", target="server", batch=None)
     ran("registry", "publish", "cloud", "--encrypt-for", "cameras")
     serve = [sys.executable, "-c", "from edgekit.cli.main import main; main()", "cloud", "serve", "big", "--port", "0"]

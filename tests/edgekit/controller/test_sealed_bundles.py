@@ -1,4 +1,4 @@
-"""A sealed bundle on its way from the registry through the controller to an agent, and what lies where meanwhile."""
+"""A sealed bundle from the registry through the controller to an agent: what is encrypted in which place."""
 
 import contextlib
 
@@ -27,13 +27,13 @@ SECRET = b"what nobody may read from a disk" * 5_000
 
 @pytest.fixture(autouse=True)
 def without_keys():
-    """What a test holds, it holds alone."""
+    """Forget the class keys of this process around each test."""
     yield
     use_keyring(None)
 
 
 class SealedDevice(RealDevice):
-    """As RealDevice, with the compatibility check and the self-test of the real agent.
+    """A RealDevice with the compatibility check and the self-test of the real agent.
 
     Args:
         paths: Of its class keys.
@@ -47,12 +47,12 @@ class SealedDevice(RealDevice):
         self.find = lambda manifest: mismatches(manifest, facts)
 
     async def start(self):
-        """Boot, with rules of its own."""
+        """Boot with the real compatibility check."""
         await super().start()
         self.agent._effects._mismatches = self.find
 
     async def self_test(self, manifest, folder):
-        """As `edgekit-agent` does."""
+        """Run the self-test of `edgekit-agent`."""
         return await self.inference.try_bundle(manifest, folder)
 
 
@@ -83,7 +83,7 @@ def sealed(folder, version):
 
 
 def holders(folder, secrets):
-    """Files below `folder` that hold 32 bytes of one of `secrets` as they are."""
+    """Files below `folder` that contain 32 bytes of one of `secrets` unencrypted."""
     probes = [secret[at : at + 32] for secret in secrets for at in (0, len(secret) // 2)]
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
@@ -91,7 +91,7 @@ def holders(folder, secrets):
 
 
 async def test_only_ciphertext_lies_in_store_and_device(tmp_path):
-    """The rollout ends, the model answers, and was never plain on a disk; publishing again changes nothing."""
+    """The rollout ends and the model answers; no disk ever held it unencrypted; publishing again changes nothing."""
     add_class(tmp_path / "keys", "cameras")
     async with fleet_of_one(tmp_path, class_path(tmp_path / "keys", "cameras")) as (side, device):
         for version in ("1.0.0", "1.1.0"):
@@ -114,7 +114,7 @@ async def test_only_ciphertext_lies_in_store_and_device(tmp_path):
 
 @pytest.mark.parametrize("other", [False, True])
 async def test_a_device_without_the_key_refuses_before_it_downloads(tmp_path, other):
-    """The controller is told for which class the bundle is, and that no such key is there; nothing is fetched."""
+    """The report names the class of the bundle and the missing key; nothing is fetched."""
     for name in ("cameras", "doors"):
         add_class(tmp_path / "keys", name)
     paths = [class_path(tmp_path / "keys", "doors")] if other else []
@@ -131,7 +131,7 @@ async def test_a_device_without_the_key_refuses_before_it_downloads(tmp_path, ot
 
 
 async def test_a_device_that_lost_its_class_key_says_so(tmp_path):
-    """What is installed cannot be opened any more; the error names the class, and what answered goes on."""
+    """The installed bundle cannot be opened any more; the error names the class, and the running model continues."""
     add_class(tmp_path / "keys", "cameras")
     folder, _ = sealed(tmp_path, "1.1.0")
     plain = onnx_bundle(tmp_path / "old", name="digits")

@@ -1,4 +1,4 @@
-"""The real agent under the real controller: assignments, metadata and blocks from one to the other, over a broker."""
+"""The real agent and the real controller over a broker: assignments, metadata and blocks."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from edgekit.mqtt.messages import Presence, encode
 from edgekit.registry import blob_name
 from edgekit.rollout.cohort import Device as Enrolled
 from edgekit.rollout.machine import Aborted, RolloutState
-from edgekit.trust.rotation import KeyKeeper
+from edgekit.trust.rotation import KeyManager
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device
 
@@ -57,7 +57,7 @@ async def test_refused_self_test_pauses_and_the_abort_settles(tmp_path):
 
 
 async def test_tampered_blob_pauses_and_the_mended_one_is_taken(tmp_path):
-    """A blob that was changed in the store is refused by its digest; mended and started again, it goes through."""
+    """A changed blob is refused by its digest; after its repair a new rollout succeeds."""
     async with fleet_of_one(tmp_path) as (side, _device):
         side.publish("digits", "1.0.0", model=b"weights" * 40_000)
         manifest = side.reader().resolve("digits", TARGET).manifest
@@ -76,7 +76,7 @@ async def test_tampered_blob_pauses_and_the_mended_one_is_taken(tmp_path):
 
 
 async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
-    """`self-test` over the director's and the device's signatures."""
+    """The command `self-test` arrives with the director's signature, its answer with the device's."""
     async with fleet_of_one(tmp_path) as (side, _device):
         side.publish("digits", "1.0.0")
         side.start("digits", "1.0.0")
@@ -88,7 +88,7 @@ async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
 
 
 async def test_disorder_on_the_way_does_not_stop_a_rollout(tmp_path):
-    """Messages may be doubled and reordered, and the connection cut; the rollout ends all the same."""
+    """The rollout ends although messages are doubled and reordered and the connection is cut."""
     async with fleet_of_one(tmp_path) as (side, _device):
         side.broker.duplicate, side.broker.reorder = 0.2, 0.3
         side.publish("digits", "1.0.0", model=b"weights" * 60_000)
@@ -100,7 +100,7 @@ async def test_disorder_on_the_way_does_not_stop_a_rollout(tmp_path):
 
 
 async def test_every_key_changes_under_a_running_agent(tmp_path):
-    """The next rollout and the next command reach it; nobody touched the device."""
+    """The next rollout and the next command reach the agent without any change on the device."""
     async with fleet_of_one(tmp_path) as (side, device):
         for version in ("1.0.0", "1.1.0"):
             side.publish("digits", version)
@@ -108,7 +108,7 @@ async def test_every_key_changes_under_a_running_agent(tmp_path):
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         before = side.state.assignments.get(DEVICE).version
         await side.stop_controller()
-        keeper = KeyKeeper(side.store, side.folder / "keys")
+        keeper = KeyManager(side.store, side.folder / "keys")
         for role in dict.fromkeys(row.role for row in keeper.rows()):
             keeper.rotate(role)
         side.director = side.repository.director()
@@ -124,7 +124,7 @@ async def test_every_key_changes_under_a_running_agent(tmp_path):
 
 
 async def test_a_clock_that_stands_in_the_past_is_reported_and_blocks_changes_only(tmp_path, monkeypatch):
-    """The agent refuses the assignment by name and keeps what runs; once the clock is set it goes on by itself."""
+    """The agent reports ClockError and keeps its version; when the clock is set, it continues without help."""
     async with fleet_of_one(tmp_path) as (side, device):
         for version in ("1.0.0", "1.1.0"):
             side.publish("digits", version)
