@@ -30,7 +30,7 @@ def zip_of(path, **files):
 
 
 def test_missing_model_is_named(tmp_path):
-    """A path where nothing is gives NotFoundError with the path."""
+    """A path that does not exist gives NotFoundError with the path."""
     assert "nothing.onnx" in str(refused(tmp_path / "nothing.onnx", NotFoundError))
 
 
@@ -41,7 +41,7 @@ class Bomb:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickle_is_refused_and_never_loaded(tmp_path, monkeypatch, protocol):
-    """A pickle is refused whatever it is called, and does not run."""
+    """A pickle is refused whatever its file name, and its code does not run."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.onnx"
     path.write_bytes(pickle.dumps(Bomb(), protocol))
@@ -50,21 +50,21 @@ def test_pickle_is_refused_and_never_loaded(tmp_path, monkeypatch, protocol):
 
 
 def test_torch_file_is_refused_as_a_pickle(tmp_path):
-    """A .pt file is a zip with a pickle in it, and is named so with the way out."""
+    """A .pt file is a zip with a pickle; the error says so and names the alternative."""
     error = refused(zip_of(tmp_path / "model.pt", archive__data_pkl="x", **{"archive/data.pkl": "x"}))
     assert "PyTorch" in str(error)
     assert "torch.export" in error.advice
 
 
 def test_tflite_is_refused_by_content(tmp_path):
-    """A .tflite under another name is still told."""
+    """A .tflite with another file name is still recognized."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(100))
     assert ".tflite" in str(refused(path))
 
 
 def test_array_files_are_refused_as_data(tmp_path):
-    """Arrays given as the model are named as data."""
+    """Arrays passed as the model are reported as data."""
     np.savez(tmp_path / "data.npz", x=np.zeros(3))
     np.save(tmp_path / "data.npy", np.zeros(3))
     assert "--data" in refused(tmp_path / "data.npz").advice
@@ -72,7 +72,7 @@ def test_array_files_are_refused_as_data(tmp_path):
 
 
 def test_truncated_zip_says_truncated(tmp_path):
-    """A .keras file that was cut short says so."""
+    """A truncated .keras file is reported as truncated."""
     whole = io.BytesIO()
     zip_of(whole, config_json="{}", **{"config.json": "{}", "model.weights.h5": "x" * 500})
     path = tmp_path / "model.keras"
@@ -82,7 +82,7 @@ def test_truncated_zip_says_truncated(tmp_path):
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_truncated_onnx_is_refused(tmp_path, share):
-    """An ONNX file that was cut short is refused with its size."""
+    """A truncated ONNX file is refused with its size."""
     data = models.classifier().SerializeToString()
     path = tmp_path / "model.onnx"
     path.write_bytes(data[: int(len(data) * share)])
@@ -93,7 +93,7 @@ def test_truncated_onnx_is_refused(tmp_path, share):
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am no model at all", bytes(range(256)) * 9, b"\x00" * 64])
 def test_unknown_content_is_refused(tmp_path, content):
-    """Content of no known kind is refused with what it begins with, or as empty."""
+    """An unknown file is refused with its first bytes, or as empty."""
     path = tmp_path / "model.bin"
     path.write_bytes(content)
     error = refused(path)
@@ -101,7 +101,7 @@ def test_unknown_content_is_refused(tmp_path, content):
 
 
 def test_folder_without_saved_model_says_what_it_holds(tmp_path):
-    """A folder that is no SavedModel names what is in it."""
+    """A folder that is not a SavedModel is refused with the names of its files."""
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt" in str(refused(tmp_path))
 
@@ -115,13 +115,13 @@ def test_custom_operator_is_named_with_its_layer(tmp_path):
 
 
 def test_old_opset_is_refused_with_both_versions(tmp_path):
-    """Opset 9 is refused, naming what was found and what is expected."""
+    """Opset 9 is refused; the error has the found and the expected version."""
     model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]}, opset=9)
     assert "opset 9, expected 11" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
 def test_missing_external_data_is_named(tmp_path):
-    """Weights in another file that is not there are named."""
+    """The error names a missing external data file."""
     path = tmp_path / "m.onnx"
     onnx.save(models.classifier(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
@@ -158,21 +158,21 @@ def test_fixed_batch_above_one_is_refused(tmp_path):
 
 @pytest.mark.heavy
 def test_lambda_layer_is_refused_by_name(keras_folder):
-    """A Lambda layer is Python code: refused before TensorFlow starts, with the layer's name."""
+    """A Lambda layer is Python code; it is refused by its name before TensorFlow starts."""
     error = refused(keras_folder / "lambda.keras", UnsupportedOpError)
     assert (error.op, error.layer) == ("Lambda", "twice")
 
 
 @pytest.mark.heavy
 def test_lambda_layer_in_h5_is_refused(keras_folder, child):
-    """The legacy format is loaded in safe mode too."""
+    """.h5 files are loaded in safe mode too."""
     with pytest.raises(ModelFormatError, match=r"(?i)lambda"):
         load_model(keras_folder / "lambda.h5", child)
 
 
 @pytest.mark.heavy
 def test_truncated_h5_is_refused(keras_folder, tmp_path, child):
-    """A cut .h5 is told by Keras, and the error says which file."""
+    """Keras reports a truncated .h5, and the error names the file."""
     path = tmp_path / "cut.h5"
     data = (keras_folder / "tiny.h5").read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -183,7 +183,7 @@ def test_truncated_h5_is_refused(keras_folder, tmp_path, child):
 
 @pytest.mark.parametrize(("value", "found"), [(np.nan, "18 undefined"), (-np.inf, "18 infinite")])
 def test_weight_that_is_no_number_is_named(tmp_path, value, found):
-    """A weight that is NaN or infinite is told before anything is run."""
+    """A weight with NaN or infinity is reported before the model runs."""
     model = models.classifier()
     for tensor in model.graph.initializer:
         if tensor.name == "dense":
@@ -192,7 +192,7 @@ def test_weight_that_is_no_number_is_named(tmp_path, value, found):
 
 
 def test_infinite_mask_is_no_fault(tmp_path):
-    """What is added to attention scores may be minus infinity."""
+    """A constant added to attention scores may be minus infinity."""
     nodes = [helper.make_node("Add", ["x", "mask"], ["masked"]), helper.make_node("Softmax", ["masked"], ["y"])]
     mask = np.array([[0, 0, 0, -np.inf]], np.float32)
     model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, {"mask": mask})
@@ -200,7 +200,7 @@ def test_infinite_mask_is_no_fault(tmp_path):
 
 
 def test_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path):
-    """A node of the standard domain that no operator set has."""
+    """A node of the standard domain with an operator that no opset has is refused."""
     node = helper.make_node("Frobnicate", ["x"], ["y"], name="frob_1")
     model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]})
     error = refused(models.saved(model, tmp_path / "m.onnx"), UnsupportedOpError)
@@ -208,21 +208,21 @@ def test_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path):
 
 
 def test_opset_of_the_future_is_refused_with_both_versions(tmp_path):
-    """An operator set that nobody has defined yet."""
+    """An opset that does not exist yet is refused."""
     model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
     model.opset_import[0].version = 99
     assert "opset 99 and cannot be converted to opset 23" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
 def test_pipe_is_refused_and_not_waited_for(tmp_path):
-    """A named pipe is no model; opening it would wait for ever."""
+    """A named pipe is refused without opening it, because opening would block."""
     os.mkfifo(tmp_path / "m.onnx")
     assert "neither a file nor a folder" in str(refused(tmp_path / "m.onnx"))
 
 
 @pytest.mark.heavy
 def test_damaged_saved_model_names_both_loaders(keras_folder, tmp_path, child):
-    """Cut weights: neither loader can read it, and the error says why each failed."""
+    """With truncated weights both loaders fail, and the error has both reasons."""
     folder = tmp_path / "cut"
     shutil.copytree(keras_folder / "tiny_saved", folder)
     [weights] = (folder / "variables").glob("*.data-*")

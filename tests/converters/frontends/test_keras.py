@@ -33,7 +33,7 @@ def bundles(keras_folder, tmp_path_factory):
 
 
 def test_both_targets_get_candidates_of_each_kind(bundles):
-    """float, half and int8 were made and measured for each."""
+    """Float, half-precision and int8 candidates are made and measured for each target."""
     for report in bundles[0].values():
         assert {"float32", "float16", "int8"} <= {c.recipe.precision for c in report.candidates}
         assert all(c.verdict != "failed" and c.quality and c.drop.n == 300 for c in report.candidates)
@@ -41,7 +41,7 @@ def test_both_targets_get_candidates_of_each_kind(bundles):
 
 
 def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
-    """Each precision by itself makes a LiteRT bundle that passes on this machine, and keeps the float interface."""
+    """Each precision alone gives a LiteRT bundle that passes its self-test and keeps the float interface."""
     from edgekit.bundle.recipe import PRESETS
     from edgekit.bundle.targets import builtin_targets
 
@@ -72,7 +72,7 @@ def test_every_candidate_passes_its_self_test(keras_folder, tmp_path, child):
 
 
 def test_interface_is_kerass(bundles):
-    """Names of the Keras model, channel-last, free batch, on both runtimes."""
+    """Both runtimes have the Keras model's names, channel-last layout and free batch."""
     for target in bundles[0]:
         manifest = parse_manifest((bundles[1] / f"tiny-1.0.0-{target}" / MANIFEST_NAME).read_bytes())
         assert [(b.spec.name, b.spec.shape) for b in manifest.inputs] == [("image", (None, 12, 12, 1))]
@@ -80,7 +80,7 @@ def test_interface_is_kerass(bundles):
 
 
 def test_report_tells_parity_of_every_step(bundles):
-    """From Keras to each runtime: reading, simplifying, and each candidate."""
+    """The report has the parity of reading, simplifying and each candidate, on each runtime."""
     report = json.loads((bundles[1] / "tiny-1.0.0-raspberry-pi-4" / "report.json").read_bytes())
     assert report["source"]["format"] == "keras"
     names = [entry["runtime"] for entry in report["parity"]]
@@ -106,7 +106,7 @@ def test_tensorflow_never_enters_the_process_that_converts(keras_folder, tmp_pat
 
 @pytest.mark.parametrize("name", ["tiny.h5", "tiny_saved"])
 def test_other_formats_answer_as_the_keras_file(name, keras_folder, child):
-    """.h5 and SavedModel become the same graph, with parity to what they themselves answer."""
+    """.h5 and SavedModel become the same graph, and agree with the outputs of their own framework."""
     x = {"image": np.load(keras_folder / "test.npz")["x"][:8]}
     expected = load_model(keras_folder / "tiny.keras", child).answers(x)["scores"]
     source = load_model(keras_folder / name, child)
@@ -117,14 +117,14 @@ def test_other_formats_answer_as_the_keras_file(name, keras_folder, child):
 
 
 def test_sequential_model_keeps_its_names(keras_folder, child):
-    """A Sequential model's interface is its Input and its last layer."""
+    """A Sequential model's interface has the names of its Input and its last layer."""
     source = load_model(keras_folder / "sequential.keras", child)
     assert [spec.name for spec in source.graph.inputs] == ["image"]
     assert [spec.name for spec in source.graph.outputs] == ["last"]
 
 
 def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_path):
-    """Two inputs and two outputs of one shared layer stay apart, on both runtimes."""
+    """Two inputs and two outputs of a shared layer are not confused, on both runtimes."""
     plan = make_plan(
         keras_folder / "siamese.keras", ConversionOptions(targets=["raspberry-pi-4", "server"], output=tmp_path)
     )
@@ -143,14 +143,14 @@ def test_several_inputs_and_outputs_keep_their_order(keras_folder, child, tmp_pa
 
 
 def test_exact_gelu_is_read(keras_folder, child):
-    """gelu becomes Erfc in TensorFlow, which ONNX lacks; the graph answers as Keras does all the same."""
+    """TensorFlow writes gelu with Erfc, which ONNX lacks; the graph still gives the outputs of Keras."""
     x = {"flat": np.linspace(-4, 4, 20, dtype=np.float32).reshape(5, 4)}
     source = load_model(keras_folder / "gelu.keras", child)
     np.testing.assert_allclose(source.graph.run(x)["gelu"], source.answers(x)["gelu"], atol=1e-5)
 
 
 def test_operator_that_litert_cannot_take_is_named(keras_folder, child, tmp_path):
-    """An arc tangent is refused for LiteRT by its own name and its layer's, and made for ONNX Runtime."""
+    """LiteRT refuses an arc tangent with its operator and layer; ONNX Runtime gets an artifact."""
     plan = make_plan(keras_folder / "arctan.keras", ConversionOptions(targets=["raspberry-pi-4"], output=tmp_path))
     with pytest.raises(UnsupportedOpError) as caught:
         run_plan(plan, child=child)
@@ -164,14 +164,14 @@ def test_operator_that_litert_cannot_take_is_named(keras_folder, child, tmp_path
 
 
 def test_layers_of_keras_2_with_groups_are_read(keras_folder, child):
-    """An .h5 whose depthwise, separable and transposed convolutions say `groups`, as Keras 2 wrote them."""
+    """Keras 2 wrote `groups` for depthwise, separable and transposed convolutions in .h5; it is accepted."""
     source = load_model(keras_folder / "groups.h5", child)
     x = {"old": np.random.default_rng(0).random((3, 8, 8, 2)).astype(np.float32)}
     np.testing.assert_allclose(source.graph.run(x)["up"], source.answers(x)["up"], atol=1e-5)
 
 
 def test_a_normalization_layer_holds_constants(keras_folder, child):
-    """Its mean and variance are plain tensors of the model: no inputs, and its answers are Keras's."""
+    """Mean and variance are plain tensors of the model; they become constants, not inputs."""
     source = load_model(keras_folder / "standardized.keras", child)
     assert [spec.name for spec in source.graph.inputs] == ["flat"]
     x = np.random.default_rng(0).normal(2, 3, (5, 4)).astype(np.float32)

@@ -65,14 +65,14 @@ torch.save(net, folder + "/whole.pt")
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """Programs made by PyTorch in a process of its own, so that this one stays without it."""
+    """Programs made by PyTorch in another process, so that this process does not import it."""
     folder = tmp_path_factory.mktemp("programs")
     subprocess.run([sys.executable, "-c", PROGRAMS, str(folder)], check=True, capture_output=True)
     return folder
 
 
 def archive(path, *, change=None, size="Symbol('s0', positive=True)", spec="builtins.tuple", pickled=False, more=()):
-    """An archive laid out as torch.export.save does, of one operator and one weight."""
+    """An archive in the layout of torch.export.save, with one operator and one weight."""
     node = {
         "target": "torch.ops.aten.relu.default",
         "inputs": [],
@@ -103,7 +103,7 @@ def archive(path, *, change=None, size="Symbol('s0', positive=True)", spec="buil
 
 
 def test_what_pytorch_would_run_or_unpickle_is_left_out(tmp_path):
-    """The copy has the weights and the graph, and neither sample inputs, checks in Python nor unknown metadata."""
+    """The copy has weights and graph, but no sample inputs, Python checks or unknown metadata."""
     write_checked(archive(tmp_path / "m.pt2"), tmp_path / "c.pt2")
     with zipfile.ZipFile(tmp_path / "c.pt2") as copy:
         program = json.loads(copy.read("program/models/model.json"))
@@ -117,14 +117,14 @@ def test_what_pytorch_would_run_or_unpickle_is_left_out(tmp_path):
     "size", ["__import__('os').abort()", "(lambda: 1)()", "s0.__class__", "[1][0]", "f'{1}'", "x" * 20_000, "open('x')"]
 )
 def test_size_that_is_code_is_refused(tmp_path, size):
-    """Sizes are evaluated as Python by PyTorch: only arithmetic of named sizes is let through."""
+    """PyTorch evaluates sizes as Python, so only arithmetic of named sizes is accepted."""
     with pytest.raises(ModelFormatError, match=r"expected arithmetic|damaged"):
         write_checked(archive(tmp_path / "m.pt2", size=size), tmp_path / "c.pt2")
 
 
 @pytest.mark.parametrize("target", ["torch.load", "torch.ops.load_library", "os.system", "torch.ops.mine.op.default"])
 def test_target_that_is_no_operator_is_named(tmp_path, target):
-    """PyTorch resolves any dotted name; only its own operators are let through, and the node is named."""
+    """PyTorch resolves any dotted name, so only its own operators are accepted; the error names the node."""
     with pytest.raises(UnsupportedOpError) as caught:
         write_checked(archive(tmp_path / "m.pt2", change={"target": target, "name": "bad"}), tmp_path / "c.pt2")
     assert (caught.value.op, caught.value.layer) == (target, "bad")
@@ -139,19 +139,19 @@ def test_target_that_is_no_operator_is_named(tmp_path, target):
     ],
 )
 def test_pickle_in_a_program_is_refused(tmp_path, options):
-    """A weight or constant that PyTorch would unpickle is refused as such."""
+    """A weight or constant that PyTorch would unpickle is refused."""
     with pytest.raises(ModelFormatError, match="pickle"):
         write_checked(archive(tmp_path / "m.pt2", **options), tmp_path / "c.pt2")
 
 
 def test_container_of_a_users_class_is_refused(tmp_path):
-    """Containers are imported by name when a program is loaded: only Python's own are let through."""
+    """PyTorch imports containers by name, so only Python's own are accepted."""
     with pytest.raises(ModelFormatError, match=r"takes or returns a mine\.Pair"):
         write_checked(archive(tmp_path / "m.pt2", spec="mine.Pair"), tmp_path / "c.pt2")
 
 
 def test_program_of_the_older_format_is_told(tmp_path):
-    """Before PyTorch 2.8 programs were pickles: the way out is named."""
+    """Programs before PyTorch 2.8 are pickles; the error says how to save them again."""
     with zipfile.ZipFile(tmp_path / "old.pt2", "w") as file:
         file.writestr("serialized_exported_program.json", "{}")
     with pytest.raises(ModelFormatError, match=r"before PyTorch 2\.8"):
@@ -160,7 +160,7 @@ def test_program_of_the_older_format_is_told(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"range_constraints": 1}', "[" * 5000])
 def test_damaged_program_is_refused(tmp_path, text):
-    """A graph that is no JSON, or other JSON than expected, is one clear error."""
+    """A graph that is not JSON, or JSON of another structure, gives one clear error."""
     with zipfile.ZipFile(tmp_path / "m.pt2", "w") as file:
         file.writestr("m/models/model.json", text)
     with pytest.raises(ModelFormatError, match=r"damaged torch\.export program"):
@@ -169,7 +169,7 @@ def test_damaged_program_is_refused(tmp_path, text):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_program_without_pytorch_names_the_extra(tmp_path, child):
-    """A sound program on a machine without PyTorch: the error is the line to install it with."""
+    """Without PyTorch, a valid program gives an error with the pip command."""
     with pytest.raises(MissingExtraError, match="torch") as caught:
         load_model(archive(tmp_path / "m.pt2"), child)
     assert "edgekit[torch]" in caught.value.advice
@@ -178,7 +178,7 @@ def test_program_without_pytorch_names_the_extra(tmp_path, child):
 @with_torch
 @pytest.mark.heavy
 def test_program_that_pytorch_cannot_read_is_told(tmp_path, child):
-    """Harmless, and still no program: the error names PyTorch and its version."""
+    """If PyTorch cannot load a checked program, the error names PyTorch and its version."""
     with pytest.raises(ModelFormatError, match=r"PyTorch 2.* cannot load"):
         load_model(archive(tmp_path / "m.pt2"), child)
 
@@ -187,7 +187,7 @@ def test_program_that_pytorch_cannot_read_is_told(tmp_path, child):
 @pytest.mark.heavy
 @pytest.mark.parametrize(("name", "rows"), [("net", None), ("fixed", 1)])
 def test_program_becomes_a_graph_with_its_names(programs, child, name, rows):
-    """Names, shapes and answers are the program's own, whatever rows it takes at once."""
+    """Names, shapes and outputs are those of the program, for every batch size."""
     source = load_model(programs / f"{name}.pt2", child)
     assert [(spec.name, spec.shape) for spec in source.graph.inputs] == [("image", (rows, 1, 8, 8))]
     assert "features.0/Conv" in [node.name for node in source.graph.nodes] or "features.1/Conv" in [
@@ -210,7 +210,7 @@ print(*[report.source.format for report in found], sorted({"tensorflow", "torch"
 @with_torch
 @pytest.mark.heavy
 def test_program_of_two_inputs_converts_for_two_targets(programs, tmp_path):
-    """Attention, normalization and gelu, two inputs and two outputs: the bundles answer alike."""
+    """The bundles of a model with attention, two inputs and two outputs agree with the program."""
     rng = np.random.default_rng(1)
     x = {"left": rng.random((3, 5, 4)).astype(np.float32), "right": rng.random((3, 5, 8)).astype(np.float32)}
     command = [sys.executable, "-c", WHOLE, str(programs / "two.pt2"), str(tmp_path)]
@@ -232,6 +232,6 @@ def test_program_of_two_inputs_converts_for_two_targets(programs, tmp_path):
     ("name", "match"), [("two_rows.pt2", "first axis of 2"), ("training.pt2", "training mode"), ("whole.pt", "pickle")]
 )
 def test_unfit_program_is_refused(programs, child, name, match):
-    """A batch fixed at two, dropout that is still on, and a pickled module."""
+    """A fixed batch of two, active dropout and a pickled module are refused."""
     with pytest.raises(ConversionError, match=match):
         load_model(programs / name, child)

@@ -70,21 +70,21 @@ def require_parity(path, child):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_model_answers_as_its_file_does(name, child, tmp_path):
-    """Whole networks, as TensorFlow's converter writes them."""
+    """Whole networks as written by TensorFlow's converter."""
     source = require_parity(tflite_of(child, MODELS[name](), tmp_path / "model.tflite"), child)
     assert source.format == "tflite"
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_operators_answer_as_in_their_file(part, child, tmp_path):
-    """All that the lowering writes and that is read, many side by side in one file."""
+    """All operators that the lowering writes and the reader supports, side by side in one file."""
     graph = canonical(joined(READ[part::PARTS]), "cases").with_batch(1)
     require_parity(tflite_of(child, graph, tmp_path / "model.tflite"), child)
 
 
 # A process of its own starts TensorFlow to write the file: about 15 s.
 def test_file_of_other_operators_in_half_precision_is_read(child, tmp_path):
-    """Uneven splits, stacks, nearest neighbours and others; names of tensors where there is no signature."""
+    """Uneven splits, stacks and others; without a signature, tensor names are used."""
     path = tmp_path / "model.tflite"
     subprocess.run([sys.executable, "-c", OTHERS, str(path)], check=True, capture_output=True)
     assert {"DEQUANTIZE", "SPLIT_V", "RESIZE_NEAREST_NEIGHBOR", "PACK"} <= set(operators_of(path.read_bytes()))
@@ -93,7 +93,7 @@ def test_file_of_other_operators_in_half_precision_is_read(child, tmp_path):
 
 
 def test_unknown_operator_is_named(child, tmp_path):
-    """With its layer, and what could be read instead."""
+    """The error has the layer and the list of supported operators."""
     graph = canonical(joined(["cumsum"]), "case").with_batch(1)
     with pytest.raises(UnsupportedOpError) as caught:
         load_model(tflite_of(child, graph, tmp_path / "model.tflite"), child)
@@ -103,7 +103,7 @@ def test_unknown_operator_is_named(child, tmp_path):
 
 
 def test_quantized_file_is_refused(child, tmp_path):
-    """With the tensor that tells, and the way out."""
+    """The error names the quantized tensor and says what to convert instead."""
     path = tmp_path / "model.tflite"
     path.write_bytes(small_models.litert_model(quantized=True))
     with pytest.raises(ModelFormatError, match="quantized") as caught:
@@ -113,7 +113,7 @@ def test_quantized_file_is_refused(child, tmp_path):
 
 @pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
 def test_bundle_of_a_tflite_file_answers_as_the_file(runtime, child, tmp_path):
-    """From file to bundle, under the names of the file's signature."""
+    """A bundle made from the file has the names of the file's signature and the same outputs."""
     path = tflite_of(child, MODELS["two-inputs"](), tmp_path / "model.tflite")
     plan = make_plan(
         path, ConversionOptions(targets=["raspberry-pi-4"], runtime=runtime, recipe=PRESETS["float32"], output=tmp_path)
@@ -131,7 +131,7 @@ def test_bundle_of_a_tflite_file_answers_as_the_file(runtime, child, tmp_path):
 
 
 def test_every_operator_that_is_read_has_a_name_in_the_schema():
-    """A misspelled one would never be found."""
+    """A misspelled operator name would never match."""
     from converters.backends.tflite.reader import OPERATORS
 
     assert set(READERS) <= set(OPERATORS.values())

@@ -9,7 +9,7 @@ from edgekit.runtimes.litert import LiteRTRuntime
 
 
 def bindings_of(graph, raw, result):
-    """How a lowered artifact holds the tensors of `graph`: its inputs and its outputs."""
+    """The bindings of a lowered artifact: inputs and outputs."""
     given, made = {spec.name: spec for spec in raw.inputs}, {spec.name: spec for spec in raw.outputs}
     return (
         [Binding(s, given[f"input_{i}"], result.input_permutes[i]) for i, s in enumerate(graph.logical_inputs)],
@@ -18,7 +18,7 @@ def bindings_of(graph, raw, result):
 
 
 def lowered(child, folder: Path, model):
-    """The model as .tflite behind its logical interface, with the operators that run."""
+    """The lowered model with its logical interface, and the names of its operators."""
     graph = canonical(model, "test")
     result = child.call("lower", model=graph.to_bytes())
     path = folder / "m.tflite"

@@ -21,7 +21,7 @@ def node(op, inputs=("x",), output="y", **attributes):
 
 @pytest.mark.parametrize("layout", ["channel-first", "channel-last"])
 def test_no_transpose_is_left_in_an_image_network(layout, child, tmp_path):
-    """Whichever layout the source has, the artifact is channel-last throughout and runs on one delegate."""
+    """For either layout of the source, the artifact is channel-last and runs on one delegate."""
     image, perm = ([4, 9, 8], None) if layout == "channel-first" else ([9, 8, 4], [0, 3, 1, 2])
     nodes = [node("Transpose", output="t", perm=perm)] if perm else [node("Identity", output="t")]
     nodes += [
@@ -46,7 +46,7 @@ def test_no_transpose_is_left_in_an_image_network(layout, child, tmp_path):
 
 
 def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):
-    """A known operator used in an unknown way names the layer, and the advice names the obstacle."""
+    """An unsupported use of a known operator gives the layer, and the reason as advice."""
     nodes = [node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])]
     model = models.model_of(nodes, {"x": ["batch", 4, 9, 9]}, {"y": ["batch", 4, 7, 7]})
     with pytest.raises(UnsupportedOpError) as caught:

@@ -27,7 +27,7 @@ GROUP = 25
 
 @dataclass(frozen=True)
 class Case:
-    """Nodes from x (and `more`, other inputs) to y (and `also`, other outputs); a first axis of 1 is the batch."""
+    """Nodes from x (and inputs `more`) to y (and outputs `also`); a first axis of 1 is the batch."""
 
     nodes: list
     x: list
@@ -59,7 +59,7 @@ def ints(*values):
 
 
 def positive(op, **attributes):
-    """`op` of numbers that are surely positive."""
+    """`op` applied to positive numbers."""
     return [node("Abs", output="a"), node("Add", ("a", "half"), "p"), node(op, ("p",), **attributes)]
 
 
@@ -67,7 +67,7 @@ HALF = {"half": np.float32(0.5)}
 
 
 def recurrent(op, gates, *, steps=5, hidden=3, width=4, ways=1, states=1, **attributes):
-    """A recurrent layer over x (1, steps, width), as exporters write it, with all its outputs."""
+    """A recurrent layer over x (1, steps, width) with all its outputs, as exporters write it."""
     names = ["w", "r", "b"]
     nodes = [
         node("Transpose", output="t", perm=[1, 0, 2]),
@@ -287,7 +287,7 @@ CASES = {
 
 
 def joined(names):
-    """One model of many cases side by side; every name begins with its case's."""
+    """One model with many cases side by side; every name begins with the name of its case."""
     nodes, inputs, outputs, held = [], [], [], []
     for index, name in enumerate(names):
         one, prefix = CASES[name], f"{index}_"

@@ -20,7 +20,7 @@ from tests.simulators.models import model_of
 
 
 def badly_ranged(seed=0, spread=3.0):
-    """An autoencoder whose hidden channels differ by orders of magnitude, as unnormalized training leaves them."""
+    """An autoencoder with hidden channels that differ by orders of magnitude, as after unnormalized training."""
     graph = dense_models.autoencoder(seed)
     rng = np.random.default_rng(seed + 1)
     for first, second in (("dense0", "dense1"), ("dense1", "dense2"), ("dense3", "dense4")):
@@ -34,7 +34,7 @@ def badly_ranged(seed=0, spread=3.0):
 
 
 def images(*, between=("Relu",), group=1, seed=0):
-    """Two Convs with `between` in the middle (``Relu6`` is a Clip), global pooling, Flatten, Gemm."""
+    """Two Convs with `between` in the middle (``Relu6`` is a Clip), then global pooling, Flatten and Gemm."""
     rng = np.random.default_rng(seed)
     weights = {
         "w1": rng.normal(0, 1, (8, 2, 3, 3)) * np.exp(rng.normal(0, 1.5, (8, 1, 1, 1))),
@@ -76,7 +76,7 @@ X = np.random.default_rng(5).normal(0, 1, (40, 2, 6, 6)).astype(np.float32)
 @pytest.mark.parametrize("between", [("Relu",), ("Relu", "MaxPool"), ()], ids="-".join)
 @pytest.mark.parametrize("with_samples", [True, False])
 def test_answers_stay_and_channels_become_even(group, between, with_samples):
-    """Through Relu and pooling, ordinary and depthwise, by samples or by weights alone."""
+    """Through Relu and pooling, for ordinary and depthwise layers, with samples or weights only."""
     graph = images(between=between, group=group)
     assert names(graph) == [("one", "two"), ("two", "three")]
     result = run_pass(Equalize(Samples({"x": X}) if with_samples else None), graph)
@@ -94,12 +94,12 @@ def test_answers_stay_and_channels_become_even(group, between, with_samples):
 
 @pytest.mark.parametrize("between", [("Relu6",), ("Relu", "Sigmoid"), ("Softplus",)], ids="-".join)
 def test_what_does_not_commute_is_left_alone(between):
-    """A bound or a curve between two layers: the pair is not touched, the one behind it is."""
+    """A pair with a bound or a curve in between is not changed; the next pair is."""
     assert names(images(between=between)) == [("two", "three")]
 
 
 def test_branches_and_outputs_are_left_alone():
-    """A tensor that something else reads, or that is an answer, keeps its scale."""
+    """A tensor with another reader, or that is an output, keeps its scale."""
     graph = images()
     model = type(graph.model).FromString(graph.to_bytes())
     model.graph.output.append(helper.make_tensor_value_info("a1", 1, [1, 8, 6, 6]))
@@ -111,7 +111,7 @@ def test_branches_and_outputs_are_left_alone():
 
 
 def branches(*, dense=False, inputs=("ra", "rb", "x"), ratio=100.0, axis=1):
-    """Two layers, the first `ratio` times as wide in its values, joined with the input itself, and a layer behind."""
+    """Two layers, the first with a range `ratio` times as wide, joined with the input, and a layer after them."""
     rng = np.random.default_rng(3)
     kernel = () if dense else (3, 3)
     widths = {"ra": 8, "rb": 4, "x": 2}
@@ -142,7 +142,7 @@ def branches(*, dense=False, inputs=("ra", "rb", "x"), ratio=100.0, axis=1):
 @pytest.mark.parametrize("with_samples", [True, False])
 @pytest.mark.parametrize("graph", [branches(), branches(axis=-3), branches(dense=True), branches(dense=True, axis=-1)])
 def test_branches_that_are_joined_are_evened_out_each(graph, with_samples):
-    """What is joined with them and made by no layer keeps its scale; the answers stay."""
+    """Joined inputs that no layer makes keep their scale; outputs do not change."""
     x = X if len(graph.inputs[0].shape) == 4 else X[:, :, 0, 0]
     assert names(graph) == [("a", "c"), ("b", "c"), ("c", "d")]
     result = run_pass(Equalize(Samples({"x": x}) if with_samples else None), graph)
@@ -153,7 +153,7 @@ def test_branches_that_are_joined_are_evened_out_each(graph, with_samples):
 
 
 def test_a_branch_that_is_joined_twice_or_along_another_axis_is_left_alone():
-    """Two places in the reader would want two factors."""
+    """The reader would need two factors for it."""
     assert names(branches(inputs=("ra", "rb", "ra"))) == [("b", "c"), ("c", "d")]
     graph = branches(inputs=("ra", "rb"))
     model = type(graph.model).FromString(graph.to_bytes())
@@ -162,7 +162,7 @@ def test_a_branch_that_is_joined_twice_or_along_another_axis_is_left_alone():
 
 
 def test_joined_branches_of_unlike_ranges_are_cured(error):
-    """The narrow branch has a few steps of the join's one scale, and all of them once both are even."""
+    """The narrow branch gets few steps of the shared scale before, and all steps after equalization."""
     graph = branches(inputs=("ra", "rb"))
     rows = Samples({"x": X[:20]}), Samples({"x": X[20:]})
     plain = error(graph, Recipe("int8"), *rows)
@@ -170,7 +170,7 @@ def test_joined_branches_of_unlike_ranges_are_cured(error):
 
 
 def test_dead_channels_stay_as_they_are():
-    """Zero weights are divided by nothing."""
+    """Channels with zero weights keep the factor 1."""
     graph = images()
     layer = dense_layers(graph)[0]
     matrix = layer.matrix
@@ -201,14 +201,14 @@ def _two():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_badly_ranged_activations_are_cured(seed, error):
-    """Static int8 of an autoencoder with uneven channels loses many times less, on rows that were not calibrated on."""
+    """Static int8 of an uneven autoencoder loses much less after equalization, on new rows."""
     graph = badly_ranged(seed)
     plain = error(graph, Recipe("int8"), *_two())
     assert error(graph, Recipe("int8", equalize=True), *_two()) < 0.2 * plain
 
 
 def test_corrected_biases_take_the_shift_back():
-    """The mean of each output with rounded weights is the float model's, where before it was not; weights stay."""
+    """With corrected biases, the mean of each output is the float model's; weights do not change."""
     graph = dense_models.autoencoder(4)
     x = np.abs(np.random.default_rng(2).normal(1, 1, (64, 32))).astype(np.float32)
     result = run_pass(CorrectBias(Samples({"x": x}), per_channel=False), graph)
@@ -226,7 +226,7 @@ def test_corrected_biases_take_the_shift_back():
 
 
 def test_layers_without_a_bias_get_one():
-    """A Conv or Gemm that had none; a MatMul cannot, and stays."""
+    """A Conv or Gemm without bias gets one; a MatMul cannot."""
     graph = images()
     assert dense_layers(graph)[2].bias_name() is None
     found = run_pass(CorrectBias(Samples({"x": X}), per_channel=False), graph).graph
@@ -237,7 +237,7 @@ def test_layers_without_a_bias_get_one():
 
 
 def test_recipe_with_everything_is_built(error):
-    """Evened out, rounded to 4 bits, corrected: still near."""
+    """A graph that is equalized, rounded to 4 bits and corrected is still close to the float model."""
     graph = badly_ranged(1)
     names = ("dense1", "dense3")
     for kind in ("int8", "int8-dynamic", "int8-weights"):

@@ -16,7 +16,7 @@ ROWS = 48
 
 
 def chain(seed=0):
-    """Conv with strides and uneven pads, Relu, pointwise Conv without bias, pool, MatMul, Add."""
+    """Conv with strides and uneven pads, Relu, pointwise Conv without bias, pooling, MatMul, Add."""
     rng = np.random.default_rng(seed)
     nodes = [
         helper.make_node(
@@ -38,7 +38,7 @@ def chain(seed=0):
 
 @pytest.fixture(scope="module")
 def samples():
-    """Inputs whose channels move together, as those of real data do: rounding by data has something to use."""
+    """Inputs with correlated channels, as in real data, from which GPTQ profits."""
     rng = np.random.default_rng(1)
     mixing = rng.normal(0, 1, (3, 2))
     hidden = rng.normal(0, 1, (ROWS * 2, 2, 9, 8))
@@ -50,7 +50,7 @@ ALL = ("first", "point", "same", "last")
 
 
 def test_a_layer_is_its_patches_times_its_matrix(samples):
-    """Strides, dilations, uneven and automatic pads: patches @ matrix.T + bias is what ONNX Runtime answers."""
+    """patches @ matrix.T + bias equals ONNX Runtime, with strides, dilations and all paddings."""
     graph = chain()
     one = samples.take(slice(0, 1))
     for layer in dense_layers(graph):
@@ -61,7 +61,7 @@ def test_a_layer_is_its_patches_times_its_matrix(samples):
 
 
 def test_rounded_layers_are_integers_that_reach_the_largest(samples):
-    """Of the layers that were named, and of no other; the graph given is left alone and the interface stays."""
+    """Only the named layers are rounded; the input graph and the interface stay."""
     graph = chain()
     result = run_pass(RoundWeights(("point", "last"), samples), graph)
     assert result.modified
@@ -74,7 +74,7 @@ def test_rounded_layers_are_integers_that_reach_the_largest(samples):
 
 
 def test_rounding_by_samples_answers_nearer_than_rounding_each_weight(samples):
-    """On rows that the rounding has not seen, by a wide margin."""
+    """GPTQ is much closer than nearest rounding, on new rows."""
     graph = chain()
     seen, unseen = samples.take(slice(0, ROWS)), samples.take(slice(ROWS, None))
     expected = graph.run(unseen.inputs)["y"]
@@ -87,7 +87,7 @@ def test_rounding_by_samples_answers_nearer_than_rounding_each_weight(samples):
 
 
 def test_weights_that_two_layers_share_are_rounded_once(samples):
-    """Both read the same rounded weights."""
+    """Both layers read the same rounded weights."""
     graph = chain()
     shared = Graph(type(graph.model).FromString(graph.to_bytes()))
     shared.model.graph.node.insert(5, helper.make_node("Conv", ["d", "w3"], ["d2"], name="again", pads=[1, 1, 1, 1]))
@@ -99,14 +99,14 @@ def test_weights_that_two_layers_share_are_rounded_once(samples):
 
 
 def test_layer_that_is_not_there_is_named():
-    """So that no rule is lost in silence."""
+    """An unknown layer name is an error, so that no choice is silently lost."""
     with pytest.raises(ConversionError, match="no dense layer of group 1 is called lost"):
         run_pass(RoundWeights(("point", "lost")), chain())
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_few_samples_and_dead_inputs_do_no_harm(rows, samples):
-    """Singular moments are damped; a channel of zeros stays zero."""
+    """Singular moments are damped, and a channel of zeros stays zero."""
     graph = chain()
     x = samples.take(slice(0, rows)).inputs["x"].copy()
     x[:, 1] = 0
@@ -120,7 +120,7 @@ def test_few_samples_and_dead_inputs_do_no_harm(rows, samples):
 
 
 def test_nearest_rounding_gives_up_outliers_for_the_many():
-    """One far weight is clipped where that lowers the squared error; scales are per channel."""
+    """An outlier is clipped if that lowers the squared error; scales are per channel."""
     rng = np.random.default_rng(2)
     matrix = rng.normal(0, 0.1, (4, 400))
     matrix[:, 0] = 0.55

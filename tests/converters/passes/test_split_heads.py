@@ -20,7 +20,7 @@ def node(kind, inputs, output, **attributes):
 
 
 def joined(*behind, shape=(4, 12), ratio=320.0, axis=1, batch="batch", **outputs):
-    """x (N, 2, 6) is bounded, and once more made `ratio` times as wide; both joined are `y`, or what `behind` makes."""
+    """x (N, 2, 6) and a copy with a range `ratio` times as wide are joined to `y`; `behind` adds operators."""
     weights = {
         "wide": np.float32(ratio),
         "columns": np.array([0, 4, 2, 3], np.int64),
@@ -39,7 +39,7 @@ def joined(*behind, shape=(4, 12), ratio=320.0, axis=1, batch="batch", **outputs
 
 
 def split(graph):
-    """(the graph taken apart, its heads, whether it changed), with the answers compared."""
+    """The split graph, its heads and the modified flag; outputs are compared with the original."""
     rows = 8 if graph.free_batch else 1
     x = np.random.default_rng(3).normal(0, 1, (rows, *graph.inputs[0].shape[1:])).astype(np.float32)
     inputs = {graph.inputs[0].name: x}
@@ -60,7 +60,7 @@ def shapes(graph):
 
 @pytest.mark.parametrize("batch", ["batch", 1])
 def test_boxes_and_scores_come_apart(batch):
-    """Parts take the place of the output, the free batch stays, and what joined them is gone."""
+    """The parts replace the output, the batch stays free, and the Concat is removed."""
     graph, heads, _ = split(joined(shape=(4, 6), batch=batch))
     rows = None if batch == "batch" else 1
     assert heads == (Head("y", 1, ("y.0", "y.1")),)
@@ -86,7 +86,7 @@ def test_boxes_and_scores_come_apart(batch):
     ids=["transpose", "reshape", "flat", "flatten", "two"],
 )
 def test_what_moves_values_behind_the_join_is_done_to_each_part(behind, shape, axis, sizes, batch):
-    """With the axis where it went."""
+    """The axis of the parts moves with the operators."""
     graph, [head], _ = split(joined(*behind, shape=shape, batch=batch))
     assert head.axis == axis
     assert [found[axis] for found in shapes(graph).values()] == sizes
@@ -115,14 +115,14 @@ WHOLE = {
 
 @pytest.mark.parametrize("why", WHOLE)
 def test_what_need_not_or_cannot_simply_come_apart_stays_whole(why):
-    """The very graph comes back, and nothing is claimed."""
+    """The graph is returned unchanged, and `modified` is False."""
     found, heads, modified = split(WHOLE[why])
     assert (heads, modified) == ((), False)
     assert found is WHOLE[why]
 
 
 def test_neighbours_that_are_alike_stay_joined():
-    """Boxes of four numbers and scores of two kinds are two parts, not six; joins of joins are one join."""
+    """Four box numbers and two scores become two parts, not six; nested Concats count as one."""
     more = [
         node("Neg", ["small"], "less"),
         node("Neg", ["large"], "far"),
@@ -136,20 +136,20 @@ def test_neighbours_that_are_alike_stay_joined():
 
 
 def test_levels_of_a_detector_are_joined_by_kind():
-    """Boxes of all levels, and scores of all levels: two parts, not one for each level."""
+    """Boxes of all levels are one part and scores of all levels another."""
     graph, [head], _ = split(headed_models.levels())
     assert head == Head("detections", 2, ("detections.0", "detections.1"))
     assert shapes(graph) == {"detections.0": (None, 40, 4), "detections.1": (None, 40, 2)}
 
 
 def test_other_outputs_keep_their_places():
-    """Parts stand where their output stood."""
+    """The parts are at the position of their output."""
     graph = joined(node("Exp", ["x"], "z"), node("Identity", ["joined"], "y"), shape=(4, 6), z=["batch", 2, 6])
     assert list(shapes(split(graph)[0])) == ["y.0", "y.1", "z"]
 
 
 def test_a_step_that_gives_other_outputs_than_it_says_is_refused():
-    """As one that changes the outputs and says nothing."""
+    """It is refused like a pass that changes outputs without announcing them."""
 
     class Liar(SplitHeads):
         def outputs(self, graph):
@@ -162,12 +162,12 @@ def test_a_step_that_gives_other_outputs_than_it_says_is_refused():
 
 
 def test_unknown_ranges_split_nothing():
-    """What was not calibrated is left alone."""
+    """An output with a part that was not calibrated is not split."""
     assert not SplitHeads({}).applies(joined(shape=(4, 6)))
 
 
 def test_four_times_as_wide_is_the_most_that_shares_a_scale():
-    """64 of 255 steps are left to the narrow part; what is always 0 loses nothing."""
+    """At ratio 4 the narrow part keeps 64 of 255 steps; a part that is always 0 needs none."""
     assert alike([])
     assert alike([0.0, 5.0])
     assert alike([1.0, 3.9, 2.0])
@@ -188,7 +188,7 @@ def test_four_times_as_wide_is_the_most_that_shares_a_scale():
     ids=["output", "moved", "read in float", "layer", "relu and layer", "behind a layer", "joined again"],
 )
 def test_only_joins_that_layers_alone_read_are_quantized(behind, left):
-    """A layer of 8 bits needs one scale; everything else can have the parts as they are."""
+    """An 8-bit layer needs one scale; other readers can use the parts separately."""
     shape = (4, 12) if behind and behind[-1].op_type == "Concat" else (4, 6)
     graph = joined(*behind, shape=shape)
     ranges = {"small": (-1.0, 1.0), "large": (-320.0, 320.0), "m": (-9.0, 9.0)}

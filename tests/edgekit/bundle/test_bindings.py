@@ -33,13 +33,13 @@ def in_parts(*parts: Binding, axis: int = 2, **changes: Any) -> Binding:
 
 
 def test_a_manifest_without_parts_has_the_bytes_that_it_always_had() -> None:
-    """The digest is that of the edgekit before there were any: signatures and assignments stay good."""
+    """Its digest is that of releases without parts, so old signatures stay valid."""
     assert sound().digest == "dea800fd580ba70094aaa98ee3093444d9e0ec8d451823d5acd53d32a6679825"
     assert b"joined" not in sound().canonical_bytes()
 
 
 def test_parts_come_back_from_the_bytes() -> None:
-    """Permuted and quantized ones too; each is found as a tensor of the artifact."""
+    """Permuted and quantized parts survive encoding, and are tensors of the artifact."""
     turned = part("o1", 3, permute=(0, 2, 1), artifact=TensorSpec("o1", DType.INT8, (1, 3, 10)), scale=0.25)
     plain = part("o0", 4, artifact=TensorSpec("o0", DType.FLOAT32, (1, 10, 4)), scale=None, zero_point=0)
     manifest = sound(outputs=(in_parts(plain, turned), sound().outputs[0]))
@@ -90,18 +90,18 @@ def test_parts_come_back_from_the_bytes() -> None:
     ],
 )
 def test_parts_that_do_not_make_the_whole_are_refused(binding: Binding, says: str) -> None:
-    """With what was found and what was expected."""
+    """The message has the found and the expected value."""
     assert says in refused(sound(outputs=(binding,)))
 
 
 def test_an_input_in_parts_is_refused() -> None:
-    """Nothing takes inputs apart."""
+    """Only outputs can have parts."""
     halves = tuple(Binding(s, s) for s in (TensorSpec(n, DType.FLOAT32, (None, 4)) for n in "ab"))
     assert "an input has parts" in refused(sound(inputs=(Binding(X, X, joined=Joined(1, halves)),)))
 
 
 def test_an_edgekit_that_knows_no_parts_would_not_misread_them() -> None:
-    """A field that it does not know makes a manifest one that it refuses, as this one refuses the next field."""
+    """A release refuses a manifest with an unknown field."""
     data = json.loads(sound(outputs=(in_parts(),)).canonical_bytes())
     data["outputs"][0]["later"] = {}
     text = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
@@ -110,7 +110,7 @@ def test_an_edgekit_that_knows_no_parts_would_not_misread_them() -> None:
 
 
 def test_parts_in_parts_in_parts_end_in_an_error() -> None:
-    """However deep someone nests them."""
+    """Deeply nested parts give an error and no crash."""
     data = sound(outputs=(in_parts(),)).canonical_bytes()
     deep = data.replace(
         b'"joined":{"axis":2,"parts":[', b'"joined":{"axis":2,"parts":[' + b'{"joined":{"parts":[' * 5000
@@ -120,7 +120,7 @@ def test_parts_in_parts_in_parts_end_in_an_error() -> None:
 
 
 def test_inspect_shows_how_an_output_is_joined(tmp_path: Path) -> None:
-    """The parts by name, and along which axis; under the same keys in JSON."""
+    """The output shows the parts by name and the axis; JSON has the same keys."""
     (tmp_path / "manifest.json").write_bytes(sound(outputs=(in_parts(),)).canonical_bytes())
     text = CliRunner().invoke(inspect, [str(tmp_path)]).output
     assert "o0 int8 [1, 10, 4] + o1 int8 [1, 10, 3] along axis 2" in text

@@ -26,7 +26,7 @@ def found(tmp_path: Path, device: Facts = DEVICE, **changes: Any) -> list[str]:
 
 
 def test_a_bundle_for_this_device_fits(tmp_path: Path) -> None:
-    """All demands are met, the numbers of versions compared as numbers."""
+    """All demands are met; versions are compared as numbers."""
     demands = {"arch": "x86_64", "memory_mib": 1024, "runtime_version": "1.4", "providers": ["CPUExecutionProvider"]}
     assert found(tmp_path) == []
     assert found(tmp_path, requires=demands) == []
@@ -34,7 +34,7 @@ def test_a_bundle_for_this_device_fits(tmp_path: Path) -> None:
 
 
 def test_all_reasons_come_together(tmp_path: Path) -> None:
-    """One call names target, runtime version, arch, memory and provider."""
+    """One call reports target, runtime version, arch, memory and provider."""
     demands = {"arch": "aarch64", "memory_mib": 2048, "runtime_version": "1.32", "providers": ["TensorrtX"]}
     reasons = found(tmp_path, target="jetson-orin", requires=demands)
     assert reasons == [
@@ -47,7 +47,7 @@ def test_all_reasons_come_together(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_not_installed_is_a_reason(tmp_path: Path) -> None:
-    """The reason says what there is instead; tflite-runtime stands in for litert where no version is asked for."""
+    """The reason lists installed runtimes; tflite-runtime replaces litert if no version is demanded."""
     assert found(tmp_path, runtime="litert") == ["it needs runtime litert, this device has onnxruntime 1.31.0"]
     older = msgspec.structs.replace(DEVICE, runtimes={"tflite-runtime": "2.14.0"})
     assert found(tmp_path, older, runtime="litert") == []
@@ -60,6 +60,6 @@ def test_a_runtime_that_is_not_installed_is_a_reason(tmp_path: Path) -> None:
     [({"gpu": True}, "does not support"), ({"memory_mib": "much"}, "wrong type"), ({"arch": 3}, "wrong type")],
 )
 def test_a_demand_that_cannot_be_judged_is_a_reason(demand: dict[str, Any], says: str, tmp_path: Path) -> None:
-    """What this edgekit does not understand it does not wave through."""
+    """A demand that this release does not support is a mismatch."""
     (reason,) = found(tmp_path, requires=demand)
     assert says in reason

@@ -12,7 +12,7 @@ from tests.simulators.small_models import identity_bundle
 
 
 def test_byte_strings_are_golden_too(tmp_path) -> None:
-    """BYTES need no pickle, are judged by equality, and one that numpy would shorten is refused."""
+    """BYTES need no pickle and are compared for equality; strings that numpy would shorten are refused."""
     manifest = identity_bundle(tmp_path, name="text", dtypes=("bytes",))
     golden = (tmp_path / "golden.npz").read_bytes()
     runtime = open_runtime(manifest, tmp_path)

@@ -33,7 +33,7 @@ Y = TensorSpec("y", DType.FLOAT32, (None, 3))
 
 
 def sound(**changes: Any) -> Manifest:
-    """A manifest that parses, with `changes`."""
+    """A valid manifest with `changes`."""
     fields: dict[str, Any] = {
         "name": "digits",
         "version": "1.0.0",
@@ -49,20 +49,20 @@ def sound(**changes: Any) -> Manifest:
 
 
 def refused(manifest: Manifest) -> str:
-    """The message with which `manifest` is refused."""
+    """The error message for `manifest`."""
     with pytest.raises(ManifestError) as caught:
         parse_manifest(manifest.canonical_bytes())
     return str(caught.value)
 
 
 def with_file(**changes: Any) -> Manifest:
-    """A sound manifest with one more file, changed."""
+    """A valid manifest with one more file, changed."""
     entry = msgspec.structs.replace(file_entry("report.json", "report", b"{}"), **changes)
     return sound(files=(*sound().files, entry))
 
 
 def test_a_sound_manifest_parses_to_itself() -> None:
-    """Its canonical bytes are its identity."""
+    """Parsing the canonical bytes gives the same manifest and digest."""
     manifest = sound(tools={"b": "2", "a": "1"})
     data = manifest.canonical_bytes()
     assert parse_manifest(data) == manifest
@@ -72,7 +72,7 @@ def test_a_sound_manifest_parses_to_itself() -> None:
 
 
 def test_canonical_bytes_are_sorted_json_without_spaces() -> None:
-    """Any JSON library can rebuild them."""
+    """Any JSON library can produce the same bytes."""
     data = sound(tools={"b": "2", "a": "ü"}).canonical_bytes()
     assert data == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -100,13 +100,13 @@ def test_canonical_bytes_are_sorted_json_without_spaces() -> None:
     ],
 )
 def test_a_path_that_leaves_the_folder_or_hides_is_refused(path: str) -> None:
-    """Only plain file names are written: no traversal, no absolute path, no device, none of our own names."""
+    """Only plain file names are accepted: no traversal, absolute path, device or reserved name."""
     assert repr(path) in refused(with_file(path=path))
 
 
 @given(st.text(max_size=140))
 def test_every_accepted_path_is_a_plain_name(path: str) -> None:
-    """Whatever the name, it is refused, or it is one ASCII component that starts with a letter or digit."""
+    """Every accepted name is one ASCII component that starts with a letter or digit."""
     try:
         manifest = parse_manifest(with_file(path=path).canonical_bytes())
     except ManifestError:
@@ -120,13 +120,13 @@ def test_every_accepted_path_is_a_plain_name(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["model.tflite", "MODEL.tflite", "Golden.NPZ"])
 def test_two_files_of_one_name_are_refused(path: str) -> None:
-    """Names that differ by case only are one file on some file systems."""
+    """Names that differ only by case are one file on some file systems."""
     assert "is listed twice" in refused(with_file(path=path))
 
 
 @pytest.mark.parametrize("size", [-1, MAX_FILE_BYTES + 1, 2**62])
 def test_an_absurd_size_is_refused(size: int) -> None:
-    """Nobody allocates what a manifest claims before the claim is checked."""
+    """Sizes are checked before anything is allocated."""
     assert "is outside 0 to" in refused(with_file(size=size))
 
 
@@ -134,26 +134,26 @@ def test_an_absurd_size_is_refused(size: int) -> None:
     ("size", "blocks", "expected"), [(0, 1, 0), (1, 0, 1), (BLOCK_BYTES, 2, 1), (BLOCK_BYTES + 1, 1, 2)]
 )
 def test_the_number_of_blocks_must_be_that_of_the_size(size: int, blocks: int, expected: int) -> None:
-    """One digest a block, none missing, none more."""
+    """There must be exactly one digest per block."""
     text = refused(with_file(size=size, blocks=("0" * 64,) * blocks))
     assert f"{blocks} block digests for {size} bytes, expected {expected}" in text
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n", "../" + "0" * 61])
 def test_a_digest_that_is_not_one_is_refused(digest: str) -> None:
-    """Digests become names in the store: 64 lower case hex digits, nothing else."""
+    """Digests become names in the store, so they must be 64 lower-case hex digits."""
     assert "not 64 hex digits" in refused(with_file(sha256=digest))
     assert "not 64 hex digits" in refused(with_file(blocks=(digest,)))
 
 
 def test_too_many_files_are_refused() -> None:
-    """The number is bounded."""
+    """The number of files is limited."""
     many = tuple(file_entry(f"f{n}", "report", b"") for n in range(300))
     assert "302 files, the limit is 256" in refused(sound(files=(*sound().files, *many)))
 
 
 def test_a_model_and_golden_samples_there_must_be_one_of_each() -> None:
-    """No model, two models, no self-test: refused."""
+    """No model, two models or no golden samples are refused."""
     model, golden = sound().files
     for files in ((golden,), (model,), (model, golden, msgspec.structs.replace(model, path="second"))):
         assert "exactly one file with role" in refused(sound(files=files))
@@ -185,12 +185,12 @@ def test_a_model_and_golden_samples_there_must_be_one_of_each() -> None:
     ids=str,
 )
 def test_an_identity_or_binding_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
-    """Names stand in paths and topics; bindings drive the runtime."""
+    """Names are used in paths and topics, and bindings in the runtime."""
     assert "manifest is not valid" in refused(sound(**changes))
 
 
 def test_all_faults_are_told_together() -> None:
-    """An author mends a manifest in one go."""
+    """The message has all faults, so that the author can correct them at once."""
     text = refused(sound(name="A", version="x", files=()))
     for part in ("name 'A'", "version 'x'", "role 'model'", "role 'golden'"):
         assert part in text
@@ -210,35 +210,35 @@ def test_all_faults_are_told_together() -> None:
     ids=["newline", "space before", "space inside", "unknown key", "key twice", "other order", "escaped letter"],
 )
 def test_bytes_that_are_not_canonical_are_refused(change: Any) -> None:
-    """One manifest has one form, so that one signature means one thing."""
+    """A manifest has exactly one encoding, so that a signature has one meaning."""
     data = change(sound().canonical_bytes())
     with pytest.raises(ManifestError):
         parse_manifest(data)
 
 
 def test_a_recipe_that_makes_no_sense_is_a_manifest_error() -> None:
-    """Whoever parses a manifest has one error to expect."""
+    """parse_manifest raises only ManifestError."""
     data = sound().canonical_bytes().replace(b'"minmax"', b'"linmax"')
     with pytest.raises(ManifestError, match="linmax"):
         parse_manifest(data)
 
 
 def test_a_manifest_over_the_limit_is_not_even_parsed() -> None:
-    """Size is checked first."""
+    """The size is checked before parsing."""
     with pytest.raises(ManifestError, match=f"the limit is {MAX_MANIFEST_BYTES}"):
         parse_manifest(b"[" * (MAX_MANIFEST_BYTES + 1))
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_manifest_error(data: bytes) -> None:
-    """Nothing else is raised, whatever the bytes."""
+    """Any other bytes give ManifestError and no other error."""
     with pytest.raises(ManifestError):
         parse_manifest(data)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_deep_nesting_is_a_manifest_error(opening: bytes) -> None:
-    """A million brackets do not exhaust the stack, in a known field neither."""
+    """A million brackets do not exhaust the stack, also not in a known field."""
     for data in (opening * 500_000, b'{"requires":' + opening * 500_000):
         with pytest.raises(ManifestError):
             parse_manifest(data)
@@ -246,7 +246,7 @@ def test_deep_nesting_is_a_manifest_error(opening: bytes) -> None:
 
 @given(st.data())
 def test_one_damaged_byte_is_noticed(data: st.DataObject) -> None:
-    """A flipped byte gives an error or other values, so never the same digest."""
+    """A changed byte gives an error or another digest."""
     manifest = sound()
     raw = bytearray(manifest.canonical_bytes())
     at = data.draw(st.integers(0, len(raw) - 1))
@@ -260,7 +260,7 @@ def test_one_damaged_byte_is_noticed(data: st.DataObject) -> None:
 
 
 def test_blocks_of_a_file_are_digests_of_64_kib_each() -> None:
-    """The last block is shorter; an empty file has none."""
+    """The last block can be shorter; an empty file has no blocks."""
     data = bytes(range(256)) * 600
     entry = file_entry("f", "model", data)
     assert entry.size == 153_600
@@ -269,12 +269,12 @@ def test_blocks_of_a_file_are_digests_of_64_kib_each() -> None:
 
 
 def test_the_file_of_a_role_is_found_or_named_as_missing() -> None:
-    """`file` returns the entry; a role that is not there is an error."""
+    """`file` returns the entry, or raises ManifestError with the role."""
     assert sound().file("model").path == "model.tflite"
     with pytest.raises(ManifestError, match="report"):
         sound().file("report")
 
 
 def test_the_target_path_is_that_of_the_contract() -> None:
-    """Where a manifest stands in the TUF repository."""
+    """The path of a manifest in the TUF repository."""
     assert target_path("digits", "raspberry-pi-4", "1.0.0") == "models/digits/raspberry-pi-4/1.0.0/manifest.json"

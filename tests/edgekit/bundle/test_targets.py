@@ -13,13 +13,13 @@ GOOD = '[a]\ntitle="A"\narch="any"\nruntimes=["litert"]\nmemory_mib = 1\nprecisi
 
 
 def test_the_promised_targets_are_there():
-    """The built-in table has exactly the promised names."""
+    """The built-in table has exactly the documented names."""
     assert list(builtin_targets()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_profile_is_sound(name):
-    """Accelerators say how fast each precision is, processors what they can do; every runtime is known."""
+    """Accelerators have a speed per precision, CPUs have features, and every runtime is known."""
     profile = builtin_targets()[name]
     assert not profile.speed or set(profile.precisions) <= set(profile.speed)
     assert profile.speed or profile.cpu_features or profile.arch == "x86_64"
@@ -37,20 +37,20 @@ def test_arm_boards_default_to_litert_and_jetsons_to_onnx():
 
 
 def test_misspelt_target_names_the_nearest():
-    """A wrong name is answered with the right one."""
+    """The error names the most similar target."""
     with pytest.raises(NotFoundError) as caught:
         find_target("rasberry-pi4", builtin_targets())
     assert "raspberry-pi-4" in caught.value.advice
 
 
 def test_unknown_key_in_a_table_is_refused():
-    """A profile with a key that no one reads is an error."""
+    """A profile with an unknown key is an error."""
     with pytest.raises(SettingsError, match=r"a: .*colour"):
         parse_targets(GOOD + 'colour="red"\n')
 
 
 def test_users_profiles_join_the_built_in_ones():
-    """A file adds targets and may replace one."""
+    """A file adds targets and can override built-in ones."""
     table = known_targets(GOOD + GOOD.replace("[a]", "[server]"))
     assert set(table) == {*NAMES, "a"}
     assert table["server"].title == "A"
@@ -67,6 +67,6 @@ def test_users_profiles_join_the_built_in_ones():
     ],
 )
 def test_table_that_cannot_be_used_says_what_is_wrong(text, fault):
-    """Not TOML, no table, an unknown precision, no runtime, a wrong type."""
+    """Not TOML, no table, unknown precision, no runtime, wrong type."""
     with pytest.raises(SettingsError, match=fault):
         parse_targets(text)

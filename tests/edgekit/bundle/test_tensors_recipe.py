@@ -15,7 +15,7 @@ from edgekit.tensors import DType, TensorSpec
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype is not DType.BYTES])
 def test_a_dtype_is_numpys(dtype: DType) -> None:
-    """The trip through numpy ends where it began, for either byte order."""
+    """Conversion to numpy and back gives the same dtype, for both byte orders."""
     assert DType.of(dtype.numpy) is dtype
     assert DType.of(dtype.numpy.newbyteorder(">")) is dtype
     assert dtype.numpy.name == dtype.value
@@ -23,13 +23,13 @@ def test_a_dtype_is_numpys(dtype: DType) -> None:
 
 @pytest.mark.parametrize("value", [np.array(["a"]), np.array([b"a"]), np.array([b"a"], dtype=object)])
 def test_strings_of_any_kind_are_bytes(value: np.ndarray) -> None:
-    """Text, fixed bytes and objects are all variable-length byte strings."""
+    """Text, fixed-length bytes and objects are all BYTES."""
     assert DType.of(value.dtype) is DType.BYTES
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", "timedelta64[s]", "longdouble"])
 def test_a_dtype_that_no_runtime_takes_is_refused(dtype: str) -> None:
-    """The error names what was found."""
+    """The error names the dtype."""
     if np.dtype(dtype) == np.dtype("float64"):
         pytest.skip("long double is float64 on this machine")
     with pytest.raises(DataError, match=np.dtype(dtype).name.partition("[")[0]):
@@ -41,7 +41,7 @@ shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
 @given(want=shapes, have=shapes)
 def test_a_shape_fits_when_every_fixed_axis_does(want: tuple[int, ...], have: tuple[int, ...]) -> None:
-    """A free axis takes any size, the number of axes is fixed, and a fault shows both shapes."""
+    """A free axis accepts any size, the rank is fixed, and a fault shows both shapes."""
     spec = TensorSpec("x", DType.FLOAT32, (None, *want))
     faults = spec.faults(np.zeros((7, *have), np.float32))
     assert (not faults) == (want == have)
@@ -49,7 +49,7 @@ def test_a_shape_fits_when_every_fixed_axis_does(want: tuple[int, ...], have: tu
 
 
 def test_dtype_and_shape_faults_are_told_together() -> None:
-    """Both are named, with the tensor, as found and as expected."""
+    """Both faults are reported with the tensor's name, found and expected value."""
     faults = TensorSpec("image", DType.FLOAT32, (None, 32, 32, 1)).faults(np.zeros((2, 28, 28), np.int64))
     assert faults == [
         "image: dtype is int64, expected float32",
@@ -65,7 +65,7 @@ def test_every_precision_has_a_preset_of_its_name(name: str) -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    """A typo is answered with what was probably meant."""
+    """The error names the most similar preset."""
     with pytest.raises(RecipeError, match="int9") as caught:
         preset("int9")
     assert "'int8'" in caught.value.advice
@@ -73,7 +73,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("fields", [{"precision": "int4"}, {"ranges": "max"}, {"rounding": "up"}], ids=str)
 def test_a_bad_choice_is_refused_when_it_is_made(fields: dict[str, str]) -> None:
-    """The error shows what was found and what is allowed, also when the recipe comes from a file."""
+    """The error shows the found and the allowed values, also for a recipe from a file."""
     (value,) = fields.values()
     with pytest.raises(RecipeError, match=f"'{value}', expected one of"):
         Recipe(**fields)  # type: ignore[arg-type]
@@ -82,13 +82,13 @@ def test_a_bad_choice_is_refused_when_it_is_made(fields: dict[str, str]) -> None
 
 
 def test_a_misspelt_field_of_a_recipe_is_refused() -> None:
-    """A choice that nobody reads is not accepted in silence."""
+    """An unknown field is an error and not ignored."""
     with pytest.raises(msgspec.ValidationError, match="per_chanel"):
         msgspec.json.decode(b'{"per_chanel":false}', type=Recipe)
 
 
 def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
-    """A float candidate has none, and no layer is float and of 4 bit at once."""
+    """A float recipe has no 4-bit layers, and no layer is both float and 4-bit."""
     with pytest.raises(RecipeError, match="precision is 'float16', expected an int8 precision"):
         Recipe(precision="float16", int4_layers=("a",))
     with pytest.raises(RecipeError, match="per_channel is false"):
@@ -98,13 +98,13 @@ def test_layers_of_4_bit_belong_to_an_integer_recipe() -> None:
 
 
 def test_a_recipe_of_an_older_bundle_is_read() -> None:
-    """What was not yet a choice has its default."""
+    """Fields that an older release lacked get their default."""
     old = b'{"float_layers":["a"],"per_channel":true,"precision":"int8","ranges":"minmax","symmetric":true}'
     assert msgspec.json.decode(old, type=Recipe) == Recipe("int8", symmetric=True, float_layers=("a",))
 
 
 def test_the_lowered_route_leaves_a_recipes_bytes_as_they_were() -> None:
-    """It is the default and is held as absent, so that manifests and their digests stay; the direct one is told."""
+    """The default route is stored as absent, so that old digests stay valid."""
     plain = msgspec.json.encode(Recipe("int8"), order="sorted")
     assert b"route" not in plain
     assert Recipe("int8", route="lowered") == Recipe("int8")
@@ -115,7 +115,7 @@ def test_the_lowered_route_leaves_a_recipes_bytes_as_they_were() -> None:
 
 
 def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
-    """It goes past the canonical graph, whose layers the other choices name; an unknown route is refused too."""
+    """Choices per layer need the canonical graph; an unknown route is refused too."""
     with pytest.raises(RecipeError, match="route is 'direct', but int4_layers, correct_bias work only"):
         Recipe("int8", int4_layers=("a",), correct_bias=True, route="direct")
     with pytest.raises(RecipeError, match="route is 'straight', expected one of lowered, direct"):
@@ -123,7 +123,7 @@ def test_the_direct_route_takes_nothing_that_changes_the_graph() -> None:
 
 
 def test_what_an_older_bundle_says_keeps_its_bytes() -> None:
-    """A recipe without pruning is written as before there was a choice, so old manifests keep their digests."""
+    """A recipe without pruning has the bytes of releases without that choice."""
     old = (
         b'{"correct_bias":false,"equalize":false,"float_layers":[],"int4_layers":[],"per_channel":true,'
         b'"precision":"int8","ranges":"minmax","rounding":"nearest","symmetric":false}'
@@ -135,7 +135,7 @@ def test_what_an_older_bundle_says_keeps_its_bytes() -> None:
 
 
 def test_prune_is_none_or_dead() -> None:
-    """Other words are refused with those that are known; what is pruned says so in its id."""
+    """Other values are refused with the allowed ones; the id of a pruned recipe says so."""
     with pytest.raises(RecipeError, match=r"prune is '0.5', expected one of none, dead"):
         Recipe(prune="0.5")
     assert Recipe("int8", symmetric=True, prune="dead", equalize=True).id == "int8-symmetric-pruned-equalized"
@@ -157,7 +157,7 @@ def test_prune_is_none_or_dead() -> None:
     ids=lambda value: getattr(value, "id", value),
 )
 def test_a_recipe_knows_whether_it_needs_samples(recipe: Recipe, needs: bool) -> None:
-    """Whoever has no data makes only what can be made without."""
+    """Without data, only recipes that need no samples are made."""
     assert recipe.needs_samples is needs
 
 
@@ -187,7 +187,7 @@ recipes = st.builds(
 
 @given(recipe=recipes)
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
-    """It is saved in the bundle and read back as the same choices."""
+    """A saved recipe is read back as the same choices."""
     assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
 
 
@@ -199,5 +199,5 @@ def _choices(recipe: Recipe) -> Recipe:
 
 @given(one=recipes, other=recipes)
 def test_ids_differ_exactly_when_choices_do(one: Recipe, other: Recipe) -> None:
-    """Two candidates of one report have two ids; the order in which layers are named is no choice."""
+    """Different recipes have different ids; the order of layers does not matter."""
     assert (one.id == other.id) == (_choices(one) == _choices(other))

@@ -26,7 +26,7 @@ def image(height: int, width: int, channels: int = 3) -> np.ndarray:
 def test_methods_named_after_pillow_are_pillows_to_the_last_bit(
     method: str, have: tuple[int, int], want: tuple[int, int]
 ) -> None:
-    """Images are shrunk, enlarged, or one on each axis; they contain noise, so that every rounding shows."""
+    """Shrinking, enlarging and both, on noise that shows every rounding."""
     given = image(*have)
     expected = np.asarray(Image.fromarray(given).resize(want[::-1], FILTERS[method]))
     np.testing.assert_array_equal(pixels.resize(given, *want, method), expected)
@@ -45,14 +45,14 @@ def test_the_others_are_tensorflows(method: str, have: tuple[int, int], want: tu
 
 
 def test_bilinear_uses_half_pixel_centres() -> None:
-    """Two pixels enlarged to four: the ends stay, and the values between them are at one and three quarters."""
+    """Two pixels enlarged to four: quarters between them, constant at the ends."""
     grown = pixels.resize(np.array([[[0], [100]]], np.uint8), 1, 4, "bilinear")
     np.testing.assert_array_equal(grown.ravel(), [0, 25, 75, 100])
     assert grown.dtype == np.float32
 
 
 def test_letterbox_puts_the_image_in_the_middle() -> None:
-    """If the free rows are odd in number, the extra row is below the image."""
+    """An odd row is added at the bottom."""
     framed = pixels.letterbox(np.ones((2, 3, 1), np.uint8), 5, 3, 7)
     np.testing.assert_array_equal(framed[:, 0, 0], [7, 1, 1, 7, 7])
 

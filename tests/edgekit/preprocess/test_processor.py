@@ -64,7 +64,7 @@ def raw(*items: bytes) -> np.ndarray:
 
 
 def test_bytes_become_the_models_input() -> None:
-    """Two images of different sizes in one request become the model's input, equal to the same steps by hand."""
+    """Two images of different sizes in one request equal the same steps done by hand."""
     data = picture()
     found = processor().before({"image": raw(data, picture(9, 9))})["image"]
     by_hand = np.asarray(Image.open(io.BytesIO(data)).resize((8, 8), Image.Resampling.BILINEAR), np.float32)
@@ -90,14 +90,14 @@ def test_outputs_become_labels() -> None:
 
 
 def test_a_document_survives_the_manifest() -> None:
-    """TOML to JSON and back is the same value."""
+    """TOML to JSON and back gives the same value."""
     processing = parsed(DOCUMENT)
     assert msgspec.json.decode(msgspec.json.encode(processing, order="sorted"), type=Processing) == processing
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
 def test_every_mode_with_8_bits_is_decoded(mode: str) -> None:
-    """Grey, palette, transparent and four-colour pictures all become three channels."""
+    """Grey, palette, transparent and CMYK images become three channels."""
     kind = "JPEG" if mode == "CMYK" else "PNG"
     assert decode_image(picture(kind=kind, mode=mode), "rgb", 1000, False).shape == (20, 30, 3)
 
@@ -120,7 +120,7 @@ def test_a_picture_is_turned_only_where_that_is_asked() -> None:
 
 
 def bomb() -> bytes:
-    """A PNG of 1 kB whose header announces 30,000 by 30,000 pixels, and which lacks most of its rows."""
+    """A PNG of 1 kB that declares 30,000 by 30,000 pixels; its rows are missing."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
@@ -165,7 +165,7 @@ def gif() -> bytes:
     ],
 )
 def test_bytes_that_are_no_picture_are_the_clients_fault(data: bytes, says: str) -> None:
-    """Each gives a DataError that names the row; the endpoint answers it with 400."""
+    """Each gives DataError with the row, which the endpoint returns as 400."""
     with pytest.raises(DataError, match=says) as caught:
         processor().before({"image": raw(picture(), data)})
     assert str(caught.value).startswith("image[1]: ")
@@ -174,7 +174,7 @@ def test_bytes_that_are_no_picture_are_the_clients_fault(data: bytes, says: str)
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG"]), st.integers(0, 400), st.binary(min_size=1, max_size=6))
 def test_damaged_pictures_are_decoded_or_refused(kind: str, at: int, noise: bytes) -> None:
-    """Damaged bytes give an array or a DataError, and no other exception."""
+    """Changed bytes give an array or DataError, and no other error."""
     data = bytearray(picture(kind=kind))
     at %= len(data)
     data[at : at + len(noise)] = noise
@@ -216,7 +216,7 @@ def test_rows_are_bounded(value: np.ndarray, says: str) -> None:
     ],
 )
 def test_processing_that_does_not_fit_the_model_is_refused(old: str, new: str, says: str) -> None:
-    """The error states what was found and what was expected."""
+    """Conversion and parse_manifest refuse it, with found and expected values."""
     assert old in DOCUMENT
     with pytest.raises(ManifestError, match=says):
         processor(DOCUMENT.replace(old, new))
@@ -245,7 +245,7 @@ VOCABULARY = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\nworld\n"
 
 
 def test_text_fills_three_inputs() -> None:
-    """One text fills the inputs for indices, mask and types; clients send it under the raw name."""
+    """Each row gives indices, mask and types; the bytes have a name of their own."""
     specs = [TensorSpec(name, DType.INT64, (None, 6)) for name in ("ids", "mask", "types")]
     one = processor(TEXT, specs, files={"vocab.txt": VOCABULARY})
     found = one.before({"text": raw(b"Hello, world", b"")})
@@ -275,7 +275,7 @@ steps = [
 
 
 def test_boxes_and_labels_of_one_tensor() -> None:
-    """The single output of a detector is split, converted to corners, suppressed and labelled."""
+    """Steps for a detector with one output: split, corners, suppression, labels."""
     steps = """
 [[after]]
 do = "split-boxes"
@@ -323,7 +323,7 @@ def test_casting_to_integers_rounds_and_holds(dtype: str) -> None:
 
 
 def test_the_largest_middle_part_is_cut_before_it_is_resized() -> None:
-    """The crop is that of Keras' smart_resize, and a very long image needs little memory."""
+    """As Keras' smart_resize; an extremely narrow image needs little memory."""
     from edgekit.preprocess.image_steps import Resize
 
     tall = np.zeros((60_000, 2, 3), np.uint8)

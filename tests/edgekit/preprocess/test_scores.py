@@ -40,7 +40,7 @@ def test_offsets_of_nothing_are_the_anchors() -> None:
 
 
 def test_a_box_hides_those_of_its_class_that_overlap_it() -> None:
-    """A box of another class stays, and so does a box with a small overlap."""
+    """A box of another class stays, and so does one with little overlap."""
     boxes = np.array([[0, 0, 10, 10], [1, 1, 10, 10], [9, 9, 19, 19]], np.float32)
     rated = np.array([[0.9, 0.0], [0.8, 0.7], [0.6, 0.0]], np.float32)
     found = scores.suppress(boxes, rated, least=0.5, overlap=0.5, most=5, candidates=10)
@@ -58,7 +58,7 @@ def test_undefined_boxes_and_scores_do_not_count() -> None:
 
 
 def naive(boxes: np.ndarray, rated: np.ndarray, overlap: float) -> list[int]:
-    """Suppression of one class by its definition: a box stays unless a better box that stays overlaps it."""
+    """One class, by definition: a box stays unless it overlaps a better box that stays."""
     kept: list[int] = []
     for i in np.argsort(-rated, kind="stable"):
         if all(iou(boxes[i], boxes[j]) <= overlap for j in kept):

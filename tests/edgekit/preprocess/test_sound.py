@@ -46,7 +46,7 @@ def test_16_bits_are_shares_of_32768() -> None:
 
 
 def test_8_and_24_bits_and_floats_are_read() -> None:
-    """The same sound in three formats is read to the precision of each; an unknown chunk of odd size is skipped."""
+    """The same wave in three formats, each to its precision; an odd chunk in between is skipped."""
     expected = tone(50)
     eight = np.rint(expected * 128 + 128).astype(np.uint8)
     np.testing.assert_allclose(sound.decode_wav(wav(eight, width=1), RATE, 50), expected, atol=1 / 200)
@@ -56,7 +56,7 @@ def test_8_and_24_bits_and_floats_are_read() -> None:
 
 
 def test_channels_are_mixed() -> None:
-    """The channels are averaged."""
+    """Left and right are averaged."""
     stereo = np.array([[100, 300], [-200, -400]], np.int16)
     found = sound.decode_wav(wav(stereo, channels=2), RATE, 2)
     np.testing.assert_allclose(found * 32768, [200, -300])
@@ -75,20 +75,20 @@ def test_channels_are_mixed() -> None:
     ],
 )
 def test_other_bytes_are_refused(data: bytes, says: str) -> None:
-    """The error states what was found."""
+    """The error names what was found."""
     with pytest.raises(DataError, match=says):
         sound.decode_wav(data, RATE, 100)
 
 
 def test_a_stream_of_unknown_length_is_read_to_its_end() -> None:
-    """A data chunk that claims to be longer than the file, as programs write it to a pipe, is read to the end."""
+    """Pipes write a data chunk that declares more bytes than the file has."""
     data = wav(np.array([1, 2, 3], np.int16))
     at = data.index(b"data") + 4
     assert len(sound.decode_wav(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :], RATE, 10)) == 3
 
 
 def test_energies_peak_where_the_tone_is() -> None:
-    """A pure tone of 1 kHz has its largest energy in the band with the nearest centre."""
+    """A pure tone of 1 kHz is strongest in the band with the nearest centre."""
     samples = np.sin(2 * np.pi * 1000 * np.arange(8000) / RATE).astype(np.float32)
     found = sound.log_mel(samples, sample_rate=RATE, power=2, offset=1e-6, **MEL)
     edges = np.linspace(2595 * np.log10(1 + 20 / 700), 2595 * np.log10(1 + 4000 / 700), 42)
@@ -97,13 +97,13 @@ def test_energies_peak_where_the_tone_is() -> None:
 
 
 def test_too_short_a_sound_has_no_frames() -> None:
-    """The result has no frames, and the usual number of bands."""
+    """The result has no frames, but the right number of bands."""
     assert sound.log_mel(tone(399), sample_rate=RATE, power=1, offset=1e-6, **MEL).shape == (0, 40)
 
 
 @pytest.mark.heavy
 def test_energies_and_cepstra_are_tensorflows() -> None:
-    """Energies and cepstra agree with the same steps in tf.signal."""
+    """They agree with the usual steps in tf.signal."""
     tf = pytest.importorskip("tensorflow")
     samples = tone()
     spectrum = tf.abs(tf.signal.stft(samples, 400, 160, 512))

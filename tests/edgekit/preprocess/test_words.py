@@ -18,12 +18,12 @@ def ids(text: str, length: int = 16, lower: bool = True) -> list[str]:
 
 
 def test_the_longest_pieces_from_the_left() -> None:
-    """Punctuation marks are words of their own, and a word without matching pieces becomes one [UNK]."""
+    """Punctuation is separate, and words without known pieces are unknown as a whole."""
     assert ids("Unaffable running! unx") == ["[CLS]", "un", "##aff", "##able", "run", "##ning", "!", "[UNK]", "[SEP]"]
 
 
 def test_accents_ideographs_and_control_characters() -> None:
-    """Accents are dropped, each ideograph is a word, and control characters are removed."""
+    """Accents are dropped, ideographs are words, and control characters are ignored."""
     assert ids("Café\u200b中中\x00") == ["[CLS]", "cafe", "中", "中", "[SEP]"]
     assert ids("Café", lower=False) == ["[CLS]", "[UNK]", "[SEP]"]
 

@@ -41,7 +41,7 @@ def _onnx_free_batch(folder: Path) -> Manifest:
 
 @pytest.mark.parametrize("make", [_litert, _litert_int8, _onnx_batch_1, _onnx_free_batch])
 def test_every_bundle_offers_the_source_interface(make, tmp_path: Path) -> None:
-    """Whatever the artifact is, any number of float rows go in, the model's floats come out, the self-test passes."""
+    """Any number of float rows gives float outputs, and the self-test passes, for every artifact."""
     manifest = make(tmp_path)
     runtime = open_runtime(manifest, tmp_path)
     assert [(spec.name, spec.dtype, spec.shape) for spec in runtime.inputs] == [("x", DType.FLOAT32, (None, 3))]
@@ -54,7 +54,7 @@ def test_every_bundle_offers_the_source_interface(make, tmp_path: Path) -> None:
 
 
 def test_litert_names_tensors_by_the_signature_and_else_by_the_graph(tmp_path: Path) -> None:
-    """Signature names where there is one, graph names where there is none; answers are the same."""
+    """The names are those of the signature, or of the graph without one."""
     for signature, names in ((True, ("x", "scores")), (False, ("graph_x", "graph_scores"))):
         path = tmp_path / "m.tflite"
         path.write_bytes(litert_model(signature=signature))
@@ -64,7 +64,7 @@ def test_litert_names_tensors_by_the_signature_and_else_by_the_graph(tmp_path: P
 
 
 def test_litert_states_the_quantization_of_integer_tensors(tmp_path: Path) -> None:
-    """Scale and zero point by name for an int8 file, nothing for a float one."""
+    """Scale and zero point by name for an int8 file; empty for a float file."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model(quantized=True))
     found = LiteRTRuntime(path).quantization
@@ -75,7 +75,7 @@ def test_litert_states_the_quantization_of_integer_tensors(tmp_path: Path) -> No
 
 
 def test_litert_kernels_can_be_chosen_to_compare_with(tmp_path: Path) -> None:
-    """Devices run the delegate; without it the same file runs on built-in or reference kernels, and says CPU."""
+    """Without the delegate, the same file runs on built-in or reference kernels with provider CPU."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model())
     assert LiteRTRuntime(path).provider == "XNNPACK"
@@ -86,7 +86,7 @@ def test_litert_kernels_can_be_chosen_to_compare_with(tmp_path: Path) -> None:
 
 
 def test_litert_answers_are_copies(tmp_path: Path) -> None:
-    """An answer that is kept does not change with the next run."""
+    """The next run does not change earlier outputs."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model())
     runtime = LiteRTRuntime(path)
@@ -97,7 +97,7 @@ def test_litert_answers_are_copies(tmp_path: Path) -> None:
 
 
 def test_litert_says_whether_xnnpack_took_the_graph(tmp_path: Path) -> None:
-    """XNNPACK takes a float softmax and leaves an int8 one to LiteRT's own kernels; the provider tells which."""
+    """XNNPACK runs a float softmax and not an int8 one; `provider` says which."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model())
     assert LiteRTRuntime(path).provider == "XNNPACK"
@@ -106,7 +106,7 @@ def test_litert_says_whether_xnnpack_took_the_graph(tmp_path: Path) -> None:
 
 
 def test_onnx_takes_bytes_and_says_its_provider() -> None:
-    """A model in memory runs on the CPU provider."""
+    """A model from bytes runs on the CPU provider."""
     runtime = OnnxRuntime(onnx_model(gain=2.0, tag=7.0))
     assert runtime.provider == "CPUExecutionProvider"
     found = runtime.run({"x": ROWS})
@@ -115,7 +115,7 @@ def test_onnx_takes_bytes_and_says_its_provider() -> None:
 
 
 def test_a_provider_that_is_missing_is_never_silent(caplog: pytest.LogCaptureFixture) -> None:
-    """Asking for a provider that is not installed runs on the CPU, logs it, and `provider` tells the truth."""
+    """With a missing provider, the model runs on the CPU, logs a warning, and `provider` says so."""
     with caplog.at_level(logging.WARNING):
         runtime = OnnxRuntime(onnx_model(), providers=("QNNExecutionProvider", "CPUExecutionProvider"))
     assert runtime.provider == "CPUExecutionProvider"
@@ -124,7 +124,7 @@ def test_a_provider_that_is_missing_is_never_silent(caplog: pytest.LogCaptureFix
 
 
 def test_a_provider_that_is_required_and_missing_is_an_error(tmp_path: Path) -> None:
-    """It names what was asked for and what there is; what was asked for and got is told in any case."""
+    """The error has the required and the available providers; both are also in `providers`."""
     manifest = onnx_bundle(tmp_path)
     wanted = Acceleration(providers=(CUDA, CPU), required=True)
     with pytest.raises(RuntimeLoadError, match=r"requires CUDAExecutionProvider, ONNX Runtime has .*CPU") as e:
@@ -139,7 +139,7 @@ def test_a_provider_that_is_required_and_missing_is_an_error(tmp_path: Path) -> 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "missing"])
 @pytest.mark.parametrize("kind", ["litert", "onnx"])
 def test_a_damaged_artifact_is_a_load_error_that_names_the_file(kind: str, damage: str, tmp_path: Path) -> None:
-    """Whatever is wrong with the file, the runtime refuses it in words and the process lives."""
+    """The runtime raises an error for a damaged file, and the process survives."""
     path = tmp_path / f"model.{kind}"
     whole = litert_model() if kind == "litert" else onnx_model()
     data = {"empty": b"", "garbage": bytes(range(256)) * 8, "truncated": whole[: len(whole) // 2]}
@@ -151,7 +151,7 @@ def test_a_damaged_artifact_is_a_load_error_that_names_the_file(kind: str, damag
 
 @pytest.mark.parametrize("make", [_litert, _onnx_batch_1])
 def test_a_tensor_is_its_numbers_however_they_lie_in_memory(make, tmp_path: Path) -> None:
-    """Arrays of another byte order, and parts of larger ones, are answered as plain ones are."""
+    """Other byte orders and slices of larger arrays give the same outputs."""
     runtime = open_runtime(make(tmp_path), tmp_path)
     expected = runtime.run({"x": ROWS})["scores"]
     for same in (ROWS.astype(">f4"), np.asfortranarray(ROWS), np.repeat(ROWS, 2, axis=1)[:, ::2]):
@@ -160,7 +160,7 @@ def test_a_tensor_is_its_numbers_however_they_lie_in_memory(make, tmp_path: Path
 
 
 def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
-    """Both adapters say what does not fit, whoever found it: they or the library."""
+    """Both adapters report wrong inputs, found by themselves or by the library."""
     path = tmp_path / "m.tflite"
     path.write_bytes(litert_model())
     for runtime in (LiteRTRuntime(path), OnnxRuntime(onnx_model())):
@@ -172,7 +172,7 @@ def test_wrong_inputs_of_a_raw_runtime_are_data_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, None)])
 def test_onnx_takes_no_input_of_another_shape_or_dtype(shape: tuple[int | None, ...]) -> None:
-    """Nor more or fewer inputs than it has; a fitting one runs."""
+    """Missing and additional inputs are refused too."""
     sizes = [size or "n" for size in shape]
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", infos[:1], infos[1:])
@@ -193,7 +193,7 @@ def test_onnx_takes_no_input_of_another_shape_or_dtype(shape: tuple[int | None, 
 
 
 def test_scalars_stay_scalars() -> None:
-    """An input and an output without axes have none on either side of the bindings."""
+    """An input and an output without axes keep no axes through the bindings."""
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", infos[:1], infos[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -204,7 +204,7 @@ def test_scalars_stay_scalars() -> None:
 
 
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
-    """A manifest for a runtime that edgekit has not names the two that it has."""
+    """The error names the two supported runtimes."""
     manifest = onnx_bundle(tmp_path)
     with pytest.raises(ManifestError, match="'litert' or 'onnxruntime'"):
         open_runtime(msgspec.structs.replace(manifest, runtime="tvm"), tmp_path)

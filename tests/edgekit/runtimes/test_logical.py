@@ -68,14 +68,14 @@ def test_floats_are_quantized_with_rounding_and_clipping() -> None:
 
 
 def test_nan_is_refused_by_an_integer_artifact() -> None:
-    """NaN has no integer, so the error says so instead of answering for 0."""
+    """An integer cannot represent NaN, so this is an error."""
     raw = Echo({"a": (DType.INT8, (None, 1))})
     with pytest.raises(DataError, match="image: contains NaN"):
         make(raw, (None, 1), scale=0.5).run({"image": np.array([[np.nan]], np.float32)})
 
 
 def test_dtypes_are_cast_and_come_back() -> None:
-    """A float16 artifact is given float16 and its answer is float32 for the client."""
+    """A float16 artifact gets float16 and its output is float32 for the client."""
     raw = Echo({"a": (DType.FLOAT16, (None, 2))})
     found = make(raw, (None, 2)).run({"image": np.ones((3, 2), np.float32)})
     assert raw.seen[0]["a"].dtype == np.float16
@@ -83,7 +83,7 @@ def test_dtypes_are_cast_and_come_back() -> None:
 
 
 def test_a_batch_1_artifact_runs_row_by_row() -> None:
-    """Five rows through a batch-1 artifact are five runs in order, joined again."""
+    """Five rows are five runs in order, and the outputs are joined."""
     raw = Echo({"a": (DType.FLOAT32, (1, 2))})
     x = np.arange(10, dtype=np.float32).reshape(5, 2)
     found = make(raw, (None, 2)).run({"image": x})
@@ -92,14 +92,14 @@ def test_a_batch_1_artifact_runs_row_by_row() -> None:
 
 
 def test_no_rows_give_empty_answers_without_a_run() -> None:
-    """A batch of zero answers arrays of zero rows."""
+    """A batch of 0 rows gives arrays with 0 rows."""
     raw = Echo({"a": (DType.FLOAT32, (1, 2))})
     assert make(raw, (None, 2)).run({"image": np.zeros((0, 2), np.float32)})["answer"].shape == (0, 2)
     assert raw.seen == []
 
 
 def test_every_fault_of_the_inputs_is_named() -> None:
-    """A wrong dtype, a wrong shape and an unknown name come in one error that shows found and expected."""
+    """One error has a wrong dtype, a wrong shape and an unknown name, with found and expected values."""
     raw = Echo({"a": (DType.FLOAT32, (None, 2))})
     with pytest.raises(DataError) as caught:
         make(raw, (None, 2)).run({"image": np.zeros((1, 3), np.int64), "other": np.zeros(1)})
@@ -120,7 +120,7 @@ def test_inputs_with_different_rows_are_refused() -> None:
 
 
 def test_an_artifact_that_is_not_what_the_manifest_says_is_refused_and_closed() -> None:
-    """Names, dtypes and shapes of the artifact are compared at load, and every difference is named."""
+    """The error has every difference in names, dtypes and shapes."""
     raw = Echo({"a": (DType.INT8, (1, 2)), "extra": (DType.INT8, (1,))})
     spec = TensorSpec("image", DType.FLOAT32, (None, 2))
     with pytest.raises(RuntimeLoadError) as caught:
@@ -135,14 +135,14 @@ def test_an_artifact_that_is_not_what_the_manifest_says_is_refused_and_closed() 
 
 
 def test_a_free_batch_over_a_fixed_batch_of_eight_is_refused() -> None:
-    """Only a free batch or a batch of 1 can hold a free logical batch."""
+    """A free logical batch needs a free batch or a batch of 1 in the artifact."""
     raw = Echo({"a": (DType.FLOAT32, (8, 2))})
     with pytest.raises(RuntimeLoadError, match="the artifact's is 8"):
         make(raw, (None, 2))
 
 
 class Parts:
-    """RawRuntime that gives its input in two pieces: the second quantized, channel-first, and by `scale`."""
+    """RawRuntime that returns its input in two parts: the second quantized, channel-first, and scaled by `scale`."""
 
     provider = "Parts"
 
@@ -184,7 +184,7 @@ def in_parts(raw: Parts) -> LogicalRuntime:
 @pytest.mark.parametrize("batch", [1, None])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_an_output_in_parts_is_one_for_clients(batch: int | None, rows: int) -> None:
-    """Dequantized and turned part by part, joined along its axis, row by row where the batch is 1, in its place."""
+    """Parts are dequantized, permuted and joined along the axis, row by row for batch 1."""
     raw = Parts(batch)
     runtime = in_parts(raw)
     x = np.random.default_rng(0).integers(-20, 20, (rows, 4, 5)).astype(np.float32) / 4
@@ -198,7 +198,7 @@ def test_an_output_in_parts_is_one_for_clients(batch: int | None, rows: int) -> 
 
 
 def test_a_part_that_is_not_in_the_artifact_is_named() -> None:
-    """As a whole output would be, and the artifact is closed."""
+    """The error names the part, and the artifact is closed."""
     raw = Parts(1, size=2)
     with pytest.raises(RuntimeLoadError, match=r"output o1: shape is \[1, 2, 4\], expected \[1, 3, 4\]"):
         in_parts(raw)
@@ -206,7 +206,7 @@ def test_a_part_that_is_not_in_the_artifact_is_named() -> None:
 
 
 def test_parts_of_sizes_that_nobody_promised_are_an_error() -> None:
-    """An artifact that cannot tell sizes before it has run, and then answers others."""
+    """The artifact has unknown sizes before a run, and then returns wrong ones."""
     raw = Parts(None)
     runtime = in_parts(raw)
     raw.run = lambda inputs: {  # type: ignore[method-assign]

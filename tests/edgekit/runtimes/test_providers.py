@@ -17,13 +17,13 @@ VERSIONS = {"onnxruntime": "1.31.1", "tensorrt": "10.9", "driver": "13000", "dev
 
 
 def test_what_was_asked_for_and_not_got_is_named() -> None:
-    """In the order in which it was asked for."""
+    """Missing providers are in the order of the request."""
     assert missing((TENSORRT, CUDA, CPU), (CPU,)) == (TENSORRT, CUDA)
     assert missing((CPU,), (CPU,)) == ()
 
 
 def test_cuda_takes_no_more_memory_than_it_needs_and_at_most_the_limit() -> None:
-    """The arena grows by what is asked for; without a limit none is named."""
+    """The arena grows by the requested size; without a limit, no limit is set."""
     assert "gpu_mem_limit" not in options(CUDA, Acceleration())
     found = options(CUDA, Acceleration(gpu_memory_bytes=2**30))
     assert (found["gpu_mem_limit"], found["arena_extend_strategy"]) == (str(2**30), "kSameAsRequested")
@@ -31,7 +31,7 @@ def test_cuda_takes_no_more_memory_than_it_needs_and_at_most_the_limit() -> None
 
 
 def test_tensorrt_keeps_its_engines_and_knows_the_bounds_of_a_free_batch() -> None:
-    """In the artifact's precision, one for all batches up to the largest; with other free axes there are no bounds."""
+    """There are bounds for a free batch only, and none with other free axes."""
     found = options(TENSORRT, Acceleration(), precision="int8", engines="/state/engines/k", inputs=[IMAGE])
     assert (found["trt_int8_enable"], found["trt_fp16_enable"]) == ("1", "0")
     assert found["trt_engine_cache_enable"] == "1"
@@ -45,7 +45,7 @@ def test_tensorrt_keeps_its_engines_and_knows_the_bounds_of_a_free_batch() -> No
 
 @pytest.mark.parametrize("changed", [*VERSIONS, "model", "shape", "dtype"])
 def test_an_engine_is_used_for_nothing_but_what_it_was_built_for(changed: str) -> None:
-    """Another library, driver, GPU, model or shape is another folder; the same is the same."""
+    """Another library, driver, GPU, model or shape gives another folder."""
     versions = {**VERSIONS, changed: "other"} if changed in VERSIONS else VERSIONS
     fixed, whole = TensorSpec("image", DType.FLOAT32, (1, 3, 8, 8)), TensorSpec("image", DType.INT8, IMAGE.shape)
     spec = {"shape": fixed, "dtype": whole}
@@ -55,7 +55,7 @@ def test_an_engine_is_used_for_nothing_but_what_it_was_built_for(changed: str) -
 
 
 def test_engines_that_nothing_uses_do_not_fill_the_disk(tmp_path: Path) -> None:
-    """The last used stay; a folder that cannot be made is an error in words."""
+    """The least recently used folders are removed; a folder that cannot be made is an error."""
     for n in range(KEPT_ENGINES + 3):
         folder = engine_folder(tmp_path / "engines", f"{n:02}")
         (folder / "engine").write_bytes(b"x")
@@ -69,5 +69,5 @@ def test_engines_that_nothing_uses_do_not_fill_the_disk(tmp_path: Path) -> None:
 
 
 def test_versions_are_told_also_where_there_is_no_gpu() -> None:
-    """At least that of ONNX Runtime."""
+    """Without a GPU there is at least the version of ONNX Runtime."""
     assert gpu_versions()["onnxruntime"]

@@ -59,7 +59,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.soak
 @pytest.mark.parametrize("quantized", [False, True])
 def test_the_adapter_runs_on_tflite_runtime(python: Path, tmp_path: Path, quantized: bool) -> None:
-    """The same bundle passes its self-test there; int8 answers are LiteRT's to the bit, float ones within 1e-6."""
+    """The bundle passes its self-test; int8 outputs equal LiteRT's exactly, float outputs within 1e-6."""
     manifest = litert_bundle(tmp_path, quantized=quantized)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
@@ -91,7 +91,7 @@ print(*(float(np.abs(other - found[0]).max()) for other in found[1:]), *{type(on
 
 @pytest.mark.soak
 def test_both_libraries_can_be_compared_in_one_process(python: Path, tmp_path: Path) -> None:
-    """Where numpy 1 is installed they live side by side, as the report's table of runtimes needs them."""
+    """With numpy 1, both libraries can be imported, as the report's runtime matrix needs."""
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     done = subprocess.run([uv, "pip", "install", "-q", "-p", str(python), "ai-edge-litert>=2.1", "numpy<2"])
     if done.returncode:

@@ -24,18 +24,18 @@ def measured(graph, x):
 
 
 def same(before, after, x):
-    """The answers of both to `x` (N, ...) agree to float rounding."""
+    """Check that both graphs give the same outputs for `x` (N, ...), up to float rounding."""
     for name, expected in before.run({"x": x}).items():
         np.testing.assert_allclose(after.run({"x": x})[name], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def left(graph):
-    """Channels of each layer, in order of execution."""
+    """Number of channels of each layer, in order of execution."""
     return list(layer_channels(graph).values())
 
 
 def both(net, *outputs):
-    """What is left when proven dead channels go, and when measured ones do; answers stay."""
+    """Channels left after removing proven and after removing measured dead channels; outputs must not change."""
     graph, x = net.graph(*outputs), net.x()
     one, two = proven(graph), measured(graph, x)
     same(graph, one, net.x(20, seed=9, scale=30.0))
@@ -45,7 +45,7 @@ def both(net, *outputs):
 
 @pytest.mark.parametrize("how", [NEVER, SELDOM])
 def test_chain_loses_dead_channels(how):
-    """Conv, Relu, Conv: without weights it is proven, by a low bias it is measured only."""
+    """In Conv, Relu, Conv, zero weights are proven dead, and a low bias only measured dead."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[0, 3, 7], how=how))
     by_proof, by_samples = both(net, net.head(x))
@@ -54,7 +54,7 @@ def test_chain_loses_dead_channels(how):
 
 
 def test_bounded_input_proves_what_a_low_bias_does():
-    """Behind Relu6 values are at most 6, so a bias far below 0 keeps a channel at 0 whatever comes."""
+    """After Relu6, values are at most 6, so a bias far below 0 proves a channel dead."""
     net = Net()
     x = net.relu6(net.conv("x", 6))
     x = net.relu(net.conv(x, 8, dead=[1, 2], how=SELDOM))
@@ -62,14 +62,14 @@ def test_bounded_input_proves_what_a_low_bias_does():
 
 
 def test_depthwise_channels_go_with_those_they_come_from():
-    """Dead behind the depthwise layer: also the channel before goes, which was alive but read by nothing else."""
+    """A channel that only a dead depthwise channel reads is removed with it."""
     net = Net()
     x = net.relu(net.deep(net.relu(net.conv("x", 8)), dead=[2, 5]))
     assert both(net, net.head(x)) == ([6, 6, 3], [6, 6, 3])
 
 
 def test_depthwise_bias_keeps_a_channel_alive():
-    """0 in, but a bias above 0 comes out: the channel is not dead where it is read."""
+    """A positive bias makes the output of a zero channel nonzero, so the channel stays."""
     net = Net()
     x = net.deep(net.relu(net.conv("x", 8, dead=[2, 5])))
     bias = net.weights[net.nodes[-1].input[2]]
@@ -78,7 +78,7 @@ def test_depthwise_bias_keeps_a_channel_alive():
 
 
 def test_depthwise_with_several_outputs_a_channel_keeps_or_loses_all_of_them():
-    """Two outputs a channel: it goes where both are dead."""
+    """A channel with two outputs is removed only if both are dead."""
     net = Net()
     x = net.relu(net.conv("x", 4))
     x = net.relu(net.conv(x, 8, group=4, dead=[0, 2, 3]))
@@ -87,7 +87,7 @@ def test_depthwise_with_several_outputs_a_channel_keeps_or_loses_all_of_them():
 
 
 def test_channels_of_a_sum_go_together():
-    """A skip: dead in one branch alone is not dead, dead in both is."""
+    """With a skip connection, a channel is dead only if it is dead in both branches."""
     net = Net()
     skip = net.relu(net.conv("x", 8, dead=[0, 1, 2]))
     x = net.op("Add", [net.relu(net.conv(skip, 8, dead=[1, 2, 3])), skip])
@@ -95,7 +95,7 @@ def test_channels_of_a_sum_go_together():
 
 
 def test_every_reader_counts():
-    """What one reader finds at 0 and another does not stays."""
+    """A channel stays if it is 0 for one reader but not for another."""
     net = Net()
     x = net.conv("x", 8, dead=[0, 1])  # -1: dead behind Relu only
     one, two = net.head(net.relu(x)), net.head(x)
@@ -103,7 +103,7 @@ def test_every_reader_counts():
 
 
 def test_joined_channels_go_by_their_places():
-    """Concat of two layers, read by one: each loses its own."""
+    """After a Concat of two layers, each layer loses its own dead channels."""
     net = Net()
     parts = [net.relu(net.conv("x", 5, dead=[0])), net.relu(net.conv("x", 7, dead=[1, 6]))]
     assert both(net, net.head(net.op("Concat", parts, 12, axis=1)))[0] == [4, 5, 3]
@@ -112,7 +112,7 @@ def test_joined_channels_go_by_their_places():
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("kind", ["Flatten", "Reshape"])
 def test_flattened_images_lose_every_place_of_a_channel(kind, turned):
-    """Channels first or last: the dense layer loses as many inputs as the channel has places."""
+    """The dense layer loses one input for each position of a removed channel, in both layouts."""
     net = Net(size=4)
     x = net.relu(net.conv("x", 6, dead=[1, 4]))
     if turned:
@@ -129,7 +129,7 @@ def test_flattened_images_lose_every_place_of_a_channel(kind, turned):
 
 
 def test_reshape_that_mixes_channels_holds_them():
-    """A dense layer over pairs of channels: which of its inputs is which is not told apart."""
+    """A dense layer over pairs of channels fixes them, because its inputs cannot be assigned to channels."""
     net = Net(size=4)
     x = net.relu(net.conv("x", 6, dead=[1, 4]))
     x = net.op("Reshape", [x, net.constant(np.array([-1, 3, 32], np.int64))])
@@ -137,7 +137,7 @@ def test_reshape_that_mixes_channels_holds_them():
 
 
 def test_batch_taken_from_the_input_does_not_hold_channels():
-    """Reshape to (batch, rest) as exporters write it: the batch is read off the tensor itself."""
+    """Exporters reshape to (batch, rest) with the batch read from the tensor; this fixes no channel."""
     net = Net(size=4)
     x = net.relu(net.conv("x", 6, dead=[1, 4]))
     first = net.constant(np.array([0], np.int64))
@@ -150,7 +150,7 @@ def test_batch_taken_from_the_input_does_not_hold_channels():
 
 
 def test_channels_nobody_reads_go():
-    """Weights of 0 at every reader: whatever the channel is, it adds nothing."""
+    """A channel is removed if its weights are 0 at every reader, whatever its values."""
     net = Net()
     x = net.relu(net.conv("x", 8))
     y = net.conv(x, 4, kernel=1)
@@ -159,7 +159,7 @@ def test_channels_nobody_reads_go():
 
 
 def test_split_and_resize_count_what_is_left():
-    """Sizes that are written in the graph follow."""
+    """Constant sizes of Split and Resize shrink with the channels."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[1, 5, 6]))
     one, two = net.op("Split", [x, net.constant(np.array([3, 5], np.int64))], outputs=2, axis=1)
@@ -171,7 +171,7 @@ def test_split_and_resize_count_what_is_left():
 
 
 def test_transposed_convolution_is_cut_on_both_sides():
-    """ConvTranspose has its inputs first."""
+    """Weights of ConvTranspose have the input channels on axis 0."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[1, 5]))
     w = net.constant(net.rng.normal(0, 0.3, (8, 6, 2, 2)).astype(np.float32))
@@ -184,7 +184,7 @@ def test_transposed_convolution_is_cut_on_both_sides():
 
 
 def test_each_layer_keeps_a_channel():
-    """Where all are dead, the first stays; the answers are those of a constant."""
+    """If all channels are dead, the first one stays; the outputs are constant."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=range(8)))
     assert both(net, net.head(x)) == ([1, 3], [1, 3])
@@ -192,7 +192,7 @@ def test_each_layer_keeps_a_channel():
 
 @pytest.mark.parametrize("kind", ["Softmax", "LRN", "Reverse", "ReduceMean", "Group"])
 def test_what_is_not_known_holds_its_channels(kind):
-    """Operators that mix channels, turn the axes about, or compute what no rule tells: nothing is taken away."""
+    """Operators that mix channels, move axes or have no rule fix their channels."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[0, 5]))
     if kind == "Softmax":
@@ -210,14 +210,14 @@ def test_what_is_not_known_holds_its_channels(kind):
 
 
 def test_outputs_of_the_model_are_held():
-    """A channel that a caller gets stays, dead or not."""
+    """A channel of a model output stays, dead or not."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[0, 5]))
     assert both(net, x, net.head(x)) == ([8, 3], [8, 3])
 
 
 def test_subgraphs_hold_everything():
-    """What an If reads from outside is not followed."""
+    """Channels stay if a subgraph such as that of If could read them."""
     net = Net()
     x = net.relu(net.conv("x", 8, dead=[0, 5]))
     branches = {}
@@ -230,7 +230,7 @@ def test_subgraphs_hold_everything():
 
 
 def test_model_without_dead_channels_is_the_same_graph():
-    """Nothing to do: not a byte changes, and the pass says so."""
+    """Without dead channels, the graph keeps every byte and `modified` is False."""
     graph = conv_models.separable()
     result = run_pass(RemoveDeadChannels(), graph)
     assert not result.modified
@@ -238,7 +238,7 @@ def test_model_without_dead_channels_is_the_same_graph():
 
 
 def test_shared_weights_are_cut_for_each_reader():
-    """One tensor of weights in two layers, with dead inputs in one of them: the other keeps all."""
+    """Of two layers with the same weights, only the one with dead inputs gets smaller weights."""
     net = Net()
     one = net.relu(net.conv("x", 8, dead=[0, 5]))
     two = net.relu(net.conv("x", 8))
@@ -251,7 +251,7 @@ def test_shared_weights_are_cut_for_each_reader():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_removal_never_changes_answers(seed):
-    """Random networks with dead channels: proven ones on any input, measured ones on the samples they were seen on."""
+    """Removing proven dead channels changes no output for any input, and measured ones none on the samples."""
     graph, net = random_network(seed, NEVER)
     small = proven(graph)
     same(graph, small, net.x(10, seed, scale=20.0))
@@ -264,7 +264,7 @@ def test_removal_never_changes_answers(seed):
 
 
 def test_random_networks_have_what_can_go():
-    """The property above is not an empty one: most of them lose channels by proof, and more by samples."""
+    """Most random networks have proven dead channels, and more measured ones, so the test above is not empty."""
     counts = []
     for seed in range(12):
         graph, net = random_network(seed, NEVER)
@@ -275,7 +275,7 @@ def test_random_networks_have_what_can_go():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_bounds_hold_every_value(seed):
-    """No tensor of a random network leaves its interval, on small and on large inputs."""
+    """All values of random networks are inside their intervals, for small and large inputs."""
     graph, net = random_network(seed, SELDOM)
     channels = channels_of(graph)
     bounds = ChannelBounds(channels)
@@ -290,7 +290,7 @@ def test_bounds_hold_every_value(seed):
 
 
 def test_waking_rows_are_counted():
-    """Rows on which a channel that was taken away is not 0, and no others."""
+    """Counts exactly the rows with a removed channel that is not 0."""
     net = Net()
     graph = net.graph(net.head(net.relu(net.conv("x", 8, dead=[3], how=SELDOM))))
     dead = DeadChannels(graph, Samples({"x": net.x()}))

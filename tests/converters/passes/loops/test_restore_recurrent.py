@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def restored(source):
-    """The graph after the pass, with the parity that the pipeline asks for."""
+    """The graph after the pass, with parity checked as in the pipeline."""
     before = run_pass(Simplify(), source.graph).graph
     result = run_pass(RestoreRecurrent(), before)
     x = {source.graph.inputs[0].name: np.random.default_rng(1).normal(0, 1, (5, 32, 6)).astype(np.float32)}
@@ -83,7 +83,7 @@ CASES = {
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", CASES)
 def test_loops_become_operators(name, folder, child):
-    """One operator a layer and direction, under the layer's name, with the same answers; no Loop is left."""
+    """There is one operator per layer and direction, named after the layer, with the same outputs and no Loop."""
     graph = restored(load_model(folder / name, child)).graph
     found = [node for node in graph.nodes if node.op_type in ("GRU", "LSTM", "RNN", "Loop")]
     assert [node.op_type for node in found] == CASES[name]
@@ -93,7 +93,7 @@ def test_loops_become_operators(name, folder, child):
 
 @pytest.mark.heavy
 def test_a_masked_layer_stays_a_loop(folder, child):
-    """Its step does more than a cell; nothing is taken for one that is none."""
+    """The step of a masked layer computes more than a cell, so its Loop stays."""
     assert restored(load_model(folder / "masked.keras", child)).graph.operators["Loop"] == 1
 
 
@@ -101,7 +101,7 @@ def test_a_masked_layer_stays_a_loop(folder, child):
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["both", "lstm"])
 def test_two_exports_are_the_same_graph(name, folder):
-    """Another process of TensorFlow gives what the first gave, so that candidates which were kept are found."""
+    """Two TensorFlow processes give the same graph, so that cached candidates are found again."""
     digests = set()
     for _ in range(2):
         with TensorFlowProcess() as child:
@@ -115,7 +115,7 @@ def test_two_exports_are_the_same_graph(name, folder):
     ("runtime", "precision"), [("litert", "int8"), ("litert", "float32"), ("onnxruntime", "float32")]
 )
 def test_both_ways_end_to_end(runtime, precision, folder, child, tmp_path):
-    """A GRU both ways, then backwards, as an artifact: lowered, also to static int8, and it passes its self-test."""
+    """A bidirectional GRU and a backward one become artifacts, also static int8, that pass their self-tests."""
     plan = make_plan(
         folder / "both.keras",
         ConversionOptions(
@@ -140,7 +140,7 @@ def test_both_ways_end_to_end(runtime, precision, folder, child, tmp_path):
 
 
 def test_zeros_to_begin_with_and_double_reversals_go():
-    """ONNX's operators begin at zero by themselves, and a sequence reversed twice is itself."""
+    """Zero first states, ONNX's default, and double reversals are removed."""
     rng = np.random.default_rng(0)
     weights = {
         "w": rng.normal(0, 1, (1, 12, 3)).astype(np.float32),
