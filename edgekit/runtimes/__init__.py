@@ -98,9 +98,8 @@ def _open_raw(
 def _provider_options(manifest: Manifest, chosen: Sequence[str], wanted: Acceleration) -> dict[str, dict[str, str]]:
     inputs = [binding.artifact for binding in manifest.inputs]
     engines = ""
-    if (
-        TENSORRT in chosen and wanted.engine_cache and manifest.sealed is None
-    ):  # an engine contains the model unencrypted
+    # No engine of a sealed bundle is stored, because an engine contains the plain model.
+    if TENSORRT in chosen and wanted.engine_cache and manifest.sealed is None:
         from edgekit.runtimes.gpu import engine_folder, gpu_versions
 
         key = engine_key(manifest.file(ROLE_MODEL).sha256, gpu_versions(), inputs)

@@ -73,8 +73,8 @@ class LogicalRuntime:
     @property
     def providers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The requested providers and the providers in use."""
-        found: tuple[tuple[str, ...], tuple[str, ...]] = getattr(self._raw, "providers", ((), (self._raw.provider,)))
-        return found
+        pair: tuple[tuple[str, ...], tuple[str, ...]] = getattr(self._raw, "providers", ((), (self._raw.provider,)))
+        return pair
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; an artifact with batch 1 runs once per row.
@@ -134,20 +134,20 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
     """
     row_count = None
     if len(values) != len(specs):
-        return _judge_inputs(specs, values)
+        return _input_faults(specs, values)
     for spec in specs:  # fast path of every request; _judge_inputs makes the messages
         value = values.get(spec.name)
         if value is None or not spec.fits(value):
-            return _judge_inputs(specs, values)
+            return _input_faults(specs, values)
         if spec.shape and spec.shape[0] is None:
             rows = value.shape[0]
             if row_count is not None and row_count != rows:
-                return _judge_inputs(specs, values)
+                return _input_faults(specs, values)
             row_count = rows
     return row_count
 
 
-def _judge_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
+def _input_faults(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
     known = {spec.name for spec in specs}
     faults = [f"input {name!r} is unknown, expected {', '.join(sorted(known))}" for name in values if name not in known]
     rows: dict[str, int] = {}
@@ -155,9 +155,9 @@ def _judge_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> i
         if spec.name not in values:
             faults.append(f"input {spec.name!r} is missing")
             continue
-        found = spec.faults(values[spec.name])
-        faults += found
-        if not found and spec.shape and spec.shape[0] is None:
+        input_faults = spec.faults(values[spec.name])
+        faults += input_faults
+        if not input_faults and spec.shape and spec.shape[0] is None:
             rows[spec.name] = values[spec.name].shape[0]
     if len(set(rows.values())) > 1:
         faults.append("inputs differ in rows: " + ", ".join(f"{name} has {n}" for name, n in rows.items()))
@@ -214,8 +214,8 @@ def _join_parts(binding: Binding, raw_outputs: Mapping[str, Array]) -> Array:
         )
     whole = np.empty(shape, binding.spec.dtype.numpy)
     ends = np.cumsum([value.shape[axis] for value in values])
-    for value, place in zip(values, np.split(whole, ends[:-1], axis), strict=True):
-        place[...] = value
+    for value, part_view in zip(values, np.split(whole, ends[:-1], axis), strict=True):
+        part_view[...] = value
     return whole
 
 
@@ -238,8 +238,8 @@ def _empty(spec: TensorSpec) -> Array:
     return np.zeros([0 if size is None else size for size in spec.shape], dtype=spec.dtype.numpy)
 
 
-def _artifact_faults(kind: str, found: Sequence[TensorSpec], bindings: Sequence[Binding]) -> list[str]:
-    have = {spec.name: spec for spec in found}
+def _artifact_faults(kind: str, specs: Sequence[TensorSpec], bindings: Sequence[Binding]) -> list[str]:
+    have = {spec.name: spec for spec in specs}
     faults = []
     for binding in bindings:
         want = binding.artifact
@@ -255,11 +255,11 @@ def _artifact_faults(kind: str, found: Sequence[TensorSpec], bindings: Sequence[
     return faults
 
 
-def _same_shape(found: Sequence[int | None], want: Sequence[int | None], *, exact: bool) -> bool:
+def _same_shape(actual: Sequence[int | None], want: Sequence[int | None], *, exact: bool) -> bool:
     """Compare shapes; axes of outputs can be unknown before the first run."""
     loose = not exact
-    return len(found) == len(want) and all(
-        f == w or (loose and None in (f, w)) for f, w in zip(found, want, strict=True)
+    return len(actual) == len(want) and all(
+        f == w or (loose and None in (f, w)) for f, w in zip(actual, want, strict=True)
     )
 
 

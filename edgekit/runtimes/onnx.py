@@ -86,9 +86,8 @@ class OnnxRuntime:
         available = set(onnxruntime.get_available_providers())
         chosen = [name for name in providers if name in available]
         if required:
-            self._require(
-                rules.missing(providers, chosen), sorted(available)
-            )  # before engines are built, which takes minutes
+            # Checked here and not only below, because building TensorRT engines takes minutes.
+            self._require(rules.missing(providers, chosen), sorted(available))
         try:
             self._session: Any = _session(
                 model if isinstance(model, bytes) else str(model),
@@ -104,12 +103,12 @@ class OnnxRuntime:
             self._has_text = any(s.dtype is DType.BYTES for s in (*self._inputs.values(), *self._outputs.values()))
         except _ERRORS as error:
             raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
-        found = self._session.get_providers()
-        self._provider = str(found[0])
-        self.providers = tuple(providers), tuple(found)
-        self.missing_providers = rules.missing(providers, found)
+        actual = self._session.get_providers()
+        self._provider = str(actual[0])
+        self.providers = tuple(providers), tuple(actual)
+        self.missing_providers = rules.missing(providers, actual)
         if required:
-            self._require(self.missing_providers, found)
+            self._require(self.missing_providers, actual)
         if self.missing_providers:
             _log.warning(
                 "%s requested %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
@@ -125,10 +124,11 @@ class OnnxRuntime:
             advice="Raise arena_mib, or send fewer rows in one request.",
         )
 
-    def _require(self, missing: Sequence[str], found: Sequence[str]) -> None:
+    def _require(self, missing: Sequence[str], available: Sequence[str]) -> None:
+        """Raise RuntimeLoadError if a required provider is missing."""
         if missing:
             raise RuntimeLoadError(
-                f"{self._name} requires {', '.join(missing)}, ONNX Runtime has {', '.join(found)}",
+                f"{self._name} requires {', '.join(missing)}, ONNX Runtime has {', '.join(available)}",
                 advice="Install the provider's libraries, or set require_providers to false to run without it.",
             )
 
@@ -166,13 +166,13 @@ class OnnxRuntime:
         if self._has_text:
             fed = {name: _to_text(value) if value.dtype == object else value for name, value in fed.items()}
         try:
-            found = self._session.run(self._names, fed)
+            outputs = self._session.run(self._names, fed)
         except _ERRORS as error:
             self._check(inputs)  # gives a clearer message than ONNX Runtime's own check
             raise self._failed(error) from error
         if self._has_text:
-            found = [_to_bytes(value) if value.dtype == object else value for value in found]
-        return dict(zip(self._names, found, strict=True))
+            outputs = [_to_bytes(value) if value.dtype == object else value for value in outputs]
+        return dict(zip(self._names, outputs, strict=True))
 
     def _check(self, inputs: Mapping[str, Array]) -> None:
         faults = [fault for name, spec in self._inputs.items() if name in inputs for fault in spec.faults(inputs[name])]
@@ -209,7 +209,7 @@ def _register_arena(limit: int) -> None:
     choices = {
         "max_mem": limit,
         "arena_extend_strategy": 1,
-    }  # 1 is kSameAsRequested: doubling reaches the limit too early
+    }  # 1: kSameAsRequested; doubling reaches the limit too early
     onnxruntime.create_and_register_allocator(
         onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), onnxruntime.OrtArenaCfg(choices)
     )

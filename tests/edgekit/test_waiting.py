@@ -1,3 +1,5 @@
+"""Waiting with a time limit: results, time-outs and cancellations."""
+
 import asyncio
 
 import pytest
@@ -6,7 +8,7 @@ from edgekit.waiting import within
 
 
 async def test_the_result_comes_through_and_so_does_the_error() -> None:
-    """Whatever the work gives, with a limit or without one."""
+    """`within` returns the result or raises the error of the work, with and without a limit."""
 
     async def fail() -> None:
         raise ValueError("broken")
@@ -18,7 +20,7 @@ async def test_the_result_comes_through_and_so_does_the_error() -> None:
 
 
 async def test_work_that_takes_too_long_is_cancelled() -> None:
-    """Nothing goes on behind the caller's back."""
+    """After a time-out the work is cancelled."""
     work = asyncio.ensure_future(asyncio.Event().wait())
     with pytest.raises(asyncio.TimeoutError):
         await within(0.001, work)
@@ -27,7 +29,7 @@ async def test_work_that_takes_too_long_is_cancelled() -> None:
 
 
 async def test_a_cancellation_that_meets_the_result_is_not_lost() -> None:
-    """The case in which asyncio.wait_for returns the result before Python 3.12, and a stopped loop goes on."""
+    """The caller is cancelled while the result arrives; asyncio.wait_for before Python 3.12 loses this cancellation."""
     work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     caller = asyncio.ensure_future(within(10, work))
     await asyncio.sleep(0)
@@ -38,7 +40,7 @@ async def test_a_cancellation_that_meets_the_result_is_not_lost() -> None:
 
 
 async def test_a_caller_that_goes_takes_its_work_along() -> None:
-    """Cancelled with its caller."""
+    """A cancelled caller cancels its work."""
     work = asyncio.ensure_future(asyncio.Event().wait())
     caller = asyncio.ensure_future(within(None, work))
     await asyncio.sleep(0)

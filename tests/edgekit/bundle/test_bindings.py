@@ -1,4 +1,4 @@
-"""An output in parts: what a manifest says of it, and every one that could not be put together."""
+"""Outputs in parts: their form in a manifest, and refusal of parts that cannot be joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reason why a bundle does not fit is named at once."""
+"""Compatibility of bundles and devices: all mismatches are reported together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden samples of byte strings; numbers are tested where bundles are made and run."""
+"""Golden samples of byte strings; golden samples of numbers are tested with conversion and the runtimes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""parse_manifest: what a device may stage, and every manifest that would harm whoever stages it."""
+"""parse_manifest: valid manifests are read, and every manifest that could harm a device is refused."""
 
 from __future__ import annotations
 

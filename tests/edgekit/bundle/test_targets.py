@@ -1,3 +1,5 @@
+"""Target profiles: the built-in table, and profiles of users."""
+
 import pytest
 
 from edgekit.bundle.recipe import PRECISIONS

@@ -1,4 +1,4 @@
-"""Tensor types and recipes: small values that are validated early."""
+"""Tensor types and recipes: both are checked when they are made."""
 
 from __future__ import annotations
 

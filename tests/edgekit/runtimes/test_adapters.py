@@ -1,4 +1,4 @@
-"""The real runtimes on small real models."""
+"""LiteRT and ONNX Runtime adapters on small real models."""
 
 from __future__ import annotations
 

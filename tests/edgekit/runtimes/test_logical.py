@@ -110,7 +110,7 @@ def test_every_fault_of_the_inputs_is_named() -> None:
 
 
 def test_inputs_with_different_rows_are_refused() -> None:
-    """Two inputs must agree on the batch."""
+    """All inputs must have the same number of rows."""
     raw = Echo({"a": (DType.FLOAT32, (1, 2)), "b": (DType.FLOAT32, (1, 2))})
     specs = [Binding(TensorSpec(n, DType.FLOAT32, (None, 2)), s) for n, s in zip("pq", raw.inputs, strict=True)]
     outs = [Binding(TensorSpec(n, DType.FLOAT32, (None, 2)), s) for n, s in zip("rs", raw.outputs, strict=True)]

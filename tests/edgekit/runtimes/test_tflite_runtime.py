@@ -40,7 +40,7 @@ print(tflite_runtime.__version__, np.__version__, runtime.provider)
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter with tflite-runtime."""
+    """A Python interpreter in an environment with tflite-runtime."""
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     if not Path(uv).exists():
         pytest.skip("uv is not installed")
