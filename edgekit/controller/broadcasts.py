@@ -65,7 +65,7 @@ class BroadcastService:
 
     async def start(self) -> None:
         """Subscribe to the claims of other controllers."""
-        await self._transport.subscribe(topics.wave_claim(self._fleet, "+"), self._claim_received)
+        await self._transport.subscribe(topics.broadcast_claim(self._fleet, "+"), self._claim_received)
 
     async def stop(self) -> None:
         """Cancel all broadcasts; their devices request the remaining blocks."""
@@ -143,7 +143,7 @@ class BroadcastService:
             del self._broadcasts[digest]
 
     async def _send(self, digest: str, broadcast: Broadcast) -> None:
-        topic = topics.wave(self._fleet, digest)
+        topic = topics.broadcast(self._fleet, digest)
         due = self._clock.monotonic()
         while (run := broadcast.next_run()) is not None:
             blocks = await self._read(digest, list(run))
@@ -167,7 +167,7 @@ class BroadcastService:
 
     async def _publish_claim(self, digest: str, claim: BroadcastClaim) -> None:
         try:
-            await self._transport.publish(topics.wave_claim(self._fleet, digest), encode(claim), qos=1)
+            await self._transport.publish(topics.broadcast_claim(self._fleet, digest), encode(claim), qos=1)
         except EdgekitError as error:
             log.debug("a broadcast claim was not sent: %s", error)
 

@@ -1,4 +1,4 @@
 """MQTT: the transport, its topics and messages, and the brokers that edgekit can start.
 
-Nothing here knows what a message means for a rollout or an update.
+Nothing here decides what a message means for a rollout or an update.
 """

@@ -1,4 +1,4 @@
-"""A broker's address: its URL, the TLS files that go with it, and why it could not be reached."""
+"""A broker's address: its URL, its TLS files, and messages for failed connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 class BrokerAddress(NamedTuple):
-    """A broker's address; as text without the password."""
+    """A broker's address. Its text form leaves out user and password."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ def parse_url(url: str) -> BrokerAddress:
     """Parse ``mqtt://[user[:password]@]host[:port]`` or ``mqtts://...``; user and password are percent-encoded.
 
     Raises:
-        SettingsError: it is something else.
+        SettingsError: `url` has another form.
     """
     expected = "Expected mqtt://host:1883, or mqtts://host:8883 for TLS."
     try:
@@ -40,22 +40,26 @@ def parse_url(url: str) -> BrokerAddress:
     except ValueError as error:
         raise SettingsError(f"broker URL {url!r} cannot be read: {error}", advice=expected) from error
     if parts.scheme not in PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-        raise SettingsError(f"broker URL {_hide_password(parts)!r} is not a broker's", advice=expected)
+        raise SettingsError(f"broker URL {_hide_password(parts)!r} is malformed", advice=expected)
     username = unquote(parts.username) if parts.username is not None else None
     password = unquote(parts.password) if parts.password is not None else None
     return BrokerAddress(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
 
 
 def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """A client's TLS context; `ca` None stands for the system's authorities, `certificate` None for no own identity.
+    """A client's TLS context.
+
+    Args:
+        ca: PEM file of the authorities that may sign the broker's certificate; the system's authorities where None.
+        certificate, key: PEM files of the client's own certificate; None for none.
 
     Raises:
-        SettingsError: a file is missing or not what it should be.
+        SettingsError: a file is missing or malformed.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca) if ca else None)
         if certificate is not None:
-            # Without a password OpenSSL would ask the terminal for the one of an encrypted key, and wait.
+            # With an encrypted key and no password, OpenSSL would ask at the terminal and wait.
             context.load_cert_chain(str(certificate), str(key) if key else None, password="")
     except (OSError, ssl.SSLError) as error:
         names = ", ".join(str(path) for path in (ca, certificate, key) if path)
@@ -64,7 +68,7 @@ def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> 
 
 
 def explain_failure(error: Exception, timeout_seconds: float) -> str:
-    """What went wrong while connecting, for people."""
+    """A failed connection's cause, as the end of a sentence."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, socket.gaierror):

@@ -1,7 +1,7 @@
 """A private broker on this machine: mosquitto as a child process, or the pure-Python amqtt inside this process.
 
-It listens on loopback only, because it asks nobody for a proof of who they are: mosquitto's ACL keeps each device to
-its own topics by the user name that the device states. Other machines need a broker with TLS and client certificates.
+It listens on loopback only, because it does not authenticate clients: mosquitto's ACL limits each device to its own
+topics, but by a user name that the device states itself. Other machines need a broker with TLS and client certificates.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING
 from edgekit.errors import MissingExtraError, SettingsError, TransportError
 from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
 from edgekit.mqtt.mosquitto import find_mosquitto
-from edgekit.mqtt.topics import DEVICE_KINDS, REQUEST_KINDS, ROOT
+from edgekit.mqtt.topics import CONTROLLER, DEVICE_KINDS, REQUEST_KINDS, ROOT
 from edgekit.waiting import within
 
 if TYPE_CHECKING:
     from edgekit.mqtt.embedded_broker import EmbeddedAmqtt
 
 KINDS = ("auto", "mosquitto", "amqtt")
-CONTROLLER_USER = "controller"
 DEVICE_READS = ("desired", "command")
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
@@ -45,7 +44,7 @@ class Broker:
     Attributes:
         url: ``mqtt://127.0.0.1:1883``.
         kind: ``mosquitto`` or ``amqtt``.
-        title: For people: program, version and protocol.
+        title: Program, version and protocol, for output.
     """
 
     def __init__(self, url: str, kind: str, title: str) -> None:
@@ -54,11 +53,11 @@ class Broker:
         self.title = title
 
     async def stop(self) -> None:
-        """End it; safe to call again."""
+        """End the broker; may be called again."""
         raise NotImplementedError
 
     async def wait_ended(self) -> str:
-        """Wait until it ends by itself; says why."""
+        """Wait until the broker ends by itself, and return the reason."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Broker:
@@ -76,12 +75,12 @@ async def start_broker(host: str, port: int, folder: Path, *, kind: str = "auto"
     Args:
         host: A loopback address.
         port: 0 takes any free port.
-        folder: For mosquitto's configuration, log and retained messages; made where missing.
+        folder: Folder of mosquitto's configuration, log and retained messages; made where missing.
         kind: ``mosquitto``, ``amqtt``, or ``auto``: mosquitto where it is installed, else amqtt.
 
     Raises:
-        SettingsError: `host` is not this machine's loopback, or `kind` is unknown.
-        TransportError: the port is taken, mosquitto is missing or did not start.
+        SettingsError: `host` is not a loopback address, or `kind` is unknown.
+        TransportError: the port is taken, or mosquitto is missing or did not start.
         MissingExtraError: amqtt is needed and not installed.
     """
     if kind not in KINDS:
@@ -117,13 +116,13 @@ def mosquitto_config(host: str, port: int, folder: Path) -> str:
         "sys_interval 0",
     ]
     if os.geteuid() == 0:
-        lines.append("user root")  # else it changes to a user who may not write into `folder`
+        lines.append("user root")  # else mosquitto changes to a user who may not write into `folder`
     return "\n".join(lines) + "\n"
 
 
 def mosquitto_acl() -> str:
-    """Who may do what: the controller all, a device its own topics (by user name), nobody else anything."""
-    lines = [f"topic deny {ROOT}/#", "", f"user {CONTROLLER_USER}", f"topic readwrite {ROOT}/#", ""]
+    """Access rules: the controller may use all topics, a device its own (by user name), and no other user any."""
+    lines = [f"topic deny {ROOT}/#", "", f"user {CONTROLLER}", f"topic readwrite {ROOT}/#", ""]
     for kind in DEVICE_KINDS:
         lines.append(f"pattern {'read' if kind in DEVICE_READS else 'write'} {ROOT}/+/device/%u/{kind}")
     lines += [f"pattern write {ROOT}/+/request/{kind}/%u" for kind in REQUEST_KINDS]
@@ -159,7 +158,7 @@ async def _start_mosquitto(program: str, host: str, port: int, folder: Path) -> 
     title = await asyncio.to_thread(_write_files, program, host, port, folder)
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before the fork
 
-    def end_with_us() -> None:
+    def end_with_parent() -> None:
         if prctl is not None:
             prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -171,25 +170,25 @@ async def _start_mosquitto(program: str, host: str, port: int, folder: Path) -> 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in a terminal ends us first, and we end it
-            preexec_fn=end_with_us,  # also when we are killed: else the port would stay taken
+            start_new_session=True,  # Ctrl-C reaches this process only, which then ends mosquitto
+            preexec_fn=end_with_parent,  # mosquitto also ends when this process is killed; else the port stays taken
         )
     broker = _Mosquitto(_url(host, port), title, process, folder / "mosquitto.log")
-    try:
-        await within(START_SECONDS, _wait_accepting(process, host, port))
-    except asyncio.TimeoutError:
-        await broker.stop()
-        raise TransportError(f"mosquitto does not accept connections: {_tail(folder / 'mosquitto.log')}") from None
-    except BaseException:
-        await broker.stop()
-        raise
+    async with contextlib.AsyncExitStack() as on_error:
+        on_error.push_async_callback(broker.stop)
+        try:
+            await within(START_SECONDS, _wait_accepting(process, host, port))
+        except asyncio.TimeoutError:
+            problem = f"mosquitto did not accept connections within {START_SECONDS:g} s"
+            raise TransportError(f"{problem}: {_tail(folder / 'mosquitto.log')}") from None
+        on_error.pop_all()
     if process.returncode is not None:
         raise TransportError(await broker.wait_ended(), advice=f"Its log is {folder / 'mosquitto.log'}.")
     return broker
 
 
 def _write_files(program: str, host: str, port: int, folder: Path) -> str:
-    """Write configuration and ACL; returns the title."""
+    """Write configuration and ACL. Returns the broker's title."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "mosquitto.conf").write_text(mosquitto_config(host, port, folder), encoding="utf-8")
@@ -222,7 +221,7 @@ def _absolute(folder: Path) -> Path:
 
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return lines[-1] if lines else "it left no log"
+    return lines[-1] if lines else "its log is empty"
 
 
 # --- amqtt
@@ -266,16 +265,16 @@ def _check_loopback(host: str) -> None:
         if ipaddress.ip_address(host).is_loopback:
             return
     raise SettingsError(
-        f"{host} is not a loopback address, and this broker asks nobody for a proof of who they are",
+        f"{host} is not a loopback address, and this broker does not authenticate clients",
         advice="For other machines run a broker with TLS and client certificates (docs/topics.md) and give its URL.",
     )
 
 
 def _free_port(host: str, port: int) -> int:
-    """`port` when nothing listens there, or any free one for 0.
+    """`port` if it is free, or any free port for 0.
 
     Raises:
-        TransportError: something listens there already.
+        TransportError: the port is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -285,7 +284,7 @@ def _free_port(host: str, port: int) -> int:
         except (OSError, OverflowError) as error:
             raise TransportError(
                 f"cannot listen on {_bracketed(host)}:{port}: {error}",
-                advice="Something may listen there already; choose another port, or 0 for any free one.",
+                advice="The port may be taken; choose another port, or 0 for any free one.",
             ) from error
         found: int = probe.getsockname()[1]
         return found

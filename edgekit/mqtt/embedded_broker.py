@@ -1,7 +1,7 @@
-"""amqtt inside this process, behind a listener of ours.
+"""The amqtt broker inside this process, behind edgekit's own listener.
 
-amqtt reads a CONNECT of MQTT 5 as if it were 3.1.1: it takes properties for strings and may wait for ever for the rest.
-So the version is read before amqtt sees anything, and other versions get the answer that the standard asks for.
+amqtt reads a CONNECT of MQTT 5 as if it were 3.1.1: it takes properties for strings and may wait for ever. So the
+listener reads the version first, and answers other versions as the standard says.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from amqtt.broker import Broker
 from edgekit.waiting import within
 
 LISTENER = "default"
-LEVEL = 4  # of MQTT 3.1.1
-WRONG_VERSION = b"\x20\x02\x00\x01"
+LEVEL = 4  # protocol level of MQTT 3.1.1
+WRONG_VERSION = b"\x20\x02\x00\x01"  # CONNACK: unacceptable protocol version
 CONNECT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class EmbeddedAmqtt:
-    """An amqtt broker on one TCP port; keeps nothing over a restart."""
+    """An amqtt broker on one TCP port. A restart loses all messages."""
 
     def __init__(self) -> None:
         for name in ("amqtt", "transitions"):
-            # It logs every dropped connection as an error with a traceback.
+            # Off, because they log every dropped connection as an error with a traceback.
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._broker: Any = Broker(
             {
@@ -45,7 +45,7 @@ class EmbeddedAmqtt:
         """Listen.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: the port cannot be used.
         """
         await self._broker.start()
         try:
@@ -90,11 +90,11 @@ class EmbeddedAmqtt:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """A CONNECT up to and with its protocol level.
+    """Read a CONNECT up to its protocol level, inclusive.
 
     Raises:
-        ValueError: it is something else.
-        EOFError: the client went away.
+        ValueError: the bytes are no CONNECT.
+        EOFError: the client closed the connection.
     """
     head = await reader.readexactly(2)
     while head[-1] & 0x80 and len(head) < 5:
@@ -106,7 +106,7 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 class _Reader:
-    """amqtt's ReaderAdapter over a stream of which the first bytes were read already."""
+    """amqtt's ReaderAdapter over a stream whose first bytes were already read."""
 
     def __init__(self, head: bytes, reader: asyncio.StreamReader) -> None:
         self._head = head

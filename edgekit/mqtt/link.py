@@ -1,8 +1,8 @@
-"""One connection to one broker, from its socket to its end: paho-mqtt driven by asyncio.
+"""One connection to one broker, from connect to close: paho-mqtt driven by asyncio.
 
-MqttTransport makes a new one for every attempt, so that nothing of a lost connection lives on. paho's own loop dies
-without a word past file descriptor 1023, and one raising callback kills its thread; so its external-loop hooks are used
-here, and only its `connect` (name look-up, TCP and TLS handshake, which block) runs in a thread.
+MqttTransport makes a new Link for every attempt, so that no state of a lost connection remains. paho's own loop stops
+silently past file descriptor 1023, and a callback that raises kills its thread. So this file uses paho's hooks for an
+external loop; only paho's blocking `connect` (name look-up, TCP and TLS handshake) runs in a thread.
 """
 
 from __future__ import annotations
@@ -26,29 +26,34 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.errors import TransportError
 from edgekit.mqtt.address import explain_failure
+from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.outbox import MAX_INFLIGHT, Outbox
 from edgekit.protocols import Will
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
-MISC_SECONDS = 1.0  # keepalive pings live in loop_misc
-PACKET_OVERHEAD_BYTES = 1024  # topic, headers and properties of one PUBLISH, generously
-FILTERS_PER_SUBSCRIBE = 8  # the smallest limit known among hosted brokers
+MISC_SECONDS = 1.0  # interval of paho's loop_misc, which sends keepalive pings
+PACKET_OVERHEAD_BYTES = 1024  # upper bound for topic, headers and properties of one PUBLISH
+FILTERS_PER_SUBSCRIBE = 8  # the smallest known limit of hosted brokers
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
 
 class ProtocolRefusedError(TransportError):
-    """The broker does not speak this version of MQTT; or (not `certain`) hung up or fell silent, as old ones do."""
+    """The broker does not speak this version of MQTT.
+
+    Attributes:
+        certain: False where the broker only closed the connection or did not answer, as old brokers do.
+    """
 
     def __init__(self, message: str, *, certain: bool) -> None:
         super().__init__(message)
         self.certain = certain
 
 
-class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What every connection of a transport shares; sizes in bytes, times in seconds."""
+class LinkTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker, and the identity with which a client connects."""
 
     host: str
     port: int
@@ -57,37 +62,44 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None
     will: Will | None
     tls: ssl.SSLContext | None
-    keepalive_seconds: int
-    connect_timeout_seconds: float
-    max_queued_messages: int
-    max_queued_bytes: int
-    max_payload_bytes: int
 
 
 class Link:
     """A connection that is opened once and ends once.
 
+    Args:
+        target: The broker and this client's identity.
+        options: Time limits and sizes.
+        protocol: ``5`` or ``3.1.1``.
+        on_message: Called with each received message.
+
     Attributes:
         protocol: ``5`` or ``3.1.1``.
-        subscribed: Filters that the broker was asked for, as it knows them.
-        refused: Why the broker refused a filter, by filter.
-        shares: The broker offers shared subscriptions.
-        outbox: What was sent and not seen through.
-        closed: Done when the connection is over; its result says why.
+        subscribed: Requested filters in the broker's form.
+        refused: Reasons of refused filters, by filter.
+        shares: True where the broker offers shared subscriptions.
+        outbox: Queued and unacknowledged messages.
+        closed: Done when the connection has ended; its result is the reason.
     """
 
-    def __init__(self, options: LinkOptions, protocol: str, on_message: Callable[[MQTTMessage], None]) -> None:
+    def __init__(
+        self,
+        target: LinkTarget,
+        options: TransportOptions,
+        protocol: str,
+        on_message: Callable[[MQTTMessage], None],
+    ) -> None:
         self.protocol = protocol
         self.subscribed: set[str] = set()
         self.refused: dict[str, str] = {}
         self.shares = False
         self.outbox = Outbox(options.max_queued_messages, options.max_queued_bytes)
-        self._options = options
+        self._target, self._options = target, options
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
-        self._asked: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
+        self._acknowledgements: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
         self._packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
         self._attached = False
         self._misc: asyncio.TimerHandle | None = None
@@ -99,8 +111,8 @@ class Link:
         """Connect, and wait until the broker accepts.
 
         Raises:
-            ProtocolRefusedError: it does not speak this version.
-            TransportError: it cannot be reached, or refuses this client.
+            ProtocolRefusedError: the broker does not speak this version.
+            TransportError: the broker cannot be reached, or refuses this client.
         """
         timeout = self._options.connect_timeout_seconds
         try:
@@ -113,14 +125,14 @@ class Link:
             await within(timeout, self._accepted)
         except asyncio.TimeoutError:
             self.drop("no answer")
-            silence = f"it does not answer as an MQTT broker within {timeout:g} s"
-            raise ProtocolRefusedError(silence, certain=False) from None
+            message = f"it did not answer as an MQTT broker within {timeout:g} s"
+            raise ProtocolRefusedError(message, certain=False) from None
         except TransportError:
             self.drop("refused")
             raise
 
     async def close(self, timeout_seconds: float) -> None:
-        """Send what is queued and a DISCONNECT, so that the will is not published; give up after the time."""
+        """Send queued messages and a DISCONNECT, so that the will is not published; stop waiting after the time."""
         if self._attached and not self.closed.done():
             self._client.disconnect()
             with contextlib.suppress(asyncio.TimeoutError):
@@ -128,7 +140,7 @@ class Link:
         self.drop("stopped")
 
     def drop(self, reason: str) -> None:
-        """End at once, without a DISCONNECT; safe to call at any time, also while connecting."""
+        """End at once, without a DISCONNECT. It may be called at any time, also while connecting."""
         sock = self._client.socket() if self._attached else None
         self._client.on_socket_close = None
         self._client.on_socket_unregister_write = None
@@ -139,7 +151,7 @@ class Link:
         self._end(reason)
 
     async def _connect_in_thread(self) -> None:
-        """Run paho's blocking connect in a daemon thread: nobody waits for it at exit, and no pool fills up."""
+        """Run paho's blocking connect in a daemon thread, which neither delays the exit nor occupies a thread pool."""
         done: asyncio.Future[None] = self._loop.create_future()
 
         def finish(error: Exception | None) -> None:
@@ -154,13 +166,16 @@ class Link:
             error = None
             try:
                 self._client.connect(
-                    self._options.host, self._options.port, self._options.keepalive_seconds, properties=self._wishes()
+                    self._target.host,
+                    self._target.port,
+                    self._options.keepalive_seconds,
+                    properties=self._connect_properties(),
                 )
-            except Exception as caught:  # the thread's boundary: whatever it is, the caller gets it
+            except Exception as caught:  # raised in the caller, which waits for `done`
                 error = caught
             try:
                 self._loop.call_soon_threadsafe(finish, error)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed, and no caller waits any more
                 _close(self._client.socket())
 
         threading.Thread(target=work, name="mqtt-connect", daemon=True).start()
@@ -183,29 +198,29 @@ class Link:
         if self._misc is not None:
             self._misc.cancel()
         if not self._accepted.done():
-            hung_up = "the broker closed the connection before it accepted this client"
-            self._accepted.set_exception(ProtocolRefusedError(hung_up, certain=False))
+            message = "the broker closed the connection before it accepted this client"
+            self._accepted.set_exception(ProtocolRefusedError(message, certain=False))
             self._accepted.exception()
         lost = TransportError(f"the connection was lost before the broker answered ({reason})")
-        for future in self._asked.values():
+        for future in self._acknowledgements.values():
             if not future.done():
                 future.set_exception(lost)
-        self._asked.clear()
+        self._acknowledgements.clear()
         self.outbox.close(lost)
 
     # --- sending
 
     def fits(self, topic: str, payload: bytes) -> bool:
-        """Whether the broker takes a packet of this size."""
+        """True where the broker accepts a packet of this size."""
         return len(topic) + len(payload) + 64 <= self._packet_limit
 
     def send(
         self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_seconds: int | None
     ) -> asyncio.Future[None] | None:
-        """Queue one message; at QoS 1 the future is done when the broker has it.
+        """Queue one message. At QoS 1, the returned future is done when the broker has it.
 
         Raises:
-            TransportError: the link is closed, or paho takes no more.
+            TransportError: the link is closed, or paho refuses the message.
         """
         properties = None
         if expiry_seconds is not None and self.protocol == "5":
@@ -215,11 +230,11 @@ class Link:
             raise TransportError(f"the connection was lost ({self.closed.result()})")
         info = self._client.publish(topic, payload, qos, retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            raise TransportError(f"the message was not taken: {info.rc.name}")
+            raise TransportError(f"paho refused the message: {info.rc.name}")
         return self.outbox.add(info.mid, len(payload), qos)
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Subscribe, and wait for the broker's answer; refusals are in `refused`.
+        """Subscribe, and wait for the broker's answer; refusals are noted in `refused`.
 
         Args:
             filters: (filter, QoS); at most FILTERS_PER_SUBSCRIBE.
@@ -232,7 +247,7 @@ class Link:
             _, mid = self._client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in filters])
         else:
             _, mid = self._client.subscribe(list(filters))
-        for (name, _), reason in zip(filters, await self._answer(mid), strict=False):
+        for (name, _), reason in zip(filters, await self._acknowledged(mid), strict=False):
             self.refused.pop(name, None)
             if reason.is_failure:
                 self.refused[name] = str(reason).lower()
@@ -241,37 +256,37 @@ class Link:
         """Unsubscribe, and wait for the broker's answer. Raises as `subscribe`."""
         self.subscribed.difference_update(filters)
         _, mid = self._client.unsubscribe(list(filters))
-        await self._answer(mid)
+        await self._acknowledged(mid)
 
-    async def _answer(self, mid: int | None) -> Sequence[ReasonCode]:
+    async def _acknowledged(self, mid: int | None) -> Sequence[ReasonCode]:
         if mid is None or self.closed.done():
             raise TransportError("the connection was lost")
-        self._asked[mid] = self._loop.create_future()
+        self._acknowledgements[mid] = self._loop.create_future()
         try:
-            return await self._asked[mid]
+            return await self._acknowledgements[mid]
         finally:
-            self._asked.pop(mid, None)
+            self._acknowledgements.pop(mid, None)
 
-    # --- paho's hooks and callbacks; none of them may raise
+    # --- paho's hooks and callbacks, which must not raise
 
     def _make_client(self) -> Client:
-        options = self._options
+        target, options = self._target, self._options
         client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=options.client_id,
+            client_id=target.client_id,
             clean_session=None if self.protocol == "5" else True,
             protocol=_VERSIONS[self.protocol],
             reconnect_on_failure=False,
         )
         client.connect_timeout = options.connect_timeout_seconds
         client.max_queued_messages_set(options.max_queued_messages)
-        client.max_inflight_messages_set(0)  # no limit of paho's, which ignores the broker's; the outbox has both
-        if options.username is not None:
-            client.username_pw_set(options.username, options.password)
-        if options.tls is not None:
-            client.tls_set_context(options.tls)
-        if options.will is not None:
-            client.will_set(options.will.topic, options.will.payload, qos=1, retain=options.will.retain)
+        client.max_inflight_messages_set(0)  # paho's limit is off, because it ignores the broker's; `outbox` has both
+        if target.username is not None:
+            client.username_pw_set(target.username, target.password)
+        if target.tls is not None:
+            client.tls_set_context(target.tls)
+        if target.will is not None:
+            client.will_set(target.will.topic, target.will.payload, qos=1, retain=target.will.retain)
         client.on_socket_open = _set_nodelay
         client.on_socket_close = self._socket_closing
         client.on_socket_register_write = self._want_write
@@ -279,12 +294,12 @@ class Link:
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_publish = self._published
-        client.on_subscribe = self._answered
-        client.on_unsubscribe = self._answered
-        client.on_message = self._arrived
+        client.on_subscribe = self._answer_received
+        client.on_unsubscribe = self._answer_received
+        client.on_message = self._message_received
         return client
 
-    def _wishes(self) -> Properties | None:
+    def _connect_properties(self) -> Properties | None:
         if self.protocol != "5":
             return None
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -294,11 +309,11 @@ class Link:
     def _readable(self) -> None:
         try:
             self._client.loop_read()
-            # TLS: bytes that OpenSSL has read already make no file descriptor readable.
+            # TLS: bytes that OpenSSL has already read do not make the file descriptor readable.
             while isinstance(sock := self._client.socket(), ssl.SSLSocket) and sock.pending():
                 self._client.loop_read()
-        except Exception as error:  # supervision boundary: a packet that paho cannot parse ends this connection only
-            log.warning("broker %s:%d: unreadable packet", self._options.host, self._options.port, exc_info=True)
+        except Exception as error:  # paho raises many errors for malformed packets; they end this connection only
+            log.warning("broker %s:%d: unreadable packet", self._target.host, self._target.port, exc_info=True)
             self.drop(f"unreadable packet: {error}")
 
     def _tick(self) -> None:
@@ -311,7 +326,7 @@ class Link:
             self._loop.remove_writer(sock.fileno())
 
     def _want_write(self, client: Client, userdata: Any, sock: Any) -> None:
-        if self._attached:  # before that we are in the connecting thread; _attach looks itself
+        if self._attached:  # before that, the connecting thread runs; `_attach` checks for bytes to write
             self._loop.add_writer(sock.fileno(), client.loop_write)
 
     def _unwant_write(self, client: Client, userdata: Any, sock: Any) -> None:
@@ -330,21 +345,21 @@ class Link:
             problem = f"the broker does not speak MQTT {self.protocol}"
             self._accepted.set_exception(ProtocolRefusedError(problem, certain=True))
         else:
-            self._accepted.set_exception(TransportError(f"the broker refused: {str(reason).lower()}"))
+            self._accepted.set_exception(TransportError(f"the broker refused this client: {str(reason).lower()}"))
 
     def _disconnected(self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         name = str(reason).lower()
-        self._end("the broker went away" if name == "unspecified error" else name)
+        self._end("the broker closed the connection" if name == "unspecified error" else name)
 
     def _published(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         self.outbox.sent(mid, reason)
 
-    def _answered(self, client: Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        future = self._asked.get(mid)
+    def _answer_received(self, client: Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        future = self._acknowledgements.get(mid)
         if future is not None and not future.done():
             future.set_result(reasons)
 
-    def _arrived(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+    def _message_received(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         if not self.closed.done():
             self._on_message(message)
 

@@ -1,6 +1,6 @@
-"""Wire messages as frozen values, MessagePack maps on the wire. Unknown keys are ignored, ids travel in the payload.
+"""Wire messages as frozen values; MessagePack maps on the wire. Unknown keys are ignored; ids are in the payload.
 
-The assignment on ``desired`` is a TUF document and lives in trust/; everything else that crosses MQTT is here.
+All messages over MQTT are here, except the assignment on ``desired``, which is a TUF document (`trust/`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlocksRequest(msgspec.Struct, frozen=True):
-    """``request/blocks/<id>``: send me these blocks of a blob, at most `credit` of them.
+    """``request/blocks/<id>``: a request for blocks of a blob.
 
-    `left` is how many of the blob's blocks will still be missing then, so that 0 ends a transfer; -1 where unknown.
-    `missing` are all of them, from a device that would listen to a wave; empty from one that would not. With `urls` it
-    would rather fetch from elsewhere: where the controller knows a place, it says so instead of sending blocks.
+    Attributes:
+        id: Id of the request.
+        digest: Digest of the blob.
+        ranges: Requested blocks.
+        credit: Most blocks to send.
+        left: Blocks of the blob that will still be missing after these; 0 ends a transfer; -1 where unknown.
+        missing: All missing blocks, from a device that can listen to a broadcast; empty from one that cannot.
+        urls: The device prefers URLs to blocks, where the controller knows some.
     """
 
     id: str
@@ -42,7 +47,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
-    """``request/metadata/<id>``: send me this file of the TUF repository, for example ``timestamp.json``."""
+    """``request/metadata/<id>``: a request for a file of the TUF repository, for example ``timestamp.json``."""
 
     id: str
     name: str
@@ -52,15 +57,15 @@ class Answer(msgspec.Struct, frozen=True):
     """``answer/<id>``: one block, one part of a metadata file, or an error.
 
     Attributes:
-        id: Of the request.
-        index: Block index, or part number.
-        total: Blocks of the blob, or parts of the file.
+        id: Id of the request.
+        index: Index of the block or part.
+        total: Number of the blob's blocks or the file's parts.
         data: The bytes; empty with an error.
         error: ``""``, ``not-found``, ``busy``, ``unknown-kind`` or ``bad-request``.
-        message: For people.
-        retry_seconds: With ``busy``: when to ask again; 0 where the controller cannot tell.
-        urls: Where the blob can be had by HTTP range; hints that nobody signed. No block comes with them.
-        wave: With ``busy``: the blob's blocks are about to come on ``wave/<digest>``; ask for the rest afterwards.
+        message: The error in words.
+        retry_seconds: With ``busy``: when to send the request again; 0 where unknown.
+        urls: URLs that serve ranges of the blob over HTTP. They are unsigned hints, and no block comes with them.
+        wave: With ``busy``: the blob's blocks will be broadcast on ``wave/<digest>``; request the rest afterwards.
     """
 
     id: str
@@ -75,20 +80,20 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class BroadcastBlocks(msgspec.Struct, frozen=True):
-    """``wave/<digest>``: up to MAX_BROADCAST_BLOCKS consecutive blocks of a blob from `first` on; none at the end."""
+    """``wave/<digest>``: up to MAX_BROADCAST_BLOCKS consecutive blocks of a blob from `first` on; empty at the end."""
 
     first: int
     data: bytes
 
 
 class BroadcastClaim(msgspec.Struct, frozen=True):
-    """``wave/<digest>/claim``: what controllers tell each other, so that one of them sends.
+    """``wave/<digest>/claim``: a message between controllers, so that only one of them broadcasts a blob.
 
     Attributes:
-        controller: Who says so; of two that gather devices at one time the lower name sends.
-        sending: It has begun.
-        seconds: It will be about so long; 0 from a controller that does not send, but has sent a device to listen.
-        missing: What such a device misses.
+        controller: Name of the sender. Of two controllers that claim at the same time, the lower name broadcasts.
+        sending: True where the broadcast has begun.
+        seconds: Expected duration; 0 from a controller that does not broadcast, but has told a device to listen.
+        missing: Blocks that such a device misses.
     """
 
     controller: str
@@ -98,14 +103,14 @@ class BroadcastClaim(msgspec.Struct, frozen=True):
 
 
 class Running(msgspec.Struct, frozen=True):
-    """What one model of a device is, inside `Reported`.
+    """The state of one model of a device, inside `Reported`.
 
     Attributes:
-        digest, version: Of the active bundle; empty where there is none.
+        digest, version: Digest and version of the active bundle; empty where there is none.
         since: Wall clock seconds of its activation.
         state: State of the model's UpdateMachine, for example ``IDLE`` or ``DOWNLOADING``.
         release: Release counter of the active bundle.
-        provider: What really runs it.
+        provider: Delegate or execution provider in use.
     """
 
     digest: str = ""
@@ -120,11 +125,11 @@ class Outcome(msgspec.Struct, frozen=True):
     """How the last deployment of a model ended, inside `Reported`.
 
     Attributes:
-        deployment: Digest of the manifest that was deployed.
-        version: Its version.
+        deployment: Digest of the deployed manifest.
+        version: Version of the bundle.
         result: ``succeeded``, ``failed``, ``rolled-back`` or ``refused``.
         error: Class name of the error, for example ``DigestMismatchError``; empty on success.
-        message: For people.
+        message: The error in words.
         at: Wall clock seconds.
     """
 
@@ -140,13 +145,13 @@ class Reported(msgspec.Struct, frozen=True):
     """``device/<id>/reported``, retained, signed by the device.
 
     Attributes:
-        device, fleet: Who says so.
-        number: Rises with every report, so that an older one can be told.
+        device, fleet: Names of the sender.
+        number: Rises with every report, so that an older report can be recognized.
         at: Wall clock seconds.
-        assignment: Version of the assignment that was last accepted; 0 for none.
-        models: By model name.
-        outcomes: By model name.
-        facts: What the device measured of itself.
+        assignment: Version of the last accepted assignment; 0 for none.
+        models: States by model name.
+        outcomes: Outcomes of the last deployments by model name.
+        facts: Facts that the device measured of itself.
     """
 
     device: str
@@ -160,14 +165,17 @@ class Reported(msgspec.Struct, frozen=True):
 
 
 class Presence(msgspec.Struct, frozen=True):
-    """``device/<id>/presence``, retained: birth, or the will. A will of an older session is ignored by its number."""
+    """``device/<id>/presence``, retained: online at the start of a session, offline as its will.
+
+    `session` numbers the sessions, so that the will of an older session can be ignored.
+    """
 
     online: bool
     session: int
 
 
 class Event(msgspec.Struct, frozen=True):
-    """``device/<id>/event``: one thing that happened, signed by the device."""
+    """``device/<id>/event``: one event on the device, signed by the device."""
 
     device: str
     kind: str
@@ -179,7 +187,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """``device/<id>/telemetry``: counters since the last one."""
+    """``device/<id>/telemetry``: increases of counters since the last message, over `seconds`."""
 
     device: str
     at: float
@@ -187,15 +195,19 @@ class Telemetry(msgspec.Struct, frozen=True):
     counters: dict[str, float]
 
 
+SELF_TEST = "self-test"  # run the golden samples of every live model
+COMMAND_KINDS = (SELF_TEST,)
+
+
 class Command(msgspec.Struct, frozen=True):
     """``device/<id>/command``: a remote command, signed by the director.
 
     Attributes:
-        device, fleet: For whom; another device refuses it.
-        number: Rises per device; a number that was seen is refused.
+        device, fleet: The receiver; another device refuses the command.
+        number: Rises for each device; a device refuses a number that is not above the last one.
         expires: Wall clock seconds.
-        kind: ``self-test``.
-        args: By kind.
+        kind: One of COMMAND_KINDS.
+        args: Reserved; no kind has arguments.
     """
 
     device: str
@@ -217,7 +229,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A signed message: `sig` is Ed25519 over `body`, `key` is the TUF key id of the signer."""
+    """A signed message: `sig` is the Ed25519 signature of `body`, `key` the TUF key id of the signer."""
 
     body: bytes
     key: str
@@ -240,7 +252,7 @@ def decode(payload: bytes, kind: type[T]) -> T:
     """Parse `payload` as a message of `kind`.
 
     Raises:
-        DataError: it is too large, not MessagePack, or has missing or ill-typed fields.
+        DataError: `payload` is too large, is not MessagePack, or has missing or ill-typed fields.
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise DataError(f"message of {len(payload)} bytes is larger than the limit of {MAX_PAYLOAD_BYTES}")

@@ -1,4 +1,4 @@
-"""Where the mosquitto program is installed."""
+"""Finding the installed mosquitto program."""
 
 from __future__ import annotations
 

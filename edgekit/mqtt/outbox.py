@@ -1,4 +1,4 @@
-"""What one connection has sent or queued and not seen through: bounds, and who waits for what."""
+"""The outgoing messages of one connection that are queued or unacknowledged: their limits and their waiters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Outbox:
     """Messages between `add` and `sent`, by paho's message number.
 
     Args:
-        max_messages, max_bytes: Bounds of what may be queued.
+        max_messages, max_bytes: Most messages and payload bytes that may be queued.
 
     Attributes:
-        inflight_limit: QoS 1 messages that the broker takes before it acknowledges one.
-        bytes: Of the payloads that are queued or unacknowledged.
+        inflight_limit: QoS 1 messages that the broker accepts before it acknowledges one.
+        bytes: Payload bytes that are queued or unacknowledged.
     """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
@@ -33,7 +33,7 @@ class Outbox:
         self.inflight_limit = MAX_INFLIGHT
 
     def has_room(self, size: int, qos: int) -> bool:
-        """Whether `size` more bytes may be queued; a message alone always may."""
+        """True where `size` more bytes may be queued; a single message is always accepted."""
         if not self._sending:
             return True
         full = len(self._sending) >= self._max_messages
@@ -42,13 +42,13 @@ class Outbox:
         return not full and self.bytes + size <= self._max_bytes
 
     async def wait_room(self, size: int, qos: int) -> None:
-        """Wait until `size` bytes may be queued, or the connection is over."""
+        """Wait until `size` bytes may be queued, or the connection has ended."""
         while not self.has_room(size, qos) and not self._closed:
             self._changed.clear()
             await self._changed.wait()
 
     def add(self, number: int, size: int, qos: int) -> asyncio.Future[None] | None:
-        """Note a message that paho has taken; at QoS 1 the future is done when the broker has it."""
+        """Add a message that paho has accepted. At QoS 1, the returned future is done when the broker has it."""
         future: asyncio.Future[None] | None = asyncio.get_running_loop().create_future() if qos else None
         self._sending[number] = (size, future)
         self.bytes += size
@@ -56,7 +56,7 @@ class Outbox:
         return future
 
     def sent(self, number: int, reason: ReasonCode) -> None:
-        """A message left (QoS 0), or the broker answered it."""
+        """Remove a message that was sent (QoS 0), or that the broker acknowledged or refused (QoS 1)."""
         size, future = self._sending.pop(number, (0, None))
         self.bytes -= size
         self._inflight -= future is not None
@@ -69,7 +69,7 @@ class Outbox:
             future.set_result(None)
 
     def close(self, error: TransportError) -> None:
-        """The connection is over: everybody who waits for an answer gets `error`."""
+        """End the outbox with the connection; every waiting future fails with `error`."""
         self._closed = True
         for _, future in self._sending.values():
             if future is not None and not future.done():

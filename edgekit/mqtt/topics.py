@@ -1,4 +1,4 @@
-"""The MQTT topic schema: built and parsed here and nowhere else."""
+"""The MQTT topic schema. No other file builds or parses topics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = "edgekit/v1"
 DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEVICE_KINDS = ("desired", "reported", "presence", "telemetry", "event", "command", "result")
 REQUEST_KINDS = ("metadata", "blocks")
-CONTROLLER = "controller"  # the broker user that may read and write everything; so no device may be called so
+CONTROLLER = "controller"  # the broker user that may read and write everything; no device may have this name
 
 
 class DeviceTopic(NamedTuple):
@@ -29,24 +29,29 @@ class RequestTopic(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it may stand in a topic as a fleet or device.
+    """Return `name` if a fleet or a device may have it.
 
     Raises:
-        ValueError: it may not.
+        ValueError: the name is not allowed.
     """
     if not DEVICE_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a device or fleet name: lower case letters, digits and dashes, at most 63")
+        raise ValueError(
+            f"{name!r} is not a device or fleet name; use at most 63 lower-case letters, digits and dashes"
+        )
     return name
 
 
 def check_device_name(name: str) -> str:
-    """Return `name` when a device may have it.
+    """Return `name` if a device may have it.
 
     Raises:
-        ValueError: it may not.
+        ValueError: the name is not allowed.
     """
     if check_name(name) == CONTROLLER:
-        raise ValueError(f"{name!r} cannot be a device: brokers let the user of that name read and write everything")
+        raise ValueError(
+            f"a device cannot be called {name!r}, because brokers let that user read and write everything; "
+            "choose another name"
+        )
     return name
 
 
@@ -69,12 +74,12 @@ def answer(fleet: str, device_id: str) -> str:
     return f"{_fleet(fleet)}/answer/{_level(device_id)}"
 
 
-def wave(fleet: str, digest: str) -> str:
-    """``edgekit/v1/<fleet>/wave/<digest>``."""
+def broadcast(fleet: str, digest: str) -> str:
+    """``edgekit/v1/<fleet>/wave/<digest>``: broadcast blocks of a blob."""
     return f"{_fleet(fleet)}/wave/{digest}"
 
 
-def wave_claim(fleet: str, digest: str) -> str:
+def broadcast_claim(fleet: str, digest: str) -> str:
     """``edgekit/v1/<fleet>/wave/<digest>/claim``; `digest` ``+`` makes a filter over all blobs."""
     return f"{_fleet(fleet)}/wave/{digest}/claim"
 

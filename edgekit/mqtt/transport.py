@@ -1,6 +1,6 @@
-"""Transport on paho-mqtt: MQTT 5 where the broker speaks it, 3.1.1 elsewhere, and a connection that mends itself.
+"""Transport on paho-mqtt: MQTT 5 where the broker speaks it, else 3.1.1, with automatic reconnects.
 
-Sessions are clean and every subscription is made anew on each connect, so nothing depends on what a broker kept.
+Sessions are clean and every subscription is repeated on each connect, so nothing depends on a broker's stored sessions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from paho.mqtt.matcher import MQTTMatcher
 from edgekit.clock import SystemClock
 from edgekit.errors import TransportError
 from edgekit.mqtt.address import parse_url, tls_context
-from edgekit.mqtt.link import FILTERS_PER_SUBSCRIBE, Link, LinkOptions, ProtocolRefusedError
-from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
+from edgekit.mqtt.link import FILTERS_PER_SUBSCRIBE, Link, LinkTarget, ProtocolRefusedError
+from edgekit.mqtt.options import TransportOptions
 from edgekit.protocols import Clock, Handler, Message, Will
 from edgekit.waiting import within
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Route(NamedTuple):
-    """What one subscription calls."""
+    """The handler of one subscription."""
 
     handler: Handler
     qos: int
@@ -42,35 +42,27 @@ class Route(NamedTuple):
 class MqttTransport:
     """A Transport over one broker connection.
 
-    Delivery is at most once at QoS 0 and at least once at QoS 1. Publishing is held back, at both levels, while
-    `max_queued_bytes` or `max_queued_messages` wait to be sent or acknowledged: `publish` then waits up to
-    `publish_timeout_seconds` for room, in the order of the calls, and raises TransportError when there is none.
+    Delivery is at most once at QoS 0 and at least once at QoS 1. While the outgoing queue is full
+    (`TransportOptions.max_queued_bytes` or `max_queued_messages`), `publish` waits for room in the order of the calls,
+    up to `TransportOptions.publish_timeout_seconds`, and then raises TransportError.
 
     Args:
         url: ``mqtt://[user[:password]@]host[:1883]`` or ``mqtts://...``.
-        client_id: Unique at the broker; a second client with the same id throws the first one out.
+        client_id: Unique at the broker; when a second client uses the same id, the broker disconnects the first.
         will: Published by the broker when this client is lost.
-        username, password: Win over those in `url`.
-        clock: For the stable minute.
-        ca: PEM file of the authority that signed the broker's certificate; the system's where it is None (mqtts only).
+        username, password: Take the place of those in `url`.
+        clock: Measures how long a connection lasts.
+        ca: PEM file of the authorities that may sign the broker's certificate; the system's where None (mqtts only).
         certificate, key: PEM files of this client's own certificate (mqtts only).
-        keepalive_seconds: A silent broker is given up after about twice this time.
-        connect_timeout_seconds: For the name look-up, TCP and TLS, and again for the broker's answer.
-        publish_timeout_seconds: For room in the queue, and again for the acknowledgement of a QoS 1 message; also the
-            time that a broker has to acknowledge a subscription.
-        backoff_seconds, backoff_cap_seconds: The n-th attempt in a row waits a random time between 0 and
-            min(cap, backoff * 2^n).
-        stable_seconds: n starts from 0 again after a connection that lasted this long.
-        max_queued_messages, max_queued_bytes: Bounds of the outgoing queue.
-        max_payload_bytes: Larger payloads are refused.
+        options: Time limits and sizes; the defaults where None.
 
     Attributes:
-        handler_errors: Handlers and listeners that raised.
-        dropped_messages: Messages that came without being asked for.
-        unexpected_errors: Connections that ended in an error that nobody foresaw; they are renewed like any other.
+        handler_errors: Number of errors raised by handlers and listeners.
+        dropped_messages: Number of messages that no subscription asked for.
+        unexpected_errors: Number of connections that ended with an unexpected error; the transport connects again.
 
     Raises:
-        SettingsError: the URL or a certificate file is not usable.
+        SettingsError: the URL is malformed, or a certificate file cannot be used.
     """
 
     def __init__(
@@ -85,21 +77,14 @@ class MqttTransport:
         ca: Path | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
-        keepalive_seconds: int = 30,
-        connect_timeout_seconds: float = 10.0,
-        publish_timeout_seconds: float = 10.0,
-        backoff_seconds: float = 1.0,
-        backoff_cap_seconds: float = 60.0,
-        stable_seconds: float = 60.0,
-        max_queued_messages: int = 256,
-        max_queued_bytes: int = 2 * 1024 * 1024,
-        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        options: TransportOptions | None = None,
     ) -> None:
         self.address = parse_url(url)
         self.handler_errors = 0
         self.dropped_messages = 0
         self.unexpected_errors = 0
-        self._options = LinkOptions(
+        self._options = options or TransportOptions()
+        self._target = LinkTarget(
             host=self.address.host,
             port=self.address.port,
             client_id=client_id,
@@ -107,23 +92,14 @@ class MqttTransport:
             password=self.address.password if password is None else password,
             will=will,
             tls=tls_context(ca, certificate, key) if self.address.tls else None,
-            keepalive_seconds=keepalive_seconds,
-            connect_timeout_seconds=connect_timeout_seconds,
-            max_queued_messages=max_queued_messages,
-            max_queued_bytes=max_queued_bytes,
-            max_payload_bytes=max_payload_bytes,
         )
         self._clock = clock or SystemClock()
-        self._publish_timeout = publish_timeout_seconds
-        self._backoff = backoff_seconds
-        self._backoff_cap = backoff_cap_seconds
-        self._stable = stable_seconds
         self._routes: dict[str, Route] = {}
         self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
         self._listeners: list[Callable[[bool], None]] = []
         self._link: Link | None = None
         self._connected = asyncio.Event()
-        self._gate = asyncio.Lock()
+        self._queueing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._protocol: str | None = None
@@ -136,11 +112,11 @@ class MqttTransport:
 
     @property
     def protocol(self) -> str | None:
-        """``5`` or ``3.1.1``, as the broker accepted it last; None before the first success."""
+        """The version of MQTT that the broker accepted last, ``5`` or ``3.1.1``; None before the first connection."""
         return self._protocol
 
     async def start(self) -> None:
-        """Begin to connect, and keep connecting; returns at once, and does nothing when started already."""
+        """Start a task that connects, and reconnects after every loss. Does nothing when started already."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mqtt {self.address}")
 
@@ -148,7 +124,7 @@ class MqttTransport:
         """Wait until connected.
 
         Raises:
-            TransportError: not connected within the time; says why the last attempt failed.
+            TransportError: not connected within the time; the message has the reason of the last failed attempt.
         """
         try:
             await within(timeout_seconds, self._connected.wait())
@@ -159,7 +135,7 @@ class MqttTransport:
             ) from None
 
     async def stop(self) -> None:
-        """Send what is queued, disconnect cleanly and end everything; `start` may be called again."""
+        """Send queued messages, disconnect cleanly, and end; `start` may be called again."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -173,15 +149,19 @@ class MqttTransport:
     async def publish(
         self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expiry_seconds: int | None = None
     ) -> None:
-        """Send one message; at QoS 1 returns once the broker has it, at QoS 0 once it is queued.
+        """Send one message. Returns at QoS 1 when the broker has it, at QoS 0 when it is queued.
 
         Args:
-            expiry_seconds: The broker forgets the message after this time; without effect under MQTT 3.1.1.
+            topic: A topic without wildcards.
+            payload: At most `TransportOptions.max_payload_bytes`.
+            qos: 0 or 1.
+            retain: True where the broker keeps the message for later subscribers.
+            expiry_seconds: The broker deletes the message after this time; without effect under MQTT 3.1.1.
 
         Raises:
             TransportError: not connected, no room in the queue in time, the payload is too large, the broker refused
-                it, or no answer came.
-            ValueError: `topic` holds a wildcard, or `qos` is neither 0 nor 1.
+                the message, or did not acknowledge it in time.
+            ValueError: `topic` has a wildcard, or `qos` is neither 0 nor 1.
         """
         if not topic or "+" in topic or "#" in topic or "\0" in topic:
             raise ValueError(f"{topic!r} is not a topic to publish on")
@@ -193,9 +173,9 @@ class MqttTransport:
         if link is None or not self.connected:
             raise TransportError(f"not connected to broker {self.address}: {self._last_failure}")
         if not link.fits(topic, payload):
-            raise TransportError(f"payload is {len(payload)} bytes, more than broker {self.address} takes")
+            raise TransportError(f"payload is {len(payload)} bytes, more than broker {self.address} accepts")
         send = functools.partial(link.send, topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
-        if self._gate.locked() or not link.outbox.has_room(len(payload), qos):
+        if self._queueing.locked() or not link.outbox.has_room(len(payload), qos):
             future = await self._in_time(self._when_room(link, len(payload), qos, send), "the outgoing queue is full")
         else:
             future = send()
@@ -203,12 +183,12 @@ class MqttTransport:
             await self._in_time(future, "no acknowledgement")
 
     async def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, group: str = "") -> None:
-        """Call `handler` for each message that matches; a second call for the same filter replaces the handler.
+        """Call `handler` for each matching message. A second call for the same filter replaces the handler.
 
-        While connected, returns once the broker has acknowledged; else the subscription is made on the next connect.
+        While connected, it returns when the broker has acknowledged. Else the subscription is made on the next connect.
 
         Raises:
-            TransportError: the broker refused the subscription; it is asked again on the next connect.
+            TransportError: the broker refused the subscription; it is tried again on the next connect.
             ValueError: `topic_filter` is no filter.
         """
         _check_filter(topic_filter)
@@ -219,12 +199,12 @@ class MqttTransport:
         if link is None or not self.connected:
             return
         name = _broker_filter(link, topic_filter, route)
-        link.subscribed.discard(name)  # asked once more even if it is known, for its retained messages
+        link.subscribed.discard(name)  # so that a known filter is sent again, for its retained messages
         if await self._sync_or_drop(link) and name in link.refused:
             raise TransportError(f"broker {self.address} refused to subscribe {topic_filter!r}: {link.refused[name]}")
 
     async def unsubscribe(self, topic_filter: str) -> None:
-        """Stop calling the handler of `topic_filter`; nothing happens when there is none."""
+        """Stop calling the handler of `topic_filter`. Does nothing where there is none."""
         if self._routes.pop(topic_filter, None) is None:
             return
         del self._matcher[topic_filter]  # type: ignore[no-untyped-call]
@@ -232,7 +212,7 @@ class MqttTransport:
             await self._sync_or_drop(self._link)
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener(connected)` after every change; on connect, once subscriptions are acknowledged."""
+        """Call `listener(connected)` after every change; after a connect, when subscriptions are acknowledged."""
         self._listeners.append(listener)
 
     # --- the connection
@@ -244,8 +224,8 @@ class MqttTransport:
                 if await self._attempt():
                     failures = 0
             except Exception as error:
-                # The supervision boundary: whatever went wrong (no thread to be had, a bug), a device must not be
-                # out of reach for ever; the next attempt begins with a fresh link.
+                # After any error (no thread left, a bug), a device must stay reachable: the next attempt starts with a
+                # new link. The error is counted and logged.
                 self.unexpected_errors += 1
                 self._last_failure = f"unexpected {type(error).__name__}: {error}"
                 log.exception("the connection to broker %s failed unexpectedly", self.address)
@@ -253,11 +233,14 @@ class MqttTransport:
                     self._link.drop(self._last_failure)
                 self._set_connected(False)
             self._link = None
-            await asyncio.sleep(backoff(failures, self._backoff, self._backoff_cap, random.random()))
+            options = self._options
+            await asyncio.sleep(
+                backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, random.random())
+            )
             failures += 1
 
     async def _attempt(self) -> bool:
-        """Connect and stay connected; True where that lasted long enough to call the connection stable."""
+        """Connect and stay connected; True where the connection was stable."""
         try:
             link = await self._open()
         except TransportError as error:
@@ -268,29 +251,29 @@ class MqttTransport:
         await self._serve(link)
         self._last_failure = link.closed.result()
         log.warning("lost broker %s: %s", self.address, self._last_failure)
-        return self._clock.monotonic() - since >= self._stable
+        return self._clock.monotonic() - since >= self._options.stable_seconds
 
     async def _open(self) -> Link:
-        """Connect with the version that worked last (5 at first), or else with the other one."""
+        """Connect with the version that worked last (5 at first), else with the other one."""
         first, second = ("3.1.1", "5") if self._protocol == "3.1.1" else ("5", "3.1.1")
         try:
             return await self._open_as(first)
         except ProtocolRefusedError as refusal:
             if not refusal.certain and self._protocol is not None:
-                raise  # it spoke this version before: it is in trouble, and not another broker
+                raise  # the broker spoke this version before, so the version is not the cause
             try:
                 return await self._open_as(second)
             except TransportError:
                 raise refusal from None
 
     async def _open_as(self, protocol: str) -> Link:
-        link = self._link = Link(self._options, protocol, self._dispatch)
+        link = self._link = Link(self._target, self._options, protocol, self._dispatch)
         await link.open()
         self._protocol = protocol
         return link
 
     async def _serve(self, link: Link) -> None:
-        """Subscribe, tell the listeners, and wait for the end of `link`."""
+        """Subscribe, notify the listeners, and wait for the end of `link`."""
         if await self._sync_or_drop(link):
             for name, reason in link.refused.items():
                 log.error("broker %s refused to subscribe %r: %s", self.address, name, reason)
@@ -300,7 +283,7 @@ class MqttTransport:
         self._set_connected(False)
 
     async def _sync_or_drop(self, link: Link) -> bool:
-        """Bring the broker's subscriptions in line with ours; False when the link was lost meanwhile."""
+        """Make the broker's subscriptions match `_routes`; False where the link was lost meanwhile."""
         try:
             await self._in_time(self._sync(link), "no acknowledgement of a subscription")
         except TransportError as error:
@@ -321,17 +304,18 @@ class MqttTransport:
                     return
 
     async def _when_room(self, link: Link, size: int, qos: int, send: Callable[[], T]) -> T:
-        async with self._gate:  # in the order of the calls
+        async with self._queueing:  # in the order of the calls
             await link.outbox.wait_room(size, qos)
             return send()
 
     async def _in_time(self, work: Awaitable[T], problem: str) -> T:
         try:
-            return await within(self._publish_timeout, work)
+            return await within(self._options.publish_timeout_seconds, work)
         except asyncio.TimeoutError:
-            raise TransportError(f"broker {self.address}: {problem} within {self._publish_timeout:g} s") from None
+            limit = self._options.publish_timeout_seconds
+            raise TransportError(f"broker {self.address}: {problem} within {limit:g} s") from None
 
-    # --- calling the users of this transport
+    # --- calling handlers and listeners
 
     def _set_connected(self, connected: bool) -> None:
         if connected == self.connected:
@@ -358,13 +342,13 @@ class MqttTransport:
     def _guard(self, function: Callable[[Any], None], argument: Any) -> None:
         try:
             function(argument)
-        except Exception:  # supervision boundary: a handler must not end the connection; counted and logged
+        except Exception:  # an error in a handler must not end the connection; it is counted and logged
             self.handler_errors += 1
             log.exception("a handler of broker %s raised", self.address)
 
 
 def backoff(failures: int, base_seconds: float, cap_seconds: float, luck: float) -> float:
-    """Seconds to wait after `failures` failed attempts: full jitter; `luck` is random in [0, 1)."""
+    """Seconds to wait after `failures` failed attempts, with full jitter; `luck` is a random number in [0, 1)."""
     return luck * min(cap_seconds, base_seconds * 2.0 ** min(failures, 32))
 
 

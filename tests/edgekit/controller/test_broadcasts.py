@@ -230,7 +230,7 @@ async def flood(made, make):
     """Publish hostile payloads on the broadcast's topic while downloads run."""
     seeds = random.Random(7)
     while True:
-        made.broker.publish(topics.wave(FLEET, DIGEST), make(seeds))
+        made.broker.publish(topics.broadcast(FLEET, DIGEST), make(seeds))
         await asyncio.sleep(0)
 
 
@@ -290,7 +290,9 @@ async def test_what_waits_to_be_written_is_bounded():
     )
     assert await listener.join()
     for first in range(0, 1000, 3):
-        transport._broker.publish(topics.wave(FLEET, DIGEST), encode(BroadcastBlocks(first, bytes(3 * BLOCK_BYTES))))
+        transport._broker.publish(
+            topics.broadcast(FLEET, DIGEST), encode(BroadcastBlocks(first, bytes(3 * BLOCK_BYTES)))
+        )
     for _ in range(10):
         await asyncio.sleep(0)
     assert len(inbox) == device_waves.MAX_WAITING_BYTES // BLOCK_BYTES
@@ -303,9 +305,9 @@ async def test_a_false_claim_delays_and_does_not_stop():
         made.timings = QUICK
         service = await made.controller()
         claim = encode(BroadcastClaim("0", sending=True, seconds=1e9))
-        made.broker.publish(topics.wave_claim(FLEET, DIGEST), claim, qos=1)
+        made.broker.publish(topics.broadcast_claim(FLEET, DIGEST), claim, qos=1)
         for junk in (b"", b"\xc1", encode(BroadcastClaim("0", seconds=5.0))):
-            made.broker.publish(topics.wave_claim(FLEET, "nonsense"), junk, qos=1)
+            made.broker.publish(topics.broadcast_claim(FLEET, "nonsense"), junk, qos=1)
         for number in range(6):
             await made.device(f"d{number}")
         await made.finish()

@@ -162,7 +162,7 @@ async def test_a_device_writes_its_own_topics_only(users: Users) -> None:
         await device.publish(topic, b"x", qos=1)
     foreign = [topic.replace("d1", "d2") for topic in own]
     foreign += [topics.device(FLEET, "d1", kind) for kind in ("desired", "command")]
-    foreign += [topics.answer(FLEET, "d1"), topics.wave(FLEET, "0" * 64), topics.fleet_hints(FLEET), "other"]
+    foreign += [topics.answer(FLEET, "d1"), topics.broadcast(FLEET, "0" * 64), topics.fleet_hints(FLEET), "other"]
     for topic in foreign:
         with pytest.raises(TransportError, match="not authorized"):
             await device.publish(topic, b"x", qos=1)
@@ -188,7 +188,7 @@ async def heard(users: Users, name: str, published: list[str]) -> list[str]:
 async def test_a_device_reads_its_own_topics_and_the_fleets(users: Users) -> None:
     """Even with a filter over everything a device sees no other device's orders and answers."""
     for_it = [topics.device(FLEET, "d1", "desired"), topics.device(FLEET, "d1", "command"), topics.answer(FLEET, "d1")]
-    for_all = [topics.wave(FLEET, "0" * 64)]
+    for_all = [topics.broadcast(FLEET, "0" * 64)]
     for_others = [topic.replace("d1", "d2") for topic in for_it] + [topics.device(FLEET, "d1", "reported")]
     got = await heard(users, "d1", for_it + for_all + for_others)
     assert sorted(got) == sorted([*for_it, *for_all, topics.fleet_hints(FLEET)])

@@ -55,7 +55,7 @@ def test_a_bad_name_is_refused_everywhere(name: str) -> None:
         lambda: topics.request("f", "blocks", name),
         lambda: topics.answer("f", name),
         lambda: topics.fleet_hints(name),
-        lambda: topics.wave(name, "0" * 64),
+        lambda: topics.broadcast(name, "0" * 64),
     )
     for build in builders:
         with pytest.raises(ValueError, match="not a device or fleet name"):
@@ -84,7 +84,7 @@ def test_topics_are_those_of_the_contract() -> None:
     assert topics.device("f", "d", "desired") == "edgekit/v1/f/device/d/desired"
     assert topics.request("f", "metadata", "d") == "edgekit/v1/f/request/metadata/d"
     assert topics.answer("f", "d") == "edgekit/v1/f/answer/d"
-    assert topics.wave("f", "ab") == "edgekit/v1/f/wave/ab"
+    assert topics.broadcast("f", "ab") == "edgekit/v1/f/wave/ab"
     assert topics.fleet_hints("f") == "edgekit/v1/f/fleet"
 
 

@@ -1,4 +1,4 @@
-"""What MqttTransport does beyond the contract: versions, limits, failures of a broker, TLS, many at once."""
+"""MqttTransport beyond the contract: versions, limits, failures of a broker, TLS, many at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import SettingsError, TransportError
+from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.transport import MqttTransport, backoff
-from edgekit.protocols import Message
+from edgekit.protocols import Clock, Message
 from tests.simulators.scripted_broker import PUBLISH, SUBSCRIBE, UNSUBSCRIBE, ScriptedBroker
 
 PATIENCE = 45.0
@@ -27,9 +28,9 @@ async def broker() -> AsyncIterator[ScriptedBroker]:
 async def make(broker: ScriptedBroker) -> AsyncIterator[Callable[..., MqttTransport]]:
     made: list[MqttTransport] = []
 
-    def transport(url: str = "", **options: object) -> MqttTransport:
-        options = {"client_id": "d1", "backoff_seconds": 0.01, **options}
-        made.append(MqttTransport(url or broker.url, **options))  # type: ignore[arg-type]
+    def transport(url: str = "", *, clock: Clock | None = None, **options: float) -> MqttTransport:
+        chosen = TransportOptions(**{"backoff_seconds": 0.01, **options})  # type: ignore[arg-type]
+        made.append(MqttTransport(url or broker.url, client_id="d1", clock=clock, options=chosen))
         return made[-1]
 
     yield transport

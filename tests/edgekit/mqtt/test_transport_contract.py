@@ -12,6 +12,7 @@ import pytest
 
 from edgekit.errors import TransportError
 from edgekit.mqtt.broker import Broker, find_mosquitto, start_broker
+from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Message, Transport, Will
 from tests.simulators.transport import MemoryBroker, MemoryTransport
@@ -66,7 +67,8 @@ class BrokerRig:
 
     async def transport(self, client_id: str, *, will: Will | None = None) -> Transport:
         wire = self._wires[client_id] = await Wire("127.0.0.1", self._port).__aenter__()
-        transport = MqttTransport(wire.url, client_id=client_id, will=will, username=USER, backoff_seconds=0.05)
+        quick = TransportOptions(backoff_seconds=0.05)
+        transport = MqttTransport(wire.url, client_id=client_id, will=will, username=USER, options=quick)
         self._transports.append(transport)
         return transport
 

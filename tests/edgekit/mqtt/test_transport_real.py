@@ -14,6 +14,7 @@ import pytest
 
 from edgekit.errors import TransportError
 from edgekit.mqtt.broker import find_mosquitto, start_broker
+from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.transport import MqttTransport
 from tests.simulators.pki import Pki
 
@@ -26,7 +27,8 @@ async def make() -> AsyncIterator[Callable[..., MqttTransport]]:
     made: list[MqttTransport] = []
 
     def transport(url: str, **options: object) -> MqttTransport:
-        made.append(MqttTransport(url, client_id="d1", backoff_seconds=0.01, **options))  # type: ignore[arg-type]
+        quick = TransportOptions(backoff_seconds=0.01)
+        made.append(MqttTransport(url, client_id="d1", options=quick, **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield transport
