@@ -1,4 +1,4 @@
-"""Accelerators that take integers only: whether a file fits one, and what its maker's compiler says.
+"""Integer-only accelerators: checks that a file fits one, and runs the vendor's compiler.
 
 The lists of operators are data, in accelerators.toml, with their source.
 """
@@ -25,23 +25,23 @@ else:
     import tomli as tomllib
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
-SECONDS = 600  # a compiler that takes longer is given up
-LINE = re.compile(
+COMPILER_SECONDS = 600  # time-out of a compiler
+EDGETPU_LINE = re.compile(
     r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$", re.MULTILINE
-)  # of the Edge TPU compiler: operator, count, where
-ON_CPU = re.compile(r"^CPU operators = (\d+)", re.MULTILINE)  # of vela
+)  # log line of the Edge TPU compiler: operator, count, status
+VELA_CPU_LINE = re.compile(r"^CPU operators = (\d+)", re.MULTILINE)
 
 
 class Accelerator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one accelerator takes.
+    """Operators and tensors that one accelerator supports.
 
     Attributes:
-        name: As target profiles name it.
-        title: For people.
-        source: Where the list is from.
-        operators: Of TensorFlow Lite, those that it runs.
-        large_axes: How many axes longer than 1 a tensor may have.
-        compiler: The command that compiles a file for it.
+        name: Name in target profiles.
+        title: Name for people.
+        source: Source of the list of operators.
+        operators: TensorFlow Lite operators that it runs.
+        large_axes: Largest number of axes longer than 1 in a tensor.
+        compiler: Command that compiles a file for it.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Accelerator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Compiled(msgspec.Struct, frozen=True):
-    """What the compiler made: the file, and what it left to the CPU, as sentences."""
+    """Result of the compiler: the file, and one sentence for each part that runs on the CPU."""
 
     data: bytes
-    left: tuple[str, ...]
+    on_cpu: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=1)
@@ -69,27 +69,28 @@ def accelerators() -> Mapping[str, Accelerator]:
 
 
 def faults(data: bytes, accelerator: Accelerator) -> list[str]:
-    """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it does."""
+    """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it fits."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     found = []
     if len(model.subgraphs) > 1:
-        found.append(f"it has {len(model.subgraphs)} subgraphs, expected one")
-    for place, operator in enumerate(graph.operators):
+        found.append(f"the file has {len(model.subgraphs)} subgraphs, expected one")
+    for index, operator in enumerate(graph.operators):
         name = operator_name(model, operator)
         if name not in accelerator.operators:
-            found.append(f"operator {place}, {name}, is not one that {accelerator.title} runs")
-        for index in (*operator.inputs, *operator.outputs):
-            tensor = graph.tensors[index] if index >= 0 else None
+            found.append(f"operator {index}, {name}, is not supported by {accelerator.title}")
+        for number in (*operator.inputs, *operator.outputs):
+            tensor = graph.tensors[number] if number >= 0 else None
             if tensor is None:
                 continue
             kind = TYPES[tensor.type]
             if kind not in INTEGERS:
-                found.append(f"operator {place}, {name}, has a tensor of {kind}, expected integers only")
-            if sum(1 for size in tensor.shape if size != 1) > accelerator.large_axes and index in operator.outputs:
+                found.append(f"operator {index}, {name}, has a tensor of {kind}, expected integers only")
+            if sum(1 for size in tensor.shape if size != 1) > accelerator.large_axes and number in operator.outputs:
                 shape = [int(size) for size in tensor.shape]
                 found.append(
-                    f"operator {place}, {name}, makes {shape}, expected at most {accelerator.large_axes} long axes"
+                    f"operator {index}, {name}, makes {shape}, "
+                    f"expected at most {accelerator.large_axes} axes longer than 1"
                 )
     for index in (*graph.inputs, *graph.outputs):
         if TYPES[graph.tensors[index].type] not in INTEGERS:
@@ -98,26 +99,26 @@ def faults(data: bytes, accelerator: Accelerator) -> list[str]:
 
 
 def require_fit(data: bytes, accelerator: Accelerator) -> None:
-    """Check that the whole of `data` runs on `accelerator`.
+    """Check that the whole file `data` runs on `accelerator`.
 
     Raises:
-        ConversionError: something does not; names each operator.
+        ConversionError: an operator does not; the message names each one.
     """
     found = faults(data, accelerator)
     if found:
         raise ConversionError(
             f"the model does not run on {accelerator.title}: {'; '.join(found)}",
-            advice=f"It runs: {', '.join(accelerator.operators)}.",
+            advice=f"Supported operators: {', '.join(accelerator.operators)}.",
         )
 
 
 def compile_for(path: Path, accelerator: Accelerator, folder: Path) -> Compiled | None:
-    """Run the maker's compiler on the file `path`; None where it is not installed.
+    """Run the vendor's compiler on the file `path`; None where it is not installed.
 
     Args:
         path: A .tflite file.
-        accelerator: What to compile for.
-        folder: Where the compiler may write; it should be empty.
+        accelerator: The accelerator to compile for.
+        folder: Output folder of the compiler; it should be empty.
 
     Raises:
         ConversionError: the compiler refuses the file, takes too long, or writes nothing.
@@ -128,20 +129,22 @@ def compile_for(path: Path, accelerator: Accelerator, folder: Path) -> Compiled 
     known = {"model": str(path), "folder": str(folder), "device": accelerator.name}
     command = [part.format(**known) for part in accelerator.compiler]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConversionError(f"{command[0]} failed: {error}") from error
     written = sorted(folder.glob("*.tflite"))
     if done.returncode != 0 or not written:
-        said = (done.stderr.strip() or done.stdout.strip())[-800:]
+        output = (done.stderr.strip() or done.stdout.strip())[-800:]
         raise ConversionError(
-            f"{command[0]} refuses the model (exit status {done.returncode}): {said or 'it says nothing'}"
+            f"{command[0]} refuses the model (exit status {done.returncode}): {output or 'no output'}"
         )
-    return Compiled(written[0].read_bytes(), _left(done.stdout))
+    return Compiled(written[0].read_bytes(), _parts_on_cpu(done.stdout))
 
 
-def _left(output: str) -> tuple[str, ...]:
-    """What the compiler says it left to the CPU."""
-    found = [f"{count} {name}: {where}" for name, count, where in LINE.findall(output) if "Mapped" not in where]
-    found += [f"{count} operators run on the CPU" for count in ON_CPU.findall(output) if count != "0"]
+def _parts_on_cpu(output: str) -> tuple[str, ...]:
+    """The parts that the compiler left to the CPU, by its output."""
+    found = [
+        f"{count} {name}: {status}" for name, count, status in EDGETPU_LINE.findall(output) if "Mapped" not in status
+    ]
+    found += [f"{count} operators run on the CPU" for count in VELA_CPU_LINE.findall(output) if count != "0"]
     return tuple(found)

@@ -345,7 +345,7 @@ class ConversionContext:
         parity.require(difference, parity.tolerance(expected, parity.FLOAT32_RELATIVE))
 
     def float_file(self, recipe: Recipe, graph: Graph) -> LoweredFile:
-        """The float .tflite that `recipe` starts from: the lowered `graph` (prepared for the recipe) or the direct file.
+        """The float .tflite that `recipe` starts from: the lowered `graph`, or the direct file.
 
         Raises:
             As `lowered`.

@@ -1,4 +1,4 @@
-"""What a backend is given and what it gives back."""
+"""The backend protocol and the values that backends exchange with the rest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Artifact(msgspec.Struct, frozen=True):
 
     Attributes:
         file: ``model.tflite`` or ``model.onnx``.
-        data: Its bytes.
+        data: The bytes of the file.
         runtime: ``litert`` or ``onnxruntime``.
-        inputs, outputs: How it holds the logical tensors.
-        runtime_version: The oldest version of the runtime that can run it; empty where any can.
-        compiled: The same compiled by an accelerator's own compiler; empty where there is none, or none is installed.
-        notes: What a reader of the report should know of it.
-        calibration: What its activation ranges were read from, as `Calibration.to_bytes`; empty where it has none.
+        inputs, outputs: Bindings of the logical tensors to its own.
+        runtime_version: Oldest version of the runtime that can run it; empty where every version can.
+        compiled: The file compiled by the accelerator's compiler; empty without an accelerator or an installed
+            compiler.
+        notes: Sentences for the report.
+        calibration: The calibration of its activation ranges, as `Calibration.to_bytes`; empty where it has no ranges.
     """
 
     file: str
@@ -42,7 +43,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class LoweredFile(msgspec.Struct, frozen=True):
-    """A float .tflite, and the transposition of each input and output to it; an empty one changes nothing."""
+    """A float .tflite, and the transposition of each input and output; an empty transposition changes nothing."""
 
     path: Path
     input_permutes: list[tuple[int, ...]]
@@ -50,13 +51,13 @@ class LoweredFile(msgspec.Struct, frozen=True):
 
 
 class PreparedInputs(msgspec.Struct, frozen=True):
-    """What one candidate needs beyond the graphs and samples of its workbench, on its way to another process.
+    """Inputs that one candidate needs in another process, beyond the packed conversion context.
 
     Attributes:
-        prepared: The graph with the recipe's weights, as `packed`; None where that is the workbench's own.
-        lowered: Its float .tflite (N,) uint8; None where the backend needs none.
-        permutes: The transpositions of its inputs and outputs.
-        calibration: What ranges are read from, where that is not the calibration that all share.
+        prepared: The graph with the recipe's weights, as `packed`; None where the context has it.
+        lowered: The float .tflite (N,) uint8; None where the backend needs none.
+        permutes: The transpositions of the file's inputs and outputs.
+        calibration: Calibration of the prepared graph; None for the shared calibration.
     """
 
     prepared: Array | None
@@ -66,12 +67,12 @@ class PreparedInputs(msgspec.Struct, frozen=True):
 
 
 class DirectFile(msgspec.Struct, frozen=True):
-    """A float .tflite that the source's own converter made, and what tells it from the lowered one.
+    """A float .tflite that the source framework's own converter made.
 
     Attributes:
-        file: It, with nothing transposed.
-        sha256: Of its bytes.
-        overhead: What it costs beyond the lowered file's arithmetic.
+        file: The file, with nothing transposed.
+        sha256: Digest of its bytes.
+        overhead: Run-time cost beyond the arithmetic of the lowered file.
     """
 
     file: LoweredFile
@@ -84,35 +85,35 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """As errors and reports call it."""
+        """Name of the backend in errors and reports."""
         ...
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What `build` can make, in the order in which candidates are tried."""
+        """Precisions that `build` supports, in the order in which candidates are made."""
         ...
 
     @property
     def graph(self) -> Graph:
-        """The workbench's graph that artifacts are made of: the fixed one or the free one."""
+        """The context's graph that artifacts are made of: the fixed graph or the graph with a free batch."""
         ...
 
     @property
     def lowers(self) -> bool:
-        """True where artifacts are made of a float .tflite, which takes TensorFlow's process."""
+        """True where artifacts are made of a float .tflite, which needs TensorFlow's process."""
         ...
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
-        """What a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`.
+        """Layers that a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`.
 
-        Their names are the same in a pruned model; their weights are fewer.
+        The names are the same in a pruned model, which has fewer weights.
         """
         ...
 
     def build(self, recipe: Recipe) -> Artifact:
-        """Make the artifact that `recipe` asks for.
+        """Make the artifact of `recipe`.
 
         Raises:
-            ConversionError: it cannot be made; names the operator or the step.
+            ConversionError: the artifact cannot be made; the message names the operator or the step.
         """
         ...

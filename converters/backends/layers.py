@@ -1,4 +1,4 @@
-"""The layers that a recipe may name: what holds weights in the canonical graph."""
+"""The layers that a recipe may name: the nodes of the canonical graph that hold weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Layer(msgspec.Struct, frozen=True):
     """A node with constant weights.
 
     Attributes:
-        name: The canonical node's, as recipes name it.
-        operator: In ONNX.
-        weights: Number of weights, biases left out.
+        name: Name of the canonical node, as recipes name it.
+        operator: ONNX operator.
+        weights: Number of weights without biases.
         macs: Multiply-adds of one row.
-        four_bit: Its weights can have 4 bits. Depthwise convolutions have too few for that to pay.
+        four_bit: Its weights can have 4 bits. Depthwise convolutions have too few weights to save much.
     """
 
     name: str
@@ -49,27 +49,27 @@ def layers_of(graph: Graph) -> tuple[Layer, ...]:
 
 
 def search_macs(graph: Graph, rows: int) -> float:
-    """About how many multiply-adds a search on `rows` calibration rows takes, for whether it will be long.
+    """Estimated multiply-adds of a search on `rows` calibration rows, which tells whether the search will be long.
 
-    For each layer the graph is run to score it and again to round it, and rounding multiplies its weights with a square
-    matrix of its inputs.
+    For each layer, the graph runs once for its score and once for rounding, and rounding multiplies the weights by a
+    square matrix of the inputs.
     """
     layers = layers_of(graph)
     return float(len(layers) * rows * sum(layer.macs for layer in layers) + sum(layer.weights**1.5 for layer in layers))
 
 
 def four_bit_default(layers: tuple[Layer, ...]) -> tuple[str, ...]:
-    """The names of layers that usually bear 4 bits: those that can have them, but for the first and the last of all."""
+    """Names of the layers that usually lose little with 4 bits: all that can have them, except the first and last."""
     return tuple(layer.name for layer in layers[1:-1] if layer.four_bit)
 
 
 def without_four_bits(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """The same for a backend that has no 4-bit weights."""
+    """`layers` for a backend without 4-bit weights."""
     return tuple(msgspec.structs.replace(layer, four_bit=False) for layer in layers)
 
 
 def require_layers(recipe: Recipe, layers: tuple[Layer, ...]) -> None:
-    """Check that every layer which `recipe` names is one that it can set.
+    """Check the layers that `recipe` names.
 
     Raises:
         ConversionError: there is no such layer, or its weights cannot have 4 bits.
@@ -78,46 +78,46 @@ def require_layers(recipe: Recipe, layers: tuple[Layer, ...]) -> None:
     unknown = [name for name in (*recipe.float_layers, *recipe.int4_layers) if name not in known]
     if unknown:
         raise ConversionError(
-            f"the recipe names the layers {', '.join(unknown)}, and the model has none of these names",
-            advice=f"Layers: {', '.join(known)}.",
+            f"the recipe names the layers {', '.join(unknown)}, which the model does not have",
+            advice=f"The model's layers: {', '.join(known)}.",
         )
     wide = [name for name in recipe.int4_layers if not known[name].four_bit]
     if wide:
         raise ConversionError(
-            f"the recipe wants 4 bits for {', '.join(wide)}, whose weights cannot have them",
+            f"the recipe sets 4 bits for {', '.join(wide)}, which cannot have 4-bit weights",
             advice=f"Layers that can: {', '.join(layer.name for layer in layers if layer.four_bit) or 'none'}.",
         )
 
 
 def weight_names(graph: Graph, node: Any) -> list[str]:
-    """The constants that are the weights of `node`; none where it holds none."""
+    """Names of the constants that are the weights of `node`; empty where it holds none."""
     inputs = list(node.input)
     if node.op_type not in WEIGHTED:
         return []
-    places = (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
-    return [inputs[place] for place in places if len(inputs) > place and inputs[place] in graph.constants]
+    positions = (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
+    return [inputs[i] for i in positions if len(inputs) > i and inputs[i] in graph.constants]
 
 
 def output_axis(node: Any, rank: int) -> int:
-    """The axis of a layer's weights, of `rank` axes, along which its outputs lie."""
+    """The axis of a layer's weights (of `rank` axes) that its outputs are along."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attributes(node).get("transB")):
         return 0
     return rank - 1 if node.op_type == "MatMul" else 1
 
 
-def raised(graph: Graph, opset: int, purpose: str) -> Graph:
+def raise_opset(graph: Graph, opset: int, purpose: str) -> Graph:
     """`graph` in operator set `opset` or a later one, which `purpose` needs.
 
     Raises:
-        ConversionError: it cannot be brought there.
+        ConversionError: the graph cannot be converted to that set.
     """
     if graph.opset >= opset:
         return graph
     try:
         return Graph(version_converter.convert_version(graph.model, opset))
-    except (RuntimeError, ValueError) as error:  # what the converter raises derives from these
+    except (RuntimeError, ValueError) as error:  # the base classes of the converter's errors
         raise ConversionError(
-            f"operator set {opset} is needed for {purpose}, and the model of set {graph.opset} cannot be raised to it: "
+            f"{purpose} needs operator set {opset}, and the model cannot be converted to it from set {graph.opset}: "
             f"{error}"
         ) from error
 

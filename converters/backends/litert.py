@@ -1,7 +1,7 @@
-"""LiteRT artifacts: lowered to a float .tflite once, then float16 or int8 of each kind by ai-edge-quantizer.
+"""LiteRT artifacts: a graph is lowered to a float .tflite once; ai-edge-quantizer makes float16 and int8 files of it.
 
-Static int8 keeps int8 inputs and outputs, and the bindings hold their scales: the interface stays float for clients,
-and the graph has no float island at either end.
+Static int8 files have int8 inputs and outputs, and the bindings hold their scales. So clients see a float interface,
+and the graph has no float operators at either end.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
-HALF = 2.0**-10  # of the largest weight: how near halves must come to the others
-NEW_RUNTIME = "2.1"  # of ai-edge-litert, the oldest that edgekit takes, where tflite-runtime 2.14 will not do
+HALF_TOLERANCE = 2.0**-10  # share of the largest weight by which weights in half precision may differ
+NEW_RUNTIME = "2.1"  # the oldest ai-edge-litert that edgekit supports; for files that tflite-runtime 2.14 cannot run
 
 
 class LiteRTBackend:
     """Builds .tflite artifacts with a batch of 1.
 
     Args:
-        context: What the backends of one conversion share.
-        accelerator: What the artifacts must fit, and are compiled for where its compiler is installed.
+        context: The context of the conversion.
+        accelerator: Accelerator that the artifacts must fit. They are compiled for it where its compiler is installed.
     """
 
     name = "LiteRT"
@@ -69,15 +69,15 @@ class LiteRTBackend:
 
     @property
     def graph(self) -> Graph:
-        """What artifacts are made of. See Backend.graph."""
+        """The graph of the artifacts. See `Backend.graph`."""
         return self._context.fixed
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
-        """What a recipe may name. See Backend.layers."""
+        """Layers that a recipe may name. See `Backend.layers`."""
         return layers_of(self._context.base_graph(self._context.fixed, pruned=pruned))
 
     def build(self, recipe: Recipe) -> Artifact:
-        """Make the .tflite that `recipe` asks for. Raises as Backend.build."""
+        """Make the .tflite of `recipe`. Raises as `Backend.build`."""
         graph, heads = self._context.split_heads(recipe, self._context.prepared(recipe, self._context.fixed))
         lowered = self._context.float_file(recipe, graph)
         path = lowered.path
@@ -85,21 +85,21 @@ class LiteRTBackend:
             path = self._written(recipe, self._float16(path))
         elif recipe.quantized:
             path = self._written(recipe, self._integers(graph, lowered, recipe))
-        artifact = self._bound(recipe, graph, heads, lowered, self._stripped(recipe, path))
+        artifact = self._artifact(recipe, graph, heads, lowered, self._stripped(recipe, path))
         return artifact if self._accelerator is None else self._compiled(artifact, recipe, self._accelerator)
 
     def _compiled(self, artifact: Artifact, recipe: Recipe, accelerator: Accelerator) -> Artifact:
-        """The artifact, fit for the accelerator, with what its compiler made of it. Raises as `compile_for`."""
+        """The artifact, checked and compiled for the accelerator. Raises as `require_fit` and `compile_for`."""
         require_fit(artifact.data, accelerator)
         folder = self._context.folder / f"{accelerator.name}-{recipe.id}"
-        found = compile_for(self._context.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
-        if found is None:
+        compiled = compile_for(self._context.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
+        if compiled is None:
             missing = (
                 f"checked against the operators of {accelerator.title}; {accelerator.compiler[0]} is not installed"
             )
             return msgspec.structs.replace(artifact, notes=(missing,))
-        notes = (f"compiled by {accelerator.compiler[0]}", *found.left)
-        return msgspec.structs.replace(artifact, compiled=found.data, notes=notes)
+        notes = (f"compiled by {accelerator.compiler[0]}", *compiled.on_cpu)
+        return msgspec.structs.replace(artifact, compiled=compiled.data, notes=notes)
 
     def _float16(self, path: Path) -> bytes:
         quantizer = aeq.Quantizer(str(path))
@@ -109,44 +109,44 @@ class LiteRTBackend:
     def _integers(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> bytes:
         quantizer = aeq.Quantizer(str(lowered.path))
         _add_rule(quantizer, recipe, ALL, 8)
-        if recipe.precision == DYNAMIC:  # XNNPACK has no depthwise convolution of this kind, and would be split at each
+        if recipe.precision == DYNAMIC:  # XNNPACK has no dynamic depthwise convolution: each would split the graph
             quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
         data = lowered.path.read_bytes()
         for scope in splits_of_fixed_scale(data) if recipe.precision == STATIC else ():
             quantizer.update_quantization_recipe(_only(scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
         ops = weighted_ops(data)
-        places = match_layers(graph, ops)
+        positions = match_layers(graph, ops)
         named = (*recipe.float_layers, *recipe.int4_layers)
-        lost = [name for name in named if name not in places]
+        lost = [name for name in named if name not in positions]
         if lost:
             raise ConversionError(f"layers {', '.join(lost)} have no operator of their own in the LiteRT model")
-        merged = sorted(set(recipe.int4_layers) - unchanged(graph, ops, places))
+        merged = sorted(set(recipe.int4_layers) - unchanged(graph, ops, positions))
         if merged:
             raise ConversionError(
-                f"TensorFlow's converter multiplies something into the weights of {', '.join(merged)}, and their "
-                "rounding to 4 bits does not outlast that",
-                advice="Leave these layers out of int4_layers.",
+                f"TensorFlow's converter multiplies a factor into the weights of {', '.join(merged)}, which undoes "
+                "their rounding to 4 bits",
+                advice="Remove these layers from int4_layers.",
             )
-        alone = {places[name] for name in recipe.float_layers}
-        read = {op.content for index, op in enumerate(ops) if index not in alone}
-        kept = {name: _kept(ops[places[name]], read) for name in recipe.float_layers}
-        for name, dtype in kept.items():
-            _keep_float(quantizer, _only(ops[places[name]].scope), dtype)
+        float_positions = {positions[name] for name in recipe.float_layers}
+        quantized = {op.content for index, op in enumerate(ops) if index not in float_positions}
+        dtypes = {name: _float_dtype(ops[positions[name]], quantized) for name in recipe.float_layers}
+        for name, dtype in dtypes.items():
+            _keep_float(quantizer, _only(ops[positions[name]].scope), dtype)
         for name in recipe.int4_layers:
-            _add_rule(quantizer, recipe, _only(ops[places[name]].scope), 4)
+            _add_rule(quantizer, recipe, _only(ops[positions[name]].scope), 4)
         if recipe.precision == STATIC:
             data = self._static(quantizer, lowered, self._ranges(graph, lowered, recipe))
         else:
             data = self._quantized(quantizer, None)
-        expected = {places[name]: dtype for name, dtype in kept.items()}
-        expected.update({places[name]: "int4" for name in recipe.int4_layers})
+        expected = {positions[name]: dtype for name, dtype in dtypes.items()}
+        expected.update({positions[name]: "int4" for name in recipe.int4_layers})
         require_types(data, expected)
         return data
 
     def _static(self, quantizer: Any, lowered: LoweredFile, ranges: dict[str, dict[str, Array]]) -> bytes:
-        """With activations in `ranges`, and once more where weights need wider scales for their biases."""
+        """Quantize with activations in `ranges`; again with wider weight scales where biases do not fit 32 bits."""
         before = lowered.path.read_bytes()
-        with np.errstate(invalid="ignore"):  # of biases that saturate
+        with np.errstate(invalid="ignore"):  # biases that saturate
             data = self._quantized(quantizer, ranges)
         wider = wider_weights(before, data)
         if wider:
@@ -160,12 +160,12 @@ class LiteRTBackend:
         return bytes(result.quantized_model)
 
     def _ranges(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> dict[str, dict[str, Array]]:
-        """Smallest and largest value of every activation from the one calibration, as the quantizer keeps them.
+        """Smallest and largest value of every activation from the shared calibration, in the quantizer's form.
 
-        Its own calibration averages extremes over rows in their order, and fails on recurrent layers.
+        The quantizer's own calibration averages extremes over rows in their order, and fails on recurrent layers.
         """
         wanted = activations(lowered.path.read_bytes())
-        found = tensor_histograms(
+        histograms = tensor_histograms(
             lowered.path,
             list(self._rows(lowered)),
             wanted,
@@ -173,14 +173,14 @@ class LiteRTBackend:
             known=self._context.calibration_of(recipe, self._context.fixed).tensors,
         )
         ranges = {}
-        for name, histogram in found.items():
+        for name, histogram in histograms.items():
             low, high = read_range(histogram, recipe.ranges)
             shape = (1,) * wanted[name]
             ranges[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
         return ranges
 
     def _rows(self, lowered: LoweredFile) -> Iterator[dict[str, Array]]:
-        """The calibration split row by row, as the float artifact takes it."""
+        """The calibration split row by row, in the layout of the float artifact."""
         samples = self._context.samples
         permutes = lowered.input_permutes
         for row in range(len(samples)):
@@ -196,16 +196,16 @@ class LiteRTBackend:
         return path
 
     def _stripped(self, recipe: Recipe, path: Path) -> Path:
-        """Last, since the quantizer chooses layers by names that go here. Raises as `strip` and `require_equal`."""
+        """Strip the file. It is the last step, since the quantizer finds layers by names. Raises as `require_equal`."""
         stripped = self._context.folder / f"litert-{recipe.id}-stripped.tflite"
         stripped.write_bytes(strip(path.read_bytes()))
         require_equal(path, stripped)
         return stripped
 
-    def _bound(
+    def _artifact(
         self, recipe: Recipe, graph: Graph, heads: tuple[Head, ...], lowered: LoweredFile, path: Path
     ) -> Artifact:
-        """The finished file, with how it holds the model's tensors, some of which `graph` has in parts."""
+        """The finished file with its bindings; `graph` may have some of the model's outputs in parts."""
         runtime = LiteRTRuntime(path)
         try:
             tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
@@ -220,29 +220,28 @@ class LiteRTBackend:
             runtime=LITERT,
             inputs=_bindings(logical.logical_inputs, "input", lowered.input_permutes, tensors, scales),
             outputs=_joined(logical.logical_outputs, heads, outputs),
-            runtime_version=NEW_RUNTIME if _is_new(path.read_bytes(), recipe) else "",
+            runtime_version=NEW_RUNTIME if _needs_new_runtime(path.read_bytes(), recipe) else "",
             calibration=self._context.calibration_bytes(recipe, self._context.fixed)
             if recipe.precision == STATIC
             else b"",
         )
 
 
-def _is_new(data: bytes, recipe: Recipe) -> bool:
-    """True where tflite-runtime 2.14 refuses a file, or runs it and answers wrongly.
+def _needs_new_runtime(data: bytes, recipe: Recipe) -> bool:
+    """True where tflite-runtime 2.14 refuses a file, or gives wrong answers.
 
-    It cannot unpack 4-bit weights, and takes the first channel's scale for all of a dense layer whose input is
-    quantized as it comes.
+    It cannot unpack 4-bit weights. In dynamic dense layers it uses the first channel's scale for all channels.
     """
     if recipe.int4_layers:
         return True
     if recipe.precision != DYNAMIC or not recipe.per_channel:
         return False
-    looped = "WHILE" in operators_of(data)  # the dense layers in its body are not among the main graph's
+    looped = "WHILE" in operators_of(data)  # dense layers in its body are not in the main graph
     return looped or any(op.operator == "FULLY_CONNECTED" and op.dtype == "int8" for op in weighted_ops(data))
 
 
 def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:
-    """Quantize what `scope` names as the recipe says, with weights of `bits`; later rules win."""
+    """Add a rule for the operators in `scope`: the recipe's precision, with weights of `bits`. Later rules win."""
     granularity = _granularity(recipe)
     if recipe.precision == STATIC:
         quantizer.add_static_config(scope, ANY, 8, bits, weight_granularity=granularity)
@@ -252,20 +251,20 @@ def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:
         quantizer.add_weight_only_config(scope, ANY, bits, granularity)
 
 
-def _kept(op: WeightedOp, read: Collection[bytes]) -> str:
-    """How the weights of a layer that stays float are held: as halves, which XNNPACK unpacks, where these are near.
+def _float_dtype(op: WeightedOp, quantized: Collection[bytes]) -> str:
+    """The type of the weights of a float layer: float16, which XNNPACK unpacks, where it is precise enough.
 
-    Not where weights are shared with a layer that is quantized, whose are in `read`: ai-edge-quantizer fails on them.
+    Weights that are also in `quantized` stay float32, because ai-edge-quantizer fails on shared weights.
     """
     values = np.frombuffer(op.content, np.float32)
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).astype(np.float32)
-    fits = float(np.abs(halves - values).max()) <= HALF * float(np.abs(values).max())
-    return "float16" if fits and op.content not in read else "float32"
+    fits = float(np.abs(halves - values).max()) <= HALF_TOLERANCE * float(np.abs(values).max())
+    return "float16" if fits and op.content not in quantized else "float32"
 
 
 def _keep_float(quantizer: Any, scope: str, dtype: str) -> None:
-    """Keep what `scope` names in float, with weights of `dtype`."""
+    """Keep the operators in `scope` in float, with weights of `dtype`."""
     if dtype == "float16":
         quantizer.add_weight_only_config(scope, ANY, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
     else:
@@ -277,16 +276,16 @@ def _granularity(recipe: Recipe) -> QuantGranularity:
 
 
 def _only(scope: str) -> str:
-    """The rule's pattern for exactly this operator."""
+    """The pattern of a rule for exactly this operator."""
     return f"^{re.escape(scope)}$"
 
 
 @contextlib.contextmanager
 def _quantizing() -> Iterator[None]:
-    """Without the quantizer's progress bars, and its note on memory for debugging, which it is not.
+    """Hide the quantizer's progress bars and its warning about memory, and wrap its errors.
 
     Raises:
-        ConversionError: for what the quantizer raises.
+        ConversionError: the quantizer raised an error.
     """
     with (
         contextlib.redirect_stderr(io.StringIO()),
@@ -307,30 +306,30 @@ def _bindings(
     tensors: dict[str, TensorSpec],
     scales: dict[str, tuple[float, int]],
 ) -> tuple[Binding, ...]:
-    found = []
+    bindings = []
     for index, (spec, permute) in enumerate(zip(specs, permutes, strict=True)):
         name = f"{kind}_{index}"
         if name not in tensors:
             raise ConversionError(f"the LiteRT model has the tensors {', '.join(sorted(tensors))}, expected {name}")
         quantized = tensors[name].dtype is not spec.dtype
         scale, zero_point = scales[name] if quantized else (None, 0)
-        found.append(Binding(spec, tensors[name], permute, scale, zero_point))
-    return tuple(found)
+        bindings.append(Binding(spec, tensors[name], permute, scale, zero_point))
+    return tuple(bindings)
 
 
 def _joined(
     specs: tuple[TensorSpec, ...], heads: tuple[Head, ...], bindings: tuple[Binding, ...]
 ) -> tuple[Binding, ...]:
-    """The bindings of the model's outputs `specs`, from those of a graph of which `heads` were taken apart."""
-    held = {binding.spec.name: binding for binding in bindings}
-    apart = {head.output: head for head in heads}
-    found = []
+    """Bindings of the model's outputs `specs`, from the bindings of a graph whose `heads` were split."""
+    by_name = {binding.spec.name: binding for binding in bindings}
+    split = {head.output: head for head in heads}
+    joined = []
     for spec in specs:
-        if spec.name not in apart:
-            found.append(held[spec.name])
+        if spec.name not in split:
+            joined.append(by_name[spec.name])
             continue
-        parts = tuple(held[name] for name in apart[spec.name].parts)
+        parts = tuple(by_name[name] for name in split[spec.name].parts)
         name = "+".join(part.artifact.name for part in parts)
         whole = TensorSpec(name, spec.dtype, (*parts[0].artifact.shape[:1], *spec.shape[1:]))
-        found.append(Binding(spec, whole, joined=Joined(apart[spec.name].axis, parts)))
-    return tuple(found)
+        joined.append(Binding(spec, whole, joined=Joined(split[spec.name].axis, parts)))
+    return tuple(joined)

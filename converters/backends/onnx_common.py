@@ -1,4 +1,4 @@
-"""What the ONNX backends share: bindings, half precision, and explicit QDQ from our own calibration."""
+"""Shared parts of the ONNX backends: bindings, half precision, and explicit QDQ with edgekit's calibration."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from edgekit.runtimes.onnx import OnnxRuntime
 
 NORMALIZATIONS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization")
 
-# Of ONNX's operator sets to the first ONNX Runtime that has them.
+# The first ONNX Runtime version with each ONNX operator set.
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 
 
 def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"") -> Artifact:
-    """The artifact `model`, whose tensors have the canonical `graph`'s names, and what its ranges were read from.
+    """The artifact of `model`, whose tensors have the names of the canonical `graph`, with its calibration.
 
     Raises:
         RuntimeLoadError: ONNX Runtime cannot load it.
-        ConversionError: its tensors are not the graph's.
+        ConversionError: it lacks tensors of the graph.
     """
     data = unshared(model).SerializeToString()
     runtime = OnnxRuntime(data)
@@ -48,7 +48,7 @@ def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"
     logical = (*graph.logical_inputs, *graph.logical_outputs)
     missing = [spec.name for spec in logical if spec.name not in tensors]
     if missing:
-        raise ConversionError(f"the ONNX artifact lost the tensors {', '.join(missing)}")
+        raise ConversionError(f"the ONNX artifact lacks the tensors {', '.join(missing)}")
     return Artifact(
         file="model.onnx",
         data=data,
@@ -61,10 +61,10 @@ def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"
 
 
 def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """`graph` in half precision inside, with its float inputs and outputs kept, and float where squares could overflow.
+    """`graph` in half precision, with float inputs and outputs, and float where squares could overflow.
 
     Args:
-        graph: With named nodes.
+        graph: The graph, whose nodes have names.
         keep: Labels of nodes that stay float.
 
     Raises:
@@ -83,7 +83,7 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
 
 
 def _squares(graph: Graph) -> set[str]:
-    """Labels of the nodes from squares to their roots, as in normalizations taken apart: 256 squared is no half."""
+    """Labels of the nodes from squares to their roots, as in normalizations: 256 squared overflows half precision."""
     squares = [
         node
         for node in graph.nodes
@@ -101,15 +101,17 @@ def _squares(graph: Graph) -> set[str]:
 
 
 def named(graph: Graph) -> Graph:
-    """The graph with every node named by its label: quantizers leave nodes out by name.
+    """The graph with every node named by its label, because quantizers exclude nodes by name.
 
     Raises:
-        ConversionError: two nodes have one name.
+        ConversionError: two nodes have the same name.
     """
     names = Counter(label(node) for node in graph.nodes)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise ConversionError(f"several nodes of the model are called {', '.join(twice)}, expected one each")
+    duplicates = [name for name, count in names.items() if count > 1]
+    if duplicates:
+        raise ConversionError(
+            f"several nodes of the model have the names {', '.join(duplicates)}, expected one node per name"
+        )
     model = _copy(graph)
     for node in model.graph.node:
         node.name = label(node)
@@ -128,12 +130,12 @@ def qdq(
     """`graph` with explicit QuantizeLinear and DequantizeLinear pairs, signed 8 bit for weights and activations.
 
     Args:
-        graph: With named nodes.
-        ranges: Smallest and largest value by tensor.
-        recipe: Says whether scales are per channel and zero points are 0.
+        graph: The graph, whose nodes have names.
+        ranges: Smallest and largest value, by tensor.
+        recipe: Whether scales are per channel and zero points are 0.
         excluded: Names of nodes that stay float.
-        operators: What is quantized.
-        options: More of the quantizer's.
+        operators: Operators to quantize.
+        options: More options of the quantizer.
 
     Raises:
         ConversionError: the quantizer failed.
@@ -159,13 +161,13 @@ def qdq(
 def dynamic(
     graph: Graph, recipe: Recipe, *, excluded: Collection[str], operators: list[str], folder: Path
 ) -> onnx.ModelProto:
-    """`graph` with signed 8-bit weights in `operators`, whose inputs are quantized as they come.
+    """`graph` with signed 8-bit weights in `operators`, whose inputs are quantized at run time.
 
     Raises:
         ConversionError: the quantizer failed, or quantized a layer that should stay float.
     """
     path = folder / f"dynamic-{recipe.id}.onnx"
-    # a Gemm becomes a MatMul and an Add first, and its name changes with it
+    # a Gemm first becomes a MatMul and an Add, with other names
     names = [name for layer in excluded for name in (layer, f"{layer}_MatMul")]
     with _quantizing("dynamic"):
         quantize_dynamic(
@@ -181,18 +183,18 @@ def dynamic(
 
 
 @contextlib.contextmanager
-def _quantizing(what: str) -> Iterator[None]:
-    """Around calls of onnxruntime.quantization: without the advice for its own command line that it logs.
+def _quantizing(kind: str) -> Iterator[None]:
+    """Hide the log messages of onnxruntime.quantization, and wrap its errors.
 
     Raises:
-        ConversionError: for what it raises.
+        ConversionError: onnxruntime.quantization raised an error.
     """
     level = logging.getLogger().level
     try:
         logging.getLogger().setLevel(logging.ERROR)
         yield
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise ConversionError(f"{what} quantization failed: {type(error).__name__}: {error}") from error
+        raise ConversionError(f"{kind} quantization failed: {type(error).__name__}: {error}") from error
     finally:
         logging.getLogger().setLevel(level)
 

@@ -1,8 +1,8 @@
-"""Gives every reader of a quantized constant integers of its own.
+"""Gives every reader of a quantized constant a copy of its own.
 
 With ``session.x64quantprecision`` ONNX Runtime 1.31 makes unsigned copies of signed constants on x86, one for each
 reader and all under one name, and then refuses the model ("Attempt to replace the existing tensor"). Constants are
-shared where layers share weights, and where simplification has merged equal ones, as in transformers.
+shared where layers share weights, and where simplification merged equal constants, as in transformers.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import onnx
 
 
 def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with no 8-bit constant, nor one that was dequantized, read twice; `model` itself where there is none."""
+    """A copy of `model` in which no 8-bit constant has two readers; `model` itself where it has no such constants."""
     constants = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
     if not constants:
         return model
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    _split_dequantizers(found.graph, constants)
-    _split_constants(found.graph, constants)
-    return found
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _split_dequantizers(copy.graph, constants)
+    _split_constants(copy.graph, constants)
+    return copy
 
 
 def _split_dequantizers(graph: Any, constants: set[str]) -> None:
@@ -30,13 +30,13 @@ def _split_dequantizers(graph: Any, constants: set[str]) -> None:
     times: Counter[str] = Counter()
     nodes = []
     for node in graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             times[name] += 1
             if name in makers and times[name] > 1:
                 own = onnx.NodeProto()
                 own.CopyFrom(makers[name])
                 own.name = f"{own.name}.{times[name]}"
-                node.input[place] = own.output[0] = f"{name}.{times[name]}"
+                node.input[index] = own.output[0] = f"{name}.{times[name]}"
                 nodes.append(own)
         nodes.append(node)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -48,10 +48,10 @@ def _split_constants(graph: Any, constants: set[str]) -> None:
     values = {t.name: t for t in graph.initializer if t.name in constants}
     times: Counter[str] = Counter()
     for node in graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             times[name] += 1
             if name in values and times[name] > 1:
                 copy = onnx.TensorProto()
                 copy.CopyFrom(values[name])
-                copy.name = node.input[place] = f"{name}.{times[name]}"
+                copy.name = node.input[index] = f"{name}.{times[name]}"
                 graph.initializer.append(copy)

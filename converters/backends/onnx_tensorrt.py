@@ -1,8 +1,9 @@
 """ONNX artifacts for Jetson: ONNX Runtime with TensorRT and CUDA.
 
-TensorRT takes explicit quantization only: zero points of 0, activations per tensor, weights per channel, and biases in
-float. Up to TensorRT 9 the builder chooses between float and half outside of it; from 10 on element types in the file
-may decide, from 11 on nothing else does: there what is not int8 is float16 in the file.
+TensorRT supports explicit quantization only: zero points of 0, activations per tensor, weights per channel, and biases
+    in
+float. Up to TensorRT 9, the builder chooses float or half precision for everything else. From 10 on, the types in the
+file may decide, and from 11 on only they decide; so everything that is not int8 is float16 in the file.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from onnx import helper, numpy_helper
 
 from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
-from converters.backends.layers import Layer, layers_of, output_axis, raised, without_four_bits
+from converters.backends.layers import Layer, layers_of, output_axis, raise_opset, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, named
 from converters.backends.tensorrt_rules import Placement, place, violations
 from converters.graph.graph import Graph, label
 from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ConversionError
 
-TYPED_OPSET = 19  # the first whose QuantizeLinear takes float16
+TYPED_OPSET = 19  # the first operator set whose QuantizeLinear supports float16
 LEVELS = 127
 
 
@@ -30,8 +31,8 @@ class OnnxTensorRTBackend:
     """Builds .onnx artifacts with a batch of 1: float32, float16, or symmetric QDQ int8 where TensorRT fuses it.
 
     Args:
-        context: What the backends of one conversion share.
-        typed: Write float16 into int8 artifacts for what is not int8.
+        context: The context of the conversion.
+        typed: Write everything that is not int8 as float16 into int8 artifacts.
     """
 
     name = "ONNX Runtime (TensorRT)"
@@ -45,18 +46,18 @@ class OnnxTensorRTBackend:
 
     @property
     def graph(self) -> Graph:
-        """What artifacts are made of. See Backend.graph."""
+        """The graph of the artifacts. See `Backend.graph`."""
         return self._graph
 
     def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
-        """What a recipe may name. See Backend.layers."""
+        """Layers that a recipe may name. See `Backend.layers`."""
         return without_four_bits(layers_of(self._context.base_graph(self._graph, pruned=pruned)))
 
     def build(self, recipe: Recipe) -> Artifact:
-        """Make the .onnx that `recipe` asks for. Raises as Backend.build."""
+        """Make the .onnx of `recipe`. Raises as `Backend.build`."""
         if recipe.precision not in self.precisions or recipe.int4_layers:
-            what = f"{recipe.precision} with 4-bit layers" if recipe.int4_layers else recipe.precision
-            raise ConversionError(f"{self.name} makes {', '.join(self.precisions)}, not {what}")
+            wanted = f"{recipe.precision} with 4-bit layers" if recipe.int4_layers else recipe.precision
+            raise ConversionError(f"{self.name} supports {', '.join(self.precisions)}, not {wanted}")
         graph = named(self._context.prepared(recipe, self._graph))
         if recipe.precision == "float32":
             return artifact_of(self._graph, graph.model)
@@ -64,7 +65,7 @@ class OnnxTensorRTBackend:
             return artifact_of(self._graph, half(graph, keep=recipe.float_layers))
         if not recipe.symmetric or not recipe.per_channel:
             raise ConversionError(
-                "TensorRT takes int8 activations with a zero point of 0 and weights with one scale per channel only",
+                "TensorRT needs int8 activations with a zero point of 0 and weights with one scale per channel",
                 advice="Set symmetric = true and per_channel = true in the recipe.",
             )
         model = self._int8(graph, recipe)
@@ -75,24 +76,24 @@ class OnnxTensorRTBackend:
         if not placement.layers:
             reasons = "; ".join(f"{name}: {why}" for name, why in placement.reasons.items())
             raise ConversionError(
-                f"no layer gains from int8 on TensorRT ({reasons or 'there are no layers with weights'})",
-                advice="Take float16.",
+                f"no layer gets faster in int8 on TensorRT ({reasons or 'no layer has weights'})",
+                advice="Use float16.",
             )
         ranges = self._context.calibration_of(recipe, self._graph).ranges(recipe.ranges)
         if self._typed:
-            graph = raised(graph, TYPED_OPSET, "half precision beside int8")
-        done = with_pairs(graph, placement, ranges)
-        broken = violations(done)
-        if broken:
-            raise ConversionError("the placement of quantization breaks TensorRT's rules: " + "; ".join(broken))
-        return half(done) if self._typed else done.model
+            graph = raise_opset(graph, TYPED_OPSET, "half precision beside int8")
+        quantized = with_pairs(graph, placement, ranges)
+        faults = violations(quantized)
+        if faults:
+            raise ConversionError("the placement of quantization breaks TensorRT's rules: " + "; ".join(faults))
+        return half(quantized) if self._typed else quantized.model
 
 
 def with_pairs(graph: Graph, placement: Placement, ranges: dict[str, tuple[float, float]]) -> Graph:
-    """`graph` with pairs of QuantizeLinear and DequantizeLinear where `placement` says.
+    """`graph` with pairs of QuantizeLinear and DequantizeLinear at the places of `placement`.
 
     Raises:
-        ConversionError: the range of a tensor is not known.
+        ConversionError: a tensor has no calibrated range.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -115,15 +116,15 @@ def with_pairs(graph: Graph, placement: Placement, ranges: dict[str, tuple[float
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    read_constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(read_constants)
     return Graph(model)
 
 
 def _pair(model: onnx.ModelProto, tensor: str, name: str, ranges: dict[str, tuple[float, float]]) -> list[Any]:
     if tensor not in ranges:
-        raise ConversionError(f"tensor {tensor} was not calibrated, and its quantization needs a range")
+        raise ConversionError(f"tensor {tensor} was not calibrated, so its quantization has no range")
     reach = max(abs(ranges[tensor][0]), abs(ranges[tensor][1]))
     scale = np.float32(max(reach, 1e-6) / LEVELS)
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(scale), f"{name}.s"))
@@ -134,7 +135,7 @@ def _pair(model: onnx.ModelProto, tensor: str, name: str, ranges: dict[str, tupl
 
 
 def _weights(model: onnx.ModelProto, graph: Graph, node: Any) -> Any:
-    """Quantize the weights of `node`, which reads them from then on; the node that makes them floats again."""
+    """Quantize the weights of `node` in `model`. Returns the DequantizeLinear that `node` reads from then on."""
     name, weights = node.input[1], graph.constants[node.input[1]]
     axis = output_axis(node, weights.ndim)
     others = tuple(i for i in range(weights.ndim) if i != axis)

@@ -1,4 +1,4 @@
-"""ONNX weights as integers behind a DequantizeLinear: the file shrinks, the arithmetic stays float."""
+"""Stores ONNX weights as integers with a DequantizeLinear: the file is smaller, the arithmetic stays float."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.backends.layers import output_axis, raised, weight_names
+from converters.backends.layers import output_axis, raise_opset, weight_names
 from converters.graph.graph import Graph, label
 from edgekit.tensors import Array
 
-FOUR_BIT_OPSET = 21  # the first with INT4
+FOUR_BIT_OPSET = 21  # the first operator set with INT4
 LEVELS = {8: 127, 4: 7}
 
 
 def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_channel: bool = True) -> Graph:
     """`graph` with the weights of `layers` (labels) as symmetric integers.
 
-    A tensor that layers share is written once, with one scale an output channel, or one in all.
+    A tensor that several layers share is written once, with one scale per output channel or one scale for all.
 
     Raises:
-        ConversionError: the graph cannot be brought to the operator set that 4 bits need.
+        ConversionError: the graph cannot be converted to the operator set that 4 bits need.
     """
     if not layers:
         return graph
     model = onnx.ModelProto()
-    model.CopyFrom(graph.model if bits > 4 else raised(graph, FOUR_BIT_OPSET, "4-bit weights").model)
+    model.CopyFrom(graph.model if bits > 4 else raise_opset(graph, FOUR_BIT_OPSET, "4-bit weights").model)
     written: dict[str, str] = {}
     dequantizers = []
     for node in model.graph.node:
@@ -37,7 +37,7 @@ def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_cha
         for name in weight_names(graph, node):
             if name not in written:
                 axis = output_axis(node, graph.constants[name].ndim) if per_channel else None
-                written[name] = f"weights{bits}.{len(written)}"  # short: a file holds each name several times
+                written[name] = f"weights{bits}.{len(written)}"  # short, because a file holds each name several times
                 dequantizers.append(_dequantized(model, written[name], graph.constants[name], axis, bits))
             node.input[list(node.input).index(name)] = written[name]
     nodes = [*dequantizers, *model.graph.node]
@@ -48,14 +48,14 @@ def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_cha
 
 
 def _dequantized(model: onnx.ModelProto, name: str, values: Array, axis: int | None, bits: int) -> Any:
-    """Add integers and scales of `values` to `model`, and return the node that makes `name` of them."""
+    """Add integers and scales of `values` to `model`. Returns the DequantizeLinear that makes `name`."""
     largest = np.abs(values.astype(np.float64))
     others = tuple(i for i in range(values.ndim) if i != axis) if axis is not None else None
     largest = largest.max(axis=others)
     scale = np.where(largest == 0, 1.0, largest) / LEVELS[bits]
     shape = [-1 if i == axis else 1 for i in range(values.ndim)] if axis is not None else []
     integers = np.clip(np.rint(values / scale.reshape(shape)), -LEVELS[bits], LEVELS[bits]).astype(np.int8)
-    zero = np.zeros(scale.shape, np.int8)  # absent, ONNX Runtime takes it for a scalar and refuses to run
+    zero = np.zeros(scale.shape, np.int8)  # without it, ONNX Runtime assumes a scalar and refuses the model
     model.graph.initializer.append(_tensor(f"{name}.q", integers, bits))
     model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}.s"))
     model.graph.initializer.append(_tensor(f"{name}.z", zero, bits))
@@ -68,15 +68,15 @@ def _tensor(name: str, integers: Array, bits: int) -> Any:
     if bits == 8:
         return numpy_helper.from_array(integers, name)
     nibbles = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 15
-    packed = (nibbles[::2] | (nibbles[1::2] << 4)).astype(np.uint8)  # the earlier one in the lower half
+    packed = (nibbles[::2] | (nibbles[1::2] << 4)).astype(np.uint8)  # the first value is in the lower half
     return helper.make_tensor(name, TensorProto.INT4, list(integers.shape), packed.tobytes(), raw=True)
 
 
 def _drop_unread(model: onnx.ModelProto, names: Collection[str]) -> None:
     read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
-    kept = [t for t in model.graph.initializer if t.name in read or t.name not in names]
+    needed = [t for t in model.graph.initializer if t.name in read or t.name not in names]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(needed)
     nodes = [n for n in model.graph.node if n.op_type != "Constant" or n.output[0] in read or n.output[0] not in names]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

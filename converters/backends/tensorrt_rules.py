@@ -1,8 +1,8 @@
-"""Where TensorRT wants quantization, as rules on graphs: what to quantize, and what a finished model breaks.
+"""TensorRT's rules for quantization, on graphs: which nodes to quantize, and which rules a finished model breaks.
 
-From NVIDIA's documentation of explicit quantization and the rules of its own Model Optimizer: a layer is fused to an
-int8 kernel when its input and its weights come out of DequantizeLinear, and the sum behind it when the other branch
-does too. What gains nothing, or costs a change of format on both sides, stays in half precision.
+Sources: NVIDIA's documentation of explicit quantization, and the rules of its Model Optimizer. A layer is fused to an
+int8 kernel when its input and its weights come from DequantizeLinear; the sum behind it is fused when the other branch
+does too. Layers that get no faster, or need a change of format on both sides, stay in half precision.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from converters.backends.layers import output_axis
 from converters.graph.graph import Graph, attributes, label
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-SMALLEST_GEMM = 16  # inner and outer size
-SMALLEST_CONV, CONV_STEP = 16, 8  # channels: fewer must be a multiple
+SMALLEST_GEMM = 16  # smallest inner and outer size
+SMALLEST_CONV, CONV_STEP = 16, 8  # channels: fewer than 16 must be a multiple of 8
 NEVER = ("LayerNormalization", "Softmax", "Sigmoid", "Tanh", "Erf", "Gelu", "Exp", "Sqrt", "Pow", "NonMaxSuppression")
 FOLLOWERS = ("Relu", "LeakyRelu", "Clip", "BatchNormalization")
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """What is quantized.
+    """The places to quantize.
 
     Attributes:
-        layers: Labels of layers whose input and weights are.
-        skips: (label of an Add, which of its inputs) for the branch that joins the sum behind a quantized layer.
-        reasons: Why each of the other layers is not, by label.
+        layers: Labels of the layers whose input and weights are quantized.
+        skips: (label of an Add, index of its input) for the branch that joins the sum behind a quantized layer.
+        reasons: Why each other layer is not quantized, by label.
     """
 
     layers: tuple[str, ...]
@@ -39,7 +39,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def place(graph: Graph, keep: Collection[str] = ()) -> Placement:
-    """What to quantize in `graph`, whose batch is 1; `keep` are labels of layers that stay float."""
+    """The places to quantize in `graph`, whose batch is 1; `keep` are labels of layers that stay float."""
     reasons: dict[str, str] = {}
     layers = []
     for node in graph.nodes:
@@ -54,12 +54,12 @@ def place(graph: Graph, keep: Collection[str] = ()) -> Placement:
 
 
 def unfit(graph: Graph, node: Any) -> str:
-    """Why a layer should stay in half precision; empty where it should not."""
+    """Why a layer should stay in half precision; empty where it should be quantized."""
     weights = graph.shapes.get(node.input[1], ())
     if node.input[1] not in graph.constants:
         return "both factors are activations, as inside attention"
     if _is_head(graph, node):
-        return "it is a head: no layer follows that could hide its rounding"
+        return "it is a head: no later layer reduces the effect of its rounding"
     if "Conv" in node.op_type:
         group = int(attributes(node).get("group", 1))
         if group > 1:
@@ -75,21 +75,21 @@ def unfit(graph: Graph, node: Any) -> str:
 
 
 def _is_head(graph: Graph, node: Any) -> bool:
-    """True where no other layer reads what comes of `node`."""
-    seen, queue = set(), list(node.output)
+    """True where no other layer depends on `node`."""
+    visited, queue = set(), list(node.output)
     while queue:
         for reader in graph.consumers(queue.pop()):
             if reader.op_type in LAYERS:
                 return False
-            fresh = [name for name in reader.output if name not in seen]
-            seen.update(fresh)
+            fresh = [name for name in reader.output if name not in visited]
+            visited.update(fresh)
             queue += fresh
     return True
 
 
 def _skips(graph: Graph, layers: set[str]) -> tuple[tuple[str, int], ...]:
-    """Of each sum behind a quantized layer the branch that is not fused with it: the one that is made first."""
-    made = {name: place for place, node in enumerate(graph.nodes) for name in node.output}
+    """For each sum behind a quantized layer, the branch that is not fused with it: the one that is computed first."""
+    order = {name: index for index, node in enumerate(graph.nodes) for name in node.output}
     makers = {name: node for node in graph.nodes for name in node.output}
     found = []
     for node in graph.nodes:
@@ -98,41 +98,41 @@ def _skips(graph: Graph, layers: set[str]) -> tuple[tuple[str, int], ...]:
         fused = [i for i, name in enumerate(node.input) if name in makers and label(makers[name]) in layers]
         fused = [i for i in fused if len(graph.consumers(node.input[i])) == 1]
         if fused:
-            last = max(fused, key=lambda i: made[node.input[i]])
+            last = max(fused, key=lambda i: order[node.input[i]])
             found.append((label(node), 1 - last))
     return tuple(found)
 
 
 def violations(graph: Graph) -> list[str]:
-    """What a quantized model does that TensorRT refuses or runs slowly, one sentence each.
+    """Everything in a quantized model that TensorRT refuses or runs slowly, one sentence each.
 
-    The rules: zero points are 0; activations have one scale, weights one per output channel on the right axis; layers
-    have their input and their weights quantized, or neither; biases are float; nothing lies between a layer and the
-    activation that is fused with it; the branch that joins a sum behind a quantized layer is quantized; layers that do
-    not fit, and operators that have no int8 kernel, are left alone.
+    The rules: Zero points are 0. Activations have one scale; weights have one per output channel, on the right axis. A
+    layer has its input and its weights quantized, or neither. Biases are float. Nothing lies between a layer and the
+    activation that is fused with it. The branch that joins a sum behind a quantized layer is quantized. Layers that do
+    not fit, and operators without an int8 kernel, are not quantized.
     """
     makers = {name: node for node in graph.nodes for name in node.output}
     found = []
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _faults_of_pair(graph, node)
+            found += _pair_faults(graph, node)
         elif node.op_type in LAYERS:
-            found += _faults_of_layer(graph, node, makers)
+            found += _layer_faults(graph, node, makers)
         elif node.op_type in NEVER and any(_dequantized(makers, name) for name in node.input):
-            found.append(f"{node.op_type} {label(node)} reads quantized values, and has no int8 kernel")
+            found.append(f"{node.op_type} {label(node)} reads quantized values, but has no int8 kernel")
         elif node.op_type == "Add":
-            found += _faults_of_sum(graph, node, makers)
+            found += _sum_faults(graph, node, makers)
     return found
 
 
-def _faults_of_pair(graph: Graph, node: Any) -> list[str]:
+def _pair_faults(graph: Graph, node: Any) -> list[str]:
     found = []
     zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
     if zero is not None and (zero.dtype != np.int8 or np.any(zero)):
         found.append(f"{label(node)} has zero points of {zero.dtype} that are not all 0, expected int8 zeros")
     scale = graph.constants.get(node.input[1])
     if scale is None:
-        found.append(f"{label(node)} has a scale that is computed, expected a constant")
+        found.append(f"{label(node)} has a computed scale, expected a constant")
     elif scale.size > 1 and node.input[0] not in graph.constants:
         found.append(f"{label(node)} has {scale.size} scales for an activation, expected one")
     if node.op_type == "QuantizeLinear":
@@ -142,7 +142,7 @@ def _faults_of_pair(graph: Graph, node: Any) -> list[str]:
     return found
 
 
-def _faults_of_layer(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
+def _layer_faults(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
     quantized = [_dequantized(makers, name) for name in node.input[:2]]
     name = f"{node.op_type} {label(node)}"
     if not any(quantized):
@@ -153,7 +153,7 @@ def _faults_of_layer(graph: Graph, node: Any, makers: dict[str, Any]) -> list[st
             f"{name} has only its {'input' if quantized[0] else 'weights'} quantized, expected both or neither"
         )
     elif makers[node.input[1]].input[0] in graph.constants:
-        found += _faults_of_weights(graph, node, makers[node.input[1]])
+        found += _weight_faults(graph, node, makers[node.input[1]])
         why = unfit(_as_float(graph, node, makers), node)
         if why:
             found.append(f"{name} is quantized: {why}")
@@ -162,14 +162,14 @@ def _faults_of_layer(graph: Graph, node: Any, makers: dict[str, Any]) -> list[st
     if len(node.input) > 2 and _dequantized(makers, node.input[2]):
         found.append(f"{name} has a quantized bias, expected a float one")
     readers = graph.consumers(node.output[0])
-    behind = [r for reader in readers if reader.op_type == "QuantizeLinear" for r in _after(graph, reader)]
-    fused = [reader.op_type for reader in behind if reader.op_type in FOLLOWERS]
+    next_nodes = [r for reader in readers if reader.op_type == "QuantizeLinear" for r in _after(graph, reader)]
+    fused = [reader.op_type for reader in next_nodes if reader.op_type in FOLLOWERS]
     if fused:
-        found.append(f"{name} is quantized before its {fused[0]}, expected behind it: the two cannot be fused")
+        found.append(f"{name} is quantized before its {fused[0]}, expected after it, so that the two can be fused")
     return found
 
 
-def _faults_of_weights(graph: Graph, node: Any, pair: Any) -> list[str]:
+def _weight_faults(graph: Graph, node: Any, pair: Any) -> list[str]:
     scale, weights = graph.constants.get(pair.input[1]), graph.constants[pair.input[0]]
     axis = output_axis(node, weights.ndim)
     found = attributes(pair).get("axis", 1) % weights.ndim
@@ -181,10 +181,10 @@ def _faults_of_weights(graph: Graph, node: Any, pair: Any) -> list[str]:
     return []
 
 
-def _faults_of_sum(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
-    """Of a sum whose one branch comes straight from a quantized layer."""
+def _sum_faults(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
+    """Faults of a sum that reads a quantized layer directly."""
     quantized = [_dequantized(makers, name) for name in node.input]
-    behind = [
+    from_layer = [
         name in makers
         and makers[name].op_type in LAYERS
         and all(_dequantized(makers, part) for part in makers[name].input[:2])
@@ -192,7 +192,7 @@ def _faults_of_sum(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]
         for name in node.input
     ]
     constant = any(name in graph.constants for name in node.input)
-    if any(behind) and not any(quantized) and not constant and len(set(node.input)) == 2:
+    if any(from_layer) and not any(quantized) and not constant and len(set(node.input)) == 2:
         return [f"Add {label(node)} joins a quantized layer with a float branch, expected the branch to be quantized"]
     return []
 
@@ -207,7 +207,7 @@ def _after(graph: Graph, quantizer: Any) -> list[Any]:
 
 
 class _FloatView:
-    """What `unfit` asks of a graph, with the weights of one layer as if they were not quantized."""
+    """The parts of a graph that `unfit` reads, with the weights of one layer as if they were not quantized."""
 
     def __init__(self, graph: Graph, node: Any, pair: Any) -> None:
         self._graph = graph

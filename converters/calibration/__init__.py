@@ -1,4 +1,4 @@
-"""Activation ranges: they are measured once on the calibration data and merged from histograms.
+"""Activation ranges: histograms of each tensor on the calibration data, and the rules that read ranges from them.
 
 Nothing here changes a graph or writes an artifact.
 """

@@ -1,4 +1,4 @@
-"""Counts of one tensor's values in bins whose width is a power of two, so that any two histograms merge exactly."""
+"""Histograms of a tensor's values. Bin widths are powers of two, so any two histograms merge exactly."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 from edgekit.tensors import Array
 
 BINS = 2048
-SMALLEST = 2.0**-100  # reach of a tensor that is always zero
+SMALLEST = 2.0**-100  # largest magnitude assumed for a tensor that is always zero
 
 
 class Histogram(msgspec.Struct, frozen=True):
     """Counts of one tensor's values in BINS bins around zero.
 
-    Two histograms always have a common grid: the finer one's bins are joined in pairs until the widths agree, and the
-    result is what one pass over all values would have given, whatever the order of merging.
+    Two histograms always have a common grid: the bins of the finer one are joined in pairs until the widths agree. The
+    result equals one pass over all values, in any order of merging.
 
     Attributes:
-        minimum, maximum: The exact extremes.
+        minimum, maximum: The exact extremes of the values.
         exponent: The bin width is 2 ** exponent; bin i covers (i - BINS / 2) to (i + 1 - BINS / 2) widths.
         counts: Values per bin, (BINS,) int64.
-        zeros: How many values are exactly zero, as Relu makes them.
+        zeros: Number of values that are exactly zero, for example after a Relu.
     """
 
     minimum: float
@@ -32,7 +32,7 @@ class Histogram(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: Array) -> Histogram:
-        """The histogram of every element of `values`, which must be finite and at least one."""
+        """The histogram of all elements of `values`: at least one, all finite."""
         flat = np.asarray(values, dtype=np.float64).ravel()
         low, high = float(flat.min()), float(flat.max())
         exponent = _exponent(max(abs(low), abs(high), SMALLEST))
@@ -48,19 +48,19 @@ class Histogram(msgspec.Struct, frozen=True):
         return Histogram(low, high, exponent, counts, self.zeros + other.zeros)
 
     def coarser(self, steps: int) -> Histogram:
-        """The same counts in bins 2 ** `steps` times as wide; it still merges exactly with any other."""
+        """The same counts in bins 2 ** `steps` times as wide; it still merges exactly with any other histogram."""
         exponent = self.exponent + steps
         return Histogram(self.minimum, self.maximum, exponent, self._counts_at(exponent), self.zeros)
 
     @property
     def edges(self) -> Array:
-        """Where bins begin, and the last one ends, (BINS + 1,)."""
+        """The lower edges of the bins and the upper edge of the last bin, (BINS + 1,)."""
         edges: Array = (np.arange(BINS + 1) - BINS // 2) * 2.0**self.exponent
         return edges
 
     @property
     def centres(self) -> Array:
-        """The middle of each bin, (BINS,)."""
+        """The centre of each bin, (BINS,)."""
         centres: Array = (np.arange(BINS) - BINS // 2 + 0.5) * 2.0**self.exponent
         return centres
 
@@ -74,6 +74,6 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 def _exponent(reach: float) -> int:
-    """The least exponent at which `reach` lies strictly inside the bins."""
+    """The least exponent at which the magnitude `reach` lies strictly inside the bins."""
     _, power = np.frexp(reach)  # reach < 2 ** power, and at least half of it
     return int(power) - (BINS // 2).bit_length() + 1

@@ -1,8 +1,8 @@
-"""Concats whose parts are too unlike to share one 8-bit scale, as boxes in pixels and scores from 0 to 1.
+"""Finds Concats whose parts are too different for one 8-bit scale, such as boxes in pixels and scores from 0 to 1.
 
-The scale of a tensor that was joined reaches as far as the widest part does, and a part that reaches a share s as far
-keeps s * 255 of its 255 steps. Below LEAST_STEPS of them half a step is about 1 % of the part's own reach: as much as
-8 bits take from a whole network, lost in one place. Such parts are not to share a scale.
+The scale of a joined tensor covers the range of its widest part. A part with a share s of this range keeps s * 255 of
+255 steps. Below LEAST_STEPS steps, half a step is about 1 % of the part's own range: as much as 8 bits usually take
+from a whole network, lost in one place. Such parts must not share a scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from converters.graph.graph import Graph, attributes, label
 
 STEPS, LEAST_STEPS = 255, 64
-PASSED_ON = (  # the parts are as unlike behind these as before
+PASSED_ON = (  # operators that pass the values of parts on
     "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
@@ -23,7 +23,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 def reach(graph: Graph, name: str, ranges: Ranges) -> float | None:
-    """How far an 8-bit scale of the tensor `name` goes, 0 included; None where nothing is known of its values."""
+    """Width of the range of tensor `name`, with 0 included; None where its values are unknown."""
     low, high = ranges.get(name, (1.0, 0.0))
     value = graph.constants.get(name)
     if value is not None and value.dtype.kind == "f" and value.size:
@@ -32,13 +32,13 @@ def reach(graph: Graph, name: str, ranges: Ranges) -> float | None:
 
 
 def alike(reaches: Sequence[float]) -> bool:
-    """Whether tensors that reach so far may share a scale; one that is always 0 loses nothing by any."""
-    some = [one for one in reaches if one > 0]
-    return not some or min(some) * STEPS >= max(some) * LEAST_STEPS
+    """True where tensors with these range widths may share a scale. A tensor that is always 0 may share any scale."""
+    positive = [one for one in reaches if one > 0]
+    return not positive or min(positive) * STEPS >= max(positive) * LEAST_STEPS
 
 
 def is_unlike(graph: Graph, node: Any, ranges: Ranges) -> bool:
-    """Whether `node` is a Concat that joins parts which are not to share a scale, as far as they are known."""
+    """True where `node` is a Concat whose parts must not share a scale; parts with unknown ranges are ignored."""
     if node.op_type != "Concat":
         return False
     known = [reach(graph, name, ranges) for name in node.input]
@@ -46,24 +46,25 @@ def is_unlike(graph: Graph, node: Any, ranges: Ranges) -> bool:
 
 
 def apart(graph: Graph, ranges: Ranges) -> set[str]:
-    """Labels of the nodes that would lay one scale over parts which are not to share it, and need not.
+    """Labels of nodes that would give one scale to parts that must not share it, and that can stay float.
 
-    These are the Concats, and what hands their values on. Where layers with weights are all that reads these, one scale
-    is the price of an 8-bit layer, and nothing is left out.
+    These are the Concats, and the nodes that pass their values on. Where only layers with weights read them, they are
+    left out: the shared scale is then the price of an 8-bit layer.
     """
-    mixed: dict[str, set[str]] = {}  # tensors that hold unlike parts: the labels on the way to them
-    found: set[str] = set()
+    # By tensor with parts that must not share a scale: labels of the nodes on the path to it.
+    mixed: dict[str, set[str]] = {}
+    labels: set[str] = set()
     results = {spec.name for spec in graph.outputs}
     for node in graph.nodes:
-        behind = [mixed[name] for name in node.input if name in mixed]
-        if is_unlike(graph, node, ranges) or (behind and node.op_type in PASSED_ON):
-            way = {label(node)}.union(*behind)
-            mixed.update(dict.fromkeys(node.output, way))
+        paths = [mixed[name] for name in node.input if name in mixed]
+        if is_unlike(graph, node, ranges) or (paths and node.op_type in PASSED_ON):
+            path = {label(node)}.union(*paths)
+            mixed.update(dict.fromkeys(node.output, path))
             if results & set(node.output):
-                found |= way
-        elif behind and node.op_type not in QUANTIZED_LAYERS:
-            found |= {label(node)}.union(*behind)
-    return found
+                labels |= path
+        elif paths and node.op_type not in QUANTIZED_LAYERS:
+            labels |= {label(node)}.union(*paths)
+    return labels
 
 
 def axis_of(node: Any, rank: int) -> int:

@@ -1,10 +1,10 @@
-"""Activation ranges read off one histogram, by each of the rules that a recipe may name.
+"""Reads activation ranges from a histogram, by the rules that a recipe may name.
 
-minmax      every value fits.
-percentile  all but a share of TAIL, half of it at either end.
-mse         the range whose 8-bit grid gives the least squared error: clipping against coarseness.
-entropy     the clip at which 8 bits tell most about the values: least Kullback-Leibler divergence of the quantized
-            distribution (Migacz 2017, "8-bit inference with TensorRT"), searched over magnitudes.
+minmax      All values are inside the range.
+percentile  A share of TAIL of the values is outside, half of it at each end.
+mse         The range whose 8-bit grid has the least squared error: clipping error against rounding error.
+entropy     The range with the least Kullback-Leibler divergence of the quantized distribution (Migacz 2017, "8-bit
+            inference with TensorRT"), searched over magnitudes.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ RATIOS = np.linspace(0.1, 1.0, 91)
 LEVELS = 128  # magnitudes of a signed 8-bit grid
 
 
-def read_range(found: Histogram, rule: str) -> tuple[float, float]:
-    """The smallest and largest value that the grid should hold, inside the true extremes.
+def read_range(histogram: Histogram, rule: str) -> tuple[float, float]:
+    """The smallest and largest value of the quantization grid, inside the true extremes.
 
     Args:
-        found: The values of one tensor.
+        histogram: Histogram of one tensor.
         rule: One of ``edgekit.bundle.recipe.RANGES``.
     """
-    low, high = found.minimum, found.maximum
+    low, high = histogram.minimum, histogram.maximum
     if rule == "percentile":
-        low, high = _percentile(found)
+        low, high = _percentile(histogram)
     elif rule == "mse":
-        low, high = _least_error(found)
+        low, high = _least_error(histogram)
     elif rule == "entropy":
-        clip = _least_divergence(found)
-        if -clip <= high and low <= clip:  # values of one sign, all beyond the clip, keep their range
+        clip = _least_divergence(histogram)
+        if -clip <= high and low <= clip:  # if all values have one sign and lie outside, the range is kept
             low, high = max(low, -clip), min(high, clip)
-    return max(low, found.minimum), min(high, found.maximum)
+    return max(low, histogram.minimum), min(high, histogram.maximum)
 
 
-def _percentile(found: Histogram) -> tuple[float, float]:
-    share = np.cumsum(found.counts) / found.counts.sum()
+def _percentile(histogram: Histogram) -> tuple[float, float]:
+    share = np.cumsum(histogram.counts) / histogram.counts.sum()
     first = int(np.searchsorted(share, TAIL / 2, side="right"))
     last = int(np.searchsorted(share, 1 - TAIL / 2, side="left"))
-    return float(found.edges[first]), float(found.edges[last + 1])
+    return float(histogram.edges[first]), float(histogram.edges[last + 1])
 
 
-def _least_error(found: Histogram) -> tuple[float, float]:
-    """Clips of both ends that minimise ``clipped squared error + inside * step ** 2 / 12``."""
-    counts, centres = found.counts.astype(np.float64), found.centres
-    lows = np.unique(np.minimum(found.minimum, 0.0) * RATIOS)
-    highs = np.unique(np.maximum(found.maximum, 0.0) * RATIOS)
+def _least_error(histogram: Histogram) -> tuple[float, float]:
+    """The range that minimizes ``clipped squared error + values inside * step ** 2 / 12``."""
+    counts, centres = histogram.counts.astype(np.float64), histogram.centres
+    lows = np.unique(np.minimum(histogram.minimum, 0.0) * RATIOS)
+    highs = np.unique(np.maximum(histogram.maximum, 0.0) * RATIOS)
     below = np.array([(counts * np.minimum(centres - low, 0.0) ** 2).sum() for low in lows])
     above = np.array([(counts * np.maximum(centres - high, 0.0) ** 2).sum() for high in highs])
     steps = (highs[None, :] - lows[:, None]) / STEPS
-    # values of exactly zero are on every grid: they lose nothing
-    coarse = steps**2 / 12 * max(counts.sum() - found.zeros, 0.0)
+    # exact zeros are on every grid, so they have no error
+    coarse = steps**2 / 12 * max(counts.sum() - histogram.zeros, 0.0)
     row, column = np.unravel_index(int(np.argmin(below[:, None] + above[None, :] + coarse)), coarse.shape)
     return float(lows[row]), float(highs[column])
 
 
-def _least_divergence(found: Histogram) -> float:
+def _least_divergence(histogram: Histogram) -> float:
     half = BINS // 2
-    magnitudes = found.counts[half:].astype(np.float64) + found.counts[:half][::-1]
-    magnitudes[0] -= min(found.zeros, magnitudes[0])  # a spike at zero says nothing about the scale
-    width = 2.0**found.exponent
+    magnitudes = histogram.counts[half:].astype(np.float64) + histogram.counts[:half][::-1]
+    magnitudes[0] -= min(histogram.zeros, magnitudes[0])  # exact zeros do not depend on the scale
+    width = 2.0**histogram.exponent
     used = int(np.flatnonzero(magnitudes)[-1]) + 1 if magnitudes.any() else 1
     if used <= LEVELS:
         return used * width
@@ -77,7 +77,7 @@ def _least_divergence(found: Histogram) -> float:
 
 
 def _divergence(magnitudes: Array, end: int) -> float:
-    """Of the distribution clipped at bin `end` from itself in LEVELS levels."""
+    """Divergence of the distribution, clipped at bin `end`, from the same distribution in LEVELS levels."""
     reference = magnitudes[:end].copy()
     level = np.arange(end) * LEVELS // end
     sums = np.bincount(level, weights=reference, minlength=LEVELS)

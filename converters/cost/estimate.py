@@ -1,10 +1,10 @@
-"""What an artifact costs on a target: an estimate from multiply-adds, bytes and what the target's cores can do.
+"""Estimates the cost of an artifact on a target, from multiply-adds, bytes and the features of the target's cores.
 
-The figures for ARM are fitted to instruction counts of thirteen networks in up to nine precisions on emulated
-Cortex-A72 and Cortex-A76 cores under LiteRT with XNNPACK, one thread; `docs/limits.md` says how near the estimate comes
-to them. For x86-64 they follow times of four small networks on a processor without VNNI. The order of one network's
-candidates is what the estimate is for.
-What loops take is fitted to instruction counts of seven LSTMs of 32 to 128 steps on x86-64, and within 20 % of each.
+The estimate orders the candidates of one network. The figures for ARM are fitted to instruction counts of thirteen
+networks in up to nine precisions on emulated Cortex-A72 and Cortex-A76 cores, with LiteRT, XNNPACK and one thread;
+`docs/limits.md` compares the estimate with the counts. The figures for x86-64 follow times of four small networks on a
+processor without VNNI. The figures for loops are fitted to instruction counts of seven LSTMs of 32 to 128 steps on
+x86-64, and are within 20 % of each.
 """
 
 from __future__ import annotations
@@ -27,25 +27,33 @@ CONV, DEPTHWISE, DENSE = "conv", "depthwise", "dense"
 RECURRENT = ("LSTM", "GRU", "RNN")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 
-CONVERTED = 5.0  # instructions for each value that is quantized or dequantized between layers of different kinds
-QUICK = (  # operators without weights that have quick kernels in int8
+CONVERTED = 5.0  # instructions per value that is quantized or dequantized between layers of different kinds
+FAST_IN_INT8 = (  # operators without weights whose int8 kernels are fast
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Pad", "ReduceMean", "Slice", "Split",
     "Transpose",
 )  # fmt: skip
-CALLED = 350.0  # for each operator of a loop's body, at each step, and each that the runtime calls by itself
-WRITTEN = 8.0  # for each value that a loop writes, at each step
+PER_CALL = 350.0  # instructions per operator of a loop's body and step, and per operator outside delegates
+PER_WRITE = 8.0  # instructions per value that a loop writes, at each step
 REPEATING = (*RECURRENT, "Loop", "Scan")
-FREE = ("Clip", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Unsqueeze")  # fused, or only another shape
+FREE = (
+    "Clip",
+    "Flatten",
+    "Identity",
+    "Relu",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+)  # fused into other operators, or only a change of shape
 
 
 class Kernels(msgspec.Struct, frozen=True):
-    """What one kind of arithmetic needs, in instructions.
+    """Instructions that one kind of arithmetic needs.
 
     Attributes:
-        per_mac: For one multiply-add, by class of layer.
-        block: Inputs and outputs of a layer are filled up to multiples of these, and computed with.
-        per_row: For each row that is quantized as it comes; a pointwise convolution has one at each place.
-        unpacked: For each 4-bit weight that is unpacked at every run, by class of layer.
+        per_mac: Instructions per multiply-add, by class of layer.
+        block: Inputs and outputs of a layer are padded to multiples of these sizes.
+        per_row: Instructions per row that is quantized at run time; a pointwise convolution has one row per position.
+        unpacked: Instructions per 4-bit weight that is unpacked at every run, by class of layer.
     """
 
     per_mac: dict[str, float]
@@ -55,16 +63,16 @@ class Kernels(msgspec.Struct, frozen=True):
 
 
 class Core(msgspec.Struct, frozen=True):
-    """What one class of processor cores needs.
+    """Instructions that one class of processor cores needs.
 
     Attributes:
-        kernels: By kind of arithmetic.
-        cache_bytes: Weights beyond this are fetched from memory at every run.
-        per_byte: What one byte from memory costs, in instructions that could have been done meanwhile.
-        per_layer: Instructions for one layer with weights, besides its work; a recurrent layer is two at each step.
-        per_gate: For each value of a recurrent layer's gates at each step.
-        per_value: For each value that an operator without weights reads or writes in float.
-        per_int8_value: The same in static int8: of `QUICK` operators, and of others, whose kernels look values up.
+        kernels: Instructions by kind of arithmetic.
+        cache_bytes: Weights beyond this size are read from memory at every run.
+        per_byte: Cost of one byte from memory, in instructions that could run in the same time.
+        per_layer: Instructions per layer with weights, besides its work; a recurrent layer counts twice per step.
+        per_gate: Instructions per value of a recurrent layer's gates, at each step.
+        per_value: Instructions per value that an operator without weights reads or writes in float.
+        per_int8_value: The same in static int8: for `FAST_IN_INT8` operators, and for others, which use lookup tables.
     """
 
     kernels: dict[str, Kernels]
@@ -82,7 +90,7 @@ def _kinds(conv: float, depthwise: float, dense: float) -> dict[str, float]:
 
 _FLOAT_UNPACKED = _kinds(5.5, 0.0, 1.0)
 
-NEON = Core(  # no int8 dot product: Cortex-A53, A72
+NEON = Core(  # without int8 dot product: Cortex-A53, A72
     {
         FLOAT: Kernels(_kinds(0.39, 1.34, 0.48), unpacked=_FLOAT_UNPACKED),
         INT8: Kernels(_kinds(0.33, 1.41, 0.33), (8, 16)),
@@ -93,7 +101,7 @@ NEON = Core(  # no int8 dot product: Cortex-A53, A72
     cache_bytes=1 << 20,
     per_byte=0.75,
 )
-DOT_PRODUCT = Core(  # Cortex-A55, A76 and later; depthwise convolutions have little use for it
+DOT_PRODUCT = Core(  # Cortex-A55, A76 and later; depthwise convolutions gain little from it
     {
         FLOAT: Kernels(_kinds(0.38, 1.37, 0.46), unpacked=_FLOAT_UNPACKED),
         INT8: Kernels(_kinds(0.12, 1.06, 0.14), (4, 16)),
@@ -123,26 +131,26 @@ AVX2 = Core(  # x86-64 without VNNI
 
 
 def estimate(graph: Graph, profile: TargetProfile, recipe: Recipe, overhead: Overhead = NONE) -> Cost:
-    """The cost of one row: in instructions of the target's cores, or in float32 multiply-adds where `speed` is given.
+    """The cost of one row, in instructions of the target's cores, or in float32 multiply-adds of an accelerator.
 
-    It ranks candidates of one network on one target; it is no time. `overhead` counts on cores only: what takes a loop
-    runs on these.
+    The cost ranks candidates of one network on one target; it is not a time. `overhead` is added for cores only,
+    because artifacts with loops run on cores only.
     """
-    if profile.speed:  # an accelerator: what it does with an instruction is not known
+    if profile.speed:  # an accelerator, whose instructions are not known
         macs = sum(graph.macs.values())
         return Cost("estimate", macs / profile.speed.get(recipe.precision, 1.0), MULTIPLY_ADDS)
     return Cost("estimate", float(round(_instructions(graph, core_of(profile), recipe, overhead))), INSTRUCTIONS)
 
 
 def core_of(profile: TargetProfile) -> Core:
-    """The core that a profile's features say; a plain 64-bit ARM core where they say nothing."""
+    """The core that matches a profile's features; a plain 64-bit ARM core without features."""
     if profile.arch == "x86_64":
         return AVX2
     return DOT_PRODUCT if "asimddp" in profile.cpu_features else NEON
 
 
 def memory_mib(graph: Graph, artifact_bytes: int) -> int:
-    """About what a loaded artifact needs in MiB, rounded up: its weights as they lie and unpacked, and activations."""
+    """Estimated memory of a loaded artifact in MiB, rounded up: the file, unpacked weights, and activations."""
     one = graph.with_batch(1)
     sizes = [_count(one, node.output[0]) * 4 for node in one.nodes]
     largest = sum(sorted(sizes)[-3:])
@@ -152,10 +160,10 @@ def memory_mib(graph: Graph, artifact_bytes: int) -> int:
 def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) -> float:
     one = graph.with_batch(1)
     macs = graph.macs
-    total, streamed = CALLED * overhead.outside, 0.0
+    total, streamed = PER_CALL * overhead.outside, 0.0
     for loop in overhead.loops:
         dense = core.kernels[_kind(recipe, four_bit=False)].per_mac[DENSE]
-        total += loop.steps * (CALLED * loop.operators + WRITTEN * loop.values + dense * loop.macs)
+        total += loop.steps * (PER_CALL * loop.operators + PER_WRITE * loop.values + dense * loop.macs)
     for node in one.nodes:
         if node.op_type in ("Constant", *FREE, *(REPEATING if overhead.loops else ())):
             continue
@@ -163,17 +171,17 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) 
         if node.op_type not in WEIGHTED:
             each = core.per_value
             if recipe.precision == STATIC:
-                each = core.per_int8_value[node.op_type not in QUICK]
+                each = core.per_int8_value[node.op_type not in FAST_IN_INT8]
             total += each * max(_count(one, node.output[0]), read)
             continue
         name = label(node)
         kind = FLOAT if name in recipe.float_layers else _kind(recipe, four_bit=name in recipe.int4_layers)
         kernels, sort = core.kernels[kind], _class_of(node)
         weights = sum(one.constants[name].size for name in node.input[1:3] if name in one.constants)
-        filled = macs.get(node.output[0], 0) * (1.0 if sort == DEPTHWISE else _filling(node, one, kernels.block))
+        filled = macs.get(node.output[0], 0) * (1.0 if sort == DEPTHWISE else _padding_factor(node, one, kernels.block))
         total += filled * kernels.per_mac[sort] + _steps(node, one, core)
         streamed += weights * {FLOAT: 4.0, INT4: 0.5, INT4_DYNAMIC: 0.5}.get(kind, 1.0)
-        if sort != DEPTHWISE:  # in dynamic files it computes in float
+        if sort != DEPTHWISE:  # depthwise layers of dynamic files compute in float
             total += kernels.per_row * _rows(node, one)
         if kind == FLOAT and recipe.precision == STATIC:
             total += CONVERTED * (_count(one, node.output[0]) + read)
@@ -182,8 +190,8 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) 
     return total + core.per_byte * max(0.0, streamed - core.cache_bytes)
 
 
-def _filling(node: Any, one: Graph, block: tuple[int, int]) -> float:
-    """How much more is multiplied where a layer's inputs and outputs are filled up to whole blocks."""
+def _padding_factor(node: Any, one: Graph, block: tuple[int, int]) -> float:
+    """Factor of additional multiply-adds because a layer's inputs and outputs are padded to whole blocks."""
     shape = one.shapes.get(node.input[1], ())
     if None in shape or len(shape) < 2:
         return 1.0
@@ -198,11 +206,11 @@ def _filling(node: Any, one: Graph, block: tuple[int, int]) -> float:
     else:
         makes = (one.shapes.get(node.output[0]) or (1,))[-1] or 1
         reads = [sizes[-2] if sizes[-1] == makes else sizes[-1]]
-    return sum(_up(size, block[0]) for size in reads) / sum(reads) * _up(makes, block[1]) / makes
+    return sum(_round_up(size, block[0]) for size in reads) / sum(reads) * _round_up(makes, block[1]) / makes
 
 
 def _rows(node: Any, one: Graph) -> int:
-    """How often a layer's input is quantized as it comes: each row by itself, a convolution's window as a whole."""
+    """How often a layer's input is quantized at run time: once per row, for a convolution with a window once in all."""
     if node.op_type in RECURRENT:
         return 2 * _unrolled(node, one)
     values = _count(one, node.output[0])
@@ -213,7 +221,7 @@ def _rows(node: Any, one: Graph) -> int:
 
 
 def _steps(node: Any, one: Graph, core: Core) -> float:
-    """What a layer costs besides its multiply-adds."""
+    """Instructions of a layer besides its multiply-adds."""
     if node.op_type not in RECURRENT:
         return core.per_layer
     gates = one.shapes[node.input[1]][1] or 0
@@ -221,7 +229,7 @@ def _steps(node: Any, one: Graph, core: Core) -> float:
 
 
 def _unrolled(node: Any, one: Graph) -> int:
-    """Steps of a recurrent layer, in both directions together."""
+    """Number of steps of a recurrent layer, both directions added."""
     return (one.shapes[node.input[0]][0] or 1) * (one.shapes[node.input[1]][0] or 1)
 
 
@@ -229,7 +237,7 @@ def _window(node: Any, one: Graph) -> int:
     return math.prod(size or 1 for size in one.shapes.get(node.input[1], ())[2:])
 
 
-def _up(size: int, block: int) -> int:
+def _round_up(size: int, block: int) -> int:
     return -(-size // block) * block
 
 
@@ -238,7 +246,7 @@ def _kind(recipe: Recipe, *, four_bit: bool) -> str:
         return INT4_DYNAMIC if four_bit else INT8_DYNAMIC
     if recipe.precision == STATIC:
         return INT4 if four_bit else INT8
-    assert recipe.precision in ("float32", "float16", WEIGHTS)  # weights are unpacked once, when the model is loaded
+    assert recipe.precision in ("float32", "float16", WEIGHTS)  # weights are unpacked once, when the model loads
     return FLOAT
 
 

@@ -1,4 +1,4 @@
-"""What tells two LiteRT files of one model apart: bytes, calls that the runtime has to make, and loops."""
+"""Facts that differ between two LiteRT files of one model: bytes, calls of the runtime, and loops."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import msgspec
 
 
 class Loop(msgspec.Struct, frozen=True):
-    """A loop in an artifact, of a known number of steps.
+    """A loop in an artifact, with a known number of steps.
 
     Attributes:
-        steps: How often its body runs.
+        steps: How often the body runs.
         operators: Number of operators in the body.
         macs: Multiply-adds of one step's dense layers.
-        values: Elements that the operators of one step write, and that it hands changed to the next.
+        values: Elements that the operators of one step write, and changed elements that are passed to the next step.
     """
 
     steps: int
@@ -22,13 +22,13 @@ class Loop(msgspec.Struct, frozen=True):
 
 
 class FileFacts(msgspec.Struct, frozen=True):
-    """What tells two float files of one model apart.
+    """Facts of one float file.
 
     Attributes:
-        bytes: Of the stripped file.
-        pieces: Into how many XNNPACK takes the main graph; None where the runtime does not tell.
-        outside: Operators of the main graph that XNNPACK leaves to LiteRT's own kernels; None likewise.
-        loops: The loops in it.
+        bytes: Size of the stripped file.
+        pieces: Number of pieces of the main graph that XNNPACK runs; None where it is not known.
+        outside: Number of operators of the main graph that LiteRT's own kernels run; None where it is not known.
+        loops: The loops in the file.
     """
 
     bytes: int
@@ -38,11 +38,11 @@ class FileFacts(msgspec.Struct, frozen=True):
 
 
 class Overhead(msgspec.Struct, frozen=True):
-    """What running an artifact takes that the graph does not show.
+    """Run-time cost of an artifact that the graph does not show.
 
     Attributes:
-        loops: They stand for the graph's recurrent layers.
-        outside: How many more calls the runtime has to make, of delegates and of operators, than for the lowered file.
+        loops: Loops that replace the graph's recurrent layers.
+        outside: Additional calls of delegates and operators, compared with the lowered file.
     """
 
     loops: tuple[Loop, ...] = ()

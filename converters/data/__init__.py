@@ -1,4 +1,4 @@
-"""Samples and labels: read from files and folders, split, and preprocessed as the device would.
+"""Samples and labels: reading from files and folders, splitting, and preprocessing as on devices.
 
 Nothing here knows a model format or a runtime.
 """

@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class, to the arrays that a model takes."""
+"""Reads a folder of images, with one sub-folder per class, into the arrays of a model's inputs."""
 
 from __future__ import annotations
 
@@ -15,90 +15,92 @@ from edgekit.preprocess import Processor
 from edgekit.tensors import Array
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-NAMED = 10  # damaged files that a message names
+MAX_NAMED = 10  # damaged files that an error message names
 MEMORY_SHARE = 0.5
 
 
 def load_folder(
     path: Path, processor: Processor | None, labels: Sequence[str] = ()
 ) -> tuple[dict[str, Array], Array, tuple[str, ...]]:
-    """Read every image below `path`, through the very steps that devices run.
+    """Read every image below `path` with the preprocessing steps that devices run.
 
     Args:
-        path: Its sub-folders are the classes; folders within them are gone through too. Names that begin with a dot
-            are left out, and so are files that are no JPEG or PNG by their names.
-        processor: What makes a row of an image.
-        labels: Names of the classes in the model's order. Where the folders are not among them, or there are none,
-            classes are numbered in the order of the folders' names, as Keras and torchvision number them.
+        path: The folder. Its sub-folders are the classes and are read recursively. Names that begin with a dot are
+            skipped, and files whose names do not end as JPEG or PNG.
+        processor: Makes one row of each image.
+        labels: Names of the classes in the model's order. Where they are empty, or a folder is not among them, classes
+            are numbered in the order of the folders' names, as Keras and torchvision number them.
 
     Returns:
-        Inputs (N, ...), classes (N,) int64, and the names of the classes in order. Rows are in the order of their
-        names, class by class.
+        Inputs (N, ...), classes (N,) int64, and the names of the classes in order. Rows are sorted by class, then by
+        file name.
 
     Raises:
-        DataError: there are no sub-folders or images, the steps are unknown or decode something else, images are
-            damaged (named, up to 10), or they need more memory than there is.
+        DataError: there are no sub-folders or images, the steps are unknown or decode no image, images are damaged
+            (up to 10 are named), or they need more memory than this machine has.
         MissingExtraError: Pillow is not installed.
     """
     raws = [raw for raw in processor.raw if raw.kind == "image"] if processor else []
     if processor is None or len(raws) != 1 or len(processor.inputs) != 1:
         raise DataError(
-            f"{path} is a folder, and nothing says how its images become the model's input",
+            f"{path} is a folder, and no preprocessing steps are given for its images",
             advice="Give --preprocess FILE with a step decode-image for the model's only input; "
-            "docs/preprocess.md shows one.",
+            "docs/preprocess.md shows an example.",
         )
     require_decoder()
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise DataError(f"{path} has no sub-folders", advice="Put the images of each class into a folder of its own.")
+        raise DataError(f"{path} has no sub-folders", advice="Put the images of each class into one sub-folder.")
     names = tuple(labels) if set(folders) <= set(labels) else tuple(folders)
     files = [(file, names.index(folder)) for folder in folders for file in _images(path / folder)]
     if not files:
-        raise DataError(f"{path} holds no image (files ending in {', '.join(SUFFIXES)})")
+        raise DataError(f"{path} holds no images (files that end in {', '.join(SUFFIXES)})")
     inputs = _rows(path, processor, raws[0].name, [file for file, _ in files])
     return inputs, np.array([index for _, index in files], np.int64), names
 
 
 def _images(folder: Path) -> list[Path]:
-    found = []
-    for place, folders, files in os.walk(folder):
+    images = []
+    for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place) / name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+        images += [Path(path) / name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    return sorted(images, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _rows(path: Path, processor: Processor, raw: str, files: Sequence[Path]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+    rows: dict[str, Array] = {}
     faults = []
-    for row, file in enumerate(files):
+    for index, file in enumerate(files):
         try:
             made = processor.many(raw, [file.read_bytes()])
         except (DataError, OSError) as error:
             faults.append(f"{file.relative_to(path)}: {str(error).removeprefix(f'{raw}[0]: ')}")
             continue
         for name, value in made.items():
-            if name not in found:
+            if name not in rows:
                 _require_memory(path, len(files), value.nbytes)
-                found[name] = np.empty((len(files), *value.shape[1:]), value.dtype)
-            if value.shape[1:] != found[name].shape[1:]:
-                have, want = list(value.shape[1:]), list(found[name].shape[1:])
-                faults.append(f"{file.relative_to(path)}: becomes {have}, others {want}")
+                rows[name] = np.empty((len(files), *value.shape[1:]), value.dtype)
+            if value.shape[1:] != rows[name].shape[1:]:
+                shape, others = list(value.shape[1:]), list(rows[name].shape[1:])
+                faults.append(
+                    f"{file.relative_to(path)}: has the shape {shape} after preprocessing, other images have {others}"
+                )
             else:
-                found[name][row] = value[0]
+                rows[name][index] = value[0]
     if faults:
-        more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
         raise DataError(
-            f"{len(faults)} of {len(files)} images in {path} cannot be used: {'; '.join(faults[:NAMED])}{more}",
-            advice="Mend or remove them: a number on fewer images than were given would be another number.",
+            f"{len(faults)} of {len(files)} images in {path} cannot be used: {'; '.join(faults[:MAX_NAMED])}{more}",
+            advice="Repair or remove them. They are not skipped, because the result would describe other data.",
         )
-    return found
+    return rows
 
 
 def _require_memory(path: Path, rows: int, row_bytes: int) -> None:
     there = memory_bytes()
     if rows * row_bytes > MEMORY_SHARE * there:
         raise DataError(
-            f"the {rows} images in {path} need {rows * row_bytes / 2**30:.1f} GiB as the model takes them, "
+            f"the {rows} images in {path} need {rows * row_bytes / 2**30:.1f} GiB as model inputs, "
             f"this machine has {there / 2**30:.1f} GiB",
             advice="Give fewer images: 2,000 to 10,000 prove a budget of one point.",
         )

@@ -1,4 +1,4 @@
-"""What happens before and after a model: read from a TOML file, or told from the first layers of the model itself."""
+"""Steps before and after a model: read from a TOML file, or detected from the first layers of the model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 
 
 class Steps(msgspec.Struct, frozen=True):
-    """What a bundle will carry.
+    """The steps before and after a model, with the files that a bundle carries for them.
 
     Attributes:
         processing: The steps.
-        files: Bytes of the files that they read, by their names in the bundle.
-        source: Where they are from, for the report: the file's name, or ``detected``.
+        files: Bytes of the files that the steps read, by name in the bundle.
+        source: Name of the file of steps, or ``detected``; for the report.
     """
 
     processing: Processing
@@ -36,19 +36,19 @@ class Steps(msgspec.Struct, frozen=True):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes, where a step knows them."""
+        """Names of the classes, where a step has them."""
         return next((step.labels for step in self.processing.after if isinstance(step, TopK | Suppress)), ())
 
     def bundle_files(self) -> dict[str, tuple[str, bytes]]:
-        """(role, bytes) by name."""
+        """The files for the bundle: (role, bytes) by name."""
         return {name: (ROLE_PROCESSING, data) for name, data in self.files.items()}
 
     def processor(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Processor:
-        """What does it, for a model with these logical tensors.
+        """The processor of the steps for a model with these logical tensors.
 
         Raises:
-            RecipeError: the steps do not fit the model; names every reason.
-            ManifestError: a file that they read is damaged.
+            RecipeError: the steps do not fit the model; the message has every reason.
+            ManifestError: a file of the steps is damaged.
         """
         faults = processing_faults(self.processing, inputs, outputs)
         if faults:
@@ -59,36 +59,36 @@ class Steps(msgspec.Struct, frozen=True):
         return Processor(self.processing, inputs, outputs, read=self.files.__getitem__, decode_image=decode_image)
 
 
-def choose_steps(asked: str | None, graph: Graph, data: Sequence[Path | None]) -> Steps | None:
+def choose_steps(choice: str | None, graph: Graph, data: Sequence[Path | None]) -> Steps | None:
     """The steps before and after the model.
 
     Args:
-        asked: A file of them; ``auto`` for those that the model's first layers tell; None for these too where `data`
-            need them, and else for none: what was not evaluated is not shipped unasked.
+        choice: Path of a file of steps; ``auto`` detects steps from the model's first layers. None detects steps where
+            `data` has a folder, and otherwise uses none: steps that were not evaluated are not shipped by default.
         graph: The source model.
-        data: Paths of data; a folder needs steps.
+        data: Paths of the data; a folder needs steps.
 
     Raises:
-        RecipeError: as `read_steps`, or ``auto`` finds nothing.
+        RecipeError: as `read_steps`, or ``auto`` detects no steps.
     """
-    if asked is None:
+    if choice is None:
         return detect_steps(graph) if any(path is not None and path.is_dir() for path in data) else None
-    if asked != AUTO:
-        return read_steps(Path(asked))
-    found = detect_steps(graph)
-    if found is None:
+    if choice != AUTO:
+        return read_steps(Path(choice))
+    steps = detect_steps(graph)
+    if steps is None:
         raise RecipeError(
-            "the model does not say how its input is made: it begins with no layer that scales pixels",
-            advice="Give the steps in a file with --preprocess FILE; docs/preprocess.md shows how.",
+            "no preprocessing steps were detected: the model has no first layer that scales pixels",
+            advice="Give the steps with --preprocess FILE; docs/preprocess.md shows how.",
         )
-    return found
+    return steps
 
 
 def read_steps(path: Path) -> Steps:
-    """Read a TOML file of steps. Labels may stand in a file, one a line; names of files are relative to this one.
+    """Read a TOML file of steps. Labels may be in another file, one per line. File names are relative to the TOML file.
 
     Raises:
-        RecipeError: it is not there, no TOML, or has unknown steps or keys; so does a file that it names.
+        RecipeError: the file or a file that it names cannot be read, is not TOML, or has unknown steps or keys.
     """
     try:
         data = path.read_bytes()
@@ -101,7 +101,7 @@ def read_steps(path: Path) -> Steps:
         processing = msgspec.convert(document, Processing)
         files = {name: path.parent / name for name in processing.files()}
         renamed = msgspec.convert(_renamed(document, files), Processing)
-        return Steps(renamed, {place.name: place.read_bytes() for place in files.values()}, path.name)
+        return Steps(renamed, {file.name: file.read_bytes() for file in files.values()}, path.name)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"preprocessing {path} cannot be read: {error}", advice="docs/preprocess.md lists the steps and their keys."
@@ -109,11 +109,11 @@ def read_steps(path: Path) -> Steps:
 
 
 def detect_steps(graph: Graph) -> Steps | None:
-    """Steps for a model that takes images as they are decoded and scales them itself; None where it is no such model.
+    """Detect the steps of a model that takes decoded images and scales them itself; None for other models.
 
-    That is one whose only input is (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, of 8-bit integers, or of float32
-    that first of all is multiplied, divided, added to or subtracted from as Keras' Rescaling and Normalization do it.
-    How the images were resized in training leaves no trace in a model: ``bilinear`` is what Keras does by default.
+    Such a model has one input (N, H, W, C) or (N, C, H, W) with 1 or 3 channels. The input has 8-bit integers, or
+    float32 values that the first layers scale and shift by constants, as Keras' Rescaling and Normalization do. A model
+    does not show how images were resized in training; ``bilinear`` is Keras' default.
     """
     if len(graph.inputs) != 1:
         return None
@@ -134,7 +134,7 @@ def detect_steps(graph: Graph) -> Steps | None:
 
 
 def _frame(shape: Sequence[int | None]) -> tuple[int, int, int, bool] | None:
-    """Height, width, channels, and whether these come first; None where it is no image."""
+    """Height, width, channels, and whether channels come first; None where the shape is not an image."""
     if len(shape) != 4:
         return None
     _, a, b, c = shape
@@ -146,7 +146,7 @@ def _frame(shape: Sequence[int | None]) -> tuple[int, int, int, bool] | None:
 
 
 def _scales_pixels(graph: Graph) -> bool:
-    """Whether the first operators bring 0 to 255 to about one, by constants."""
+    """True where the first operators scale values of 0 to 255 to a range near 1, by constants."""
     tensor, scaled = graph.inputs[0].name, np.array([0.0, 255.0])
     for _ in range(8):
         readers = graph.consumers(tensor)
@@ -173,7 +173,7 @@ _ARITHMETIC: dict[str, Callable[[Array, float], Array]] = {
 
 
 def _tables(document: Any) -> list[dict[str, Any]]:
-    """Every step of a document, in whatever state it is."""
+    """Every step of a document that may still have faults."""
     if not isinstance(document, dict):
         return []
     before = [step for entry in document.get("before") or [] for step in (entry.get("steps") or [])]
@@ -181,11 +181,14 @@ def _tables(document: Any) -> list[dict[str, Any]]:
 
 
 def _renamed(document: Any, files: Mapping[str, Path]) -> Any:
-    """The document with the names that files have in a bundle."""
+    """The document with the file names of the bundle."""
     names = [path.name for path in files.values()]
     clash = next((name for name in names if names.count(name) > 1 or not FILE_PATH.fullmatch(name)), None)
     if clash is not None or {"model.tflite", "model.onnx", "golden.npz", "report.json", "report.html"} & set(names):
-        raise RecipeError(f"files {', '.join(map(str, files.values()))} cannot all stand in one bundle by their names")
+        raise RecipeError(
+            f"files {', '.join(map(str, files.values()))} cannot be in one bundle",
+            advice="Give the files different names; names of the bundle's own files cannot be used.",
+        )
     for step in _tables(document):
         for key in ("vocabulary", "anchors"):
             if step.get(key) in files:
@@ -198,13 +201,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """`arrays` of a data file with what its steps make of those that are decoded but nothing more.
+    """Run the steps on arrays of a data file that are decoded but not preprocessed; other arrays stay as they are.
 
-    Those are images (N, H, W, C) of uint8, sounds (N, samples) of float32 that are not yet what the model takes, and
+    Such arrays are images (N, H, W, C) of uint8, sounds (N, samples) of float32 that do not fit the model's input, and
     texts (N,).
 
     Raises:
-        DataError: a step cannot be done; names the row.
+        DataError: a step fails; the message names the row.
     """
     specs = {spec.name: spec for spec in processor.inputs}
     found = dict(arrays)

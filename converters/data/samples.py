@@ -1,4 +1,4 @@
-"""Data files to arrays, fitted to a model's inputs, and split by content."""
+"""Reads data files into arrays, checks them against a model's inputs, and splits them by content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Samples(msgspec.Struct, frozen=True):
     Attributes:
         inputs: One array (N, ...) per model input, by its name.
         labels: Class indices (N,) or arrays (N, ...); None where there are none.
-        classes: Names of the classes in order, where a folder of images told them.
+        classes: Names of the classes in order, where a folder of images has them.
     """
 
     inputs: dict[str, Array]
@@ -44,13 +44,13 @@ class Samples(msgspec.Struct, frozen=True):
 
 
 class Split(msgspec.Struct, frozen=True):
-    """Data in its three parts: no row serves two purposes.
+    """Data in three parts; no row is in two parts.
 
     Attributes:
-        digest: sha256 over all rows in the order of their own digests: the same for any order of the same rows.
-        calibration: For activation ranges (20 %).
-        choice: For choosing between candidates (20 %).
-        proof: For what is claimed of the chosen one (60 %).
+        digest: sha256 of all rows, sorted by their digests; it does not depend on the order of the rows.
+        calibration: Rows for activation ranges (20 %).
+        choice: Rows for the choice between candidates (20 %).
+        proof: Rows for the proof of the chosen candidate (60 %).
     """
 
     digest: str
@@ -67,31 +67,31 @@ def load_samples(
     Args:
         path: The file or folder.
         specs: Logical inputs of the model.
-        processor: What happens before the model, where something does: images of a folder, and arrays that are decoded
-            but nothing more, go through it.
+        processor: Preprocessing steps of the model; None without steps. They run on images of a folder, and on arrays
+            that are decoded but not preprocessed.
         classes: Names of the classes in the model's order, where they are known.
 
     Raises:
         MissingExtraError: a folder is read, and Pillow is not installed.
-        DataError: the file is not there or of another kind, an array is missing or unknown, or a shape or dtype does
-            not fit `specs`; names every fault, with what was found and expected.
+        DataError: the file does not exist or has another format, an array is missing or unknown, or a shape or dtype
+            does not fit `specs`. The message has every fault, with the found and the expected value.
     """
     if not path.exists():
-        raise DataError(f"there is no data file {str(path)!r}", advice="Check the path.")
+        raise DataError(f"data file {str(path)!r} does not exist", advice="Check the path.")
     if path.is_dir():
         inputs, indices, names = load_folder(path, processor, classes)
-        return _fitted(path, inputs, indices, specs, names)
+        return _checked(path, inputs, indices, specs, names)
     arrays = _read(path)
     labels = arrays.pop(LABELS, None) if LABELS not in {spec.name for spec in specs} else None
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
-    return _fitted(path, arrays, labels, specs, tuple(classes))
+    return _checked(path, arrays, labels, specs, tuple(classes))
 
 
-def _fitted(
+def _checked(
     path: Path, arrays: dict[str, Array], labels: Array | None, specs: Sequence[TensorSpec], classes: tuple[str, ...]
 ) -> Samples:
-    """The arrays as samples, or DataError with every reason why they do not fit `specs`."""
+    """The arrays as samples. Raises DataError with every reason why they do not fit `specs`."""
     if len(specs) == 1 and set(arrays) == {SINGLE}:
         arrays = {specs[0].name: arrays[SINGLE]}
     wanted = [spec.name for spec in specs]
@@ -109,19 +109,19 @@ def _fitted(
     if len(set(lengths.values())) > 1:
         faults.append("numbers of rows differ: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()))
     if not faults and not len(arrays[wanted[0]]):
-        faults.append("it holds no rows")
+        faults.append("the file holds no rows")
     if labels is not None and labels.dtype.kind not in "iufb":
         faults.append(f"{LABELS}: dtype is {labels.dtype}, expected class indices or numbers")
     if not faults:
-        held = arrays if labels is None else {**arrays, LABELS: labels}
-        faults = [f"{name}: holds NaN or infinity" for name, value in held.items() if not _finite(value)]
+        values = arrays if labels is None else {**arrays, LABELS: labels}
+        faults = [f"{name}: holds NaN or infinity" for name, value in values.items() if not _finite(value)]
     if faults:
         raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
     return Samples({spec.name: arrays[spec.name] for spec in specs}, labels, classes)
 
 
 def random_samples(specs: Sequence[TensorSpec], rows: int, seed: int) -> Samples:
-    """Seeded noise that fits `specs`: floats uniform in [0, 1), integers 0 or 1. Good for parity, not for quality."""
+    """Seeded random values that fit `specs`: floats in [0, 1), integers 0 or 1. For parity only, not for quality."""
     rng = np.random.default_rng(seed)
     inputs = {}
     for spec in specs:
@@ -133,10 +133,10 @@ def random_samples(specs: Sequence[TensorSpec], rows: int, seed: int) -> Samples
 
 
 def split_samples(samples: Samples) -> Split:
-    """Cut data into its three parts by the digest of each row, so that the same row always falls on the same side.
+    """Split data into its three parts by the digest of each row, so that a row is always in the same part.
 
-    Equal rows have equal digests, so a duplicate cannot be calibrated on and proven with. Shares are near 20, 20 and
-    60 %, exact where no rows are equal.
+    Equal rows have equal digests, so duplicates are in one part. Shares are near 20, 20 and 60 %, and exact where no
+    rows are equal.
 
     Raises:
         DataError: there are fewer than five different rows.
@@ -152,12 +152,12 @@ def split_samples(samples: Samples) -> Split:
             f"{len(samples)} rows ({len(set(digests))} different) cannot be split in three, expected at least 5",
             advice="Give more samples; 500 with labels can prove a budget of one point at 95 %.",
         )
-    # Within a part rows keep the file's order, so that a reader can follow them.
+    # Within a part, rows keep the order of the file, so that people can follow them.
     return Split(whole, *(samples.take(np.sort(part)) for part in parts))
 
 
 def _end(order: Array, digests: list[bytes], at: int) -> int:
-    """Move a cut forward past rows that equal the one before it."""
+    """Move the end of a part forward past rows that equal the row before it."""
     while 0 < at < len(order) and digests[order[at]] == digests[order[at - 1]]:
         at += 1
     return at

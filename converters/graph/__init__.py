@@ -1,4 +1,4 @@
-"""The canonical float graph, and what passes and backends may ask of it.
+"""The canonical float graph, with the facts that passes and backends need.
 
 Nothing here reads a source format or writes an artifact.
 """

@@ -1,4 +1,4 @@
-"""The canonical float model: an ONNX graph, and what passes, backends and cost may ask of it."""
+"""The canonical float model: an ONNX graph with facts such as shapes, constants and multiply-adds."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ CHUNK_ROWS = 64
 
 
 class Graph:
-    """One ONNX graph; treated as a value: nothing changes a model once a Graph holds it.
+    """One ONNX graph. It is a value: nobody changes a model that a Graph holds.
 
     Args:
-        model: Checked, with one opset import of the standard domain, batch first in every input and output.
+        model: A checked model with one opset import of the standard domain, and the batch first in every input and
+            output.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpacked, (packed(self),)  # without what was read out of it
+        return unpacked, (packed(self),)  # without the cached properties
 
     @property
     def nodes(self) -> list[Any]:
@@ -47,33 +48,33 @@ class Graph:
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What callers must give, in order; a free batch is None."""
+        """The inputs in order; a free batch is None."""
         constants = {tensor.name for tensor in self.model.graph.initializer}
         return tuple(_spec(value) for value in self.model.graph.input if value.name not in constants)
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it answers, in order; a free batch is None."""
+        """The outputs in order; a free batch is None."""
         return tuple(_spec(value) for value in self.model.graph.output)
 
     @property
     def logical_inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs as clients see them: always with a free batch."""
+        """The inputs as clients see them, always with a free batch."""
         return tuple(_free(spec) for spec in self.inputs)
 
     @property
     def logical_outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs as clients see them: always with a free batch."""
+        """The outputs as clients see them, always with a free batch."""
         return tuple(_free(spec) for spec in self.outputs)
 
     @property
     def free_batch(self) -> bool:
-        """True when it takes any number of rows at once."""
+        """True where the graph takes any number of rows at once."""
         return all(spec.shape[0] is None for spec in self.inputs)
 
     @cached_property
     def constants(self) -> dict[str, Array]:
-        """Values known before any input: initializers and Constant nodes, by name."""
+        """Constant values by name: initializers and Constant nodes."""
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant":
@@ -96,12 +97,12 @@ class Graph:
         return sum(value.size for value in self.constants.values() if value.dtype.kind == "f")
 
     def to_bytes(self) -> bytes:
-        """The serialized model, weights inside."""
+        """The serialized model with its weights."""
         data: bytes = self.model.SerializeToString()
         return data
 
     def with_batch(self, batch: int | None) -> Graph:
-        """The same graph with the batch fixed to `batch`, or free with None, and every shape inferred anew."""
+        """The same graph with the batch fixed to `batch` (None: free batch) and without stored shapes."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         del model.graph.value_info[:]
@@ -116,7 +117,7 @@ class Graph:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The shape of every tensor that inference can tell; None stands for a size that it cannot."""
+        """The shape of every tensor that shape inference knows; None for an unknown size."""
         inferred = shape_inference.infer_shapes(self.model, data_prop=True)
         values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
         found = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
@@ -124,7 +125,7 @@ class Graph:
 
     @cached_property
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of one row, by the name of the node's first output; nodes without any are left out."""
+        """Multiply-adds of one row, by the name of the node's first output; nodes without multiply-adds are missing."""
         one = self.with_batch(1)
         found = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
         return {name: count for name, count in found.items() if count}
@@ -138,7 +139,7 @@ class Graph:
         return [node for node in self.model.graph.node if tensor in node.input]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Answers to `inputs` (N, ...) by ONNX Runtime in float, in chunks that bound memory.
+        """Run `inputs` (N, ...) in ONNX Runtime, in chunks that bound memory.
 
         Raises:
             DataError: an input does not fit its spec.
@@ -152,55 +153,55 @@ class Graph:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def chunks(self, inputs: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-        """`inputs` (N, ...) in parts that it takes and that bound memory: single rows where its batch is fixed."""
+        """`inputs` (N, ...) in chunks that bound memory; single rows where the batch is fixed."""
         rows, count = CHUNK_ROWS if self.free_batch else 1, len(next(iter(inputs.values())))
         for start in range(0, count, rows):
             yield {name: value[start : start + rows] for name, value in inputs.items()}
 
 
 def packed(graph: Graph) -> Array:
-    """The serialized model (N,) uint8: an array, which joblib maps into other processes."""
+    """The serialized model (N,) uint8, as an array that joblib maps into other processes."""
     return np.frombuffer(graph.to_bytes(), np.uint8)
 
 
 def unpacked(data: Array) -> Graph:
-    """The graph that `packed` made `data` of."""
+    """The graph of `data`, which `packed` made."""
     return Graph(onnx.load_model_from_string(data.tobytes()))
 
 
 def digest_of(graph: Graph) -> str:
-    """Digest of what `graph` computes and of its layers' names; exporters number what else there is as they please."""
+    """Digest of what `graph` computes and of its layers' names; names of tensors and constants do not count."""
     constants = graph.constants
-    called: dict[str, str] = {}
+    identities: dict[str, str] = {}
     found = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
     for spec in graph.inputs:
-        called[spec.name] = spec.name
+        identities[spec.name] = spec.name
     for node in graph.nodes:
         for name in node.input:
             if name in constants:
-                called[name] = hashlib.sha256(array_bytes(constants[name])).hexdigest()
-        told = (node.op_type, label(node), [called.get(name, name) for name in node.input], len(node.output))
+                identities[name] = hashlib.sha256(array_bytes(constants[name])).hexdigest()
+        description = (node.op_type, label(node), [identities.get(name, name) for name in node.input], len(node.output))
         attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-        found.update(repr((told, attributes)).encode())
-        called.update({name: f"{label(node)}:{place}" for place, name in enumerate(node.output)})
+        found.update(repr((description, attributes)).encode())
+        identities.update({name: f"{label(node)}:{index}" for index, name in enumerate(node.output)})
     return found.hexdigest()
 
 
 def attributes(node: Any) -> dict[str, Any]:
-    """The attributes of a node as Python values; bytes become text."""
+    """The attributes of a node as Python values, with bytes as text."""
     found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
 
 
 def label(node: Any) -> str:
-    """What to call a node in a message: its name, or its first output where it has none."""
+    """The label of a node: its name, or its first output where it has no name."""
     return str(node.name or node.output[0])
 
 
 def _spec(value: Any) -> TensorSpec:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-        raise ModelFormatError(f"{value.name}: it is no tensor of known shape, and edgekit needs one")
+        raise ModelFormatError(f"{value.name}: expected a tensor of known shape")
     dtype = DType.of(helper.tensor_dtype_to_np_dtype(kind.elem_type))
     return TensorSpec(value.name, dtype, _shape(value))
 

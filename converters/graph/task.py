@@ -1,4 +1,4 @@
-"""What a model's outputs mean, read from its last operator and the labels."""
+"""Detects the task of a model from its last operator and the labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekit.tensors import Array, DType
 
 
 def detect_task(graph: Graph, labels: Array | None) -> Task:
-    """Classification where an output (N, classes) ends in Softmax, or where integer labels (N,) say so; else other."""
+    """Classification where an output (N, classes) ends in Softmax, or labels are integers (N,); otherwise other."""
     makers = {name: node for node in graph.nodes for name in node.output}
     scores = [
         spec
@@ -29,6 +29,6 @@ def detect_task(graph: Graph, labels: Array | None) -> Task:
 
 
 def named_classes(task: Task, graph: Graph, classes: Sequence[str]) -> Task:
-    """`task` with the names of its classes, where there is one for each of its scores."""
+    """`task` with the names of its classes, where there is one name per score."""
     width = next((spec.shape[-1] for spec in graph.outputs if spec.name == task.output), None)
     return msgspec.structs.replace(task, labels=tuple(classes)) if width == len(classes) else task

@@ -1,4 +1,4 @@
-"""How good an artifact is: metrics, confidence bounds, parity, divergence and the selection that they lead to.
+"""Quality of artifacts: metrics, confidence bounds, parity, divergence, and the selection of a candidate.
 
-Arrays and numbers only; nothing here makes or runs an artifact.
+The rules work on arrays and numbers only; nothing here makes or runs an artifact.
 """

@@ -1,4 +1,4 @@
-"""What can be claimed of the mean difference of two models' scores on the same samples."""
+"""Confidence bounds on the mean difference of two models' scores on the same samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy import stats
 from converters.quality.drop import BETTING, CLOPPER_PEARSON, DELONG, STUDENT_T, Drop
 from edgekit.tensors import Array
 
-LEAST_ASYMPTOTIC = 30  # samples below which nothing is claimed from a limit law
-LEAST_IN_CLASS = 10  # the same for each class under the curve
+LEAST_ASYMPTOTIC = 30  # fewest samples for an asymptotic bound
+LEAST_IN_CLASS = 10  # fewest samples of each class for a bound on the area under the curve
 ORDER_SEED = 20240229
-BOLDNESS = 0.9  # share of the largest bet that can never lose everything
+BOLDNESS = 0.9  # share of the largest bet that cannot lose all capital
 PRIOR_VARIANCE = 0.01
 HALVINGS = 50
 
@@ -29,12 +29,13 @@ def paired_drop(
 ) -> Drop:
     """Bound the mean of reference - candidate, both (N,) scores of the same samples.
 
-    * Scores of 0 and 1: ``clopper-pearson``, exact: the drop is the share of samples that changed for the worse less
-      the share that changed for the better, so at most the upper limit of the former (Clopper and Pearson 1934).
-      Without a single change for the worse, 299 samples give 0.01 at 95 %. With `method` ``betting`` gains count too,
-      which is tighter where many samples change both ways; decide so before these samples are seen (`likely_method`).
+    * Scores of 0 and 1: ``clopper-pearson``, exact. The drop is the share of samples that got worse minus the share
+    that
+      got better, so it is at most the upper limit of the first share (Clopper and Pearson 1934). Without any sample
+      that got worse, 299 samples give 0.01 at 95 %. With `method` ``betting``, gains count too; this is tighter where
+      many samples change both ways. Choose the method on other samples than these (`likely_method`).
     * Scores within `limits`: ``betting``, exact (Waudby-Smith and Ramdas 2024, section 4).
-    * Others, as errors without a limit: ``student-t``, asymptotic.
+    * Other scores, such as errors without a limit: ``student-t``, asymptotic.
     * With `positive`, (N,) truth values, scores are placements under the ROC curve: ``delong`` (DeLong, DeLong and
       Clarke-Pearson 1988), asymptotic.
     """
@@ -60,9 +61,9 @@ def paired_drop(
 
 
 def likely_method(reference: Array, candidate: Array, n: int, confidence: float) -> str:
-    """The method that would give the smaller bound on `n` samples if they were like these, of 0 and 1 scores (M,).
+    """The method with the smaller bound on `n` samples that are like these M samples, with scores of 0 and 1.
 
-    To be asked of other samples than those that the bound is then computed on; else it would be no bound.
+    The bound must be computed on other samples than these; otherwise it would not hold.
     """
     if not (_zero_one(reference) and _zero_one(candidate)):
         return ""
@@ -74,21 +75,22 @@ def likely_method(reference: Array, candidate: Array, n: int, confidence: float)
 
 @functools.lru_cache(maxsize=4096)
 def upper_share(count: int, n: int, confidence: float) -> float:
-    """One-sided Clopper-Pearson upper limit of a share of which `count` of `n` were seen."""
+    """One-sided Clopper-Pearson upper limit of a share, where `count` of `n` samples have the property."""
     return 1.0 if count >= n else float(stats.beta.ppf(confidence, count + 1, n - count))
 
 
 def betting_upper(changes: Array, reach: float, confidence: float) -> float:
     """Upper bound of the mean of `changes` (N,), independent draws between -`reach` and `reach`.
 
-    One who holds that the mean is m is bet against, sample after sample; the stake uses only samples that came before,
-    so if he is right the capital grows twentyfold with probability 0.05 at most (Ville), whatever the distribution.
-    Every m that the capital has grown so far against is ruled out. The order of the samples is drawn once for all.
+    For each candidate mean m, the method bets against m, sample by sample. Each stake depends on earlier samples only.
+    If m is the true mean, the capital grows by a factor of 1 / (1 - confidence) with a probability of at most 1 -
+    confidence (Ville's inequality), for any distribution. Every m against which the capital grows that much is ruled
+    out. The order of the samples is drawn with a fixed seed.
     """
     x = (np.random.default_rng(ORDER_SEED).permutation(np.asarray(changes, dtype=np.float64)) / reach + 1.0) / 2.0
-    n, seen = len(x), np.arange(1, len(x) + 1)
-    mean = (0.5 + np.cumsum(x)) / (seen + 1)
-    variance = (PRIOR_VARIANCE + np.cumsum((x - mean) ** 2)) / (seen + 1)
+    n, counts = len(x), np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (counts + 1)
+    variance = (PRIOR_VARIANCE + np.cumsum((x - mean) ** 2)) / (counts + 1)
     before = np.concatenate([[PRIOR_VARIANCE], variance[:-1]])
     target = np.log(1.0 / (1.0 - confidence))
     stakes = np.sqrt(2.0 * target / (n * before))
@@ -98,7 +100,7 @@ def betting_upper(changes: Array, reach: float, confidence: float) -> float:
         return bool(np.cumsum(np.log1p(bets * (m - x))).max() >= target)
 
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):  # the capital rises with m, so all above the first that is ruled out are too
+    for _ in range(HALVINGS):  # the capital rises with m, so every larger m is ruled out too
         middle = (low + high) / 2.0
         low, high = (low, middle) if ruled_out(middle) else (middle, high)
     return float((2.0 * high - 1.0) * reach)
@@ -111,7 +113,7 @@ def _delong(changes: Array, positive: Array, value: float, confidence: float) ->
         return Drop(value, -float("inf"), float("inf"), n, DELONG, asymptotic=True)
     error = float(np.sqrt(sum(np.var(group, ddof=1) / len(group) for group in groups)))
     margin = float(stats.norm.ppf(confidence)) * error
-    if error == 0.0:  # no sample moved: what few samples cannot show is not claimed
+    if error == 0.0:  # no sample changed: the bound is that of a share with no case
         margin = upper_share(0, least, confidence)
     return Drop(value, value - margin, value + margin, n, DELONG, asymptotic=True)
 

@@ -1,4 +1,4 @@
-"""How far answers are from the float model's, in one number that feels changes which no decision shows yet."""
+"""Divergence from the float model's answers: one number that also shows changes too small to change a decision."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ONE = 1e-3
 def divergence(expected: Mapping[str, Array], found: Mapping[str, Array], decision: str) -> float:
     """Mean Kullback-Leibler divergence in nats of the output `decision`; without one, the relative squared error.
 
-    The latter is the mean square difference of every output (N, ...) as a share of its variance, averaged over outputs.
-    Scores that are no probabilities yet go through softmax first.
+    The relative squared error is the mean squared difference of an output (N, ...) divided by its variance, averaged
+    over outputs. Scores that are not probabilities go through softmax first.
     """
     if decision:
         before, after = _probabilities(expected[decision]), _probabilities(found[decision])

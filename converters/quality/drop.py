@@ -1,4 +1,4 @@
-"""A drop in quality as a value, and how many samples could prove one."""
+"""A drop in quality with its bounds, and the number of samples that can prove a budget."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Drop(msgspec.Struct, frozen=True):
     """How much worse a candidate is than the float model on the same samples, in the metric's unit; below 0 is better.
 
     Attributes:
-        value: Of the samples at hand.
-        lower, upper: One-sided bounds, each at the stated confidence; infinite where nothing can be claimed.
+        value: The mean drop on the samples.
+        lower, upper: One-sided bounds, each at the given confidence; infinite where there are too few samples.
         n: Number of samples.
         method: How the bounds were found: ``clopper-pearson``, ``betting``, ``student-t`` or ``delong``.
-        asymptotic: True where the bounds hold for many samples only; False where they hold for any number.
+        asymptotic: True where the bounds hold for many samples only; False where they hold for any number of samples.
     """
 
     value: float
@@ -29,7 +29,7 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 def samples_needed(budget: float, confidence: float) -> int:
-    """How many samples, none of them changed for the worse, prove `budget`; 0 where no number can."""
+    """How many samples prove `budget` if none of them gets worse; 0 where no number of samples can."""
     if not 0.0 < budget < 1.0:
         return 0
     return math.ceil(math.log(1.0 - confidence) / math.log(1.0 - budget))

@@ -1,4 +1,4 @@
-"""Metrics: one score a sample, higher is better. What can be claimed of differences is in bounds.py."""
+"""Metrics: one score per sample, higher is better. `converters.quality.confidence` bounds their differences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Metric(msgspec.Struct, frozen=True):
 
     Attributes:
         name: ``accuracy``, ``agreement``, ``mse``, ``mae``, ``auc`` or ``module:function``.
-        scores: (outputs, labels) -> one score a sample (N,), higher is better.
+        scores: (outputs, labels) -> one score per sample (N,), higher is better.
         error: True where the reported value is an error (lower is better): the mean of the negated scores.
-        limits: The lowest and highest score that there can be, for exact bounds; None where nobody knows.
+        limits: The lowest and highest possible score, for exact bounds; None where they are unknown.
     """
 
     name: str
@@ -40,14 +40,17 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
-    """The metric called `name`; by default accuracy with integer labels, mse with others, agreement without any.
+    """The metric `name`. The default: accuracy with integer labels, mse with other labels, agreement without labels.
 
     Args:
-        decisions: The output holds one score a class, so that agreement means the same class; else it means closeness.
+        name: Name of the metric, or ``module:function``; None for the default.
+        labels: The labels; None without labels.
+        decisions: The output holds one score per class, so agreement means the same class. Otherwise it means
+            closeness.
 
     Raises:
         SettingsError: there is no such metric, or the user's function cannot be imported.
-        DataError: it needs labels, or labels of another kind.
+        DataError: the metric needs labels, or labels of another type.
     """
     if name is None:
         name = AGREEMENT if labels is None else "accuracy" if labels.dtype.kind in "iu" else "mse"
@@ -63,12 +66,12 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
     if name == "accuracy" and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
         raise DataError(
             f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
-            advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column a class.",
+            advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column per class.",
         )
     if name == AUC and labels is not None and not _two_classes(labels):
         raise DataError(
             f"metric auc: labels are {labels.dtype} of shape {list(labels.shape)}, expected 0 and 1 of shape [N]",
-            advice="For more classes than two use accuracy.",
+            advice="For more than two classes, use accuracy.",
         )
     if name == AGREEMENT and not decisions:
         return Metric(name, _closeness, limits=(0.0, 1.0))
@@ -79,24 +82,24 @@ def score(metric: Metric, outputs: Array, labels: Array) -> Array:
     """Scores (N,) of `outputs` (N, ...).
 
     Raises:
-        DataError: the metric cannot be computed for these shapes, or gives anything but one finite number a sample.
+        DataError: the metric fails for these shapes, or does not return one finite number per sample.
     """
     try:
         scores = np.asarray(metric.scores(outputs, labels), dtype=np.float64)
-    except Exception as error:  # a user's function may raise anything; it is named and nothing goes on
+    except Exception as error:  # a user's function may raise any error; the conversion ends with it
         raise DataError(
             f"metric {metric.name} failed for outputs {list(outputs.shape)} and labels {list(labels.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if scores.shape != (len(outputs),) or not np.isfinite(scores).all():
         raise DataError(
-            f"metric {metric.name} gave an array of shape {list(scores.shape)}, "
-            f"expected {len(outputs)} finite numbers, one a sample"
+            f"metric {metric.name} returned an array of shape {list(scores.shape)}, "
+            f"expected {len(outputs)} finite numbers, one per sample"
         )
     if metric.limits is not None and len(scores) and not _within(scores, metric.limits):
         raise DataError(
-            f"metric {metric.name} gave scores from {scores.min():.4g} to {scores.max():.4g}, "
-            f"expected {metric.limits[0]:g} to {metric.limits[1]:g} as its attribute limits says"
+            f"metric {metric.name} returned scores from {scores.min():.4g} to {scores.max():.4g}, "
+            f"expected {metric.limits[0]:g} to {metric.limits[1]:g} as in its attribute limits"
         )
     return scores
 
@@ -124,15 +127,15 @@ def _accuracy(outputs: Array, labels: Array) -> Array:
 
 
 def _agreement(outputs: Array, labels: Array) -> Array:
-    """The same class; here `labels` are the float model's outputs."""
+    """1 for the same class, 0 otherwise; `labels` are the float model's outputs."""
     return _per_row(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
 
 
 def _closeness(outputs: Array, labels: Array) -> Array:
-    """1 less the distance from the float model's answer, as a share of how far its answers usually spread; 0 at least.
+    """1 minus the distance from the float model's answer divided by the spread of its answers; at least 0.
 
-    Here `labels` are the float model's outputs (N, ...); spread is the root mean square distance from their mean, or
-    their root mean square size where they are all the same.
+    `labels` are the float model's outputs (N, ...). The spread is the root mean square distance from their mean, or
+    their root mean square where they are all equal.
     """
     expected = labels.astype(np.float64).reshape(len(labels), -1)
     distance = np.linalg.norm(outputs.astype(np.float64).reshape(expected.shape) - expected, axis=1)
@@ -153,24 +156,24 @@ def _absolute(outputs: Array, labels: Array) -> Array:
 
 
 def _placements(outputs: Array, labels: Array) -> Array:
-    """Of a positive the share of negatives that score less, of a negative that of positives that score more.
+    """For a positive, the share of negatives that score less; for a negative, the share of positives that score more.
 
-    Ties count half. The mean over either class, and so over all, is the area under the ROC curve.
+    Ties count half. The mean over either class, and so over all samples, is the area under the ROC curve.
     """
     scores, positive = _one_score(outputs), labels.reshape(-1) > 0
     if positive.all() or not positive.any():
         raise ValueError("auc needs samples of both classes")
-    found = np.empty(len(scores))
+    placements = np.empty(len(scores))
     for own, sign in ((positive, 1.0), (~positive, -1.0)):
         others = np.sort(sign * scores[~own])
         mine = sign * scores[own]
         below, upto = np.searchsorted(others, mine, "left"), np.searchsorted(others, mine, "right")
-        found[own] = (below + upto) / (2.0 * len(others))
-    return found
+        placements[own] = (below + upto) / (2.0 * len(others))
+    return placements
 
 
 def _one_score(outputs: Array) -> Array:
-    """The score of the positive class: the second of two columns, or the only one."""
+    """The score of the positive class: the second of two columns, or the only column."""
     flat = outputs.astype(np.float64).reshape(len(outputs), -1)
     if flat.shape[1] > 2:
         raise ValueError("auc needs outputs of shape [N], [N, 1] or [N, 2]")
@@ -187,7 +190,7 @@ def _within(scores: Array, limits: tuple[float, float]) -> bool:
 
 
 def _like(outputs: Array, labels: Array) -> Array:
-    """Outputs in the labels' shape: (N, 1) serves labels (N,); numpy alone would broadcast them to (N, N)."""
+    """Outputs in the labels' shape: (N, 1) matches labels (N,). numpy alone would broadcast them to (N, N)."""
     if outputs.size != labels.size:
         raise ValueError("outputs and labels have different sizes")
     return outputs.astype(np.float64).reshape(labels.shape)
@@ -217,7 +220,7 @@ def _user_function(name: str) -> Scores:
 
 
 def _stated_limits(name: str, function: Scores) -> tuple[float, float] | None:
-    """What a user's function says of its own scores by an attribute ``limits = (lowest, highest)``."""
+    """The limits of a user's function: its attribute ``limits = (lowest, highest)``; None without it."""
     stated = getattr(function, "limits", None)
     if stated is None:
         return None

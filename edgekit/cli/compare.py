@@ -1,4 +1,4 @@
-"""`edgekit compare`: two models or bundles on the same samples."""
+"""`edgekit compare`: compares two models or bundles on the same samples."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgekit.cli.common.console import json_option, needs_extra, print_json, pri
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Samples (.npz, .npy).")
-@click.option("--test", type=click.Path(path_type=Path), help="More samples, reported on apart.")
+@click.option("--test", type=click.Path(path_type=Path), help="More samples, with a result of their own.")
 @click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bounds on the drop.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the bounds on the drop.")
 @json_option
 def compare(
     first: Path, second: Path, data: Path, test: Path | None, metric: str | None, confidence: float, as_json: bool
 ) -> None:
-    """Compare two models or bundles, A being the reference.
+    """Compare two models or bundles. A is the reference.
 
     \b
     Examples:
@@ -31,9 +31,9 @@ def compare(
         from converters.compare import compare_models
 
     files = [data] if test is None else [data, test]
-    found = compare_models(first, second, files, metric=metric, confidence=confidence)
+    results = compare_models(first, second, files, metric=metric, confidence=confidence)
     if as_json:
-        print_json({path.name: result for path, result in zip(files, found, strict=True)})
+        print_json({path.name: result for path, result in zip(files, results, strict=True)})
         return
     print_table(
         ["samples", "n", "metric", "A", "B", "drop", "at least", "at most", "largest difference", "same decisions"],
@@ -50,6 +50,6 @@ def compare(
                 f"{result.parity.max_abs:.3g}",
                 f"{result.parity.agreement:.1%}",
             )
-            for path, result in zip(files, found, strict=True)
+            for path, result in zip(files, results, strict=True)
         ],
     )

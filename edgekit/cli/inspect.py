@@ -1,4 +1,4 @@
-"""`edgekit inspect`: what a model or a bundle is."""
+"""`edgekit inspect`: shows a model or a bundle."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def inspect(path: Path, as_json: bool) -> None:
       edgekit inspect model.onnx
       edgekit inspect bundles/digits-1.0.0-raspberry-pi-4
     """
-    found = _bundle(path) if (path / MANIFEST_NAME).is_file() else _model(path)
+    facts = _bundle(path) if (path / MANIFEST_NAME).is_file() else _model(path)
     if as_json:
-        print_json(found)
+        print_json(facts)
         return
-    tensors = [("input", *row) for row in _rows(found["inputs"])] + [
-        ("output", *row) for row in _rows(found["outputs"])
+    tensors = [("input", *row) for row in _rows(facts["inputs"])] + [
+        ("output", *row) for row in _rows(facts["outputs"])
     ]
-    facts = [(key, _text(value)) for key, value in found.items() if key not in ("inputs", "outputs")]
-    print_table(["what", "value"], facts)
+    rows = [(key, _text(value)) for key, value in facts.items() if key not in ("inputs", "outputs")]
+    print_table(["fact", "value"], rows)
     click.echo()
-    print_table(["", "name", "dtype", "shape", "held as"], tensors)
+    print_table(["", "name", "dtype", "shape", "in the artifact"], tensors)
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -62,13 +62,13 @@ def _bundle(path: Path) -> dict[str, Any]:
         "golden": _golden(manifest),
         "requires": manifest.requires,
         "source": manifest.source_sha256,
-        "inputs": [_held(binding) for binding in manifest.inputs],
-        "outputs": [_held(binding) for binding in manifest.outputs],
+        "inputs": [_binding(binding) for binding in manifest.inputs],
+        "outputs": [_binding(binding) for binding in manifest.outputs],
     }
 
 
 class _Contents(msgspec.Struct):
-    """What `edgekit convert` says of an artifact's operators in its report."""
+    """The operators of an artifact, as in the report of `edgekit convert`."""
 
     operators: dict[str, int]
     pieces: int | None = None
@@ -79,18 +79,20 @@ class _Report(msgspec.Struct):
 
 
 def _contents(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The operators as the bundle's own report lists them; nothing where it has none."""
+    """The operators from the bundle's report; empty where the report has none."""
     entries = [entry for entry in manifest.files if entry.role == ROLE_REPORT and entry.path.endswith(".json")]
     if not entries:
         return {}
     try:
-        found = msgspec.json.decode((folder / entries[0].path).read_bytes(), type=_Report).contents
+        contents = msgspec.json.decode((folder / entries[0].path).read_bytes(), type=_Report).contents
     except (OSError, msgspec.MsgspecError) as error:
         raise ManifestError(f"{folder / entries[0].path} cannot be read: {error}") from error
-    if found is None:
+    if contents is None:
         return {}
-    pieces = {} if found.pieces is None else {"xnnpack": f"{found.pieces} pieces" if found.pieces != 1 else "one piece"}
-    return {"operators": found.operators, **pieces}
+    pieces = {}
+    if contents.pieces is not None:
+        pieces = {"xnnpack": f"{contents.pieces} pieces" if contents.pieces != 1 else "one piece"}
+    return {"operators": contents.operators, **pieces}
 
 
 def _quality(manifest: Manifest) -> str | None:
@@ -133,24 +135,24 @@ def _plain(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype.value, "shape": list(spec.shape)}
 
 
-def _held(binding: Binding) -> dict[str, Any]:
-    found = _plain(binding.spec)
+def _binding(binding: Binding) -> dict[str, Any]:
+    tensor = _plain(binding.spec)
     if isinstance(binding.joined, Joined):
-        return {**found, "axis": binding.joined.axis, "parts": [_held(part) for part in binding.joined.parts]}
-    found["artifact"] = _plain(binding.artifact)
+        return {**tensor, "axis": binding.joined.axis, "parts": [_binding(part) for part in binding.joined.parts]}
+    tensor["artifact"] = _plain(binding.artifact)
     if binding.scale is not None:
-        found["artifact"]["scale"] = binding.scale
-        found["artifact"]["zero_point"] = binding.zero_point
-    return found
+        tensor["artifact"]["scale"] = binding.scale
+        tensor["artifact"]["zero_point"] = binding.zero_point
+    return tensor
 
 
 def _rows(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
-    return [(t["name"], t["dtype"], _shape(t["shape"]), _held_as(t)) for t in tensors]
+    return [(t["name"], t["dtype"], _shape(t["shape"]), _in_artifact(t)) for t in tensors]
 
 
-def _held_as(tensor: dict[str, Any]) -> str:
+def _in_artifact(tensor: dict[str, Any]) -> str:
     if "parts" in tensor:
-        return f"{' + '.join(map(_held_as, tensor['parts']))} along axis {tensor['axis']}"
+        return f"{' + '.join(map(_in_artifact, tensor['parts']))} along axis {tensor['axis']}"
     artifact = tensor.get("artifact")
     return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}" if artifact else ""
 

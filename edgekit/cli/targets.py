@@ -1,4 +1,4 @@
-"""`edgekit targets`: what can be converted for."""
+"""`edgekit targets`: lists target profiles."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgekit.errors import SettingsError
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--targets-file", type=click.Path(path_type=Path), help="Target profiles of your own (.toml).")
+@click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")
 @json_option
 def targets(name: str | None, targets_file: Path | None, as_json: bool) -> None:
-    """List target profiles, or show one.
+    """List target profiles, or show one profile.
 
     \b
     Examples:
@@ -63,12 +63,12 @@ def _fields(profile: TargetProfile) -> list[tuple[str, str]]:
         ("cost", _speed(profile)),
         ("int8 activations", "symmetric" if profile.int8_symmetric else "asymmetric"),
         ("batch", "free" if profile.free_batch else "1"),
-        ("edgekit-agent", "runs there" if profile.agent else "cannot run there"),
+        ("edgekit-agent", "runs on it" if profile.agent else "cannot run on it"),
     ]
 
 
 def _speed(profile: TargetProfile) -> str:
     if not profile.speed:
-        return "in instructions, estimated from the cpu features"
+        return "in instructions, estimated from the CPU features"
     speeds = ", ".join(f"{precision} {speed:g}x" for precision, speed in profile.speed.items())
     return f"in multiply-adds, with {speeds}"

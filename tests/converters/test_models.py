@@ -76,15 +76,15 @@ def test_model_answers_in_its_bundle_as_before(name, runtime, child, tmp_path):
 @pytest.fixture(scope="module")
 def build(child, tmp_path_factory):
     """Build one kind of a model for LiteRT: its artifact, and each output's error as a share of the answers' size."""
-    benches = {}
+    contexts = {}
 
     def build(name, kind):
-        if name not in benches:
+        if name not in contexts:
             graph = run_pass(Simplify(), MODELS[name]()).graph
             fixed = run_pass(Simplify(), graph.with_batch(1)).graph
             samples = Samples(rows_of(graph, 80, seed=1))
-            benches[name] = ConversionContext(graph, fixed, samples, child, tmp_path_factory.mktemp(name))
-        context = benches[name]
+            contexts[name] = ConversionContext(graph, fixed, samples, child, tmp_path_factory.mktemp(name))
+        context = contexts[name]
         artifact = LiteRTBackend(context).build(Recipe(precision=kind))
         runtime = open_artifact(artifact, tmp_path_factory.mktemp("run"))
         x = rows_of(context.graph, 40, seed=2)

@@ -1,4 +1,4 @@
-""".tflite files as bytes: what is read from them, and the last changes that are written to them.
+"""Reads and rewrites .tflite files as bytes: operators, weights, ranges, biases, and the removal of unused parts.
 
 Nothing here knows a recipe, a target or another file format.
 """

@@ -1,10 +1,10 @@
-"""Scales of static int8 weights that are wide enough for their biases.
+"""Widens scales of static int8 weights whose biases would not fit 32 bits.
 
-A bias is a 32-bit integer, whose scale is the input's times the weights'. Where a channel's weights are millionths of
-its bias, as behind a batch normalization that has nearly switched it off, the integer would be beyond 32 bits, and the
-quantizer saturates it: the channel answers anything. A wider scale for such weights brings the bias back, and nothing
-is lost that 8 bits of an activation could show: each weight is off by half a step, and an input as large as they get,
-255 steps, then moves the channel by 2^-23 of its bias.
+A bias is a 32-bit integer; its scale is the input's scale times the weights' scale. Where the weights of a channel are
+millionths of its bias, as behind a batch normalization that nearly switched the channel off, the integer does not fit
+32 bits. The quantizer then saturates it, and the channel's answers are wrong. A wider scale of such weights lets the
+bias fit. The loss is too small for 8-bit activations: each weight is off by half a step, so the largest input, 255
+steps, changes the channel by 2^-23 of its bias.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, o
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
-LARGEST = 2.0**30  # half of what 32 bits hold: the other half is for the sum that a bias is added to
-ROUNDED = 1.001  # scales are float32
+LARGEST = 2.0**30  # half the range of 32 bits; the other half is for the sum that the bias is added to
+ROUNDING = 1.001  # tolerance, because scales are float32
 LEVELS = {"int8": 127, "int4": 7}
 Ranges = dict[str, dict[str, Array]]
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """One operator with integer weights and a 32-bit bias; its weights in the float file are `name` in `buffer`."""
+    """An operator with integer weights and a 32-bit bias. `name` and `buffer` are of its weights in the float file."""
 
     name: str
     buffer: int
     levels: int
-    largest: Array  # weight of each channel, of the weights' rank; (1, ...) where they have one scale in all
-    scales: Array  # of the weights, (O,) or (1,)
-    needed: Array  # the smallest that its bias allows, of the same shape
+    largest: Array  # largest weight per channel, with the weights' rank; (1, ...) where one scale serves all channels
+    scales: Array  # scales of the weights, (O,) or (1,)
+    needed: Array  # smallest scales at which the bias fits, of the same shape
 
 
 def wider_weights(before: bytes, after: bytes) -> Ranges:
-    """Ranges for weights whose biases saturate, as ai-edge-quantizer takes them; empty where none does.
+    """Ranges of weights whose biases saturate, in ai-edge-quantizer's form; empty where no bias saturates.
 
     Args:
         before: The float .tflite.
-        after: What the quantizer made of it in static int8.
+        after: The static int8 file that the quantizer made of it.
 
     Returns:
-        Smallest and largest value of each channel by the weights' name in `before`, float32 of the weights' rank. All
-        names of one buffer have the same, since the quantizer rounds it once.
+        Smallest and largest value of each channel, by the weights' name in `before`: float32, of the weights' rank. All
+        names of one buffer have equal ranges, because the quantizer rounds a buffer once.
 
     Raises:
         ConversionError: the two files have different operators with weights.
@@ -59,7 +59,7 @@ def wider_weights(before: bytes, after: bytes) -> Ranges:
         if np.any(widest[layer.buffer] > layer.scales):
             wide = (widest[layer.buffer] * layer.levels).astype(np.float32).reshape(layer.largest.shape)
             wider = (widest[layer.buffer] > layer.scales).reshape(layer.largest.shape)
-            reach = np.where(wider, wide, layer.largest)  # so that others keep their scales bit by bit
+            reach = np.where(wider, wide, layer.largest)  # so that other channels keep their scales bit by bit
             ranges[layer.name] = {"min": -reach, "max": reach}
     return ranges
 
@@ -68,15 +68,17 @@ def require_biases(before: bytes, after: bytes) -> None:
     """Check that every 32-bit bias holds its value.
 
     Raises:
-        ConversionError: one saturates; says how many of which layer.
+        ConversionError: a bias saturates; the message counts the channels of each layer.
     """
     wrong = [
-        f"{int(np.sum(layer.needed > layer.scales * ROUNDED))} channels of {layer.name}"
+        f"{int(np.sum(layer.needed > layer.scales * ROUNDING))} channels of {layer.name}"
         for layer in _layers(before, after)
-        if np.any(layer.needed > layer.scales * ROUNDED)
+        if np.any(layer.needed > layer.scales * ROUNDING)
     ]
     if wrong:
-        raise ConversionError(f"biases beyond 32 bits, expected wider scales of their weights: {', '.join(wrong)}")
+        raise ConversionError(
+            f"biases do not fit 32 bits, although the scales of their weights were widened: {', '.join(wrong)}"
+        )
 
 
 def _layers(before: bytes, after: bytes) -> Iterator[_Layer]:
@@ -86,9 +88,7 @@ def _layers(before: bytes, after: bytes) -> Iterator[_Layer]:
             f"{len(integers)} operators with weights are in the quantized file, expected the float file's {len(floats)}"
         )
     for given, made in zip(floats, integers, strict=True):
-        if (
-            not made.bias or made.bias_type != "int32" or not given.content
-        ):  # weights that are computed have no channels
+        if not made.bias or made.bias_type != "int32" or not given.content:  # computed weights have no channels
             continue
         quantization = made.weights.quantization
         scales = np.asarray(quantization.scale, np.float64)
@@ -108,7 +108,7 @@ def _layers(before: bytes, after: bytes) -> Iterator[_Layer]:
 
 
 class _Op(msgspec.Struct, frozen=True):
-    """An operator with weights: their tensor and content, its bias, empty for none, and the scale of its input."""
+    """An operator with weights: their tensor and content, its bias (empty without one), and the scale of its input."""
 
     operator: str
     weights: Any
@@ -126,9 +126,10 @@ def _weighted(data: bytes) -> list[_Op]:
         name = operator_name(model, operator)
         if name not in WEIGHTED:
             continue
-        transposed = name == "TRANSPOSE_CONV"  # whose first input is a shape
-        given, place = operator.inputs[2 if transposed else 0], 3 if transposed else 2
-        bias = tensors[operator.inputs[place]] if len(operator.inputs) > place and operator.inputs[place] >= 0 else None
+        transposed = name == "TRANSPOSE_CONV"  # its first input is a shape
+        given, position = operator.inputs[2 if transposed else 0], 3 if transposed else 2
+        has_bias = len(operator.inputs) > position and operator.inputs[position] >= 0
+        bias = tensors[operator.inputs[position]] if has_bias else None
         weights, quantization = tensors[operator.inputs[1]], tensors[given].quantization
         scaled = quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
         found.append(

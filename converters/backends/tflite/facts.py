@@ -1,4 +1,4 @@
-"""What running a .tflite file takes beyond its arithmetic: parts that XNNPACK leaves alone, and loops."""
+"""Facts of a .tflite file that affect its run time beyond arithmetic: operators outside XNNPACK, and loops."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DELEGATE = "DELEGATE"
 
 
 def facts_of(path: Path) -> FileFacts:
-    """Look at a float file.
+    """Read the facts of a float file.
 
     Raises:
-        ConversionError: it is no .tflite file, or a loop in it has no fixed number of steps.
+        ConversionError: it is not a .tflite file, or a loop in it has no fixed number of steps.
     """
     data = path.read_bytes()
     pieces, outside = pieces_of(path)
@@ -28,10 +28,10 @@ def facts_of(path: Path) -> FileFacts:
 
 
 def pieces_of(path: Path) -> tuple[int | None, int | None]:
-    """Pieces that XNNPACK takes of the main graph, and operators that it leaves; None where LiteRT does not tell."""
+    """Number of pieces of the main graph that XNNPACK runs, and of operators outside; None where LiteRT hides them."""
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
-    try:  # private to the library: where it is gone, nothing is said
+    try:  # a private method of the library: where it is missing, the numbers are unknown
         runs = [
             (str(one["op_name"]), list(one["inputs"]), list(one["outputs"])) for one in interpreter._get_ops_details()
         ]
@@ -39,13 +39,13 @@ def pieces_of(path: Path) -> tuple[int | None, int | None]:
         return None, None
     count = len(parse_tflite(path.read_bytes()).subgraphs[0].operators)
     pieces, own = runs[count:], runs[:count]
-    makers = {index: run for run in (*own, *pieces) for index in run[2]}  # a piece stands for what it took
-    needed, seen, outside = [int(one["index"]) for one in interpreter.get_output_details()], set(), 0
+    makers = {index: run for run in (*own, *pieces) for index in run[2]}  # a piece replaces its operators
+    needed, visited, outside = [int(one["index"]) for one in interpreter.get_output_details()], set(), 0
     while needed:
         name, inputs, outputs = makers.get(needed.pop(), ("", [], []))
-        if not outputs or outputs[0] in seen:
+        if not outputs or outputs[0] in visited:
             continue
-        seen.add(outputs[0])
+        visited.add(outputs[0])
         outside += name != DELEGATE
         needed += [int(index) for index in inputs]
     return len(pieces), outside
@@ -66,7 +66,7 @@ def _loops(model: Any, data: bytes) -> tuple[Loop, ...]:
 
 
 def _steps(model: Any, data: bytes, condition: Any) -> int:
-    """The least constant that a counter is held below; counters of recurrent layers begin at 0 and go up by 1."""
+    """The least constant that a counter is compared with. Counters of recurrent layers start at 0 and go up by 1."""
     limits = []
     for operator in condition.operators:
         tensor = condition.tensors[operator.inputs[-1]]
@@ -74,12 +74,12 @@ def _steps(model: Any, data: bytes, condition: Any) -> int:
         if operator_name(model, operator) == "LESS" and TYPES[tensor.type] == "int32" and len(content) == 4:
             limits.append(int(np.frombuffer(content, np.int32)[0]))
     if not limits:
-        raise ConversionError("a loop in the file has no fixed number of steps, so that its cost is not known")
+        raise ConversionError("a loop in the file has no fixed number of steps, so its cost cannot be estimated")
     return min(limits)
 
 
 def _macs(model: Any, body: Any) -> int:
-    """Of what has constant weights (out, in): one row goes through each."""
+    """Multiply-adds of one row in the dense layers, whose weights are (out, in)."""
     dense = [operator for operator in body.operators if operator_name(model, operator) == "FULLY_CONNECTED"]
     return sum(_size(body.tensors[operator.inputs[1]]) for operator in dense)
 

@@ -1,4 +1,4 @@
-"""Reads a .tflite file: which operators hold weights, of what type, and which canonical layer each one is."""
+"""Reads a .tflite file: its operators, their weights and types, and the canonical layer of each operator."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class WeightedOp(msgspec.Struct, frozen=True):
     """An operator whose weights are constant.
 
     Attributes:
-        operator: Its name in TensorFlow Lite.
-        scope: Names of its outputs, each ending in a semicolon, as ai-edge-quantizer's rules are matched with.
-        dtype: Of its weights: ``float32``, ``int8``, ``int4`` ...
-        content: The weights' bytes as they lie in the file.
+        operator: TensorFlow Lite operator.
+        scope: Names of its outputs, each with a semicolon at the end, as the rules of ai-edge-quantizer match them.
+        dtype: Type of its weights: ``float32``, ``int8``, ``int4`` ...
+        content: Bytes of its weights in the file.
     """
 
     operator: str
@@ -38,10 +38,10 @@ class WeightedOp(msgspec.Struct, frozen=True):
 
 
 def parse_tflite(data: bytes) -> Any:
-    """The file as the schema's objects.
+    """Parse a file into the schema's objects.
 
     Raises:
-        ConversionError: `data` is no .tflite file.
+        ConversionError: `data` is not a .tflite file.
     """
     if data[4:8] != IDENTIFIER:
         raise ConversionError(f"the file begins with {data[:8]!r}, expected a .tflite file")
@@ -61,7 +61,7 @@ def operators_of(data: bytes) -> list[str]:
 
 
 def activations(data: bytes) -> dict[str, int]:
-    """Rank of each float tensor that is no constant, by name: inputs and what operators make, in order of execution."""
+    """Rank of each float tensor that is not a constant, by name: inputs and outputs of operators in execution order."""
     graph = parse_tflite(data).subgraphs[0]
     indices = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
     tensors = [graph.tensors[index] for index in indices if index >= 0]
@@ -69,7 +69,7 @@ def activations(data: bytes) -> dict[str, int]:
 
 
 def splits_of_fixed_scale(data: bytes) -> list[str]:
-    """Scopes of SPLITs of what has a prescribed 8-bit scale, as a sigmoid: the parts are given others, which fails."""
+    """Scopes of SPLITs whose input has a fixed 8-bit scale, as of a sigmoid; ai-edge-quantizer fails on their parts."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     makers = {index: operator_name(model, operator) for operator in graph.operators for index in operator.outputs}
@@ -81,7 +81,7 @@ def splits_of_fixed_scale(data: bytes) -> list[str]:
 
 
 def weighted_ops(data: bytes) -> list[WeightedOp]:
-    """The operators that hold weights, in order of execution; weights behind a DEQUANTIZE count as the operator's."""
+    """The operators with weights, in execution order. Weights that are read through a DEQUANTIZE count too."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     dequantized = {
@@ -108,57 +108,57 @@ def _scope(graph: Any, operator: Any) -> str:
 
 
 def buffer_content(buffer: Any, data: bytes) -> bytes:
-    """The bytes of a buffer, which may lie behind the flatbuffer."""
+    """The bytes of a buffer, which may lie after the flatbuffer."""
     if buffer.offset and buffer.size and buffer.offset > 1:
         return data[buffer.offset : buffer.offset + buffer.size]
     return b"" if buffer.data is None else np.asarray(buffer.data, dtype=np.uint8).tobytes()
 
 
 def match_layers(graph: Graph, ops: list[WeightedOp]) -> dict[str, int]:
-    """Which of `ops`, the weighted operators of a float file lowered from `graph`, is which layer, by equal weights.
+    """The index in `ops` of each layer of `graph`, by equal weights. `ops` are of the float file lowered from `graph`.
 
-    Layers with the same weights are told apart by their order. A layer into which the lowering multiplied what stands
-    before or behind it is found by that: its weights differ by one factor a row or a column. A layer that the lowering
-    changed otherwise has no entry.
+    Layers with equal weights are matched in their order. The lowering may multiply a neighbouring operator into the
+    weights of a layer; such a layer is found because its weights differ by one factor per row or column. A layer that
+    the lowering changed otherwise has no entry.
     """
-    places: dict[bytes, list[int]] = defaultdict(list)
+    by_content: dict[bytes, list[int]] = defaultdict(list)
     for index, op in enumerate(ops):
-        places[op.content].append(index)
-    found, changed = {}, {}
+        by_content[op.content].append(index)
+    matched, changed = {}, {}
     for node in graph.nodes:
         weights = _lowered_weights(graph, node)
         if weights is None:
             continue
-        if places.get(key := weights.tobytes()):
-            found[label(node)] = places[key].pop(0)
+        if by_content.get(key := weights.tobytes()):
+            matched[label(node)] = by_content[key].pop(0)
         else:
             changed[label(node)] = weights
-    left = sorted(index for indices in places.values() for index in indices)
+    left = sorted(index for indices in by_content.values() for index in indices)
     for name, weights in changed.items():
-        place = next((index for index in left if _is_scaled(weights, ops[index])), None)
-        if place is not None:
-            found[name] = place
-            left.remove(place)
-    return found
+        position = next((index for index in left if _is_scaled(weights, ops[index])), None)
+        if position is not None:
+            matched[name] = position
+            left.remove(position)
+    return matched
 
 
-def unchanged(graph: Graph, ops: list[WeightedOp], places: Mapping[str, int]) -> set[str]:
-    """The layers of `places` whose weights are in the file bit by bit."""
+def unchanged(graph: Graph, ops: list[WeightedOp], positions: Mapping[str, int]) -> set[str]:
+    """The layers of `positions` whose weights are in the file bit by bit."""
     nodes = {label(node): node for node in graph.nodes}
-    weights = {name: _lowered_weights(graph, nodes[name]) for name in places}
+    weights = {name: _lowered_weights(graph, nodes[name]) for name in positions}
     return {
-        name for name, value in weights.items() if value is not None and value.tobytes() == ops[places[name]].content
+        name for name, value in weights.items() if value is not None and value.tobytes() == ops[positions[name]].content
     }
 
 
 def _is_scaled(weights: Array, op: WeightedOp) -> bool:
-    """True where the operator's weights are `weights` times a factor for each row, or for each column."""
+    """True where the operator's weights are `weights` times one factor per row, or per column."""
     if op.dtype != "float32" or len(op.content) != weights.nbytes:
         return False
-    found = np.frombuffer(op.content, np.float32).astype(np.float64).reshape(weights.shape)
+    actual = np.frombuffer(op.content, np.float32).astype(np.float64).reshape(weights.shape)
     for axis in (0, -1):
         other = np.moveaxis(weights.astype(np.float64), axis, 0).reshape(weights.shape[axis], -1)
-        mine = np.moveaxis(found, axis, 0).reshape(weights.shape[axis], -1)
+        mine = np.moveaxis(actual, axis, 0).reshape(weights.shape[axis], -1)
         factors = (mine * other).sum(axis=1) / np.maximum((other**2).sum(axis=1), 1e-30)
         if np.abs(mine - factors[:, None] * other).max() <= 1e-5 * max(float(np.abs(mine).max()), 1e-30):
             return True
@@ -181,10 +181,10 @@ def _lowered_weights(graph: Graph, node: Any) -> Array | None:
 
 
 def require_types(data: bytes, expected: Mapping[int, str]) -> None:
-    """Check that every rule hit: the weighted operators of `data`, by place, have weights of these types.
+    """Check that every rule took effect: the weighted operators of `data`, by index, have weights of these types.
 
     Raises:
-        ConversionError: one has another type; says where, what was found and what was expected.
+        ConversionError: a type differs; the message names the operator and both types.
     """
     ops = weighted_ops(data)
     wrong = [

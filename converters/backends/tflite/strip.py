@@ -1,8 +1,8 @@
-"""The last step on a .tflite file: what the runtime does not read goes, equal parts are kept once.
+"""Strips a .tflite file: removes parts that the runtime does not read, and stores equal parts once.
 
 Names of tensors, metadata, empty quantization records and repeated vectors are a quarter of a small quantized file. The
-answers stay the same bit by bit; `require_equal` shows it. It must be the last step, since quantizers choose layers by
-their tensors' names.
+answers stay equal bit by bit; `require_equal` checks this. Stripping is the last step, because quantizers find layers
+by the names of tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekit.errors import ParityError
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array, TensorSpec
 
-ALIGNMENT = 16  # of weights, as the schema asks; the Python writer does not know of it
+ALIGNMENT = 16  # bytes, required by the schema for weights; the Python writer does not set it
 TRIALS, SEED = 3, 7
 
 
@@ -27,16 +27,17 @@ def strip(data: bytes) -> bytes:
     """The same model in fewer bytes; `data` itself where nothing is saved.
 
     Raises:
-        ConversionError: `data` is no .tflite file.
+        ConversionError: `data` is not a .tflite file.
     """
     model = parse_tflite(data)
     model.description = None
     model.metadata = model.metadataBuffer = None
     for graph in model.subgraphs:
         graph.name = None
-        called = set() if model.signatureDefs else {*graph.inputs, *graph.outputs}  # else nothing names them
+        # Without a signature, only the tensors' names name the inputs and outputs.
+        named = set() if model.signatureDefs else {*graph.inputs, *graph.outputs}
         for index, tensor in enumerate(graph.tensors):
-            _strip_tensor(tensor, keep_name=index in called)
+            _strip_tensor(tensor, keep_name=index in named)
         _as_arrays(graph, inputs=np.int32, outputs=np.int32)
         for operator in graph.operators:
             _as_arrays(operator, inputs=np.int32, outputs=np.int32, intermediates=np.int32)
@@ -47,7 +48,7 @@ def strip(data: bytes) -> bytes:
 
 
 def packed(model: Any, size: int) -> bytes:
-    """A file of the schema's objects, all buffers inside it; `size` is about how large it will be."""
+    """Serialize the schema's objects with all buffers inside the flatbuffer; `size` is the expected size in bytes."""
     builder = _SharingBuilder(size)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
@@ -57,17 +58,17 @@ def require_equal(before: Path, after: Path) -> None:
     """Run both files on the same seeded inputs.
 
     Raises:
-        ParityError: one bit of an answer differs.
+        ParityError: a bit of an answer differs.
     """
     first, second = LiteRTRuntime(before), LiteRTRuntime(after)
     try:
         rng = np.random.default_rng(SEED)
         for _ in range(TRIALS):
             inputs = {spec.name: _noise(spec, rng) for spec in first.inputs}
-            expected, found = first.run(inputs), second.run(inputs)
+            expected, answers = first.run(inputs), second.run(inputs)
             for name, value in expected.items():
-                if value.tobytes() != found[name].tobytes():
-                    raise ParityError(f"step strip changed output {name} of {before.name}, expected the same bits")
+                if value.tobytes() != answers[name].tobytes():
+                    raise ParityError(f"step strip changed output {name} of {before.name}, expected equal bits")
     finally:
         first.close()
         second.close()
@@ -99,7 +100,7 @@ def _strip_tensor(tensor: Any, *, keep_name: bool) -> None:
 
 
 def _as_arrays(record: Any, **kinds: Any) -> None:
-    """Lists become arrays, which the builder can compare; empty ones go."""
+    """Turn lists into arrays, which the builder can compare, and remove empty lists."""
     for field, kind in kinds.items():
         values = getattr(record, field)
         if values is not None:
@@ -107,23 +108,23 @@ def _as_arrays(record: Any, **kinds: Any) -> None:
 
 
 def _pack_buffers(model: Any, data: bytes) -> None:
-    """Keep each content once, inside the flatbuffer; buffer 0 is the empty one, for tensors without data."""
-    kept: dict[bytes, int] = {b"": 0}
+    """Store each content once, inside the flatbuffer. Buffer 0 is empty, for tensors without data."""
+    numbers: dict[bytes, int] = {b"": 0}
     buffers = [schema.BufferT()]
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             content = buffer_content(model.buffers[tensor.buffer], data)
-            if content not in kept:
-                kept[content] = len(buffers)
+            if content not in numbers:
+                numbers[content] = len(buffers)
                 buffer = schema.BufferT()
                 buffer.data = np.frombuffer(content, dtype=np.uint8)
                 buffers.append(buffer)
-            tensor.buffer = kept[content]
+            tensor.buffer = numbers[content]
     model.buffers = buffers
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # it has no types
-    """A builder that writes equal vectors once, and bytes on the boundaries that kernels want."""
+    """A builder that writes equal vectors once, and aligns bytes as kernels need."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

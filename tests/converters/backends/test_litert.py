@@ -145,7 +145,7 @@ def test_named_layers_have_4_bits(precision, rounding, backend, answers):
     artifact, found = answers(recipe)
     assert dtypes(artifact) == ["int8", "int8", "int4", "int8", "int4", "int8"]
     assert artifact.runtime_version == "2.1"
-    prepared = backend._bench.prepared(recipe, backend._bench.fixed).constants["wp"].reshape(8, 8)
+    prepared = backend._context.prepared(recipe, backend._context.fixed).constants["wp"].reshape(8, 8)
     levels = np.rint(prepared * 7 / np.abs(prepared).max(axis=1, keepdims=True)).astype(np.int8)
     raw = np.frombuffer(weighted_ops(artifact.data)[2].content, np.uint8)
     nibbles = np.stack([raw & 15, raw >> 4], axis=1).ravel().astype(np.int8)
@@ -155,7 +155,7 @@ def test_named_layers_have_4_bits(precision, rounding, backend, answers):
 
 def test_layers_are_found_by_their_weights(backend):
     """Equal ones by their order."""
-    context = backend._bench
+    context = backend._context
     ops = weighted_ops(context.lowered(context.fixed).path.read_bytes())
     assert match_layers(context.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
 
@@ -183,14 +183,14 @@ def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
     ):
         artifact = backend.build(recipe)
         (tmp_path / "after.tflite").write_bytes(artifact.data)
-        before = backend._bench.folder / f"litert-{recipe.id}.tflite"
+        before = backend._context.folder / f"litert-{recipe.id}.tflite"
         require_equal(before, tmp_path / "after.tflite")
         assert len(artifact.data) < 0.9 * before.stat().st_size
 
 
 def test_ranges_come_from_the_one_calibration(backend, samples):
     """Every tensor that takes a canonical tensor's values has its histogram; none is measured twice."""
-    context = backend._bench
+    context = backend._context
     lowered = context.lowered(context.fixed)
     rows = list(backend._rows(lowered))
     probes, known = context.probe_values(context.fixed), context.calibration().tensors
@@ -225,14 +225,14 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
     assert dtypes(artifact) == ["float16"] * 5 + ["int8"]
 
 
-def test_copy_of_the_bench_builds_what_was_lowered_before_it(backend, tmp_path):
+def test_copy_of_the_context_builds_what_was_lowered_before_it(backend, tmp_path):
     """In another process there is no need for a second TensorFlow: it is furnished with the float file."""
     recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
-    prepared_inputs = pickle.loads(pickle.dumps(backend._bench.prepared_inputs(recipe, backend.graph, lower=True)))
-    copy = LiteRTBackend(backend._bench.another(TensorFlowProcess(), tmp_path))
-    copy._bench.prepare_inputs(recipe, copy.graph, prepared_inputs)
+    prepared_inputs = pickle.loads(pickle.dumps(backend._context.prepared_inputs(recipe, backend.graph, lower=True)))
+    copy = LiteRTBackend(backend._context.copy_with(TensorFlowProcess(), tmp_path))
+    copy._context.store_inputs(recipe, copy.graph, prepared_inputs)
     assert copy.build(recipe).data == backend.build(recipe).data
-    assert copy._bench.child._process is None
+    assert copy._context.child._process is None
 
 
 def tensor_names(path):

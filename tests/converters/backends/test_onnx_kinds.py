@@ -107,7 +107,7 @@ def test_dynamic_convolutions_are_refused(tmp_path):
 def test_only_biases_and_sums_are_quantized(make):
     """Scales and shifts by constants, Gelu's and a normalization's, stay float; residual sums and biases do not."""
     backend, _, _ = make("encoder")
-    graph = backend._bench.fixed
+    graph = backend._context.fixed
     kept = unfit(graph)
     sums = {node.name for node in graph.nodes if node.op_type == "Add"} - kept
     assert {"Add_sum1", "Add_sum2"} <= sums

@@ -61,7 +61,7 @@ def test_attention_and_vectors_stay_float():
     one = place(dense_models.autoencoder().with_batch(1))
     assert {*one.reasons.values()} == {
         "it multiplies a vector",
-        "it is a head: no layer follows that could hide its rounding",
+        "it is a head: no later layer reduces the effect of its rounding",
     }
 
 
@@ -126,7 +126,7 @@ def test_model_that_gains_nothing_is_refused(tmp_path):
     images, _ = models.patterns(10)
     context = ConversionContext(graph, graph.with_batch(1), Samples({"image": images}), TensorFlowProcess(), tmp_path)
     with pytest.raises(
-        ConversionError, match=r"no layer gains.*conv: it has 6 channels.*dense: it is a head"
+        ConversionError, match=r"no layer gets faster.*conv: it has 6 channels.*dense: it is a head"
     ) as caught:
         OnnxTensorRTBackend(context).build(INT8)
     assert "float16" in caught.value.advice

@@ -146,7 +146,7 @@ def test_a_folder_without_classes_or_images_is_refused(tmp_path):
     (tmp_path / "d" / "empty").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         load_folder(tmp_path / "d", processor)
-    with pytest.raises(DataError, match="nothing says how its images become the model's input") as caught:
+    with pytest.raises(DataError, match="no preprocessing steps are given for its images") as caught:
         load_samples(tmp_path / "d", Graph(classifier()).logical_inputs)
     assert "--preprocess" in caught.value.advice
 
@@ -241,7 +241,7 @@ def test_models_that_scale_pixels_themselves_are_known(graph, kinds):
 def test_other_models_are_not_guessed_at(graph):
     """Nothing that brings pixels to about one, or no image: the author must say."""
     assert detect_steps(graph) is None
-    with pytest.raises(RecipeError, match="begins with no layer that scales pixels"):
+    with pytest.raises(RecipeError, match="has no first layer that scales pixels"):
         choose_steps("auto", graph, [])
 
 

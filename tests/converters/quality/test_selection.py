@@ -91,7 +91,7 @@ def test_what_is_worse_for_the_aim_and_further_off_stays_out_of_the_way():
     assert choice.chosen == "int8"
     assert choice.verdicts["int8-dynamic"] == (
         "untested",
-        "not taken to the proof: int8 costs less and is nearer to the float model",
+        "not tested: int8 costs less and is nearer to the float model",
     )
 
 
@@ -147,7 +147,7 @@ def test_limits_refuse_what_is_too_large():
     """--max-bytes leaves only the small one."""
     choice = pick(F32, F16, max_bytes=300)
     assert choice.chosen == "float16"
-    assert "400 bytes, allowed are 300" in choice.verdicts["float32"][1]
+    assert "400 bytes, the limit is 300" in choice.verdicts["float32"][1]
 
 
 def test_nothing_within_budget_names_the_nearest():
