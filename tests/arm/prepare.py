@@ -1,8 +1,8 @@
-"""Fetches an aarch64 Debian 12 Python, the agent's own aarch64 wheels and qemu into ``.arm/``: ``make arm``.
+"""Downloads an aarch64 Debian 12 Python, the agent's aarch64 wheels and qemu into ``.arm/``: ``make arm``.
 
-Needs apt-get and dpkg (a Debian or Ubuntu host on x86-64) and a package index, but no root and nothing installed:
-apt works with a state of its own, and qemu's user mode runs one program in one folder, without chroot and without
-binfmt. About 100 MB are fetched. The wheels are those of ``constraints/agent.txt``, by their hashes.
+Needs apt-get and dpkg (a Debian or Ubuntu host on x86-64) and a package index. Needs no root and installs nothing on
+the host: apt uses a separate state folder, and qemu's user mode runs one program without chroot and without binfmt. The
+download has about 100 MB. The wheels and their hashes are those of ``constraints/agent.txt``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".arm"
-DONE = "made-from"  # what it was made from; another text, and it is made anew
+DONE = "made-from"  # holds the recipe of a complete .arm/; main makes the folder again if the recipe changes
 
 PYTHON = "3.11"
 SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
@@ -27,9 +27,9 @@ GUEST_PACKAGES = (
 )  # fmt: skip
 HOST_PACKAGES = ("qemu-user-static",)
 
-# The part number that each core tells in /proc/cpuinfo. ONNX Runtime reads that file rather than HWCAP alone: it
-# crashes on x86's, and takes instructions that are not there when it names a newer core than qemu emulates.
-CORES = {"cortex-a72": "0xd08", "cortex-a76": "0xd0b"}  # of a Raspberry Pi 4, and of a Raspberry Pi 5
+# The part number of each core in /proc/cpuinfo. ONNX Runtime reads that file, not only HWCAP: it crashes with the file
+# of an x86 host, and uses missing instructions if the file names a newer core than the one that qemu emulates.
+CORES = {"cortex-a72": "0xd08", "cortex-a76": "0xd0b"}  # Raspberry Pi 4 and Raspberry Pi 5
 FEATURES = {
     "cortex-a72": "fp asimd evtstrm crc32 cpuid",
     "cortex-a76": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
@@ -37,7 +37,7 @@ FEATURES = {
 
 
 def cpuinfo(core: str) -> str:
-    """``/proc/cpuinfo`` of a machine with two such cores, as Linux on arm64 writes it."""
+    """``/proc/cpuinfo`` of a machine with two of these cores, in the format of Linux on arm64."""
     lines = (
         "BogoMIPS\t: 108.00",
         f"Features\t: {FEATURES[core]}",
@@ -51,7 +51,7 @@ def cpuinfo(core: str) -> str:
 
 
 def interpreter(core: str) -> Path:
-    """The program that is Python of such a core; children that it starts by `sys.executable` are such Pythons too."""
+    """Path of the emulated Python of a core. Child processes started by its `sys.executable` are emulated too."""
     return HOME / f"root-{core}" / "usr" / "bin" / f"python{PYTHON}"
 
 
@@ -60,7 +60,7 @@ def _recipe() -> str:
 
 
 def is_made() -> bool:
-    """Whether ``.arm/`` is whole and of today's recipe."""
+    """True if ``.arm/`` is complete and made from the current recipe."""
     try:
         return (HOME / DONE).read_text() == _recipe()
     except OSError:
@@ -68,7 +68,7 @@ def is_made() -> bool:
 
 
 def main() -> int:
-    """Make ``.arm/`` unless it is there."""
+    """Make ``.arm/`` unless it is complete and current."""
     if is_made():
         return 0
     missing = [program for program in ("apt-get", "dpkg") if shutil.which(program) is None]
@@ -123,26 +123,26 @@ def _install_wheels() -> None:
     install += ["--python-version", PYTHON, "--python-platform", "aarch64-manylinux_2_36"]
     pinned = ["--only-binary", ":all:", "--require-hashes", "--requirement", "constraints/agent.txt"]
     subprocess.run([*install, *pinned], check=True, cwd=ROOT)
-    images = HOME / "images.txt"  # edgekit[images], for bundles that decode them
+    images = HOME / "images.txt"  # edgekit[images], for bundles that decode images
     images.write_text(_pinned("pillow"))
     pinned[-1] = str(images)
     subprocess.run([*install, *pinned], check=True, cwd=ROOT)
-    # Only edgekit's metadata: its code is on PYTHONPATH as it is here.
+    # Installs only edgekit's metadata: its code is on PYTHONPATH.
     subprocess.run([*install, "--no-build-isolation", "--editable", "."], check=True, cwd=ROOT)
 
 
 def _pinned(package: str) -> str:
-    """The versions of a package in ``constraints/all.txt``, one for each Python, with their hashes."""
+    """The entries of a package in ``constraints/all.txt``: one version for each Python, with hashes."""
     entries = re.split(r"^(?=\S)", (ROOT / "constraints" / "all.txt").read_text(), flags=re.MULTILINE)
     return "".join(entry for entry in entries if entry.startswith(f"{package}=="))
 
 
 def _write_interpreter(core: str) -> None:
     root, wrapper = HOME / f"root-{core}", interpreter(core)
-    shutil.copytree(HOME / "root", root, symlinks=True, copy_function=os.link)  # one copy, two names
+    shutil.copytree(HOME / "root", root, symlinks=True, copy_function=os.link)  # hard links: no second copy
     (root / "proc").mkdir()
     (root / "proc" / "cpuinfo").write_text(cpuinfo(core))
-    # Python finds its library and `sys.executable` by its own name: the program gives way to a script of that name.
+    # Python finds its library and `sys.executable` by its own path: rename the program, put a script in its place.
     program = wrapper.with_name(wrapper.name + "-aarch64")
     wrapper.rename(program)
     qemu = HOME / "host" / "usr" / "bin" / "qemu-aarch64-static"

@@ -1,6 +1,6 @@
-"""The agent with its real aarch64 wheels, emulated as a Pi 4 and as a Pi 5, under a broker and clients of this host.
+"""The agent with its aarch64 wheels on an emulated Pi 4 and Pi 5, with broker and clients on this host.
 
-Run: make arm && make test-arm. What is emulated is the instructions: nothing here tells how fast a board is.
+Run: make arm && make test-arm. Only the instructions are emulated: these tests do not show the speed of a board.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from tests.simulators.control import FLEET, ControlSide
 from tests.simulators.conv_models import residual
 from tests.simulators.models import saved
 
-# The second one runs each model in a process of its own: an emulated child of an emulated agent.
+# On the second board each model runs in its own process: an emulated child of an emulated agent.
 BOARDS = {"raspberry-pi-4": ("cortex-a72", "thread"), "raspberry-pi-5": ("cortex-a76", "process")}
 RUNTIMES = {"litert": "model.tflite", "onnxruntime": "model.onnx"}
 PATIENCE_SECONDS = 300.0
-ROWS, SHAPE = 8, (3, 16, 16)  # of `residual`
+ROWS, SHAPE = 8, (3, 16, 16)  # input of `residual`
 
 pytestmark = [
     pytest.mark.arm,
     pytest.mark.soak,
     pytest.mark.heavy,
-    pytest.mark.skipif(not prepare.is_made(), reason="there are no aarch64 wheels here; fetch them: make arm"),
+    pytest.mark.skipif(not prepare.is_made(), reason="no aarch64 wheels; download them: make arm"),
 ]
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """A residual network, float and int8 for both runtimes, by (name, target).
+    """A residual network as float and int8 for both runtimes, by (name, target).
 
-    It ends before its softmax: ONNX files keep that in float32, whose last bit is another one on another processor.
+    The network has no softmax: int8 ONNX files compute it in float32, whose last bit differs between processors.
     """
     folder = tmp_path_factory.mktemp("converted")
     graph = residual().model
@@ -58,7 +58,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     graph.graph.output[0].name = "head"
     model = saved(graph, folder / "residual.onnx")
     np.savez(folder / "data.npz", x=np.random.default_rng(0).normal(size=(200, *SHAPE)).astype(np.float32))
-    made = {}
+    folders = {}
     for runtime in RUNTIMES:
         for recipe in ("float32", "int8"):
             name = f"{runtime}-{recipe}"
@@ -68,12 +68,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
             command += [word for target in BOARDS for word in ("--target", target)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr[-2000:]
-            made.update({(name, target): folder / name / f"{name}-1.0.0-{target}" for target in BOARDS})
-    return made
+            folders.update({(name, target): folder / name / f"{name}-1.0.0-{target}" for target in BOARDS})
+    return folders
 
 
 def for_target(folder: Path, target: str, version: str = "1.0.0") -> Manifest:
-    """Let a bundle be one for `target`."""
+    """Rewrite the manifest of a bundle for another target and version."""
     manifest = msgspec.structs.replace(_manifest(folder), target=target, version=version)
     (folder / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
     return manifest
@@ -84,6 +84,7 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def enroll(side: ControlSide, target: str) -> AgentProcess:
+    """Enroll an emulated agent with its own folder."""
     core, isolation = BOARDS[target]
     folder = side.folder / target
     folder.mkdir()
@@ -112,7 +113,7 @@ async def roll_out(side: ControlSide, target: str, models: dict[str, str]) -> No
 
 
 def ask(url: str, manifest: Manifest, row: np.ndarray) -> np.ndarray:
-    """One row's answer over HTTP; JSON carries every bit of a float32."""
+    """The answer to one row over HTTP. JSON preserves every bit of a float32."""
     spec = manifest.inputs[0].spec
     tensor = {"name": spec.name, "shape": list(row.shape), "datatype": "FP32", "data": row.ravel().tolist()}
     request = urllib.request.Request(
@@ -124,31 +125,31 @@ def ask(url: str, manifest: Manifest, row: np.ndarray) -> np.ndarray:
 
 
 def compare(url: str, folder: Path) -> None:
-    """An int8 model answers on both machines by the same bits, a float one within 1e-5 of its range."""
+    """Check that an int8 model answers bit-identically on both machines, and a float model within 1e-5 of its range."""
     manifest = _manifest(folder)
     rows = np.random.default_rng(1).normal(size=(ROWS, 1, *SHAPE)).astype(np.float32)
-    there = np.stack([ask(url, manifest, row) for row in rows])
+    emulated = np.stack([ask(url, manifest, row) for row in rows])
     runtime = open_runtime(manifest, folder)
     try:
-        here = np.stack(
+        native = np.stack(
             [runtime.run({manifest.inputs[0].spec.name: row})[manifest.outputs[0].spec.name] for row in rows]
         )
     finally:
         runtime.close()
-    assert np.ptp(here) > 0
+    assert np.ptp(native) > 0
     if manifest.name.endswith("int8"):
-        assert np.array_equal(there, here), f"{manifest.name}: {np.abs(there - here).max()}"
+        assert np.array_equal(emulated, native), f"{manifest.name}: {np.abs(emulated - native).max()}"
     else:
-        assert np.abs(there - here).max() <= 1e-5 * np.ptp(here), manifest.name
+        assert np.abs(emulated - native).max() <= 1e-5 * np.ptp(native), manifest.name
 
 
 @pytest.mark.parametrize("target", BOARDS)
 async def test_an_arm_agent_follows_a_rollout_and_answers_as_this_machine_does(
     target: str, converted: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
-    """It starts, installs four models and updates them, installs four more, and is still there after SIGKILL.
+    """The agent starts, installs four models, updates them, installs four more, and answers again after SIGKILL.
 
-    Answers are those of x86-64; tritonclient, on this host, finds what it expects.
+    Its answers equal those of x86-64, and the checks of tritonclient pass from this host.
     """
     folders = {name: folder for (name, where), folder in converted.items() if where == target}
     small = bundles(tmp_path / "bundles")
@@ -167,7 +168,7 @@ async def test_an_arm_agent_follows_a_rollout_and_answers_as_this_machine_does(
             (view,) = side.state.devices.views(side.clock.wall(), PATIENCE_SECONDS)
             assert view.facts["arch"] == "aarch64"
             assert set(view.facts["runtimes"]) == set(RUNTIMES)
-            client = await _tritonclient(agent.url)
+            has_client = await _tritonclient(agent.url)
             for folder in folders.values():
                 publish(side.store, side.repository, folder)
             await roll_out(side, target, dict.fromkeys(folders, "1.0.0"))
@@ -178,12 +179,12 @@ async def test_an_arm_agent_follows_a_rollout_and_answers_as_this_machine_does(
             assert await agent.ask("small") == "1.0.0"
         finally:
             await agent.end()
-    if not client:
-        pytest.skip("all but tritonclient passed; make its environment: python -m benchmarks.peers tritonclient")
+    if not has_client:
+        pytest.skip("only tritonclient was not run; make its environment: python -m benchmarks.peers tritonclient")
 
 
 async def _tritonclient(url: str) -> bool:
-    """Whether it is there; where it is, it must be content."""
+    """Run the checks of tritonclient. Returns False if its environment does not exist."""
     python = peers.python_of("tritonclient")
     if python is None:
         return False
@@ -192,7 +193,7 @@ async def _tritonclient(url: str) -> bool:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
-    assert said.decode().count("ok ") == 13, said.decode()
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert output.decode().count("ok ") == 13, output.decode()
     return True

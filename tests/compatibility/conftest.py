@@ -1,4 +1,4 @@
-"""Every test here runs once for each release whose files are kept."""
+"""The fixture `release`: each test that uses it runs once for each stored release."""
 
 import pytest
 

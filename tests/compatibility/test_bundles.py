@@ -1,4 +1,4 @@
-"""Bundles of earlier releases: the same bytes again, whole, right answers, and sealed ones with their class key."""
+"""Bundles of earlier releases parse to the same bytes, pass their self-test, and answer correctly."""
 
 import io
 import json
@@ -22,12 +22,13 @@ BUNDLES = [
     for release in RELEASES
     for folder in sorted((release.folder / "bundles").iterdir())
 ]
-PLAIN = [bundle for bundle in BUNDLES if not bundle.id.endswith("-sealed")]  # of the sealed one the report is, too
+# A sealed bundle has a sealed report.
+PLAIN = [bundle for bundle in BUNDLES if not bundle.id.endswith("-sealed")]
 
 
 @pytest.fixture
 def class_keys(release, tmp_path):
-    """The class key of the devices that may open sealed bundles, as this process holds it."""
+    """Load the class key that opens the sealed bundles into this process."""
     key = release.control(tmp_path) / "keys" / "classes" / "gates.key"
     use_keyring(Keyring([key]))
     yield key
@@ -40,7 +41,7 @@ def bundle(release, name):
 
 
 def test_every_kind_of_bundle_is_here():
-    """Both runtimes, static int8, steps before and after, and a sealed one."""
+    """Each release has bundles for both runtimes, static int8, processing steps and sealing."""
     for release in RELEASES:
         manifests = [bundle(release, path.name)[1] for path in (release.folder / "bundles").iterdir()]
         assert {manifest.runtime for manifest in manifests} == {"litert", "onnxruntime"}
@@ -51,7 +52,7 @@ def test_every_kind_of_bundle_is_here():
 
 @pytest.mark.parametrize(("release", "folder"), BUNDLES)
 def test_manifest_is_encoded_to_the_same_bytes(release, folder):
-    """So that a signature over it still holds, and every file has the size and digests that it names."""
+    """A parsed manifest encodes to the bytes that were signed, and every file has its size and digests."""
     data = (folder / MANIFEST_NAME).read_bytes()
     assert parse_manifest(data).canonical_bytes() == data
     assert check_bundle(folder) == parse_manifest(data)
@@ -59,22 +60,22 @@ def test_manifest_is_encoded_to_the_same_bytes(release, folder):
 
 @pytest.mark.parametrize(("release", "folder"), BUNDLES)
 async def test_golden_samples_pass(release, folder, class_keys):
-    """Through today's runtime adapter, as the device's self-test runs them."""
+    """The self-test of the current code passes on every golden row."""
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
-    found = await run_self_test(manifest, folder)
-    assert found.passed
-    assert found.rows == manifest.golden.samples > 0
+    result = await run_self_test(manifest, folder)
+    assert result.passed
+    assert result.rows == manifest.golden.samples > 0
 
 
 async def test_sealed_bundle_stays_closed_without_its_key(release):
-    """The refusal names the class."""
+    """Without the class key the self-test is refused, and the error names the class."""
     folder, manifest = bundle(release, "shapes-1.0.0-raspberry-pi-4-sealed")
     with pytest.raises(CompatibilityError, match="sealed for device class gates"):
         await run_self_test(manifest, folder)
 
 
 async def test_sealed_bundle_is_the_plain_one(release, class_keys):
-    """Sealed and plain copy of one bundle answer the same."""
+    """The sealed and the plain copy of a bundle give equal answers."""
     answers = []
     for name in ("shapes-1.0.0-raspberry-pi-4", "shapes-1.0.0-raspberry-pi-4-sealed"):
         folder, manifest = bundle(release, name)
@@ -87,7 +88,7 @@ async def test_sealed_bundle_is_the_plain_one(release, class_keys):
 
 @pytest.mark.parametrize("columns", [True, False], ids=["down", "across"])
 async def test_steps_before_and_after_the_model_are_done(release, columns):
-    """A photo in, the right label out."""
+    """The bundle with processing steps accepts a photo and returns the right label."""
     image = pytest.importorskip("PIL.Image")
     across = np.arange(8)[None] % 2 if columns else np.arange(8)[:, None] % 2
     photo = io.BytesIO()
@@ -101,7 +102,7 @@ async def test_steps_before_and_after_the_model_are_done(release, columns):
 
 @pytest.mark.parametrize(("release", "folder"), PLAIN)
 def test_report_is_read(release, folder):
-    """By the type that `edgekit convert` reads an earlier report with; every key is still known."""
+    """The type with which `edgekit convert` reads an earlier report still knows every key."""
     data = (folder / "report.json").read_bytes()
     report = msgspec.json.decode(data, type=Report)
     assert report.chosen in {candidate.id for candidate in report.candidates}

@@ -1,4 +1,4 @@
-"""Fleet databases of earlier releases: migrated, read by commands and by the state's functions, and worked on."""
+"""Fleet databases of earlier releases can be migrated, read and used by commands and by the current code."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TABLES = ("devices", "reports", "presence", "rollouts", "rollout_devices", "assi
 
 @pytest.fixture(scope="module")
 def postgres():
-    """URL of a PostgreSQL database to empty: the one in EDGEKIT_TEST_POSTGRES, else of a server of the test's own."""
+    """URL of a PostgreSQL database for tests: EDGEKIT_TEST_POSTGRES, or a server that the fixture starts."""
     if "EDGEKIT_TEST_POSTGRES" in os.environ:
         yield os.environ["EDGEKIT_TEST_POSTGRES"]
         return
@@ -42,7 +42,7 @@ def control(release, tmp_path, monkeypatch):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, control):
-    """The release's database: a copy of the file, or its rows in PostgreSQL at the release's revision."""
+    """The release's database: a copy of the SQLite file, or its rows in PostgreSQL at the release's revision."""
     file = f"sqlite:///{control / 'edgekit.db'}"
     if request.param == "sqlite":
         return file
@@ -52,16 +52,16 @@ def url(request, control):
 
 
 def copy_rows(source, target):
-    """Make the tables that the source has, as its own migrations did, and fill them with its rows."""
+    """Migrate the target to the revision of the source, and copy all rows."""
     old = sa.create_engine(source)
     tables = sa.MetaData()
     tables.reflect(old)
     new = sa.create_engine(target)
     with old.connect() as reading, new.begin() as writing:
         command.upgrade(migration_config(writing), MigrationContext.configure(reading).get_current_revision())
-        there = sa.MetaData()
-        there.reflect(writing)
-        for table in there.sorted_tables:
+        target_tables = sa.MetaData()
+        target_tables.reflect(writing)
+        for table in target_tables.sorted_tables:
             if table.name == "alembic_version":
                 continue
             rows = [dict(row) for row in reading.execute(sa.select(tables.tables[table.name])).mappings()]
@@ -83,20 +83,20 @@ def state(url):
 
 
 def contents(url):
-    """Every row of the tables that the first release had, as comparable values."""
+    """Every row of the tables of the first release, as comparable values."""
     engine = sa.create_engine(url)
-    tables, found = sa.MetaData(), {}
+    tables, contents = sa.MetaData(), {}
     tables.reflect(engine)
     with engine.connect() as connection:
         for name in TABLES:
             rows = connection.execute(sa.select(tables.tables[name])).mappings()
-            found[name] = sorted(sorted((column, repr(value)) for column, value in row.items()) for row in rows)
+            contents[name] = sorted(sorted((column, repr(value)) for column, value in row.items()) for row in rows)
     engine.dispose()
-    return found
+    return contents
 
 
 def test_rollouts_are_read(state):
-    """Two finished, one aborted, one paused by its device, one running, with their devices."""
+    """Two finished rollouts, an aborted, a paused and a running one are read with the states of their devices."""
     rollouts = state.rollouts.all()
     assert [one.state for one in rollouts] == [
         RolloutState.FINISHED,
@@ -117,7 +117,7 @@ def test_rollouts_are_read(state):
 
 
 def test_devices_events_and_commands_are_read(release, state):
-    """What was enrolled, reported, happened, asked for and assigned."""
+    """Devices, reports, events and assignments of the release are read."""
     views = {view.device: view for view in state.devices.views(release.made_at, 90.0)}
     assert list(views) == ["jetson-1", "pi-1", "pi-2", "pi-9"]
     assert views["pi-1"].labels == {"site": "north"}
@@ -134,7 +134,7 @@ def test_devices_events_and_commands_are_read(release, state):
 
 
 def test_the_fleet_goes_on_in_it(release, state):
-    """Rollouts are resumed and aborted, commands numbered on, and a survey finds nothing to tell anew."""
+    """Rollouts can be resumed and aborted, new commands get higher numbers, and a survey changes nothing."""
     now = release.made_at
     before = state.rollouts.get(5)
     assert state.rollouts.survey(5, now) == before
@@ -144,12 +144,12 @@ def test_the_fleet_goes_on_in_it(release, state):
     )
     assert state.rollouts.apply(5, Aborted("over"), now).state is RolloutState.ABORTED
     assert state.assignments.get("pi-1").entries["digits"].version == "1.0.0"
-    asked = state.commands.add("pi-2", "self-test", {}, now=now, expires=now + 60)
-    assert asked.number > now - 86_400
+    command = state.commands.add("pi-2", "self-test", now=now, expires=now + 60)
+    assert command.number > now - 86_400
 
 
 def test_commands_list_it(control):
-    """As an operator types them."""
+    """The commands of an operator list, show and abort what the release stored."""
     rows = ran_json("rollout", "list", "--json")
     assert [(row["id"], row["state"]) for row in rows] == [
         (1, "FINISHED"),
@@ -173,7 +173,7 @@ def ran_json(*words):
 
 
 def test_migrating_down_to_the_release_and_up_again_keeps_every_row(control, url):
-    """Opening it migrates to the newest revision; going back gives the tables and rows that the release wrote."""
+    """Opening migrates to the newest revision; a downgrade restores the tables and rows of the release."""
     before = contents(url)
     engine = sa.create_engine(url)
     with engine.connect() as connection:
@@ -189,7 +189,7 @@ def test_migrating_down_to_the_release_and_up_again_keeps_every_row(control, url
 
 
 def test_migrating_down_to_nothing_and_up_again_gives_an_empty_fleet(url):
-    """A filled database does not stand in the way, and the new tables work."""
+    """A database with rows can be downgraded to the base and upgraded again, and the new tables work."""
     open_database(url).dispose()
     migrate(url, command.downgrade, "base")
     engine = sa.create_engine(url)
@@ -197,12 +197,12 @@ def test_migrating_down_to_nothing_and_up_again_gives_an_empty_fleet(url):
     engine.dispose()
     state = open_fleet_state(url, FLEET)
     assert state.devices.all() == state.rollouts.all() == []
-    assert state.commands.add("a", "self-test", {}, now=1.0, expires=2.0).number == 1
+    assert state.commands.add("a", "self-test", now=1.0, expires=2.0).number == 1
     state.close()
 
 
-def migrate(url, how, revision):
+def migrate(url, migration, revision):
     engine = open_database(url)
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        how(migration_config(connection), revision)
+        migration(migration_config(connection), revision)
     engine.dispose()

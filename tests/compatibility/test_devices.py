@@ -1,4 +1,4 @@
-"""State folders of earlier releases: read, served, and carried on with by today's agent and controller as processes."""
+"""State folders of earlier releases are read and used by processes of the current agent and controller."""
 
 import json
 import re
@@ -32,16 +32,16 @@ def processes(tmp_path):
 
 
 def ask(url, model, folder):
-    """The version that answers a model's first golden row, once the answer is right."""
+    """Send the first golden row of a model and check the answer. Returns the version that answered."""
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
     inputs, outputs = read_golden((folder / manifest.file(ROLE_GOLDEN).path).read_bytes())
-    ((name, rows),), ((output, right),) = inputs.items(), outputs.items()
+    ((name, rows),), ((output, expected),) = inputs.items(), outputs.items()
     first = {"name": name, "shape": [1, *rows.shape[1:]], "datatype": "FP32", "data": rows[0].ravel().tolist()}
     answer = urllib3.request("POST", f"{url}/v2/models/{model}/infer", json={"inputs": [first]}, timeout=30)
     assert answer.status == 200, answer.data
     body = answer.json()
-    (found,) = [one["data"] for one in body["outputs"] if one["name"] == output]
-    np.testing.assert_allclose(found, right[0].ravel(), atol=0.02)
+    (data,) = [one["data"] for one in body["outputs"] if one["name"] == output]
+    np.testing.assert_allclose(data, expected[0].ravel(), atol=0.02)
     return body["parameters"]["edgekit_version"]
 
 
@@ -52,17 +52,17 @@ def start_agent(processes, broker="mqtt://127.0.0.1:9"):
     return re.findall(r"http://\S+", line)[0]
 
 
-def until(holds, what):
+def until(holds, event):
+    """Wait until `holds()` is true."""
     end = time.monotonic() + PATIENCE_SECONDS
-    while not (found := holds()):
-        assert time.monotonic() < end, f"{what} did not come"
+    while not holds():
+        assert time.monotonic() < end, f"{event} did not happen within {PATIENCE_SECONDS} s"
         time.sleep(0.1)
-    return found
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_journal_is_read(release, tmp_path, moment):
-    """Undamaged, with every field that was written; both copies of each record say the same."""
+    """The journal has no damage, both copies of each record are equal, and every stored field is read."""
     state = release.device(tmp_path, moment) / "state"
     journal = Journal(FolderDisk(state))
     models = journal.models()
@@ -71,12 +71,12 @@ def test_journal_is_read(release, tmp_path, moment):
     assert set(models) == {"digits", "shapes"}
     assert models["digits"].name is MOMENTS[moment]
     assert models["shapes"].outcome.result == "refused"
-    for name, found in (("device", journal.record), *((f"models/{name}", one) for name, one in models.items())):
+    for name, record in (("device", journal.record), *((f"models/{name}", one) for name, one in models.items())):
         data = (state / "journal" / f"{name}.json").read_bytes()
         assert data == (state / "journal" / "copies" / f"{name}.json").read_bytes()
         written = json.loads(data.partition(b"\n")[0])
         written = written.get("state", written)
-        again = json.loads(msgspec.json.encode(found))
+        again = json.loads(msgspec.json.encode(record))
         assert {key: again[key] for key in written} == written
 
 
@@ -94,7 +94,7 @@ def test_slots_are_whole(release, tmp_path, moment):
 
 
 def test_half_a_download_is_taken_up(release, tmp_path):
-    """The block that the map names counts, because its digest is right; the other is wanted."""
+    """The block in the map is reused, because its digest is right; only the other block is fetched."""
     disk = FolderDisk(release.device(tmp_path, "downloading") / "state")
     deployment = Journal(disk).models()["digits"].deployment
     folder = f"incoming/digits/{deployment.digest}"
@@ -108,9 +108,9 @@ def test_half_a_download_is_taken_up(release, tmp_path):
     ("moment", "version"), [("downloading", "1.0.0"), ("probation", "1.0.0"), ("committed", "1.1.0")]
 )
 def test_agent_serves_what_is_installed(release, tmp_path, processes, moment, version):
-    """Without a broker, and without metadata that holds today; the sealed model by its class key.
+    """The agent serves the installed models, also the sealed one, without a broker and with expired metadata.
 
-    An update that was in probation has not been committed, so the bundle before it answers.
+    An update in probation is not committed yet, so the previous bundle answers.
     """
     folder = release.device(tmp_path, moment)
     url = start_agent(processes)
@@ -124,16 +124,16 @@ def test_agent_serves_what_is_installed(release, tmp_path, processes, moment, ve
 
 
 @pytest.mark.parametrize("moment", ["downloading", "probation"])
-@pytest.mark.parametrize("kept", RELEASES, ids=NAMES)
-def test_update_goes_on_to_its_commit(kept, tmp_path, moment):
-    """Today's controller on the release's database, today's agent on its state folder: the running rollout finishes.
+@pytest.mark.parametrize("stored", RELEASES, ids=NAMES)
+def test_update_goes_on_to_its_commit(stored, tmp_path, moment):
+    """The current controller and agent finish the running rollout of the release.
 
-    Everything signed has expired long since; `edgekit registry renew` is all that is done before.
+    All signatures have expired, so the test first runs `edgekit registry renew`.
     """
-    if time.time() < kept.made_at:
-        pytest.skip("this machine's clock stands before the release's, and an agent refuses to go back in time")
-    control = kept.control(tmp_path)
-    kept.device(control, moment)
+    if time.time() < stored.made_at:
+        pytest.skip("this machine's clock is behind the release's, and an agent refuses a clock that goes back")
+    control = stored.control(tmp_path)
+    stored.device(control, moment)
     processes = Processes(control)
     try:
         broker = processes.start("broker", "edgekit broker run --port 0 --folder broker", ready=" ready at mqtt://")

@@ -1,4 +1,4 @@
-"""Messages of earlier releases, byte for byte as they went over MQTT: decoded, verified, and refused when changed."""
+"""MQTT messages of earlier releases are decoded and verified, and refused after a change."""
 
 import msgspec
 import pytest
@@ -41,7 +41,7 @@ PLAIN = {
     "request-metadata": MetadataRequest,
     "telemetry": Telemetry,
 }
-BY_THE_DEVICE = {"event": Event, "reported": Reported, "result": Result}  # events have their kind behind a dash
+BY_THE_DEVICE = {"event": Event, "reported": Reported, "result": Result}  # file names of events are event-KIND
 ENVELOPES = [
     pytest.param(
         release, path.stem, BY_THE_DEVICE[path.stem.partition("-")[0]], id=f"{release.folder.name}-{path.stem}"
@@ -55,12 +55,12 @@ DAY = 86_400.0
 
 @pytest.fixture
 def client(release, tmp_path):
-    """What a device trusts at the time when the messages were sent."""
+    """The trust client of a device at the time of the messages."""
     store = open_store(f"file://{release.control(tmp_path) / 'registry'}")
     root = (release.folder / "devices" / "pi-1" / "root.json").read_bytes()
-    made = TrustClient(tmp_path / "tuf", root, lambda name: store.get(f"metadata/{name}"))
-    made.refresh(release.made_at)
-    return made
+    client = TrustClient(tmp_path / "tuf", root, lambda name: store.get(f"metadata/{name}"))
+    client.refresh(release.made_at)
+    return client
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def payload(release, name):
 
 
 def check_fields(message, raw):
-    """Every field of the map on the wire is read as it stands there, and would be written so."""
-    found = msgspec.msgpack.decode(msgspec.msgpack.encode(message))
-    assert {key: found[key] for key in raw} == raw
+    """Check that encoding the decoded message gives every field of the raw message."""
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(message))
+    assert {key: fields[key] for key in raw} == raw
 
 
 def test_every_kept_message_is_read_below(release):
-    """A file that no test opens would prove nothing."""
+    """Every stored message is used by a test below."""
     names = {path.stem for path in (release.folder / "messages").iterdir()}
     events = {name for name in names if name.startswith("event-")}
     assert events >= {"event-deployment-refused", "event-deployment-succeeded"}
@@ -88,14 +88,14 @@ def test_every_kept_message_is_read_below(release):
 
 @pytest.mark.parametrize(("name", "kind"), PLAIN.items(), ids=PLAIN)
 def test_unsigned_message_is_decoded(release, name, kind):
-    """Block and metadata requests with their answers, broadcasts, hints, presence, telemetry."""
+    """Requests, answers, broadcasts, hints, presence and telemetry decode with every field."""
     data = payload(release, name)
     check_fields(decode(data, kind), msgspec.msgpack.decode(data))
 
 
 @pytest.mark.parametrize(("release", "name", "kind"), ENVELOPES)
 def test_envelope_of_the_device_is_opened(release, device_key, name, kind):
-    """With the key that the device was enrolled with."""
+    """The device's enrolled key verifies its events, reports and results."""
     data = payload(release, name)
     message = open_envelope(data, kind, device_key)
     check_fields(message, msgspec.msgpack.decode(msgspec.msgpack.decode(data)["body"]))
@@ -103,7 +103,7 @@ def test_envelope_of_the_device_is_opened(release, device_key, name, kind):
 
 
 def test_what_the_device_reported(release, device_key):
-    """Both models with their outcomes, and the release among the facts."""
+    """The report has both models with their outcomes, and the release in its facts."""
     report = open_envelope(payload(release, "reported"), Reported, device_key)
     assert {name: running.version for name, running in report.models.items()} == {"digits": "1.1.0", "shapes": "1.0.0"}
     assert report.outcomes["shapes"].result == "refused"
@@ -111,13 +111,13 @@ def test_what_the_device_reported(release, device_key):
 
 
 def test_command_of_the_director_is_opened(release, client):
-    """With the key that the catalogue names."""
+    """The director's key in the catalogue verifies the command."""
     command = open_envelope(payload(release, "command"), Command, client.director_key())
     assert (command.device, command.fleet, command.kind) == ("pi-1", "assets", "self-test")
 
 
 def test_assignment_is_verified_and_agrees_with_the_catalogue(release, client):
-    """As a device does before it changes anything; expired a year later."""
+    """The assignment verifies at its time and agrees with the catalogue; a year later it has expired."""
     data = payload(release, "desired")
     assignment = client.verify_assignment(data, "pi-1", "assets", release.made_at)
     assert {name: entry.version for name, entry in assignment.entries.items()} == {"digits": "1.1.0", "shapes": "1.1.0"}
@@ -129,7 +129,7 @@ def test_assignment_is_verified_and_agrees_with_the_catalogue(release, client):
 
 @pytest.mark.parametrize("name", ["command", "reported"])
 def test_envelope_with_a_changed_byte_is_refused(release, client, device_key, name):
-    """So the tests above do verify."""
+    """A changed byte is a SignatureError, so the tests above do verify."""
     envelope = msgspec.msgpack.decode(payload(release, name))
     changed = msgspec.msgpack.encode({**envelope, "body": envelope["body"][:-1] + b"\x07"})
     with pytest.raises(SignatureError):
@@ -137,7 +137,7 @@ def test_envelope_with_a_changed_byte_is_refused(release, client, device_key, na
 
 
 def test_answers_hold_what_was_asked_for():
-    """A block, a file of metadata, and one that is not there."""
+    """Answers contain a block, a metadata file, or the error not-found."""
     for release in RELEASES:
         block = decode(payload(release, "answer-block"), Answer)
         metadata = decode(payload(release, "answer-metadata"), Answer)

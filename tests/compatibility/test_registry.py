@@ -1,4 +1,4 @@
-"""Registries of earlier releases: verified at the time when they were made, resolved, fetched, and renewed."""
+"""Registries of earlier releases can be verified, read, downloaded, renewed and extended."""
 
 import json
 
@@ -32,14 +32,14 @@ def store(control):
 
 @pytest.fixture
 def reader(release, control, store, tmp_path):
-    """As of when the registry was made."""
-    made = RegistryReader(store, (control / "keys" / "root.json").read_bytes(), tmp_path / "cache")
-    made.refresh(release.made_at)
-    return made
+    """A reader of the registry at the time of the release."""
+    reader = RegistryReader(store, (control / "keys" / "root.json").read_bytes(), tmp_path / "cache")
+    reader.refresh(release.made_at)
+    return reader
 
 
 def test_catalogue_is_verified_and_read(reader):
-    """Versions, releases, the channel, what is retired, and where a delta is offered."""
+    """The catalogue lists versions, release numbers, channels, retired versions and deltas."""
     rows = {(row.name, row.version): row for row in reader.list()}
     assert sorted(rows) == [("digits", "1.0.0"), ("digits", "1.1.0"), ("shapes", "1.0.0"), ("shapes", "1.1.0")]
     assert [rows["digits", version].channel for version in ("1.0.0", "1.1.0")] == ["stable", ""]
@@ -49,7 +49,7 @@ def test_catalogue_is_verified_and_read(reader):
 
 
 def test_versions_are_resolved(reader):
-    """The newest, one by its number, the channel's, and none that is retired."""
+    """Resolving gives the newest version, a given version or the channel's version, and never a retired one."""
     assert reader.resolve("digits", TARGET).manifest.version == "1.1.0"
     assert reader.resolve("digits", TARGET, "1.0.0").manifest.version == "1.0.0"
     assert reader.resolve("digits", TARGET, channel="stable").manifest.version == "1.0.0"
@@ -57,7 +57,7 @@ def test_versions_are_resolved(reader):
 
 
 def test_every_bundle_is_fetched(reader, tmp_path):
-    """Each file is held to its signed digest on the way, and to the manifest once more."""
+    """Every file of a downloaded bundle has its signed digest."""
     for row in reader.list():
         manifest = reader.load(row).manifest
         folder = tmp_path / f"{row.name}-{row.version}"
@@ -66,7 +66,7 @@ def test_every_bundle_is_fetched(reader, tmp_path):
 
 
 def test_delta_makes_the_new_file(reader, store):
-    """Description and payload, read by today's code, turn the old artifact into the new one."""
+    """The current code reads the delta and turns the old artifact into the new one."""
     (old,), (new,) = ([row for row in reader.list("digits") if row.version == v] for v in ("1.0.0", "1.1.0"))
     (offer,) = new.deltas
     base, result = (reader.load(row).manifest.file(ROLE_MODEL) for row in (old, new))
@@ -78,7 +78,7 @@ def test_delta_makes_the_new_file(reader, store):
 
 
 def test_a_device_of_the_release_follows_the_chain_of_roots(release, store, tmp_path):
-    """From the root that it was enrolled with to the second one, which has another timestamp key."""
+    """A device follows the roots from its enrolled root to the second one, which has another timestamp key."""
     device = release.device(tmp_path, "committed")
     client = TrustClient(
         tmp_path / "tuf", (device / "root.json").read_bytes(), lambda name: store.get(f"metadata/{name}")
@@ -92,7 +92,7 @@ def test_a_device_of_the_release_follows_the_chain_of_roots(release, store, tmp_
 
 
 def test_a_changed_byte_is_noticed(release, control, store, tmp_path):
-    """Of the files as they lie here; so the tests above do verify."""
+    """A changed byte of the stored metadata is a SignatureError, so the tests above do verify."""
     path = control / "registry" / "metadata" / "timestamp.json"
     path.write_bytes(path.read_bytes().replace(b'"expires":"2', b'"expires":"3', 1))
     changed = RegistryReader(store, (control / "keys" / "root.json").read_bytes(), tmp_path / "cache")
@@ -101,7 +101,7 @@ def test_a_changed_byte_is_noticed(release, control, store, tmp_path):
 
 
 def test_commands_renew_and_use_it(control, monkeypatch):
-    """Whatever has expired since: `registry renew` signs it again with the release's keys, and every command works."""
+    """`registry renew` signs expired metadata again with the release's keys, and all registry commands work."""
     monkeypatch.chdir(control)
     for name in ("EDGEKIT_PASSPHRASE", "EDGEKIT_REGISTRY", "EDGEKIT_KEYS"):
         monkeypatch.delenv(name, raising=False)
@@ -123,7 +123,7 @@ def ran(*words):
 
 
 def test_what_is_published_today_joins_it(release, control, monkeypatch):
-    """A bundle of the release under the next version: the same publisher, the next release number."""
+    """A new version is published by the same publisher and gets the next release number."""
     monkeypatch.chdir(control)
     ran("registry", "renew")
     source = release.folder / "bundles" / f"shapes-1.0.0-{TARGET}"
@@ -132,7 +132,7 @@ def test_what_is_published_today_joins_it(release, control, monkeypatch):
     bundle.mkdir()
     for entry in manifest.files:
         (bundle / entry.path).write_bytes((source / entry.path).read_bytes())
-    raised = msgspec.structs.replace(manifest, version="1.2.0")
-    (bundle / "manifest.json").write_bytes(raised.canonical_bytes())
+    newer = msgspec.structs.replace(manifest, version="1.2.0")
+    (bundle / "manifest.json").write_bytes(newer.canonical_bytes())
     (published,) = json.loads(ran("registry", "publish", "next", "--delta-from", "none", "--json"))
     assert (published["version"], published["release"]) == ("1.2.0", 3)

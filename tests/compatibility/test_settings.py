@@ -1,4 +1,4 @@
-"""Settings and key files of earlier releases."""
+"""Settings files and key files of earlier releases are read."""
 
 import json
 
@@ -9,28 +9,29 @@ from edgekit.cli.cloud import read_api_key
 from edgekit.errors import SettingsError
 from edgekit.sealing.class_keys import find_class, load_class_key
 from edgekit.sealing.keyring import Keyring
-from edgekit.settings import AgentSettings, ControlSettings, load_settings, tomllib
+from edgekit.settings import AgentSettings, ControlSettings, load_settings
+from edgekit.settings.load import tomllib
 from edgekit.trust.keys import load_public, load_signer, private_keys, public_path
 
 
 def plain(settings, folder):
-    """Settings as JSON has them, with paths below ``{folder}``."""
+    """Settings as JSON values, with ``{folder}`` in place of their folder."""
     text = msgspec.json.encode(settings, enc_hook=str).decode()
     return json.loads(text.replace(str(folder.resolve()), "{folder}").replace(str(folder), "{folder}"))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("agent.toml", AgentSettings), ("edgekit.toml", ControlSettings)])
 def test_every_key_is_read_as_it_was(release, name, kind):
-    """Each key of the file has the value that the release read from it."""
+    """Each key has the value that the release read from the same file."""
     folder = release.folder / "settings"
     expected = json.loads((folder / "expected.json").read_text())[name]
     assert set(expected) >= set(tomllib.loads((folder / name).read_text()))
-    found = plain(load_settings(kind, file=folder / name, environ={}), folder)
-    assert {key: found.get(key) for key in expected} == expected
+    loaded = plain(load_settings(kind, file=folder / name, environ={}), folder)
+    assert {key: loaded.get(key) for key in expected} == expected
 
 
 def test_files_of_an_enrolled_device_are_read(release, tmp_path):
-    """Key, root and class key of agent.toml are there and fit together; its API key has one line."""
+    """The device's key pair and class key match, and its API key is read."""
     folder = release.device(tmp_path, "committed")
     settings = load_settings(AgentSettings, file=folder / "agent.toml", environ={})
     assert load_signer(settings.key).public_key == load_public(public_path(settings.key))
@@ -40,7 +41,7 @@ def test_files_of_an_enrolled_device_are_read(release, tmp_path):
 
 
 def test_settings_and_api_key_of_the_control_side_are_read(release, tmp_path):
-    """edgekit.toml names them from its own folder."""
+    """Paths in edgekit.toml are relative to its folder."""
     folder = release.control(tmp_path)
     settings = load_settings(ControlSettings, file=folder / "edgekit.toml", environ={})
     assert settings.fleet == "assets"
@@ -48,7 +49,7 @@ def test_settings_and_api_key_of_the_control_side_are_read(release, tmp_path):
 
 
 def test_every_signing_key_is_read(release, tmp_path):
-    """Each private key is the one whose public key lies beside it."""
+    """Each private key matches the public key beside it."""
     keys = release.control(tmp_path) / "keys"
     paths = private_keys(keys)
     assert {"root.key", "director.key", "timestamp.key", "timestamp+2.key"} <= {path.name for path in paths}
@@ -57,7 +58,7 @@ def test_every_signing_key_is_read(release, tmp_path):
 
 
 def test_class_key_under_a_passphrase_is_opened(release, tmp_path):
-    """With the passphrase, and with no other."""
+    """Only the right passphrase opens the class key."""
     keys = release.keys(tmp_path, "locked")
     path = keys / "classes" / "vault.key"
     phrase = (keys / "passphrase.txt").read_text().strip()

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The command line that the public TUF conformance suite drives: init, refresh and download over our TrustClient.
+"""A command line for the public TUF conformance suite: init, refresh and download with edgekit's TrustClient.
 
-It adds HTTP, files and exit codes only: what is tested is `edgekit.trust.client`. Exit 0 when done, 1 when refused.
+The script adds only HTTP, files and exit codes to `edgekit.trust.client`, which the suite tests. It exits 0 on success
+and 1 on a refusal.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tuf.api.metadata import TargetFile
 from edgekit.errors import EdgekitError, NotFoundError, UnavailableError, VerificationError
 from edgekit.trust.client import TrustClient
 
-FIRST_ROOT = "first_root"  # what the client was born with; the suite reads every .json as a role
+FIRST_ROOT = "first_root"  # the initial trusted root; no .json name, because the suite reads every .json as a role
 TIMEOUT_SECONDS = 10
 MAX_BYTES = 64 * 1024 * 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its arguments are the process's when None."""
+    """Run one command. None as arguments means those of the process."""
     options = _options(arguments)
     try:
         if options.command == "init":

@@ -1,6 +1,6 @@
-"""The main cases of the TUF conformance suite, through the same three commands and a real HTTP server.
+"""The main cases of the TUF conformance suite, with the same three commands and a real HTTP server.
 
-The suite itself drives ``tests/conformance/client.py``, too; docs/trust.md says what it found.
+The suite itself also uses ``tests/conformance/client.py``; docs/trust.md has its results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,15 @@ TOP = ("root", "timestamp", "snapshot", "targets")
 
 
 class Site:
-    """A TUF repository with one key a role; change `signed`, then `publish`. Files are served, requests noted."""
+    """A TUF repository with one key per role, served over HTTP. Change `signed`, then call `publish`.
+
+    Attributes:
+        files: Content of each file, by path.
+        requests: Paths of all requests so far.
+        keys: Signing keys, by role.
+        signed: The metadata to sign, by role.
+        first_root: The first root.json.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -58,7 +66,7 @@ class Site:
         return self.signed["root"]  # type: ignore[return-value]
 
     def publish(self, *roles: str) -> None:
-        """Sign and serve; parents name the present versions of their children."""
+        """Sign roles and serve them. Snapshot and timestamp name the current versions of the other roles."""
         for role in roles:
             signed = self.signed[role]
             if role == "snapshot":
@@ -74,7 +82,7 @@ class Site:
             self.files[f"metadata/{name}"] = document.to_bytes()
 
     def raised(self, *roles: str) -> None:
-        """One version up, then publish."""
+        """Raise the version of the roles by one, then publish them."""
         for role in roles:
             self.signed[role].version += 1
         self.publish(*roles)
@@ -87,7 +95,7 @@ class Site:
 
 
 class Client:
-    """The three commands against one site, in one folder."""
+    """Runs the three commands against one site in one folder."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.metadata, self.downloads, self._url = folder / "metadata", folder / "targets", url
@@ -130,7 +138,7 @@ def url(site: Site) -> Iterator[str]:
             self.wfile.write(data or b"")
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -142,14 +150,14 @@ def url(site: Site) -> Iterator[str]:
 
 @pytest.fixture
 def device(site: Site, url: str, tmp_path: Path) -> Client:
-    made = Client(tmp_path, url)
-    assert made.init(site.first_root) == 0
+    device = Client(tmp_path, url)
+    assert device.init(site.first_root) == 0
     assert site.requests == []
-    return made
+    return device
 
 
 def test_the_script_runs_as_the_suite_runs_it(site: Site, device: Client) -> None:
-    """As a process: the four requests in their order, exit 0; with a signature gone, exit 1 and one line of reason."""
+    """The process sends four requests in order and exits 0; without a signature it exits 1 with a one-line reason."""
     command = [sys.executable, str(SCRIPT), *device.words("refresh")]
     environ = {"PYTHONPATH": str(SCRIPT.parents[2])}
     assert subprocess.run(command, env=environ, check=False).returncode == 0
@@ -163,7 +171,7 @@ def test_the_script_runs_as_the_suite_runs_it(site: Site, device: Client) -> Non
 
 
 def test_what_is_trusted_is_kept_byte_for_byte(site: Site, device: Client) -> None:
-    """The metadata folder holds exactly what was signed."""
+    """The metadata folder has exactly the bytes that were signed."""
     assert device.refresh() == 0
     for role in TOP:
         served = "timestamp.json" if role == "timestamp" else f"1.{role}.json"
@@ -172,7 +180,7 @@ def test_what_is_trusted_is_kept_byte_for_byte(site: Site, device: Client) -> No
 
 @pytest.mark.parametrize("role", TOP)
 def test_unsigned_metadata_is_refused(site: Site, device: Client, role: str) -> None:
-    """A new version of any role without its key's signature is not kept, and what was trusted stays."""
+    """A new version of any role without the right signature is refused, and the trusted version stays."""
     assert device.refresh() == 0
     site.keys[role] = [CryptoSigner.generate_ed25519()]
     site.raised(*[r for r in ("root", "targets", "snapshot", "timestamp") if r == role or role == "targets"])
@@ -184,7 +192,7 @@ def test_unsigned_metadata_is_refused(site: Site, device: Client, role: str) -> 
 
 @pytest.mark.parametrize("role", TOP)
 def test_expired_metadata_is_refused(site: Site, device: Client, role: str) -> None:
-    """However well it is signed; and once it is renewed the device goes on."""
+    """Expired metadata is refused although it is signed; after a renewal the refresh succeeds."""
     good = site.signed[role].expires
     site.signed[role].expires = datetime(2024, 1, 1, tzinfo=timezone.utc)
     site.raised("root", "targets", "snapshot", "timestamp")
@@ -192,7 +200,7 @@ def test_expired_metadata_is_refused(site: Site, device: Client, role: str) -> N
     site.signed[role].expires = good
     site.raised("root", "targets", "snapshot", "timestamp")
     assert device.refresh() == 0
-    assert device.version("root") == 3  # the expired one in between was a step only
+    assert device.version("root") == 3  # an expired intermediate root is only a step to the next one
 
 
 def older_timestamp(site: Site) -> None:
@@ -213,14 +221,14 @@ def older_targets(site: Site) -> None:
 def targets_left_out(site: Site) -> None:
     site.signed["snapshot"].meta.clear()
     site.signed["snapshot"].meta["other.json"] = MetaFile(1)
-    kept = site.signed.pop("targets")
+    targets = site.signed.pop("targets")
     site.raised("snapshot", "timestamp")
-    site.signed["targets"] = kept
+    site.signed["targets"] = targets
 
 
 @pytest.mark.parametrize("attack", [older_timestamp, older_snapshot, older_targets, targets_left_out])
 def test_no_role_goes_back(site: Site, device: Client, attack: Callable[[Site], None]) -> None:
-    """Rollback of timestamp, snapshot and targets, and a snapshot that forgets targets."""
+    """Older versions of timestamp, snapshot and targets are refused, and a snapshot without targets too."""
     site.raised("targets", "snapshot", "timestamp")
     assert device.refresh() == 0
     attack(site)
@@ -230,7 +238,7 @@ def test_no_role_goes_back(site: Site, device: Client, attack: Callable[[Site], 
 
 @pytest.mark.parametrize("name", ["timestamp.json", "2.snapshot.json", "2.targets.json"])
 def test_a_missing_file_fails_the_refresh(site: Site, device: Client, name: str) -> None:
-    """Nothing after the gap is trusted."""
+    """A missing metadata file fails the refresh, and the older targets stay trusted."""
     assert device.refresh() == 0
     site.raised("targets", "snapshot", "timestamp")
     del site.files[f"metadata/{name}"]
@@ -239,7 +247,7 @@ def test_a_missing_file_fails_the_refresh(site: Site, device: Client, name: str)
 
 
 def test_a_chain_of_roots_is_followed_and_a_gap_in_it_is_the_end(site: Site, device: Client) -> None:
-    """Each root is signed by the keys of the one before and by its own; keys change four times."""
+    """The client follows roots signed by the keys of the previous root, and stops at a gap or a missing signature."""
     for _ in range(4):
         old = site.keys["root"]
         new = CryptoSigner.generate_ed25519()
@@ -248,14 +256,14 @@ def test_a_chain_of_roots_is_followed_and_a_gap_in_it_is_the_end(site: Site, dev
         site.keys["root"] = [old[0], new]
         site.raised("root")
         site.keys["root"] = [new]
-    held = site.files.pop("metadata/4.root.json")
+    fourth_root = site.files.pop("metadata/4.root.json")
     assert device.refresh() == 0
     assert device.version("root") == 3
-    site.files["metadata/4.root.json"] = held
+    site.files["metadata/4.root.json"] = fourth_root
     assert device.refresh() == 0
     assert device.version("root") == 5
     new = CryptoSigner.generate_ed25519()
-    site.keys["root"] = [new]  # the next one lacks the signature of the one before
+    site.keys["root"] = [new]  # the next root has no signature by the previous keys
     site.root.add_key(new.public_key, "root")
     site.raised("root")
     assert device.refresh() == 1
@@ -263,7 +271,7 @@ def test_a_chain_of_roots_is_followed_and_a_gap_in_it_is_the_end(site: Site, dev
 
 
 def test_one_key_counts_once_towards_a_threshold(site: Site, device: Client) -> None:
-    """A threshold of two is not met by one key that signs twice; by two keys it is."""
+    """Two signatures by one key do not meet a threshold of two; signatures by two keys do."""
     site.root.roles["timestamp"].threshold = 2
     second = CryptoSigner.generate_ed25519()
     site.root.add_key(second.public_key, "timestamp")
@@ -279,26 +287,26 @@ def test_one_key_counts_once_towards_a_threshold(site: Site, device: Client) -> 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot"])
 def test_a_fast_forward_is_recovered_from_by_new_keys(site: Site, device: Client, role: str) -> None:
-    """A thief of a key signs an absurd version; rotating that key lets the true, lower one in again."""
-    true = site.signed[role].version
+    """After a thief signed a very high version, rotating the key lets clients accept the lower version again."""
+    version = site.signed[role].version
     site.signed[role].version = 99_999
     site.publish(*dict.fromkeys((role, "timestamp")))
     site.raised("timestamp")
     assert device.refresh() == 0
     assert device.version(role) >= 99_999
-    site.signed[role].version = true
-    for rotated in {role, "timestamp"}:  # a device holds the timestamp that names the absurd snapshot
+    site.signed[role].version = version
+    for rotated in {role, "timestamp"}:  # the device has the timestamp that names the high snapshot
         new = CryptoSigner.generate_ed25519()
         site.root.revoke_key(site.keys[rotated][0].public_key.keyid, rotated)
         site.root.add_key(new.public_key, rotated)
         site.keys[rotated] = [new]
     site.raised("root", "snapshot", "timestamp")
     assert device.refresh() == 0
-    assert device.version(role) == true + 1
+    assert device.version(role) == version + 1
 
 
 def test_a_target_is_fetched_once_while_it_stays_the_same(site: Site, device: Client) -> None:
-    """By its hash-prefixed name; again only when its content changes; several in one command."""
+    """A target is downloaded by its hash-prefixed name, and again only after its content has changed."""
     site.add_target("a/b.bin", b"one")
     site.add_target("c", b"other")
     site.raised("targets", "snapshot", "timestamp")
@@ -315,7 +323,7 @@ def test_a_target_is_fetched_once_while_it_stays_the_same(site: Site, device: Cl
 
 @pytest.mark.parametrize("data", [b"evil", b"two", b"one and more", b""])
 def test_a_substituted_target_is_refused(site: Site, device: Client, data: bytes) -> None:
-    """Of the same length, another or none: it is never written."""
+    """Other bytes of the same length, of another length or none are refused, and nothing is written."""
     site.add_target("x", b"one")
     site.raised("targets", "snapshot", "timestamp")
     site.files[f"targets/{hashlib.sha256(b'one').hexdigest()}.x"] = data
@@ -327,7 +335,7 @@ def test_a_substituted_target_is_refused(site: Site, device: Client, data: bytes
 def test_a_role_of_any_name_is_asked_for_quoted_and_stays_in_the_folder(
     site: Site, device: Client, tmp_path: Path, name: str
 ) -> None:
-    """Delegated roles may have any name; a path never leaves the metadata folder."""
+    """Delegated roles can have any name: it is quoted in URLs, and no file is written outside the metadata folder."""
     key = CryptoSigner.generate_ed25519()
     role = DelegatedRole(name, [], 1, True, paths=["d/*"])
     top = site.signed["targets"]
@@ -346,7 +354,7 @@ def test_a_role_of_any_name_is_asked_for_quoted_and_stays_in_the_folder(
 
 @pytest.mark.parametrize("root", [b"", b"{}", b"\xff"])
 def test_a_damaged_first_root_trusts_nothing(site: Site, url: str, tmp_path: Path, root: bytes) -> None:
-    """Init may take any bytes; the refresh refuses them before it asks for anything."""
+    """A damaged first root is refused by the refresh, before any request."""
     device = Client(tmp_path, url)
     device.init(root)
     assert device.refresh() == 1

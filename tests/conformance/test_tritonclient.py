@@ -1,4 +1,4 @@
-"""A third-party client against the agent's endpoints and the cloud tier's; needs its own environment.
+"""Checks of the agent's and the cloud tier's endpoints with tritonclient, which needs its own environment.
 
 Run: python -m benchmarks.peers tritonclient && pytest -m soak tests/conformance
 """
@@ -30,41 +30,43 @@ pytestmark = [
     pytest.mark.soak,
     pytest.mark.skipif(
         peers.python_of("tritonclient") is None,
-        reason="tritonclient has no environment; make it: python -m benchmarks.peers tritonclient",
+        reason="no environment with tritonclient; make it: python -m benchmarks.peers tritonclient",
     ),
 ]
 
 
 def bundles(folder: Path) -> dict[str, tuple[Manifest, Path]]:
-    made = {
+    """Write the bundles that the scripts use: manifest and folder, by model."""
+    manifests = {
         "small": onnx_bundle(folder / "small", batch=None),
         "kinds": identity_bundle(folder / "kinds", name="kinds", dtypes=(*KINDS, *FLOATS)),
         "text": identity_bundle(folder / "text", name="text", dtypes=("bytes",)),
         "photos": with_processing(folder / "photos", name="photos", batch=None),
     }
-    return {name: (manifest, folder / name) for name, manifest in made.items()}
+    return {name: (manifest, folder / name) for name, manifest in manifests.items()}
 
 
 async def check(server: ModelServer, key: str = "") -> None:
-    wanted = Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
-    async with open_endpoints(server, wanted, max_request_bytes=2**20, api_key=key) as doors:
-        for kind, address in (("http", doors.url.removeprefix("http://")), ("grpc", doors.grpc)):
+    """Serve over HTTP and gRPC, and run both scripts against the endpoints."""
+    addresses = Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
+    async with open_endpoints(server, addresses, max_request_bytes=2**20, api_key=key) as endpoints:
+        for kind, address in (("http", endpoints.url.removeprefix("http://")), ("grpc", endpoints.grpc)):
             command = [str(peers.python_of("tritonclient")), str(SCRIPTS[kind]), address, *([key] if key else [])]
             process = await asyncio.create_subprocess_exec(
                 *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
             )
             try:
-                said, _ = await asyncio.wait_for(process.communicate(), 480)
+                output, _ = await asyncio.wait_for(process.communicate(), 480)
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
-            assert process.returncode == 0, said.decode()
-            assert said.decode().count("ok ") == 13, said.decode()
+            assert process.returncode == 0, output.decode()
+            assert output.decode().count("ok ") == 13, output.decode()
 
 
 async def test_the_agents_endpoint_is_what_tritonclient_expects(tmp_path: Path) -> None:
-    """HTTP and gRPC, sync and async, binary and JSON: datatypes, versions, ids, errors, index and statistics."""
+    """tritonclient works with the agent over HTTP and gRPC, sync and async, binary and JSON."""
     async with InferenceService() as service:
         for name, (manifest, folder) in bundles(tmp_path).items():
             await service.activate(name, manifest, folder)
@@ -73,9 +75,9 @@ async def test_the_agents_endpoint_is_what_tritonclient_expects(tmp_path: Path) 
 
 
 async def test_the_cloud_tier_is_what_tritonclient_expects(tmp_path: Path) -> None:
-    """The same checks, with an API key."""
-    made = bundles(tmp_path)
-    models = await CloudModels.open(list(made), made.__getitem__, threads=1)
+    """tritonclient works with the cloud tier in the same way, with an API key."""
+    models_by_name = bundles(tmp_path)
+    models = await CloudModels.open(list(models_by_name), models_by_name.__getitem__, threads=1)
     try:
         await check(models, "a-key-of-the-test")
     finally:

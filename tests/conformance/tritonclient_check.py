@@ -1,10 +1,9 @@
-"""What an application may do with tritonclient, done to a running server; runs in tritonclient's own environment.
+"""Checks a running server with tritonclient over HTTP; runs in tritonclient's own environment.
 
 Usage: tritonclient_check.py HOST:PORT [API_KEY]
 
-The server has the models that `tests.simulators.small_models.onnx_bundle` (small) and `identity_bundle` (kinds, text)
-make. The client writes into the headers that it is given, so each call gets its own. Prints a line for each check and
-exits 1 where one failed.
+The server must serve the models of `bundles` in test_tritonclient.py: small, kinds, text and photos. Each call gets a
+copy of the headers, because the client modifies them. Prints one line per check and exits 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ TEXT = np.array([["", "a"], ["\u00e9", "dd"]], dtype=object)
 
 
 def make(arrays: dict[str, np.ndarray], binary: bool = True) -> list[http.InferInput]:
-    made = []
+    inputs = []
     for name, value in arrays.items():
-        made.append(http.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype)))
-        made[-1].set_data_from_numpy(value, binary_data=binary)
-    return made
+        inputs.append(http.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype)))
+        inputs[-1].set_data_from_numpy(value, binary_data=binary)
+    return inputs
 
 
 def wanted(names: list[str], binary: bool | None) -> list[http.InferRequestedOutput] | None:
@@ -54,10 +53,10 @@ def refusal(call) -> str:
         call()
     except InferenceServerException as error:
         return str(error)
-    raise AssertionError("was not refused")
+    raise AssertionError("the request was not refused")
 
 
-# --- the checks: each is given the client and the headers that it must send
+# --- the checks: each gets the client and the headers to send
 
 
 def health(client, headers):
@@ -98,7 +97,7 @@ def version_and_id(client, headers):
 
 def kinds(client, headers):
     for binary in (True, False):
-        half = {"float16": KINDS["float16"]}  # which has no JSON form
+        half = {"float16": KINDS["float16"]}  # has no JSON form
         others = {name: value for name, value in KINDS.items() if name not in half}
         inputs = make(others, binary) + make(half)
         outputs = wanted([f"{name}_out" for name in others], binary) + wanted(["float16_out"], True)
@@ -118,7 +117,7 @@ def text(client, headers):
 
 
 def photos(client, headers):
-    """Metadata that no client of the protocol knows does not disturb it; bytes go, labels come."""
+    """The client accepts metadata with edgekit's extra fields, sends image bytes and receives labels."""
     model = client.get_model_metadata("photos", headers={**headers})
     assert [one["name"] for one in model["inputs"]] == ["x"]
     (photo,) = model["edgekit_bytes"]
@@ -136,8 +135,8 @@ def no_rows(client, headers):
 
 
 def many_at_once(client, headers):
-    asked = [client.async_infer("small", make({"x": X * (i + 1)}), headers={**headers}) for i in range(32)]
-    for i, one in enumerate(asked):
+    requests = [client.async_infer("small", make({"x": X * (i + 1)}), headers={**headers}) for i in range(32)]
+    for i, one in enumerate(requests):
         np.testing.assert_array_equal(one.get_result(timeout=20).as_numpy("scores").argmax(-1), [0, 1], err_msg=str(i))
 
 
@@ -178,13 +177,13 @@ async def asynchronous(address: str, headers: dict[str, str]) -> None:
         assert await client.is_model_ready("small", headers={**headers})
         assert (await client.get_model_metadata("small", headers={**headers}))["name"] == "small"
         for binary_in, binary_out in itertools.product((True, False), (True, False, None)):
-            asked = [
+            requests = [
                 client.infer(
                     "small", make({"x": X}, binary_in), outputs=wanted(["scores"], binary_out), headers={**headers}
                 )
                 for _ in range(16)
             ]
-            for found in await asyncio.gather(*asked):
+            for found in await asyncio.gather(*requests):
                 np.testing.assert_allclose(found.as_numpy("scores"), SCORES, atol=1e-6)
         (error,) = await asyncio.gather(
             client.infer("nothing", make({"x": X}), headers={**headers}), return_exceptions=True
@@ -222,7 +221,7 @@ def main() -> int:
     for name, run in runs:
         try:
             run()
-        except Exception:  # every check is reported, whatever the client raises
+        except Exception:  # the script reports every check, whatever the client raises
             failed += 1
             print(f"FAILED {name}\n{traceback.format_exc()}")
         else:

@@ -1,7 +1,7 @@
-"""What an application may do with tritonclient over gRPC, done to a running server; runs in tritonclient's environment.
+"""Checks a running server with tritonclient over gRPC; runs in tritonclient's own environment.
 
-Usage: tritonclient_grpc_check.py HOST:PORT [API_KEY]; the models are those of tritonclient_check.py. Prints a line for
-each check and exits 1 where one failed.
+Usage: tritonclient_grpc_check.py HOST:PORT [API_KEY]. The models are those of tritonclient_check.py. The script prints
+one line per check and exits 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tritonclient_check import KINDS, PNG, SCORES, TEXT, X
 
 
 def make(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:
-    made = []
+    inputs = []
     for name, value in arrays.items():
-        made.append(triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype)))
-        made[-1].set_data_from_numpy(value)
-    return made
+        inputs.append(triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype)))
+        inputs[-1].set_data_from_numpy(value)
+    return inputs
 
 
 def wanted(*names: str) -> list[triton.InferRequestedOutput]:
@@ -35,10 +35,10 @@ def refusal(call) -> str:
         call()
     except InferenceServerException as error:
         return f"{error.status()} {error.message()}"
-    raise AssertionError("was not refused")
+    raise AssertionError("the request was not refused")
 
 
-# --- the checks: each is given the client and the metadata that it must send
+# --- the checks: each gets the client and the metadata to send
 
 
 def health(client, headers):
@@ -95,7 +95,7 @@ def text(client, headers):
 
 
 def photos(client, headers):
-    """Bytes go, labels come; the metadata has no field that could say so."""
+    """The client sends image bytes and receives labels; gRPC metadata has no field that announces them."""
     assert [t.name for t in client.get_model_metadata("photos", headers=headers).inputs] == ["x"]
     sent = make({"photo": np.array([PNG], dtype=object)})
     found = client.infer("photos", sent, outputs=wanted("labels"), headers=headers)
@@ -159,8 +159,8 @@ async def asynchronous(address: str, headers: dict[str, str]) -> None:
         assert await client.is_server_ready()
         assert await client.is_model_ready("small", headers=headers)
         assert (await client.get_model_metadata("small", headers=headers)).name == "small"
-        asked = [client.infer("small", make({"x": X}), outputs=wanted("scores"), headers=headers) for _ in range(64)]
-        for found in await asyncio.gather(*asked):
+        requests = [client.infer("small", make({"x": X}), outputs=wanted("scores"), headers=headers) for _ in range(64)]
+        for found in await asyncio.gather(*requests):
             np.testing.assert_allclose(found.as_numpy("scores"), SCORES, atol=1e-6)
         gone = client.infer("nothing", make({"x": X}), headers=headers)
         (error,) = await asyncio.gather(gone, return_exceptions=True)
@@ -194,7 +194,7 @@ def main() -> int:
     for name, run in runs:
         try:
             run()
-        except Exception:  # every check is reported, whatever the client raises
+        except Exception:  # the script reports every check, whatever the client raises
             failed += 1
             print(f"FAILED {name}\n{traceback.format_exc()}")
         else:

@@ -33,22 +33,22 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"bash", "console", "toml", "python", "json", "text", "ini", "nginx"}
 PACKAGES = {"edgekit", "converters", "device_agents"}
 PROGRAMS: dict[str, click.Command] = {"edgekit": edgekit, "edgekit-agent": agent}
-AGENT = {"device": "pi-1", "fleet": "default", "target": "raspberry-pi-4"}  # what every agent.toml has
-OPTIONAL = re.compile(r"\[[^\]]*\]")  # [--waves ...] in a synopsis
+AGENT = {"device": "pi-1", "fleet": "default", "target": "raspberry-pi-4"}  # required keys of agent.toml
+OPTIONAL = re.compile(r"\[[^\]]*\]")  # for example [--waves ...] in a synopsis
 
 
 def blocks(language: str) -> list[object]:
-    """One parameter for each block of a language."""
-    found = []
+    """One parameter for each code block of a language."""
+    parameters = []
     for page in PAGES:
         for number, (tag, body) in enumerate(FENCE.findall(page.read_text()), 1):
             if tag == language:
-                found.append(pytest.param(body, id=f"{page.relative_to(ROOT)}:{number}"))
-    return found
+                parameters.append(pytest.param(body, id=f"{page.relative_to(ROOT)}:{number}"))
+    return parameters
 
 
 def commands(body: str) -> Iterator[list[str]]:
-    """The words of each call of one of our programs in a shell block."""
+    """The words of each call of edgekit or edgekit-agent in a shell block."""
     joined = body.replace("\\\n", " ")
     for line in joined.splitlines():
         line = OPTIONAL.sub("", line.partition("  #")[0]).strip().removeprefix("$ ").removesuffix("&").strip()
@@ -64,7 +64,7 @@ def commands(body: str) -> Iterator[list[str]]:
 
 
 def check_call(command: click.Command, name: str, words: list[str]) -> None:
-    """Follow `words` through groups to a command, and look its options up."""
+    """Follow `words` through groups to a command, and check that its options exist."""
     context = click.Context(command, info_name=name)
     while True:
         options = {
@@ -95,13 +95,13 @@ def check_call(command: click.Command, name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("body", [*blocks("bash"), *blocks("console")])
 def test_commands_and_options_exist(body: str) -> None:
-    """Each call of edgekit and edgekit-agent names a command and options that are there."""
+    """Each call of edgekit and edgekit-agent names a command and options that exist."""
     for name, *words in commands(body):
         check_call(PROGRAMS[name], name, words)
 
 
 def test_a_call_of_something_that_is_not_there_is_found() -> None:
-    """The check itself can fail."""
+    """An unknown command or option is reported, so the test above can fail."""
     with pytest.raises(AssertionError, match="has no option --no-such"):
         check_call(edgekit, "edgekit", ["convert", "m.keras", "--no-such"])
     with pytest.raises(AssertionError, match="has no command remodel"):
@@ -113,7 +113,7 @@ def test_a_call_of_something_that_is_not_there_is_found() -> None:
 
 @pytest.mark.parametrize("body", blocks("toml"))
 def test_toml_loads(body: str, tmp_path: Path) -> None:
-    """A block loads as what it shows: settings, target profiles, a recipe, or steps before and after the model."""
+    """Each block loads as settings, target profiles, a recipe, or steps before and after the model."""
     tables = tomllib.loads(body)
     file = tmp_path / "block.toml"
     file.write_text(body)
@@ -133,7 +133,7 @@ def test_toml_loads(body: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", blocks("python"))
 def test_python_compiles(body: str) -> None:
-    """A block is valid Python, and what it imports from edgekit exists."""
+    """Each block is valid Python, and its imports from edgekit exist."""
     tree = ast.parse(body)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES:
@@ -144,12 +144,12 @@ def test_python_compiles(body: str) -> None:
 
 @pytest.mark.parametrize("body", blocks("json"))
 def test_json_parses(body: str) -> None:
-    """A block is valid JSON."""
+    """Each block is valid JSON."""
     json.loads(body)
 
 
 def test_every_block_says_its_language() -> None:
-    """A block without a language, or with one that no test looks at, is a fault."""
+    """Each block names a language that a test knows."""
     for page in PAGES:
         for tag, _ in FENCE.findall(page.read_text()):
             if not tag.startswith("{"):

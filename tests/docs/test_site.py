@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, so no link and no reference is dead."""
+"""The documentation site builds without a warning, so no link and no reference is dead."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_pages_load_nothing_from_elsewhere() -> None:
-    """Pages name no script, style or picture on another host, so the site works without network."""
+    """Pages load no script, style or picture from another host, so the site works without network."""
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         assert not re.search(r"!\[[^]]*\]\(https?:|<script|<img[^>]+src=\"https?:", page.read_text()), page
 
 
 def test_links_between_files_lead_somewhere() -> None:
-    """Relative links of the pages outside the site, such as the README's, name files that are there."""
+    """Relative links of all pages, README included, name existing files."""
     pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     for page in [*pages, *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
@@ -44,7 +44,7 @@ def test_links_between_files_lead_somewhere() -> None:
 
 
 def test_architecture_page_names_files_that_exist() -> None:
-    """Every path of "To change X, open Y" and of the table of rooms is there."""
+    """Every path of "To change X, open Y" and of the table of rooms exists."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     table = text.partition("## To change X, open Y")[2].partition("\n## ")[0]
     paths = re.findall(r"`((?:edgekit|converters|device_agents)/[\w./]*)`", table)

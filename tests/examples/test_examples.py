@@ -1,4 +1,4 @@
-"""Every example runs as its reader would run it."""
+"""Every example runs in an empty folder, like a reader runs it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py", "ask_with_a_photo.py"}  # they convert, or train
-MODELS = {"digits.py"}  # homes of models, not examples of use; run by the demo
+HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py", "ask_with_a_photo.py"}  # they convert or train
+MODELS = {"digits.py"}  # makes the demo's models; the demo runs it
 
 
 def scripts() -> list[object]:
@@ -22,7 +22,7 @@ def scripts() -> list[object]:
 
 @pytest.mark.parametrize("script", scripts())
 def test_an_example_runs_and_says_what_it_prints(script: Path, tmp_path: Path) -> None:
-    """It exits 0 in an empty folder, prints something, fits on two or three screens, and announces its output."""
+    """An example exits 0, prints something, has fewer than 150 lines, and its docstring describes the output."""
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -32,7 +32,7 @@ def test_an_example_runs_and_says_what_it_prints(script: Path, tmp_path: Path) -
 
 
 def test_every_promised_example_is_there() -> None:
-    """The folder holds one script for each thing that a newcomer wants to see."""
+    """The folder has one script for each part of edgekit that a newcomer wants to see."""
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    journey = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
-    assert names >= journey | {"staged_rollout", "ask_the_agent", "embed_inference", "ask_with_a_photo"}
+    workflow = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
+    assert names >= workflow | {"staged_rollout", "ask_the_agent", "embed_inference", "ask_with_a_photo"}

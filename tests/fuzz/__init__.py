@@ -1,1 +1,1 @@
-"""Parsers of what strangers send, under random bytes."""
+"""Fuzz tests of the parsers of untrusted input."""

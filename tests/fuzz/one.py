@@ -1,4 +1,4 @@
-"""One target in libFuzzer; started by tests.fuzz.run."""
+"""Runs one fuzz target under libFuzzer; `tests.fuzz.run` starts it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ with atheris.instrument_imports(include=["edgekit", "device_agents"]):
 
 
 def main() -> None:
-    """The first word names the target, the rest is libFuzzer's."""
+    """Fuzz the target named by the first argument; the other arguments are libFuzzer's options."""
     name = sys.argv.pop(1)
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()

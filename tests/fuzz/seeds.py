@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.seeds`: write the inputs that fuzzing begins from."""
+"""Writes the seed inputs of fuzzing: `python -m tests.fuzz.seeds`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.simulators.bundles import manifest_of
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Inputs that are whole, by target."""
+    """Valid inputs, by target."""
     signer = CryptoSigner.generate_ed25519()
     entry = Entry("models/digits/pi/1.0.0/manifest.json", 10, "0" * 64, "digits", "pi", "1.0.0", 1, True)
     reported = messages.Reported(
@@ -36,8 +36,8 @@ def seeds() -> dict[str, list[bytes]]:
     wrapped = WrappedKey("cameras", "0" * 64, "1" * 64, "2" * 96)
     files = tuple(file_entry(path, role, bytes(70_000)) for path, role in (("m", "model"), ("g", "golden")))
     sealed = msgspec.structs.replace(manifest_of(), files=files, encryption=Encryption((wrapped,)))
-    held = BlockMap(10 * 65536 + 1)
-    held.mark(3)
+    block_map = BlockMap(10 * 65536 + 1)
+    block_map.mark(3)
     return {
         "manifest": [manifest_of().canonical_bytes(), sealed.canonical_bytes()],
         "assignment": [sign_assignment(Assignment("d1", "f", 3, 2e9, {"digits": entry}), signer)],
@@ -53,7 +53,7 @@ def seeds() -> dict[str, list[bytes]]:
             disk.read("journal/models/digits.json"),
             msgspec.json.encode(Pointer("a", "b")),
         ],
-        "block_map": [held.to_bytes()],
+        "block_map": [block_map.to_bytes()],
         "settings": [
             b'device = "pi-1"\nfleet = "f"\ntarget = "raspberry-pi-4"\nthreads = 2\nquiet_hours = "08:00-18:30"\n'
         ],
@@ -61,7 +61,7 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all seeds."""
     for name, inputs in seeds().items():
         folder = CORPORA / name
         folder.mkdir(parents=True, exist_ok=True)

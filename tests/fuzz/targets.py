@@ -1,4 +1,4 @@
-"""One function for each parser of bytes from outside: it returns, or raises what its contract says; nothing else."""
+"""The fuzz targets: one function for each parser of untrusted bytes. Only an undocumented exception leaves a target."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _key() -> CryptoSigner:
 
 
 def manifest(data: bytes) -> None:
-    """A bundle's description."""
+    """The manifest of a bundle."""
     with contextlib.suppress(ManifestError):
         parse_manifest(data)
 
 
 def assignment(data: bytes) -> None:
-    """A director's order, as if its signature were right."""
+    """An assignment, as if its signature were valid."""
     with contextlib.suppress(VerificationError, RepositoryError):
         document = Metadata[Targets].from_bytes(data)
         if isinstance(document.signed, Targets):
@@ -47,14 +47,14 @@ def assignment(data: bytes) -> None:
 
 
 def frame(data: bytes) -> None:
-    """A block, a request, or any other unsigned message."""
+    """An unsigned message: a block, a request, presence or telemetry."""
     for kind in WIRE:
         with contextlib.suppress(DataError):
             messages.decode(data, kind)
 
 
 def report(data: bytes) -> None:
-    """A signed message, and its body as if the signature were right."""
+    """A signed message, and its body as if the signature were valid."""
     for kind in SIGNED:
         with contextlib.suppress(DataError, VerificationError):
             messages.decode(data, kind)
@@ -64,14 +64,14 @@ def report(data: bytes) -> None:
 
 
 def topic(data: bytes) -> None:
-    """A topic's name."""
+    """The name of a topic."""
     name = data.decode("utf-8", "replace")
     topics.parse_request(name)
     topics.parse_device(name)
 
 
 def journal(data: bytes) -> None:
-    """What a damaged disk holds."""
+    """Journal and slot pointer on a damaged disk."""
     disk = MemoryDisk()
     for name in ("journal/device.json", "journal/models/digits.json", "models/digits/active"):
         disk.write(name, data)
@@ -82,7 +82,7 @@ def journal(data: bytes) -> None:
 
 
 def block_map(data: bytes) -> None:
-    """Which blocks are there already."""
+    """The map of the blocks that a download already has."""
     with contextlib.suppress(DataError):
         BlockMap.from_bytes(10 * 65536 + 1, data)
 
@@ -103,5 +103,5 @@ CORPORA = Path(__file__).parents[1] / "assets" / "fuzz"
 
 
 def corpus(name: str) -> list[bytes]:
-    """Inputs to begin from, and those that were once too much."""
+    """The stored inputs of a target: seeds, and inputs that once made it fail."""
     return [path.read_bytes() for path in sorted((CORPORA / name).iterdir())]

@@ -1,6 +1,6 @@
-"""Every parser of bytes from outside: what it cannot read is refused by its own error, in little memory and time.
+"""Parsers of untrusted bytes refuse invalid input with their documented errors, with little memory and time.
 
-`make fuzz` runs the same functions under libFuzzer.
+`make fuzz` runs the same targets under libFuzzer.
 """
 
 import random
@@ -33,7 +33,7 @@ BOMBS = (
 
 @EVERY
 def test_the_corpus_is_read_or_refused(name):
-    """And holds something to begin from."""
+    """Each target accepts or refuses its stored inputs, and has at least one."""
     assert corpus(name)
     for data in corpus(name):
         TARGETS[name](data)
@@ -43,27 +43,29 @@ def test_the_corpus_is_read_or_refused(name):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_and_random_bytes_are_refused(name, data):
-    """Seeds with bytes changed, cut, doubled or inserted; and bytes from nowhere."""
+    """Seeds with changed, removed, repeated or inserted bytes, and random bytes, raise only documented errors."""
     seed = data.draw(st.sampled_from(corpus(name)))
-    made = bytearray(seed)
+    changed = bytearray(seed)
     for _ in range(data.draw(st.integers(0, 6))):
-        at = data.draw(st.integers(0, len(made)))
+        at = data.draw(st.integers(0, len(changed)))
         kind = data.draw(st.integers(0, 3))
         if kind == 0:
-            made[at : at + 1] = data.draw(st.binary(max_size=4))
+            changed[at : at + 1] = data.draw(st.binary(max_size=4))
         elif kind == 1:
-            made[at:] = b""
+            changed[at:] = b""
         elif kind == 2:
-            made[at:at] = made[max(0, at - data.draw(st.integers(0, 40))) : at]
+            changed[at:at] = changed[max(0, at - data.draw(st.integers(0, 40))) : at]
         else:
-            made[at:at] = data.draw(st.sampled_from([b"null", b"-1", b"1e999", b'""', b"[]", b"{}", b"\xc0", b"\xff"]))
-    TARGETS[name](bytes(made))
+            changed[at:at] = data.draw(
+                st.sampled_from([b"null", b"-1", b"1e999", b'""', b"[]", b"{}", b"\xc0", b"\xff"])
+            )
+    TARGETS[name](bytes(changed))
     TARGETS[name](data.draw(st.binary(max_size=200)))
 
 
 @EVERY
 def test_what_is_meant_to_swell_or_to_nest_takes_little_memory(name):
-    """Deep, long, and with lengths that nothing follows."""
+    """Deeply nested and very long inputs, and inputs with false lengths, need less than MEMORY_BYTES."""
     run = TARGETS[name]
     run(corpus(name)[0])
     for bomb in (*BOMBS, random.Random(1).randbytes(100_000)):

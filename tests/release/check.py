@@ -1,6 +1,6 @@
-"""Checks what `make dist` built: python -m tests.release.check dist
+"""Checks the wheel and the sdist that `make dist` built: python -m tests.release.check dist
 
-Needs a package index, and nothing outside the folder that it makes for itself and removes.
+Needs a package index. All files are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PACKAGES = ("edgekit", "converters", "device_agents")
 FOR_PACKAGERS = ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "constraints/agent.txt", "pyproject.toml")
 TARGET = "x86-64"
 START_SECONDS = 120.0
-# Neither the settings of whoever runs this nor the source tree reach the environment.
+# The caller's settings and the source tree must not influence the new environment.
 ENV = {name: text for name, text in os.environ.items() if not name.startswith(("EDGEKIT_", "PYTHON", "VIRTUAL_ENV"))}
 
 
 def main() -> None:
-    """Check the wheel and the source distribution of a folder; an AssertionError says what is wrong."""
+    """Check the wheel and the source distribution in a folder. An AssertionError names the fault."""
     folder = Path(sys.argv[1])
     check_contents(folder)
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, distributions(folder))], check=True)
@@ -47,13 +47,13 @@ def main() -> None:
 
 
 def distributions(folder: Path) -> tuple[Path, Path]:
-    """The wheel and the source distribution; there is one of each."""
+    """The wheel and the source distribution in a folder; the folder has exactly one of each."""
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, source
 
 
 def check_contents(folder: Path) -> None:
-    """Both hold every file of the three packages, the licence, and the version that the source states."""
+    """Both contain every file of the three packages and the licence, and have the version of the source."""
     wheel, source = distributions(folder)
     stem = f"edgekit-{__version__}"
     assert wheel.name == f"{stem}-py3-none-any.whl", wheel.name
@@ -61,8 +61,8 @@ def check_contents(folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"{stem}.dist-info"
-    held = {name for name in names if not name.startswith(f"{info}/")}
-    assert held == source_files(), held ^ source_files()
+    packaged = {name for name in names if not name.startswith(f"{info}/")}
+    assert packaged == source_files(), packaged ^ source_files()
     assert f"{info}/licenses/LICENSE" in names
     with tarfile.open(source) as packed:
         inside = {name.removeprefix(f"{stem}/") for name in packed.getnames()}
@@ -72,35 +72,35 @@ def check_contents(folder: Path) -> None:
 
 
 def source_files() -> set[str]:
-    """Every file of the packages in the source tree, data files as well."""
-    found = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
-    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+    """Every file of the three packages in the source tree, data files included."""
+    paths = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    return {path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts}
 
 
 def check_installed(wheel: Path, home: Path) -> None:
-    """Install the wheel as on a device, without the source tree, and try its commands and an agent."""
+    """Install the wheel like on a device, without the source tree, and run its commands and an agent."""
     bin_folder = install(wheel, home / "environment")
     work = home / "work"
     work.mkdir()
 
-    def said(*command: str) -> str:
+    def run(*command: str) -> str:
         words = [str(bin_folder / command[0]), *command[1:]]
         return subprocess.run(words, cwd=work, env=ENV, check=True, capture_output=True, text=True, timeout=120).stdout
 
-    where = said("python", "-c", "import edgekit, converters, device_agents as d; print(edgekit.__file__, d.__file__)")
+    where = run("python", "-c", "import edgekit, converters, device_agents as d; print(edgekit.__file__, d.__file__)")
     assert str(ROOT) not in where, where
     assert str(home) in where, where
-    assert "Commands:" in said("edgekit", "--help")
-    assert said("edgekit", "--version") == f"edgekit, version {__version__}\n"
-    installed = said("python", "-c", "from importlib import metadata; print(metadata.version('edgekit'))")
+    assert "Commands:" in run("edgekit", "--help")
+    assert run("edgekit", "--version") == f"edgekit, version {__version__}\n"
+    installed = run("python", "-c", "from importlib import metadata; print(metadata.version('edgekit'))")
     assert installed.strip() == __version__, installed
-    assert "raspberry-pi-4" in said("edgekit", "targets")
-    print(said("edgekit-agent", "--version", "--verbose"))
+    assert "raspberry-pi-4" in run("edgekit", "targets")
+    print(run("edgekit-agent", "--version", "--verbose"))
     asyncio.run(_first_answer(bin_folder / "edgekit-agent", work))
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Make an environment with what a device installs; returns the folder of its programs."""
+    """Make an environment with the packages of a device. Returns the folder of its programs."""
     venv.create(folder, with_pip=False)
     uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--python", str(folder)]
     pins = ROOT / "constraints" / "agent.txt"
@@ -110,7 +110,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 async def _first_answer(program: Path, folder: Path) -> None:
-    """Roll a small model out to an installed agent over a private broker, and ask it over HTTP."""
+    """Roll out a small model to the installed agent over a private broker, and send it a request over HTTP."""
     onnx_bundle(folder / "bundle", target=TARGET)
     async with (
         await start_broker("127.0.0.1", 0, folder / "broker") as broker,
@@ -131,7 +131,7 @@ async def _first_answer(program: Path, folder: Path) -> None:
             status = await process.wait()
     assert status == 0, status
     expected = softmax(SURE).ravel().tolist()
-    assert max(abs(got - due) for got, due in zip(answer, expected, strict=True)) < 1e-5, answer
+    assert max(abs(score - target) for score, target in zip(answer, expected, strict=True)) < 1e-5, answer
     print("the installed agent's first answer:", answer)
 
 
