@@ -72,7 +72,7 @@ def _rows(path: Path, processor: Processor, raw: str, files: Sequence[Path]) -> 
     faults = []
     for index, file in enumerate(files):
         try:
-            made = processor.many(raw, [file.read_bytes()])
+            made = processor.convert_rows(raw, [file.read_bytes()])
         except (DataError, OSError) as error:
             faults.append(f"{file.relative_to(path)}: {str(error).removeprefix(f'{raw}[0]: ')}")
             continue

@@ -219,11 +219,11 @@ def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[
         made: dict[str, Array] | None = None
         if raw.kind == "text" and value.dtype.kind in "US" and value.ndim == 1:
             texts = [item.encode() if isinstance(item, str) else item for item in value.tolist()]
-            made = processor.many(raw.name, texts, start=0)
+            made = processor.convert_rows(raw.name, texts, start=0)
         elif (raw.kind == "image" and value.dtype == np.uint8 and value.ndim == 4) or (
             raw.kind == "sound" and value.dtype == np.float32 and value.ndim == 2 and specs[raw.input].faults(value)
         ):
-            made = processor.many(raw.name, list(value), start=1)
+            made = processor.convert_rows(raw.name, list(value), start=1)
         if made is not None:
             del found[key]
             found.update(made)

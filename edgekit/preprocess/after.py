@@ -272,7 +272,7 @@ class Suppress(_Step, frozen=True, tag="nms"):
             "boxes": np.array([one.boxes for one in detections], np.float32).reshape(len(detections), self.most, 4),
             "scores": np.array([one.scores for one in detections], np.float32).reshape(len(detections), self.most),
             "classes": np.array([one.classes for one in detections], np.int64).reshape(len(detections), self.most),
-            "count": np.array([one.kept for one in detections], np.int64),
+            "count": np.array([one.remaining for one in detections], np.int64),
         }
         if self.labels:
             outputs["labels"] = _label_bytes(outputs["classes"], self.labels)

@@ -59,7 +59,7 @@ class Processor:
             {name: parse_anchors(name, data) for name, (kind, data) in files.items() if kind == "anchors"},
         )
 
-    def wanted(self, inputs: Mapping[str, Array]) -> bool:
+    def has_raw(self, inputs: Mapping[str, Array]) -> bool:
         """True if `inputs` has bytes to decode, and not only the model's own tensors."""
         return any(self._is_raw(name, value) for name, value in inputs.items())
 
@@ -80,8 +80,13 @@ class Processor:
                 model_inputs[filled] = rows
         return model_inputs
 
-    def many(self, raw: str, rows: Sequence[Any], start: int = 0) -> dict[str, Array]:
-        """The model's inputs from any number of rows, with the steps from number `start`: 1 for decoded samples.
+    def convert_rows(self, raw: str, rows: Sequence[Any], start: int = 0) -> dict[str, Array]:
+        """The model's inputs from any number of rows of one raw input.
+
+        Args:
+            raw: Name of the raw input.
+            rows: One value for each row.
+            start: Index of the first step to run: 0 for bytes, 1 for samples that are already decoded.
 
         Raises:
             DataError: As `before`.
@@ -123,12 +128,12 @@ class Processor:
         return {filled: np.stack(rows) for filled, rows in columns.items()}
 
     def _one(self, filled: str, before: Before, value: Any, start: int) -> dict[str, Array]:
-        beside: dict[str, Array] = {}
+        others: dict[str, Array] = {}
         for step in before.steps[start:]:
             value = step.apply(value, self._tools)
             if isinstance(step, WordPieces):
-                beside.update(step.beside(value, self._tools))
-        return {filled: value, **beside}
+                others.update(step.other_inputs(value, self._tools))
+        return {filled: value, **others}
 
 
 def parse_anchors(name: str, data: bytes) -> Array:

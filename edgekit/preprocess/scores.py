@@ -12,13 +12,13 @@ from edgekit.tensors import Array
 class Detections(NamedTuple):
     """Detections of one image, the best first: boxes (K, 4), scores (K,), classes (K,), with K the requested maximum.
 
-    Rows after the first `kept` have zeros, and class -1.
+    Rows after the first `remaining` have zeros, and class -1.
     """
 
     boxes: Array
     scores: Array
     classes: Array
-    kept: int
+    remaining: int
 
 
 def softmax(values: Array) -> Array:
@@ -81,22 +81,22 @@ def suppress(boxes: Array, scores: Array, *, least: float, overlap: float, most:
     rows, classes = np.nonzero(sound & (scores >= least))
     order = np.argsort(-scores[rows, classes], kind="stable")[:candidates]
     rows, classes = rows[order], classes[order]
-    kept: list[int] = []
+    remaining: list[int] = []
     alive = np.ones(len(rows), bool)
     for index in range(len(rows)):
         if not alive[index]:
             continue
-        kept.append(index)
-        if len(kept) == most:
+        remaining.append(index)
+        if len(remaining) == most:
             break
         alive &= (classes != classes[index]) | (_overlap(boxes[rows[index]], boxes[rows]) <= overlap)
-    count = len(kept)
+    count = len(remaining)
     detections = Detections(
         np.zeros((most, 4), np.float32), np.zeros(most, np.float32), np.full(most, -1, np.int64), count
     )
-    detections.boxes[:count] = boxes[rows[kept]]
-    detections.scores[:count] = scores[rows[kept], classes[kept]]
-    detections.classes[:count] = classes[kept]
+    detections.boxes[:count] = boxes[rows[remaining]]
+    detections.scores[:count] = scores[rows[remaining], classes[remaining]]
+    detections.classes[:count] = classes[remaining]
     return detections
 
 

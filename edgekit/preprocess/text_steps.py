@@ -58,7 +58,7 @@ class WordPieces(ProcessingStep, frozen=True, tag="word-pieces"):
         padded[: len(ids)] = ids
         return padded
 
-    def beside(self, ids: Array, tools: Tools) -> dict[str, Array]:
+    def other_inputs(self, ids: Array, tools: Tools) -> dict[str, Array]:
         """Values of the mask and type inputs for one sample's `ids` (length,)."""
         values = {}
         if self.mask:

@@ -63,7 +63,7 @@ async def prepare(
                 f"{PARAMETER} is true, but the bundle of model {session.manifest.name} has no steps after the model; "
                 "leave the parameter out"
             )
-        if processing is None or not processing.wanted(inputs):
+        if processing is None or not processing.has_raw(inputs):
             return Prepared(session, inputs, bool(postprocess))
         found = await processing.before(inputs)
         if current() is session:
@@ -93,6 +93,6 @@ def answered_outputs(
     """
     postprocess = parse_postprocess(parameters)
     processing = session.processing
-    if processing is None or not (processing.wanted(inputs) if postprocess is None else postprocess):
+    if processing is None or not (processing.has_raw(inputs) if postprocess is None else postprocess):
         return session.runtime.outputs
     return processing.outputs

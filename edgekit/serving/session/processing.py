@@ -47,9 +47,9 @@ class SessionProcessing:
         """Names of classes by output."""
         return self._processor.labels
 
-    def wanted(self, inputs: Mapping[str, Array]) -> bool:
+    def has_raw(self, inputs: Mapping[str, Array]) -> bool:
         """True where `inputs` has bytes to decode."""
-        return self._processor.wanted(inputs)
+        return self._processor.has_raw(inputs)
 
     async def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Decode inputs for the model; see `Processor.before`.

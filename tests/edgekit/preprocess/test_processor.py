@@ -77,7 +77,7 @@ def test_bytes_become_the_models_input() -> None:
 def test_tensors_pass_as_they_are() -> None:
     given = {"image": np.zeros((1, 3, 8, 8), np.float32)}
     one = processor()
-    assert not one.wanted(given)
+    assert not one.has_raw(given)
     assert one.before(given)["image"] is given["image"]
 
 

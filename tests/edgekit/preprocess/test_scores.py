@@ -44,7 +44,7 @@ def test_a_box_hides_those_of_its_class_that_overlap_it() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 1, 10, 10], [9, 9, 19, 19]], np.float32)
     rated = np.array([[0.9, 0.0], [0.8, 0.7], [0.6, 0.0]], np.float32)
     found = scores.suppress(boxes, rated, least=0.5, overlap=0.5, most=5, candidates=10)
-    assert found.kept == 3
+    assert found.remaining == 3
     np.testing.assert_array_equal(found.classes, [0, 1, 0, -1, -1])
     np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.6, 0, 0])
 
@@ -54,7 +54,7 @@ def test_undefined_boxes_and_scores_do_not_count() -> None:
     found = scores.suppress(
         boxes, np.array([[0.9], [np.nan]], np.float32), least=0.0, overlap=0.5, most=2, candidates=9
     )
-    assert found.kept == 0
+    assert found.remaining == 0
 
 
 def naive(boxes: np.ndarray, rated: np.ndarray, overlap: float) -> list[int]:
@@ -81,4 +81,4 @@ def test_what_remains_is_what_the_definition_says(seed: int, overlap: float) -> 
     boxes = np.concatenate([corner, corner + rng.random((20, 2)) * 8], axis=1).astype(np.float32)
     rated = rng.random(20).astype(np.float32)
     found = scores.suppress(boxes, rated[:, None], least=0.0, overlap=overlap, most=20, candidates=20)
-    np.testing.assert_array_equal(found.boxes[: found.kept], boxes[naive(boxes, rated, overlap)])
+    np.testing.assert_array_equal(found.boxes[: found.remaining], boxes[naive(boxes, rated, overlap)])
