@@ -110,9 +110,9 @@ def canonical(model: onnx.ModelProto, source: str) -> Graph:
 def _at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     versions = [entry.version for entry in model.opset_import if entry.domain in STANDARD]
     if not versions or versions[0] < MIN_OPSET:
-        found = versions[0] if versions else "none"
+        version = versions[0] if versions else "none"
         raise ModelFormatError(
-            f"{source} uses ONNX opset {found}, expected {MIN_OPSET} or newer",
+            f"{source} uses ONNX opset {version}, expected {MIN_OPSET} or newer",
             advice=f"Export it again with opset {CANONICAL_OPSET}.",
         )
     standard = [entry for entry in model.opset_import if entry.domain in STANDARD]
@@ -148,9 +148,9 @@ def _require_finite_weights(model: onnx.ModelProto, source: str) -> None:
             continue
         undefined, infinite = int(np.isnan(value).sum()), int(np.isinf(value).sum())
         if undefined or name in trained:
-            found = f"{undefined} undefined values (NaN)" if undefined else f"{infinite} infinite values"
+            values = f"{undefined} undefined values (NaN)" if undefined else f"{infinite} infinite values"
             raise ModelFormatError(
-                f"{source}: weight {name} holds {found}",
+                f"{source}: weight {name} contains {values}",
                 advice="The training diverged, or the file is damaged. Export the model from a good checkpoint.",
             )
 

@@ -50,8 +50,8 @@ def optional(inputs: Inputs, index: int) -> Value | None:
     return inputs[index] if index < len(inputs) else None
 
 
-def axes_of(inputs: Inputs, attrs: dict[str, Any], rank: int, place: int = 1) -> list[int] | None:
-    """Axes from the attribute (older opsets) or from input `place`; None if there are none."""
-    second = optional(inputs, place)
+def axes_of(inputs: Inputs, attrs: dict[str, Any], rank: int, index: int = 1) -> list[int] | None:
+    """Axes from the attribute (older opsets) or from input `index`; None if there are none."""
+    second = optional(inputs, index)
     axes = attrs.get("axes") if second is None else constant(second, "axes")
     return None if axes is None or len(axes) == 0 else [int(axis) % rank for axis in axes]

@@ -115,7 +115,7 @@ def pairs(graph: Graph) -> list[Pair]:
     layers = dense_layers(graph)
     made = {layer.output: layer for layer in layers}
     makers = {name: node for node in graph.nodes for name in node.output}
-    found = []
+    result = []
     for second in layers:
         for source, images, start in _sources(graph, makers, second.node.input[0], second.node.op_type == "Conv", 0):
             first = made.get(source)
@@ -123,8 +123,8 @@ def pairs(graph: Graph) -> list[Pair]:
                 continue
             pair = Pair(first, second, _channels(graph, second), start)
             if _fits(graph, pair):
-                found.append(pair)
-    return found
+                result.append(pair)
+    return result
 
 
 def _channels(graph: Graph, layer: Dense) -> int:

@@ -107,9 +107,9 @@ class SplitHeads:
 def join(heads: Sequence[Head], values: Mapping[str, Array]) -> dict[str, Array]:
     """The original outputs, joined from the outputs (N, ...) of the split graph."""
     parts = {name for head in heads for name in head.parts}
-    found = {name: value for name, value in values.items() if name not in parts}
-    found.update({h.output: np.concatenate([values[name] for name in h.parts], axis=h.axis) for h in heads})
-    return found
+    outputs = {name: value for name, value in values.items() if name not in parts}
+    outputs.update({h.output: np.concatenate([values[name] for name in h.parts], axis=h.axis) for h in heads})
+    return outputs
 
 
 class _TensorRecipe(msgspec.Struct, frozen=True):
@@ -136,7 +136,7 @@ class _Cut(msgspec.Struct, frozen=True):
 
 
 def _names(output: str, cut: _Cut) -> tuple[str, ...]:
-    return tuple(f"{output}.{place}" for place in range(len(cut.pieces)))
+    return tuple(f"{output}.{index}" for index in range(len(cut.pieces)))
 
 
 def _cut(graph: Graph, makers: Mapping[str, Any], name: str, ranges: Ranges) -> _Cut | None:
@@ -246,7 +246,7 @@ def _reshaped(graph: Graph, node: Any, inner: _Cut) -> _Cut | None:
 
 def _reshaped_piece(piece: _Piece, size: int, axis: int, after: Sequence[int | None]) -> _Piece:
     shape = tuple(
-        size if place == axis else known or 0 for place, known in enumerate(after)
+        size if index == axis else known or 0 for index, known in enumerate(after)
     )  # 0 keeps a free batch size
     return _Piece(size, piece.reach, _TensorRecipe(operator="Reshape", inputs=(piece.recipe,), shape=shape))
 
@@ -257,8 +257,8 @@ def _build(model: onnx.ModelProto, recipe: _TensorRecipe, name: str) -> None:
         model.graph.node.append(helper.make_node("Identity", [recipe.name], [name], name=name))
         return
     inputs = []
-    for place, one in enumerate(recipe.inputs):
-        inputs.append(one.name or f"{name}.{place}")
+    for index, one in enumerate(recipe.inputs):
+        inputs.append(one.name or f"{name}.{index}")
         if not one.name:
             _build(model, one, inputs[-1])
     if recipe.operator == "Reshape":

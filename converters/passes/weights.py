@@ -171,16 +171,16 @@ def tensor_rows(graph: Graph, tensor: str, samples: Samples) -> Iterator[Array]:
 
 def _until(graph: Graph, tensor: str) -> onnx.ModelProto:
     """The part of `graph` that computes `tensor`, as a model."""
-    needed, kept = {tensor}, []
+    needed, nodes = {tensor}, []
     for node in reversed(graph.nodes):
         if needed & set(node.output):
-            kept.append(node)
+            nodes.append(node)
             needed |= set(node.input)
     model = onnx.ModelProto()
     model.ir_version = graph.model.ir_version
     model.opset_import.extend(graph.model.opset_import)
     model.graph.name = "part"
-    model.graph.node.extend(reversed(kept))
+    model.graph.node.extend(reversed(nodes))
     model.graph.initializer.extend(t for t in graph.model.graph.initializer if t.name in needed)
     model.graph.input.extend(v for v in graph.model.graph.input if v.name in needed)
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))

@@ -97,8 +97,8 @@ def _joined_faults(binding: Binding, joined: Joined) -> list[str]:
         faults += [f"{name}: its part {part.spec.name} {fault}" for fault in _part_faults(binding, axis, part)]
     sizes = [part.spec.shape[axis] for part in joined.parts if axis < len(part.spec.shape)]
     if None in sizes or sum(size or 0 for size in sizes) != whole.shape[axis]:
-        found = " + ".join("any" if size is None else str(size) for size in sizes)
-        faults.append(f"{name}: its parts have {found} along axis {axis}, expected {whole.shape[axis]} together")
+        sum_text = " + ".join("any" if size is None else str(size) for size in sizes)
+        faults.append(f"{name}: its parts have {sum_text} along axis {axis}, expected {whole.shape[axis]} together")
     return faults
 
 

@@ -95,38 +95,38 @@ def self_test(runtime: Runtime, manifest: Manifest, golden: bytes) -> SelfTest:
     return judge(manifest, expected, runtime.run(inputs))
 
 
-def judge(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str, Array]) -> SelfTest:
+def judge(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> SelfTest:
     """Compare outputs (N, ...) with those of the canonical float model."""
     faults: list[str] = []
     worst: dict[str, float] = {}
     limits = {t.output: t.max_abs for t in manifest.golden.tolerances if t.runtime == manifest.runtime}
     for binding in manifest.outputs:
         name = binding.spec.name
-        if name not in limits or name not in expected or name not in found:
+        if name not in limits or name not in expected or name not in actual:
             faults.append(f"{name}: no tolerance, no expected output or no output to compare")
             continue
-        fault, worst[name] = _compare(name, expected[name], found[name], limits[name])
+        fault, worst[name] = _compare(name, expected[name], actual[name], limits[name])
         faults += fault
-    agreement = _agreement(manifest, expected, found) if not faults or manifest.task.output in worst else 0.0
+    agreement = _agreement(manifest, expected, actual) if not faults or manifest.task.output in worst else 0.0
     if manifest.golden.decisions_match and agreement < 1.0:
         faults.append(f"only {agreement:.1%} of the decisions are the float model's, expected all")
     return SelfTest(tuple(faults), worst, agreement, manifest.golden.samples)
 
 
-def _compare(name: str, expected: Array, found: Array, limit: float) -> tuple[list[str], float]:
-    if expected.shape != found.shape:
-        return [f"{name}: answer has shape {list(found.shape)}, expected {list(expected.shape)}"], float("inf")
+def _compare(name: str, expected: Array, actual: Array, limit: float) -> tuple[list[str], float]:
+    if expected.shape != actual.shape:
+        return [f"{name}: answer has shape {list(actual.shape)}, expected {list(expected.shape)}"], float("inf")
     if expected.dtype == object:
-        differ = int(np.sum(expected != found))
+        differ = int(np.sum(expected != actual))
         return ([f"{name}: {differ} of {expected.size} elements differ, allowed none"] if differ else []), float(differ)
-    if not np.isfinite(found.astype(np.float64)).all():
+    if not np.isfinite(actual.astype(np.float64)).all():
         return [f"{name}: answer holds NaN or infinity"], float("inf")
-    worst = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+    worst = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
     return ([f"{name}: differs by {worst:.3g}, allowed {limit:.3g}"] if worst > limit else []), worst
 
 
-def _agreement(manifest: Manifest, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+def _agreement(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> float:
     name = manifest.task.output
-    if manifest.task.kind != "classification" or name not in found or found[name].shape != expected[name].shape:
+    if manifest.task.kind != "classification" or name not in actual or actual[name].shape != expected[name].shape:
         return 1.0 if manifest.task.kind != "classification" else 0.0
-    return float(np.mean(np.argmax(expected[name], axis=-1) == np.argmax(found[name], axis=-1)))
+    return float(np.mean(np.argmax(expected[name], axis=-1) == np.argmax(actual[name], axis=-1)))

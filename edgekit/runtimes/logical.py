@@ -134,20 +134,20 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
     """
     row_count = None
     if len(values) != len(specs):
-        return _input_faults(specs, values)
-    for spec in specs:  # fast path of every request; _judge_inputs makes the messages
+        return _check_each_input(specs, values)
+    for spec in specs:  # fast path of every request; _check_each_input makes the messages
         value = values.get(spec.name)
         if value is None or not spec.fits(value):
-            return _input_faults(specs, values)
+            return _check_each_input(specs, values)
         if spec.shape and spec.shape[0] is None:
             rows = value.shape[0]
             if row_count is not None and row_count != rows:
-                return _input_faults(specs, values)
+                return _check_each_input(specs, values)
             row_count = rows
     return row_count
 
 
-def _input_faults(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
+def _check_each_input(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:
     known = {spec.name for spec in specs}
     faults = [f"input {name!r} is unknown, expected {', '.join(sorted(known))}" for name in values if name not in known]
     rows: dict[str, int] = {}

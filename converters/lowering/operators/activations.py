@@ -132,8 +132,8 @@ def _axis_last(source: Value, axis: int) -> Value:
         return source
     others = [a for a in range(source.rank) if a != axis]
     order = [0] * source.rank
-    for place, logical in enumerate([*others, axis]):
-        order[logical] = place
+    for physical, logical in enumerate([*others, axis]):
+        order[logical] = physical
     return Value(source.in_order(tuple(order)), tuple(order))
 
 

@@ -47,8 +47,8 @@ def _amounts(inputs: Inputs, rank: int) -> list[tuple[int, int]]:
     chosen = optional(inputs, 3)
     axes = [int(axis) % rank for axis in constant(chosen, "axes")] if chosen is not None else list(range(rank))
     pads = [(0, 0)] * rank
-    for place, axis in enumerate(axes):
-        pads[axis] = (values[place], values[place + len(axes)])
+    for index, axis in enumerate(axes):
+        pads[axis] = (values[index], values[index + len(axes)])
     return pads
 
 
@@ -66,7 +66,7 @@ def _edged(source: Value, grow: list[tuple[int, int]]) -> Value:
 def cut(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Slice with fixed limits."""
     source = required(inputs[0])
-    starts, ends = (constant(inputs[place], "limits").tolist() for place in (1, 2))
+    starts, ends = (constant(inputs[index], "limits").tolist() for index in (1, 2))
     axes, steps = optional(inputs, 3), optional(inputs, 4)
     chosen = constant(axes, "axes").tolist() if axes is not None else range(len(starts))
     strides = constant(steps, "steps").tolist() if steps is not None else [1] * len(starts)

@@ -76,14 +76,14 @@ def rnn(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
     return _run(inputs, attrs, step, gates=1, states=1, sums_bias=True)
 
 
-def _split_columns(tensor: Any, place: int) -> tuple[Any, Any]:
-    """The columns before `place` and the rest, by slices: delegates do not support uneven splits."""
-    return tensor[:, :place], tensor[:, place:]
+def _split_columns(tensor: Any, column: int) -> tuple[Any, Any]:
+    """The columns before `column` and the rest, by slices: delegates do not support uneven splits."""
+    return tensor[:, :column], tensor[:, column:]
 
 
 def _require(attrs: dict[str, Any], expected: tuple[str, ...]) -> None:
     names = [name.decode() if isinstance(name, bytes) else name for name in attrs.get("activations") or ()]
-    if any(name.lower() != expected[place % len(expected)].lower() for place, name in enumerate(names)):
+    if any(name.lower() != expected[index % len(expected)].lower() for index, name in enumerate(names)):
         raise CannotLowerError(f"the activations {', '.join(names)}, expected {', '.join(expected)}")
     if attrs.get("clip"):
         raise CannotLowerError("clip")
@@ -109,8 +109,8 @@ def _run(
     for direction_index, backwards in enumerate(directions):
         weights = _weights(inputs, direction_index, gates, sums_bias)
         first_states = [
-            _first_state(optional(inputs, 5 + place), direction_index, rows, weights[1].shape[0], batch_first)
-            for place in range(states)
+            _first_state(optional(inputs, 5 + state_index), direction_index, rows, weights[1].shape[0], batch_first)
+            for state_index in range(states)
         ]
         outputs, final = _one_direction(source, weights, first_states, step, backwards)
         answers.append(outputs)
@@ -118,7 +118,7 @@ def _run(
     sequence = _joined(
         [_joined([_wide(answer[step_index], 4) for answer in answers], 1) for step_index in range(steps)], 0
     )
-    finals = [_joined([_wide(final[place], 3) for final in last], 0) for place in range(states)]
+    finals = [_joined([_wide(final[state_index], 3) for final in last], 0) for state_index in range(states)]
     if batch_first:
         sequence = tf.transpose(sequence, (2, 0, 1, 3))
         finals = [tf.transpose(final, (1, 0, 2)) for final in finals]

@@ -74,8 +74,8 @@ def _nearest(tensor: Any, sizes: list[int], scales: list[float], coordinates: st
     few = min(times) >= 1 and max(times) <= MOST_COPIES
     if few and all(np.array_equal(picked, np.arange(len(picked)) // t) for picked, t in zip(rows, times, strict=True)):
         return _repeated(tensor, times)
-    own = [(np.arange(size) * int(n)) // size for n, size in zip(tensor.shape[1:3], sizes, strict=True)]
-    if all(np.array_equal(picked, mine) for picked, mine in zip(rows, own, strict=True)):
+    native_rows = [(np.arange(size) * int(n)) // size for n, size in zip(tensor.shape[1:3], sizes, strict=True)]
+    if all(np.array_equal(picked, native) for picked, native in zip(rows, native_rows, strict=True)):
         return tf.raw_ops.ResizeNearestNeighbor(
             images=tensor, size=sizes, align_corners=False, half_pixel_centers=False
         )

@@ -102,8 +102,8 @@ def tile(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     source = required(inputs[0])
     repeats = [int(count) for count in constant(inputs[1], "repeats")]
     physical = [1] * source.rank
-    for axis, place in enumerate(source.order):
-        physical[place] = repeats[axis]
+    for axis, physical_axis in enumerate(source.order):
+        physical[physical_axis] = repeats[axis]
     return source.with_tensor(tf.tile(source.tensor, physical))
 
 

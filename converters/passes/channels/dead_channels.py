@@ -35,10 +35,10 @@ class RemoveDeadChannels:
     def run(self, graph: Graph) -> Graph:
         """The smaller graph."""
         channels = channels_of(graph)
-        gone = _proven(channels)
-        while gone.any():  # then channels read only by removed ones have no reader
-            channels = channels_of(without(channels, gone))
-            gone = _proven(channels)
+        dead = _proven(channels)
+        while dead.any():  # then channels read only by removed ones have no reader
+            channels = channels_of(without(channels, dead))
+            dead = _proven(channels)
         return channels.graph
 
     def holds(self, graph: Graph) -> bool:
@@ -64,22 +64,22 @@ class DeadChannels:
                 alive[name] |= nonzero.any(axis=0)
             if not self._channels.idle(alive).any():
                 break
-        self._gone = self._channels.removable(alive)
+        self._removable = self._channels.removable(alive)
 
     @property
     def found(self) -> bool:
         """True if there is at least one."""
-        return bool(self._gone.any())
+        return bool(self._removable.any())
 
     def without(self) -> Graph:
         """The graph without these channels, and without channels that only they read."""
-        return RemoveDeadChannels().run(without(self._channels, self._gone))
+        return RemoveDeadChannels().run(without(self._channels, self._removable))
 
     def active_rows(self, samples: Samples) -> int:
         """How many rows of `samples` have at least one of these channels not 0 at a reader."""
-        watched, count = self._watched(self._gone), 0
+        watched, count = self._watched(self._removable), 0
         for values in self._values(samples, watched):
-            rows = [values[read.tensor][:, read.used & self._gone[read.lanes.ids]].any(axis=1) for read in watched]
+            rows = [values[read.tensor][:, read.used & self._removable[read.lanes.ids]].any(axis=1) for read in watched]
             count += int(np.any(rows, axis=0).sum())
         return count
 

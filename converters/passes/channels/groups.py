@@ -118,9 +118,9 @@ class Channels:
 
     def lanes_at(self, name: str, axis: int) -> Lanes | None:
         """The lanes of a tensor along `axis`: new, fixed ones if they are unknown, None if the size is unknown too."""
-        found, sizes = self.lanes.get(name), self.sizes.get(name, ())
-        if found is not None and found.axis == axis:
-            return found
+        lanes, sizes = self.lanes.get(name), self.sizes.get(name, ())
+        if lanes is not None and lanes.axis == axis:
+            return lanes
         self.fix(name)
         size = sizes[axis] if axis < len(sizes) else None
         if size is None:

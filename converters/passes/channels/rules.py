@@ -127,22 +127,22 @@ def _elementwise(channels: Channels, number: int, node: Any) -> bool:
     rank = len(channels.sizes.get(node.output[0], ()))
     if any(len(size) != rank for size in sizes):
         return False
-    wide = max((found for name in tensors if (found := channels.lanes.get(name))), key=lambda found: len(found.ids))
+    wide = max((one for name in tensors if (one := channels.lanes.get(name))), key=lambda one: len(one.ids))
     axis = wide.axis
     lanes = [channels.lanes_at(name, axis) for name in tensors]
-    if any(found is None for found in lanes):
+    if any(one is None for one in lanes):
         return False
-    alike = [found.ids for found in lanes if found is not None and len(found.ids) == len(wide.ids)]
-    for found, name in zip(lanes, tensors, strict=True):
-        assert found is not None
-        if len(found.ids) != len(wide.ids):
-            if len(found.ids) != 1:
+    full_width = [one.ids for one in lanes if one is not None and len(one.ids) == len(wide.ids)]
+    for one, name in zip(lanes, tensors, strict=True):
+        assert one is not None
+        if len(one.ids) != len(wide.ids):
+            if len(one.ids) != 1:
                 return False
             channels.fix(name)  # broadcast: one value for all channels
     cuts = _constant_cuts(channels, number, node, rank, Lanes(axis, wide.ids))
     if cuts is None:
         return False
-    for ids in alike:
+    for ids in full_width:
         channels.unite(wide.ids, ids)
     channels.cuts += cuts
     channels.lanes[node.output[0]] = Lanes(axis, wide.ids)
@@ -171,9 +171,9 @@ def _concatenated(channels: Channels, number: int, node: Any) -> bool:
     if first is None or rank == 0 or any(name in channels.graph.constants for name in node.input):
         return False
     lanes = [channels.lanes_at(name, first.axis) for name in node.input]
-    if any(found is None for found in lanes):
+    if any(one is None for one in lanes):
         return False
-    ids = [found.ids for found in lanes if found is not None]
+    ids = [one.ids for one in lanes if one is not None]
     if int(attributes(node)["axis"]) % rank == first.axis:
         channels.lanes[node.output[0]] = Lanes(first.axis, np.concatenate(ids))
         return True
@@ -269,8 +269,8 @@ def _reshaped(channels: Channels, number: int, node: Any) -> bool:
     sizes = [size for size in before[1:] if size is not None]
     shape = [1] * len(sizes)
     shape[lanes.axis - 1] = -1
-    places = np.broadcast_to(np.arange(len(lanes.ids)).reshape(shape), sizes).reshape(after[1:])
-    axis, origin = _only_axis(places)
+    channel_index = np.broadcast_to(np.arange(len(lanes.ids)).reshape(shape), sizes).reshape(after[1:])
+    axis, origin = _only_axis(channel_index)
     if axis is None or not _target_shape_can_shrink(channels, number, node, axis + 1, lanes.ids[origin]):
         return False
     channels.origins[node.output[0]] = origin
@@ -278,12 +278,12 @@ def _reshaped(channels: Channels, number: int, node: Any) -> bool:
     return True
 
 
-def _only_axis(places: Array) -> tuple[int | None, Array]:
-    """The only axis along which `places` differ, and their values along it (L,); None if there is no such axis."""
-    for axis in range(places.ndim):
-        first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(places.ndim))
-        if (places == places[first]).all():
-            return axis, places[first].ravel()
+def _only_axis(values: Array) -> tuple[int | None, Array]:
+    """The only axis along which `values` differ, and the values along it (L,); None if there is no such axis."""
+    for axis in range(values.ndim):
+        first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(values.ndim))
+        if (values == values[first]).all():
+            return axis, values[first].ravel()
     return None, np.empty(0, dtype=np.int64)
 
 

@@ -51,7 +51,7 @@ class RestoreRecurrent:
 class _RecurrentLoop(msgspec.Struct, frozen=True, eq=False):
     """A Loop that is a cell: its index among the nodes, the sequence that it reads, and the role of its outputs."""
 
-    place: int
+    node_index: int
     cell: Cell
     sequence: str
     first_values: dict[str, str]
@@ -60,17 +60,17 @@ class _RecurrentLoop(msgspec.Struct, frozen=True, eq=False):
 
 
 def _first_loop(graph: Graph) -> _RecurrentLoop | None:
-    for place, node in enumerate(graph.nodes):
-        if node.op_type == "Loop" and (found := _read(graph, place, node)) is not None:
-            return found
+    for node_index, node in enumerate(graph.nodes):
+        if node.op_type == "Loop" and (match := _read(graph, node_index, node)) is not None:
+            return match
     return None
 
 
-def _read(graph: Graph, place: int, node: Any) -> _RecurrentLoop | None:
-    """Recognize the Loop at node number `place`; None if it is no cell or can end early."""
+def _read(graph: Graph, node_index: int, node: Any) -> _RecurrentLoop | None:
+    """Recognize the Loop at node number `node_index`; None if it is no cell or can end early."""
     body, constants = attributes(node)["body"], graph.constants
-    count, go = (constants.get(name) for name in node.input[:2])
-    if count is None or int(count.reshape(())) < 1 or (node.input[1] and (go is None or not go.all())):
+    count, condition = (constants.get(name) for name in node.input[:2])
+    if count is None or int(count.reshape(())) < 1 or (node.input[1] and (condition is None or not condition.all())):
         return None
     steps = np.arange(int(count.reshape(())))
     inner, first_values = [value.name for value in body.input], list(node.input[2:])
@@ -103,13 +103,13 @@ def _read(graph: Graph, place: int, node: Any) -> _RecurrentLoop | None:
     if cell is None or len(shape) != 3 or shape[0] != len(steps):
         return None
     kinds = [
-        _kind(inner, states, after, cell, symbols, indices, value.name) for indices, value in enumerate(body.output[1:])
+        _kind(inner, states, after, cell, symbols, index, value.name) for index, value in enumerate(body.output[1:])
     ]
     used = {name for other in graph.nodes for name in other.input} | {value.name for value in graph.model.graph.output}
     if any(kind == "" and name in used for kind, name in zip(kinds, node.output, strict=True)):
         return None
     return _RecurrentLoop(
-        place=place,
+        node_index=node_index,
         cell=cell,
         sequence=next(iter(gathered)),
         first_values={name: first_values[inner.index(name) - 2] for name in cell.states},
@@ -131,9 +131,9 @@ def _names(body: Any) -> set[str]:
 
 def _origin(body: Any, name: str) -> str:
     """The name at the start of the chain of Identity nodes that ends in `name`."""
-    handed = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
-    while name in handed:
-        name = handed[name]
+    sources = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
+    while name in sources:
+        name = sources[name]
     return name
 
 
@@ -153,7 +153,7 @@ def _restored(graph: Graph, match: _RecurrentLoop) -> Graph:
     """The graph with the operator instead of the Loop; `Simplify` drops nodes that are no longer read."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    loop, cell = model.graph.node[match.place], match.cell
+    loop, cell = model.graph.node[match.node_index], match.cell
     stem = loop.output[0]
     source, backwards = _unreversed(graph, match.sequence)
     weights = {"weights": cell.weights, "recurrent": cell.recurrent, "bias": cell.bias}
@@ -191,7 +191,7 @@ def _restored(graph: Graph, match: _RecurrentLoop) -> Graph:
     model.graph.node.remove(loop)
     for offset, node in enumerate(made):
         node.name = node.name or node.output[0]
-        model.graph.node.insert(match.place + offset, node)
+        model.graph.node.insert(match.node_index + offset, node)
     return Graph(model)
 
 

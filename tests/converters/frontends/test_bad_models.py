@@ -188,7 +188,7 @@ def test_weight_that_is_no_number_is_named(tmp_path, value, found):
     for tensor in model.graph.initializer:
         if tensor.name == "dense":
             tensor.CopyFrom(models.numpy_helper.from_array(np.full((6, 3), value, np.float32), "dense"))
-    assert f"weight dense holds {found}" in str(refused(models.saved(model, tmp_path / "m.onnx")))
+    assert f"weight dense contains {found}" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
 def test_infinite_mask_is_no_fault(tmp_path):
