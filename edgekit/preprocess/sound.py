@@ -90,10 +90,8 @@ def cepstra(energies: Array, coefficients: int) -> Array:
     """The first `coefficients` of the DCT-II of log energies (frames, mels), scaled by 1/sqrt(2 mels) as HTK does."""
     mels = energies.shape[1]
     angles = np.pi / mels * (np.arange(mels)[:, None] + 0.5) * np.arange(coefficients)[None, :]
-    coefficients_found: Array = (energies.astype(np.float64) @ (2 * np.cos(angles)) / np.sqrt(2 * mels)).astype(
-        np.float32
-    )
-    return coefficients_found
+    result: Array = (energies.astype(np.float64) @ (2 * np.cos(angles)) / np.sqrt(2 * mels)).astype(np.float32)
+    return result
 
 
 @functools.lru_cache(maxsize=8)
