@@ -1,4 +1,4 @@
-"""CloudTier in memory: answers, fails or waits as it is told."""
+"""CloudTier in memory that answers, fails or waits, as the test sets it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelServer in memory that answers what it was sent."""
+"""ModelServer in memory that returns its inputs."""
 
 from __future__ import annotations
 

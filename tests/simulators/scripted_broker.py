@@ -1,4 +1,4 @@
-"""A broker that misbehaves as it is told, for what no real broker does on demand. It knows just enough MQTT."""
+"""A broker with scripted faults, which real brokers do not show on demand. It knows only the needed MQTT."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ScriptedBroker:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """URL of this broker."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     def send(self, data: bytes) -> None:

@@ -56,18 +56,18 @@ class MemoryBroker:
         self._turns = itertools.count()
 
     def stop(self) -> None:
-        """The broker goes away: every client loses its connection; no will is published. Retained messages stay."""
+        """Stop the broker: every client loses its connection, and no will is published. Retained messages stay."""
         self.up = False
         for client in list(self._clients.values()):
             self._lose(client, will=False)
 
     def start(self) -> None:
-        """The broker is back: every client that was lost connects anew."""
+        """Start the broker again: every lost client reconnects."""
         self.up = True
         self._wake()
 
     def cut(self, client_id: str, *, hold: bool = False) -> None:
-        """Break one client's connection as a cable would: its will is published, and it connects anew.
+        """Break one client's connection: its will is published, and it reconnects.
 
         With `hold` it stays away until `restore`.
         """
@@ -78,12 +78,12 @@ class MemoryBroker:
         self._wake()
 
     def restore(self, client_id: str) -> None:
-        """Let a client come back that `cut` holds away."""
+        """Let a client reconnect that `cut` keeps away."""
         self._away.discard(client_id)
         self._wake()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
-        """Publish as if a client had; for tests that need no second transport."""
+        """Publish as a client would, for tests without a second transport."""
         self.published.append(Message(topic, payload, retain))
         if retain and payload:
             self.retained[topic] = payload
@@ -103,19 +103,19 @@ class MemoryBroker:
             self._send(chosen, topic_filter, Message(topic, payload), min(qos, chosen.routes[topic_filter][1]))
 
     def replay(self, client: MemoryTransport, topic_filter: str) -> None:
-        """Send what is retained under a filter that `client` has subscribed to."""
+        """Send the retained messages that match a filter of `client`."""
         _, wanted, group = client.routes[topic_filter]
         for topic, payload in list(self.retained.items()) if not group else ():
             if topic_matches_sub(topic_filter, topic):
                 self._send(client, topic_filter, Message(topic, payload, True), wanted)
 
     def attach(self, client: MemoryTransport) -> None:
-        """Connect `client` as soon as the broker is up and does not hold it away."""
+        """Connect `client` when the broker is up and does not keep it away."""
         self._waiting.append(client)
         self._wake()
 
     def detach(self, client: MemoryTransport) -> None:
-        """A clean disconnect: no will."""
+        """Disconnect cleanly, without a will."""
         if client in self._waiting:
             self._waiting.remove(client)
         if self._clients.get(client.client_id) is client:
@@ -238,7 +238,7 @@ class MemoryTransport:
         self._listeners.append(listener)
 
     def set_connected(self, connected: bool) -> None:
-        """For the broker: the connection came or went."""
+        """Called by the broker when the connection was made or lost."""
         if connected == self.connected or (connected and not self.started):
             return
         if connected:
@@ -249,7 +249,7 @@ class MemoryTransport:
             self._guard(listener, connected)
 
     def deliver(self, topic_filter: str, message: Message) -> None:
-        """For the broker: a message arrived."""
+        """Called by the broker with a message."""
         if topic_filter in self.routes:
             self._guard(self.routes[topic_filter][0], message)
 
@@ -270,6 +270,6 @@ async def connect(*transports: MemoryTransport) -> None:
 
 
 async def settle(turns: int = 50) -> None:
-    """Let messages in flight, and what their handlers send in answer, arrive."""
+    """Wait until all messages in flight, and those that their handlers send, have arrived."""
     for _ in range(turns):
         await asyncio.sleep(0)

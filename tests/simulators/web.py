@@ -1,4 +1,4 @@
-"""A web server on loopback that serves one blob by ranges, honestly or as badly as it is told."""
+"""A web server on loopback that serves one blob by ranges, correctly or with a chosen fault."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         web: Web = self.server.web  # type: ignore[attr-defined]

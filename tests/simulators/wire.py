@@ -1,4 +1,4 @@
-"""A TCP wire between a client and a server that can be cut, as a network is."""
+"""A TCP forwarder between a client and a server whose connections can be cut."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Wire:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
-        """Break every connection at once, in both directions, without a word of MQTT."""
+        """Break every connection at once, in both directions, without an MQTT packet."""
         for writer in list(self._writers):
             writer.transport.abort()
 

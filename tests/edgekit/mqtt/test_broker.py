@@ -41,7 +41,7 @@ async def mosquitto(tmp_path: Path) -> AsyncIterator[Broker]:
 
 
 class Users:
-    """Connected transports by user name; "" is nobody."""
+    """Connected transports by user name; "" is an anonymous client."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -71,7 +71,7 @@ async def users(mosquitto: Broker) -> AsyncIterator[Users]:
 
 @both
 async def test_a_broker_listens_from_start_to_stop(tmp_path: Path, kind: str) -> None:
-    """It accepts when start returns, says what it is, and nothing listens after stop; stop twice is no error."""
+    """It accepts connections when start returns, names itself, and ends with stop; a second stop is no error."""
     broker = await start_broker("127.0.0.1", 0, tmp_path, kind=kind)
     port = int(broker.url.rpartition(":")[2])
     socket.create_connection(("127.0.0.1", port)).close()
@@ -95,7 +95,7 @@ async def test_a_taken_port_is_named(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])
 async def test_only_loopback_is_listened_on(tmp_path: Path, host: str) -> None:
-    """A broker that proves nobody's identity is not shown to other machines."""
+    """A broker that does not authenticate clients listens on loopback only."""
     with pytest.raises(SettingsError, match="not a loopback address"):
         await start_broker(host, 0, tmp_path)
 
@@ -107,7 +107,7 @@ async def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 async def test_without_mosquitto_auto_takes_amqtt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no mosquitto is found, auto is the embedded broker, and asking for mosquitto is an error with advice."""
+    """Without mosquitto, `auto` takes the embedded broker, and kind mosquitto is an error with advice."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("edgekit.mqtt.mosquitto.SYSTEM_FOLDERS", ())
     async with await start_broker("127.0.0.1", 0, tmp_path) as broker:
@@ -118,7 +118,7 @@ async def test_without_mosquitto_auto_takes_amqtt(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_mosquitto_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last line of its log is in the error."""
+    """The error has the last line of mosquitto's log."""
     fake = tmp_path / "bin" / "mosquitto"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\n[ \"$1\" = -h ] && exit 3\necho 'Error: it is raining' >&2\nexit 1\n")
@@ -138,7 +138,7 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 async def test_amqtt_answers_mqtt_5_with_unacceptable_version(tmp_path: Path) -> None:
-    """A CONNECT of MQTT 5 that amqtt itself would choke on gets CONNACK 1 at once; what is no MQTT is closed."""
+    """A CONNECT of MQTT 5, which blocks amqtt, gets CONNACK 1 at once; a connection without MQTT is closed."""
     connect = b"\x10\x14\x00\x04MQTT\x05\xc2\x00\x1e\x00\x00\x01d\x00\x01u\x00\x01p"
     async with await start_broker("127.0.0.1", 0, tmp_path, kind="amqtt") as broker:
         for sent, expected in ((connect, b"\x20\x02\x00\x01"), (b"GET / HTTP/1.1\r\n\r\n", b"")):
@@ -154,7 +154,7 @@ async def test_amqtt_answers_mqtt_5_with_unacceptable_version(tmp_path: Path) ->
 
 @needs_mosquitto
 async def test_a_device_writes_its_own_topics_only(users: Users) -> None:
-    """A device's reports and requests are taken under its own name, and nothing that belongs to others."""
+    """A device may publish reports and requests under its own name, and nothing under other names."""
     device = await users("d1")
     own = [topics.device(FLEET, "d1", kind) for kind in ("reported", "presence", "telemetry", "event", "result")]
     own += [topics.request(FLEET, kind, "d1") for kind in ("metadata", "blocks")]
@@ -169,7 +169,7 @@ async def test_a_device_writes_its_own_topics_only(users: Users) -> None:
 
 
 async def heard(users: Users, name: str, published: list[str]) -> list[str]:
-    """Which of `published`, sent by the controller, reach the user `name` who subscribes everything."""
+    """The topics of `published` that reach the user `name`, who subscribes to everything."""
     listener, controller = await users(name), await users("controller")
     got: list[str] = []
     done: list[Message] = []
@@ -186,7 +186,7 @@ async def heard(users: Users, name: str, published: list[str]) -> list[str]:
 
 @needs_mosquitto
 async def test_a_device_reads_its_own_topics_and_the_fleets(users: Users) -> None:
-    """Even with a filter over everything a device sees no other device's orders and answers."""
+    """Even with a filter for all topics, a device receives no other device's assignments and answers."""
     for_it = [topics.device(FLEET, "d1", "desired"), topics.device(FLEET, "d1", "command"), topics.answer(FLEET, "d1")]
     for_all = [topics.broadcast(FLEET, "0" * 64)]
     for_others = [topic.replace("d1", "d2") for topic in for_it] + [topics.device(FLEET, "d1", "reported")]
@@ -197,7 +197,7 @@ async def test_a_device_reads_its_own_topics_and_the_fleets(users: Users) -> Non
 @needs_mosquitto
 @pytest.mark.parametrize("name", ["", "#", "+", "d2"])
 async def test_nobody_and_strangers_read_no_orders(users: Users, name: str) -> None:
-    """Without a name, or with a wildcard for a name, one reads nothing; with another's name, not this device's."""
+    """Without a name, or with a wildcard as name, a client reads nothing; with another name, not this device's."""
     mine = [topics.device(FLEET, "d1", "desired"), topics.answer(FLEET, "d1")]
     got = await heard(users, name, mine)
     assert not set(mine) & set(got)
@@ -216,7 +216,7 @@ async def test_nobody_may_publish_nothing(users: Users) -> None:
 
 @needs_mosquitto
 async def test_retained_state_survives_a_restart(tmp_path: Path) -> None:
-    """What is retained on mosquitto is there again after stop and start in the same folder."""
+    """Retained messages of mosquitto survive a stop and a start in the same folder."""
     topic = topics.device(FLEET, "d1", "desired")
     got: list[bytes] = []
     for turn in range(2):
@@ -258,7 +258,7 @@ class Command:
 @both
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_one_line_and_ends_cleanly(tmp_path: Path, kind: str, number: int) -> None:
-    """One line with the URL when it is ready, status 0 on a signal, and nothing listens any more."""
+    """It prints one line with the URL when it is ready, exits 0 on a signal, and nothing listens afterwards."""
     command = Command("--kind", kind, "--folder", str(tmp_path))
     line = command.ready()
     port = int(line.strip().rpartition(":")[2])
@@ -274,7 +274,7 @@ def test_the_command_prints_one_line_and_ends_cleanly(tmp_path: Path, kind: str,
 
 @needs_mosquitto
 def test_the_command_ends_when_its_mosquitto_does(tmp_path: Path) -> None:
-    """A broker that dies is not waited for: status 1, and a line that says so."""
+    """When the broker dies, the command exits 1 with a message."""
     command = Command("--kind", "mosquitto", "--folder", str(tmp_path))
     command.ready()
     (child,) = children(command.process.pid)
@@ -287,7 +287,7 @@ def test_the_command_ends_when_its_mosquitto_does(tmp_path: Path) -> None:
 @needs_mosquitto
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's death signal is Linux's")
 def test_a_killed_command_leaves_no_mosquitto_behind(tmp_path: Path) -> None:
-    """Even after SIGKILL the port is free, so that the next start works."""
+    """The broker ends even when the command is killed by SIGKILL, so that the next start finds the port free."""
     command = Command("--kind", "mosquitto", "--folder", str(tmp_path))
     port = int(command.ready().strip().rpartition(":")[2])
     assert children(command.process.pid)

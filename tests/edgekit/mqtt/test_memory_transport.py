@@ -1,4 +1,4 @@
-"""The losses of the broker in memory that other tests are built on happen as they are asked for."""
+"""The faults of the broker in memory happen as other tests need them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ async def run(broker: MemoryBroker, *, qos: int) -> list[int]:
 
 
 async def test_a_faultless_broker_delivers_all_in_order() -> None:
-    """Without knobs nothing is lost, repeated or overtaken."""
+    """By default no message is lost, repeated or overtaken."""
     for qos in (0, 1):
         assert await run(MemoryBroker(), qos=qos) == list(range(200))
 
 
 async def test_drop_loses_messages_of_qos_0_only() -> None:
-    """About the share that was asked for is lost, the same ones for the same seed, and none at QoS 1."""
+    """About the chosen share is lost at QoS 0, the same messages for the same seed; none is lost at QoS 1."""
     lossy = await run(MemoryBroker(drop=0.5, seed=1), qos=0)
     assert 50 < len(lossy) < 150
     assert lossy == sorted(set(lossy))

@@ -1,4 +1,4 @@
-"""Wire messages: MessagePack maps, tolerant of what is new and deaf to garbage."""
+"""Wire messages: MessagePack maps that ignore unknown keys and refuse malformed bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(payload: bytes, kind: type[msgspec.Struct]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @given(payload=st.binary(max_size=200))
 def test_garbage_is_a_data_error_or_a_message(kind: type[msgspec.Struct], payload: bytes) -> None:
-    """Whatever bytes arrive, decoding gives a message or a DataError, and nothing else."""
+    """Decoding any bytes gives a message or a DataError; other errors fail the test."""
     check(payload, kind)
 
 
@@ -46,7 +46,7 @@ values = st.recursive(
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
 def test_a_map_with_wrong_values_is_a_data_error_or_a_message(kind: type[msgspec.Struct], data: st.DataObject) -> None:
-    """The right keys with values of any type do no harm either."""
+    """The right keys with values of any type give a message or a DataError too."""
     wrong = {name: data.draw(values, label=name) for name in kind.__struct_fields__}
     check(msgspec.msgpack.encode(wrong), kind)
 
@@ -74,7 +74,7 @@ def test_unknown_keys_are_ignored_and_missing_ones_are_not() -> None:
 
 
 def test_messages_are_maps_on_the_wire() -> None:
-    """Other languages read keys, not positions; ranges of blocks alone are pairs."""
+    """Messages are maps with keys, for other languages; only ranges of blocks are pairs."""
     request = BlocksRequest("r1", "ab", (Range(0, 3), Range(7, 7)), 4)
     assert msgspec.msgpack.decode(encode(request)) == {
         "id": "r1",

@@ -1,4 +1,4 @@
-"""The topic schema: what is built can be parsed, and nothing else can."""
+"""The topic schema: every built topic can be parsed, and no other topic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_request_topic_parses_back(fleet: str, device: str, kind: str) -> None
 
 @given(st.text())
 def test_any_other_text_parses_to_nothing_or_to_itself(text: str) -> None:
-    """Whatever a broker names as topic, parsing does not raise, and what it accepts is rebuilt exactly."""
+    """Parsing any topic does not raise, and an accepted topic is rebuilt exactly."""
     for topic in (text, f"edgekit/v1/{text}", f"edgekit/v1/f/device/{text}", f"edgekit/v1/f/request/blocks/{text}"):
         found = topics.parse_device(topic)
         assert found is None or topics.device(found.fleet, found.device, found.kind) == topic
@@ -37,7 +37,7 @@ def test_any_other_text_parses_to_nothing_or_to_itself(text: str) -> None:
 
 @given(st.text())
 def test_only_names_that_fit_one_level_stand_in_a_topic(text: str) -> None:
-    """A name that is built in holds no slash, wildcard, space or control character, and is at most 63 long."""
+    """A name in a topic has no slash, wildcard, space or control character, and at most 63 characters."""
     try:
         topic = topics.answer("f", text)
     except ValueError:
@@ -72,7 +72,7 @@ def test_a_plus_makes_a_filter_over_devices_but_not_over_fleets() -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    """A misspelt kind is a mistake of the program."""
+    """A misspelt kind is a ValueError, because the program is wrong."""
     with pytest.raises(ValueError, match="state"):
         topics.device("f", "d", "state")
     with pytest.raises(ValueError, match="models"):
@@ -80,7 +80,7 @@ def test_unknown_kinds_are_refused() -> None:
 
 
 def test_topics_are_those_of_the_contract() -> None:
-    """The names that other systems rely on, literally."""
+    """The topics have exactly the names that other systems use."""
     assert topics.device("f", "d", "desired") == "edgekit/v1/f/device/d/desired"
     assert topics.request("f", "metadata", "d") == "edgekit/v1/f/request/metadata/d"
     assert topics.answer("f", "d") == "edgekit/v1/f/answer/d"
@@ -89,7 +89,7 @@ def test_topics_are_those_of_the_contract() -> None:
 
 
 def test_no_device_is_called_as_the_controller_is() -> None:
-    """That broker user may read and write everything; a fleet may have the name."""
+    """No device may be called controller, because that user may do everything; a fleet may."""
     with pytest.raises(ValueError, match="read and write everything"):
         topics.check_device_name("controller")
     assert topics.check_device_name("controller-2") == "controller-2"

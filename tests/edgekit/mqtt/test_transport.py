@@ -134,7 +134,7 @@ async def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
 async def test_silence_after_connect_is_followed_by_3_1_1(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """A broker that chokes on MQTT 5 and says nothing is asked again in 3.1.1."""
+    """A broker that does not answer MQTT 5 is tried again with 3.1.1."""
     broker.silent = True
     transport = make(connect_timeout_seconds=0.2)
     await transport.start()
@@ -146,7 +146,7 @@ async def test_silence_after_connect_is_followed_by_3_1_1(
 async def test_a_broker_in_trouble_does_not_lose_mqtt_5(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """Once MQTT 5 worked, a broker that hangs up is tried again in MQTT 5 only."""
+    """Once MQTT 5 worked, a broker that closes the connection is tried again with MQTT 5 only."""
     transport = await connect(make())
     broker.levels, broker.hang_up = set(), True
     broker.drop()
@@ -207,7 +207,7 @@ async def test_a_group_is_shared_only_where_the_broker_can(
 async def test_many_filters_are_asked_for_in_small_packets(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """At most 8 filters stand in one SUBSCRIBE, which hosted brokers demand; all are asked for, once."""
+    """One SUBSCRIBE has at most 8 filters, a limit of hosted brokers; each filter is sent once."""
     transport = make()
     for number in range(20):
         await transport.subscribe(f"t{number:02}", lambda m: None)
@@ -217,7 +217,7 @@ async def test_many_filters_are_asked_for_in_small_packets(
 
 
 async def test_unsubscribe_reaches_the_broker(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
-    """The broker is told not to send any more, and the filter is not asked for on the next connect."""
+    """The broker gets an UNSUBSCRIBE, and the next connect does not subscribe the filter."""
     transport = await connect(make())
     await transport.subscribe("a", lambda m: None)
     await transport.unsubscribe("a")
@@ -247,7 +247,7 @@ async def test_a_message_without_acknowledgement_is_an_error(
 async def test_a_connection_lost_while_publishing_is_an_error_at_once(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """Who waits for an acknowledgement hears of the loss, and does not wait for the time to pass."""
+    """A publish that waits for an acknowledgement fails at the loss of the connection, before its time limit."""
     broker.puback = None
     transport = await connect(make(publish_timeout_seconds=1000.0))
     task = asyncio.create_task(transport.publish("a", b"x", qos=1))
@@ -262,7 +262,7 @@ async def test_a_connection_lost_while_publishing_is_an_error_at_once(
 async def test_a_refused_message_and_a_refused_subscription_are_errors(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """An ACL that says no under MQTT 5 is heard."""
+    """A publish that the broker's ACL refuses under MQTT 5 is an error."""
     broker.puback = broker.suback = 0x87
     transport = await connect(make())
     with pytest.raises(TransportError, match="refused the message: not authorized"):
@@ -275,7 +275,7 @@ async def test_a_refused_message_and_a_refused_subscription_are_errors(
 async def test_a_broker_that_acknowledges_no_subscription_is_left(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """Without SUBACK the transport is not connected: it tries anew until one comes."""
+    """Without SUBACK the transport is not connected: it reconnects until one comes."""
     broker.suback = None
     transport = make(publish_timeout_seconds=0.1)
     await transport.subscribe("a", lambda m: None)
@@ -289,7 +289,7 @@ async def test_a_broker_that_acknowledges_no_subscription_is_left(
 async def test_a_broker_that_reads_nothing_fills_a_bounded_queue(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """At QoS 0 publishing is held back and ends in an error; what is queued goes out when the broker reads again."""
+    """With a full queue, QoS 0 waits and fails; queued messages are sent when the broker reads again."""
     transport = await connect(make(publish_timeout_seconds=0.2, max_queued_bytes=256 * 1024))
     broker.reading.clear()
     sent, failure = 0, ""
@@ -324,7 +324,7 @@ async def test_the_brokers_receive_maximum_is_kept(broker: ScriptedBroker, make:
 
 
 async def test_the_brokers_packet_limit_is_kept(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
-    """A payload over the broker's own limit is an error, instead of a connection that is thrown out."""
+    """A payload over the broker's limit is an error; sent, it would make the broker close the connection."""
     broker.properties = b"\x27\x00\x00\x04\x00"
     transport = await connect(make())
     await transport.publish("a", bytes(512), qos=1)
@@ -340,7 +340,7 @@ async def test_the_brokers_packet_limit_is_kept(broker: ScriptedBroker, make: Ca
 async def test_garbage_ends_the_connection_at_most(
     broker: ScriptedBroker, make: Callable[..., MqttTransport], garbage: bytes
 ) -> None:
-    """Whatever a broker sends, the transport lives, and works after reconnecting."""
+    """The transport survives any bytes of a broker, and works after reconnecting."""
     transport = await connect(make())
     got: list[Message] = []
     await transport.subscribe("a", got.append)
@@ -354,7 +354,7 @@ async def test_garbage_ends_the_connection_at_most(
 async def test_a_message_that_nobody_asked_for_is_dropped(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """It reaches no handler and is counted."""
+    """A message that matches no subscription is counted and reaches no handler."""
     transport = await connect(make())
     got: list[str] = []
     await transport.subscribe("a", lambda m: got.append(m.topic))
@@ -375,7 +375,7 @@ async def test_stop_while_connecting_ends_at_once(broker: ScriptedBroker, make: 
 
 
 async def test_stop_at_any_moment_ends(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
-    """Whatever the connection is doing when stop comes, the cancellation is not lost: 100 moments of a restless one."""
+    """Stop works at any moment of a connection that reconnects all the time: 100 moments are tried."""
     broker.closing = True
     transport = make(backoff_seconds=0.0)
     await transport.subscribe("a", lambda m: None)
@@ -391,7 +391,7 @@ async def test_stop_at_any_moment_ends(broker: ScriptedBroker, make: Callable[..
 
 @pytest.mark.parametrize("bad", ["", "a/b#", "a/#/b", "a+/b", "$share/g/a", "a\0b"])
 async def test_a_bad_filter_is_refused_before_the_broker_sees_it(make: Callable[..., MqttTransport], bad: str) -> None:
-    """A filter that no broker takes is a mistake of the program, connected or not."""
+    """A malformed filter is a ValueError, connected or not."""
     with pytest.raises(ValueError, match="topic filter"):
         await make().subscribe(bad, lambda m: None)
 
@@ -407,7 +407,7 @@ def test_backoff_is_full_jitter_under_a_cap() -> None:
 
 
 class LeapingClock:
-    """Each look at it is `step` seconds later than the last."""
+    """A clock that advances by `step` seconds at each reading."""
 
     def __init__(self, step: float) -> None:
         self.now = 0.0
@@ -422,7 +422,7 @@ class LeapingClock:
 
 
 async def test_a_stable_minute_resets_the_backoff(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
-    """Connections that last over a minute are renewed without delay, 30 times: 2^30 times the base is 124 days."""
+    """Connections of over a minute are renewed without delay, 30 times; a growing wait would reach 124 days."""
     broker.closing = True
     transport = make(clock=LeapingClock(61.0), backoff_cap_seconds=1e9)
     await transport.start()
@@ -432,7 +432,7 @@ async def test_a_stable_minute_resets_the_backoff(broker: ScriptedBroker, make: 
 async def test_an_unstable_connection_is_renewed_ever_later(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """Short connections count as failures: without the growing wait there would be some 200 in this time, not 20."""
+    """Short connections count as failures; without the growing wait there would be about 200 and not 20."""
     broker.closing = True
     transport = make(clock=LeapingClock(1.0), backoff_seconds=0.002, backoff_cap_seconds=1e9)
     await transport.start()
@@ -443,7 +443,7 @@ async def test_an_unstable_connection_is_renewed_ever_later(
 async def test_an_error_that_nobody_foresaw_is_counted_and_the_connection_renewed(
     broker: ScriptedBroker, make: Callable[..., MqttTransport]
 ) -> None:
-    """A device must never be out of reach for ever: what cannot be foreseen costs one connection and is seen."""
+    """An unexpected error ends one connection, is counted, and the transport reconnects."""
 
     class FailingClock:
         failures = 2

@@ -1,4 +1,4 @@
-"""What every Transport must do, in memory and on real brokers."""
+"""The contract of every Transport, checked in memory and on real brokers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def quiet(publisher: Transport, subscriber: Transport) -> None:
-    """Wait until everything that `publisher` sent before has arrived at `subscriber`, by a message behind it."""
+    """Wait until a later message of `publisher` arrives at `subscriber`, and so all earlier ones."""
     arrived: list[Message] = []
     await subscriber.subscribe(f"{ROOT}/marker", arrived.append)
     await publisher.publish(f"{ROOT}/marker", b"", qos=1)
@@ -163,7 +163,7 @@ async def test_a_plus_matches_one_level_and_a_hash_all(rig: Rig) -> None:
 
 
 async def test_a_retained_message_is_seen_by_a_late_subscriber(rig: Rig) -> None:
-    """What was retained arrives on subscribing, marked as retained; the newest only; an empty payload forgets it."""
+    """The newest retained message arrives on subscribing, marked as retained; an empty payload deletes it."""
     here, there = await connected(rig, "here", "there")
     for payload in (b"old", b"new"):
         await here.publish(f"{ROOT}/state/1", payload, qos=1, retain=True)
@@ -177,7 +177,7 @@ async def test_a_retained_message_is_seen_by_a_late_subscriber(rig: Rig) -> None
 
 
 async def test_subscriptions_made_before_the_connection_are_in_place_with_it(rig: Rig) -> None:
-    """A filter that was named before start is subscribed when the listener hears of the connection."""
+    """A filter that was added before start is subscribed when the listener is called."""
     (here,) = await connected(rig, "here")
     there = await rig.transport("there")
     got: list[bytes] = []
@@ -194,7 +194,7 @@ async def test_subscriptions_made_before_the_connection_are_in_place_with_it(rig
 
 
 async def test_the_will_is_published_when_the_connection_breaks(rig: Rig) -> None:
-    """A client that is lost without a goodbye leaves its will, retained; it comes back by itself."""
+    """When a client is lost without a DISCONNECT, its will is published and retained; it reconnects by itself."""
     (watcher,) = await connected(rig, "watcher")
     lost = await rig.transport("lost", will=Will(f"{ROOT}/presence", b"offline"))
     got: list[Message] = []
@@ -209,7 +209,7 @@ async def test_the_will_is_published_when_the_connection_breaks(rig: Rig) -> Non
 
 
 async def test_a_clean_stop_leaves_no_will(rig: Rig) -> None:
-    """After stop the will is not published, and the listeners heard of the end."""
+    """After stop the will is not published, and the listeners were called."""
     (watcher,) = await connected(rig, "watcher")
     leaving = await rig.transport("leaving", will=Will(f"{ROOT}/presence", b"offline"))
     got: list[Message] = []
@@ -265,7 +265,7 @@ async def test_a_handler_that_raises_harms_nobody(rig: Rig) -> None:
 
 
 async def test_a_hundred_blocks_arrive_in_a_window(rig: Rig) -> None:
-    """100 blocks of 64 KiB at QoS 0, at most 8 on the way, arrive whole."""
+    """100 blocks of 64 KiB at QoS 0 arrive complete, with at most 8 in flight."""
     here, there = await connected(rig, "here", "there")
     got: dict[int, bytes] = {}
     credit = asyncio.Semaphore(8)
@@ -284,7 +284,7 @@ async def test_a_hundred_blocks_arrive_in_a_window(rig: Rig) -> None:
 
 
 async def test_publishing_while_away_is_an_error_at_once(rig: Rig) -> None:
-    """A transport that is not connected says so at either QoS, and keeps nothing to send later."""
+    """Publishing without a connection fails at both QoS levels, and nothing is sent later."""
     here, there = await connected(rig, "here", "there")
     never = await rig.transport("never")
     got: list[Message] = []
@@ -314,7 +314,7 @@ async def test_a_payload_over_the_limit_is_refused(rig: Rig) -> None:
 
 
 async def test_a_wildcard_is_no_topic_to_publish_on(rig: Rig) -> None:
-    """Publishing on a filter is a mistake of the program, and said so."""
+    """Publishing on a filter is a ValueError."""
     (here,) = await connected(rig, "here")
     for topic in ("", f"{ROOT}/+", f"{ROOT}/#"):
         with pytest.raises(ValueError, match="topic"):

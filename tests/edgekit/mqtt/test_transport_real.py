@@ -70,7 +70,7 @@ async def test_a_hundred_transports_live_in_one_process(tmp_path: Path) -> None:
 
 
 async def test_descriptors_past_1023_work(tmp_path: Path) -> None:
-    """Where paho's own loop would fail, in select, this one does not."""
+    """Past file descriptor 1023, where paho's own loop fails, the transport works."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1300:
         pytest.skip(f"the limit of open files is {hard}")
@@ -114,7 +114,7 @@ def tls_broker(tmp_path: Path) -> Iterator[tuple[str, Pki]]:
 async def test_mutual_tls_carries_large_messages(
     tls_broker: tuple[str, Pki], make: Callable[..., MqttTransport], tmp_path: Path
 ) -> None:
-    """With a certificate of its own the client connects, and no byte stays behind in TLS's buffers."""
+    """The client connects with its own certificate, and no byte remains in TLS's buffers."""
     url, pki = tls_broker
     files = {"ca": pki.ca, "certificate": tmp_path / "controller.pem", "key": tmp_path / "controller.key"}
     transport = await connect(make(url, **files))
@@ -129,7 +129,7 @@ async def test_mutual_tls_carries_large_messages(
 async def test_a_broker_that_the_authority_did_not_sign_is_not_trusted(
     tls_broker: tuple[str, Pki], make: Callable[..., MqttTransport], tmp_path: Path
 ) -> None:
-    """The certificate is checked, always; the error says so."""
+    """The broker's certificate is always checked; the error says so."""
     (tmp_path / "other").mkdir()
     transport = make(tls_broker[0], ca=Pki(tmp_path / "other").ca)
     await transport.start()

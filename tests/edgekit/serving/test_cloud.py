@@ -1,4 +1,4 @@
-"""The cloud tier's models behind the serving code."""
+"""The cloud tier's model server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulators.small_models import SURE, onnx_bundle, softmax
 
 
 async def test_every_model_answers_with_its_own_bundle(tmp_path: Path) -> None:
-    """Batches of any size are answered, and the answer says by which bundle."""
+    """Batches of any size are answered, and the answer names the bundle."""
     bundles = {name: onnx_bundle(tmp_path / name, name=name, batch=None, gain=2.0) for name in ("a", "b")}
     models = await CloudModels.open(["a", "b"], lambda name: (bundles[name], tmp_path / name), threads=1)
     assert models.models() == ["a", "b"]

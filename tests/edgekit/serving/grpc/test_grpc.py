@@ -1,4 +1,4 @@
-"""The gRPC service, asked by grpcio with messages that are built here from the specification's numbers."""
+"""The gRPC service, called by grpcio with messages that the test builds from the specification's field numbers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def ask(server: Doubler) -> AsyncIterator[Client]:
 
 
 async def test_health_metadata_index_and_statistics_have_their_messages(ask: Client, server: Doubler) -> None:
-    """What HTTP says in documents."""
+    """The metadata calls answer the same values as HTTP's documents."""
     assert (await ask("ServerLive")).live
     assert (await ask("ServerReady")).ready
     found = await ask("ServerMetadata")
@@ -102,7 +102,7 @@ async def test_health_metadata_index_and_statistics_have_their_messages(ask: Cli
 
 @pytest.mark.parametrize("raw", [True, False])
 async def test_inference_answers_in_the_form_that_was_sent(ask: Client, raw: bool) -> None:
-    """Raw for raw and typed for typed; id and parameters come back."""
+    """A raw request gets a raw answer, a typed request a typed one; id and parameters are in the answer."""
     found = await ask("ModelInfer", infer(raw=raw, id="seven", model_version="1.0.0"))
     (tensor,) = found.outputs
     assert (found.model_name, found.model_version, found.id) == ("m", "1.0.0", "seven")
@@ -128,7 +128,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_every_datatype_goes_there_and_back(kind: str) -> None:
-    """Typed and raw, to the last bit; an empty tensor too."""
+    """Every dtype keeps each bit in typed and raw form, and so does an empty tensor."""
     for value in (KINDS[kind], KINDS[kind][:0]):
         request = oip.InferRequest({"x": value}, outputs={"y": True})
         found = oip.InferResponse("m", "1", {"y": value}, {"a": True, "b": 3, "c": 0.5, "d": "e", "f": None})
@@ -145,7 +145,7 @@ async def test_every_datatype_goes_there_and_back(kind: str) -> None:
 
 
 async def test_halves_travel_raw_whatever_was_sent() -> None:
-    """FP16 has no typed contents: the answer is raw then, and a typed request is told so."""
+    """FP16 has no typed contents: its answer is raw, and a typed request is an error that says so."""
     half = np.array([[1, 2]], np.float16)
     found = grpc_codec.infer_response(oip.InferResponse("m", "1", {"y": half}), oip.InferRequest({}), infer(raw=False))
     assert found.raw_output_contents == [half.tobytes()]
@@ -188,7 +188,7 @@ def damaged(**fields: Any) -> Callable[[Any], None]:
     ],
 )
 async def test_lies_are_invalid_arguments(ask: Client, change: Callable[[Any], None], says: str) -> None:
-    """Shape, datatype, contents and outputs: each is told, none is an internal error."""
+    """Faults of shape, datatype, contents and outputs each have a message; none is an internal error."""
     asked = infer()
     change(asked)
     error = await refused(ask("ModelInfer", asked))
@@ -197,7 +197,7 @@ async def test_lies_are_invalid_arguments(ask: Client, change: Callable[[Any], N
 
 
 def test_typed_numbers_must_fit_their_datatype() -> None:
-    """int_contents carries INT8 too, so 300 may stand in it."""
+    """int_contents also carries INT8, so it may contain 300, which is refused."""
     asked = message("ModelInferRequest")()
     asked.inputs.add(name="x", datatype="INT8", shape=[1]).contents.int_contents.append(300)
     with pytest.raises(DataError, match="outside INT8"):
@@ -216,7 +216,7 @@ def test_typed_numbers_must_fit_their_datatype() -> None:
     ],
 )
 async def test_each_error_has_its_status(ask: Client, server: Doubler, fault: Exception, code: grpc.StatusCode) -> None:
-    """A bug shows nothing of itself; overload says when to come back, as gRPC's own retries read it."""
+    """A bug's message is not shown. An overload carries the retry time in the form that gRPC's retries read."""
     server.fault = fault
     error = await refused(ask("ModelInfer", infer()))
     assert error.code() is code
@@ -228,7 +228,7 @@ async def test_each_error_has_its_status(ask: Client, server: Doubler, fault: Ex
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=60), at=st.integers(0, 10_000), flip=st.integers(1, 255))
 def test_any_bytes_are_parsed_or_refused(data: bytes, at: int, flip: int) -> None:
-    """Nonsense, and a whole request with one byte changed, give a request or DataError and nothing else."""
+    """Random bytes, or a request with one changed byte, parse or raise DataError; other errors fail the test."""
     whole = bytearray(infer(id="a", parameters={}).SerializeToString())
     whole[at % len(whole)] ^= flip
     for sent in (data, bytes(whole), bytes(whole) + data):
@@ -239,7 +239,7 @@ def test_any_bytes_are_parsed_or_refused(data: bytes, at: int, flip: int) -> Non
 
 
 async def test_nonsense_and_what_is_too_long_are_refused_and_the_next_call_is_answered(ask: Client) -> None:
-    """Bytes that are no message, a message over the limit, and a small one that is long once it is unpacked."""
+    """Bytes that are no message, a message over the limit, and a small message that unpacks to a large one."""
     assert (await refused(ask.bytes("ModelInfer", b"\xff\xff"))).code() is grpc.StatusCode.INVALID_ARGUMENT
     long = infer(np.zeros((1, 2**20), np.float32))
     for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
@@ -251,7 +251,7 @@ async def test_nonsense_and_what_is_too_long_are_refused_and_the_next_call_is_an
 
 
 async def test_a_deadline_reaches_the_model_and_a_caller_that_left_costs_nothing_more() -> None:
-    """gRPC's deadline is the request's; past it the caller has its status, and so has one that cancels."""
+    """gRPC's deadline becomes the request's deadline. A late or cancelled call ends with its gRPC status."""
     echo = Echo()
     async with serve_grpc(GrpcService(echo, max_request_bytes=2**20), address="127.0.0.1:0") as bound:
         client, seen = Client(bound.address), []
@@ -275,7 +275,7 @@ async def test_a_deadline_reaches_the_model_and_a_caller_that_left_costs_nothing
 
 
 async def test_the_api_key_guards_everything_but_health(server: Doubler) -> None:
-    """Without the exact key there is only health; with one gRPC may listen anywhere."""
+    """Without the exact key only the health calls work; with a key, gRPC may listen on any address."""
     service = GrpcService(server, max_request_bytes=4096, api_key="s3cret")
     async with serve_grpc(service, address="0.0.0.0:0") as bound:
         ask = Client(bound.address.replace("0.0.0.0", "127.0.0.1"))
@@ -289,14 +289,14 @@ async def test_the_api_key_guards_everything_but_health(server: Doubler) -> None
 
 
 async def test_without_a_key_only_this_machine_is_served(server: Doubler) -> None:
-    """gRPC has no Host header, so the address is the only fence."""
+    """gRPC has no Host header, so only the address keeps foreign callers out."""
     with pytest.raises(SettingsError, match="loopback only"):
         async with serve_grpc(GrpcService(server, max_request_bytes=10), address="0.0.0.0:0"):
             pass
 
 
 async def test_the_unix_socket_is_guarded_as_that_of_http_is(server: Doubler, tmp_path: Path) -> None:
-    """Mode 0660, a dead one is replaced, a live one is not, and nothing is left behind."""
+    """The socket has mode 0660. A dead server's socket is replaced, a live one's is not; none remains at the end."""
     path, service = tmp_path / "g.sock", GrpcService(server, max_request_bytes=4096)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -315,7 +315,7 @@ async def test_the_unix_socket_is_guarded_as_that_of_http_is(server: Doubler, tm
 
 
 async def test_a_taken_port_is_an_error_that_names_it(server: Doubler) -> None:
-    """Two servers never share one port."""
+    """A second server on the same port is refused."""
     service = GrpcService(server, max_request_bytes=4096)
     async with serve_grpc(service, address="127.0.0.1:0") as bound:
         with pytest.raises(UnavailableError, match=bound.address):
@@ -324,7 +324,7 @@ async def test_a_taken_port_is_an_error_that_names_it(server: Doubler) -> None:
 
 
 async def test_calls_that_run_are_finished_before_the_server_ends() -> None:
-    """Leaving the block waits for an answer that is on its way."""
+    """Leaving the block waits for a running call."""
     echo = Echo()
     echo.gate.clear()
     async with serve_grpc(GrpcService(echo, max_request_bytes=4096), address="127.0.0.1:0") as bound:

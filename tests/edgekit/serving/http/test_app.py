@@ -1,4 +1,4 @@
-"""The ASGI application over a model server that is held in memory."""
+"""The application over a model server in memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Doubler:
 
 
 class Reply:
-    """What the application sent."""
+    """The answer of the application."""
 
     def __init__(self, messages: list[dict[str, Any]]) -> None:
         start, *bodies = messages
@@ -120,7 +120,7 @@ async def test_metadata_and_health_have_their_documents(app: App) -> None:
 
 
 async def test_inference_answers_in_json_and_in_binary(app: App) -> None:
-    """Both forms carry the same numbers, the parameters and the length header."""
+    """The JSON and the binary answer have the same numbers and parameters; the binary one has the length header."""
     for request in (REQUEST, JSON_REQUEST):
         reply = await ask(app, "POST", INFER, request.body, request.headers)
         assert reply.status == 200
@@ -151,7 +151,7 @@ async def test_a_body_in_pieces_is_joined(app: App) -> None:
     ],
 )
 async def test_each_error_has_its_status(app: App, server: Doubler, fault: Exception, status: int, says: str) -> None:
-    """Errors are JSON with one key, and a bug shows nothing of itself."""
+    """Errors are JSON with one key; the message of a bug is not shown."""
     server.fault = fault
     reply = await ask(app, "POST", INFER, REQUEST.body, REQUEST.headers)
     assert reply.status == status
@@ -178,7 +178,7 @@ async def test_each_error_has_its_status(app: App, server: Doubler, fault: Excep
     ],
 )
 async def test_wrong_paths_and_methods_are_told(app: App, method: str, path: str, status: int) -> None:
-    """What is not there is 404, a wrong method 405 with the right one."""
+    """An unknown path gets 404; a wrong method gets 405 with the right one in Allow."""
     reply = await ask(app, method, path, REQUEST.body, REQUEST.headers)
     assert reply.status == status
     assert reply.json["error"]
@@ -194,7 +194,7 @@ async def test_a_model_that_is_not_ready_is_503(app: App, server: Doubler) -> No
 
 
 async def test_large_bodies_are_refused_before_and_while_they_are_read(app: App, server: Doubler) -> None:
-    """A stated length over the limit is refused unread; an unstated one as soon as it passes the limit."""
+    """A stated length over the limit is refused before the body is read; an unstated one at the limit."""
     assert (await ask(app, "POST", INFER, b"", {"Content-Length": "4097"})).status == 413
     assert (await ask(app, "POST", INFER, chunks=[bytes(4096), b"x", b""])).status == 413
     assert server.asked == 0
@@ -220,7 +220,7 @@ async def test_pages_of_a_browser_cannot_talk_to_a_local_server(app: App) -> Non
 
 
 async def test_the_api_key_guards_everything_but_health(server: Doubler) -> None:
-    """Without the exact key there is only health."""
+    """Without the exact key only the health paths work."""
     app = App(server, max_request_bytes=4096, api_key="s3cret")
     for path in ("/v2", "/v2/models/m", "/metrics"):
         for header in (
@@ -237,7 +237,7 @@ async def test_the_api_key_guards_everything_but_health(server: Doubler) -> None
 
 
 async def test_metrics_count_answers_by_status_and_by_model(app: App) -> None:
-    """Prometheus text with what has happened so far."""
+    """/metrics counts the requests that were answered before."""
     await ask(app, "POST", INFER, REQUEST.body, REQUEST.headers)
     await ask(app, "POST", INFER, b"{")
     text = (await ask(app, "GET", "/metrics")).body.decode()

@@ -99,7 +99,7 @@ async def test_lies_and_nonsense_get_their_status_as_json_and_the_connection_end
 
 
 async def test_a_body_that_is_too_long_does_not_cost_its_sender_the_answer(path: Path) -> None:
-    """The whole body may be sent before the answer is read; the connection serves the next request."""
+    """A client may send the whole body before it reads the answer; the connection serves the next request."""
     answer = await send(path, infer(body=bytes(3 * 2**20)) + LIVE.replace(HOST, HOST + b"Connection: close\r\n"))
     assert statuses(answer) == [413, 200]
 
@@ -118,14 +118,14 @@ async def test_refusals_are_counted(path: Path) -> None:
 
 
 async def test_old_and_half_closed_clients_get_their_answer(path: Path) -> None:
-    """HTTP/1.0 ends with the answer, and so does a client that has closed its sending side after a whole request."""
+    """The connection closes after the answer under HTTP/1.0, and where the client has closed its sending side."""
     assert (await send(path, b"GET /v2 HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     assert b'"outputs"' in await send(path, infer(), half_close=True)
     assert await send(path, infer(length=5000), half_close=True) == b""
 
 
 async def test_pipelined_requests_are_answered_in_order_and_before_what_is_wrong(path: Path) -> None:
-    """Three answers for three requests; the nonsense behind them has its own and ends the connection."""
+    """Three requests get three answers; the bytes after them, which are no HTTP, get 400 and end the connection."""
     missing = b"GET /v2/nothing HTTP/1.1\r\n" + HOST + b"\r\n"
     answer = await send(path, infer() + missing + infer() + b"\x00\x01")
     assert statuses(answer) == [200, 404, 200, 400]

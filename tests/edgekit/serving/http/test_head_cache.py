@@ -88,7 +88,7 @@ def test_a_head_is_found_by_its_very_bytes_and_before_a_whole_body_only() -> Non
 
 @pytest.mark.parametrize("body_size", [0, 4, 6])
 def test_a_head_that_ends_elsewhere_for_the_parser_is_not_known(body_size: int) -> None:
-    """Only where both see the same body is the head the same for both."""
+    """A head is not cached where parser and cache disagree on the length of the body."""
     known, data = HeadCache(MAX_BYTES), request(body=b"\r\n\r\n1")
     known.note(data, body_size, WORK)
     assert known.find(data) is None
@@ -110,7 +110,7 @@ def test_so_many_heads_of_such_a_length_are_known_and_the_oldest_goes_first() ->
 
 
 async def test_a_head_that_came_before_is_not_parsed_again(path: Path, app: Counted) -> None:
-    """On the same connection and on others the answer is that of the first, and closing stays the client's choice."""
+    """All connections get the answer of the first request; ``Connection: close`` is still obeyed."""
     reader, writer = await asyncio.open_unix_connection(str(path))
     answers = []
     for _ in range(3):
@@ -179,7 +179,7 @@ async def test_work_that_depends_on_more_than_its_head_is_made_each_time(path: P
 
 
 async def test_what_is_known_from_a_socket_says_nothing_of_tcp(echo: Echo, tmp_path: Path) -> None:
-    """A web page's request is refused over TCP, however often the same bytes came by the socket."""
+    """A web page's request is refused over TCP, even after the same bytes came over the UNIX socket."""
     page = infer(b"Origin: http://evil.example\r\n")
     async with serve(
         App(echo, max_request_bytes=2**20), http="127.0.0.1:0", socket=tmp_path / "b.sock", limits=IMPATIENT
@@ -194,7 +194,7 @@ async def test_what_is_known_from_a_socket_says_nothing_of_tcp(echo: Echo, tmp_p
 
 
 async def test_a_known_head_ends_with_its_key(echo: Echo, tmp_path: Path) -> None:
-    """A head with another key is another head, and a refusal is never kept."""
+    """A head with another API key is another head, and a refusal is never cached."""
     app = Counted(App(echo, max_request_bytes=2**20, api_key="right"))
     async with serve(app, socket=tmp_path / "k.sock", limits=IMPATIENT):
         for _ in range(2):
@@ -220,7 +220,7 @@ async def test_a_known_head_is_answered_as_the_last_while_the_server_ends(echo: 
 
 @pytest.mark.parametrize("limits", [IMPATIENT._replace(keep_alive_seconds=0.2)])
 async def test_after_a_known_request_a_silent_connection_is_kept_as_after_any_other(path: Path) -> None:
-    """Its time between requests begins with the answer."""
+    """The keep-alive time begins with the answer."""
     assert statuses(await send(path, ASKED, half_close=True)) == [200]
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(ASKED)
@@ -229,7 +229,7 @@ async def test_after_a_known_request_a_silent_connection_is_kept_as_after_any_ot
 
 
 async def test_empty_lines_are_no_request_whatever_came_before_them(path: Path, echo: Echo) -> None:
-    """Behind a request without a body they look like one whose head has ended."""
+    """After a request without a body, empty lines look like the end of a head; they must be ignored."""
     empty = b"POST /v2/repository/index HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n\r\n"
     echo.gate.clear()
     reader, writer = await asyncio.open_unix_connection(str(path))

@@ -52,7 +52,7 @@ async def path(echo: Echo, tmp_path: Path, limits: Limits) -> AsyncIterator[Path
 
 
 async def test_a_request_in_single_bytes_is_the_same_request(path: Path) -> None:
-    """Wherever the network cuts it, names, values, target and body are put together again."""
+    """Target, headers and body are read correctly even when each byte arrives alone."""
     reader, writer = await asyncio.open_unix_connection(str(path))
     for one in infer(CLOSE):
         writer.write(bytes([one]))
@@ -65,7 +65,7 @@ async def test_a_request_in_single_bytes_is_the_same_request(path: Path) -> None
 
 
 async def test_chunks_are_a_body_and_their_trailers_are_nothing(path: Path) -> None:
-    """Chunks of any size, extensions of chunks and trailers; a trailer does not change what the head said."""
+    """Chunks of any size, chunk extensions and trailers are accepted; a trailer does not replace a header."""
     head = infer(b"Transfer-Encoding: chunked\r\n").replace(f"Content-Length: {len(REQUEST.body)}\r\n".encode(), b"")
     head, body = head.split(b"\r\n\r\n", 1)
     chunks = b"".join(
@@ -77,7 +77,7 @@ async def test_chunks_are_a_body_and_their_trailers_are_nothing(path: Path) -> N
 
 
 async def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(path: Path, echo: Echo) -> None:
-    """Nobody has to say how long it will be."""
+    """A chunked body has no stated length, so it is refused when it passes the limit."""
     head = b"POST /v2/models/m/infer HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
     answer = await send(path, head + (b"10000\r\n" + bytes(0x10000) + b"\r\n") * 20)
     assert statuses(answer) == [413]
@@ -86,7 +86,7 @@ async def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(path: Pat
 
 @pytest.mark.parametrize("split", [True, False])
 async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(path: Path, split: bool) -> None:
-    """100 where the body has not come yet, and none where it has, or where nobody wants it."""
+    """100 is sent where the body has not arrived; not where it has, or where the request is refused."""
     head, body = infer(b"Expect: 100-continue\r\n" + CLOSE).split(b"\r\n\r\n", 1)
     if not split:
         assert statuses(await send(path, head + b"\r\n\r\n" + body)) == [200]
@@ -104,7 +104,7 @@ async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(path: Path, s
 
 
 async def test_head_has_the_length_and_not_the_body(path: Path) -> None:
-    """And the next answer begins right after it."""
+    """HEAD gets the length and no body; the next answer begins right after the head."""
     answer = await send(path, b"HEAD /v2 HTTP/1.1\r\n" + HOST + b"\r\n" + LAST)
     assert statuses(answer) == [200, 200]
     first = answer.split(b"\r\n\r\n")[0]
@@ -127,12 +127,12 @@ async def test_head_has_the_length_and_not_the_body(path: Path) -> None:
     ],
 )
 async def test_targets_are_read_in_every_form(path: Path, target: bytes, status: int) -> None:
-    """Query and fragment are nobody's business here, escapes are undone, the absolute form is taken."""
+    """Query and fragment are ignored, escapes are decoded, and the absolute form is accepted."""
     assert statuses(await send(path, b"GET " + target + b" HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n")) == [status]
 
 
 async def test_the_host_in_an_absolute_target_and_a_second_host_are_checked(echo: Echo) -> None:
-    """Neither gets a web page past the check of the Host header."""
+    """A web page cannot avoid the check of the Host header with an absolute target or a second header."""
     async with serve(App(echo, max_request_bytes=10), http="127.0.0.1:0", limits=IMPATIENT) as bound:
         host, port = bound.url.removeprefix("http://").split(":")
         for target, headers in (
@@ -148,7 +148,7 @@ async def test_the_host_in_an_absolute_target_and_a_second_host_are_checked(echo
 
 
 async def test_old_clients_are_answered_and_left(path: Path) -> None:
-    """HTTP/1.0 ends with the answer, whatever it says of keeping the connection."""
+    """Under HTTP/1.0 the connection closes after the answer, even with ``Connection: keep-alive``."""
     for extra in (b"", b"Connection: keep-alive\r\n"):
         answer = await send(path, b"GET /v2 HTTP/1.0\r\n" + extra + b"\r\n")
         assert statuses(answer) == [200]
@@ -156,14 +156,14 @@ async def test_old_clients_are_answered_and_left(path: Path) -> None:
 
 
 async def test_a_thousand_pipelined_requests_are_answered_in_order(path: Path) -> None:
-    """While one runs nothing more is read, so they wait in the client's system and not in memory here."""
+    """While a request runs nothing more is read, so the others wait in the client's system and not in memory."""
     missing = b"GET /v2/nothing HTTP/1.1\r\n" + HOST + b"\r\n"
     answer = await send(path, (LIVE + missing + infer()) * 333 + LAST)
     assert statuses(answer) == [200, 404, 200] * 333 + [200]
 
 
 async def test_pipelined_requests_do_not_keep_others_out(tmp_path: Path) -> None:
-    """However fast the answers are, so many are given in one turn of the event loop, and then it is the others'."""
+    """Only a few answers are given in one turn of the event loop; then other connections get their turn."""
     loop, path = asyncio.get_running_loop(), tmp_path / "t.sock"
     turn = 0
     answered: Counter[int] = Counter()
@@ -185,7 +185,7 @@ async def test_pipelined_requests_do_not_keep_others_out(tmp_path: Path) -> None
 
 
 async def test_after_the_last_request_nothing_is_listened_to(path: Path) -> None:
-    """What follows ``Connection: close`` is dropped: another request, or nonsense."""
+    """All bytes after a request with ``Connection: close`` are dropped: another request, or no HTTP at all."""
     for more in (LIVE, b"\x00\x01nonsense"):
         assert statuses(await send(path, LAST + more)) == [200]
 
@@ -197,7 +197,7 @@ async def test_a_silent_connection_is_kept_for_so_long_only(path: Path) -> None:
 
 
 async def test_a_client_that_does_not_read_is_left(tmp_path: Path) -> None:
-    """Its answer does not stay in memory for ever, and meanwhile its other requests are not run."""
+    """Its answer is dropped after a while, and its other requests are not run meanwhile."""
     path, server = tmp_path / "s.sock", Doubler()
     big = oip.encode_request({"x": np.zeros((2**19, 2), np.float32)})
     limits = IMPATIENT._replace(stalled_seconds=0.2)
@@ -260,7 +260,7 @@ async def test_bodies_of_many_clients_are_bounded_together(path: Path) -> None:
 
 
 async def test_a_client_that_is_gone_takes_its_request_with_it(echo: Echo) -> None:
-    """A reset ends what still runs for it, and the server goes on."""
+    """A reset cancels the client's running request, and the server goes on."""
     echo.gate.clear()
     cancelled, wait = asyncio.Event(), echo.gate.wait
 
@@ -286,7 +286,7 @@ async def test_a_client_that_is_gone_takes_its_request_with_it(echo: Echo) -> No
 
 
 async def test_a_body_under_way_is_finished_before_the_server_ends(echo: Echo, tmp_path: Path) -> None:
-    """Who is in the middle of sending is served, who only sits there is not waited for."""
+    """A request that is being sent is answered; the server does not wait for idle connections."""
     path = tmp_path / "d.sock"
     whole = infer()
     async with serve(App(echo, max_request_bytes=MAX_BYTES), socket=path, limits=IMPATIENT):
@@ -305,7 +305,7 @@ async def test_a_body_under_way_is_finished_before_the_server_ends(echo: Echo, t
 
 
 class Bug:
-    """An application that raises where none is expected."""
+    """An application that raises, which applications must not do."""
 
     max_request_bytes = 100
 
@@ -358,7 +358,7 @@ WORDS = st.sampled_from(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(st.one_of(WORDS, st.binary(max_size=8)), max_size=14), cut=st.integers(0, 400))
 def test_whatever_bytes_come_the_connection_ends_without_a_500(parts: list[bytes], cut: int, tmp_path: Path) -> None:
-    """In two pieces, then the end: every answer is complete and none is an internal error."""
+    """The bytes come in two pieces: every answer is complete and none is an internal error."""
 
     async def run() -> None:
         data = b"".join(parts)
@@ -407,7 +407,7 @@ PATHS = st.lists(st.sampled_from(NAMES) | st.text(max_size=4), max_size=6)
 
 
 class Strict(Doubler):
-    """Checks what it is given as a session does."""
+    """Checks inputs as a session does."""
 
     async def answer(self, model: str, version: str | None, request: oip.InferRequest) -> oip.InferResponse:
         check_inputs((SPEC,), request.inputs)
@@ -425,7 +425,7 @@ class Strict(Doubler):
 def test_no_request_of_any_form_is_an_internal_error(
     method: str, path: list[str], document: object, tail: bytes, length: str | None
 ) -> None:
-    """Paths, methods, documents and lengths in every combination, with everything in them wrong in turn."""
+    """Right and wrong paths, methods, documents and lengths in all combinations."""
     body = json.dumps(document, default=str).encode() + tail
     headers = {} if length is None else {oip.HEADER.lower().encode(): length.encode("latin-1", "replace")}
 

@@ -8,7 +8,7 @@ from edgekit.serving.http.metrics import METRICS, gauges_of, render
 
 
 def test_large_counters_keep_every_digit() -> None:
-    """Six digits of a million make rates of zero or of a jump."""
+    """Counters are printed with all digits; rounded ones would make wrong rates."""
     text = render({'a"b': {"requests": 12_345_678.0, "run_us": 2.0**50}}, {200: 12_345_678}).decode()
     assert 'edgekit_model_requests_total{model="a\\"b"} 12345678\n' in text
     assert f" {2**50}\n" in text
@@ -41,7 +41,7 @@ def test_each_metric_is_printed_once_after_its_help_and_type() -> None:
 
 
 def test_a_metric_that_is_not_in_the_table_is_an_error() -> None:
-    """So that no metric is added without a help text."""
+    """Rendering fails, so that no metric can be added without a help text."""
     with pytest.raises(LookupError, match="edgekit_model_surprises_total"):
         render({"m": {"surprises": 1.0}}, {})
 

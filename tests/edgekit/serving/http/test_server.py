@@ -40,7 +40,7 @@ def unix_connection(path: Path) -> http.client.HTTPConnection:
 
 
 async def test_tcp_and_unix_socket_answer_alike(tmp_path: Path) -> None:
-    """Port 0 becomes a real port, the socket has mode 0660, connections are kept alive, and all is gone afterwards."""
+    """Port 0 becomes a real port, the socket has mode 0660, connections are kept alive, and nothing remains."""
     path = tmp_path / "e.sock"
     async with serve(App(Echo(), max_request_bytes=2**20), http="127.0.0.1:0", socket=path) as bound:
         assert bound.socket == path
@@ -56,7 +56,7 @@ async def test_tcp_and_unix_socket_answer_alike(tmp_path: Path) -> None:
 
 
 async def test_a_foreign_host_is_refused_over_tcp_only(tmp_path: Path) -> None:
-    """The check sees the real connection: the same Host passes on the UNIX socket."""
+    """The same foreign Host is refused over TCP and accepted on the UNIX socket."""
     path = tmp_path / "e.sock"
     async with serve(App(Echo(), max_request_bytes=10), http="127.0.0.1:0", socket=path) as bound:
         pool = urllib3.PoolManager(retries=False)
@@ -70,7 +70,7 @@ async def test_a_foreign_host_is_refused_over_tcp_only(tmp_path: Path) -> None:
 
 
 async def test_requests_that_run_are_finished_before_the_server_ends() -> None:
-    """Leaving the block waits for an answer that is on its way, and the client gets it whole."""
+    """Leaving the block waits for a running request, and the client gets the complete answer."""
     echo = Echo()
     echo.gate.clear()
     async with serve(App(echo, max_request_bytes=2**20), http="127.0.0.1:0") as bound:
@@ -82,7 +82,7 @@ async def test_requests_that_run_are_finished_before_the_server_ends() -> None:
 
 
 async def test_a_dead_servers_socket_is_replaced_and_a_live_ones_is_not(tmp_path: Path) -> None:
-    """A stale socket file is no obstacle; a second server on a live one, or a plain file in the way, is an error."""
+    """A stale socket is replaced; a live server's socket, or a plain file at the path, is an error."""
     path = tmp_path / "e.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

@@ -90,7 +90,7 @@ class Setup:
         return manifest
 
     async def ask(self, name: str, deadline: float | None = None) -> str:
-        """The version that answered; the constant in its answer says the same."""
+        """The version that answered, checked against the constant in its answer."""
         session = await self.manager.acquire(name, deadline)
         found = await session.run(X, deadline=deadline)
         assert f"{found['tag'][0, 0]:.0f}.0.0" == session.manifest.version
@@ -145,7 +145,7 @@ async def _manifest(made: Setup, name: str) -> Manifest:
 
 
 async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(setup) -> None:
-    """Its artifact is small; when it is loaded others go for it, or it goes itself, and its size is remembered."""
+    """A small artifact may hold much: after its load others are unloaded, or it is refused, and its size is kept."""
     made = setup(a=40, b=90, c=300)
     await made.add("a")
     await made.add("b")
@@ -159,7 +159,7 @@ async def test_a_model_that_is_larger_than_it_looked_is_measured_and_judged(setu
 
 
 async def test_a_model_that_grows_in_its_process_is_seen(setup) -> None:
-    """What it holds by now counts when another wants in, not what it held when it was loaded."""
+    """The present size counts when another model is loaded, not the size after the load."""
     made = setup(a=20, b=20, c=20)
     await made.add("a")
     await made.add("b")
@@ -170,7 +170,7 @@ async def test_a_model_that_grows_in_its_process_is_seen(setup) -> None:
 
 
 async def test_two_models_that_do_not_fit_together_do_not_thrash(setup) -> None:
-    """Requests for both at once: each is loaded once a settling time, and those that wait are answered in the end."""
+    """With requests for both, each is loaded once per settling time, and all waiting requests are answered."""
     made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
@@ -194,7 +194,7 @@ async def test_two_models_that_do_not_fit_together_do_not_thrash(setup) -> None:
 
 
 async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(setup) -> None:
-    """One load serves all that wait; a late one is told, one too many is refused, and the load goes on."""
+    """One load serves all waiting requests. A late one fails, one above the limit is refused, and the load goes on."""
     made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
@@ -217,7 +217,7 @@ async def test_requests_wait_for_a_model_within_their_deadline_and_in_bounds(set
 
 
 async def test_nothing_is_loaded_for_those_who_have_gone(setup) -> None:
-    """A model that may not come yet is not loaded later when nobody waits for it any more."""
+    """A model whose load had to wait is not loaded when no request waits for it any more."""
     made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
@@ -230,7 +230,7 @@ async def test_nothing_is_loaded_for_those_who_have_gone(setup) -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(setup, monkeypatch) -> None:
-    """Each request is told why, without a load of its own; after a while it is tried anew."""
+    """Each request gets the reason without another load; after a while the load is tried again."""
     made = setup(a=60, b=60)
     await made.add("a")
     await made.add("b")
@@ -248,7 +248,7 @@ async def test_a_model_that_cannot_be_loaded_again_says_so_and_is_tried_later(se
 
 
 async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(setup) -> None:
-    """Both are told as not found."""
+    """A removed model and an unknown one are both NotFoundError."""
     made = setup(a=60, b=60)
     with pytest.raises(NotFoundError, match="there is no model 'a'"):
         await made.ask("a")
@@ -270,7 +270,7 @@ async def test_a_model_nobody_has_and_one_that_goes_while_it_is_waited_for(setup
     [("load-first", 100, 80), ("unload-first", 100, 40), ("auto", 100, 80), ("auto", 60, 40), ("auto", 0, 80)],
 )
 async def test_a_switch_holds_two_copies_or_one(setup, swap, budget, most) -> None:
-    """By policy, or in `auto` by what the budget has room for."""
+    """The option decides the order; `auto` decides by the room in the budget."""
     made = setup(a=40, budget=budget, settings={"a": ModelSettings(swap=swap)})
     first = await made.add("a")
     made.footprints.put(onnx_bundle(made.folder / "a-2", name="a", version="2.0.0", tag=2.0).digest, 40 * MIB)
@@ -282,7 +282,7 @@ async def test_a_switch_holds_two_copies_or_one(setup, swap, budget, most) -> No
 
 
 async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(setup) -> None:
-    """In `auto` the others stay; with load-first they go."""
+    """With `auto` other models stay loaded; with load-first they are unloaded."""
     made = setup(a=40, b=40)
     await made.add("b")
     await made.add("a")
@@ -298,7 +298,7 @@ async def test_a_switch_prefers_a_short_wait_to_putting_another_model_out(setup)
 
 @pytest.mark.parametrize("swap", ["load-first", "unload-first"])
 async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(setup, swap) -> None:
-    """Also where the old one had to go first."""
+    """The old bundle answers again after a failed switch, also where it was unloaded first."""
     made = setup(a=40, settings={"a": ModelSettings(swap=swap)})
     await made.add("a")
     made.broken.add("2.0.0")
@@ -309,7 +309,7 @@ async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_one_answering(setup
 
 
 async def test_requests_under_way_finish_on_the_bundle_they_began_with(setup) -> None:
-    """The old one is closed when it has answered them, and those that come after the switch meet the new one."""
+    """The old bundle answers its requests and is then closed; later requests are answered by the new one."""
     made = setup(a=40, settings={"a": ModelSettings(swap="load-first", queue_limit=64)})
     await made.add("a")
     made.manager.get("a").session._inline_bytes = -1
@@ -323,7 +323,7 @@ async def test_requests_under_way_finish_on_the_bundle_they_began_with(setup) ->
 
 
 async def swap_under_load(made: Setup, swaps: int, clients: int = 8) -> int:
-    """Switch `a` between two bundles under load; the number of answers. Fails on any error or foreign answer."""
+    """Switch `a` between two bundles under load, and count the answers. Any error or foreign answer fails."""
     stop = asyncio.Event()
     answered = 0
 
@@ -348,7 +348,7 @@ async def swap_under_load(made: Setup, swaps: int, clients: int = 8) -> int:
 
 @pytest.mark.parametrize("swap", ["load-first", "unload-first"])
 async def test_switches_under_load_lose_and_mix_nothing(setup, swap) -> None:
-    """Every request is answered, by the model that its answer says."""
+    """Every request is answered by the model that its answer names."""
     made = setup(a=40, settings={"a": ModelSettings(swap=swap, queue_limit=64)})
     await made.add("a")
     assert await swap_under_load(made, 20) > 100
@@ -359,7 +359,7 @@ async def test_switches_under_load_lose_and_mix_nothing(setup, swap) -> None:
 
 
 async def test_switches_without_a_pause_starve_nobody(setup) -> None:
-    """Each bundle is there for a moment only, and those who waited for one are answered by it."""
+    """Each bundle is loaded for a moment only, and the requests that waited for it are answered by it."""
     made = setup(a=40, settings={"a": ModelSettings(swap="unload-first", queue_limit=64)})
     await made.add("a")
     asked = [asyncio.ensure_future(made.ask("a")) for _ in range(8)]

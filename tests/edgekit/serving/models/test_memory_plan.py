@@ -1,4 +1,4 @@
-"""Who may be in memory together: the longest unused goes, the pinned stay, and nobody is put out who has just come."""
+"""Memory plans: the longest unused model is unloaded first, pinned and just loaded models stay."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def resident(name: str, size: int, *, used: float = 0.0, pinned: bool = False, l
 
 
 def test_nobody_goes_while_there_is_room() -> None:
-    """Up to the last byte of the budget, and always where there is none."""
+    """A model fits up to the last byte of the budget, and always where there is no budget."""
     assert plan("m", 40, [resident("a", 60)], budget=100, now=0.0) == MemoryPlan()
     assert plan("m", 10**12, [resident("a", 60)], budget=0, now=0.0) == MemoryPlan()
 
 
 def test_the_longest_unused_goes_and_no_more_than_needed() -> None:
-    """In the order of their last use, until it fits."""
+    """Models are unloaded in the order of their last use, until the new one fits."""
     held = [resident("a", 30, used=3), resident("b", 30, used=1), resident("c", 30, used=2)]
     assert plan("m", 20, held, budget=100, now=9.0).evict == ("b",)
     assert plan("m", 50, held, budget=100, now=9.0).evict == ("b", "c")
@@ -33,7 +33,7 @@ def test_the_longest_unused_goes_and_no_more_than_needed() -> None:
 
 
 def test_the_pinned_stay() -> None:
-    """Others go in their place; what does not fit beside them is refused with the numbers."""
+    """Others are unloaded instead; a model that does not fit beside the pinned ones is refused with the sizes."""
     held = [resident("a", 30 * MIB, used=1, pinned=True), resident("b", 30 * MIB, used=2)]
     assert plan("m", 60 * MIB, held, budget=100 * MIB, now=9.0).evict == ("b",)
     with pytest.raises(MemoryBudgetError, match=r"m needs 80\.0 MiB, the budget is 100\.0 MiB and 30\.0 MiB of it"):
@@ -41,7 +41,7 @@ def test_the_pinned_stay() -> None:
 
 
 def test_who_has_just_come_stays_for_a_while() -> None:
-    """Five seconds, or ten times what loading took; an update does not wait."""
+    """A model stays for five seconds, or ten times its load time; an update does not wait for that."""
     quick = LoadedModel(name="a", bytes=60, loaded_at=10.0, load_seconds=0.1)
     slow = LoadedModel(name="b", bytes=60, loaded_at=10.0, load_seconds=3.0)
     assert plan("m", 60, [quick], budget=100, now=14.9) == MemoryPlan(wait_until=15.0)
@@ -51,7 +51,7 @@ def test_who_has_just_come_stays_for_a_while() -> None:
 
 
 def test_a_settled_model_goes_before_a_fresh_one_that_was_used_less() -> None:
-    """Nobody waits while somebody may go."""
+    """A model that may be unloaded now is unloaded, so that the new one need not wait for another."""
     fresh = LoadedModel(name="fresh", bytes=50, used_at=1.0, loaded_at=9.0)
     settled = LoadedModel(name="settled", bytes=50, used_at=8.0, loaded_at=0.0)
     assert plan("m", 50, [fresh, settled], budget=100, now=10.0) == MemoryPlan(evict=("settled",))
@@ -76,7 +76,7 @@ manager = st.lists(
 def test_a_plan_fits_or_names_the_time_when_it_will(
     held: list[LoadedModel], wanted: int, now: float, urgent: bool
 ) -> None:
-    """Whatever is held: what stays and what comes are within the budget, and the pinned are among what stays."""
+    """For all sizes, the remaining models and the new one fit the budget, and pinned models remain."""
     try:
         found = plan("m", wanted, held, budget=100, now=now, urgent=urgent)
     except MemoryBudgetError:
@@ -92,20 +92,20 @@ def test_a_plan_fits_or_names_the_time_when_it_will(
 
 
 def test_before_the_first_load_the_artifact_says_what_is_needed(tmp_path) -> None:
-    """Twice the file and some megabytes beside."""
+    """The estimate is twice the file's size and some MiB."""
     manifest = onnx_bundle(tmp_path)
     assert estimate_bytes(manifest) == 2 * manifest.file("model").size + 4 * MIB
 
 
 def test_the_memory_of_a_process_can_be_read() -> None:
-    """What is allocated shows, and what is freed is gone after it was given back."""
+    """Allocated memory is measured, and freed memory disappears after it was returned to the system."""
     alone(allocate_and_free)
     assert pss_bytes(os.getpid()) > 10 * MIB
     assert pss_bytes(2**30) == 0
 
 
 def allocate_and_free() -> None:
-    """In a process of its own: nothing else allocates or frees meanwhile."""
+    """Runs in a process of its own, where nothing else allocates or frees memory."""
     before = rss_bytes()
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])

@@ -22,7 +22,7 @@ GROWTH = 0.05
     [("load-first", "thread", SWAPS), ("unload-first", "thread", SWAPS), ("load-first", "process", SWAPS // 5)],
 )
 async def test_a_thousand_switches_under_load(tmp_path: Path, swap, isolation, swaps) -> None:
-    """No request fails, every answer is of the bundle that it names, and memory stays where it was."""
+    """No request fails, every answer is of the bundle that it names, and the memory does not grow."""
     few_arenas()
     bundles = [
         (onnx_bundle(tmp_path / f"{n}", version=f"{n}.0.0", tag=float(n), work=200), tmp_path / f"{n}") for n in (1, 2)

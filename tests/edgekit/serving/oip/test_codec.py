@@ -1,4 +1,4 @@
-"""The Open Inference Protocol codec: what goes in comes out, and every lie is a DataError."""
+"""The Open Inference Protocol codec: values survive encoding and decoding, and every fault is a DataError."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_binary_inputs_are_aligned_whatever_the_json_length_is() -> None:
 
 
 def test_outputs_are_sent_in_the_form_that_each_was_asked_in() -> None:
-    """binary_data of an output wins over binary_data_output of the request; only wanted outputs are sent."""
+    """binary_data of an output takes precedence over binary_data_output; only wanted outputs are sent."""
     outputs = [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}]
     got = oip.parse_request(request(tensor([1, 2]), outputs=outputs, parameters={"binary_data_output": True}))
     values = {name: np.array([1.5], np.float32) for name in "abc"}
@@ -105,7 +105,7 @@ def test_outputs_are_sent_in_the_form_that_each_was_asked_in() -> None:
 
 
 def test_an_id_is_echoed_and_a_missing_one_is_not() -> None:
-    """No id in, no id out."""
+    """An answer has the request's id, and none where the request has none."""
     for extra in ({"id": "seven"}, {}):
         got = oip.parse_request(request(tensor([1, 2]), **extra))
         answer = json.loads(oip.encode_response(oip.InferResponse("m", "1", {}), got).body)
@@ -113,14 +113,14 @@ def test_an_id_is_echoed_and_a_missing_one_is_not() -> None:
 
 
 def test_an_output_that_does_not_exist_is_refused() -> None:
-    """The error names the outputs that there are."""
+    """The error lists the existing outputs."""
     got = oip.parse_request(request(tensor([1, 2]), outputs=[{"name": "z"}]))
     with pytest.raises(DataError, match="'z' is unknown, expected a, b"):
         oip.encode_response(oip.InferResponse("m", "1", {"a": np.zeros(1), "b": np.zeros(1)}), got)
 
 
 def test_bytes_that_are_not_text_need_binary() -> None:
-    """JSON cannot carry every byte, so the error says how to ask."""
+    """JSON cannot carry every byte; the error says to ask for binary data."""
     got = oip.parse_request(request(tensor([1, 2])))
     value = np.array([b"\xff"], dtype=object)
     with pytest.raises(DataError, match="ask for it with binary_data"):
@@ -179,7 +179,7 @@ def test_a_faulty_json_request_is_refused_in_words(body: bytes, says: str) -> No
     ],
 )
 def test_a_lie_about_binary_sizes_is_refused(size: int, rest: bytes, says: str) -> None:
-    """Too few bytes, too many, and a size that is not the shape's."""
+    """Too few bytes, too many bytes, and a size that does not match the shape are refused."""
     head = request(tensor(binary_data_size=size))
     with pytest.raises(DataError, match=says):
         oip.parse_request(head + rest, len(head))
@@ -214,7 +214,7 @@ def test_the_header_length_must_be_within_the_body() -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 255))
 def test_no_mutation_of_a_request_raises_anything_else(noise: bytes, at: int, flip: int) -> None:
-    """Whatever is done to the bytes, the codec parses or says DataError."""
+    """Changed bytes parse or raise DataError; other errors fail the test."""
     body, length = oip.encode_request({"x": np.arange(3, dtype=np.float32)})
     damaged = bytearray(body + noise)
     damaged[at % len(damaged)] ^= flip
@@ -226,7 +226,7 @@ def test_no_mutation_of_a_request_raises_anything_else(noise: bytes, at: int, fl
 
 
 def test_errors_are_one_key() -> None:
-    """What every answer that is not 200 carries."""
+    """The body of every error answer is a JSON object with the message."""
     assert json.loads(oip.error_document("no")) == {"error": "no"}
 
 
@@ -249,7 +249,7 @@ def free(*shape: int | None, dtype: DType = DType.FLOAT32) -> list[TensorSpec]:
 def test_the_raw_form_takes_its_shape_from_the_model(
     specs: list[TensorSpec], body: bytes, shape: tuple[int, ...]
 ) -> None:
-    """The batch is one, one more free axis is as long as the bytes make it, and the answer is binary."""
+    """The batch is one, the length of one more free axis follows from the bytes, and the answer is binary."""
     got = oip.parse_raw(body, specs)
     assert got.inputs["x"].shape == shape
     assert got.inputs["x"].dtype == specs[0].dtype.numpy
@@ -258,7 +258,7 @@ def test_the_raw_form_takes_its_shape_from_the_model(
 
 
 def test_the_raw_form_of_bytes_is_one_element() -> None:
-    """The whole body, whatever is in it."""
+    """The whole body is the one element, whatever bytes it has."""
     got = oip.parse_raw(b"\x04\x00a picture", free(None, dtype=DType.BYTES))
     assert got.inputs["x"].tolist() == [b"\x04\x00a picture"]
 
@@ -282,7 +282,7 @@ def test_the_raw_form_is_refused_where_it_cannot_be_meant(specs: list[TensorSpec
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}', b"\xff"])
 def test_an_index_request_that_means_nothing_is_refused(body: bytes) -> None:
-    """It is an object with ready, or empty."""
+    """The body is an object with ``ready``, or empty; all else is refused."""
     with pytest.raises(DataError, match="cannot be parsed"):
         oip.wants_ready_only(body)
 
@@ -292,7 +292,7 @@ LONG = 4000  # elements
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists of a thousand numbers are long."""
+    """Treats lists of a thousand numbers as long ones."""
     monkeypatch.setattr(tensor_data, "LONG_JSON", 4096)
     monkeypatch.setattr(tensor_data, "_PART", 512)
 
@@ -300,7 +300,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint64", "bool"])
 def test_long_json_is_read_and_written_in_parts_to_the_same_values(dtype: str) -> None:
-    """Flat lists in parts, nested ones at once: both as short ones are."""
+    """Long flat lists are read in parts, nested ones at once; both give the values of short ones."""
     value = (np.random.default_rng(0).random((LONG // 2, 2)) * 2).astype(dtype)
     response = oip.InferResponse("m", "1", {"y": value})
     sent = oip.encode_response(response, oip.InferRequest({}))
@@ -344,7 +344,7 @@ def test_the_wire_is_little_endian_whatever_the_array_is(dtype: str) -> None:
 
 
 def test_the_same_header_says_the_same_of_other_bytes() -> None:
-    """A header that came before is not parsed again; the tensors behind it are those that came with it."""
+    """A known JSON header is not parsed again, and each request has its own tensors."""
     first, second = (np.full(3, value, np.float32) for value in (1, 2))
     sent = [oip.encode_request({"x": value}) for value in (first, second, first)]
     assert len({body[:length] for body, length in sent}) == 1
@@ -356,7 +356,7 @@ def test_the_same_header_says_the_same_of_other_bytes() -> None:
 
 
 def test_what_requests_with_one_header_share_cannot_be_changed() -> None:
-    """Whoever got one of them would change the others."""
+    """Cached parts cannot be changed, because a change would show in other requests."""
     head = request(tensor(binary_data_size=8), outputs=[{"name": "y"}], parameters={"a": 1})
     got = oip.parse_request(head + bytes(8), len(head))
     for shared in (got.parameters, got.outputs):
@@ -366,7 +366,7 @@ def test_what_requests_with_one_header_share_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("tail", [b"", bytes(7), bytes(9)])
 def test_a_known_header_is_held_to_the_bytes_behind_it(tail: bytes) -> None:
-    """That it was right once says nothing of the next body; nor does a wrong one spoil it."""
+    """Every body is checked against a known header, and a wrong body does not damage the cache."""
     head = request(tensor(binary_data_size=8))
     for _ in range(2):
         assert oip.parse_request(head + bytes(8), len(head)).inputs["x"].tolist() == [0, 0]
@@ -375,7 +375,7 @@ def test_a_known_header_is_held_to_the_bytes_behind_it(tail: bytes) -> None:
 
 
 def test_answers_of_other_shapes_and_types_say_so() -> None:
-    """What is said of a tensor whose bytes follow is kept by all that it says."""
+    """The cached JSON of a binary tensor depends on everything that it states."""
     got = oip.InferRequest({}, binary_outputs=True)
     for dtype in (np.float32, np.int32, np.float32):
         for shape in ((1, 4), (2, 2), (4,), (1, 4)):

@@ -1,4 +1,4 @@
-"""Requests that wait are joined where that pays, and each gets its own answer."""
+"""Waiting requests are joined where that pays, and each gets its own answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_only_artifacts_that_take_any_number_of_rows_gain(tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_the_model_runs_alone() -> None:
-    """So that its error is its own; requests of other inner shapes are kept apart."""
+    """A wrong request runs alone, so that only it fails; requests of other inner shapes are not joined."""
     assert shape_of([X], {"x": np.zeros((2, 3), np.float32)}) == ((("x", (3,)),), 2)
     for bad in ({"x": np.zeros((2, 4), np.float32)}, {"x": np.zeros((2, 3))}, {}, {"x": np.zeros((0, 3), np.float32)}):
         assert shape_of([X], bad) == (None, 1)
@@ -48,7 +48,7 @@ def test_what_does_not_fit_the_model_runs_alone() -> None:
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_what_was_joined_comes_apart_as_it_was(counts: list[int]) -> None:
-    """Whatever the rows of each."""
+    """Joined requests are split into the same rows again, whatever their numbers."""
     requests = rows_of(*counts)
     for one, found in zip(requests, split(join(requests), counts), strict=True):
         np.testing.assert_array_equal(found["x"], one["x"])
@@ -66,12 +66,12 @@ def test_what_was_joined_comes_apart_as_it_was(counts: list[int]) -> None:
     ],
 )
 def test_as_many_rows_are_joined_as_pay(seconds: dict[int, float], rows: int) -> None:
-    """By rows a second, and no more than needed for them."""
+    """The best rate of rows decides, with the smallest number that comes near it."""
     assert best_rows(seconds) == rows
 
 
 class Slow:
-    """A real runtime that takes a time a run and a row, notes the rows of each run, and may spoil joined answers."""
+    """A real runtime with a time per run and per row; it notes the rows of each run and can falsify joined answers."""
 
     def __init__(self, manifest: Manifest, folder: Path) -> None:
         self._real = open_runtime(manifest, folder)
@@ -122,7 +122,7 @@ async def ask_together(session: Session, runtime: Slow, requests: list[dict[str,
 
 
 async def test_waiting_requests_are_joined_and_each_gets_its_answer(tmp_path: Path) -> None:
-    """Up to the limit of rows; statistics count requests, rows and runs."""
+    """Requests are joined up to the limit of rows; statistics count requests, rows and runs."""
     session, runtime = await opened(tmp_path)
     session.batch_rows = 4
     requests = rows_of(1, 2, 1, 3, 1, 9)
@@ -137,7 +137,7 @@ async def test_waiting_requests_are_joined_and_each_gets_its_answer(tmp_path: Pa
 
 
 async def test_one_bad_request_fails_alone(tmp_path: Path) -> None:
-    """Those that were joined with it are answered."""
+    """The requests that were joined with a faulty one are answered."""
     session, runtime = await opened(tmp_path)
     session.batch_rows = 8
     requests = rows_of(1, 1, 1)
@@ -179,7 +179,7 @@ async def test_a_short_measurement_decides(tmp_path: Path, changes, least, most)
 
 
 async def test_a_batch_of_one_is_never_joined(tmp_path: Path) -> None:
-    """Whatever the setting asks for."""
+    """An artifact with a batch of 1 runs row by row, whatever the option says."""
     session = await Session.open(onnx_bundle(tmp_path), tmp_path, open_runtime, queue_limit=8)
     session.batch_rows = 8
     assert session.batch_rows == 1

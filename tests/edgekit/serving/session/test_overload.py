@@ -33,7 +33,7 @@ QUEUE = 4
 
 
 class Gated:
-    """A real runtime that, once `hold` is called, runs when it is let."""
+    """A real runtime that waits after `hold` is called until the test releases it."""
 
     def __init__(self, inner: Runtime) -> None:
         self._inner = inner
@@ -75,7 +75,7 @@ class Device:
         self.path, self.gate, self.service = path, gate, service
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and the whole answer."""
+        """Send a request; returns the status and the whole answer."""
         reader, writer = await asyncio.open_unix_connection(str(self.path))
         writer.write(request)
         answer = await within(20, reader.read())
@@ -116,7 +116,7 @@ async def device(tmp_path: Path) -> AsyncIterator[Device]:
 
 
 async def test_what_the_queue_cannot_hold_is_refused_at_once_and_the_rest_is_answered(device: Device) -> None:
-    """429 with a time to come back, while the model works; then every request that was taken has its answer."""
+    """Requests above the limit get 429 with Retry-After at once; every accepted request is answered."""
     first = await device.held()
     taken = [asyncio.ensure_future(device.ask(infer())) for _ in range(QUEUE - 1)]
     for _ in range(2000):
@@ -134,7 +134,7 @@ async def test_what_the_queue_cannot_hold_is_refused_at_once_and_the_rest_is_ans
 
 
 async def test_health_and_metrics_answer_while_the_model_works(device: Device) -> None:
-    """However long a run takes."""
+    """These paths answer at once, however long a run takes."""
     first = await device.held()
     for path in (b"/v2/health/live", b"/v2/health/ready", b"/v2/models/m", b"/metrics", b"/v2/models/m/stats"):
         status, _ = await device.ask(LIVE.replace(b"/v2/health/ready", path))
@@ -145,7 +145,7 @@ async def test_health_and_metrics_answer_while_the_model_works(device: Device) -
 
 
 async def test_a_request_whose_time_is_over_is_told_and_not_run(device: Device) -> None:
-    """It leaves the queue, so that others have its place."""
+    """A request past its deadline leaves the queue and makes room for another."""
     first = await device.held()
     status, answer = await device.ask(infer(edgekit_deadline_ms=50))
     assert status == 429
@@ -158,7 +158,7 @@ async def test_a_request_whose_time_is_over_is_told_and_not_run(device: Device) 
 
 
 async def test_the_cloud_tier_keeps_deadlines_too(tmp_path: Path) -> None:
-    """The same parameter, and the same refusal of nonsense."""
+    """The cloud tier reads the same deadline parameter, and refuses the same wrong values."""
     manifest, gates = onnx_bundle(tmp_path / "b", name="m", batch=None), []
 
     def load(manifest: Manifest, folder: Path) -> Gated:
@@ -179,7 +179,7 @@ async def test_the_cloud_tier_keeps_deadlines_too(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 async def test_twenty_seconds_of_overload_leave_nothing_behind(tmp_path: Path) -> None:
-    """Every request is answered or shed, the memory stays, and afterwards all is as before."""
+    """Every request is answered or refused, memory does not grow, and the server works as before afterwards."""
     manifest = onnx_bundle(tmp_path / "b", name="m", batch=None, work=3000)
     statuses: dict[int, int] = {}
     async with InferenceService(options=ModelOptions(queue_limit=QUEUE)) as service:

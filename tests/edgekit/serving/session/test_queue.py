@@ -1,4 +1,4 @@
-"""The queue refuses early what could only be refused late, and hands out the rest in order."""
+"""The queue refuses at once the requests that it would refuse later, and hands out the others in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.serving.session.queue import DeadlineError, Job, JobQueue, Overload
 
 
 def refused(waiting: int, *, left: float | None = None, mean: float = 0.1, limit: int = 10) -> OverloadedError | None:
-    """What `admit` says to a request."""
+    """The error of `admit`, or None where it accepts the request."""
     expected = expected_seconds(waiting, mean, 1)
     try:
         admit("m", waiting=waiting, limit=limit, left=left, expected=expected)
@@ -21,7 +21,7 @@ def refused(waiting: int, *, left: float | None = None, mean: float = 0.1, limit
 
 
 def test_a_full_queue_is_refused_with_the_time_it_takes_to_empty() -> None:
-    """The limit counts those that run; Retry-After comes from the measured time of a run."""
+    """The limit counts running requests too; Retry-After comes from the measured time of a run."""
     assert refused(9) is None
     found = refused(10, mean=0.5)
     assert type(found) is OverloadedError
@@ -30,7 +30,7 @@ def test_a_full_queue_is_refused_with_the_time_it_takes_to_empty() -> None:
 
 
 def test_what_would_be_late_is_refused_early() -> None:
-    """Three before it at 0.1 s each: 0.4 s are needed. Alone, it is run whatever the mean says, or that never mends."""
+    """With three requests of 0.1 s before it, 0.4 s are needed. Alone, a request runs whatever the mean is."""
     assert refused(3, left=0.5) is None
     found = refused(3, left=0.3)
     assert isinstance(found, DeadlineError)
@@ -59,7 +59,7 @@ class Bench:
 
 
 def test_jobs_come_out_in_order_and_the_end_comes_last() -> None:
-    """What was there at the close is still handed out; what comes later is cancelled."""
+    """Jobs in the queue at its close are still handed out; later jobs are cancelled."""
     bench = Bench()
     first, second = bench.put(), bench.put()
     bench.queue.close()
@@ -70,7 +70,7 @@ def test_jobs_come_out_in_order_and_the_end_comes_last() -> None:
 
 
 def test_a_job_for_one_taker_is_not_given_to_another() -> None:
-    """Its own work comes before the common."""
+    """A taker gets its own jobs before the common ones."""
     bench = Bench()
     common, own = bench.put(), Job()
     bench.queue.put(own, only="b")
@@ -89,7 +89,7 @@ def test_a_job_whose_time_is_over_is_not_handed_out() -> None:
 
 
 def test_only_what_has_not_begun_expires() -> None:
-    """A job under way is finished."""
+    """A running job is finished."""
     bench = Bench()
     begun, waiting = bench.put(), bench.put()
     assert bench.queue.take("a") == [begun]
@@ -101,7 +101,7 @@ def test_only_what_has_not_begun_expires() -> None:
 
 
 def test_a_cancelled_job_is_out_of_the_queue() -> None:
-    """Nobody is handed it, forgotten or not."""
+    """A cancelled job is not handed out, whether it was forgotten or not."""
     bench = Bench()
     jobs = [bench.put() for _ in range(3)]
     jobs[0].future.cancel()
@@ -111,7 +111,7 @@ def test_a_cancelled_job_is_out_of_the_queue() -> None:
 
 
 def test_neighbours_of_one_shape_come_out_together() -> None:
-    """Up to so many rows, never past one of another shape, and never what has no shape."""
+    """Jobs are joined up to the limit of rows, not across a job of another shape, and not without a shape."""
     bench = Bench(max_rows=4)
     a = [bench.put(shape="a", rows=rows) for rows in (1, 2, 2)]
     other = bench.put(shape="b", rows=9)

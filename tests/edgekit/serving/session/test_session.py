@@ -134,7 +134,7 @@ async def test_a_caller_that_asks_in_a_loop_does_not_keep_others_out() -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
-    """What is over the limit is refused; what was accepted is answered."""
+    """Requests over the limit are refused; accepted ones are answered."""
     runtime = Tagged(1)
     session = await opened(runtime, limit=3)
     runtime.gate.clear()
@@ -169,7 +169,7 @@ async def test_a_caller_that_gives_up_leaves_the_queue() -> None:
 
 
 async def test_a_request_fails_at_its_deadline_and_not_when_its_turn_comes() -> None:
-    """While a long run goes on, what waits behind it is told in time; what runs is finished."""
+    """During a long run, waiting requests fail at their deadline; the running one is finished."""
     runtime = Tagged(1)
     session = await opened(runtime)
     runtime.gate.clear()
@@ -187,7 +187,7 @@ async def test_a_request_fails_at_its_deadline_and_not_when_its_turn_comes() -> 
 
 
 async def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
-    """By the measured time of a run, without waiting for the deadline."""
+    """The measured time of a run decides, before the deadline has passed."""
     runtime = Tagged(1)
     session = await opened(runtime)
     session._mean_seconds = 1000.0
@@ -220,7 +220,7 @@ async def test_copies_of_a_model_run_side_by_side() -> None:
 
 
 async def test_every_copy_is_warmed(tmp_path: Path) -> None:
-    """No copy meets its first run in a client's request."""
+    """Every copy makes its first run before a client's request."""
     made: list[Counted] = []
 
     class Counted:
@@ -241,7 +241,7 @@ async def test_every_copy_is_warmed(tmp_path: Path) -> None:
 
 
 async def test_a_copy_that_cannot_be_loaded_frees_the_others() -> None:
-    """Half a model answers nobody."""
+    """When one copy cannot be loaded, the session fails and the other copies are closed."""
     good, left = Tagged(1), [1, 2]
 
     def load(*_: Any) -> Tagged:
@@ -259,7 +259,7 @@ async def test_a_copy_that_cannot_be_loaded_frees_the_others() -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
-    """The error of the load comes out as it is."""
+    """The error of the load is raised unchanged."""
 
     def broken(*_: Any) -> Tagged:
         raise RuntimeLoadError("no model")
@@ -275,7 +275,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
 
 
 async def test_a_session_is_warmed_by_a_real_row(tmp_path: Path) -> None:
-    """The bundle's golden samples are run once; a bundle without them is refused in words."""
+    """The bundle's golden samples are run once; a bundle without them is refused with a message."""
     manifest = onnx_bundle(tmp_path)
     session = await Session.open(manifest, tmp_path, open_runtime, queue_limit=1)
     await session.warm()

@@ -67,7 +67,7 @@ def until(condition, seconds: float = 120.0) -> None:
 
 
 def test_tensors_of_every_kind_come_back_as_they_went() -> None:
-    """All dtypes, no rows, no axes, and memory that grows on either side."""
+    """Arrays of all dtypes, without rows or axes, survive, also when the memory grows on either side."""
     here = SharedTensors(shared_file())
     there = SharedTensors(os.dup(here._fd))
     for rows in (0, 1, 3, 50_000):
@@ -95,7 +95,7 @@ def test_tensors_of_every_kind_come_back_as_they_went() -> None:
     ],
 )
 def test_what_cannot_be_is_not_read(lie: Tensor) -> None:
-    """Whatever the other side says, nothing outside the memory is looked at."""
+    """Wrong locations raise an error; nothing outside the shared memory is read."""
     memory = SharedTensors(shared_file())
     memory.write({"y": np.zeros(64, np.float32)})
     with pytest.raises(WorkerLostError, match="'x' is outside the shared memory"):
@@ -104,7 +104,7 @@ def test_what_cannot_be_is_not_read(lie: Tensor) -> None:
 
 
 def test_shared_memory_cannot_be_cut_off() -> None:
-    """A worker that shortens it would end the agent with SIGBUS."""
+    """The memory cannot be shrunk, because that would end the agent with SIGBUS."""
     fd = shared_file()
     os.ftruncate(fd, 8192)
     with pytest.raises(OSError, match="not permitted"):
@@ -116,7 +116,7 @@ def test_shared_memory_cannot_be_cut_off() -> None:
 
 
 def test_answers_are_those_of_the_runtime_itself(manifest, tmp_path) -> None:
-    """Bit for bit, with the same specs and provider; errors keep their kind, and memory is the process's own."""
+    """Answers, specs and provider are the same; errors keep their class, and memory is the worker's."""
     plain, isolated = open_runtime(manifest, tmp_path), opened(manifest, tmp_path)
     try:
         assert (isolated.inputs, isolated.outputs) == (plain.inputs, plain.outputs)
@@ -144,7 +144,7 @@ def test_answers_are_those_of_the_runtime_itself(manifest, tmp_path) -> None:
 
 
 def test_an_answer_does_not_change_with_the_next_run(tmp_path) -> None:
-    """Though a model answers with its very inputs: both lie in memory that is used again."""
+    """Answers stay right even when a model returns its inputs, whose memory is used again."""
     manifest = identity_bundle(tmp_path, name="same", dtypes=("float32", "int64"))
     isolated = WorkerRuntime(manifest, tmp_path)
     ones, twos = ({"float32": np.full((1, 2), n, np.float32), "int64": np.full((1, 2), n)} for n in (1, 2))
@@ -160,7 +160,7 @@ def test_an_answer_does_not_change_with_the_next_run(tmp_path) -> None:
     [(crashing.SEGFAULT, "died of SIGSEGV"), (crashing.RAISE, "ended with status 1"), (crashing.EXIT, "status 7")],
 )
 def test_a_crash_fails_one_request_and_costs_one_restart(manifest, tmp_path, how, says) -> None:
-    """The request under way is told what happened; the next is answered by a new process."""
+    """The running request fails with the cause; the next is answered by a new process."""
     isolated = opened(manifest, tmp_path)
     before = isolated.pid
     with pytest.raises(WorkerCrashedError, match=says):
@@ -172,7 +172,7 @@ def test_a_crash_fails_one_request_and_costs_one_restart(manifest, tmp_path, how
 
 
 def test_a_hanging_model_is_ended_at_its_time_limit(manifest, tmp_path) -> None:
-    """Though it hangs in native code that lets nothing else run there."""
+    """A run that takes too long is ended, even when native code blocks the interpreter."""
     isolated = opened(manifest, tmp_path, run_seconds=0.3)
     before = isolated.pid
     with pytest.raises(WorkerCrashedError, match=r"was ended because it took over 0\.3 s"):
@@ -184,7 +184,7 @@ def test_a_hanging_model_is_ended_at_its_time_limit(manifest, tmp_path) -> None:
 
 
 def test_crashes_in_a_row_are_started_again_later_and_later() -> None:
-    """At once, then after 1, 2, 4 ... 60 s; a stable minute forgives."""
+    """The waits are 0, 1, 2, 4 ... 60 s, and 0 again after a stable minute."""
     backoff, now, waits = Backoff(), 0.0, []
     for _ in range(9):
         backoff.started(now)
@@ -232,7 +232,7 @@ def test_a_model_that_crashes_while_it_is_loaded_is_an_error_like_any_other(mani
 
 
 def test_a_bundle_that_cannot_be_loaded_says_why(manifest, tmp_path) -> None:
-    """The runtime's own words come through, and no process stays."""
+    """The error has the runtime's message, and no process remains."""
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(RuntimeLoadError, match=r"model\.onnx cannot be loaded by ONNX Runtime"):
         WorkerRuntime(manifest, tmp_path)
@@ -257,7 +257,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("work", [[], [str(crashing.HANG)]], ids=["idle", "hanging in native code"])
 def test_a_worker_dies_with_its_agent(manifest, tmp_path, work) -> None:
-    """However the agent ends, and whatever the worker is at."""
+    """The worker ends with the agent, however the agent ends and whatever the worker does."""
     command = [sys.executable, "-c", PARENT, json.dumps(sys.path), str(tmp_path), crashing.LOADER, *work]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as agent:
         pid = int(agent.stdout.readline())
@@ -278,7 +278,7 @@ def _sleeps(pid: int) -> bool:
 
 
 async def test_a_crashing_model_does_not_reach_the_service(manifest, tmp_path) -> None:
-    """Others answer on, the request under way fails with its reason, later ones are answered."""
+    """Other models answer, the running request fails with the cause, and later requests are answered."""
     other = onnx_bundle(tmp_path / "other", name="other")
 
     def load(manifest: Manifest, folder: Path):
@@ -327,7 +327,7 @@ async def test_isolation_is_a_setting_of_the_model(manifest, tmp_path) -> None:
 
 
 def test_messages_are_bounded() -> None:
-    """A worker that announces gigabytes is lost, not believed."""
+    """A message with a length of gigabytes ends the worker and allocates nothing."""
     import socket
 
     ours, theirs = socket.socketpair()
