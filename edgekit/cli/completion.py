@@ -1,4 +1,4 @@
-"""`edgekit completion`: shell completion of the commands, for bash, zsh and fish."""
+"""`edgekit completion`: print the script for shell completion in bash, zsh or fish."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def completion_command(program: str) -> click.Command:
         found = get_completion_class(shell)
         if found is None:
             raise click.UsageError(f"click {click.__version__} has no completion for {shell}.", ctx)
-        variable = f"_{program.replace('-', '_')}_COMPLETE".upper()  # where click looks for the shell's question
+        variable = f"_{program.replace('-', '_')}_COMPLETE".upper()  # click reads the shell's request from it
         click.echo(found(ctx.find_root().command, {}, program, variable).source())
 
     return completion

@@ -1,4 +1,4 @@
-"""The `edgekit` command: the table of nouns, and the one place where errors are caught."""
+"""The `edgekit` command: the table of nouns, and the only place where errors are caught."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from edgekit.cli.version import VersionedGroup, version_options
 from edgekit.errors import EdgekitError
 
-# noun -> (module:attribute, one line of help), so that `edgekit --help` imports none of them
+# noun -> (module:attribute, one line of help); so `edgekit --help` imports no command
 COMMANDS = {
     "convert": ("edgekit.cli.convert:convert", "Make the best proven bundle of a model for each target."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show a model or a bundle: tensors, operators, size, quality, cost."),
@@ -28,7 +28,7 @@ COMMANDS = {
     "cloud": ("edgekit.cli.cloud:cloud", "Run the cloud tier."),
     "broker": ("edgekit.cli.broker:broker", "Run a private MQTT broker on this machine."),
     "simulate": ("edgekit.cli.simulate:simulate", "Run many simulated devices against a broker."),
-    "demo": ("edgekit.cli.demo:demo", "The whole journey on this machine, on real data."),
+    "demo": ("edgekit.cli.demo:demo", "Run the whole journey on this machine, on real data."),
     "completion": ("edgekit.cli.completion:completion", "Print the script that completes commands in a shell."),
 }
 
@@ -37,11 +37,11 @@ class LazyGroup(VersionedGroup):
     """A group whose commands are imported when they are run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Nouns in the order of the table."""
+        """The nouns in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command; None when there is no such noun."""
+        """Import and return one command; None if there is no such noun."""
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
@@ -49,11 +49,11 @@ class LazyGroup(VersionedGroup):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; that the reader of stdout went away (`| head`) is no failure, as click would have it."""
+        """Run the command. A closed stdout (`| head`) is no failure; click would make it one."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports an error at exit
             return 0
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -71,10 +71,10 @@ class LazyGroup(VersionedGroup):
 @click.option(
     "--config", type=click.Path(path_type=Path), envvar="EDGEKIT_CONFIG", help="Settings file [default: edgekit.toml]."
 )
-@click.option("--verbose", "-v", is_flag=True, help="Log what happens; show tracebacks.")
+@click.option("--verbose", "-v", is_flag=True, help="Log at level INFO and show tracebacks.")
 @version_options
 def edgekit(config: Path | None, verbose: bool) -> None:
-    """Put trained models on devices and keep them right.
+    """Convert trained models for edge devices, publish them signed, roll them out and run them.
 
     \b
     Examples:
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def run(command: click.Command, name: str) -> int:
-    """Run `command` and return its exit status; every error ends here as one or two lines of stderr."""
+    """Run `command` and return its exit status; prints every error as one or two lines on stderr."""
     verbose = "--verbose" in sys.argv or "-v" in sys.argv
     try:
         result = command.main(prog_name=name, standalone_mode=False)
@@ -109,7 +109,7 @@ def run(command: click.Command, name: str) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"\n{name}: interrupted", err=True)
         return 130
-    except Exception as error:  # the boundary: a bug is one line for the user, and a traceback on request
+    except Exception as error:  # the boundary of the program: a bug prints one line, and a traceback with --verbose
         _explain(
             f"{name}: unexpected {type(error).__name__}: {error}", "Run again with --verbose for a traceback.", verbose
         )

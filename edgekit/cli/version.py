@@ -1,4 +1,4 @@
-"""`--version`, and with `--verbose` all that a bug report needs."""
+"""`--version`, and with `--verbose` the information for a bug report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from edgekit import __version__
 
-# Every package that edgekit or one of its extras asks for, the runtimes first.
+# All packages that edgekit or one of its extras requires, the runtimes first.
 PACKAGES = (
     "ai-edge-litert", "tflite-runtime", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu", "keras",
     "torch", "onnx", "onnxscript", "onnxslim", "tf2onnx", "ai-edge-quantizer", "numpy", "scipy", "scikit-learn",
@@ -30,10 +30,10 @@ def version_options(function: F) -> F:
 
 
 class VersionedGroup(click.Group):
-    """A group that answers ``--version`` once all its options are read, so that their order does not matter."""
+    """A group that answers ``--version`` after all its options are read, so that their order does not matter."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the options; with ``--version``, print it and exit."""
+        """Read the options; with ``--version``, print the version and exit."""
         rest = super().parse_args(ctx, args)
         wanted, as_json = ctx.params.pop("show_version", False), ctx.params.pop("as_json", False)
         if ctx.resilient_parsing:
@@ -42,12 +42,12 @@ class VersionedGroup(click.Group):
             _print_version(ctx.info_name or "edgekit", verbose=ctx.params["verbose"], as_json=as_json)
             ctx.exit()
         if as_json:
-            raise click.UsageError("--json before a command goes with --version; write it after the command.", ctx)
+            raise click.UsageError("--json before a command is only for --version; write it after the command.", ctx)
         return rest
 
 
 def environment() -> dict[str, Any]:
-    """What a bug report needs: versions, system and machine; None for a package or program that is not installed."""
+    """Versions, system and machine for a bug report; None for a package or program that is not installed."""
     from edgekit.mqtt.mosquitto import find_mosquitto
     from edgekit.versions import version_of
 

@@ -6,6 +6,7 @@ affects no other request.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import collections
 import logging
@@ -41,7 +42,7 @@ class BusyError(UnavailableError):
         self.broadcast = broadcast
 
 
-class RequestService:
+class RequestService(abc.ABC):
     """Answers one kind of request on ``answer/<device>`` with QoS 0; the device requests lost answers again.
 
     Args:
@@ -75,6 +76,7 @@ class RequestService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @abc.abstractmethod
     def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
         """Yield the answers to one request.
 
@@ -83,7 +85,6 @@ class RequestService:
             NotFoundError: the requested blob or file does not exist.
             UnavailableError: the device should retry later.
         """
-        raise NotImplementedError
 
     def _take(self, message: Message) -> None:
         where = topics.parse_request(message.topic)

@@ -1,6 +1,6 @@
-"""Disk: the one place that writes a device's folder, and the same contract in memory for simulated devices.
+"""Disk: all writes to a device's folder go through here; and a disk in memory for simulated devices.
 
-A name that was written, renamed or synced here survives a power cut; anything else may not.
+A file that was written, renamed or synced through a Disk survives a power cut; other changes may be lost.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 
 
 def split_name(name: str) -> tuple[str, ...]:
-    """The parts of a disk name; none for ``""``, the root itself.
+    """The parts of a disk name; an empty tuple for ``""``, the root.
 
     Raises:
-        ValueError: it is absolute, or a part of it could leave the root.
+        ValueError: the name is absolute, or a part of it could leave the root.
     """
     parts = tuple(name.split("/")) if name else ()
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
@@ -33,16 +33,16 @@ def split_name(name: str) -> tuple[str, ...]:
 
 
 class FolderDisk:
-    """Disk over a folder of this machine, which is created when it is not there (mode 0700).
+    """A Disk in a folder of this machine, which is created with mode 0700 if it is missing.
 
-    One process writes it (the agent holds a lock); threads must not write the same name at once.
+    Only one process may write it (the agent holds a lock), and threads must not write the same name at once.
 
     Args:
         root: The folder.
-        calls: Of the system; others only in tests of what a power cut leaves.
+        calls: The system calls; tests of power cuts pass others.
 
     Raises:
-        DiskError: the folder cannot be made.
+        DiskError: the folder cannot be created.
     """
 
     def __init__(self, root: Path, *, calls: DiskCalls | None = None) -> None:
@@ -52,7 +52,7 @@ class FolderDisk:
             self._root = root.resolve(strict=True)
 
     def path(self, name: str) -> Path:
-        """The real path of `name`; ValueError where a symbolic link on the way leaves the root."""
+        """The real path of `name`. Raises ValueError if a symbolic link in it leaves the root."""
         parts = split_name(name)
         if not parts:
             return self._root
@@ -62,7 +62,7 @@ class FolderDisk:
         return parent / parts[-1]
 
     def exists(self, name: str) -> bool:
-        """True when a file or folder is there; a symbolic link counts as neither."""
+        """True if there is such a file or folder; a symbolic link does not count."""
         path = self.path(name)
         return path.exists() and not path.is_symlink()
 
@@ -82,7 +82,7 @@ class FolderDisk:
             return os.fstat(fd).st_size
 
     def list(self, name: str) -> list[str]:
-        """Names in a folder, sorted; half-written files are left out."""
+        """Names in a folder, sorted, without partly written files; empty if there is no such folder."""
         with _wrapped("list", name):
             try:
                 return sorted(entry for entry in os.listdir(self.path(name)) if not entry.endswith(NEW_SUFFIX))
@@ -90,7 +90,7 @@ class FolderDisk:
                 return []
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file atomically and durably; its folder is made when it is not there."""
+        """Replace a file atomically and durably; creates its folder if needed."""
         parts = split_name(name)
         self.make_folder("/".join(parts[:-1]))
         fresh = "/".join((*parts[:-1], parts[-1] + NEW_SUFFIX))
@@ -99,13 +99,13 @@ class FolderDisk:
                 self._write_all(fd, data, 0)
                 self._calls.fsync(fd)
         except DiskError:
-            with contextlib.suppress(OSError):  # give the space back; the first error is the one to tell
+            with contextlib.suppress(OSError):  # free the space; the first error is the one to report
                 self._calls.unlink(self.path(fresh))
             raise
         self.rename(fresh, name)
 
     def preallocate(self, name: str, size: int) -> None:
-        """Create or resize a file to `size` bytes, with space reserved where the file system can."""
+        """Create or resize a file to `size` bytes, and reserve the space if the file system can."""
         with self._opened(name, os.O_WRONLY | os.O_CREAT) as fd:
             self._calls.truncate(fd, size)
             if size:
@@ -116,7 +116,7 @@ class FolderDisk:
                         raise
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
-        """Write into an existing file; not durable until `sync`."""
+        """Write into an existing file; durable only after `sync`."""
         with self._opened(name, os.O_WRONLY) as fd:
             self._write_all(fd, data, offset)
 
@@ -126,7 +126,7 @@ class FolderDisk:
             self._calls.fsync(fd)
 
     def make_folder(self, name: str) -> None:
-        """Create a folder and its parents, durably; no error when it is there."""
+        """Create a folder and its parents durably; no error if it exists."""
         parts = split_name(name)
         for depth in range(1, len(parts) + 1):
             with _wrapped("create the folder", name), contextlib.suppress(FileExistsError):
@@ -134,28 +134,28 @@ class FolderDisk:
                 self.sync("/".join(parts[: depth - 1]))
 
     def rename(self, source: str, target: str) -> None:
-        """Rename atomically, replacing a file at `target`, then fsync the folders."""
+        """Rename atomically, replacing a file at `target`, then fsync both folders."""
         with _wrapped("rename", f"{source} to {target}"):
             self._calls.replace(self.path(source), self.path(target))
         before, after = source.rpartition("/")[0], target.rpartition("/")[0]
-        self.sync(after)  # first: a cut between the two leaves the file under both names, and never under none
+        self.sync(after)  # first: a power cut between the two leaves the file under both names, never under none
         if before != after:
             self.sync(before)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder; no error when it is not there."""
+        """Remove a file or a whole folder; no error if it does not exist."""
         path = self.path(name)
         with _wrapped("remove", name), contextlib.suppress(FileNotFoundError):
             self._remove_tree(path)
             self.sync(name.rpartition("/")[0])
 
     def free_bytes(self) -> int:
-        """Space left for this process."""
+        """Free space for this process in bytes."""
         with _wrapped("measure", "the root"):
             return shutil.disk_usage(self._root).free
 
     def _remove_tree(self, path: Path) -> None:
-        """Never through a symbolic link: its name goes, and what it leads to stays."""
+        """Remove a file or folder; of a symbolic link only the link, never its target."""
         if not stat.S_ISDIR(path.lstat().st_mode):
             self._calls.unlink(path)
             return
@@ -181,10 +181,10 @@ class FolderDisk:
 
 
 class MemoryDisk:
-    """Disk in memory, for simulated devices: keeps nothing when the process ends, and `path` leads nowhere.
+    """A Disk in memory for simulated devices; its content is lost with the process, and `path` is for messages only.
 
     Args:
-        capacity: Bytes that it can hold.
+        capacity: Capacity in bytes.
     """
 
     def __init__(self, capacity: int = 1 << 40) -> None:
@@ -193,11 +193,11 @@ class MemoryDisk:
         self.folders: set[str] = {""}
 
     def path(self, name: str) -> Path:
-        """A path for messages; nothing is there."""
+        """A path for messages; no such file exists."""
         return Path("/memory").joinpath(*split_name(name))
 
     def exists(self, name: str) -> bool:
-        """True when a file or folder is there."""
+        """True if there is such a file or folder."""
         split_name(name)
         return name in self.files or name in self.folders
 
@@ -214,7 +214,7 @@ class MemoryDisk:
         return len(self._file(name))
 
     def list(self, name: str) -> list[str]:
-        """Names in a folder, sorted; empty when there is no such folder."""
+        """Names in a folder, sorted; empty if there is no such folder."""
         split_name(name)
         prefix = f"{name}/" if name else ""
         inside = {entry[len(prefix) :] for entry in (*self.files, *self.folders) if entry and entry.startswith(prefix)}
@@ -240,12 +240,12 @@ class MemoryDisk:
         self.files[name] = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
 
     def sync(self, name: str) -> None:
-        """Check that the file or folder is there."""
+        """Check that the file or folder exists."""
         if not self.exists(name):
             raise FileNotFoundError(name)
 
     def make_folder(self, name: str) -> None:
-        """Create a folder and its parents; no error when it is there."""
+        """Create a folder and its parents; no error if it exists."""
         parts = split_name(name)
         self.folders.update("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
@@ -257,14 +257,14 @@ class MemoryDisk:
         self.files[target] = data
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder; no error when it is not there."""
+        """Remove a file or a whole folder; no error if it does not exist."""
         split_name(name)
         self.files.pop(name, None)
         self.files = {key: data for key, data in self.files.items() if not key.startswith(f"{name}/")}
         self.folders = {key for key in self.folders if key != name and not key.startswith(f"{name}/")}
 
     def free_bytes(self) -> int:
-        """Space left below the capacity."""
+        """Free space in bytes."""
         return max(0, self.capacity - sum(map(len, self.files.values())))
 
     def _file(self, name: str) -> bytes:
@@ -276,12 +276,12 @@ class MemoryDisk:
 
     def _reserve(self, more: int) -> None:
         if more > self.free_bytes():
-            raise DiskError(f"no space left: {more} bytes more are needed, {self.free_bytes()} are free")
+            raise DiskError(f"no space left: {more} more bytes are needed, {self.free_bytes()} are free")
 
 
 @contextlib.contextmanager
 def _wrapped(action: str, name: str) -> Iterator[None]:
-    """Turn the file system's refusals into DiskError; a missing file stays FileNotFoundError."""
+    """Turn errors of the file system into DiskError; FileNotFoundError and FileExistsError pass through."""
     try:
         yield
     except (FileNotFoundError, FileExistsError):

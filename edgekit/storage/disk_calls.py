@@ -1,4 +1,4 @@
-"""The system calls by which `FolderDisk` changes a file system: a test may stop a process before each of them."""
+"""The system calls with which `FolderDisk` changes a file system; tests of power cuts stop before each of them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 class DiskCalls:
-    """Each method is one call of the system under its usual name, and raises OSError as that does."""
+    """Each method is the system call of the same name and raises OSError like it."""
 
     def open(self, path: Path, flags: int) -> int:
-        """A descriptor; a file that is created here has mode 0600."""
+        """Open a file and return its descriptor; a new file gets mode 0600."""
         return os.open(path, flags, 0o600)
 
     def close(self, fd: int) -> None:
-        """End a descriptor."""
+        """Close a descriptor."""
         os.close(fd)
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        """Write, and return how many bytes were."""
+        """Write at `offset`; returns the number of bytes written."""
         return os.pwrite(fd, data, offset)
 
     def truncate(self, fd: int, size: int) -> None:
-        """Set the size."""
+        """Set the size of a file in bytes."""
         os.ftruncate(fd, size)
 
     def reserve(self, fd: int, size: int) -> None:
-        """Reserve space for the first `size` bytes; nothing where the system cannot."""
+        """Reserve space for the first `size` bytes; does nothing if the system cannot."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
 
@@ -35,11 +35,11 @@ class DiskCalls:
         os.fsync(fd)
 
     def mkdir(self, path: Path) -> None:
-        """Make a folder, mode 0700."""
+        """Make a folder with mode 0700."""
         path.mkdir(mode=0o700)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename over whatever is there."""
+        """Rename a file; replaces an existing target."""
         os.replace(source, target)
 
     def unlink(self, path: Path) -> None:

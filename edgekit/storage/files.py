@@ -1,4 +1,4 @@
-"""What systems do in different ways with files: locks, and making bytes and names durable."""
+"""File locks and durable writes, which differ between Linux, macOS and Windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ except ModuleNotFoundError:  # Windows
     import msvcrt
 
     def _lock(handle: int) -> None:
-        os.lseek(handle, 0, os.SEEK_SET)  # it locks bytes from where the handle stands; they need not exist
+        os.lseek(handle, 0, os.SEEK_SET)  # locks bytes from the handle's position; they need not exist
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
 else:
 
@@ -24,13 +24,13 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 def try_lock(handle: int) -> bool:
-    """Lock an open file for this process alone; the lock ends when the handle is closed, or with the process.
+    """Try to lock an open file exclusively; the lock ends when the handle is closed or the process ends.
 
     Returns:
-        False where another handle has the lock.
+        False if another handle holds the lock.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: the file system does not support locks.
     """
     try:
         _lock(handle)
@@ -43,12 +43,12 @@ def try_lock(handle: int) -> bool:
 
 def sync_file(path: Path) -> None:
     """Make the bytes of a file survive a power cut."""
-    # Windows flushes only what may be written; elsewhere a file that may only be read can be flushed too.
+    # Windows can sync only a file that is open for writing; other systems can also sync a read-only file.
     _sync(path, os.O_RDWR if hasattr(os, "O_BINARY") else os.O_RDONLY)
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut. Windows does that by itself and opens no folders."""
+    """Make the names in a folder survive a power cut. On Windows this does nothing: it cannot open folders."""
     if hasattr(os, "O_DIRECTORY"):
         _sync(path, os.O_RDONLY)
 

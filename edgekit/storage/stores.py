@@ -22,7 +22,7 @@ from obstore.store import LocalStore, from_url
 from edgekit.errors import NotFoundError, SettingsError, StoreError, UnavailableError
 from edgekit.protocols import Store
 from edgekit.storage.files import sync_file, sync_folder, try_lock
-from edgekit.storage.store_lease import ConflictError, Lease, UnconditionalError
+from edgekit.storage.store_lease import POLL_SECONDS, ConflictError, Lease, UnconditionalError
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 FILE_PREFIX = "file://"
@@ -33,12 +33,13 @@ RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
 _FAILURES = (BaseError, OSError, ValueError)
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, poll_seconds: float = POLL_SECONDS) -> Store:
     """Open the store at `url`.
 
     Args:
         url: ``file://`` and a folder (absolute, or relative to the working folder; the first write creates it), or
             ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://account/container/prefix``.
+        poll_seconds: As `Lease`, for object stores.
 
     Raises:
         SettingsError: the URL has another scheme, or the library refuses it.
@@ -52,7 +53,7 @@ def open_store(url: str) -> Store:
     if scheme == "file":
         return FileStore(Path(_folder_of(rest)))
     try:
-        return BucketStore(from_url(url, retry_config=RETRY), url)
+        return BucketStore(from_url(url, retry_config=RETRY), url, poll_seconds=poll_seconds)
     except _FAILURES as error:
         raise SettingsError(f"store {url!r} cannot be opened: {_first_line(error)}") from error
 
@@ -63,12 +64,13 @@ class ObjectStore:
     Args:
         remote: The library's store.
         label: Name of the store in messages.
+        poll_seconds: As `Lease`.
     """
 
-    def __init__(self, remote: Any, label: str) -> None:
+    def __init__(self, remote: Any, label: str, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._remote = remote
         self._label = label
-        self._lease = Lease(self, label)
+        self._lease = Lease(self, label, poll_seconds=poll_seconds)
 
     def get(self, name: str) -> bytes:
         """See Store.get."""

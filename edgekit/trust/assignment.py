@@ -49,7 +49,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What one device should run.
+    """The models that one device should run.
 
     Attributes:
         device, fleet: The device.

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import UnavailableError
-from edgekit.storage import store_lease
+from edgekit.protocols import Store
+from edgekit.storage import stores
 from edgekit.storage.store_lease import LEASE_NAME, ConflictError, Lease
-from edgekit.storage.stores import ObjectStore, open_store
+from edgekit.storage.stores import ObjectStore
 from edgekit.trust.repository import Repository
 from edgekit.trust.state import METADATA, TIMESTAMP_NAME
 from tests.simulators.bundles import manifest_of
@@ -29,8 +30,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setattr(store_lease, "_POLL_SECONDS", 0.01)
         yield "s3://models/registry"
+
+
+def open_store(url: str) -> Store:
+    return stores.open_store(url, poll_seconds=0.01)
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_publishers_that_begin_together_all_land(url: str, keys: Path, tmp_path:
         for number in range(first, first + 2):
             try:
                 repository.publish(version(number))
-            except Exception as error:  # told below
+            except Exception as error:  # checked below
                 errors.append(error)
 
     threads = [threading.Thread(target=work, args=(first,)) for first in (0, 10, 20)]
