@@ -1,10 +1,11 @@
-"""The tables of the fleet state, and opening a database: its URL, its pragmas, its migrations.
+"""The tables of the fleet state, and opening a database: URL, pragmas and migrations.
 
-What is read and written there is in `edgekit.state`.
+The classes that read and write these tables are in the modules beside this one.
 """
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 
 from edgekit.errors import SettingsError, UnavailableError
 
-BUSY_SECONDS = 15
+BUSY_SECONDS = 15.0
 RETRY_SECONDS = 0.02
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -35,7 +36,7 @@ metadata = sa.MetaData(
 )
 
 NAME = sa.String(63)
-JSON_TEXT = sa.Text  # written and read by msgspec, never queried inside
+JSON_TEXT = sa.Text  # encoded and decoded with msgspec; queries never look inside
 
 devices = sa.Table(
     "devices",
@@ -94,10 +95,10 @@ rollout_devices = sa.Table(
     sa.Column("device", NAME, primary_key=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("progress", JSON_TEXT, nullable=False),
-    sa.Column("previous", JSON_TEXT),  # the entry that it had before it was told; NULL for none
+    sa.Column("previous", JSON_TEXT),  # the device's entry before this rollout; NULL for none
 )
 
-# What each device should run. `payload` is the signed document of `version`, NULL until it is signed.
+# The assignment of each device. `payload` is the signed document of `version`, NULL until it is signed.
 assignments = sa.Table(
     "assignments",
     metadata,
@@ -145,28 +146,32 @@ events = sa.Table(
 )
 
 
-def open_database(url: str) -> sa.Engine:
+def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
     """Connect to ``sqlite:///file`` or ``postgresql+driver://...`` and bring its tables up to date.
 
-    Transactions begun with the execution option ``writes=True`` hold SQLite's write lock from their first statement,
-    so that what they read is still true when they write.
+    Transactions with the execution option ``writes=True`` take SQLite's write lock at once, so that no other process
+    changes the rows between their reads and writes.
+
+    Args:
+        url: The database.
+        busy_seconds: Time to wait for a SQLite database that another connection locks.
 
     Raises:
-        SettingsError: the URL cannot be understood, its driver is missing, or the database is newer than this edgekit.
+        SettingsError: the URL is not valid, its driver is missing, or the database is newer than this edgekit.
         UnavailableError: the database cannot be reached or migrated.
     """
     try:
-        engine = sa.create_engine(url, **_engine_options(url))
+        engine = sa.create_engine(url, **_engine_options(url, busy_seconds))
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise SettingsError(
             f"database {_without_password(url)!r} cannot be used: {error}",
             advice="Write sqlite:///file.db, or postgresql+psycopg://user@host/name with psycopg installed.",
         ) from error
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "connect", functools.partial(_prepare_sqlite, busy_seconds))
         sa.event.listen(engine, "begin", _begin_sqlite)
     try:
-        _while_busy(lambda: _migrate(engine))
+        _while_busy(lambda: _migrate(engine), busy_seconds)
     except sa.exc.SQLAlchemyError as error:
         engine.dispose()
         raise UnavailableError(
@@ -190,43 +195,42 @@ def _migrate(engine: sa.Engine) -> None:
     config = migration_config()
     scripts = ScriptDirectory.from_config(config)
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        if engine.dialect.name == "postgresql":  # two processes that start at once
+        if engine.dialect.name == "postgresql":  # another process may migrate at the same time
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7235430)"))
-        found = MigrationContext.configure(connection).get_current_revision()
-        if found == scripts.get_current_head():
+        revision = MigrationContext.configure(connection).get_current_revision()
+        if revision == scripts.get_current_head():
             return
-        if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+        if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
             raise SettingsError(
-                f"the database is at revision {found}, which this edgekit does not know (its newest is "
-                f"{scripts.get_current_head()})",
-                advice="It was written by a newer edgekit: update this one.",
+                f"the database is at revision {revision}, expected at most {scripts.get_current_head()}",
+                advice="A newer edgekit wrote it: update this edgekit.",
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
-def _engine_options(url: str) -> dict[str, Any]:
+def _engine_options(url: str, busy_seconds: float) -> dict[str, Any]:
     if not url.startswith("sqlite"):
         return {"pool_pre_ping": True}
-    return {"connect_args": {"timeout": BUSY_SECONDS, "check_same_thread": False}}
+    return {"connect_args": {"timeout": busy_seconds, "check_same_thread": False}}
 
 
-def _prepare_sqlite(connection: Any, record: Any) -> None:
+def _prepare_sqlite(busy_seconds: float, connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
     cursor = connection.cursor()
-    _while_busy(lambda: cursor.execute("PRAGMA journal_mode=WAL"))
-    cursor.execute("PRAGMA synchronous=FULL")  # a published assignment version must not be forgotten in a power cut
+    _while_busy(lambda: cursor.execute("PRAGMA journal_mode=WAL"), busy_seconds)
+    cursor.execute("PRAGMA synchronous=FULL")  # a published assignment version must survive a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
-def _while_busy(work: Callable[[], T]) -> T:
-    """Repeat `work` while another connection locks the SQLite database, for up to BUSY_SECONDS.
+def _while_busy(work: Callable[[], T], busy_seconds: float) -> T:
+    """Repeat `work` while another connection locks the SQLite database, for up to `busy_seconds`.
 
-    SQLite's own busy time-out does not cover this: it fails at once where waiting could be a deadlock, as in the change
-    to the write-ahead log while another connection writes, and while the last connection removes that log.
+    SQLite's own busy time-out does not cover this: SQLite fails at once where waiting could be a deadlock. Examples are
+    the switch to the write-ahead log while another connection writes, and the removal of that log by the last one.
     """
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + busy_seconds
     while True:
         try:
             return work()

@@ -177,14 +177,13 @@ def test_opening_waits_for_a_writer_that_has_no_write_ahead_log_yet(tmp_path):
         assert writer.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
 
 
-def test_opening_a_database_that_stays_locked_is_an_error_in_the_end(tmp_path, monkeypatch):
+def test_opening_a_database_that_stays_locked_is_an_error_in_the_end(tmp_path):
     """The wait ends after a time limit, and the error names the database."""
-    monkeypatch.setattr("edgekit.state.tables.BUSY_SECONDS", 0.2)
     path = tmp_path / "fleet.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnavailableError, match=r"fleet\.db cannot be opened: database is locked"):
-            open_database(f"sqlite:///{path}")
+            open_database(f"sqlite:///{path}", busy_seconds=0.2)
 
 
 def test_processes_and_threads_may_open_empty_databases_at_once(tmp_path):
