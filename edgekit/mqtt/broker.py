@@ -6,6 +6,7 @@ topics, but by a user name that the device states itself. Other machines need a 
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import ctypes
@@ -38,7 +39,7 @@ PR_SET_PDEATHSIG = 1
 GET_MOSQUITTO = "Install mosquitto (`apt install mosquitto`, `brew install mosquitto`)"
 
 
-class Broker:
+class Broker(abc.ABC):
     """A running broker; also an async context manager that stops it.
 
     Attributes:
@@ -52,13 +53,13 @@ class Broker:
         self.kind = kind
         self.title = title
 
+    @abc.abstractmethod
     async def stop(self) -> None:
         """End the broker; may be called again."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def wait_ended(self) -> str:
         """Wait until the broker ends by itself, and return the reason."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Broker:
         return self
@@ -198,8 +199,8 @@ def _write_files(program: str, host: str, port: int, folder: Path) -> str:
     except OSError as error:
         raise SettingsError(f"folder {folder} cannot be used for the broker: {error}") from error
     shown = subprocess.run([program, "-h"], capture_output=True, text=True, check=False, timeout=START_SECONDS)
-    found = re.search(r"version (\S+)", shown.stdout)
-    return f"mosquitto {found.group(1) if found else ''}".strip() + ", MQTT 5"
+    match = re.search(r"version (\S+)", shown.stdout)
+    return f"mosquitto {match.group(1) if match else ''}".strip() + ", MQTT 5"
 
 
 async def _wait_accepting(process: asyncio.subprocess.Process, host: str, port: int) -> None:
@@ -286,8 +287,8 @@ def _free_port(host: str, port: int) -> int:
                 f"cannot listen on {_bracketed(host)}:{port}: {error}",
                 advice="The port may be taken; choose another port, or 0 for any free one.",
             ) from error
-        found: int = probe.getsockname()[1]
-        return found
+        free: int = probe.getsockname()[1]
+        return free
 
 
 def _url(host: str, port: int) -> str:

@@ -57,7 +57,7 @@ async def open_endpoints(
         MissingExtraError: gRPC is wanted and not installed.
     """
     async with contextlib.AsyncExitStack() as stack:
-        codes, found = None, Endpoints()
+        codes, opened = None, Endpoints()
         if wanted.grpc or wanted.grpc_socket:
             try:
                 from edgekit.serving.grpc.server import GrpcService, serve_grpc
@@ -66,9 +66,9 @@ async def open_endpoints(
             service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)
             listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket)
             bound = await stack.enter_async_context(listening)
-            codes, found = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
+            codes, opened = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
         app = App(server, max_request_bytes=max_request_bytes, api_key=api_key, local_only=local_only, grpc_codes=codes)
         if wanted.url or wanted.socket:
             http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket))
-            found = found._replace(url=http.url, socket=http.socket)
-        yield found
+            opened = opened._replace(url=http.url, socket=http.socket)
+        yield opened

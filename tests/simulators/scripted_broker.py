@@ -10,7 +10,7 @@ CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PINGREQ = 1, 3, 8, 10, 12
 
 
 class Packet(NamedTuple):
-    """One packet from a client; `body` is without the fixed header."""
+    """One packet from a client; `body` excludes the fixed header."""
 
     kind: int
     flags: int
@@ -18,18 +18,18 @@ class Packet(NamedTuple):
 
 
 class ScriptedBroker:
-    """Listens on a free port of 127.0.0.1; an async context manager. Set the attributes before or between packets.
+    """A broker on a free port of 127.0.0.1; an async context manager. Tests set its attributes at any time.
 
     Attributes:
         levels: Protocol levels that are accepted: 4 is MQTT 3.1.1, 5 is MQTT 5.
-        hang_up: Close on other levels instead of saying why; True closes on `drop_after` accepted ones, too.
+        hang_up: Close the connection on other levels without a CONNACK.
         reason: Reason code of CONNACK.
-        properties: Of CONNACK under MQTT 5, encoded, without their length.
-        puback, suback: Reason code; None for silence.
-        reading: Cleared, the broker stops reading and TCP fills up.
+        properties: Encoded properties of CONNACK under MQTT 5, without their length.
+        puback, suback: Reason code; None for no answer.
+        reading: When cleared, the broker stops reading and TCP's buffers fill up.
         closing: Close each connection right after CONNACK.
-        silent: Answer nothing at all.
-        connects: Level of each CONNECT that came.
+        silent: Answer no packet.
+        connects: Protocol level of each received CONNECT.
         packets: All other packets.
     """
 
@@ -97,7 +97,7 @@ class ScriptedBroker:
             while await self._handle(await self._read(reader), writer):
                 await writer.drain()
         except (OSError, EOFError):
-            pass  # the client is gone
+            pass  # the client closed the connection
         finally:
             self._writers.discard(writer)
             writer.close()

@@ -1,11 +1,11 @@
-"""An MQTT broker in memory, and Transports on it: retained messages, wills, groups, outages, and losses on demand.
+"""An MQTT broker in memory with Transports: retained messages, wills, shared subscriptions, outages and losses.
 
     broker = MemoryBroker()
     device, controller = MemoryTransport(broker, "d1"), MemoryTransport(broker, "controller")
     await connect(device, controller)
 
-Messages travel through the event loop as they do over a network: `publish` returns before the handlers run, and
-`await settle()` lets everything in flight arrive. The losses repeat: they hang on `seed` alone and not on time.
+`publish` returns before the handlers run, as over a network, and `await settle()` waits until all messages in flight
+have arrived. Losses are repeatable: they depend on `seed` and not on time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class MemoryBroker:
         drop: Share of QoS 0 deliveries that are lost.
         duplicate: Share of deliveries that arrive twice.
         reorder: Share of deliveries that later ones overtake.
-        tap: Called as `tap(client_id, message)` for each delivery; what it returns is delivered instead: an empty list
-            loses the message at any QoS, two items repeat it, other bytes tamper with it.
+        tap: Called as `tap(client_id, message)` for each delivery; the returned messages are delivered instead. An
+            empty list loses the message at any QoS, two items repeat it, other bytes tamper with it.
         retained: Payload by topic.
         published: Every message that clients and wills published, in order.
         up: False between `stop` and `start`.
@@ -51,7 +51,7 @@ class MemoryBroker:
         self.up = True
         self._random = random.Random(seed)
         self._clients: dict[str, MemoryTransport] = {}
-        self._away: set[str] = set()
+        self._held: set[str] = set()
         self._waiting: list[MemoryTransport] = []
         self._turns = itertools.count()
 
@@ -72,14 +72,14 @@ class MemoryBroker:
         With `hold` it stays away until `restore`.
         """
         if hold:
-            self._away.add(client_id)
+            self._held.add(client_id)
         if client_id in self._clients:
             self._lose(self._clients[client_id], will=True)
         self._wake()
 
     def restore(self, client_id: str) -> None:
         """Let a client reconnect that `cut` keeps away."""
-        self._away.discard(client_id)
+        self._held.discard(client_id)
         self._wake()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
@@ -123,14 +123,14 @@ class MemoryBroker:
 
     def _wake(self) -> None:
         for client in list(self._waiting):
-            if self.up and client.client_id not in self._away:
+            if self.up and client.client_id not in self._held:
                 self._waiting.remove(client)
                 asyncio.get_running_loop().call_soon(self._accept, client)
 
     def _accept(self, client: MemoryTransport) -> None:
         if not client.started:
             return
-        if not self.up or client.client_id in self._away:
+        if not self.up or client.client_id in self._held:
             self._waiting.append(client)
             return
         older = self._clients.get(client.client_id)
@@ -170,7 +170,7 @@ class MemoryTransport:
 
     Attributes:
         routes: (handler, QoS, group) by topic filter.
-        handler_errors: Handlers and listeners that raised.
+        handler_errors: Number of handlers and listeners that raised.
         started: True between `start` and `stop`.
     """
 
@@ -200,7 +200,7 @@ class MemoryTransport:
         try:
             await asyncio.wait_for(self._connected.wait(), timeout_seconds)
         except asyncio.TimeoutError:
-            raise TransportError(f"cannot reach broker memory://{self.client_id}: it is away") from None
+            raise TransportError(f"cannot reach broker memory://{self.client_id}: it is not connected") from None
 
     async def stop(self) -> None:
         """As the protocol says."""

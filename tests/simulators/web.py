@@ -13,9 +13,9 @@ class Web:
     """One running server.
 
     Attributes:
-        url: Of the blob.
-        mode: What it does; see `_Handler`.
-        ranges: Range headers that came.
+        url: URL of the blob.
+        mode: Its behaviour, the name of a method of `_Handler`.
+        ranges: Received Range headers.
         sent: Bytes of the blob that were sent.
     """
 
@@ -35,16 +35,16 @@ class Web:
 @contextmanager
 def web(blob: bytes, mode: str = "good") -> Iterator[Web]:
     """Run a server."""
-    made = Web(blob, mode)
-    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
+    running = Web(blob, mode)
+    thread = threading.Thread(target=running.server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield made
+        yield running
     finally:
-        made.over.set()
-        made.server.shutdown()
+        running.over.set()
+        running.server.shutdown()
         thread.join()
-        made.server.server_close()
+        running.server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

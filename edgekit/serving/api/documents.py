@@ -35,7 +35,7 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
     Raises:
         NotFoundError, UnavailableError: as `ModelServer.describe`.
     """
-    found = models.describe(name, version)
+    description = models.describe(name, version)
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
         shape = [-1 if size is None else size for size in spec.shape]
@@ -43,18 +43,18 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
 
     document = {
         "name": name,
-        "versions": [found.version],
-        "platform": found.platform,
-        "edgekit_provider": found.provider,
-        "edgekit_providers_missing": list(found.providers_missing),
-        "inputs": [*map(tensor, found.inputs)],
-        "outputs": [*map(tensor, found.outputs)],
+        "versions": [description.version],
+        "platform": description.platform,
+        "edgekit_provider": description.provider,
+        "edgekit_providers_missing": list(description.providers_missing),
+        "inputs": [*map(tensor, description.inputs)],
+        "outputs": [*map(tensor, description.outputs)],
     }
-    if found.raw:
-        document["edgekit_bytes"] = [_raw(one) for one in found.raw]
-    if found.answers:
-        labels = {name: {"labels": names} for name, names in found.labels.items()}
-        document["edgekit_answers"] = [{**tensor(spec), **labels.get(spec.name, {})} for spec in found.answers]
+    if description.raw:
+        document["edgekit_bytes"] = [_raw(one) for one in description.raw]
+    if description.answers:
+        labels = {name: {"labels": names} for name, names in description.labels.items()}
+        document["edgekit_answers"] = [{**tensor(spec), **labels.get(spec.name, {})} for spec in description.answers]
     return document
 
 
@@ -82,8 +82,8 @@ def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
     entries = []
     for name in models.models():
         try:
-            found = models.describe(name, None)
-            version, state, reason = found.version, "READY", "" if found.loaded else OUT_OF_MEMORY
+            description = models.describe(name, None)
+            version, state, reason = description.version, "READY", "" if description.loaded else OUT_OF_MEMORY
         except UnavailableError as error:
             version, state, reason = "", "UNAVAILABLE", str(error)
         if state == "READY" or not ready_only:

@@ -98,15 +98,15 @@ def message(name: str) -> Any:
 @functools.lru_cache(maxsize=1)
 def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(name="edgekit/open_inference.proto", package=PACKAGE, syntax="proto3")
-    made: dict[str, Any] = {}
+    descriptors: dict[str, Any] = {}
     for path in sorted(_TABLE, key=lambda path: path.count(".")):  # outer messages before nested ones
         outer, _, name = path.rpartition(".")
-        made[path] = (made[outer].nested_type if outer else file.message_type).add(name=name)
+        descriptors[path] = (descriptors[outer].nested_type if outer else file.message_type).add(name=name)
     for path, fields in _TABLE.items():
         if path in _ONE_OF:
-            made[path].oneof_decl.add(name=_ONE_OF[path])
+            descriptors[path].oneof_decl.add(name=_ONE_OF[path])
         for field in fields.split():
-            _add(made[path], path, *field.split(":"))
+            _add(descriptors[path], path, *field.split(":"))
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {

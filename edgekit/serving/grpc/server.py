@@ -158,7 +158,7 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
     if isinstance(error, OverloadedError):  # clients wait for the pushback time before they try again
         late = code.DEADLINE_EXCEEDED if isinstance(error, DeadlineError) else code.RESOURCE_EXHAUSTED
         return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
-    for kind, found in (
+    for kind, status in (
         (_KeyError, code.UNAUTHENTICATED),
         (DataError, code.INVALID_ARGUMENT),
         (NotFoundError, code.NOT_FOUND),
@@ -166,7 +166,7 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
         (ArenaFullError, code.UNAVAILABLE),
     ):
         if isinstance(error, kind):
-            return found, ()
+            return status, ()
     if isinstance(error, EdgekitError):
         _log.warning("gRPC %s failed: %s", name, error)
     else:

@@ -59,12 +59,12 @@ def make_room(path: Path) -> None:
 @contextlib.contextmanager
 def removed_after(path: Path) -> Iterator[None]:
     """Remove the socket at `path` when the block ends, unless another server has replaced it."""
-    made = path.stat().st_ino
+    inode = path.stat().st_ino
     try:
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == made:
+            if path.stat().st_ino == inode:
                 path.unlink()
 
 

@@ -92,8 +92,8 @@ class App:
 
     def too_long(self, stated: str) -> Reply:
         """The answer to a body over the limit."""
-        found = f"has {stated[:20]} bytes" if stated else "is longer"
-        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this one {found}")
+        actual = f"has {stated[:20]} bytes" if stated else "is longer"
+        return _error(413, f"the limit of a request is {self._max_request_bytes} bytes, this one {actual}")
 
     def count(self, status: int) -> None:
         """Count an answer for the metrics."""

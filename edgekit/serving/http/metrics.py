@@ -123,12 +123,12 @@ def _by_code(counts: Mapping[Any, int]) -> list[tuple[str, str]]:
 
 def _by_model(values: Mapping[str, Mapping[str, float]], ending: str) -> dict[str, list[tuple[str, str]]]:
     """Labels and value of each sample by metric name."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_metric: dict[str, list[tuple[str, str]]] = {}
     for model, one in sorted(values.items()):
         for short, value in one.items():
-            samples = found.setdefault(f"edgekit_model_{short}{ending}", [])
+            samples = by_metric.setdefault(f"edgekit_model_{short}{ending}", [])
             samples.append((f'model="{_escape(model)}"', f"{value:.17g}"))
-    return found
+    return by_metric
 
 
 def _escape(label: str) -> str:

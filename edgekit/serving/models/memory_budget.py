@@ -92,16 +92,16 @@ class MemoryBudget:
                     await measure_workers(self._models.values())
                 others = self._others(model, keep_old=keep_old)
                 try:
-                    found = plan(
+                    memory_plan = plan(
                         model.name, wanted, others, budget=self._budget_bytes, now=self._clock(), urgent=urgent
                     )
                 except MemoryBudgetError:
                     if not any(one.reserved for one in self._models.values()):
                         raise
                 else:
-                    if found.wait_until is not None:
-                        return found.wait_until
-                    await self._evict(found.evict)
+                    if memory_plan.wait_until is not None:
+                        return memory_plan.wait_until
+                    await self._evict(memory_plan.evict)
                     model.reserved = wanted
                     return None
             await asyncio.sleep(POLL_SECONDS)  # until the models that are being loaded are measured
@@ -128,8 +128,10 @@ class MemoryBudget:
         async with self._planning:
             # Models that are being loaded are left out: they are measured and recorded themselves.
             loaded = [one for one in self._others(model) if self._models[one.name].session is not None]
-            found = plan(model.name, each * copies, loaded, budget=self._budget_bytes, now=self._clock(), urgent=True)
-            await self._evict(found.evict)
+            memory_plan = plan(
+                model.name, each * copies, loaded, budget=self._budget_bytes, now=self._clock(), urgent=True
+            )
+            await self._evict(memory_plan.evict)
         return each * copies
 
     async def grown(self) -> list[Grown]:
@@ -149,10 +151,10 @@ class MemoryBudget:
 
     def _others(self, model: Model, *, keep_old: bool = False) -> list[LoadedModel]:
         """All memory that other models hold or have reserved; with `keep_old` the model's present bundle too."""
-        found = []
+        others = []
         for one in self._models.values():
             if one.session is not None and (one is not model or keep_old):
-                found.append(
+                others.append(
                     LoadedModel(
                         name=one.name,
                         bytes=one.bytes,
@@ -163,8 +165,8 @@ class MemoryBudget:
                     )
                 )
             if one.reserved and one is not model:
-                found.append(LoadedModel(name=one.name, bytes=one.reserved, pinned=True))
-        return found
+                others.append(LoadedModel(name=one.name, bytes=one.reserved, pinned=True))
+        return others
 
     async def _evict(self, names: Sequence[str]) -> None:
         for model in map(self._models.__getitem__, names):

@@ -293,34 +293,34 @@ _cached_layout = functools.lru_cache(maxsize=_CACHED)(_layout)
 
 def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
     """Each tensor with the size of its binary data in bytes, None where its elements are in the JSON."""
-    found: dict[str, tuple[_Tensor, int | None]] = {}
+    sizes: dict[str, tuple[_Tensor, int | None]] = {}
     for tensor in tensors:
-        if tensor.name in found:
+        if tensor.name in sizes:
             raise DataError(f"tensor {tensor.name!r} appears twice")
         if tensor.datatype not in DATATYPES:
             raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
         if len(tensor.shape) > MAX_RANK:
             raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
-        found[tensor.name] = tensor, _binary_size(tensor)
-    return tuple(found.values())
+        sizes[tensor.name] = tensor, _binary_size(tensor)
+    return tuple(sizes.values())
 
 
 def _arrays(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
     """The arrays of tensors; `rest` holds the binary data of one after the other."""
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     at = 0
     for tensor, size in tensors:
         if size is None:
             assert isinstance(tensor.data, msgspec.Raw)
-            found[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+            arrays[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
             continue
         if size > len(rest) - at:
             raise DataError(f"{tensor.name}: binary_data_size is {size}, but {len(rest) - at} bytes are left")
-        found[tensor.name] = from_binary(tensor.name, tensor.datatype, tensor.shape, rest[at : at + size])
+        arrays[tensor.name] = from_binary(tensor.name, tensor.datatype, tensor.shape, rest[at : at + size])
         at += size
     if at != len(rest):
         raise DataError(f"{len(rest) - at} bytes follow the last tensor")
-    return found
+    return arrays
 
 
 def _binary_size(tensor: _Tensor) -> int | None:

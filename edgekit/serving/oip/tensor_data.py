@@ -221,8 +221,8 @@ def _split_bytes(name: str, count: int, data: memoryview) -> Array:
         items.append(bytes(data[at + 4 : end]))
         at = end
     if len(items) != count:
-        found = f"more than {count}" if len(items) > count else len(items)
-        raise DataError(f"{name}: has {found} elements of BYTES, but its shape has {count}")
+        actual = f"more than {count}" if len(items) > count else len(items)
+        raise DataError(f"{name}: has {actual} elements of BYTES, but its shape has {count}")
     return _objects(items)
 
 

@@ -65,9 +65,9 @@ async def prepare(
             )
         if processing is None or not processing.has_raw(inputs):
             return Prepared(session, inputs, bool(postprocess))
-        found = await processing.before(inputs)
+        decoded = await processing.before(inputs)
         if current() is session:
-            return Prepared(session, found, postprocess is not False)
+            return Prepared(session, decoded, postprocess is not False)
         session = current()
 
 

@@ -157,8 +157,8 @@ class JobQueue:
         with self._changed:
             while True:
                 own = self._own.get(taker)
-                if found := self._begin(own) if own else self._begin(self._jobs):
-                    return found
+                if begun := self._begin(own) if own else self._begin(self._jobs):
+                    return begun
                 if self._closed and not self._jobs and not own:
                     return []
                 if not self._jobs and not own:
@@ -192,11 +192,11 @@ class JobQueue:
 
     def _begin(self, jobs: deque[Job]) -> list[Job]:
         """Remove and begin the next job, with the following jobs that may be joined with it."""
-        found: list[Job] = []
+        begun: list[Job] = []
         rows = 0
         while jobs:
             job = jobs[0]
-            if found and (job.shape is None or job.shape != found[0].shape or rows + job.rows > self.max_rows):
+            if begun and (job.shape is None or job.shape != begun[0].shape or rows + job.rows > self.max_rows):
                 break
             jobs.popleft()
             if not job.future.set_running_or_notify_cancel():
@@ -204,6 +204,6 @@ class JobQueue:
             if job.deadline is not None and self._clock() >= job.deadline:
                 job.future.set_exception(self._expired())
                 continue
-            found.append(job)
+            begun.append(job)
             rows += job.rows
-        return found
+        return begun

@@ -12,12 +12,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from edgekit.bundle.golden import read_golden
-from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
-from edgekit.errors import ArenaFullError, EdgekitError, ManifestError
+from edgekit.bundle.manifest import Manifest
+from edgekit.errors import EdgekitError
 from edgekit.protocols import Runtime
-from edgekit.sealing.opening import read_file
 from edgekit.serving.session import batching
+from edgekit.serving.session.calibration import measure_rows, run_golden_row
 from edgekit.serving.session.instance import Instance, set_result
 from edgekit.serving.session.memory_usage import HasMemory
 from edgekit.serving.session.processing import SessionProcessing, open_processing
@@ -153,7 +152,8 @@ class Session:
             DataError, RuntimeLoadError: as Runtime.run.
         """
         for instance in self._instances:
-            await self._submit(Job(self._run_golden_row), only=instance)
+            run = functools.partial(run_golden_row, manifest=self.manifest, folder=self.folder)
+            await self._submit(Job(run), only=instance)
 
     async def calibrate(self) -> None:
         """Measure whether joining requests pays, and join them from now on where it does; see `batching`.
@@ -165,7 +165,12 @@ class Session:
             As `warm`.
         """
         if batching.can_batch(self.manifest):
-            self.batch_rows = await self.call(self._measure_rows)
+            times = self._times
+            self.batch_rows = await self.call(
+                lambda runtime: measure_rows(
+                    runtime, self.manifest, self.folder, fast_seconds=times.inline, limit_seconds=times.calibration
+                )
+            )
 
     @property
     def batch_rows(self) -> int:
@@ -270,40 +275,6 @@ class Session:
         message = f"the deadline passed while the request waited for model {self.manifest.name}"
         return DeadlineError(self.manifest.name, waiting, retry, message, "allow more time")
 
-    def _golden_inputs(self) -> dict[str, Array]:
-        try:
-            return read_golden(read_file(self.manifest, self.folder, self.manifest.file(ROLE_GOLDEN)))[0]
-        except OSError as error:
-            raise ManifestError(f"golden samples cannot be read: {error}") from error
-
-    def _measure_rows(self, runtime: Runtime) -> int:
-        inputs = self._golden_inputs()
-        golden = len(next(iter(inputs.values())))
-        singles = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(golden)]
-        seconds = {1: min(_timed_run(runtime, singles[0])[0] for _ in range(3))}
-        if seconds[1] < self._inline_seconds:
-            return 1
-        spent = 0.0
-        for rows in batching.ROWS:
-            if spent + 2 * rows * seconds[1] > self._times.calibration:
-                break
-            chosen = [singles[i % golden] for i in range(rows)]
-            try:
-                (first, found), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
-            except ArenaFullError:
-                break
-            spent += first + second
-            for one, joined in zip(chosen[:golden], batching.split(found, [1] * rows), strict=False):
-                if batching.differs(self.manifest, runtime.run(one), joined):
-                    return 1
-            seconds[rows] = min(first, second)
-        return batching.best_rows(seconds)
-
-    def _run_golden_row(self, runtime: Runtime) -> None:
-        inputs = self._golden_inputs()
-        free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
-        runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
-
     def _infer(self, runtime: Runtime, jobs: list[Job]) -> None:
         if len(jobs) > 1 and self._infer_joined(runtime, jobs):
             return
@@ -316,7 +287,7 @@ class Session:
         start = time.perf_counter_ns()
         try:
             outputs = runtime.run(batching.join([job.inputs for job in jobs]))
-            found = batching.split(outputs, [job.rows for job in jobs])
+            answers = batching.split(outputs, [job.rows for job in jobs])
         except EdgekitError:
             return False
         spent = time.perf_counter_ns() - start
@@ -331,7 +302,7 @@ class Session:
                     wall_ms=wall_ms,
                     runs=int(job is jobs[0]),
                 )
-        for job, answer in zip(jobs, found, strict=True):
+        for job, answer in zip(jobs, answers, strict=True):
             job.future.set_result(answer)
         return True
 
@@ -370,12 +341,6 @@ class Session:
     def _done(self, _: Future[Any]) -> None:
         with self._lock:
             self._pending -= 1
-
-
-def _timed_run(runtime: Runtime, inputs: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
-    start = time.perf_counter()
-    outputs = runtime.run(inputs)
-    return time.perf_counter() - start, outputs
 
 
 def _size(inputs: Mapping[str, Array]) -> int:

@@ -44,7 +44,7 @@ class Statistics(msgspec.Struct):
         self.fail_ns += spent_ns
 
 
-def statistics_document(name: str, version: str, found: Statistics) -> dict[str, Any]:
+def statistics_document(name: str, version: str, statistics: Statistics) -> dict[str, Any]:
     """One entry of ``model_stats`` in ``/v2/models/<m>/stats``.
 
     ``compute_infer`` includes the preparation of tensors; ``compute_input`` and ``compute_output`` are always 0.
@@ -56,15 +56,15 @@ def statistics_document(name: str, version: str, found: Statistics) -> dict[str,
     return {
         "name": name,
         "version": version,
-        "last_inference": found.last_ms,
-        "inference_count": found.rows,
-        "execution_count": found.runs,
+        "last_inference": statistics.last_ms,
+        "inference_count": statistics.rows,
+        "execution_count": statistics.runs,
         "inference_stats": {
-            "success": pair(found.success_count, found.success_ns),
-            "fail": pair(found.fail_count, found.fail_ns),
-            "queue": pair(found.success_count, found.queue_ns),
+            "success": pair(statistics.success_count, statistics.success_ns),
+            "fail": pair(statistics.fail_count, statistics.fail_ns),
+            "queue": pair(statistics.success_count, statistics.queue_ns),
             "compute_input": pair(0, 0),
-            "compute_infer": pair(found.success_count, found.compute_ns),
+            "compute_infer": pair(statistics.success_count, statistics.compute_ns),
             "compute_output": pair(0, 0),
         },
         "batch_stats": [],

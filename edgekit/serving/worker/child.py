@@ -63,8 +63,8 @@ def _serve(channel: Channel, memory: SharedTensors) -> None:
                 channel.send(Loaded(runtime.inputs, runtime.outputs, runtime.provider, asked, got))
             elif isinstance(message, Run) and runtime is not None:
                 # Outputs are written after the inputs, because a model may return the memory of its inputs as output.
-                found = runtime.run(memory.read(message.inputs, copy=False))
-                channel.send(Ran(memory.write(found, message.end)[0]))
+                outputs = runtime.run(memory.read(message.inputs, copy=False))
+                channel.send(Ran(memory.write(outputs, message.end)[0]))
         except EdgekitError as error:
             channel.send(Failed(type(error).__name__, str(error), error.advice))
 

@@ -270,18 +270,18 @@ class _Process:
 
     def load(self, message: Load, seconds: float) -> Loaded:
         self._channel.send(message)
-        found = self._receive(seconds)
-        if not isinstance(found, Loaded):
-            raise WorkerLostError(f"it answered {type(found).__name__} to Load")
-        return found
+        reply = self._receive(seconds)
+        if not isinstance(reply, Loaded):
+            raise WorkerLostError(f"it answered {type(reply).__name__} to Load")
+        return reply
 
     def run(self, inputs: Mapping[str, Array], seconds: float) -> dict[str, Array]:
         tensors, end = self._memory.write(inputs)
         self._channel.send(Run(tensors, end))
-        found = self._receive(seconds)
-        if not isinstance(found, Ran):
-            raise WorkerLostError(f"it answered {type(found).__name__} to Run")
-        return self._memory.read(found.outputs, copy=True)
+        reply = self._receive(seconds)
+        if not isinstance(reply, Ran):
+            raise WorkerLostError(f"it answered {type(reply).__name__} to Run")
+        return self._memory.read(reply.outputs, copy=True)
 
     def cause_of_end(self, error: BaseException) -> str:
         """How the process ended, as the end of a sentence."""
@@ -318,8 +318,8 @@ class _Process:
             self._life = -1
 
     def _receive(self, seconds: float) -> Message:
-        found = self._channel.receive(seconds)
-        if isinstance(found, Failed):
-            kind: Callable[..., EdgekitError] = _PLAIN_ERRORS.get(found.kind, RuntimeLoadError)
-            raise kind(found.message, advice=found.advice)
-        return found
+        reply = self._channel.receive(seconds)
+        if isinstance(reply, Failed):
+            kind: Callable[..., EdgekitError] = _PLAIN_ERRORS.get(reply.kind, RuntimeLoadError)
+            raise kind(reply.message, advice=reply.advice)
+        return reply

@@ -120,12 +120,12 @@ class Channel:
             (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
             if length > _MAX_MESSAGE_BYTES:
                 raise WorkerLostError(f"it sent a message of {length} bytes, the limit is {_MAX_MESSAGE_BYTES}")
-            found: Message = _decoder.decode(self._exactly(length))
+            message: Message = _decoder.decode(self._exactly(length))
         except TimeoutError:  # an OSError too
             raise
         except (OSError, msgspec.MsgspecError) as error:
             raise WorkerLostError(f"its message cannot be read: {error}") from error
-        return found
+        return message
 
     def close(self) -> None:
         """Close this side's end."""
@@ -146,10 +146,10 @@ def shared_file() -> int:
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
-    made = os.memfd_create("edgekit-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create("edgekit-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with contextlib.suppress(OSError, AttributeError):  # so that no process can shrink memory that another has mapped
-        fcntl.fcntl(made, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return made
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
 
 
 class SharedTensors:
@@ -189,19 +189,19 @@ class SharedTensors:
             WorkerLostError: a location is outside the shared memory.
         """
         self._follow()
-        found: dict[str, Array] = {}
+        arrays: dict[str, Array] = {}
         for tensor in tensors:
             try:
                 if tensor.dtype == DType.BYTES.value:
-                    made = np.empty(len(tensor.items), object)
-                    made[:] = tensor.items
-                    found[tensor.name] = made.reshape(tensor.shape)
+                    elements = np.empty(len(tensor.items), object)
+                    elements[:] = tensor.items
+                    arrays[tensor.name] = elements.reshape(tensor.shape)
                 else:
                     view = self._view(tensor)
-                    found[tensor.name] = view.copy() if copy else view
+                    arrays[tensor.name] = view.copy() if copy else view
             except (ValueError, TypeError) as error:
                 raise WorkerLostError(f"tensor {tensor.name!r} is outside the shared memory: {error}") from error
-        return found
+        return arrays
 
     def close(self) -> None:
         """Close the descriptor. The memory is freed when no array refers to it any more."""

@@ -1,0 +1,78 @@
+"""Runs of a model on its golden samples: the warm-up, and the measurement of whether joining requests pays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit.bundle.golden import read_golden
+from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
+from edgekit.errors import ArenaFullError, ManifestError
+from edgekit.protocols import Runtime
+from edgekit.sealing.opening import read_file
+from edgekit.serving.session import batching
+from edgekit.tensors import Array
+
+
+def run_golden_row(runtime: Runtime, manifest: Manifest, folder: Path) -> None:
+    """Run the first golden row.
+
+    Raises:
+        ManifestError: the golden samples are missing or malformed.
+        DataError, RuntimeLoadError: as Runtime.run.
+    """
+    inputs = _golden_inputs(manifest, folder)
+    free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
+    runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
+
+
+def measure_rows(
+    runtime: Runtime, manifest: Manifest, folder: Path, *, fast_seconds: float, limit_seconds: float
+) -> int:
+    """Measure how many rows to join in one run; 1 where joining does not pay or changes the answers.
+
+    Args:
+        runtime: The loaded model.
+        manifest: Manifest of the bundle.
+        folder: Folder of its files.
+        fast_seconds: Nothing is joined for a model whose run takes less time.
+        limit_seconds: Longest measurement.
+
+    Raises:
+        As `run_golden_row`.
+    """
+    inputs = _golden_inputs(manifest, folder)
+    golden = len(next(iter(inputs.values())))
+    singles = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(golden)]
+    seconds = {1: min(_timed_run(runtime, singles[0])[0] for _ in range(3))}
+    if seconds[1] < fast_seconds:
+        return 1
+    spent = 0.0
+    for rows in batching.ROWS:
+        if spent + 2 * rows * seconds[1] > limit_seconds:
+            break
+        chosen = [singles[i % golden] for i in range(rows)]
+        try:
+            (first, outputs), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
+        except ArenaFullError:
+            break
+        spent += first + second
+        for one, joined in zip(chosen[:golden], batching.split(outputs, [1] * rows), strict=False):
+            if batching.differs(manifest, runtime.run(one), joined):
+                return 1
+        seconds[rows] = min(first, second)
+    return batching.best_rows(seconds)
+
+
+def _golden_inputs(manifest: Manifest, folder: Path) -> dict[str, Array]:
+    try:
+        return read_golden(read_file(manifest, folder, manifest.file(ROLE_GOLDEN)))[0]
+    except OSError as error:
+        raise ManifestError(f"golden samples cannot be read: {error}") from error
+
+
+def _timed_run(runtime: Runtime, inputs: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
+    start = time.perf_counter()
+    outputs = runtime.run(inputs)
+    return time.perf_counter() - start, outputs
