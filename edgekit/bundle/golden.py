@@ -109,18 +109,18 @@ def judge(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str
         faults += fault
     agreement = _agreement(manifest, expected, actual) if not faults or manifest.task.output in worst else 0.0
     if manifest.golden.decisions_match and agreement < 1.0:
-        faults.append(f"only {agreement:.1%} of the decisions are the float model's, expected all")
+        faults.append(f"only {agreement:.1%} of the decisions equal those of the float model, expected all")
     return SelfTest(tuple(faults), worst, agreement, manifest.golden.samples)
 
 
 def _compare(name: str, expected: Array, actual: Array, limit: float) -> tuple[list[str], float]:
     if expected.shape != actual.shape:
-        return [f"{name}: answer has shape {list(actual.shape)}, expected {list(expected.shape)}"], float("inf")
+        return [f"{name}: output has shape {list(actual.shape)}, expected {list(expected.shape)}"], float("inf")
     if expected.dtype == object:
         differ = int(np.sum(expected != actual))
         return ([f"{name}: {differ} of {expected.size} elements differ, allowed none"] if differ else []), float(differ)
     if not np.isfinite(actual.astype(np.float64)).all():
-        return [f"{name}: answer holds NaN or infinity"], float("inf")
+        return [f"{name}: output contains NaN or infinity"], float("inf")
     worst = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
     return ([f"{name}: differs by {worst:.3g}, allowed {limit:.3g}"] if worst > limit else []), worst
 
