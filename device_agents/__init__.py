@@ -9,16 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device_agents.agent import Agent, AgentOptions
+    from device_agents.agent import Agent, AgentParts
+    from device_agents.inference.options import ServiceOptions
     from device_agents.inference.service import InferenceService
+    from device_agents.options import AgentOptions
 
-__all__ = ["Agent", "AgentOptions", "InferenceService"]
+__all__ = ["Agent", "AgentOptions", "AgentParts", "InferenceService", "ServiceOptions"]
 
-_HOMES = {"Agent": "agent", "AgentOptions": "agent", "InferenceService": "inference.service"}
+_HOMES = {
+    "Agent": "agent",
+    "AgentOptions": "options",
+    "AgentParts": "agent",
+    "InferenceService": "inference.service",
+    "ServiceOptions": "inference.options",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for, so that inference alone needs no TUF and the agent no runtime."""
+    """Import a public name on first use, so that inference alone loads no TUF and the agent alone no runtime."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Answers to applications: the local model first, the cloud tier as the second place.
+"""Answers to local applications: from the local model, or from the cloud tier as a fallback.
 
 Nothing here installs a model; `update` hands over a verified folder.
 """

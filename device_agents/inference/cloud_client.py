@@ -1,8 +1,9 @@
-"""CloudTier over HTTP: any Open Inference Protocol v2 server, asked in binary."""
+"""CloudTier over HTTP: calls any Open Inference Protocol v2 server with the binary tensor extension."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _TRY_LATER = (408, 429)
 
 
 class CloudClient:
-    """CloudTier over kept-alive connections, each request in a thread of a small pool.
+    """CloudTier over kept-alive connections; each request runs in a thread of a small pool.
 
     Args:
         url: Base URL, for example ``https://cloud.example:8700``.
@@ -41,11 +42,11 @@ class CloudClient:
         self._executor = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="cloud")
 
     async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
-        """Ask the cloud tier; see CloudTier.infer.
+        """Call the cloud tier; see CloudTier.infer.
 
         Raises:
-            CloudError: no usable answer within the time; says why.
-            CloudRefusedError: the tier is there and did not take this request (4xx).
+            CloudError: there was no usable answer in time; the message says why.
+            CloudRefusedError: the tier answered that it does not accept this request (4xx).
         """
         deadline = time.monotonic() + timeout_seconds
         ask = functools.partial(self._ask, self._model or model, dict(inputs), deadline)
@@ -55,7 +56,7 @@ class CloudClient:
             raise CloudError(f"the cloud tier did not answer within {timeout_seconds:.2g} s") from None
 
     def close(self) -> None:
-        """Close the connections; requests that run end by their own deadlines."""
+        """Close the connections; running requests end at their own deadlines."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._pool.clear()
 
@@ -68,7 +69,7 @@ class CloudClient:
                 raise kind(f"the cloud tier answered {status}: {_reason(body)}")
             return oip.parse_response(body, oip.header_length(header)).outputs
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise CloudError(f"the cloud tier at {self._url} is away: {error}") from error
+            raise CloudError(f"the cloud tier at {self._url} cannot be reached: {error}") from error
         except DataError as error:
             raise CloudError(f"the cloud tier's answer cannot be used: {error}") from error
 
@@ -80,23 +81,22 @@ class CloudClient:
             body=sent.body,
             headers={**self._headers, **sent.headers},
             timeout=urllib3.Timeout(connect=left, read=left),
-            redirect=False,  # the key goes where it was configured to go and nowhere else
+            redirect=False,  # the API key is sent to the configured server only
             preload_content=False,
         )
-        try:
+        with contextlib.ExitStack() as unfinished:
+            unfinished.callback(reply.close)  # a reply that was not read to its end cannot be used again
             body = b"".join(_chunks(reply, deadline))
-        except BaseException:
-            reply.close()
-            raise
+            unfinished.pop_all()
         reply.release_conn()
         return reply.status, body, reply.headers.get(oip.HEADER)
 
 
 def _chunks(reply: urllib3.BaseHTTPResponse, deadline: float) -> list[bytes]:
-    """The body, bounded in size and in time, however slowly it drips.
+    """The parts of the body; its size and the time for it are limited.
 
     Raises:
-        CloudError: it is too long or too late.
+        CloudError: the body is too long, or did not arrive before `deadline` (monotonic seconds).
     """
     parts: list[bytes] = []
     size = 0

@@ -1,22 +1,23 @@
-"""The way to the cloud tier: one breaker, a bound on calls at a time, and an answer that fits or none."""
+"""Calls the cloud tier: limits concurrent calls, applies the circuit breaker, checks the answer against the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from device_agents.inference.routing_rules import Breaker, CloudRefusedError, Reason
 from edgekit.errors import CloudError
 from edgekit.protocols import Clock, CloudTier
 from edgekit.tensors import Array, TensorSpec
 
-CALLS = 8
+MAX_CALLS = 8  # at one time
 
 
 class FallbackError(CloudError):
-    """The cloud tier gave no answer.
+    """The cloud tier gave no usable answer.
 
     Args:
-        reason: For ``edgekit_reason``.
+        reason: Value for ``edgekit_reason``.
         message: For people.
     """
 
@@ -26,13 +27,13 @@ class FallbackError(CloudError):
 
 
 class Fallback:
-    """Asks a cloud tier while it is worth asking.
+    """Calls the cloud tier while the circuit breaker allows it.
 
     Args:
-        cloud: The tier.
+        cloud: Client of the cloud tier.
         clock: Time for the breaker and deadlines.
         timeout_seconds: Longest wait for one answer.
-        spread: Random numbers from 0 to 1 for the breaker.
+        spread: Gives random numbers from 0 to 1 for the breaker.
     """
 
     def __init__(self, cloud: CloudTier, clock: Clock, timeout_seconds: float, spread: Callable[[], float]) -> None:
@@ -46,57 +47,69 @@ class Fallback:
     async def ask(
         self, model: str, inputs: Mapping[str, Array], *, left_seconds: float | None, expected: Sequence[TensorSpec]
     ) -> dict[str, Array]:
-        """Ask once.
+        """Call once.
 
         Args:
             model: Name on the device.
             inputs: Logical inputs.
-            left_seconds: Until the request's deadline; None for none.
+            left_seconds: Time until the request's deadline; None for no deadline.
             expected: Outputs that the answer must have; empty where the device does not know them.
 
         Raises:
-            FallbackError: no answer; says why.
+            FallbackError: there is no usable answer; the message says why.
         """
         if left_seconds is not None and left_seconds <= 0:
             raise FallbackError(Reason.DEADLINE, "the deadline passed before the cloud tier could be asked")
-        if self._calls >= CALLS:
-            raise FallbackError(Reason.CLOUD_BUSY, f"{CALLS} requests wait for the cloud tier already")
+        if self._calls >= MAX_CALLS:
+            raise FallbackError(Reason.CLOUD_BUSY, f"{MAX_CALLS} requests wait for the cloud tier already")
         started = self._clock.monotonic()
         self.breaker, allowed = self.breaker.asked(started)
         if not allowed:
             message = f"the cloud tier failed {self.breaker.failures} times in a row and is not asked at the moment"
             raise FallbackError(Reason.BREAKER_OPEN, message)
-        self._calls += 1
-        try:
-            timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
-            found = await self._cloud.infer(model, inputs, timeout_seconds=timeout)
-        except CloudRefusedError as error:
-            self.breaker = self.breaker.succeeded()  # it is there; it did not like this request
-            raise FallbackError(Reason.CLOUD_FAILED, str(error)) from error
-        except CloudError as error:
-            raise self._failed(error, started, left_seconds) from error
-        except BaseException:
-            self.breaker = self.breaker.abandoned(self._clock.monotonic())
-            raise
-        finally:
-            self._calls -= 1
+        timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
+        with self._calling() as ended:
+            try:
+                outputs = await self._cloud.infer(model, inputs, timeout_seconds=timeout)
+            except CloudRefusedError as error:
+                ended()
+                self.breaker = self.breaker.succeeded()  # the tier works; it refused this request
+                raise FallbackError(Reason.CLOUD_FAILED, str(error)) from error
+            except CloudError as error:
+                ended()
+                raise self._failed(error, started, left_seconds) from error
+            ended()
         self.breaker = self.breaker.succeeded()
-        return _fitting(found, expected)
+        return _checked(outputs, expected)
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[Callable[[], object]]:
+        """Count one call; a call that does not report its end (it was cancelled) is abandoned."""
+        self._calls += 1
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._abandon)
+            try:
+                yield stack.pop_all
+            finally:
+                self._calls -= 1
+
+    def _abandon(self) -> None:
+        self.breaker = self.breaker.abandoned(self._clock.monotonic())
 
     def _failed(self, error: CloudError, started: float, left_seconds: float | None) -> FallbackError:
         now = self._clock.monotonic()
         if left_seconds is not None and left_seconds < self._timeout_seconds and now - started >= left_seconds:
-            self.breaker = self.breaker.abandoned(now)  # a short deadline says nothing about the cloud tier
+            self.breaker = self.breaker.abandoned(now)  # the deadline was short; this is no failure of the cloud tier
             return FallbackError(Reason.DEADLINE, str(error))
         self.breaker = self.breaker.failed(now, self._spread())
         return FallbackError(Reason.CLOUD_FAILED, str(error))
 
 
-def _fitting(found: Mapping[str, Array], expected: Sequence[TensorSpec]) -> dict[str, Array]:
-    faults = [f"output {spec.name!r} is missing" for spec in expected if spec.name not in found]
-    faults += [fault for spec in expected if spec.name in found for fault in spec.faults(found[spec.name])]
+def _checked(outputs: Mapping[str, Array], expected: Sequence[TensorSpec]) -> dict[str, Array]:
+    faults = [f"output {spec.name!r} is missing" for spec in expected if spec.name not in outputs]
+    faults += [fault for spec in expected if spec.name in outputs for fault in spec.faults(outputs[spec.name])]
     if faults:
         raise FallbackError(
             Reason.CLOUD_FAILED, "the cloud tier's model answers differently from the device's: " + "; ".join(faults)
         )
-    return {spec.name: found[spec.name] for spec in expected} if expected else dict(found)
+    return {spec.name: outputs[spec.name] for spec in expected} if expected else dict(outputs)

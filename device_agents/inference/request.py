@@ -1,4 +1,4 @@
-"""One inference request on its way through the service: what it says, who answers it, and the answer."""
+"""One inference request while it is served: its parameters, the session that answers it, and the response."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from device_agents.inference import routing_rules
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.serving.oip.codec import InferResponse
+from edgekit.serving.oip.deadlines import PARAMETER as DEADLINE
+from edgekit.serving.oip.deadlines import deadline_ms
 from edgekit.serving.session.preparation import PARAMETER as POSTPROCESS
 from edgekit.serving.session.preparation import Prepared
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
-_TOLD: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # `value` is a call, for each request
-_PARAMETERS = ("edgekit_route", "edgekit_deadline_ms", POSTPROCESS)
+_TEXT: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # Enum.value is slow per request
+_PARAMETERS = ("edgekit_route", DEADLINE, POSTPROCESS)
 
 
 class Request:
-    """One request on its way.
+    """One request while it is served.
 
     Attributes:
+        model, version: Model name and version that the client named; version None for the active one.
         sent: The inputs as the client sent them.
-        deadline: Monotonic seconds.
-        session: Of the active bundle when it came, then of the one that answered.
-        inputs: The logical inputs for it.
-        usable: The local answer holds no NaN.
-        prepared: What its bytes were made into; None where it is answered as it was sent.
+        route: ``auto``, ``local-only`` or ``cloud-only``.
+        deadline: Monotonic seconds; None for no deadline.
+        counters: Counters of the model.
+        postprocess: Whether the client wants the bundle's postprocessing; None where it did not say.
+        session: Session of the bundle that was active on arrival, later of the bundle that answered.
+        inputs: The logical inputs for `session`.
+        usable: False when the local answer holds NaN.
+        prepared: The decoded inputs; None where the inputs need no preprocessing.
     """
 
     def __init__(
@@ -49,15 +55,15 @@ class Request:
         self.prepared: Prepared | None = None
 
     def take(self, prepared: Prepared) -> None:
-        """Note `prepared`, and for which bundle it is."""
+        """Use the inputs of `prepared`, and the session that they were prepared for."""
         self.prepared = prepared
         self.session, self.inputs = prepared.session, prepared.inputs
 
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
-        """The answer, with where it came from and why."""
+        """The response, with the route that answered and the reason in its parameters."""
         parameters: dict[str, Any] = {
-            "edgekit_route": _TOLD[decision.place],
-            "edgekit_reason": _TOLD[decision.reason],
+            "edgekit_route": _TEXT[decision.route],
+            "edgekit_reason": _TEXT[decision.reason],
         }
         if score is not None:
             parameters["edgekit_score"] = score
@@ -69,18 +75,18 @@ class Request:
         return InferResponse(self.model, version, outputs, parameters)
 
 
-def nowhere(request: Request, reason: Reason) -> str:
-    """Why no place may answer."""
+def no_route_message(request: Request, reason: Reason) -> str:
+    """Why no route may answer the request, for people."""
     if reason is Reason.NO_CLOUD:
         return f"{request.route} was asked for model {request.model!r}, and no cloud tier is configured"
     return f"{request.route} was asked for model {request.model!r}, which has no local bundle"
 
 
 def parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Route and deadline of a protocol request; parameters of others are not looked at.
+    """Route and deadline (milliseconds) of a protocol request; only parameters named ``edgekit_*`` are read.
 
     Raises:
-        DataError: one of ours is unknown or of the wrong type.
+        DataError: such a parameter is unknown, or the deadline is not valid.
     """
     ours = [name for name in parameters if name.startswith("edgekit_")]
     if not ours:
@@ -89,7 +95,4 @@ def parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
     if unknown:
         raise DataError(f"parameter {unknown[0]!r} is unknown, expected {' or '.join(_PARAMETERS)}")
     route = parameters.get("edgekit_route", routing_rules.AUTO)
-    deadline = parameters.get("edgekit_deadline_ms")
-    if deadline is not None and (not isinstance(deadline, int | float) or isinstance(deadline, bool)):
-        raise DataError(f"edgekit_deadline_ms is {deadline!r}, expected a number above 0")
-    return route, deadline
+    return route, deadline_ms(parameters)

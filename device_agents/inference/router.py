@@ -1,4 +1,4 @@
-"""Who answers a request: the local model, the cloud tier or both, as `routing_rules` decides."""
+"""Sends a request to the local model, to the cloud tier, or to both, as `routing_rules` decides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback, FallbackError
-from device_agents.inference.request import Request, nowhere
+from device_agents.inference.request import Request, no_route_message
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock
@@ -19,14 +19,15 @@ from edgekit.tensors import Array
 
 
 class InferenceRouter:
-    """Asks the place that is to answer, and the other one where that did not.
+    """Runs a request on the route that the rules choose, and on the other route when the first one fails.
 
     Args:
         manager: The local models.
         fallback: The cloud tier; None for none.
         threshold: Local answers with a score below it go to the cloud.
-        clock: For deadlines.
-        take_another: Called with a request and the session of another bundle than the one that it was prepared for.
+        clock: Time for deadlines.
+        prepare_again: Prepares a request again, for the session of another bundle; called when the bundle was switched
+            while the request waited.
     """
 
     def __init__(
@@ -35,21 +36,21 @@ class InferenceRouter:
         fallback: Fallback | None,
         threshold: float,
         clock: Clock,
-        take_another: Callable[[Request, Session], Awaitable[None]],
+        prepare_again: Callable[[Request, Session], Awaitable[None]],
     ) -> None:
         self._manager, self._fallback = manager, fallback
-        self._threshold, self._clock, self._take_another = threshold, clock, take_another
+        self._threshold, self._clock, self._prepare_again = threshold, clock, prepare_again
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
         has_cloud = self._fallback is not None
         first = routing_rules.before_running(request.route, has_local=request.session is not None, has_cloud=has_cloud)
-        if first.place is not Route.LOCAL:
-            return await self._elsewhere(request, first)
+        if first.route is not Route.LOCAL:
+            return await self._answer_from_cloud(request, first)
         try:
             outputs = await self._run(request)
         except (OverloadedError, RuntimeLoadError) as error:
-            return await self._without_local(request, error)
+            return await self._answer_without_local(request, error)
         assert request.session is not None  # it answered
         score = routing_rules.score(request.session.manifest.task, outputs)
         after = routing_rules.after_running(
@@ -59,22 +60,22 @@ class InferenceRouter:
             has_cloud=has_cloud,
             usable=request.usable,
         )
-        if after.place is not Route.CLOUD:
+        if after.route is not Route.CLOUD:
             return request.respond(outputs, after, score)
         try:
             return request.respond(await self._ask_cloud(request), after, score)
         except FallbackError as error:
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
 
-    async def _elsewhere(self, request: Request, first: Decision) -> InferResponse:
-        if first.place is Route.NOWHERE:
-            raise UnavailableError(nowhere(request, first.reason))
+    async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
+        if first.route is Route.NONE:
+            raise UnavailableError(no_route_message(request, first.reason))
         if request.session is not None:
             check_inputs(request.session.runtime.inputs, request.inputs)
         return request.respond(await self._ask_cloud(request), first)
 
     async def _run(self, request: Request) -> dict[str, Array]:
-        """Run the local model, and count what probation and telemetry judge it by."""
+        """Run the local model, and count for probation and telemetry how the run ended."""
         start, counters = self._clock.monotonic(), request.counters
         try:
             session = self._manager.present(request.model)
@@ -82,7 +83,7 @@ class InferenceRouter:
                 session = await self._acquire(request)
             outputs = await session.run(request.inputs, deadline=request.deadline)
         except OverloadedError as error:
-            if isinstance(error, WorkerRestartingError):  # refused for the model's own fault, not for the load
+            if isinstance(error, WorkerRestartingError):  # the model's own fault, not overload
                 counters["runs"] += 1
                 counters["runtime_errors"] += 1
             else:
@@ -99,15 +100,15 @@ class InferenceRouter:
             counters["unusable"] += routing_rules.usable(request.inputs)
         return outputs
 
-    async def _without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
-        """The local model gave no answer at all: only the cloud tier is left."""
+    async def _answer_without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
+        """Ask the cloud tier after the local model failed with `error`; raise `error` when that fails too."""
         if request.route == routing_rules.LOCAL_ONLY or self._fallback is None:
             raise error
         reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
         try:
             return request.respond(await self._ask_cloud(request), Decision(Route.CLOUD, reason))
-        except CloudError as away:
-            raise error from away
+        except CloudError as cloud_error:
+            raise error from cloud_error
 
     async def _ask_cloud(self, request: Request) -> dict[str, Array]:
         assert self._fallback is not None
@@ -120,11 +121,11 @@ class InferenceRouter:
             raise
 
     async def _acquire(self, request: Request) -> Session:
-        """The session that is to run a request now; use it before the next await."""
+        """The loaded session for a request; the caller uses it before its next await."""
         while True:
             session = await self._manager.acquire(request.model, request.deadline)
             if request.session is not None and session.digest == request.session.digest:
                 break
-            await self._take_another(request, session)
+            await self._prepare_again(request, session)
         request.session = session
         return session

@@ -1,6 +1,7 @@
-"""Where an answer comes from: the device, the cloud tier, or the device for want of the cloud tier.
+"""Rules that choose a request's route: the local model, the cloud tier, or local as a substitute for the cloud tier.
 
-Reasons are asked in this order: what the request says, no local model, an overloaded or failing one, a low score.
+The reasons are checked in this order: the request's own route, no local model, an overloaded or failing local model, a
+low score.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ ROUTES = (AUTO, LOCAL_ONLY, CLOUD_ONLY)
 
 
 class CloudRefusedError(CloudError):
-    """The cloud tier is there and did not take this request; asking it about others may still help."""
+    """The cloud tier answered that it does not accept this request (4xx). It may accept other requests."""
 
 
 class Route(str, enum.Enum):
-    """Where to ask; the values are those of ``edgekit_route``."""
+    """Where an answer comes from; ``edgekit_route`` of a response holds the value."""
 
     LOCAL = "local"
     CLOUD = "cloud"
-    DEGRADED = "degraded"  # the local answer, because the cloud tier was wanted and did not give one
-    NOWHERE = "nowhere"  # the request allows no place that there is
+    DEGRADED = "degraded"  # the local answer, because the cloud tier was wanted and did not answer
+    NONE = "none"  # no route that the request allows is available; the request fails
 
 
 class Reason(str, enum.Enum):
-    """Why, as ``edgekit_reason`` tells it."""
+    """Why a route was chosen; ``edgekit_reason`` of a response holds the value."""
 
     REQUESTED = "requested"
     NO_LOCAL_MODEL = "no-local-model"
@@ -41,8 +42,8 @@ class Reason(str, enum.Enum):
     LOCAL_ERROR = "local-error"
     LOW_SCORE = "low-score"
     CONFIDENT = "confident"
-    NO_SCORE = "no-score"  # the task has none, so nothing speaks against the local answer
-    NO_CLOUD = "no-cloud"  # none is configured
+    NO_SCORE = "no-score"  # the task has no score, so the local answer is used
+    NO_CLOUD = "no-cloud"  # no cloud tier is configured
     BREAKER_OPEN = "breaker-open"
     CLOUD_BUSY = "cloud-busy"
     CLOUD_FAILED = "cloud-failed"
@@ -50,46 +51,46 @@ class Reason(str, enum.Enum):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A place and why."""
+    """A route and the reason for it."""
 
-    place: Route
+    route: Route
     reason: Reason
 
 
-_HERE = Decision(Route.LOCAL, Reason.REQUESTED)
-_SCORELESS = Decision(Route.LOCAL, Reason.NO_SCORE)
+_LOCAL = Decision(Route.LOCAL, Reason.REQUESTED)
+_NO_SCORE = Decision(Route.LOCAL, Reason.NO_SCORE)
 _CONFIDENT = Decision(Route.LOCAL, Reason.CONFIDENT)
 
 
 def before_running(route: str, *, has_local: bool, has_cloud: bool) -> Decision:
-    """Where to ask first, before anything has run. `route` is one of ROUTES."""
+    """The first route of a request, before a model has run. `route` is one of ROUTES."""
     if route == CLOUD_ONLY:
-        return Decision(Route.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Route.NOWHERE, Reason.NO_CLOUD)
+        return Decision(Route.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Route.NONE, Reason.NO_CLOUD)
     if has_local:
-        return _HERE
+        return _LOCAL
     if route == AUTO and has_cloud:
         return Decision(Route.CLOUD, Reason.NO_LOCAL_MODEL)
-    return Decision(Route.NOWHERE, Reason.NO_LOCAL_MODEL)
+    return Decision(Route.NONE, Reason.NO_LOCAL_MODEL)
 
 
 def after_running(
     route: str, *, score: float | None, threshold: float, has_cloud: bool, usable: bool = True
 ) -> Decision:
-    """Whether the local answer is good enough.
+    """The route after the local model has answered: local if that answer is good enough, else the cloud tier.
 
     Args:
         route: ``auto`` or ``local-only``.
-        score: Of the answer, 0 to 1; None where the task has none.
-        threshold: Scores below it go to the cloud.
-        has_cloud: A cloud tier is configured.
+        score: Score of the answer, 0 to 1; None where the task has no score.
+        threshold: Answers with a lower score go to the cloud.
+        has_cloud: True when a cloud tier is configured.
         usable: False for an answer that holds NaN.
     """
     if route == LOCAL_ONLY:
-        return _HERE
+        return _LOCAL
     if not usable:
         return Decision(Route.CLOUD if has_cloud else Route.DEGRADED, Reason.LOCAL_ERROR)
     if score is None:
-        return _SCORELESS
+        return _NO_SCORE
     if score >= threshold:
         return _CONFIDENT
     return Decision(Route.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Route.LOCAL, Reason.NO_CLOUD)
@@ -97,18 +98,18 @@ def after_running(
 
 def usable(outputs: Mapping[str, Array]) -> bool:
     """False when an output holds NaN."""
-    for value in outputs.values():  # noqa: SIM110 - twice as fast as all(), as the bytes are as any(), for each request
+    for value in outputs.values():  # noqa: SIM110 - runs per request: the loop is twice as fast as all(), and so are bytes
         if value.dtype.kind == "f" and 1 in np.isnan(value).tobytes():
             return False
     return True
 
 
 def score(task: Task, outputs: Mapping[str, Array]) -> float | None:
-    """The largest softmax probability of the least sure row, 0 to 1; None where the task has no scores or no rows.
+    """The largest softmax probability of the least certain row, 0 to 1; None where the task has no scores or no rows.
 
     Args:
-        task: What the outputs mean.
-        outputs: By logical name; the scores are (N, classes).
+        task: Task of the model; names the output with the scores.
+        outputs: Outputs by logical name; the scores are (N, classes).
     """
     if task.kind != "classification" or task.output not in outputs or task.scores not in ("probabilities", "logits"):
         return None
@@ -123,7 +124,7 @@ def score(task: Task, outputs: Mapping[str, Array]) -> float | None:
     return min(max(least, 0.0), 1.0) if np.isfinite(least) else 0.0
 
 
-# --- when to stop asking the cloud tier
+# --- the circuit breaker of the cloud tier
 
 FAILURES_TO_OPEN = 3
 FIRST_COOL_DOWN_SECONDS = 1.0
@@ -131,7 +132,7 @@ LONGEST_COOL_DOWN_SECONDS = 30.0
 
 
 class BreakerState(str, enum.Enum):
-    """CLOSED asks, OPEN does not, HALF_OPEN has one probe on its way."""
+    """CLOSED lets calls through, OPEN does not, HALF_OPEN waits for the result of one probe."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -139,16 +140,17 @@ class BreakerState(str, enum.Enum):
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """Opens after FAILURES_TO_OPEN failures in a row, whatever their kind; then one probe after each cool-down.
+    """Circuit breaker: opens after FAILURES_TO_OPEN failures in a row, then allows one probe after each cool-down.
 
-    A refused connection counts as one failure like any other: it costs no time, and a cloud tier that restarts within
-    two requests is never given up. The cool-down doubles with every failed probe up to LONGEST_COOL_DOWN_SECONDS.
+    A refused connection counts as one failure, like any other failure: it costs no time, and the breaker stays closed
+    for a cloud tier that restarts within two requests. The cool-down doubles with every failed probe, up to
+    LONGEST_COOL_DOWN_SECONDS.
 
     Attributes:
-        state: Where it stands.
-        failures: In a row.
-        cool_down_seconds: The last one; 0 while closed.
-        opens_at: Monotonic seconds at which the next probe may go.
+        state: Present state.
+        failures: Failures in a row.
+        cool_down_seconds: The last cool-down; 0 while closed.
+        opens_at: Monotonic seconds from which the next probe is allowed.
     """
 
     state: BreakerState = BreakerState.CLOSED
@@ -157,7 +159,10 @@ class Breaker(msgspec.Struct, frozen=True):
     opens_at: float = 0.0
 
     def asked(self, now: float) -> tuple[Breaker, bool]:
-        """Whether a call may be made now; one that may must end in `succeeded`, `failed` or `abandoned`."""
+        """The next breaker, and whether a call is allowed now.
+
+        An allowed call must end in `succeeded`, `failed` or `abandoned`.
+        """
         if self.state is BreakerState.CLOSED:
             return self, True
         if self.state is BreakerState.OPEN and now >= self.opens_at:
@@ -173,18 +178,18 @@ class Breaker(msgspec.Struct, frozen=True):
 
         Args:
             now: Monotonic seconds.
-            spread: Random, 0 to 1: shortens the cool-down by up to half, so that devices do not come back in step.
+            spread: Random number, 0 to 1; shortens the cool-down by up to half, so that devices do not retry together.
         """
         failures = self.failures + 1
         if self.state is BreakerState.CLOSED and failures < FAILURES_TO_OPEN:
             return msgspec.structs.replace(self, failures=failures)
         if self.state is BreakerState.OPEN:
-            return msgspec.structs.replace(self, failures=failures)  # a call that had begun before it opened
+            return msgspec.structs.replace(self, failures=failures)  # the call began before the breaker opened
         cool_down = min(max(self.cool_down_seconds * 2, FIRST_COOL_DOWN_SECONDS), LONGEST_COOL_DOWN_SECONDS)
         return Breaker(BreakerState.OPEN, failures, cool_down, now + cool_down * (1 - spread / 2))
 
     def abandoned(self, now: float) -> Breaker:
-        """The caller gave up before the call ended, which says nothing about the cloud tier."""
+        """The caller gave up before the call ended; this is no failure of the cloud tier."""
         if self.state is BreakerState.HALF_OPEN:
             return msgspec.structs.replace(self, state=BreakerState.OPEN, opens_at=now)
         return self

@@ -1,12 +1,12 @@
-"""InferenceService: answers locally, falls back to the cloud tier, switches models without a gap.
+"""InferenceService: answers requests locally, falls back to the cloud tier, and switches models without a gap.
 
-Serve it with `edgekit.serving.http.app.App`, or embed it in an application and await `infer`; both mean the same.
+Serve it with `edgekit.serving.http.app.App`, or embed it in an application and await `infer`; the answers are the same.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ import msgspec
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
 from device_agents.update.self_test import check_golden, run_self_test
@@ -22,13 +23,13 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
 from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.protocols import Clock, CloudTier
-from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
-from edgekit.serving.models.load_progress import LoadListener, told
+from edgekit.serving.models.load_progress import LONG_SECONDS, LoadListener
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.serving.models.options import ModelOptions, ModelSettings
 from edgekit.serving.oip.codec import InferRequest, InferResponse
+from edgekit.serving.oip.deadlines import check_deadline_ms
 from edgekit.serving.session.memory_usage import Footprints
 from edgekit.serving.session.preparation import as_sent, parse_postprocess, prepare
 from edgekit.serving.session.session import Load, Session
@@ -38,74 +39,64 @@ from edgekit.tensors import Array
 
 COUNTERS = (
     *("requests", "local", "cloud", "degraded", "errors", "cloud_errors"),
-    *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us` are microseconds, queue included
-    *("shed", "expired"),  # not run by the local model: its queue was full, the deadline was too near
+    *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us`: microseconds, queue included
+    *("shed", "expired"),  # refused by the local model: its queue was full, or the deadline was too near
 )
-MAX_DEADLINE_MS = 24 * 3600 * 1000
 
 
 class InferenceService:
-    """Local inference for any number of models, with the cloud tier behind it.
+    """Local inference for any number of models, with the cloud tier as a fallback.
 
     Args:
-        cloud: Where unsure answers go; None for nowhere.
-        threads: Of each runtime.
+        cloud: Client of the cloud tier; None for no cloud tier.
         options: How models are served.
-        models: What is different for some, by name.
-        memory_budget_bytes: For all models together; 0 for no limit.
-        footprints: What models were measured to hold in memory, kept across restarts; None forgets it.
-        deadline_ms: Of requests that name none; None for no limit.
-        threshold: Local answers with a score below it go to the cloud; 0 keeps all, above 1 sends all.
-        cloud_timeout_seconds: Longest wait for the cloud tier.
-        providers: ONNX Runtime execution providers; None takes the best that is installed.
-        acceleration: The same and more, in place of `providers`.
-        clock: Time for deadlines and the breaker.
-        load: Opens a bundle's runtime; the adapters of `edgekit.runtimes`, isolated as `options` say, where None.
-        spread: Random numbers from 0 to 1 for the breaker.
+        models: Options of single models, by name; they win over `options`.
+        service: Options of the service as a whole.
+        footprints: Stores the measured memory of models across restarts; None does not store it.
+        clock: Time for deadlines and the circuit breaker.
+        load: Opens a bundle's runtime; None for the adapters of `edgekit.runtimes`, isolated as `options` say.
+        spread: Gives random numbers from 0 to 1 for the circuit breaker.
 
     Attributes:
-        load: As above; blocks.
+        load: The function that opens a bundle's runtime; it blocks.
     """
 
     def __init__(
         self,
         *,
         cloud: CloudTier | None = None,
-        threads: int = 1,
         options: ModelOptions | None = None,
         models: Mapping[str, ModelSettings] | None = None,
-        memory_budget_bytes: int = 0,
+        service: ServiceOptions | None = None,
         footprints: Footprints | None = None,
-        deadline_ms: float | None = None,
-        threshold: float = 0.8,
-        cloud_timeout_seconds: float = 2.0,
-        providers: Sequence[str] | None = None,
-        acceleration: Acceleration | None = None,
         clock: Clock | None = None,
         load: Load | None = None,
         spread: Callable[[], float] = random.random,
     ) -> None:
+        service = service or ServiceOptions()
         self._clock = clock or SystemClock()
-        self._fallback = Fallback(cloud, self._clock, cloud_timeout_seconds, spread) if cloud else None
-        self._deadline_ms = deadline_ms
+        self._fallback = Fallback(cloud, self._clock, service.cloud_timeout_seconds, spread) if cloud else None
+        self._default_deadline_ms = service.deadline_ms or None
         own, defaults = models or {}, options or ModelOptions()
 
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults
 
-        loader = Loader(options_of, threads=threads, providers=providers, acceleration=acceleration)
+        loader = Loader(options_of, threads=service.threads, acceleration=service.acceleration)
         self.load: Load = load or loader
         self._manager = ModelManager(
             self.load,
             options_of,
-            budget_bytes=memory_budget_bytes,
+            budget_bytes=service.memory_budget_bytes,
             footprints=footprints,
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._places = InferenceRouter(self._manager, self._fallback, threshold, self._clock, self._take_another)
+        self._router = InferenceRouter(
+            self._manager, self._fallback, service.fallback_threshold, self._clock, self._prepare_again
+        )
         self._counters: dict[str, dict[str, int]] = {}
-        self._asked_before = 0
+        self._requests_at_last_survey = 0
 
     async def __aenter__(self) -> InferenceService:
         return self
@@ -116,64 +107,64 @@ class InferenceService:
         await self.close()
 
     async def close(self) -> None:
-        """Finish what was asked and free every model."""
+        """Answer the accepted requests, then unload every model."""
         await self._manager.close()
 
     # --- models
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
-        """Load and warm a bundle, compare its golden answers, switch to it between two requests, close the one before.
+        """Load and warm up a bundle, compare its golden answers, switch to it, then close the previous bundle.
 
         Args:
-            model: Name that clients ask for.
-            manifest: Of the bundle, whose files the caller has verified.
-            folder: Where they are; they must stay there while the bundle is active.
-            compare: False where the caller has seen this bundle answer its golden samples on this device.
+            model: Name of the model in requests.
+            manifest: Manifest of the bundle; the caller has verified its files.
+            folder: Folder of the files; they must stay there while the bundle is active.
+            compare: False where this bundle has passed its golden samples on this device before.
 
         Raises:
             SelfTestError: its answers are outside the tolerance; names output, difference and limit.
             MemoryBudgetError: it does not fit into the memory budget.
-            RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the one before
-                keeps answering.
+            RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the previous
+                bundle keeps answering.
         """
         self._counters.setdefault(model, _new_counters())
-        await self._manager.activate(model, manifest, folder, check=_ask_golden if compare else None)
+        await self._manager.activate(model, manifest, folder, check=_run_golden if compare else None)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
-        """Judge a bundle that is not active by its golden samples, with a runtime of its own, isolated as it will be.
+        """Test a bundle that is not active on its golden samples, in a runtime of its own with the model's isolation.
 
         Raises:
             As `device_agents.update.self_test.run_self_test`.
         """
-        async with told(manifest.name, self._manager.listener, self._clock.monotonic):
+        async with self._manager.progress.report(manifest.name):
             return await run_self_test(manifest, folder, load=self.load)
 
-    def listen(self, listener: LoadListener) -> None:
-        """Call ``listener(kind, model, seconds)`` while a load takes long (``model-loading``), and after it."""
-        self._manager.listener = listener
+    def listen(self, listener: LoadListener, *, long_seconds: float = LONG_SECONDS) -> None:
+        """Call ``listener(kind, model, seconds)`` in a load over `long_seconds` (``model-loading``) and after it."""
+        self._manager.progress.listen(listener, long_seconds=long_seconds)
 
     async def deactivate(self, model: str) -> None:
-        """Stop answering for a model locally; what was asked before is answered. No error when it does not answer."""
+        """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
 
     async def self_test(self, model: str) -> SelfTest:
-        """Ask the live model its golden samples, in line with other requests.
+        """Run the golden samples on the live model, in its request queue.
 
         Raises:
             NotFoundError: there is no such local model.
             SelfTestError: the answers are outside the tolerance.
-            RuntimeLoadError, ManifestError: it does not answer, or its golden samples are damaged.
+            RuntimeLoadError, ManifestError: the model does not answer, or its golden samples are damaged.
         """
         if self._session(model) is None:
             raise NotFoundError(f"there is no local model {model!r}")
-        return await _ask_golden(await self._manager.acquire(model))
+        return await _run_golden(await self._manager.acquire(model))
 
     def provider(self, model: str) -> str:
-        """What really runs a model, or ran it when it was last in memory; empty where there is none."""
+        """The execution provider that runs a model, or ran it when it was last loaded; empty for an unknown model."""
         session = self._session(model)
         return session.runtime.provider if session else ""
 
-    # --- asking
+    # --- requests
 
     async def infer(
         self,
@@ -185,17 +176,18 @@ class InferenceService:
         deadline_ms: float | None = None,
         postprocess: bool | None = None,
     ) -> InferResponse:
-        """Answer from the device, or from the cloud tier where that is wanted and there.
+        """Answer from the local model or from the cloud tier, as `route` and the answer's score require.
 
         Args:
-            model: Its name.
-            inputs: Logical inputs by name; or bytes, one element of BYTES a row, where the bundle says how to decode.
-            version: Of the local bundle; None for whichever is active.
+            model: Name of the model.
+            inputs: Logical inputs by name; or bytes, one element of BYTES per row, where the bundle has preprocessing.
+            version: Version of the local bundle; None for the active one.
             route: ``auto``, ``local-only`` (nothing leaves the device) or ``cloud-only``.
-            deadline_ms: Time for the whole answer, from now. The local model does not begin after it, and what is left
-                of it bounds the wait for the cloud tier; a run that has begun is answered, if late.
-            postprocess: Whether the bundle's steps after the model are done (labels, boxes ...); None where they are
-                when bytes were sent.
+            deadline_ms: Time for the whole answer in milliseconds, from now. The local model does not start a run after
+                the deadline, and the remaining time limits the wait for the cloud tier. A run that has started is
+                answered, even if late.
+            postprocess: Whether the bundle's postprocessing (labels, boxes ...) is applied; None applies it when bytes
+                were sent.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
@@ -204,52 +196,46 @@ class InferenceService:
         Raises:
             DataError: the inputs do not fit the model, or route or deadline are not valid.
             NotFoundError: there is no such model or version.
-            OverloadedError: too many requests wait, or the deadline cannot be kept (DeadlineError), and the cloud tier
-                did not take this one.
-            UnavailableError: `route` allows no place that answers; says why.
+            OverloadedError: too many requests wait, or the deadline cannot be met (DeadlineError), and the cloud tier
+                did not answer this one.
+            UnavailableError: no route that the request allows is available; the message says why.
             RuntimeLoadError: the runtime failed, and the cloud tier did not answer either.
         """
         if route not in routing_rules.ROUTES:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing_rules.ROUTES)}")
         session = self._session(model)
-        self._check_there(model, version, session)
+        self._check_exists(model, version, session)
         counters = self._counters.get(model) or _new_counters()
         request = Request(model, inputs, session, route, version, self._deadline(deadline_ms), counters, postprocess)
         counters["requests"] += 1
         try:
             if not as_sent(session, postprocess):
                 await self._prepare(request)
-            found = await self._places.answer(request)
-            outputs = found.outputs
+            response = await self._router.answer(request)
+            outputs = response.outputs
             if request.prepared is not None:
                 outputs = await request.prepared.finish(outputs)
         except EdgekitError:
             counters["errors"] += 1
             raise
-        counters[found.parameters["edgekit_route"]] += 1
+        counters[response.parameters["edgekit_route"]] += 1
         if model not in self._counters:
-            self._counters[model] = counters  # the cloud tier knows a name that the device did not
-        return found if outputs is found.outputs else msgspec.structs.replace(found, outputs=outputs)
+            self._counters[model] = counters  # a model that only the cloud tier has; unknown names are not counted
+        return response if outputs is response.outputs else msgspec.structs.replace(response, outputs=outputs)
 
     async def _prepare(self, request: Request) -> None:
-        """Decode what was sent as bytes, for the bundle that is to answer."""
+        """Preprocess the inputs for the active bundle."""
         request.take(await prepare(lambda: self._session(request.model), request.sent, request.postprocess))
 
-    async def _take_another(self, request: Request, session: Session) -> None:
-        """Another bundle came while a request waited: it is answered by that one, where it may be."""
-        self._check_there(request.model, request.version, session)
+    async def _prepare_again(self, request: Request, session: Session) -> None:
+        """Prepare a request for the bundle that was activated while it waited, if the request allows its version."""
+        self._check_exists(request.model, request.version, session)
         await self._prepare(request)
 
     def _deadline(self, deadline_ms: float | None) -> float | None:
         if deadline_ms is None:
-            deadline_ms = self._deadline_ms
-        if deadline_ms is None:
-            return None
-        if not 0 < deadline_ms <= MAX_DEADLINE_MS:
-            raise DataError(
-                f"edgekit_deadline_ms is {str(deadline_ms)[:40]}, expected above 0 and at most {MAX_DEADLINE_MS}"
-            )
-        return self._clock.monotonic() + deadline_ms / 1000
+            deadline_ms = self._default_deadline_ms
+        return None if deadline_ms is None else self._clock.monotonic() + check_deadline_ms(deadline_ms) / 1000
 
     # --- ModelServer
 
@@ -258,22 +244,22 @@ class InferenceService:
         return [name for name in self._manager.all() if self._session(name)]
 
     def ready(self) -> bool:
-        """True while no model is being loaded for the first time; a device without models is ready for one."""
+        """False while a model is loaded for the first time; a device without models is ready."""
         return not any(model.is_first_load for model in self._manager.all().values())
 
     def describe(self, model: str, version: str | None) -> ModelDescription:
         """Describe a local model; see ModelServer."""
-        found = describe_session(self._loaded(model, version))
-        kept = self._manager.get(model)
-        is_out = kept is not None and kept.session is None
-        return msgspec.structs.replace(found, loaded=False) if is_out else found
+        description = describe_session(self._known_session(model, version))
+        entry = self._manager.get(model)
+        is_unloaded = entry is not None and entry.session is None
+        return msgspec.structs.replace(description, loaded=False) if is_unloaded else description
 
     def statistics(self, model: str, version: str | None) -> Statistics:
-        """What the local model has done since it was activated; see ModelServer."""
-        return self._loaded(model, version).statistics
+        """Statistics of the local model since its activation; see ModelServer."""
+        return self._known_session(model, version).statistics
 
     async def answer(self, model: str, version: str | None, request: InferRequest) -> InferResponse:
-        """Answer a protocol request; its parameters are those of `infer` with ``edgekit_`` before them."""
+        """Answer a protocol request; its parameters are the arguments of `infer`, prefixed with ``edgekit_``."""
         route, deadline_ms = parse_parameters(request.parameters)
         session = self._session(model)
         if session is not None and request.outputs:
@@ -289,63 +275,66 @@ class InferenceService:
 
     def counters(self) -> dict[str, dict[str, float]]:
         """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, and `crashes` of its own process."""
-        found = {}
+        totals = {}
         for name, counters in self._counters.items():
             model = self._manager.get(name)
             own = model.counters if model else _NO_MODEL
-            found[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
-            found[name]["crashes"] = float(model.crashes if model else 0)
-        return found
+            totals[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
+            totals[name]["crashes"] = float(model.crashes if model else 0)
+        return totals
 
     async def grown(self) -> list[Grown]:
-        """What holds far more memory than when it was loaded, each told once; looks only where something was asked."""
-        asked = sum(one["requests"] for one in self._counters.values())
-        if asked == self._asked_before:
+        """Models (or the agent) that hold far more memory than after loading, each reported once.
+
+        Memory is measured only when requests have arrived since the last call.
+        """
+        requests = sum(one["requests"] for one in self._counters.values())
+        if requests == self._requests_at_last_survey:
             return []
-        self._asked_before = asked
+        self._requests_at_last_survey = requests
         return await self._manager.grown()
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """Values of now, by model with a bundle; looks at the memory of workers, for up to a millisecond each.
+        """Present values by model with a bundle; measures the memory of workers, up to a millisecond each.
 
-        `memory_bytes` (0 while put out), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker.
+        `memory_bytes` (0 while unloaded), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker.
         """
-        found = {}
+        values = {}
         for name, model in self._manager.all().items():
             if model.bundle is not None:
                 session = model.session
                 waiting = model.waiting + (session.pending if session else 0)
-                held = (session.memory_bytes() or model.bytes) if session else 0
+                memory_bytes = (session.memory_bytes() or model.bytes) if session else 0
                 restarts = getattr(session.runtime, "restarts", 0) if session else 0
-                found[name] = {
-                    "memory_bytes": held,
+                values[name] = {
+                    "memory_bytes": memory_bytes,
                     "waiting": waiting,
                     "loaded": float(session is not None),
                     "restarts": restarts,
                 }
-        return found
+        return values
 
     def _session(self, model: str) -> Session | None:
-        """The active bundle's session, or its last one while it is out of memory: for what describes it."""
-        kept = self._manager.get(model)
-        return None if kept is None or kept.bundle is None else kept.session or kept.last
+        """The active bundle's session; while the model is unloaded its last session, which still describes it."""
+        entry = self._manager.get(model)
+        return None if entry is None or entry.bundle is None else entry.session or entry.last
 
-    def _loaded(self, model: str, version: str | None) -> Session:
+    def _known_session(self, model: str, version: str | None) -> Session:
         session = self._session(model)
-        self._check_there(model, version, session)
+        self._check_exists(model, version, session)
         if session is None:
             raise UnavailableError(f"model {model!r} has no local bundle yet; the cloud tier answers for it")
         return session
 
-    def _check_there(self, model: str, version: str | None, session: Session | None) -> None:
+    def _check_exists(self, model: str, version: str | None, session: Session | None) -> None:
         if session is None and self._fallback is None:
             raise NotFoundError(f"there is no model {model!r}", advice=f"Models: {', '.join(self.models()) or 'none'}.")
-        found = session.manifest.version if session else "none"
-        if version not in (None, found):
-            raise NotFoundError(f"model {model!r} has no version {version}, its active version is {found}")
+        active = session.manifest.version if session else "none"
+        if version not in (None, active):
+            raise NotFoundError(f"model {model!r} has no version {version}, its active version is {active}")
 
 
-async def _ask_golden(session: Session) -> SelfTest:
+async def _run_golden(session: Session) -> SelfTest:
     return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
 
 

@@ -1,4 +1,4 @@
-"""How long a request may take, as clients say it."""
+"""The deadline of a request: its parameter, its bounds and its error message, for every server and for the agent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ MAX_DEADLINE_MS = 24 * 3600 * 1000.0
 
 
 def deadline_ms(parameters: Mapping[str, Any]) -> float | None:
-    """The milliseconds that a request's parameters allow it; None where they say nothing.
+    """The deadline in a request's parameters, in milliseconds from now; None where they set none.
 
     Raises:
-        DataError: it is no number above 0 and up to a day.
+        DataError: as `check_deadline_ms`.
     """
     value = parameters.get(PARAMETER)
-    if value is None:
-        return None
+    return None if value is None else check_deadline_ms(value)
+
+
+def check_deadline_ms(value: object) -> float:
+    """`value` as a deadline in milliseconds.
+
+    Raises:
+        DataError: it is not a number above 0 and at most one day.
+    """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_DEADLINE_MS:
         raise DataError(
             f"{PARAMETER} is {str(value)[:40]!r}, expected a number above 0 and at most {MAX_DEADLINE_MS:.0f}"

@@ -14,8 +14,8 @@ import pytest
 import urllib3
 
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.options import ServiceOptions
+from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError
 from edgekit.serving.cloud import CloudModels

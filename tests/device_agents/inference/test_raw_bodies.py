@@ -146,12 +146,12 @@ async def test_headers_are_the_parameters(port: int) -> None:
         (
             "m",
             "image/webp",
-            "takes a body of image/jpeg or image/png or application/json, this is image/webp",
+            "accepts a body of image/jpeg or image/png or application/json, this is image/webp",
         ),
         ("m", "image/png, image/jpeg", "this is image/png, image/jpeg"),
-        ("m", "audio/wav", "takes a body of image/jpeg or image/png or application/json, this is audio/wav"),
+        ("m", "audio/wav", "accepts a body of image/jpeg or image/png or application/json, this is audio/wav"),
         ("m", "text/plain", "this is text/plain"),
-        ("plain", "image/png", "model 'plain' takes a body of application/json, this is image/png"),
+        ("plain", "image/png", "model 'plain' accepts a body of application/json, this is image/png"),
     ],
 )
 async def test_a_type_that_the_model_does_not_take_is_415(port: int, model: str, kind: str, said: str) -> None:
@@ -235,7 +235,7 @@ async def test_the_cloud_gets_what_the_photo_was_made_into(tmp_path: Path) -> No
             assert (status, values(found)["labels"]) == (200, ["blue", "green"])
             assert found["parameters"]["edgekit_route"] == "cloud"
             status, found, _ = await asked(port, "unknown", photo((0, 255, 0)), PNG)
-            assert (status, found["error"][:55]) == (415, "model 'unknown' takes a body of application/json, this ")
+            assert (status, found["error"][:56]) == (415, "model 'unknown' accepts a body of application/json, this")
 
 
 async def test_the_cloud_tier_takes_photos(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ CLASSES = Task("classification", "y", "probabilities")
         ("auto", True, True, Route.LOCAL, Reason.REQUESTED),
         ("auto", True, False, Route.LOCAL, Reason.REQUESTED),
         ("auto", False, True, Route.CLOUD, Reason.NO_LOCAL_MODEL),
-        ("auto", False, False, Route.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("auto", False, False, Route.NONE, Reason.NO_LOCAL_MODEL),
         ("local-only", True, True, Route.LOCAL, Reason.REQUESTED),
-        ("local-only", False, True, Route.NOWHERE, Reason.NO_LOCAL_MODEL),
+        ("local-only", False, True, Route.NONE, Reason.NO_LOCAL_MODEL),
         ("cloud-only", True, True, Route.CLOUD, Reason.REQUESTED),
         ("cloud-only", False, True, Route.CLOUD, Reason.REQUESTED),
-        ("cloud-only", True, False, Route.NOWHERE, Reason.NO_CLOUD),
+        ("cloud-only", True, False, Route.NONE, Reason.NO_CLOUD),
     ],
 )
 def test_the_request_and_what_there_is_decide_where_to_ask_first(

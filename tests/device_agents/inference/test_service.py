@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
 from device_agents.storage.footprints import DiskFootprints
@@ -292,7 +293,7 @@ async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp
 
 async def test_requests_that_name_no_deadline_have_the_services(cloud, manifest, tmp_path) -> None:
     """Behind a long run they fail in time, or are the cloud's; one of their own goes before it."""
-    async with InferenceService(deadline_ms=20) as service:
+    async with InferenceService(service=ServiceOptions(deadline_ms=20)) as service:
         await service.activate("small", manifest, tmp_path)
         session = service._session("small")
         assert session is not None
@@ -371,9 +372,9 @@ async def test_bad_requests_are_told_and_stay_here(service, cloud) -> None:
     for parameters, says in (
         ({"edgekit_rout": "auto"}, "'edgekit_rout' is unknown"),
         ({"edgekit_route": ["auto"]}, "expected one of"),
-        ({"edgekit_deadline_ms": True}, "edgekit_deadline_ms is True"),
-        ({"edgekit_deadline_ms": -1}, "edgekit_deadline_ms is -1"),
-        ({"edgekit_deadline_ms": 10**400}, "edgekit_deadline_ms is 1000"),
+        ({"edgekit_deadline_ms": True}, "edgekit_deadline_ms is 'True'"),
+        ({"edgekit_deadline_ms": -1}, "edgekit_deadline_ms is '-1'"),
+        ({"edgekit_deadline_ms": 10**400}, "edgekit_deadline_ms is '1000"),
     ):
         with pytest.raises(DataError, match=says):
             await service.answer("small", None, oip.InferRequest({"x": SURE}, parameters=parameters))
@@ -504,7 +505,9 @@ async def test_models_over_the_budget_are_loaded_when_they_are_asked(tmp_path) -
     for manifest in bundles.values():
         kept.put(manifest.digest, 40 * MIB)  # as measured before; what such a small model really holds is less
     clock = HeldClock()
-    async with InferenceService(memory_budget_bytes=60 * MIB, footprints=kept, clock=clock) as service:
+    async with InferenceService(
+        service=ServiceOptions(memory_budget_bytes=60 * MIB), footprints=kept, clock=clock
+    ) as service:
         for name, manifest in bundles.items():
             await service.activate(name, manifest, tmp_path / name)
         gauges = service.gauges()
@@ -561,9 +564,8 @@ def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None
     assert broken.get("1") == 1
 
 
-async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tmp_path, monkeypatch) -> None:
+async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tmp_path) -> None:
     """With the service's own loader; the active one answers meanwhile, and a long trial is told."""
-    monkeypatch.setattr(load_progress, "LONG_SECONDS", 0.02)
     loaded, told, gate = [], [], threading.Event()
     gate.set()
 
@@ -575,7 +577,7 @@ async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tm
     first, second = (onnx_bundle(tmp_path / v, version=f"{v}.0.0") for v in "12")
     bad = onnx_bundle(tmp_path / "3", version="3.0.0", golden_gain=0.5)
     async with InferenceService(load=load) as service:
-        service.listen(lambda kind, model, seconds: told.append((kind, model)))
+        service.listen(lambda kind, model, seconds: told.append((kind, model)), long_seconds=0.02)
         await service.activate("small", first, tmp_path / "1")
         told.clear()
         gate.clear()
