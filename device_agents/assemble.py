@@ -1,11 +1,10 @@
-"""Builds an agent and its inference from settings: the one place where the device's parts are chosen."""
+"""Builds an agent and its inference service from settings; the only place that chooses the device's adapters."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,17 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
-from device_agents.agent import Agent, AgentOptions
+from device_agents.agent import Agent, AgentParts
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits
 from device_agents.download.metered import MeteredLink
+from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
 from device_agents.inference.cloud_client import CloudClient
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
+from device_agents.options import AgentOptions
 from device_agents.storage.footprints import DiskFootprints
 from device_agents.storage.journal import Journal
 from device_agents.update.probation import ProbationLimits
@@ -37,21 +39,23 @@ from edgekit.sealing.opening import use_keyring
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import few_arenas
 from edgekit.settings import AgentSettings, tls_files
+from edgekit.settings.groups import settings_group
 from edgekit.storage.disk import FolderDisk
+from edgekit.storage.files import try_lock
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 
 LOCK_NAME = "lock"
-ENGINES = "engines"  # of TensorRT, by what they were built for
+ENGINES = "engines"  # folder of TensorRT engines
 
 
 @contextlib.contextmanager
 def single_instance(state: Path) -> Iterator[None]:
-    """Hold the state folder for this process alone; the system gives it back however the process ends.
+    """Lock the state folder for this process; the system releases the lock when the process ends.
 
     Raises:
-        UnavailableError: another agent holds it.
-        DiskError: the folder cannot be made or written.
+        UnavailableError: another agent has locked it.
+        DiskError: the folder cannot be created or written.
     """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -59,12 +63,10 @@ def single_instance(state: Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(f"the state folder {state} cannot be used: {error.strerror or error}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(handle):
             raise UnavailableError(
-                f"another agent runs with the state folder {state}", advice="Stop it, or give this one another folder."
-            ) from error
+                f"another agent runs with the state folder {state}", advice="Stop it, or use another state folder."
+            )
         yield
     finally:
         os.close(handle)
@@ -76,15 +78,15 @@ def _open_lock(path: Path) -> int:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a worn card has gone read-only; what it holds still answers
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a worn card is read-only; its models still answer
 
 
 def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClient | None]:
-    """The inference service, and the client of the cloud tier where the settings name one; once in a process.
+    """The inference service, and the client of the cloud tier if the settings name one. Call it once in a process.
 
     Raises:
         SettingsError: the API key or a class key cannot be read.
-        NotFoundError: there is no class key where the settings say.
+        NotFoundError: a class key file does not exist.
     """
     few_arenas()
     use_keyring(Keyring(settings.class_keys))
@@ -92,36 +94,24 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     if settings.cloud_url:
         key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
         cloud = CloudClient(settings.cloud_url, model=settings.cloud_model, api_key=key)
+    acceleration = settings_group(
+        Acceleration,
+        settings,
+        required=settings.require_providers,
+        engine_cache=str((settings.state / ENGINES).resolve()),
+    )
     inference = InferenceService(
         cloud=cloud,
-        threads=settings.threads,
-        options=ModelOptions(
-            queue_limit=settings.queue_limit,
-            instances=settings.instances,
-            swap=settings.swap,
-            isolation=settings.isolation,
-            batch=settings.batch,
-            run_timeout_seconds=settings.run_timeout_seconds,
-        ),
+        options=settings_group(ModelOptions, settings),
         models=settings.models,
-        acceleration=Acceleration(
-            providers=settings.providers,
-            required=settings.require_providers,
-            gpu_memory_bytes=settings.gpu_memory_mib * 2**20,
-            arena_bytes=settings.arena_mib * 2**20,
-            engine_cache=str((settings.state / ENGINES).resolve()),
-        ),
-        memory_budget_bytes=settings.memory_budget_mib * 2**20,
+        service=settings_group(ServiceOptions, settings, acceleration=acceleration),
         footprints=DiskFootprints(FolderDisk(settings.state)),
-        deadline_ms=settings.deadline_ms or None,
-        threshold=settings.fallback_threshold,
-        cloud_timeout_seconds=settings.cloud_timeout_seconds,
     )
     return inference, cloud
 
 
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:
-    """The broker connection; the user name is the device's unless the URL names one. Raises SettingsError."""
+    """The broker connection; the user name is the device's name unless the URL has one. Raises SettingsError."""
     username = None if "@" in settings.broker else settings.device
     tls = tls_files(settings)
     return MqttTransport(
@@ -136,53 +126,45 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
 
 
 def agent_options(settings: AgentSettings) -> AgentOptions:
-    """The part of the settings that the agent itself reads. Raises SettingsError for what no topic or day has."""
+    """The agent's options, from the settings.
+
+    Raises:
+        SettingsError: the device or fleet name cannot be part of a topic, or `quiet_hours` is not valid.
+    """
     try:
         check_device_name(settings.device)
         check_name(settings.fleet)
-        quiet = parse_quiet_hours(settings.quiet_hours)
+        quiet_hours = parse_quiet_hours(settings.quiet_hours)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    return AgentOptions(
-        device=settings.device,
-        fleet=settings.fleet,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        telemetry_seconds=settings.telemetry_seconds,
-        max_bundle_bytes=settings.max_bundle_bytes,
-        download_bytes_per_second=settings.download_bytes_per_second,
-        download_budget=settings.download_budget,
-        download_urls=settings.download_urls,
-        quiet_hours=quiet,
-        metered=MeteredLink(settings.metered, settings.metered_file, settings.metered_deployment_bytes),
-        probation=ProbationLimits(
-            max_error_share=settings.probation_max_error_share,
-            max_latency_ms=settings.probation_max_latency_ms,
-            requests=settings.probation_requests,
-        ),
-        limits=Limits(
-            step_seconds=settings.step_timeout_seconds,
-            probation_seconds=settings.probation_seconds,
-            max_attempts=settings.deployment_attempts,
-            total_seconds=settings.deployment_hours * 3600,
-            crash_watch_seconds=settings.crash_watch_seconds,
-        ),
+    return settings_group(
+        AgentOptions,
+        settings,
+        download=settings_group(DownloadOptions, settings, quiet_hours=quiet_hours, metered=metered_link(settings)),
+        limits=settings_group(Limits, settings),
+        probation=settings_group(ProbationLimits, settings, prefix="probation_"),
     )
 
 
+def metered_link(settings: AgentSettings) -> MeteredLink:
+    """The rules of a metered link, from the settings."""
+    return settings_group(MeteredLink, settings, prefix="metered_", always=settings.metered)
+
+
 def make_agent(settings: AgentSettings, inference: InferenceService, facts: Facts) -> Agent:
-    """The agent; begins a new session in the journal.
+    """The agent; it begins a new session in the journal.
 
     Raises:
         SettingsError: the key or the broker's URL is not usable.
-        NotFoundError: there is no key.
-        DataError, DiskError: the journal is of another version, or cannot be read.
+        NotFoundError: the key file does not exist.
+        DataError, DiskError: the journal was written by another version, or cannot be read.
     """
     options = agent_options(settings)
     disk = FolderDisk(settings.state)
     signer = load_signer(settings.key)
     facts = msgspec.structs.replace(facts, seal_keys=Keyring(settings.class_keys).ids)
     root = read_root(settings.root)
-    # From the clock: a device whose state folder was lost must not say what the control side holds for older.
+    # A new journal numbers from the clock: after the loss of a state folder, the numbers must be higher than before.
     journal = Journal(disk, first_number=max(0, int(SystemClock().wall())))
     session = journal.begin_session(boot_id())
     will = presence_will(settings.fleet, settings.device, session)
@@ -190,8 +172,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     async def self_test(manifest: object, folder: Path) -> object:
         return await inference.try_bundle(manifest, folder)  # type: ignore[arg-type]
 
-    made = Agent(
-        options,
+    parts = AgentParts(
         disk=disk,
         journal=journal,
         transport=make_transport(settings, client_id=settings.device, will=will),
@@ -203,23 +184,24 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         signer=signer,
         clock=SystemClock(),
     )
-    inference.listen(made.tell_load)
-    return made
+    agent = Agent(options, parts)
+    inference.listen(agent.events.send_load)
+    return agent
 
 
 def read_root(path: Path) -> bytes:
-    """The TUF root that this device was born with. Raises SettingsError when it cannot be read."""
+    """The first trusted TUF root, as enrollment wrote it. Raises SettingsError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise SettingsError(
             f"the trusted root {path} cannot be read: {error.strerror or error}",
-            advice="It is root.json of the folder that `edgekit device enroll` wrote.",
+            advice="Copy root.json from the folder that `edgekit device enroll` wrote.",
         ) from error
 
 
 def root_version(data: bytes) -> int:
-    """Version of a TUF root. Raises SettingsError when it is none, or not signed by its own keys."""
+    """Version of a TUF root. Raises SettingsError when `data` is not a root, or is not signed by its own keys."""
     try:
         root = Metadata[Root].from_bytes(data)
         root.verify_delegate(Root.type, root)
@@ -238,12 +220,12 @@ def _read_key(path: Path) -> str:
         raise SettingsError(f"the API key file {path} cannot be read: {error}") from error
 
 
-async def broker_answers(settings: AgentSettings, timeout_seconds: float) -> None:
-    """Connect to the broker once, under another client id than the agent's.
+async def check_broker(settings: AgentSettings, timeout_seconds: float) -> None:
+    """Connect to the broker once, with another client id than the agent's.
 
     Raises:
-        TransportError: it does not answer; says why.
-        SettingsError: its URL is not usable.
+        TransportError: the broker does not answer; the message says why.
+        SettingsError: the broker's URL is not usable.
     """
     transport = make_transport(settings, client_id=f"{settings.device}-check-{os.getpid()}")
     await transport.start()

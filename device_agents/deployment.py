@@ -1,4 +1,4 @@
-"""The values of the UpdateMachine: its states, effects and events, and what it remembers between them."""
+"""Values of the UpdateMachine: states, effects, events, and the journalled record of one model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgekit.mqtt.messages import Outcome
 
 
 class UpdateState(str, enum.Enum):
-    """States."""
+    """States of an update."""
 
     IDLE = "IDLE"
     RESOLVING = "RESOLVING"
@@ -26,19 +26,19 @@ class UpdateState(str, enum.Enum):
 
 
 class Effect(str, enum.Enum):
-    """Effects."""
+    """Effects of an update."""
 
-    RESOLVE = "Resolve"  # refresh metadata, agree with the catalogue, fetch the manifest, check compatibility
+    RESOLVE = "Resolve"  # refresh metadata, compare with the catalogue, fetch the manifest, check compatibility
     DOWNLOAD = "Download"  # every missing block of every file, each checked against the manifest
     VERIFY = "Verify"  # each whole file against its digest
     STAGE = "Stage"  # verified files and the manifest into the inactive slot, durably
     TEST = "Test"  # golden samples on the staged files
     ACTIVATE = "Activate"  # the live model switches; the pointer says so, known-good stays
-    WATCH = "Watch"  # live traffic, until it is outside its limits or enough of it was answered
-    PROBE = "Probe"  # live traffic and golden samples on the live model
+    WATCH = "Watch"  # live requests, until they are outside the limits or enough are answered
+    PROBE = "Probe"  # judge the live requests, and run golden samples on the live model
     COMMIT = "Commit"  # the pointer's known-good becomes the active slot
     ROLL_BACK = "RollBack"  # the pointer's active becomes known-good; the live model switches back
-    CLEAN = "Clean"  # remove what is no longer needed
+    CLEAN = "Clean"  # remove files that are no longer needed
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -48,8 +48,8 @@ class Deployment(msgspec.Struct, frozen=True):
         digest, length: sha256 (hex) and bytes of the manifest.
         path: TUF targets path of the manifest.
         name, version, target, release: Identity and release counter.
-        assignment: Version of the assignment that asked for it.
-        downgrade: True where the signed assignment asks for a release that is older than what ran here.
+        assignment: Version of the assignment that names it.
+        downgrade: True when the signed assignment allows a release older than the last committed one.
     """
 
     digest: str
@@ -64,7 +64,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """What a slot holds: `slot` is ``a`` or ``b``, `since` wall clock seconds of its activation."""
+    """The bundle in a slot: `slot` is ``a`` or ``b``, `since` the wall clock seconds of its activation."""
 
     slot: str
     digest: str
@@ -74,29 +74,31 @@ class Installed(msgspec.Struct, frozen=True):
 
 
 class UpdateRecord(msgspec.Struct, frozen=True):
-    """Everything the machine remembers; journalled whole.
+    """The update state of one model; each change is journalled as a whole.
 
     Attributes:
-        name: Where it is.
-        deployment: What is in progress, or waits for another attempt.
-        offered: What comes next, asked for while something else was in progress.
-        active, known_good: What runs, and what a failure returns to; differ only from ACTIVATING to COMMITTING.
-        previous: What was known to be good before, as long as nothing was written into its slot.
-        kept: What asked for the bundle that was committed last, so that it can be fetched again.
-        release: Highest release counter ever committed, or that of a signed downgrade since; nothing older is accepted.
-        ending: Why it is rolling back or cleaning: ``succeeded``, ``failed``, ``retry`` or ``dropped``.
+        name: State of the machine.
+        deployment: The deployment in progress, or waiting for another attempt.
+        offered: The next deployment, offered while another one is in progress.
+        active, known_good: The running bundle, and the bundle that a failure returns to. They differ only from
+            ACTIVATING to COMMITTING.
+        previous: The known-good bundle before the last commit, until its slot is overwritten.
+        kept: The deployment of the bundle that was committed last, so that it can be fetched again.
+        release: Highest release counter that was committed, or that of a later signed downgrade. An older release is
+            refused.
+        ending: Reason for ROLLING_BACK or CLEANING: ``succeeded``, ``failed``, ``retry`` or ``dropped``.
         failed: The deployment that failed for good; the same offer of the same assignment is not tried again.
-        outcome: How the last deployment ended.
-        note: Why the last attempt failed, while another is to come.
-        attempts: Failed attempts of this deployment; sets the delay before the next.
-        tried: Of them, those that cost something; for its budget.
-        begun: Wall clock seconds when it was first asked for; for its budget.
-        fetched: Bytes that its failed attempts fetched, for its budget.
-        interrupted: How often the device stopped while this deployment was being tested or proved.
-        watching: True after a commit until the agent has run for `crash_watch_seconds`.
-        crashes: How often the process died since the commit, or in ROLLING_BACK.
-        probing: True in PROBATION once the watch is over and the live model is being asked.
-        deadline: When to send DeadlinePassed, monotonic seconds.
+        outcome: Outcome of the last deployment.
+        note: Why the last attempt failed, while another attempt will follow.
+        attempts: Failed attempts of this deployment; they set the delay before the next.
+        tried: Failed attempts that count for `deployment_attempts`, because they cost something.
+        begun: Wall clock seconds of the first offer, for `deployment_hours`.
+        fetched: Bytes that its failed attempts fetched, for `download_budget`.
+        interrupted: Count of stops of the device during test, probation or commit of this deployment.
+        watching: True after a commit, until the agent has run for `crash_watch_seconds`.
+        crashes: Count of crashes of the process since the commit, or in ROLLING_BACK.
+        probing: True in PROBATION when the watch is over and the live model runs its golden samples.
+        deadline: Monotonic seconds at which DeadlinePassed is sent.
     """
 
     name: UpdateState = UpdateState.IDLE
@@ -128,32 +130,32 @@ class UpdateRecord(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Times and counts.
+    """Times and counts of a deployment; fields with the name of an agent setting mean the same.
 
     Attributes:
-        step_seconds: A step that takes longer has failed.
-        probation_seconds: Running live before commit, unless enough requests were answered before.
-        retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its cap.
-        max_interruptions: So many stops of the device during test or probation refuse the deployment.
-        max_attempts: So many failed attempts that cost something end the deployment.
-        total_seconds: So does a failure so long after it was first asked for, and a step that has not ended by then.
-        crash_watch_seconds: How long the agent must run without a break after a commit before the commit is final.
-        max_crashes: So often may the process not die until then.
+        step_timeout_seconds: Longest duration of one step; then the attempt fails.
+        probation_seconds: Duration of probation, unless enough live requests are answered before.
+        retry_seconds, max_retry_seconds: Delay before the second attempt, doubled for each further one, and its limit.
+        max_interruptions: After this many stops of the device during test or probation, the deployment is refused.
+        deployment_attempts: After this many failed attempts that cost something, the deployment ends.
+        deployment_hours: Age of a deployment from which a failure, or a step before activation, ends it.
+        crash_watch_seconds: How long the agent must run without a crash after a commit; then the commit is final.
+        max_crashes: After this many crashes before that, the device rolls back.
     """
 
-    step_seconds: float = 600.0
+    step_timeout_seconds: float = 600.0
     probation_seconds: float = 3.0
     retry_seconds: float = 2.0
     max_retry_seconds: float = 300.0
     max_interruptions: int = 3
-    max_attempts: int = 1000
-    total_seconds: float = 30 * 86_400.0
+    deployment_attempts: int = 1000
+    deployment_hours: float = 720.0
     crash_watch_seconds: float = 600.0
     max_crashes: int = 3
 
 
 class UpdateEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened; `at` is wall clock seconds."""
+    """Base of the events; `at` is wall clock seconds."""
 
     at: float = 0.0
 
@@ -162,7 +164,8 @@ class Booted(UpdateEvent, frozen=True):
     """The agent started with a journalled state.
 
     Attributes:
-        ended: How its last run ended: ``order``, ``crash`` (the process died, the machine stayed up) or ``cut``.
+        ended: How the last run ended: ``order`` (stopped), ``crash`` (the process died, the machine stayed up) or
+            ``cut`` (power cut or reboot).
     """
 
     ended: str = "cut"
@@ -183,15 +186,15 @@ class DeadlinePassed(UpdateEvent, frozen=True):
 
 
 class Resolved(UpdateEvent, frozen=True):
-    """The manifest is here, trusted, and fits this device."""
+    """The manifest is fetched, trusted, and fits this device."""
 
 
 class Downloaded(UpdateEvent, frozen=True):
-    """Every block is here and durable."""
+    """Every block is fetched and durable."""
 
 
 class Verified(UpdateEvent, frozen=True):
-    """Every file has its digest."""
+    """Every file has the digest of the manifest."""
 
 
 class Staged(UpdateEvent, frozen=True):
@@ -207,11 +210,11 @@ class Activated(UpdateEvent, frozen=True):
 
 
 class Watched(UpdateEvent, frozen=True):
-    """The live model has answered as many requests as probation asks for."""
+    """The live model has answered as many requests as probation requires."""
 
 
 class Proved(UpdateEvent, frozen=True):
-    """The live model answered its golden samples, and live traffic within the limits, after probation."""
+    """After probation, the live model passed its golden samples, and its live requests were within the limits."""
 
 
 class Committed(UpdateEvent, frozen=True):
@@ -223,13 +226,13 @@ class RolledBack(UpdateEvent, frozen=True):
 
 
 class Damaged(UpdateEvent, frozen=True):
-    """What a slot holds is not whole any more.
+    """The bundle in a slot is damaged.
 
     Attributes:
-        digest: Of the bundle that it should hold.
+        digest: Digest of the bundle.
         error: Class name of the error.
         message: For people.
-        fallback: True when the bundle that was known to be good before is whole.
+        fallback: True when the previous known-good bundle is whole.
         answering: True when the damaged bundle, loaded before, still answers its golden samples.
     """
 
@@ -241,7 +244,7 @@ class Damaged(UpdateEvent, frozen=True):
 
 
 class Cleaned(UpdateEvent, frozen=True):
-    """Nothing is left over."""
+    """Files that are no longer needed are removed."""
 
 
 class Failed(UpdateEvent, frozen=True):
@@ -250,9 +253,9 @@ class Failed(UpdateEvent, frozen=True):
     Attributes:
         error: Class name of the error.
         message: For people.
-        passing: True when the same attempt may work later.
-        refused: True when the bundle may never be used here.
-        costly: True when the attempt counts for the budget: it fetched something, or got beyond fetching.
+        passing: True when a later attempt may succeed.
+        refused: True when the bundle may never be used on this device.
+        costly: True when the attempt counts for `deployment_attempts`: it fetched bytes, or got beyond the download.
         fetched: Bytes that the attempt fetched.
     """
 

@@ -1,4 +1,4 @@
-"""Many devices in one process: the real agent and UpdateMachine over a real Transport; disk and model are pretended."""
+"""Many devices in one process: the real agent and UpdateMachine over a real Transport, with simulated models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from device_agents.agent import Agent, AgentOptions
+from device_agents.agent import Agent, AgentParts
 from device_agents.deployment import UpdateState
+from device_agents.options import AgentOptions
 from device_agents.protocols import TrustFactory
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import Manifest
@@ -22,10 +23,10 @@ from edgekit.serving.models.memory_growth import Grown
 
 
 class SimulatedInference:
-    """Inference that runs nothing; some bundles fail on some devices, always the same ones.
+    """Inference service that runs no model. A fixed share of (device, bundle) pairs fails its self-test.
 
     Args:
-        device: Its name.
+        device: Name of the device.
         fail_share: Share of (device, bundle) pairs whose self-test fails, 0 to 1.
     """
 
@@ -34,7 +35,7 @@ class SimulatedInference:
         self._live: dict[str, Manifest] = {}
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
-        """Pretend to load a bundle."""
+        """Simulate the loading of a bundle."""
         self._live[model] = manifest
 
     async def deactivate(self, model: str) -> None:
@@ -42,36 +43,36 @@ class SimulatedInference:
         self._live.pop(model, None)
 
     async def self_test(self, model: str) -> None:
-        """Judge the live bundle. Raises RuntimeLoadError where there is none, SelfTestError where it fails."""
+        """Test the live bundle. Raises RuntimeLoadError without one, SelfTestError when it fails."""
         if model not in self._live:
             raise RuntimeLoadError(f"{model} is not loaded")
         await self.test(self._live[model], Path())
 
     async def test(self, manifest: Manifest, folder: Path) -> None:
-        """Judge a staged bundle. Raises SelfTestError where it fails on this device."""
-        luck = hashlib.sha256(f"{self._device} {manifest.digest}".encode()).digest()
-        if int.from_bytes(luck[:4], "big") < self._fail_share * 2**32:
+        """Test a staged bundle. Raises SelfTestError when it fails on this device."""
+        draw = hashlib.sha256(f"{self._device} {manifest.digest}".encode()).digest()
+        if int.from_bytes(draw[:4], "big") < self._fail_share * 2**32:
             raise SelfTestError(f"{manifest.name} {manifest.version} fails on {self._device}, as the simulation chose")
 
     def provider(self, model: str) -> str:
-        """What would run a model."""
+        """``simulated`` for a live model, else empty."""
         return "simulated" if model in self._live else ""
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
-        """Nothing is counted, since nothing is asked."""
+        """No counters: there are no requests."""
         return {}
 
     async def grown(self) -> list[Grown]:
-        """Nothing, since nothing is in memory."""
+        """Nothing: no model is in memory."""
         return []
 
 
 class FleetProgress(msgspec.Struct, frozen=True):
-    """How the fleet stands.
+    """Progress of the simulated fleet.
 
     Attributes:
-        devices, connected: How many there are, and how many the broker has accepted.
-        updating: Of them, in a state other than IDLE.
+        devices, connected: Count of devices, and of those connected to the broker.
+        updating: Count of devices in a state other than IDLE.
         versions: Devices by ``model version``.
         failures: Devices by ``model version result error`` of the last deployment that did not succeed.
     """
@@ -84,7 +85,7 @@ class FleetProgress(msgspec.Struct, frozen=True):
 
 
 class SimulatedFleet:
-    """Devices that live and end together."""
+    """Simulated devices that start and stop together."""
 
     def __init__(self) -> None:
         self._agents: list[Agent] = []
@@ -103,32 +104,30 @@ class SimulatedFleet:
         clock: Clock,
         fail_share: float = 0.0,
     ) -> None:
-        """Add one device; see Agent for the arguments."""
+        """Add one device; the arguments are those of AgentParts, and the share of failing self-tests (0 to 1)."""
 
-        def fits(manifest: Manifest) -> list[str]:
+        def target_mismatches(manifest: Manifest) -> list[str]:
             wrong = manifest.target != target
             return [f"it is for target {manifest.target!r}, this device is {target!r}"] if wrong else []
 
         inference = SimulatedInference(options.device, fail_share)
         self._transports.append(transport)
-        self._agents.append(
-            Agent(
-                options,
-                disk=disk,
-                journal=journal,
-                transport=transport,
-                trust=trust,
-                inference=inference,
-                self_test=inference.test,
-                mismatches=fits,
-                facts={"target": target, "simulated": True},
-                signer=signer,
-                clock=clock,
-            )
+        parts = AgentParts(
+            disk=disk,
+            journal=journal,
+            transport=transport,
+            trust=trust,
+            inference=inference,
+            self_test=inference.test,
+            mismatches=target_mismatches,
+            facts={"target": target, "simulated": True},
+            signer=signer,
+            clock=clock,
         )
+        self._agents.append(Agent(options, parts))
 
     def progress(self) -> FleetProgress:
-        """How the fleet stands now."""
+        """The present progress."""
         versions: Counter[str] = Counter()
         failures: Counter[str] = Counter()
         updating = 0
@@ -147,7 +146,11 @@ class SimulatedFleet:
     async def run(
         self, *, done: Callable[[FleetProgress], bool], show: Callable[[FleetProgress], None], seconds: float
     ) -> FleetProgress:
-        """Run every device until `done`, asked every `seconds`; calls `show` after each change, returns the last."""
+        """Run every device until `done`, which is called every `seconds`; call `show` after each change.
+
+        Returns:
+            The last progress.
+        """
         shown: FleetProgress | None = None
         tasks = [asyncio.create_task(self._run_one(agent)) for agent in self._agents]
         try:
@@ -171,7 +174,7 @@ class SimulatedFleet:
 
 
 def versions_reached(progress: FleetProgress, version: str) -> bool:
-    """True when nothing is under way and every device has `version` of some model, or failed to get it."""
+    """True when no update is running and every device has `version` of some model, or failed to install it."""
     at = sum(count for name, count in progress.versions.items() if name.split()[1] == version)
     failed = sum(count for name, count in progress.failures.items() if name.split()[1] == version)
     return progress.updating == 0 and at + failed >= progress.devices

@@ -1,4 +1,4 @@
-"""The device's side of MQTT: the link to the broker, requests, commands, telemetry and events.
+"""The device's side of MQTT: the broker link, requests, the assignment, commands, reports, events and telemetry.
 
 Nothing here downloads a bundle or changes a slot.
 """

@@ -1,4 +1,4 @@
-"""Remote commands: the director's, for this device, not expired, and each number once."""
+"""Remote commands: accepted when signed by the director, for this device, not expired, and with a new number."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class Commands:
-    """Verifies and obeys what comes on the command topic.
+    """Verifies and runs the commands of the command topic.
 
     Args:
-        device, fleet: Who obeys.
-        link: Where commands come from and results go.
-        journal: Remembers the highest number that was accepted.
+        device, fleet: Names of this device and its fleet.
+        link: Receives commands and sends results.
+        journal: Notes the highest accepted number.
         inference: Runs the self-test of a live model.
-        director_key: The key that must have signed.
-        active: Names of the models that have an active bundle.
+        director_key: Gives the key that must have signed.
+        active: Gives the names of the models that have an active bundle.
         clock: Wall time, for expiry.
     """
 
@@ -49,7 +49,7 @@ class Commands:
         self._inference, self._director_key, self._active, self._clock = inference, director_key, active, clock
 
     async def run(self) -> None:
-        """Obey until cancelled."""
+        """Run commands until cancelled."""
         while True:
             payload = await self._link.commands.get()
             try:
@@ -61,18 +61,18 @@ class Commands:
                     messages.Event(self._device, "command-refused", self._clock.wall(), error=kind, message=str(error))
                 )
                 continue
-            result = await self.obey(command)
+            result = await self.execute(command)
             try:
                 await self._link.result(result)
             except TransportError as error:
                 log.warning("the result of command %d was not sent: %s", command.number, error)
 
     async def accept(self, payload: bytes) -> messages.Command:
-        """The command in `payload`, verified; its number counts as seen from here on.
+        """The command in `payload`, verified; its number is noted and not accepted again.
 
         Raises:
-            DataError, SignatureError: it is no command of the director.
-            VerificationError, ExpiredError: it is for another, came again, or came too late.
+            DataError, SignatureError: it is not a command of the director.
+            VerificationError, ExpiredError: it is for another device, its number is not new, or it has expired.
             UnavailableError: the director's key is not known yet.
         """
         command = open_envelope(payload, messages.Command, await self._director_key())
@@ -83,19 +83,18 @@ class Commands:
             )
         if self._clock.wall() >= command.expires:
             raise ExpiredError(f"command {command.number} has expired")
-        seen = self._journal.record.command
-        if command.number <= seen:
-            raise VerificationError(f"command {command.number} came again: number {seen} was seen before")
+        highest = self._journal.record.command
+        if command.number <= highest:
+            raise VerificationError(f"command {command.number} came again: number {highest} was accepted before")
         await in_thread(self._journal.accept_command, command.number)
         return command
 
-    async def obey(self, command: messages.Command) -> messages.Result:
-        """Do what was commanded and say how it ended."""
-        if command.kind != "self-test":
-            message = f"unknown command {command.kind!r}, this agent knows: self-test"
+    async def execute(self, command: messages.Command) -> messages.Result:
+        """Run a command; the result says how it ended."""
+        if command.kind != messages.SELF_TEST:
+            message = f"unknown command {command.kind!r}, this agent knows: {', '.join(messages.COMMAND_KINDS)}"
             return messages.Result(self._device, command.number, False, message)
-        asked = command.args.get("model")
-        models = [str(asked)] if asked else self._active()
+        models = self._active()
         faults: dict[str, str] = {}
         for model in models:
             try:

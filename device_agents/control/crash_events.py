@@ -1,4 +1,4 @@
-"""Word of models whose processes crash: soon after the first time, and then in lots."""
+"""Reports models whose processes crash: the first crash at once, later crashes in groups."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from typing import NamedTuple
 
 from edgekit.protocols import Clock
 
-LOOK_SECONDS = 2.0
-TELL_SECONDS = 60.0
+CRASH_SURVEY_SECONDS = 2.0
+NOTIFY_SECONDS = 60.0
 
 Counters = Callable[[], Mapping[str, Mapping[str, float]]]
 
 
 class Crashed(NamedTuple):
-    """What is to be told of one model: crashes since it was told last, and since the agent began."""
+    """Crashes of one model.
+
+    Attributes:
+        model: Its name.
+        crashes: Crashes since the last event.
+        total: Crashes since the agent started.
+    """
 
     model: str
     crashes: int
@@ -23,33 +29,42 @@ class Crashed(NamedTuple):
 
 
 class CrashNotifier:
-    """Decides what is told when. Rules only: the first crash at once, each further lot a minute after the last."""
+    """Decides when crashes are reported. Rules only.
 
-    def __init__(self, tell_seconds: float = TELL_SECONDS) -> None:
-        self._tell_seconds = tell_seconds
-        self._told: dict[str, tuple[int, float]] = {}  # how many, and when
+    The first crash is reported at once; further crashes are reported together, once per `notify_seconds` at most.
+    """
 
-    def look(self, counters: Mapping[str, Mapping[str, float]], now: float) -> list[Crashed]:
-        """What is to be told now.
+    def __init__(self, notify_seconds: float = NOTIFY_SECONDS) -> None:
+        self._notify_seconds = notify_seconds
+        self._reported: dict[str, tuple[int, float]] = {}  # model -> total at the last event, and its time
+
+    def survey(self, counters: Mapping[str, Mapping[str, float]], now: float) -> list[Crashed]:
+        """The crashes to report now.
 
         Args:
             counters: Rising counters by model, `crashes` among them.
             now: Monotonic seconds.
         """
-        news = []
-        for model, found in counters.items():
-            total = int(found.get("crashes", 0))
-            told, at = self._told.get(model, (0, -self._tell_seconds))
-            if total > told and now >= at + self._tell_seconds:
-                news.append(Crashed(model, total - told, total))
-                self._told[model] = total, now
-        return news
+        due = []
+        for model, values in counters.items():
+            total = int(values.get("crashes", 0))
+            reported, at = self._reported.get(model, (0, -self._notify_seconds))
+            if total > reported and now >= at + self._notify_seconds:
+                due.append(Crashed(model, total - reported, total))
+                self._reported[model] = total, now
+        return due
 
 
-async def watch_crashes(counters: Counters, tell: Callable[[Crashed], None], clock: Clock) -> None:
-    """Tell of crashes until cancelled."""
-    news = CrashNotifier()
+async def watch_crashes(
+    counters: Counters,
+    notify: Callable[[Crashed], None],
+    clock: Clock,
+    *,
+    survey_seconds: float = CRASH_SURVEY_SECONDS,
+) -> None:
+    """Read the counters at an interval, and call `notify` for crashes to report, until cancelled."""
+    notifier = CrashNotifier()
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        for crashed in news.look(counters(), clock.monotonic()):
-            tell(crashed)
+        await asyncio.sleep(survey_seconds)
+        for crashed in notifier.survey(counters(), clock.monotonic()):
+            notify(crashed)

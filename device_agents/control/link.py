@@ -1,4 +1,4 @@
-"""The device's side of the control topics: presence, reports and events out; assignment, commands and hints in."""
+"""The device's control topics: sends presence, reports and events; receives assignments, commands and hints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.errors import DataError, DiskError, TransportError
@@ -23,20 +22,26 @@ MAX_COMMANDS = 16
 
 
 def presence_will(fleet: str, device: str, session: int) -> Will:
-    """What the broker says of this device when its connection is lost."""
+    """The presence message that the broker publishes when this device's connection is lost."""
     return Will(topics.device(fleet, device, "presence"), messages.encode(messages.Presence(False, session)))
 
 
 class ControlLink:
-    """Keeps what the fleet knows of this device true, as soon as there is a broker; waits while there is none.
+    """Sends reports and events as soon as there is a broker, and holds the newest assignment, commands and hints.
 
     Args:
-        transport: Made with `presence_will` of the same session.
-        device, fleet, session: Who this is, and which run of it.
-        signer: The device's key.
+        transport: Connection to the broker, made with `presence_will` of the same session.
+        device, fleet: Names of this device and its fleet.
+        session: Number of this run of the agent.
+        signer: The device's private key.
         clock: Time.
-        heartbeat_seconds: A report is sent this often although nothing changed.
-        report: Makes the present report; DiskError when its number cannot be noted.
+        heartbeat_seconds: Interval at which the report is repeated without a change.
+        report: Makes the present report; raises DiskError when its number cannot be noted.
+
+    Attributes:
+        commands: Received commands, oldest first.
+        hints: The fleet's newest hints.
+        hints_changed: Set when `hints` changes.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class ControlLink:
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
         self._events: deque[bytes] = deque(maxlen=MAX_EVENTS)
         self._changed = asyncio.Event()
-        self._born = False
+        self._birth_sent = False
         self._stopping = False
         self._desired: bytes | None = None
         self._desired_changed = asyncio.Event()
@@ -65,34 +70,34 @@ class ControlLink:
         self.hints_changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Subscribe and begin to connect; returns at once, broker or not."""
-        self._transport.on_connection(self._connection)
+        """Subscribe and begin to connect; does not wait for the broker."""
+        self._transport.on_connection(self._on_connection)
         await self._transport.subscribe(self._topic("desired"), self._on_desired)
         await self._transport.subscribe(self._topic("command"), self._on_command)
         await self._transport.subscribe(topics.fleet_hints(self._fleet), self._on_hints)
         await self._transport.start()
 
     async def stop(self) -> None:
-        """Say goodbye and disconnect."""
+        """Send the offline presence and disconnect."""
         self._stopping = True
         if self._transport.connected:
             try:
-                await self._say_presence(False)
+                await self._send_presence(False)
             except TransportError as error:
-                log.info("the goodbye was not sent: %s", error)
+                log.info("the offline presence was not sent: %s", error)
         await self._transport.stop()
 
     def changed(self) -> None:
-        """Something in the report has changed."""
+        """Send a report soon, because its content has changed."""
         self._changed.set()
 
     def event(self, event: messages.Event) -> None:
-        """Send one event, when there is a broker; the oldest of too many are lost."""
+        """Send one event as soon as there is a broker; at most MAX_EVENTS wait, and the oldest are dropped."""
         self._events.append(seal(event, self._signer))
         self._changed.set()
 
     async def result(self, result: messages.Result) -> None:
-        """Send how a command ended. Raises TransportError."""
+        """Send the result of a command. Raises TransportError."""
         await self._transport.publish(self._topic("result"), seal(result, self._signer), qos=1)
 
     async def telemetry(self, telemetry: messages.Telemetry) -> None:
@@ -100,18 +105,18 @@ class ControlLink:
         await self._transport.publish(self._topic("telemetry"), messages.encode(telemetry))
 
     async def next_desired(self, timeout_seconds: float | None = None) -> bytes:
-        """The newest assignment that was not taken yet; asyncio.TimeoutError when none comes in time."""
+        """The newest assignment that was not returned yet. Raises asyncio.TimeoutError when none arrives in time."""
         await within(timeout_seconds, self._desired_changed.wait())
         self._desired_changed.clear()
         assert self._desired is not None  # set before the event
         return self._desired
 
-    async def say_when_alone(self, after_seconds: float) -> None:
-        """Log it when there is no broker after a while."""
+    async def warn_without_broker(self, after_seconds: float) -> None:
+        """Log a warning when there is no broker after a while."""
         try:
             await self._transport.wait_connected(after_seconds)
         except TransportError as error:
-            log.warning("%s; local answers go on, changes wait", error)
+            log.warning("%s; the agent answers locally, deployments wait", error)
 
     async def run(self) -> None:
         """Send reports and events until cancelled."""
@@ -122,45 +127,45 @@ class ControlLink:
                 log.debug("heartbeat")
             self._changed.clear()
             if self._transport.connected:
-                await self._tell()
+                await self._send_all()
 
-    async def _tell(self) -> None:
+    async def _send_all(self) -> None:
         try:
-            if not self._born:
-                await self._say_presence(True)
-                self._born = True
+            if not self._birth_sent:
+                await self._send_presence(True)
+                self._birth_sent = True
             await self._send_report()
             while self._events:
                 await self._transport.publish(self._topic("event"), self._events[0], qos=1)
                 self._events.popleft()
         except TransportError as error:
             log.warning("the report waits: %s", error)
-            if self._transport.connected:  # else the next connection brings it
+            if self._transport.connected:  # otherwise it is sent at the next connection
                 self._changed.set()
                 await asyncio.sleep(1.0)
 
     async def _send_report(self) -> None:
         try:
             report = await self._report()
-        except DiskError as error:  # its number could not be noted; events still go, and the heartbeat tries again
+        except DiskError as error:  # its number could not be noted: events are sent, the next heartbeat tries again
             log.error("the report waits: %s", error)
             return
         await self._transport.publish(self._topic("reported"), seal(report, self._signer), qos=1, retain=True)
 
-    async def _say_presence(self, online: bool) -> None:
+    async def _send_presence(self, online: bool) -> None:
         presence = messages.Presence(online, self._session)
         await self._transport.publish(self._topic("presence"), messages.encode(presence), qos=1, retain=True)
 
-    def _connection(self, connected: bool) -> None:
+    def _on_connection(self, connected: bool) -> None:
         if connected:
             log.info("connected to the broker")
         elif not self._stopping:
-            log.warning("the broker is away; local answers go on, changes wait")
-        self._born = False  # the will may have been published since
+            log.warning("no connection to the broker; the agent answers locally, deployments wait")
+        self._birth_sent = False  # the broker may have published the will since
         self._changed.set()
 
     def _on_desired(self, message: Message) -> None:
-        if message.payload:  # an empty one clears the topic
+        if message.payload:  # an empty payload clears the retained assignment
             self._desired = message.payload
             self._desired_changed.set()
 
@@ -168,7 +173,7 @@ class ControlLink:
         try:
             self.commands.put_nowait(message.payload)
         except asyncio.QueueFull:
-            log.warning("a command was dropped: %d are waiting", MAX_COMMANDS)
+            log.warning("a command was dropped, because %d are waiting", MAX_COMMANDS)
 
     def _on_hints(self, message: Message) -> None:
         try:
@@ -180,10 +185,3 @@ class ControlLink:
 
     def _topic(self, kind: str) -> str:
         return topics.device(self._fleet, self._device, kind)
-
-
-def facts_dict(facts: object) -> dict[str, object]:
-    """Facts as a report carries them."""
-    values = msgspec.to_builtins(facts)
-    assert isinstance(values, dict)  # facts are a struct or a dict
-    return values

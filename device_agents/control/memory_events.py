@@ -1,4 +1,4 @@
-"""Looks now and then whether models, or the agent, hold far more memory than when they were loaded."""
+"""Reports models, or the agent, that hold far more memory than after loading."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from edgekit.serving.models.memory_growth import Grown
 
-LOOK_SECONDS = 60.0
+SURVEY_SECONDS = 60.0
 
 
-async def watch_growth(look: Callable[[], Awaitable[Sequence[Grown]]], tell: Callable[[Grown], None]) -> None:
-    """Tell what `look` finds until cancelled."""
+async def watch_growth(
+    survey: Callable[[], Awaitable[Sequence[Grown]]],
+    notify: Callable[[Grown], None],
+    *,
+    survey_seconds: float = SURVEY_SECONDS,
+) -> None:
+    """Call `survey` at an interval, and `notify` with each of its results, until cancelled."""
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        for grown in await look():
-            tell(grown)
+        await asyncio.sleep(survey_seconds)
+        for grown in await survey():
+            notify(grown)

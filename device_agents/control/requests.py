@@ -1,4 +1,4 @@
-"""Questions to the controllers, and their answers sorted by request id; late, foreign and doubled ones do no harm."""
+"""Requests to the controllers; answers are matched by request id, and late, foreign or doubled answers are ignored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
 from edgekit.mqtt import messages, topics
@@ -19,78 +19,82 @@ METADATA_TIMEOUT_SECONDS = 5.0
 METADATA_ATTEMPTS = 3
 MAX_PARTS = 128
 
+Receive = Callable[[messages.Answer | None], None]
+
 
 class PendingRequest:
-    """The answers to a few requests of one purpose."""
+    """The request ids of one purpose, and the function that receives their answers.
 
-    def __init__(self, answers: RequestClient) -> None:
-        self._answers = answers
-        self.queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
-        self.ids: set[str] = set()
+    Args:
+        client: The client that sends the requests.
+        receive: Called with each answer; with None when the agent stops.
+
+    Raises:
+        TransportError: the agent is stopping.
+    """
+
+    def __init__(self, client: RequestClient, receive: Receive) -> None:
+        if client.closed:
+            raise TransportError("the agent is stopping")
+        self._client = client
+        self._ids: set[str] = set()
+        self.receive = receive
 
     def new_id(self) -> str:
-        """A fresh request id whose answers come here."""
+        """A new request id whose answers are received here."""
         request_id = secrets.token_hex(8)
-        self.ids.add(request_id)
-        self._answers.waiting[request_id] = self
+        self._ids.add(request_id)
+        self._client.waiting[request_id] = self
         return request_id
 
-    async def next(self, timeout_seconds: float) -> messages.Answer:
-        """The next answer.
-
-        Raises:
-            asyncio.TimeoutError: none came in time.
-            TransportError: the agent is stopping.
-        """
-        answer = await within(timeout_seconds, self.queue.get())
-        if answer is None:
-            raise TransportError("the agent is stopping")
-        return answer
+    def close(self) -> None:
+        """Receive no more; answers that still come are foreign."""
+        for request_id in self._ids:
+            self._client.waiting.pop(request_id, None)
 
 
 class RequestClient:
-    """One subscription to ``answer/<id>``, shared by all who ask.
+    """Sends requests, and shares one subscription to ``answer/<id>`` between them.
+
+    Args:
+        transport: Connection to the broker.
+        fleet, device: Names of the fleet and of this device.
+        metadata_timeout_seconds: How long to wait for each part of a metadata file.
 
     Attributes:
-        foreign: Answers that nobody waits for (late, doubled, or not ours).
-        malformed: Payloads that are no answer.
+        closed: True after `close`.
+        waiting: Pending requests by request id.
+        foreign: Count of answers without a pending request (late, doubled, or of another device).
+        malformed: Count of payloads that are not an answer.
     """
 
-    def __init__(self, transport: Transport, *, fleet: str, device: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        fleet: str,
+        device: str,
+        metadata_timeout_seconds: float = METADATA_TIMEOUT_SECONDS,
+    ) -> None:
         self._transport = transport
         self._fleet, self._device = fleet, device
-        self._closed = False
+        self._metadata_timeout_seconds = metadata_timeout_seconds
+        self.closed = False
         self.waiting: dict[str, PendingRequest] = {}
         self.foreign = 0
         self.malformed = 0
 
     async def start(self) -> None:
         """Subscribe; also before the transport has connected."""
-        await self._transport.subscribe(topics.answer(self._fleet, self._device), self._arrived, qos=0)
+        await self._transport.subscribe(topics.answer(self._fleet, self._device), self._on_answer, qos=0)
 
     def close(self) -> None:
-        """Fail everybody who waits, now and from now on."""
-        self._closed = True
+        """Fail every pending request, and every later one."""
+        self.closed = True
         for pending in set(self.waiting.values()):
-            pending.queue.put_nowait(None)
+            pending.receive(None)
 
-    @contextlib.contextmanager
-    def pending(self) -> Iterator[PendingRequest]:
-        """A fresh exchange; on leaving, what still comes for it is foreign.
-
-        Raises:
-            TransportError: the agent is stopping.
-        """
-        if self._closed:
-            raise TransportError("the agent is stopping")
-        pending = PendingRequest(self)
-        try:
-            yield pending
-        finally:
-            for request_id in pending.ids:
-                self.waiting.pop(request_id, None)
-
-    async def ask_blocks(
+    async def request_blocks(
         self,
         pending: PendingRequest,
         digest: str,
@@ -101,36 +105,59 @@ class RequestClient:
         missing: tuple[messages.Range, ...] = (),
         urls: bool = False,
     ) -> str:
-        """Ask for blocks and return the request's id. Raises TransportError when it cannot be sent."""
+        """Request blocks of a blob; the arguments are the fields of BlocksRequest.
+
+        Returns:
+            The request id.
+
+        Raises:
+            TransportError: the request cannot be sent.
+        """
         request = messages.BlocksRequest(pending.new_id(), digest, ranges, credit, left, missing, urls)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id
 
-    async def listen(self, digest: str, handler: Handler) -> None:
-        """Call `handler` for what is broadcast of a blob. Raises TransportError."""
-        await self._transport.subscribe(topics.wave(self._fleet, digest), handler, qos=0)
+    async def subscribe_broadcast(self, digest: str, handler: Handler) -> None:
+        """Call `handler` for each message of the broadcast of a blob. Raises TransportError."""
+        await self._transport.subscribe(topics.broadcast(self._fleet, digest), handler, qos=0)
 
-    async def deafen(self, digest: str) -> None:
-        """End what `listen` began."""
-        await self._transport.unsubscribe(topics.wave(self._fleet, digest))
+    async def unsubscribe_broadcast(self, digest: str) -> None:
+        """End a subscription of `subscribe_broadcast`."""
+        await self._transport.unsubscribe(topics.broadcast(self._fleet, digest))
 
     async def metadata(self, name: str) -> bytes:
         """One file of the TUF repository.
 
         Raises:
             NotFoundError: the repository has no such file.
-            UnavailableError: nobody answered, or not usefully.
+            UnavailableError: no controller answered, or none could.
+            TransportError: the agent is stopping, or the request cannot be sent.
         """
         for _ in range(METADATA_ATTEMPTS):
-            with self.pending() as pending, contextlib.suppress(asyncio.TimeoutError):
+            queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
+            pending = PendingRequest(self, queue.put_nowait)
+            with contextlib.closing(pending), contextlib.suppress(asyncio.TimeoutError):
                 request = messages.MetadataRequest(pending.new_id(), name)
                 topic = topics.request(self._fleet, "metadata", self._device)
                 await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
-                return await _collect(pending, name)
+                return await self._collect(queue, name)
         raise UnavailableError(f"no controller answered the request for {name} ({METADATA_ATTEMPTS} attempts)")
 
-    def _arrived(self, message: Message) -> None:
+    async def _collect(self, queue: asyncio.Queue[messages.Answer | None], name: str) -> bytes:
+        parts: dict[int, bytes] = {}
+        while True:
+            answer = await within(self._metadata_timeout_seconds, queue.get())
+            if answer is None:
+                raise TransportError("the agent is stopping")
+            check_answer(answer, name)
+            if not 1 <= answer.total <= MAX_PARTS or not 0 <= answer.index < answer.total:
+                raise DataError(f"part {answer.index} of {answer.total} of {name}: expected at most {MAX_PARTS} parts")
+            parts[answer.index] = answer.data
+            if len(parts) == answer.total:
+                return b"".join(parts[index] for index in sorted(parts))
+
+    def _on_answer(self, message: Message) -> None:
         try:
             answer = messages.decode(message.payload, messages.Answer)
         except DataError as error:
@@ -141,32 +168,20 @@ class RequestClient:
         if pending is None:
             self.foreign += 1
         else:
-            pending.queue.put_nowait(answer)
+            pending.receive(answer)
 
 
-def check_answer(answer: messages.Answer, what: str) -> None:
-    """Raise what an error answer means.
+def check_answer(answer: messages.Answer, name: str) -> None:
+    """Raise the error that an answer carries, if any; `name` is the requested thing, for the message.
 
     Raises:
-        NotFoundError: what was asked for does not exist.
-        UnavailableError: busy.
-        DataError: the controller does not take such a request.
+        NotFoundError: the requested thing does not exist.
+        UnavailableError: the controller is busy.
+        DataError: the controller refused the request.
     """
     if answer.error == "not-found":
-        raise NotFoundError(f"the controller has no {what}: {answer.message}")
+        raise NotFoundError(f"the controller has no {name}: {answer.message}")
     if answer.error == "busy":
-        raise UnavailableError(f"the controller is busy and did not send {what}")
+        raise UnavailableError(f"the controller is busy and did not send {name}")
     if answer.error:
-        raise DataError(f"the controller refused the request for {what}: {answer.error} {answer.message}".rstrip())
-
-
-async def _collect(pending: PendingRequest, name: str) -> bytes:
-    parts: dict[int, bytes] = {}
-    while True:
-        answer = await pending.next(METADATA_TIMEOUT_SECONDS)
-        check_answer(answer, name)
-        if not 1 <= answer.total <= MAX_PARTS or not 0 <= answer.index < answer.total:
-            raise DataError(f"part {answer.index} of {answer.total} of {name}: expected at most {MAX_PARTS} parts")
-        parts[answer.index] = answer.data
-        if len(parts) == answer.total:
-            return b"".join(parts[index] for index in sorted(parts))
+        raise DataError(f"the controller refused the request for {name}: {answer.error} {answer.message}".rstrip())

@@ -1,17 +1,24 @@
-"""Counters since the last telemetry, from counters that only rise."""
+"""Telemetry: the increase of counters since the last message."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
 
+from device_agents.control.link import ControlLink
+from edgekit.errors import TransportError
 from edgekit.mqtt.messages import Telemetry
+from edgekit.protocols import Clock
+
+log = logging.getLogger(__name__)
 
 
 class Window:
-    """Turns rising totals into what was added since the last one that was sent.
+    """Computes the increase of rising totals since the last message that was sent.
 
     Args:
-        device: Who says so.
+        device: Name of the device.
         now: Monotonic seconds at the beginning.
     """
 
@@ -21,17 +28,49 @@ class Window:
         self._totals: dict[str, float] = {}
 
     def peek(self, totals: Mapping[str, float], *, now: float, at: float) -> Telemetry:
-        """What was added; `now` is monotonic seconds, `at` wall clock. A total that fell has begun anew."""
+        """The message for the present window.
+
+        Args:
+            totals: Present totals. A total that is lower than before has restarted from 0.
+            now: Monotonic seconds.
+            at: Wall clock seconds.
+        """
         added = {name: total - self._before(name, total) for name, total in totals.items()}
         return Telemetry(self._device, at, now - self._since, added)
 
     def sent(self, totals: Mapping[str, float], *, now: float) -> None:
-        """Begin the next window: what `peek` gave has been sent."""
+        """Begin the next window; the message of `peek` has been sent."""
         self._totals, self._since = dict(totals), now
 
     def _before(self, name: str, total: float) -> float:
         before = self._totals.get(name, 0.0)
         return before if total >= before else 0.0
+
+
+class TelemetrySender:
+    """Sends the increase of the counters at an interval.
+
+    Args:
+        device: Name of the device.
+        link: Sends the messages.
+        counters: Gives the present totals.
+        clock: Time.
+    """
+
+    def __init__(self, device: str, link: ControlLink, counters: Callable[[], dict[str, float]], clock: Clock) -> None:
+        self._device, self._link, self._counters, self._clock = device, link, counters, clock
+
+    async def run(self, seconds: float) -> None:
+        """Send every `seconds` until cancelled. A message that cannot be sent becomes part of the next one."""
+        window = Window(self._device, self._clock.monotonic())
+        while True:
+            await asyncio.sleep(seconds)
+            totals, now = self._counters(), self._clock.monotonic()
+            try:
+                await self._link.telemetry(window.peek(totals, now=now, at=self._clock.wall()))
+                window.sent(totals, now=now)
+            except TransportError as error:
+                log.debug("telemetry waits: %s", error)
 
 
 def flatten(counters: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`edgekit-agent check`: what is looked at on a device, and the rules that judge it.
+"""`edgekit-agent check`: the checks of a device, and the rules that judge their values.
 
 Nothing here changes the device.
 """

@@ -1,4 +1,4 @@
-"""What `edgekit-agent check` concludes from what it was given; touches nothing."""
+"""Rules of `edgekit-agent check`: they judge given values and read nothing."""
 
 from __future__ import annotations
 
@@ -12,41 +12,47 @@ _FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 
 
 def judge_clock(now: float, traces: Mapping[str, float]) -> str:
-    """What the clock says; boards without a battery start in the past, where nothing that was signed is valid yet.
+    """Check the clock; a board without a battery starts in the past, where certificates are not valid yet.
 
     Args:
-        now: Of the wall clock, in seconds since 1970.
-        traces: What is known to have been, and when.
+        now: Wall clock, seconds since 1970.
+        traces: Events that have happened, such as the writing of a file, with their times.
+
+    Returns:
+        The time as text.
 
     Raises:
-        UnavailableError: the clock is before one of them.
+        UnavailableError: the clock is more than a day before one of the events.
     """
     says = time.strftime(_FORMAT, time.gmtime(now))
     for what, at in sorted(traces.items(), key=lambda trace: -trace[1]):
         if now < at - CLOCK_SLACK_SECONDS:
             raise UnavailableError(
-                f"the clock says {says}, but {what} is of {time.strftime(_FORMAT, time.gmtime(at))}.",
-                advice="No date of a signature or certificate can be judged: let the clock be set, see timedatectl.",
+                f"the clock says {says}, but {what} is dated {time.strftime(_FORMAT, time.gmtime(at))}.",
+                advice="With a wrong clock no signature or certificate can be checked: set the clock, see timedatectl.",
             )
     return says
 
 
 def judge_providers(present: Sequence[str], wanted: Sequence[str], *, required: bool) -> str:
-    """Which of ONNX Runtime's execution providers are there, and which are missing.
+    """Check ONNX Runtime's execution providers.
 
     Args:
-        present: What the installed ONNX Runtime has; none where it is not installed.
-        wanted: What the settings name.
-        required: Whether a missing one is an error.
+        present: Providers of the installed ONNX Runtime; empty when it is not installed.
+        wanted: Providers in the settings.
+        required: Whether a missing provider is an error.
+
+    Returns:
+        The present and the missing providers, as text.
 
     Raises:
-        SettingsError: a required one is missing.
+        SettingsError: a required provider is missing.
     """
     missing = [name for name in wanted if name not in present]
-    has = ", ".join(present) or "none, for ONNX Runtime is not installed"
+    has = ", ".join(present) or "none, because ONNX Runtime is not installed"
     if missing and required:
         raise SettingsError(
-            f"{', '.join(missing)} cannot be had; there is {has}.",
-            advice="Install the ONNX Runtime that has it, for GPUs edgekit[onnx-gpu], or take it out of agent.toml.",
+            f"missing providers: {', '.join(missing)}; present: {has}.",
+            advice="Install an ONNX Runtime with it (for GPUs: edgekit[onnx-gpu]), or remove it from agent.toml.",
         )
-    return f"{has}; without {', '.join(missing)}, which is asked for" if missing else has
+    return f"{has}; missing: {', '.join(missing)}" if missing else has

@@ -1,4 +1,4 @@
-"""The checks of `edgekit-agent check`: each looks at one thing and says what it found."""
+"""The checks of `edgekit-agent check`: each checks one thing and returns the finding as text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agents.assemble import broker_answers, read_root, root_version
+from device_agents.assemble import check_broker, metered_link, read_root, root_version
 from device_agents.diagnostics.check_rules import judge_clock, judge_providers
-from device_agents.diagnostics.pending import underway
-from device_agents.download.metered import MeteredLink
+from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
@@ -28,31 +27,31 @@ PROBE_NAME = "check.tmp"
 
 
 def checks_of(settings: AgentSettings, config: Path) -> dict[str, Callable[[], str]]:
-    """What is checked, by its name and in this order; each says what it found, or raises an EdgekitError.
+    """The checks by name, in the order of the output. Each returns its finding, or raises an EdgekitError.
 
     Args:
-        settings: Of the agent.
-        config: The file that they are from.
+        settings: Settings of the agent.
+        config: The settings file.
     """
-    look = _Checks(settings, config)
+    checks = _Checks(settings, config)
     return {
-        "clock": look.clock,
-        "key": look.key,
-        **({"class keys": look.class_keys} if settings.class_keys else {}),
-        "root": look.root,
-        "disk": look.disk,
-        "journal": look.journal,
-        "slots": look.slots,
-        "deployments": look.deployments,
-        "link": look.link,
-        "runtimes": look.runtimes,
-        "providers": look.providers,
-        "broker": look.broker,
+        "clock": checks.clock,
+        "key": checks.key,
+        **({"class keys": checks.class_keys} if settings.class_keys else {}),
+        "root": checks.root,
+        "disk": checks.disk,
+        "journal": checks.journal,
+        "slots": checks.slots,
+        "deployments": checks.deployments,
+        "link": checks.link,
+        "runtimes": checks.runtimes,
+        "providers": checks.providers,
+        "broker": checks.broker,
     }
 
 
 class _Checks:
-    """One method for each check. Nothing is opened before it is asked for, so that one fault hides no other."""
+    """One method for each check. Each opens what it needs itself, so that one fault hides no other."""
 
     def __init__(self, settings: AgentSettings, config: Path) -> None:
         self._settings, self._config = settings, config
@@ -66,7 +65,7 @@ class _Checks:
 
     def clock(self) -> str:
         traces = {str(path): path.stat().st_mtime for path in (self._config, self._settings.root) if path.exists()}
-        with contextlib.suppress(EdgekitError):  # what is wrong with the journal, its own check tells
+        with contextlib.suppress(EdgekitError):  # the check of the journal reports its faults
             for name, state in Journal(self._folder()).models().items():
                 if state.active is not None:
                     traces[f"the installation of {name} {state.active.version}"] = state.active.since
@@ -91,26 +90,31 @@ class _Checks:
         opened = Journal(self._folder())
         models = opened.models()
         if opened.damage:
-            raise DataError("; ".join(opened.damage), advice="Copies serve; look after the disk.")
-        return ", ".join(sorted(models)) or "no models yet"
+            raise DataError(
+                "; ".join(opened.damage),
+                advice="The agent uses the copies. Check the disk, and replace it if this happens again.",
+            )
+        return ", ".join(sorted(models)) or "no model yet"
 
     def slots(self) -> str:
-        found, folder = [], self._folder()
+        whole, folder = [], self._folder()
         for name, state in sorted(Journal(folder).models().items()):
             if state.active is not None:
                 check_slot(folder, name, state.active)
-                found.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
-        return ", ".join(found) or "nothing is installed"
+                whole.append(f"{name} {state.active.version} is whole in slot {state.active.slot}")
+        return ", ".join(whole) or "no bundle is installed"
 
     def deployments(self) -> str:
         folder = self._folder()
-        return "; ".join(underway(folder, Journal(folder).models())) or "none is under way"
+        return "; ".join(pending_deployments(folder, Journal(folder).models())) or "no unfinished deployment"
 
     def link(self) -> str:
-        one = self._settings
-        metered = MeteredLink(one.metered, one.metered_file, one.metered_deployment_bytes)
-        share = f"but for {metered.deployment_bytes} bytes each" if metered.deployment_bytes else "for another link"
-        return f"metered: deployments wait {share}" if metered.is_metered() else "not metered"
+        link = metered_link(self._settings)
+        if not link.is_metered():
+            return "not metered"
+        if link.deployment_bytes:
+            return f"metered: each deployment may fetch {link.deployment_bytes} bytes, then it waits"
+        return "metered: deployments wait for a link that is not metered"
 
     def runtimes(self) -> str:
         if not self._facts.runtimes:
@@ -122,5 +126,5 @@ class _Checks:
         return judge_providers(self._facts.providers, self._settings.providers, required=required)
 
     def broker(self) -> str:
-        asyncio.run(broker_answers(self._settings, BROKER_SECONDS))
+        asyncio.run(check_broker(self._settings, BROKER_SECONDS))
         return self._settings.broker

@@ -1,4 +1,4 @@
-"""Fetching a bundle's files: from blocks on the device, deltas, HTTP ranges, MQTT requests and broadcasts.
+"""Downloads a bundle from MQTT requests, HTTP ranges, broadcasts, other slots and deltas, within the owner's limits.
 
-Every source ends in the same verification; nothing here activates a bundle.
+Nothing here decides whether a bundle is wanted, and nothing here activates one.
 """

@@ -1,11 +1,11 @@
-"""A file that is filled block by block: each block is checked before it is written, and a cut loses a few at most."""
+"""A file that is filled block by block. Each block is checked before it is written; a power cut loses the last few."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 
-from device_agents.download.local_blocks import find_blocks, read_place
+from device_agents.download.local_blocks import find_blocks, read_location
 from edgekit.bundle.manifest import BLOCK_BYTES, FileEntry
 from edgekit.errors import DataError, DigestMismatchError
 from edgekit.protocols import Disk
@@ -18,12 +18,15 @@ SPARE_BYTES = 1024 * 1024
 
 
 class BlockFile:
-    """One artifact on its way: the preallocated file, and its block map beside it.
+    """A partly downloaded file: the preallocated file, and the map of its present blocks beside it.
 
     Args:
-        disk: Where it is written.
+        disk: Disk that it is written to.
         name: Disk name of the file; the map has the suffix ``.map``.
-        entry: What the signed manifest says about it.
+        entry: Its entry in the signed manifest.
+
+    Attributes:
+        blocks: Map of the present blocks.
     """
 
     MAP_SUFFIX = ".map"
@@ -31,14 +34,14 @@ class BlockFile:
     def __init__(self, disk: Disk, name: str, entry: FileEntry) -> None:
         self._disk, self._name, self._entry = disk, name, entry
         self._unsaved = 0
-        self._places: dict[str, list[int]] = {}
+        self._indexes: dict[str, list[int]] = {}  # digest -> blocks with this content
         for index, digest in enumerate(entry.blocks):
-            self._places.setdefault(digest, []).append(index)
+            self._indexes.setdefault(digest, []).append(index)
         self.blocks = BlockMap(entry.size)
 
     def open(self) -> None:
-        """Take up what an earlier attempt left, each present block hashed anew; or reserve the space."""
-        self.blocks = self._restored()
+        """Reuse the blocks of an earlier attempt, each hashed again; or reserve the space."""
+        self.blocks = self._read_map()
         if not self._disk.exists(self._name) or self._disk.size(self._name) != self._entry.size:
             self._disk.preallocate(self._name, self._entry.size)
             self.blocks = BlockMap(self._entry.size)
@@ -47,55 +50,55 @@ class BlockFile:
                 self.blocks.clear(index)
 
     def wanted(self) -> list[int]:
-        """Missing blocks, in order; of those with the same content only the first."""
+        """Missing blocks, in order; of several blocks with the same content only the first."""
         return sorted({self._entry.blocks[index]: index for index in reversed(self.blocks.missing())}.values())
 
     def put(self, index: int, data: bytes) -> None:
-        """Check one block and write it wherever the file has the same content.
+        """Check one block, and write it at every index that has the same content.
 
         Raises:
-            DigestMismatchError: it is not the block that the manifest names.
+            DigestMismatchError: the data is not the block that the manifest names.
             DiskError: the disk failed.
         """
         if not self._matches(index, data):
             found = hashlib.sha256(data).hexdigest()
-            what = f"block {index} of {self._entry.path} (sha256 {self._entry.sha256})"
-            raise DigestMismatchError(what, expected=self._entry.blocks[index], found=found)
-        for place in self._places[self._entry.blocks[index]]:
-            if place not in self.blocks:
-                self._disk.write_at(self._name, place * BLOCK_BYTES, data)
-                self.blocks.mark(place)
+            name = f"block {index} of {self._entry.path} (sha256 {self._entry.sha256})"
+            raise DigestMismatchError(name, expected=self._entry.blocks[index], found=found)
+        for same in self._indexes[self._entry.blocks[index]]:
+            if same not in self.blocks:
+                self._disk.write_at(self._name, same * BLOCK_BYTES, data)
+                self.blocks.mark(same)
                 self._unsaved += 1
         if self._unsaved >= SYNC_EVERY_BLOCKS:
             self.save()
 
     def save(self) -> None:
-        """Make the blocks durable, and then the map that says so."""
+        """Make the blocks durable, and after them the map."""
         self._disk.sync(self._name)
         self._disk.write(self._name + self.MAP_SUFFIX, self.blocks.to_bytes())
         self._unsaved = 0
 
     def reuse(self) -> int:
-        """Take every missing block that some slot of this disk holds; returns how many of this file's that were."""
+        """Copy every missing block that a slot of this disk has; returns how many blocks became present."""
         before = self.blocks.present
         wanted = self.wanted()
-        found = find_blocks(self._disk, {self._entry.blocks[index] for index in wanted})
+        locations = find_blocks(self._disk, {self._entry.blocks[index] for index in wanted})
         for index in wanted:
             _, length = self.blocks.span(index)
-            for place in found.get(self._entry.blocks[index], ()):
-                data = read_place(self._disk, place, length)
+            for location in locations.get(self._entry.blocks[index], ()):
+                data = read_location(self._disk, location, length)
                 if self._matches(index, data):
                     self.put(index, data)
                     break
         return self.blocks.present - before
 
-    def _restored(self) -> BlockMap:
+    def _read_map(self) -> BlockMap:
         try:
             return BlockMap.from_bytes(self._entry.size, self._disk.read(self._name + self.MAP_SUFFIX))
         except FileNotFoundError:
             return BlockMap(self._entry.size)
         except DataError as error:
-            log.warning("%s starts from nothing: %s", self._name, error)
+            log.warning("%s is fetched from its beginning: %s", self._name, error)
             return BlockMap(self._entry.size)
 
     def _read(self, name: str, index: int) -> bytes:

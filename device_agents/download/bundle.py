@@ -1,11 +1,11 @@
-"""Fills a folder with the files of a manifest: what is on the device, then deltas, then what must be fetched whole."""
+"""Downloads the files of a manifest: blocks on this device first, then deltas, then blocks from the network."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
-from device_agents.download.block_fetcher import MAX_WRONG, fetch_blob
+from device_agents.download.block_fetcher import MAX_WRONG_BLOCKS, fetch_blob
 from device_agents.download.block_file import SPARE_BYTES, BlockFile
 from device_agents.download.deltas import DeltaFiller
 from device_agents.threads import in_thread
@@ -15,20 +15,20 @@ from edgekit.errors import DigestMismatchError, DiskError, RefusedError
 from edgekit.protocols import BlockSource, Disk
 
 
-class Download:
-    """Fills a folder with the files of a manifest, from slots on this disk first and from `source` for the rest.
+class BundleDownload:
+    """Downloads the files of a manifest into a folder: blocks from slots on this disk first, the rest from `source`.
 
     Args:
-        disk: Where to.
-        source: Blocks that are not here.
-        counters: `blocks_fetch.TRANSFER_COUNTERS`, which only rise; `blocks_reused` were on this disk already,
-            `blocks_made` came out of deltas.
-        budget: Bytes that may be fetched, wrong and repeated ones included; None for any number.
+        disk: Disk that is written to.
+        source: Source of the blocks that this disk does not have.
+        counters: `block_fetcher.TRANSFER_COUNTERS`, which only rise. `blocks_reused` counts blocks from slots,
+            `blocks_made` blocks from deltas.
+        budget: Bytes that may be fetched, wrong and repeated blocks included; None for no limit.
         offers: Deltas that the signed catalogue offers.
-        check_cost: Called with `fetched` as it rises; raises where no more may be fetched for now.
+        check_cost: Called with `fetched` each time it rises; raises when no more may be fetched at present.
 
     Attributes:
-        fetched: Bytes that were.
+        fetched: Bytes fetched by this download.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Download:
         self.fetched = 0
 
     async def run(self, manifest: Manifest, folder: str, *, make_room: Callable[[], None]) -> None:
-        """Fetch every missing block of every file; what is verified stays, however this ends.
+        """Fetch every missing block of every file. Verified blocks are kept when this fails.
 
         Args:
-            manifest: Names the files and the digest of each block.
-            folder: Disk name of where they go.
-            make_room: Called once, when there is not enough space; frees what can be spared.
+            manifest: Manifest with the files and the digest of each block.
+            folder: Disk name of the target folder.
+            make_room: Called once when there is not enough space; frees the space that can be spared.
 
         Raises:
-            DiskError: there is not enough space (found before the first byte), or the disk failed.
+            DiskError: there is not enough space (found before the first byte is fetched), or the disk failed.
             DigestMismatchError: the source sent a wrong block three times.
             RefusedError: the budget is spent.
-            MeteredError: no more may be fetched over the link as it is.
+            MeteredError: no more may be fetched over the metered link.
             NotFoundError, TransportError: as the source.
         """
         await in_thread(self._prepare, manifest, folder, make_room)
@@ -68,7 +68,7 @@ class Download:
             try:
                 self._counters["blocks_reused"] += await in_thread(file.reuse)
                 if self._offers:
-                    await self._make(file, entry, folder)
+                    await self._make_from_delta(file, entry, folder)
                 await self._fetch(file, entry)
             finally:
                 await in_thread(file.save)
@@ -88,7 +88,7 @@ class Download:
     def _unreserved(self, name: str, entry: FileEntry) -> int:
         return max(0, entry.size - self._disk.size(name)) if self._disk.exists(name) else entry.size
 
-    async def _make(self, file: BlockFile, entry: FileEntry, folder: str) -> None:
+    async def _make_from_delta(self, file: BlockFile, entry: FileEntry, folder: str) -> None:
         filler = DeltaFiller(self._disk, self._offers, fetch_blob=self._fetch_blob, fetch_file=self._fetch)
         try:
             await filler.fill(file, entry, folder)
@@ -103,7 +103,7 @@ class Download:
         return data
 
     async def _fetch(self, file: BlockFile, entry: FileEntry, only: Iterable[int] | None = None) -> None:
-        """Fetch what is missing of a file, or of the blocks `only`."""
+        """Fetch the missing blocks of a file, or those of them that are in `only`."""
         wrong: Counter[int] = Counter()
         chosen = None if only is None else set(only)
         while wanted := [index for index in file.wanted() if chosen is None or index in chosen]:
@@ -111,15 +111,15 @@ class Download:
             blocks, left = self._source.blocks(entry.sha256, wanted, entry.blocks), len(wanted)
             try:
                 async for index, data in blocks:
-                    await self._take(file, index, data, wrong)
+                    await self._write(file, index, data, wrong)
                     left -= 1
-                    if left:  # the last one was paid for, and what it completes need not wait
+                    if left:  # after the last block no more is fetched
                         self._check_cost(self.fetched)
             finally:
                 if isinstance(blocks, AsyncGenerator):
-                    await blocks.aclose()  # now, and not when it is collected: it holds request ids
+                    await blocks.aclose()  # at once, because it holds request ids
 
-    async def _take(self, file: BlockFile, index: int, data: bytes, wrong: Counter[int]) -> None:
+    async def _write(self, file: BlockFile, index: int, data: bytes, wrong: Counter[int]) -> None:
         self._count(len(data))
         try:
             await in_thread(file.put, index, data)
@@ -127,7 +127,7 @@ class Download:
         except DigestMismatchError:
             self._counters["wrong_blocks"] += 1
             wrong[index] += 1
-            if wrong[index] >= MAX_WRONG:
+            if wrong[index] >= MAX_WRONG_BLOCKS:
                 raise
 
     def _count(self, size: int) -> None:
@@ -136,5 +136,5 @@ class Download:
         if self._budget is not None and self.fetched > self._budget:
             raise RefusedError(
                 f"the deployment has fetched more than its budget, of which {self._budget} bytes were left",
-                advice="Something damages or loses most blocks on their way; a larger download_budget allows more.",
+                advice="Most blocks were damaged or lost in transfer. Check the link, or set a larger download_budget.",
             )

@@ -1,6 +1,6 @@
-"""Blocks by HTTP range from URLs that a controller hints at: nobody vouches for them, so each block is checked here.
+"""Blocks by HTTP range from URLs that a controller names. The URLs are not signed, so each block is checked here.
 
-A URL that fails, lies, stalls or changes its mind is given up; its blocks go back to those that are asked for.
+A URL that fails, stalls, or sends wrong or changing data is given up; its blocks are then requested over MQTT.
 """
 
 from __future__ import annotations
@@ -14,31 +14,30 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from device_agents.control.requests import PendingRequest
+from device_agents.download.block_sources import Arrival, Inbox, WantedBlocks
+from device_agents.download.gate import Gate
+from device_agents.download.options import TransferTimings
 from device_agents.threads import in_thread
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import UnavailableError
-from edgekit.mqtt.messages import Answer
 
 log = logging.getLogger(__name__)
 
-FETCHED = "http"  # the request id of what came this way; ids from the network are longer
 MAX_URLS = 4
-MAX_URL_LENGTH = 4096  # presigned ones are long
+MAX_URL_LENGTH = 4096  # presigned URLs are long
 MAX_REDIRECTS = 3
 MAX_FAILURES = 3
 RUN_BLOCKS = 16
-TIMEOUT_SECONDS = 10.0  # for a connection, and for each part of an answer
-RUN_SECONDS = 60.0  # for one range as a whole
+PATIENCE_SECONDS = 5.0
 _PIECE_BYTES = 64 * 1024
-_LEAVE = (404, 403, 410, 416, 200)  # what trying again does not mend; 200 is a server that knows no ranges
+_FINAL_STATUSES = (404, 403, 410, 416, 200)  # another attempt gives the same; 200: the server knows no ranges
 
 
 class RangeError(UnavailableError):
-    """A URL did not give what it should; `final` where it is not asked again."""
+    """A URL did not give the requested blocks; `final` when it must not be tried again."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
@@ -46,7 +45,7 @@ class RangeError(UnavailableError):
 
 
 def usable_urls(urls: Sequence[str]) -> list[str]:
-    """Those that may be fetched from: HTTP or HTTPS, with a host and without a password, each once."""
+    """The URLs that may be used: HTTP or HTTPS, with a host and without a user name; each once, at most MAX_URLS."""
     return [url for url in dict.fromkeys(urls) if len(url) <= MAX_URL_LENGTH and _is_usable(url)][:MAX_URLS]
 
 
@@ -65,12 +64,14 @@ class RangeReader:
     """One URL, read by ranges over one connection. It blocks, so it is called in a thread.
 
     Args:
-        url: As `usable_urls` gave it.
-        clock: Monotonic seconds.
+        url: A URL that `usable_urls` returned.
+        timings: Time-outs.
+        clock: Gives monotonic seconds.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str, timings: TransferTimings, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
+        self._timings = timings
         self._clock = clock
         self._connection: http.client.HTTPConnection | None = None
         self._etag = ""
@@ -79,14 +80,14 @@ class RangeReader:
         """Up to `count` blocks from block `first` on; fewer bytes at the end of the file.
 
         Raises:
-            RangeError: the server did not answer with that range, in time.
+            RangeError: the server did not answer with that range in time.
         """
         start, length = first * BLOCK_BYTES, count * BLOCK_BYTES
         try:
-            return self._read(start, length, self._clock() + RUN_SECONDS)
+            return self._read(start, length, self._clock() + self._timings.http_range_seconds)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise RangeError(f"{_shown(self._url)}: {error or type(error).__name__}") from error
+            raise RangeError(f"{_without_query(self._url)}: {error or type(error).__name__}") from error
         except RangeError:
             self.close()
             raise
@@ -107,14 +108,14 @@ class RangeReader:
     def _read(self, start: int, length: int, deadline: float) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             parts = urlsplit(self._url)
-            self._connection = self._connection or _connect(parts)
+            self._connection = self._connection or _connect(parts, self._timings.http_timeout_seconds)
             self._connection.request("GET", _target(parts), headers=self._headers(start, length))
             response = self._connection.getresponse()
             if response.status in (301, 302, 303, 307, 308):
                 self._follow(response.getheader("Location", ""))
                 continue
             return self._body(response, start, length, deadline)
-        raise RangeError(f"{_shown(self._url)}: more than {MAX_REDIRECTS} redirects", final=True)
+        raise RangeError(f"{_without_query(self._url)}: more than {MAX_REDIRECTS} redirects", final=True)
 
     def _headers(self, start: int, length: int) -> dict[str, str]:
         headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
@@ -125,67 +126,97 @@ class RangeReader:
         target = urljoin(self._url, location)
         safe = not (self._url.startswith("https:") and not target.startswith("https:"))
         if not location or not usable_urls([target]) or not safe:
-            raise RangeError(f"{_shown(self._url)} redirects to {location[:80]!r}", final=True)
+            raise RangeError(f"{_without_query(self._url)} redirects to {location[:80]!r}", final=True)
         self._url = target
 
     def _body(self, response: http.client.HTTPResponse, start: int, length: int, deadline: float) -> bytes:
         if response.status != 206:
-            final = response.status in _LEAVE
-            raise RangeError(f"{_shown(self._url)} answers {response.status}, expected 206", final=final)
+            final = response.status in _FINAL_STATUSES
+            raise RangeError(f"{_without_query(self._url)} answers {response.status}, expected 206", final=final)
         if not response.getheader("Content-Range", "").startswith(f"bytes {start}-"):
-            raise RangeError(f"{_shown(self._url)} sends another range than asked for", final=True)
+            raise RangeError(f"{_without_query(self._url)} sent another range than requested", final=True)
         etag = response.getheader("ETag", "")
         self._etag = etag if etag.startswith('"') and len(etag) < 200 and etag.isprintable() else self._etag
         data = bytearray()
         while len(data) < length and (piece := response.read1(min(_PIECE_BYTES, length - len(data)))):
             data += piece
             if self._clock() > deadline:
-                raise RangeError(f"{_shown(self._url)}: {len(data)} bytes in {RUN_SECONDS:.0f} s")
+                limit = self._timings.http_range_seconds
+                raise RangeError(f"{_without_query(self._url)}: {len(data)} bytes in {limit:.0f} s")
         if response.read1(1) or not response.isclosed():
-            self.close()  # what is left of an endless answer is not read
+            self.close()  # the answer is longer than requested: the rest is not read
         return bytes(data)
 
 
-class RangeSources:
-    """Fetches blocks from several URLs at once and puts the right ones into an exchange.
+class HttpRanges:
+    """TransferSource over HTTP ranges: fetches from several URLs at once, and checks the hash of each block.
 
     Args:
-        pending: Where they go, as answers to FETCHED; an answer without data says that the last URL was given up.
+        inbox: Receives the blocks; an arrival without data says that the last URL was given up.
+        wanted: Blocks of the transfer.
+        gate: Limits of the owner.
         hashes: sha256 (hex) of each block of the blob.
-        take: Takes up to so many neighbouring blocks to fetch from those that wait, at the pace that is allowed; none
-            when nothing waits.
-        give_back: Lets others have them.
         counters: Gets `http_blocks` and `http_failures`.
+        timings: Time-outs of the HTTP requests.
+        enabled: False to fetch from no URL.
+
+    Attributes:
+        enabled: Whether URLs are used.
     """
 
     def __init__(
         self,
-        pending: PendingRequest,
+        inbox: Inbox,
+        wanted: WantedBlocks,
+        gate: Gate,
         hashes: Sequence[str],
-        take: Callable[[int], Awaitable[list[int]]],
-        give_back: Callable[[list[int]], None],
         counters: Counter[str],
+        *,
+        timings: TransferTimings,
+        enabled: bool,
     ) -> None:
-        self._pending, self._hashes, self._take, self._give_back = pending, hashes, take, give_back
-        self._counters = counters
+        self._inbox, self._wanted, self._gate, self._hashes = inbox, wanted, gate, hashes
+        self._counters, self._timings = counters, timings
+        self.enabled = enabled
         self._workers: set[asyncio.Task[None]] = set()
         self._readers: set[RangeReader] = set()
-        self._room = asyncio.Semaphore(2 * RUN_BLOCKS)  # blocks that wait to be written
+        self._room = asyncio.Semaphore(2 * RUN_BLOCKS)  # blocks in the inbox that are not written yet
 
     @property
-    def working(self) -> bool:
+    def active(self) -> bool:
         """True while some URL is being fetched from."""
         return bool(self._workers)
 
+    @property
+    def patience_seconds(self) -> float:
+        """Time between two looks at the workers; they end by themselves and then put an arrival into the inbox."""
+        return PATIENCE_SECONDS
+
     def start(self, urls: Sequence[str]) -> None:
-        """Begin with every usable URL; nothing happens where there is none."""
+        """Begin with every usable URL; nothing happens without one."""
         for url in usable_urls(urls):
             task = asyncio.get_running_loop().create_task(self._work(url))
             self._workers.add(task)
             task.add_done_callback(self._ended)
 
+    async def request(self) -> None:
+        """Nothing: the workers fetch by themselves."""
+
+    async def accept(self, arrival: Arrival) -> bool:
+        """True for a block that is still missing."""
+        if not arrival.data:
+            return False
+        self._room.release()
+        if arrival.index not in self._wanted.missing:
+            return False
+        self._wanted.arrived(arrival.index)
+        return True
+
+    async def on_silence(self) -> None:
+        """Nothing: each worker has its own time-outs."""
+
     async def stop(self) -> None:
-        """End every worker, and wait for the ranges that are under way."""
+        """End every worker, and wait for the ranges that are being read."""
         workers = list(self._workers)
         for reader in self._readers:
             reader.abort()
@@ -196,17 +227,13 @@ class RangeSources:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._workers.discard(task)
         if not self._workers:
-            self._pending.queue.put_nowait(Answer(FETCHED))
-
-    def taken(self) -> None:
-        """One block of those in the exchange was taken out."""
-        self._room.release()
+            self._inbox.put(Arrival(self))
 
     async def _work(self, url: str) -> None:
-        reader, failures = RangeReader(url), 0
+        reader, failures = RangeReader(url, self._timings), 0
         self._readers.add(reader)
         try:
-            while failures < MAX_FAILURES and (run := await self._take(RUN_BLOCKS)):
+            while failures < MAX_FAILURES and (run := await self._take_run()):
                 try:
                     await self._fetch(reader, run)
                     failures = 0
@@ -214,11 +241,19 @@ class RangeSources:
                     failures = MAX_FAILURES if error.final else failures + 1
                     self._counters["http_failures"] += 1
                     log.warning("blocks by HTTP: %s", error)
-        except UnavailableError as error:  # quiet hours; whoever asks next says so
+        except UnavailableError as error:  # quiet hours; the next request over MQTT raises it too
             log.info("blocks by HTTP: %s", error)
         finally:
             self._readers.discard(reader)
             await in_thread(reader.close)
+
+    async def _take_run(self) -> list[int]:
+        """Blocks for one range, at the pace that the gate allows; empty when no block waits."""
+        waiting = self._wanted.waiting()
+        if not waiting:
+            return []
+        allowed = await self._gate.pass_blocks(min(RUN_BLOCKS, waiting), wait=True)
+        return self._wanted.take_run(allowed)
 
     async def _fetch(self, reader: RangeReader, run: list[int]) -> None:
         left = list(run)
@@ -227,27 +262,27 @@ class RangeSources:
             for at, index in enumerate(run):
                 block = data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
                 if hashlib.sha256(block).hexdigest() != self._hashes[index]:
-                    raise RangeError(f"block {index} is wrong", final=True)
+                    raise RangeError(f"block {index} has a wrong hash", final=True)
                 await self._room.acquire()
                 left.remove(index)
                 self._counters["http_blocks"] += 1
-                self._pending.queue.put_nowait(Answer(FETCHED, index=index, data=block))
+                self._inbox.put(Arrival(self, index, block))
         finally:
-            self._give_back(left)
+            self._wanted.put_back(left)
 
 
-def _connect(parts: SplitResult) -> http.client.HTTPConnection:
+def _connect(parts: SplitResult, timeout_seconds: float) -> http.client.HTTPConnection:
     host = parts.hostname or ""
     if parts.scheme == "https":
         context = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, parts.port, timeout=TIMEOUT_SECONDS, context=context)
-    return http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_SECONDS)
+        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_seconds, context=context)
+    return http.client.HTTPConnection(host, parts.port, timeout=timeout_seconds)
 
 
 def _target(parts: SplitResult) -> str:
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _shown(url: str) -> str:
-    """Without the query, which may hold a signature."""
+def _without_query(url: str) -> str:
+    """The URL for messages, without its query, which may hold a signature."""
     return url.partition("?")[0][:200]

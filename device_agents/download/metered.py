@@ -1,24 +1,25 @@
-"""Whether the link costs by the byte at the moment, and what a deployment may then fetch over it."""
+"""Whether the link is metered (its traffic costs money), and how much a deployment may fetch over it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from edgekit.errors import UnavailableError
 
 
 class MeteredError(UnavailableError):
-    """A deployment waits for a link that costs nothing."""
+    """A deployment waits until the link is no longer metered."""
 
 
-class MeteredLink(NamedTuple):
-    """What the owner says of the link.
+class MeteredLink(msgspec.Struct, frozen=True):
+    """When the link is metered, and what a deployment may fetch over it then.
 
     Attributes:
-        always: It is metered.
-        file: It is metered while this file exists; whoever knows the link makes and removes it.
-        deployment_bytes: Most that one deployment may fetch over it.
+        always: True when the link is always metered.
+        file: The link is metered while this file exists; a network hook creates and removes it.
+        deployment_bytes: Bytes that one deployment may fetch over a metered link.
     """
 
     always: bool = False
@@ -26,7 +27,7 @@ class MeteredLink(NamedTuple):
     deployment_bytes: int = 0
 
     def is_metered(self) -> bool:
-        """True while it costs, or while that cannot be told."""
+        """True while the link is metered, or while that cannot be determined."""
         if self.always or self.file is None:
             return self.always
         try:
@@ -34,12 +35,12 @@ class MeteredLink(NamedTuple):
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # a folder that may not be searched: waiting costs nothing
+            return True  # for example a folder without search permission: waiting costs nothing
         return True
 
     def check(self, fetched: int) -> None:
-        """Raises MeteredError where a deployment that has fetched so many bytes must wait."""
+        """Raise MeteredError when a deployment that has fetched `fetched` bytes must wait."""
         if fetched >= self.deployment_bytes and self.is_metered():
-            said = "by this device's settings" if self.always else f"while {self.file} exists"
+            source = "by this device's settings" if self.always else f"while {self.file} exists"
             allowed = f"{self.deployment_bytes} bytes of a deployment" if self.deployment_bytes else "nothing"
-            raise MeteredError(f"waiting: the link is metered {said}, and {allowed} may be downloaded over it")
+            raise MeteredError(f"waiting: the link is metered {source}, and {allowed} may be downloaded over it")

@@ -1,4 +1,4 @@
-"""How much a device may download, and when: a rate, and hours in which nothing is fetched. Rules only; no clock."""
+"""Rules for the download rate and for the quiet hours of a device; no clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
 class QuietHours(msgspec.Struct, frozen=True):
-    """From minute `first` of the day up to minute `last`, which may be on the next day."""
+    """A range of local time: from minute `first` of the day up to minute `last`, which may be on the next day."""
 
     first: int
     last: int
@@ -27,29 +27,29 @@ class QuietHours(msgspec.Struct, frozen=True):
 
 
 def parse_quiet_hours(text: str) -> QuietHours | None:
-    """``22:00-06:30`` as hours; None for an empty text.
+    """Parse ``22:00-06:30``; None for an empty text.
 
     Raises:
-        ValueError: it is of another form, or begins when it ends.
+        ValueError: the text has another form, or the range is empty.
     """
     if not text:
         return None
-    found = _HOURS.fullmatch(text)
-    if found is None:
+    match = _HOURS.fullmatch(text)
+    if match is None:
         raise ValueError(f"quiet hours are {text!r}, expected HH:MM-HH:MM, for example 08:00-18:30")
-    first_hour, first_minute, last_hour, last_minute = (int(part) for part in found.groups())
+    first_hour, first_minute, last_hour, last_minute = (int(part) for part in match.groups())
     hours = QuietHours(first_hour * 60 + first_minute, last_hour * 60 + last_minute)
     if hours.first == hours.last:
-        raise ValueError(f"quiet hours {text!r} begin when they end; to stop downloads pause the rollout")
+        raise ValueError(f"quiet hours {text!r} begin and end at the same time; pause the rollout to stop downloads")
     return hours
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """A rate with a burst: holds what one second brings, and one block at least.
+    """Token bucket: limits the rate, with a burst of one second or one block, whichever is larger.
 
     Attributes:
         rate: Bytes per second; 0 for no limit.
-        level: Bytes that may be asked for at `at`; below zero they are owed.
+        level: Bytes that may be requested at `at`; negative after a burst that was larger than the bucket.
         at: Monotonic seconds.
     """
 
@@ -59,19 +59,19 @@ class Bucket(msgspec.Struct, frozen=True):
 
     @classmethod
     def full(cls, rate: int, now: float) -> Bucket:
-        """A bucket that has rested."""
+        """A full bucket."""
         return cls(rate, float(max(rate, BLOCK_BYTES)), now)
 
     def blocks(self, now: float, wanted: int) -> int:
-        """How many of `wanted` blocks may be asked for now."""
+        """How many of `wanted` blocks may be requested now."""
         return wanted if not self.rate else max(0, min(wanted, int(self._level(now) // BLOCK_BYTES)))
 
     def take(self, now: float, blocks: int) -> Bucket:
-        """After so many blocks were asked for."""
+        """The bucket after `blocks` blocks were requested."""
         return Bucket(self.rate, self._level(now) - blocks * BLOCK_BYTES, now) if self.rate else self
 
     def wait_seconds(self, now: float) -> float:
-        """How long until one block may be asked for."""
+        """Seconds until one block may be requested."""
         return max(0.0, (BLOCK_BYTES - self._level(now)) / self.rate) if self.rate else 0.0
 
     def _level(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""The update of one model: the state machine, its transitions, and the effects that they ask for.
+"""The update of one model: the state machine, its transitions and its effects.
 
-`machine` and `transitions` are pure; `runner` journals each state before it runs an effect.
+`machine`, `transitions` and `probation` are rules and do no I/O; `runner` journals each state before its effects.
 """

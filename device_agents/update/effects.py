@@ -1,4 +1,4 @@
-"""The effects of the UpdateMachine, each safe to repeat, and each outcome turned into one event."""
+"""Runs the effects of the UpdateMachine. Each effect is safe to repeat, and ends in one event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from device_agents.deployment import (
     Activated,
@@ -31,8 +31,9 @@ from device_agents.deployment import (
 )
 from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.block_file import SPARE_BYTES
-from device_agents.download.bundle import Download
-from device_agents.download.deltas import keep_offers, kept_offers
+from device_agents.download.bundle import BundleDownload
+from device_agents.download.deltas import load_offers, save_offers
+from device_agents.download.options import DownloadOptions
 from device_agents.protocols import Inference, SelfTester, Trust
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
@@ -58,26 +59,42 @@ log = logging.getLogger(__name__)
 
 INCOMING = "incoming"
 WATCH_SECONDS = 0.5
-_PASSING = (UnavailableError, ExpiredError)  # expired metadata is renewed by the control side
-_LASTING = (DiskError, MissingExtraError)  # of the former, what waiting does not mend
+_TEMPORARY = (UnavailableError, ExpiredError)  # the controller renews expired metadata
+_PERMANENT = (DiskError, MissingExtraError)  # kinds of UnavailableError that another attempt does not solve
 _REFUSED = (VerificationError, CompatibilityError, SelfTestError)
+
+
+class BundleChecks(NamedTuple):
+    """The checks that a bundle must pass on this device.
+
+    Attributes:
+        self_test: Tests a staged bundle on its golden samples, in a runtime of its own.
+        mismatches: Gives every reason why a manifest does not fit this device.
+        probation: Limits for live answers in probation.
+    """
+
+    self_test: SelfTester
+    mismatches: Callable[[Manifest], list[str]]
+    probation: ProbationLimits = ProbationLimits()
 
 
 class Effects:
     """Runs effects for every model of the device.
 
     Args:
-        disk: Everything durable.
-        journal: For the trusted metadata versions.
+        disk: The device's folder.
+        journal: Notes the trusted metadata versions.
         trust: Verified metadata; used by one caller at a time.
-        fetcher: Blocks and manifests.
-        inference: What answers; told to switch.
-        self_test: Judges a staged bundle by its golden samples with a runtime of its own.
-        mismatches: Every reason why a manifest does not fit this device.
+        fetcher: Fetches blocks and manifests.
+        inference: Answers local applications; switched to a new bundle here.
+        checks: The checks of a bundle.
+        download: Limits of downloads.
         clock: Wall time for reports and expiry.
-        max_bundle_bytes: A larger bundle is refused.
-        download_budget: A deployment may fetch so many times the bytes of its bundle, over all its attempts.
-        probation: What live answers must stay within.
+
+    Attributes:
+        trust_lock: Held by the one caller that uses `trust`.
+        transfers: Transfer counters of the fetcher.
+        unexpected_errors: Count of effects that ended in an unexpected error.
     """
 
     def __init__(
@@ -88,21 +105,15 @@ class Effects:
         trust: Trust,
         fetcher: BlockFetcher,
         inference: Inference,
-        self_test: SelfTester,
-        mismatches: Callable[[Manifest], list[str]],
+        checks: BundleChecks,
+        download: DownloadOptions,
         clock: Clock,
-        max_bundle_bytes: int,
-        download_budget: float = 3.0,
-        probation: ProbationLimits | None = None,
     ) -> None:
         self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
-        self._inference, self._self_test, self._mismatches = inference, self_test, mismatches
-        self._clock, self._max_bundle_bytes = clock, max_bundle_bytes
-        self._download_budget = download_budget
-        self._probation = probation or ProbationLimits()
-        self._activated: dict[str, dict[str, float]] = {}  # counters by model, when it was activated
-        self._fetched: dict[str, int] = {}  # by model, in the attempt that failed
-        self._live: dict[str, tuple[str, str]] = {}  # by model, slot and digest
+        self._inference, self._checks, self._download_options, self._clock = inference, checks, download, clock
+        self._activated: dict[str, dict[str, float]] = {}  # model -> its counters at the activation
+        self._fetched: dict[str, int] = {}  # model -> bytes that the present attempt has fetched
+        self._live: dict[str, tuple[str, str]] = {}  # model -> slot and digest of the live bundle
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
@@ -119,7 +130,7 @@ class Effects:
         }
 
     async def run(self, effect: Effect, model: str, state: UpdateRecord) -> UpdateEvent:
-        """Run one effect for the state that was journalled; never raises but when cancelled."""
+        """Run one effect for the journalled state. Every error becomes a Failed event; only cancelling raises."""
         try:
             if effect is Effect.ROLL_BACK:
                 return await self._roll_back(model, state)
@@ -130,37 +141,37 @@ class Effects:
             await work(state)
             return outcome(at=self._clock.wall())
         except EdgekitError as error:
-            passing = isinstance(error, _PASSING) and not isinstance(error, _LASTING)
+            passing = isinstance(error, _TEMPORARY) and not isinstance(error, _PERMANENT)
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
             fetched = self._fetched.pop(model, 0)
             costly = bool(fetched) or effect not in (Effect.RESOLVE, Effect.DOWNLOAD)
             return self._failed(error, passing=passing, refused=refused, costly=costly, fetched=fetched)
         except Exception as error:
-            # The supervision boundary: a bug met in one model's update must not end the agent, which still serves.
+            # The boundary of the update: a bug in one model's update must not end the agent, which serves other models.
             self.unexpected_errors += 1
             log.exception("%s: %s met an unexpected error", model, effect.value)
             return self._failed(error)
 
     async def load(self, model: str, installed: Installed) -> None:
-        """Make what a slot holds answer.
+        """Load the bundle of a slot and let it answer; nothing when it already answers.
 
         Raises:
-            DiskError, VerificationError, ManifestError, RuntimeLoadError: it cannot.
+            DiskError, VerificationError, ManifestError, RuntimeLoadError: the bundle cannot be loaded.
         """
         if self._live.get(model) == (installed.slot, installed.digest):
             return
         slots = Slots(self._disk, model)
         manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
-        self._live.pop(model, None)  # unknown while it changes, and should the change be given up
-        # It passed its test when it was staged, and probation or the look after a start asks the live model again.
+        self._live.pop(model, None)  # unknown during the change, and after a cancelled one
+        # The bundle passed its test when it was staged. Probation, or the slot check after a start, tests it live.
         await self._inference.activate(model, manifest, slots.path(installed.slot), compare=False)
         self._live[model] = (installed.slot, installed.digest)
 
     async def examine(
         self, model: str, installed: Installed, state: UpdateRecord, *, answering: bool
     ) -> Damaged | None:
-        """Hash what a slot holds; None where all of it is whole, or the disk does not say otherwise."""
+        """Hash every file of a slot; None when all are whole."""
         try:
             await in_thread(check_slot, self._disk, model, installed)
             return None
@@ -207,12 +218,12 @@ class Effects:
             raise VerificationError(f"manifest has {entry.length} bytes, the limit is {MAX_MANIFEST_BYTES}")
         data = await self._fetcher.blob(deployment.digest, deployment.length, f"manifest {entry.path}")
         self._check(parse_manifest(data), deployment)
-        await in_thread(self._keep_manifest, deployment, data)
+        await in_thread(self._save_manifest, deployment, data)
         offers = parse_offers(target_file.custom if target_file else {})
-        await in_thread(keep_offers, self._disk, _incoming(deployment), offers)
+        await in_thread(save_offers, self._disk, _incoming(deployment), offers)
 
     async def refresh(self) -> None:
-        """Bring trusted metadata up to date; never back. Raises as `TrustClient.refresh`."""
+        """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""
         async with self.trust_lock:
             await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
             await in_thread(self._journal.note_metadata, self._trust.versions)
@@ -222,13 +233,13 @@ class Effects:
         expected = (deployment.name, deployment.target, deployment.version)
         if found != expected:
             raise VerificationError(f"manifest says it is {' '.join(found)}, expected {' '.join(expected)}")
-        reasons = self._mismatches(manifest)
-        if manifest.total_bytes > self._max_bundle_bytes:
-            reasons = [*reasons, f"it has {manifest.total_bytes} bytes, this device takes {self._max_bundle_bytes}"]
+        reasons, limit = self._checks.mismatches(manifest), self._download_options.max_bundle_bytes
+        if manifest.total_bytes > limit:
+            reasons = [*reasons, f"it has {manifest.total_bytes} bytes, this device takes {limit}"]
         if reasons:
             raise CompatibilityError(reasons)
 
-    def _keep_manifest(self, deployment: Deployment, data: bytes) -> None:
+    def _save_manifest(self, deployment: Deployment, data: bytes) -> None:
         for other in self._disk.list(f"{INCOMING}/{deployment.name}"):
             if other != deployment.digest:
                 self._disk.remove(f"{INCOMING}/{deployment.name}/{other}")
@@ -238,7 +249,7 @@ class Effects:
         try:
             data = self._disk.read(f"{_incoming(deployment)}/{MANIFEST_NAME}")
         except FileNotFoundError as error:
-            raise DiskError(f"the manifest of {deployment.name} {deployment.version} is gone from the disk") from error
+            raise DiskError(f"the manifest of {deployment.name} {deployment.version} is missing on the disk") from error
         if hashlib.sha256(data).hexdigest() != deployment.digest:
             raise DiskError(f"the manifest of {deployment.name} {deployment.version} was damaged on the disk")
         return parse_manifest(data), data
@@ -247,9 +258,9 @@ class Effects:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest, _ = await in_thread(self._manifest, deployment)
-        budget = int(self._download_budget * manifest.total_bytes) + SPARE_BYTES - state.fetched
-        offers = await in_thread(kept_offers, self._disk, _incoming(deployment))
-        download = Download(
+        budget = int(self._download_options.download_budget * manifest.total_bytes) + SPARE_BYTES - state.fetched
+        offers = await in_thread(load_offers, self._disk, _incoming(deployment))
+        download = BundleDownload(
             self._disk,
             self._fetcher,
             self.transfers,
@@ -278,7 +289,7 @@ class Effects:
         deployment = _deployment(state)
         slots = Slots(self._disk, deployment.name)
         manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
-        await self._self_test(manifest, slots.path(state.inactive_slot))
+        await self._checks.self_test(manifest, slots.path(state.inactive_slot))
 
     async def _activate(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
@@ -291,19 +302,20 @@ class Effects:
         return dict(self._inference.counters().get(model, {}))
 
     async def _watch(self, state: UpdateRecord) -> None:
-        """Until enough was answered; the machine ends it when its time is over."""
+        """Wait until enough live requests are answered; the machine ends probation when its time is over."""
         while True:
             if self._judge_live(_deployment(state), final=False):
                 return
             await asyncio.sleep(WATCH_SECONDS)
 
     def _judge_live(self, deployment: Deployment, *, final: bool) -> bool:
-        """True when enough requests were answered. Raises SelfTestError when they are outside the limits."""
+        """True when enough live requests are answered. Raises SelfTestError when they are outside the limits."""
         before, now = self._activated.get(deployment.name, {}), self._live_counters(deployment.name)
-        faults = live_faults(before, now, self._probation, final=final)
+        limits = self._checks.probation
+        faults = live_faults(before, now, limits, final=final)
         if faults:
             raise SelfTestError(f"{deployment.name} {deployment.version} failed its probation: " + "; ".join(faults))
-        return enough(before, now, self._probation)
+        return enough(before, now, limits)
 
     async def _probe(self, state: UpdateRecord) -> None:
         self._judge_live(_deployment(state), final=True)
@@ -326,15 +338,15 @@ class Effects:
         except EdgekitError:
             damaged = await self.examine(model, good, state, answering=False)
             if damaged is None:
-                raise  # the slot is whole: whatever it is may pass, and the machine tries again
+                raise  # the slot is whole, so the error may be temporary; the machine tries again
             return damaged
         return RolledBack(at=self._clock.wall())
 
     async def _clean(self, model: str, state: UpdateRecord) -> None:
         if state.ending == "retry":
-            return  # what was downloaded serves the next attempt
+            return  # the next attempt uses the downloaded blocks
         await in_thread(self._disk.remove, f"{INCOMING}/{model}")
-        if state.ending != "succeeded" and state.previous is None:  # else nothing was written into that slot
+        if state.ending != "succeeded" and state.previous is None:  # otherwise the inactive slot was not written
             await in_thread(Slots(self._disk, model).clear, state.inactive_slot)
 
 

@@ -1,8 +1,8 @@
-"""UpdateMachine: how one model of a device gets from one bundle to the next. One table; no I/O, no clock.
+"""UpdateMachine: the states of one model's update, as one transition table. No I/O, no clock.
 
-The shell journals the state that `step` returns, runs its effects in order, feeds each outcome back as one event, and
-feeds DeadlinePassed at `wake_at`. Every effect is safe to repeat. `now` is in monotonic seconds and serves deadlines
-only; `at` in events is wall clock and serves reports and the time that a whole deployment has.
+`runner.Updater` journals the state that `step` returns, runs its effects in order, and passes each outcome back as one
+event; at `wake_at` it passes DeadlinePassed. Every effect is safe to repeat. `now` is in monotonic seconds, for
+deadlines only. `at` in events is in wall clock seconds, for reports and for the age of a deployment.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from device_agents.deployment import (
     Verified,
     Watched,
 )
-from device_agents.update import transitions as transitions
+from device_agents.update import transitions
 
 IDLE, RESOLVING, DOWNLOADING = UpdateState.IDLE, UpdateState.RESOLVING, UpdateState.DOWNLOADING
 VERIFYING, STAGING, TESTING = UpdateState.VERIFYING, UpdateState.STAGING, UpdateState.TESTING
 ACTIVATING, PROBATION, COMMITTING = UpdateState.ACTIVATING, UpdateState.PROBATION, UpdateState.COMMITTING
 ROLLING_BACK, CLEANING = UpdateState.ROLLING_BACK, UpdateState.CLEANING
 
-CLOCKS_DIFFER_SECONDS = 1.0  # between monotonic and wall clock, so that a budget is over when its deadline passes
+CLOCKS_DIFFER_SECONDS = 1.0  # the two clocks may differ by this much; a deadline must not pass before the budget ends
 
 
 class Row(NamedTuple):
-    """One transition: in `state`, on `event`, in the case `when` (empty: always), go to `next_state`, run `effects`."""
+    """A transition: in `state`, on `event`, in case `when` (empty: every case), go to `next_state`, run `effects`."""
 
     state: UpdateState
     event: type[UpdateEvent]
@@ -56,16 +56,10 @@ class Row(NamedTuple):
     effects: tuple[Effect, ...] = ()
 
 
-_BEFORE = (
-    RESOLVING,
-    DOWNLOADING,
-    VERIFYING,
-    STAGING,
-    TESTING,
-)  # the active slot is untouched
+_BEFORE = (RESOLVING, DOWNLOADING, VERIFYING, STAGING, TESTING)  # the active slot is untouched
 _AFTER = (ACTIVATING, PROBATION, COMMITTING)
 _LATER = (*_AFTER, ROLLING_BACK, CLEANING)
-_SUSPECT = (TESTING, *_AFTER)  # a device that stops here may have been stopped by the new bundle
+_SUSPECT = (TESTING, *_AFTER)  # a stop of the device in these states may be caused by the new bundle
 _CLEANED = (Cleaned, Failed, DeadlinePassed)
 
 # fmt: off
@@ -97,16 +91,16 @@ TABLE: tuple[Row, ...] = (
     *(Row(s,            Failed,         "",          ROLLING_BACK, (Effect.ROLL_BACK,)) for s in _AFTER),
     *(Row(s,            DeadlinePassed, "",          ROLLING_BACK, (Effect.ROLL_BACK,))
       for s in (ACTIVATING, COMMITTING)),
-    # What is not whole any more answers nobody; the bundle before it does, if that is whole, and then it comes again.
+    # A damaged bundle stops answering. The previous one answers if it is whole, and the damaged one is fetched again.
     *(Row(s,            Damaged,        "",          ROLLING_BACK, (Effect.ROLL_BACK,)) for s in UpdateState),
-    Row(IDLE,         Damaged,        "alone",     IDLE),  # what is in memory still answers rightly
-    # What outsiders may ask at any time: a newer offer supersedes a transfer and waits for anything later.
+    Row(IDLE,         Damaged,        "alone",     IDLE),  # the loaded model still gives right answers
+    # Offers and cancels come at any time: a newer offer replaces a transfer, and waits for any later state.
     *(Row(s,            Offered,        "unchanged", s) for s in (*_BEFORE, *_LATER)),
     *(Row(s,            Offered,        "wanted",    CLEANING,     (Effect.CLEAN,)) for s in _BEFORE),
     *(Row(s,            Offered,        "wanted",    s) for s in _LATER),
     *(Row(s,            Cancelled,      "",          CLEANING,     (Effect.CLEAN,)) for s in _BEFORE),
     *(Row(s,            Cancelled,      "",          s) for s in _LATER),
-    # Cleaning that fails leaves litter that the next staging removes; it must not block the model.
+    # A failed cleaning leaves files that the next staging removes; it must not block the model.
     *(Row(CLEANING,   e,              "offered",   RESOLVING,    (Effect.RESOLVE,)) for e in _CLEANED),
     *(Row(CLEANING,   e,              "",          IDLE) for e in _CLEANED),
 )
@@ -116,10 +110,10 @@ BOOT_TABLE: tuple[Row, ...] = (
     Row(IDLE,         Booted, "",       IDLE),
     Row(RESOLVING,    Booted, "",       RESOLVING,    (Effect.RESOLVE,)),
     Row(DOWNLOADING,  Booted, "",       DOWNLOADING,  (Effect.DOWNLOAD,)),
-    Row(VERIFYING,    Booted, "",       DOWNLOADING,  (Effect.DOWNLOAD,)),  # the cut may have torn a block
+    Row(VERIFYING,    Booted, "",       DOWNLOADING,  (Effect.DOWNLOAD,)),  # a power cut may have torn a block
     Row(STAGING,      Booted, "",       STAGING,      (Effect.STAGE,)),
     Row(TESTING,      Booted, "",       TESTING,      (Effect.TEST,)),
-    Row(TESTING,      Booted, "often",  CLEANING,     (Effect.CLEAN,)),  # the test itself may be what ends the process
+    Row(TESTING,      Booted, "often",  CLEANING,     (Effect.CLEAN,)),  # the test itself may crash the process
     Row(ACTIVATING,   Booted, "",       ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(ACTIVATING,   Booted, "often",  ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(PROBATION,    Booted, "",       ROLLING_BACK, (Effect.ROLL_BACK,)),
@@ -128,7 +122,7 @@ BOOT_TABLE: tuple[Row, ...] = (
     Row(COMMITTING,   Booted, "often",  ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(ROLLING_BACK, Booted, "",       ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(CLEANING,     Booted, "",       CLEANING,     (Effect.CLEAN,)),
-    # What was committed, and ends the process again and again, is not loaded once more.
+    # A committed bundle that crashes the process again and again is not loaded again.
     *(Row(s,            Booted, "looping", ROLLING_BACK, (Effect.ROLL_BACK,))
       for s in UpdateState if s not in _SUSPECT),
 )
@@ -138,23 +132,23 @@ _INDEX = {(row.state, row.event, row.when): row for row in (*TABLE, *BOOT_TABLE)
 
 
 class UpdateStep(NamedTuple):
-    """What follows from one event: the new state, effects to run in order, and when to send DeadlinePassed."""
+    """Result of one event: the new state, the effects to run in order, and when to send DeadlinePassed."""
 
     state: UpdateRecord
     effects: tuple[Effect, ...]
     wake_at: float | None
 
 
-class InvalidTransition(Exception):  # noqa: N818  the field's word; it always means a bug in the shell
-    """The table holds no row for this event in this state; nothing has changed."""
+class InvalidTransition(Exception):  # noqa: N818  the usual word; it always means a bug in the caller
+    """The table has no row for this event in this state; nothing has changed."""
 
 
 class UpdateMachine:
-    """The machine of one model: holds nothing but its table and limits.
+    """The machine of one model. It has no state of its own, only its table and limits.
 
     Args:
         limits: Times and counts.
-        table: Rows by (state, event, case); given otherwise only by a test that wants to see a wrong row caught.
+        table: Rows by (state, event, case); None for TABLE and BOOT_TABLE. Tests pass other rows.
     """
 
     def __init__(
@@ -164,17 +158,17 @@ class UpdateMachine:
         self._table = _INDEX if table is None else table
 
     def step(self, state: UpdateRecord, event: UpdateEvent, now: float) -> UpdateStep:
-        """Return what follows from `event`; `now` is monotonic seconds.
+        """The result of `event` in `state`; `now` is monotonic seconds.
 
         Raises:
-            InvalidTransition: the table has no row for it.
+            InvalidTransition: the table has no row for the event in this state.
         """
         case = self._case(state, event)
         row = self._table.get((state.name, type(event), case))
         if row is None:
             raise InvalidTransition(f"{type(event).__name__} ({case or 'always'}) in {state.name.value}")
         after = self._apply(state, event, case, row)
-        # PROBATION's second stretch is the probe itself, which has the time of a step.
+        # The second part of PROBATION is the probe, which has the time limit of a step.
         if row.effects or row.next_state is not state.name or isinstance(event, Booted | Failed):
             after = msgspec.structs.replace(after, deadline=self._deadline(after, row, now, event.at))
         elif after.name is IDLE and after.deadline is None:
@@ -182,7 +176,7 @@ class UpdateMachine:
         return UpdateStep(after, row.effects, after.deadline)
 
     def _case(self, state: UpdateRecord, event: UpdateEvent) -> str:
-        """Which of a row's cases holds."""
+        """The case of an event in a state, for the look-up of its row."""
         if isinstance(event, Offered):
             return transitions.offer_case(state, event.deployment)
         if isinstance(event, DeadlinePassed) and state.name is IDLE:
@@ -197,7 +191,7 @@ class UpdateMachine:
         return self._boot_case(state, event) if isinstance(event, Booted) else ""
 
     def _boot_case(self, state: UpdateRecord, event: Booted) -> str:
-        """Whether what was under test, or what was committed, ends the process or the device again and again."""
+        """``often`` or ``looping`` when the tested or committed bundle stops the device again and again; else empty."""
         if state.name in _SUSPECT:
             often = event.ended != "order" and state.interrupted + 1 >= self._limits.max_interruptions
             return "often" if often else ""
@@ -206,12 +200,12 @@ class UpdateMachine:
         return "looping" if loops else ""
 
     def _apply(self, state: UpdateRecord, event: UpdateEvent, case: str, row: Row) -> UpdateRecord:
-        """The new state but for its deadline."""
+        """The new state without its deadline."""
         if state.name is CLEANING and row.next_state in (IDLE, RESOLVING):
             return transitions.leave_cleaning(state, event, case)
         changed = transitions.replace(state, name=row.next_state)
         if row.next_state is STAGING:
-            changed = transitions.replace(changed, previous=None)  # its slot is written
+            changed = transitions.replace(changed, previous=None)  # its slot is overwritten
         if isinstance(event, Booted):
             return self._boot(changed, event, case, row, was=state.name)
         if isinstance(event, Damaged):
@@ -236,7 +230,7 @@ class UpdateMachine:
 
     def _boot(self, changed: UpdateRecord, event: Booted, case: str, row: Row, *, was: UpdateState) -> UpdateRecord:
         if row.next_state is ROLLING_BACK:
-            changed = transitions.replace(changed, active=changed.known_good)  # of what ran before nothing does
+            changed = transitions.replace(changed, active=changed.known_good)  # nothing runs after a start
         if was in _SUSPECT:
             return transitions.interrupt(changed, event, case, self._limits, was=was)
         return transitions.crash(changed, event, case, was=was) if event.ended == "crash" else changed
@@ -248,7 +242,7 @@ class UpdateMachine:
             return transitions.replace(changed, watching=False, crashes=0, deadline=None)
         if row.next_state in (CLEANING, ROLLING_BACK) and state.name is not ROLLING_BACK:
             over = state.name in _BEFORE and not transitions.seconds_left(state, event.at, self._limits)
-            message = f"{state.name.value} took longer than {self._limits.step_seconds:g} s"
+            message = f"{state.name.value} took longer than {self._limits.step_timeout_seconds:g} s"
             message = f"{state.name.value} had not ended" if over else message
             passing = over or state.name in (RESOLVING, DOWNLOADING)
             late = Failed(error="DeadlinePassed", message=message, passing=passing, costly=True, at=event.at)
@@ -256,7 +250,7 @@ class UpdateMachine:
         return transitions.replace(changed, probing=True) if state.name is PROBATION else changed
 
     def _deadline(self, state: UpdateRecord, row: Row, now: float, at: float) -> float | None:
-        """When the state that was entered, or its effect, takes too long; before ACTIVATING the budget ends it too."""
+        """When the new state, or its effect, takes too long. Before ACTIVATING the age of the deployment counts too."""
         if state.name is IDLE:
             return self._idle_deadline(state, row, now)
         if row.effects == (Effect.WATCH,):
@@ -265,11 +259,11 @@ class UpdateMachine:
             return now + self._limits.retry_seconds
         left = transitions.seconds_left(state, at, self._limits) if state.name in _BEFORE else math.inf
         if not left and row.event not in (Booted, DeadlinePassed):
-            left = math.inf  # what came before succeeded: the budget ends what fails or hangs, not what goes well
-        return now + min(self._limits.step_seconds, left + CLOCKS_DIFFER_SECONDS)
+            left = math.inf  # the last step succeeded: the age ends steps that fail or hang, not steps that succeed
+        return now + min(self._limits.step_timeout_seconds, left + CLOCKS_DIFFER_SECONDS)
 
     def _idle_deadline(self, state: UpdateRecord, row: Row, now: float) -> float | None:
-        """When to try again, or when a commit is final."""
+        """When to try the deployment again, or when a commit is final."""
         if state.deployment is not None:
             return now if row.event is Booted else now + self._retry_delay(state.attempts)
         return now + self._limits.crash_watch_seconds if state.watching else None

@@ -1,4 +1,4 @@
-"""After a start: what is installed answers again, and what the disk damaged is noticed, told and healed."""
+"""After a start: loads the installed bundles, finds damaged slots, reports them and starts their repair."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from edgekit.errors import EdgekitError
 
 log = logging.getLogger(__name__)
 
-
 Notify = Callable[[str, str, str, str, dict[str, Any]], None]  # kind, model, error, message, detail
 
 
 class Recovery:
-    """Takes up what the journal says, and looks once at every slot.
+    """Resumes each model from the journal, and checks every slot once.
 
     Args:
-        journal: Of the last run.
-        effects: Loads slots and hashes them.
-        inference: Asked whether a damaged bundle still answers.
-        updaters: By model; the agent's own, filled before `take_up`.
-        tell: Tells the control side.
+        journal: Journal of the last run.
+        effects: Loads slots and hashes their files.
+        inference: Tests whether a damaged bundle still answers.
+        updaters: The agent's updaters by model; each exists before its `resume`.
+        notify: Sends an event to the controller.
     """
 
     def __init__(
-        self, journal: Journal, effects: Effects, inference: Inference, updaters: Mapping[str, Updater], tell: Notify
+        self, journal: Journal, effects: Effects, inference: Inference, updaters: Mapping[str, Updater], notify: Notify
     ) -> None:
         self._journal, self._effects, self._inference = journal, effects, inference
-        self._updaters, self._tell = updaters, tell
+        self._updaters, self._notify = updaters, notify
 
-    async def take_up(self, model: str, state: UpdateRecord) -> None:
-        """Make what is installed answer, before anything else; what must answer instead where that is damaged.
+    async def resume(self, model: str, state: UpdateRecord) -> None:
+        """Load the installed bundle of a model; if its slot is damaged, load the bundle that the rules name instead.
 
         Args:
-            model: Its name; its updater holds `state`.
-            state: As journalled.
+            model: Name of the model.
+            state: Its journalled state, which its updater holds.
         """
         updater = self._updaters[model]
         installed = updater.boot(self._journal.ended)
@@ -52,18 +51,19 @@ class Recovery:
             installed = await self._load(model, installed)
 
     async def examine_slots(self) -> None:
-        """Once after each start: a slot may be damaged where loading it does not notice."""
+        """Check the active slot of each model, once after each start; loading a bundle does not find every damage."""
         for model, updater in list(self._updaters.items()):
             state = updater.state
             if state.name is not UpdateState.IDLE or state.active is None:
-                continue  # an update looks at its files itself
-            damaged = await self._effects.examine(model, state.active, state, answering=await self._is_right(model))
+                continue  # an update checks its files itself
+            answering = await self._passes_self_test(model)
+            damaged = await self._effects.examine(model, state.active, state, answering=answering)
             if damaged is not None and updater.state.active == state.active and updater.state.name is UpdateState.IDLE:
-                self._tell_damage(model, state.active, damaged)
+                self._notify_damage(model, state.active, damaged)
                 updater.damaged(damaged)
 
     async def _load(self, model: str, installed: Installed) -> Installed | None:
-        """Make a slot answer; what must answer instead where the slot turns out to be damaged."""
+        """Load a slot; return the bundle to load instead when the slot is damaged."""
         try:
             await self._effects.load(model, installed)
             log.info("%s %s answers from slot %s", model, installed.version, installed.slot)
@@ -71,14 +71,14 @@ class Recovery:
             updater = self._updaters[model]
             damaged = await self._effects.examine(model, installed, updater.state, answering=False)
             if damaged is not None:
-                self._tell_damage(model, installed, damaged)
+                self._notify_damage(model, installed, damaged)
                 return updater.boot_damaged(damaged)
-            # It ran here before, so this is the device's trouble; the cloud tier and other models still answer.
+            # The bundle ran here before, so the fault is the device's. The cloud tier and other models still answer.
             log.error("%s %s cannot be loaded: %s", model, installed.version, error)
-            self._tell("load-failed", model, type(error).__name__, str(error), {})
+            self._notify("load-failed", model, type(error).__name__, str(error), {})
         return None
 
-    async def _is_right(self, model: str) -> bool:
+    async def _passes_self_test(self, model: str) -> bool:
         """True when the live model answers its golden samples."""
         try:
             await self._inference.self_test(model)
@@ -87,6 +87,6 @@ class Recovery:
             return False
         return True
 
-    def _tell_damage(self, model: str, installed: Installed, damaged: Damaged) -> None:
+    def _notify_damage(self, model: str, installed: Installed, damaged: Damaged) -> None:
         detail = {"version": installed.version, "digest": installed.digest, "slot": installed.slot}
-        self._tell("slot-damaged", model, damaged.error, damaged.message, detail)
+        self._notify("slot-damaged", model, damaged.error, damaged.message, detail)

@@ -1,4 +1,4 @@
-"""The shell around one model's UpdateMachine: journal the state, run its effects, turn outcomes into events, sleep."""
+"""Runs one model's UpdateMachine: journals states, runs effects, handles their events, waits for deadlines."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ class Updater:
     """One model's update, from the journalled state on.
 
     Args:
-        model: Its name.
-        state: As journalled; a fresh one for a new model.
+        model: Name of the model.
+        state: Its journalled state; a new one for a new model.
         machine: The rules.
-        effects: The hands.
+        effects: Runs the effects.
         journal: Written before any effect runs.
         clock: Monotonic time for deadlines.
         listener: Called after each step as `listener(model, before, after, event)`.
+        journal_retry_seconds: Delay before a failed write of the journal is tried again.
+
+    Attributes:
+        model, state: Name and present state.
     """
 
     def __init__(
@@ -56,33 +60,37 @@ class Updater:
         journal: Journal,
         clock: Clock,
         listener: Listener,
+        journal_retry_seconds: float = JOURNAL_RETRY_SECONDS,
     ) -> None:
         self.model, self.state = model, state
         self._machine, self._effects, self._journal, self._clock = machine, effects, journal, clock
-        self._listener = listener
+        self._listener, self._journal_retry_seconds = listener, journal_retry_seconds
         self._inbox: asyncio.Queue[tuple[int | None, UpdateEvent]] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._generation = 0
         self._booted: tuple[UpdateRecord, UpdateEvent, UpdateStep] | None = None
 
     def boot(self, ended: str = "cut") -> Installed | None:
-        """Take up the journalled state; returns what must answer now. The journal and effects wait for `run`.
+        """Resume from the journalled state; nothing is journalled and no effect runs before `run`.
 
         Args:
             ended: How the last run of the agent ended; see Booted.
+
+        Returns:
+            The bundle that must answer now; None for none.
         """
         return self._begin(Booted(ended=ended, at=self._clock.wall()))
 
     def boot_damaged(self, damaged: Damaged) -> Installed | None:
-        """After `boot`: what it returned is not whole; returns what must answer instead."""
+        """The bundle that `boot` returned is damaged; returns the bundle that must answer instead."""
         return self._begin(damaged)
 
     async def note_boot(self) -> None:
-        """Journal the start before anything is loaded, since that may be what ends the process."""
+        """Journal the start before a bundle is loaded, because loading it may crash the process."""
         try:
             await in_thread(self._journal.save, self.model, self.state)
         except DiskError as error:
-            log.error("%s: this start cannot be noted: %s", self.model, error)
+            log.error("%s: this start cannot be written to the journal: %s", self.model, error)
 
     def damaged(self, event: Damaged) -> None:
         """The slot of the active bundle was found damaged."""
@@ -97,7 +105,7 @@ class Updater:
         self._inbox.put_nowait((None, Cancelled(at=self._clock.wall())))
 
     async def run(self) -> None:
-        """Live until cancelled; an effect under way is then given up, and taken up again at the next start."""
+        """Handle events until cancelled. A running effect is then cancelled; the next start runs it again."""
         try:
             if self._booted is not None:
                 await self._note(*self._booted)
@@ -116,7 +124,7 @@ class Updater:
         return self.state.known_good if isinstance(event, Damaged) else self.state.active
 
     async def _next(self) -> UpdateEvent | None:
-        """The next event that counts: from outside, from the effect under way, or the deadline."""
+        """The next event: from outside, from the running effect, or the deadline; None for one of an older effect."""
         deadline = self.state.deadline
         timeout = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
         try:
@@ -129,12 +137,12 @@ class Updater:
         before = self.state.name
         effects = await self._step(event)
         if effects or self.state.name is not before:
-            # Whatever ran was for the state that was left. It ends before anything else touches the same files.
+            # The running effect belongs to the previous state. It must end before another one uses the same files.
             await self._stop_running()
             self._start(effects)
 
     async def _step(self, event: UpdateEvent) -> tuple[Effect, ...]:
-        """Journal what follows from `event`; no effect runs before the journal is durable."""
+        """Journal the state that follows from `event`; no effect runs before the journal is durable."""
         before = self.state
         step = self._machine.step(before, event, self._clock.monotonic())
         await self._note(before, event, step)
@@ -154,9 +162,9 @@ class Updater:
                 await in_thread(self._journal.save, self.model, state)
                 return
             except DiskError as error:
-                # Acting on what a restart would not know could end in neither bundle, so the update stands still.
+                # Without a journalled state a restart could leave neither bundle usable, so the update waits.
                 log.error("%s: the journal cannot be written, waiting: %s", self.model, error)
-                await asyncio.sleep(JOURNAL_RETRY_SECONDS)
+                await asyncio.sleep(self._journal_retry_seconds)
 
     def _start(self, effects: tuple[Effect, ...]) -> None:
         if effects:

@@ -1,4 +1,4 @@
-"""The golden self-test: whether a bundle answers on this device as the canonical float model did."""
+"""The golden self-test: compares a bundle's answers on this device with those of the canonical float model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ async def run_self_test(
     """Load a bundle in a thread with a runtime of its own, run its golden samples and judge the answers.
 
     Args:
-        manifest: Of the bundle; its files have been verified.
-        folder: Where they are.
-        threads: Of the runtime.
+        manifest: Manifest of the bundle; its files have been verified.
+        folder: Folder of the files.
+        threads: Threads of the runtime.
         providers: As `open_runtime`.
-        load: Opens the bundle in place of `open_runtime`, for one that runs in a process of its own.
+        load: Opens the bundle instead of `open_runtime`, for a runtime in a process of its own.
 
     Raises:
         SelfTestError: an answer is outside the tolerance; names output, difference and limit.
@@ -39,10 +39,10 @@ async def run_self_test(
         MissingExtraError: the runtime is not installed.
     """
     opener = load or functools.partial(open_runtime, threads=threads, providers=providers)
-    return await asyncio.to_thread(_test_fresh, manifest, folder, opener)
+    return await asyncio.to_thread(_load_and_check, manifest, folder, opener)
 
 
-def _test_fresh(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path], Runtime]) -> SelfTest:
+def _load_and_check(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path], Runtime]) -> SelfTest:
     runtime = load(manifest, folder)
     try:
         return check_golden(runtime, manifest, folder)
@@ -53,12 +53,12 @@ def _test_fresh(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path
 def check_golden(runtime: Runtime, manifest: Manifest, folder: Path) -> SelfTest:
     """Judge a loaded runtime by the bundle's golden samples; raises as `run_self_test`."""
     try:
-        found = self_test(runtime, manifest, read_file(manifest, folder, manifest.file(ROLE_GOLDEN)))
+        result = self_test(runtime, manifest, read_file(manifest, folder, manifest.file(ROLE_GOLDEN)))
     except OSError as error:
         raise ManifestError(f"golden samples cannot be read: {error}") from error
     except DataError as error:
         raise ManifestError(f"golden samples do not fit the model: {error}") from error
-    if not found.passed:
+    if not result.passed:
         name = f"{manifest.name} {manifest.version}"
-        raise SelfTestError(f"{name} failed its self-test on {runtime.provider}: " + "; ".join(found.faults))
-    return found
+        raise SelfTestError(f"{name} failed its self-test on {runtime.provider}: " + "; ".join(result.faults))
+    return result

@@ -1,4 +1,4 @@
-"""What each event makes of an update's state. Pure; `machine` says which event leads to which state."""
+"""The new state of an update after each event. Pure functions; `machine` has the table of states and events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgekit.mqtt.messages import Outcome
 
 
 def replace(state: UpdateRecord, **changes: object) -> UpdateRecord:
-    """The state with some fields changed."""
+    """`state` with some fields changed."""
     return msgspec.structs.replace(state, **changes)
 
 
@@ -31,61 +31,63 @@ def replace(state: UpdateRecord, **changes: object) -> UpdateRecord:
 
 
 def offer_case(state: UpdateRecord, offer: Deployment) -> str:
-    """``wanted``, ``unchanged`` or, at rest, ``older``."""
+    """The case of an offer: ``wanted``, ``unchanged`` or, in IDLE, ``older``."""
     if state.name is UpdateState.IDLE:
         return idle_offer_case(state, offer)
-    heading = state.offered or (None if state.ending in ("failed", "dropped") else state.deployment)
-    if heading is not None and heading.digest == offer.digest:
+    target = state.offered or (None if state.ending in ("failed", "dropped") else state.deployment)
+    if target is not None and target.digest == offer.digest:
         return "unchanged"
-    return "unchanged" if heading is None and _settled(state, offer) else "wanted"
+    return "unchanged" if target is None and _settled(state, offer) else "wanted"
 
 
 def idle_offer_case(state: UpdateRecord, offer: Deployment) -> str:
-    """As `offer_case`, at rest."""
+    """As `offer_case`, in IDLE."""
     if _settled(state, offer):
         return "unchanged"
     return "older" if offer.release < state.release and not offer.downgrade else "wanted"
 
 
 def offer(state: UpdateRecord, event: Offered, case: str, *, was: UpdateState, before: bool) -> UpdateRecord:
-    """After an offer that came in state `was`; `before` says that the active slot was not touched yet."""
+    """After an offer in state `was`; `before` is True while the active slot is untouched."""
     offer = event.deployment
     if was is UpdateState.IDLE and case == "wanted":
         again = state.deployment is not None and state.deployment.digest == offer.digest
-        state = state if again else _fresh(state, event.at)
+        state = state if again else _reset_attempts(state, event.at)
         return replace(state, deployment=offer, ending="", note="")
     if was is UpdateState.IDLE:
-        state = _at_rest(_keep(state, offer))
+        state = _end_deployment(_note_running_offer(state, offer))
         return _refuse_older(state, offer, event.at) if case == "older" else state
     if case == "unchanged":
-        return _asked_again(state, offer)
+        return _note_repeated_offer(state, offer)
     return replace(state, offered=offer, ending="dropped" if before else state.ending)
 
 
 def cancel(state: UpdateRecord, *, was: UpdateState, before: bool) -> UpdateRecord:
-    """After the assignment named no bundle for this model any more."""
+    """After the assignment stopped naming a bundle for this model."""
     if was is UpdateState.IDLE:
-        return _at_rest(state)
+        return _end_deployment(state)
     dropped = before or state.ending == "retry"
     return replace(state, offered=None, ending="dropped" if dropped else state.ending)
 
 
 def _settled(state: UpdateRecord, offer: Deployment) -> bool:
-    """True when `offer` runs already and is whole, or failed for good under the same assignment."""
-    mended = state.name is UpdateState.IDLE and state.deployment is not None and state.deployment.digest == offer.digest
-    runs = state.known_good is not None and state.known_good.digest == offer.digest and not mended
+    """True when the offered bundle already runs and is whole, or has failed for good under the same assignment."""
+    repairing = (
+        state.name is UpdateState.IDLE and state.deployment is not None and state.deployment.digest == offer.digest
+    )
+    runs = state.known_good is not None and state.known_good.digest == offer.digest and not repairing
     failed = state.failed
     return runs or (failed is not None and (failed.digest, failed.assignment) == (offer.digest, offer.assignment))
 
 
-def _keep(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
-    """Remember the newest order for what runs: with it, it can be fetched again."""
+def _note_running_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
+    """Store the newest offer of the running bundle, so that it can be fetched again."""
     runs = state.known_good is not None and state.known_good.digest == offer.digest
     return replace(state, kept=offer) if runs else state
 
 
-def _asked_again(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
-    """Remember the newest assignment that asked for what is under way."""
+def _note_repeated_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
+    """Store the newest offer of the bundle that is being deployed."""
     if state.offered is not None and state.offered.digest == offer.digest:
         return replace(state, offered=offer)
     if state.deployment is not None and state.deployment.digest == offer.digest:
@@ -93,13 +95,15 @@ def _asked_again(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
     return state
 
 
-def _fresh(state: UpdateRecord, at: float) -> UpdateRecord:
-    """Nothing was tried yet of what comes next."""
+def _reset_attempts(state: UpdateRecord, at: float) -> UpdateRecord:
+    """Reset the counters of attempts, for a new deployment that begins at `at`."""
     return replace(state, attempts=0, tried=0, fetched=0, interrupted=0, note="", begun=at)
 
 
-def _at_rest(state: UpdateRecord) -> UpdateRecord:
-    return replace(_fresh(state, 0.0), deployment=None, deadline=state.deadline if _only_watching(state) else None)
+def _end_deployment(state: UpdateRecord) -> UpdateRecord:
+    return replace(
+        _reset_attempts(state, 0.0), deployment=None, deadline=state.deadline if _only_watching(state) else None
+    )
 
 
 def _only_watching(state: UpdateRecord) -> bool:
@@ -116,43 +120,43 @@ def _refuse_older(state: UpdateRecord, offer: Deployment, at: float) -> UpdateRe
 
 
 def fail(state: UpdateRecord, event: Failed, limits: Limits) -> UpdateRecord:
-    """After an effect failed: another attempt where the failure may pass and the budget allows one."""
+    """After a failed effect: another attempt if the failure may be temporary and the limits allow it."""
     attempts, tried = min(state.attempts + 1, 16), state.tried + event.costly
     state = replace(state, attempts=attempts, tried=tried, fetched=state.fetched + event.fetched)
     spent = _spent(state, event.at, limits) if event.passing else ""
     if event.passing and not spent:
         return replace(state, ending="retry", note=f"{event.error}: {event.message}")
-    rolled = state.name is UpdateState.ROLLING_BACK
-    result = "rolled-back" if rolled else "refused" if event.refused else "failed"
+    rolling_back = state.name is UpdateState.ROLLING_BACK
+    result = "rolled-back" if rolling_back else "refused" if event.refused else "failed"
     message = f"{spent}; the last failure was {event.error}: {event.message}" if spent else event.message
     outcome = _outcome(
         state.deployment, result, event.at, error="BudgetError" if spent else event.error, message=message
     )
-    return replace(_forget(state), ending="failed", failed=state.deployment, outcome=outcome, note="")
+    return replace(_drop_running_offer(state), ending="failed", failed=state.deployment, outcome=outcome, note="")
 
 
 def _spent(state: UpdateRecord, at: float, limits: Limits) -> str:
-    """Why the deployment may not be tried again; empty while it may."""
-    if state.tried >= limits.max_attempts:
+    """Why the deployment may not be tried again; empty if it may."""
+    if state.tried >= limits.deployment_attempts:
         return f"{state.tried} attempts failed"
     if not seconds_left(state, at, limits):
-        return f"it was asked for {(at - state.begun) / 3600:.1f} h ago, and has {limits.total_seconds / 3600:g} h"
+        return f"the deployment began {(at - state.begun) / 3600:.1f} h ago, its limit is {limits.deployment_hours:g} h"
     return ""
 
 
 def seconds_left(state: UpdateRecord, at: float, limits: Limits) -> float:
-    """Of the time that a deployment has, at wall clock `at`; 0.0 when it is over."""
-    return max(0.0, state.begun + limits.total_seconds - at) if state.begun else math.inf
+    """Seconds until the deployment reaches its age limit, at wall clock `at`; 0.0 when it is reached."""
+    return max(0.0, state.begun + limits.deployment_hours * 3600 - at) if state.begun else math.inf
 
 
-def _forget(state: UpdateRecord) -> UpdateRecord:
-    """What fails for good is not fetched again by itself."""
+def _drop_running_offer(state: UpdateRecord) -> UpdateRecord:
+    """A bundle that failed for good is not fetched again by itself."""
     failed = state.deployment is not None and state.kept is not None and state.kept.digest == state.deployment.digest
     return replace(state, kept=None) if failed else state
 
 
 def interrupt(state: UpdateRecord, event: Booted, case: str, limits: Limits, *, was: UpdateState) -> UpdateRecord:
-    """After a stop of the device while the bundle was tested, proved or committed, which it may have caused itself."""
+    """After a stop of the device during test, probation or commit; the new bundle may have caused it."""
     count = state.interrupted + (event.ended != "order")
     state = replace(state, interrupted=count)
     message = f"the device stopped {count} times in {was.value}"
@@ -164,25 +168,25 @@ def interrupt(state: UpdateRecord, event: Booted, case: str, limits: Limits, *, 
 
 
 def crash(state: UpdateRecord, event: Booted, case: str, *, was: UpdateState) -> UpdateRecord:
-    """After the process died under what had been committed before."""
+    """After the process crashed with a committed bundle."""
     if case != "looping":
         return replace(state, crashes=state.crashes + (state.watching or was is UpdateState.ROLLING_BACK))
     bad = state.known_good
-    assert bad is not None  # else nothing could have been loaded
+    assert bad is not None  # only a loaded bundle is counted as looping
     good = None if was is UpdateState.ROLLING_BACK else state.previous
     message = f"the process ended {state.crashes + 1} times with {bad.version} loaded, soon after it was committed"
     outcome = Outcome(bad.digest, bad.version, "rolled-back", error="CrashLoop", message=message, at=event.at)
     failed = state.kept or state.failed
     state = replace(state, known_good=good, active=good, previous=None, kept=None, crashes=0, watching=False)
-    # A newer bundle that was on its way goes on; the one that was is not fetched again.
+    # The deployment of a newer bundle continues; the bundle that crashed is not fetched again.
     ending = "retry" if state.deployment is not None and was is not UpdateState.CLEANING else "failed"
     return replace(state, failed=failed, outcome=outcome, ending=ending, note="")
 
 
 def damage(state: UpdateRecord, event: Damaged, case: str, *, was: UpdateState) -> UpdateRecord:
-    """After a slot was found damaged: what answers instead, and what is fetched again."""
+    """After a slot was found damaged: choose the bundle that answers instead, and the one to fetch again."""
     note = f"{event.error}: {event.message}"
-    again = replace(_fresh(state, event.at), note=note, probing=False)
+    again = replace(_reset_attempts(state, event.at), note=note, probing=False)
     if case == "alone":
         return replace(again, deployment=state.kept, deadline=None)
     good = state.known_good
@@ -191,7 +195,7 @@ def damage(state: UpdateRecord, event: Damaged, case: str, *, was: UpdateState) 
         again = replace(again, previous=None, watching=False, crashes=0)
     again = replace(again, known_good=good, active=state.active if event.answering else None)
     if was is UpdateState.ROLLING_BACK and state.ending == "failed":
-        return again  # what is fetched is decided at rest
+        return again  # IDLE decides what is fetched
     return replace(
         again,
         deployment=state.kept if was in (UpdateState.IDLE, UpdateState.CLEANING) else state.deployment,
@@ -203,7 +207,7 @@ def damage(state: UpdateRecord, event: Damaged, case: str, *, was: UpdateState) 
 
 
 def commit(state: UpdateRecord, event: Committed) -> UpdateRecord:
-    """After the pointer named the new bundle as known to be good."""
+    """After the pointer names the new bundle as known-good."""
     assert state.active is not None  # COMMITTING is entered with it
     assert state.deployment is not None
     outcome = _outcome(state.deployment, "succeeded", event.at)
@@ -215,22 +219,22 @@ def commit(state: UpdateRecord, event: Committed) -> UpdateRecord:
 
 
 def leave_cleaning(state: UpdateRecord, event: UpdateEvent, case: str) -> UpdateRecord:
-    """To rest, to another attempt, or to what was asked for meanwhile."""
+    """After cleaning: rest, wait for another attempt, or begin with the offer that came meanwhile."""
     offered = state.offered
     rested = replace(state, name=UpdateState.IDLE, offered=None, ending="")
     if case == "offered":
-        return replace(_fresh(rested, event.at), name=UpdateState.RESOLVING, deployment=offered)
+        return replace(_reset_attempts(rested, event.at), name=UpdateState.RESOLVING, deployment=offered)
     if offered is None and state.ending == "retry":
         return rested
-    rested = _at_rest(replace(rested, deployment=None))
+    rested = _end_deployment(replace(rested, deployment=None))
     if offered is not None and idle_offer_case(state, offered) == "older":
         rested = _refuse_older(rested, offered, event.at)
     lost = rested.kept is not None and (rested.known_good is None or rested.known_good.digest != rested.kept.digest)
-    return replace(_fresh(rested, event.at), deployment=rested.kept) if lost else rested
+    return replace(_reset_attempts(rested, event.at), deployment=rested.kept) if lost else rested
 
 
 def installed(state: UpdateRecord, at: float) -> Installed:
-    """What the inactive slot holds once it is live."""
+    """The installed bundle that the inactive slot becomes when it is activated."""
     deployment = state.deployment
     assert deployment is not None  # every state that activates has one
     return Installed(state.inactive_slot, deployment.digest, deployment.version, deployment.release, at)

@@ -1,4 +1,4 @@
-"""`edgekit device`: enroll devices, look at them, send them a command."""
+"""`edgekit device`: enroll devices, show them, send them commands."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.errors import EdgekitError, SettingsError, UnavailableError
 from edgekit.mqtt import topics
+from edgekit.mqtt.messages import COMMAND_KINDS
 
 if TYPE_CHECKING:
     from edgekit.state import DeviceView, FleetState, StoredCommand
 
-COMMAND_KINDS = ("self-test",)
 POLL_SECONDS = 0.2
 FACT_WIDTH = 80
 _PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -38,7 +38,7 @@ _PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def device() -> None:
-    """Enroll devices, list them, send a command.
+    """Enroll devices, show them, send them commands.
 
     \b
     Examples:
@@ -49,49 +49,52 @@ def device() -> None:
 
 @device.command()
 @click.argument("name", metavar="ID")
-@click.option("--target", required=True, help="Its target profile; `edgekit targets` lists them.")
+@click.option("--target", required=True, help="Target profile of the device; `edgekit targets` lists them.")
 @click.option(
     "-o",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the device [default: devices/ID].",
+    help="Folder to write for the device [default: devices/ID].",
 )
-@click.option("--fleet", help="Fleet that it belongs to.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="To select it by (may be repeated).")
+@click.option("--fleet", help="Fleet of the device.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label to select the device by; may be repeated."
+)
 @click.option(
     "--public-key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="PEM of a key that stays on the device; none is made.",
+    help="PEM of the public key, if the private key stays on the device. Without it, a key pair is made.",
 )
-@click.option("--http", help="host:port of its local endpoint; port 0 takes a free one.")
-@click.option("--broker", metavar="URL", help="Broker as the device reaches it.")
+@click.option("--http", help="host:port of the device's local endpoint; port 0 takes any free port.")
+@click.option("--broker", metavar="URL", help="URL of the broker, as the device reaches it.")
 @click.option(
     "--broker-ca",
     type=_PEM,
-    help="PEM of the authority of a mqtts:// broker; copied into the folder [default: broker_ca of edgekit.toml].",
+    help="PEM of the authority that signed the certificate of a mqtts:// broker; copied into the folder "
+    "[default: broker_ca of edgekit.toml].",
 )
 @click.option(
     "--certificate",
     type=_PEM,
-    help="PEM of the device's own certificate, whose common name is ID; copied into the folder.",
+    help="PEM of the device's own certificate; its common name must be ID. Copied into the folder.",
 )
-@click.option("--key", type=_PEM, help="PEM of the certificate's private key; copied into the folder.")
+@click.option("--key", type=_PEM, help="PEM of the private key of --certificate; copied into the folder.")
 @click.option(
     "--class",
     "classes",
     metavar="CLASS",
     multiple=True,
-    help="Let it open bundles that are published for CLASS; may be repeated. See: edgekit registry class",
+    help="Let the device open bundles that are published for CLASS; may be repeated. See: edgekit registry class",
 )
 @passphrase_option
 @click.option("--cloud-url", help="Base URL of the cloud tier.")
-@click.option("--cloud-model", help="Model name there, where it is another one.")
+@click.option("--cloud-model", help="Name of the model in the cloud tier [default: the same name].")
 @click.option(
     "--cloud-api-key-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="API key of the cloud tier; copied into the folder.",
+    help="File with the API key of the cloud tier; copied into the folder.",
 )
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Answers with a score below it go to the cloud.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Answers with a lower score go to the cloud tier.")
 @dry_run_option
 @json_option
 def enroll(
@@ -115,7 +118,7 @@ def enroll(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Register the device ID and write the folder that it starts from: key, trusted root and agent.toml.
+    """Register the device ID, and write its folder: private key, trusted root and agent.toml.
 
     \b
     Example:
@@ -154,25 +157,29 @@ def enroll(
     }
     root = read_root(settings)
     if (folder / SETTINGS_FILE).exists() or (folder / KEY_FILE).exists():
-        raise SettingsError(f"{folder} already holds a device", advice="Name another folder with -o.")
+        raise SettingsError(f"{folder} already has the files of a device", advice="Name another folder with -o.")
     if dry_run:
         note(f"would enroll {name} in fleet {settings.fleet} and write {folder}/{SETTINGS_FILE}")
         return
     with fleet_state(settings) as state:
         write_folder(state, folder, agent, root=root, labels=parsed, public_key=public_key, copies=copies)
+    _print_enrolled(name, settings.fleet, folder, has_key=public_key is None, as_json=as_json)
+
+
+def _print_enrolled(name: str, fleet: str, folder: Path, *, has_key: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"device": name, "fleet": settings.fleet, "folder": folder, "settings": folder / SETTINGS_FILE})
+        print_json({"device": name, "fleet": fleet, "folder": folder, "settings": folder / SETTINGS_FILE})
         return
-    note(f"{name} is enrolled in fleet {settings.fleet}; its folder is {folder}/")
-    if public_key is None:
-        note(f"{folder / KEY_FILE} is its private key: move it to the device and nowhere else")
-    note(f"there, run: edgekit-agent run --config {folder / SETTINGS_FILE}")
+    note(f"{name} is enrolled in fleet {fleet}; its folder is {folder}/")
+    if has_key:
+        note(f"{folder / KEY_FILE} is its private key: move it to the device, and keep no copy")
+    note(f"on the device, run: edgekit-agent run --config {folder / SETTINGS_FILE}")
 
 
 @device.command(name="list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """List the devices, what they run, and how their last deployment ended.
+    """List the devices with their models and the outcomes of their last deployments.
 
     \b
     Example:
@@ -194,7 +201,7 @@ def list_command(as_json: bool) -> None:
 @click.argument("name", metavar="ID")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show one device: what it reports, what it is assigned, what happened to it.
+    """Show one device: its last report, its assignment and its latest events.
 
     \b
     Example:
@@ -222,15 +229,17 @@ def show(name: str, as_json: bool) -> None:
     ]
     print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
     for event in events:
-        said = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
-        click.echo(f"{_time(event.at)}  {printable(said)}")
+        text = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
+        click.echo(f"{_time(event.at)}  {printable(text)}")
 
 
 @device.command()
 @click.argument("name", metavar="ID")
 @click.argument("kind", type=click.Choice(COMMAND_KINDS))
 @click.option("--expires", type=click.FloatRange(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--wait", is_flag=True, help="Wait for the device's answer; exit 1 when it is a bad one, or none.")
+@click.option(
+    "--wait", is_flag=True, help="Wait for the answer; exit 1 if the command fails or no answer comes."
+)
 @json_option
 def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> None:
     """Send the device ID a signed command.
@@ -242,18 +251,18 @@ def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> 
     with fleet_state(control_settings()) as state:
         state.devices.get(name)
         now = time.time()
-        asked = state.commands.add(name, kind, {}, now=now, expires=now + expires)
-        answer = _await_answer(state, asked) if wait else asked
+        sent = state.commands.add(name, kind, now=now, expires=now + expires)
+        answer = _await_answer(state, sent) if wait else sent
     if as_json:
         print_json(answer)
     elif not wait:
-        note(f"{kind} number {answer.number} is sent to {name} while it is online, within {expires:g} s")
+        note(f"{kind} number {answer.number} will be sent to {name} if it is online within {expires:g} s")
     if not wait:
         return
     if answer.state != "done":
         raise UnavailableError(
             f"{name} did not answer {kind} within {expires:g} s",
-            advice="See `edgekit device list` for whether it is online, and that `edgekit controller run` is running.",
+            advice="Check with `edgekit device list` that it is online, and that `edgekit controller run` is running.",
         )
     if not answer.ok:
         raise EdgekitError(f"{name}: {kind} failed: {answer.message}")
@@ -275,11 +284,11 @@ def _checked_target(name: str) -> str:
     return profile.name
 
 
-def _await_answer(state: FleetState, asked: StoredCommand) -> StoredCommand:
+def _await_answer(state: FleetState, sent: StoredCommand) -> StoredCommand:
     while True:
-        found = state.commands.get(asked.device, asked.number)
-        if found.state in ("done", "expired") or time.time() > asked.expires + 1:
-            return found
+        command = state.commands.get(sent.device, sent.number)
+        if command.state in ("done", "expired") or time.time() > sent.expires + 1:
+            return command
         time.sleep(POLL_SECONDS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -43,12 +42,12 @@ class StoredCommand(msgspec.Struct, frozen=True):
 class CommandTable(FleetTable):
     """The commands of one fleet."""
 
-    def add(self, device: str, kind: str, args: Mapping[str, Any], *, now: float, expires: float) -> StoredCommand:
+    def add(self, device: str, kind: str, *, now: float, expires: float) -> StoredCommand:
         """Store a command, which a controller will send.
 
         Args:
             device: Name of the device.
-            kind, args: The command and its arguments.
+            kind: One of `edgekit.mqtt.messages.COMMAND_KINDS`.
             now, expires: Wall clock seconds.
         """
         with self._writing() as connection:
@@ -61,7 +60,7 @@ class CommandTable(FleetTable):
                 "device": device,
                 "number": number,
                 "kind": kind,
-                "args": to_json(args),
+                "args": "{}",  # no kind has arguments
                 "created": now,
                 "expires": expires,
                 "state": ASKED,

@@ -3,9 +3,10 @@ import time
 
 import msgspec
 
-from device_agents import agent
 from device_agents.deployment import UpdateState
+from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import QuietHours
+from device_agents.options import AgentTimings
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.update.probation import ProbationLimits
 from edgekit.mqtt import messages, topics
@@ -291,9 +292,11 @@ async def test_hints_hold_a_new_deployment_until_the_fleet_goes_on(desk, device)
     await device.settled("1.0.0")
 
 
-async def test_metadata_answers_that_make_no_sense_do_not_end_the_agent(desk, device, monkeypatch):
+async def test_metadata_answers_that_make_no_sense_do_not_end_the_agent(desk, device):
     """A hostile broker or controller is told of and waited out; the agent lives on."""
-    monkeypatch.setattr(agent, "ASSIGNMENT_RETRY_SECONDS", (0.01, 0.1))
+    await device.stop()
+    device.timings = AgentTimings(assignment_retry_seconds=(0.01, 0.1))
+    await device.start()
     nonsense = [
         messages.Answer("", 5, 3, b"x"),
         messages.Answer("", 0, 0, b"x"),
@@ -335,7 +338,7 @@ async def test_what_was_fetched_and_what_was_reused_is_counted(desk, device):
 async def test_a_deployment_that_burns_its_byte_budget_fails_for_good(desk, device):
     """A link that damages most blocks may not cost the owner without end."""
     await device.stop()
-    device.options = {"download_budget": 1.0}
+    device.options = {"download": DownloadOptions(download_budget=1.0)}
     await device.start()
     entry, seen = desk.publish("1.0.0", random.Random(1).randbytes(40 * 65536)), set()
 
@@ -358,7 +361,8 @@ async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
     await device.stop()
     now = time.localtime()
     minute = now.tm_hour * 60 + now.tm_min
-    device.options = {"quiet_hours": QuietHours((minute - 30) % 1440, (minute + 30) % 1440)}
+    quiet_hours = QuietHours((minute - 30) % 1440, (minute + 30) % 1440)
+    device.options = {"download": DownloadOptions(quiet_hours=quiet_hours)}
     await device.start()
     desk.assign(desk.publish("1.0.0"))
     await device.until(lambda: len(desk.said("event")) == 1)

@@ -9,15 +9,14 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
-from device_agents import agent as agent_module
-from device_agents.control import requests as answers
+from device_agents.options import AgentTimings
 from edgekit.mqtt import messages, topics
 from edgekit.registry import blob_name
 from edgekit.trust.assignment import Entry
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key, key_path, load_signer
 from edgekit.trust.repository import Repository
-from edgekit.trust.rotation import KeyKeeper
+from edgekit.trust.rotation import KeyManager
 from edgekit.trust.state import METADATA
 from tests.simulators.device import DEVICE, FLEET, TARGET, Desk, Device
 from tests.simulators.publisher import DAY, HeldClock
@@ -25,9 +24,7 @@ from tests.simulators.transport import MemoryBroker
 
 
 @pytest.fixture
-async def desk(tmp_path, monkeypatch):
-    monkeypatch.setattr(agent_module, "ASSIGNMENT_RETRY_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(answers, "METADATA_TIMEOUT_SECONDS", 0.3)
+async def desk(tmp_path):
     made = Desk(tmp_path / "desk", MemoryBroker())
     await made.start()
     return made
@@ -37,6 +34,7 @@ async def desk(tmp_path, monkeypatch):
 async def device(tmp_path, desk):
     """At rest with 1.0.0."""
     made = Device(tmp_path / "device", desk.broker, desk.root)
+    made.timings = AgentTimings(assignment_retry_seconds=(0.02, 0.05), metadata_timeout_seconds=0.3)
     desk.assign(desk.publish("1.0.0"))
     await made.start()
     await made.settled("1.0.0")
@@ -88,7 +86,7 @@ def stolen_and_revoked_timestamp_key(desk, old):
     stolen = Metadata.from_bytes(desk.store.blobs[f"{METADATA}timestamp.json"])
     keys = desk._folder / "keys"
     signer = load_signer(key_path(keys, "timestamp"))
-    KeyKeeper(desk.store, keys).rotate("timestamp")
+    KeyManager(desk.store, keys).rotate("timestamp")
     stolen.signed.version += 100
     stolen.sign(signer)
     desk.store.blobs[f"{METADATA}timestamp.json"] = stolen.to_bytes()
@@ -224,8 +222,8 @@ async def test_a_flood_is_dropped_and_the_true_order_is_followed(desk, device, t
         desk.broker.publish(topics.answer(FLEET, DEVICE), answer)
         desk.broker.publish(topics.answer(FLEET, DEVICE), b"\xc1")
         desk.broker.publish(topics.fleet_hints(FLEET), b"\xff", qos=1)
-    await device.until(lambda: device.agent._answers.malformed >= 2000)
-    assert device.agent._answers.foreign >= 2000
+    await device.until(lambda: device.agent._requests.malformed >= 2000)
+    assert device.agent._requests.foreign >= 2000
     assert len(told(desk, device, "assignment-refused")) <= 1
     check_unmoved(device)
     desk.assign(desk.publish("3.0.0"))

@@ -77,7 +77,7 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
             second = agent("run", "--config", str(folder / "agent.toml"), check=1)
             assert "another agent runs" in second.stderr
             for note in child.stderr:
-                if "local answers go on" in note:
+                if "the agent answers locally" in note:
                     break
             child.send_signal(signal.SIGTERM)
             _, err = child.communicate(timeout=120)
@@ -146,8 +146,8 @@ def test_check_names_everything_that_is_wrong(folder):
     done = agent("check", "--config", str(folder / "agent.toml"), "--json", check=1)
     rows = {row["check"]: row for row in json.loads(done.stdout)}
     assert [name for name, row in rows.items() if not row["ok"]] == ["clock", "key", "root", "broker"]
-    assert rows["slots"]["found"] == "nothing is installed"
-    assert "agent.toml is of 2096-10-02" in rows["clock"]["found"]
+    assert rows["slots"]["found"] == "no bundle is installed"
+    assert "agent.toml is dated 2096-10-02" in rows["clock"]["found"]
     assert "CPUExecutionProvider" in rows["providers"]["found"]
     assert "chmod 600" in rows["key"]["found"]
     assert "not a signed TUF root" in rows["root"]["found"]

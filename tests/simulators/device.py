@@ -1,4 +1,4 @@
-"""A whole device in memory, and a desk that serves it: signed registry, metadata, blocks, assignments and commands."""
+"""A whole device in memory, and a control side (`Desk`) with signed registry, blocks, assignments and commands."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agents.agent import Agent, AgentOptions
+from device_agents.agent import Agent, AgentParts
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, UpdateState
+from device_agents.options import AgentOptions, AgentTimings
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import BLOCK_BYTES, Manifest
 from edgekit.clock import SystemClock
@@ -35,10 +36,10 @@ class Desk:
     """The control side, with one model ``digits`` and any number of versions.
 
     Attributes:
-        broker: Where it listens.
-        tamper: Called as `tamper(digest, index, data)` for each block; None sends nothing.
-        silent: True to answer nothing.
-        blocks_sent: How many blocks were sent.
+        broker: The broker of both sides.
+        tamper: Called as `tamper(digest, index, data)` for each block. Its result is sent; None sends nothing.
+        silent: True to answer no request.
+        blocks_sent: Number of blocks sent so far.
     """
 
     def __init__(self, folder: Path, broker: MemoryBroker) -> None:
@@ -58,14 +59,14 @@ class Desk:
         self._tasks: set[asyncio.Task] = set()
 
     async def start(self) -> None:
-        """Listen for requests."""
+        """Subscribe to requests."""
         for kind in topics.REQUEST_KINDS:
             await self.transport.subscribe(topics.request(FLEET, kind, "+"), self._soon)
         await self.transport.start()
         await self.transport.wait_connected(5)
 
     def publish(self, version: str, model: bytes | None = None) -> Entry:
-        """Publish a version into the registry, with five blocks of its own by default; returns its assignment entry."""
+        """Publish a version to the registry; by default with five random blocks. Returns its assignment entry."""
         model = random.Random(version).randbytes(300_000) if model is None else model
         bundle = write_bundle(self._folder / version, "digits", version, TARGET, model)
         return publish(self.store, self.repository, bundle).entry
@@ -79,11 +80,11 @@ class Desk:
         self.broker.publish(topics.device(FLEET, DEVICE, "desired"), payload, qos=1, retain=True)
         return payload
 
-    def command(self, kind: str, *, number: int | None = None, seconds: float = 60.0, **args: object) -> None:
+    def command(self, kind: str, *, number: int | None = None, seconds: float = 60.0) -> None:
         """Send a signed command."""
         self._commands = number if number is not None else self._commands + 1
         expires = SystemClock().wall() + seconds
-        command = messages.Command(DEVICE, FLEET, self._commands, expires, kind, args)
+        command = messages.Command(DEVICE, FLEET, self._commands, expires, kind)
         self.broker.publish(topics.device(FLEET, DEVICE, "command"), seal(command, self.director), qos=1)
 
     def said(self, kind: str) -> list[bytes]:
@@ -115,11 +116,11 @@ class Desk:
         wanted = [index for span in request.ranges for index in range(span.first, span.last + 1)]
         for index in wanted[: request.credit]:
             data = self.store.get_range(blob_name(request.digest), index * BLOCK_BYTES, BLOCK_BYTES)
-            sent = self.tamper(request.digest, index, data)
-            if sent is None:
+            block = self.tamper(request.digest, index, data)
+            if block is None:
                 continue
             self.blocks_sent += 1
-            answer = messages.Answer(request.id, index, 0, sent)
+            answer = messages.Answer(request.id, index, 0, block)
             await self._send(parsed.device, answer)
 
     async def _send(self, device: str, answer: messages.Answer) -> None:
@@ -128,13 +129,15 @@ class Desk:
 
 
 class FakeInference:
-    """Answers with nothing, but knows which bundle would.
+    """An inference service without models that records which bundle would answer.
 
     Attributes:
-        live: Version by model.
-        history: Every switch, in order.
-        broken: Versions that do not load; `dying`: versions that fail their self-test when live; `flaky`: versions that
-            pass it, but fail one live request of two.
+        live: Active version by model.
+        history: Every activated version, in order; an empty string for a deactivation.
+        broken: Versions that do not load.
+        dying: Versions that fail their self-test when live.
+        flaky: Versions that pass their self-test, but fail every second live request.
+        growing: What the next call of `grown` returns.
     """
 
     def __init__(self) -> None:
@@ -177,18 +180,18 @@ class FakeInference:
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
 
     async def grown(self) -> list[Grown]:
-        """As the protocol says; `growing` is told once."""
-        found, self.growing = self.growing, []
-        return found
+        """As the protocol says. Returns `growing` once."""
+        grown, self.growing = self.growing, []
+        return grown
 
 
 class Device:
-    """One device; `start` it, `kill` it as a power cut would, `start` it again on what its disk kept.
+    """One device: `start` it, `kill` it like a power cut, and `start` it again on the durable data of its disk.
 
     Attributes:
         refused: Versions whose self-test fails before activation.
         mismatches: What the compatibility check finds.
-        options: More of AgentOptions; read by `start`.
+        limits, timings, options: Fields of AgentOptions; read by `start`.
     """
 
     def __init__(self, folder: Path, broker: MemoryBroker, root: bytes, disk: FaultyDisk | None = None) -> None:
@@ -198,6 +201,7 @@ class Device:
         self.refused: set[str] = set()
         self.mismatches: list[str] = []
         self.limits = QUICK
+        self.timings = AgentTimings()
         self.options: dict[str, object] = {}
         self.first_number = 0
         self.cache = folder / "tuf"
@@ -207,7 +211,7 @@ class Device:
         self.task: asyncio.Task | None = None
 
     async def start(self) -> None:
-        """Boot: take up the journal, then connect."""
+        """Start the agent: read the journal, then connect."""
         journal = Journal(self.disk, first_number=self.first_number)
         session = journal.begin_session()
         self.transport = MemoryTransport(self.broker, DEVICE, will=presence_will(FLEET, DEVICE, session))
@@ -217,10 +221,10 @@ class Device:
             heartbeat_seconds=60,
             telemetry_seconds=0.05,
             limits=self.limits,
+            timings=self.timings,
             **self.options,
         )
-        self.agent = Agent(
-            options,
+        parts = AgentParts(
             disk=self.disk,
             journal=journal,
             transport=self.transport,
@@ -232,21 +236,22 @@ class Device:
             signer=self.signer,
             clock=SystemClock(),
         )
+        self.agent = Agent(options, parts)
         await self.agent.start()
         self.task = asyncio.create_task(self.agent.run())
 
     async def self_test(self, manifest: Manifest, folder: Path) -> None:
-        """Judge a staged bundle."""
+        """The self-test of a staged bundle; fails for versions in `refused`."""
         if manifest.version in self.refused:
             raise SelfTestError(f"output scores of {manifest.version} differs by 0.5, allowed 0.01")
 
     async def stop(self) -> None:
-        """End in order."""
+        """Stop the agent cleanly."""
         self.agent.stop()
         await self.task
 
     async def kill(self) -> None:
-        """The process goes at once, and its connection with it."""
+        """End the agent at once, and its connection with it."""
         self.broker.cut(DEVICE, hold=True)
         self.task.cancel()
         await asyncio.wait([self.task])
@@ -257,20 +262,20 @@ class Device:
 
     @property
     def state(self) -> object:
-        """Update state of the model."""
+        """Update record of the model."""
         return self.agent.states.get("digits")
 
     def reported(self) -> messages.Reported:
-        """The retained report, its signature checked."""
+        """The retained report, with verified signature."""
         payload = self.broker.retained[topics.device(FLEET, DEVICE, "reported")]
         return open_envelope(payload, messages.Reported, self.signer.public_key)
 
     async def until(self, holds: Callable[[], object], seconds: float = 50.0) -> None:
-        """Wait until something holds; fails with the device's states when it does not."""
+        """Wait until `holds()` is true. Fails with the device's update records after `seconds`."""
         try:
             await asyncio.wait_for(self._poll(holds), seconds)
         except asyncio.TimeoutError:
-            raise AssertionError(f"it did not happen within {seconds} s: {self.agent.states}") from None
+            raise AssertionError(f"the condition did not become true within {seconds} s: {self.agent.states}") from None
 
     async def _poll(self, holds: Callable[[], object]) -> None:
         while not holds():
@@ -280,11 +285,11 @@ class Device:
             await asyncio.sleep(0.005)
 
     async def settled(self, version: str | None = None) -> None:
-        """Wait until the model rests, with `version` active where given."""
+        """Wait until the model has no running deployment, and `version` is active if given."""
         await self.until(lambda: self.rests(version))
 
     def rests(self, version: str | None = None) -> bool:
-        """True when nothing is under way for the model, and `version` is active where given."""
+        """True if the model has no running deployment, and `version` is active if given."""
         state = self.state
         if state is None or state.name is not UpdateState.IDLE or state.deployment is not None:
             return False

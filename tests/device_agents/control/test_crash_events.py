@@ -5,13 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from device_agents.control import crash_events
 from device_agents.control.crash_events import Crashed, CrashNotifier
 from device_agents.inference.service import InferenceService
+from device_agents.options import AgentTimings
 from device_agents.update.probation import ProbationLimits, live_faults
 from edgekit.mqtt import messages
-from edgekit.serving.worker import runtime as worker
-from edgekit.serving.worker.runtime import WorkerCrashedError, WorkerRestartingError, WorkerRuntime
+from edgekit.serving.worker.runtime import Backoff, WorkerCrashedError, WorkerRestartingError, WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
 from tests.simulators.device import Desk, Device
@@ -26,18 +25,18 @@ def counted(**models):
 
 def test_the_first_crash_is_told_at_once_and_a_thousand_a_minute_are_told_as_one():
     """Each model has its own minute, and none is lost."""
-    news = CrashNotifier(60.0)
-    assert news.look(counted(a=0, b=0), 0.0) == []
-    assert news.look(counted(a=1, b=0), 1.0) == [Crashed("a", 1, 1)]
-    assert news.look(counted(a=900, b=2), 30.0) == [Crashed("b", 2, 2)]
-    assert news.look(counted(a=1001, b=2), 60.9) == []
-    assert news.look(counted(a=1001, b=2), 61.0) == [Crashed("a", 1000, 1001)]
-    assert news.look(counted(a=1001, b=2), 1e6) == []
+    notifier = CrashNotifier(60.0)
+    assert notifier.survey(counted(a=0, b=0), 0.0) == []
+    assert notifier.survey(counted(a=1, b=0), 1.0) == [Crashed("a", 1, 1)]
+    assert notifier.survey(counted(a=900, b=2), 30.0) == [Crashed("b", 2, 2)]
+    assert notifier.survey(counted(a=1001, b=2), 60.9) == []
+    assert notifier.survey(counted(a=1001, b=2), 61.0) == [Crashed("a", 1000, 1001)]
+    assert notifier.survey(counted(a=1001, b=2), 1e6) == []
 
 
 def test_a_model_of_which_nothing_is_known_did_not_crash():
     """Counters of a service without processes of its own have none of them."""
-    assert CrashNotifier().look({"a": {"runs": 1.0}}, 0.0) == []
+    assert CrashNotifier().survey({"a": {"runs": 1.0}}, 0.0) == []
 
 
 def demand(number):
@@ -45,13 +44,12 @@ def demand(number):
 
 
 def open_crashing(manifest, folder):
-    """In a process of its own, where demands for a crash are met."""
-    return WorkerRuntime(manifest, folder, loader=crashing.LOADER)
+    """Open a bundle in a worker process that crashes on demand and is restarted slowly."""
+    return WorkerRuntime(manifest, folder, loader=crashing.LOADER, backoff=Backoff(first_seconds=30.0))
 
 
-async def test_crashes_are_counted_over_every_bundle_and_refusals_after_them_are_errors(tmp_path, monkeypatch):
+async def test_crashes_are_counted_over_every_bundle_and_refusals_after_them_are_errors(tmp_path):
     """Requests that come while the process starts are not the queue's fault; another bundle starts no new count."""
-    monkeypatch.setattr(worker, "FIRST_BACKOFF_SECONDS", 30.0)
     manifest = onnx_bundle(tmp_path, batch=None)
     async with InferenceService(load=open_crashing) as service:
         await service.activate("small", manifest, tmp_path)
@@ -98,12 +96,12 @@ def test_a_crash_that_failed_no_request_counts_as_an_error():
     assert len(live_faults({}, {"runs": 30.0, "runtime_errors": 2.0, "crashes": 2.0}, limits, final=True)) == 1
 
 
-async def test_the_controller_hears_of_crashes(tmp_path, monkeypatch):
+async def test_the_controller_hears_of_crashes(tmp_path):
     """Signed, with counts and the version that runs."""
-    monkeypatch.setattr(crash_events, "LOOK_SECONDS", 0.02)
     desk = Desk(tmp_path / "desk", MemoryBroker())
     await desk.start()
     device = Device(tmp_path / "device", desk.broker, desk.root)
+    device.timings = AgentTimings(crash_survey_seconds=0.02)
     live, crashed = device.inference.counters, {"crashes": 0.0}
     device.inference.counters = lambda: {"digits": {**live()["digits"], **crashed}}
     await device.start()

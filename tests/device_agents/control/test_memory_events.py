@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.control import memory_events
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
+from device_agents.options import AgentTimings
 from edgekit.bundle.manifest import Manifest
 from edgekit.mqtt import messages
-from edgekit.serving.models.memory_growth import FAR, PROCESS, Grown, Held, MemoryNotifier
+from edgekit.serving.models.memory_growth import FAR, PROCESS, Grown, GrowthNotifier, MemorySize
 from edgekit.serving.models.memory_plan import MIB
-from edgekit.serving.session.memory_usage import MemoryFootprints, held_bytes
+from edgekit.serving.session.memory_usage import MemoryFootprints, rss_bytes
 from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
@@ -26,20 +27,20 @@ from tests.simulators.transport import MemoryBroker
 LEAK = {"x": np.full((1, 3), crashing.LEAK, np.float32)}
 
 
-def held(loaded: int, now: int, load: int = 1) -> Held:
-    return Held(loaded * MIB, now * MIB, load)
+def held(loaded: int, now: int, load: int = 1) -> MemorySize:
+    return MemorySize(loaded * MIB, now * MIB, load)
 
 
 def test_what_stays_far_over_is_told_once_a_load() -> None:
     """In two looks in a row; a burst, and a little, is nothing; each model and the process for itself."""
-    news = MemoryNotifier()
-    assert news.look({"a": held(40, 200), PROCESS: held(100, 90)}) == []
-    assert news.look({"a": held(40, 41), PROCESS: held(100, 400)}) == []
-    assert news.look({"a": held(40, 300), PROCESS: held(100, 400)}) == [Grown(PROCESS, 100 * MIB, 400 * MIB)]
-    assert news.look({"a": held(40, 310), PROCESS: held(100, 900)}) == [Grown("a", 40 * MIB, 310 * MIB)]
-    assert news.look({"a": held(40, 999)}) == []
-    assert news.look({"a": held(40, 999, load=2)}) == []
-    assert news.look({"a": held(40, 999, load=2)}) == [Grown("a", 40 * MIB, 999 * MIB)]
+    notifier = GrowthNotifier()
+    assert notifier.check({"a": held(40, 200), PROCESS: held(100, 90)}) == []
+    assert notifier.check({"a": held(40, 41), PROCESS: held(100, 400)}) == []
+    assert notifier.check({"a": held(40, 300), PROCESS: held(100, 400)}) == [Grown(PROCESS, 100 * MIB, 400 * MIB)]
+    assert notifier.check({"a": held(40, 310), PROCESS: held(100, 900)}) == [Grown("a", 40 * MIB, 310 * MIB)]
+    assert notifier.check({"a": held(40, 999)}) == []
+    assert notifier.check({"a": held(40, 999, load=2)}) == []
+    assert notifier.check({"a": held(40, 999, load=2)}) == [Grown("a", 40 * MIB, 999 * MIB)]
 
 
 @pytest.mark.parametrize(("loaded", "now", "far"), [(1, 32, False), (1, 34, True), (400, 600, False), (400, 601, True)])
@@ -56,7 +57,9 @@ async def test_a_worker_that_leaks_is_told_and_others_make_room_for_it(tmp_path:
     """Nothing is looked at where nothing was asked. What leaked says nothing of the next load, so it is not kept."""
     one, two = (onnx_bundle(tmp_path / name, name=name, batch=None) for name in ("one", "two"))
     kept = MemoryFootprints()
-    async with InferenceService(load=open_leaking, memory_budget_bytes=250 * MIB, footprints=kept) as service:
+    async with InferenceService(
+        load=open_leaking, service=ServiceOptions(memory_budget_bytes=250 * MIB), footprints=kept
+    ) as service:
         await service.activate("one", one, tmp_path / "one")
         loaded = service.gauges()["one"]["memory_bytes"]
         assert await service.grown() == []
@@ -91,7 +94,7 @@ async def _leak_in_the_agent(folder: Path) -> None:
     bundles = {name: onnx_bundle(folder / name, name=name, batch=None) for name in ("one", "two")}
     async with InferenceService(load=crashing.open_it) as service:
         await service.activate("one", bundles["one"], folder / "one")
-        leaks = 4 + int((FAR - 1) * held_bytes() / crashing.LEAK_BYTES)
+        leaks = 4 + int((FAR - 1) * rss_bytes() / crashing.LEAK_BYTES)
         for _ in range(leaks):
             await service.infer("one", LEAK)
         assert await service.grown() == []
@@ -107,12 +110,12 @@ async def _leak_in_the_agent(folder: Path) -> None:
         assert service.gauges()["two"]["memory_bytes"] == before
 
 
-async def test_the_controller_hears_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_controller_hears_of_growth(tmp_path: Path) -> None:
     """Signed, with the sizes; of a model by its name, else of the agent."""
-    monkeypatch.setattr(memory_events, "LOOK_SECONDS", 0.02)
     desk = Desk(tmp_path / "desk", MemoryBroker())
     await desk.start()
     device = Device(tmp_path / "device", desk.broker, desk.root)
+    device.timings = AgentTimings(memory_survey_seconds=0.02)
     device.inference.growing = [Grown("digits", 40 * MIB, 200 * MIB), Grown(PROCESS, 100 * MIB, 500 * MIB)]
     await device.start()
 

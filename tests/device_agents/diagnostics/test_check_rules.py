@@ -12,7 +12,7 @@ NOW, DAY = 1_790_000_000.0, CLOCK_SLACK_SECONDS
 def test_a_clock_before_what_has_been_is_told():
     """The newest trace is named; a day of zones and drift is none."""
     assert judge_clock(NOW, {"agent.toml": NOW - 5, "the journal": NOW + DAY}).startswith("2026-09-21 ")
-    with pytest.raises(UnavailableError, match=r"says 1970-01-01 .*, but the journal is of 2026-09-") as caught:
+    with pytest.raises(UnavailableError, match=r"says 1970-01-01 .*, but the journal is dated 2026-09-") as caught:
         judge_clock(60.0, {"agent.toml": NOW - 5, "the journal": NOW})
     assert "timedatectl" in caught.value.advice
 
@@ -22,8 +22,8 @@ def test_a_clock_before_what_has_been_is_told():
     [
         ((CPU,), (), CPU),
         ((CUDA, CPU), (CUDA,), f"{CUDA}, {CPU}"),
-        ((CPU,), (CUDA, CPU), f"{CPU}; without {CUDA}, which is asked for"),
-        ((), (), "none, for ONNX Runtime is not installed"),
+        ((CPU,), (CUDA, CPU), f"{CPU}; missing: {CUDA}"),
+        ((), (), "none, because ONNX Runtime is not installed"),
     ],
 )
 def test_providers_are_named_and_those_that_are_missing(present, wanted, said):
@@ -33,5 +33,5 @@ def test_providers_are_named_and_those_that_are_missing(present, wanted, said):
 
 def test_a_required_provider_that_is_missing_is_a_failure():
     """With what there is instead and how to get it."""
-    with pytest.raises(SettingsError, match=f"{CUDA} cannot be had; there is {CPU}"):
+    with pytest.raises(SettingsError, match=f"missing providers: {CUDA}; present: {CPU}"):
         judge_providers((CPU,), (CUDA,), required=True)

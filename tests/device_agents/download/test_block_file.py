@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from device_agents.download.block_file import BlockFile
-from device_agents.download.bundle import Download
+from device_agents.download.bundle import BundleDownload
 from device_agents.storage.slots import Slots
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.errors import DigestMismatchError, DiskError
@@ -39,7 +39,9 @@ def install(disk, name, slot, model, version="1.0.0"):
 
 async def download(disk, model, source=None):
     source, counters = source or Source(model, b"golden"), Counter()
-    await Download(disk, source, counters).run(manifest_of(version="9.0.0", model=model), "to", make_room=lambda: None)
+    await BundleDownload(disk, source, counters).run(
+        manifest_of(version="9.0.0", model=model), "to", make_room=lambda: None
+    )
     assert disk.read("to/model.onnx") == model
     return source.asked, counters
 

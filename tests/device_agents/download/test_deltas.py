@@ -6,8 +6,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from device_agents.download.bundle import Download
-from device_agents.download.deltas import OFFERS_NAME, keep_offers, kept_offers
+from device_agents.download.bundle import BundleDownload
+from device_agents.download.deltas import OFFERS_NAME, load_offers, save_offers
 from device_agents.storage.slots import Slots
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.deltas.description import Offer
@@ -63,7 +63,7 @@ def disk():
 
 async def update(disk, source, *offers, budget=None):
     counters = Counter()
-    download = Download(disk, source, counters, offers=offers or (OFFER,), budget=budget)
+    download = BundleDownload(disk, source, counters, offers=offers or (OFFER,), budget=budget)
     await download.run(manifest_of(version="1.1.0", model=NEW), "to", make_room=lambda: None)
     assert disk.read("to/model.onnx") == NEW
     assert not [name for name in disk.list("to") if name.startswith("_payload")]
@@ -82,7 +82,7 @@ async def test_an_update_costs_its_delta(disk):
 async def test_blocks_that_are_here_already_need_no_payload(disk):
     """A download of whole blocks that was cut goes on with the delta for the rest only."""
     with pytest.raises(TransportError):
-        await Download(disk, Source(NEW, limit=20 * BLOCK_BYTES), Counter()).run(
+        await BundleDownload(disk, Source(NEW, limit=20 * BLOCK_BYTES), Counter()).run(
             manifest_of(version="1.1.0", model=NEW), "to", make_room=lambda: None
         )
     counters = await update(disk, Source(NEW, GOLDEN, DESCRIPTION, PAYLOAD))
@@ -112,13 +112,13 @@ async def test_a_delta_that_makes_wrong_blocks_costs_its_bytes_and_no_right_bloc
     first, second = DELTA.segments
     spans = (msgspec.structs.replace(second.spans[0], offset=0), *second.spans[1:])
     data, offer = lying(segments=(first, msgspec.structs.replace(second, spans=spans)))
-    keep_offers(disk, "to", (offer,))
+    save_offers(disk, "to", (offer,))
     source = Source(NEW, GOLDEN, data, PAYLOAD)
     counters = await update(disk, source, offer)
     assert counters["deltas_failed"] == 1
     assert counters["blocks_made"] == 16
     assert source.sent[digest_of(NEW)] == len(NEW) - 16 * BLOCK_BYTES
-    assert kept_offers(disk, "to") == ()
+    assert load_offers(disk, "to") == ()
 
 
 @pytest.mark.parametrize("fault", ["no description", "no payload", "lies", "cut payload", "garbage"])
@@ -183,11 +183,11 @@ async def test_a_delta_counts_into_the_budget(disk):
         await update(disk, Source(NEW, GOLDEN, DESCRIPTION, PAYLOAD), budget=len(PAYLOAD) // 2)
 
 
-def test_kept_offers_that_are_damaged_are_none():
+def test_load_offers_that_are_damaged_are_none():
     """They are only a help."""
     disk = MemoryDisk()
-    assert kept_offers(disk, "to") == ()
-    keep_offers(disk, "to", (OFFER,))
-    assert kept_offers(disk, "to") == (OFFER,)
+    assert load_offers(disk, "to") == ()
+    save_offers(disk, "to", (OFFER,))
+    assert load_offers(disk, "to") == (OFFER,)
     disk.write(f"to/{OFFERS_NAME}", b"\xc1")
-    assert kept_offers(disk, "to") == ()
+    assert load_offers(disk, "to") == ()

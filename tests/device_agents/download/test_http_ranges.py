@@ -9,7 +9,9 @@ import pytest
 
 from device_agents.control.requests import RequestClient
 from device_agents.download import http_ranges
-from device_agents.download.block_fetcher import BlockFetcher, Gate
+from device_agents.download.block_fetcher import BlockFetcher
+from device_agents.download.gate import Gate
+from device_agents.download.options import TransferTimings
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
@@ -96,12 +98,11 @@ SLOW = ["many headers", "endless", "silent", "drip"]
 
 
 @pytest.mark.parametrize("mode", [*BAD, *SLOW])
-async def test_a_bad_server_costs_its_own_answers_and_no_more(mode, monkeypatch):
+async def test_a_bad_server_costs_its_own_answers_and_no_more(mode):
     """Its blocks come over the broker; what it sent in vain is bounded."""
-    monkeypatch.setattr(http_ranges, "TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(http_ranges, "RUN_SECONDS", 0.3)
+    timings = TransferTimings(http_timeout_seconds=0.3, http_range_seconds=0.3)
     with web(BLOB, mode) as server:
-        async with Site([server.url]) as site:
+        async with Site([server.url], timings=timings) as site:
             await asyncio.wait_for(site.fetch(), 30)
             if mode != "endless":  # what was asked for is right, and the rest is not read
                 assert site.fetcher.counters["http_failures"] > 0
@@ -178,11 +179,11 @@ async def test_the_rate_of_the_device_holds_for_urls_too():
         assert 0 < server.sent <= (11 + 10 * spent) * BLOCK_BYTES  # the one beyond was paid for and is on its way
 
 
-async def test_stopping_does_not_wait_for_a_slow_server(monkeypatch):
+async def test_stopping_does_not_wait_for_a_slow_server():
     """A newer assignment ends the download in a moment."""
-    monkeypatch.setattr(http_ranges, "TIMEOUT_SECONDS", 30.0)
+    timings = TransferTimings(http_timeout_seconds=30.0)
     with web(BLOB, "silent") as server:
-        async with Site([server.url]) as site:
+        async with Site([server.url], timings=timings) as site:
             task = asyncio.create_task(site.fetch())
             assert await asyncio.to_thread(server.asked.wait, 60)
             task.cancel()
@@ -192,6 +193,6 @@ async def test_stopping_does_not_wait_for_a_slow_server(monkeypatch):
 
 def test_https_is_not_left_for_http():
     """A redirect cannot take the privacy away."""
-    reader = http_ranges.RangeReader("https://host/blob")
+    reader = http_ranges.RangeReader("https://host/blob", TransferTimings())
     with pytest.raises(http_ranges.RangeError, match="redirects"):
         reader._follow("http://host/blob")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from device_agents.download.block_fetcher import Gate
+from device_agents.download.gate import Gate
 from device_agents.download.metered import MeteredError, MeteredLink
+from device_agents.download.options import DownloadOptions
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
 from edgekit.mqtt import messages
@@ -60,7 +61,7 @@ async def test_a_deployment_waits_for_a_link_that_costs_nothing(tmp_path, desk):
     file = tmp_path / "metered"
     file.touch()
     device = Device(tmp_path / "device", desk.broker, desk.root)
-    device.options = {"metered": MeteredLink(file=file)}
+    device.options = {"download": DownloadOptions(metered=MeteredLink(file=file))}
     await device.start()
     desk.assign(desk.publish("1.0.0"))
     (event,) = await delays(device, desk)
@@ -76,7 +77,8 @@ async def test_a_link_that_becomes_metered_in_a_transfer_stops_it(tmp_path, desk
     """What came stays: in the end each block was sent once."""
     file = tmp_path / "metered"
     device = Device(tmp_path / "device", desk.broker, desk.root)
-    device.options = {"metered": MeteredLink(file=file), "download_bytes_per_second": 2 * BLOCK_BYTES}
+    rate = 2 * BLOCK_BYTES
+    device.options = {"download": DownloadOptions(metered=MeteredLink(file=file), download_bytes_per_second=rate)}
 
     def change(digest, index, data):
         if desk.blocks_sent == 2:
@@ -101,7 +103,7 @@ async def test_a_deployment_takes_its_share_and_then_waits(tmp_path, desk):
     file = tmp_path / "metered"
     file.touch()
     device = Device(tmp_path / "device", desk.broker, desk.root)
-    device.options = {"metered": MeteredLink(file=file, deployment_bytes=3 * BLOCK_BYTES)}
+    device.options = {"download": DownloadOptions(metered=MeteredLink(file=file, deployment_bytes=3 * BLOCK_BYTES))}
     await device.start()
     desk.assign(desk.publish("1.0.0", model=bytes(range(256)) * 512))
     await device.settled("1.0.0")

@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 import random
 
-import pytest
-
 from device_agents.control.requests import RequestClient
 from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
@@ -45,14 +43,10 @@ class SlowTransport(MemoryTransport):
         await super().stop()
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    """First guesses that are too short for the link, as three seconds are for 20 KB/s."""
-    monkeypatch.setattr(RoundTrip, "FIRST_SECONDS", 0.07)
-    monkeypatch.setattr(RoundTrip, "LEAST_SECONDS", 0.03)
+HASTY = RoundTrip(initial_seconds=0.07, min_seconds=0.03)  # too short for the link, as 3 s are for 20 KB/s
 
 
-async def test_a_slow_link_is_learned(hasty):
+async def test_a_slow_link_is_learned():
     """Answers that come after they were given up still say how long answers take."""
     broker, store, clock = MemoryBroker(), MemoryStore(), SystemClock()
     store.put(blob_name(ENTRY.sha256), BLOB)
@@ -63,7 +57,7 @@ async def test_a_slow_link_is_learned(hasty):
     await service.start()
     await answers.start()
     missing = set(range(20))
-    async for index, data in BlockFetcher(answers, clock).blocks(ENTRY.sha256, sorted(missing)):
+    async for index, data in BlockFetcher(answers, clock, round_trip=HASTY).blocks(ENTRY.sha256, sorted(missing)):
         assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
         missing.remove(index)
     sent = sum(len(decode(m.payload, Answer).data) for m in broker.published if "/answer/" in m.topic)

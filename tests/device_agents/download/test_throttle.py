@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from device_agents.download.block_fetcher import Gate
+from device_agents.download.gate import Gate
 from device_agents.download.throttle import Bucket, parse_quiet_hours
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import UnavailableError

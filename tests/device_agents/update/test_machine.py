@@ -28,7 +28,7 @@ from device_agents.deployment import (
 from device_agents.update.machine import BOOT_TABLE, TABLE, InvalidTransition, UpdateMachine
 from tests.machines.explorer import INSTALLED_OLD, NEW, NEWER, OLD
 
-MACHINE = UpdateMachine(Limits(step_seconds=100, probation_seconds=3, retry_seconds=2, max_retry_seconds=10))
+MACHINE = UpdateMachine(Limits(step_timeout_seconds=100, probation_seconds=3, retry_seconds=2, max_retry_seconds=10))
 AWAY = Failed(error="TransportError", message="away", passing=True)
 WRONG = Failed(error="DigestMismatchError", message="wrong", refused=True)
 REST = UpdateRecord(active=INSTALLED_OLD, known_good=INSTALLED_OLD, release=1)
@@ -249,22 +249,22 @@ def give_up(failure, limits, hours=0.0):
 
 def test_attempts_that_cost_something_are_counted_and_the_others_are_not():
     """A week without a broker is no reason to give up; fifty aborted transfers are."""
-    attempts, state = give_up(COSTLY, Limits(max_attempts=5))
+    attempts, state = give_up(COSTLY, Limits(deployment_attempts=5))
     assert (attempts, state.outcome.result, state.outcome.error) == (5, "failed", "BudgetError")
     assert state.outcome.message == "5 attempts failed; the last failure was TransportError: away"
     assert told(Offered(NEW), state=state)[0].deployment is None, "the same assignment does not begin it anew"
-    assert give_up(AWAY, Limits(max_attempts=5))[0] is None
+    assert give_up(AWAY, Limits(deployment_attempts=5))[0] is None
 
 
 def test_a_deployment_has_its_time():
     """Counted from when it was first asked for."""
-    attempts, state = give_up(AWAY, Limits(total_seconds=10 * 3600), hours=4.0)
+    attempts, state = give_up(AWAY, Limits(deployment_hours=10.0), hours=4.0)
     assert attempts == 3
-    assert "12.0 h ago, and has 10 h" in state.outcome.message
+    assert "12.0 h ago, its limit is 10 h" in state.outcome.message
 
 
 STEPS = ("RESOLVING", "DOWNLOADING", "VERIFYING", "STAGING", "TESTING")
-HOUR = Limits(step_seconds=86_400.0, total_seconds=3600.0)
+HOUR = Limits(step_timeout_seconds=86_400.0, deployment_hours=1.0)
 
 
 @pytest.mark.parametrize("count", range(1, 6))
@@ -276,7 +276,7 @@ def test_a_deployment_that_hangs_is_ended_by_its_time(count):
     assert state.deadline == 3601.0
     state = stepper.step(state, DeadlinePassed(at=1e9 + 3601), 3601.0).state
     assert (state.ending, state.outcome.result, state.outcome.error) == ("failed", "failed", "BudgetError")
-    assert f"and has 1 h; the last failure was DeadlinePassed: {STEPS[count - 1]}" in state.outcome.message
+    assert f"its limit is 1 h; the last failure was DeadlinePassed: {STEPS[count - 1]}" in state.outcome.message
 
 
 def test_what_a_restart_takes_up_after_its_time_is_ended():

@@ -1,6 +1,6 @@
 from device_agents.deployment import UpdateState
+from device_agents.options import AgentTimings
 from device_agents.storage.slots import Slots, verify_file
-from device_agents.update import runner
 from edgekit.errors import DiskError
 from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
@@ -149,11 +149,11 @@ async def test_a_restart_keeps_the_blocks_that_were_durable(desk, tmp_path):
     await device.stop()
 
 
-async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(desk, tmp_path, monkeypatch):
+async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(desk, tmp_path):
     """In the middle of an update, not even the journal takes a byte: the old model answers, changes wait."""
-    monkeypatch.setattr(runner, "JOURNAL_RETRY_SECONDS", 0.02)
     desk.assign(desk.publish("1.0.0"))
     device = Device(tmp_path / "device", desk.broker, desk.root)
+    device.timings = AgentTimings(journal_retry_seconds=0.02)
     await device.start()
     await device.settled("1.0.0")
     desk.tamper = lambda digest, index, data: None if index else data

@@ -1,0 +1,67 @@
+"""Events of the device: what the agent notifies the controller of, as soon as there is a broker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from device_agents.control.crash_events import Crashed
+from device_agents.control.link import ControlLink
+from device_agents.deployment import UpdateEvent, UpdateRecord
+from edgekit.mqtt import messages
+from edgekit.protocols import Clock
+from edgekit.serving.models.memory_growth import Grown, growth_text
+
+log = logging.getLogger(__name__)
+
+
+class EventSender:
+    """Makes the events of one device and gives them to the link.
+
+    Args:
+        device: Name of the device.
+        link: Sends them.
+        clock: Wall time.
+        states: Gives the update state of each model.
+    """
+
+    def __init__(
+        self, device: str, link: ControlLink, clock: Clock, states: Callable[[], Mapping[str, UpdateRecord]]
+    ) -> None:
+        self._device, self._link, self._clock, self._states = device, link, clock, states
+
+    def send(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any] | None = None) -> None:
+        """Send one event; `model` and `error` may be empty."""
+        self._link.event(messages.Event(self._device, kind, self._clock.wall(), model, error, message, detail or {}))
+
+    def send_step(self, model: str, before: UpdateRecord, after: UpdateRecord, event: UpdateEvent) -> None:
+        """Send the outcome or the delay that a step of an update brought, and report a changed state."""
+        if after.outcome is not None and after.outcome != before.outcome:
+            outcome = after.outcome
+            detail = {"version": outcome.version, "digest": outcome.deployment}
+            self.send(f"deployment-{outcome.result}", model, outcome.error, outcome.message, detail)
+        if after.note and after.note != before.note:
+            error, _, message = after.note.partition(": ")
+            self.send("deployment-delayed", model, error, message)
+        if after != before:
+            self._link.changed()
+
+    def send_load(self, kind: str, model: str, seconds: float) -> None:
+        """Send an event about a long load, such as the building of a TensorRT engine."""
+        self.send(kind, model, "", f"{seconds:.0f} s", {"seconds": round(seconds, 1)})
+
+    def send_crash(self, crashed: Crashed) -> None:
+        """Send an event about crashes of a model's process."""
+        state = self._states().get(crashed.model)
+        version = state.active.version if state is not None and state.active is not None else ""
+        detail = {"version": version, "crashes": crashed.crashes, "total": crashed.total}
+        message = f"the process of {version or 'the model'} crashed: {crashed.crashes}, since the start {crashed.total}"
+        self.send("model-crashed", crashed.model, "WorkerCrashedError", message, detail)
+
+    def send_growth(self, grown: Grown) -> None:
+        """Send an event about a model, or the agent, that holds far more memory than after loading."""
+        message = growth_text(grown)
+        log.warning("%s", message)
+        kind = "model-grown" if grown.model else "agent-grown"
+        self.send(kind, grown.model, "", message, {"bytes": grown.bytes, "loaded_bytes": grown.loaded_bytes})

@@ -1,0 +1,62 @@
+"""The device's report: which bundle of each model runs, and how the last deployments ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from device_agents.deployment import UpdateRecord
+from device_agents.protocols import Inference
+from device_agents.storage.journal import Journal
+from device_agents.threads import in_thread
+from edgekit.mqtt import messages
+from edgekit.protocols import Clock
+
+
+class ReportBuilder:
+    """Makes the present report.
+
+    Args:
+        device, fleet: Names of the device and its fleet.
+        journal: Gives report numbers.
+        inference: Names the execution provider of each model.
+        facts: What the device measured of itself.
+        states: Gives the update state of each model.
+        clock: Wall time.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        fleet: str,
+        *,
+        journal: Journal,
+        inference: Inference,
+        facts: dict[str, Any],
+        states: Callable[[], Mapping[str, UpdateRecord]],
+        clock: Clock,
+    ) -> None:
+        self._device, self._fleet, self._journal, self._inference = device, fleet, journal, inference
+        self._facts, self._states, self._clock = facts, states, clock
+
+    async def report(self) -> messages.Reported:
+        """The present report, with the next number. Raises DiskError when the number cannot be noted."""
+        number = await in_thread(self._journal.next_report)
+        states = self._states()
+        return messages.Reported(
+            device=self._device,
+            fleet=self._fleet,
+            number=number,
+            at=self._clock.wall(),
+            assignment=self._journal.record.assignment,
+            models={name: self._running(name, state) for name, state in states.items()},
+            outcomes={name: state.outcome for name, state in states.items() if state.outcome},
+            facts=self._facts,
+        )
+
+    def _running(self, model: str, state: UpdateRecord) -> messages.Running:
+        active = state.active
+        if active is None:
+            return messages.Running(state=state.name.value)
+        provider = self._inference.provider(model)
+        return messages.Running(active.digest, active.version, active.since, state.name.value, active.release, provider)
