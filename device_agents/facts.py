@@ -1,4 +1,4 @@
-"""What this device is: measured here, judged by edgekit.bundle.compat, reported to the controller."""
+"""Measures the facts of this device, which edgekit.bundle.compat judges and the agent reports."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _CHILD_SECONDS = 60.0
 
 
 def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
-    """Measure this device; takes up to a second where ONNX Runtime must be imported, here or in a child process.
+    """Measure this device; takes up to a second when ONNX Runtime must be imported, here or in a child process.
 
     Args:
-        target: Name of the target profile that the device was enrolled as.
-        cpuinfo: Where Linux tells the features of the CPU.
+        target: Target profile of the device.
+        cpuinfo: File with the CPU features (Linux).
     """
     machine = platform.machine().lower()
     return Facts(
@@ -45,7 +45,7 @@ def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Fact
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """What Linux calls the present boot of this machine; empty where it tells none."""
+    """Boot id of this machine (Linux); empty where the system has none."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -57,7 +57,7 @@ def _memory_mib() -> int:
 
 
 def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:
-    """Features of the first CPU; empty where the system tells none (not Linux)."""
+    """Features of the first CPU; empty on systems other than Linux."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
@@ -70,32 +70,35 @@ def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:
 
 
 def _runtimes() -> dict[str, str]:
-    found = {}
+    runtimes = {}
     for name, distributions in _DISTRIBUTIONS.items():
         versions = [version for distribution in distributions if (version := version_of(distribution))]
         if versions:
-            found[name] = versions[0]
-    return found
+            runtimes[name] = versions[0]
+    return runtimes
 
 
 def _providers() -> tuple[str, ...]:
-    """What ONNX Runtime has; where another runtime may be the one in use, a child asks, for it is never unloaded."""
+    """Execution providers of ONNX Runtime.
+
+    A child process imports it when the device may use another runtime, because an imported library is never unloaded.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         return ()
     if "onnxruntime" not in sys.modules and any(version_of(name) for name in _OTHERS):
-        found = _ask_child()
-        if found is not None:
-            return found
-    import onnxruntime  # a device without it is common, and it is slow to import
+        providers = _providers_of_child()
+        if providers is not None:
+            return providers
+    import onnxruntime  # imported here, because it is slow and often not installed
 
     return tuple(onnxruntime.get_available_providers())
 
 
-def _ask_child() -> tuple[str, ...] | None:
-    """None where the child could not say."""
+def _providers_of_child() -> tuple[str, ...] | None:
+    """The providers as a child process lists them; None when it fails."""
     command = [sys.executable, "-c", "import onnxruntime; print(*onnxruntime.get_available_providers())"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return tuple(said.split())
+    return tuple(output.split())

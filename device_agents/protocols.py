@@ -1,4 +1,4 @@
-"""What the agent is given besides the seams of edgekit.protocols."""
+"""Protocols of the agent's parts, besides those of edgekit.protocols."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from edgekit.trust.assignment import Assignment
 
 
 class Inference(Protocol):
-    """What answers local applications; it keeps answering while a model is switched."""
+    """The service that answers local applications, also while a model is switched."""
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
-        """Load a bundle, switch to it between two requests, drain and close the one before.
+        """Load a bundle, switch to it between two requests, then close the previous bundle.
 
         Args:
-            model: Name that clients ask for.
+            model: Name of the model in requests.
             manifest, folder: The bundle.
-            compare: Whether it is asked its golden samples before it is switched to.
+            compare: Whether its golden samples are run before the switch.
 
         Raises:
-            SelfTestError: it was, and answered wrongly; the one before keeps answering.
-            RuntimeLoadError: it cannot be loaded; the one before keeps answering.
+            SelfTestError: its golden answers are wrong; the previous bundle keeps answering.
+            RuntimeLoadError: it cannot be loaded; the previous bundle keeps answering.
         """
         ...
 
     async def deactivate(self, model: str) -> None:
-        """Stop answering for a model locally; no error when it does not."""
+        """Stop answering for a model locally; no error for an unknown model."""
         ...
 
     async def self_test(self, model: str) -> object:
-        """Ask the live model its golden samples.
+        """Run the golden samples on the live model.
 
         Raises:
             SelfTestError: the answers are outside the tolerance.
-            RuntimeLoadError: it does not answer.
+            RuntimeLoadError: the model does not answer.
         """
         ...
 
     def provider(self, model: str) -> str:
-        """What really runs a model; empty where it is not loaded."""
+        """The execution provider that runs a model; empty for a model that is not loaded."""
         ...
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
-        """Counters by model, rising since the service began; `update.probation` lists those that it judges by."""
+        """Counters by model, rising since the start of the service; `update.probation` lists those that it uses."""
         ...
 
     async def grown(self) -> Sequence[Grown]:
-        """What holds far more memory than when it was loaded, each told once."""
+        """Models, or the agent, that hold far more memory than after loading; each is returned once."""
         ...
 
 
 class Trust(Protocol):
-    """Verified metadata, as `edgekit.trust.client.TrustClient`; it blocks, so it is called in a thread."""
+    """Verified metadata; `edgekit.trust.client.TrustClient` implements it. It blocks, so it is called in a thread."""
 
     def refresh(self, now: float | None = None, seen: Mapping[str, int] | None = None) -> None:
-        """Fetch and verify the top of the repository."""
+        """Fetch and verify the top-level metadata of the repository."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class Trust(Protocol):
         ...
 
     def find_target(self, path: str) -> TargetFile | None:
-        """What the catalogue says about a target."""
+        """The catalogue's entry for a target; None when it has none."""
         ...
 
     def verify_assignment(

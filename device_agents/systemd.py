@@ -1,4 +1,4 @@
-"""What systemd is told: ready, alive, stopping; sd_notify(3) without its library. Nothing elsewhere."""
+"""Notifies systemd that the agent is ready, alive or stopping (sd_notify(3)); does nothing without systemd."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, MutableMapping
 log = logging.getLogger(__name__)
 
 ADDRESS, WATCHDOG_MICROSECONDS, WATCHDOG_PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
-PATIENCE_SECONDS = 1.0  # the socket holds a few messages; a busy manager takes them late
+SEND_TIMEOUT_SECONDS = 1.0  # the socket buffers a few messages, and a busy manager reads them late
 
 
 class Notifier:
-    """The service manager's socket, if this process was given one.
+    """Sends notifications to the service manager's socket, if the environment names one.
 
     Args:
         address: Path of a datagram socket, or ``@`` and an abstract name; empty for none.
-        watchdog_seconds: Silence after which the manager ends this process; 0 for never.
+        watchdog_seconds: After this time without a message the manager ends this process; 0 for never.
     """
 
     def __init__(self, address: str = "", watchdog_seconds: float = 0.0) -> None:
@@ -29,36 +29,36 @@ class Notifier:
 
     @classmethod
     def take(cls, environment: MutableMapping[str, str] = os.environ) -> Notifier:
-        """From the environment, and out of it: the models' own processes must not speak for the agent."""
+        """Make a notifier from the environment variables and remove them, so that child processes do not notify."""
         address = environment.pop(ADDRESS, "")
         microseconds, pid = environment.pop(WATCHDOG_MICROSECONDS, ""), environment.pop(WATCHDOG_PID, "")
         mine = pid in ("", str(os.getpid()))
         seconds = int(microseconds) / 1e6 if mine and microseconds.isdecimal() else 0.0
         return cls(address if address[:1] in ("/", "@") else "", seconds)
 
-    def say(self, state: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Send lines such as ``READY=1``; a manager that does not take them in that time is logged."""
+    def notify(self, state: str, timeout_seconds: float = SEND_TIMEOUT_SECONDS) -> None:
+        """Send lines such as ``READY=1``; a failure, or a manager that does not read them in time, is logged."""
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
-                end.settimeout(patience_seconds)
+                end.settimeout(timeout_seconds)
                 end.sendto(state.encode(), self._address)
         except OSError as error:
-            log.warning("the service manager was not told %s: %s", state.splitlines()[0], error)
+            log.warning("the service manager was not notified of %s: %s", state.splitlines()[0], error)
 
     @contextlib.asynccontextmanager
     async def running(self, status: str) -> AsyncIterator[None]:
-        """Tell that the agent is ready, that its event loop turns as long as it does, and that it stops."""
-        self.say(f"READY=1\nSTATUS={status}")
-        alive = asyncio.create_task(self._tell_alive())
+        """Notify that the agent is ready, that its event loop is alive, and at the end that it is stopping."""
+        self.notify(f"READY=1\nSTATUS={status}")
+        alive = asyncio.create_task(self._notify_alive())
         try:
             yield
         finally:
             alive.cancel()
-            self.say("STOPPING=1")
+            self.notify("STOPPING=1")
 
-    async def _tell_alive(self) -> None:
+    async def _notify_alive(self) -> None:
         while self._address and self.watchdog_seconds:
-            self.say("WATCHDOG=1", 0.0)  # the next one is soon; the loop must not wait
+            self.notify("WATCHDOG=1", 0.0)  # the event loop must not wait; the next message follows soon
             await asyncio.sleep(self.watchdog_seconds / 3)

@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop."""
+"""Runs blocking functions in threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in a thread and wait for its end, also when cancelled.
 
-    A thread cannot be stopped, and whoever cancels must not race with it for the same files.
+    A thread cannot be stopped, so a cancelled caller must wait: later work may use the same files.
     """
     task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
@@ -21,5 +21,5 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # read, so that nobody logs it as never read
+            task.exception()  # retrieved, so that asyncio does not log it as never retrieved
         raise

@@ -1,4 +1,4 @@
-"""What outlives a restart: the journal, the slots and the check of their files.
+"""State on the disk that outlives a restart: the journal, the slots and the check of their files.
 
-Nothing here decides; it keeps what the update machine says.
+Nothing here decides about an update; it stores the decisions of the update machine.
 """

@@ -1,4 +1,4 @@
-"""What models were measured to hold in memory, kept beside the journal."""
+"""Measured memory of bundles, stored beside the journal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgekit.protocols import Disk
 log = logging.getLogger(__name__)
 
 NAME = "footprints.json"
-MOST = 64  # bundles; the oldest are forgotten
+MAX_BUNDLES = 64  # the oldest measurements are dropped
 
 
 class DiskFootprints:
-    """Footprints in one small file. What cannot be read or written is measured again.
+    """Measured memory by bundle digest, in one small file. If it cannot be read or written, memory is measured again.
 
     Args:
         disk: The device's folder.
@@ -27,22 +27,22 @@ class DiskFootprints:
         self._bytes: dict[str, int] | None = None
 
     def get(self, digest: str) -> int | None:
-        """Bytes that a bundle holds; None where it was never measured here."""
+        """Memory of a bundle in bytes; None when it was not measured on this device."""
         return self._read().get(digest)
 
     def put(self, digest: str, size: int) -> None:
-        """Keep a measurement."""
-        kept = self._read()
-        if kept.get(digest) == size:
+        """Store a measurement in bytes."""
+        sizes = self._read()
+        if sizes.get(digest) == size:
             return
-        kept.pop(digest, None)
-        kept[digest] = size
-        for oldest in list(kept)[:-MOST]:
-            del kept[oldest]
+        sizes.pop(digest, None)
+        sizes[digest] = size
+        for oldest in list(sizes)[:-MAX_BUNDLES]:
+            del sizes[oldest]
         try:
-            self._disk.write(NAME, msgspec.json.encode(kept))
+            self._disk.write(NAME, msgspec.json.encode(sizes))
         except DiskError as error:
-            log.warning("what %s holds in memory is not kept: %s", digest[:12], error)
+            log.warning("the measured memory of %s cannot be stored: %s", digest[:12], error)
 
     def _read(self) -> dict[str, int]:
         if self._bytes is None:
@@ -51,5 +51,5 @@ class DiskFootprints:
                 if self._disk.exists(NAME):
                     self._bytes = msgspec.json.decode(self._disk.read(NAME), type=dict[str, int])
             except (DiskError, OSError, msgspec.MsgspecError) as error:
-                log.warning("%s cannot be read and begins anew: %s", NAME, error)
+                log.warning("%s cannot be read, memory is measured again: %s", NAME, error)
         return self._bytes

@@ -1,7 +1,7 @@
-"""What the agent must remember across a power cut: each model's update state, and the numbers that only rise.
+"""The journal: each model's update state, and the device's rising numbers, kept across power cuts.
 
-Each record is kept twice, with its sha256 behind it: a file that the disk damaged is told apart from one that says
-something else, and its copy serves. Where both are damaged, what the rest of the disk says is taken instead, and told.
+Each record is stored twice, followed by its sha256. When the disk damaged a file, its copy is read. When both are
+damaged, the record is rebuilt from the rest of the disk, and the damage is reported.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     """Numbers of the whole device.
 
     Attributes:
-        session: Of the present run of the agent.
-        reports: No report has carried a higher number; taken in advance, so that a report costs no write.
-        assignment: Highest assignment version that was accepted.
-        command: Highest command number that was accepted.
-        metadata: Highest TUF version that was trusted, by role.
-        running: True until the agent has ended in order.
-        boot: Of the machine, in which that session began; empty where the system tells none.
+        session: Number of the present run of the agent.
+        reports: Upper bound of the report numbers used so far; reserved in steps, so that a report needs no write.
+        assignment: Highest accepted assignment version.
+        command: Highest accepted command number.
+        metadata: Highest trusted TUF version, by role.
+        running: True until the agent has stopped in order.
+        boot: Boot id of the machine in which the session began; empty where the system has none.
+        format: Format number of the journal.
     """
 
     session: int = 0
@@ -69,15 +70,16 @@ class Journal:
     """Durable state of the agent, every write of it atomic. Threads may use it at once.
 
     Args:
-        disk: Where it is kept.
-        first_number: Session and report numbers of a new journal begin above it; for a device whose disk forgets.
+        disk: The device's folder.
+        first_number: Session and report numbers of a new journal begin above it, for a device that lost its disk.
 
     Attributes:
-        damage: What could not be read since this journal was opened, and what serves instead; for the event log.
-        ended: How the session before ended: ``order``, ``crash`` (the process died, the machine stayed up) or ``cut``.
+        damage: Messages about files that could not be read since the journal was opened, for the events.
+        ended: How the previous session ended: ``order`` (stopped), ``crash`` (the process died, the machine stayed up)
+            or ``cut`` (power cut or reboot).
 
     Raises:
-        DataError: it was written by another version of the agent.
+        DataError: the journal was written by another version of the agent.
     """
 
     def __init__(self, disk: Disk, *, first_number: int = 0) -> None:
@@ -85,9 +87,9 @@ class Journal:
         self._lock = threading.RLock()
         self.damage: list[str] = []
         self.ended = "order"
-        found = self._read(_DEVICE, DeviceRecord)
-        self._record = found or DeviceRecord(session=first_number, reports=first_number)
-        if found is None and self.damage:
+        stored = self._read(_DEVICE, DeviceRecord)
+        self._record = stored or DeviceRecord(session=first_number, reports=first_number)
+        if stored is None and self.damage:
             self._record = self._rebuilt(self._record)
         self._next_report = self._record.reports
 
@@ -97,32 +99,32 @@ class Journal:
         return self._record
 
     def begin_session(self, boot: str = "") -> int:
-        """Note that the agent starts, and return the number of its session.
+        """Begin a session and return its number.
 
         Args:
-            boot: What the system calls the present boot of the machine; empty where it does not.
+            boot: Boot id of the machine; empty where the system has none.
         """
-        self._keep_reserve()
+        self._write_reserve()
         before = self._record
         self.ended = "order" if not before.running else "crash" if before.boot == boot else "cut"
         fresh = msgspec.structs.replace(before, session=before.session + 1, running=True, boot=boot)
         try:
             self._write(fresh)
         except DiskError as error:
-            # What is installed must answer all the same; a number that comes twice confuses one late will at most.
-            log.error("the session is not noted, installed models answer: %s", error)
+            # Installed models must answer even so. A session number that is used twice can only confuse a late will.
+            log.error("the session number cannot be written, installed models answer: %s", error)
             self._record = fresh
         return self._record.session
 
     def end_session(self) -> None:
-        """Note that the agent ends in order."""
+        """Note that the agent stopped in order."""
         try:
             self._change(running=False)
         except DiskError as error:
-            log.warning("the end of the session is not noted: %s", error)
+            log.warning("the end of the session cannot be written: %s", error)
 
     def next_report(self) -> int:
-        """A number that is higher than that of every report before, also before a power cut. Raises DiskError."""
+        """A number higher than that of every report before, also after a power cut. Raises DiskError."""
         with self._lock:
             if self._next_report >= self._record.reports:
                 self._change(reports=self._record.reports + REPORTS_AT_ONCE)
@@ -130,19 +132,19 @@ class Journal:
             return self._next_report
 
     def accept_assignment(self, version: int) -> None:
-        """Remember that an assignment was accepted."""
+        """Note the version of an accepted assignment. Raises DiskError."""
         with self._lock:
             if version > self._record.assignment:
                 self._change(assignment=version)
 
     def accept_command(self, number: int) -> None:
-        """Remember that a command was accepted, before it runs."""
+        """Note the number of an accepted command, before it runs. Raises DiskError."""
         with self._lock:
             if number > self._record.command:
                 self._change(command=number)
 
     def note_metadata(self, versions: Mapping[str, int]) -> None:
-        """Remember the metadata versions that are now trusted."""
+        """Note the trusted metadata versions. Raises DiskError."""
         with self._lock:
             if dict(versions) != self._record.metadata:
                 self._change(metadata=dict(versions))
@@ -150,21 +152,21 @@ class Journal:
     def models(self) -> dict[str, UpdateRecord]:
         """Every model's state, by name."""
         files = {*self._disk.list(_MODELS), *self._disk.list(_copy(_MODELS))}
-        found: dict[str, UpdateRecord] = {}
+        states: dict[str, UpdateRecord] = {}
         for name in sorted(entry.removesuffix(_SUFFIX) for entry in files if entry.endswith(_SUFFIX)):
             record = self._read(f"{_MODELS}/{name}{_SUFFIX}", ModelRecord)
-            found[name] = record.state if record else rebuilt_state(self._disk, name)
-        return found
+            states[name] = record.state if record else rebuilt_state(self._disk, name)
+        return states
 
     def save(self, model: str, state: UpdateRecord) -> None:
-        """Remember a model's state. Raises DiskError."""
+        """Store a model's state. Raises DiskError."""
         with self._lock:
             self._put(f"{_MODELS}/{model}{_SUFFIX}", msgspec.json.encode(ModelRecord(state)))
             if state.name is UpdateState.IDLE:
-                self._keep_reserve()
+                self._write_reserve()
 
     def _put(self, name: str, data: bytes) -> None:
-        """Write; on a full disk the reserve is given up for it, so that a failure can be told, and the agent start."""
+        """Write a record and its copy. On a full disk the reserve is removed, so that the agent can still work."""
         sealed = data + b"\n" + hashlib.sha256(data).hexdigest().encode()
         try:
             self._disk.write(name, sealed)
@@ -176,15 +178,15 @@ class Journal:
         try:
             self._disk.write(_copy(name), sealed)
         except DiskError as error:
-            log.warning("no copy of %s can be kept: %s", name, error)
-            self._disk.remove(_copy(name))  # an old one would be worse than none
+            log.warning("the copy of %s cannot be written: %s", name, error)
+            self._disk.remove(_copy(name))  # an outdated copy would be worse than none
 
-    def _keep_reserve(self) -> None:
+    def _write_reserve(self) -> None:
         if not self._disk.exists(_RESERVE):
             try:
-                self._disk.write(_RESERVE, os.urandom(RESERVE_BYTES))  # what no file system packs away
+                self._disk.write(_RESERVE, os.urandom(RESERVE_BYTES))  # random bytes, which no file system compresses
             except DiskError as error:
-                log.warning("no space can be kept for the journal: %s", error)
+                log.warning("no space can be reserved for the journal: %s", error)
 
     def _change(self, **changes: object) -> None:
         with self._lock:
@@ -195,28 +197,30 @@ class Journal:
         self._record = record
 
     def _rebuilt(self, record: DeviceRecord) -> DeviceRecord:
-        """What the models' records still say of the device's numbers, so that little can be replayed."""
+        """`record` with the highest assignment version in the models' records, against replayed assignments."""
         states = self.models().values()
-        asked = [one.assignment for state in states for one in (state.deployment, state.offered, state.failed) if one]
-        return msgspec.structs.replace(record, assignment=max(asked, default=0))
+        versions = [
+            one.assignment for state in states for one in (state.deployment, state.offered, state.failed) if one
+        ]
+        return msgspec.structs.replace(record, assignment=max(versions, default=0))
 
     def _read(self, name: str, kind: type[_R]) -> _R | None:
-        """The record, from its copy where the file itself is damaged; None where neither is there or whole."""
-        for place in (name, _copy(name)):
+        """A record, from its copy when the file is damaged; None when neither can be read."""
+        for file in (name, _copy(name)):
             try:
-                record = msgspec.json.decode(_unsealed(self._disk.read(place)), type=kind)
+                record = msgspec.json.decode(_unsealed(self._disk.read(file)), type=kind)
             except FileNotFoundError:
                 continue
             except (msgspec.MsgspecError, DataError, DiskError, UnicodeDecodeError, RecursionError) as error:
-                fault = f"{self._disk.path(place)} cannot be read: {error}"
+                fault = f"{self._disk.path(file)} cannot be read: {error}"
                 if fault not in self.damage:
-                    log.error("the journal's %s", fault)
+                    log.error("journal: %s", fault)
                     self.damage.append(fault)
                 continue
             if record.format != FORMAT:
                 raise DataError(
-                    f"the journal's {self._disk.path(place)} has format {record.format}, this agent reads {FORMAT}",
-                    advice="It was written by another version of edgekit-agent; install that one.",
+                    f"journal file {self._disk.path(file)} has format {record.format}, this agent reads {FORMAT}",
+                    advice="Another version of edgekit-agent wrote it; install that version.",
                 )
             return record
         return None
@@ -229,8 +233,8 @@ def _copy(name: str) -> str:
 
 
 def _unsealed(raw: bytes) -> bytes:
-    """The record before its digest; one without (of an older agent) is taken as it is. Raises DataError."""
+    """The record without its digest, which is checked; older agents wrote none. Raises DataError."""
     data, newline, digest = raw.partition(b"\n")
     if newline and hashlib.sha256(data).hexdigest().encode() != digest:
-        raise DataError("its bytes are not those that were written")
+        raise DataError("its sha256 does not match, so the disk has damaged it")
     return data

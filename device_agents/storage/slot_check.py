@@ -1,4 +1,4 @@
-"""What is made of a disk that damaged something: which slots are whole, and what a lost record must have said."""
+"""Checks slots after damage on the disk, and rebuilds the update state of a model whose record is lost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def check_slot(disk: Disk, model: str, installed: Installed) -> Manifest:
-    """Hash everything that a slot holds.
+    """Hash every file of a slot.
 
     Raises:
-        DiskError, VerificationError, ManifestError: it is not the whole bundle that `installed` names.
+        DiskError, VerificationError, ManifestError: the slot does not have the whole bundle that `installed` names.
     """
     slots = Slots(disk, model)
     manifest = slots.manifest(installed.slot, installed.digest)
@@ -28,36 +28,36 @@ def check_slot(disk: Disk, model: str, installed: Installed) -> Manifest:
 
 
 def rebuilt_state(disk: Disk, model: str) -> UpdateRecord:
-    """The state of a model whose record is lost: what its pointer calls known to be good, if that slot is whole.
+    """The state of a model whose record is lost, from its pointer: the known-good bundle, if that slot is whole.
 
-    Its release counter is not on the disk, so the first release that an assignment names after this is taken.
+    The release counter is not on the disk, so the first release that an assignment names afterwards is accepted.
     """
     try:
         pointer = Slots(disk, model).pointer()
         good = installed_in(disk, model, pointer.known_good) if pointer.known_good else None
     except (EdgekitError, ValueError) as error:
-        log.error("%s: nothing of it can be taken up: %s", model, error)
+        log.error("%s: its state cannot be rebuilt: %s", model, error)
         pointer, good = Pointer(), None
     if good is not None and pointer.active == pointer.known_good:
         return UpdateRecord(active=good, known_good=good)
-    # What was active was not proved yet, or is not whole: the pointer is written anew.
+    # The active bundle was not committed, or is damaged: ROLLING_BACK writes the pointer again.
     return UpdateRecord(name=UpdateState.ROLLING_BACK, active=good, known_good=good, ending="retry")
 
 
 def installed_in(disk: Disk, model: str, slot: str) -> Installed:
-    """What a slot holds, every byte of it checked.
+    """The bundle in a slot, with every file hashed.
 
     Raises:
-        DiskError, VerificationError, ManifestError: it is no whole bundle.
+        DiskError, VerificationError, ManifestError: there is no whole bundle in the slot.
     """
     slots = Slots(disk, model)
     try:
         data = disk.read(f"{slots.folder(slot)}/{MANIFEST_NAME}")
     except FileNotFoundError as error:
-        raise DiskError(f"slot {disk.path(slots.folder(slot))} holds no bundle") from error
+        raise DiskError(f"slot {disk.path(slots.folder(slot))} has no bundle") from error
     manifest = parse_manifest(data)
     if manifest.name != model:
-        raise DataError(f"slot {disk.path(slots.folder(slot))} holds a bundle of {manifest.name!r}")
+        raise DataError(f"slot {disk.path(slots.folder(slot))} has a bundle of {manifest.name!r}, expected {model!r}")
     installed = Installed(slot, hashlib.sha256(data).hexdigest(), manifest.version, 0)
     check_slot(disk, model, installed)
     return installed

@@ -1,4 +1,4 @@
-"""A/B slots of one model: two folders, and a pointer that says which one is active and which is known to be good."""
+"""A/B slots of one model: two folders, and a pointer that names the active and the known-good slot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROOT = "models"
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """Slots by role, ``a`` or ``b``; empty for none. They differ while a bundle is active but not committed."""
+    """Slots by role: ``a``, ``b`` or empty for none. The roles differ while a bundle is active but not committed."""
 
     active: str = ""
     known_good: str = ""
@@ -33,18 +33,21 @@ class Slots:
     """The slots of one model below ``models/<name>/``.
 
     Args:
-        disk: Everything is written through it.
-        model: The model's name; a ValueError when it could be no folder.
+        disk: The device's folder.
+        model: Name of the model.
+
+    Raises:
+        ValueError: the name cannot be a folder name.
     """
 
     def __init__(self, disk: Disk, model: str) -> None:
         if not NAME.fullmatch(model):
-            raise ValueError(f"{model!r} is no model name")
+            raise ValueError(f"{model!r} is not a model name")
         self._disk = disk
         self._root = f"{_ROOT}/{model}"
 
     def pointer(self) -> Pointer:
-        """What the disk says.
+        """The pointer on the disk.
 
         Raises:
             DataError: the pointer cannot be read.
@@ -64,37 +67,37 @@ class Slots:
             self._disk.remove(name)
             return
         try:
-            there = self.pointer()
+            present = self.pointer()
         except DataError:
-            there = Pointer()
-        if there != Pointer(active, known_good):
+            present = Pointer()
+        if present != Pointer(active, known_good):
             self._disk.write(name, msgspec.json.encode(Pointer(active, known_good)))
 
     def folder(self, slot: str) -> str:
         """Disk name of a slot."""
         if slot not in SLOTS:
-            raise ValueError(f"{slot!r} is no slot, expected a or b")
+            raise ValueError(f"{slot!r} is not a slot, expected a or b")
         return f"{self._root}/{slot}"
 
     def path(self, slot: str) -> Path:
-        """The folder for a runtime that opens the files itself."""
+        """Path of a slot, for a runtime that opens the files itself."""
         return self._disk.path(self.folder(slot))
 
     def manifest(self, slot: str, digest: str) -> Manifest:
-        """The manifest of what a slot holds.
+        """The manifest of the bundle in a slot; the sizes of its files are checked.
 
         Raises:
-            DiskError: the slot does not hold a whole bundle.
-            DigestMismatchError: it holds another bundle than the one with `digest`.
+            DiskError: there is no whole bundle in the slot.
+            DigestMismatchError: the slot has another bundle than the one with `digest`.
         """
         name = f"{self.folder(slot)}/{MANIFEST_NAME}"
         try:
             data = self._disk.read(name)
         except FileNotFoundError as error:
-            raise DiskError(f"slot {self._disk.path(self.folder(slot))} holds no bundle") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise DigestMismatchError(str(self._disk.path(name)), expected=digest, found=found)
+            raise DiskError(f"slot {self._disk.path(self.folder(slot))} has no bundle") from error
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != digest:
+            raise DigestMismatchError(str(self._disk.path(name)), expected=digest, found=actual)
         manifest = parse_manifest(data)
         for entry in manifest.files:
             file = f"{self.folder(slot)}/{entry.path}"
@@ -103,11 +106,11 @@ class Slots:
         return manifest
 
     def stage(self, slot: str, manifest_bytes: bytes, source: str) -> None:
-        """Move the verified files of folder `source` into a slot; its manifest comes last, as the mark of a whole.
+        """Move the verified files of `source` (a folder) into a slot. The manifest, written last, marks a whole bundle.
 
         Raises:
             DiskError: the disk failed.
-            UnavailableError: a power cut lost a file that was moved already; it must be fetched again.
+            UnavailableError: a power cut lost a file that had been moved; it must be fetched again.
         """
         manifest, folder = parse_manifest(manifest_bytes), self.folder(slot)
         self._disk.make_folder(folder)
@@ -145,23 +148,23 @@ class Slots:
 
 
 def verify_file(disk: Disk, name: str, entry: FileEntry) -> None:
-    """Hash a whole file, piece by piece.
+    """Hash a whole file.
 
     Raises:
-        DigestMismatchError: it does not have the digest that the manifest states.
-        DiskError: it is not there, or the disk failed.
+        DigestMismatchError: the file does not have the digest of its entry.
+        DiskError: the file is missing, or the disk failed.
     """
     try:
         size = disk.size(name)
     except FileNotFoundError as error:
-        raise DiskError(f"{disk.path(name)} is not there") from error
+        raise DiskError(f"{disk.path(name)} is missing") from error
     hasher = hashlib.sha256()
-    for piece in _pieces(disk, name, size):
-        hasher.update(piece)
+    for chunk in _chunks(disk, name, size):
+        hasher.update(chunk)
     if hasher.hexdigest() != entry.sha256:
         raise DigestMismatchError(f"file {entry.path}", expected=entry.sha256, found=hasher.hexdigest())
 
 
-def _pieces(disk: Disk, name: str, size: int) -> Iterator[bytes]:
+def _chunks(disk: Disk, name: str, size: int) -> Iterator[bytes]:
     for offset in range(0, size, CHUNK_BYTES):
         yield disk.read_at(name, offset, CHUNK_BYTES)

@@ -44,7 +44,7 @@ def test_an_abstract_name_is_reached(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(f"\0{tmp_path}")
         end.settimeout(60)
-        Notifier(f"@{tmp_path}").say("READY=1")
+        Notifier(f"@{tmp_path}").notify("READY=1")
         assert end.recv(100) == b"READY=1"
 
 
@@ -64,7 +64,7 @@ def test_elsewhere_nothing_is_told(address, tmp_path, monkeypatch, caplog):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(address or "nobody")
         end.setblocking(False)
-        Notifier.take({"NOTIFY_SOCKET": address}).say("READY=1")
+        Notifier.take({"NOTIFY_SOCKET": address}).notify("READY=1")
         with pytest.raises(BlockingIOError):
             end.recv(100)
     assert caplog.records == []  # an attempt that failed would have been logged
@@ -72,8 +72,8 @@ def test_elsewhere_nothing_is_told(address, tmp_path, monkeypatch, caplog):
 
 def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path, caplog):
     """The failure is logged, once for each message."""
-    Notifier(str(tmp_path / "nobody")).say("READY=1\nSTATUS=x")
-    assert "was not told READY=1" in caplog.text
+    Notifier(str(tmp_path / "nobody")).notify("READY=1\nSTATUS=x")
+    assert "was not notified of READY=1" in caplog.text
 
 
 def test_the_agent_is_ready_when_what_is_installed_answers(folder, manager):  # noqa: F811

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from device_agents.control import requests as answers
+from device_agents.options import AgentTimings
 from device_agents.storage.slot_check import check_slot, installed_in
 from edgekit.errors import DigestMismatchError, DiskError
 from edgekit.mqtt import messages
@@ -16,8 +16,7 @@ from tests.simulators.transport import MemoryBroker
 
 
 @pytest.fixture
-async def desk(tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "METADATA_TIMEOUT_SECONDS", 0.3)
+async def desk(tmp_path):
     made = Desk(tmp_path / "desk", MemoryBroker())
     await made.start()
     return made
@@ -27,6 +26,7 @@ async def desk(tmp_path, monkeypatch):
 async def device(tmp_path, desk):
     """At rest with version 1.0.0, and stopped."""
     made = RealDevice(tmp_path / "device", desk.broker, desk.root)
+    made.timings = AgentTimings(metadata_timeout_seconds=0.3)
     await made.start()
     desk.assign(publish_real(desk, tmp_path / "made", "1.0.0"))
     await made.settled("1.0.0")
@@ -190,5 +190,5 @@ async def test_a_slot_is_whole_or_says_what_is_wrong(device):
     (device.folder / "state/models/digits/a/labels.bin").unlink()
     with pytest.raises(DiskError, match=r"labels\.bin"):
         check_slot(device.disk, "digits", installed)
-    with pytest.raises(DiskError, match="holds no bundle"):
+    with pytest.raises(DiskError, match="has no bundle"):
         installed_in(device.disk, "digits", "b")
