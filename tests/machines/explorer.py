@@ -186,7 +186,7 @@ def _done(world: World, effect: Effect) -> World:
 
 def machine(table: dict | None = None) -> UpdateMachine:
     """A machine with two interruptions allowed, and an hour for a deployment."""
-    return UpdateMachine(Limits(max_interruptions=2, total_seconds=3600.0), table=table)
+    return UpdateMachine(Limits(max_interruptions=2, deployment_hours=1.0), table=table)
 
 
 def at_rest(worlds: set[World]) -> set[World]:

@@ -49,7 +49,8 @@ class SealedDevice(RealDevice):
     async def start(self):
         """Boot with the real compatibility check."""
         await super().start()
-        self.agent._effects._mismatches = self.find
+        effects = self.agent._effects
+        effects._checks = effects._checks._replace(mismatches=self.find)
 
     async def self_test(self, manifest, folder):
         """Run the self-test of `edgekit-agent`."""

@@ -82,7 +82,7 @@ async def test_command_reaches_the_agent_and_its_answer_comes_back(tmp_path):
         side.start("digits", "1.0.0")
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         now = side.clock.wall()
-        asked = side.state.commands.add(DEVICE, "self-test", {}, now=now, expires=now + 60)
+        asked = side.state.commands.add(DEVICE, "self-test", now=now, expires=now + 60)
         await side.until(lambda: side.state.commands.get(DEVICE, asked.number).state == "done")
         assert side.state.commands.get(DEVICE, asked.number).ok
 
@@ -118,7 +118,7 @@ async def test_every_key_changes_under_a_running_agent(tmp_path):
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.inference.live == {"digits": "1.1.0"}
         now = side.clock.wall()
-        asked = side.state.commands.add(DEVICE, "self-test", {}, now=now, expires=now + 60)
+        asked = side.state.commands.add(DEVICE, "self-test", now=now, expires=now + 60)
         await side.until(lambda: side.state.commands.get(DEVICE, asked.number).state == "done")
         assert side.state.commands.get(DEVICE, asked.number).ok
 
