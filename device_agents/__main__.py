@@ -1,4 +1,4 @@
-"""`edgekit-agent`: run the agent, show what it remembers, check that it could run."""
+"""`edgekit-agent`: run the agent, show its stored state, check that it can run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from edgekit.storage.disk import FolderDisk
 @click.option("--verbose", "-v", is_flag=True, help="Log every step; show tracebacks.")
 @version_options
 def agent(verbose: bool) -> None:
-    """Keep this device's models up to date and answer local applications.
+    """Keep the models of this device up to date, and answer local applications.
 
     \b
     Examples:
@@ -57,16 +57,16 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
         default=Path("agent.toml"),
         envvar="EDGEKIT_AGENT_CONFIG",
         show_default=True,
-        help="Settings that `edgekit device enroll` wrote.",
+        help="Settings file of the agent, as `edgekit device enroll` wrote it.",
     )(function)
 
 
 @agent.command()
 @config_option
-@click.option("--http", help="host:port of the local endpoint; port 0 takes a free one.")
-@click.option("--broker", metavar="URL", help="Broker to use instead of the one in the settings.")
+@click.option("--http", help="host:port of the local endpoint; port 0 takes any free port.")
+@click.option("--broker", metavar="URL", help="URL of the broker, instead of the one in the settings.")
 def run(config: Path, http: str | None, broker: str | None) -> None:
-    """Run until interrupted; prints one line with the local URL when installed models answer.
+    """Run until interrupted. Print one line with the local URL when the installed models answer.
 
     \b
     Example:
@@ -76,11 +76,13 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
     asyncio.run(_run(settings, Notifier.take()))
 
 
-async def _run(settings: AgentSettings, manager: Notifier) -> None:
+async def _run(settings: AgentSettings, notifier: Notifier) -> None:
     with needs_extra("agent"):
         from device_agents.facts import measure_facts
 
-        measuring = asyncio.get_running_loop().run_in_executor(None, measure_facts, settings.target)  # beside imports
+        measuring = asyncio.get_running_loop().run_in_executor(
+            None, measure_facts, settings.target
+        )  # during the imports
         from device_agents.assemble import make_agent, make_inference, single_instance
         from edgekit.serving.endpoints import Endpoints, open_endpoints
     with single_instance(settings.state):
@@ -88,15 +90,17 @@ async def _run(settings: AgentSettings, manager: Notifier) -> None:
         inference, cloud = make_inference(settings)
         try:
             async with inference:
-                made = make_agent(settings, inference, facts)
+                agent = make_agent(settings, inference, facts)
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().add_signal_handler(number, made.stop)
-                await made.start()
-                wanted = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
-                async with open_endpoints(inference, wanted, max_request_bytes=settings.max_request_bytes) as endpoints:
+                    asyncio.get_running_loop().add_signal_handler(number, agent.stop)
+                await agent.start()
+                addresses = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
+                async with open_endpoints(
+                    inference, addresses, max_request_bytes=settings.max_request_bytes
+                ) as endpoints:
                     click.echo(f"agent {settings.device} ready at {endpoints}")
-                    async with manager.running(f"ready at {endpoints}"):
-                        await made.run()
+                    async with notifier.running(f"ready at {endpoints}"):
+                        await agent.run()
         finally:
             if cloud is not None:
                 cloud.close()
@@ -106,7 +110,7 @@ async def _run(settings: AgentSettings, manager: Notifier) -> None:
 @config_option
 @json_option
 def status(config: Path, as_json: bool) -> None:
-    """Show what the agent remembers; works while it runs, and without a broker.
+    """Show the stored state of the agent; works while the agent runs, and without a broker.
 
     \b
     Example:
@@ -115,7 +119,7 @@ def status(config: Path, as_json: bool) -> None:
     settings = load_settings(AgentSettings, file=config)
     if not settings.state.is_dir():
         raise NotFoundError(
-            f"there is no state folder {settings.state}", advice="The agent makes it when it runs for the first time."
+            f"there is no state folder {settings.state}", advice="The agent creates it when it first runs."
         )
     disk = FolderDisk(settings.state)
     journal = Journal(disk)
@@ -140,7 +144,7 @@ def status(config: Path, as_json: bool) -> None:
 
 
 def _pointer(disk: FolderDisk, model: str) -> Pointer | None:
-    """What is on the disk; None where that is damaged, which the agent mends."""
+    """The pointer on the disk; None when it is damaged. The agent repairs it."""
     try:
         return Slots(disk, model).pointer()
     except DataError:
@@ -164,7 +168,7 @@ def _row(name: str, state: UpdateRecord) -> tuple[str, ...]:
 @config_option
 @json_option
 def check(config: Path, as_json: bool) -> int:
-    """Check everything that the agent needs and explain what is missing; exit 1 when it could not work.
+    """Check everything that the agent needs, and explain what is missing. Exit 1 when a check fails.
 
     \b
     Example:

@@ -58,13 +58,13 @@ class BlockFetcher:
         *,
         urls: bool = True,
         timings: TransferTimings | None = None,
-        round_trip: RoundTrip = RoundTrip(),
+        round_trip: RoundTrip | None = None,
     ) -> None:
         self._urls, self._timings = urls, timings or TransferTimings()
         self._client = client
         self._clock = clock
         self.gate = gate or Gate(clock)
-        self._round_trip = round_trip
+        self._round_trip = round_trip or RoundTrip()
         self.counters: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
 
     async def blocks(

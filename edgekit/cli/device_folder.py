@@ -1,4 +1,4 @@
-"""The folder that a device starts from: its key, the trusted root, copies of what it needs, and agent.toml."""
+"""Writes the folder of a device: its private key, the trusted root, copied files and agent.toml."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PUBLIC = (TLS_FILES["broker_ca"], TLS_FILES["broker_certificate"])
 
 
 def check_tls(broker: str, files: Mapping[str, Path]) -> None:
-    """Load the TLS files as the device will.
+    """Check the TLS files, by loading them as the device will.
 
     Args:
-        broker: URL, as the device reaches it.
-        files: By key of TLS_FILES.
+        broker: URL of the broker, as the device reaches it.
+        files: Files by key of TLS_FILES.
 
     Raises:
-        SettingsError: there are some for a broker without TLS, one cannot be read, or they do not go together.
+        SettingsError: the broker uses no TLS, a file cannot be read, or the files do not belong together.
     """
     flags = {"device": "", "fleet": "", "target": "", "broker": broker, **files}
     tls = tls_files(load_settings(AgentSettings, file=None, environ={}, flags=flags))
@@ -49,20 +49,20 @@ def write_folder(
     public_key: Path | None,
     copies: Mapping[str, Path | bytes],
 ) -> None:
-    """Write the folder, then the row; where the row is refused, what was written goes again.
+    """Write the folder, then enroll the device; if enrolling fails, remove the written files.
 
     Args:
-        state: Where the device is enrolled.
-        folder: Made where there is none.
-        agent: Settings of agent.toml; those that are None are left out.
+        state: Fleet state in which the device is enrolled.
+        folder: Folder to write; created if it does not exist.
+        agent: Settings for agent.toml; a value of None is left out.
         root: The TUF root.
-        labels: Of the device.
-        public_key: PEM of a key that stays on the device; None makes one.
-        copies: Files to copy, or what to write, by their name in the folder; private but for certificates.
+        labels: Labels of the device.
+        public_key: PEM of the public key, if the private key stays on the device; None makes a key pair.
+        copies: Files to copy, or bytes to write, by their name in the folder. Only certificates are readable by others.
 
     Raises:
         DiskError: a file cannot be read or written.
-        DataError, SettingsError: the key is none, or the device is enrolled already.
+        DataError, SettingsError: the public key is not valid, or the device is already enrolled.
     """
     with needs_extra("controller"):
         from edgekit.trust.keys import generate_key, load_public, public_path
@@ -98,12 +98,12 @@ def write_folder(
 def _check_free(files: list[Path], key: Path) -> None:
     taken = [path.name for path in (*files, key) if path.exists()]
     if taken:
-        raise SettingsError(f"{key.parent} already holds {', '.join(taken)}", advice="Name another folder with -o.")
+        raise SettingsError(f"{key.parent} already has {', '.join(taken)}", advice="Name another folder with -o.")
 
 
 def _copy(source: Path | bytes, target: Path) -> None:
     if target.name not in _PUBLIC:
-        target.touch(mode=0o600)  # before there is anything to read in it
+        target.touch(mode=0o600)  # before the secret is written
     if isinstance(source, bytes):
         target.write_bytes(source)
     else:
@@ -119,6 +119,6 @@ def _undo(written: list[Path]) -> None:
 
 
 def _toml(values: Mapping[str, Any]) -> str:
-    """TOML of flat values; JSON's strings and numbers are TOML's."""
+    """TOML of flat values; strings and numbers are written as JSON, which is valid TOML."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"

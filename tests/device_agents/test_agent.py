@@ -1,3 +1,5 @@
+"""The agent with an in-memory broker, disk and controller: deployments, reports, commands and events."""
+
 import random
 import time
 

@@ -1,4 +1,4 @@
-"""Building an agent from settings: what a device keeps, and what becomes of it when that is lost."""
+"""Building an agent from settings, also after the loss of its state folder."""
 
 import shutil
 import time

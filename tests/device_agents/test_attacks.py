@@ -1,4 +1,4 @@
-"""Attacks on the whole agent: each changes nothing, is told by its right name, and the honest world goes on after it.
+"""Attacks on the whole agent: each changes nothing, is reported by name, and the agent works afterwards.
 
 Attacks on metadata alone are in tests/edgekit/trust, on manifests in tests/edgekit/bundle.
 """

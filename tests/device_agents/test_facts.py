@@ -1,4 +1,4 @@
-"""Facts are measured on this very machine."""
+"""Facts of a device, measured on this machine."""
 
 from __future__ import annotations
 

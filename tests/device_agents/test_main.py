@@ -1,3 +1,5 @@
+"""The command line `edgekit-agent`: run, status and check."""
+
 import json
 import os
 import re

@@ -1,4 +1,4 @@
-"""The real agent as a process, with a class key, over a real broker and controller: what it writes is ciphertext."""
+"""The real agent as a process with a class key: the files that it writes are encrypted."""
 
 import msgspec
 

@@ -1,3 +1,5 @@
+"""Simulated devices: the real agent without models."""
+
 import functools
 
 import pytest

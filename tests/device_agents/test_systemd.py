@@ -1,4 +1,4 @@
-"""What the agent tells systemd, read from a socket such as systemd's."""
+"""Notifications to systemd, read from a socket like systemd's."""
 
 import asyncio
 import os

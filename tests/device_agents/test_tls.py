@@ -1,4 +1,4 @@
-"""The agent as a process on a broker that asks every client for a certificate, with the rules of deploy/."""
+"""The agent as a process, with a broker that requires a certificate from every client, and the rules of deploy/."""
 
 import contextlib
 import os

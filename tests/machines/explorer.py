@@ -1,4 +1,4 @@
-"""Walks every order of events, failures and power cuts that the update table allows, over a model of the disk."""
+"""Runs every order of events, failures and power cuts that the update table allows, over a model of the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the update table makes of damaged slots and of processes that end again and again."""
+"""The update table with damaged slots, and with processes that crash again and again."""
 
 import itertools
 

@@ -1,3 +1,5 @@
+"""Every order of events, failures and power cuts leaves a bundle that answers."""
+
 import functools
 
 import pytest

@@ -1,4 +1,4 @@
-"""A model whose own process crashes: counted, told in lots, and judged in probation."""
+"""Crashes of a model's own process: they are counted, reported together, and judged in probation."""
 
 import asyncio
 

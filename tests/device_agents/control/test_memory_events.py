@@ -1,4 +1,4 @@
-"""Memory that grows after a load: told once, and planned by."""
+"""Memory that grows after a load: it is reported once, and the memory plan uses the new size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `edgekit-agent check` says of clock and providers."""
+"""The rules of `edgekit-agent check` for the clock and the execution providers."""
 
 import pytest
 

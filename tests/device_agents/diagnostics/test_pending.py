@@ -1,4 +1,4 @@
-"""What the agent's check says of deployments that have not ended, and of the link they wait for."""
+"""The lines of `edgekit-agent check` about unfinished deployments and about the metered link."""
 
 from device_agents.deployment import Deployment, UpdateRecord, UpdateState
 from device_agents.diagnostics.checks import checks_of

@@ -1,3 +1,5 @@
+"""Downloads block by block: interrupted, repeated, damaged, and with blocks that are already on the device."""
+
 import random
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""A device makes what it misses from what it runs and a delta; a bad delta costs its own bytes and no more."""
+"""A device makes missing blocks from a delta and a file that it has. A bad delta costs only its own bytes."""
 
 import hashlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Blocks by HTTP range: any server may be named, none is believed, and none can stop a download."""
+"""Blocks by HTTP range: any server may be named, each block is checked, and no server can stop a download."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""A link that costs by the byte: deployments wait, say why, and go on by themselves."""
+"""A metered link: deployments wait, report the reason, and continue by themselves."""
 
 import pytest
 

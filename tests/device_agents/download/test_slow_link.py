@@ -1,4 +1,4 @@
-"""Blocks over a link that is slower than every first guess: it must be learned, and not be filled with repetitions."""
+"""Blocks over a slow link: the round-trip time is learned, and blocks are not requested again too early."""
 
 import asyncio
 import hashlib

@@ -1,3 +1,5 @@
+"""The download rate and the quiet hours."""
+
 import time
 
 import pytest

@@ -1,4 +1,4 @@
-"""What an application that embeds the service gets without an agent: no bundle answers that answers wrongly."""
+"""An application that embeds the service without an agent: a bundle with wrong golden answers is not activated."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Bytes in, labels out: the same bundle in process, over HTTP and in the cloud tier."""
+"""Bytes in, labels out: the same answers in process, over HTTP and from the cloud tier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A body that is an image, a sound or a text and nothing else: as curl sends a file."""
+"""A request body that is only an image, a sound or a text, as curl sends a file."""
 
 from __future__ import annotations
 

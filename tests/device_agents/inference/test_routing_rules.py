@@ -1,4 +1,4 @@
-"""Routes, scores and the breaker are pure rules."""
+"""The rules for routes, scores and the circuit breaker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InferenceService: local first, the cloud where it helps, degraded where it is away, and switches without a gap."""
+"""InferenceService: local answers, the cloud tier as a fallback, and switches of a model without a gap."""
 
 from __future__ import annotations
 

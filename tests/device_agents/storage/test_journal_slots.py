@@ -1,3 +1,5 @@
+"""The journal and the slots on a disk with power cuts and damage."""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec

@@ -1,4 +1,4 @@
-"""What the agent does about a disk that damaged something: it starts, serves what is whole, tells, and mends."""
+"""An agent with a damaged disk: it starts, serves whole bundles, reports the damage and repairs it."""
 
 import asyncio
 

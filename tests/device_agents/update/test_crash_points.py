@@ -1,6 +1,6 @@
-"""The real agent over real files, a real runtime and a file system whose power goes before any call that changes it.
+"""The real agent over real files and a real runtime, with a power cut before any call that changes the file system.
 
-A few dozen points are in the default run, every one in `pytest -m soak` on this file.
+A few dozen points are in the default run; `pytest -m soak` on this file runs every point.
 """
 
 import shutil

@@ -1,7 +1,7 @@
-"""The agent as a process on a file system whose power goes, over a real broker and a real controller.
+"""The agent as a process on a file system with power cuts, with a real broker and a real controller.
 
-One point by default, dozens in `pytest -m soak tests/device_agents/update/test_crash_process.py`; every call is
-in test_crash_points.py, in one process.
+The default run has one point, `pytest -m soak tests/device_agents/update/test_crash_process.py` dozens. Every call is
+tested in test_crash_points.py, in one process.
 """
 
 import asyncio

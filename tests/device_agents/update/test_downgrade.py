@@ -1,4 +1,4 @@
-"""Going back to an older release: only where the director asks for it and the publisher allows it, both signed."""
+"""A downgrade happens only if the director orders it and the publisher allows it, both signed."""
 
 import msgspec
 import pytest
@@ -34,7 +34,7 @@ async def test_both_signatures_take_a_device_back_and_then_forward_again(desk, d
     desk.assign(releases[1])
     assert "older than release 3" in await refusal(device, 2)
     desk.assign(wanted[1])
-    assert "publisher has not allowed" in await refusal(device, 3)
+    assert "publisher does not allow" in await refusal(device, 3)
     desk.repository.mark("digits", "2.0.0", downgrade=True)
     desk.assign(releases[1])
     assert "older than release 3" in await refusal(device, 4)
@@ -42,7 +42,7 @@ async def test_both_signatures_take_a_device_back_and_then_forward_again(desk, d
     await device.settled("2.0.0")
     assert device.state.release == 2
     desk.assign(wanted[0])
-    assert "publisher has not allowed" in await refusal(device, 6)
+    assert "publisher does not allow" in await refusal(device, 6)
     desk.assign(releases[2])
     await device.settled("3.0.0")
     assert device.state.release == 3
@@ -56,5 +56,5 @@ def test_a_stolen_director_key_alone_takes_no_device_back(desk):
     assert paths == [old.path]
     state = desk.repository._committer.load()
     entry = msgspec.structs.replace(old, downgrade=True)
-    with pytest.raises(DowngradeError, match="publisher has not allowed"):
+    with pytest.raises(DowngradeError, match="publisher does not allow"):
         check_agrees(entry, state.publisher("digits").targets[old.path], seen_release=2)

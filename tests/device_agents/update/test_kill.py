@@ -1,6 +1,6 @@
-"""The real agent as a process, over a real broker and a real controller, ended with SIGKILL in the middle of updates.
+"""The real agent as a process, killed with SIGKILL during updates, with a real broker and a real controller.
 
-Two kills for each version: a third one in test or probation would refuse the bundle as the cause, and rightly so.
+Two kills for each version: a third one in test or probation would refuse the bundle, as the possible cause.
 """
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The UpdateMachine: one transition after another, without I/O."""
+
 import itertools
 
 import msgspec

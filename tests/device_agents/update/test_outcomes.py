@@ -1,4 +1,4 @@
-"""How a deployment ended reaches the controller, however late; and an order that is withdrawn is seen in a transfer."""
+"""The outcome of a deployment reaches the controller, however late; a withdrawn assignment stops a transfer."""
 
 from device_agents.deployment import UpdateState
 from edgekit.mqtt import topics

@@ -1,3 +1,5 @@
+"""A power cut or a disk fault before every change of a disk in memory."""
+
 from device_agents.deployment import UpdateState
 from device_agents.options import AgentTimings
 from device_agents.storage.slots import Slots, verify_file

@@ -1,3 +1,5 @@
+"""The rules that judge live requests in probation."""
+
 import pytest
 
 from device_agents.update.probation import ProbationLimits, enough, live_faults
