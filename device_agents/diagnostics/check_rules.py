@@ -24,14 +24,14 @@ def judge_clock(now: float, traces: Mapping[str, float]) -> str:
     Raises:
         UnavailableError: the clock is more than a day before one of the events.
     """
-    says = time.strftime(_FORMAT, time.gmtime(now))
-    for what, at in sorted(traces.items(), key=lambda trace: -trace[1]):
+    text = time.strftime(_FORMAT, time.gmtime(now))
+    for event, at in sorted(traces.items(), key=lambda trace: -trace[1]):
         if now < at - CLOCK_SLACK_SECONDS:
             raise UnavailableError(
-                f"the clock says {says}, but {what} is dated {time.strftime(_FORMAT, time.gmtime(at))}.",
+                f"the clock says {text}, but {event} is dated {time.strftime(_FORMAT, time.gmtime(at))}.",
                 advice="With a wrong clock no signature or certificate can be checked: set the clock, see timedatectl.",
             )
-    return says
+    return text
 
 
 def judge_providers(present: Sequence[str], wanted: Sequence[str], *, required: bool) -> str:

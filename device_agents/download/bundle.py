@@ -96,9 +96,9 @@ class BundleDownload:
             self._counters["blocks_made"] += filler.made
             self._counters["deltas_failed"] += filler.failed
 
-    async def _fetch_blob(self, digest: str, length: int, what: str) -> bytes:
+    async def _fetch_blob(self, digest: str, length: int, name: str) -> bytes:
         self._check_cost(self.fetched)
-        data = await fetch_blob(self._source, digest, length, what)
+        data = await fetch_blob(self._source, digest, length, name)
         self._count(len(data))
         return data
 

@@ -59,13 +59,13 @@ class Fallback:
             FallbackError: there is no usable answer; the message says why.
         """
         if left_seconds is not None and left_seconds <= 0:
-            raise FallbackError(Reason.DEADLINE, "the deadline passed before the cloud tier could be asked")
+            raise FallbackError(Reason.DEADLINE, "the deadline passed before the cloud tier could be called")
         if self._calls >= MAX_CALLS:
             raise FallbackError(Reason.CLOUD_BUSY, f"{MAX_CALLS} requests wait for the cloud tier already")
         started = self._clock.monotonic()
-        self.breaker, allowed = self.breaker.asked(started)
+        self.breaker, allowed = self.breaker.admit(started)
         if not allowed:
-            message = f"the cloud tier failed {self.breaker.failures} times in a row and is not asked at the moment"
+            message = f"the cloud tier failed {self.breaker.failures} times in a row and is not called at present"
             raise FallbackError(Reason.BREAKER_OPEN, message)
         timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
         with self._calling() as ended:

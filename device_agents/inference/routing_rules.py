@@ -158,7 +158,7 @@ class Breaker(msgspec.Struct, frozen=True):
     cool_down_seconds: float = 0.0
     opens_at: float = 0.0
 
-    def asked(self, now: float) -> tuple[Breaker, bool]:
+    def admit(self, now: float) -> tuple[Breaker, bool]:
         """The next breaker, and whether a call is allowed now.
 
         An allowed call must end in `succeeded`, `failed` or `abandoned`.

@@ -109,18 +109,18 @@ def test_the_breaker_opens_after_failures_in_a_row() -> None:
     breaker = Breaker()
     for _ in range(FAILURES_TO_OPEN - 1):
         breaker = breaker.failed(0.0, 0.0)
-    assert breaker.asked(0.0)[1]
+    assert breaker.admit(0.0)[1]
     assert breaker.succeeded() == Breaker()
-    assert not breaker.failed(0.0, 0.0).asked(0.5)[1]
+    assert not breaker.failed(0.0, 0.0).admit(0.5)[1]
 
 
 def test_one_probe_goes_after_each_cool_down() -> None:
     """Half open lets one call through and no second; its success closes."""
-    breaker, allowed = opened().asked(1.0)
+    breaker, allowed = opened().admit(1.0)
     assert allowed
     assert breaker.state is BreakerState.HALF_OPEN
-    assert not breaker.asked(99.0)[1]
-    assert breaker.succeeded().asked(1.0)[1]
+    assert not breaker.admit(99.0)[1]
+    assert breaker.succeeded().admit(1.0)[1]
 
 
 def test_the_cool_down_doubles_up_to_its_cap() -> None:
@@ -128,9 +128,9 @@ def test_the_cool_down_doubles_up_to_its_cap() -> None:
     breaker, now, waits = opened(), 0.0, []
     for _ in range(8):
         waits.append(breaker.cool_down_seconds)
-        assert not breaker.asked(now + breaker.cool_down_seconds - 0.01)[1]
+        assert not breaker.admit(now + breaker.cool_down_seconds - 0.01)[1]
         now += breaker.cool_down_seconds
-        breaker, allowed = breaker.asked(now)
+        breaker, allowed = breaker.admit(now)
         assert allowed
         breaker = breaker.failed(now, 0.0)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
@@ -145,8 +145,8 @@ def test_the_spread_shortens_the_wait_by_up_to_half() -> None:
 
 def test_an_abandoned_probe_frees_the_next_one() -> None:
     """A caller that gave up neither opens nor blocks the breaker."""
-    probing, _ = opened().asked(5.0)
-    assert probing.abandoned(5.0).asked(5.0)[1]
+    probing, _ = opened().admit(5.0)
+    assert probing.abandoned(5.0).admit(5.0)[1]
     assert Breaker().abandoned(5.0) == Breaker()
 
 
