@@ -105,7 +105,7 @@ async def test_a_failed_self_test_refuses_the_bundle_before_it_ever_runs(desk, d
 
 
 async def test_a_model_that_fails_in_probation_is_rolled_back(desk, device):
-    """It passed its test, but not live: known-good answers again, at once and after a restart."""
+    """The bundle passed its test but not probation: known-good answers again, at once and after a restart."""
     desk.assign(desk.publish("1.0.0"))
     await device.settled("1.0.0")
     device.inference.dying.add("1.1.0")
@@ -175,7 +175,7 @@ async def test_an_older_release_is_refused(desk, device):
 
 
 async def test_an_assignment_of_another_key_or_device_is_not_followed(desk, device, tmp_path):
-    """Each is told once as an event, and changes nothing."""
+    """Each is reported once as an event, and changes nothing."""
     entry = desk.publish("1.0.0")
     desk.assign(entry, signer=generate_key(tmp_path / "stranger.key"))
     await device.until(lambda: len(desk.said("event")) == 1)
@@ -276,7 +276,7 @@ async def test_the_self_test_command_is_obeyed_once_and_its_result_signed(desk, 
 
 
 async def test_telemetry_carries_counters(desk, device):
-    """Of inference and of the agent itself, since the last time."""
+    """Counters of inference and of the agent, since the last message."""
     await device.until(lambda: len(desk.said("telemetry")) >= 2)
     first, second = (messages.decode(p, messages.Telemetry) for p in desk.said("telemetry")[:2])
     assert first.counters["digits.local"] == 3.0
@@ -295,7 +295,7 @@ async def test_hints_hold_a_new_deployment_until_the_fleet_goes_on(desk, device)
 
 
 async def test_metadata_answers_that_make_no_sense_do_not_end_the_agent(desk, device):
-    """A hostile broker or controller is told of and waited out; the agent lives on."""
+    """A hostile broker or controller does not end the agent, which tries again."""
     await device.stop()
     device.timings = AgentTimings(assignment_retry_seconds=(0.01, 0.1))
     await device.start()

@@ -82,7 +82,7 @@ def expired(desk, old):
 
 
 def stolen_and_revoked_timestamp_key(desk, old):
-    """What the old key signs after its revocation, however high its version."""
+    """A timestamp signed by the old key after its revocation, with a higher version."""
     stolen = Metadata.from_bytes(desk.store.blobs[f"{METADATA}timestamp.json"])
     keys = desk._folder / "keys"
     signer = load_signer(key_path(keys, "timestamp"))
@@ -245,7 +245,7 @@ async def test_a_changed_manifest_is_refused(desk, device, change):
 
 
 def sign_truly(desk, path, data):
-    """As somebody with the publisher's key, and without edgekit's own checks."""
+    """The attacker has the publisher's key, and skips edgekit's own checks."""
     state = desk.repository._committer.load()
     publisher = desk.repository._committer.next(state.publisher("digits"), "publisher")
     target = TargetFile.from_data(path, data, ["sha256"])
@@ -274,7 +274,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_a_hostile_manifest_that_is_truly_signed_makes_no_file(desk, device, hostile):
-    """Whoever has a publisher's key still leaves no folder and fills no disk; the report says what was wrong."""
+    """An attacker with a publisher's key still leaves no folder and fills no disk; the report names the fault."""
     document = json.loads(desk.store.blobs[blob_name(desk.publish("2.0.0").sha256)])
     HOSTILE[hostile](document["files"])
     document["version"] = "6.6.6"

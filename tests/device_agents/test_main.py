@@ -127,7 +127,7 @@ def test_status_of_an_agent_that_never_ran_says_so(folder):
 
 
 def test_check_hashes_slots_and_names_what_the_disk_damaged(folder):
-    """The agent would start all the same; whoever looks after the device should know."""
+    """The agent would start even so, but the operator should know."""
     install(folder)
     model = next((folder / "state/models/small").glob("*/model.onnx"))
     model.write_bytes(model.read_bytes()[:-1] + b"?")

@@ -49,7 +49,7 @@ def test_an_abstract_name_is_reached(tmp_path):
 
 
 def test_children_do_not_inherit_the_managers_socket():
-    """What was read is taken out of the environment; another process's watchdog is not this one's."""
+    """The variables are removed from the environment; the watchdog of another process is ignored."""
     environment = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid()), "A": "b"}
     assert Notifier.take(environment).watchdog_seconds == 60.0
     assert environment == {"A": "b"}
@@ -77,7 +77,7 @@ def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path, caplog):
 
 
 def test_the_agent_is_ready_when_what_is_installed_answers(folder, manager):  # noqa: F811
-    """As a process with systemd's variables: ready, alive, and stopping on SIGTERM."""
+    """The agent as a process with systemd's variables: ready, alive, and stopping on SIGTERM."""
     install(folder)
     end, path = manager
     command = [*AGENT, "run", "--config", str(folder / "agent.toml")]

@@ -134,7 +134,7 @@ def _booted(machine: UpdateMachine, world: World) -> list[World]:
 
 
 def _harmed(machine: UpdateMachine, world: World) -> list[World]:
-    """Either slot is damaged, and that is noticed at rest at once, or by whoever looks at it later."""
+    """Damages one slot; the damage is found in IDLE at once, or later by an effect that reads the slot."""
     after = []
     for slot in (0, 1):
         slots = ("", world.slots[1]) if slot == 0 else (world.slots[0], "")
@@ -168,7 +168,7 @@ def _stepped(machine: UpdateMachine, world: World, event: object) -> list[World]
 
 
 def _done(world: World, effect: Effect) -> World:
-    """What one effect does to the disk, all of it; repeating it changes nothing."""
+    """The changes of one effect on the disk; repeating it changes nothing."""
     state = world.state
     if effect is Effect.STAGE and state.deployment is not None:
         a, b = world.slots

@@ -62,7 +62,7 @@ PREVIOUS = Installed("b", "0" * 64, "0.9.0", 0)
 @pytest.mark.parametrize("fallback", [True, False])
 @pytest.mark.parametrize("answering", [True, False])
 def test_what_was_committed_is_fetched_again_by_itself(previous, fallback, answering):
-    """Whatever answers meanwhile, in the end it is the bundle that was damaged, whole again."""
+    """In the end the damaged bundle is whole and answers again, whatever answers meanwhile."""
     fallback = fallback and previous is not None
     state = UpdateRecord(active=INSTALLED_OLD, known_good=INSTALLED_OLD, previous=previous, kept=OLD, release=1)
     event = Damaged(digest=OLD.digest, error="E", message="m", fallback=fallback, answering=answering)
@@ -131,7 +131,7 @@ def test_a_bundle_that_ends_the_process_whenever_it_is_loaded_is_given_up(update
 
 
 def test_then_the_bundle_before_it_answers(updated):
-    """And the new one is the one that failed, and is told."""
+    """The new bundle is the failed one, and its failure is reported."""
     stepper = machine()
     world = next(
         w for w in updated if suspect(w) and w.journal.name is UpdateState.IDLE and w.journal.deployment is None

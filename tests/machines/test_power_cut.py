@@ -31,7 +31,7 @@ def explored(installed, offers):
 # Every order of events and power cuts is explored, tens of thousands of steps: about 15 s.
 @pytest.mark.parametrize("installed", [INSTALLED_OLD, None], ids=["over-an-old-bundle", "first-install"])
 def test_at_rest_the_pointer_is_old_old_or_new_new(installed):
-    """Whatever fails and wherever the power goes, a device at rest has the old bundle or the new one, and knows it."""
+    """After any failure or power cut, a device at rest has the old or the new bundle, and its state says which."""
     worlds = explored(installed, (NEW, NEWER))
     resting = at_rest(worlds)
     old = OLD.digest if installed else ""

@@ -150,7 +150,7 @@ class FakeInference:
         self.growing: list[Grown] = []
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
-        """As the protocol says."""
+        """See the protocol."""
         await asyncio.sleep(0)
         if manifest.version in self.broken:
             raise RuntimeLoadError(f"{model} {manifest.version} does not load")
@@ -158,12 +158,12 @@ class FakeInference:
         self.history.append(manifest.version)
 
     async def deactivate(self, model: str) -> None:
-        """As the protocol says."""
+        """See the protocol."""
         self.live.pop(model, None)
         self.history.append("")
 
     async def self_test(self, model: str) -> object:
-        """As the protocol says."""
+        """See the protocol."""
         if model not in self.live:
             raise RuntimeLoadError(f"{model} is not loaded")
         if self.live[model] in self.dying:
@@ -171,16 +171,16 @@ class FakeInference:
         return None
 
     def provider(self, model: str) -> str:
-        """As the protocol says."""
+        """See the protocol."""
         return "fake" if model in self.live else ""
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """As the protocol says."""
+        """See the protocol."""
         self.errors += 10 * (self.live.get("digits") in self.flaky)
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
 
     async def grown(self) -> list[Grown]:
-        """As the protocol says. Returns `growing` once."""
+        """See the protocol. Returns `growing` once."""
         grown, self.growing = self.growing, []
         return grown
 

@@ -83,13 +83,13 @@ async def test_crashes_are_counted_over_every_bundle_and_refusals_after_them_are
 
 
 def test_a_runtime_error_is_no_crash():
-    """It is counted as what it is."""
+    """A crash is counted as a crash, not as another fault."""
     (fault,) = live_faults({}, {"runs": 1.0, "runtime_errors": 1.0}, ProbationLimits(), final=True)
     assert "crashed" not in fault
 
 
 def test_a_crash_that_failed_no_request_counts_as_an_error():
-    """Of joined requests each was answered alone after it."""
+    """After the crash, each of the joined requests was answered alone."""
     limits = ProbationLimits(max_error_share=0.05)
     assert live_faults({}, {"runs": 30.0, "crashes": 2.0}, limits, final=False)
     assert not live_faults({}, {"runs": 40.0, "crashes": 2.0}, limits, final=True)

@@ -27,7 +27,7 @@ def test_a_clock_before_what_has_been_is_told():
     ],
 )
 def test_providers_are_named_and_those_that_are_missing(present, wanted, said):
-    """As ONNX Runtime names them."""
+    """The names are those of ONNX Runtime."""
     assert judge_providers(present, wanted, required=False) == said
 
 

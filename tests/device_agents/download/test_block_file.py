@@ -68,7 +68,7 @@ async def test_a_block_that_comes_several_times_is_fetched_once():
 
 @pytest.mark.parametrize("damage", ["manifest", "file", "gone", "unreadable"])
 async def test_a_slot_that_is_damaged_gives_nothing_and_harms_nothing(damage):
-    """What it claims to hold is hashed before it is used."""
+    """A block from a slot is hashed before it is used."""
     disk = MemoryDisk()
     install(disk, "digits", "a", blocks(1, 2))
     if damage == "manifest":

@@ -90,7 +90,7 @@ async def test_blocks_that_are_here_already_need_no_payload(disk):
 
 
 async def test_a_cut_in_the_payload_loses_none_of_it(disk):
-    """What was fetched of the delta stays on the disk for the next attempt."""
+    """Fetched blocks of the delta stay on the disk for the next attempt."""
     first = Source(NEW, GOLDEN, DESCRIPTION, PAYLOAD, limit=len(DESCRIPTION) + BLOCK_BYTES)
     with pytest.raises(TransportError):
         await update(disk, first)

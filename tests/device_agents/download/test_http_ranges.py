@@ -120,7 +120,7 @@ async def test_a_good_server_goes_on_beside_a_bad_one():
 
 @pytest.mark.parametrize("mode", ["late wrong", "sometimes broken", "moved"])
 async def test_a_server_is_used_as_far_as_it_is_right(mode):
-    """What it brought before it went wrong, between its failures, or from where it has moved to, is kept."""
+    """Right blocks are kept: those before a fault, between two failures, and from the URL of a redirect."""
     with web(BLOB, mode) as server:
         async with Site([server.url]) as site:
             await site.fetch()
@@ -161,7 +161,7 @@ async def test_nobody_listens_at_the_url():
 
 
 async def test_a_device_may_be_told_not_to():
-    """It asks for no URLs, and gets blocks."""
+    """The device asks for no URLs, and gets blocks over MQTT."""
     with web(BLOB) as server:
         async with Site([server.url], urls=False) as site:
             await site.fetch()

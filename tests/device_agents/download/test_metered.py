@@ -43,7 +43,7 @@ async def test_the_gate_lets_nothing_through_and_hears_no_broadcast(tmp_path):
 
 
 def test_the_file_is_looked_for_beside_the_settings(tmp_path):
-    """As every other path of agent.toml."""
+    """The path starts at the folder of agent.toml, like every other path."""
     (tmp_path / "agent.toml").write_text('device = "d"\nfleet = "f"\ntarget = "t"\nmetered_file = "metered"\n')
     settings = load_settings(AgentSettings, file=tmp_path / "agent.toml", environ={})
     assert settings.metered_file == tmp_path / "metered"
@@ -74,7 +74,7 @@ async def test_a_deployment_waits_for_a_link_that_costs_nothing(tmp_path, desk):
 
 
 async def test_a_link_that_becomes_metered_in_a_transfer_stops_it(tmp_path, desk):
-    """What came stays: in the end each block was sent once."""
+    """Fetched blocks are kept: each block is sent once in all."""
     file = tmp_path / "metered"
     device = Device(tmp_path / "device", desk.broker, desk.root)
     rate = 2 * BLOCK_BYTES

@@ -20,7 +20,7 @@ ENTRY = file_entry("model", "model", BLOB)
 
 
 class SlowTransport(MemoryTransport):
-    """What comes waits in line, so many seconds a block."""
+    """Messages wait in a queue, a number of seconds per block."""
 
     seconds = 0.08
 

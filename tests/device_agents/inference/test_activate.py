@@ -16,7 +16,7 @@ def write(folder, version, **kwargs):
 
 
 async def version_of(service):
-    """Of the bundle that answers."""
+    """The version of the bundle that answers."""
     return (await service.infer("small", {"x": SURE})).version
 
 

@@ -11,7 +11,7 @@ from tests.simulators.small_models import SURE, onnx_bundle
 
 
 async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_exposed(tmp_path: Path) -> None:
-    """What /metrics prints after one request, with HTTP and gRPC, is exactly the table, each with its HELP text."""
+    """The text of /metrics after one request, with HTTP and gRPC, is exactly the table, each with its HELP text."""
     async with InferenceService() as service:
         await service.activate("small", onnx_bundle(tmp_path), tmp_path)
         await service.infer("small", {"x": SURE})

@@ -163,7 +163,7 @@ async def test_a_type_that_the_model_does_not_take_is_415(port: int, model: str,
 
 
 async def test_json_that_is_called_text_is_json(port: int) -> None:
-    """Where the model takes no text: HTTP clients of JavaScript call every string text/plain."""
+    """For a model that takes no text: HTTP clients in JavaScript send every string as text/plain."""
     body = b' {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0, 9, 0]}]}'
     for model in ("m", "plain"):
         status, found, _ = await asked(port, model, body, {"Content-Type": "text/plain;charset=UTF-8"})
@@ -203,7 +203,7 @@ async def test_hostile_bodies_are_400(port: int, model: str, kind: str, body: by
 
 
 async def test_a_body_over_the_limit_is_413(port: int) -> None:
-    """As every other."""
+    """The limit is that of every request body."""
     assert (await asked(port, "m", bytes(2**20 + 1), PNG))[0] == 413
 
 
@@ -249,7 +249,7 @@ async def test_the_cloud_tier_takes_photos(tmp_path: Path) -> None:
 
 
 async def test_a_jpeg_is_taken(port: int) -> None:
-    """As cameras make it."""
+    """A photo as cameras write it."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), (0, 0, 255)).save(buffer, "JPEG")
     status, found, _ = await asked(port, "m", buffer.getvalue(), {"Content-Type": "image/jpeg"})

@@ -165,14 +165,14 @@ async def test_a_refusal_of_the_cloud_does_not_open_the_breaker(service, cloud) 
 
 
 async def test_local_only_never_leaves_the_device(service, cloud) -> None:
-    """However unsure, the answer is local."""
+    """The answer is local, however low its score."""
     found = await service.infer("small", {"x": UNSURE}, route="local-only")
     assert where(found) == ("local", "requested")
     assert cloud.asked == []
 
 
 async def test_cloud_only_is_the_cloud_or_an_error_with_its_reason(service, cloud) -> None:
-    """A sure local answer is not taken, and an absent cloud is said."""
+    """A certain local answer is not used, and the error names the missing cloud tier."""
     assert where(await service.infer("small", {"x": SURE}, route="cloud-only")) == ("cloud", "requested")
     cloud.fault = CloudError("the cloud tier is away: refused")
     with pytest.raises(CloudError, match="is away: refused"):
@@ -232,7 +232,7 @@ async def test_a_cloud_answer_that_is_not_the_models_is_not_passed_on(service, c
 
 
 async def test_the_deadline_bounds_the_wait_for_the_cloud(service, cloud, clock) -> None:
-    """What is left of the deadline is the timeout; none left is no question."""
+    """The remaining time of the deadline is the time-out; without remaining time the cloud tier is not called."""
     await service.infer("small", {"x": UNSURE}, deadline_ms=500)
     assert cloud.asked[-1][2] == pytest.approx(0.5)
     await service.infer("small", {"x": UNSURE}, deadline_ms=60_000)
@@ -249,7 +249,7 @@ async def test_the_deadline_bounds_the_wait_for_the_cloud(service, cloud, clock)
 
 
 async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_path) -> None:
-    """An error of the runtime, or NaN in its answer, goes to the cloud; without it the truth is told."""
+    """After a runtime error, or NaN in the answer, the cloud tier is called; without one the client gets the error."""
     made: list[Broken] = []
 
     def load(manifest: Manifest, folder: Path) -> Broken:
@@ -534,7 +534,7 @@ async def test_models_over_the_budget_are_loaded_when_they_are_asked(tmp_path) -
 
 
 async def test_the_cloud_answers_for_a_model_that_is_not_loaded_in_time(cloud, tmp_path) -> None:
-    """What waits too long for its model is overload like any other: `auto` asks the cloud tier while there is time."""
+    """A request that waits too long for its model is overload: `auto` calls the cloud tier while there is time."""
     async with InferenceService(cloud=cloud, options=ModelOptions(queue_limit=1)) as service:
         await service.activate("one", onnx_bundle(tmp_path, name="one"), tmp_path)
         model = service._manager.get("one")
@@ -565,7 +565,7 @@ def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None
 
 
 async def test_a_bundle_is_tried_as_it_will_run_and_says_when_that_takes_long(tmp_path) -> None:
-    """With the service's own loader; the active one answers meanwhile, and a long trial is told."""
+    """The trial uses the service's own loader; the active bundle answers meanwhile, and a long trial is reported."""
     loaded, told, gate = [], [], threading.Event()
     gate.set()
 

@@ -79,7 +79,7 @@ def written(disk):
 @pytest.mark.parametrize("fault", DAMAGE)
 @pytest.mark.parametrize("name", ["journal/device.json", "journal/models/digits.json"])
 def test_a_damaged_record_is_told_and_its_copy_serves(name, fault):
-    """Of the file or of the copy itself: nothing is forgotten, and the next write mends both."""
+    """Damage of the file or of its copy loses nothing, and the next write repairs both."""
     for place in (name, name.replace("journal/", "journal/copies/")):
         disk = MemoryDisk()
         before = written(disk)
@@ -132,7 +132,7 @@ def test_a_model_without_any_copy_is_what_its_pointer_and_a_whole_slot_say():
 
 
 def test_a_journal_of_another_version_is_refused_and_not_taken_for_damage():
-    """What a newer agent wrote must not be overwritten."""
+    """The journal of a newer agent must not be overwritten."""
     disk = MemoryDisk()
     disk.write("journal/device.json", b'{"format": 99}')
     with pytest.raises(DataError, match="format 99"):
@@ -140,7 +140,7 @@ def test_a_journal_of_another_version_is_refused_and_not_taken_for_damage():
 
 
 def test_a_journal_without_digests_is_read():
-    """As an older agent wrote it."""
+    """A journal as an older agent wrote it."""
     disk = MemoryDisk()
     disk.write("journal/device.json", b'{"session": 7, "assignment": 3, "format": 1}')
     assert (Journal(disk).record.session, Journal(disk).record.assignment) == (7, 3)
@@ -233,7 +233,7 @@ def test_staging_can_be_taken_up_half_way():
 
 
 def test_a_damaged_pointer_is_replaced():
-    """It says nothing that the journal does not say."""
+    """The pointer has nothing that the journal does not have."""
     disk = MemoryDisk()
     disk.write("models/digits/active", b"\xff{")
     with pytest.raises(DataError, match="cannot be read"):
@@ -281,7 +281,7 @@ def test_a_model_name_that_could_be_a_path_is_refused(name):
 
 
 def test_telemetry_counts_since_the_last_one_that_was_sent():
-    """What could not be sent is in the next; a counter that began anew is not negative."""
+    """Increases that could not be sent are in the next message; a restarted counter gives no negative increase."""
     window = Window("d1", now=0.0)
     totals = flatten({"digits": {"local": 5}})
     assert window.peek(totals, now=60.0, at=1.0).counters == {"digits.local": 5.0}

@@ -66,7 +66,7 @@ def test_a_deployment_that_goes_well():
 
 @pytest.mark.parametrize("count", range(1, 6))
 def test_a_failure_before_activating_never_touches_the_active_slot(count):
-    """Whatever was reached: clean, rest, and remember why."""
+    """From every state: clean, rest, and keep the reason."""
     state, effects = told(*TO_TESTING[:count], WRONG, Cleaned())
     assert Effect.ACTIVATE not in effects
     assert Effect.ROLL_BACK not in effects
@@ -228,7 +228,7 @@ def test_an_event_without_a_row_is_a_bug_and_changes_nothing(state, event):
 
 
 def test_a_state_survives_the_journal():
-    """What is written is what is read."""
+    """A record reads back as it was written."""
     state, _ = told(*TO_PROBATION)
     assert msgspec.json.decode(msgspec.json.encode(state), type=UpdateRecord) == state
 

@@ -6,7 +6,7 @@ from tests.simulators.device import DEVICE, FLEET
 
 
 async def test_an_outcome_met_while_the_broker_was_away_is_told_after_a_restart(desk, device):
-    """It is in the journal and in every report, so it is told again and again until a newer one takes its place."""
+    """The outcome is in the journal and in every report, until a newer outcome replaces it."""
     desk.assign(desk.publish("1.0.0"))
     await device.settled("1.0.0")
     device.refused.add("2.0.0")

@@ -23,7 +23,7 @@ async def restart(device, *, cut_at=0):
 
 
 def check_whole(device):
-    """Whatever the pointer names is a whole bundle, every byte of it."""
+    """The pointer always names a whole bundle."""
     slots = Slots(device.disk, "digits")
     pointer = slots.pointer()
     state = device.state
