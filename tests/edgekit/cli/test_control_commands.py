@@ -148,7 +148,7 @@ def test_enroll_overwrites_nothing(shell, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "broker-ca.pem").write_text("mine")
     _, err = shell(f"edgekit device enroll pi-1 --target {TARGET} -o d --broker mqtts://b --broker-ca ca.pem", expect=1)
-    assert "already holds broker-ca.pem" in err
+    assert "already has broker-ca.pem" in err
     assert [path.read_text() for path in (tmp_path / "d").iterdir()] == ["mine"]
 
 
@@ -185,7 +185,7 @@ def test_second_device_of_a_name_is_refused_and_its_folder_goes(shell, tmp_path)
     assert "already enrolled" in err
     assert not (tmp_path / "other").exists()
     _, err = shell(f"edgekit device enroll pi-2 --target {TARGET} -o devices/pi-1", expect=1)
-    assert "already holds a device" in err
+    assert "already has the files of a device" in err
 
 
 def test_enroll_dry_run_changes_nothing(shell, tmp_path):
