@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.cli.common.console import needs_extra
-from edgekit.errors import DiskError, EdgekitError, SettingsError
+from edgekit.errors import DiskError, SettingsError
 from edgekit.mqtt.address import tls_context
 from edgekit.rollout.cohort import Device
 from edgekit.settings import AgentSettings, load_settings, tls_files
@@ -71,28 +72,29 @@ def write_folder(
     _check_free(written, own)
     if not folder.exists():
         written.append(folder)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if public_key is not None:
-            load_public(public_key)
-            pem = public_key.read_text(encoding="utf-8")
-        else:
-            generate_key(own)
-            written += [own, public_path(own)]
-            pem = public_path(own).read_text(encoding="utf-8")
-        for name, source in copies.items():
-            _copy(source, folder / name)
-        (folder / ROOT_FILE).write_bytes(root)
-        (folder / SETTINGS_FILE).write_bytes(_toml(agent).encode())
-        state.devices.enroll(
-            Device(name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time())
-        )
-    except OSError as error:
-        _undo(written)
-        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
-    except EdgekitError:
-        _undo(written)
-        raise
+    with contextlib.ExitStack() as unfinished:
+        unfinished.callback(_undo, written)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if public_key is not None:
+                load_public(public_key)
+                pem = public_key.read_text(encoding="utf-8")
+            else:
+                generate_key(own)
+                written += [own, public_path(own)]
+                pem = public_path(own).read_text(encoding="utf-8")
+            for name, source in copies.items():
+                _copy(source, folder / name)
+            (folder / ROOT_FILE).write_bytes(root)
+            (folder / SETTINGS_FILE).write_bytes(_toml(agent).encode())
+            state.devices.enroll(
+                Device(
+                    name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time()
+                )
+            )
+        except OSError as error:
+            raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+        unfinished.pop_all()
 
 
 def _check_free(files: list[Path], key: Path) -> None:
