@@ -240,6 +240,10 @@ def target_path(name: str, target: str, version: str) -> str:
     return f"models/{name}/{target}/{version}/{MANIFEST_NAME}"
 
 
+# Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
+_DECODER = msgspec.json.Decoder(Manifest)
+
+
 def parse_manifest(data: bytes) -> Manifest:
     """Parse and check a manifest.
 
@@ -250,7 +254,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"manifest is {len(data)} bytes, the limit is {MAX_MANIFEST_BYTES}")
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _DECODER.decode(data)
     except (msgspec.MsgspecError, RecipeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest cannot be parsed: {error}") from error
     faults = manifest_faults(manifest)

@@ -237,9 +237,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("name", metavar="ID")
 @click.argument("kind", type=click.Choice(COMMAND_KINDS))
 @click.option("--expires", type=click.FloatRange(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
-@click.option(
-    "--wait", is_flag=True, help="Wait for the answer; exit 1 if the command fails or no answer comes."
-)
+@click.option("--wait", is_flag=True, help="Wait for the answer; exit 1 if the command fails or no answer comes.")
 @json_option
 def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> None:
     """Send the device ID a signed command.

@@ -169,19 +169,19 @@ def _split(parts: Sequence[Part], payload: bytes) -> list[bytes]:
 def _gaps(changed: Array) -> bytes:
     """Encode rising positions as bytes: the number of unchanged bytes before each.
 
-    A gap of GAP_MOST or more is written as bytes of GAP_MOST, followed by the remainder.
+    A gap of MAX_GAP or more is written as bytes of MAX_GAP, followed by the remainder.
     """
     between = np.diff(changed, prepend=-1) - 1
-    steps = between // deltas.GAP_MOST
+    steps = between // deltas.MAX_GAP
     ends = np.cumsum(steps + 1) - 1
-    gaps = np.full(int(ends[-1]) + 1, deltas.GAP_MOST, np.uint8)
-    gaps[ends] = between % deltas.GAP_MOST
+    gaps = np.full(int(ends[-1]) + 1, deltas.MAX_GAP, np.uint8)
+    gaps[ends] = between % deltas.MAX_GAP
     return gaps.tobytes()
 
 
 def _positions(gaps: Array, size: int) -> Array:
     """Decode the result of `_gaps` to positions. Raises DataError if one is not below `size`."""
-    change = gaps < deltas.GAP_MOST
+    change = gaps < deltas.MAX_GAP
     at = np.cumsum(gaps + change.astype(np.int32), dtype=np.int32) - 1
     if len(at) and at[-1] >= size:
         raise DataError(f"a part of a delta changes byte {at[-1]}, expected 0 to {size - 1}")

@@ -36,10 +36,10 @@ SPARSE = 2  # the first part has one bit for each byte, set if it changes (lowes
 WIDE = 3  # differences of little-endian 32-bit words in zigzag code; four parts, one for each byte, the lowest first
 DICTIONARY = 4  # the part is the segment, compressed with the base bytes as dictionary
 GAPS = (
-    5  # as SPARSE, but the first part has the number of unchanged bytes before each change (GAP_MOST: and more follow)
+    5  # as SPARSE, but the first part has the number of unchanged bytes before each change (MAX_GAP: and more follow)
 )
 PARTS = {COPY: 0, SUM: 1, SPARSE: 2, WIDE: 4, DICTIONARY: 1, GAPS: 2}  # number of parts by form
-GAP_MOST = 255
+MAX_GAP = 255
 
 STORED, ZSTD, BZ2, LZMA = range(4)
 

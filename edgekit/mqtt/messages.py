@@ -243,6 +243,14 @@ class FleetHints(msgspec.Struct, frozen=True):
     paused: bool = False
 
 
+# Decoders are built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
+_MESSAGES = (
+    BlocksRequest, MetadataRequest, Answer, BroadcastBlocks, BroadcastClaim, Reported, Presence, Event, Telemetry,
+    Command, Result, Envelope, FleetHints,
+)  # fmt: skip
+_DECODERS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _MESSAGES}
+
+
 def encode(message: msgspec.Struct) -> bytes:
     """MessagePack bytes of a message."""
     return msgspec.msgpack.encode(message)
@@ -257,6 +265,7 @@ def decode(payload: bytes, kind: type[T]) -> T:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise DataError(f"message of {len(payload)} bytes is larger than the limit of {MAX_PAYLOAD_BYTES}")
     try:
-        return msgspec.msgpack.decode(payload, type=kind)
+        decoder: msgspec.msgpack.Decoder[T] | None = _DECODERS.get(kind)
+        return decoder.decode(payload) if decoder else msgspec.msgpack.decode(payload, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"not a valid {kind.__name__} message: {error}") from error

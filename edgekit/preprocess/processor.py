@@ -16,7 +16,7 @@ from edgekit.preprocess.words import parse_vocabulary
 from edgekit.tensors import Array, TensorSpec
 
 MAX_ROWS = 256
-MAX_BYTES = 2**28  # of one filled input, because few bytes of text or image can become very many numbers
+MAX_INPUT_BYTES = 2**28  # of one filled input, because few bytes of text or image can become very many numbers
 ImageDecoder = Callable[[bytes, str, int, bool], Array]
 
 
@@ -74,7 +74,8 @@ class Processor:
         for name, value in inputs.items():
             if not self._is_raw(name, value):
                 continue
-            for filled, rows in self._rows(name, self._by_raw[name], _items(name, value), limit=MAX_BYTES).items():
+            items = _items(name, value)
+            for filled, rows in self._rows(name, self._by_raw[name], items, limit=MAX_INPUT_BYTES).items():
                 if filled in model_inputs:
                     raise DataError(f"input {filled!r} is present, and {name!r} fills it too; send one of them")
                 model_inputs[filled] = rows

@@ -10,6 +10,9 @@ from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json
 from edgekit.state.tables import assignments, reports
 from edgekit.trust.assignment import Entry
 
+# Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
+_ENTRIES = msgspec.json.Decoder(dict[str, Entry])
+
 
 class StoredAssignment(msgspec.Struct, frozen=True):
     """One device's assignment.
@@ -134,7 +137,7 @@ def next_version(connection: sa.Connection, fleet: str, device: str, version: in
 
 
 def _entries(text: str) -> dict[str, Entry]:
-    return msgspec.json.decode(text, type=dict[str, Entry])
+    return _ENTRIES.decode(text)
 
 
 def _read(row: sa.RowMapping) -> StoredAssignment:

@@ -29,6 +29,12 @@ from edgekit.state.devices import read_device
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
+# Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
+_ROLLOUT = msgspec.json.Decoder(Rollout)
+_PROGRESS = msgspec.json.Decoder(DeviceProgress)
+_ENTRY = msgspec.json.Decoder(Entry)
+_ENTRIES = msgspec.json.Decoder(dict[str, Entry])
+
 DEFAULT_PLAN = RolloutPlan()
 ALL_DEVICES = Cohort()
 ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
@@ -173,9 +179,9 @@ class RolloutTable(FleetTable):
             .where(rollout_devices.c.rollout == number)
             .order_by(rollout_devices.c.device)
         )
-        rollout = msgspec.json.decode(row["body"], type=Rollout)
-        progress = {member.device: msgspec.json.decode(member.progress, type=DeviceProgress) for member in members}
-        entries = msgspec.json.decode(row["entries"], type=dict[str, Entry])
+        rollout = _ROLLOUT.decode(row["body"])
+        progress = {member.device: _PROGRESS.decode(member.progress) for member in members}
+        entries = _ENTRIES.decode(row["entries"])
         return msgspec.structs.replace(rollout, devices=progress), entries
 
     def _statuses(
@@ -239,7 +245,7 @@ class RolloutTable(FleetTable):
             rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == device
         )
         text = connection.execute(query).scalar()
-        previous = msgspec.json.decode(text, type=Entry) if text else None
+        previous = _ENTRY.decode(text) if text else None
         assign(connection, self._fleet, device, rollout.model, previous)
 
     def _member(self, number: int, device: str) -> sa.Update:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError
 from edgekit.mqtt.messages import Range
 
-MIN_WINDOW, FIRST_WINDOW, MAX_WINDOW = 1, 4, 16
+MIN_WINDOW, INITIAL_WINDOW, MAX_WINDOW = 1, 4, 16
 
 
 def block_count(size: int) -> int:
@@ -118,7 +119,7 @@ class Window(msgspec.Struct, frozen=True):
         arrived: Number of blocks that arrived since the window last grew.
     """
 
-    size: int = FIRST_WINDOW
+    size: int = INITIAL_WINDOW
     arrived: int = 0
 
     def after_arrival(self) -> Window:
@@ -147,34 +148,36 @@ class RoundTrip(msgspec.Struct, frozen=True):
         smoothed: Smoothed round-trip time in seconds; None before the first observation.
         variation: Smoothed deviation from it, in seconds.
         doubled: How many times the time-out was doubled since the last observation.
+        initial_seconds: Time-out before the first observation.
+        min_seconds: Smallest time-out.
+        max_seconds: Largest time-out.
     """
 
     smoothed: float | None = None
     variation: float = 0.0
     doubled: int = 0
-
-    FIRST_SECONDS = 3.0
-    LEAST_SECONDS = 1.0
-    MOST_SECONDS = 30.0
+    initial_seconds: float = 3.0
+    min_seconds: float = 1.0
+    max_seconds: float = 30.0
 
     def observed(self, seconds: float) -> RoundTrip:
         """The estimate after an answer that took `seconds`."""
         if self.smoothed is None:
-            return RoundTrip(seconds, seconds / 2)
+            return replace(self, smoothed=seconds, variation=seconds / 2, doubled=0)
         variation = 0.75 * self.variation + 0.25 * abs(self.smoothed - seconds)
-        return RoundTrip(0.875 * self.smoothed + 0.125 * seconds, variation)
+        return replace(self, smoothed=0.875 * self.smoothed + 0.125 * seconds, variation=variation, doubled=0)
 
     def lost(self) -> RoundTrip:
         """The estimate after a time-out."""
-        return RoundTrip(self.smoothed, self.variation, min(self.doubled + 1, 5))
+        return replace(self, doubled=min(self.doubled + 1, 5))
 
     @property
     def overtaken_seconds(self) -> float:
         """Age in seconds at which a requested block counts as lost, if a block that was requested later has arrived."""
-        return self.LEAST_SECONDS if self.smoothed is None else 1.5 * self.smoothed + 4 * self.variation + 0.01
+        return self.min_seconds if self.smoothed is None else 1.5 * self.smoothed + 4 * self.variation + 0.01
 
     @property
     def timeout_seconds(self) -> float:
         """Time-out of the next request, in seconds."""
-        base = self.FIRST_SECONDS if self.smoothed is None else self.smoothed + 4 * self.variation
-        return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, base) * 2.0**self.doubled)
+        base = self.initial_seconds if self.smoothed is None else self.smoothed + 4 * self.variation
+        return min(self.max_seconds, max(self.min_seconds, base) * 2.0**self.doubled)

@@ -12,7 +12,7 @@ from tests.simulators.channel_models import mobile
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path_factory):
-    """Run the command line with a cache of its own; returns exit status, stdout and stderr."""
+    """Run the command line with an own cache; returns exit status, stdout and stderr."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
     def call(*arguments):
@@ -32,7 +32,7 @@ def model(tmp_path):
 
 
 def test_convert_goes_on_from_what_was_made_unless_told_otherwise(call, model, tmp_path):
-    """The second run names no step of a candidate; with --no-cache it makes all again."""
+    """The second run makes no candidate; with --no-cache it makes all of them again."""
     options = ["--target", "server", "--data", tmp_path / "data.npz"]
     runs = [call("convert", model, *options, "-o", tmp_path / name)[2] for name in ("one", "two")]
     runs.append(call("convert", model, *options, "-o", tmp_path / "three", "--no-cache")[2])
@@ -40,7 +40,7 @@ def test_convert_goes_on_from_what_was_made_unless_told_otherwise(call, model, t
 
 
 def test_same_command_again_does_nothing_and_loads_nothing(call, model, tmp_path):
-    """The same table, and where the bundle was already; neither TensorFlow nor what converts is imported for that."""
+    """The repeated command prints the same table and imports none of the libraries that convert."""
     options = ["convert", model, "--target", "server", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"]
     _, first, _ = call(*options)
     script = """
@@ -79,7 +79,7 @@ def test_convert_json_has_the_reports_keys(call, model, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(call, model, tmp_path):
-    """The plan has targets and candidates; no folder is made."""
+    """--dry-run prints targets and candidates and makes no folder."""
     status, out, _ = call("convert", model, "--target", "raspberry-pi-4", "-o", tmp_path / "out", "--dry-run")
     assert status == 0
     assert "float32, float16" in out
@@ -87,7 +87,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, model, tmp_path):
 
 
 def test_refused_budget_exits_3(call, model, tmp_path):
-    """No candidate within the budget: exit 3, the nearest is named, nothing is written."""
+    """Without a candidate within the budget, the exit status is 3, the nearest is named, and nothing is written."""
     status, _, err = call("convert", model, "--target", "server", "--max-bytes", 5, "-o", tmp_path / "out")
     assert status == 3
     assert "nearest is float32" in err
@@ -134,7 +134,7 @@ def test_inspect_shows_a_model_and_a_bundle(call, model, tmp_path):
 
 
 def test_compare_tells_a_model_from_a_broken_one(call, model, tmp_path):
-    """The same model has no drop; one with other weights has, and the bounds hold it."""
+    """The same model has no drop; a model with other weights has a drop within its bounds."""
     broken = models.classifier()
     for tensor in broken.graph.initializer:
         if tensor.name == "dense":
@@ -178,7 +178,7 @@ def test_data_of_the_wrong_shape_shows_both(call, model, tmp_path):
 
 
 def test_convert_tells_of_dead_channels_in_one_sentence(call, tmp_path):
-    """What went, seen on how many samples, and what may be lost by it; a share of channels cannot be asked for."""
+    """One sentence counts the removed channels, the samples and the bounds; a share of channels is wrong usage."""
     models.saved(mobile(), tmp_path / "mobile.onnx")
     models.labelled_data(tmp_path / "data.npz", rows=600)
     options = ["--target", "server", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"]
@@ -194,7 +194,7 @@ def test_convert_tells_of_dead_channels_in_one_sentence(call, tmp_path):
 
 @pytest.mark.parametrize("option", ["--data", "--test"])
 def test_labels_that_do_not_fit_are_told_before_anything_is_made(call, model, tmp_path, option):
-    """In either file: minutes of work must not end with that."""
+    """Labels that do not fit, in either file, are reported before any candidate is made."""
     models.labelled_data(tmp_path / "data.npz", rows=60)
     with np.load(tmp_path / "data.npz") as found:
         np.savez(tmp_path / "wrong.npz", x=found["x"], y=found["y"] + 7)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a search, and what a step shows while it lasts: real processes, real signals."""
+"""Ctrl-C during a search, and the progress lines of steps, with real processes and signals."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ def until(process, text):
 
 @pytest.mark.parametrize(("jobs", "sign"), [(1, b"int8-weights ..."), (2, b"sensitivity of ")])
 def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jobs, sign):
-    """SIGINT to the whole group: a table so far, nothing written, exit 130, no process left; then no float32 again."""
+    """SIGINT prints the candidates so far, exits with 130 and leaves no process; the next run continues."""
     models.saved(models.classifier(), tmp_path / "model.onnx")
     models.labelled_data(tmp_path / "data.npz", rows=30_000)
     options = ["--target", "raspberry-pi-5", "--runtime", "onnxruntime", "--data", tmp_path / "data.npz"]
@@ -85,7 +85,7 @@ def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jo
 
 
 def test_second_interruption_ends_at_once():
-    """Whatever the first one is still cleaning up."""
+    """The second Ctrl-C ends the process, also during the clean-up of the first."""
     script = """
 import time
 from edgekit.cli.common.console import end_on_second_interrupt
@@ -105,7 +105,7 @@ with end_on_second_interrupt():
 
 
 def test_interruption_is_as_ever_afterwards():
-    """The handler of before is back."""
+    """The earlier handler is restored."""
     before = signal.getsignal(signal.SIGINT)
     with console.end_on_second_interrupt():
         assert signal.getsignal(signal.SIGINT) is not before
@@ -121,7 +121,7 @@ def test_short_step_tells_nothing_of_its_parts(capsys):
 
 
 def test_long_step_tells_on_lines_of_their_own_without_a_terminal(capsys):
-    """What is done, of how many, the time left, and that this is not all; then the whole line."""
+    """A long step prints finished parts, all parts and the time left on lines of their own."""
     with console.step("long", plain_seconds=0.0) as tell:
         tell(1, 3, 40.4)
         tell(2, 3, 20.0)

@@ -115,7 +115,7 @@ def test_a_device_is_enrolled_into_a_class(folder):
     store = open_store(f"file://{folder / 'registry'}")
     reader = RegistryReader(store, (folder / "keys" / "root.json").read_bytes(), folder / "cache")
     reader.refresh()
-    said = made._effects._mismatches(reader.resolve("digits", TARGET).manifest)
+    said = made._effects._checks.mismatches(reader.resolve("digits", TARGET).manifest)
     assert f"this device has key {key[:12]}" in " ".join(said)
 
 

@@ -101,11 +101,11 @@ def test_a_window_grows_by_one_a_round_and_halves_at_a_loss():
 def test_the_timeout_follows_what_was_seen():
     """The time-out is long at first, then near the observed time, doubled for each loss, and within its limits."""
     first = RoundTrip()
-    assert first.timeout_seconds == RoundTrip.FIRST_SECONDS
+    assert first.timeout_seconds == 3.0
     quick = first
     for _ in range(50):
         quick = quick.observed(0.01)
-    assert quick.timeout_seconds == RoundTrip.LEAST_SECONDS
+    assert quick.timeout_seconds == 1.0
     slow = first
     for _ in range(50):
         slow = slow.observed(4.0)
@@ -113,5 +113,14 @@ def test_the_timeout_follows_what_was_seen():
     assert slow.lost().timeout_seconds == pytest.approx(2 * slow.timeout_seconds)
     for _ in range(20):
         slow = slow.lost()
-    assert slow.timeout_seconds == RoundTrip.MOST_SECONDS
-    assert slow.observed(4.0).timeout_seconds < RoundTrip.MOST_SECONDS
+    assert slow.timeout_seconds == 30.0
+    assert slow.observed(4.0).timeout_seconds < 30.0
+
+
+def test_the_limits_of_a_time_out_stay_after_observations_and_losses():
+    """Other limits than the defaults apply before and after the first observation."""
+    hasty = RoundTrip(initial_seconds=0.07, min_seconds=0.03, max_seconds=0.1)
+    assert hasty.timeout_seconds == 0.07
+    assert hasty.overtaken_seconds == 0.03
+    assert hasty.lost().timeout_seconds == 0.1
+    assert hasty.lost().observed(0.001).timeout_seconds == 0.03
