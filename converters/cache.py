@@ -126,22 +126,22 @@ def default_cache() -> Cache:
 
 def origin_of(*parts: Any) -> str:
     """Digest of `parts` (bytes, arrays, and values that JSON can express) and of edgekit's own code."""
-    found = hashlib.sha256(code_digest().encode())
+    digest = hashlib.sha256(code_digest().encode())
     for part in parts:
         body = _bytes_of(part)
-        found.update(f"{len(body)}:".encode() + body)
-    return found.hexdigest()
+        digest.update(f"{len(body)}:".encode() + body)
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
     """Digest of edgekit's code, so that results of older code are not used."""
     root = Path(__file__).parents[1]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for package in ("converters", "edgekit"):
         for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".toml")):
-            found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def this_processor() -> str:

@@ -1,4 +1,4 @@
-"""What differs between the systems of workstations: memory, and folders for a while."""
+"""Differences between the operating systems of workstations: memory size and temporary folders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def memory_bytes() -> int:
-    """Memory of this machine."""
+    """Memory of this machine, in bytes."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _windows_memory().total
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be had without swapping; all that there is on systems that do not tell (macOS)."""
+    """Available memory without swapping, in bytes; all memory on systems that do not report it (macOS)."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -29,9 +29,9 @@ def free_memory_bytes() -> int:
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, dir: Path | None = None) -> Iterator[str]:
-    """A folder that is removed at the end, in `dir` or where the system has such folders.
+    """A temporary folder that is removed at the end, in `dir` or in the system's temporary folder.
 
-    Windows removes no file that a runtime still has mapped; what cannot be removed is left to the system.
+    Windows does not remove files that a runtime still maps; files that cannot be removed are left to the system.
     """
     folder = tempfile.mkdtemp(prefix=prefix, dir=dir)
     try:
@@ -59,5 +59,5 @@ def _windows_memory() -> _MemoryStatus:
     found = _MemoryStatus()
     found.length = ctypes.sizeof(found)
     if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(found)):  # type: ignore[attr-defined,unused-ignore]
-        raise OSError("Windows does not say how much memory this machine has")
+        raise OSError("Windows does not report the memory of this machine")
     return found

@@ -66,9 +66,9 @@ class ConversionRequest:
         if record is None:
             return None
         output = Path(self._options.output)
-        found = [_report(output / name, digest) for name, digest in record.bundles.items()]
-        whole = [report for report in found if report is not None]
-        return whole if len(whole) == len(found) else None
+        reports = [_report(output / name, digest) for name, digest in record.bundles.items()]
+        whole = [report for report in reports if report is not None]
+        return whole if len(whole) == len(reports) else None
 
     def record(self, reports: list[Report]) -> None:
         """Record the written bundles, unless an input file changed during the conversion."""
@@ -127,14 +127,14 @@ def replacement_reason(folder: Path, manifest: Manifest, report: Report) -> str:
 
 def _differences(old: Report, new: Report) -> str:
     choices = ("name", "version", "runtime", "metric", "aim", "budget", "preprocess")
-    found = {
+    differs_by = {
         "another model": old.source.sha256 != new.source.sha256,
         "other samples": (old.data, old.split) != (new.data, new.split),
         "other options": any(getattr(old, name) != getattr(new, name) for name in choices)
         or (old.pruning and old.pruning.asked) != (new.pruning and new.pruning.asked),
         "other versions of tools": old.tools != new.tools,
     }
-    differing = [name for name, differs in found.items() if differs]
+    differing = [name for name, differs in differs_by.items() if differs]
     return f"it was made from {', '.join(differing)}" if differing else ""
 
 
@@ -143,8 +143,8 @@ def _report(folder: Path, digest: str) -> Report | None:
     with contextlib.suppress(OSError, EdgekitError):
         data = (folder / MANIFEST_NAME).read_bytes()
         if hashlib.sha256(data).hexdigest() == digest:
-            found = _read(folder, parse_manifest(data))
-            return msgspec.structs.replace(found, bundle=str(folder)) if found is not None else None
+            report = _read(folder, parse_manifest(data))
+            return msgspec.structs.replace(report, bundle=str(folder)) if report is not None else None
     return None
 
 
@@ -162,14 +162,16 @@ def _read(folder: Path, manifest: Manifest) -> Report | None:
 
 def _digest(path: Path) -> str:
     """sha256 of a file, or of all files below a folder with their names. Raises OSError."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(_files(path)):
         if file != path:
-            found.update(file.relative_to(path).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
+            digest.update(
+                file.relative_to(path).as_posix().encode() + b"\0" + str(file.stat().st_size).encode() + b"\0"
+            )
         with file.open("rb") as stream:
             while block := stream.read(READ_BYTES):
-                found.update(block)
-    return found.hexdigest()
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -199,7 +201,7 @@ def _steps_files(path: Path) -> list[str]:
         pending = [msgspec.toml.decode(path.read_bytes())]
     except msgspec.MsgspecError as error:
         raise OSError(f"{path} is not valid TOML") from error
-    found = [_digest(path)]
+    digests = [_digest(path)]
     while pending:
         value = pending.pop()
         if isinstance(value, Mapping):
@@ -207,8 +209,8 @@ def _steps_files(path: Path) -> list[str]:
         elif isinstance(value, list):
             pending.extend(value)
         elif isinstance(value, str) and (path.parent / value).is_file():
-            found.append(_digest(path.parent / value))
-    return found
+            digests.append(_digest(path.parent / value))
+    return digests
 
 
 def _versions() -> dict[str, str]:

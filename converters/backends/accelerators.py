@@ -26,9 +26,8 @@ else:
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
 COMPILER_SECONDS = 600  # time-out of a compiler
-EDGETPU_LINE = re.compile(
-    r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$", re.MULTILINE
-)  # log line of the Edge TPU compiler: operator, count, status
+# Log line of the Edge TPU compiler: operator, count, status.
+EDGETPU_LINE = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$", re.MULTILINE)
 VELA_CPU_LINE = re.compile(r"^CPU operators = (\d+)", re.MULTILINE)
 
 
@@ -72,30 +71,30 @@ def faults(data: bytes, accelerator: Accelerator) -> list[str]:
     """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it fits."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
-    found = []
+    reasons = []
     if len(model.subgraphs) > 1:
-        found.append(f"the file has {len(model.subgraphs)} subgraphs, expected one")
+        reasons.append(f"the file has {len(model.subgraphs)} subgraphs, expected one")
     for index, operator in enumerate(graph.operators):
         name = operator_name(model, operator)
         if name not in accelerator.operators:
-            found.append(f"operator {index}, {name}, is not supported by {accelerator.title}")
+            reasons.append(f"operator {index}, {name}, is not supported by {accelerator.title}")
         for number in (*operator.inputs, *operator.outputs):
             tensor = graph.tensors[number] if number >= 0 else None
             if tensor is None:
                 continue
             kind = TYPES[tensor.type]
             if kind not in INTEGERS:
-                found.append(f"operator {index}, {name}, has a tensor of {kind}, expected integers only")
+                reasons.append(f"operator {index}, {name}, has a tensor of {kind}, expected integers only")
             if sum(1 for size in tensor.shape if size != 1) > accelerator.large_axes and number in operator.outputs:
                 shape = [int(size) for size in tensor.shape]
-                found.append(
+                reasons.append(
                     f"operator {index}, {name}, makes {shape}, "
                     f"expected at most {accelerator.large_axes} axes longer than 1"
                 )
     for index in (*graph.inputs, *graph.outputs):
         if TYPES[graph.tensors[index].type] not in INTEGERS:
-            found.append(f"an input or output is {TYPES[graph.tensors[index].type]}, expected integers")
-    return list(dict.fromkeys(found))
+            reasons.append(f"an input or output is {TYPES[graph.tensors[index].type]}, expected integers")
+    return list(dict.fromkeys(reasons))
 
 
 def require_fit(data: bytes, accelerator: Accelerator) -> None:
@@ -104,10 +103,10 @@ def require_fit(data: bytes, accelerator: Accelerator) -> None:
     Raises:
         ConversionError: an operator does not; the message names each one.
     """
-    found = faults(data, accelerator)
-    if found:
+    reasons = faults(data, accelerator)
+    if reasons:
         raise ConversionError(
-            f"the model does not run on {accelerator.title}: {'; '.join(found)}",
+            f"the model does not run on {accelerator.title}: {'; '.join(reasons)}",
             advice=f"Supported operators: {', '.join(accelerator.operators)}.",
         )
 
@@ -143,8 +142,8 @@ def compile_for(path: Path, accelerator: Accelerator, folder: Path) -> Compiled 
 
 def _parts_on_cpu(output: str) -> tuple[str, ...]:
     """The parts that the compiler left to the CPU, by its output."""
-    found = [
+    parts = [
         f"{count} {name}: {status}" for name, count, status in EDGETPU_LINE.findall(output) if "Mapped" not in status
     ]
-    found += [f"{count} operators run on the CPU" for count in VELA_CPU_LINE.findall(output) if count != "0"]
-    return tuple(found)
+    parts += [f"{count} operators run on the CPU" for count in VELA_CPU_LINE.findall(output) if count != "0"]
+    return tuple(parts)

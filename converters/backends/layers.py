@@ -123,9 +123,9 @@ def raise_opset(graph: Graph, opset: int, purpose: str) -> Graph:
 
 
 def _four_bit(graph: Graph, node: Any) -> bool:
-    operator, found = node.op_type, attributes(node)
+    operator, settings = node.op_type, attributes(node)
     if operator == "Conv":
-        return bool(found.get("group", 1) == 1)
+        return bool(settings.get("group", 1) == 1)
     if operator == "Gemm":
-        return bool(found.get("alpha", 1.0) == 1.0 and not found.get("transA"))
+        return bool(settings.get("alpha", 1.0) == 1.0 and not settings.get("transA"))
     return bool(operator == "MatMul" and graph.constants[node.input[1]].ndim == 2)

@@ -89,15 +89,15 @@ def _squares(graph: Graph) -> set[str]:
         for node in graph.nodes
         if node.op_type == "Pow" or (node.op_type == "Mul" and len(set(node.input)) == 1) or node.op_type == "ReduceL2"
     ]
-    found, queue = {label(node) for node in squares}, squares
+    labels, queue = {label(node) for node in squares}, squares
     while queue:
         node = queue.pop()
         readers = [reader for name in node.output for reader in graph.consumers(name)]
         for reader in readers if node.op_type != "Sqrt" else ():
-            if reader.op_type in ("ReduceMean", "ReduceSum", "Add", "Sqrt") and label(reader) not in found:
-                found.add(label(reader))
+            if reader.op_type in ("ReduceMean", "ReduceSum", "Add", "Sqrt") and label(reader) not in labels:
+                labels.add(label(reader))
                 queue.append(reader)
-    return found
+    return labels
 
 
 def named(graph: Graph) -> Graph:

@@ -99,7 +99,7 @@ def unfit(graph: Graph) -> set[str]:
     get no faster, except the bias after a MatMul. The same holds for variances: squares, and sums that go into roots.
     """
     makers = {name: node for node in graph.nodes for name in node.output}
-    found = set()
+    labels = set()
     for node in graph.nodes:
         if node.op_type not in ("Add", "Mul"):
             continue
@@ -109,8 +109,8 @@ def unfit(graph: Graph) -> set[str]:
         square = len(set(node.input)) == 1
         rooted = any(reader.op_type in ("Sqrt", "Pow") for reader in graph.consumers(node.output[0]))
         if (constants and not bias) or square or rooted:
-            found.add(label(node))
-    return found
+            labels.add(label(node))
+    return labels
 
 
 def with_copies(graph: Graph, float_nodes: Collection[str], ranges: Ranges) -> tuple[Graph, Ranges]:

@@ -18,7 +18,7 @@ from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of, output_axis, raise_opset, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, named
-from converters.backends.tensorrt_rules import Placement, place, violations
+from converters.backends.tensorrt_rules import Placement, choose_placement, violations
 from converters.graph.graph import Graph, label
 from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ConversionError
@@ -72,7 +72,7 @@ class OnnxTensorRTBackend:
         return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
 
     def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
-        placement = place(graph, recipe.float_layers)
+        placement = choose_placement(graph, recipe.float_layers)
         if not placement.layers:
             reasons = "; ".join(f"{name}: {why}" for name, why in placement.reasons.items())
             raise ConversionError(

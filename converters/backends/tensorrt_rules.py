@@ -38,7 +38,7 @@ class Placement(msgspec.Struct, frozen=True):
     reasons: dict[str, str]
 
 
-def place(graph: Graph, keep: Collection[str] = ()) -> Placement:
+def choose_placement(graph: Graph, keep: Collection[str] = ()) -> Placement:
     """The places to quantize in `graph`, whose batch is 1; `keep` are labels of layers that stay float."""
     reasons: dict[str, str] = {}
     layers = []
@@ -91,7 +91,7 @@ def _skips(graph: Graph, layers: set[str]) -> tuple[tuple[str, int], ...]:
     """For each sum behind a quantized layer, the branch that is not fused with it: the one that is computed first."""
     order = {name: index for index, node in enumerate(graph.nodes) for name in node.output}
     makers = {name: node for node in graph.nodes for name in node.output}
-    found = []
+    skips = []
     for node in graph.nodes:
         if node.op_type != "Add" or any(name in graph.constants for name in node.input) or len(set(node.input)) < 2:
             continue
@@ -99,8 +99,8 @@ def _skips(graph: Graph, layers: set[str]) -> tuple[tuple[str, int], ...]:
         fused = [i for i in fused if len(graph.consumers(node.input[i])) == 1]
         if fused:
             last = max(fused, key=lambda i: order[node.input[i]])
-            found.append((label(node), 1 - last))
-    return tuple(found)
+            skips.append((label(node), 1 - last))
+    return tuple(skips)
 
 
 def violations(graph: Graph) -> list[str]:
@@ -112,34 +112,34 @@ def violations(graph: Graph) -> list[str]:
     not fit, and operators without an int8 kernel, are not quantized.
     """
     makers = {name: node for node in graph.nodes for name in node.output}
-    found = []
+    faults = []
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _pair_faults(graph, node)
+            faults += _pair_faults(graph, node)
         elif node.op_type in LAYERS:
-            found += _layer_faults(graph, node, makers)
+            faults += _layer_faults(graph, node, makers)
         elif node.op_type in NEVER and any(_dequantized(makers, name) for name in node.input):
-            found.append(f"{node.op_type} {label(node)} reads quantized values, but has no int8 kernel")
+            faults.append(f"{node.op_type} {label(node)} reads quantized values, but has no int8 kernel")
         elif node.op_type == "Add":
-            found += _sum_faults(graph, node, makers)
-    return found
+            faults += _sum_faults(graph, node, makers)
+    return faults
 
 
 def _pair_faults(graph: Graph, node: Any) -> list[str]:
-    found = []
+    faults = []
     zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
     if zero is not None and (zero.dtype != np.int8 or np.any(zero)):
-        found.append(f"{label(node)} has zero points of {zero.dtype} that are not all 0, expected int8 zeros")
+        faults.append(f"{label(node)} has zero points of {zero.dtype} that are not all 0, expected int8 zeros")
     scale = graph.constants.get(node.input[1])
     if scale is None:
-        found.append(f"{label(node)} has a computed scale, expected a constant")
+        faults.append(f"{label(node)} has a computed scale, expected a constant")
     elif scale.size > 1 and node.input[0] not in graph.constants:
-        found.append(f"{label(node)} has {scale.size} scales for an activation, expected one")
+        faults.append(f"{label(node)} has {scale.size} scales for an activation, expected one")
     if node.op_type == "QuantizeLinear":
         followers = [reader.op_type for reader in graph.consumers(node.output[0])]
         if any(kind != "DequantizeLinear" for kind in followers):
-            found.append(f"{label(node)} is read by {', '.join(followers)}, expected DequantizeLinear")
-    return found
+            faults.append(f"{label(node)} is read by {', '.join(followers)}, expected DequantizeLinear")
+    return faults
 
 
 def _layer_faults(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
@@ -147,35 +147,35 @@ def _layer_faults(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
     name = f"{node.op_type} {label(node)}"
     if not any(quantized):
         return []
-    found = []
+    faults = []
     if not all(quantized):
-        found.append(
+        faults.append(
             f"{name} has only its {'input' if quantized[0] else 'weights'} quantized, expected both or neither"
         )
     elif makers[node.input[1]].input[0] in graph.constants:
-        found += _weight_faults(graph, node, makers[node.input[1]])
+        faults += _weight_faults(graph, node, makers[node.input[1]])
         why = unfit(_as_float(graph, node, makers), node)
         if why:
-            found.append(f"{name} is quantized: {why}")
+            faults.append(f"{name} is quantized: {why}")
     else:
-        found.append(f"{name} is quantized: both factors are activations, as inside attention")
+        faults.append(f"{name} is quantized: both factors are activations, as inside attention")
     if len(node.input) > 2 and _dequantized(makers, node.input[2]):
-        found.append(f"{name} has a quantized bias, expected a float one")
+        faults.append(f"{name} has a quantized bias, expected a float one")
     readers = graph.consumers(node.output[0])
     next_nodes = [r for reader in readers if reader.op_type == "QuantizeLinear" for r in _after(graph, reader)]
     fused = [reader.op_type for reader in next_nodes if reader.op_type in FOLLOWERS]
     if fused:
-        found.append(f"{name} is quantized before its {fused[0]}, expected after it, so that the two can be fused")
-    return found
+        faults.append(f"{name} is quantized before its {fused[0]}, expected after it, so that the two can be fused")
+    return faults
 
 
 def _weight_faults(graph: Graph, node: Any, pair: Any) -> list[str]:
     scale, weights = graph.constants.get(pair.input[1]), graph.constants[pair.input[0]]
     axis = output_axis(node, weights.ndim)
-    found = attributes(pair).get("axis", 1) % weights.ndim
-    if scale is not None and (scale.size != weights.shape[axis] or (scale.size > 1 and found != axis)):
+    actual = attributes(pair).get("axis", 1) % weights.ndim
+    if scale is not None and (scale.size != weights.shape[axis] or (scale.size > 1 and actual != axis)):
         return [
-            f"{node.op_type} {label(node)} has {scale.size} weight scales on axis {found}, expected "
+            f"{node.op_type} {label(node)} has {scale.size} weight scales on axis {actual}, expected "
             f"{weights.shape[axis]} on axis {axis}"
         ]
     return []

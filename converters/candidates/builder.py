@@ -85,9 +85,8 @@ class CandidateBuilder:
     def _make(self, target: _BuildTarget, recipes: Sequence[Recipe]) -> list[Candidate]:
         """The candidates of `recipes`, in this order: in this process as long as that is faster, then in others."""
         todo = [recipe for recipe in recipes if not self._is_made(target, recipe)]
-        todo.sort(
-            key=lambda recipe: not recipe.direct
-        )  # direct ones first: they are quick, and their file is only here
+        # Direct ones first: they are quick, and their file exists in this process only.
+        todo.sort(key=lambda recipe: not recipe.direct)
         total = len(todo)
         while todo and (todo[0].direct or self._pool.at_a_time(CANDIDATES, len(todo)) == 1):
             recipe = todo.pop(0)

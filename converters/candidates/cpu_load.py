@@ -9,14 +9,8 @@ from collections.abc import Iterator
 
 import joblib
 
-BUSY = (
-    0,
-    1,
-    2,
-    5,
-    6,
-    7,
-)  # columns of /proc/stat: user, nice, system, interrupts, soft interrupts, and time taken by the host
+# Columns of /proc/stat: user, nice, system, interrupts, soft interrupts, and time taken by the host.
+BUSY = (0, 1, 2, 5, 6, 7)
 ENOUGH_SECONDS = 0.05  # shortest measurement; the system counts hundredths of a second
 
 

@@ -99,13 +99,13 @@ def _evaluate_cached(
     source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile, cache_scope: CacheScope
 ) -> RouteReport:
     key = ("direct", source.sha256)
-    found = cache_scope.get(key, _Evaluation)
-    if found is None:
-        found = _evaluate(source, context, evidence, profile)
-        if found.data:  # a fault may be temporary
-            cache_scope.put(key, found)
-    context.use_direct(_write_direct(context, found.data, found.overhead) if found.data else None)
-    return found.report
+    evaluation = cache_scope.get(key, _Evaluation)
+    if evaluation is None:
+        evaluation = _evaluate(source, context, evidence, profile)
+        if evaluation.data:  # a fault may be temporary
+            cache_scope.put(key, evaluation)
+    context.use_direct(_write_direct(context, evaluation.data, evaluation.overhead) if evaluation.data else None)
+    return evaluation.report
 
 
 def _evaluate(source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> _Evaluation:
@@ -165,12 +165,12 @@ def _require_parity(context: ConversionContext, evidence: Evidence, profile: Tar
 
 def _advantages(direct: FileFacts, lowered: FileFacts) -> str:
     """The advantages of the direct file as text; empty without any."""
-    found = []
+    advantages = []
     if _runtime_calls(direct) < _runtime_calls(lowered):
-        found.append(f"needs {_runtime_calls(direct)} calls of the runtime instead of {_runtime_calls(lowered)}")
+        advantages.append(f"needs {_runtime_calls(direct)} calls of the runtime instead of {_runtime_calls(lowered)}")
     if direct.bytes <= (1 - LEAST_SAVING) * lowered.bytes:
-        found.append(f"has {direct.bytes} bytes instead of {lowered.bytes}")
-    return " and ".join(found)
+        advantages.append(f"has {direct.bytes} bytes instead of {lowered.bytes}")
+    return " and ".join(advantages)
 
 
 def _runtime_calls(facts: FileFacts) -> int:

@@ -177,7 +177,7 @@ def _litert(path: Path, exact: bool) -> list[RuntimeVariant]:
 
     name = _version("LiteRT", "ai-edge-litert")
     return [
-        variant("XNNPACK, as the device"),
+        variant("XNNPACK, as on the device"),
         variant("XNNPACK, 2 threads", threads=2, promised=exact),
         variant("built-in kernels", kernels=BUILTIN),
         variant("built-in kernels, 2 threads", kernels=BUILTIN, threads=2),
@@ -203,9 +203,9 @@ def _onnx(path: Path, exact: bool) -> list[RuntimeVariant]:
 
     name = _version("ONNX Runtime", "onnxruntime", "onnxruntime-gpu")
     variants = [
-        variant("CPU, as the device"),
+        variant("CPU, as on the device"),
         variant("CPU, 2 threads", threads=2, promised=exact),
-        variant("CPU, graph as it is", optimize=False),
+        variant("CPU, graph not optimized", optimize=False),
     ]
     if platform.machine().lower() in X86_64:
         saturates = "" if "vnni" in this_processor() else ": sums saturate"

@@ -35,15 +35,8 @@ FAST_IN_INT8 = (  # operators without weights whose int8 kernels are fast
 PER_CALL = 350.0  # instructions per operator of a loop's body and step, and per operator outside delegates
 PER_WRITE = 8.0  # instructions per value that a loop writes, at each step
 REPEATING = (*RECURRENT, "Loop", "Scan")
-FREE = (
-    "Clip",
-    "Flatten",
-    "Identity",
-    "Relu",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-)  # fused into other operators, or only a change of shape
+# These are fused into other operators, or only change the shape.
+FREE = ("Clip", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class Kernels(msgspec.Struct, frozen=True):

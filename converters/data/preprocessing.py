@@ -118,10 +118,10 @@ def detect_steps(graph: Graph) -> Steps | None:
     if len(graph.inputs) != 1:
         return None
     spec = graph.inputs[0]
-    found = _frame(spec.shape)
-    if found is None or not (spec.dtype is DType.UINT8 or (spec.dtype is DType.FLOAT32 and _scales_pixels(graph))):
+    frame = _frame(spec.shape)
+    if frame is None or not (spec.dtype is DType.UINT8 or (spec.dtype is DType.FLOAT32 and _scales_pixels(graph))):
         return None
-    height, width, channels, first = found
+    height, width, channels, first = frame
     steps: list[dict[str, Any]] = [
         {"do": "decode-image", "colour": "grey" if channels == 1 else "rgb"},
         {"do": "resize", "height": height, "width": width, "method": "bilinear"},
@@ -210,12 +210,12 @@ def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[
         DataError: a step fails; the message names the row.
     """
     specs = {spec.name: spec for spec in processor.inputs}
-    found = dict(arrays)
+    rows = dict(arrays)
     for raw in processor.raw:
-        key = next((name for name in (raw.name, raw.input, "x") if name in found), None)
+        key = next((name for name in (raw.name, raw.input, "x") if name in rows), None)
         if key is None or (key == "x" and len(processor.raw) > 1):
             continue
-        value = found[key]
+        value = rows[key]
         made: dict[str, Array] | None = None
         if raw.kind == "text" and value.dtype.kind in "US" and value.ndim == 1:
             texts = [item.encode() if isinstance(item, str) else item for item in value.tolist()]
@@ -225,6 +225,6 @@ def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[
         ):
             made = processor.convert_rows(raw.name, list(value), start=1)
         if made is not None:
-            del found[key]
-            found.update(made)
-    return found
+            del rows[key]
+            rows.update(made)
+    return rows

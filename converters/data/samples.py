@@ -164,10 +164,10 @@ def _end(order: Array, digests: list[bytes], at: int) -> int:
 
 
 def _row_digest(samples: Samples, row: int) -> bytes:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(samples.inputs):
-        found.update(np.ascontiguousarray(samples.inputs[name][row]).tobytes())
-    return found.digest()
+        digest.update(np.ascontiguousarray(samples.inputs[name][row]).tobytes())
+    return digest.digest()
 
 
 def _read(path: Path) -> dict[str, Array]:

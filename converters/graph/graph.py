@@ -120,15 +120,15 @@ class Graph:
         """The shape of every tensor that shape inference knows; None for an unknown size."""
         inferred = shape_inference.infer_shapes(self.model, data_prop=True)
         values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-        found = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
-        return {**found, **{name: tuple(value.shape) for name, value in self.constants.items()}}
+        shapes = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
+        return {**shapes, **{name: tuple(value.shape) for name, value in self.constants.items()}}
 
     @cached_property
     def macs(self) -> dict[str, int]:
         """Multiply-adds of one row, by the name of the node's first output; nodes without multiply-adds are missing."""
         one = self.with_batch(1)
-        found = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
-        return {name: count for name, count in found.items() if count}
+        counts = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
+        return {name: count for name, count in counts.items() if count}
 
     def maker(self, tensor: str) -> Any | None:
         """The node that computes `tensor`; None for inputs and initializers."""
@@ -173,7 +173,7 @@ def digest_of(graph: Graph) -> str:
     """Digest of what `graph` computes and of its layers' names; names of tensors and constants do not count."""
     constants = graph.constants
     identities: dict[str, str] = {}
-    found = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
+    digest = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
     for spec in graph.inputs:
         identities[spec.name] = spec.name
     for node in graph.nodes:
@@ -182,15 +182,15 @@ def digest_of(graph: Graph) -> str:
                 identities[name] = hashlib.sha256(array_bytes(constants[name])).hexdigest()
         description = (node.op_type, label(node), [identities.get(name, name) for name in node.input], len(node.output))
         attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-        found.update(repr((description, attributes)).encode())
+        digest.update(repr((description, attributes)).encode())
         identities.update({name: f"{label(node)}:{index}" for index, name in enumerate(node.output)})
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def attributes(node: Any) -> dict[str, Any]:
     """The attributes of a node as Python values, with bytes as text."""
-    found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+    values = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def label(node: Any) -> str:

@@ -58,7 +58,7 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 def compare(
-    reference: Mapping[str, Array], found: Mapping[str, Array], *, runtime: str, where: str, decision: str
+    reference: Mapping[str, Array], answers: Mapping[str, Array], *, runtime: str, where: str, decision: str
 ) -> Parity:
     """Compare answers (N, ...); `decision` names the output that holds class scores, or is empty.
 
@@ -67,21 +67,21 @@ def compare(
     """
     worst, equal = 0.0, True
     for name, expected in reference.items():
-        if name not in found or found[name].shape != expected.shape:
-            shape = list(found[name].shape) if name in found else "missing"
+        if name not in answers or answers[name].shape != expected.shape:
+            shape = list(answers[name].shape) if name in answers else "missing"
             raise ParityError(f"{runtime} ({where}): output {name} is {shape}, expected {list(expected.shape)}")
-        difference = found[name].astype(np.float64) - expected.astype(np.float64)
+        difference = answers[name].astype(np.float64) - expected.astype(np.float64)
         if not np.isfinite(difference).all():
             raise ParityError(f"{runtime} ({where}): output {name} holds undefined or infinite values")
         worst = max(worst, float(np.abs(difference).max(initial=0.0)))
-        equal = equal and bool(np.array_equal(found[name], expected))
-    agreement = agreement_of(reference[decision], found[decision]) if decision else 1.0
+        equal = equal and bool(np.array_equal(answers[name], expected))
+    agreement = agreement_of(reference[decision], answers[decision]) if decision else 1.0
     return Parity(runtime, where, worst, agreement, equal)
 
 
 def compare_with_device(
+    device_answers: Mapping[str, Array],
     answers: Mapping[str, Array],
-    found: Mapping[str, Array],
     *,
     runtime: str,
     where: str,
@@ -92,8 +92,8 @@ def compare_with_device(
     """Compare answers (N, ...) of one runtime variant with those of the device's runtime.
 
     Args:
-        answers: Answers of the device's runtime.
-        found: Answers of the variant.
+        device_answers: Answers of the device's runtime.
+        answers: Answers of the variant.
         runtime, where: Name of the variant, for messages.
         decision: Name of the output that holds class scores; empty without classes.
         scales: Real value of one step of each output that holds integers in the artifact; an array where parts differ.
@@ -102,22 +102,22 @@ def compare_with_device(
     Raises:
         ParityError: as `compare`; or one bit differs where equal bits are required.
     """
-    compared = compare(answers, found, runtime=runtime, where=where, decision=decision)
+    compared = compare(device_answers, answers, runtime=runtime, where=where, decision=decision)
     if promised and not compared.equal:
         raise ParityError(
             f"{runtime} ({where}) differs by {compared.max_abs:.3g} from the device's runtime, expected equal bits",
             advice="This is a fault of the runtime, not of the model: please report it with the report's versions.",
         )
     steps = [
-        int(np.rint((np.abs(found[name].astype(np.float64) - answers[name]) / scale).max(initial=0.0)))
+        int(np.rint((np.abs(answers[name].astype(np.float64) - device_answers[name]) / scale).max(initial=0.0)))
         for name, scale in scales.items()
     ]
     return OutputDifference(compared.max_abs, compared.agreement, compared.equal, max(steps, default=None), promised)
 
 
-def agreement_of(reference: Array, found: Array) -> float:
+def agreement_of(reference: Array, answers: Array) -> float:
     """Share of rows whose largest score has the same index."""
-    return float(np.mean(np.argmax(reference, axis=-1) == np.argmax(found, axis=-1)))
+    return float(np.mean(np.argmax(reference, axis=-1) == np.argmax(answers, axis=-1)))
 
 
 def tolerance(reference: Mapping[str, Array], relative: float) -> float:

@@ -72,7 +72,7 @@ class Choice(msgspec.Struct, frozen=True):
     verdicts: dict[str, tuple[str, str]]
 
 
-def choose(found: list[Measured], budget: Budget, *, aim: str, accept_unproven: bool) -> Choice:
+def choose(candidates: list[Measured], budget: Budget, *, aim: str, accept_unproven: bool) -> Choice:
     """Choose the cheapest (or smallest) candidate that is proven to be within the budget.
 
     Float candidates with the same answers need no statistics. The others are tested on the proof split in the order of
@@ -82,13 +82,13 @@ def choose(found: list[Measured], budget: Budget, *, aim: str, accept_unproven: 
         RefusedError: no candidate fits; the message names the nearest one.
     """
     verdicts: dict[str, tuple[str, str]] = {}
-    for measured in found:
+    for measured in candidates:
         fault = (
             measured.fault or _limits(measured, budget) or ("" if measured.same else _choice_fault(measured, budget))
         )
         if fault:
             verdicts[measured.recipe.id] = (FAILED if measured.fault else REFUSED, fault)
-    fit = sorted((m for m in found if m.recipe.id not in verdicts), key=lambda m: _rank(m, aim))
+    fit = sorted((m for m in candidates if m.recipe.id not in verdicts), key=lambda m: _rank(m, aim))
     verdicts.update(_dominated(fit))
     fit = [m for m in fit if m.recipe.id not in verdicts]
     order, skipped = sequence(fit, aim)
@@ -102,11 +102,13 @@ def choose(found: list[Measured], budget: Budget, *, aim: str, accept_unproven: 
         verdicts.update(_accepted(fit, verdicts, budget))
     fitting = [m for m in fit if verdicts[m.recipe.id][0] == FITS]
     if not fitting:
-        raise _nothing_fits(found, verdicts)
+        raise _nothing_fits(candidates, verdicts)
     best = fitting[0]
     name = best.recipe.id
     verdicts[name] = (CHOSEN, f"the {'cheapest' if aim == 'cost' else 'smallest'} that fits; {verdicts[name][1]}")
-    return Choice(name, name in proven and best.drop is not None, {m.recipe.id: verdicts[m.recipe.id] for m in found})
+    return Choice(
+        name, name in proven and best.drop is not None, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}
+    )
 
 
 def sequence(fit: list[Measured], aim: str) -> tuple[list[Measured], dict[str, str]]:
@@ -229,8 +231,8 @@ def _limits(measured: Measured, budget: Budget) -> str:
     return "; ".join(faults)
 
 
-def _nothing_fits(found: list[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
-    made = [measured for measured in found if not measured.fault] or found
+def _nothing_fits(candidates: list[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
+    made = [measured for measured in candidates if not measured.fault] or candidates
     nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m)))
     others = "; ".join(f"{name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id)
     return RefusedError(

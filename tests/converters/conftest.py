@@ -57,7 +57,7 @@ np.savez(folder + "/test.npz", x=images[500:], y=labels[500:])
 
 @pytest.fixture(scope="session")
 def keras_folder(tmp_path_factory):
-    """Models made by Keras in a process of its own, so that this one stays without TensorFlow."""
+    """Models made by Keras in another process, so that this process does not import TensorFlow."""
     folder = tmp_path_factory.mktemp("keras")
     subprocess.run([sys.executable, "-c", KERAS, str(folder)], check=True, capture_output=True)
     return folder

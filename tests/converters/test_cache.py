@@ -23,7 +23,7 @@ def cache(tmp_path):
 
 
 def test_what_was_kept_comes_back_in_another_process_too(cache, tmp_path):
-    """By its key only, and as what it was."""
+    """A value comes back by its key only, with its type."""
     cache.put("aa1", Note("one", b"\0\xff"))
     assert Cache(tmp_path / "cache").get("aa1", Note) == Note("one", b"\0\xff")
     assert cache.get("aa2", Note) is None
@@ -33,7 +33,7 @@ def test_what_was_kept_comes_back_in_another_process_too(cache, tmp_path):
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + b"\0" + b[41:], lambda b: b * 2]
 )
 def test_damaged_entry_is_as_good_as_none(cache, tmp_path, damage):
-    """Cut, empty, changed or longer: not returned, and removed."""
+    """Shortened, empty, changed and longer entries are not returned, and are removed."""
     cache.put("aa1", Note("a text that is long enough"))
     [path] = (tmp_path / "cache").glob("*/*")
     path.write_bytes(damage(path.read_bytes()))
@@ -42,13 +42,13 @@ def test_damaged_entry_is_as_good_as_none(cache, tmp_path, damage):
 
 
 def test_entry_of_another_shape_is_none(cache):
-    """What an older version kept otherwise does not come back as this version's."""
+    """An entry that an older version stored in another form is not returned."""
     cache.put("aa1", {"another": 1})
     assert cache.get("aa1", Note) is None
 
 
 def test_size_is_bounded_and_the_unused_go_first(cache, tmp_path):
-    """Old entries leave; one that was read lately stays; one too large is not kept at all."""
+    """Old entries are removed, a recently read entry stays, and a too large entry is not stored."""
     for i in range(4):
         cache.put(f"a{i}", Note("x", bytes(900)))
     for path in (tmp_path / "cache").glob("*/*"):
@@ -63,7 +63,7 @@ def test_size_is_bounded_and_the_unused_go_first(cache, tmp_path):
 
 
 def test_folder_that_cannot_be_written_is_no_error(tmp_path):
-    """A file stands where the cache would be: nothing is kept, nothing raised."""
+    """A file at the path of the cache: nothing is stored and no error is raised."""
     (tmp_path / "file").write_text("here")
     cache = Cache(tmp_path / "file")
     cache.put("aa1", Note("one"))
@@ -71,14 +71,14 @@ def test_folder_that_cannot_be_written_is_no_error(tmp_path):
 
 
 def test_user_says_where_it_lies(monkeypatch, tmp_path):
-    """XDG_CACHE_HOME counts where it is absolute."""
+    """XDG_CACHE_HOME is used where it is an absolute path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     default_cache().put("aa1", Note("one"))
     assert (tmp_path / "edgekit" / "convert" / "aa" / "aa1").is_file()
 
 
 def test_origin_differs_with_every_part():
-    """Values, dtype, shape, and where one part ends."""
+    """The digest depends on values, dtype, shape, and the ends of the parts."""
     zero = np.zeros(4, np.float32)
     parts = [
         (zero,),
@@ -94,7 +94,7 @@ def test_origin_differs_with_every_part():
 
 
 def test_graph_is_told_by_what_it_computes():
-    """Other names of constants and tensors are the same graph; another weight, attribute or layer's name is not."""
+    """Names of constants and tensors do not count; weights, attributes and names of layers do."""
 
     def changed(change):
         model = onnx.ModelProto()
@@ -147,7 +147,7 @@ def steps_of(onnx_folder, output, cache, **choices):
 
 
 def test_same_conversion_again_makes_no_candidate(onnx_folder, tmp_path):
-    """The second run builds nothing and writes the same model; other data, or no cache, make all again."""
+    """The second run builds no candidate and writes the same model; other data, or no cache, build all again."""
     cache = Cache(tmp_path / "cache")
     first = steps_of(onnx_folder, tmp_path / "one", cache)
     assert len(first) > 4
@@ -160,7 +160,7 @@ def test_same_conversion_again_makes_no_candidate(onnx_folder, tmp_path):
 
 
 def test_interrupted_conversion_goes_on_where_it_was(onnx_folder, tmp_path):
-    """Ctrl-C at the third candidate: nothing is written, and the next run makes only what is missing."""
+    """After Ctrl-C at the third candidate nothing is written; the next run makes only the missing candidates."""
     cache, steps = Cache(tmp_path / "cache"), []
 
     @contextlib.contextmanager
@@ -180,5 +180,5 @@ def test_interrupted_conversion_goes_on_where_it_was(onnx_folder, tmp_path):
 
 
 def test_labels_that_cannot_be_kept_as_bytes_are_told_apart():
-    """Arrays of objects are no data; they count by what they say."""
+    """Arrays of objects have no plain bytes, so their values as text count."""
     assert origin_of(np.array(["a", None], object)) != origin_of(np.array(["b", None], object))

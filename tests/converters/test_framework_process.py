@@ -12,7 +12,7 @@ from tests.simulators import models
 
 
 def test_child_that_died_is_a_conversion_error_and_is_replaced():
-    """A killed child is told with its signal, and the next call gets a new one."""
+    """The error names the signal of a killed child, and the next call starts a new child."""
     with TensorFlowProcess() as child:
         process = child._started()
         os.kill(process.pid, signal.SIGKILL)
@@ -22,7 +22,7 @@ def test_child_that_died_is_a_conversion_error_and_is_replaced():
 
 
 def test_child_ends_with_its_parent():
-    """A parent that is killed outright leaves no child behind."""
+    """A parent that is killed by SIGKILL leaves no child behind."""
     script = textwrap.dedent("""
         import os, signal
         from converters.framework_process import TensorFlowProcess
@@ -42,14 +42,14 @@ def test_child_ends_with_its_parent():
 
 
 def test_unknown_function_cannot_be_called():
-    """Only the functions of the table can be asked for."""
+    """Only functions of the table can be called."""
     with TensorFlowProcess() as child, pytest.raises(ValueError, match="not a function"):
         child.call("os.system", command="true")
 
 
 @pytest.mark.heavy
 def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
-    """A typed error keeps its type, fields and advice across the process."""
+    """A typed error keeps its type, fields and advice across processes."""
     node = models.helper.make_node("Atan", ["x"], ["y"], name="atan_1")
     model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]})
     with pytest.raises(UnsupportedOpError, match="LiteRT") as caught:
@@ -62,7 +62,7 @@ def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
-    """What the child prints goes to stderr where that was asked for, and else into the tail that errors quote."""
+    """With show_log the child's output goes to stderr; without it, errors quote the end of the output."""
     with TensorFlowProcess(show_log=shown) as child:
         process = child._started()
         process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback

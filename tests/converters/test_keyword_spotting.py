@@ -23,7 +23,7 @@ pytestmark = [
 
 # A whole conversion of a real network, with every kind of candidate: about 35 s.
 def test_saved_model_with_optimizer_slots_becomes_a_bundle(child, tmp_path):
-    """The usual loader fails on it; for a Raspberry Pi it keeps its quality in less than half of the peer's bytes."""
+    """A model that the usual loader cannot read keeps its quality in less than half of the reference's bytes."""
     plan = make_plan(
         FOLDER / "saved_model",
         ConversionOptions(

@@ -1,4 +1,4 @@
-"""Whole models of every usual shape, converted for a Raspberry Pi, on both of its runtimes."""
+"""Whole models of many kinds, converted for both runtimes of a Raspberry Pi."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def operators(path: Path):
 @pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
 @pytest.mark.parametrize("name", MODELS)
 def test_model_answers_in_its_bundle_as_before(name, runtime, child, tmp_path):
-    """Names, shapes, and every number; on LiteRT one delegate runs all of it, and nothing is turned about."""
+    """Names, shapes and answers stay equal; on LiteRT one delegate runs the whole graph, without transpositions."""
     graph = MODELS[name]()
     onnx.save_model(graph.model, tmp_path / "model.onnx")
     plan = make_plan(
@@ -75,7 +75,7 @@ def test_model_answers_in_its_bundle_as_before(name, runtime, child, tmp_path):
 
 @pytest.fixture(scope="module")
 def build(child, tmp_path_factory):
-    """Build one kind of a model for LiteRT: its artifact, and each output's error as a share of the answers' size."""
+    """Build one recipe of a model for LiteRT: its artifact, and each output's error relative to the answers' size."""
     contexts = {}
 
     def build(name, kind):
@@ -102,7 +102,7 @@ def _share(found, expected):
 @pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "int8-weights"])
 @pytest.mark.parametrize("name", ["autoencoder", "lstm", "gru", "encoder", "detector"])
 def test_every_kind_of_int8_answers_near_the_float_model(name, kind, build):
-    """Also of recurrent layers, attention, and a head whose boxes and scores come out side by side."""
+    """Every int8 kind of recurrent layers, attention and joined heads answers near float."""
     artifact, errors = build(name, kind)
     assert {op.dtype for op in weighted_ops(artifact.data)} == {"int8"}
     assert max(errors.values()) < (0.05 if kind == "int8" else 0.025)

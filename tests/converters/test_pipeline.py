@@ -48,7 +48,7 @@ def test_bundle_holds_exactly_its_files(jetson):
 
 
 def test_bundle_passes_its_own_self_test(jetson):
-    """The golden rows run through the device's adapter are within the manifest's tolerances, decisions included."""
+    """The golden rows, run by the device's adapter, are within the manifest's tolerances, and decisions match."""
     _, folder = jetson
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
     runtime = open_runtime(manifest, folder)
@@ -60,7 +60,7 @@ def test_bundle_passes_its_own_self_test(jetson):
 
 
 def test_golden_answers_are_the_float_models(jetson, onnx_folder):
-    """golden.npz holds real rows of the data and what the source model answers to them."""
+    """golden.npz holds real rows of the data and the source model's answers."""
     _, folder = jetson
     inputs, outputs = read_golden((folder / "golden.npz").read_bytes())
     rows = {row.tobytes() for row in np.load(onnx_folder / "data.npz")["x"]}
@@ -82,7 +82,7 @@ def test_interface_is_the_sources(jetson):
 
 
 def test_report_has_the_agreed_keys(jetson):
-    """report.json holds what scripts read, and the candidates with their verdicts (a channel of this model is dead)."""
+    """report.json has the agreed keys, and the candidates with their verdicts (one channel of this model is dead)."""
     report = json.loads((jetson[1] / "report.json").read_bytes())
     assert set(report) >= {
         "target", "source", "metric", "split", "budget", "float", "candidates", "chosen", "proven", "test", "parity",
@@ -102,7 +102,7 @@ def test_report_has_the_agreed_keys(jetson):
 
 
 def test_report_tells_how_the_chosen_artifact_runs_elsewhere(jetson):
-    """report.json and report.html have it in every way that this machine can run it, beside the device's answers."""
+    """report.json and report.html compare every runtime of this machine with the device's runtime."""
     report, folder = jetson
     written = json.loads((folder / "report.json").read_bytes())["parity"]
     ways = [entry for entry in written if entry["device"] is not None]
@@ -115,7 +115,7 @@ def test_report_tells_how_the_chosen_artifact_runs_elsewhere(jetson):
 
 
 def test_page_is_self_contained(jetson):
-    """report.html names the choice and loads nothing from anywhere."""
+    """report.html names the chosen candidate and loads no other files."""
     page = (jetson[1] / "report.html").read_text()
     assert jetson[0].chosen in page
     assert "<svg" in page
@@ -123,7 +123,7 @@ def test_page_is_self_contained(jetson):
 
 
 def test_page_escapes_what_users_named(onnx_folder, tmp_path):
-    """A hostile file name is text in the page."""
+    """A hostile file name is escaped in the page."""
     source = tmp_path / "<b>bold<b>.onnx"
     source.write_bytes((onnx_folder / "model.onnx").read_bytes())
     [report] = convert(source, targets=["server"], output=tmp_path, name="safe")
@@ -155,7 +155,7 @@ def test_int8_for_tensorrt_is_symmetric_and_per_channel(tmp_path):
 
 
 def test_int8_bundle_keeps_its_calibration(onnx_folder, tmp_path):
-    """A small file with every tensor's histogram, listed in the manifest; a float bundle has none."""
+    """An int8 bundle carries a small file with every tensor's histogram; a float bundle does not."""
     for recipe in (Recipe("int8"), Recipe("float32")):
         convert(
             onnx_folder / "model.onnx",
@@ -204,7 +204,7 @@ def test_server_bundle_keeps_the_free_batch(onnx_folder, tmp_path):
 
 
 def test_without_data_only_float_is_made_and_it_says_so(onnx_folder, tmp_path):
-    """No samples: no int8, no quality, nothing proven, and the page tells."""
+    """Without samples there is no int8, no quality and no proof, and the page says so."""
     [report] = convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path)
     assert [c.id for c in report.candidates] == ["float32", "float16"]
     assert (report.data, report.split, report.float_.quality, report.proven) == ("random", None, None, False)
@@ -212,14 +212,14 @@ def test_without_data_only_float_is_made_and_it_says_so(onnx_folder, tmp_path):
 
 
 def test_no_candidate_within_budget_writes_nothing(onnx_folder, tmp_path):
-    """A limit that nothing meets: refused with the nearest, and the output folder is not even made."""
+    """Where no candidate meets a limit, the error names the nearest one and the output folder is not made."""
     with pytest.raises(RefusedError, match="nearest is"):
         convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path / "out", max_bytes=10)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, tmp_path):
-    """Either all targets get a bundle, or none."""
+    """Either all targets get a bundle, or no target does."""
     [report] = convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path / "alone")
     limit = report.chosen_candidate.cost.value
     with pytest.raises(RefusedError):
@@ -228,7 +228,7 @@ def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, tmp_path
 
 
 def test_data_that_does_not_fit_writes_nothing(onnx_folder, tmp_path):
-    """Samples of another size: both shapes are shown, nothing is written."""
+    """For samples of another size, both shapes are shown and nothing is written."""
     np.savez(tmp_path / "d.npz", x=np.zeros((9, 1, 4, 4), np.float32))
     with pytest.raises(DataError, match=r"\[9, 1, 4, 4\], expected \[any, 1, 8, 8\]"):
         convert(onnx_folder / "model.onnx", targets=["server"], data=tmp_path / "d.npz", output=tmp_path / "out")
@@ -236,7 +236,7 @@ def test_data_that_does_not_fit_writes_nothing(onnx_folder, tmp_path):
 
 
 def test_converting_again_replaces_the_bundle(onnx_folder, tmp_path):
-    """A second run gives the same bundle in the same place, with nothing beside it."""
+    """A second run writes the same bundle to the same folder, and no other files."""
     digests = []
     for _ in range(2):
         [report] = convert(onnx_folder / "model.onnx", targets=["server"], output=tmp_path)
@@ -247,7 +247,7 @@ def test_converting_again_replaces_the_bundle(onnx_folder, tmp_path):
 
 
 def test_what_is_no_bundle_is_never_replaced(onnx_folder, tmp_path):
-    """A user's folder of the same name is left alone."""
+    """A user's folder with the bundle's name is not changed."""
     (tmp_path / "model-1.0.0-server").mkdir()
     (tmp_path / "model-1.0.0-server" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="is not a bundle"):
@@ -256,7 +256,7 @@ def test_what_is_no_bundle_is_never_replaced(onnx_folder, tmp_path):
 
 
 def test_model_that_ends_in_logits_is_known_by_its_labels(tmp_path):
-    """Integer labels and no softmax: classification by logits."""
+    """Integer labels and no softmax mean classification by logits."""
     model = models.classifier(softmax=False)
     models.saved(model, tmp_path / "m.onnx")
     models.labelled_data(tmp_path / "d.npz")
@@ -282,7 +282,7 @@ def test_model_that_ends_in_logits_is_known_by_its_labels(tmp_path):
     ],
 )
 def test_wrong_choices_are_refused_before_any_work(choices, error):
-    """The model does not even have to exist for a wrong choice to be told."""
+    """Wrong options are reported before the model is opened."""
     with pytest.raises(error):
         convert("nothing.onnx", **choices)
 
@@ -297,14 +297,14 @@ print(sorted({"tensorflow", "keras", "tf2onnx", "torch"} & set(sys.modules)))
 
 # A process of its own imports everything and converts: about 10 s.
 def test_onnx_conversion_needs_no_tensorflow(onnx_folder, tmp_path):
-    """From ONNX to ONNX the process stays light."""
+    """A conversion from ONNX to ONNX imports no TensorFlow and no PyTorch."""
     command = [sys.executable, "-c", LIGHT, str(onnx_folder / "model.onnx"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=480)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
 
 
 def test_report_survives_a_round_trip(jetson):
-    """What convert returns and what it wrote say the same."""
+    """The returned report equals the written report.json."""
     from converters import Report
 
     written = msgspec.json.decode((jetson[1] / "report.json").read_bytes(), type=Report)
@@ -312,14 +312,14 @@ def test_report_survives_a_round_trip(jetson):
 
 
 def test_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
-    """A file in the way of the output folder: the model is not even looked for."""
+    """A file at the path of the output folder is reported before the model is opened."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file"):
         convert(tmp_path / "nothing.onnx", targets=["server"], output=tmp_path / "file" / "deep")
 
 
 def test_disk_that_fills_up_leaves_nothing_behind(onnx_folder, tmp_path):
-    """A write that fails half-way is an error, and neither bundle nor scratch remains."""
+    """A write that fails half-way is an error and leaves neither a bundle nor temporary files."""
     script = (
         "import resource, sys; from converters import convert; from edgekit.errors import DataError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
@@ -333,12 +333,12 @@ def test_disk_that_fills_up_leaves_nothing_behind(onnx_folder, tmp_path):
 
 
 def test_target_given_twice_is_made_once(onnx_folder, tmp_path):
-    """One report for one target."""
+    """A target that is given twice has one report."""
     assert len(convert(onnx_folder / "model.onnx", targets=["server", "server"], output=tmp_path)) == 1
 
 
 def test_cost_counts_recurrent_layers(tmp_path):
-    """An LSTM costs its weights once a step: 5 steps of 4 x 3 inputs and 4 x 3 recurrent weights, 3 wide."""
+    """An LSTM costs its weights once per step: 5 steps of 4 x 3 inputs and 4 x 3 recurrent weights, 3 wide."""
     rng = np.random.default_rng(0)
     node = models.helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=3, name="lstm")
     turn = models.helper.make_node("Transpose", ["image"], ["x"], perm=[1, 0, 2], name="turn")

@@ -121,7 +121,7 @@ class _Op(msgspec.Struct, frozen=True):
 def _weighted(data: bytes) -> list[_Op]:
     model = parse_tflite(data)
     tensors = model.subgraphs[0].tensors
-    found = []
+    operators = []
     for operator in model.subgraphs[0].operators:
         name = operator_name(model, operator)
         if name not in WEIGHTED:
@@ -132,7 +132,7 @@ def _weighted(data: bytes) -> list[_Op]:
         bias = tensors[operator.inputs[position]] if has_bias else None
         weights, quantization = tensors[operator.inputs[1]], tensors[given].quantization
         scaled = quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
-        found.append(
+        operators.append(
             _Op(
                 operator=name,
                 weights=weights,
@@ -142,4 +142,4 @@ def _weighted(data: bytes) -> list[_Op]:
                 scale=float(quantization.scale[0]) if scaled else 0.0,
             )
         )
-    return found
+    return operators

@@ -52,7 +52,7 @@ def pieces_of(path: Path) -> tuple[int | None, int | None]:
 
 
 def _loops(model: Any, data: bytes) -> tuple[Loop, ...]:
-    found = []
+    loops = []
     for graph in model.subgraphs:
         for operator in graph.operators:
             if operator_name(model, operator) == "WHILE":
@@ -61,8 +61,8 @@ def _loops(model: Any, data: bytes) -> tuple[Loop, ...]:
                 carried = sum(_size(body.tensors[o]) for i, o in zip(body.inputs, body.outputs, strict=True) if i != o)
                 written = sum(_size(body.tensors[index]) for one in body.operators for index in one.outputs)
                 steps = _steps(model, data, condition)
-                found.append(Loop(steps, len(body.operators), _macs(model, body), carried + written))
-    return tuple(found)
+                loops.append(Loop(steps, len(body.operators), _macs(model, body), carried + written))
+    return tuple(loops)
 
 
 def _steps(model: Any, data: bytes, condition: Any) -> int:

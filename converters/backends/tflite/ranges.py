@@ -43,13 +43,13 @@ def tensor_histograms(
     count = len(next(iter(probes.values())))
     probed = list(_values(path, rows[:count], wanted))
     sorted_probes = {name: np.sort(np.asarray(value, np.float64), axis=None) for name, value in probes.items()}
-    found = {}
+    histograms = {}
     for name in probed[0]:
         values = np.concatenate([row[name].ravel() for row in probed]).astype(np.float64)
         match = _matching_name(np.sort(values), sorted_probes)
         if match in known:
-            found[name] = known[match]
-    return {**found, **_measured(path, rows, [name for name in wanted if name not in found])}
+            histograms[name] = known[match]
+    return {**histograms, **_measured(path, rows, [name for name in wanted if name not in histograms])}
 
 
 def _matching_name(values: Array, probes: Mapping[str, Array]) -> str:
@@ -62,14 +62,14 @@ def _matching_name(values: Array, probes: Mapping[str, Array]) -> str:
 
 
 def _measured(path: Path, rows: Sequence[Mapping[str, Array]], names: Sequence[str]) -> dict[str, Histogram]:
-    found: dict[str, Histogram] = {}
+    histograms: dict[str, Histogram] = {}
     if not names:
-        return found
+        return histograms
     for values in _values(path, rows, names):
         for name, value in values.items():
             now = histogram_of(name, value)
-            found[name] = found[name].merged(now) if name in found else now
-    return found
+            histograms[name] = histograms[name].merged(now) if name in histograms else now
+    return histograms
 
 
 def _values(path: Path, rows: Sequence[Mapping[str, Array]], names: Collection[str]) -> Iterator[dict[str, Array]]:

@@ -89,7 +89,7 @@ def weighted_ops(data: bytes) -> list[WeightedOp]:
         for operator in graph.operators
         if operator_name(model, operator) == "DEQUANTIZE"
     }
-    found = []
+    operators = []
     for operator in graph.operators:
         name = operator_name(model, operator)
         if name not in WEIGHTED:
@@ -98,8 +98,8 @@ def weighted_ops(data: bytes) -> list[WeightedOp]:
         tensor = graph.tensors[dequantized.get(index, index)]
         content = buffer_content(model.buffers[tensor.buffer], data)
         if content:
-            found.append(WeightedOp(name, _scope(graph, operator), TYPES[tensor.type], content))
-    return found
+            operators.append(WeightedOp(name, _scope(graph, operator), TYPES[tensor.type], content))
+    return operators
 
 
 def _scope(graph: Any, operator: Any) -> str:

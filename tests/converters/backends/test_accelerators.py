@@ -1,4 +1,4 @@
-"""Full-integer files for Edge TPU and Ethos-U: what fits, what is named, and the makers' compilers."""
+"""Full-integer files for Edge TPU and Ethos-U: checks of operators and types, and the vendors' compilers."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def context(child, tmp_path_factory):
 
 @pytest.fixture
 def only(tmp_path, monkeypatch):
-    """A PATH with nothing but the given script under the compiler's name."""
+    """A PATH that holds only the given script, under the compiler's name."""
 
     def only(name="", script=""):
         folder = tmp_path / "bin"
@@ -51,7 +51,7 @@ def only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["coral-edgetpu", "ethos-u55"])
 def test_int8_fits_and_says_that_no_compiler_was_there(name, context, only):
-    """Integers through and through, inputs and outputs too; the note says what was not run."""
+    """All tensors are integers, also inputs and outputs; a note says that no compiler ran."""
     only()
     artifact = backend_for(builtin_targets()[name], "litert", context).build(Recipe("int8"))
     assert artifact.inputs[0].artifact.dtype.value == artifact.outputs[0].artifact.dtype.value == "int8"
@@ -70,7 +70,7 @@ def test_int8_fits_and_says_that_no_compiler_was_there(name, context, only):
     ids=lambda value: getattr(value, "id", ""),
 )
 def test_what_is_not_full_integer_is_refused(recipe, says, context, only):
-    """With the operator and the type; 4 bits are no type that these accelerators have."""
+    """The error names the operator and the type; these accelerators have no 4-bit type."""
     only()
     backend = LiteRTBackend(context, accelerator=accelerators()["edgetpu"])
     with pytest.raises(ConversionError, match="does not run on Edge TPU") as caught:
@@ -79,7 +79,7 @@ def test_what_is_not_full_integer_is_refused(recipe, says, context, only):
 
 
 def test_operators_that_the_accelerator_lacks_are_named(context):
-    """All of them, by place."""
+    """The error names all such operators, with their index."""
     data = LiteRTBackend(context).build(Recipe("int8")).data
     known = accelerators()["ethos-u55"]
     assert faults(data, known) == []
@@ -90,7 +90,7 @@ def test_operators_that_the_accelerator_lacks_are_named(context):
 
 
 def test_compiled_file_is_kept_with_what_was_left_out(context, only):
-    """The Edge TPU compiler's log says which operators it mapped; the others are told."""
+    """Operators that the Edge TPU compiler did not map are in the notes."""
     only(
         "edgetpu_compiler",
         'cp "$4" "$3/model_edgetpu.tflite"; printf "Operator   Count   Status\\n\\nCONV_2D   3   Mapped to Edge TPU\\n'
@@ -106,10 +106,10 @@ def test_compiled_file_is_kept_with_what_was_left_out(context, only):
 
 @pytest.mark.parametrize(
     ("script", "says"),
-    [("echo no such luck >&2; exit 3", "exit status 3.*no such luck"), ("exit 0", "it says nothing")],
+    [("echo no such luck >&2; exit 3", "exit status 3.*no such luck"), ("exit 0", "no output")],
 )
 def test_compiler_that_fails_is_quoted(script, says, context, only, tmp_path):
-    """With its exit status and its own words."""
+    """The error has the compiler's exit status and output."""
     only("vela", script)
     (tmp_path / "model.tflite").write_bytes(LiteRTBackend(context).build(Recipe("int8")).data)
     with pytest.raises(ConversionError, match=f"vela refuses the model.*{says}"):
@@ -118,7 +118,7 @@ def test_compiler_that_fails_is_quoted(script, says, context, only, tmp_path):
 
 @pytest.mark.skipif(shutil.which("vela") is None, reason="needs vela on the PATH: pip install ethos-u-vela")
 def test_vela_takes_the_file_whole(context):
-    """Arm's compiler maps every operator, names stripped or not."""
+    """Arm's compiler maps every operator, with and without names."""
     artifact = LiteRTBackend(context, accelerator=accelerators()["ethos-u55"]).build(Recipe("int8"))
     assert artifact.notes == ("compiled by vela",)
     assert artifact.compiled[4:8] == b"TFL3"
@@ -126,7 +126,7 @@ def test_vela_takes_the_file_whole(context):
 
 
 def test_compiled_file_is_in_the_bundle(onnx_folder, only, tmp_path, child, monkeypatch):
-    """Beside the model that this machine measured, listed in the manifest."""
+    """The compiled file is in the bundle beside the measured model, and listed in the manifest."""
     found = os.environ["PATH"]
     only("vela", 'cp "$5" "$4/model_vela.tflite"; echo "CPU operators = 0 (0.0%)"')
     monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + found)

@@ -1,4 +1,4 @@
-"""What the backends of one conversion share."""
+"""The conversion context, which the backends of one conversion share."""
 
 import pickle
 
@@ -24,7 +24,7 @@ def context(tmp_path):
 
 
 def test_what_recipes_have_in_common_is_prepared_once(context):
-    """Rounding goes by layers and rounding alone; what changes nothing is the graph itself."""
+    """Recipes with the same rounding share weights; a recipe that changes no weights gets the graph itself."""
     fixed = context.fixed
     one = context.prepared(Recipe("int8", int4_layers=("dense1", "dense2"), rounding="gptq", ranges="mse"), fixed)
     other = context.prepared(Recipe("int8-dynamic", int4_layers=("dense2", "dense1"), rounding="gptq"), fixed)
@@ -34,7 +34,7 @@ def test_what_recipes_have_in_common_is_prepared_once(context):
 
 
 def test_memory_is_bounded(context):
-    """Graphs with all their weights are kept for the last few recipes only."""
+    """Prepared graphs are kept for the last few recipes only."""
     names = [f"dense{i}" for i in range(5)]
     for count in range(1, 32):
         layers = tuple(name for bit, name in enumerate(names) if count >> bit & 1)
@@ -43,7 +43,7 @@ def test_memory_is_bounded(context):
 
 
 def test_copies_in_other_processes_build_the_same(context, tmp_path):
-    """What a recipe needs beyond graphs and samples is handed over, also where it passes through bytes."""
+    """A copy builds the same artifact from prepared inputs that were pickled."""
     recipe = Recipe("int8", int4_layers=("dense1",), rounding="gptq", equalize=True)
     first = OnnxCpuBackend(context).build(recipe)
     copy = context.copy_with(TensorFlowProcess(), tmp_path)
@@ -57,7 +57,7 @@ def test_copies_in_other_processes_build_the_same(context, tmp_path):
 
 
 def test_calibration_of_an_earlier_conversion_is_reused(context, tmp_path):
-    """Given one, nothing is measured again: ranges come out of it, without any samples."""
+    """With a given calibration nothing is measured again, and ranges need no samples."""
     data = calibrate(context.fixed, Samples({"x": X})).to_bytes()
     again = ConversionContext(
         context.graph, context.fixed, None, TensorFlowProcess(), tmp_path, Calibration.from_bytes(data)

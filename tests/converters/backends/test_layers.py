@@ -27,7 +27,7 @@ def graph():
 
 
 def test_layers_are_what_holds_weights(graph):
-    """In order, with their weights and multiply-adds; a node without a name goes by its output."""
+    """Layers are in order, with weights and multiply-adds; a node without a name has the name of its output."""
     assert layers_of(graph) == (
         Layer("first", "Conv", 36, 36 * 36, True),
         Layer("deep", "Conv", 36, 36 * 36, False),
@@ -38,14 +38,14 @@ def test_layers_are_what_holds_weights(graph):
 
 
 def test_layers_that_are_not_there_are_named(graph):
-    """With those that are."""
+    """The error also lists the layers of the model."""
     with pytest.raises(ConversionError, match="lost, gone") as caught:
         require_layers(Recipe("int8", float_layers=("lost", "last"), int4_layers=("gone",)), layers_of(graph))
     assert "first, deep, c, last" in caught.value.advice
 
 
 def test_depthwise_layers_keep_8_bits(graph):
-    """The error says which layers can have 4."""
+    """The error says which layers can have 4 bits."""
     with pytest.raises(ConversionError, match="4 bits for deep") as caught:
         require_layers(Recipe("int8", int4_layers=("c", "deep")), layers_of(graph))
     assert "first, c, last" in caught.value.advice

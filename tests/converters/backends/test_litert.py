@@ -1,4 +1,4 @@
-"""LiteRT artifacts of every kind, with layers of their own precision, through the real quantizer and runtime."""
+"""LiteRT artifacts of every kind, with layers of other precisions, made and run by the real quantizer and runtime."""
 
 import pickle
 
@@ -68,7 +68,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_kind_holds_its_weights_and_answers_alike(precision, answers, samples):
-    """The interface stays float for clients, and every kind agrees with the float model."""
+    """Clients see a float interface, and every kind agrees with the float model."""
     artifact, found = answers(Recipe(precision))
     assert dtypes(artifact) == EXPECTED[precision]
     expected = separable().run(samples.inputs)["scores"]
@@ -78,7 +78,7 @@ def test_each_kind_holds_its_weights_and_answers_alike(precision, answers, sampl
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int8-dynamic", "int8-weights"])
 def test_one_delegate_takes_the_whole_graph(precision, answers, tmp_path):
-    """XNNPACK runs everything in one piece: no operator between two parts moves activations back and forth."""
+    """XNNPACK runs the graph in one piece, without operators between two parts."""
     from ai_edge_litert.interpreter import Interpreter
 
     artifact, _ = answers(Recipe(precision))
@@ -91,7 +91,7 @@ def test_one_delegate_takes_the_whole_graph(precision, answers, tmp_path):
 
 @pytest.mark.parametrize("precision", KINDS)
 def test_named_layers_stay_float(precision, answers):
-    """In halves; of two with the same weights, which are told apart by their order, one alone stays whole."""
+    """Float layers are float16. Two layers with equal weights are matched by their order; only one of them is float."""
     second = ("point1", "point2") if precision == "int8-weights" else ("point2",)  # there, what is shared stays alike
     artifact, _ = answers(Recipe(precision, float_layers=(*second, "first")))
     points = ("float16", "float16") if "point1" in second else ("int8", "float32")
@@ -100,7 +100,7 @@ def test_named_layers_stay_float(precision, answers):
 
 @pytest.mark.parametrize("share", [1e-9, 1e6])
 def test_weights_that_halves_do_not_hold_stay_whole(share, child, samples, tmp_path):
-    """Too small or too large: then the file has them in float32, and answers as the float model does."""
+    """Weights that are too small or too large for float16 stay float32, and the answers stay equal."""
     graph = separable()
     weights = {"wp": graph.constants["wp"] * np.float32(share)}
     graph = with_constants(graph, weights)
@@ -111,7 +111,7 @@ def test_weights_that_halves_do_not_hold_stay_whole(share, child, samples, tmp_p
 
 @pytest.mark.parametrize("precision", KINDS)
 def test_halves_leave_the_graph_in_one_piece(precision, answers, samples, tmp_path):
-    """XNNPACK unpacks them when it loads the file, and the answers stay near."""
+    """XNNPACK unpacks float16 weights at load time, and the answers stay near."""
     artifact, found = answers(Recipe(precision, float_layers=("first", "point1", "point2")))
     (tmp_path / "m.tflite").write_bytes(artifact.data)
     assert pieces_of(tmp_path / "m.tflite")[0] == 1
@@ -130,7 +130,7 @@ def test_halves_leave_the_graph_in_one_piece(precision, answers, samples, tmp_pa
     ids=lambda value: value.id if isinstance(value, Recipe) else "",
 )
 def test_a_file_that_tflite_runtime_answers_wrongly_asks_for_litert(recipe, wanted, answers):
-    """Dynamic dense layers with a scale per channel: tflite-runtime 2.14 takes the first for all, and says nothing."""
+    """tflite-runtime 2.14 uses the first channel's scale for all channels of a dynamic dense layer, silently."""
     artifact, _ = answers(recipe)
     assert artifact.runtime_version == wanted
 
@@ -138,7 +138,7 @@ def test_a_file_that_tflite_runtime_answers_wrongly_asks_for_litert(recipe, want
 @pytest.mark.parametrize("precision", KINDS)
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_named_layers_have_4_bits(precision, rounding, backend, answers):
-    """Pointwise layers by default; the integers in the file are those of the rounding pass; the runtime is demanded."""
+    """The 4-bit integers in the file are those of the rounding pass, and the artifact requires a newer runtime."""
     names = four_bit_default(backend.layers())
     assert names == ("point1", "point2")
     recipe = Recipe(precision, int4_layers=names, rounding=rounding)
@@ -154,20 +154,20 @@ def test_named_layers_have_4_bits(precision, rounding, backend, answers):
 
 
 def test_layers_are_found_by_their_weights(backend):
-    """Equal ones by their order."""
+    """Layers with equal weights are matched by their order."""
     context = backend._context
     ops = weighted_ops(context.lowered(context.fixed).path.read_bytes())
     assert match_layers(context.fixed, ops) == {n: i for i, n in enumerate(layer.name for layer in backend.layers())}
 
 
 def test_rule_that_names_no_layer_is_refused(backend):
-    """A misspelt name is an error and not a candidate that silently lacks the rule."""
+    """An unknown layer name is an error; the rule is not ignored silently."""
     with pytest.raises(ConversionError, match="pointy"):
         backend.build(Recipe("int8-dynamic", float_layers=("pointy",)))
 
 
 def test_what_needs_samples_is_refused_without(child, tmp_path):
-    """4 bits to the nearest need none, rounding by data does."""
+    """Rounding to the nearest needs no samples; rounding by data does."""
     graph = separable()
     backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
     assert dtypes(backend.build(Recipe("int8-dynamic", int4_layers=("point1",))))[2] == "int4"
@@ -176,7 +176,7 @@ def test_what_needs_samples_is_refused_without(child, tmp_path):
 
 
 def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
-    """4-bit weights and float islands come through the strip."""
+    """Files with 4-bit weights and float layers answer with equal bits after the strip."""
     for recipe in (
         Recipe("int8", int4_layers=("point1",), float_layers=("last",)),
         Recipe("int8-dynamic", int4_layers=("point2",), float_layers=("deep1",)),
@@ -189,7 +189,7 @@ def test_stripped_files_answer_bit_by_bit(backend, tmp_path):
 
 
 def test_ranges_come_from_the_one_calibration(backend, samples):
-    """Every tensor that takes a canonical tensor's values has its histogram; none is measured twice."""
+    """A tensor with the values of a canonical tensor has its histogram; no tensor is measured twice."""
     context = backend._context
     lowered = context.lowered(context.fixed)
     rows = list(backend._rows(lowered))
@@ -207,7 +207,7 @@ def test_ranges_come_from_the_one_calibration(backend, samples):
 
 @pytest.mark.parametrize("rule", RANGES)
 def test_ranges_of_each_rule_are_in_the_file(rule, answers, samples):
-    """The scale of the input is that of the rule's range, and the answers stay near."""
+    """The scale of the input follows the range rule, and the answers stay near."""
     artifact, found = answers(Recipe("int8", ranges=rule))
     low, high = read_range(Histogram.of(samples.inputs["image"]), rule)
     np.testing.assert_allclose(artifact.inputs[0].scale, (max(high, 0) - min(low, 0)) / 255, rtol=1e-4)
@@ -215,7 +215,7 @@ def test_ranges_of_each_rule_are_in_the_file(rule, answers, samples):
 
 
 def test_evened_out_and_corrected_files_answer_alike(answers, samples):
-    """Ranges are measured anew for evened channels; the weights in the file are the new ones."""
+    """Ranges are measured again after equalization, and the file has the new weights."""
     expected = separable().run(samples.inputs)["scores"]
     artifact, found = answers(Recipe("int8", correct_bias=True))
     assert np.abs(found - expected).max() < 0.06
@@ -226,7 +226,7 @@ def test_evened_out_and_corrected_files_answer_alike(answers, samples):
 
 
 def test_copy_of_the_context_builds_what_was_lowered_before_it(backend, tmp_path):
-    """In another process there is no need for a second TensorFlow: it is furnished with the float file."""
+    """A copy in another process gets the float file, so it starts no TensorFlow."""
     recipe = Recipe("int8-dynamic", int4_layers=("point1", "point2"), rounding="gptq", equalize=True)
     prepared_inputs = pickle.loads(pickle.dumps(backend._context.prepared_inputs(recipe, backend.graph, lower=True)))
     copy = LiteRTBackend(backend._context.copy_with(TensorFlowProcess(), tmp_path))
@@ -236,7 +236,7 @@ def test_copy_of_the_context_builds_what_was_lowered_before_it(backend, tmp_path
 
 
 def tensor_names(path):
-    """Activations of a file: what operators make, and its inputs."""
+    """Names of the activations of a file: its inputs and the outputs of operators."""
     model = parse_tflite(path.read_bytes())
     graph = model.subgraphs[0]
     indices = [*graph.inputs, *(i for operator in graph.operators for i in operator.outputs)]

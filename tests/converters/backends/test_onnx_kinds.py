@@ -1,4 +1,4 @@
-"""ONNX Runtime artifacts of every kind, of models that are no image networks, at the highest optimisation level."""
+"""ONNX Runtime artifacts of every kind, of models other than image networks, at the highest optimisation level."""
 
 import numpy as np
 import onnx
@@ -48,7 +48,7 @@ def make(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def error(make, tmp_path_factory):
-    """Build a recipe; (its model, root mean squared error as a share of the answers')."""
+    """Build a recipe: (its model, root mean squared error relative to the answers)."""
 
     def error(name, recipe):
         backend, samples, expected = make(name)
@@ -67,7 +67,7 @@ def error(make, tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_loads_and_answers_near_the_float_model(kind, name, error):
-    """Also transformers whose normalizations were taken apart and share constants."""
+    """Every kind loads and answers near float, also transformers whose normalizations share constants."""
     model, share = error(name, Recipe(kind))
     assert share < 0.05
     large = {t.name: t.data_type for t in model.graph.initializer if np.prod(t.dims) > 64}
@@ -77,7 +77,7 @@ def test_every_kind_loads_and_answers_near_the_float_model(kind, name, error):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_of_4_bits_and_float_layers_are_what_was_asked(kind, error):
-    """The file is smaller for 4 bits, rounding by data is nearer, and the operator set has the type."""
+    """4 bits make the file smaller, rounding by data is more precise, and the operator set supports INT4."""
     named = ("dense0", "dense1", "dense3")
     model, nearest = error("autoencoder", Recipe(kind, int4_layers=named, float_layers=("dense4",)))
     assert sorted(t.data_type for t in model.graph.initializer if len(t.dims) == 2) == sorted(
@@ -89,14 +89,14 @@ def test_layers_of_4_bits_and_float_layers_are_what_was_asked(kind, error):
 
 
 def test_dynamic_kernels_run(error):
-    """The dense layers of a transformer and the LSTM become operators that quantize their inputs as they come."""
+    """Dense layers of a transformer and an LSTM become operators that quantize their inputs at run time."""
     for name, operator in (("encoder", "MatMulInteger"), ("lstm", "DynamicQuantizeLSTM")):
         model, _ = error(name, Recipe("int8-dynamic"))
         assert operator in {node.op_type for node in model.graph.node}
 
 
 def test_dynamic_convolutions_are_refused(tmp_path):
-    """They are slower than float ones; the error says what to take."""
+    """Dynamic convolutions are slower than float ones; the error names other precisions."""
     graph = canonical(models.classifier(), "test")
     backend = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), tmp_path))
     with pytest.raises(ConversionError, match="in convolutions") as caught:
@@ -105,7 +105,7 @@ def test_dynamic_convolutions_are_refused(tmp_path):
 
 
 def test_only_biases_and_sums_are_quantized(make):
-    """Scales and shifts by constants, Gelu's and a normalization's, stay float; residual sums and biases do not."""
+    """Scales and shifts of Gelu and normalizations stay float; residual sums and biases are quantized."""
     backend, _, _ = make("encoder")
     graph = backend._context.fixed
     kept = unfit(graph)
@@ -117,7 +117,7 @@ def test_only_biases_and_sums_are_quantized(make):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(3, 5), (7, 1)])
 def test_integers_times_scales_are_the_weights(bits, shape):
-    """Within half a step, channel by channel, with an odd number of elements, and channels of zeros."""
+    """Integers times scales are within half a step of the weights, also for odd sizes and channels of zeros."""
     rng = np.random.default_rng(3)
     weights = rng.normal(0, 1, shape).astype(np.float32)
     weights[:, -1] = 0
@@ -129,7 +129,7 @@ def test_integers_times_scales_are_the_weights(bits, shape):
 
 
 def shared_weights():
-    """Two MatMuls that read one tensor."""
+    """A model with two MatMuls that read one constant."""
     weights = np.random.default_rng(3).normal(0, 1, (8, 8)).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
@@ -139,7 +139,7 @@ def shared_weights():
 
 
 def test_shared_weights_are_integers_of_their_own():
-    """ONNX Runtime refuses to share them where sums are exact; the float tensor is gone."""
+    """Shared weights are written once as integers, and the float constant is removed."""
     graph = shared_weights()
     cured = Graph(unshared(integer_weights(graph, {"one", "two"}, bits=8).model))
     assert [t.data_type for t in cured.model.graph.initializer if len(t.dims) == 2] == [TensorProto.INT8] * 2
@@ -149,7 +149,7 @@ def test_shared_weights_are_integers_of_their_own():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_with_shared_weights_are_made(kind, tmp_path):
-    """Every kind of them loads."""
+    """Every kind of a model with shared constants loads."""
     graph = shared_weights()
     samples = Samples({"x": np.random.default_rng(0).normal(0, 1, (20, 8)).astype(np.float32)})
     backend = OnnxCpuBackend(ConversionContext(graph, graph.with_batch(1), samples, TensorFlowProcess(), tmp_path))

@@ -1,4 +1,4 @@
-"""Artifacts for Jetson: where quantization is placed, what the checker names, and that they run, on a CPU."""
+"""Artifacts for Jetson: the placement of quantization, the checker's faults, and runs on a CPU."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.backends import ConversionContext, backend_for
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend, with_pairs
-from converters.backends.tensorrt_rules import Placement, place, violations
+from converters.backends.tensorrt_rules import Placement, choose_placement, violations
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
@@ -35,8 +35,8 @@ def context(samples, tmp_path_factory):
 
 
 def test_layers_that_gain_are_quantized_and_the_others_say_why():
-    """The stem has 3 channels, one layer is depthwise, the last one is a head."""
-    found = place(residual().with_batch(1))
+    """Not quantized: the stem with 3 channels, a depthwise layer, and the head."""
+    found = choose_placement(residual().with_batch(1))
     assert found.layers == ("c1", "c2", "short", "c3", "c4", "c5")
     assert found.reasons["stem"] == "it has 3 channels"
     assert "depthwise" in found.reasons["deep"]
@@ -44,21 +44,21 @@ def test_layers_that_gain_are_quantized_and_the_others_say_why():
 
 
 def test_the_branch_that_is_not_fused_is_quantized():
-    """A sum is fused with the later of its layers; the skip, or the earlier one, is what gets a pair."""
-    assert place(residual().with_batch(1)).skips == (("sum1", 1), ("sum2", 1))
+    """A sum is fused with the later of its layers; the other branch gets a pair of quantizers."""
+    assert choose_placement(residual().with_batch(1)).skips == (("sum1", 1), ("sum2", 1))
 
 
 def test_attention_and_vectors_stay_float():
-    """Products of activations, layers of one row, narrow ones, and what the recipe keeps."""
+    """Products of activations, layers of one row, narrow layers, and the recipe's float layers stay float."""
     graph = dense_models.encoder(size=32).with_batch(1)
-    found = place(graph, keep=["MatMul_down.m"])
+    found = choose_placement(graph, keep=["MatMul_down.m"])
     reasons = found.reasons
     assert "inside attention" in reasons["MatMul_qk"]
     assert "inside attention" in reasons["MatMul_av"]
     assert reasons["MatMul_down.m"] == "the recipe keeps it float"
     assert "head" in reasons["MatMul_logits"]
     assert len(found.layers) == 5  # q, k, v, out, up
-    one = place(dense_models.autoencoder().with_batch(1))
+    one = choose_placement(dense_models.autoencoder().with_batch(1))
     assert {*one.reasons.values()} == {
         "it multiplies a vector",
         "it is a head: no later layer reduces the effect of its rounding",
@@ -67,7 +67,7 @@ def test_attention_and_vectors_stay_float():
 
 @pytest.mark.parametrize("typed", [False, True])
 def test_int8_runs_and_breaks_no_rule(typed, context, samples, tmp_path):
-    """Weights are int8 per channel; the rest is float32, or float16 where types decide; answers stay near."""
+    """Weights are int8 per channel, the rest is float32 (float16 in typed files), and answers stay near."""
     artifact = OnnxTensorRTBackend(context, typed=typed).build(INT8)
     model = onnx.load_model_from_string(artifact.data)
     large = {t.data_type for t in model.graph.initializer if np.prod(t.dims) > 32}
@@ -81,7 +81,7 @@ def test_int8_runs_and_breaks_no_rule(typed, context, samples, tmp_path):
 
 
 def test_profiles_decide_about_types(context):
-    """TensorRT 8 takes operator set 17 and types of its own choice, TensorRT 10 those of the file."""
+    """For TensorRT 8 the file has operator set 17 and float types; for TensorRT 10 it has float16."""
     table = builtin_targets()
     opsets = {}
     for name in ("jetson-xavier", "jetson-orin"):
@@ -92,7 +92,7 @@ def test_profiles_decide_about_types(context):
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_transformers_are_made_in_every_precision(size, tmp_path):
-    """Also typed, where normalizations stay float32."""
+    """Models with normalizations build too, also typed; the normalizations stay float32."""
     graph = run_pass(Simplify(), dense_models.encoder(size=size)).graph
     fixed = run_pass(Simplify(), graph.with_batch(1)).graph
     samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (20, 8, size)).astype(np.float32)})
@@ -107,7 +107,7 @@ def test_transformers_are_made_in_every_precision(size, tmp_path):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_squares_stay_float32(whole, tmp_path):
-    """Activations of some hundreds have squares beyond the largest half: normalizations compute in float32."""
+    """Squares of activations above 255 overflow float16, so normalizations compute in float32."""
     graph = dense_models.encoder(whole_norms=whole)
     context = ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), tmp_path)
     model = onnx.load_model_from_string(OnnxTensorRTBackend(context).build(Recipe("float16")).data)
@@ -121,7 +121,7 @@ def test_squares_stay_float32(whole, tmp_path):
 
 
 def test_model_that_gains_nothing_is_refused(tmp_path):
-    """With the reason of every layer, and what to take instead."""
+    """The error has the reason of every layer, and the precision to use instead."""
     graph = canonical(models.classifier(), "test")
     images, _ = models.patterns(10)
     context = ConversionContext(graph, graph.with_batch(1), Samples({"image": images}), TensorFlowProcess(), tmp_path)
@@ -136,16 +136,16 @@ def test_model_that_gains_nothing_is_refused(tmp_path):
     "recipe", [Recipe("int8"), Recipe("int8", symmetric=True, per_channel=False), Recipe("int8-dynamic")], ids=str
 )
 def test_what_tensorrt_does_not_take_is_refused(recipe, context):
-    """Zero points, one scale for all channels, dynamic ranges."""
+    """Recipes with zero points, one scale for all channels, or dynamic ranges are refused."""
     with pytest.raises(ConversionError):
         OnnxTensorRTBackend(context).build(recipe)
 
 
 @pytest.fixture
 def good(context):
-    """A sound int8 model, to damage."""
+    """A correct int8 model, for damaged copies."""
     graph = context.fixed
-    return with_pairs(graph, place(graph), context.calibration().ranges()).model
+    return with_pairs(graph, choose_placement(graph), context.calibration().ranges()).model
 
 
 def node_of(model, name):
@@ -157,33 +157,33 @@ def constant_of(model, name):
 
 
 def zero_point(model):
-    """An activation with a zero point."""
+    """Give an activation a zero point."""
     constant_of(model, "quantized.zero").CopyFrom(numpy_helper.from_array(np.int8(3), "quantized.zero"))
 
 
 def one_weight_scale(model):
-    """Weights with one scale in all."""
+    """Give weights one scale for all channels."""
     for part, value in (("s", np.float32([0.1])), ("z", np.int8([0]))):
         constant_of(model, f"c1.weights.{part}").CopyFrom(numpy_helper.from_array(value, f"c1.weights.{part}"))
 
 
 def wrong_axis(model):
-    """Scales along the inputs: as many, since c1 has 16 of both."""
+    """Put scales along the inputs; their number still matches, since c1 has 16 inputs and outputs."""
     node_of(model, "c1.weights.DQ").attribute[0].i = 1
 
 
 def float_skip(model):
-    """A sum whose other branch is float."""
+    """Leave the other branch of a sum float."""
     node_of(model, "sum1").input[1] = "r0"
 
 
 def weights_only(model):
-    """A layer with quantized weights and a float input."""
+    """Leave the input of a layer with quantized weights float."""
     node_of(model, "c2").input[0] = "r1"
 
 
 def quantized_bias(model):
-    """A bias behind a DequantizeLinear."""
+    """Put a DequantizeLinear before a bias."""
     for name, value in (("bq", np.zeros(16, np.int32)), ("bs", np.float32(0.1))):
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["bq", "bs"], ["bias"], name="bias"))
@@ -191,7 +191,7 @@ def quantized_bias(model):
 
 
 def before_relu(model):
-    """A pair between a layer and its Relu."""
+    """Put a pair between a layer and its Relu."""
     pair = [
         helper.make_node("QuantizeLinear", ["c1", "quantized0.s", "quantized.zero"], ["c1q"], name="c1.Q"),
         helper.make_node("DequantizeLinear", ["c1q", "quantized0.s", "quantized.zero"], ["c1dq"], name="c1.DQ"),
@@ -203,7 +203,7 @@ def before_relu(model):
 
 
 def softmax(model):
-    """Quantized scores."""
+    """Quantize the scores."""
     pair = [
         helper.make_node("QuantizeLinear", ["head", "quantized0.s", "quantized.zero"], ["hq"], name="h.Q"),
         helper.make_node("DequantizeLinear", ["hq", "quantized0.s", "quantized.zero"], ["hdq"], name="h.DQ"),
@@ -228,14 +228,14 @@ def softmax(model):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_broken_rule_is_named(damage, says, good):
-    """One sentence with the node; the sound model has none."""
+    """Each fault is one sentence that names the node; the correct model has no faults."""
     assert violations(Graph(good)) == []
     damage(good)
     assert says in "; ".join(violations(Graph(good)))
 
 
 def test_layer_that_does_not_fit_is_named():
-    """A head, a depthwise layer or a narrow one that somebody quantized all the same."""
+    """A quantized head, depthwise layer or narrow layer is a fault."""
     graph = residual().with_batch(1)
     ranges = {name: (-1.0, 1.0) for node in graph.nodes for name in (*node.input, *node.output)}
     for layer, why in (("head", "is a head"), ("deep", "depthwise"), ("stem", "3 channels")):

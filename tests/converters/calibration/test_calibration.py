@@ -34,7 +34,7 @@ def same(one, other):
 @settings(max_examples=60, deadline=None)
 @given(parts=parts, data=st.data())
 def test_merging_in_any_order_gives_what_one_pass_would(parts, data):
-    """Exactly, whatever the scales: data can be calibrated in parts, in parallel, on many machines."""
+    """Histograms of any scales merge exactly, so data can be calibrated in parts or in parallel."""
     whole = Histogram.of(np.concatenate(parts))
     shuffled = data.draw(st.permutations([Histogram.of(part) for part in parts]))
     assert same(functools.reduce(Histogram.merged, shuffled), whole)
@@ -46,7 +46,7 @@ def test_merging_in_any_order_gives_what_one_pass_would(parts, data):
 @settings(max_examples=40, deadline=None)
 @given(array=arrays(np.float32, st.integers(1, 60), elements=values))
 def test_bins_hold_their_values(array):
-    """Every value lies in its bin, and at most half of the reach of the bins is unused."""
+    """Every value lies in its bin, and at most half of the bins' range is unused."""
     found = Histogram.of(array)
     index = np.searchsorted(found.edges, array.astype(np.float64), side="right") - 1
     np.testing.assert_array_equal(np.bincount(index, minlength=BINS), found.counts)
@@ -57,7 +57,7 @@ def test_bins_hold_their_values(array):
 @settings(max_examples=40, deadline=None)
 @given(parts=parts, steps=st.integers(0, 5))
 def test_coarser_counts_still_merge_exactly(parts, steps):
-    """What a bundle keeps can be joined with what was measured later, in any order."""
+    """A stored calibration merges with a later one, in any order."""
     first, *rest = [Histogram.of(part) for part in parts]
     kept = functools.reduce(Histogram.merged, rest, first.coarser(steps))
     other = functools.reduce(lambda one, two: two.merged(one), rest, first.coarser(steps))
@@ -76,14 +76,14 @@ def test_histogram_of_zeros_merges():
 @settings(max_examples=25, deadline=None)
 @given(array=arrays(np.float32, st.integers(1, 60), elements=values))
 def test_ranges_lie_inside_the_extremes(rule, array):
-    """Of every rule, for any values; with few of them nothing is worth clipping."""
+    """Ranges of every rule lie inside the extremes, for any values; few values are not clipped."""
     found = Histogram.of(array)
     low, high = read_range(found, rule)
     assert found.minimum <= low <= high <= found.maximum
 
 
 def test_rules_clip_a_far_outlier_and_minmax_does_not():
-    """One of a million values is ten times the others."""
+    """One value of a million that is ten times the others is clipped."""
     rng = np.random.default_rng(0)
     array = np.append(np.clip(rng.normal(0, 1, 1_000_000), -4, 4), 40.0)
     found = {rule: read_range(Histogram.of(array), rule) for rule in RANGES}
@@ -95,7 +95,7 @@ def test_rules_clip_a_far_outlier_and_minmax_does_not():
 
 
 def test_mse_is_the_best_clip_of_a_grid():
-    """Quantizing the values themselves: no range from minmax to half of it loses less than the rule's, but for 5 %."""
+    """No range between minmax and half of it has an error more than 5 % below the rule's range."""
     rng = np.random.default_rng(1)
     array = np.maximum(rng.laplace(0, 1, 50_000), 0)
 
@@ -110,7 +110,7 @@ def test_mse_is_the_best_clip_of_a_grid():
 
 
 def test_uniform_values_are_not_clipped_by_error():
-    """Where every clip loses more than coarseness gains, the range is the whole."""
+    """Where clipping loses more than finer steps gain, the range covers all values."""
     low, high = read_range(Histogram.of(np.linspace(-1, 3, 10_001)), "mse")
     assert low < -0.95
     assert high > 2.95
@@ -129,7 +129,7 @@ def test_calibration_of_halves_is_that_of_the_whole():
 
 
 def test_calibration_is_read_back_as_it_was_saved():
-    """In about a kilobyte a tensor at most."""
+    """A stored calibration has at most about one kilobyte per tensor."""
     graph = canonical(models.classifier(), "test")
     found = calibrate(graph, Samples({"image": np.random.default_rng(1).random((40, 1, 8, 8)).astype(np.float32)}))
     data = found.to_bytes()
@@ -160,13 +160,13 @@ def _packed(value):
     ids=["empty", "junk", "format", "overlong", "negative", "inverted", "exponent", "short", "bomb"],
 )
 def test_damaged_calibration_is_refused(data):
-    """Whatever is wrong, it is said, and nothing large is unpacked."""
+    """Damaged data is an error, and no large data is unpacked."""
     with pytest.raises(CalibrationError, match="calibration"):
         Calibration.from_bytes(data)
 
 
 def test_infinite_tensor_is_named():
-    """Samples that overflow a tensor are refused with its name."""
+    """Samples that overflow a tensor are refused; the error names the tensor."""
     graph = canonical(models.classifier(), "test")
     with pytest.raises(CalibrationError, match="tensor c "):
         calibrate(graph, Samples({"image": np.full((2, 1, 8, 8), 3e38, np.float32)}))

@@ -1,4 +1,4 @@
-"""Detectors whose one output joins boxes in pixels and scores from 0 to 1, in static int8 on every runtime."""
+"""Detectors with one output for boxes in pixels and scores from 0 to 1, in static int8 on every runtime."""
 
 import asyncio
 import http.client
@@ -72,7 +72,7 @@ def answers(tmp_path):
 
 @pytest.mark.parametrize("make", [headed_models.joined_detector, headed_models.levels])
 def test_onnx_runtime_keeps_scores(make, answers, monkeypatch):
-    """One output still, joined in float; with one scale for all of it every score was 0 or 1.25."""
+    """The output is joined in float; with one scale for boxes and scores, every score was 0 or 1.25."""
     artifact, boxes, scores = answers(make(), "raspberry-pi-4", "onnxruntime", TensorFlowProcess())
     assert (boxes < 3, scores < 0.01) == (True, True)
     assert not any(isinstance(binding.joined, Joined) for binding in artifact.outputs)
@@ -82,7 +82,7 @@ def test_onnx_runtime_keeps_scores(make, answers, monkeypatch):
 
 
 def test_a_layer_beside_does_not_round_what_others_read(tmp_path, monkeypatch):
-    """On ONNX Runtime a layer quantizes a join for itself alone; the output next to it gets the parts as they are."""
+    """On ONNX Runtime a layer reads a quantized copy of a join; the output beside it keeps float values."""
     graph = headed_models.joined_features()
     inputs, errors = rows_of(graph), []
     for least in (joins.LEAST_STEPS, 0):
@@ -101,7 +101,7 @@ def test_a_layer_beside_does_not_round_what_others_read(tmp_path, monkeypatch):
 
 
 def test_tensorrt_never_shared_a_scale_here(answers, monkeypatch):
-    """Heads and joins are float in its files whatever the ranges: nothing is to be taken apart."""
+    """Heads and joins are float in TensorRT files for any ranges, so nothing is split."""
     recipe = Recipe("int8", symmetric=True)
     for least in (joins.LEAST_STEPS, 0):
         monkeypatch.setattr(joins, "LEAST_STEPS", least)
@@ -117,7 +117,7 @@ def test_tensorrt_never_shared_a_scale_here(answers, monkeypatch):
 @pytest.mark.heavy
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "coral-edgetpu", "ethos-u55"])
 def test_litert_gives_boxes_and_scores_by_scales_of_their_own(target, child, answers, monkeypatch):
-    """Two int8 tensors in the file, one float output for clients; with one scale every score was 0 or 1.25."""
+    """The file has two int8 tensors and clients see one float output; with one scale every score was 0 or 1.25."""
     artifact, boxes, scores = answers(headed_models.joined_detector(), target, "litert", child)
     assert (boxes < 3, scores < 0.01) == (True, True)
     [binding] = artifact.outputs
@@ -132,7 +132,7 @@ def test_litert_gives_boxes_and_scores_by_scales_of_their_own(target, child, ans
 
 @pytest.mark.heavy
 def test_levels_come_out_as_two_tensors_on_litert(child, answers):
-    """Boxes of both levels and scores of both levels."""
+    """Boxes of both levels share a tensor, and scores of both levels share another."""
     artifact, boxes, scores = answers(headed_models.levels(), "raspberry-pi-4", "litert", child)
     assert (boxes < 3, scores < 0.01) == (True, True)
     assert len(artifact.outputs[0].parts) == 2
@@ -141,7 +141,7 @@ def test_levels_come_out_as_two_tensors_on_litert(child, answers):
 @pytest.mark.heavy
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8-dynamic", "int8-weights"])
 def test_float_outputs_stay_whole(precision, child, answers):
-    """Where the output is float there is nothing to gain."""
+    """A float output is not split."""
     graph = headed_models.joined_detector()
     artifact, _, scores = answers(graph, "raspberry-pi-4", "litert", child, Recipe(precision))
     assert scores < 0.01
@@ -151,7 +151,7 @@ def test_float_outputs_stay_whole(precision, child, answers):
 # TensorFlow starts to save the network, then three targets are converted: about 15 s.
 @pytest.mark.heavy
 def test_a_keras_detector_is_served_with_one_output(child, tmp_path):
-    """From .keras to an answer over HTTP: the float model's, within 8 bits, in the source model's one output."""
+    """From .keras to a response over HTTP: the source model's one output, within 8 bits of the float model."""
     subprocess.run([sys.executable, "-c", KERAS, str(tmp_path / "m.keras")], check=True, capture_output=True)
     x = np.random.default_rng(1).normal(0, 1, (200, 32, 32, 3)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)

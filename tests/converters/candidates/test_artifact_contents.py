@@ -1,4 +1,4 @@
-"""What is in an artifact, as the report tells it."""
+"""Contents of an artifact, as in the report."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def artifact(file, data, runtime):
 
 
 def test_every_byte_of_an_onnx_file_is_accounted_for(tmp_path):
-    """The largest constants by name of their reader, the others together, and what is no constant."""
+    """The largest constants with the operator that reads them, the sum of the others, and the rest of the file."""
     data = onnx_file(int8_weights(1, *range(10, 410, 20)))
     found = contents_of(artifact("model.onnx", data, "onnxruntime"), tmp_path)
     assert found.operators == {"Identity": 1}
@@ -26,7 +26,7 @@ def test_every_byte_of_an_onnx_file_is_accounted_for(tmp_path):
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_litert_file_tells_its_operators_and_pieces(quantized, tmp_path):
-    """As the runtime itself has taken it."""
+    """The number of pieces is the runtime's own."""
     data = litert_model(quantized=quantized)
     found = contents_of(artifact("model.tflite", data, "litert"), tmp_path)
     assert sum(found.operators.values()) > 0

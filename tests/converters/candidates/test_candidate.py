@@ -17,7 +17,7 @@ from tests.simulators import models
 
 
 class DamagingBackend:
-    """Makes a good float32 artifact, and damages the recipes that it is told to."""
+    """A backend that makes a good float32 artifact and damages the artifacts of given recipes."""
 
     name = "damaging"
 
@@ -54,20 +54,20 @@ def make(tmp_path):
 
 
 def test_artifact_that_cannot_be_loaded_is_a_fault_of_its_candidate(make):
-    """A quantized file that the runtime refuses ends its own candidate, and not the conversion."""
+    """A quantized file that the runtime refuses is a fault of its candidate and does not end the conversion."""
     found = make("int8", damaged={"int8"})
     assert "cannot be loaded by ONNX Runtime" in found.measured.fault
     assert (found.artifact, found.quality, found.measured.bytes) == (None, None, 0)
 
 
 def test_float_artifact_that_cannot_be_loaded_ends_the_conversion(make):
-    """float32 is what everything is compared with: its fault is an error."""
+    """float32 is the reference, so its fault is an error."""
     with pytest.raises(RuntimeLoadError):
         make("float32", damaged={"float32"})
 
 
 def test_sound_candidate_is_measured(make):
-    """Quality, drop and parity of a float32 artifact: the same answers as the graph."""
+    """A float32 artifact has quality, drop and parity, and the answers of the graph."""
     found = make("float32", damaged=set())
     assert found.measured.same
     assert np.isclose(found.measured.drop.value, 0.0)

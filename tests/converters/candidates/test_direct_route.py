@@ -1,4 +1,4 @@
-"""The source's own way to LiteRT: where it is taken, where it is not, and that a file which is off never is."""
+"""The direct route to LiteRT: where it is used, where it is not, and that files without parity are refused."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ np.savez(sys.argv[1] + "/steps.npz", x=np.random.default_rng(3).normal(0, 1, (30
 
 
 class Telling:
-    """TensorFlow's process that tells what it was asked for; with `damage`, its direct files have other weights."""
+    """TensorFlow's process, which records its calls; with `damage`, its direct files have other weights."""
 
     def __init__(self, child, *, damage=False):
         self._child, self._damage, self.asked = child, damage, []
@@ -92,7 +92,7 @@ def self_tested(bundle):
 
 
 def test_a_loop_beats_the_unrolled_steps_in_bytes(folder, child, tmp_path):
-    """By size the direct file of an LSTM is taken, a third of the lowered one, and passes the device's self-test."""
+    """The direct file of an LSTM, a third of the lowered size, is chosen by size and passes the device's self-test."""
     report = converted(folder, child, tmp_path, "lstm.keras", aim="size")
     sizes = {candidate.id: candidate.bytes for candidate in report.candidates}
     assert report.chosen == "float16-direct"
@@ -107,7 +107,7 @@ def test_a_loop_beats_the_unrolled_steps_in_bytes(folder, child, tmp_path):
 
 # A conversion that lowers 64 unrolled steps: about 15 s.
 def test_a_loop_is_not_taken_for_speed(folder, child, tmp_path):
-    """What the runtime does at each step of it is in its cost."""
+    """The cost includes the work of the runtime at each step of a loop."""
     report = converted(folder, child, tmp_path, "lstm.keras", aim="cost")
     costs = {candidate.id: candidate.cost.value for candidate in report.candidates}
     assert costs["float32-direct"] > 2 * costs["float32"]
@@ -115,7 +115,7 @@ def test_a_loop_is_not_taken_for_speed(folder, child, tmp_path):
 
 
 def test_integers_by_the_direct_route(folder, child, tmp_path):
-    """A recipe may ask for it; weights of 8 bits inside the loop answer within the bundle's own limits."""
+    """A recipe can set the direct route; 8-bit weights in the loop stay within the bundle's tolerances."""
     recipe = Recipe("int8-dynamic", route="direct")
     report = converted(
         folder,
@@ -134,7 +134,7 @@ def test_integers_by_the_direct_route(folder, child, tmp_path):
 
 
 def test_what_cannot_be_lowered_goes_directly(folder, child, tmp_path):
-    """A GRU with hard gates stays a loop in ONNX, which the lowering refuses; LiteRT's own loop runs it."""
+    """A GRU with hard gates cannot be lowered; the direct file runs it as a loop."""
     report = converted(folder, child, tmp_path, "hard.keras")
     assert {candidate.recipe.direct for candidate in report.candidates} == {True}
     assert report.route.lowered is None
@@ -145,17 +145,17 @@ def test_what_cannot_be_lowered_goes_directly(folder, child, tmp_path):
 
 @pytest.mark.parametrize("name", ["cnn.keras", "cnn_saved"])
 def test_no_better_file_adds_no_candidates(name, folder, child, tmp_path):
-    """A CNN's candidates are those of the lowering alone, and the report says that the other way was looked at."""
+    """A CNN has lowered candidates only, and the report says that the direct route was evaluated."""
     report = converted(folder, child, tmp_path, name)
     assert [candidate.id for candidate in report.candidates] == ["float32", "float16", "int8-weights"]
     assert not report.route.taken
     assert abs(report.route.direct.bytes / report.route.lowered.bytes - 1) < 0.02
     page = (tmp_path / report.bundle.rpartition("/")[2] / "report.html").read_text()
-    assert "was looked at and not taken: the direct file is no better than the lowered one" in page
+    assert "was evaluated and not used: the direct file is no better than the lowered one" in page
 
 
 def test_operators_that_only_tensorflow_has_end_the_route(folder, child, tmp_path):
-    """The error function has no LiteRT operator: the lowered file alone, with the operator's name as the reason."""
+    """The error function has no LiteRT operator, so only the lowered file exists; the reason names the operator."""
     report = converted(folder, child, tmp_path, "erf.keras")
     assert not any(candidate.recipe.direct for candidate in report.candidates)
     assert not report.route.taken
@@ -166,7 +166,7 @@ def test_operators_that_only_tensorflow_has_end_the_route(folder, child, tmp_pat
 
 # A conversion that lowers 64 unrolled steps: about 15 s.
 def test_a_file_that_is_off_is_dropped(folder, child, tmp_path):
-    """Other weights in the direct file, however small it is: no candidate, and the difference is the reason."""
+    """A direct file with other weights is no candidate; the reason has the difference."""
     report = converted(folder, Telling(child, damage=True), tmp_path, "lstm.keras", aim="size")
     assert [candidate.id for candidate in report.candidates] == ["float32", "float16", "int8-weights"]
     assert not report.route.taken
@@ -174,7 +174,7 @@ def test_a_file_that_is_off_is_dropped(folder, child, tmp_path):
 
 
 def test_the_look_is_kept(child, tmp_path):
-    """The same conversion again asks nothing of TensorFlow, and comes to the same."""
+    """A repeated conversion does not call TensorFlow and has the same result."""
     (tmp_path / "source.tflite").write_bytes(child.call("lower", model=separable().with_batch(1).to_bytes()).data)
     cache = Cache(tmp_path / "cache")
     first, again = Telling(child), Telling(child)
@@ -187,7 +187,7 @@ def test_the_look_is_kept(child, tmp_path):
 
 
 def test_accelerators_and_other_runtimes_have_no_direct_route(folder, tmp_path):
-    """It is refused before any work."""
+    """A direct recipe for such a target is refused before any work."""
     for target in ("server", "coral-edgetpu"):
         with pytest.raises(RecipeError, match="direct route"):
             make_plan(
@@ -202,7 +202,7 @@ def test_accelerators_and_other_runtimes_have_no_direct_route(folder, tmp_path):
 
 
 def test_a_tflite_source_is_its_own_direct_file(child, tmp_path):
-    """Its operators and answers stay, under the names that artifacts have."""
+    """The file's operators and answers stay, with the tensor names of artifacts."""
     path, made = tmp_path / "source.tflite", tmp_path / "direct.tflite"
     path.write_bytes(child.call("lower", model=separable().with_batch(1).to_bytes()).data)
     source = load_model(path, child)
@@ -219,7 +219,7 @@ def test_a_tflite_source_is_its_own_direct_file(child, tmp_path):
 
 
 def test_a_tflite_source_in_half_precision_has_no_direct_file(child, tmp_path):
-    """The other kinds cannot be made of it."""
+    """Static int8 cannot be made of a file with a loop."""
     from converters.backends import ConversionContext
     from converters.backends.litert import LiteRTBackend
 

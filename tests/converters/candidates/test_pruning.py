@@ -28,7 +28,7 @@ HOW = {"targets": ["raspberry-pi-5"], "runtime": "onnxruntime"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small MobileNet of whose 48 channels a layer 42 are dead on ordinary images, and such images."""
+    """A small MobileNet with 42 dead channels of 48 per layer on ordinary images, and such images."""
     folder = tmp_path_factory.mktemp("dead")
     models.saved(mobile(LIVE, WIDTH), folder / "mobile.onnx")
     models.labelled_data(folder / "data.npz", rows=600)
@@ -37,14 +37,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
-    """Its conversion for a Pi."""
+    """The conversion of this model for a Raspberry Pi."""
     out = tmp_path_factory.mktemp("bundles")
     reports = convert(folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=out)
     return reports[0], out / "mobile-1.0.0-raspberry-pi-5"
 
 
 def test_dead_channels_go_and_the_file_shrinks_several_times(done):
-    """The same quality in a fraction of the bytes and the cost, proven; float with all channels stays a candidate."""
+    """Pruned candidates have the same proven quality with less bytes and cost; unpruned float stays a candidate."""
     report, _ = done
     by_id = {candidate.id: candidate for candidate in report.candidates}
     assert [name for name in by_id if "pruned" not in name] == ["float32"]
@@ -57,7 +57,7 @@ def test_dead_channels_go_and_the_file_shrinks_several_times(done):
 
 
 def test_report_counts_what_went(done):
-    """How many channels of how many, layer by layer, seen on how many samples, and what can be claimed of others."""
+    """The report counts dead channels per layer, the samples, and the bounds for other inputs."""
     _, folder = done
     found = json.loads((folder / "report.json").read_bytes())["pruning"]
     assert (found["channels"], found["measured"], found["proven"]) == (LAYERS * WIDTH + 3, LAYERS * (WIDTH - LIVE), 0)
@@ -83,7 +83,7 @@ def test_pruned_bundle_passes_its_self_test(done):
 
 
 def test_free_batch_is_pruned_alike(folder, tmp_path):
-    """The server's artifact loses the same channels and takes any number of rows."""
+    """The server's artifact has the same channels removed and keeps the free batch."""
     [report] = convert(folder / "mobile.onnx", targets=["server"], data=folder / "data.npz", output=tmp_path)
     assert report.chosen == "float32-pruned"
     runtime = open_runtime(
@@ -99,7 +99,7 @@ def test_free_batch_is_pruned_alike(folder, tmp_path):
 
 
 def test_bounded_activations_prove_it_without_any_data(tmp_path):
-    """With Relu6 the weights alone tell: every candidate is without these channels, and float answers by parity."""
+    """With Relu6 the weights prove channels dead: no candidate has them, and float candidates pass by parity."""
     models.saved(mobile(LIVE, WIDTH, bounded=True), tmp_path / "m.onnx")
     [report] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path)
     [whole] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path / "whole", prune="none")
@@ -110,7 +110,7 @@ def test_bounded_activations_prove_it_without_any_data(tmp_path):
 
 
 def test_prune_none_leaves_all(folder, tmp_path):
-    """Nobody looks, and today's candidates are made."""
+    """With prune none, no channels are removed and the usual candidates are made."""
     [report] = convert(folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=tmp_path, prune="none")
     assert not any(candidate.recipe.pruned for candidate in report.candidates)
     assert (report.pruning.measured, report.pruning.rows) == (0, 0)
@@ -118,7 +118,7 @@ def test_prune_none_leaves_all(folder, tmp_path):
 
 
 def test_model_without_dead_channels_is_untouched(tmp_path):
-    """The same candidates, the same bytes, and one sentence in the report."""
+    """A model without dead channels has the same candidates and bytes, and one sentence in the report."""
     models.saved(mobile(WIDTH, WIDTH), tmp_path / "m.onnx")
     models.labelled_data(tmp_path / "data.npz", rows=300)
     given = {"targets": ["jetson-orin"], "data": tmp_path / "data.npz"}
@@ -131,7 +131,7 @@ def test_model_without_dead_channels_is_untouched(tmp_path):
 
 
 def test_too_few_samples_tell_nothing(folder, tmp_path):
-    """What was 0 on a handful of rows stays; the report says how many would do."""
+    """With too few samples no measured channel is removed; the report says how many samples are needed."""
     models.labelled_data(tmp_path / "few.npz", rows=5 * LEAST_ROWS - 5)
     [report] = convert(folder / "mobile.onnx", **HOW, data=tmp_path / "few.npz", output=tmp_path)
     assert not any(candidate.recipe.pruned for candidate in report.candidates)
@@ -151,7 +151,7 @@ def _samples(*parts):
 
 
 def test_channel_that_wakes_in_the_proof_is_caught(folder, tmp_path):
-    """Bright images that only the proof split has change decisions: pruned candidates are not shown to be good."""
+    """Bright images in the proof split only change decisions, so pruned candidates are not proven."""
     ordinary, bright = models.patterns(400)[0], 300 * models.patterns(100, seed=8)[0]
     late = bright
     for _ in range(5):  # rows that go move the ends of the splits
@@ -176,7 +176,7 @@ def test_channel_that_wakes_in_the_proof_is_caught(folder, tmp_path):
 
 
 def test_every_kind_is_pruned_and_float_also_is_not():
-    """Where a target runs integers only, the integer kinds are kept to fall back to."""
+    """On an integer-only target, unpruned integer kinds are the fallback."""
     kinds = pruned_kinds([Recipe(), Recipe("float16"), Recipe("int8")])
     assert [recipe.id for recipe in kinds] == [
         "float32", "float16", "float32-pruned", "float16-pruned", "int8-pruned",
@@ -185,7 +185,7 @@ def test_every_kind_is_pruned_and_float_also_is_not():
 
 
 def test_everything_sees_the_pruned_graph(folder, tmp_path):
-    """Layers, preparations, calibration and memory are those of what is built; the other recipes see all channels."""
+    """Pruned recipes use layers, weights and calibration of the pruned graph; other recipes see all channels."""
     graph = canonical(onnx.load(folder / "mobile.onnx"), "test")
     x, _ = models.patterns(LEAST_ROWS)
     context = ConversionContext(graph, graph.with_batch(1), Samples({"x": x}), TensorFlowProcess(), tmp_path)
@@ -204,13 +204,13 @@ def test_everything_sees_the_pruned_graph(folder, tmp_path):
 
 
 def test_recipe_with_prune_needs_data(folder, tmp_path):
-    """Nothing can be measured on no samples."""
+    """A pruned recipe needs data."""
     with pytest.raises(RecipeError, match="a pruned recipe needs samples"):
         convert(folder / "mobile.onnx", **HOW, output=tmp_path, recipe=Recipe(prune="dead"))
 
 
 def test_prune_takes_two_words(folder, tmp_path):
-    """A share of channels is not a choice."""
+    """A share of channels is not a valid option."""
     with pytest.raises(SettingsError, match=r"prune is '0.5', expected auto or none"):
         convert(folder / "mobile.onnx", **HOW, output=tmp_path, prune="0.5")
 
@@ -218,7 +218,7 @@ def test_prune_takes_two_words(folder, tmp_path):
 # A conversion with every kind of candidate for LiteRT: about 15 s.
 @pytest.mark.heavy
 def test_pruned_litert_kinds_hold_what_they_should(folder, tmp_path):
-    """Every kind for a Pi 4, 4 bits included, is made without dead channels and answers well."""
+    """Every kind for a Raspberry Pi 4, 4 bits included, is made without dead channels and keeps its quality."""
     [report] = convert(
         folder / "mobile.onnx", targets=["raspberry-pi-4"], data=folder / "data.npz", output=tmp_path, aim="size"
     )

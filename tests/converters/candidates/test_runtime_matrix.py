@@ -56,7 +56,7 @@ def test_a_litert_file_is_run_in_five_ways(tmp_path):
     artifact = litert_artifact(tmp_path, quantized=True)
     found = variants_of(artifact, {"x": ROWS}, {"scores": softmax(ROWS)}, tmp_path)
     assert [one.where.partition(", ")[2] for one in found] == [
-        "XNNPACK, as the device",
+        "XNNPACK, as on the device",
         "XNNPACK, 2 threads",
         "built-in kernels",
         "built-in kernels, 2 threads",

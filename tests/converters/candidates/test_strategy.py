@@ -27,7 +27,7 @@ COSTS = {"float32": 100.0, "float16": 100.0, "int8": 90.0, "int8-dynamic": 95.0,
 
 
 class World:
-    """Makes what it is asked to, of usual bytes and costs, and says that recipes drop as `drops` has it."""
+    """A maker of candidates with usual bytes and costs, whose drops are those of `drops`."""
 
     def __init__(self, drops):
         self.asked = []
@@ -53,7 +53,7 @@ def search(drops, kinds=KINDS, layers=LAYERS):
 
 
 def test_layers_of_4_bits_are_fewer_until_the_budget_is_kept():
-    """All, then all but the ends, then the least sensitive; no further once one keeps the budget."""
+    """4 bits in all layers, in all but the ends, then in the least sensitive, until one is within the budget."""
     asked = search(lambda r: 0.02 * (len(r.int4_layers) > 2), [Recipe(), Recipe("int8-dynamic")])
     fours = [set(recipe.int4_layers) for recipe in asked if recipe.int4_layers]
     assert fours[0] == {"l0", "l1", "l2", "l4", "l5"}
@@ -63,13 +63,13 @@ def test_layers_of_4_bits_are_fewer_until_the_budget_is_kept():
 
 
 def test_kind_that_loses_too_much_by_8_bits_is_not_tried_with_4():
-    """Static int8 is beyond the budget, dynamic is not: only the latter gets layers of 4 bits."""
+    """Only kinds within the budget get 4-bit layers: here dynamic int8 and not static int8."""
     asked = search(lambda r: 0.05 if r.precision == "int8" else 0.0)
     assert {recipe.precision for recipe in asked if recipe.int4_layers} == {"int8-dynamic"}
 
 
 def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
-    """The most sensitive first, twice as many each time, and no more once the budget is kept."""
+    """The most sensitive layers become float first, twice as many each time, until the budget is met."""
     asked = search(lambda r: 0.05 if r.precision == "int8" and len(r.float_layers) < 2 else 0.0)
     assert [recipe.float_layers for recipe in asked if recipe.float_layers] == [("l0",), ("l0", "l1")]
     assert any(recipe.ranges == "percentile" for recipe in asked)
@@ -77,7 +77,7 @@ def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
 
 
 def test_every_kind_that_misses_the_budget_gets_exceptions():
-    """All in one wave, those first that could save most: here the smaller, the sooner."""
+    """Mixtures of all kinds are made in one batch; those with the largest possible saving come first."""
     kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-dynamic"), Recipe("int8-weights")]
     asked = search(lambda r: 0.05 * (r.quantized and len(r.float_layers) < 2), kinds)
     found = [(r.precision, len(r.float_layers)) for r in asked if r.float_layers]
@@ -86,7 +86,7 @@ def test_every_kind_that_misses_the_budget_gets_exceptions():
 
 
 def test_layers_go_back_to_float_by_what_their_kind_rounds():
-    """Static int8 by weights and inputs; integer weights by weights alone, which the score with 4 bits tells."""
+    """Static int8 is ordered by the 8-bit score; integer weights are ordered by the 4-bit score."""
     kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-weights")]
     some = [score for score in LAYERS if score.int4 is not None]
     asked = search(lambda r: 0.05 * r.quantized, kinds, some)
@@ -95,14 +95,14 @@ def test_layers_go_back_to_float_by_what_their_kind_rounds():
 
 
 def test_kind_that_no_aim_would_take_gets_no_exceptions():
-    """Dynamic int8 misses the budget, and static keeps it, which is cheaper and no larger than that with a layer."""
+    """No mixture of dynamic int8 is made where static int8 is within the budget, cheaper and no larger."""
     kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-dynamic")]
     asked = search(lambda r: 0.05 * (r.precision == "int8-dynamic"), kinds)
     assert not any(recipe.float_layers for recipe in asked)
 
 
 def test_exceptions_that_outgrow_the_best_are_not_made():
-    """The second layer's weights alone are more than what half precision has beyond the 8-bit kind."""
+    """No mixture is made where one float layer would make it larger than half precision."""
     heavy = [
         Sensitivity(Layer(f"l{i}", "Conv", 10 + 995 * (i == 1), 1000, False), 0.1 / (i + 1), None) for i in range(6)
     ]
@@ -111,28 +111,28 @@ def test_exceptions_that_outgrow_the_best_are_not_made():
 
 
 def test_what_is_not_felt_is_not_repaired():
-    """int8 next to the float model: no other ranges, no exceptions, only fewer bits."""
+    """An int8 kind near the float model gets no other ranges and no float layers, only fewer bits."""
     asked = search(lambda r: NEGLIGIBLE / 2 if r.quantized else 0.0)
     assert not any(r.float_layers or r.equalize or r.ranges != "minmax" for r in asked)
     assert any(r.int4_layers for r in asked)
 
 
 def test_nothing_more_is_made_where_nothing_can_be_quantized():
-    """Every int8 kind fails: the sensitivity is not even asked for."""
+    """Where every int8 kind fails, no sensitivity is computed."""
     world = World(lambda r: None if r.quantized else 0.0)
     Search(world, max_drop=0.01).run(KINDS, lambda: [][0])
     assert world.asked == KINDS
 
 
 def test_work_is_bounded_where_nothing_ever_fits():
-    """Many layers, none of them good enough: at most `MAX_CANDIDATES` candidates."""
+    """With many layers and none good enough, at most `MAX_CANDIDATES` candidates are made."""
     layers = [Sensitivity(Layer(f"m{i}", "Conv", 10, 10, four_bit=True), float(i), float(i)) for i in range(5000)]
     kinds = [Recipe(precision) for precision in ("float32", "float16", "int8", "int8-dynamic", "int8-weights")]
     assert len(search(lambda r: 0.5, kinds, layers)) > 15
 
 
 def test_rounding_keeps_what_fits_the_grid_and_clips_where_that_is_nearer():
-    """Whole multiples stay; one far weight in a channel of 4 bits is cut where the others gain by it."""
+    """Multiples of the scale stay; in 4 bits, one large weight is clipped where the others gain by it."""
     whole = np.array([[7, -3, 1], [2, 0, -7]], np.float32)
     np.testing.assert_array_equal(rounded(whole, 0, 7), whole)
     far = np.r_[np.full(200, 0.55), 7.0].astype(np.float32)[None]
@@ -141,7 +141,7 @@ def test_rounding_keeps_what_fits_the_grid_and_clips_where_that_is_nearer():
 
 
 def test_sensitivity_finds_the_layer_that_cannot_be_quantized():
-    """Weights far beyond the others of their channels: that layer loses most, and all lose more by 4 bits than by 8."""
+    """A layer with outlier weights loses most, and every layer loses more with 4 bits than with 8."""
     graph = canonical(residual().model, "test")
     for tensor in graph.model.graph.initializer:
         if tensor.name == "c3.w":
@@ -159,7 +159,7 @@ def test_sensitivity_finds_the_layer_that_cannot_be_quantized():
 
 
 def test_conversion_tries_mixtures_and_says_what_became_of_each(tmp_path):
-    """An ONNX model for a board, by size: 4-bit layers among the candidates, each with a verdict and a reason."""
+    """A conversion by size has candidates with 4-bit layers, each with a verdict and a reason."""
     models.saved(models.classifier(), tmp_path / "model.onnx")
     models.labelled_data(tmp_path / "data.npz")
     [report] = convert(

@@ -83,7 +83,7 @@ BOARDS = ("raspberry-pi-4", "raspberry-pi-5")
 
 @pytest.fixture(scope="module")
 def compare(spotter):
-    """For a network, and each recipe and board that was counted: (recipe's id, board, estimate, count)."""
+    """Estimate and instruction count of a network: (recipe id, board, estimate, count)."""
 
     def compare(name):
         graph = spotter
@@ -120,7 +120,7 @@ def test_estimate_of_other_networks_is_of_the_right_size(compare, name):
 
 
 def test_the_cheapest_by_estimate_is_nearly_the_cheapest_by_count(compare):
-    """What the estimate is for: of pairs that differ by 5 % or more, nine in ten are told in the right order."""
+    """Of pairs of candidates that differ by 5 % or more, the estimate orders nine in ten correctly."""
     right = total = 0
     for name in (*USUAL, *UNUSUAL):
         for board in BOARDS:
@@ -136,7 +136,7 @@ def test_the_cheapest_by_estimate_is_nearly_the_cheapest_by_count(compare):
 
 
 def test_dynamic_depthwise_layers_cost_what_they_cost_in_float(spotter):
-    """Their weights are integers in the file and they compute in float."""
+    """Dynamic depthwise layers have integer weights and compute in float."""
     profile = find_target("raspberry-pi-5", builtin_targets())
     as_is, in_float = (
         estimate(spotter, profile, recipe).value
@@ -146,7 +146,7 @@ def test_dynamic_depthwise_layers_cost_what_they_cost_in_float(spotter):
 
 
 def test_float_is_cheapest_without_the_dot_product_and_static_int8_with_it(spotter):
-    """The choice must differ between the two boards."""
+    """The cheapest kind differs between boards with and without the dot product."""
     best = {}
     for target in ("raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "android-arm64"):
         profile = find_target(target, builtin_targets())
@@ -156,7 +156,7 @@ def test_float_is_cheapest_without_the_dot_product_and_static_int8_with_it(spott
 
 
 def test_accelerators_count_multiply_adds_by_their_own_speed(spotter):
-    """A Jetson's kernels are its own; the estimate is a share of float work and says so in its unit."""
+    """For a Jetson, the estimate is in float32 multiply-adds and not in instructions."""
     profile = find_target("jetson-orin", builtin_targets())
     full, half = (estimate(spotter, profile, Recipe(precision)) for precision in ("float32", "float16"))
     assert full.value == sum(spotter.macs.values()) == 2 * half.value
@@ -164,7 +164,7 @@ def test_accelerators_count_multiply_adds_by_their_own_speed(spotter):
 
 
 def test_a_float_layer_inside_static_int8_pays_for_its_conversions(spotter):
-    """On a core with the dot product each exception costs more, in conversions and in slower arithmetic."""
+    """On a core with the dot product, a float layer costs more, for conversions and slower arithmetic."""
     profile = find_target("raspberry-pi-5", builtin_targets())
     costs = [estimate(spotter, profile, Recipe("int8", float_layers=FOUR[:n])).value for n in range(4)]
     assert costs == sorted(costs)
@@ -172,7 +172,7 @@ def test_a_float_layer_inside_static_int8_pays_for_its_conversions(spotter):
 
 
 def test_weights_beyond_the_cache_cost_by_the_byte():
-    """A dense layer of 4 million weights: float streams 16 MB a row, int8 a quarter."""
+    """A dense layer of 4 million weights reads 16 MB per row in float and a quarter in int8."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], "dense")],
         "wide",
@@ -187,7 +187,7 @@ def test_weights_beyond_the_cache_cost_by_the_byte():
 
 
 def test_a_users_processor_is_known_by_its_features(spotter):
-    """A profile of one's own needs no figures: the dot product in its features is enough."""
+    """A user's profile needs no cost figures: its CPU features are enough."""
     text = '[mine]\ntitle="Mine"\narch="aarch64"\nruntimes=["litert"]\nmemory_mib=64\nprecisions=["float32","int8"]\n'
     plain = parse_targets(text)["mine"]
     quick = parse_targets(text + 'cpu_features=["asimd","asimddp"]\n')["mine"]
@@ -208,7 +208,7 @@ LOOPS = [
 
 @pytest.mark.parametrize(("loop", "counted"), LOOPS, ids=str)
 def test_a_loop_costs_about_what_was_counted(loop, counted):
-    """It stands for the recurrent layer, whatever the graph says of that."""
+    """A loop replaces the recurrent layer of the graph in the cost."""
     graph, profile = recurrent(), find_target("x86-64", builtin_targets())
     looped = estimate(graph, profile, Recipe(route="direct"), Overhead((loop,))).value
     assert looped == pytest.approx(counted, rel=0.2)
@@ -216,7 +216,7 @@ def test_a_loop_costs_about_what_was_counted(loop, counted):
 
 
 def test_calls_of_the_runtime_cost():
-    """What no delegate takes is called by itself; a file that needs fewer calls than the lowered one costs less."""
+    """Operators outside delegates cost a call each; a file with fewer calls than the lowered one costs less."""
     graph, profile = recurrent(), find_target("raspberry-pi-4", builtin_targets())
     more, none, fewer = (
         estimate(graph, profile, Recipe(route="direct"), Overhead((), calls)).value for calls in (3, 0, -1)

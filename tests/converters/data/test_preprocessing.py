@@ -1,4 +1,4 @@
-"""Steps before and after the model: read, detected, evaluated through, and carried by the bundle."""
+"""Preprocessing steps: reading, detection, use in the evaluation, and the files in the bundle."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def steps_file(folder, text=STEPS):
 
 
 def photos(folder, rows=60, seed=3):
-    """Patterns as PNG files of 16 by 16 pixels, in a folder for each class."""
+    """Patterns as PNG files of 16 by 16 pixels, in one folder per class."""
     images, labels = patterns(rows, seed=seed)
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = folder / CLASSES[label]
@@ -101,7 +101,7 @@ async def test_the_accuracy_that_was_measured_is_the_one_that_is_served(bundle):
 
 
 def test_decoded_arrays_go_through_the_same_steps(bundle, tmp_path):
-    """8-bit images in .npz are what the first step decodes to; the rows are the folder's own."""
+    """8-bit images in .npz give the same rows as the images of the folder."""
     _, folder = bundle
     steps = read_steps(folder / "steps.toml")
     graph = Graph(classifier())
@@ -115,7 +115,7 @@ def test_decoded_arrays_go_through_the_same_steps(bundle, tmp_path):
 
 
 def test_rows_are_in_the_order_of_their_names(tmp_path):
-    """Class by class; without known names, classes are numbered as their folders sort. Hidden and other files: not."""
+    """Rows are sorted by class and file name; unknown folders are numbered in order; other files are skipped."""
     photos(tmp_path / "d", rows=9)
     (tmp_path / "d" / ".hidden").mkdir()
     (tmp_path / "d" / "zebra" / "notes.txt").write_text("no image")
@@ -129,7 +129,7 @@ def test_rows_are_in_the_order_of_their_names(tmp_path):
 
 
 def test_damaged_images_are_named(tmp_path):
-    """All of them together, up to ten: leaving them out would be another number than was asked for."""
+    """One error names up to ten damaged images; they are not skipped."""
     folder = photos(tmp_path / "d", rows=30)
     for file in sorted(folder.rglob("*.png"))[:12]:
         file.write_bytes(file.read_bytes()[:60])
@@ -163,7 +163,7 @@ def test_a_folder_without_classes_or_images_is_refused(tmp_path):
     ],
 )
 def test_a_slip_in_the_file_is_told_before_the_model_is_loaded(tmp_path, old, new, says):
-    """Unknown steps, keys and values, and files that are not there: there is not even a model here."""
+    """Unknown steps, keys, values and missing files are reported before the model is opened."""
     assert old in STEPS
     path = steps_file(tmp_path, STEPS.replace(old, new))
     with pytest.raises(RecipeError, match=says):
@@ -178,7 +178,7 @@ def test_steps_that_do_not_fit_the_model_are_refused(tmp_path):
 
 
 def test_a_vocabulary_is_carried_by_its_file_name(tmp_path):
-    """It lies beside the TOML file, and in the bundle it lies beside the model."""
+    """A vocabulary beside the TOML file is copied into the bundle under its file name."""
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
     text = '[[before]]\nsteps = [{do = "word-pieces", vocabulary = "words/vocab.txt", length = 4}]\n'
@@ -222,7 +222,7 @@ MEAN, DEVIATION = np.reshape([123.7, 116.3, 103.5], (1, 1, 3)), np.reshape([58.4
     ],
 )
 def test_models_that_scale_pixels_themselves_are_known(graph, kinds):
-    """And the steps that are detected fit them."""
+    """The detected steps fit these models."""
     found = detect_steps(graph)
     assert [step.name for step in found.processing.before[0].steps] == kinds
     found.processor(graph.logical_inputs, graph.logical_outputs)
@@ -239,14 +239,14 @@ def test_models_that_scale_pixels_themselves_are_known(graph, kinds):
     ],
 )
 def test_other_models_are_not_guessed_at(graph):
-    """Nothing that brings pixels to about one, or no image: the author must say."""
+    """No steps are detected where no layer scales pixels to about one, or the input is not an image."""
     assert detect_steps(graph) is None
     with pytest.raises(RecipeError, match="has no first layer that scales pixels"):
         choose_steps("auto", graph, [])
 
 
 def test_what_was_not_evaluated_is_not_shipped_unasked(tmp_path):
-    """Steps are detected where a folder of images is evaluated through them, or where they are asked for."""
+    """Steps are detected for a folder of images, or with ``auto``."""
     graph = scaled((8, 8, 3), ("Mul", 1 / 255))
     assert choose_steps(None, graph, [tmp_path / "data.npz", None]) is None
     assert choose_steps(None, graph, [tmp_path, None]).source == "detected"
@@ -255,7 +255,7 @@ def test_what_was_not_evaluated_is_not_shipped_unasked(tmp_path):
 
 @pytest.mark.heavy
 def test_keras_layers_are_detected_and_evaluated_through(tmp_path):
-    """A Keras model with Rescaling, a folder of images, no file of steps: bytes are served in the end."""
+    """A Keras model with Rescaling and a folder of images needs no file of steps; its bundle serves image bytes."""
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(1)
     model = keras.Sequential(

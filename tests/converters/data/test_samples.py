@@ -26,7 +26,7 @@ def test_x_and_y_are_read_for_one_input(tmp_path):
 
 
 def test_wrong_shape_shows_both_shapes(tmp_path):
-    """The error has the shape that was found and the one that the model takes."""
+    """The error has the found shape and the model's shape."""
     with pytest.raises(DataError) as caught:
         load_samples(data(tmp_path / "d.npz", x=images(3).reshape(3, 1, 4, 4)), [IMAGE])
     assert "[3, 1, 4, 4]" in str(caught.value)
@@ -61,7 +61,7 @@ def test_rows_must_be_equally_many(tmp_path):
 
 
 def test_undefined_values_are_refused(tmp_path):
-    """NaN in the data is named."""
+    """The error names an array with NaN."""
     x = images(3)
     x[1] = np.nan
     with pytest.raises(DataError, match="NaN"):
@@ -70,7 +70,7 @@ def test_undefined_values_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"not numpy", b"PK\x03\x04 cut", b""])
 def test_damaged_file_is_a_data_error(tmp_path, content):
-    """What numpy cannot read is refused with the file's name."""
+    """A file that numpy cannot read is refused with its name."""
     path = tmp_path / "d.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"d\.npz"):
@@ -85,7 +85,7 @@ def test_python_objects_are_never_unpickled(tmp_path):
 
 
 def test_split_does_not_depend_on_the_order_of_rows():
-    """The same rows in another order fall on the same sides, with the same digest."""
+    """The same rows in another order are in the same parts, with the same digest."""
     x = images(100)
     order = np.random.default_rng(1).permutation(100)
     a, b = split_samples(Samples({"image": x})), split_samples(Samples({"image": x[order]}))
@@ -104,7 +104,7 @@ def test_split_has_its_shares_and_no_common_row():
 
 
 def test_equal_rows_stay_together():
-    """A duplicate cannot be calibrated on and proven with."""
+    """Duplicate rows are in one part."""
     x = np.repeat(images(20), 5, axis=0)
     split = split_samples(Samples({"image": x}))
     seen = [{row.tobytes() for row in part.inputs["image"]} for part in (split.calibration, split.choice, split.proof)]
@@ -126,7 +126,7 @@ def test_random_samples_fit_and_repeat():
 
 
 def test_labels_of_text_or_undefined_values_are_refused(tmp_path):
-    """Labels must be numbers, and defined; both are told of y."""
+    """Labels must be finite numbers; the errors name y."""
     with pytest.raises(DataError, match="y: dtype is <U1"):
         load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array(["a", "b", "c"])), [IMAGE])
     with pytest.raises(DataError, match="y: holds NaN"):

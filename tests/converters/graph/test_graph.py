@@ -56,7 +56,7 @@ def test_newer_opset_and_file_format_come_back_to_what_runtimes_read(tmp_path):
 
 
 def test_answers_are_those_of_the_file_and_not_of_what_was_made_of_it(tmp_path):
-    """A fault in bringing an old model to the canonical operator set would be seen."""
+    """Answers come from the source file, so a fault in the conversion to the canonical operator set is found."""
     old = models.classifier()
     path = models.saved(old, tmp_path / "m.onnx")
     for tensor in old.graph.initializer:
@@ -67,7 +67,7 @@ def test_answers_are_those_of_the_file_and_not_of_what_was_made_of_it(tmp_path):
 
 
 def test_nodes_get_names_of_their_own():
-    """Nodes without a name, or with one that another has, get one that tells them apart."""
+    """Nodes without a name, or with a duplicate name, get a unique name."""
     model = models.classifier()
     model.graph.node[0].name = ""
     model.graph.node[2].name = model.graph.node[3].name
@@ -84,7 +84,7 @@ def test_multiply_adds_are_counted_per_layer():
 
 
 def test_fold_batch_norm_keeps_the_answers():
-    """The normalization is gone and the answers are the same."""
+    """The normalization is removed and the answers stay equal."""
     before = graph()
     result = run_pass(FoldBatchNorm(), before)
     assert result.modified
@@ -95,7 +95,7 @@ def test_fold_batch_norm_keeps_the_answers():
 
 
 def test_fold_batch_norm_leaves_a_shared_convolution_alone():
-    """A convolution that others read too cannot take the normalization in."""
+    """A normalization is not folded into a convolution that has other readers."""
     model = models.classifier()
     model.graph.node.append(helper.make_node("Relu", ["c"], ["also"], name="also"))
     model.graph.output.append(helper.make_tensor_value_info("also", 1, ["batch", 6, 8, 8]))
@@ -105,7 +105,7 @@ def test_fold_batch_norm_leaves_a_shared_convolution_alone():
 
 
 def test_every_pass_is_honest_about_doing_nothing():
-    """Run a second time, no pass claims to have changed anything."""
+    """In a second run, no pass reports a change."""
     found = graph()
     for step in CANONICAL_PASSES:
         found = run_pass(step, found).graph

@@ -16,7 +16,7 @@ def test_betting_bound_misses_the_truth_at_most_as_often_as_it_says(losses, gain
 
 
 def test_betting_bound_holds_for_skewed_errors_within_limits():
-    """One large loss in a hundred and small gains else: no assumption of a bell shape is needed."""
+    """One large loss in a hundred with small gains otherwise: the bound needs no normal distribution."""
     rng = np.random.default_rng(4)
     draws = np.where(rng.random((2000, 100)) < 0.01, 1.0, -0.01)
     truth = 0.01 * 1.0 - 0.99 * 0.01
@@ -33,7 +33,7 @@ def test_betting_counts_gains_where_many_samples_change_both_ways():
 
 
 def test_the_method_is_taken_from_other_samples():
-    """Few changes: count the losses; many both ways: bet."""
+    """With few changes the losses are counted; with many changes both ways, betting is used."""
     before, few, many = np.ones(400), np.ones(400), np.ones(400)
     few[0] = 0
     assert likely_method(before, few, 400, 0.95) == "clopper-pearson"
@@ -44,7 +44,7 @@ def test_the_method_is_taken_from_other_samples():
 
 
 def test_errors_without_a_limit_are_marked_asymptotic_and_need_30_samples():
-    """Student's t is a law of many samples: it says so, and says nothing of few."""
+    """Student's t is asymptotic: it is marked so, and gives no bound for few samples."""
     rng = np.random.default_rng(0)
     scores = -rng.random(60)
     drop = paired_drop(scores, scores - 0.1, 0.95)
@@ -54,7 +54,7 @@ def test_errors_without_a_limit_are_marked_asymptotic_and_need_30_samples():
 
 
 def test_auc_is_the_share_of_pairs_in_order():
-    """Against all pairs counted one by one, ties half."""
+    """The area under the curve equals a count of all pairs, with ties as half."""
     rng = np.random.default_rng(1)
     outputs, labels = rng.integers(0, 5, 80).astype("float32"), rng.integers(0, 2, 80)
     metric = find_metric("auc", labels)
@@ -82,7 +82,7 @@ def test_auc_bound_covers_the_true_drop():
 
 
 def test_auc_says_what_it_lacks():
-    """One class only, three classes, three columns, and too few of a class: no number is made up."""
+    """One class, three classes, three columns, and too few samples of a class are errors or have no bound."""
     with pytest.raises(DataError, match="expected 0 and 1"):
         find_metric("auc", np.arange(3))
     labels = np.array([0, 1] * 5)
@@ -96,7 +96,7 @@ def test_auc_says_what_it_lacks():
 
 
 def test_equal_auc_on_few_samples_is_no_proof():
-    """Nothing moved under the curve: the bound is still that of as many samples as the smaller class has."""
+    """Without any change, the bound depends on the size of the smaller class."""
     labels = np.array([0] * 100 + [1] * 20)
     metric = find_metric("auc", labels)
     scores = score(metric, labels.astype("float32"), labels)
@@ -104,7 +104,7 @@ def test_equal_auc_on_few_samples_is_no_proof():
 
 
 def test_a_function_that_states_its_limits_gets_an_exact_bound(tmp_path, monkeypatch):
-    """With an attribute `limits` no law of many samples is needed; scores beyond them are refused."""
+    """With an attribute `limits` the bound is exact; scores outside the limits are refused."""
     (tmp_path / "limited_metric.py").write_text(
         "def near(outputs, labels):\n    return outputs[:, 0]\n\nnear.limits = (0, 1)\n\n"
         "def odd(outputs, labels):\n    return outputs[:, 0]\n\nodd.limits = (1, 0)\n"

@@ -8,7 +8,7 @@ from edgekit.errors import DataError, SettingsError
 
 
 def test_299_samples_without_a_loss_prove_one_point():
-    """The exact bound: 299 samples do, 298 do not."""
+    """With the exact bound 299 samples are enough and 298 are not."""
     assert upper_share(0, 299, 0.95) <= 0.01 < upper_share(0, 298, 0.95)
     assert samples_needed(0.01, 0.95) == 299
 
@@ -56,7 +56,7 @@ def test_default_metric_follows_the_labels():
 
 
 def test_users_function_is_called_and_held_to_its_shape(tmp_path, monkeypatch):
-    """module:function gives the scores; one that gives no number a sample is refused."""
+    """module:function returns the scores; a function that does not return one number per sample is refused."""
     (tmp_path / "mine_metric.py").write_text(
         "def good(outputs, labels):\n    return outputs[:, 0] - labels\n\ndef bad(outputs, labels):\n    return 1.0\n"
     )
@@ -70,26 +70,26 @@ def test_users_function_is_called_and_held_to_its_shape(tmp_path, monkeypatch):
 
 
 def test_labels_beyond_the_classes_are_refused():
-    """Class 7 of 3 is an error, and no silent zero."""
+    """A label of class 7 in a model of 3 classes is an error and does not score 0."""
     with pytest.raises(DataError, match="labels run from 7 to 7, expected 0 to 2"):
         score(find_metric("accuracy", np.array([7])), np.zeros((1, 3)), np.array([7]))
 
 
 def test_unknown_metric_lists_the_known():
-    """A wrong name is answered with the right ones."""
+    """The error for an unknown metric lists the known ones."""
     with pytest.raises(SettingsError) as caught:
         find_metric("acuracy", np.arange(3))
     assert "accuracy" in caught.value.advice
 
 
 def test_metric_that_needs_labels_says_so():
-    """accuracy without labels asks for y."""
+    """The error of accuracy without labels asks for y."""
     with pytest.raises(DataError, match="needs labels"):
         find_metric("accuracy", None)
 
 
 def test_metric_function_that_raises_is_a_data_error(tmp_path, monkeypatch):
-    """Whatever a user's function raises is named, with its type."""
+    """The error of a user's function is quoted with its type."""
     (tmp_path / "broken_metric.py").write_text("def fails(outputs, labels):\n    return {}['key']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DataError, match="KeyError"):
@@ -99,7 +99,7 @@ def test_metric_function_that_raises_is_a_data_error(tmp_path, monkeypatch):
 
 
 def test_agreement_of_what_is_no_class_is_closeness():
-    """An autoencoder's answers agree by distance: a tenth of their spread away is 0.9, whatever their largest place."""
+    """Agreement of an autoencoder is by distance: a tenth of the spread away is 0.9."""
     rng = np.random.default_rng(0)
     expected = 1000.0 + rng.normal(0, 1.0, (400, 8))
     metric = find_metric(None, None, decisions=False)

@@ -40,7 +40,7 @@ def test_cheapest_proven_candidate_is_taken():
 
 
 def test_unproven_int8_gives_way_to_float_and_says_what_it_lacks():
-    """Too wide a bound: the smaller of two equally cheap floats is taken, and the reason names the samples needed."""
+    """With a too wide bound, the smaller of two equally cheap floats is chosen; the reason has the needed samples."""
     choice = pick(F32, F16, measured("int8", 100, 50, drop=(0.0, 0.03)), max_drop=0.001)
     assert (choice.chosen, choice.proven) == ("float16", True)
     verdict, reason = choice.verdicts["int8"]
@@ -49,7 +49,7 @@ def test_unproven_int8_gives_way_to_float_and_says_what_it_lacks():
 
 
 def test_accept_unproven_takes_the_point_estimate_and_marks_it():
-    """The same candidate is taken when asked for, and is not called proven."""
+    """With accept_unproven the same candidate is chosen and not marked as proven."""
     choice = pick(F32, measured("int8", 100, 50, drop=(0.0, 0.03)), accept=True)
     assert (choice.chosen, choice.proven) == ("int8", False)
 
@@ -62,7 +62,7 @@ def test_slower_candidate_is_never_taken_for_speed():
 
 
 def test_the_last_that_passes_before_the_first_failure_is_taken():
-    """From float towards the most aggressive: int8-weights passes, int8-dynamic fails, int8 is not tried any more."""
+    """In the order of tests, int8-weights passes, int8-dynamic fails, and int8 is not tested."""
     found = [
         F32,
         measured("int8-weights", 200, 90, drop=(0.0, 0.008)),
@@ -76,7 +76,7 @@ def test_the_last_that_passes_before_the_first_failure_is_taken():
 
 
 def test_the_order_of_trial_does_not_depend_on_the_proof():
-    """Whatever the proof split says of them, candidates are tried in one order."""
+    """The order of the tests does not depend on the proof split."""
     orders = set()
     for upper in (0.001, 0.5):
         found = [measured(name, size, size, drop=(0.0, upper)) for name, size in (("int8", 1), ("int8-weights", 3))]
@@ -85,7 +85,7 @@ def test_the_order_of_trial_does_not_depend_on_the_proof():
 
 
 def test_what_is_worse_for_the_aim_and_further_off_stays_out_of_the_way():
-    """A riskier candidate that costs more than a safer one could only end the sequence before its time."""
+    """A candidate that costs more and is further from float than another one is not tested."""
     risky = measured("int8-dynamic", 50, 60, divergence=0.1)
     choice = pick(F32, risky, measured("int8", 100, 50))
     assert choice.chosen == "int8"
@@ -96,7 +96,7 @@ def test_what_is_worse_for_the_aim_and_further_off_stays_out_of_the_way():
 
 
 def test_dominated_candidates_are_named_by_what_is_better():
-    """What costs no less, is no smaller and no nearer than another is never taken, whatever its proof."""
+    """A candidate that is no better than another in cost, size and distance is never chosen."""
     choice = pick(F32, measured("int8-dynamic", 150, 60, divergence=0.1), measured("int8", 100, 50))
     verdict, reason = choice.verdicts["int8-dynamic"]
     assert verdict == "dominated"
@@ -104,7 +104,7 @@ def test_dominated_candidates_are_named_by_what_is_better():
 
 
 def test_accept_unproven_says_proven_where_the_sequence_showed_it():
-    """The point estimate is asked only where nothing was shown."""
+    """The point estimate is used only where nothing was proven."""
     assert pick(F32, measured("int8", 100, 50), accept=True).proven
 
 
@@ -151,7 +151,7 @@ def test_limits_refuse_what_is_too_large():
 
 
 def test_nothing_within_budget_names_the_nearest():
-    """The refusal says which came nearest and why the others did not."""
+    """The error names the nearest candidate and the reasons of the others."""
     with pytest.raises(RefusedError, match="nearest is int8") as caught:
         pick(measured("int8", 400, 100, drop=(0.0, 0.03)), measured("float16", 200, 60, drop=(0.3, 0.4), choice=0.3))
     assert "float16" in str(caught.value)
@@ -159,13 +159,13 @@ def test_nothing_within_budget_names_the_nearest():
 
 
 def test_candidate_that_could_not_be_made_is_a_verdict():
-    """A backend's failure on one candidate leaves the others."""
+    """A fault of one candidate does not affect the others."""
     choice = pick(F32, measured("int8", 0, 50, fault="the quantizer failed"))
     assert choice.chosen == "float32"
     assert choice.verdicts["int8"] == ("failed", "the quantizer failed")
 
 
 def test_without_data_nothing_is_called_proven():
-    """Parity on random inputs lets a float candidate through, but proves nothing of quality."""
+    """Parity on random inputs accepts a float candidate but proves no quality."""
     choice = pick(measured("float32", 400, 100, same=True, drop=None))
     assert (choice.chosen, choice.proven) == ("float32", False)

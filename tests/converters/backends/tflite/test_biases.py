@@ -1,4 +1,4 @@
-"""Channels whose weights are next to nothing beside their bias, in static int8 through real quantizers and runtimes."""
+"""Channels whose weights are tiny beside their bias, in static int8, with real quantizers and runtimes."""
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ FADED = {"w0": (1, 5), "wd": (2,), "wp": (0, 3), "w9": (1,)}  # channels by weig
 
 
 def faded(share=1e-12):
-    """A network of which some channels have `share` of their weights, and what they gave before in their biases."""
+    """A network in which the weights of some channels are scaled by `share`, and their biases hold the usual output."""
     graph = separable()
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -50,7 +50,7 @@ def samples():
 
 @pytest.fixture(scope="module")
 def answered(child, samples, tmp_path_factory):
-    """Build static int8 of a network with a backend: (artifact, scores, the float model's scores, the workbench)."""
+    """Build static int8 of a network with a backend: (artifact, scores, the float model's scores, the context)."""
 
     def answered(graph, backend, recipe):
         context = ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path_factory.mktemp("biases"))
@@ -67,7 +67,7 @@ def answered(child, samples, tmp_path_factory):
 @pytest.mark.parametrize("share", [1e-6, 1e-12, 0.0])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_litert_answers_as_the_float_model_does(share, per_channel, answered, tmp_path):
-    """Convolutions of both kinds and a dense layer; the graph stays in one piece of the delegate."""
+    """Both kinds of convolutions and a dense layer answer as in float, and the delegate runs one piece."""
     recipe = Recipe("int8", per_channel=per_channel)
     artifact, found, expected, _ = answered(faded(share), LiteRTBackend, recipe)
     assert np.abs(found - expected).max() < NEAR
@@ -78,27 +78,27 @@ def test_litert_answers_as_the_float_model_does(share, per_channel, answered, tm
 
 
 def test_layers_of_4_bits_are_widened_too(answered):
-    """By their own number of levels."""
+    """4-bit layers are widened too, with their own number of levels."""
     _, found, expected, _ = answered(faded(), LiteRTBackend, Recipe("int8", int4_layers=("point1", "point2")))
     assert np.abs(found - expected).max() < 0.1
 
 
 @pytest.mark.parametrize(("backend", "symmetric"), [(OnnxCpuBackend, False), (OnnxTensorRTBackend, True)])
 def test_the_other_runtimes_bear_such_channels(backend, symmetric, answered):
-    """ONNX Runtime's quantizer widens scales by itself, and TensorRT takes biases in float."""
+    """ONNX Runtime's quantizer widens scales itself, and TensorRT has float biases."""
     _, found, expected, _ = answered(faded(), backend, Recipe("int8", symmetric=symmetric))
     assert np.abs(found - expected).max() < NEAR
 
 
 def test_without_wider_scales_the_answers_are_wrong(answered, monkeypatch):
-    """What all this is for; and the check that runs behind it names the layers."""
+    """Without wider scales the answers are wrong, and the check names the layers."""
     monkeypatch.setattr("converters.backends.litert.wider_weights", lambda before, after: {})
     artifact, found, expected, context = answered(faded(), LiteRTBackend, Recipe("int8"))
     assert np.abs(found - expected).max() > 10 * NEAR
     before = context.lowered(context.fixed).path.read_bytes()
     ranges = wider_weights(before, artifact.data)
     assert sum(int((one["max"] > 0).sum()) for one in ranges.values()) >= len(ranges) >= 4
-    with pytest.raises(ConversionError, match="biases beyond 32 bits"):
+    with pytest.raises(ConversionError, match="biases do not fit 32 bits"):
         require_biases(before, artifact.data)
 
 
@@ -109,7 +109,7 @@ def test_sound_networks_stay_as_they_are(answered):
 
 
 def test_other_channels_keep_their_scales_and_integers(answered, monkeypatch):
-    """Bit by bit what they are in a file that nothing was done to; those that faded have wider scales."""
+    """Other channels keep scales and integers bit by bit; only the scaled channels have wider scales."""
     widened, _, _, _ = answered(faded(1e-6), LiteRTBackend, Recipe("int8"))
     monkeypatch.setattr("converters.backends.litert.wider_weights", lambda before, after: {})
     plain, _, _, _ = answered(faded(1e-6), LiteRTBackend, Recipe("int8"))

@@ -1,4 +1,4 @@
-"""Which operator of a .tflite file is which canonical layer."""
+"""Matching of .tflite operators with canonical layers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.simulators import dense_models
 
 @pytest.fixture
 def layers():
-    """An autoencoder, and its weights as TensorFlow Lite keeps them: one row an output."""
+    """An autoencoder, and its weights in TensorFlow Lite's order: one row per output."""
     graph = dense_models.autoencoder()
     return graph, {f"dense{i}": np.ascontiguousarray(graph.constants[f"w{i}"].T) for i in range(5)}
 
@@ -20,7 +20,7 @@ def ops_of(weights):
 
 
 def test_order_does_not_matter(layers):
-    """Converters move branches; weights say which layer is which."""
+    """Converters reorder branches, so layers are matched by their weights."""
     graph, weights = layers
     names = list(weights)[::-1]
     assert match_layers(graph, ops_of({name: weights[name] for name in names})) == {n: i for i, n in enumerate(names)}
@@ -28,7 +28,7 @@ def test_order_does_not_matter(layers):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_layers_into_which_a_factor_was_multiplied_are_found(axis, layers):
-    """One factor for each input, as of a normalization before the layer, or for each output behind it."""
+    """Weights that differ by one factor per input or per output are matched, as behind a normalization."""
     graph, weights = layers
     factors = np.random.default_rng(1).uniform(0.5, 2, weights["dense1"].shape[axis]).astype(np.float32)
     weights["dense1"] = weights["dense1"] * np.expand_dims(factors, 1 - axis)
@@ -39,7 +39,7 @@ def test_layers_into_which_a_factor_was_multiplied_are_found(axis, layers):
 
 
 def test_layers_that_were_changed_otherwise_are_not_taken_for_another(layers):
-    """Of equal size, but other weights: no entry rather than a wrong one."""
+    """Other weights of equal size give no match."""
     graph, weights = layers
     weights["dense1"] = np.random.default_rng(2).normal(0, 1, weights["dense1"].shape).astype(np.float32)
     assert "dense1" not in match_layers(graph, ops_of(weights))
@@ -47,6 +47,6 @@ def test_layers_that_were_changed_otherwise_are_not_taken_for_another(layers):
 
 
 def test_what_is_no_file_is_named():
-    """By its first bytes."""
+    """A file with other first bytes is refused."""
     with pytest.raises(ConversionError, match=r"expected a \.tflite"):
         parse_tflite(b"something else")

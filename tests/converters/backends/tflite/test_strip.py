@@ -17,7 +17,7 @@ pytestmark = pytest.mark.heavy
 
 @pytest.fixture(scope="module")
 def files(child, tmp_path_factory):
-    """One classifier in each precision, as it was before and after the strip: {precision: (before, after)}."""
+    """A classifier in each precision, before and after the strip: {precision: (before, after)}."""
     folder = tmp_path_factory.mktemp("strip")
     graph = canonical(models.classifier(), "test")
     images, _ = models.patterns(20)
@@ -44,7 +44,7 @@ def test_stripped_file_is_smaller_and_answers_bit_by_bit(precision, files):
 
 
 def test_weights_lie_on_boundaries_of_16_and_names_are_gone(files):
-    """What kernels and the schema ask of weights holds, and no tensor has a name."""
+    """Weights stay aligned as the schema requires, and no tensor has a name."""
     model = schema.Model.GetRootAs(files["int8"][1].read_bytes(), 0)
     buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
     starts = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
@@ -55,13 +55,13 @@ def test_weights_lie_on_boundaries_of_16_and_names_are_gone(files):
 
 
 def test_stripping_twice_changes_nothing(files):
-    """What is stripped already comes back as it is."""
+    """A stripped file comes back unchanged."""
     data = files["int8"][1].read_bytes()
     assert strip(data) == data
 
 
 def test_weights_behind_the_flatbuffer_are_kept(files, tmp_path):
-    """Large weights may follow the flatbuffer; they come along."""
+    """Weights that lie after the flatbuffer are kept."""
     data = files["float32"][0].read_bytes()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     moved = next(buffer for buffer in model.buffers if buffer.data is not None and len(buffer.data) > 64)
@@ -78,7 +78,7 @@ def test_weights_behind_the_flatbuffer_are_kept(files, tmp_path):
 
 
 def test_changed_weight_is_found(files, tmp_path):
-    """The check is no formality: another weight is a parity error."""
+    """A changed weight is a parity error."""
     data = bytearray(files["float32"][1].read_bytes())
     model = schema.Model.GetRootAs(bytes(data), 0)
     largest = max((model.Buffers(i) for i in range(model.BuffersLength())), key=lambda b: b.DataLength())
@@ -90,7 +90,7 @@ def test_changed_weight_is_found(files, tmp_path):
 
 
 def test_what_is_no_tflite_is_refused():
-    """Other bytes are named."""
+    """Data of another format is refused with an error."""
     with pytest.raises(ConversionError, match=r"expected a \.tflite"):
         strip(b"not a model at all")
 
