@@ -1,4 +1,4 @@
-"""`edgekit-agent` as its own process, for tests that end it as a power cut or the kernel would."""
+"""Runs `edgekit-agent` as a process that tests can kill, like a power cut or the kernel does."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ class AgentProcess:
     """One agent in a folder with device.key, root.json and agent.toml.
 
     Attributes:
-        kills: How often `kill` ended it.
-        python: The interpreter that runs it.
-        url: Of its HTTP endpoint, since it started.
+        kills: Number of calls of `kill`.
+        python: The interpreter of the agent.
+        program: The module to run, and words before "run".
+        url: URL of its HTTP endpoint; empty before the start.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kills = 0
         self.python = sys.executable
-        self.program = ["device_agents"]  # module, and words before "run"
+        self.program = ["device_agents"]
         self.url = ""
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start, and wait for its line; fails with its log where it does not come."""
+        """Start the agent and wait for its ready line. Fails with the end of its log if the line does not come."""
         with (self.folder / "agent.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(self.python, "-m", *self.program, "run", "--config", str(self.folder / "agent.toml")),
@@ -50,22 +51,22 @@ class AgentProcess:
         self.url = line.split()[-1].decode()
 
     async def ended(self) -> int:
-        """Wait until it has ended by itself; its exit code."""
+        """Wait until the agent ends by itself. Returns its exit code."""
         return await self._process.wait()
 
     async def kill(self) -> None:
-        """SIGKILL: nothing of it runs any more."""
+        """Kill the agent with SIGKILL."""
         self.kills += 1
         await self.end(signal.SIGKILL)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end."""
+        """Send a signal and wait for the end. Returns the exit code."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
         return await self._process.wait()
 
     async def ask(self, model: str) -> str:
-        """The version that answers."""
+        """Send a request. Returns the version that answered."""
         return await asyncio.to_thread(self._ask, model)
 
     def _ask(self, model: str) -> str:
@@ -75,7 +76,7 @@ class AgentProcess:
             return json.loads(answer.read())["parameters"]["edgekit_version"]
 
     def state(self, model: str) -> UpdateRecord:
-        """What its journal says."""
+        """The record of a model in the journal."""
         return Journal(FolderDisk(self.folder / "state")).models().get(model, UpdateRecord())
 
     def files(self) -> set[str]:
@@ -84,5 +85,5 @@ class AgentProcess:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
     def log(self) -> str:
-        """All that it has logged."""
+        """The log so far."""
         return (self.folder / "agent.log").read_text()

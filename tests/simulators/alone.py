@@ -1,4 +1,4 @@
-"""Runs a function in a fresh process, to measure memory where no other test has allocated or freed any."""
+"""Runs a function in a new process, to measure memory without the allocations of other tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ T = TypeVar("T")
 
 
 def alone(function: Callable[..., T], *args: Any) -> T:
-    """Run a function of a module in a process of its own; returns what it returns and raises what it raises."""
+    """Run a module-level function in a new process. Returns its result, or raises its exception."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

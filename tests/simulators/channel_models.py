@@ -1,4 +1,4 @@
-"""Networks with channels that are dead: 0 for every input, or 0 on ordinary inputs only."""
+"""Networks with dead channels: 0 for every input, or 0 for ordinary inputs only."""
 
 import numpy as np
 from onnx import helper
@@ -7,11 +7,11 @@ from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from tests.simulators.models import model_of, patterns
 
-NEVER, SELDOM = "never", "seldom"  # a dead channel has no weights and a bias below 0, or a bias far below 0
+NEVER, SELDOM = "never", "seldom"  # NEVER: no weights, bias below 0; SELDOM: weights, bias far below 0
 
 
 class Net:
-    """A graph for images (batch, channels, size, size), layer by layer; every method returns the name of a tensor."""
+    """Builds a graph for images (batch, channels, size, size) layer by layer. Layer methods return a tensor's name."""
 
     def __init__(self, seed=0, channels=2, size=8):
         self.rng = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ class Net:
         return name
 
     def conv(self, x, width, *, kernel=3, group=1, stride=1, dead=(), how=NEVER, bias=True):
-        """A convolution; of its channels those in `dead` give no more than -1, always or on ordinary inputs."""
+        """A convolution. The channels in `dead` give at most -1: always (NEVER), or for ordinary inputs (SELDOM)."""
         fan = self.widths[x] // group * kernel * kernel
         w = self.rng.normal(0, 1.5 / np.sqrt(fan), (width, self.widths[x] // group, kernel, kernel))
         b = self.rng.normal(0.2, 0.3, width)
@@ -41,9 +41,9 @@ class Net:
             w[dead], b[dead] = 0, -1
         else:
             b[dead] = -200
-        given = [x, self.constant(w.astype(np.float32))]
-        given += [self.constant(b.astype(np.float32))] if bias else []
-        return self.op("Conv", given, width, group=group, pads=[kernel // 2] * 4, strides=[stride] * 2)
+        inputs = [x, self.constant(w.astype(np.float32))]
+        inputs += [self.constant(b.astype(np.float32))] if bias else []
+        return self.op("Conv", inputs, width, group=group, pads=[kernel // 2] * 4, strides=[stride] * 2)
 
     def deep(self, x, **how):
         return self.conv(x, self.widths[x], group=self.widths[x], **how)
@@ -63,7 +63,7 @@ class Net:
         return self.op("Gemm", [x, w, b], width)
 
     def head(self, x, width=3):
-        """Global pooling and a dense layer: the usual end."""
+        """Global pooling and a dense layer."""
         flat = self.op("Flatten", [self.op("GlobalAveragePool", [x])])
         return self.dense(flat, self.widths[x], width)
 
@@ -83,7 +83,7 @@ class Net:
 
 
 def random_network(seed, how):
-    """A network of random blocks with random dead channels in every layer; its graph and its Net."""
+    """A network of random blocks with random dead channels in every layer. Returns its graph and its Net."""
     net = Net(seed, channels=2, size=8)
     rng = np.random.default_rng(seed + 1000)
 
@@ -136,10 +136,10 @@ def random_network(seed, how):
 
 
 def mobile(live=6, width=48, seed=0, classes=3, *, bounded=False):
-    """Tells `patterns` apart with depthwise and pointwise layers and one skip, of whose channels `live` are awake.
+    """A classifier of `patterns` with depthwise and pointwise layers and skips, and `live` live channels.
 
-    The others are so on images far brighter than any of `patterns` only, or where activations are `bounded` by 6 on
-    none. The last layer is fitted by least squares.
+    The other channels are dead for all of `patterns`, and live only for much brighter images. With `bounded` (ReLU6)
+    they are dead for every image. The last layer is fitted by least squares.
     """
     net = Net(seed, channels=1, size=8)
     dead = range(live, width)

@@ -12,14 +12,19 @@ from edgekit.tensors import Array
 
 
 class MemoryCloud:
-    """Answers `outputs`, after `fault` (where one is set) has been raised, once `gate` is open."""
+    """Waits until `gate` is set, then raises `fault` if there is one, else returns `outputs`.
+
+    Attributes:
+        arrivals: Released once for each call.
+        asked: Model, inputs and time-out of each call.
+    """
 
     def __init__(self, outputs: Mapping[str, Array]) -> None:
         self.outputs = dict(outputs)
         self.fault: CloudError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
-        self.arrivals = asyncio.Semaphore(0)  # one for each call
+        self.arrivals = asyncio.Semaphore(0)
         self.asked: list[tuple[str, dict[str, Array], float]] = []
 
     async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Small convolutional networks in ONNX: a residual one, and one of depthwise and pointwise layers."""
+"""Small convolutional networks in ONNX: a residual network, and networks of depthwise and pointwise layers."""
 
 import numpy as np
 from onnx import helper
@@ -49,7 +49,7 @@ def residual(seed=0):
 
 
 def separable(seed=0):
-    """Conv, then twice depthwise and pointwise (the second pair has the weights of the first), pool, dense, softmax."""
+    """Conv, two pairs of depthwise and pointwise layers with the same weights, pool, dense, softmax."""
     rng = np.random.default_rng(seed)
     nodes, last = [helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], name="first", pads=[1] * 4)], "c0"
     for i in (1, 2):
@@ -87,9 +87,9 @@ def mobile(seed=0, size=32):
         return f"{y}r"
 
     last, channels = conv("x", "c0", 3, 16, stride=2), 16
-    for i, (wanted, stride) in enumerate([(32, 1), (48, 2), (48, 1), (96, 2), (96, 1)]):
+    for i, (width, stride) in enumerate([(32, 1), (48, 2), (48, 1), (96, 2), (96, 1)]):
         last = conv(last, f"d{i}", channels, channels, stride=stride, group=channels)
-        last, channels = conv(last, f"p{i}", channels, wanted, width=1), wanted
+        last, channels = conv(last, f"p{i}", channels, width, width=1), width
     nodes.append(helper.make_node("GlobalAveragePool", [last], ["g"], name="g"))
     nodes.append(helper.make_node("Flatten", ["g"], ["f"], name="f"))
     weights["head"] = rng.normal(0, 0.3, (channels, 10)).astype(np.float32)

@@ -1,16 +1,16 @@
-"""A file system whose power goes before any chosen call: what was not fsynced is lost, as strictly as POSIX allows.
+"""A file system with a power cut before a chosen call. Data that was not fsynced is lost, as far as POSIX allows.
 
     calls = CrashCalls(state, after, Loss.STRICT)
     disk = FolderDisk(state, calls=calls)
-    calls.cut_at = 7        # the 7th call that changes anything is not done, nor any later one
+    calls.cut_at = 7        # the power fails before the 7th call that changes something
 
-At the cut, `after` becomes the folder that the device finds when the power is back:
+At the power cut, `after` becomes the folder that the device finds after the next start:
 
-* STRICT: a file has the bytes of its last fsync (none: it is empty), a folder the names of its last fsync;
-* KEPT: everything that was done is there, as when only the process ends;
-* MIXED: for each file and folder one of the two by lot, and files that were never synced are cut off or zeroed.
+* STRICT: a file has the bytes of its last fsync (or is empty), and a folder has the names of its last fsync;
+* KEPT: all changes are there, as if only the process had ended;
+* MIXED: a random choice of the two for each file and folder; files that were never synced can be cut off or zeroed.
 
-Files that were written past these calls (the cache of trusted metadata) were never synced, and fare accordingly.
+Files written without these calls (the cache of trusted metadata) count as never synced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FOLDER, _UNKNOWN = -1, -2
 
 
 class Loss(str, enum.Enum):
-    """What becomes of what was not synced."""
+    """The state of unsynced data after the power cut."""
 
     STRICT = "strict"
     KEPT = "kept"
@@ -38,18 +38,18 @@ class Loss(str, enum.Enum):
 
 
 class CrashCalls(DiskCalls):
-    """Counts every call that changes something, and ends the device before the one that was chosen.
+    """Counts every call that changes something, and cuts the power before the chosen call.
 
     Args:
-        root: The folder that is watched; what is in it now is durable.
-        after: Made at the cut.
-        loss: What is lost.
-        seed: Of the lots that MIXED draws.
-        die: Called at the cut once `after` stands; raises PowerCut where None.
+        root: The watched folder. Its present content is durable.
+        after: Folder with the durable state; created at the power cut.
+        loss: Which unsynced data is lost.
+        seed: Seed of the random choices of MIXED.
+        die: Called at the power cut, after `after` was created. None raises PowerCut.
 
     Attributes:
-        cut_at: Number of the call; 0 for never.
-        count: Calls so far.
+        cut_at: Number of the call before which the power fails; 0 for never.
+        count: Number of calls so far.
         kinds: Names of the calls so far, in order.
     """
 
@@ -57,7 +57,7 @@ class CrashCalls(DiskCalls):
         self, root: Path, after: Path, loss: Loss, *, seed: int = 0, die: Callable[[], None] | None = None
     ) -> None:
         self._root, self._after, self._loss, self._die = root, after, loss, die
-        self._lots = random.Random(seed)
+        self._random = random.Random(seed)
         self._new = itertools.count()
         self._live: dict[Path, int] = {}
         self._bytes: dict[int, bytes] = {}
@@ -73,7 +73,7 @@ class CrashCalls(DiskCalls):
 
     @property
     def off(self) -> bool:
-        """True once the power has gone."""
+        """True after the power cut."""
         return bool(self.cut_at) and self.count >= self.cut_at
 
     # --- the calls
@@ -128,13 +128,13 @@ class CrashCalls(DiskCalls):
 
     def rmdir(self, path: Path) -> None:
         self._before("rmdir")
-        super().rmdir(path)  # its names are kept: where the parent was not synced, all of it comes back
+        super().rmdir(path)  # keep its names: if the parent was not synced, the folder comes back with its content
 
     # --- the cut
 
     def _before(self, kind: str) -> None:
         if self.off:
-            raise PowerCut(f"{kind} after the cut")
+            raise PowerCut(f"{kind} after the power cut")
         self.count += 1
         self.kinds.append(kind)
         if self.off:
@@ -178,14 +178,14 @@ class CrashCalls(DiskCalls):
         live = path.read_bytes()
         if durable or live == durable:
             return live
-        return self._lots.choice([live, live[: len(live) // 2], bytes(len(live))])
+        return self._random.choice([live, live[: len(live) // 2], bytes(len(live))])
 
     def _untracked(self, folder: Path, target: Path) -> None:
-        """Written past these calls, and never synced."""
+        """Copy some files of a folder that was written without these calls: whole, empty or cut off."""
         for path in folder.iterdir() if folder.is_dir() and self._mixed() else ():
             if path.is_file() and not path.is_symlink() and self._mixed():
                 data = path.read_bytes()
-                (target / path.name).write_bytes(self._lots.choice([data, b"", data[: len(data) // 2]]))
+                (target / path.name).write_bytes(self._random.choice([data, b"", data[: len(data) // 2]]))
 
     def _mixed(self) -> bool:
-        return self._loss is Loss.MIXED and self._lots.random() < 0.5
+        return self._loss is Loss.MIXED and self._random.random() < 0.5

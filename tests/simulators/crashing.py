@@ -1,6 +1,6 @@
-"""A runtime that crashes, hangs, leaks or raises on demand; a worker process opens it by LOADER.
+"""A runtime that crashes, hangs, leaks memory or raises on demand. A worker process opens it through LOADER.
 
-The demand is the first number of the input ``x``.
+The first number of the input selects the fault: one of the constants below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAK_BYTES = 2**27
 
 
 class Crashing:
-    """A real runtime beside the ways to end."""
+    """A real runtime with faults on demand."""
 
     providers = (("FastProvider", "CPUExecutionProvider"), ("CPUExecutionProvider",))
 
@@ -33,18 +33,18 @@ class Crashing:
         self.inputs, self.outputs, self.provider = self._real.inputs, self._real.outputs, self._real.provider
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        demand = float(next((value.ravel()[0] for value in inputs.values() if value.size), 0.0))
-        if demand == SEGFAULT:
+        fault = float(next((value.ravel()[0] for value in inputs.values() if value.size), 0.0))
+        if fault == SEGFAULT:
             os.kill(os.getpid(), signal.SIGSEGV)
-        elif demand == HANG:
-            ctypes.PyDLL(None).sleep(600)  # in native code, with the interpreter's lock
-        elif demand == RAISE:
+        elif fault == HANG:
+            ctypes.PyDLL(None).sleep(600)  # in native code, while holding the GIL
+        elif fault == RAISE:
             raise ValueError("a bug")
-        elif demand == EXIT:
+        elif fault == EXIT:
             os._exit(7)
-        elif demand == REFUSE:
+        elif fault == REFUSE:
             raise RuntimeLoadError("the runtime failed", advice="Try another.")
-        elif demand == LEAK:
+        elif fault == LEAK:
             self._leaked.append(b"x" * LEAK_BYTES)
         return self._real.run(inputs)
 
@@ -53,7 +53,7 @@ class Crashing:
 
 
 def open_it(manifest: Manifest, folder: Path, **options: Any) -> Crashing:
-    """Open it; crashes while the file `crash_while` is there."""
+    """Open the runtime. The process crashes if the file named by the option `crash_while` exists."""
     if os.path.exists(options.get("crash_while", "")):
         os.kill(os.getpid(), signal.SIGSEGV)
     return Crashing(manifest, folder)

@@ -1,7 +1,7 @@
-"""`edgekit-agent` on a file system whose power goes.
+"""Runs `edgekit-agent` on a file system with a power cut.
 
 ``python -m tests.simulators.crashing_agent AFTER CALL LOSS run --config ...`` ends with SIGKILL before its CALL-th call
-that changes a file; AFTER is then the state folder that the device finds.
+that changes a file. AFTER is then the state folder of the next start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.simulators.crash import CrashCalls, Loss
 
 
 def main() -> None:
-    """Put the file system under the agent, and run it."""
+    """Run the agent with this file system."""
     after, call, loss = Path(sys.argv[1]), int(sys.argv[2]), Loss(sys.argv[3])
     del sys.argv[1:4]
     disks: dict[Path, FolderDisk] = {}
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def die() -> None:
-    """The power goes."""
+    """End the process, like a power cut."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

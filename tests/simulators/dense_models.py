@@ -64,22 +64,25 @@ class _Builder:
         return self.op("Add", [self.op("MatMul", [x, f"{name}.w"], f"{name}.m"), f"{name}.b"], name)
 
     def norm(self, x, name, size, *, whole):
-        """LayerNormalization, whole or as older exporters take it apart; all of them share their constants."""
+        """LayerNormalization as one node (`whole`) or as primitive nodes, like older exporters write it.
+
+        All calls share their constants.
+        """
         scale = self.constant("norm.scale", np.linspace(0.9, 1.1, size, dtype=np.float32))
         shift = self.constant("norm.shift", np.linspace(-0.1, 0.1, size, dtype=np.float32))
         if whole:
             return self.op("LayerNormalization", [x, scale, shift], name, axis=-1)
         self.constant("two", np.float32(2))
         self.constant("tiny", np.float32(1e-5))
-        away = self.op("Sub", [x, self.op("ReduceMean", [x], f"{name}.mean", axes=[-1])], f"{name}.d")
-        variance = self.op("ReduceMean", [self.op("Pow", [away, "two"], f"{name}.sq")], f"{name}.var", axes=[-1])
+        centred = self.op("Sub", [x, self.op("ReduceMean", [x], f"{name}.mean", axes=[-1])], f"{name}.d")
+        variance = self.op("ReduceMean", [self.op("Pow", [centred, "two"], f"{name}.sq")], f"{name}.var", axes=[-1])
         root = self.op("Sqrt", [self.op("Add", [variance, "tiny"], f"{name}.e")], f"{name}.root")
-        scaled = self.op("Mul", [self.op("Div", [away, root], f"{name}.n"), scale], f"{name}.g")
+        scaled = self.op("Mul", [self.op("Div", [centred, root], f"{name}.n"), scale], f"{name}.g")
         return self.op("Add", [scaled, shift], name)
 
 
 def encoder(seed=0, steps=8, size=16, heads=2, *, whole_norms=False):
-    """One encoder block (attention, then a Gelu network, each normalized and added), a mean over steps, a head."""
+    """One encoder block (attention and a Gelu network, each with normalization and skip), a mean over steps, a head."""
     b = _Builder(seed)
     b.constant("split", np.array([0, steps, heads, size // heads], np.int64))
     b.constant("join", np.array([0, steps, size], np.int64))

@@ -1,9 +1,9 @@
-"""A disk in memory whose power can be cut at any write, and which can fail or be full at any write.
+"""A disk in memory with a power cut, a fault or no free space at any write.
 
-    disk = FaultyDisk(cut_at=7)      # the 7th change is not done; every later one raises PowerCut too
+    disk = FaultyDisk(cut_at=7)      # the 7th change and all later ones raise PowerCut
     survivor = disk.after_power_cut()
 
-What was not synced is lost: a file written in place keeps the bytes of its last sync, zeros where there was none.
+Unsynced data is lost: a file written in place has the bytes of its last sync, or zeros if it was never synced.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from edgekit.storage.disk import MemoryDisk
 
 
 class PowerCut(BaseException):
-    """The device has no power: not an Exception, since no code of it runs any more."""
+    """The device has no power. It is no Exception, because code of the device must not handle it."""
 
 
 class FaultyDisk(MemoryDisk):
-    """MemoryDisk with a durable copy beside it, and faults by the number of the change.
+    """A MemoryDisk with a copy of its durable data, and faults at chosen changes.
 
     Attributes:
-        changes: How many changes were asked for.
-        cut_at: The change before which the power goes; 0 for never.
-        fault: Called with (change number, method, name); raises what that change raises.
+        changes: Number of changes so far.
+        cut_at: Number of the change before which the power fails; 0 for never.
+        fault: Called with (change number, method, name) before each change; raises an error to make the change fail.
     """
 
     def __init__(self, *, cut_at: int = 0, capacity: int = 1 << 40, fault: Callable | None = None) -> None:
@@ -35,14 +35,14 @@ class FaultyDisk(MemoryDisk):
         self.fault = fault
 
     def after_power_cut(self, *, cut_at: int = 0) -> FaultyDisk:
-        """What the device finds when the power is back."""
+        """The disk that the device finds after the power cut: the durable data."""
         disk = FaultyDisk(cut_at=cut_at, capacity=self.capacity)
         disk.files, disk.durable, disk.folders = dict(self.durable), dict(self.durable), set(self.folders)
         return disk
 
     @property
     def off(self) -> bool:
-        """True once the power has gone."""
+        """True after the power cut."""
         return bool(self.cut_at) and self.changes >= self.cut_at
 
     def _change(self, method: str, name: str) -> None:
@@ -53,37 +53,37 @@ class FaultyDisk(MemoryDisk):
             self.fault(self.changes, method, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Atomic and durable."""
+        """Write a file; atomic and durable."""
         self._change("write", name)
         super().write(name, data)
         self.durable[name] = bytes(data)
 
     def preallocate(self, name: str, size: int) -> None:
-        """The size is durable, the bytes are zeros."""
+        """Allocate a file: the size is durable, the bytes are zeros."""
         self._change("preallocate", name)
         super().preallocate(name, size)
         self.durable[name] = self.durable.get(name, b"")[:size].ljust(size, b"\0")
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
-        """Not durable."""
+        """Write in place; not durable before `sync`."""
         self._change("write_at", name)
         super().write_at(name, offset, data)
 
     def sync(self, name: str) -> None:
-        """Durable from here on."""
+        """Make the content of a file durable."""
         self._change("sync", name)
         super().sync(name)
         if name in self.files:
             self.durable[name] = self.files[name]
 
     def rename(self, source: str, target: str) -> None:
-        """The name is durable, the bytes are what was synced."""
+        """Rename a file: the name is durable, the durable bytes are those of the last sync."""
         self._change("rename", source)
         super().rename(source, target)
         self.durable[target] = self.durable.pop(source, b"")
 
     def remove(self, name: str) -> None:
-        """A folder goes file by file, so that the power can go in the middle."""
+        """Remove a file or folder. Each file of a folder is one change, so the power can fail between two files."""
         inside = sorted(entry for entry in self.files if entry == name or entry.startswith(f"{name}/"))
         for entry in inside:
             self._change("remove", entry)
@@ -93,6 +93,6 @@ class FaultyDisk(MemoryDisk):
 
 
 def full(change: int, method: str, name: str) -> None:
-    """A fault: no space for anything new."""
+    """A fault: no space for new data."""
     if method in ("write", "preallocate", "write_at"):
         raise DiskError(f"no space left for {name}")

@@ -10,7 +10,12 @@ from edgekit.serving.session.statistics import Statistics
 
 
 class Echo:
-    """Answers its inputs once `gate` is open."""
+    """Returns the inputs of each request once `gate` is set.
+
+    Attributes:
+        asked: Set once a request has arrived.
+        requests: Number of requests so far.
+    """
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -20,7 +25,7 @@ class Echo:
         self.requests = 0
 
     async def arrived(self, count: int) -> None:
-        """Wait until so many requests have come."""
+        """Wait until `count` requests have arrived."""
         async with self._arrivals:
             await asyncio.wait_for(self._arrivals.wait_for(lambda: self.requests >= count), 10)
 

@@ -1,4 +1,4 @@
-"""Small ONNX models with several inputs or outputs, of either layout, and a GRU."""
+"""Small ONNX models with several inputs or outputs, in both layouts, and a GRU."""
 
 import numpy as np
 from onnx import helper
@@ -16,7 +16,7 @@ def _node(kind, inputs, outputs, **attributes):
 
 
 def gru(seed=0, hidden=12, features=6):
-    """A GRU both ways over five steps, whose every answer goes through one dense layer."""
+    """A bidirectional GRU over five steps, with one dense layer on the output of each step."""
     rng = np.random.default_rng(seed)
     weights = {
         "w": rng.normal(0, 0.3, (2, 3 * hidden, features)).astype(np.float32),
@@ -36,7 +36,10 @@ def gru(seed=0, hidden=12, features=6):
 
 
 def detector(seed=0, size=16, classes=3):
-    """Two scales, the coarse one resized and joined to the fine; boxes (y, x, h, w) and scores for each cell."""
+    """A detector with two scales: the coarse one is resized and joined to the fine one.
+
+    The outputs are boxes (y, x, h, w) and scores for each cell.
+    """
     rng = np.random.default_rng(seed)
     cells = (size // 4) ** 2
     weights = {
@@ -80,7 +83,7 @@ def detector(seed=0, size=16, classes=3):
 
 
 def two_inputs(seed=0):
-    """An image and a few numbers, joined; a class and a value come out."""
+    """Two inputs, an image and five numbers; two outputs, a class and a value."""
     rng = np.random.default_rng(seed)
     weights = {
         "w0": _weights(rng, 6, 1, 3, 3),
@@ -106,7 +109,7 @@ def two_inputs(seed=0):
 
 
 def image_to_image(seed=0):
-    """A channel-last autoencoder of convolutions, as TensorFlow's exporter writes it: channel-first within."""
+    """A convolutional autoencoder with channel-last input and output and channel-first layers, as tf2onnx writes it."""
     rng = np.random.default_rng(seed)
     weights = {
         "w0": _weights(rng, 6, 2, 3, 3),
@@ -127,7 +130,7 @@ def image_to_image(seed=0):
 
 
 def joined_detector(seed=0, size=32, classes=3):
-    """Boxes in pixels of an image 320 wide, and scores, joined in one output: what most detectors are exported as."""
+    """A detector with boxes (pixels of an image 320 pixels wide) and scores in one output, like most exported ones."""
     rng = np.random.default_rng(seed)
     cells = (size // 4) ** 2
     weights = {
@@ -160,7 +163,7 @@ def joined_detector(seed=0, size=32, classes=3):
 
 
 def levels(seed=0, size=16, classes=2):
-    """As YOLO's heads: each of two levels joins boxes and scores of its anchors, and the levels are joined."""
+    """A detector with two levels, like YOLO: each joins boxes and scores of its anchors; both are joined."""
     rng = np.random.default_rng(seed)
     weights = {"w0": _weights(rng, 8, 3, 3, 3), "width": np.float32(320)}
     nodes = [_node("Conv", ["image", "w0"], ["r0"], pads=[1] * 4, strides=[4, 4])]
@@ -187,7 +190,10 @@ def levels(seed=0, size=16, classes=2):
 
 
 def joined_features(ratio=100.0, seed=0):
-    """Two branches, the first `ratio` times as wide in its values, joined: for a layer, and as an output."""
+    """Two joined branches; the values of the first have `ratio` times the range of the second.
+
+    The joined tensor is an output and the input of a layer.
+    """
     rng = np.random.default_rng(seed)
     weights = {
         "w0": _weights(rng, 16, 3, 3, 3),

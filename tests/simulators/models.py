@@ -1,4 +1,4 @@
-"""Small ONNX models and data, made on the spot."""
+"""Small ONNX models and data for tests."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def model_of(nodes, inputs, outputs, weights=None, *, opset=17, domains=()):
 
 
 def patterns(rows, *, classes=3, size=8, seed=0):
-    """Noisy stripes across, stripes down, a chequerboard, and plain grey: images (rows, 1, size, size) and labels."""
+    """Noisy images (rows, 1, size, size) with labels: horizontal and vertical stripes, chequerboards, plain grey."""
     rng = np.random.default_rng(seed)
     down, across = np.mgrid[0:size, 0:size] % 2
     kinds = np.stack([down, across, down ^ across, np.full((size, size), 0.5)])
@@ -33,7 +33,7 @@ def patterns(rows, *, classes=3, size=8, seed=0):
 
 
 def classifier(*, batch="batch", size=8, classes=3, seed=0, softmax=True):
-    """Tells `patterns` apart, channel first: Conv, BatchNormalization, Relu, GlobalAveragePool, Gemm, Softmax.
+    """A channel-first classifier of `patterns`: Conv, BatchNormalization, Relu, GlobalAveragePool, Gemm, Softmax.
 
     The convolution is random and the dense layer is fitted to it by least squares.
     """
@@ -70,7 +70,7 @@ def saved(model, path: Path) -> Path:
 
 
 def labelled_data(path: Path, *, rows=500, seed=3) -> Path:
-    """An .npz with patterns (x) and their classes (y)."""
+    """Write an .npz with patterns (x) and their classes (y), and return its path."""
     images, labels = patterns(rows, seed=seed)
     np.savez(path, x=images, y=labels)
     return path

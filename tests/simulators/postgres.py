@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, on a socket in a temporary folder, from the binaries that Debian installs."""
+"""Starts a PostgreSQL server for tests, on a socket in a temporary folder, with the programs of Debian's package."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ START_SECONDS = 60
 
 
 def find_binaries() -> Path | None:
-    """The folder of the newest `initdb` and `pg_ctl` on this machine; None where there is none."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    return max(found, key=lambda path: int(path.parent.name), default=None)
+    """The folder of the newest `initdb` and `pg_ctl` on this machine; None without PostgreSQL."""
+    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    return max(folders, key=lambda path: int(path.parent.name), default=None)
 
 
 def missing() -> str:
-    """What keeps a server from being started here; empty where nothing does."""
+    """The reason why no server can be started on this machine; empty if one can."""
     if find_binaries() is None:
         return "PostgreSQL is not installed"
     if os.geteuid() == 0 and (shutil.which("runuser") is None or USER not in {one.pw_name for one in pwd.getpwall()}):
@@ -38,8 +38,10 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
-    """Start a server; gives the URL of its empty database, and ends the server afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-postgres-"))  # not below pytest's, which other users cannot enter
+    """Start a server, yield the URL of its empty database, and stop the server."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="edgekit-postgres-")
+    )  # not in pytest's folder, which other users cannot enter
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, USER)
@@ -56,7 +58,7 @@ def running_postgres() -> Iterator[str]:
 
 
 def emptied(url: str) -> str:
-    """The same URL, once everything in its database is gone."""
+    """Remove all tables of a database, and return its URL."""
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")

@@ -66,7 +66,7 @@ class Device:
 
     def fetch(self, name: str) -> bytes:
         self.fetched.append(name)
-        found = self.files.get(name, self.blobs.get(METADATA + name, NotFoundError(f"no {name}")))
-        if isinstance(found, Exception):
-            raise found
-        return found
+        content = self.files.get(name, self.blobs.get(METADATA + name, NotFoundError(f"no {name}")))
+        if isinstance(content, Exception):
+            raise content
+        return content

@@ -1,4 +1,4 @@
-"""A device of real parts in one process: files, runtime, inference, trusted metadata; only the broker is in memory."""
+"""A device of real parts in one process: files, runtime, inference, trusted metadata. Only the broker is in memory."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ FILES = ("golden.npz", "labels.bin", "manifest.json", "model.onnx")
 
 
 def publish_real(desk: Desk, folder: Path, version: str, **how: object) -> Entry:
-    """Publish a version of model ``digits`` that really runs, with some blocks of its own."""
-    made = folder / version
-    manifest = onnx_bundle(made, name="digits", version=version, **how)
+    """Publish a version of the model ``digits`` that a runtime can load, with a labels file of several blocks."""
+    bundle = folder / version
+    manifest = onnx_bundle(bundle, name="digits", version=version, **how)
     labels = random.Random(version).randbytes(LABELS_BYTES)
-    (made / "labels.bin").write_bytes(labels)
+    (bundle / "labels.bin").write_bytes(labels)
     manifest = msgspec.structs.replace(manifest, files=(*manifest.files, file_entry("labels.bin", "labels", labels)))
-    (made / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
-    return publish(desk.store, desk.repository, made).entry
+    (bundle / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
+    return publish(desk.store, desk.repository, bundle).entry
 
 
 class RealDevice(Device):
-    """As Device, but on a folder.
+    """A Device on a real folder.
 
     Args:
-        folder: Of the device: its key, and `state`, which is what a power cut is about.
+        folder: Folder of the device, with its key and `state`. A power cut affects `state`.
     """
 
     def __init__(self, folder: Path, broker: MemoryBroker, root: bytes) -> None:
@@ -50,23 +50,23 @@ class RealDevice(Device):
         self.inference = InferenceService()
 
     async def self_test(self, manifest: Manifest, folder: Path) -> object:
-        """With a runtime of its own."""
+        """Run the self-test with a separate runtime."""
         return await run_self_test(manifest, folder)
 
     @property
     def off(self) -> bool:
-        """True once the power has gone."""
+        """True after the power cut."""
         return self.calls is not None and self.calls.off
 
     def cut_power_at(self, call: int, loss: Loss, *, seed: int = 0) -> None:
-        """From the next start on: the power goes before that call."""
+        """After the next start, the power fails before this call."""
         self.calls = CrashCalls(self.folder / "state", self.folder / "after", loss, seed=seed)
         self.calls.cut_at = call
         self.disk = FolderDisk(self.folder / "state", calls=self.calls)
 
     async def kill(self) -> None:
-        """The process goes; the folder becomes what the power cut left of it, where there was one."""
-        if self.task is not None:  # else it died while it started
+        """End the agent at once. After a power cut, `state` becomes the durable data."""
+        if self.task is not None:  # None if the power failed during the start
             await super().kill()
         await self.inference.close()
         self.inference = InferenceService()
@@ -76,13 +76,13 @@ class RealDevice(Device):
         self.calls, self.disk = None, FolderDisk(self.folder / "state")
 
     async def stop(self) -> None:
-        """End in order."""
+        """Stop the agent cleanly."""
         await super().stop()
         await self.inference.close()
         self.inference = InferenceService()
 
     async def answering(self) -> str:
-        """The version that answers an application now; empty where none does."""
+        """The version that answers a request now; empty if no model is active."""
         if "digits" not in self.inference.models():
             return ""
         answer = await self.inference.infer("digits", {"x": SURE})
@@ -92,11 +92,11 @@ class RealDevice(Device):
     def files(self) -> set[str]:
         """Every file of slots and downloads."""
         root = self.folder / "state"
-        inside = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-        return {name for name in inside if name.startswith(("models/", "incoming/"))}
+        names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        return {name for name in names if name.startswith(("models/", "incoming/"))}
 
     def check_rest(self) -> None:
-        """Journal and pointer agree, what they name is whole to the last byte, and nothing else takes space."""
+        """Check that journal and pointer agree, the active bundle is complete, and no other files exist."""
         slots, state = Slots(self.disk, "digits"), self.state
         pointer = slots.pointer()
         assert state.active is not None
@@ -105,5 +105,5 @@ class RealDevice(Device):
         manifest = slots.manifest(pointer.active, state.active.digest)
         for entry in manifest.files:
             verify_file(self.disk, f"{slots.folder(pointer.active)}/{entry.path}", entry)
-        whole = {f"models/digits/{slot}/{name}" for slot in "ab" for name in FILES}
-        assert self.files() <= {*whole, "models/digits/active"}
+        allowed = {f"models/digits/{slot}/{name}" for slot in "ab" for name in FILES}
+        assert self.files() <= {*allowed, "models/digits/active"}

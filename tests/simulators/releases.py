@@ -1,4 +1,4 @@
-"""The files that earlier releases wrote (`tests/assets/release-*`), and copies of them for tests that change them."""
+"""Files that earlier releases wrote (`tests/assets/release-*`), and copies of them for tests that change files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 class Release:
-    """One release's files.
+    """The files of one release.
 
     Attributes:
-        folder: Where they lie. Tests read them, and change copies only.
-        made_at: Wall clock seconds when the control side was copied; every signature holds then.
+        folder: Folder of the files. Tests must not change it; they change copies.
+        made_at: Wall clock in seconds when the files were copied. All signatures are valid at that time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,13 +36,13 @@ class Release:
         return folder
 
     def keys(self, out: Path, name: str) -> Path:
-        """A copy of a folder that holds keys."""
+        """A copy of a folder with keys."""
         return self._copy(name, out / name)
 
     def _copy(self, name: str, out: Path) -> Path:
         shutil.copytree(self.folder / name, out)
         for path in out.rglob("*.key"):
-            path.chmod(0o600)  # git does not keep that others may not read it
+            path.chmod(0o600)  # git does not store this mode, and edgekit requires it
         return out
 
 

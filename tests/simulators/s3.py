@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Run the server; yields its endpoint."""
+    """Run the server, and yield its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.objects = {}  # type: ignore[attr-defined]
     server.lock = threading.Lock()  # type: ignore[attr-defined]
@@ -42,10 +42,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.lock:  # type: ignore[attr-defined]
-            there = self.server.objects.get(self.key)  # type: ignore[attr-defined]
-            wanted = self.headers.get("If-Match")
-            taken = self.headers.get("If-None-Match") == "*" and there is not None
-            if taken or (wanted is not None and (there is None or _tag(there) != wanted)):
+            current = self.server.objects.get(self.key)  # type: ignore[attr-defined]
+            expected = self.headers.get("If-Match")
+            exists = self.headers.get("If-None-Match") == "*" and current is not None
+            if exists or (expected is not None and (current is None or _tag(current) != expected)):
                 return self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
             self.server.objects[self.key] = body  # type: ignore[attr-defined]
         self._answer(200, headers={"ETag": _tag(body)})
@@ -61,8 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         headers = {"ETag": _tag(data), "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
-        if wanted := self.headers.get("Range"):
-            first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+        if requested := self.headers.get("Range"):
+            first, last = (int(part) for part in requested.removeprefix("bytes=").split("-"))
             if first >= len(data):
                 return self._answer(416, b"<Error><Code>InvalidRange</Code></Error>")
             part = data[first : last + 1]
@@ -73,13 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _list(self, prefix: str) -> None:
         bucket = self.key.rstrip("/") + "/"
         keys = (name.removeprefix(bucket) for name in sorted(self.server.objects))  # type: ignore[attr-defined]
-        found = "".join(
+        contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>1</ETag><Size>1</Size></Contents>"
             for key in keys
             if key.startswith(prefix)
         )
-        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode())
+        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>".encode())
 
     def _answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

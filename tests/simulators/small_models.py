@@ -1,7 +1,7 @@
 """Small real models and bundles, made in milliseconds and without TensorFlow.
 
-Every model takes ``x`` (N, 3) float32 and answers ``scores`` (N, 3), the softmax of ``gain * x``, and, where asked for,
-``tag`` (N, 1), a constant that tells one version from another.
+Every model has the input ``x`` (N, 3) float32 and the output ``scores`` (N, 3), the softmax of ``gain * x``. ONNX
+models also have ``tag`` (N, 1), a constant that identifies a version.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.bundle.bindings import Binding
 from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import (
     MANIFEST_NAME,
     ROLE_GOLDEN,
     ROLE_MODEL,
-    Binding,
     Golden,
     Manifest,
     Task,
@@ -38,13 +38,13 @@ UNSURE = np.array([[0.2, 0.1, 0.0]], np.float32)
 
 
 def softmax(x: np.ndarray, gain: float = 1.0) -> np.ndarray:
-    """What every model here answers."""
+    """The expected scores of every model."""
     e = np.exp(gain * x - (gain * x).max(axis=-1, keepdims=True))
     return (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def onnx_model(*, gain: float = 1.0, tag: float = 0.0, batch: int | None = None, work: int = 0) -> bytes:
-    """An ONNX model; `batch` None is free, `work` adds matrix products that change nothing and take time."""
+    """An ONNX model. `batch` None means a free batch; `work` adds matrix products that take time and change nothing."""
     n = "batch" if batch is None else batch
     nodes = [helper.make_node("Mul", ["x", "gain"], ["h0"])]
     weights = {"gain": np.float32(gain), "tag_value": np.full((3, 1), tag / 3, np.float32)}
@@ -78,13 +78,13 @@ def litert_model(*, quantized: bool = False, signature: bool = True) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     def tensor(name: str, buffer: int, scale: float, zero: int) -> object:
-        made = schema.TensorT()
-        made.name, made.shape, made.buffer = name, [1, 3], buffer
-        made.type = schema.TensorType.INT8 if quantized else schema.TensorType.FLOAT32
+        result = schema.TensorT()
+        result.name, result.shape, result.buffer = name, [1, 3], buffer
+        result.type = schema.TensorType.INT8 if quantized else schema.TensorType.FLOAT32
         if quantized:
-            made.quantization = schema.QuantizationParametersT()
-            made.quantization.scale, made.quantization.zeroPoint = [scale], [zero]
-        return made
+            result.quantization = schema.QuantizationParametersT()
+            result.quantization.scale, result.quantization.zeroPoint = [scale], [zero]
+        return result
 
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SOFTMAX
@@ -108,14 +108,14 @@ def litert_model(*, quantized: bool = False, signature: bool = True) -> bytes:
 
 def _signature(schema: object) -> object:
     def entry(name: str, index: int) -> object:
-        made = schema.TensorMapT()  # type: ignore[attr-defined]
-        made.name, made.tensorIndex = name, index
-        return made
+        tensor_map = schema.TensorMapT()  # type: ignore[attr-defined]
+        tensor_map.name, tensor_map.tensorIndex = name, index
+        return tensor_map
 
-    made = schema.SignatureDefT()  # type: ignore[attr-defined]
-    made.signatureKey, made.subgraphIndex = "serving_default", 0
-    made.inputs, made.outputs = [entry("x", 0)], [entry("scores", 1)]
-    return made
+    signature = schema.SignatureDefT()  # type: ignore[attr-defined]
+    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+    signature.inputs, signature.outputs = [entry("x", 0)], [entry("scores", 1)]
+    return signature
 
 
 def onnx_bundle(
@@ -130,7 +130,7 @@ def onnx_bundle(
     work: int = 0,
     golden_gain: float | None = None,
 ) -> Manifest:
-    """Write a bundle; `golden_gain` other than `gain` makes one whose self-test must fail."""
+    """Write an ONNX bundle. If `golden_gain` differs from `gain`, its self-test fails."""
     model = onnx_model(gain=gain, tag=tag, batch=batch, work=work)
     x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
     outputs = {"scores": softmax(x, gain if golden_gain is None else golden_gain), "tag": np.full((3, 1), tag)}
@@ -150,7 +150,7 @@ def onnx_bundle(
 
 
 def identity_bundle(folder: Path, *, name: str, dtypes: tuple[str, ...]) -> Manifest:
-    """Write a bundle that answers each of its inputs, (N, 2) and named as its dtype, under ``<dtype>_out``."""
+    """Write a bundle that returns each input as output ``<dtype>_out``. Each input is (N, 2), named by its dtype."""
     kinds = {"bytes": TensorProto.STRING, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
     onnx_types = {dtype: kinds.get(dtype) or getattr(TensorProto, dtype.upper()) for dtype in dtypes}
 

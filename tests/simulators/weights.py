@@ -1,4 +1,4 @@
-"""Model files that are nothing but weights, in both formats: for what looks for tensors and never runs them."""
+"""Model files that contain only weights, in both formats, for code that finds tensors but never runs a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def int8_weights(seed: int, *sizes: int) -> dict[str, np.ndarray]:
-    """Normal int8 weights by name."""
+    """Normally distributed int8 weights, by name."""
     rng = np.random.default_rng(seed)
     return {
         f"w{at}": np.clip(rng.normal(0, 30, size).round(), -127, 127).astype(np.int8) for at, size in enumerate(sizes)
@@ -16,7 +16,7 @@ def int8_weights(seed: int, *sizes: int) -> dict[str, np.ndarray]:
 
 
 def retrained(weights: dict[str, np.ndarray], seed: int, share: float = 0.05) -> dict[str, np.ndarray]:
-    """A share of the weights moved by one to three steps."""
+    """The weights with a share of them changed by one to three steps."""
     rng = np.random.default_rng(seed)
     moved = {}
     for name, values in weights.items():

@@ -8,11 +8,11 @@ from types import TracebackType
 
 
 class Wire:
-    """Forward 127.0.0.1:`port` to a server, until `cut`; an async context manager.
+    """Forwards connections to 127.0.0.1:`port` to a server; an async context manager.
 
     Attributes:
-        port: Where clients connect.
-        connections: How many have connected so far.
+        port: Port for clients.
+        connections: Number of connections so far.
         holding: While True, new connections are closed at once.
     """
 
@@ -27,7 +27,7 @@ class Wire:
 
     @property
     def url(self) -> str:
-        """The broker's URL through this wire."""
+        """URL of the broker through this proxy."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
@@ -67,7 +67,7 @@ class Wire:
                 self._writers.discard(far_writer)
                 far_writer.close()
         except OSError:
-            pass  # the server is away, or the wire was cut
+            pass  # the server is not running, or `cut` was called
         finally:
             self._writers.discard(writer)
             writer.close()

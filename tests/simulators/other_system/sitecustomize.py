@@ -1,10 +1,9 @@
-"""Lets a Linux process, and every Python process that it starts, look to edgekit as macOS or Windows do.
+"""Makes a Linux process, and each Python process that it starts, look like macOS or Windows to edgekit.
 
-A test puts this folder on PYTHONPATH and names the system in PRETEND_SYSTEM (``darwin`` or ``win32``). What is missing
-there is missing for edgekit's own modules only: the standard library and other packages know by themselves where they
-run. ``win32`` also behaves as Windows where that shows: text files without a named encoding are refused, line ends
-become CRLF, a file that is open can be neither renamed nor removed, folders cannot be opened, and names may not hold
-``:``.
+A test puts this folder on PYTHONPATH and sets PRETEND_SYSTEM to ``darwin`` or ``win32``. The functions of Linux are
+hidden from edgekit's modules only, not from the standard library and other packages. ``win32`` also imitates the
+behaviour of Windows: text files need an explicit encoding, line ends become CRLF, an open file can neither be renamed
+nor removed, folders cannot be opened, and names must not contain ``:``.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ POSIX_ONLY = {
 
 
 def caller() -> str:
-    """The name of the module that asks, past the standard library; empty where that is another package."""
+    """The name of edgekit's module that called, directly or through the standard library; empty for other packages."""
     frame = sys._getframe(2)
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
@@ -61,7 +60,7 @@ def caller() -> str:
 
 
 class Facade(types.ModuleType):
-    """A module without what the other system's has not, and with some things that behave as there."""
+    """A module that hides missing names of the other system, and replaces names that behave differently there."""
 
     def __init__(self, real: types.ModuleType, hidden: set[str], instead: dict[str, object]) -> None:
         super().__init__(real.__name__)
@@ -77,7 +76,7 @@ class Facade(types.ModuleType):
 
 
 def names(module: str) -> set[str]:
-    """What `module` lacks."""
+    """Names of `module` that the other system lacks."""
     text = LINUX_ONLY.get(module, "") + " " + (POSIX_ONLY.get(module, "") if WINDOWS else "")
     return set(text.split())
 
@@ -94,42 +93,42 @@ def full(path: object, dir_fd: int | None = None) -> str:
 
 
 def refuse_name(path: object) -> None:
-    """Windows knows no such names."""
+    """Refuse file names that Windows does not allow."""
     for part in full(path).split("/"):
         if any(sign in part for sign in '<>:"|?*\\') or part.endswith((" ", ".")):
-            raise OSError(errno.EINVAL, "Windows knows no such name", os.fsdecode(path))
+            raise OSError(errno.EINVAL, "Windows does not allow this name", os.fsdecode(path))
 
 
 def refuse_open(path: str) -> None:
-    """Windows neither renames nor removes what this process has open or mapped."""
-    held = set()
+    """Refuse to rename or remove a file that this process has open or mapped, like Windows."""
+    opened = set()
     for number in os.listdir("/proc/self/fd"):
         try:
-            held.add(os.readlink(f"/proc/self/fd/{number}"))
+            opened.add(os.readlink(f"/proc/self/fd/{number}"))
         except OSError:
             continue
     with real_open("/proc/self/maps", "rb") as maps:
-        held |= {os.fsdecode(line.split(maxsplit=5)[5].rstrip(b"\n")) for line in maps if line.count(b"/")}
-    within = [name for name in held if name == path or name.startswith(path + "/")]
+        opened |= {os.fsdecode(line.split(maxsplit=5)[5].rstrip(b"\n")) for line in maps if line.count(b"/")}
+    within = [name for name in opened if name == path or name.startswith(path + "/")]
     if any(not os.path.isdir(name) for name in within):
-        raise PermissionError(errno.EACCES, f"it is open: {within[0]}", path)
+        raise PermissionError(errno.EACCES, f"the file is open: {within[0]}", path)
 
 
-unbound = functools.partial  # Python 3.10 keeps such functions in a class, where others would become methods
+unbound = functools.partial  # Python 3.10 stores these functions in a class; a partial does not become a method
 real_open, real_os_open, real_fsync = io.open, os.open, os.fsync
 
 
 def text_options(mode: str, encoding: str | None, newline: str | None) -> str | None:
-    """The line ends that Windows would write; refuses a text file without an encoding."""
+    """The line ends that Windows writes. Refuses a text file without an encoding."""
     if "b" in mode:
         return newline
     if encoding in (None, "locale"):
-        raise AssertionError("a text file is opened without an encoding, which is another one on Windows")
+        raise AssertionError("a text file was opened without an encoding; the default differs on Windows")
     return "\r\n" if newline is None and mode.strip("+t") != "r" else newline
 
 
 def other_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):  # type: ignore[no-untyped-def]
-    """`open`, as edgekit meets it there."""
+    """`open` as on the other system, for edgekit's modules."""
     if caller():
         if not isinstance(file, int) and full(file).startswith(("/proc/", "/sys/")):
             raise FileNotFoundError(errno.ENOENT, f"{SYSTEM} has no such file", os.fsdecode(file))
@@ -141,41 +140,43 @@ def other_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline
 
 
 def windows_os_open(path, flags, mode=0o777):  # type: ignore[no-untyped-def]
-    """Windows opens no folders."""
+    """`os.open` that refuses folders, like Windows."""
     if os.path.isdir(path):
-        raise PermissionError(errno.EACCES, "Windows opens no folders", os.fsdecode(path))
+        raise PermissionError(errno.EACCES, "Windows cannot open folders", os.fsdecode(path))
     refuse_name(path)
     return real_os_open(path, flags, mode)
 
 
 def windows_fsync(handle: int) -> None:
-    """Windows flushes only what may be written."""
+    """`os.fsync` that refuses a file opened only for reading, like Windows."""
     if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-        raise OSError(errno.EBADF, "Windows flushes only what may be written")
+        raise OSError(errno.EBADF, "Windows flushes only writable files")
     real_fsync(handle)
 
 
 def windows_symlink(*_: object, **__: object) -> None:
-    """An ordinary user may make no symbolic links."""
+    """`os.symlink` that fails like for an ordinary user of Windows."""
     error = OSError(errno.EPERM, "A required privilege is not held by the client")
     error.winerror = 1314  # type: ignore[attr-defined]
     raise error
 
 
 def guarded(name: str) -> None:
-    """Let one function of `os` refuse what Windows refuses."""
+    """Replace one function of `os` by one that refuses what Windows refuses."""
     real = getattr(os, name)
     two = name in ("rename", "replace")
 
     def checked(path, *more, dir_fd=None, **options):  # type: ignore[no-untyped-def]
         if caller():
-            place = full(path, dir_fd)
-            if not os.path.islink(place):
-                refuse_open(place)
+            target = full(path, dir_fd)
+            if not os.path.islink(target):
+                refuse_open(target)
             if two:
                 refuse_name(more[0])
                 if name == "rename" and os.path.lexists(more[0]):
-                    raise FileExistsError(errno.EEXIST, "Windows renames over nothing", os.fsdecode(more[0]))
+                    raise FileExistsError(
+                        errno.EEXIST, "Windows does not rename over an existing file", os.fsdecode(more[0])
+                    )
                 refuse_open(full(more[0]))
         return real(path, *more, **options) if dir_fd is None else real(path, *more, dir_fd=dir_fd, **options)
 
@@ -186,26 +187,26 @@ def guarded(name: str) -> None:
             known.add(function)
 
 
-# --- what stands in
+# --- replacements
 
 
 class MemoryApi:
-    """kernel32, as far as edgekit asks it."""
+    """The part of kernel32 that edgekit uses."""
 
     @staticmethod
     def GlobalMemoryStatusEx(pointer: object) -> int:
-        """Fill in what the machine has; 0 where the length was not stated, as Windows wants it."""
-        found = pointer._obj  # type: ignore[attr-defined]
-        if found.length != 64:
+        """Fill in the memory of the machine. Returns 0 if the caller did not set the length, like Windows."""
+        status = pointer._obj  # type: ignore[attr-defined]
+        if status.length != 64:
             return 0
         page = os.sysconf("SC_PAGE_SIZE")
-        found.total = page * os.sysconf("SC_PHYS_PAGES")
-        found.available = page * os.sysconf("SC_AVPHYS_PAGES")
+        status.total = page * os.sysconf("SC_PHYS_PAGES")
+        status.available = page * os.sysconf("SC_AVPHYS_PAGES")
         return 1
 
 
 def locking(handle: int, mode: int, count: int) -> None:
-    """msvcrt's, as far as edgekit uses it."""
+    """The part of msvcrt.locking that edgekit uses."""
     assert (mode, count) == (2, 1)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,7 +235,7 @@ if SYSTEM:
     real_import = builtins.__import__
 
     def other_import(name, globals=None, locals=None, fromlist=(), level=0):  # type: ignore[no-untyped-def]
-        """`import`, as edgekit meets it there."""
+        """`import` as on the other system, for edgekit's modules."""
         asking = (globals or {}).get("__name__", "").partition(".")[0]
         if level == 0 and asking in OURS:
             if name.partition(".")[0] in HIDDEN_MODULES:
