@@ -36,12 +36,12 @@ GOLDEN_ROWS = 16
 CALIBRATION = "calibration.bin"
 COMPILED = "model.compiled.tflite"
 MARGIN = 1.5
-SMALLEST = 1e-6
+SMALLEST_TOLERANCE = 1e-6
 
 # Allowed difference between correct runtimes of one artifact, beyond the difference measured on this machine, as a
 # share of the output's range. CPUs differ in the rounding of float sums, GPUs multiply float32 with 10 mantissa bits,
 # and int8 kernels differ by one step.
-CPU_FLOAT32, GPU_FLOAT32, FLOAT16, INT8 = 1e-5, 2e-3, 2e-3, 1 / 127
+CPU_FLOAT32, GPU_FLOAT32, FLOAT16, INT8_TOLERANCE = 1e-5, 2e-3, 2e-3, 1 / 127
 
 
 def measure_golden(
@@ -74,7 +74,7 @@ def measure_golden(
         raise ConversionError("the golden answers cannot be used: " + "; ".join(result.faults))
     share = _share(recipe, profile)
     limits = {
-        name: MARGIN * worst + max(SMALLEST, share * float(np.ptp(expected[name])))
+        name: MARGIN * worst + max(SMALLEST_TOLERANCE, share * float(np.ptp(expected[name])))
         for name, worst in result.max_abs.items()
     }
     tolerances = tuple(Tolerance(name, artifact.runtime, limit) for name, limit in limits.items())
@@ -185,4 +185,4 @@ def write_bundle(output: Path, name: str, manifest: Manifest, files: Mapping[str
 def _share(recipe: Recipe, profile: TargetProfile) -> float:
     if recipe.precision == "float32":
         return GPU_FLOAT32 if len(profile.providers) > 1 else CPU_FLOAT32
-    return FLOAT16 if recipe.precision == "float16" else INT8
+    return FLOAT16 if recipe.precision == "float16" else INT8_TOLERANCE

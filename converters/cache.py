@@ -20,7 +20,7 @@ import numpy as np
 
 from edgekit.tensors import Array
 
-MAX_BYTES = 1 << 30
+MAX_CACHE_BYTES = 1 << 30
 DIGEST_BYTES = 32
 Value = TypeVar("Value")
 
@@ -33,7 +33,7 @@ class Cache:
         max_bytes: Limit of all entries together, in bytes. One entry may use a quarter of it.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
 

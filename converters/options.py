@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from converters.quality.selection import AIMS
-from edgekit.bundle.manifest import NAME, VERSION
+from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ManifestError, SettingsError
 
@@ -95,5 +95,7 @@ def require_name(name: str) -> None:
     Raises:
         ManifestError: it is not.
     """
-    if not NAME.fullmatch(name):
-        raise ManifestError(f"name {name!r} does not match {NAME.pattern}", advice="Give another name with --name.")
+    if not NAME_PATTERN.fullmatch(name):
+        raise ManifestError(
+            f"name {name!r} does not match {NAME_PATTERN.pattern}", advice="Give another name with --name."
+        )

@@ -57,7 +57,7 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.versions import versions_of
 
 MACS_PER_SECOND = 5e9  # of a search, on one core; measured with `search_macs` on a network of 700,000 parameters
-PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", "onnx", "onnxruntime", "onnxslim")
+TOOL_PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", "onnx", "onnxruntime", "onnxslim")
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 
 
@@ -306,5 +306,5 @@ def _requirements(graph: Graph, artifact: Artifact) -> dict[str, Any]:
 
 
 def _tools(source_format: str) -> dict[str, str]:
-    names = PACKAGES if source_format == "onnx" else (*PACKAGES, *TENSORFLOW_PACKAGES)
+    names = TOOL_PACKAGES if source_format == "onnx" else (*TOOL_PACKAGES, *TENSORFLOW_PACKAGES)
     return versions_of(names)  # only one of tensorflow and tensorflow-cpu is installed

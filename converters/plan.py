@@ -9,7 +9,7 @@ import msgspec
 
 from converters.backends import direct_route_fits, precisions_of
 from converters.candidates.strategy import candidates
-from converters.data.preprocessing import AUTO, read_steps
+from converters.data.preprocessing import DETECT, read_steps
 from converters.options import ConversionOptions, require_name
 from converters.quality.selection import Budget
 from edgekit.bundle.recipe import Recipe
@@ -104,7 +104,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         (profile, _runtime_of(profile, options.runtime))
         for profile in (find_target(name, table) for name in dict.fromkeys(options.targets))
     )
-    if options.preprocess is not None and str(options.preprocess) != AUTO:
+    if options.preprocess is not None and str(options.preprocess) != DETECT:
         read_steps(Path(options.preprocess))  # so that a fault in the file is reported before the model is loaded
     name = options.name or re.sub(r"[^a-z0-9._-]+", "-", Path(model).stem.lower()).strip("-._") or "model"
     require_name(name)

@@ -28,7 +28,7 @@ REPORT = "report.json"
 READ_BYTES = 1 << 20
 RECORD = ("written bundles",)  # the key in the cache scope
 # The versions of these packages are part of the inputs.
-PACKAGES = (
+ORIGIN_PACKAGES = (
     "ai-edge-litert", "ai-edge-quantizer", "edgekit", "flatbuffers", "jinja2", "keras", "msgspec", "numpy", "onnx",
     "onnxruntime", "onnxscript", "onnxslim", "pillow", "scipy", "tensorflow", "tensorflow-cpu", "tf2onnx",
     "tflite-runtime", "torch",
@@ -214,4 +214,4 @@ def _steps_files(path: Path) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **versions_of(PACKAGES)}
+    return {"python": platform.python_version(), **versions_of(ORIGIN_PACKAGES)}

@@ -28,7 +28,7 @@ from device_agents.update.effects import BundleChecks, Effects
 from device_agents.update.machine import UpdateMachine
 from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
-from edgekit.bundle.manifest import NAME, Manifest
+from edgekit.bundle.manifest import NAME_PATTERN, Manifest
 from edgekit.errors import TransportError, VerificationError
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.trust.assignment import Assignment, Entry
@@ -264,7 +264,7 @@ class Agent:
                 seen_version=self._journal.record.assignment,
             )
         for name, entry in assignment.entries.items():
-            if name != entry.name or not NAME.fullmatch(name):
+            if name != entry.name or not NAME_PATTERN.fullmatch(name):
                 raise VerificationError(f"assignment {assignment.version} names a model {name!r} that is no model name")
         await in_thread(self._journal.accept_assignment, assignment.version)
         return assignment

@@ -45,7 +45,7 @@ from edgekit.storage.files import try_lock
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 
-LOCK_NAME = "lock"
+AGENT_LOCK_NAME = "lock"
 ENGINES = "engines"  # folder of TensorRT engines
 
 
@@ -59,7 +59,7 @@ def single_instance(state: Path) -> Iterator[None]:
     """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = _open_lock(state / LOCK_NAME)
+        handle = _open_lock(state / AGENT_LOCK_NAME)
     except OSError as error:
         raise DiskError(f"the state folder {state} cannot be used: {error.strerror or error}") from error
     try:

@@ -17,7 +17,7 @@ from converters.graph.graph import Graph, label
 from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.errors import ConversionError
 
-OPERATORS = [
+QUANTIZED_OPERATORS = [
     "Add",
     "AveragePool",
     "Concat",
@@ -88,7 +88,7 @@ class OnnxCpuBackend:
         joins = apart(graph, calibration.ranges())
         packed, ranges = with_copies(packed, joins, calibration.ranges(recipe.ranges))
         excluded = excluded | unfit(graph) | joins
-        model = qdq(packed, ranges, recipe, excluded=excluded, operators=OPERATORS, options={})
+        model = qdq(packed, ranges, recipe, excluded=excluded, operators=QUANTIZED_OPERATORS, options={})
         return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
 
 

@@ -24,7 +24,7 @@ from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.errors import ConversionError
 
 TYPED_OPSET = 19  # the first operator set whose QuantizeLinear supports float16
-LEVELS = 127
+INT8_LEVELS = 127
 
 
 class OnnxTensorRTBackend:
@@ -126,7 +126,7 @@ def _pair(model: onnx.ModelProto, tensor: str, name: str, ranges: dict[str, tupl
     if tensor not in ranges:
         raise ConversionError(f"tensor {tensor} was not calibrated, so its quantization has no range")
     reach = max(abs(ranges[tensor][0]), abs(ranges[tensor][1]))
-    scale = np.float32(max(reach, 1e-6) / LEVELS)
+    scale = np.float32(max(reach, 1e-6) / INT8_LEVELS)
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(scale), f"{name}.s"))
     return [
         helper.make_node("QuantizeLinear", [tensor, f"{name}.s", "quantized.zero"], [f"{name}.q"], name=f"{name}.Q"),
@@ -140,9 +140,9 @@ def _weights(model: onnx.ModelProto, graph: Graph, node: Any) -> Any:
     axis = output_axis(node, weights.ndim)
     others = tuple(i for i in range(weights.ndim) if i != axis)
     largest = np.abs(weights.astype(np.float64)).max(axis=others)
-    scale = np.where(largest == 0, 1.0, largest) / LEVELS
+    scale = np.where(largest == 0, 1.0, largest) / INT8_LEVELS
     shape = [-1 if i == axis else 1 for i in range(weights.ndim)]
-    integers = np.clip(np.rint(weights / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+    integers = np.clip(np.rint(weights / scale.reshape(shape)), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
     made = f"{label(node)}.weights"
     for part, value in (("q", integers), ("s", scale.astype(np.float32)), ("z", np.zeros(scale.shape, np.int8))):
         model.graph.initializer.append(numpy_helper.from_array(value, f"{made}.{part}"))

@@ -14,7 +14,7 @@ from converters.graph.graph import Graph, label
 from edgekit.tensors import Array
 
 FOUR_BIT_OPSET = 21  # the first operator set with INT4
-LEVELS = {8: 127, 4: 7}
+LEVELS_BY_BITS = {8: 127, 4: 7}
 
 
 def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_channel: bool = True) -> Graph:
@@ -52,9 +52,11 @@ def _dequantized(model: onnx.ModelProto, name: str, values: Array, axis: int | N
     largest = np.abs(values.astype(np.float64))
     others = tuple(i for i in range(values.ndim) if i != axis) if axis is not None else None
     largest = largest.max(axis=others)
-    scale = np.where(largest == 0, 1.0, largest) / LEVELS[bits]
+    scale = np.where(largest == 0, 1.0, largest) / LEVELS_BY_BITS[bits]
     shape = [-1 if i == axis else 1 for i in range(values.ndim)] if axis is not None else []
-    integers = np.clip(np.rint(values / scale.reshape(shape)), -LEVELS[bits], LEVELS[bits]).astype(np.int8)
+    integers = np.clip(np.rint(values / scale.reshape(shape)), -LEVELS_BY_BITS[bits], LEVELS_BY_BITS[bits]).astype(
+        np.int8
+    )
     zero = np.zeros(scale.shape, np.int8)  # without it, ONNX Runtime assumes a scalar and refuses the model
     model.graph.initializer.append(_tensor(f"{name}.q", integers, bits))
     model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}.s"))

@@ -17,7 +17,7 @@ import numpy as np
 from converters.backends.layers import output_axis
 from converters.graph.graph import Graph, attributes, label
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SMALLEST_GEMM = 16  # smallest inner and outer size
 SMALLEST_CONV, CONV_STEP = 16, 8  # channels: fewer than 16 must be a multiple of 8
 NEVER = ("LayerNormalization", "Softmax", "Sigmoid", "Tanh", "Erf", "Gelu", "Exp", "Sqrt", "Pow", "NonMaxSuppression")
@@ -43,7 +43,7 @@ def choose_placement(graph: Graph, keep: Collection[str] = ()) -> Placement:
     reasons: dict[str, str] = {}
     layers = []
     for node in graph.nodes:
-        if node.op_type not in LAYERS:
+        if node.op_type not in WEIGHTED_OPERATORS:
             continue
         why = "the recipe keeps it float" if label(node) in keep else unfit(graph, node)
         if why:
@@ -79,7 +79,7 @@ def _is_head(graph: Graph, node: Any) -> bool:
     visited, queue = set(), list(node.output)
     while queue:
         for reader in graph.consumers(queue.pop()):
-            if reader.op_type in LAYERS:
+            if reader.op_type in WEIGHTED_OPERATORS:
                 return False
             fresh = [name for name in reader.output if name not in visited]
             visited.update(fresh)
@@ -116,7 +116,7 @@ def violations(graph: Graph) -> list[str]:
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             faults += _pair_faults(graph, node)
-        elif node.op_type in LAYERS:
+        elif node.op_type in WEIGHTED_OPERATORS:
             faults += _layer_faults(graph, node, makers)
         elif node.op_type in NEVER and any(_dequantized(makers, name) for name in node.input):
             faults.append(f"{node.op_type} {label(node)} reads quantized values, but has no int8 kernel")
@@ -186,7 +186,7 @@ def _sum_faults(graph: Graph, node: Any, makers: dict[str, Any]) -> list[str]:
     quantized = [_dequantized(makers, name) for name in node.input]
     from_layer = [
         name in makers
-        and makers[name].op_type in LAYERS
+        and makers[name].op_type in WEIGHTED_OPERATORS
         and all(_dequantized(makers, part) for part in makers[name].input[:2])
         and len(graph.consumers(name)) == 1
         for name in node.input

@@ -19,9 +19,9 @@ from edgekit.errors import CalibrationError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 
-CHUNK_ROWS = 16
-FORMAT = 1
-MAX_BYTES = 64 * 1024 * 1024
+CALIBRATION_CHUNK_ROWS = 16
+CALIBRATION_FORMAT = 1
+MAX_CALIBRATION_BYTES = 64 * 1024 * 1024
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Calibration(msgspec.Struct, frozen=True):
             name: (one.minimum, one.maximum, one.exponent, one.zeros, *_trimmed(one.counts))
             for name, one in self.tensors.items()
         }
-        return zlib.compress(msgspec.msgpack.encode((FORMAT, self.rows, tensors)), 9)
+        return zlib.compress(msgspec.msgpack.encode((CALIBRATION_FORMAT, self.rows, tensors)), 9)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Calibration:
@@ -60,8 +60,8 @@ class Calibration(msgspec.Struct, frozen=True):
         """
         try:
             version, rows, tensors = _decoder.decode(_inflated(data))
-            if version != FORMAT:
-                raise CalibrationError(f"the calibration's format is {version}, expected {FORMAT}")
+            if version != CALIBRATION_FORMAT:
+                raise CalibrationError(f"the calibration's format is {version}, expected {CALIBRATION_FORMAT}")
             return cls(rows, {name: _restored(*values) for name, values in tensors.items()})
         except (zlib.error, msgspec.MsgspecError, ValueError) as error:
             raise CalibrationError(f"the calibration cannot be read: {error}") from error
@@ -89,9 +89,9 @@ def _restored(low: float, high: float, exponent: int, zeros: int, first: int, us
 
 def _inflated(data: bytes) -> bytes:
     inflate = zlib.decompressobj()
-    inflated = inflate.decompress(data, MAX_BYTES)
+    inflated = inflate.decompress(data, MAX_CALIBRATION_BYTES)
     if inflate.unconsumed_tail or not inflate.eof:
-        raise ValueError(f"the data is incomplete, or unpacks to more than {MAX_BYTES} bytes")
+        raise ValueError(f"the data is incomplete, or unpacks to more than {MAX_CALIBRATION_BYTES} bytes")
     return inflated
 
 
@@ -124,7 +124,7 @@ def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
     runtime = OnnxRuntime(model.SerializeToString(), threads=1)
     # In order of execution, so that a fault is reported at the tensor where it begins.
     order = [*(spec.name for spec in graph.inputs), *(name for node in graph.nodes for name in node.output)]
-    rows = CHUNK_ROWS if graph.free_batch else 1
+    rows = CALIBRATION_CHUNK_ROWS if graph.free_batch else 1
     try:
         for start in range(0, len(samples), rows):
             inputs = samples.take(slice(start, start + rows)).inputs

@@ -8,7 +8,7 @@ import numpy as np
 from edgekit.tensors import Array
 
 BINS = 2048
-SMALLEST = 2.0**-100  # largest magnitude assumed for a tensor that is always zero
+SMALLEST_RANGE = 2.0**-100  # largest magnitude assumed for a tensor that is always zero
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Histogram(msgspec.Struct, frozen=True):
         """The histogram of all elements of `values`: at least one, all finite."""
         flat = np.asarray(values, dtype=np.float64).ravel()
         low, high = float(flat.min()), float(flat.max())
-        exponent = _exponent(max(abs(low), abs(high), SMALLEST))
+        exponent = _exponent(max(abs(low), abs(high), SMALLEST_RANGE))
         index = np.floor(flat * 2.0**-exponent).astype(np.int64) + BINS // 2
         counts = np.bincount(index, minlength=BINS).astype(np.int64)
         return cls(low, high, exponent, counts, len(flat) - int(np.count_nonzero(flat)))

@@ -17,7 +17,7 @@ from edgekit.tensors import Array
 TAIL = 1e-4
 STEPS = 255  # of an 8-bit grid
 RATIOS = np.linspace(0.1, 1.0, 91)
-LEVELS = 128  # magnitudes of a signed 8-bit grid
+ACTIVATION_LEVELS = 128  # magnitudes of a signed 8-bit grid
 
 
 def read_range(histogram: Histogram, rule: str) -> tuple[float, float]:
@@ -66,10 +66,10 @@ def _least_divergence(histogram: Histogram) -> float:
     magnitudes[0] -= min(histogram.zeros, magnitudes[0])  # exact zeros do not depend on the scale
     width = 2.0**histogram.exponent
     used = int(np.flatnonzero(magnitudes)[-1]) + 1 if magnitudes.any() else 1
-    if used <= LEVELS:
+    if used <= ACTIVATION_LEVELS:
         return used * width
     best, least = used, np.inf
-    for end in [*range(LEVELS, used, max(1, (used - LEVELS) // 128)), used]:
+    for end in [*range(ACTIVATION_LEVELS, used, max(1, (used - ACTIVATION_LEVELS) // 128)), used]:
         divergence = _divergence(magnitudes, end)
         if divergence < least:
             best, least = end, divergence
@@ -77,11 +77,11 @@ def _least_divergence(histogram: Histogram) -> float:
 
 
 def _divergence(magnitudes: Array, end: int) -> float:
-    """Divergence of the distribution, clipped at bin `end`, from the same distribution in LEVELS levels."""
+    """Divergence of the distribution, clipped at bin `end`, from the same distribution in ACTIVATION_LEVELS levels."""
     reference = magnitudes[:end].copy()
-    level = np.arange(end) * LEVELS // end
-    sums = np.bincount(level, weights=reference, minlength=LEVELS)
-    filled = np.bincount(level, weights=reference > 0, minlength=LEVELS)
+    level = np.arange(end) * ACTIVATION_LEVELS // end
+    sums = np.bincount(level, weights=reference, minlength=ACTIVATION_LEVELS)
+    filled = np.bincount(level, weights=reference > 0, minlength=ACTIVATION_LEVELS)
     reference[-1] += magnitudes[end:].sum()
     quantized = np.where(magnitudes[:end] > 0, sums[level] / np.maximum(filled[level], 1), 0.0)
     reference, quantized = reference / reference.sum(), quantized / max(quantized.sum(), 1e-12)

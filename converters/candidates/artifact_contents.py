@@ -10,7 +10,14 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto
 
 from converters.backends.contract import Artifact
-from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, operator_name, operators_of, parse_tflite
+from converters.backends.tflite.reader import (
+    TFLITE_WEIGHTED,
+    TYPES,
+    buffer_content,
+    operator_name,
+    operators_of,
+    parse_tflite,
+)
 from converters.report.report import ArtifactContents, Constant
 from edgekit.runtimes import LITERT
 
@@ -69,7 +76,7 @@ def _pieces(artifact: Artifact, folder: Path, main: list[str]) -> tuple[int | No
         nodes = interpreter._get_ops_details()
         delegated = [node for node in nodes[len(main) :] if node["op_name"] == "DELEGATE"]
         read = {tensor for node in delegated for tensor in node["inputs"]}  # constants included
-        layers = [node for node in nodes[: len(main)] if node["op_name"] in (*WEIGHTED, "BATCH_MATMUL")]
+        layers = [node for node in nodes[: len(main)] if node["op_name"] in (*TFLITE_WEIGHTED, "BATCH_MATMUL")]
         unpacked = {node["outputs"][0]: node["inputs"][0] for node in nodes if node["op_name"] == "DEQUANTIZE"}
         weights = [node["inputs"][1] for node in layers]
         return len(delegated), "WHILE" not in main and all(unpacked.get(tensor, tensor) in read for tensor in weights)

@@ -33,7 +33,7 @@ from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
 from edgekit.runtimes.onnx import X86_64, OnnxRuntime
 from edgekit.tensors import Array
 
-ROWS = 32
+VARIANT_ROWS = 32
 MAX_MACS = 400_000_000  # largest number of multiply-adds of one variant: about a second of the slowest kernels
 
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
@@ -92,7 +92,7 @@ def run_variants(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / artifact.file
     path.write_bytes(artifact.data)
-    rows = max(1, min(ROWS, MAX_MACS // max(macs, 1)))
+    rows = max(1, min(VARIANT_ROWS, MAX_MACS // max(macs, 1)))
     run_inputs = {name: value[:rows] for name, value in inputs.items()}
     run_expected = {name: value[:rows] for name, value in expected.items()}
     steps = {binding.spec.name: _step(binding) for binding in artifact.outputs}

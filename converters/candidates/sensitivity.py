@@ -17,7 +17,7 @@ from converters.graph.graph import Graph, attributes, label
 from converters.quality.divergence import divergence
 from edgekit.tensors import Array
 
-ROWS = 32
+SENSITIVITY_ROWS = 32
 LEVELS8, LEVELS4 = 127, 7
 RATIOS = (0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the largest weight at which 4-bit weights may be clipped
 
@@ -38,7 +38,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 def float_answers(graph: Graph, samples: Samples) -> dict[str, Array]:
     """The reference for `sensitivities`: the answers of `graph` to the first rows of `samples`."""
-    return graph.run(samples.take(slice(0, ROWS)).inputs)
+    return graph.run(samples.take(slice(0, SENSITIVITY_ROWS)).inputs)
 
 
 def sensitivities(
@@ -59,7 +59,7 @@ def sensitivities(
         decision: Name of the output that holds class scores; empty without classes.
         expected: Result of `float_answers`.
     """
-    inputs = samples.take(slice(0, ROWS)).inputs
+    inputs = samples.take(slice(0, SENSITIVITY_ROWS)).inputs
     nodes = {label(node): node for node in graph.nodes}
     ranges = calibration.ranges()
 

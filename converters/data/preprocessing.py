@@ -17,7 +17,7 @@ from edgekit.preprocess import Processing, Processor, processing_faults
 from edgekit.preprocess.after import Suppress, TopK
 from edgekit.tensors import Array, DType, TensorSpec
 
-AUTO = "auto"
+DETECT = "auto"
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 
 
@@ -73,7 +73,7 @@ def choose_steps(choice: str | None, graph: Graph, data: Sequence[Path | None]) 
     """
     if choice is None:
         return detect_steps(graph) if any(path is not None and path.is_dir() for path in data) else None
-    if choice != AUTO:
+    if choice != DETECT:
         return read_steps(Path(choice))
     steps = detect_steps(graph)
     if steps is None:

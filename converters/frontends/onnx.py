@@ -19,7 +19,7 @@ from edgekit.tensors import Array
 
 MIN_OPSET, CANONICAL_OPSET, MAX_OPSET = 11, 17, 23
 MAX_IR = 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
-WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
+TRAINED_OPERATORS = ("BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 STANDARD = ("", "ai.onnx")
 
 
@@ -142,7 +142,7 @@ def _require_known_operators(model: onnx.ModelProto) -> None:
 
 def _require_finite_weights(model: onnx.ModelProto, source: str) -> None:
     """Refuse NaN in constants, and infinity in trained weights; infinity is valid only in masks."""
-    trained = {name for node in _all_nodes(model.graph) if node.op_type in WEIGHTED for name in node.input}
+    trained = {name for node in _all_nodes(model.graph) if node.op_type in TRAINED_OPERATORS for name in node.input}
     for name, value in Graph(model).constants.items():
         if value.dtype.kind != "f" or np.isfinite(value).all():
             continue

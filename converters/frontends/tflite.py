@@ -12,7 +12,7 @@ from onnx import helper
 
 from converters.backends.tflite.reader import TYPES, parse_tflite
 from converters.frontends.onnx import CANONICAL_OPSET
-from converters.frontends.tflite_builder import DTYPES, Builder, CannotReadError
+from converters.frontends.tflite_builder import NUMPY_DTYPES, Builder, CannotReadError
 from converters.frontends.tflite_operators import READERS
 from edgekit.errors import ModelFormatError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes.litert import LiteRTRuntime
@@ -97,7 +97,7 @@ def _require_float(path: Path, model: Any) -> None:
     if len(model.subgraphs) != 1:
         raise ModelFormatError(f"{path} holds {len(model.subgraphs)} graphs, expected one without control flow")
     for tensor in model.subgraphs[0].tensors:
-        if TYPES[tensor.type] not in DTYPES:
+        if TYPES[tensor.type] not in NUMPY_DTYPES:
             raise ModelFormatError(
                 f"{path} is quantized or not numeric: {tensor.name.decode()} is {TYPES[tensor.type]}, expected float32",
                 advice="Convert the float model that this file was made from; quantization cannot be undone.",

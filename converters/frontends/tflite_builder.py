@@ -11,7 +11,7 @@ from converters.backends.tflite.reader import TYPES, buffer_content, operator_na
 from edgekit.errors import ModelFormatError
 from edgekit.tensors import Array
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
+NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
 SAME = 0  # schema: Padding
 ACTIVATIONS: dict[int, str | tuple[float, float]] = {
     1: "Relu",
@@ -58,7 +58,7 @@ class Builder:
 
     def dtype(self, index: int) -> Any:
         """The numpy type of tensor `index`."""
-        return DTYPES[TYPES[self._graph.tensors[index].type]]
+        return NUMPY_DTYPES[TYPES[self._graph.tensors[index].type]]
 
     def has(self, op: Any, input_index: int) -> bool:
         """True if the operator has input number `place`."""

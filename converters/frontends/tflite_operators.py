@@ -14,7 +14,7 @@ from converters.frontends.tflite_builder import Builder, CannotReadError
 
 Reader = Callable[[Builder, Any], None]
 READERS: dict[str, Reader] = {}
-UNARY = {
+UNARY_OPERATORS = {
     "RELU": "Relu", "LOGISTIC": "Sigmoid", "TANH": "Tanh", "EXP": "Exp", "LOG": "Log", "SQRT": "Sqrt", "NEG": "Neg",
     "ABS": "Abs", "FLOOR": "Floor", "CEIL": "Ceil", "ROUND": "Round", "SIN": "Sin", "COS": "Cos", "ELU": "Elu",
     "HARD_SWISH": "HardSwish", "SIGN": "Sign",
@@ -33,10 +33,10 @@ def reads(*operators: str) -> Callable[[Reader], Reader]:
     return register
 
 
-@reads(*UNARY)
+@reads(*UNARY_OPERATORS)
 def unary(b: Builder, op: Any) -> None:
     """Elementwise functions with one input."""
-    b.result(op, b.node(UNARY[b.kind(op)], [b.input(op, 0)]))
+    b.result(op, b.node(UNARY_OPERATORS[b.kind(op)], [b.input(op, 0)]))
 
 
 @reads(*BINARY)

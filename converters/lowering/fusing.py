@@ -10,9 +10,9 @@ from onnx import helper
 
 from converters.graph.graph import Graph, label
 
-PARTS = ("Mul", "Div", "Add", "Sub", "Erf", "Tanh", "Pow", "Neg", "Sqrt", "Identity")
+FUSED_OPERATORS = ("Mul", "Div", "Add", "Sub", "Erf", "Tanh", "Pow", "Neg", "Sqrt", "Identity")
 POINTS = np.concatenate([np.linspace(-6, 6, 97), [-30.0, 30.0]]).astype(np.float32)
-LARGEST = 12  # nodes of the longest form
+MAX_FUSED_NODES = 12  # nodes of the longest form
 
 
 def with_gelus(graph: Graph) -> list[Any]:
@@ -40,9 +40,9 @@ def _group(graph: Graph, core: Any, outputs: set[str]) -> tuple[list[Any], str, 
     """The nodes of one gelu around `core`, its input, its output, and True for the exact (erf) form."""
     makers = {name: node for node in graph.nodes for name in node.output}
     chain, node = [core], core
-    while len(chain) < LARGEST:  # forwards to the product with x that ends every form
+    while len(chain) < MAX_FUSED_NODES:  # forwards to the product with x that ends every form
         readers = graph.consumers(node.output[0])
-        if len(readers) != 1 or node.output[0] in outputs or readers[0].op_type not in PARTS:
+        if len(readers) != 1 or node.output[0] in outputs or readers[0].op_type not in FUSED_OPERATORS:
             return None
         node = readers[0]
         chain.append(node)
@@ -58,14 +58,14 @@ def _closed(graph: Graph, makers: dict[str, Any], end: Any) -> tuple[list[Any], 
     """The scalar operators that compute `end`, and their one common input; None if they have several inputs."""
     best: tuple[list[Any], str | None] = ([], None)
     group, frontier = [end], _inputs(graph, end)
-    while frontier and len(group) <= LARGEST:
+    while frontier and len(group) <= MAX_FUSED_NODES:
         if len(frontier) == 1 and any(node.op_type in ("Erf", "Tanh") for node in group):
             best = (group, next(iter(frontier)))
             break
         order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
         latest = max((name for name in frontier if name in makers), key=lambda name: order.get(name, -1), default="")
         node = makers.get(latest)
-        if node is None or node.op_type not in PARTS:
+        if node is None or node.op_type not in FUSED_OPERATORS:
             return [], None
         group = [node, *group]
         frontier = (frontier - {latest}) | _inputs(graph, node)

@@ -17,8 +17,8 @@ from converters.graph.graph import Graph
 from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
 from edgekit.tensors import Array
 
-ROWS = 64  # at most this many rows for the means
-LEVELS = 127
+BIAS_ROWS = 64  # at most this many rows for the means
+INT8_LEVELS = 127
 
 
 class CorrectBias:
@@ -33,7 +33,7 @@ class CorrectBias:
     name = "correct-bias"
 
     def __init__(self, samples: Samples, *, exact: Collection[str] = (), per_channel: bool = True) -> None:
-        self._samples = samples.take(slice(0, ROWS))
+        self._samples = samples.take(slice(0, BIAS_ROWS))
         self._exact = frozenset(exact)
         self._per_channel = per_channel
         self._weights: dict[str, Array] = {}
@@ -69,7 +69,7 @@ class CorrectBias:
 def rounded_8(matrix: Array, *, per_channel: bool) -> Array:
     """`matrix` (O, K) rounded to 255 symmetric levels, as backends round it."""
     largest = np.abs(matrix).max(axis=1, keepdims=True) if per_channel else np.abs(matrix).max(keepdims=True)
-    scale = np.where(largest == 0, 1.0, largest) / LEVELS
+    scale = np.where(largest == 0, 1.0, largest) / INT8_LEVELS
     rounded: Array = np.rint(matrix / scale) * scale
     return rounded
 

@@ -26,10 +26,10 @@ from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_r
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
-ROWS = 128  # at most this many rows to measure ranges
+EQUALIZE_ROWS = 128  # at most this many rows to measure ranges
 ROUNDS = 8  # several, because layers inside a chain change with both neighbours
 BALANCED = 1.1  # a channel counts as equalized with its readers up to this factor
-LARGEST = 1e3  # limit of a factor: a channel that needs more is nearly dead
+MAX_FACTOR = 1e3  # limit of a factor: a channel that needs more is nearly dead
 ANY_RANK = ("Relu", "LeakyRelu")
 IMAGES = (*ANY_RANK, "MaxPool", "AveragePool", "GlobalAveragePool")
 FLATTENING = ("Flatten", "Reshape", "Squeeze")
@@ -65,7 +65,7 @@ class Equalize:
     name = "equalize"
 
     def __init__(self, samples: Samples | None = None) -> None:
-        self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
+        self._samples = samples.take(slice(0, EQUALIZE_ROWS)) if samples is not None else None
 
     def applies(self, graph: Graph) -> bool:
         """True if there is a pair."""
@@ -228,7 +228,7 @@ def _factors(reach: Array, columns: Array) -> Array:
     """The divisor of each channel (C,); 1 for a channel that is dead or not read."""
     alive = (reach > 0) & (columns > 0)
     raw = np.sqrt(np.where(alive, reach, 1.0) / np.where(alive, columns, 1.0))
-    clipped: Array = np.clip(raw, 1 / LARGEST, LARGEST)
+    clipped: Array = np.clip(raw, 1 / MAX_FACTOR, MAX_FACTOR)
     return clipped
 
 

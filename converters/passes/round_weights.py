@@ -22,10 +22,10 @@ from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_r
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
-LEVELS = 7  # the largest integer
+INT4_LEVELS = 7  # the largest integer
 RATIOS = np.linspace(0.5, 1.0, 26)  # shares of the largest weight at which the scale can clip
 RIDGE, DAMPING = 1e-2, 1e-2  # shares of the mean square of a feature
-ROWS, PLACES = 256, 16  # at most this many rows; patches read per weight of a channel
+ROUNDING_ROWS, PLACES = 256, 16  # at most this many rows; patches read per weight of a channel
 WIDEST = 4608  # inputs of one channel; the square matrices of wider layers take too long
 
 
@@ -41,7 +41,7 @@ class RoundWeights:
 
     def __init__(self, layers: Sequence[str], samples: Samples | None = None) -> None:
         self._layers = frozenset(layers)
-        self._samples = samples.take(slice(0, ROWS)) if samples is not None else None
+        self._samples = samples.take(slice(0, ROUNDING_ROWS)) if samples is not None else None
 
     def applies(self, graph: Graph) -> bool:
         """True if at least one layer is named.
@@ -78,19 +78,19 @@ class RoundWeights:
 def nearest(matrix: Array) -> Array:
     """`matrix` (O, K) with each weight rounded to the nearest level of the scale with the least squared error."""
     scales = best_scales(matrix)
-    rounded: Array = np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
+    rounded: Array = np.clip(np.rint(matrix / scales), -INT4_LEVELS, INT4_LEVELS) * scales
     return rounded
 
 
 def best_scales(matrix: Array) -> Array:
     """The scale of each channel (O, 1) that rounds `matrix` (O, K) with the least squared error."""
     largest = np.abs(matrix).max(axis=1, keepdims=True)
-    largest[largest == 0] = LEVELS
-    best: Array = largest / LEVELS
+    largest[largest == 0] = INT4_LEVELS
+    best: Array = largest / INT4_LEVELS
     least = np.full(len(matrix), np.inf)
     for ratio in RATIOS:
-        scales = largest * ratio / LEVELS
-        error = matrix - np.clip(np.rint(matrix / scales), -LEVELS, LEVELS) * scales
+        scales = largest * ratio / INT4_LEVELS
+        error = matrix - np.clip(np.rint(matrix / scales), -INT4_LEVELS, INT4_LEVELS) * scales
         squared = (error**2).sum(axis=1)
         better = squared < least
         best[better], least[better] = scales[better], squared[better]
@@ -100,7 +100,7 @@ def best_scales(matrix: Array) -> Array:
 def is_rounded(matrix: Array) -> bool:
     """True if each channel of `matrix` (O, K) is a scale times integers from -7 to 7, of which the largest is 7."""
     largest = np.abs(matrix).max(axis=1, keepdims=True)
-    levels = matrix * LEVELS / np.where(largest == 0, 1.0, largest)
+    levels = matrix * INT4_LEVELS / np.where(largest == 0, 1.0, largest)
     return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
 
 
@@ -119,10 +119,10 @@ def gptq(matrix: Array, moments: Array) -> Array:
     for _ in range(8):  # a channel that does not reach 7 is rounded again with a finer scale
         rounded[pending] = _swept(work[pending], scales[pending], factor)
         reached = np.abs(rounded).max(axis=1)
-        pending = (reached < LEVELS) & (np.abs(matrix).max(axis=1) > 0)
+        pending = (reached < INT4_LEVELS) & (np.abs(matrix).max(axis=1) > 0)
         if not pending.any():
             break
-        scales[pending] *= ((reached[pending] + 0.5) / (LEVELS + 0.5))[:, None]
+        scales[pending] *= ((reached[pending] + 0.5) / (INT4_LEVELS + 0.5))[:, None]
     result = np.empty_like(work)
     result[:, order] = rounded * scales
     if pending.any():
@@ -136,7 +136,7 @@ def _swept(work: Array, scales: Array, factor: Array) -> Array:
     integers = np.empty_like(work)
     for column in range(work.shape[1]):
         value = left[:, column : column + 1]
-        integers[:, column : column + 1] = np.clip(np.rint(value / scales), -LEVELS, LEVELS)
+        integers[:, column : column + 1] = np.clip(np.rint(value / scales), -INT4_LEVELS, INT4_LEVELS)
         error = (value - integers[:, column : column + 1] * scales) / factor[column, column]
         left[:, column + 1 :] -= error * factor[column, column + 1 :]
     return integers

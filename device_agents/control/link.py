@@ -17,7 +17,7 @@ from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
-MAX_EVENTS = 100
+MAX_QUEUED_EVENTS = 100
 MAX_COMMANDS = 16
 
 
@@ -59,7 +59,7 @@ class ControlLink:
         self._transport, self._clock, self._signer = transport, clock, signer
         self._device, self._fleet, self._session = device, fleet, session
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
-        self._events: deque[bytes] = deque(maxlen=MAX_EVENTS)
+        self._events: deque[bytes] = deque(maxlen=MAX_QUEUED_EVENTS)
         self._changed = asyncio.Event()
         self._birth_sent = False
         self._stopping = False
@@ -92,7 +92,7 @@ class ControlLink:
         self._changed.set()
 
     def event(self, event: messages.Event) -> None:
-        """Send one event as soon as there is a broker; at most MAX_EVENTS wait, and the oldest are dropped."""
+        """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped."""
         self._events.append(seal(event, self._signer))
         self._changed.set()
 

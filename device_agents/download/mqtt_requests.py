@@ -17,7 +17,7 @@ from edgekit.transfer.blocks import RoundTrip, Window, to_ranges
 
 MAX_SILENT_ATTEMPTS = 5
 MAX_BUSY_SECONDS = 15.0
-IDLE_SECONDS = 5.0  # nothing is requested: the last blocks of another source are in the inbox
+RESPONSE_SECONDS = 5.0  # nothing is requested: the last blocks of another source are in the inbox
 CLOCK_SECONDS = 0.05  # a sleep may end too early by this much
 
 
@@ -73,7 +73,7 @@ class MqttRequests:
     def patience_seconds(self) -> float:
         """Until the oldest request times out."""
         if not self._wanted.requested:
-            return IDLE_SECONDS
+            return RESPONSE_SECONDS
         oldest = min(self._wanted.requested.values())
         return max(0.001, oldest + self.round_trip.timeout_seconds - self._clock.monotonic())
 

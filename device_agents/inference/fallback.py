@@ -10,7 +10,7 @@ from edgekit.errors import CloudError
 from edgekit.protocols import Clock, CloudTier
 from edgekit.tensors import Array, TensorSpec
 
-MAX_CALLS = 8  # at one time
+MAX_CLOUD_CALLS = 8  # at one time
 
 
 class FallbackError(CloudError):
@@ -60,8 +60,8 @@ class Fallback:
         """
         if left_seconds is not None and left_seconds <= 0:
             raise FallbackError(Reason.DEADLINE, "the deadline passed before the cloud tier could be called")
-        if self._calls >= MAX_CALLS:
-            raise FallbackError(Reason.CLOUD_BUSY, f"{MAX_CALLS} requests wait for the cloud tier already")
+        if self._calls >= MAX_CLOUD_CALLS:
+            raise FallbackError(Reason.CLOUD_BUSY, f"{MAX_CLOUD_CALLS} requests wait for the cloud tier already")
         started = self._clock.monotonic()
         self.breaker, allowed = self.breaker.admit(started)
         if not allowed:

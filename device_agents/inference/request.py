@@ -9,15 +9,13 @@ from device_agents.inference import routing_rules
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.serving.oip.codec import InferResponse
-from edgekit.serving.oip.deadlines import PARAMETER as DEADLINE
-from edgekit.serving.oip.deadlines import deadline_ms
-from edgekit.serving.session.preparation import PARAMETER as POSTPROCESS
-from edgekit.serving.session.preparation import Prepared
+from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
+from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, Prepared
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
 _TEXT: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # Enum.value is slow per request
-_PARAMETERS = ("edgekit_route", DEADLINE, POSTPROCESS)
+_PARAMETERS = ("edgekit_route", DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
 
 
 class Request:

@@ -11,7 +11,7 @@ from edgekit.protocols import Disk
 
 log = logging.getLogger(__name__)
 
-NAME = "footprints.json"
+FILE_NAME = "footprints.json"
 MAX_BUNDLES = 64  # the oldest measurements are dropped
 
 
@@ -40,7 +40,7 @@ class DiskFootprints:
         for oldest in list(sizes)[:-MAX_BUNDLES]:
             del sizes[oldest]
         try:
-            self._disk.write(NAME, msgspec.json.encode(sizes))
+            self._disk.write(FILE_NAME, msgspec.json.encode(sizes))
         except DiskError as error:
             log.warning("the measured memory of %s cannot be stored: %s", digest[:12], error)
 
@@ -48,8 +48,8 @@ class DiskFootprints:
         if self._bytes is None:
             self._bytes = {}
             try:
-                if self._disk.exists(NAME):
-                    self._bytes = msgspec.json.decode(self._disk.read(NAME), type=dict[str, int])
+                if self._disk.exists(FILE_NAME):
+                    self._bytes = msgspec.json.decode(self._disk.read(FILE_NAME), type=dict[str, int])
             except (DiskError, OSError, msgspec.MsgspecError) as error:
-                log.warning("%s cannot be read, memory is measured again: %s", NAME, error)
+                log.warning("%s cannot be read, memory is measured again: %s", FILE_NAME, error)
         return self._bytes

@@ -20,7 +20,7 @@ from device_agents.storage.slot_check import rebuilt_state
 from edgekit.errors import DataError, DiskError
 from edgekit.protocols import Disk
 
-FORMAT = 1
+JOURNAL_FORMAT = 1
 REPORTS_AT_ONCE = 1000
 _DEVICE = "journal/device.json"
 _MODELS = "journal/models"
@@ -53,14 +53,14 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     metadata: dict[str, int] = {}
     running: bool = False
     boot: str = ""
-    format: int = FORMAT
+    format: int = JOURNAL_FORMAT
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """One model's update state."""
 
     state: UpdateRecord
-    format: int = FORMAT
+    format: int = JOURNAL_FORMAT
 
 
 _R = TypeVar("_R", DeviceRecord, ModelRecord)
@@ -217,9 +217,10 @@ class Journal:
                     log.error("journal: %s", fault)
                     self.damage.append(fault)
                 continue
-            if record.format != FORMAT:
+            if record.format != JOURNAL_FORMAT:
                 raise DataError(
-                    f"journal file {self._disk.path(file)} has format {record.format}, this agent reads {FORMAT}",
+                    f"journal file {self._disk.path(file)} has format {record.format}, "
+                    f"this agent reads {JOURNAL_FORMAT}",
                     advice="Another version of edgekit-agent wrote it; install that version.",
                 )
             return record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.bundle.manifest import MANIFEST_NAME, NAME, FileEntry, Manifest, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, NAME_PATTERN, FileEntry, Manifest, parse_manifest
 from edgekit.errors import DataError, DigestMismatchError, DiskError, UnavailableError
 from edgekit.protocols import Disk
 
@@ -41,7 +41,7 @@ class Slots:
     """
 
     def __init__(self, disk: Disk, model: str) -> None:
-        if not NAME.fullmatch(model):
+        if not NAME_PATTERN.fullmatch(model):
             raise ValueError(f"{model!r} is not a model name")
         self._disk = disk
         self._root = f"{_ROOT}/{model}"

@@ -17,14 +17,14 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ManifestError, RecipeError
 from edgekit.preprocess import Processing, processing_faults
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 BLOCK_BYTES = 64 * 1024
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_FILES = 256
 MAX_FILE_BYTES = 4 * 1024**3
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
@@ -195,7 +195,7 @@ class Manifest(msgspec.Struct, frozen=True):
     # UNSET and not None, so that manifests without it keep their bytes and digest.
     processing: Processing | msgspec.UnsetType = msgspec.UNSET
     encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
-    format: int = FORMAT
+    format: int = MANIFEST_FORMAT
 
     def file(self, role: str) -> FileEntry:
         """The one file with `role`.
@@ -268,12 +268,12 @@ def parse_manifest(data: bytes) -> Manifest:
 def manifest_faults(manifest: Manifest) -> list[str]:
     """Every reason why `manifest` is not valid; empty if it is valid."""
     faults = []
-    if manifest.format != FORMAT:
-        faults.append(f"format is {manifest.format}, this edgekit reads {FORMAT}")
-    if not NAME.fullmatch(manifest.name):
-        faults.append(f"name {manifest.name!r} is not of the form {NAME.pattern}")
-    if not NAME.fullmatch(manifest.target):
-        faults.append(f"target {manifest.target!r} is not of the form {NAME.pattern}")
+    if manifest.format != MANIFEST_FORMAT:
+        faults.append(f"format is {manifest.format}, this edgekit reads {MANIFEST_FORMAT}")
+    if not NAME_PATTERN.fullmatch(manifest.name):
+        faults.append(f"name {manifest.name!r} is not of the form {NAME_PATTERN.pattern}")
+    if not NAME_PATTERN.fullmatch(manifest.target):
+        faults.append(f"target {manifest.target!r} is not of the form {NAME_PATTERN.pattern}")
     if not VERSION.fullmatch(manifest.version):
         faults.append(f"version {manifest.version!r} is not of the form X.Y.Z")
     faults += (
@@ -329,8 +329,8 @@ def _encryption_faults(encryption: Encryption, files: tuple[FileEntry, ...]) -> 
     if len({key.key_id for key in encryption.keys}) != len(encryption.keys):
         faults.append("it is sealed twice for the same device class")
     for key in encryption.keys:
-        if not NAME.fullmatch(key.device_class):
-            faults.append(f"device class {key.device_class!r} is not of the form {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(key.device_class):
+            faults.append(f"device class {key.device_class!r} is not of the form {NAME_PATTERN.pattern}")
         elif not (SHA256.fullmatch(key.key_id) and SHA256.fullmatch(key.public) and _WRAPPED.fullmatch(key.wrapped)):
             faults.append(f"the key for device class {key.device_class!r} is malformed")
     return faults

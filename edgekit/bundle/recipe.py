@@ -14,7 +14,7 @@ PRECISIONS = ("float32", "float16", STATIC, DYNAMIC, WEIGHTS)
 RANGES = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
 LOWERED, DIRECT = "lowered", "direct"
-ROUTES = (LOWERED, DIRECT)
+RECIPE_ROUTES = (LOWERED, DIRECT)
 PRUNED, UNPRUNED = "dead", "none"
 
 
@@ -79,7 +79,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _require_direct(self) -> None:
         if self.route != DIRECT:
-            raise RecipeError(f"route is {self.route!r}, expected one of {', '.join(ROUTES)}")
+            raise RecipeError(f"route is {self.route!r}, expected one of {', '.join(RECIPE_ROUTES)}")
         graph = ("float_layers", "int4_layers", "equalize", "correct_bias", "prune")
         if wrong := [field for field in graph if getattr(self, field)]:
             raise RecipeError(

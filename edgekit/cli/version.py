@@ -11,7 +11,7 @@ import click
 from edgekit import __version__
 
 # All packages that edgekit or one of its extras requires, the runtimes first.
-PACKAGES = (
+REPORTED_PACKAGES = (
     "ai-edge-litert", "tflite-runtime", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu", "keras",
     "torch", "onnx", "onnxscript", "onnxslim", "tf2onnx", "ai-edge-quantizer", "numpy", "scipy", "scikit-learn",
     "paho-mqtt", "amqtt", "httptools", "grpcio", "protobuf", "tuf", "securesystemslib", "cryptography", "obstore",
@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "machine": platform.machine(),
         "mosquitto": find_mosquitto(),
-        "packages": {name: version_of(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in REPORTED_PACKAGES},
     }
 
 

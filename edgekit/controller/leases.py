@@ -10,7 +10,7 @@ from __future__ import annotations
 from edgekit.bundle.manifest import BLOCK_BYTES
 
 WINDOW_BLOCKS = 16
-IDLE_SECONDS = 10.0  # a lease ends when its device has sent no request for this long
+LEASE_IDLE_SECONDS = 10.0  # a lease ends when its device has sent no request for this long
 LAST_SECONDS = 1.0  # the same, after a request for the last blocks of a blob
 LATE_SECONDS = 10.0  # a device loses its turn when it is this late with its retry
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 15.0
@@ -65,7 +65,7 @@ class Leases:
             if ahead >= self._limit - len(self._active):
                 return self._wait(device, now, ahead)
             self._waiting.pop(device, None)
-        self._active[device] = (since, now + (LAST_SECONDS if last else IDLE_SECONDS))
+        self._active[device] = (since, now + (LAST_SECONDS if last else LEASE_IDLE_SECONDS))
         return 0.0
 
     def release(self, device: str, now: float) -> None:

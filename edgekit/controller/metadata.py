@@ -12,7 +12,7 @@ from edgekit.mqtt.messages import Answer, MetadataRequest, decode
 from edgekit.protocols import Store, Transport
 from edgekit.registry import metadata_name
 
-MAX_FILE_BYTES = 8 * 1024**2
+MAX_METADATA_BYTES = 8 * 1024**2
 
 
 class MetadataService(RequestService):
@@ -38,6 +38,6 @@ class MetadataService(RequestService):
             data = self._store.get(stored)
         except NotFoundError as error:
             raise NotFoundError(f"there is no metadata file {name}") from error
-        if len(data) > MAX_FILE_BYTES:
-            raise UnavailableError(f"metadata file {name} has {len(data)} bytes, the limit is {MAX_FILE_BYTES}")
+        if len(data) > MAX_METADATA_BYTES:
+            raise UnavailableError(f"metadata file {name} has {len(data)} bytes, the limit is {MAX_METADATA_BYTES}")
         return data

@@ -20,7 +20,7 @@ from edgekit.bundle.manifest import BLOCK_BYTES, MAX_FILE_BYTES, SHA256, FileEnt
 from edgekit.errors import DataError
 from edgekit.transfer.blocks import block_count
 
-FORMAT = 1
+DELTA_FORMAT = 1
 SEGMENT_BLOCKS = 16
 SEGMENT_BYTES = SEGMENT_BLOCKS * BLOCK_BYTES
 MAX_DICTIONARY_BYTES = 2 * SEGMENT_BYTES
@@ -38,7 +38,7 @@ DICTIONARY = 4  # the part is the segment, compressed with the base bytes as dic
 GAPS = (
     5  # as SPARSE, but the first part has the number of unchanged bytes before each change (MAX_GAP: and more follow)
 )
-PARTS = {COPY: 0, SUM: 1, SPARSE: 2, WIDE: 4, DICTIONARY: 1, GAPS: 2}  # number of parts by form
+PART_COUNTS = {COPY: 0, SUM: 1, SPARSE: 2, WIDE: 4, DICTIONARY: 1, GAPS: 2}  # number of parts by form
 MAX_GAP = 255
 
 STORED, ZSTD, BZ2, LZMA = range(4)
@@ -97,7 +97,7 @@ class Delta(msgspec.Struct, frozen=True):
     payload_size: int
     blocks: bytes
     segments: tuple[Segment, ...]
-    format: int = FORMAT
+    format: int = DELTA_FORMAT
 
     def to_bytes(self) -> bytes:
         """Encode as MessagePack, for `parse_delta`."""
@@ -185,7 +185,7 @@ def parse_delta(data: bytes, offer: Offer, *, base_size: int, result_size: int) 
 
 def _head_faults(delta: Delta, offer: Offer, base_size: int, result_size: int) -> list[str]:
     expected = {
-        "format": FORMAT,
+        "format": DELTA_FORMAT,
         "base": offer.base,
         "base_size": base_size,
         "result": offer.result,
@@ -224,8 +224,9 @@ def _segment_faults(delta: Delta) -> list[str]:
 
 
 def _segment_fault(segment: Segment, size: int, base_size: int) -> str:
-    if len(segment.parts) != PARTS.get(segment.form, -1):
-        return f"form {segment.form} has {len(segment.parts)} parts, expected {PARTS.get(segment.form, 'a known form')}"
+    if len(segment.parts) != PART_COUNTS.get(segment.form, -1):
+        expected = PART_COUNTS.get(segment.form, "a known form")
+        return f"form {segment.form} has {len(segment.parts)} parts, expected {expected}"
     for span in segment.spans:
         inside = 0 <= span.offset <= base_size - span.length or span.offset == -1
         if span.length <= 0 or not inside:

@@ -19,7 +19,7 @@ from edgekit.waiting import within
 LISTENER = "default"
 LEVEL = 4  # protocol level of MQTT 3.1.1
 WRONG_VERSION = b"\x20\x02\x00\x01"  # CONNACK: unacceptable protocol version
-CONNECT_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class EmbeddedAmqtt:
             task.add_done_callback(self._tasks.discard)
         self._writers.add(writer)
         try:
-            head = await within(CONNECT_SECONDS, _read_head(reader))
+            head = await within(HANDSHAKE_SECONDS, _read_head(reader))
             if head[-1] == LEVEL:
                 await self._broker.external_connected(_Reader(head, reader), StreamWriterAdapter(writer), LISTENER)
             else:

@@ -176,4 +176,4 @@ _KERNELS: dict[str, tuple[Callable[[Array], Array], float]] = {
     "pillow-bicubic": (_cubic, 2.0),
     "pillow-lanczos": (_lanczos, 3.0),
 }
-METHODS = (NEAREST, BILINEAR, BICUBIC, *_KERNELS)
+RESIZE_METHODS = (NEAREST, BILINEAR, BICUBIC, *_KERNELS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from edgekit.errors import DataError, ManifestError
 
-UNKNOWN, PADDING, FIRST, LAST = "[UNK]", "[PAD]", "[CLS]", "[SEP]"
+UNKNOWN_TOKEN, PADDING, FIRST, LAST = "[UNK]", "[PAD]", "[CLS]", "[SEP]"
 MAX_WORD = 100
 MAX_VOCABULARY = 1_000_000
 
@@ -27,7 +27,7 @@ def parse_vocabulary(data: bytes) -> dict[str, int]:
     indices: dict[str, int] = {}
     for index, line in enumerate(lines):
         indices.setdefault(line.rstrip("\r"), index)
-    missing = [piece for piece in (UNKNOWN, PADDING, FIRST, LAST) if piece not in indices]
+    missing = [piece for piece in (UNKNOWN_TOKEN, PADDING, FIRST, LAST) if piece not in indices]
     if missing:
         raise ManifestError(
             f"the vocabulary lacks {', '.join(missing)}", advice="The file must have one piece per line."
@@ -73,10 +73,10 @@ def pieces(word: str, vocabulary: Mapping[str, int]) -> list[str]:
         prefix = "##" if start else ""
         end = next((e for e in range(len(word), start, -1) if prefix + word[start:e] in vocabulary), None)
         if end is None:
-            return [UNKNOWN]
+            return [UNKNOWN_TOKEN]
         known.append(prefix + word[start:end])
         start = end
-    return known or [UNKNOWN]
+    return known or [UNKNOWN_TOKEN]
 
 
 def decode_text(data: bytes, max_bytes: int) -> str:

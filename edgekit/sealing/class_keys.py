@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from edgekit.bundle.manifest import NAME
+from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.sealing.cipher import key_id
 from edgekit.trust.keys import PUBLIC_SUFFIX, key_path, load_private, public_path, write_private
@@ -60,7 +60,7 @@ def add_class(keys: Path, name: str, passphrase: str | None = None) -> DeviceCla
 def list_classes(keys: Path) -> list[DeviceClass]:
     """The classes whose public keys are in the key folder, sorted by name. Raises as `find_class`."""
     names = [path.name.removesuffix(PUBLIC_SUFFIX) for path in (keys / FOLDER).glob(f"*{PUBLIC_SUFFIX}")]
-    return [find_class(keys, name) for name in sorted(names) if NAME.fullmatch(name)]
+    return [find_class(keys, name) for name in sorted(names) if NAME_PATTERN.fullmatch(name)]
 
 
 def find_class(keys: Path, name: str) -> DeviceClass:
@@ -105,8 +105,8 @@ def load_class_key(path: Path, passphrase: str | None = None) -> X25519PrivateKe
 
 
 def _check(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise SettingsError(f"class {name!r} is not of the form {NAME.pattern}", advice="Choose another name.")
+    if not NAME_PATTERN.fullmatch(name):
+        raise SettingsError(f"class {name!r} is not of the form {NAME_PATTERN.pattern}", advice="Choose another name.")
 
 
 def plain_pem(private: X25519PrivateKey) -> bytes:

@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEKIT_"
-MAX_BYTES = 64 * 1024
+MAX_SETTINGS_BYTES = 64 * 1024
 MAX_LINE_BYTES = 1000
 _URL_SCHEMES = {"registry": "file://", "database": "sqlite:///"}
 
@@ -64,7 +64,7 @@ def load_settings(
 def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            values = tomllib.loads(_decode_text(opened.read(MAX_BYTES + 1), file))
+            values = tomllib.loads(_decode_text(opened.read(MAX_SETTINGS_BYTES + 1), file))
     except FileNotFoundError as error:
         raise SettingsError(f"there is no settings file {file}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -80,9 +80,10 @@ def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
 def _decode_text(data: bytes, file: Path) -> str:
     """The text of a settings file. Its size and line length are bounded: long dotted keys cost the parser gigabytes."""
     longest = max(map(len, data.splitlines()), default=0)
-    if len(data) > MAX_BYTES or longest > MAX_LINE_BYTES:
+    if len(data) > MAX_SETTINGS_BYTES or longest > MAX_LINE_BYTES:
         raise SettingsError(
-            f"settings file {file} is over {MAX_BYTES} bytes, or has a line over {MAX_LINE_BYTES} (longest: {longest})"
+            f"settings file {file} is over {MAX_SETTINGS_BYTES} bytes, or has a line over {MAX_LINE_BYTES} "
+            f"(longest: {longest})"
         )
     return data.decode("utf-8")
 

@@ -14,7 +14,7 @@ from edgekit.rollout.cohort import Device
 from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json, untrusted_json, untrusted_text
 from edgekit.state.tables import devices, events, presence, reports
 
-MAX_EVENTS = 10_000
+MAX_STORED_EVENTS = 10_000
 MAX_TEXT = 2_000
 
 
@@ -63,7 +63,7 @@ class DeviceTable(FleetTable):
         max_events: Events to keep for the fleet; older ones are deleted.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str, *, max_events: int = MAX_EVENTS) -> None:
+    def __init__(self, engine: sa.Engine, fleet: str, *, max_events: int = MAX_STORED_EVENTS) -> None:
         super().__init__(engine, fleet)
         self._max_events = max_events
 

@@ -35,15 +35,15 @@ metadata = sa.MetaData(
     }
 )
 
-NAME = sa.String(63)
+NAME_COLUMN = sa.String(63)
 JSON_TEXT = sa.Text  # encoded and decoded with msgspec; queries never look inside
 
 devices = sa.Table(
     "devices",
     metadata,
-    sa.Column("fleet", NAME, primary_key=True),
-    sa.Column("name", NAME, primary_key=True),
-    sa.Column("target", NAME, nullable=False),
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("name", NAME_COLUMN, primary_key=True),
+    sa.Column("target", NAME_COLUMN, nullable=False),
     sa.Column("public_key", sa.Text, nullable=False),
     sa.Column("labels", JSON_TEXT, nullable=False),
     sa.Column("enrolled", sa.Double, nullable=False),
@@ -53,8 +53,8 @@ devices = sa.Table(
 reports = sa.Table(
     "reports",
     metadata,
-    sa.Column("fleet", NAME, primary_key=True),
-    sa.Column("device", NAME, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("received", sa.Double, nullable=False, index=True),
     sa.Column("body", JSON_TEXT, nullable=False),
@@ -63,8 +63,8 @@ reports = sa.Table(
 presence = sa.Table(
     "presence",
     metadata,
-    sa.Column("fleet", NAME, primary_key=True),
-    sa.Column("device", NAME, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
     sa.Column("online", sa.Boolean, nullable=False),
     sa.Column("session", sa.BigInteger, nullable=False),
     sa.Column("seen", sa.Double, nullable=False),
@@ -75,8 +75,8 @@ rollouts = sa.Table(
     "rollouts",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("fleet", NAME, nullable=False),
-    sa.Column("model", NAME, nullable=False),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("model", NAME_COLUMN, nullable=False),
     sa.Column("version", sa.String(32), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
@@ -92,7 +92,7 @@ rollout_devices = sa.Table(
     "rollout_devices",
     metadata,
     sa.Column("rollout", sa.Integer, sa.ForeignKey("rollouts.id"), primary_key=True),
-    sa.Column("device", NAME, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("progress", JSON_TEXT, nullable=False),
     sa.Column("previous", JSON_TEXT),  # the device's entry before this rollout; NULL for none
@@ -102,8 +102,8 @@ rollout_devices = sa.Table(
 assignments = sa.Table(
     "assignments",
     metadata,
-    sa.Column("fleet", NAME, primary_key=True),
-    sa.Column("device", NAME, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("entries", JSON_TEXT, nullable=False),
     sa.Column("payload", sa.LargeBinary),
@@ -115,8 +115,8 @@ commands = sa.Table(
     "commands",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("fleet", NAME, nullable=False),
-    sa.Column("device", NAME, nullable=False),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("device", NAME_COLUMN, nullable=False),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("kind", sa.String(63), nullable=False),
     sa.Column("args", JSON_TEXT, nullable=False),
@@ -134,8 +134,8 @@ events = sa.Table(
     "events",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("fleet", NAME, nullable=False),
-    sa.Column("device", NAME, nullable=False),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("device", NAME_COLUMN, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("kind", sa.String(63), nullable=False),
     sa.Column("model", sa.String(63), nullable=False),

@@ -17,7 +17,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from edgekit.bundle.manifest import NAME, Manifest, parse_manifest, target_path
+from edgekit.bundle.manifest import NAME_PATTERN, Manifest, parse_manifest, target_path
 from edgekit.clock import SystemClock
 from edgekit.errors import ManifestError, NotFoundError, SettingsError
 from edgekit.protocols import Clock, Store
@@ -194,8 +194,8 @@ class Repository:
             NotFoundError: there is no such model or version, or a key is not here.
             ManifestError: `channel` is not a valid name.
         """
-        if channel is not None and not NAME.fullmatch(channel):
-            raise ManifestError(f"channel {channel!r} does not match {NAME.pattern}")
+        if channel is not None and not NAME_PATTERN.fullmatch(channel):
+            raise ManifestError(f"channel {channel!r} does not match {NAME_PATTERN.pattern}")
         with self._committer.locked():
             state = self._committer.load()
             publisher = state.publisher(name)
@@ -258,8 +258,8 @@ class Repository:
 
     def _delegated(self, state: TrustState, name: str) -> dict[str, Targets]:
         """Make the publisher key of model `name`; returns the changed roles."""
-        if not NAME.fullmatch(name):
-            raise ManifestError(f"model name {name!r} does not match {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(name):
+            raise ManifestError(f"model name {name!r} does not match {NAME_PATTERN.pattern}")
         self._committer.signers(Targets.type, state.root)
         role, top = publisher_role(name), state.top()
         # An interrupted change may have left the key here; no metadata trusts it yet, so it can be used.

@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.backends.tflite.reader import TYPES, WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.reader import TFLITE_WEIGHTED, TYPES, buffer_content, operator_name, parse_tflite
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
-LARGEST = 2.0**30  # half the range of 32 bits; the other half is for the sum that the bias is added to
+MAX_BIAS = 2.0**30  # half the range of 32 bits; the other half is for the sum that the bias is added to
 ROUNDING = 1.001  # tolerance, because scales are float32
-LEVELS = {"int8": 127, "int4": 7}
+LEVELS_BY_PRECISION = {"int8": 127, "int4": 7}
 Ranges = dict[str, dict[str, Array]]
 
 
@@ -96,11 +96,11 @@ def _layers(before: bytes, after: bytes) -> Iterator[_Layer]:
         others = tuple(
             axis for axis in range(weights.ndim) if len(scales) == 1 or axis != quantization.quantizedDimension
         )
-        least = np.abs(np.frombuffer(given.bias, np.float32).astype(np.float64)) / (made.scale * LARGEST)
+        least = np.abs(np.frombuffer(given.bias, np.float32).astype(np.float64)) / (made.scale * MAX_BIAS)
         yield _Layer(
             name=given.weights.name.decode(),
             buffer=given.weights.buffer,
-            levels=LEVELS[TYPES[made.weights.type]],
+            levels=LEVELS_BY_PRECISION[TYPES[made.weights.type]],
             largest=weights.max(axis=others, keepdims=True),
             scales=scales,
             needed=least if len(scales) > 1 else least.max(keepdims=True),
@@ -124,7 +124,7 @@ def _weighted(data: bytes) -> list[_Op]:
     operators = []
     for operator in model.subgraphs[0].operators:
         name = operator_name(model, operator)
-        if name not in WEIGHTED:
+        if name not in TFLITE_WEIGHTED:
             continue
         transposed = name == "TRANSPOSE_CONV"  # its first input is a shape
         given, position = operator.inputs[2 if transposed else 0], 3 if transposed else 2

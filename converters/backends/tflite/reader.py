@@ -15,10 +15,10 @@ from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
 IDENTIFIER = b"TFL3"
-OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+OPERATOR_NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
 FIXED_SCALES = ("LOGISTIC", "SOFTMAX", "TANH")
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+TFLITE_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
 class WeightedOp(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ def parse_tflite(data: bytes) -> Any:
 def operator_name(model: Any, operator: Any) -> str:
     """The built-in operator's name; ``CUSTOM`` for any other."""
     code = model.operatorCodes[operator.opcodeIndex]
-    return str(OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)])
+    return str(OPERATOR_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
 
 
 def operators_of(data: bytes) -> list[str]:
@@ -92,7 +92,7 @@ def weighted_ops(data: bytes) -> list[WeightedOp]:
     operators = []
     for operator in graph.operators:
         name = operator_name(model, operator)
-        if name not in WEIGHTED:
+        if name not in TFLITE_WEIGHTED:
             continue
         index = operator.inputs[1]
         tensor = graph.tensors[dequantized.get(index, index)]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value, aligned
 
-DTYPES = {
+TENSORFLOW_DTYPES = {
     onnx.TensorProto.FLOAT: tf.float32,
     onnx.TensorProto.INT8: tf.int8,
     onnx.TensorProto.UINT8: tf.uint8,
@@ -96,6 +96,6 @@ def mod(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 def cast(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Cast between the dtypes of LiteRT."""
     source = required(inputs[0])
-    if attrs["to"] not in DTYPES:
+    if attrs["to"] not in TENSORFLOW_DTYPES:
         raise CannotLowerError(f"a cast to {onnx.TensorProto.DataType.Name(attrs['to']).lower()}")
-    return source.with_tensor(tf.cast(source.tensor, DTYPES[attrs["to"]]))
+    return source.with_tensor(tf.cast(source.tensor, TENSORFLOW_DTYPES[attrs["to"]]))

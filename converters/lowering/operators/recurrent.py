@@ -15,7 +15,7 @@ import tensorflow as tf
 from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
 from converters.lowering.values import Value, of
 
-MAX_STEPS = 512
+MAX_UNROLLED_STEPS = 512
 MOST_JOINED = 5  # the most inputs of a concatenation in XNNPACK
 # One step: (input part, recurrent weights, their bias, states) to the new states; the first is the step's output.
 CellStep = Callable[[Any, Any, Any, list[Any]], list[Any]]
@@ -101,8 +101,8 @@ def _run(
     lengths = optional(inputs, 4)
     if lengths is not None and (not lengths.constant or np.any(lengths.plain() != steps)):
         raise CannotLowerError("sequences with lengths different from the input's")
-    if steps > MAX_STEPS:
-        raise CannotLowerError(f"{steps} steps (at most {MAX_STEPS} are unrolled)")
+    if steps > MAX_UNROLLED_STEPS:
+        raise CannotLowerError(f"{steps} steps (at most {MAX_UNROLLED_STEPS} are unrolled)")
     direction = attrs.get("direction", "forward")
     directions = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
     answers, last = [], []

@@ -20,7 +20,7 @@ from edgekit.tensors import Array
 UNIT = 2.0**-24
 SLACK = 4.0  # factor on the float32 error: kernels may split sums and multiply-adds in any order
 AVERAGED = 1e-3  # relative widening of a mean, whose terms are not counted: covers ten thousand terms
-UNKNOWN = np.array([-np.inf]), np.array([np.inf])
+UNKNOWN_BOUNDS = np.array([-np.inf]), np.array([np.inf])
 
 Interval = tuple[Array, Array]  # smallest and largest value by lane (L,), or of all channels together (1,)
 
@@ -38,8 +38,10 @@ class ChannelBounds:
         for node in channels.graph.nodes:
             rule = _rules.get(node.op_type)
             for output_index, name in enumerate(node.output):
-                interval = rule(self, node, output_index) if rule is not None else UNKNOWN
-                low, high = (np.where(np.isnan(one), wide, one) for one, wide in zip(interval, UNKNOWN, strict=True))
+                interval = rule(self, node, output_index) if rule is not None else UNKNOWN_BOUNDS
+                low, high = (
+                    np.where(np.isnan(one), wide, one) for one, wide in zip(interval, UNKNOWN_BOUNDS, strict=True)
+                )
                 self._intervals[name] = low, high
 
     def alive(self) -> dict[str, Array]:
@@ -52,7 +54,7 @@ class ChannelBounds:
 
     def of(self, name: str, axis: int, count: int) -> Interval:
         """The intervals of a tensor's values at `count` indices along `axis`; all equal if its lanes lie elsewhere."""
-        low, high = self._intervals.get(name, UNKNOWN)
+        low, high = self._intervals.get(name, UNKNOWN_BOUNDS)
         lanes = self.channels.lanes.get(name)
         if lanes is None or lanes.axis != axis or len(low) != count:
             low, high = low.min(keepdims=True), high.max(keepdims=True)
@@ -80,7 +82,7 @@ def _dense(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     """The bias plus the sum of the smallest and of the largest products w x. With padding, x can also be 0."""
     graph = bounds.channels.graph
     if not is_dense(graph, node) or node.output[0] not in bounds.channels.lanes:
-        return UNKNOWN
+        return UNKNOWN_BOUNDS
     layer = Dense(graph, node)
     weights = layer.matrix
     inputs = graph.constants[node.input[1]].shape[1] if node.op_type == "Conv" else weights.shape[1]
@@ -143,7 +145,7 @@ def _clipped(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     constants, given = bounds.channels.graph.constants, list(node.input[1:])
     ends = [float(constants[name].item()) if name in constants else None for name in given]
     if any(name and end is None for name, end in zip(given, ends, strict=True)):
-        return UNKNOWN
+        return UNKNOWN_BOUNDS
     smallest, largest = (*ends, None, None)[:2]
     for bound, pick in ((smallest, np.maximum), (largest, np.minimum)):
         low, high = (low, high) if bound is None else (pick(low, bound), pick(high, bound))
@@ -153,7 +155,7 @@ def _clipped(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
 def _leaky(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
     alpha = float(attributes(node).get("alpha", 0.01))
     rule = _increasing(lambda x, given: np.where(x >= 0, x, alpha * x))
-    return rule(bounds, node, output_index) if alpha > 0 else UNKNOWN
+    return rule(bounds, node, output_index) if alpha > 0 else UNKNOWN_BOUNDS
 
 
 def _hard_sigmoid(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
@@ -161,7 +163,7 @@ def _hard_sigmoid(bounds: ChannelBounds, node: Any, output_index: int) -> Interv
     given = attributes(node)
     alpha, beta = float(given.get("alpha", 0.2)), float(given.get("beta", 0.5))
     if alpha <= 0:
-        return UNKNOWN
+        return UNKNOWN_BOUNDS
     margin = SLACK * UNIT * (abs(beta) + alpha * np.where(np.isfinite(high), np.abs(high), 0.0))
     return np.clip(alpha * low + beta - margin, 0.0, 1.0), np.clip(alpha * high + beta + margin, 0.0, 1.0)
 
@@ -180,7 +182,9 @@ def _averaged(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
 
 
 def _resized(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
-    return _averaged(bounds, node, output_index) if attributes(node).get("mode", "nearest") != "cubic" else UNKNOWN
+    return (
+        _averaged(bounds, node, output_index) if attributes(node).get("mode", "nearest") != "cubic" else UNKNOWN_BOUNDS
+    )
 
 
 def _concatenated(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
@@ -219,7 +223,7 @@ def _padded(bounds: ChannelBounds, node: Any, output_index: int) -> Interval:
         return low, high
     name, constants = node.input[2] if len(node.input) > 2 else "", bounds.channels.graph.constants
     if name and name not in constants:
-        return UNKNOWN
+        return UNKNOWN_BOUNDS
     value = float(constants[name].item()) if name else 0.0
     return np.minimum(low, value), np.maximum(high, value)
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.passes.loops.step import UNARY, Affine, Known, Term, Value
+from converters.passes.loops.step import STEP_UNARY, Affine, Known, Term, Value
 from edgekit.tensors import Array
 
 
@@ -61,7 +61,7 @@ def _gru(name: str, value: Term) -> Cell | None:
     """GRU: h' = z h + (1 - z) n, with n = f(x W + b + r (h R + c)), or f(x W + b + (r h) R) with an early reset."""
     for kept, fresh in _both_orders(value, "Add"):
         update, new = _mix(kept, fresh, name)
-        if update is None or new is None or new.op not in UNARY:
+        if update is None or new is None or new.op not in STEP_UNARY:
             continue
         for share, reset in _both_orders(new.parts[0], "Add"):
             parts = _late_reset(share, reset, name) or _early_reset(share, reset, name)
@@ -112,7 +112,7 @@ def _early_reset(share: Any, reset: Any, name: str) -> tuple[Term, Affine, Affin
 def _lstm(hidden: str, cell: str, after: Mapping[str, Term]) -> Cell | None:
     """LSTM: c' = f c + i n and h' = o g(c')."""
     for leave, squashed in _both_orders(after[hidden], "Mul"):
-        if not (isinstance(squashed, Term) and squashed.op in UNARY and squashed.parts[0] is after[cell]):
+        if not (isinstance(squashed, Term) and squashed.op in STEP_UNARY and squashed.parts[0] is after[cell]):
             continue
         for kept, fresh in _both_orders(after[cell], "Add"):
             for keep, state in _both_orders(kept, "Mul"):
@@ -128,7 +128,7 @@ def _lstm(hidden: str, cell: str, after: Mapping[str, Term]) -> Cell | None:
 
 def _gate(value: Any, state: str) -> Affine | None:
     """The linear part of an activation, if it reads the input and `state`."""
-    if isinstance(value, Term) and value.op in UNARY and _reads(value.parts[0], x=True, state=state):
+    if isinstance(value, Term) and value.op in STEP_UNARY and _reads(value.parts[0], x=True, state=state):
         linear: Affine = value.parts[0]
         return linear
     return None

@@ -18,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 from converters.graph.graph import attributes
 from edgekit.tensors import Array
 
-ELEMENTWISE = ("Add", "And", "Cast", "Equal", "Greater", "Less", "LessOrEqual", "Mul", "Not", "Or", "Sub")
-UNARY = ("Relu", "Sigmoid", "Tanh")
+STEP_ELEMENTWISE = ("Add", "And", "Cast", "Equal", "Greater", "Less", "LessOrEqual", "Mul", "Not", "Or", "Sub")
+STEP_UNARY = ("Relu", "Sigmoid", "Tanh")
 
 
 class UnknownStepError(Exception):
@@ -106,7 +106,7 @@ def _known_symbol(value: Value | None) -> Value:
 def _folded(node: Any, inputs: list[Any], opset: int) -> list[Value]:
     """The outputs of a node with constant inputs, by ONNX's reference; values per step pass elementwise nodes only."""
     steps = any(value.steps for value in inputs)
-    if steps and (node.op_type not in ELEMENTWISE or any(v.value.ndim for v in inputs if not v.steps)):
+    if steps and (node.op_type not in STEP_ELEMENTWISE or any(v.value.ndim for v in inputs if not v.steps)):
         if node.op_type == "Identity":
             return list(inputs)
         raise UnknownStepError(f"{node.op_type} of the step's number")
@@ -211,7 +211,7 @@ def _width(value: Value) -> int:
     """The number of columns of a value."""
     if isinstance(value, Affine):
         return value.bias.size
-    if isinstance(value, Term) and value.op in UNARY:
+    if isinstance(value, Term) and value.op in STEP_UNARY:
         return _width(value.parts[0])
     raise UnknownStepError("a value of unknown width")
 
@@ -221,7 +221,7 @@ def _columns(value: Value, columns: slice) -> Value:
     if isinstance(value, Affine):
         first, second = (None if part is None else part[:, columns] for part in (value.weights, value.recurrent))
         return Affine(value.bias[columns], first, second, value.state)
-    if isinstance(value, Term) and value.op in UNARY:
+    if isinstance(value, Term) and value.op in STEP_UNARY:
         return Term(value.op, (_columns(value.parts[0], columns),))
     raise UnknownStepError("columns of a value that is not linear")
 
@@ -238,5 +238,5 @@ RULES: dict[str, Callable[[Any, list[Value]], list[Value]]] = {
     "Slice": _slice,
     "Split": _split,
     "Sub": _binary,
-    **dict.fromkeys(UNARY, _unary),
+    **dict.fromkeys(STEP_UNARY, _unary),
 }

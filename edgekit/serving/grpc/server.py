@@ -23,7 +23,7 @@ from edgekit.serving.api.model_server import ModelServer
 from edgekit.serving.grpc import codec as grpc_codec
 from edgekit.serving.grpc.messages import METHODS, SERVICE, message
 from edgekit.serving.http.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
-from edgekit.serving.oip.deadlines import MAX_DEADLINE_MS, PARAMETER
+from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, MAX_DEADLINE_MS
 from edgekit.serving.session.session import DeadlineError, OverloadedError
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ MAX_CALLS = 256  # at the same time, over all connections
 MAX_STREAMS = 128  # at the same time on one connection
 MAX_METADATA_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 20
-IDLE_SECONDS = 300
+CONNECTION_IDLE_SECONDS = 300
 _FRAMING_BYTES = 64 * 1024  # of a message, besides its tensors
 _PROBES = ("ServerLive", "ServerReady")
 
@@ -141,8 +141,8 @@ class GrpcService:
     async def _ModelInfer(self, received: Any, context: Any) -> Any:  # noqa: N802
         request = grpc_codec.infer_request(received)
         left = context.time_remaining()
-        if left is not None and PARAMETER not in request.parameters:
-            allowed = {**request.parameters, PARAMETER: min(max(left * 1000, 1.0), MAX_DEADLINE_MS)}
+        if left is not None and DEADLINE_PARAMETER not in request.parameters:
+            allowed = {**request.parameters, DEADLINE_PARAMETER: min(max(left * 1000, 1.0), MAX_DEADLINE_MS)}
             request = msgspec.structs.replace(request, parameters=allowed)
         response = await self._server.answer(received.model_name, received.model_version or None, request)
         return grpc_codec.infer_response(response, request, received)
@@ -205,7 +205,7 @@ async def serve_grpc(
         "grpc.max_concurrent_streams": MAX_STREAMS,
         "grpc.max_metadata_size": MAX_METADATA_BYTES,
         "grpc.absolute_max_metadata_size": 2 * MAX_METADATA_BYTES,
-        "grpc.max_connection_idle_ms": IDLE_SECONDS * 1000,
+        "grpc.max_connection_idle_ms": CONNECTION_IDLE_SECONDS * 1000,
         "grpc.server_handshake_timeout_ms": HANDSHAKE_SECONDS * 1000,
         "grpc.so_reuseport": 0,  # else a second server could take half of the connections unnoticed
     }

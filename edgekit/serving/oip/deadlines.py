@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit.errors import DataError
 
-PARAMETER = "edgekit_deadline_ms"
+DEADLINE_PARAMETER = "edgekit_deadline_ms"
 MAX_DEADLINE_MS = 24 * 3600 * 1000.0
 
 
@@ -17,7 +17,7 @@ def deadline_ms(parameters: Mapping[str, Any]) -> float | None:
     Raises:
         DataError: as `check_deadline_ms`.
     """
-    value = parameters.get(PARAMETER)
+    value = parameters.get(DEADLINE_PARAMETER)
     return None if value is None else check_deadline_ms(value)
 
 
@@ -29,6 +29,6 @@ def check_deadline_ms(value: object) -> float:
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_DEADLINE_MS:
         raise DataError(
-            f"{PARAMETER} is {str(value)[:40]!r}, expected a number above 0 and at most {MAX_DEADLINE_MS:.0f}"
+            f"{DEADLINE_PARAMETER} is {str(value)[:40]!r}, expected a number above 0 and at most {MAX_DEADLINE_MS:.0f}"
         )
     return float(value)

@@ -16,7 +16,7 @@ from edgekit.errors import DataError
 from edgekit.runtimes.logical import check_inputs
 from edgekit.tensors import Array, TensorSpec
 
-ROWS = (2, 4, 8, 16)
+BATCH_ROWS = (2, 4, 8, 16)
 MIN_GAIN = 1.25  # of rows a second, over one row at a time; less gain is not worth the longer wait for each run
 CALIBRATION_SECONDS = 0.3
 

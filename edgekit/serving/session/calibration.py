@@ -49,7 +49,7 @@ def measure_rows(
     if seconds[1] < fast_seconds:
         return 1
     spent = 0.0
-    for rows in batching.ROWS:
+    for rows in batching.BATCH_ROWS:
         if spent + 2 * rows * seconds[1] > limit_seconds:
             break
         chosen = [singles[i % golden] for i in range(rows)]

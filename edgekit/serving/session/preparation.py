@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgekit.serving.session.session import Session
 
 
-PARAMETER = "edgekit_postprocess"
+POSTPROCESS_PARAMETER = "edgekit_postprocess"
 
 
 class Prepared(NamedTuple):
@@ -60,8 +60,8 @@ async def prepare(
         processing = session.processing if session else None
         if session is not None and processing is None and postprocess:
             raise DataError(
-                f"{PARAMETER} is true, but the bundle of model {session.manifest.name} has no steps after the model; "
-                "leave the parameter out"
+                f"{POSTPROCESS_PARAMETER} is true, but the bundle of model {session.manifest.name} has no steps after "
+                "the model; leave the parameter out"
             )
         if processing is None or not processing.has_raw(inputs):
             return Prepared(session, inputs, bool(postprocess))
@@ -72,14 +72,14 @@ async def prepare(
 
 
 def parse_postprocess(parameters: Mapping[str, Any]) -> bool | None:
-    """The value of `PARAMETER`; None where it is absent.
+    """The value of `POSTPROCESS_PARAMETER`; None where it is absent.
 
     Raises:
         DataError: the value is neither true nor false.
     """
-    value = parameters.get(PARAMETER)
+    value = parameters.get(POSTPROCESS_PARAMETER)
     if value is not None and not isinstance(value, bool):
-        raise DataError(f"{PARAMETER} is {value!r}, expected true or false")
+        raise DataError(f"{POSTPROCESS_PARAMETER} is {value!r}, expected true or false")
     return value
 
 

@@ -132,6 +132,6 @@ def test_bundle_of_a_tflite_file_answers_as_the_file(runtime, child, tmp_path):
 
 def test_every_operator_that_is_read_has_a_name_in_the_schema():
     """A misspelled operator name would never match."""
-    from converters.backends.tflite.reader import OPERATORS
+    from converters.backends.tflite.reader import OPERATOR_NAMES
 
-    assert set(READERS) <= set(OPERATORS.values())
+    assert set(READERS) <= set(OPERATOR_NAMES.values())

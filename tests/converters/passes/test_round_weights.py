@@ -7,7 +7,7 @@ from onnx import helper
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.passes.contract import run_pass
-from converters.passes.round_weights import LEVELS, RoundWeights, gptq, is_rounded, nearest
+from converters.passes.round_weights import INT4_LEVELS, RoundWeights, gptq, is_rounded, nearest
 from converters.passes.weights import dense_layers, tensor_rows
 from edgekit.errors import ConversionError
 from tests.simulators.models import model_of
@@ -124,7 +124,7 @@ def test_nearest_rounding_gives_up_outliers_for_the_many():
     rng = np.random.default_rng(2)
     matrix = rng.normal(0, 0.1, (4, 400))
     matrix[:, 0] = 0.55
-    scales = np.abs(nearest(matrix)).max(axis=1) / LEVELS
-    assert (scales < 0.55 / LEVELS).all()
-    plain = np.rint(matrix / (0.55 / LEVELS)) * (0.55 / LEVELS)
+    scales = np.abs(nearest(matrix)).max(axis=1) / INT4_LEVELS
+    assert (scales < 0.55 / INT4_LEVELS).all()
+    plain = np.rint(matrix / (0.55 / INT4_LEVELS)) * (0.55 / INT4_LEVELS)
     assert ((nearest(matrix) - matrix) ** 2).sum() < ((plain - matrix) ** 2).sum()

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from device_agents.__main__ import agent
 from edgekit import __version__
 from edgekit.cli.main import edgekit
-from edgekit.cli.version import PACKAGES
+from edgekit.cli.version import REPORTED_PACKAGES
 from edgekit.versions import version_of, versions_of
 
 if sys.version_info >= (3, 11):
@@ -53,7 +53,7 @@ def test_verbose_adds_the_system_and_every_package(program: str) -> None:
     assert lines["tflite-runtime"] == (version_of("tflite-runtime") or "not installed")
     assert lines["mosquitto"] == "not found" or Path(lines["mosquitto"]).is_file()
     found = json.loads(said(program, "--version", "--verbose", "--json"))
-    assert found["packages"] == {name: version_of(name) for name in PACKAGES}
+    assert found["packages"] == {name: version_of(name) for name in REPORTED_PACKAGES}
     assert found["system"] == lines["system"]
 
 
@@ -62,7 +62,7 @@ def test_the_report_names_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [line for lines in project["optional-dependencies"].values() for line in lines] + project["dependencies"]
     names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in asked}
-    assert set(PACKAGES) == names - {"edgekit"}
+    assert set(REPORTED_PACKAGES) == names - {"edgekit"}
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

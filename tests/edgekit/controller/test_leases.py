@@ -13,7 +13,7 @@ from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.controller.leases import IDLE_SECONDS, LAST_SECONDS, MAX_RETRY_SECONDS, Leases, max_transfers
+from edgekit.controller.leases import LAST_SECONDS, LEASE_IDLE_SECONDS, MAX_RETRY_SECONDS, Leases, max_transfers
 from edgekit.mqtt.messages import Answer, decode
 from edgekit.registry import blob_name
 from edgekit.storage.stores import open_store
@@ -53,8 +53,8 @@ def test_a_silent_transfer_gives_its_place_back():
     """The lease of a silent device ends after a while, that of a finished one at once."""
     leases = Leases(1)
     leases.request("a", 0.0)
-    assert leases.request("b", IDLE_SECONDS - 0.1) > 0.0
-    assert leases.request("b", IDLE_SECONDS + 0.1) == 0.0
+    assert leases.request("b", LEASE_IDLE_SECONDS - 0.1) > 0.0
+    assert leases.request("b", LEASE_IDLE_SECONDS + 0.1) == 0.0
     leases.request("b", 11.0, last=True)
     assert leases.request("c", 11.0 + LAST_SECONDS) == 0.0
 

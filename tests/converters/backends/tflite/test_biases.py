@@ -10,7 +10,7 @@ from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.backends.onnx_tensorrt import OnnxTensorRTBackend
 from converters.backends.tflite.biases import require_biases, wider_weights
 from converters.backends.tflite.facts import pieces_of
-from converters.backends.tflite.reader import WEIGHTED, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.reader import TFLITE_WEIGHTED, buffer_content, operator_name, parse_tflite
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
@@ -127,7 +127,7 @@ def weights_of(artifact):
     model = parse_tflite(artifact.data)
     graph = model.subgraphs[0]
     for operator in graph.operators:
-        if operator_name(model, operator) in WEIGHTED:
+        if operator_name(model, operator) in TFLITE_WEIGHTED:
             tensor = graph.tensors[operator.inputs[1]]
             content = buffer_content(model.buffers[tensor.buffer], artifact.data)
             integers = np.frombuffer(content, np.int8).reshape(tensor.shape)
