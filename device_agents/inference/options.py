@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from edgekit.runtimes.providers import Acceleration
@@ -25,3 +29,24 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     fallback_threshold: float = 0.8
     cloud_timeout_seconds: float = 2.0
     acceleration: Acceleration | None = None
+
+
+def with_old_names(options: ServiceOptions | None, old: Mapping[str, Any]) -> ServiceOptions:
+    """`options`, with the keyword arguments that release 0.1.0 took one by one; each gives a warning.
+
+    Raises:
+        TypeError: an argument was never known.
+    """
+    options = options or ServiceOptions()
+    for name, value in old.items():
+        new = {"threshold": "fallback_threshold", "providers": "acceleration"}.get(name, name)
+        if new not in ServiceOptions.__struct_fields__:
+            raise TypeError(f"InferenceService has no argument {name!r}")
+        warnings.warn(
+            f"InferenceService({name}=...) is now ServiceOptions({new}=...)", DeprecationWarning, stacklevel=3
+        )
+        if name == "providers":
+            value = None if value is None else Acceleration(providers=tuple(value))
+        if value is not None:  # None meant the default
+            options = msgspec.structs.replace(options, **{new: value})
+    return options

@@ -9,12 +9,13 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback
-from device_agents.inference.options import ServiceOptions
+from device_agents.inference.options import ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
 from device_agents.update.self_test import check_golden, run_self_test
@@ -56,6 +57,7 @@ class InferenceService:
         clock: Time for deadlines and the circuit breaker.
         load: Opens a bundle's runtime; None for the adapters of `edgekit.runtimes`, isolated as `options` say.
         spread: Gives random numbers from 0 to 1 for the circuit breaker.
+        old: Fields of `service` one by one, as release 0.1.0 took them; each gives a DeprecationWarning.
 
     Attributes:
         load: The function that opens a bundle's runtime; it blocks.
@@ -72,8 +74,9 @@ class InferenceService:
         clock: Clock | None = None,
         load: Load | None = None,
         spread: Callable[[], float] = random.random,
+        **old: Any,
     ) -> None:
-        service = service or ServiceOptions()
+        service = with_old_names(service, old)
         self._clock = clock or SystemClock()
         self._fallback = Fallback(cloud, self._clock, service.cloud_timeout_seconds, spread) if cloud else None
         self._default_deadline_ms = service.deadline_ms or None
