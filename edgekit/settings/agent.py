@@ -16,7 +16,7 @@ from edgekit.serving.models.options import (
     RunTimeoutSeconds,
     Swap,
 )
-from edgekit.settings.types import Count, CountOrZero, Positive
+from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Positive
 
 
 class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,7 +24,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     # The device and its keys.
     device: Annotated[str, Meta(description="Name of this device, as it is enrolled in the fleet.")]
-    fleet: Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
+    fleet: FleetName
     target: Annotated[str, Meta(description="Target profile of this device, for example raspberry-pi-4.")]
     state: Annotated[
         Path, Meta(description="Folder for the journal, the slots, downloaded blocks and trusted metadata.")
@@ -41,22 +41,12 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = ()
 
     # The connection to the broker.
-    broker: Annotated[
-        str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")
-    ] = "mqtt://127.0.0.1:1883"
-    broker_ca: Annotated[
-        Path | None,
-        Meta(
-            description="PEM file of the authority that signed the broker's certificate (mqtts:// only). Without it, "
-            "the system's authorities are used."
-        ),
-    ] = None
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883"
+    broker_ca: BrokerCa = None
     broker_certificate: Annotated[
         Path | None, Meta(description="PEM file of the device's own client certificate (mqtts:// only).")
     ] = None
-    broker_key: Annotated[
-        Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
-    ] = None
+    broker_key: BrokerKey = None
     heartbeat_seconds: Annotated[Positive, Meta(description="Interval at which the device repeats its report.")] = 30.0
     telemetry_seconds: Annotated[Positive, Meta(description="Interval at which the device sends its counters.")] = 60.0
 

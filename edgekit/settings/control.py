@@ -7,13 +7,13 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from edgekit.settings.types import Count, Port, Positive
+from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, FleetName, Port, Positive
 
 
 class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``edgekit.toml`` in the working folder; the workstation, registry, controller and cloud commands read it."""
 
-    fleet: Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")] = "default"
+    fleet: FleetName = "default"
     registry: Annotated[
         str,
         Meta(
@@ -24,22 +24,12 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     keys: Annotated[
         Path, Meta(description="Folder with root.json and the key files of the registry, the director and the classes.")
     ] = Path("keys")
-    broker: Annotated[
-        str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")
-    ] = "mqtt://127.0.0.1:1883"
-    broker_ca: Annotated[
-        Path | None,
-        Meta(
-            description="PEM file of the authority that signed the broker's certificate (mqtts:// only). Without it, "
-            "the system's authorities are used."
-        ),
-    ] = None
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883"
+    broker_ca: BrokerCa = None
     broker_certificate: Annotated[
         Path | None, Meta(description="PEM file of the controller's own client certificate (mqtts:// only).")
     ] = None
-    broker_key: Annotated[
-        Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
-    ] = None
+    broker_key: BrokerKey = None
     database: Annotated[
         str,
         Meta(

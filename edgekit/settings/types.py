@@ -1,7 +1,8 @@
-"""Types that several settings share, with their bounds."""
+"""Types that several settings share, with their bounds and descriptions."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -10,3 +11,17 @@ Count = Annotated[int, Meta(ge=1)]
 CountOrZero = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(extra={"unit": "TCP port"})]
+FleetName = Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
+BrokerUrl = Annotated[
+    str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")
+]
+BrokerCa = Annotated[
+    Path | None,
+    Meta(
+        description="PEM file of the authority that signed the broker's certificate (mqtts:// only). Without it, the "
+        "system's authorities are used."
+    ),
+]
+BrokerKey = Annotated[
+    Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
+]
