@@ -68,15 +68,17 @@ async def serve(url: str, store: str, budget: int) -> None:
 async def fetch(url: str, entry: FileEntry, devices: int, *, waves: bool, loss: float) -> None:
     """Fetch a blob on every device: print "connected", wait for a line on stdin, fetch, and print the result."""
     LossyTransport.loss = loss
-    transports = [LossyTransport(url, client_id=f"d{number}", username=f"d{number}") for number in range(devices)]
+    names = [f"d{number}" for number in range(devices)]
+    transports = [LossyTransport(url, client_id=name, username=name) for name in names]
     fetchers = []
     for at in range(0, devices, CONNECT_AT_ONCE):
-        for transport in transports[at : at + CONNECT_AT_ONCE]:
-            answers = RequestClient(transport, fleet=FLEET, device=transport._options.client_id)
-            await answers.start()
+        group = slice(at, at + CONNECT_AT_ONCE)
+        for name, transport in zip(names[group], transports[group], strict=True):
+            client = RequestClient(transport, fleet=FLEET, device=name)
+            await client.start()
             await transport.start()
-            fetchers.append(BlockFetcher(answers, SystemClock()))
-        await asyncio.gather(*(transport.wait_connected(30) for transport in transports[at : at + CONNECT_AT_ONCE]))
+            fetchers.append(BlockFetcher(client, SystemClock()))
+        await asyncio.gather(*(transport.wait_connected(30) for transport in transports[group]))
     print("connected", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     begun = time.monotonic()
