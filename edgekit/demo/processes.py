@@ -55,7 +55,7 @@ class Processes:
         ) as child:
             try:
                 out, err = child.communicate(timeout=timeout_seconds)
-            except BaseException as error:
+            except BaseException as error:  # an interrupt too must not leave the command running
                 _end(child)
                 if isinstance(error, subprocess.TimeoutExpired):
                     raise CommandError(f"`{command}` did not end within {timeout_seconds:.0f} s") from error
