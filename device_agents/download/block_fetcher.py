@@ -43,7 +43,7 @@ class BlockFetcher:
         gate: Limits of the owner; None for no limits.
         urls: Whether blocks are also fetched from URLs that controllers name.
         timings: Time-outs of HTTP requests and broadcasts; None for the defaults.
-        round_trip: First estimate of the round-trip time, with the limits of time-outs.
+        round_trip: First estimate of the round-trip time, with the limits of time-outs; None for the defaults.
 
     Attributes:
         gate: The gate.
