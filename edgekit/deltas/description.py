@@ -118,6 +118,9 @@ class Delta(msgspec.Struct, frozen=True):
         return min(SEGMENT_BYTES, self.result_size - index * SEGMENT_BYTES)
 
 
+_DELTA = msgspec.msgpack.Decoder(Delta)  # built at import, as in edgekit.mqtt.messages
+
+
 class Offer(msgspec.Struct, frozen=True):
     """The entry of one delta in the signed catalogue.
 
@@ -133,6 +136,9 @@ class Offer(msgspec.Struct, frozen=True):
     description: str
     length: int
     size: int
+
+
+_OFFER = msgspec.msgpack.Decoder(Offer)  # `convert` has no decoder, but needs the same type to be prepared
 
 
 def parse_offers(custom: Mapping[str, Any]) -> tuple[Offer, ...]:
@@ -172,7 +178,7 @@ def parse_delta(data: bytes, offer: Offer, *, base_size: int, result_size: int) 
     if len(data) > MAX_DESCRIPTION_BYTES:
         raise DataError(f"delta description has {len(data)} bytes, the limit is {MAX_DESCRIPTION_BYTES}")
     try:
-        delta = msgspec.msgpack.decode(data, type=Delta)
+        delta = _DELTA.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise DataError(f"delta description cannot be parsed: {error}") from error
     faults = _head_faults(delta, offer, base_size, result_size)

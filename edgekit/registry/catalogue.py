@@ -48,6 +48,9 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     deltas: tuple[Offer, ...] = ()
 
 
+_ENTRY = msgspec.msgpack.Decoder(CatalogueEntry)  # built at import, as in edgekit.mqtt.messages
+
+
 class MadeDelta(msgspec.Struct, frozen=True):
     """A delta to publish.
 

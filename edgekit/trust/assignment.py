@@ -48,6 +48,9 @@ class Entry(msgspec.Struct, frozen=True):
     downgrade: bool = False
 
 
+_ENTRY = msgspec.msgpack.Decoder(Entry)  # built at import, as in edgekit.mqtt.messages
+
+
 class Assignment(msgspec.Struct, frozen=True):
     """The models that one device should run.
 
@@ -205,3 +208,6 @@ def _parse(signed: Targets) -> Assignment:
 class _Recipient(msgspec.Struct, frozen=True):
     device: str
     fleet: str
+
+
+_RECIPIENT = msgspec.msgpack.Decoder(_Recipient)

@@ -71,7 +71,11 @@ def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
     """After an interrupt the demo exits 130, and none of its servers or commands runs any more."""
     folder = tmp_path / "demo"
     child = subprocess.Popen(
-        [EDGEKIT, "demo", "--dir", str(folder)], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+        [EDGEKIT, "demo", "--dir", str(folder)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit SIG_IGN
     )
     deadline = time.monotonic() + 240
     while not processes_in(folder) and time.monotonic() < deadline:

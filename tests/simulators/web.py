@@ -24,12 +24,18 @@ class Web:
         self.ranges: list[str] = []
         self.if_ranges: list[str | None] = []
         self.sent = 0
+        self._counting = threading.Lock()  # each request has a thread
         self.asked = threading.Event()
         self.over = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.server.daemon_threads = True
         self.server.web = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/blob"
+
+    def count(self, size: int) -> None:
+        """Add to `sent`."""
+        with self._counting:
+            self.sent += size
 
 
 @contextmanager
@@ -76,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in fields.items():
             self.send_header(name, value)
         self.end_headers()
+        web.count(len(data))  # before the write: a client that has it all may look at once
         self.wfile.write(data)
-        web.sent += len(data)
 
     def _good(self, web: Web, first: int, data: bytes) -> None:
         self._send(web, 206, first, data)
@@ -130,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(web, 206, first, data, Content_Length=str(1 << 50))
         while not web.over.is_set():
             self.wfile.write(bytes(65536))
-            web.sent += 65536
+            web.count(65536)
 
     def _silent(self, web: Web, first: int, data: bytes) -> None:
         web.over.wait(60)
