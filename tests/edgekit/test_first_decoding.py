@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
-
-# msgspec 0.22 crashes the process when two threads prepare the same type at once; a bare script did so 6 times in 15.
+MANIFEST = Path(__file__).parents[1] / "assets/release-0.1.0/bundles/shapes-1.0.0-server/manifest.json"
+# msgspec 0.22 crashes the process when two threads prepare the same type at once. It needs processes that compete for the
+# cores: 15 of 40 crashed on a busy machine, none of 40 on a quiet one.
 SCRIPT = """
 import sys, threading
-sys.setswitchinterval(1e-6)
-import msgspec
-{imports}
-start = threading.Barrier(8)
+from pathlib import Path
+from edgekit.bundle.manifest import parse_manifest
+data = Path(sys.argv[1]).read_bytes()
+start = threading.Barrier(2)
 def work():
     start.wait()
-    try:
-        {call}
-    except Exception:
-        pass  # the bytes are not valid; only a crash of the process counts
-threads = [threading.Thread(target=work) for _ in range(8)]
+    parse_manifest(data)
+threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-CASES = {
-    "manifest": ("from edgekit.bundle.manifest import parse_manifest", "parse_manifest(b'{}')"),
-    "report": ("from edgekit.mqtt.messages import Reported, decode", "decode(b'\\x80', Reported)"),
-    "offers": (
-        "from edgekit.deltas.description import parse_offers",
-        "parse_offers({'deltas': [{'description': 'a'}]})",
-    ),
-}
-RUNS = 12
+ROUNDS, AT_ONCE = 4, 8
 
 
-# Each case starts twelve processes: about 10 s in all.
-@pytest.mark.parametrize("case", CASES)
-def test_eight_threads_decode_a_new_type_without_a_crash(case: str) -> None:
+def test_two_threads_decode_their_first_manifest_without_a_crash() -> None:
     """No process ends by a signal."""
-    imports, call = CASES[case]
-    script = SCRIPT.format(imports=imports, call=call)
-    ended = [subprocess.run([sys.executable, "-c", script], timeout=60).returncode for _ in range(RUNS)]
-    assert ended == [0] * RUNS
+    command = [sys.executable, "-c", SCRIPT, str(MANIFEST)]
+    for _ in range(ROUNDS):
+        running = [subprocess.Popen(command) for _ in range(AT_ONCE)]
+        assert [one.wait(120) for one in running] == [0] * AT_ONCE
