@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 MANIFEST = Path(__file__).parents[1] / "assets/release-0.1.0/bundles/shapes-1.0.0-server/manifest.json"
-# msgspec 0.22 crashes the process when two threads prepare the same type at once. It needs processes that compete for the
-# cores: 15 of 40 crashed on a busy machine, none of 40 on a quiet one.
+# msgspec 0.22 crashes the process when two threads prepare the same type at once. That needs processes that compete for
+# the cores: 15 of 40 crashed on a busy machine, none of 40 on a quiet one.
 SCRIPT = """
 import sys, threading
 from pathlib import Path
