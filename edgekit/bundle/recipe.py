@@ -103,12 +103,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.prune == PRUNED
 
     @property
-    def needs_samples(self) -> bool:
-        """True if the candidate needs calibration samples."""
-        fitted = self.rounding == "gptq" and bool(self.int4_layers)
-        return self.precision == STATIC or self.correct_bias or self.pruned or fitted
-
-    @property
     def id(self) -> str:
         """A short, stable name, different for every choice.
 

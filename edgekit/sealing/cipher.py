@@ -38,11 +38,6 @@ class Readable(Protocol):
         ...
 
 
-def sealed_size(size: int) -> int:
-    """Size in bytes of a sealed file whose content has `size` bytes; an empty file has one frame."""
-    return size + TAG_BYTES * max(1, -(-size // FRAME_BYTES))
-
-
 def derive(secret: bytes, *context: bytes) -> bytes:
     """Derive a key of 32 bytes from `secret`; every `context` gives another key."""
     info = _join(SEAL_FORMAT.encode(), *context)

@@ -8,7 +8,7 @@ import msgspec
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, Key, Signature
 
-from edgekit.errors import DataError, SignatureError
+from edgekit.errors import SignatureError
 from edgekit.mqtt.messages import Envelope, decode, encode
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -36,15 +36,3 @@ def open_envelope(payload: bytes, kind: type[T], key: Key) -> T:
     except UnverifiedSignatureError as error:
         raise SignatureError(f"{kind.__name__} has a wrong signature by key {envelope.key!r}") from error
     return decode(envelope.body, kind)
-
-
-def signer_id(payload: bytes) -> str:
-    """The key id in an encoded Envelope, not verified; use it to choose the key for `open_envelope`.
-
-    Raises:
-        DataError: the payload is not an Envelope, or it names no key.
-    """
-    key = decode(payload, Envelope).key
-    if not key:
-        raise DataError("the envelope names no key")
-    return key

@@ -21,7 +21,7 @@ from edgekit.settings import AgentSettings, load_settings
 from edgekit.storage.disk import MemoryDisk
 from edgekit.transfer.blocks import BlockMap
 from edgekit.trust.assignment import _parse
-from edgekit.trust.envelopes import open_envelope, signer_id
+from edgekit.trust.envelopes import open_envelope
 
 WIRE = (messages.Answer, messages.BlocksRequest, messages.MetadataRequest, messages.Presence, messages.Telemetry)
 SIGNED = (messages.Reported, messages.Event, messages.Result, messages.Command)
@@ -59,7 +59,6 @@ def report(data: bytes) -> None:
         with contextlib.suppress(DataError, VerificationError):
             messages.decode(data, kind)
         with contextlib.suppress(DataError, VerificationError):
-            signer_id(data)
             open_envelope(data, kind, _key().public_key)
 
 

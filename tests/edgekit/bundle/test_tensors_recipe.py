@@ -143,24 +143,6 @@ def test_prune_is_none_or_dead() -> None:
     assert not Recipe(prune="none").pruned
 
 
-@pytest.mark.parametrize(
-    ("recipe", "needs"),
-    [
-        (Recipe("int8"), True),
-        (Recipe("int8-dynamic"), False),
-        (Recipe("int8-dynamic", int4_layers=("a",)), False),
-        (Recipe("int8-weights", int4_layers=("a",), rounding="gptq"), True),
-        (Recipe("int8-dynamic", correct_bias=True), True),
-        (Recipe("float16"), False),
-        (Recipe("float16", prune="dead"), True),
-    ],
-    ids=lambda value: getattr(value, "id", value),
-)
-def test_a_recipe_knows_whether_it_needs_samples(recipe: Recipe, needs: bool) -> None:
-    """Without data, only recipes that need no samples are made."""
-    assert recipe.needs_samples is needs
-
-
 layers = st.lists(st.sampled_from(["a", "b", "c"]), unique=True, max_size=3)
 recipes = st.builds(
     lambda float_layers, int4_layers, precision, per_channel, **rest: Recipe(
