@@ -8,7 +8,7 @@ from edgekit.errors import NotFoundError, SettingsError
 
 NAMES = [
     "raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "imx8m-plus", "android-arm64", "jetson-nano", "jetson-xavier",
-    "jetson-orin", "coral-edgetpu", "ethos-u55", "x86-64", "server",
+    "jetson-orin", "jetson-thor", "coral-edgetpu", "ethos-u55", "x86-64", "server",
 ]  # fmt: skip
 
 GOOD = '[a]\ntitle="A"\narch="any"\nruntimes=["litert"]\nmemory_mib = 1\nprecisions=["float32"]\n'
@@ -36,6 +36,13 @@ def test_arm_boards_default_to_litert_and_jetsons_to_onnx():
     assert table["raspberry-pi-4"].runtimes[0] == "litert"
     assert table["jetson-orin"].runtimes == ("onnxruntime",)
     assert table["server"].free_batch
+
+
+def test_jetsons_with_a_current_jetpack_get_files_with_types():
+    """TensorRT 10 and newer take the types from the file, so one profile covers JetPack 6 and 7."""
+    for name in ("jetson-orin", "jetson-thor"):
+        assert int(builtin_targets()[name].tensorrt.partition(".")[0]) >= 10
+        assert builtin_targets()[name].int8_symmetric
 
 
 def test_misspelt_target_names_the_nearest():
