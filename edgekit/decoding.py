@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import DataError, ManifestError, MissingExtraError
 from edgekit.preprocess import Processing, Processor
 from edgekit.sealing.opening import read_file
@@ -62,7 +63,7 @@ def open_processor(manifest: Manifest, folder: Path) -> Processor | None:
     """
     if not isinstance(manifest.processing, Processing):
         return None
-    inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
+    inputs, outputs = client_inputs(manifest.inputs), client_outputs(manifest.inputs, manifest.outputs)
 
     files = {entry.path: entry for entry in manifest.files}
 

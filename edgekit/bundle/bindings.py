@@ -23,6 +23,8 @@ class Binding(msgspec.Struct, frozen=True):
         zero_point: The integer for 0.0.
         joined: The parts of an output that is several tensors of the artifact, each with its own scale; absent for a
             single tensor.
+        state: Of an input: the output that is its value in the next call of the same stream; absent for an input that
+            clients send.
     """
 
     spec: TensorSpec
@@ -32,6 +34,7 @@ class Binding(msgspec.Struct, frozen=True):
     zero_point: int = 0
     # UNSET and not None, so that manifests without it keep their bytes and digest.
     joined: Joined | msgspec.UnsetType = msgspec.UNSET
+    state: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def parts(self) -> tuple[Binding, ...]:
@@ -69,6 +72,36 @@ def binding_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> lis
         f"{name} is the name of a joined output and of a tensor of the artifact"
         for name in sorted(names & {*artifact_names})
     ]
+    return faults + _state_faults(inputs, outputs)
+
+
+def _state_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> list[str]:
+    """Every reason why the inputs that are state cannot be fed from outputs."""
+    of_outputs = [*outputs, *(part for one in outputs for part in one.parts)]
+    faults = [
+        f"{binding.spec.name}: an output has state, which only inputs can have"
+        for binding in dict.fromkeys(of_outputs)
+        if isinstance(binding.state, str)
+    ]
+    by_name = {binding.spec.name: binding.spec for binding in outputs}
+    fed: dict[str, str] = {}
+    for binding in inputs:
+        if not isinstance(binding.state, str):
+            continue
+        spec, output = binding.spec, by_name.get(binding.state)
+        if output is None:
+            faults.append(f"{spec.name}: its state comes from output {binding.state!r}, which does not exist")
+            continue
+        if (output.dtype, output.shape) != (spec.dtype, spec.shape):
+            faults.append(
+                f"{spec.name}: the state is {spec.dtype.value} {spec.shape_text}, "
+                f"its output {output.name} is {output.dtype.value} {output.shape_text}"
+            )
+        if output.name in fed:
+            faults.append(f"{spec.name}: output {output.name} is the state of {fed[output.name]} already")
+        fed[output.name] = spec.name
+    if fed and (len(fed) == len(inputs) or len(fed) == len(outputs)):
+        faults.append("every input or every output is state, a model needs at least one of each that clients see")
     return faults
 
 

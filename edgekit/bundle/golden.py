@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.state import client_outputs, run_stream, state_links
 from edgekit.errors import DataError, ManifestError
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array
@@ -43,6 +44,8 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
     """The bytes of golden.npz: logical inputs (N, ...) and the float model's outputs (N, ...).
+
+    For a model with state, they are N steps of one stream, each a whole call with one row: (N, 1, ...).
 
     Raises:
         DataError: An element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.
@@ -92,7 +95,17 @@ def self_test(runtime: Runtime, manifest: Manifest, golden: bytes) -> SelfTest:
         DataError, RuntimeLoadError: As `Runtime.run`.
     """
     inputs, expected = read_golden(golden)
-    return judge(manifest, expected, runtime.run(inputs))
+    return judge(manifest, expected, run_golden(runtime, manifest, inputs))
+
+
+def run_golden(runtime: Runtime, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The answers of a runtime to golden inputs. Those of a model with state are one stream from the zero state.
+
+    Raises:
+        DataError, RuntimeLoadError: As `Runtime.run`.
+    """
+    links = state_links(manifest.inputs)
+    return run_stream(runtime, links, inputs) if links else runtime.run(inputs)
 
 
 def judge(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> SelfTest:
@@ -100,8 +113,7 @@ def judge(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str
     faults: list[str] = []
     worst: dict[str, float] = {}
     limits = {t.output: t.max_abs for t in manifest.golden.tolerances if t.runtime == manifest.runtime}
-    for binding in manifest.outputs:
-        name = binding.spec.name
+    for name in (spec.name for spec in client_outputs(manifest.inputs, manifest.outputs)):
         if name not in limits or name not in expected or name not in actual:
             faults.append(f"{name}: no tolerance, no expected output or no output to compare")
             continue

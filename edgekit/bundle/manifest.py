@@ -14,6 +14,7 @@ import msgspec
 
 from edgekit.bundle.bindings import Binding, binding_faults
 from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import ManifestError, RecipeError
 from edgekit.preprocess import Processing, processing_faults
 
@@ -312,7 +313,7 @@ def _file_faults(files: tuple[FileEntry, ...]) -> list[str]:
 def _processing_faults(manifest: Manifest) -> list[str]:
     if not isinstance(manifest.processing, Processing):
         return []
-    inputs, outputs = (tuple(b.spec for b in bindings) for bindings in (manifest.inputs, manifest.outputs))
+    inputs, outputs = client_inputs(manifest.inputs), client_outputs(manifest.inputs, manifest.outputs)
     listed = {entry.path for entry in manifest.files if entry.role == ROLE_PROCESSING}
     missing = sorted(manifest.processing.files().keys() - listed)
     return processing_faults(manifest.processing, inputs, outputs) + [

@@ -1,0 +1,95 @@
+"""The state of a streaming model: outputs that are inputs of the next call of the same stream.
+
+Clients do not see these tensors. The bindings of a manifest name them (`Binding.state`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edgekit.bundle.bindings import Binding
+from edgekit.errors import DataError
+from edgekit.protocols import Runtime
+from edgekit.tensors import Array, TensorSpec
+
+
+class StateLink(NamedTuple):
+    """One state tensor.
+
+    Attributes:
+        spec: The input that takes the state; the output has the same dtype and shape.
+        output: Name of the output that is the input's value in the next call.
+    """
+
+    spec: TensorSpec
+    output: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the state of one row."""
+        return math.prod(1 if size is None else size for size in self.spec.shape) * self.spec.dtype.numpy.itemsize
+
+    def zero(self, rows: int) -> Array:
+        """The state before the first call; `rows` is the size of a free axis."""
+        shape = [rows if size is None else size for size in self.spec.shape]
+        return np.zeros(shape, dtype=self.spec.dtype.numpy)
+
+
+def state_links(inputs: Sequence[Binding]) -> tuple[StateLink, ...]:
+    """The state tensors of a model with these input bindings; empty for a model without state."""
+    return tuple(StateLink(one.spec, one.state) for one in inputs if isinstance(one.state, str))
+
+
+def client_inputs(inputs: Sequence[Binding]) -> tuple[TensorSpec, ...]:
+    """The logical inputs that clients send: all but state."""
+    return tuple(one.spec for one in inputs if not isinstance(one.state, str))
+
+
+def client_outputs(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> tuple[TensorSpec, ...]:
+    """The logical outputs that clients get: all but state."""
+    hidden = {link.output for link in state_links(inputs)}
+    return tuple(one.spec for one in outputs if one.spec.name not in hidden)
+
+
+def zero_state(links: Sequence[StateLink], rows: int) -> dict[str, Array]:
+    """The state of all inputs before the first call, by input name."""
+    return {link.spec.name: link.zero(rows) for link in links}
+
+
+def next_state(links: Sequence[StateLink], outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The state for the next call, by input name, from the outputs of this one."""
+    return {link.spec.name: outputs[link.output] for link in links}
+
+
+def without_state(links: Sequence[StateLink], outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs that clients see."""
+    hidden = {link.output for link in links}
+    return {name: value for name, value in outputs.items() if name not in hidden}
+
+
+def run_stream(runtime: Runtime, links: Sequence[StateLink], steps: Mapping[str, Array]) -> dict[str, Array]:
+    """Run one stream from the zero state, one call a step.
+
+    Args:
+        runtime: A runtime with all logical tensors, state included.
+        links: The state tensors of its model.
+        steps: Inputs that clients send, by name: (steps, ...), where each step is one whole call with one row.
+
+    Returns:
+        The outputs that clients see, by name: (steps, ...).
+
+    Raises:
+        DataError, RuntimeLoadError: as Runtime.run; DataError too where there is no step.
+    """
+    state, answers = zero_state(links, 1), []
+    for i in range(min((len(value) for value in steps.values()), default=0)):
+        outputs = runtime.run({**{name: value[i] for name, value in steps.items()}, **state})
+        state = next_state(links, outputs)
+        answers.append(without_state(links, outputs))
+    if not answers:
+        raise DataError("the stream has no steps, expected 1 or more")
+    return {name: np.stack([one[name] for one in answers]) for name in answers[0]}
