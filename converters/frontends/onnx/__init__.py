@@ -1,12 +1,12 @@
 """Read ONNX files as canonical graphs: checked, one standard operator set, one float type, first axis the batch.
 
-`canonical.py` holds the sequence of steps; each step is a file of its own.
+`normalise.py` holds the sequence of steps; each step is a file of its own.
 """
 
 from __future__ import annotations
 
 from converters.frontends.onnx.answers import onnx_answers
-from converters.frontends.onnx.canonical import canonical, load_onnx
+from converters.frontends.onnx.normalise import canonical, load_onnx
 from converters.frontends.onnx.opset import CANONICAL_OPSET
 
 __all__ = ["CANONICAL_OPSET", "canonical", "load_onnx", "onnx_answers"]

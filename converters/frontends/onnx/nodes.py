@@ -1,4 +1,4 @@
-"""Walks over the nodes of an ONNX graph, and gives them names."""
+"""Walks over the nodes of an ONNX graph and of the graphs inside it, and names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,46 @@ from typing import Any
 import onnx
 
 
+def all_graphs(graph: Any) -> Iterator[Any]:
+    """`graph` and every graph inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from all_graphs(inner)
+
+
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """The graphs in the attributes of a node: branches and bodies of loops."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
 def all_nodes(graph: Any) -> Iterator[Any]:
     """The nodes of `graph` and of every graph inside it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from all_nodes(attribute.g)
+    for one in all_graphs(graph):
+        yield from one.node
+
+
+def taken_names(graph: Any) -> set[str]:
+    """Every name of a tensor in `graph` and in the graphs inside it."""
+    taken = set()
+    for one in all_graphs(graph):
+        taken |= {value.name for value in (*one.input, *one.output, *one.initializer)}
+        taken |= {name for node in one.node for name in (*node.input, *node.output)}
+    return taken
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or with a number where it is taken; the result is then taken."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
@@ -26,3 +59,12 @@ def name_nodes(model: onnx.ModelProto) -> None:
             name = f"{name}_{index}"
         node.name = name
         taken.add(name)
+
+
+def attribute_of(node: Any, name: str, default: Any) -> Any:
+    """The value of an attribute, bytes as text; `default` where the node does not have it."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            value = onnx.helper.get_attribute_value(attribute)
+            return value.decode() if isinstance(value, bytes) else value
+    return default

@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 from onnx import version_converter
 
+from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.nodes import all_nodes
+from converters.frontends.onnx.repair import MAX_IR, MIN_IR
 from converters.graph.graph import label
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 
-MIN_OPSET, CANONICAL_OPSET, MAX_OPSET = 11, 17, 23
-MAX_IR = 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
-STANDARD = ("", "ai.onnx")
+CANONICAL_OPSET, MAX_OPSET = 17, 23
+# The converter's messages where it has no rule for an operator.
+NO_RULE = re.compile(r"No Adapter \w+ Version \$?\d+ for (\w+)|No Previous Version of (\w+) exists")
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set; 0 where the model names none."""
+    return max((int(entry.version) for entry in model.opset_import if not entry.domain), default=0)
 
 
 def at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     """The model at the canonical operator set, or at its own where that is newer.
 
     Raises:
-        ModelFormatError: The operator set is too old, or cannot be converted.
-        UnsupportedOpError: ONNX has no such operator.
+        ModelFormatError: The model names no operator set, or cannot be converted.
+        UnsupportedOpError: ONNX has no such operator, or ONNX's converter cannot upgrade it.
     """
-    versions = [entry.version for entry in model.opset_import if entry.domain in STANDARD]
-    if not versions or versions[0] < MIN_OPSET:
-        version = versions[0] if versions else "none"
+    version = opset_of(model)
+    if not version:
         raise ModelFormatError(
-            f"{source} uses ONNX opset {version}, expected {MIN_OPSET} or newer",
-            advice=f"Export it again with opset {CANONICAL_OPSET}.",
+            f"{source} names no version of ONNX's operators", advice=f"Export it again with opset {CANONICAL_OPSET}."
         )
-    standard = [entry for entry in model.opset_import if entry.domain in STANDARD]
-    del model.opset_import[:]
-    model.opset_import.extend(standard[:1])
-    wanted = min(max(versions[0], CANONICAL_OPSET), MAX_OPSET)
-    if versions[0] == wanted:
+    wanted = min(max(version, CANONICAL_OPSET), MAX_OPSET)
+    if version == wanted:
         return model
     require_known_operators(model)
     try:
-        return version_converter.convert_version(model, wanted)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        raise ModelFormatError(
-            f"{source} uses ONNX opset {versions[0]} and cannot be converted to opset {wanted}: {error}",
-            advice=f"Export it again with opset {CANONICAL_OPSET}.",
-        ) from error
+        converted = version_converter.convert_version(model, wanted)
+    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+        raise _not_converted(model, source, wanted, error) from error
+    converted.ir_version = min(max(converted.ir_version, MIN_IR), MAX_IR)
+    return converted
 
 
 def require_known_operators(model: onnx.ModelProto) -> None:
@@ -50,9 +53,24 @@ def require_known_operators(model: onnx.ModelProto) -> None:
     Raises:
         UnsupportedOpError: It lacks one; the error names the operator and the layer.
     """
-    version = model.opset_import[0].version
+    version = opset_of(model)
     for node in all_nodes(model.graph):
-        if not onnx.defs.has(node.op_type, version, ""):
+        if not node.domain and not onnx.defs.has(node.op_type, version, ""):
             raise UnsupportedOpError(
                 node.op_type, label(node), backend=f"any target: ONNX opset {version} has no such operator"
             )
+
+
+def _not_converted(
+    model: onnx.ModelProto, source: str, wanted: int, error: Exception
+) -> ModelFormatError | UnsupportedOpError:
+    version, advice = opset_of(model), f"Export the model again with opset {CANONICAL_OPSET}."
+    if found := NO_RULE.search(str(error)):
+        operator = found.group(1) or found.group(2)
+        layer = next((label(node) for node in all_nodes(model.graph) if node.op_type == operator), "")
+        backend = f"any target: ONNX's converter cannot bring it from opset {version} to {wanted}"
+        return UnsupportedOpError(operator, layer, backend=backend, advice=advice)
+    return ModelFormatError(
+        f"{source} uses ONNX opset {version} and cannot be converted to opset {wanted}: {one_line(error)}",
+        advice=advice,
+    )

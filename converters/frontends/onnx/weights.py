@@ -1,4 +1,4 @@
-"""Checks the weights of a model, and removes them from its inputs."""
+"""Checks the weights of a model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,3 @@ def require_finite_weights(model: onnx.ModelProto, source: str) -> None:
                 f"{source}: weight {name} contains {values}",
                 advice="The training diverged, or the file is damaged. Export the model from a good checkpoint.",
             )
-
-
-def drop_initializer_inputs(model: onnx.ModelProto) -> None:
-    """Remove weights from the graph's inputs, where old exporters list them."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)

@@ -114,12 +114,6 @@ def test_custom_operator_is_named_with_its_layer(tmp_path):
     assert (error.op, error.layer) == ("acme::Warp", "warp_1")
 
 
-def test_old_opset_is_refused_with_both_versions(tmp_path):
-    """Opset 9 is refused; the error has the found and the expected version."""
-    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]}, opset=9)
-    assert "opset 9, expected 11" in str(refused(models.saved(model, tmp_path / "m.onnx")))
-
-
 def test_missing_external_data_is_named(tmp_path):
     """The error names a missing external data file."""
     path = tmp_path / "m.onnx"

@@ -1,0 +1,88 @@
+"""The sequence of steps from an ONNX model to the canonical graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import checker, inliner
+
+from converters.frontends.onnx.batch import name_batch
+from converters.frontends.onnx.branches import fold_branches
+from converters.frontends.onnx.floats import all_float32
+from converters.frontends.onnx.foreign import one_line
+from converters.frontends.onnx.nodes import all_nodes, name_nodes
+from converters.frontends.onnx.opset import at_opset, require_known_operators
+from converters.frontends.onnx.quantized import refuse_quantized
+from converters.frontends.onnx.read import read_model
+from converters.frontends.onnx.repair import repaired
+from converters.frontends.onnx.shapes import correct_shapes
+from converters.frontends.onnx.weights import require_finite_weights
+from converters.graph.graph import Graph, label
+from edgekit.errors import ModelFormatError, UnsupportedOpError
+
+
+def load_onnx(path: Path) -> Graph:
+    """Read an .onnx file, and its external data file beside it if it has one.
+
+    Raises:
+        ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, or has free axes.
+        UnsupportedOpError: A node's domain is not ONNX's own.
+    """
+    return canonical(read_model(path), str(path))
+
+
+def canonical(model: onnx.ModelProto, source: str) -> Graph:
+    """Convert a parsed model to the canonical form.
+
+    Raises:
+        ModelFormatError, UnsupportedOpError: As `load_onnx`.
+    """
+    model = _inlined(repaired(model), source)
+    refuse_quantized(model, source)
+    _refuse_custom(model)
+    require_known_operators(model)
+    model = all_float32(model, source)
+    model = fold_branches(model, source)
+    model = at_opset(model, source)
+    require_known_operators(model)
+    model = correct_shapes(model, source)
+    _check(model, source)
+    require_finite_weights(model, source)
+    name_batch(model, source)
+    name_nodes(model)
+    return Graph(model)
+
+
+def _inlined(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    """The model with the nodes of its own functions in their place."""
+    if not model.functions:
+        return model
+    try:
+        return repaired(inliner.inline_local_functions(model))
+    except (RuntimeError, ValueError) as error:
+        raise ModelFormatError(
+            f"{source}: the functions inside the model cannot be read: {one_line(error)}",
+            advice="Export the model again without functions of its own.",
+        ) from error
+
+
+def _refuse_custom(model: onnx.ModelProto) -> None:
+    for node in all_nodes(model.graph):
+        if node.domain:
+            raise UnsupportedOpError(
+                f"{node.domain}::{node.op_type}",
+                label(node),
+                backend="any target: it is a custom operator",
+                advice="Export the model with standard ONNX operators only.",
+            )
+
+
+def _check(model: onnx.ModelProto, source: str) -> None:
+    try:
+        checker.check_model(model, full_check=True)
+    except (checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise ModelFormatError(
+            f"{source} is not a valid ONNX model: {one_line(error)}",
+            advice="Export the model again; onnx.checker.check_model(path, full_check=True) shows the same fault.",
+        ) from error

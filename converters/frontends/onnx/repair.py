@@ -1,0 +1,94 @@
+"""Repairs what ONNX Runtime forgives in a file, without a change of its interface or its answers."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from converters.frontends.onnx.nodes import all_graphs, all_nodes, free_name, taken_names
+
+MIN_IR, MAX_IR = 8, 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
+STANDARD = ("", "ai.onnx")
+
+
+def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model in the form that later steps expect.
+
+    Weights are not inputs, domains that no node uses are not imported, every output is made by a node of its own and is
+    given out once, and the version of the file format is one that every supported ONNX Runtime reads.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = min(max(copy.ir_version, MIN_IR), MAX_IR)
+    for node in all_nodes(copy.graph):
+        if node.domain in STANDARD:
+            node.domain = ""
+    _keep_used_domains(copy)
+    for graph in all_graphs(copy.graph):
+        _drop_initializer_inputs(graph)
+        _drop_repeated_initializers(graph)
+    _give_outputs_nodes(copy.graph)
+    return copy
+
+
+def _keep_used_domains(model: onnx.ModelProto) -> None:
+    functions = [node.domain for function in model.functions for node in function.node]
+    used = {"", *(node.domain for node in all_nodes(model.graph)), *functions}
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain in STANDARD else entry.domain
+        if domain in used:
+            versions[domain] = max(versions.get(domain, 0), entry.version)
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(versions.items()))
+
+
+def _drop_initializer_inputs(graph: onnx.GraphProto) -> None:
+    """Remove weights from the graph's inputs, where old exporters list them."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(inputs)
+
+
+def _drop_repeated_initializers(graph: onnx.GraphProto) -> None:
+    """Keep one of several weights with one name: the last, as ONNX Runtime does."""
+    last = {tensor.name: index for index, tensor in enumerate(graph.initializer)}
+    for index in reversed(range(len(graph.initializer))):
+        if last[graph.initializer[index].name] != index:
+            del graph.initializer[index]
+
+
+def _give_outputs_nodes(graph: onnx.GraphProto) -> None:
+    """Make every output the result of a node, under its own name, once.
+
+    An output that is a weight gets an Identity, and the weight another name. An output that is an input is renamed
+    NAME_output, because a graph has one tensor of a name.
+    """
+    inputs, weights = {value.name for value in graph.input}, {tensor.name for tensor in graph.initializer}
+    outputs = {value.name: value for value in reversed(graph.output)}
+    if len(outputs) < len(graph.output):
+        kept = list(reversed(outputs.values()))
+        copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del graph.output[:]
+        graph.output.extend(copies)
+    taken = taken_names(graph)
+    for value in graph.output:
+        if value.name in inputs:
+            name, value.name = value.name, free_name(f"{value.name}_output", taken)
+            graph.node.append(helper.make_node("Identity", [name], [value.name]))
+        elif value.name in weights:
+            inner = free_name(f"{value.name}_value", taken)
+            _rename_reads(graph, value.name, inner)
+            graph.node.append(helper.make_node("Identity", [inner], [value.name]))
+
+
+def _rename_reads(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for tensor in graph.initializer:
+        if tensor.name == old:
+            tensor.name = new
+    for node in all_nodes(graph):
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new

@@ -1,0 +1,245 @@
+"""ONNX files as exporters write them: old operator sets, other floats, wrong shapes, known branches."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.frontends.onnx import canonical, load_onnx, onnx_answers
+from converters.frontends.onnx.floats import dtypes_of, precision_of
+from edgekit.errors import ModelFormatError, UnsupportedOpError
+from tests.simulators import models
+
+
+def answers(model, path, x):
+    """The file's own answers and those of its canonical graph."""
+    path = models.saved(model, path)
+    return onnx_answers(path, {"x": x}), load_onnx(path).run({"x": x})
+
+
+def same(model, tmp_path, x, atol=1e-6):
+    expected, found = answers(model, tmp_path / "m.onnx", x)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=atol)
+    return found
+
+
+def rows(*shape):
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+def old_forms():
+    one = np.ones(2, np.float32)
+    four = {"x": ["batch", 2, 4, 4]}
+    yield "Upsample", 8, four, [helper.make_node("Upsample", ["x"], ["y"], scales=[1.0, 1.0, 2.0, 2.0])], {}
+    scales = np.array([1, 1, 2, 2], np.float32)
+    yield "Upsample 9", 9, four, [helper.make_node("Upsample", ["x", "s"], ["y"])], {"s": scales}
+    norm = helper.make_node("BatchNormalization", ["x", "a", "a", "a", "a"], ["y"], epsilon=0.1)
+    yield "BatchNormalization", 7, four, [norm], {"a": one}
+    yield "Dropout", 7, four, [helper.make_node("Dropout", ["x"], ["y"], ratio=0.5)], {}
+    yield "Slice", 9, four, [helper.make_node("Slice", ["x"], ["y"], starts=[1], ends=[3], axes=[2])], {}
+    yield "Pad", 10, four, [helper.make_node("Pad", ["x"], ["y"], pads=[0, 0, 1, 0, 0, 0, 0, 1])], {}
+    yield "Clip", 8, four, [helper.make_node("Clip", ["x"], ["y"], max=0.5)], {}
+    yield "Softmax", 7, four, [helper.make_node("Softmax", ["x"], ["y"], axis=1)], {}
+    yield "Unsqueeze", 10, four, [helper.make_node("Unsqueeze", ["x"], ["y"], axes=[1])], {}
+
+
+@pytest.mark.parametrize("form", list(old_forms()), ids=lambda form: form[0])
+def test_old_operator_set_is_upgraded(tmp_path, form):
+    """Forms of opsets 7 to 10 give the same answers at the canonical opset."""
+    _, opset, inputs, nodes, weights = form
+    model = models.model_of(nodes, inputs, {"y": ["batch", "c", "h", "w"]}, weights, opset=opset)
+    shape = canonical_shape(model, rows(3, 2, 4, 4))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *shape[1:]]))
+    assert same(model, tmp_path, rows(3, 2, 4, 4))["y"].shape == shape
+
+
+def canonical_shape(model, x):
+    """The shape of the answers to `x`, as ONNX's reference evaluator gives it."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0].shape
+
+
+def test_operator_that_cannot_be_upgraded_is_named(tmp_path):
+    """Where ONNX's converter has no rule, the error names operator, layer and both opsets."""
+    node = helper.make_node("Cast", ["x"], ["y"], name="cast_1", to="INT32")
+    model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]}, opset=5)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT32
+    with pytest.raises(UnsupportedOpError, match="opset 5 to 17") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert (caught.value.op, caught.value.layer) == ("Cast", "cast_1")
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_declared_output_shape_is_corrected(tmp_path):
+    """An output that is declared with another size or rank gets the inferred shape, as in ONNX Runtime."""
+    for declared in (["batch", 9], ["batch", 4, 1]):
+        model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": declared})
+        model.graph.value_info.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]))
+        assert load_onnx(models.saved(model, tmp_path / "m.onnx")).outputs[0].shape == (None, 4)
+
+
+def test_output_given_out_twice_is_one_output(tmp_path):
+    """A name that is listed twice among the outputs is one output."""
+    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    model.graph.output.append(model.graph.output[0])
+    assert list(same(model, tmp_path, rows(2, 4))) == ["y"]
+
+
+def test_input_given_out_has_a_name_of_its_own(tmp_path):
+    """An input that is also an output is given out as NAME_output."""
+    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]))
+    x = rows(2, 4)
+    np.testing.assert_array_equal(same(model, tmp_path, x)["x_output"], x)
+
+
+def test_unused_domain_and_listed_weights_are_no_obstacle(tmp_path):
+    """Imports that no node uses are dropped, and weights that are listed as inputs are no inputs."""
+    node = helper.make_node("Add", ["x", "w"], ["y"], domain="ai.onnx")
+    weights = {"w": np.ones(4, np.float32)}
+    model = models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]}, weights, domains=["ai.onnx.ml"])
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+    model.ir_version = 3
+    same(model, tmp_path, rows(2, 4))
+    assert [spec.name for spec in canonical(model, "m").inputs] == ["x"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_other_floats_become_float32(tmp_path, kind):
+    """Weights, casts, inputs and outputs of another float type are float32; useless casts are gone."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    weight = numpy_helper.from_array(rows(4, 3).astype(dtype), "w")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=kind),
+        helper.make_node("MatMul", ["narrow", "w"], ["product"]),
+        helper.make_node("Constant", [], ["half"], value=helper.make_tensor("half", kind, [], [0.5])),
+        helper.make_node("Mul", ["product", "half"], ["y"]),
+    ]
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 3]})
+    model.graph.initializer.append(weight)
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    found = same(model, tmp_path, rows(5, 4), atol=0.05)
+    assert found["y"].dtype == np.float32
+    graph = load_onnx(tmp_path / "m.onnx")
+    assert "Cast" not in graph.operators
+    assert {value.dtype for value in graph.constants.values()} == {np.dtype(np.float32)}
+    assert precision_of(model) == ("float32" if kind == TensorProto.DOUBLE else dtype.name)
+    assert dtypes_of(model) == {"y": dtype.name}
+
+
+def test_cast_to_integers_stays(tmp_path):
+    """Only casts from float to float are useless."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["whole"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["narrow"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    x = rows(5, 4) * 9
+    np.testing.assert_array_equal(same(model, tmp_path, x)["y"], np.trunc(x))
+
+
+def test_float64_constant_beyond_float32_stays_finite():
+    """A mask of -1e300 becomes the largest negative float32, not infinity."""
+    mask = np.array([[0, -1e300]])
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["y"]),
+    ]
+    model = models.model_of(nodes, {"x": ["batch", 2]}, {"y": ["batch", 2]}, {"mask": mask})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert np.isfinite(canonical(model, "m").constants["mask"]).all()
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "domain"),
+    [
+        ("QuantizeLinear", ["x", "s", "z"], ""),
+        ("DynamicQuantizeLinear", ["x"], ""),
+        ("MatMulNBits", ["x", "z", "s"], "com.microsoft"),
+    ],
+)
+def test_quantized_source_is_refused_by_operator(tmp_path, operator, inputs, domain):
+    """The refusal names operator and layer, and says to export the float model."""
+    node = helper.make_node(operator, inputs, ["q"], name="q_1", domain=domain)
+    weights = {"s": np.float32(0.1), "z": np.uint8(3)}
+    model = models.model_of([node], {"x": ["batch", 4]}, {"q": ["batch", 4]}, weights, domains=[domain])
+    with pytest.raises(ModelFormatError, match=rf"quantized already: .*{operator} \(layer 'q_1'\)") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert "float model" in caught.value.advice
+
+
+def branch(name, *nodes, output, weights=()):
+    value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    return helper.make_graph(list(nodes), name, [], [value], list(weights))
+
+
+def test_branch_that_a_size_decides_takes_the_place_of_the_if(tmp_path):
+    """The If that PyTorch writes for squeeze is decided by a size; an If inside its branch folds too."""
+    inner = helper.make_node(
+        "If",
+        ["yes"],
+        ["inner"],
+        then_branch=branch("a", helper.make_node("Add", ["x", "w"], ["t"]), output="t", weights=[weight("w", 2.0)]),
+        else_branch=branch("b", helper.make_node("Neg", ["x"], ["t"]), output="t"),
+    )
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["size"]),
+        helper.make_node("Equal", ["size", "four"], ["fits"]),
+        helper.make_node(
+            "If",
+            ["fits"],
+            ["y"],
+            then_branch=branch("then", helper.make_node("Constant", [], ["yes"], value=true()), inner, output="inner"),
+            else_branch=branch("else", helper.make_node("Identity", ["x"], ["t"]), output="t"),
+        ),
+    ]
+    weights = {"one": np.int64(1), "four": np.int64(4), "w": np.float32(9)}
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, weights)
+    x = rows(3, 4)
+    np.testing.assert_allclose(same(model, tmp_path, x)["y"], x + 2)
+    assert set(load_onnx(tmp_path / "m.onnx").operators) == {"Add"}
+
+
+def weight(name, value):
+    return numpy_helper.from_array(np.float32(value), name)
+
+
+def true():
+    return helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+
+
+def test_branch_that_an_input_decides_stays(tmp_path):
+    """An If whose condition depends on an input is kept, for runtimes that have it."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"]),
+        helper.make_node(
+            "If",
+            ["positive"],
+            ["y"],
+            then_branch=branch("then", helper.make_node("Neg", ["x"], ["t"]), output="t"),
+            else_branch=branch("else", helper.make_node("Relu", ["x"], ["t"]), output="t"),
+        ),
+    ]
+    model = models.model_of(nodes, {"x": [1, 4]}, {"y": [1, 4]}, {"zero": np.float32(0)})
+    same(model, tmp_path, np.abs(rows(1, 4)))
+    assert load_onnx(tmp_path / "m.onnx").operators["If"] == 1
+
+
+def test_damaged_graph_is_told_in_one_line(tmp_path):
+    """A node that does not accept its inputs is reported without paths of C++ files and without line breaks."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 3]}, {"w": np.ones((5, 3), np.float32)})
+    with pytest.raises(ModelFormatError, match="not a valid ONNX model") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert "\n" not in str(caught.value)
+    assert ".h:" not in str(caught.value)
+    assert onnx.checker.check_model.__name__ in caught.value.advice
