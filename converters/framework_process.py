@@ -17,11 +17,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
+from converters.foreign_text import named
+from converters.machine import processes_killed_for_memory
 from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # The functions that a child can run. Other names are refused.
@@ -36,9 +39,23 @@ FUNCTIONS = {
 }
 # Modules that a child imports, and the extra that installs each. Any other missing module is a fault of edgekit.
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
-LOG_TAIL_LINES = 12
+# What each function does, for messages.
+WORK = {
+    "export_keras": "reading the Keras model",
+    "export_saved_model": "reading the SavedModel",
+    "direct": "converting the source model to LiteRT",
+    "answers": "running the source model",
+    "lower": "converting the graph to LiteRT",
+    "export_program": "reading the torch.export program",
+    "program_answers": "running the torch.export program",
+}
+LOG_TAIL_LINES = 40
 _LENGTH = struct.Struct("!Q")
 _Child = TypeVar("_Child", bound="FrameworkProcess")
+
+
+class FrameworkOutputError(Exception):
+    """Output of a framework. It is the cause of an error, and so it is printed only with tracebacks (--verbose)."""
 
 
 class FrameworkProcess:
@@ -46,7 +63,7 @@ class FrameworkProcess:
 
     Args:
         framework: Its name, for messages.
-        show_log: Send the framework's output to stderr at once, instead of to a log that only errors quote.
+        show_log: Send the framework's output to stderr at once, instead of to a log that only tracebacks show.
     """
 
     def __init__(self, framework: str, *, show_log: bool = False) -> None:
@@ -61,31 +78,47 @@ class FrameworkProcess:
         Raises:
             EdgekitError: the function raised it.
             MissingExtraError: the framework is not installed.
-            ConversionError: the function failed otherwise, or the child ended; the message quotes the log.
+            ConversionError: the function failed otherwise, or the child ended, and the next call starts another. The
+                framework's log is the cause of the error, so only a traceback shows it.
         """
         if function not in FUNCTIONS:
             raise ValueError(f"{function!r} is not a function of the child")
-        process = self._started()
+        process, killed = self._started(), processes_killed_for_memory()
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._kill)  # after Ctrl-C in the middle of an answer the pipe cannot be used again
             try:
                 _send(process.stdin, (function, arguments))
                 kind, value = _receive(process.stdout)
             except (EOFError, OSError):  # Windows reports a broken pipe by other errors than BrokenPipeError
-                status = self._kill()
-                raise ConversionError(
-                    f"the {self._framework} process ended in {function} ({status}){self.log_tail()}",
-                    advice="If it was killed for memory, close other programs or convert on a larger machine.",
-                ) from None
+                raise self._ended(function, killed) from FrameworkOutputError(self.log_tail())
             on_failure.pop_all()
         if kind == "result":
             return value
         if kind == "error":
-            raise value
-        raise ConversionError(f"{self._framework} failed: {value}{self.log_tail()}")
+            raise value from FrameworkOutputError(self.log_tail())
+        message, trace = value
+        raise ConversionError(
+            f"{self._framework} failed while {WORK[function]}: {message}",
+            advice=f"Run again with --verbose (edgekit --verbose convert ...) for the output of {self._framework}.",
+        ) from FrameworkOutputError(f"{trace}{self.log_tail()}")
+
+    def _ended(self, function: str, killed_before: int) -> ConversionError:
+        """The error for a child that ended in `function`. It blames memory only where the system killed for it."""
+        ended = self._kill()
+        doing = f"the {self._framework} process ended while {WORK[function]}"
+        if ended == "signal SIGKILL" and processes_killed_for_memory() > killed_before:
+            return ConversionError(
+                f"{doing}: the system ran out of memory and killed it",
+                advice="Close other programs, or convert on a machine with more memory.",
+            )
+        return ConversionError(
+            f"{doing}: {ended}",
+            advice=f"{self._framework} ended without an error of its own; run again with --verbose "
+            "(edgekit --verbose convert ...) for its output.",
+        )
 
     def log_tail(self) -> str:
-        """The last lines of the framework's output, for an error message; empty where there is none."""
+        """The last lines of the framework's output; empty where there is none."""
         if self._log is None:
             return ""
         self._log.seek(0)
@@ -211,12 +244,12 @@ def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
-            return "unexpected", f"{type(error).__name__}: {error}"
+            return "unexpected", (named(error), traceback.format_exc())
         return "error", MissingExtraError(missing, EXTRAS[missing])
     except EdgekitError as error:
         return "error", error
     except Exception as error:  # process boundary: the parent raises a ConversionError with this child's log
-        return "unexpected", f"{type(error).__name__}: {error}"
+        return "unexpected", (named(error), traceback.format_exc())
 
 
 def main() -> None:

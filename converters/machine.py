@@ -27,6 +27,15 @@ def free_memory_bytes() -> int:
         return memory_bytes() if hasattr(os, "sysconf") else _windows_memory().available
 
 
+def processes_killed_for_memory() -> int:
+    """How many processes Linux has killed since its start because memory ran out; 0 on other systems."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        return 0
+
+
 @contextlib.contextmanager
 def scratch_folder(prefix: str, dir: Path | None = None) -> Iterator[str]:
     """A temporary folder that is removed at the end, in `dir` or in the system's temporary folder.

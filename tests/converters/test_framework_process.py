@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from converters import framework_process
 from converters.framework_process import TensorFlowProcess
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
@@ -19,6 +20,38 @@ def test_child_that_died_is_a_conversion_error_and_is_replaced():
         with pytest.raises(ConversionError, match="SIGKILL"):
             child.call("export_keras", path="x")
         assert child._started().pid != process.pid
+
+
+@pytest.mark.parametrize("ended", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_memory_is_not_blamed_without_evidence(ended):
+    """The error names the signal and the work; the system killed nothing for memory, so memory is not named."""
+    with TensorFlowProcess() as child:
+        os.kill(child._started().pid, ended)
+        with pytest.raises(ConversionError) as caught:
+            child.call("lower", model=b"")
+    text = f"{caught.value} {caught.value.advice}"
+    assert f"converting the graph to LiteRT: signal {ended.name}" in text
+    assert "memory" not in text
+
+
+def test_a_child_that_the_system_killed_for_memory_is_told(monkeypatch):
+    """SIGKILL while the system's count of processes killed for memory rises is the evidence."""
+    counts = iter([3, 4])
+    monkeypatch.setattr(framework_process, "processes_killed_for_memory", lambda: next(counts))
+    with TensorFlowProcess() as child:
+        os.kill(child._started().pid, signal.SIGKILL)
+        with pytest.raises(ConversionError, match="ran out of memory"):
+            child.call("lower", model=b"")
+
+
+@pytest.mark.heavy
+def test_an_unexpected_error_is_one_line_and_its_log_is_the_cause():
+    """The message has no traceback; the cause, which only --verbose prints, has it."""
+    with TensorFlowProcess() as child, pytest.raises(ConversionError) as caught:
+        child.call("answers", path="x", inputs=0, wrong=1)
+    assert "\n" not in str(caught.value)
+    assert "running the source model: TypeError" in str(caught.value)
+    assert "Traceback" in str(caught.value.__cause__)
 
 
 def test_child_ends_with_its_parent():
@@ -62,7 +95,7 @@ def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
-    """With show_log the child's output goes to stderr; without it, errors quote the end of the output."""
+    """With show_log the child's output goes to stderr; without it, the end of the output is kept."""
     with TensorFlowProcess(show_log=shown) as child:
         process = child._started()
         process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
