@@ -38,6 +38,7 @@ from converters.plan import ConversionPlan
 from converters.prepare import Prepared, float_quality, prepare
 from converters.progress import ConversionCallbacks, StepCallback
 from converters.quality.selection import Choice, choose
+from converters.report.page import report_html
 from converters.report.pruning import Pruning
 from converters.report.report import (
     ArtifactContents,
@@ -48,7 +49,6 @@ from converters.report.report import (
     RouteReport,
     SourceReport,
     TestReport,
-    report_html,
     report_json,
 )
 from converters.up_to_date import replacement_reason

@@ -1,10 +1,7 @@
-"""Writes report.json and report.html: the candidates, their measurements, and the reason for the chosen one."""
+"""report.json: the candidates, their measurements, and the reason for the choice. `page` makes report.html of it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import jinja2
 import msgspec
 
 from converters.cost.overhead import FileFacts
@@ -113,6 +110,42 @@ class RouteReport(msgspec.Struct, frozen=True):
     direct: FileFacts | None = None
 
 
+class OutputReport(msgspec.Struct, frozen=True):
+    """What was measured and proven of one output of the chosen artifact.
+
+    Attributes:
+        name: Name of the output.
+        metric: Metric that judges it.
+        drop: Drop on the proof split; None where it was not measured.
+        judged: False where it was left out with ``--ignore-output``.
+        proven: The drop is proven to be within `limit`.
+        limit: Largest allowed drop, in the metric's unit; None where it is not judged.
+    """
+
+    name: str
+    metric: str
+    drop: Drop | None
+    judged: bool = True
+    proven: bool = False
+    limit: float | None = None
+
+
+class ClassDrop(msgspec.Struct, frozen=True):
+    """Drop of one class, with the upper bound at the budget's confidence for all classes at once."""
+
+    value: float
+    upper: float
+
+
+class WorstClass(msgspec.Struct, frozen=True):
+    """The class or group with the largest drop, on its `n` samples; `proven` if its limit is proven."""
+
+    label: str
+    drop: ClassDrop
+    n: int
+    proven: bool = False
+
+
 class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """Quality on the test samples, which no choice uses."""
 
@@ -134,6 +167,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         sensitivity: Layers that the search scored, the most sensitive first.
         route: Result of the direct route; null where it was not evaluated.
         pruning: Dead channels.
+        outputs: What is proven of each output; empty where there is no data.
+        worst_class: The class with the largest drop; null where no classes are known.
     """
 
     name: str
@@ -160,6 +195,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     sensitivity: tuple[LayerReport, ...] = ()
     route: RouteReport | None = None
     pruning: Pruning | None = None
+    outputs: tuple[OutputReport, ...] = ()
+    worst_class: WorstClass | None = None
 
     @property
     def chosen_candidate(self) -> CandidateReport:
@@ -178,89 +215,3 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 def report_json(report: Report) -> bytes:
     """The bytes of report.json."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-
-
-def report_html(report: Report) -> bytes:
-    """The bytes of report.html: one self-contained page that loads no other files."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("converters.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=_size, figure=_figure)
-    page = environment.get_template("report.html.j2").render(
-        r=report,
-        chosen=report.chosen_candidate,
-        chart=_chart(report),
-        recipe=msgspec.json.encode(report.chosen_candidate.recipe).decode(),
-    )
-    return page.encode()
-
-
-def _size(count: int) -> str:
-    return f"{count / 1024:,.0f} KiB" if count >= 10 * 1024 else f"{count:,} B"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def _chart(report: Report) -> dict[str, Any] | None:
-    """Points of size against drop, in the coordinates of a 640 by 320 image; None without quality."""
-    measured = [(number, c, c.drop) for number, c in enumerate(report.candidates, 1) if c.drop is not None]
-    if not measured:
-        return None
-    limit = report.budget.max_drop
-    largest = max(c.bytes for _, c, _ in measured) * 1.12
-    reach = [
-        value for _, _, d in measured for value in (min(d.value, 6 * limit), min(d.upper, 4 * limit + abs(d.value)))
-    ]
-    low, high = min([0.0, *reach]), max([limit, *reach]) * 1.1 + 1e-9
-    low -= 0.08 * (high - low)
-
-    def x(size: float) -> float:
-        return round(70 + 540 * size / largest, 1)
-
-    def y(drop: float) -> float:
-        return round(20 + 210 * (high - min(drop, high)) / (high - low), 1)
-
-    frontier = _frontier(report)
-    points = [
-        {
-            "id": c.id,
-            "x": x(c.bytes),
-            "y": y(d.value),
-            "top": y(d.upper),
-            "verdict": c.verdict,
-            "size": _size(c.bytes),
-            "number": number,
-        }
-        for number, c, d in measured
-    ]
-    _place_numbers(points)
-    corners = sorted((x(c.bytes), y(d.value)) for _, c, d in measured if c.id in frontier)
-    ticks = [{"x": x(largest * share), "text": _size(int(largest * share))} for share in (0.25, 0.5, 0.75, 1.0)]
-    line = " ".join(f"{across},{down}" for across, down in corners)
-    lines = {"line": line, "zero": y(0.0), "limit": y(limit), "limit_text": _figure(limit)}
-    return {"points": points, "ticks": ticks, **lines}
-
-
-def _place_numbers(points: list[dict[str, Any]]) -> None:
-    """Place each number below its point, and below the numbers that were placed before."""
-    for index, point in enumerate(points):
-        point["below"] = point["y"] + 20
-        while any(abs(p["x"] - point["x"]) < 16 and abs(p["below"] - point["below"]) < 12 for p in points[:index]):
-            point["below"] += 12
-
-
-def _frontier(report: Report) -> set[str]:
-    """Ids of the chosen candidate and of all candidates to which no other is both smaller and lower in drop."""
-    measured = [(c.bytes, c.drop.value, c.id) for c in report.candidates if c.drop is not None]
-    best, frontier = float("inf"), {report.chosen}
-    for _, drop, name in sorted(measured):
-        if drop < best:
-            best = drop
-            frontier.add(name)
-    return frontier

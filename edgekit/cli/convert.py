@@ -24,6 +24,7 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
+from edgekit.cli.convert_text import print_report
 from edgekit.errors import RecipeError, RefusedError
 
 if TYPE_CHECKING:
@@ -81,10 +82,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for bundles.",
 )
+@click.option("--explain", is_flag=True, help="Say why this candidate was chosen, and not a smaller or cheaper one.")
 @click.option("--no-cache", is_flag=True, help="Make all candidates anew; do not use earlier runs.")
 @dry_run_option
 @json_option
-def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_json: bool, **choices: Any) -> None:
+def convert(
+    model: Path, recipe: str | None, explain: bool, no_cache: bool, dry_run: bool, as_json: bool, **choices: Any
+) -> None:
     """Make the best proven bundle of MODEL for each target.
 
     MODEL is .keras, .h5, a SavedModel folder, .onnx, .pt2, or a float .tflite. Without --data, parity is measured on
@@ -95,16 +99,20 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     removed too, and the possible loss is proven as for int8.
 
     Candidates are kept under ~/.cache/edgekit (at most 1 GiB). Ctrl-C prints the results so far; the same command then
-    continues from there. The command does nothing where its bundles exist and their inputs have not changed.
+    continues from there. The command does nothing where its bundles exist and their inputs have not changed; with
+    --explain it then explains them.
 
     \b
     Examples:
       edgekit convert model.keras --target raspberry-pi-4 --data data.npz
       edgekit convert model.onnx --target jetson-orin --target server --data data.npz --test test.npz
       edgekit convert model.keras --target raspberry-pi-5 --data data.npz --aim size --max-drop 0.02
+      edgekit convert model.keras --target raspberry-pi-4 --data data.npz --explain
       edgekit convert model.keras --target x86-64 --dry-run
       edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
     """
+    if explain and as_json:
+        raise click.UsageError("--explain prints text, --json prints values; give one of them.")
     with needs_extra("convert"):
         from converters.cache import default_cache
         from converters.options import ConversionOptions
@@ -129,7 +137,8 @@ def convert(model: Path, recipe: str | None, no_cache: bool, dry_run: bool, as_j
     if as_json:
         print_json(reports)
     else:
-        _print_reports(reports, "up to date: " if up_to_date else "wrote ")
+        for report in reports:
+            print_report(report, "up to date: " if up_to_date else "wrote ", explained=explain)
     if up_to_date:
         note(UP_TO_DATE)
 
@@ -163,6 +172,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
 def _print_interrupted(plan: ConversionPlan, measured_by_target: dict[str, dict[str, Measured]]) -> None:
     """Print the candidates of an interrupted run on stderr."""
     from converters.quality.selection import choose
+    from converters.report.words import title, titles
 
     note("")
     for target, candidates in measured_by_target.items():
@@ -171,22 +181,23 @@ def _print_interrupted(plan: ConversionPlan, measured_by_target: dict[str, dict[
             continue
         try:
             chosen = choose(list(candidates.values()), plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
-            best, verdicts = f"the best is {chosen.chosen}", chosen.verdicts
+            best, verdicts = f"the best is {title(candidates[chosen.chosen].recipe)}", chosen.verdicts
         except RefusedError:
             best, verdicts = "none meets the budget", {}
         note(f"{target}: {len(candidates)} candidates so far; {best}; the search was not finished")
+        names = titles(one.recipe for one in candidates.values())
         rows = [
             (
-                name,
                 one.bytes,
                 f"{one.drop.value:.4f}" if one.drop else "-",
                 f"{one.drop.upper:.4f}" if one.drop else "-",
                 f"{one.cost.value:.3g}",
                 verdicts.get(name, ("failed" if one.fault else "", ""))[0],
+                names[name],
             )
             for name, one in candidates.items()
         ]
-        print_table(["candidate", "bytes", "drop", "at most", "cost", "so far"], rows, err=True)
+        print_table(["bytes", "drop", "at most", "cost", "so far", "candidate"], rows, err=True)
 
 
 def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
@@ -207,36 +218,6 @@ def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
         ["target", "runtime", "candidates", "bundle"],
         [(row["target"], row["runtime"], ", ".join(row["candidates"]), row["bundle"]) for row in rows],
     )
-
-
-def _print_reports(reports: list[Report], prefix: str) -> None:
-    for report in reports:
-        click.echo(f"\n{report.target}: {report.chosen}, {'proven' if report.proven else 'not proven'}")
-        print_table(
-            ["candidate", "bytes", report.metric, "drop", "at most", "cost", "verdict", "why"],
-            [
-                (
-                    candidate.id,
-                    candidate.bytes,
-                    f"{candidate.quality.value:.4f}" if candidate.quality else "-",
-                    f"{candidate.drop.value:.4f}" if candidate.drop else "-",
-                    f"{candidate.drop.upper:.4f}" if candidate.drop else "-",
-                    f"{candidate.cost.value:.3g}",
-                    candidate.verdict,
-                    candidate.reason,
-                )
-                for candidate in report.candidates
-            ],
-        )
-        if report.test is not None:
-            click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
-        if report.pruning is not None and report.pruning.layers:
-            click.echo(report.dead_channels)
-        if report.data == "random":
-            note("no --data: parity was measured on random inputs; quality is unknown and int8 was not tried")
-        if report.preprocess == "detected":
-            note("clients may send JPEG or PNG; resizing is assumed to be bilinear (--preprocess FILE changes it)")
-        click.echo(f"{prefix}{report.bundle}")
 
 
 def _recipe(text: str) -> Recipe:

@@ -103,14 +103,14 @@ def test_report_has_the_agreed_keys(jetson):
 
 def test_report_tells_how_the_chosen_artifact_runs_elsewhere(jetson):
     """report.json and report.html compare every runtime of this machine with the device's runtime."""
-    report, folder = jetson
+    _, folder = jetson
     written = json.loads((folder / "report.json").read_bytes())["parity"]
     ways = [entry for entry in written if entry["device"] is not None]
     assert len(ways) >= 3
     assert all(entry["runtime"].startswith("ONNX Runtime ") and entry["rows"] == 32 for entry in ways)
     assert all({"runtime", "where", "max_abs", "agreement", "equal"} <= set(entry) for entry in written)
     page = (folder / "report.html").read_text()
-    assert f"{report.chosen} on every runtime of this machine" in page
+    assert "The chosen artifact on every runtime of this machine" in page
     assert all(entry["where"] in page for entry in ways)
 
 

@@ -63,9 +63,22 @@ def test_convert_prints_candidates_and_where_the_bundle_is(call, model, tmp_path
         "convert", model, "--target", "jetson-orin", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"
     )
     assert status == 0
-    assert "int8-symmetric" in out
+    assert "int8, symmetric" in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith("wrote ")) <= 110
     assert f"wrote {tmp_path / 'out' / 'shapes-1.0.0-jetson-orin'}" in out
     assert "load shapes.onnx ..." in err
+
+
+def test_explain_says_why_also_for_what_is_up_to_date(call, model, tmp_path):
+    """--explain names smaller and cheaper candidates with the reason against each; the second run says the same."""
+    options = ["--target", "jetson-orin", "--data", tmp_path / "data.npz", "-o", tmp_path / "out", "--explain"]
+    status, first, _ = call("convert", model, *options)
+    assert status == 0
+    assert "Chosen: " in first
+    assert "--aim cost takes the cheapest" in first
+    assert "smaller" in first
+    assert call("convert", model, *options)[1] == first.replace("wrote ", "up to date: ")
+    assert call("convert", model, *options, "--json")[0] == 2
 
 
 def test_convert_json_has_the_reports_keys(call, model, tmp_path):
