@@ -89,6 +89,8 @@ def run_plan(
         child = child or stack.enter_context(TensorFlowProcess())
         scratch = stack.enter_context(scratch_folder(prefix="edgekit-convert-"))
         prepared = prepare(plan, child, step)
+        for note in prepared.notes:
+            callbacks.note(note)
         context = ConversionContext(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
         cache_scope = _cache_scope(plan, prepared, cache)
         task_context = TaskContext(context, prepared.evidence, plan.budget)
@@ -181,7 +183,7 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         report = msgspec.structs.replace(
             report,
             contents=contents,
-            notes=(*chosen.artifact.notes, *matrix.failures),
+            notes=(*prepared.notes, *chosen.artifact.notes, *matrix.failures),
             sensitivity=layers,
             pruning=shared.pruning,
             parity=(*report.parity, *matrix.parity),

@@ -8,9 +8,10 @@ from converters.candidates.candidate import Evidence, labels_for
 from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps
-from converters.data.samples import Samples, Split, load_samples, random_samples, split_samples
+from converters.data.random_inputs import RandomInputs, plausible_samples
+from converters.data.samples import Samples, Split, load_samples, split_samples
 from converters.framework_process import TensorFlowProcess
-from converters.frontends import Source, load_model
+from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
 from converters.graph.task import detect_task, named_classes
 from converters.plan import ConversionPlan
@@ -39,6 +40,7 @@ class Prepared(msgspec.Struct, frozen=True):
         steps: Parity with the source after each step.
         preprocessing: Steps before and after the model; None without steps.
         channels: Number of channels of each layer before any was removed, by layer name.
+        notes: What the user should know of the inputs, one sentence each.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Prepared(msgspec.Struct, frozen=True):
     steps: tuple[Parity, ...]
     preprocessing: Steps | None
     channels: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) -> Prepared:
@@ -66,7 +69,8 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         data = load_samples(plan.data, specs, processor, classes) if plan.data is not None else None
         split = split_samples(data) if data is not None else None
         test = load_samples(plan.test, specs, processor, classes) if plan.test is not None else None
-    choice = split.choice if split else random_samples(specs, RANDOM_ROWS, RANDOM_SEED)
+        drawn = RandomInputs(split.choice) if split else _random(source)
+    choice = drawn.samples
     with step("simplify, with a parity check after each pass"):
         canonical = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
         graph = canonical.graph
@@ -87,6 +91,13 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         steps=canonical.steps,
         preprocessing=preprocessing,
         channels=canonical.channels,
+        notes=drawn.notes,
+    )
+
+
+def _random(source: Source) -> RandomInputs:
+    return plausible_samples(
+        source.graph, source.answers, RANDOM_ROWS, RANDOM_SEED, negative_indices=source.format == ONNX
     )
 
 

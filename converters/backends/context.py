@@ -14,7 +14,8 @@ from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
 from converters.backends.layers import layers_of, require_layers
 from converters.calibration.calibrate import Calibration, calibrate, tensor_values
 from converters.cost.overhead import Overhead
-from converters.data.samples import Samples, random_samples
+from converters.data.random_inputs import random_samples
+from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
 from converters.passes.channels.dead_channels import LEAST_ROWS, DeadChannels
@@ -337,7 +338,7 @@ class ConversionContext:
 
     def _require_parity(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
         """Check that the step `name` did not change the answers. Raises ParityError."""
-        rows = random_samples(before.inputs, PARITY_ROWS, 1) if self._samples is None else self._samples
+        rows = random_samples(before, PARITY_ROWS, 1) if self._samples is None else self._samples
         inputs = rows.take(slice(0, PARITY_ROWS)).inputs
         expected = before.run(inputs)
         answers = join(heads, after.run(inputs))

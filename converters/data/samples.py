@@ -120,18 +120,6 @@ def _checked(
     return Samples({spec.name: arrays[spec.name] for spec in specs}, labels, classes)
 
 
-def random_samples(specs: Sequence[TensorSpec], rows: int, seed: int) -> Samples:
-    """Seeded random values that fit `specs`: floats in [0, 1), integers 0 or 1. For parity only, not for quality."""
-    rng = np.random.default_rng(seed)
-    inputs = {}
-    for spec in specs:
-        shape = (rows, *(size or 1 for size in spec.shape[1:]))
-        floating = spec.dtype.numpy.kind == "f"
-        values = rng.random(shape) if floating else rng.integers(0, 2, shape)
-        inputs[spec.name] = values.astype(spec.dtype.numpy)
-    return Samples(inputs)
-
-
 def split_samples(samples: Samples) -> Split:
     """Split data into its three parts by the digest of each row, so that a row is always in the same part.
 

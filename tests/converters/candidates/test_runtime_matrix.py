@@ -12,7 +12,7 @@ from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.candidates.artifact_contents import contents_of
 from converters.candidates.runtime_matrix import MAX_MACS, run_variants, sums_exactly
-from converters.data.samples import random_samples
+from converters.data.random_inputs import random_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.quality.parity import compare_with_device
@@ -31,7 +31,7 @@ ROWS = np.random.default_rng(2).normal(0, 2, (40, 3)).astype(np.float32)
 def context(tmp_path_factory):
     """A small network of depthwise and pointwise layers with its samples, without TensorFlow."""
     graph = separable()
-    samples = random_samples(graph.logical_inputs, 40, 1)
+    samples = random_samples(graph, 40, 1)
     return ConversionContext(graph, graph.with_batch(1), samples, None, tmp_path_factory.mktemp("context"))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.data.samples import Samples, load_samples, random_samples, split_samples
+from converters.data.samples import Samples, load_samples, split_samples
 from edgekit.errors import DataError
 from edgekit.tensors import DType, TensorSpec
 
@@ -115,14 +115,6 @@ def test_too_few_rows_are_refused():
     """Three rows that are all the same cannot be split."""
     with pytest.raises(DataError, match="3 rows"):
         split_samples(Samples({"image": np.zeros((3, 4, 4, 1), np.float32)}))
-
-
-def test_random_samples_fit_and_repeat():
-    """Random inputs fit the specs and are the same for the same seed."""
-    one, two = random_samples([IMAGE, MASK], 4, 7), random_samples([IMAGE, MASK], 4, 7)
-    assert not IMAGE.faults(one.inputs["image"])
-    assert not MASK.faults(one.inputs["mask"])
-    np.testing.assert_array_equal(one.inputs["image"], two.inputs["image"])
 
 
 def test_labels_of_text_or_undefined_values_are_refused(tmp_path):
