@@ -218,12 +218,12 @@ def test_no_candidate_within_budget_writes_nothing(onnx_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, tmp_path):
+def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, jetson, tmp_path):
     """Either all targets get a bundle, or no target does."""
-    [report] = convert(onnx_folder / "model.onnx", targets=["jetson-orin"], output=tmp_path / "alone")
-    limit = report.chosen_candidate.cost.value
+    limit = jetson[0].chosen_candidate.cost.value
+    options = {"data": onnx_folder / "data.npz", "output": tmp_path / "out", "max_cost": limit}
     with pytest.raises(RefusedError):
-        convert(onnx_folder / "model.onnx", targets=["jetson-orin", "server"], output=tmp_path / "out", max_cost=limit)
+        convert(onnx_folder / "model.onnx", targets=["jetson-orin", "server"], **options)
     assert not (tmp_path / "out").exists()
 
 
