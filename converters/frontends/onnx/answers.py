@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +12,28 @@ from onnx.reference import ReferenceEvaluator
 
 from converters.frontends.onnx.floats import OTHER_FLOATS, all_float32
 from converters.frontends.onnx.foreign import one_line
-from converters.frontends.onnx.read import read_model
-from converters.frontends.onnx.repair import repaired
+from converters.frontends.onnx.source import source_model
 from converters.graph.graph import Graph
 from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.tensors import Array
 
 
-def onnx_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def onnx_answers(path: Path, inputs: Mapping[str, Array], *, cut: Sequence[str] = ()) -> dict[str, Array]:
     """Run the file itself on `inputs` (N, ...) and return its outputs; floats of other types as float32.
 
     ONNX Runtime runs it, or ONNX's reference evaluator where ONNX Runtime cannot: an operator set that is too new, or
     floats without kernels. Where neither can, and the file has floats other than float32, it runs in float32.
 
+    Args:
+        path: The file.
+        inputs: Inputs by name.
+        cut: Where the file is cut, as `source_model` takes it.
+
     Raises:
         ModelFormatError: As `load_onnx`.
         ConversionError: Neither can run the file.
     """
-    model = repaired(read_model(path))
+    model = source_model(path, cut)
     given = _in_types_of(model, inputs)
     try:
         answers = Graph(model).run(given)

@@ -7,9 +7,9 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from converters.frontends.onnx.known_values import Sizes, known_values
-from converters.frontends.onnx.nodes import all_graphs, all_nodes, attribute_of, free_name, inner_graphs, taken_names
-from converters.frontends.onnx.shapes import inferred_shapes
+from converters.frontends.onnx.known_values import known_values
+from converters.frontends.onnx.nodes import all_graphs, all_nodes, attribute_of, drop_unread, free_name, taken_names
+from converters.frontends.onnx.shapes import known_shapes
 
 
 def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
@@ -19,7 +19,7 @@ def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         ModelFormatError: A node does not accept its inputs.
     """
     while any(node.op_type == "If" for node in model.graph.node):
-        known = known_values(model, _shapes(model, source))
+        known = known_values(model, known_shapes(model, source))
         decided = [
             index
             for index, node in enumerate(model.graph.node)
@@ -32,21 +32,9 @@ def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         del copy.graph.value_info[:]
         for index in reversed(decided):
             _replace(copy.graph, index, bool(known[copy.graph.node[index].input[0]].reshape(-1)[0]))
-        _drop_unread(copy.graph)
+        drop_unread(copy.graph)
         model = copy
     return model
-
-
-def _shapes(model: onnx.ModelProto, source: str) -> dict[str, Sizes]:
-    graph = inferred_shapes(model, source).graph
-    return {
-        value.name: tuple(
-            int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else None
-            for dim in value.type.tensor_type.shape.dim
-        )
-        for value in (*graph.input, *graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def _replace(graph: Any, index: int, condition: bool) -> None:
@@ -89,22 +77,3 @@ def _rename(branch: Any, names: dict[str, str]) -> None:
         for side in (node.input, node.output):
             for index, name in enumerate(side):
                 side[index] = names.get(name, name)
-
-
-def _drop_unread(graph: Any) -> None:
-    """Remove nodes and weights whose results nobody reads."""
-    read = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if any(name in read for name in node.output):
-            kept.append(node)
-            read |= set(node.input)
-            for inner in inner_graphs(node):
-                read |= {name for child in all_nodes(inner) for name in child.input}
-                read |= {value.name for one in all_graphs(inner) for value in one.output}
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in read:
-            del graph.initializer[index]

@@ -68,3 +68,22 @@ def attribute_of(node: Any, name: str, default: Any) -> Any:
             value = onnx.helper.get_attribute_value(attribute)
             return value.decode() if isinstance(value, bytes) else value
     return default
+
+
+def drop_unread(graph: Any) -> None:
+    """Remove nodes and weights whose results nobody reads."""
+    read = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read |= set(node.input)
+            for inner in inner_graphs(node):
+                read |= {name for child in all_nodes(inner) for name in child.input}
+                read |= {value.name for one in all_graphs(inner) for value in one.output}
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]

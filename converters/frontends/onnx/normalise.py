@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import checker, inliner
+from onnx import checker
 
 from converters.frontends.onnx.batch import name_batch
 from converters.frontends.onnx.branches import fold_branches
@@ -14,9 +14,10 @@ from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
 from converters.frontends.onnx.quantized import refuse_quantized
-from converters.frontends.onnx.read import read_model
 from converters.frontends.onnx.repair import repaired
-from converters.frontends.onnx.shapes import correct_shapes
+from converters.frontends.onnx.shapes import correct_shapes, known_shapes
+from converters.frontends.onnx.source import inlined, source_model
+from converters.frontends.onnx.tails import refuse_tail, tail_of
 from converters.frontends.onnx.weights import require_finite_weights
 from converters.graph.graph import Graph, label
 from edgekit.errors import ModelFormatError, UnsupportedOpError
@@ -29,7 +30,7 @@ def load_onnx(path: Path) -> Graph:
         ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, or has free axes.
         UnsupportedOpError: A node's domain is not ONNX's own.
     """
-    return canonical(read_model(path), str(path))
+    return canonical(source_model(path), str(path))
 
 
 def canonical(model: onnx.ModelProto, source: str) -> Graph:
@@ -38,7 +39,7 @@ def canonical(model: onnx.ModelProto, source: str) -> Graph:
     Raises:
         ModelFormatError, UnsupportedOpError: As `load_onnx`.
     """
-    model = _inlined(repaired(model), source)
+    model = inlined(repaired(model), source)
     refuse_quantized(model, source)
     _refuse_custom(model)
     require_known_operators(model)
@@ -47,24 +48,13 @@ def canonical(model: onnx.ModelProto, source: str) -> Graph:
     model = at_opset(model, source)
     require_known_operators(model)
     model = correct_shapes(model, source)
+    if tail := tail_of(model, known_shapes(model, source)):
+        raise refuse_tail(tail, source)
     _check(model, source)
     require_finite_weights(model, source)
     name_batch(model, source)
     name_nodes(model)
     return Graph(model)
-
-
-def _inlined(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
-    """The model with the nodes of its own functions in their place."""
-    if not model.functions:
-        return model
-    try:
-        return repaired(inliner.inline_local_functions(model))
-    except (RuntimeError, ValueError) as error:
-        raise ModelFormatError(
-            f"{source}: the functions inside the model cannot be read: {one_line(error)}",
-            advice="Export the model again without functions of its own.",
-        ) from error
 
 
 def _refuse_custom(model: onnx.ModelProto) -> None:

@@ -46,6 +46,23 @@ def inferred_shapes(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         ) from error
 
 
+def known_shapes(model: onnx.ModelProto, source: str) -> dict[str, tuple[int | None, ...]]:
+    """The shape of each tensor of known rank, by name; None for a free or unknown size.
+
+    Raises:
+        ModelFormatError: A node does not accept its inputs.
+    """
+    graph = inferred_shapes(model, source).graph
+    return {
+        value.name: tuple(
+            int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+            for dim in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def _merged(declared: Any, inferred: Any) -> Any:
     """The declared type with what inference knows better."""
     if not inferred.HasField("tensor_type") or not inferred.tensor_type.elem_type:

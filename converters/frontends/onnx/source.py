@@ -1,0 +1,60 @@
+"""The model of an .onnx file as the user means it: repaired, without functions of its own, and cut where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import inliner
+
+from converters.frontends.onnx.cut import cut_at
+from converters.frontends.onnx.foreign import one_line
+from converters.frontends.onnx.proposal import proposed_cut
+from converters.frontends.onnx.read import read_model
+from converters.frontends.onnx.repair import repaired
+from edgekit.errors import ModelFormatError
+from edgekit.preprocess.after import AfterStep
+
+AUTO = "auto"
+
+
+def source_model(path: Path, cut: Sequence[str] = ()) -> onnx.ModelProto:
+    """The model of a file, repaired and cut.
+
+    Args:
+        path: The file.
+        cut: Names of the tensors that become the outputs; ``auto`` for the proposed ones; empty for no cut.
+
+    Raises:
+        ModelFormatError: The file is not ONNX, is truncated, or lacks its external data.
+        SettingsError: The model has no such tensors, or there is nothing to propose.
+    """
+    model = inlined(repaired(read_model(path)), str(path))
+    if tuple(cut) == (AUTO,):
+        return proposed_cut(model, str(path)).model
+    return cut_at(model, cut, str(path)) if cut else model
+
+
+def steps_after_cut(path: Path, cut: Sequence[str]) -> tuple[AfterStep, ...]:
+    """The steps after the model that take the place of what ``--cut auto`` removes; empty for other cuts.
+
+    Raises:
+        ModelFormatError, SettingsError: As `source_model`.
+    """
+    if tuple(cut) != (AUTO,):
+        return ()
+    return proposed_cut(inlined(repaired(read_model(path)), str(path)), str(path)).steps
+
+
+def inlined(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    """The model with the nodes of its own functions in their place."""
+    if not model.functions:
+        return model
+    try:
+        return repaired(inliner.inline_local_functions(model))
+    except (RuntimeError, ValueError) as error:
+        raise ModelFormatError(
+            f"{source}: the functions inside the model cannot be read: {one_line(error)}",
+            advice="Export the model again without functions of its own.",
+        ) from error
