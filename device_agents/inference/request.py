@@ -11,6 +11,7 @@ from edgekit.errors import DataError
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
 from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, Prepared
+from edgekit.serving.session.sequence import Sequence
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
@@ -28,6 +29,7 @@ class Request:
         deadline: Monotonic seconds; None for no deadline.
         counters: Counters of the model.
         postprocess: Whether the client wants the bundle's postprocessing; None where it did not say.
+        place: The stream that the client named; None for a request of its own.
         session: Session of the bundle that was active on arrival, later of the bundle that answered.
         inputs: The logical inputs for `session`.
         usable: False when the local answer holds NaN.
@@ -44,13 +46,22 @@ class Request:
         deadline: float | None,
         counters: dict[str, int],
         postprocess: bool | None,
+        place: Sequence | None = None,
     ) -> None:
         self.model, self.sent, self.route, self.version = model, sent, route, version
         self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
-        self.inputs = sent
+        self.inputs, self.place = sent, place
         self.session = session
         self.usable = True
         self.prepared: Prepared | None = None
+
+    @property
+    def stateful(self) -> bool:
+        """True where the answer depends on a stream's state, which only this device has.
+
+        A request that names a stream may be one of a model that has no local bundle yet.
+        """
+        return self.place is not None if self.session is None else self.session.streams is not None
 
     def take(self, prepared: Prepared) -> None:
         """Use the inputs of `prepared`, and the session that they were prepared for."""
@@ -73,8 +84,19 @@ class Request:
         return InferResponse(self.model, version, outputs, parameters)
 
 
+def stateful_error(request: Request) -> DataError:
+    """The error of a cloud-only request of a model with state."""
+    return DataError(
+        f"{request.route} was asked for model {request.model!r}, which keeps the state of each stream on this device; "
+        "it is never sent to the cloud",
+        advice=f"Send edgekit_route {routing_rules.AUTO} or {routing_rules.LOCAL_ONLY}, or leave it out.",
+    )
+
+
 def no_route_message(request: Request, reason: Reason) -> str:
     """Why no route may answer the request, for people."""
+    if request.stateful and request.session is None:
+        return f"model {request.model!r} has no local bundle yet, and a request of a stream is answered locally only"
     if reason is Reason.NO_CLOUD:
         return f"{request.route} was asked for model {request.model!r}, and no cloud tier is configured"
     return f"{request.route} was asked for model {request.model!r}, which has no local bundle"

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback, FallbackError
-from device_agents.inference.request import Request, no_route_message
+from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock
@@ -44,7 +44,10 @@ class InferenceRouter:
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
         has_cloud = self._fallback is not None
-        first = routing_rules.before_running(request.route, has_local=request.session is not None, has_cloud=has_cloud)
+        has_local = request.session is not None
+        first = routing_rules.before_running(
+            request.route, has_local=has_local, has_cloud=has_cloud, stateful=request.stateful
+        )
         if first.route is not Route.LOCAL:
             return await self._answer_from_cloud(request, first)
         try:
@@ -59,6 +62,7 @@ class InferenceRouter:
             threshold=self._threshold,
             has_cloud=has_cloud,
             usable=request.usable,
+            stateful=request.stateful,
         )
         if after.route is not Route.CLOUD:
             return request.respond(outputs, after, score)
@@ -68,10 +72,12 @@ class InferenceRouter:
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
 
     async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
+        if first.reason is Reason.STATEFUL:
+            raise stateful_error(request)
         if first.route is Route.NONE:
             raise UnavailableError(no_route_message(request, first.reason))
         if request.session is not None:
-            check_inputs(request.session.runtime.inputs, request.inputs)
+            check_inputs(request.session.inputs, request.inputs)
         return request.respond(await self._ask_cloud(request), first)
 
     async def _run(self, request: Request) -> dict[str, Array]:
@@ -81,7 +87,7 @@ class InferenceRouter:
             session = self._manager.present(request.model)
             if session is None or session is not request.session:
                 session = await self._acquire(request)
-            outputs = await session.run(request.inputs, deadline=request.deadline)
+            outputs = await session.run(request.inputs, deadline=request.deadline, place=request.place)
         except OverloadedError as error:
             if isinstance(error, WorkerRestartingError):  # the model's own fault, not overload
                 counters["runs"] += 1
@@ -102,7 +108,7 @@ class InferenceRouter:
 
     async def _answer_without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
         """Ask the cloud tier after the local model failed with `error`; raise `error` when that fails too."""
-        if request.route == routing_rules.LOCAL_ONLY or self._fallback is None:
+        if request.route == routing_rules.LOCAL_ONLY or self._fallback is None or request.stateful:
             raise error
         reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
         try:
@@ -113,7 +119,7 @@ class InferenceRouter:
     async def _ask_cloud(self, request: Request) -> dict[str, Array]:
         assert self._fallback is not None
         left = None if request.deadline is None else request.deadline - self._clock.monotonic()
-        expected = request.session.runtime.outputs if request.session else ()
+        expected = request.session.outputs if request.session else ()
         try:
             return await self._fallback.ask(request.model, request.inputs, left_seconds=left, expected=expected)
         except CloudError:

@@ -1,7 +1,7 @@
 """Rules that choose a request's route: the local model, the cloud tier, or local as a substitute for the cloud tier.
 
-The reasons are checked in this order: the request's own route, no local model, an overloaded or failing local model, a
-low score.
+The reasons are checked in this order: a model with state, the request's own route, no local model, an overloaded or
+failing local model, a low score.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Reason(str, enum.Enum):
     CLOUD_BUSY = "cloud-busy"
     CLOUD_FAILED = "cloud-failed"
     DEADLINE = "deadline"
+    STATEFUL = "stateful"  # the model has state, which is on this device only
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -57,13 +58,22 @@ class Decision(msgspec.Struct, frozen=True):
     reason: Reason
 
 
+_STATEFUL = Decision(Route.LOCAL, Reason.STATEFUL)
 _LOCAL = Decision(Route.LOCAL, Reason.REQUESTED)
 _NO_SCORE = Decision(Route.LOCAL, Reason.NO_SCORE)
 _CONFIDENT = Decision(Route.LOCAL, Reason.CONFIDENT)
 
 
-def before_running(route: str, *, has_local: bool, has_cloud: bool) -> Decision:
-    """The first route of a request, before a model has run. `route` is one of ROUTES."""
+def before_running(route: str, *, has_local: bool, has_cloud: bool, stateful: bool = False) -> Decision:
+    """The first route of a request, before a model has run. `route` is one of ROUTES.
+
+    A request of a stream (`stateful`) is never sent to the cloud tier, whatever the settings are: the stream's state
+    is on this device, and the cloud tier would answer from another one.
+    """
+    if stateful:
+        if route == CLOUD_ONLY:
+            return Decision(Route.NONE, Reason.STATEFUL)
+        return _STATEFUL if has_local else Decision(Route.NONE, Reason.NO_LOCAL_MODEL)
     if route == CLOUD_ONLY:
         return Decision(Route.CLOUD, Reason.REQUESTED) if has_cloud else Decision(Route.NONE, Reason.NO_CLOUD)
     if has_local:
@@ -74,7 +84,13 @@ def before_running(route: str, *, has_local: bool, has_cloud: bool) -> Decision:
 
 
 def after_running(
-    route: str, *, score: float | None, threshold: float, has_cloud: bool, usable: bool = True
+    route: str,
+    *,
+    score: float | None,
+    threshold: float,
+    has_cloud: bool,
+    usable: bool = True,
+    stateful: bool = False,
 ) -> Decision:
     """The route after the local model has answered: local if that answer is good enough, else the cloud tier.
 
@@ -84,7 +100,10 @@ def after_running(
         threshold: Answers with a lower score go to the cloud.
         has_cloud: True when a cloud tier is configured.
         usable: False for an answer that holds NaN.
+        stateful: True for a request of a model with state, which only this device answers.
     """
+    if stateful:
+        return _STATEFUL if usable or route == LOCAL_ONLY else Decision(Route.DEGRADED, Reason.LOCAL_ERROR)
     if route == LOCAL_ONLY:
         return _LOCAL
     if not usable:

@@ -33,6 +33,7 @@ from edgekit.serving.oip.codec import InferRequest, InferResponse
 from edgekit.serving.oip.deadlines import check_deadline_ms
 from edgekit.serving.session.memory_usage import Footprints
 from edgekit.serving.session.preparation import as_sent, parse_postprocess, prepare
+from edgekit.serving.session.sequence import Sequence, parse_sequence
 from edgekit.serving.session.session import Load, Session
 from edgekit.serving.session.statistics import Statistics
 from edgekit.serving.worker.loader import Loader
@@ -178,6 +179,7 @@ class InferenceService:
         route: str = routing_rules.AUTO,
         deadline_ms: float | None = None,
         postprocess: bool | None = None,
+        sequence: Sequence | None = None,
     ) -> InferResponse:
         """Answer from the local model or from the cloud tier, as `route` and the answer's score require.
 
@@ -191,13 +193,16 @@ class InferenceService:
                 answered, even if late.
             postprocess: Whether the bundle's postprocessing (labels, boxes ...) is applied; None applies it when bytes
                 were sent.
+            sequence: The stream of the request, for a model with state; None for a request of its own, from the zero
+                state. Other models ignore it.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
             ``edgekit_score`` of the local answer, ``edgekit_model`` and ``edgekit_version`` of the device's bundle.
 
         Raises:
-            DataError: the inputs do not fit the model, or route or deadline are not valid.
+            DataError: the inputs do not fit the model, or route, deadline or stream are not valid.
+            StreamEndedError: the stream has ended, by a switch or because it was idle.
             NotFoundError: there is no such model or version.
             OverloadedError: too many requests wait, or the deadline cannot be met (DeadlineError), and the cloud tier
                 did not answer this one.
@@ -209,7 +214,8 @@ class InferenceService:
         session = self._session(model)
         self._check_exists(model, version, session)
         counters = self._counters.get(model) or _new_counters()
-        request = Request(model, inputs, session, route, version, self._deadline(deadline_ms), counters, postprocess)
+        deadline = self._deadline(deadline_ms)
+        request = Request(model, inputs, session, route, version, deadline, counters, postprocess, sequence)
         counters["requests"] += 1
         try:
             if not as_sent(session, postprocess):
@@ -265,6 +271,8 @@ class InferenceService:
         """Answer a protocol request; its parameters are the arguments of `infer`, prefixed with ``edgekit_``."""
         route, deadline_ms = parse_parameters(request.parameters)
         session = self._session(model)
+        stateless = session is not None and session.streams is None  # it ignores streams, as Triton does
+        sequence = None if stateless else parse_sequence(request.parameters)
         if session is not None and request.outputs:
             check_outputs(session, request)
         return await self.infer(
@@ -274,6 +282,7 @@ class InferenceService:
             route=route,
             deadline_ms=deadline_ms,
             postprocess=parse_postprocess(request.parameters),
+            sequence=sequence,
         )
 
     def counters(self) -> dict[str, dict[str, float]]:
@@ -300,9 +309,10 @@ class InferenceService:
     def gauges(self) -> dict[str, dict[str, float]]:
         """Present values by model with a bundle; measures the memory of workers, up to a millisecond each.
 
-        `memory_bytes` (0 while unloaded), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker.
+        `memory_bytes` (0 while unloaded), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker, open
+        `streams` of a model with state.
         """
-        values = {}
+        values: dict[str, dict[str, float]] = {}
         for name, model in self._manager.all().items():
             if model.bundle is not None:
                 session = model.session
@@ -315,6 +325,8 @@ class InferenceService:
                     "loaded": float(session is not None),
                     "restarts": restarts,
                 }
+                if session is not None and session.streams is not None:
+                    values[name]["streams"] = len(session.streams)
         return values
 
     def _session(self, model: str) -> Session | None:

@@ -18,6 +18,7 @@ from edgekit.serving.api.description import ModelDescription, check_outputs, des
 from edgekit.serving.oip.codec import InferRequest, InferResponse
 from edgekit.serving.oip.deadlines import deadline_ms
 from edgekit.serving.session.preparation import parse_postprocess, prepare
+from edgekit.serving.session.sequence import parse_sequence
 from edgekit.serving.session.session import Load, Session
 from edgekit.serving.session.statistics import Statistics
 
@@ -96,7 +97,8 @@ class CloudModels:
             left = deadline_ms(request.parameters)
             deadline = None if left is None else time.monotonic() + left / 1000
             prepared = await prepare(lambda: session, request.inputs, parse_postprocess(request.parameters))
-            outputs = await prepared.finish(await session.run(prepared.inputs, deadline=deadline))
+            place = None if session.streams is None else parse_sequence(request.parameters)
+            outputs = await prepared.finish(await session.run(prepared.inputs, deadline=deadline, place=place))
         except EdgekitError:
             self._counters[model]["errors"] += 1
             raise

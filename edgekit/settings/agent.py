@@ -11,9 +11,11 @@ from edgekit.serving.models.options import (
     BatchRows,
     Instances,
     Isolation,
+    MaxStreams,
     ModelSettings,
     QueueLimit,
     RunTimeoutSeconds,
+    StreamIdleSeconds,
     Swap,
 )
 from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Positive
@@ -84,6 +86,8 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     isolation: Isolation = "auto"
     batch: BatchRows = "auto"
     run_timeout_seconds: RunTimeoutSeconds = 30.0
+    max_streams: MaxStreams = 64
+    stream_idle_seconds: StreamIdleSeconds = 60.0
     providers: Annotated[
         tuple[str, ...],
         Meta(

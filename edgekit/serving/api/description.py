@@ -12,6 +12,7 @@ from edgekit.runtimes import providers
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.session.preparation import answered_outputs
 from edgekit.serving.session.session import Session
+from edgekit.serving.session.stream_table import StreamLimits
 from edgekit.tensors import TensorSpec
 
 
@@ -28,6 +29,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
         raw: Inputs that clients may send as bytes.
         answers: Outputs of a request that was sent as bytes.
         labels: Names of classes by output.
+        streams: Limits of the streams of a model with state; None for a model without.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     raw: tuple[Raw, ...] = ()
     answers: tuple[TensorSpec, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = {}
+    streams: StreamLimits | None = None
 
 
 _FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}
@@ -54,13 +57,14 @@ def describe_session(session: Session) -> ModelDescription:
         manifest.name,
         manifest.version,
         platform,
-        runtime.inputs,
-        runtime.outputs,
+        session.inputs,
+        session.outputs,
         runtime.provider,
         providers_missing=providers.missing(*getattr(runtime, "providers", ((), ()))),
         raw=processing.raw if processing else (),
         answers=processing.outputs if processing else (),
         labels=processing.labels if processing else {},
+        streams=session.streams.limits if session.streams is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from edgekit.tensors import DType, TensorSpec
 if TYPE_CHECKING:
     from edgekit.serving.api.model_server import ModelServer
 
-EXTENSIONS = ["binary_tensor_data", "statistics"]
+EXTENSIONS = ["binary_tensor_data", "statistics", "sequence", "sequence(string_id)"]
 OUT_OF_MEMORY = "not in memory now; the next request loads it"
 
 
@@ -30,7 +30,8 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
 
     ``edgekit_provider`` is the delegate or execution provider in use; ``edgekit_providers_missing`` lists the requested
     ones that are not in use. Where clients may send bytes, ``edgekit_bytes`` has the names and media types of such
-    inputs, and ``edgekit_answers`` the outputs for them with their class labels.
+    inputs, and ``edgekit_answers`` the outputs for them with their class labels. ``parameters`` of a model with state
+    say so, with the limits of its streams.
 
     Raises:
         NotFoundError, UnavailableError: as `ModelServer.describe`.
@@ -41,7 +42,7 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
         shape = [-1 if size is None else size for size in spec.shape]
         return {"name": spec.name, "datatype": NAMES[spec.dtype], "shape": shape}
 
-    document = {
+    document: dict[str, Any] = {
         "name": name,
         "versions": [description.version],
         "platform": description.platform,
@@ -50,6 +51,9 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
         "inputs": [*map(tensor, description.inputs)],
         "outputs": [*map(tensor, description.outputs)],
     }
+    if description.streams is not None:
+        limits = {"max_streams": description.streams.streams, "idle_seconds": description.streams.idle_seconds}
+        document["parameters"] = {"sequence_batching": True, "edgekit_streams": limits}
     if description.raw:
         document["edgekit_bytes"] = [_raw(one) for one in description.raw]
     if description.answers:

@@ -25,6 +25,7 @@ from edgekit.serving.grpc.messages import METHODS, SERVICE, message
 from edgekit.serving.http.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, MAX_DEADLINE_MS
 from edgekit.serving.session.session import DeadlineError, OverloadedError
+from edgekit.serving.session.stream_table import StreamEndedError
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
         return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
     for kind, status in (
         (_KeyError, code.UNAUTHENTICATED),
+        (StreamEndedError, code.FAILED_PRECONDITION),
         (DataError, code.INVALID_ARGUMENT),
         (NotFoundError, code.NOT_FOUND),
         (UnavailableError, code.UNAVAILABLE),

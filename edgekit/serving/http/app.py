@@ -23,6 +23,7 @@ from edgekit.serving.oip import codec as oip
 from edgekit.serving.oip import raw_body
 from edgekit.serving.oip.tensor_data import LONG_JSON
 from edgekit.serving.session.session import OverloadedError
+from edgekit.serving.session.stream_table import StreamEndedError
 
 _log = logging.getLogger(__name__)
 
@@ -260,7 +261,13 @@ def _failure(head: Head, error: Exception) -> Reply:
         return _error(error.status, str(error), error.headers)
     if isinstance(error, OverloadedError):
         return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
-    for kind, status in ((DataError, 400), (NotFoundError, 404), (UnavailableError, 503), (ArenaFullError, 503)):
+    for kind, status in (
+        (StreamEndedError, 410),
+        (DataError, 400),
+        (NotFoundError, 404),
+        (UnavailableError, 503),
+        (ArenaFullError, 503),
+    ):
         if isinstance(error, kind):
             return _error(status, str(error))
     if isinstance(error, EdgekitError):

@@ -65,6 +65,7 @@ METRICS = (
     _of_model("gauge", "memory_bytes", "Memory that the loaded model holds in bytes; 0 while it is unloaded."),
     _of_model("gauge", "waiting", "Requests that wait or run now."),
     _of_model("gauge", "loaded", "1 while the model is in memory, else 0."),
+    _of_model("gauge", "streams", "Open streams of a model with state."),
     _of_model("gauge", "restarts", "Restarts of the model's worker process since the model was loaded."),
 )
 

@@ -19,6 +19,7 @@ from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import Footprints, MemoryFootprints, return_freed_memory, rss_bytes
 from edgekit.serving.session.queue import DeadlineError, OverloadedError
 from edgekit.serving.session.session import Load, Session
+from edgekit.serving.session.stream_table import StreamLimits
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class ModelManager:
                 on_error.pop_all()
             model.bundle = manifest, folder
             model.release()
-            model.session = model.last = new
+            model.serve(new)
             model.counters["swaps"] += 1
             if old_stays and old is not None:
                 await self._close(old)
@@ -192,7 +193,7 @@ class ModelManager:
                 try:
                     wait_until = await self._budget.reserve(model, manifest, urgent=False)
                     if wait_until is None:
-                        model.session = model.last = await self._open(model, manifest, folder)
+                        model.serve(await self._open(model, manifest, folder))
                         return
                 except EdgekitError as error:
                     self._note_failure(model, error)
@@ -216,6 +217,7 @@ class ModelManager:
                     queue_limit=model.options.queue_limit,
                     instances=model.options.instances,
                     clock=self._clock,
+                    limits=StreamLimits(model.options.max_streams, model.options.stream_idle_seconds),
                 )
                 async with contextlib.AsyncExitStack() as on_error:
                     on_error.push_async_callback(self._close, session)
@@ -250,7 +252,7 @@ class ModelManager:
         """Load the old bundle again after the new one could not be loaded."""
         assert model.bundle is not None  # it answered before
         try:
-            model.session = model.last = await self._open(model, *model.bundle)
+            model.serve(await self._open(model, *model.bundle))
         except EdgekitError as error:
             self._note_failure(model, error)
 

@@ -54,6 +54,12 @@ class Model:
         """Number of crashes of this model's worker processes, over all its bundles."""
         return self._crashes + (self.session.crashes if self.session is not None else 0)
 
+    def serve(self, session: Session) -> None:
+        """Let a session answer; the streams of the one before it have ended."""
+        if session.streams is not None and self.last is not None and self.last.streams is not None:
+            session.streams.follow(self.last.streams)
+        self.session = self.last = session
+
     def release(self) -> Session | None:
         """Remove and return the session, which the caller closes."""
         session, self.session = self.session, None

@@ -50,6 +50,17 @@ BatchRows = Annotated[
 RunTimeoutSeconds = Annotated[
     float, Meta(gt=0, description="Longest duration of one run in a process of its own; then that process is ended.")
 ]
+MaxStreams = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="Most open streams of one model with state. A request that would begin one more is refused.",
+        extra={"unit": "streams"},
+    ),
+]
+StreamIdleSeconds = Annotated[
+    float, Meta(gt=0, description="A stream of a model with state ends after this time without a request.")
+]
 
 
 class ModelOptions(Struct, frozen=True, kw_only=True):
@@ -62,6 +73,8 @@ class ModelOptions(Struct, frozen=True, kw_only=True):
     isolation: Isolation = "auto"
     batch: BatchRows = "auto"
     run_timeout_seconds: RunTimeoutSeconds = 30.0
+    max_streams: MaxStreams = 64
+    stream_idle_seconds: StreamIdleSeconds = 60.0
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +87,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     isolation: Isolation | None = None
     batch: BatchRows | None = None
     run_timeout_seconds: RunTimeoutSeconds | None = None
+    max_streams: MaxStreams | None = None
+    stream_idle_seconds: StreamIdleSeconds | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:
         """`options` with the fields that are set here replaced."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.bundle.bindings import Binding
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.state import state_links
 from edgekit.errors import DataError
 from edgekit.runtimes.logical import check_inputs
 from edgekit.tensors import Array, TensorSpec
@@ -22,7 +23,12 @@ CALIBRATION_SECONDS = 0.3
 
 
 def can_batch(manifest: Manifest) -> bool:
-    """True where the artifact takes any number of rows at once. An artifact with a batch of 1 runs row by row."""
+    """True where the artifact takes any number of rows at once. An artifact with a batch of 1 runs row by row.
+
+    Requests of a model with state are never joined: each stream has its own.
+    """
+    if state_links(manifest.inputs):
+        return False
 
     def is_free(binding: Binding) -> bool:
         return binding.spec.shape[:1] == (None,) and binding.artifact.shape[:1] == (None,)

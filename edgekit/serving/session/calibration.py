@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
+from edgekit.bundle.state import run_stream, state_links
 from edgekit.errors import ArenaFullError, ManifestError
 from edgekit.protocols import Runtime
 from edgekit.sealing.opening import read_file
@@ -16,13 +17,16 @@ from edgekit.tensors import Array
 
 
 def run_golden_row(runtime: Runtime, manifest: Manifest, folder: Path) -> None:
-    """Run the first golden row.
+    """Run the first golden row, for a model with state from the zero state.
 
     Raises:
         ManifestError: the golden samples are missing or malformed.
         DataError, RuntimeLoadError: as Runtime.run.
     """
     inputs = _golden_inputs(manifest, folder)
+    if links := state_links(manifest.inputs):
+        run_stream(runtime, links, {name: value[:1] for name, value in inputs.items()})
+        return
     free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
     runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
 

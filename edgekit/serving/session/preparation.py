@@ -94,5 +94,5 @@ def answered_outputs(
     postprocess = parse_postprocess(parameters)
     processing = session.processing
     if processing is None or not (processing.has_raw(inputs) if postprocess is None else postprocess):
-        return session.runtime.outputs
+        return session.outputs
     return processing.outputs

@@ -7,12 +7,13 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import EdgekitError
 from edgekit.protocols import Runtime
 from edgekit.serving.session import batching
@@ -29,7 +30,10 @@ from edgekit.serving.session.queue import (
     admit,
     expected_seconds,
 )
+from edgekit.serving.session.sequence import Sequence
 from edgekit.serving.session.statistics import Statistics
+from edgekit.serving.session.stream_table import StreamLimits
+from edgekit.serving.session.streams import Calls, open_streams
 from edgekit.tensors import Array
 
 __all__ = ["DeadlineError", "Load", "OverloadedError", "Session", "SessionTimes"]
@@ -66,9 +70,11 @@ class Session:
 
     Attributes:
         manifest, digest, folder: The bundle.
-        runtime: Its logical tensors and provider may be read at any time; only the session runs it.
+        inputs, outputs: Logical tensors that clients see, without state.
+        runtime: Its provider and all its logical tensors may be read at any time; only the session runs it.
         statistics: Counts and times of its requests. Do not change them.
         processing: Steps before and after the model; None where the bundle has none.
+        streams: The open streams of a model with state; None for a model without.
     """
 
     def __init__(
@@ -80,9 +86,12 @@ class Session:
         instances: int,
         clock: Callable[[], float],
         times: SessionTimes,
+        limits: StreamLimits,
     ) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
+        self.inputs = client_inputs(manifest.inputs)
+        self.outputs = client_outputs(manifest.inputs, manifest.outputs)
         self.folder = folder
         self.statistics = Statistics()
         self._clock, self._times = clock, times
@@ -104,6 +113,7 @@ class Session:
         self._runtimes: tuple[Runtime, ...] = ()
         self._batch_input: str | None = None  # name of an input whose first axis counts the rows
         self.processing: SessionProcessing | None = None
+        self.streams = open_streams(manifest, limits, Calls(self._run, self._admit, self._expired, clock))
 
     @classmethod
     async def open(
@@ -116,6 +126,7 @@ class Session:
         instances: int = 1,
         clock: Callable[[], float] = time.monotonic,
         times: SessionTimes | None = None,
+        limits: StreamLimits | None = None,
     ) -> Session:
         """Load a bundle's runtime on the thread that will run it.
 
@@ -127,13 +138,15 @@ class Session:
             instances: Copies of the model that run at the same time; each takes the model's memory.
             clock: Monotonic seconds, for deadlines.
             times: Time limits; the defaults where None.
+            limits: Limits of the streams of a model with state; the defaults where None.
 
         Raises:
             Any error of `load`.
             ManifestError, MissingExtraError: the steps before or after the model cannot be done on this device.
         """
         processing = await open_processing(manifest, folder, queue_limit)
-        session = cls(manifest, folder, load, queue_limit, instances, clock, times or SessionTimes())
+        times, limits = times or SessionTimes(), limits or StreamLimits()
+        session = cls(manifest, folder, load, queue_limit, instances, clock, times, limits)
         with contextlib.ExitStack() as stack:
             stack.callback(session._queue.close)  # on an error, each thread closes the runtime that it has loaded
             loaded = await asyncio.gather(*(asyncio.wrap_future(one.loaded) for one in session._instances))
@@ -184,7 +197,7 @@ class Session:
     @property
     def pending(self) -> int:
         """Requests that wait or run."""
-        return self._pending
+        return self._pending + (self.streams.waiting if self.streams is not None else 0)
 
     def memory_bytes(self) -> int | None:
         """Memory of the runtimes' own processes; None where they run in this process. Blocks for a moment."""
@@ -201,29 +214,29 @@ class Session:
         """Expected time until a new request is answered."""
         return expected_seconds(self._pending, self._mean_seconds, len(self._instances))
 
-    async def run(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], *, deadline: float | None = None, place: Sequence | None = None
+    ) -> Coroutine[Any, Any, dict[str, Array]]:
         """Run once. A caller that is cancelled while it waits leaves the queue.
 
         Args:
             inputs: One array per input.
             deadline: In seconds of the session's clock. A run that would begin later, or would probably end later, is
                 refused; a run that has begun is finished.
+            place: The stream of the request, for a model with state; None for a request of its own. Other models
+                ignore it.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, or too many streams are open.
             DeadlineError: `deadline` passed while the request waited, or would have passed.
             DataError, RuntimeLoadError: as Runtime.run.
+            StreamEndedError: the stream has ended, for example by a switch.
         """
+        return self._run(inputs, deadline) if self.streams is None else self.streams.run(inputs, deadline, place)
+
+    async def _run(self, inputs: Mapping[str, Array], deadline: float | None) -> dict[str, Array]:
         size = _size(inputs)
-        left = None if deadline is None else deadline - self._clock()
-        if self._pending or left is not None:
-            admit(
-                self.manifest.name,
-                waiting=self._pending,
-                limit=self._queue_limit,
-                left=left,
-                expected=self.wait_seconds,
-            )
+        left = self._admit(deadline) if self._pending or deadline is not None else None
         if self._pending or size > self._inline_bytes:
             return await self._run_queued(inputs, deadline, left)
         outputs = self._timed(self.runtime, inputs, time.perf_counter_ns(), size)
@@ -231,6 +244,12 @@ class Session:
         if self._turns % _TURNS == 0 and asyncio.current_task() is not None:  # HTTP connections yield by themselves
             await asyncio.sleep(0)  # a caller that runs requests in a loop would block the event loop
         return outputs
+
+    def _admit(self, deadline: float | None) -> float | None:
+        """Refuse a request that would be refused later; the seconds until its deadline."""
+        left = None if deadline is None else deadline - self._clock()
+        admit(self.manifest.name, waiting=self.pending, limit=self._queue_limit, left=left, expected=self.wait_seconds)
+        return left
 
     async def _run_queued(
         self, inputs: Mapping[str, Array], deadline: float | None, left: float | None
@@ -255,6 +274,8 @@ class Session:
 
     async def close(self) -> None:
         """Finish all earlier requests, then free the model."""
+        if self.streams is not None:
+            await self.streams.close()
         self._queue.close()
         await asyncio.shield(asyncio.gather(*(asyncio.wrap_future(one.closed) for one in self._instances)))
 
