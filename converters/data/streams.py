@@ -99,7 +99,7 @@ def split_streams(
         DataError: a part would have no rows.
     """
     members = [np.flatnonzero(streams == one) for one in range(int(streams.max()) + 1)]
-    keys = [hashlib.sha256(b"".join(digests[row] for row in rows)).digest() for rows in members]
+    keys = [hashlib.sha256(b"".join(digests[int(row)] for row in rows)).digest() for rows in members]
     order = sorted(range(len(members)), key=lambda one: keys[one])
     whole = hashlib.sha256(b"".join(keys[one] for one in order)).digest()
     bounds = [*np.cumsum(shares), 1.0]

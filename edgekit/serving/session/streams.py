@@ -118,7 +118,7 @@ class SessionStreams:
         for name, value in inputs.items():
             shape = self._specs[name].shape
             if None in shape and len(shape) == value.ndim:
-                return value.shape[shape.index(None)]
+                return int(value.shape[shape.index(None)])
         return 1
 
     async def _step(
