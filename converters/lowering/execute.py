@@ -14,18 +14,23 @@ from onnx.reference import ReferenceEvaluator
 
 import converters.lowering.operators.activations
 import converters.lowering.operators.arithmetic
+import converters.lowering.operators.attention
 import converters.lowering.operators.dense
+import converters.lowering.operators.indexing
 import converters.lowering.operators.moving
 import converters.lowering.operators.normalization
 import converters.lowering.operators.pooling
 import converters.lowering.operators.recurrent
 import converters.lowering.operators.reductions
 import converters.lowering.operators.resizing
+import converters.lowering.operators.sampling
 import converters.lowering.operators.shapes
-import converters.lowering.operators.spatial  # noqa: F401 - importing these fills the registry
+import converters.lowering.operators.spatial
+import converters.lowering.operators.trigonometry  # noqa: F401 - importing these fills the registry
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
+from converters.lowering.signs import never_negative
 from converters.lowering.values import Value, of
 from edgekit.errors import UnsupportedOpError
 
@@ -37,11 +42,13 @@ def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
     """
     values.update({name: of(value) for name, value in graph.constants.items()})
+    positive = never_negative(graph)
     for node in with_gelus(graph):
         if node.op_type == "Constant":
             continue
         inputs = [values[name] if name else None for name in node.input]
-        results = _folded(node, inputs, graph.opset) or _lowered(node, inputs)
+        known = tuple(name in positive for name in node.input)
+        results = _folded(node, inputs, graph.opset) or _lowered(node, inputs, known)
         values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
         missing = [name for name in node.output if name and name not in values]
         if missing:
@@ -49,13 +56,17 @@ def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
     return [values[spec.name] for spec in graph.outputs]
 
 
-def _lowered(node: Any, inputs: list[Value | None]) -> tuple[Value, ...]:
+def _lowered(node: Any, inputs: list[Value | None], never_negative: tuple[bool, ...]) -> tuple[Value, ...]:
     if node.op_type not in LOWERINGS:
         names = ", ".join(sorted(LOWERINGS))
         raise UnsupportedOpError(
             node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {names}."
         )
-    options = {**attributes(node), "outputs": len([name for name in node.output if name])}
+    options = {
+        **attributes(node),
+        "outputs": len([name for name in node.output if name]),
+        "never_negative": never_negative,
+    }
     try:
         with tf.name_scope(_scope(label(node))):
             result = LOWERINGS[node.op_type](inputs, options)

@@ -7,6 +7,7 @@ Two transposes that cancel out never become operators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 Order = tuple[int, ...]
+MOST_AXES = 6  # of LiteRT's TRANSPOSE
 
 
 def identity(rank: int) -> Order:
@@ -25,6 +27,21 @@ def identity(rank: int) -> Order:
 def channels_last(rank: int) -> Order:
     """The order of a channel-last tensor: logical (channel-first) axis i is physical axis order[i]."""
     return (0, rank - 1, *range(1, rank - 1))
+
+
+def _in_steps(tensor: Any, perm: Sequence[int]) -> Any:
+    """A transposition of more axes than LiteRT transposes at once: one axis after the other moves to its place."""
+    left = list(range(len(perm)))
+    for place, axis in enumerate(perm):
+        at = left.index(axis)
+        if at == place:
+            continue
+        sizes = [int(size) for size in tensor.shape]
+        blocks = [math.prod(part) for part in (sizes[:place], sizes[place:at], sizes[at : at + 1], sizes[at + 1 :])]
+        left.insert(place, left.pop(at))
+        sizes.insert(place, sizes.pop(at))
+        tensor = tf.reshape(tf.transpose(tf.reshape(tensor, blocks), (0, 2, 1, 3)), sizes)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Value:
         moved = [axis for axis in perm if sizes[axis] != 1]
         if moved == sorted(moved):  # only axes of size 1 move: the same elements in the same order
             return tf.reshape(self.tensor, [sizes[axis] for axis in perm])
-        return tf.transpose(self.tensor, perm)
+        return tf.transpose(self.tensor, perm) if len(moved) <= MOST_AXES else _in_steps(self.tensor, perm)
 
     def plain(self) -> Any:
         """The tensor in logical order."""

@@ -5,6 +5,7 @@ A signal with one axis is handled as an image of one row: every function here ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,3 +115,13 @@ def padded(image: Image, window: Window, value: float) -> tuple[Any, str]:
     if min(min(pair) for pair in window.pads) < 0:
         raise CannotLowerError(f"negative pads {window.pads}")
     return tf.pad(image.tensor, [(0, 0), *window.pads, (0, 0)], constant_values=value), "VALID"
+
+
+def with_edges(tensor: Any, pads: Mapping[int, Pair]) -> Any:
+    """`tensor` with copies of its first and last rows; `pads` gives their numbers by axis."""
+    for axis, (before, behind) in pads.items():
+        size = int(tensor.shape[axis])
+        first, last = ([slice(None)] * axis + [slice(at, at + 1)] for at in (0, size - 1))
+        parts = [tensor[tuple(first)]] * before + [tensor] + [tensor[tuple(last)]] * behind
+        tensor = tf.concat(parts, axis=axis) if len(parts) > 1 else tensor
+    return tensor

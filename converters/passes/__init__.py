@@ -9,15 +9,23 @@ from converters.passes.channels.dead_channels import RemoveDeadChannels
 from converters.passes.contract import GraphPass, PassResult, run_pass
 from converters.passes.fold_batch_norm import FoldBatchNorm
 from converters.passes.loops.restore_recurrent import RestoreRecurrent
+from converters.passes.plain_resize import PlainResize
 from converters.passes.simplify import Simplify
 
-CANONICAL_PASSES: tuple[GraphPass, ...] = (Simplify(), RestoreRecurrent(), FoldBatchNorm(), RemoveDeadChannels())
+CANONICAL_PASSES: tuple[GraphPass, ...] = (
+    Simplify(),
+    PlainResize(),
+    RestoreRecurrent(),
+    FoldBatchNorm(),
+    RemoveDeadChannels(),
+)
 
 __all__ = [
     "CANONICAL_PASSES",
     "FoldBatchNorm",
     "GraphPass",
     "PassResult",
+    "PlainResize",
     "RemoveDeadChannels",
     "RestoreRecurrent",
     "Simplify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from converters.lowering.values import Value, aligned
 ERF_P, ERF_A = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 # ONNX's defaults for Selu.
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+
+FLOAT_LIMIT = float(np.finfo(np.float32).max)  # exporters write it for a limit that is absent
 
 
 def _unary(operator: str, function: Callable[[Any], Any]) -> None:
@@ -56,6 +59,18 @@ def _celu(x: Any, alpha: float) -> Any:
     return tf.nn.relu(x) + alpha * (tf.exp(tf.minimum(x, 0.0) / alpha) - 1.0)
 
 
+def _shrink(x: Any, limit: float, bias: float) -> Any:
+    moved = x - tf.sign(x) * bias if bias else x
+    return tf.where(tf.abs(x) > limit, moved, tf.zeros_like(x))
+
+
+def _is_infinite(x: Any, attrs: dict[str, Any]) -> Any:
+    sides = [np.float32(np.inf)] * bool(attrs.get("detect_positive", 1))
+    sides += [np.float32(-np.inf)] * bool(attrs.get("detect_negative", 1))
+    found = [tf.equal(x, side) for side in sides] or [tf.not_equal(tf.abs(x), tf.abs(x))]
+    return functools.reduce(tf.logical_or, found)
+
+
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
     return tf.minimum(tf.nn.relu(x * alpha + beta), 1.0)
 
@@ -78,6 +93,8 @@ _unary("Cos", tf.cos)
 _unary("Sign", tf.sign)
 _unary("Not", tf.logical_not)
 _unary("Erf", erf)
+_unary("IsNaN", lambda x: tf.not_equal(x, x))
+_with_attributes("IsInf", lambda x, attrs: _is_infinite(x, attrs))
 _unary("Softplus", softplus)
 _unary("Softsign", lambda x: x / (1.0 + tf.abs(x)))
 _unary("Mish", lambda x: x * tf.tanh(softplus(x)))
@@ -88,6 +105,8 @@ _with_attributes("Elu", lambda x, attrs: _elu(x, attrs.get("alpha", 1.0)))
 _with_attributes("Celu", lambda x, attrs: _celu(x, attrs.get("alpha", 1.0)))
 _with_attributes("HardSigmoid", lambda x, attrs: _hard_sigmoid(x, attrs.get("alpha", 0.2), attrs.get("beta", 0.5)))
 _with_attributes("Selu", lambda x, attrs: attrs.get("gamma", SELU_GAMMA) * _elu(x, attrs.get("alpha", SELU_ALPHA)))
+_with_attributes("Swish", lambda x, attrs: x * tf.sigmoid(x * attrs.get("alpha", 1.0)))
+_with_attributes("Shrink", lambda x, attrs: _shrink(x, attrs.get("lambd", 0.5), attrs.get("bias", 0.0)))
 _with_attributes("ThresholdedRelu", lambda x, attrs: tf.where(x > attrs.get("alpha", 1.0), x, tf.zeros_like(x)))
 
 
@@ -111,19 +130,20 @@ def clip(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Clip; common limits become RELU and RELU6."""
     source = required(inputs[0])
     low, high = optional(inputs, 1), optional(inputs, 2)
-    least = float(constant(low, "minimum")) if low is not None else -np.inf
-    most = float(constant(high, "maximum")) if high is not None else np.inf
-    if not source.tensor.dtype.is_floating:
-        raise CannotLowerError("integers")
-    if least == 0.0 and most == 6.0:
+    least = constant(low, "minimum").item() if low is not None else -np.inf
+    most = constant(high, "maximum").item() if high is not None else np.inf
+    floating = source.tensor.dtype.is_floating
+    if floating and least == 0.0 and most == 6.0:
         return source.with_tensor(tf.nn.relu6(source.tensor))
-    if least == 0.0 and most == np.inf:
+    if floating and least == 0.0 and most >= FLOAT_LIMIT:
         return source.with_tensor(tf.nn.relu(source.tensor))
     tensor = source.tensor
-    if least != -np.inf:
-        tensor = tf.maximum(tensor, np.float32(least))
-    if most != np.inf:
-        tensor = tf.minimum(tensor, np.float32(most))
+    kind = tensor.dtype.as_numpy_dtype
+    lowest, highest = (-FLOAT_LIMIT, FLOAT_LIMIT) if tensor.dtype.is_floating else (-np.inf, np.inf)
+    if least > lowest:
+        tensor = tf.maximum(tensor, kind(least))
+    if most < highest:
+        tensor = tf.minimum(tensor, kind(most))
     return source.with_tensor(tensor)
 
 

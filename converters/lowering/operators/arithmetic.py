@@ -34,13 +34,19 @@ def _broadcasting(operator: str, function: Callable[..., Any]) -> None:
 
 
 def _divide(left: Any, right: Any) -> Any:
-    if not tf.as_dtype(left.dtype).is_floating:
-        raise CannotLowerError("division of integers")
-    return tf.divide(left, right)
+    if tf.as_dtype(left.dtype).is_floating:
+        return tf.divide(left, right)
+    if tf.as_dtype(left.dtype) == tf.int32:
+        return tf.truncatediv(left, right)
+    return tf.cast(tf.truncatediv(tf.cast(left, tf.int32), tf.cast(right, tf.int32)), left.dtype)
 
 
 def _power(base: Any, exponent: Any) -> Any:
     """Common exponents become operators of their own, which delegates support."""
+    if tf.as_dtype(exponent.dtype) != tf.as_dtype(base.dtype):
+        exponent = (
+            tf.cast(exponent, base.dtype) if tf.is_tensor(exponent) else exponent.astype(base.dtype.as_numpy_dtype)
+        )
     fixed = float(exponent.ravel()[0]) if not tf.is_tensor(exponent) and exponent.size == 1 else None
     if fixed == 2.0:
         return tf.square(base)
@@ -85,11 +91,11 @@ def where(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("Mod")
 def mod(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Mod with the sign of the divisor, as for integers."""
-    if attrs.get("fmod"):
-        raise CannotLowerError("fmod")
-    tensors, order = aligned([required(value) for value in inputs])
-    return Value(tf.math.floormod(*tensors), order)
+    """Mod with the sign of the divisor, or with fmod the sign of the dividend."""
+    (left, right), order = aligned([required(value) for value in inputs])
+    if not attrs.get("fmod"):
+        return Value(tf.math.floormod(left, right), order)
+    return Value(tf.sign(left) * tf.math.floormod(tf.abs(left), tf.abs(right)), order)
 
 
 @lowers("Cast")

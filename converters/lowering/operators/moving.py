@@ -1,4 +1,4 @@
-"""Operators that concatenate, slice, gather and rearrange elements."""
+"""Operators that concatenate, slice, pad and rearrange elements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
-from converters.lowering.values import Value, aligned, channels_last, of, without_axes
+from converters.lowering.values import Value, aligned, channels_last, of
+from converters.lowering.windows import with_edges
 
 
 @lowers("Concat")
@@ -27,11 +28,11 @@ def pad(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     cut = [(max(-before, 0), max(-behind, 0)) for before, behind in amounts]
     if any(any(pair) for pair in cut):
         sizes = source.shape
-        source = _cut(source, {axis: range(b, sizes[axis] - e) for axis, (b, e) in enumerate(cut) if b or e})
+        source = cut_ranges(source, {axis: range(b, sizes[axis] - e) for axis, (b, e) in enumerate(cut) if b or e})
     grow = [(max(before, 0), max(behind, 0)) for before, behind in amounts]
     mode = attrs.get("mode", "constant")
     if mode == "edge":
-        return _edged(source, grow)
+        return source.with_tensor(with_edges(source.tensor, {source.order[a]: pair for a, pair in enumerate(grow)}))
     if mode not in ("constant", "reflect"):
         raise CannotLowerError(f"mode {mode}")
     fill = optional(inputs, 2)
@@ -52,16 +53,6 @@ def _amounts(inputs: Inputs, rank: int) -> list[tuple[int, int]]:
     return pads
 
 
-def _edged(source: Value, grow: list[tuple[int, int]]) -> Value:
-    for axis, (before, behind) in enumerate(grow):
-        last = source.shape[axis] - 1
-        first_row, last_row = _cut(source, {axis: range(1)}).tensor, _cut(source, {axis: range(last, last + 1)}).tensor
-        parts = [first_row] * before + [source.tensor] + [last_row] * behind
-        if len(parts) > 1:
-            source = source.with_tensor(tf.concat(parts, axis=source.order[axis]))
-    return source
-
-
 @lowers("Slice")
 def cut(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Slice with fixed limits."""
@@ -74,10 +65,10 @@ def cut(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     for axis, start, end, step in zip(chosen, starts, ends, strides, strict=True):
         size = source.shape[int(axis)]
         ranges[int(axis) % source.rank] = range(*slice(start, end, step).indices(size))
-    return _cut(source, ranges)
+    return cut_ranges(source, ranges)
 
 
-def _cut(source: Value, ranges: dict[int, range]) -> Value:
+def cut_ranges(source: Value, ranges: dict[int, range]) -> Value:
     """The elements of `source` in `ranges`, given by logical axis."""
     tensor, limits = source.tensor, [slice(None)] * source.rank
     for axis, indices in ranges.items():
@@ -106,53 +97,7 @@ def split(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
     if len(set(sizes)) == 1:
         return tuple(source.with_tensor(part) for part in tf.split(source.tensor, count, axis=source.order[axis]))
     ends = np.cumsum(sizes)
-    return tuple(_cut(source, {axis: range(end - part, end)}) for part, end in zip(sizes, ends, strict=True))
-
-
-@lowers("Gather")
-def gather(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Gather along one axis, as embeddings do; consecutive indices become a slice."""
-    source, indices = required(inputs[0]), required(inputs[1])
-    axis = int(attrs.get("axis", 0)) % source.rank
-    if not indices.constant:
-        return of(tf.gather(source.plain(), indices.plain(), axis=axis))
-    index = indices.plain() % source.shape[axis]
-    if index.ndim == 0:
-        one = _cut(source, {axis: range(int(index), int(index) + 1)})
-        return without_axes(one, tf.squeeze(one.tensor, [source.order[axis]]), [axis])
-    if index.ndim == 1 and len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-        return _cut(source, {axis: range(int(index[0]), int(index[-1]) + 1)})
-    if index.ndim == 1:
-        return source.with_tensor(tf.gather(source.tensor, index.astype(np.int32), axis=source.order[axis]))
-    return of(tf.gather(source.plain(), index.astype(np.int32), axis=axis))
-
-
-@lowers("GatherElements")
-def gather_elements(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """GatherElements along the last axis, with equal other axes."""
-    source, indices = required(inputs[0]), required(inputs[1])
-    axis = int(attrs.get("axis", 0)) % source.rank
-    if axis != source.rank - 1 or source.shape[:-1] != indices.shape[:-1]:
-        raise CannotLowerError(f"axis {axis} of {source.rank}, or other axes that differ")
-    return of(tf.gather(source.plain(), indices.plain(), batch_dims=source.rank - 1))
-
-
-@lowers("GatherND")
-def gather_nd(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """GatherND without batch axes."""
-    if attrs.get("batch_dims"):
-        raise CannotLowerError("batch_dims")
-    return of(tf.gather_nd(required(inputs[0]).plain(), required(inputs[1]).plain()))
-
-
-@lowers("OneHot")
-def one_hot(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """OneHot with constant depth and values."""
-    depth = int(constant(inputs[1], "depth").ravel()[0])
-    off, on = constant(inputs[2], "values").tolist()
-    kind = constant(inputs[2], "values").dtype
-    indices = required(inputs[0]).plain()
-    return of(tf.one_hot(indices, depth, kind.type(on), kind.type(off), axis=int(attrs.get("axis", -1)), dtype=kind))
+    return tuple(cut_ranges(source, {axis: range(end - part, end)}) for part, end in zip(sizes, ends, strict=True))
 
 
 @lowers("Trilu")
@@ -162,7 +107,10 @@ def trilu(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     offset = optional(inputs, 1)
     k = int(constant(offset, "diagonal")) if offset is not None else 0
     ones = np.ones([int(size) for size in source.shape[-2:]], dtype=np.float32)
-    return of(source * (np.triu(ones, k) if attrs.get("upper", 1) else np.tril(ones, k)))
+    kept = np.triu(ones, k) if attrs.get("upper", 1) else np.tril(ones, k)
+    if source.dtype == tf.bool:
+        return of(tf.logical_and(source, kept > 0))
+    return of(source * kept.astype(source.dtype.as_numpy_dtype))
 
 
 @lowers("DepthToSpace")
@@ -182,3 +130,19 @@ def space_to_depth(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """SpaceToDepth."""
     order = channels_last(4)
     return Value(tf.nn.space_to_depth(required(inputs[0]).in_order(order), int(attrs["blocksize"])), order)
+
+
+@lowers("CenterCropPad")
+def center_crop_pad(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """CenterCropPad: cut or pad both ends of axes to a constant size."""
+    source = required(inputs[0])
+    axes = [int(axis) % source.rank for axis in attrs.get("axes") or range(source.rank)]
+    pads = [(0, 0)] * source.rank
+    for axis, wanted in zip(axes, constant(inputs[1], "shape").tolist(), strict=True):
+        size = source.shape[axis]
+        if wanted < size:
+            start = (size - wanted) // 2
+            source = cut_ranges(source, {axis: range(start, start + wanted)})
+        else:
+            pads[source.order[axis]] = ((wanted - size) // 2, wanted - size - (wanted - size) // 2)
+    return source.with_tensor(tf.pad(source.tensor, pads)) if np.any(pads) else source

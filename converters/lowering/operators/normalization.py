@@ -68,13 +68,14 @@ def rms_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("LpNormalization")
 def lp_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """LpNormalization with p = 2."""
+    """LpNormalization with p = 1 or 2; a vector of zeros stays so."""
     source = required(inputs[0])
-    if attrs.get("p", 2) != 2:
-        raise CannotLowerError(f"p = {attrs['p']}")
     axis = source.order[int(attrs.get("axis", -1)) % source.rank]
-    length = tf.sqrt(tf.reduce_sum(tf.square(source.tensor), axis=axis, keepdims=True))
-    return source.with_tensor(source.tensor / length)
+    if attrs.get("p", 2) == 1:
+        length = tf.reduce_sum(tf.abs(source.tensor), axis=axis, keepdims=True)
+    else:
+        length = tf.sqrt(tf.reduce_sum(tf.square(source.tensor), axis=axis, keepdims=True))
+    return source.with_tensor(source.tensor / tf.maximum(length, np.finfo(np.float32).tiny))
 
 
 @lowers("LRN")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,38 @@ import tensorflow as tf
 
 from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value
-from converters.lowering.windows import Image, Pads, Window, image_of, padded, same_pads, window_of
+from converters.lowering.windows import Image, Pads, Window, image_of, padded, same_pads, window_of, with_edges
 
 
 @lowers("MaxPool")
 def max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """MaxPool; padding counts as the smallest float32."""
+    """MaxPool. Padding never wins: it is 0 where no value is negative, and otherwise a copy of the edge.
+
+    The lowest float32, the usual padding, would take the whole range of an 8-bit scale.
+    """
     image, window, extra = _pool(inputs, attrs)
-    if max(window.dilations) > 1:
-        raise CannotLowerError("dilated pooling")
     whole = Window(window.kernel, window.strides, window.dilations, _added(window.pads, extra))
-    tensor, padding = padded(image, whole, float(np.finfo(np.float32).min))
+    if max(window.dilations) > 1:
+        return image.value(_dilated_maximum(image, whole, attrs))
+    if attrs["never_negative"][0] or whole.pads == same_pads(image, whole):
+        tensor, padding = padded(image, whole, 0.0)
+    else:  # every window with padding also covers the edge, since pads are smaller than the window
+        tensor, padding = with_edges(image.tensor, {1: whole.pads[0], 2: whole.pads[1]}), "VALID"
     return image.value(tf.nn.max_pool2d(tensor, window.kernel, window.strides, padding))
+
+
+def _dilated_maximum(image: Image, window: Window, attrs: dict[str, Any]) -> Any:
+    """The largest of the window's elements, each taken from all places of the window at once."""
+    lowest = 0.0 if attrs["never_negative"][0] else float(np.finfo(np.float32).min)
+    tensor = tf.pad(image.tensor, [(0, 0), *window.pads, (0, 0)], constant_values=lowest)
+    last = [int(size) - span for size, span in zip(tensor.shape[1:3], window.spans, strict=True)]
+    parts = []
+    for row, column in np.ndindex(window.kernel):
+        top, left = row * window.dilations[0], column * window.dilations[1]
+        parts.append(
+            tensor[:, top : top + last[0] + 1 : window.strides[0], left : left + last[1] + 1 : window.strides[1]]
+        )
+    return functools.reduce(tf.maximum, parts)
 
 
 @lowers("AveragePool")

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, axes_of, constant, lowers, required
-from converters.lowering.values import Value, of, without_axes
+from converters.lowering.registry import Inputs, axes_of, constant, lowers, required
+from converters.lowering.values import Value, without_axes
 
 
 def _reduce(operator: str, function: Callable[..., Any]) -> None:
@@ -51,10 +51,12 @@ _reduce("ReduceLogSumExp", _log_sum_exp)
 def _index_of(operator: str, function: Callable[..., Any]) -> None:
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         source = required(inputs[0])
-        if attrs.get("select_last_index"):
-            raise CannotLowerError("select_last_index")
         axis = int(attrs.get("axis", 0)) % source.rank
-        index = function(source.tensor, axis=source.order[axis], output_type=tf.int64)
+        tensor, last = source.tensor, bool(attrs.get("select_last_index"))
+        if last:
+            tensor = tf.reverse(tensor, [source.order[axis]])
+        index = function(tensor, axis=source.order[axis], output_type=tf.int64)
+        index = source.shape[axis] - 1 - index if last else index
         if attrs.get("keepdims", 1):
             return source.with_tensor(tf.expand_dims(index, source.order[axis]))
         return without_axes(source, index, [axis])
@@ -68,13 +70,15 @@ _index_of("ArgMin", tf.argmin)
 
 @lowers("TopK")
 def top_k(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
-    """TopK: the largest values along the last axis, sorted."""
-    source = required(inputs[0]).plain()
-    axis = int(attrs.get("axis", -1)) % len(source.shape)
-    if axis != len(source.shape) - 1 or not attrs.get("largest", 1):
-        raise CannotLowerError("an axis other than the last, or the smallest values")
-    values, indices = tf.math.top_k(source, int(constant(inputs[1], "number").ravel()[0]), sorted=True)
-    return of(values), of(tf.cast(indices, tf.int64))
+    """TopK: the largest or smallest values along an axis, sorted."""
+    source = required(inputs[0])
+    axis = int(attrs.get("axis", -1)) % source.rank
+    others = [a for a in range(source.rank) if a != axis]
+    order = tuple([*others, axis].index(a) for a in range(source.rank))
+    tensor, sign = source.in_order(order), 1.0 if attrs.get("largest", 1) else -1.0
+    count = int(constant(inputs[1], "number").ravel()[0])
+    values, indices = tf.math.top_k(tensor if sign > 0 else -tensor, count, sorted=True)
+    return Value(values if sign > 0 else -values, order), Value(tf.cast(indices, tf.int64), order)
 
 
 @lowers("CumSum")

@@ -5,35 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import tensorflow as tf
+from onnx import helper
 
 from converters.lowering.registry import CannotLowerError, Inputs, constant, lowers, optional, required
-from converters.lowering.values import Value, channels_last
+from converters.lowering.values import Value
+from converters.lowering.windows import image_of
+from edgekit.runtimes.onnx import OnnxRuntime
 
 MOST_COPIES = 4  # XNNPACK concatenates at most five
 
 
 @lowers("Resize", "Upsample")
 def resize(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Resize of height and width, by LiteRT's operators where they agree with ONNX, otherwise by a gather."""
+    """Resize of height and width, by LiteRT's operators where they agree with ONNX, else by gathers or products."""
     source = required(inputs[0])
-    if source.rank != 4:
-        raise CannotLowerError(f"an input of {source.rank} axes (supported: 4, for images)")
+    if source.rank not in (3, 4):
+        raise CannotLowerError(f"an input of {source.rank} axes (supported: 4 for images, 3 for signals)")
     sizes, scales = _sizes(source, inputs, attrs)
-    if attrs.get("antialias") and any(scale < 1 for scale in scales):
-        raise CannotLowerError("antialias")
     if sizes[:2] != list(source.shape[:2]):
         raise CannotLowerError("a resize of the batch or of channels")
     mode = attrs.get("mode", "nearest")
     coordinates = attrs.get("coordinate_transformation_mode", "half_pixel")
-    if mode not in ("nearest", "linear") or coordinates == "tf_crop_and_resize":
+    if coordinates == "tf_crop_and_resize":
         raise CannotLowerError(f"mode {mode} with {coordinates}")
-    tensor, order = source.in_order(channels_last(4)), channels_last(4)
-    if mode == "linear":
-        return Value(_linear(tensor, sizes[2:], scales[2:], coordinates), order)
-    return Value(
-        _nearest(tensor, sizes[2:], scales[2:], coordinates, attrs.get("nearest_mode", "round_prefer_floor")), order
-    )
+    image = image_of(source)
+    if image.flat:
+        sizes, scales = [*sizes[:2], 1, sizes[2]], [*scales[:2], 1.0, scales[2]]
+    native = mode == "linear" and _has_linear(image.tensor, sizes[2:], scales[2:], coordinates)
+    if mode == "nearest" and not (attrs.get("antialias") and min(scales) < 1):
+        rounding = attrs.get("nearest_mode", "round_prefer_floor")
+        result = _nearest(image.tensor, sizes[2:], scales[2:], coordinates, rounding)
+    elif native and not (attrs.get("antialias") and min(scales) < 1):
+        options = {
+            "align_corners": coordinates == "align_corners",
+            "half_pixel_centers": coordinates in ("half_pixel", "pytorch_half_pixel"),
+        }
+        result = tf.raw_ops.ResizeBilinear(images=image.tensor, size=sizes[2:], **options)
+    else:
+        result = _by_products(image.tensor, sizes[2:], scales[2:], attrs)
+    return image.value(result)
 
 
 def _sizes(source: Value, inputs: Inputs, attrs: dict[str, Any]) -> tuple[list[int], list[float]]:
@@ -52,17 +64,50 @@ def _sizes(source: Value, inputs: Inputs, attrs: dict[str, Any]) -> tuple[list[i
     return sizes, scales
 
 
-def _linear(tensor: Any, sizes: list[int], scales: list[float], coordinates: str) -> Any:
+def _has_linear(tensor: Any, sizes: list[int], scales: list[float], coordinates: str) -> bool:
+    """True where LiteRT's RESIZE_BILINEAR has the same source places: the scales fit the sizes exactly."""
     exact = all(
         abs(size - int(n) * scale) < 1e-6 for size, n, scale in zip(sizes, tensor.shape[1:3], scales, strict=True)
     )
-    options = {
-        "align_corners": coordinates == "align_corners",
-        "half_pixel_centers": coordinates in ("half_pixel", "pytorch_half_pixel"),
+    return exact and not (coordinates == "pytorch_half_pixel" and 1 in sizes) and coordinates != "half_pixel_symmetric"
+
+
+def _by_products(tensor: Any, sizes: list[int], scales: list[float], attrs: dict[str, Any]) -> Any:
+    """Any other interpolation: each result is a weighted sum along an axis, so an axis is multiplied by a matrix."""
+    for axis in (1, 2):
+        size, wanted = int(tensor.shape[axis]), sizes[axis - 1]
+        if (size, wanted, scales[axis - 1]) == (wanted, wanted, 1.0):
+            continue
+        matrix = _interpolation(size, scales[axis - 1], attrs)
+        if matrix.shape != (size, wanted):
+            raise CannotLowerError(f"a resize from {size} to {wanted} with scale {scales[axis - 1]:g}")
+        moved = tf.transpose(tensor, (0, 3 - axis, 3, axis))
+        rows = tf.matmul(tf.reshape(moved, (-1, size)), matrix)
+        shape = [int(count) for count in moved.shape[:3]]
+        tensor = tf.transpose(tf.reshape(rows, (*shape, wanted)), (0, 3, 1, 2) if axis == 1 else (0, 1, 3, 2))
+    return tensor
+
+
+def _interpolation(size: int, scale: float, attrs: dict[str, Any]) -> Any:
+    """The matrix (size, wanted) of a resize along one axis: ONNX's reference, applied to each unit vector."""
+    kept = {
+        name: value
+        for name, value in attrs.items()
+        if name in ("mode", "coordinate_transformation_mode", "antialias", "cubic_coeff_a", "exclude_outside")
     }
-    if not exact or (coordinates == "pytorch_half_pixel" and 1 in sizes) or coordinates == "half_pixel_symmetric":
-        raise CannotLowerError(f"linear with {coordinates} from {list(tensor.shape[1:3])} to {sizes}")
-    return tf.raw_ops.ResizeBilinear(images=tensor, size=sizes, **options)
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], **kept)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "resize",
+        [value("x", onnx.TensorProto.FLOAT, [size, 1, size, 1])],
+        [value("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([1, 1, scale, 1], np.float32), "scales")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    units = np.eye(size, dtype=np.float32).reshape(size, 1, size, 1)
+    result = OnnxRuntime(model.SerializeToString(), threads=1).run({"x": units})["y"]
+    return np.ascontiguousarray(result.reshape(size, -1))
 
 
 def _nearest(tensor: Any, sizes: list[int], scales: list[float], coordinates: str, rounding: str) -> Any:

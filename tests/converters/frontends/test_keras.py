@@ -150,14 +150,14 @@ def test_exact_gelu_is_read(keras_folder, child):
 
 
 def test_operator_that_litert_cannot_take_is_named(keras_folder, child, tmp_path):
-    """LiteRT refuses an arc tangent with its operator and layer; ONNX Runtime gets an artifact."""
-    plan = make_plan(keras_folder / "arctan.keras", ConversionOptions(targets=["raspberry-pi-4"], output=tmp_path))
+    """LiteRT refuses a determinant with its operator and layer; ONNX Runtime gets an artifact."""
+    plan = make_plan(keras_folder / "determinant.keras", ConversionOptions(targets=["raspberry-pi-4"], output=tmp_path))
     with pytest.raises(UnsupportedOpError) as caught:
         run_plan(plan, child=child)
-    assert caught.value.op == "Atan"
-    assert caught.value.layer.endswith("Atan")
+    assert caught.value.op == "Det"
+    assert caught.value.layer.endswith("Det")
     plan = make_plan(
-        keras_folder / "arctan.keras",
+        keras_folder / "determinant.keras",
         ConversionOptions(targets=["raspberry-pi-4"], runtime="onnxruntime", output=tmp_path),
     )
     assert run_plan(plan, child=child)[0].chosen == "float32"

@@ -47,9 +47,24 @@ def test_no_transpose_is_left_in_an_image_network(layout, child, tmp_path):
 
 def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):
     """An unsupported use of a known operator gives the layer, and the reason as advice."""
-    nodes = [node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])]
-    model = models.model_of(nodes, {"x": ["batch", 4, 9, 9]}, {"y": ["batch", 4, 7, 7]})
+    nodes = [node("ScatterND", ("x", "i", "u"), reduction="mul")]
+    constants = {"i": np.zeros((1, 1), np.int64), "u": weights(1, 9)}
+    model = models.model_of(nodes, {"x": ["batch", 9]}, {"y": ["batch", 9]}, constants)
     with pytest.raises(UnsupportedOpError) as caught:
         lowered(child, tmp_path, model)
-    assert caught.value.layer == "maxpool"
-    assert "dilated" in caught.value.advice
+    assert caught.value.layer == "scatternd"
+    assert "reduction mul" in caught.value.advice
+
+
+def test_padding_of_a_maximum_leaves_8_bit_scales_alone(child, tmp_path):
+    """The padding is 0 after a Relu and a copy of the edge elsewhere; no value is far outside of the data."""
+    padded = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
+    nodes = [node("Relu", output="r"), node("MaxPool", ("r",), **padded), node("MaxPool", ("x",), "z", **padded)]
+    shape = ["batch", 4, 4, 4]
+    model = models.model_of(nodes, {"x": ["batch", 4, 8, 8]}, {"y": shape, "z": shape})
+    graph, runtime, operators = lowered(child, tmp_path, model)
+    x = {"x": np.random.default_rng(2).normal(0, 1, (2, 4, 8, 8)).astype(np.float32)}
+    answers, expected = runtime.run(x), graph.run(x)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(answers[name], value)
+    assert "PADV2" not in operators
