@@ -29,8 +29,7 @@ from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # The functions that a child can run. Other names are refused.
 FUNCTIONS = {
-    "export_keras": "converters.frontends.tensorflow_side:export_keras",
-    "export_saved_model": "converters.frontends.tensorflow_side:export_saved_model",
+    "export_source": "converters.frontends.tensorflow_side:export_source",
     "direct": "converters.frontends.tensorflow_direct:direct",
     "answers": "converters.frontends.tensorflow_side:answers",
     "lower": "converters.lowering.tflite:lower",
@@ -41,8 +40,7 @@ FUNCTIONS = {
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
 # What each function does, for messages.
 WORK = {
-    "export_keras": "reading the Keras model",
-    "export_saved_model": "reading the SavedModel",
+    "export_source": "reading the model",
     "direct": "converting the source model to LiteRT",
     "answers": "running the source model",
     "lower": "converting the graph to LiteRT",

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-SIGNATURE = "serving_default"
 # Keras 2 wrote `groups` for every convolution; these layers no longer accept it.
 UNGROUPED = ("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose",
              "Conv2DTranspose", "Conv3DTranspose")  # fmt: skip
@@ -30,8 +29,8 @@ def _ungrouped(layer: type[Any]) -> type[Any]:
     return type(layer.__name__, (layer,), {"__init__": build})
 
 
-def frozen_saved_model(path: str) -> Frozen:
-    """Load the ``serving_default`` signature with the loader of TensorFlow 1, which reads only the graph and weights.
+def frozen_saved_model(path: str, name: str) -> Frozen:
+    """Load the signature `name` with the loader of TensorFlow 1, which reads only the graph and weights.
 
     The current loader also builds the training objects, and fails on the slots of old optimizers.
 
@@ -42,15 +41,15 @@ def frozen_saved_model(path: str) -> Frozen:
         ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError: Loading failed, or there is no signature.
     """
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-        signature = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], path).signature_def[SIGNATURE]
+        signature = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], path).signature_def[name]
         inputs, outputs = dict(signature.inputs), dict(signature.outputs)
         nodes = [value.name.partition(":")[0] for value in outputs.values()]
         frozen = tf.compat.v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), nodes)
     whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(frozen, name=""), [])
     pruned = whole.prune([v.name for v in inputs.values()], [v.name for v in outputs.values()])
     specs = {
-        name: tf.TensorSpec(tf.TensorShape(value.tensor_shape), tf.as_dtype(value.dtype))
-        for name, value in inputs.items()
+        key: tf.TensorSpec(tf.TensorShape(value.tensor_shape), tf.as_dtype(value.dtype))
+        for key, value in inputs.items()
     }
 
     def call(*tensors: Any) -> list[Any]:

@@ -14,14 +14,14 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
+from converters.frontends.source_file import SourceFile
 from converters.frontends.tflite import read_tflite, tflite_answers
 from converters.frontends.tflite_direct import direct_tflite
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.machine import scratch_folder
+from edgekit.errors import SettingsError
 from edgekit.tensors import Array
-
-EXPORTS = {formats.KERAS: "export_keras", formats.H5: "export_keras", formats.SAVED_MODEL: "export_saved_model"}
 
 # From the names of inputs and outputs, in the order wanted in the file, to the source as a float .tflite.
 Direct = Callable[[Sequence[str], Sequence[str]], Lowered]
@@ -47,16 +47,24 @@ class Source(msgspec.Struct, frozen=True):
     direct: Direct | None = None
 
 
-def load_model(path: Path, process: TensorFlowProcess) -> Source:
+def load_model(path: Path, process: TensorFlowProcess, *, signature: str = "") -> Source:
     """Load a model of any format that edgekit reads.
 
+    Args:
+        path: The file or folder.
+        process: Runs TensorFlow and PyTorch.
+        signature: The signature of a SavedModel; empty for the default.
+
     Raises:
+        SettingsError: There is no such signature, or the format has none.
         NotFoundError, ModelFormatError, UnsupportedOpError: From `sniff` and the frontends.
         MissingExtraError: The format needs a framework that is not installed.
         ConversionError: TensorFlow or PyTorch failed.
     """
     path = path.resolve()
     kind = formats.sniff(path)
+    if signature and kind != formats.SAVED_MODEL:
+        raise SettingsError(f"{path} is no SavedModel, so it has no signatures", advice="Leave out --signature.")
     digest = _digest(path)
     if kind == formats.ONNX:
         return Source(path, kind, digest, load_onnx(path), functools.partial(onnx_answers, path))
@@ -66,16 +74,18 @@ def load_model(path: Path, process: TensorFlowProcess) -> Source:
         graph = canonical(read_tflite(path), str(path))
         answers = functools.partial(tflite_answers, path)
         return Source(path, kind, digest, graph, answers, functools.partial(direct_tflite, path))
-    options = {"legacy": True} if kind == formats.H5 else {}
-    data = process.call(EXPORTS[kind], path=str(path), **options)
+    file = SourceFile(str(path), kind, signature)
+    data = process.call("export_source", source=file)
     graph = canonical(onnx.load_model_from_string(data), str(path))
+
+    def direct(inputs: Sequence[str], outputs: Sequence[str]) -> Lowered:
+        sizes = {spec.name: [1, *spec.shape[1:]] for spec in graph.inputs}
+        shapes = {name: sizes[name] for name in inputs}
+        lowered: Lowered = process.call("direct", source=file, shapes=shapes, outputs=list(outputs))
+        return lowered
+
     return Source(
-        path,
-        kind,
-        digest,
-        graph,
-        lambda inputs: process.call("answers", path=str(path), inputs=dict(inputs)),
-        lambda inputs, outputs: process.call("direct", path=str(path), inputs=list(inputs), outputs=list(outputs)),
+        path, kind, digest, graph, lambda inputs: process.call("answers", source=file, inputs=dict(inputs)), direct
     )
 
 

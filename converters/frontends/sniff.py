@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
-from edgekit.errors import ModelFormatError, NotFoundError, UnsupportedOpError
+from converters.frontends.keras_file import h5_config, keras_config
+from converters.frontends.keras_layers import require_plain_layers
+from edgekit.errors import ModelFormatError, NotFoundError
 
 KERAS, H5, SAVED_MODEL, ONNX, PT2, TFLITE = "keras", "h5", "savedmodel", "onnx", "pt2", "tflite"
 KNOWN = "edgekit reads .keras, .h5, SavedModel folders, .onnx, .pt2 and float .tflite."
 _HEAD_BYTES = 4096
-_MAX_CONFIG_BYTES = 64 * 1024**2
 
 
 def sniff(path: Path) -> str:
@@ -22,7 +22,7 @@ def sniff(path: Path) -> str:
     Raises:
         NotFoundError: There is no file or folder at `path`.
         ModelFormatError: The file is damaged, unknown, a pickle, or of a kind that edgekit does not read.
-        UnsupportedOpError: A .keras file contains a Lambda layer, which is Python code.
+        UnsupportedOpError: A Keras file contains a layer that is Python code, or that looks up text.
     """
     if not path.exists():
         raise NotFoundError(f"there is no model {str(path)!r}", advice="Check the path.")
@@ -37,6 +37,7 @@ def sniff(path: Path) -> str:
     if head.startswith(b"PK"):
         return _sniff_zip(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        require_plain_layers(h5_config(path), str(path))
         return H5
     if head[4:8] == b"TFL3":
         return TFLITE
@@ -56,7 +57,7 @@ def _sniff_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if "config.json" in names and any(name.startswith("model.weights") for name in names):
-                _refuse_code(archive, path)
+                require_plain_layers(keras_config(path), str(path))
                 return KERAS
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ModelFormatError(
@@ -75,31 +76,6 @@ def _sniff_zip(path: Path) -> str:
     if names and all(name.endswith(".npy") for name in names):
         raise ModelFormatError(f"{path} holds arrays (.npz), not a model", advice="Give data with --data.")
     raise ModelFormatError(f"{path} is a zip archive of unknown content ({', '.join(names[:3])} ...)", advice=KNOWN)
-
-
-def _refuse_code(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse a Lambda layer, which is marshalled Python code, before anything is loaded."""
-    info = archive.getinfo("config.json")
-    if info.file_size > _MAX_CONFIG_BYTES:
-        raise ModelFormatError(f"{path}: config.json is {info.file_size} bytes, the limit is {_MAX_CONFIG_BYTES}")
-    try:
-        config = json.loads(archive.read(info))
-    except ValueError as error:
-        raise ModelFormatError(f"{path}: config.json is not valid JSON: {error}") from error
-    pending = [config]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            if value.get("class_name") == "Lambda":
-                raise UnsupportedOpError(
-                    "Lambda",
-                    str((value.get("config") or {}).get("name", "")),
-                    backend="any target, since it is Python code inside the file",
-                    advice="Replace the Lambda layer by Keras layers or keras.ops, and save again.",
-                )
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
 
 
 def _refuse_known_others(path: Path, head: bytes) -> None:

@@ -11,25 +11,29 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from converters.frontends.tensorflow_side import Loaded, loaded_model
+from converters.frontends.source_file import SourceFile
+from converters.frontends.tensorflow_loaded import Loaded
+from converters.frontends.tensorflow_side import loaded_model
 from converters.lowering import Lowered
 from converters.lowering.tflite import SIGNATURE, convert_saved_model
 from converters.machine import scratch_folder
 
 
-def direct(path: str, inputs: list[str], outputs: list[str]) -> Lowered:
-    """Convert the exported source model with TensorFlow's own converter, with a batch of 1.
+def direct(source: SourceFile, shapes: dict[str, list[int]], outputs: list[str]) -> Lowered:
+    """Convert the source model with TensorFlow's own converter.
 
     Args:
-        path: The path of the export.
-        inputs, outputs: The source's names, in the order wanted in the file.
+        source: The source model.
+        shapes: The sizes of each input with a batch of 1, by its name, in the order wanted in the file.
+        outputs: The source's names, in the order wanted in the file.
 
     Raises:
         ConversionError: The model needs operators that LiteRT lacks, or the converter failed.
     """
-    loaded = loaded_model(path)
-    specs = [_fixed(loaded, name, f"input_{index}") for index, name in enumerate(inputs)]
-    traced = _traced(loaded, inputs, outputs, specs)
+    loaded = loaded_model(source)
+    dtypes = {spec.name: spec.dtype for spec in loaded.inputs}
+    specs = [tf.TensorSpec(shape, dtypes[n], name=f"input_{i}") for i, (n, shape) in enumerate(shapes.items())]
+    traced = _traced(loaded, list(shapes), outputs, specs)
     if traced.variables:  # a model from TensorFlow 1's loader has constants already, and could not be saved after this
         traced = convert_variables_to_constants_v2(traced, lower_control_flow=False)
 
@@ -41,12 +45,7 @@ def direct(path: str, inputs: list[str], outputs: list[str]) -> Lowered:
     with scratch_folder(prefix="edgekit-direct-") as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
         data = convert_saved_model(folder)
-    return Lowered(data, [() for _ in inputs], [() for _ in outputs])
-
-
-def _fixed(loaded: Loaded, name: str, new_name: str) -> Any:
-    spec = next(spec for spec in loaded.inputs if spec.name == name)
-    return tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name=new_name)
+    return Lowered(data, [() for _ in shapes], [() for _ in outputs])
 
 
 def _traced(loaded: Loaded, inputs: list[str], outputs: list[str], specs: list[Any]) -> Any:

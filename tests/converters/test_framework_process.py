@@ -8,6 +8,7 @@ import pytest
 
 from converters import framework_process
 from converters.framework_process import TensorFlowProcess
+from converters.frontends.source_file import SourceFile
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
 
@@ -18,7 +19,7 @@ def test_child_that_died_is_a_conversion_error_and_is_replaced():
         process = child._started()
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(ConversionError, match="SIGKILL"):
-            child.call("export_keras", path="x")
+            child.call("export_source", source=SourceFile("x", "keras"))
         assert child._started().pid != process.pid
 
 
@@ -48,7 +49,7 @@ def test_a_child_that_the_system_killed_for_memory_is_told(monkeypatch):
 def test_an_unexpected_error_is_one_line_and_its_log_is_the_cause():
     """The message has no traceback; the cause, which only --verbose prints, has it."""
     with TensorFlowProcess() as child, pytest.raises(ConversionError) as caught:
-        child.call("answers", path="x", inputs=0, wrong=1)
+        child.call("answers", source="x", inputs=0, wrong=1)
     assert "\n" not in str(caught.value)
     assert "running the source model: TypeError" in str(caught.value)
     assert "Traceback" in str(caught.value.__cause__)
@@ -90,7 +91,7 @@ def test_errors_come_back_as_they_were_raised(child, keras_folder, tmp_path):
     assert (caught.value.op, caught.value.layer) == ("Det", "det_1")
     assert "Conv" in caught.value.advice
     with pytest.raises(ModelFormatError):
-        child.call("export_keras", path=str(tmp_path / "none.keras"))
+        child.call("export_source", source=SourceFile(str(tmp_path / "none.keras"), "keras"))
 
 
 @pytest.mark.parametrize("shown", [True, False])
