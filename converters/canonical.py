@@ -7,6 +7,7 @@ import msgspec
 from converters.data.samples import Samples
 from converters.frontends import Source
 from converters.graph.graph import Graph
+from converters.noise import Noise, noise_of
 from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
 from converters.passes.channels.dead_channels import layer_channels
 from converters.quality import parity
@@ -21,12 +22,14 @@ class Canonical(msgspec.Struct, frozen=True):
         fixed: The same graph with a batch of 1; operators that compute shapes are constant then, and removed.
         steps: Parity with the source after each step.
         channels: Number of channels of each layer before dead ones were removed, by layer name.
+        noise: The noise of the source, which widens the limits of parity checks.
     """
 
     graph: Graph
     fixed: Graph
     steps: tuple[Parity, ...]
     channels: dict[str, int]
+    noise: Noise
 
 
 def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
@@ -42,13 +45,14 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
         ConversionError: a pass failed, or broke its contract.
     """
     expected = source.answers(samples.inputs)
-    limit = parity.tolerance(expected, parity.FLOAT32_RELATIVE)
+    noise = noise_of(source, samples, expected)
+    limits = parity.tolerances(expected, parity.FLOAT32_RELATIVE, noise.by_output)
     graph, steps = source.graph, []
 
     def check(name: str, graph: Graph) -> None:
         answers = graph.run(samples.inputs)
-        compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="")
-        parity.require(compared, limit)
+        compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="", limits=limits)
+        parity.require(compared)
         steps.append(compared)
 
     check(f"read {source.format}", graph)
@@ -64,4 +68,4 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
             check(one.name, graph)
     fixed = run_pass(Simplify(), graph.with_batch(1)).graph
     check("fix the batch", fixed)
-    return Canonical(graph, fixed, tuple(steps), channels)
+    return Canonical(graph, fixed, tuple(steps), channels, noise)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from converters.quality.selection import AIMS
+from converters.quality.order import AIMS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ManifestError, SettingsError
@@ -22,9 +23,13 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         targets: Names of target profiles; at least one.
         data: Samples to calibrate, choose and prove with; None without data.
         test: Samples that are only reported on.
-        metric: Name of the metric, or ``module:function``; None for the default.
+        metric: Metric of the decision output, or ``module:function``; None for the default.
+        metrics: Metrics of other outputs, by the output's name.
         aim: ``cost`` or ``size``: what the chosen artifact makes small.
         max_drop: Largest allowed drop, in the metric's unit.
+        max_drops: Largest allowed drop of single outputs, by name.
+        max_drop_any_class: Largest allowed drop in each class and group; None to report the worst class only.
+        ignore_outputs: Outputs that are not judged.
         confidence: Confidence of the bound on the drop, from 0.5 up to 1.
         accept_unproven: Accept a point estimate where the drop cannot be proven.
         max_bytes: Size limit of the artifact in bytes; None for no limit.
@@ -47,8 +52,12 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     data: str | Path | None = None
     test: str | Path | None = None
     metric: str | None = None
+    metrics: dict[str, str] = {}
     aim: str = "cost"
     max_drop: float = 0.01
+    max_drops: dict[str, float] = {}
+    max_drop_any_class: float | None = None
+    ignore_outputs: Sequence[str] = ()
     confidence: float = 0.95
     accept_unproven: bool = False
     max_bytes: int | None = None
@@ -71,10 +80,13 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(f"prune is {self.prune!r}, expected {' or '.join(PRUNES)}")
         if not 0.5 <= self.confidence < 1.0:
             raise SettingsError(f"confidence is {self.confidence}, expected 0.5 or more and less than 1")
-        if not self.max_drop >= 0:
-            raise SettingsError(f"max_drop is {self.max_drop}, expected 0 or more")
+        drops = {"max_drop": self.max_drop, "max_drop_any_class": self.max_drop_any_class}
+        drops.update({f"max_drop of {name}": value for name, value in self.max_drops.items()})
+        for option, drop in drops.items():
+            if drop is not None and not (drop >= 0 and math.isfinite(drop)):
+                raise SettingsError(f"{option} is {drop}, expected 0 or more")
         for option, limit in (("max_bytes", self.max_bytes), ("max_cost", self.max_cost)):
-            if limit is not None and not limit > 0:
+            if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 raise SettingsError(f"{option} is {limit}, expected more than 0")
         if self.name:
             require_name(self.name)
@@ -86,7 +98,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def own_metric(self) -> bool:
         """True where the metric is a function of the user (``module:function``), whose code may change."""
-        return ":" in (self.metric or "")
+        return any(":" in name for name in (self.metric or "", *self.metrics.values()))
 
 
 def require_name(name: str) -> None:

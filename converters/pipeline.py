@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from converters.plan import ConversionPlan
 from converters.prepare import Prepared, float_quality, prepare
 from converters.progress import ConversionCallbacks, StepCallback
 from converters.quality.selection import Choice, choose
+from converters.report.outputs import class_report, output_reports
 from converters.report.page import report_html
 from converters.report.pruning import Pruning
 from converters.report.report import (
@@ -52,7 +54,7 @@ from converters.report.report import (
     report_json,
 )
 from converters.up_to_date import replacement_reason
-from edgekit.bundle.manifest import Golden, Manifest, Quality
+from edgekit.bundle.manifest import Golden, Manifest, OutputQuality, Quality
 from edgekit.bundle.targets import TargetProfile
 from edgekit.versions import versions_of
 
@@ -140,14 +142,15 @@ def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContex
 
 def _cache_scope(plan: ConversionPlan, prepared: Prepared, cache: Cache | None) -> CacheScope:
     """The part of the cache for this graph, these samples and tools, and this kind of processor."""
-    if plan.metric is not None and ":" in plan.metric:  # a function of the user, whose code may have changed
+    if plan.own_metric:  # its code may have changed
         return CacheScope()
     evidence = prepared.evidence
     rows: list[Any] = []
     for samples in (prepared.calibration, evidence.choice, evidence.proof):
-        rows += [samples.labels, *(samples.inputs[name] for name in sorted(samples.inputs))] if samples else [None]
+        rows += samples.arrays if samples else [None]
     graphs = digest_of(prepared.graph), digest_of(prepared.fixed)
-    judging = plan.metric, plan.budget.confidence, evidence.output, evidence.decision
+    metrics = [(one.name, one.metric.name) for one in evidence.judged]
+    judging = metrics, plan.budget.confidence, evidence.output, evidence.decision, evidence.ignored
     machine = _tools(prepared.source.format), this_processor()
     return CacheScope(cache, origin_of(*graphs, *judging, *machine, *rows))
 
@@ -180,10 +183,11 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         )
         graph = context.base_graph(context.fixed, pruned=chosen.measured.recipe.pruned)
         matrix = _runtime_matrix(prepared, chosen, graph, contents, folder / "matrix")
+        noise = (prepared.noise.sentence,) if prepared.noise.ill_conditioned else ()
         report = msgspec.structs.replace(
             report,
             contents=contents,
-            notes=(*prepared.notes, *chosen.artifact.notes, *matrix.failures),
+            notes=(*noise, *prepared.notes, *chosen.artifact.notes, *matrix.failures),
             sensitivity=layers,
             pruning=shared.pruning,
             parity=(*report.parity, *matrix.parity),
@@ -232,9 +236,13 @@ def _report(
             c.measured.drop,
             c.measured.cost,
             *choice.verdicts[c.measured.recipe.id],
+            cost_error=c.measured.cost_error or None,
         )
         for c in candidates
     )
+    chosen = next(c.measured for c in candidates if c.measured.recipe.id == choice.chosen)
+    sizes = {stratum.name: len(stratum.rows) for stratum in evidence.strata}
+    names = [spec.name for spec in graph.outputs]
     return Report(
         name=plan.name,
         version=plan.version,
@@ -255,6 +263,9 @@ def _report(
         parity=(*prepared.steps, *(c.parity for c in candidates if c.parity is not None)),
         tools=_tools(prepared.source.format),
         preprocess=prepared.preprocessing.source if prepared.preprocessing else "none",
+        outputs=output_reports(names, chosen.judgement, plan.budget, same=chosen.same),
+        worst_class=class_report(chosen.judgement, sizes, plan.budget, same=chosen.same),
+        noise=prepared.noise.outputs,
     )
 
 
@@ -276,7 +287,9 @@ def _manifest(
     quality = None
     if chosen.quality is not None and report.float_.quality is not None:
         float_value = report.float_.quality.value
-        quality = Quality(report.metric, chosen.quality.value, float_value, chosen.quality.n, report.proven)
+        quality = Quality(
+            report.metric, chosen.quality.value, float_value, chosen.quality.n, report.proven, _qualities(report)
+        )
     manifest = Manifest(
         name=plan.name,
         version=plan.version,
@@ -297,6 +310,25 @@ def _manifest(
     )
     golden = measure_golden(artifact, recipe, manifest, rows, expected, profile=profile, folder=folder / "golden")
     return msgspec.structs.replace(manifest, golden=golden), golden_bytes(rows, expected)
+
+
+def _qualities(report: Report) -> tuple[OutputQuality, ...] | msgspec.UnsetType:
+    """What was proven of each output; unset for a model with one output, whose quality says all."""
+    if len(report.outputs) < 2:
+        return msgspec.UNSET
+    return tuple(
+        OutputQuality(
+            one.name,
+            one.metric,
+            one.limit,
+            one.tested if math.isfinite(one.tested) else 0.0,  # JSON has no infinity
+            one.drop.n,
+            one.proven,
+        )
+        if one.drop is not None and one.limit is not None and one.tested is not None
+        else OutputQuality(one.name)
+        for one in report.outputs
+    )
 
 
 def _requirements(graph: Graph, artifact: Artifact) -> dict[str, Any]:

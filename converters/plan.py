@@ -11,7 +11,7 @@ from converters.backends import direct_route_fits, precisions_of
 from converters.candidates.strategy import candidates
 from converters.data.preprocessing import DETECT, read_steps
 from converters.options import ConversionOptions, require_name
-from converters.quality.selection import Budget
+from converters.quality.measured import Budget
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import TargetProfile, find_target, known_targets
 from edgekit.errors import RecipeError, SettingsError
@@ -28,7 +28,9 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         output: Folder that the bundles are written to.
         name, version: The bundles' identity.
         data, test: Data files; None without data.
-        metric: Name of the metric; None for the default.
+        metric: Metric of the decision output; None for the default.
+        metrics: Metrics of other outputs, by the output's name.
+        ignore_outputs: Outputs that are not judged.
         aim: ``cost`` or ``size``.
         budget: Limits on the drop, the size and the cost.
         accept_unproven: Accept a point estimate where the drop cannot be proven.
@@ -51,6 +53,13 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     recipe: Recipe | None
     preprocess: str | None = None
     prune: str = "auto"
+    metrics: dict[str, str] = {}
+    ignore_outputs: tuple[str, ...] = ()
+
+    @property
+    def own_metric(self) -> bool:
+        """True where a metric is a function of the user (``module:function``), whose code may change."""
+        return any(":" in name for name in (self.metric or "", *self.metrics.values()))
 
     def bundle_name(self, profile: TargetProfile) -> str:
         """Name of the folder that a target's bundle is written to."""
@@ -118,11 +127,20 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         test=Path(options.test) if options.test is not None else None,
         metric=options.metric,
         aim=options.aim,
-        budget=Budget(options.max_drop, options.confidence, options.max_bytes, options.max_cost),
+        budget=Budget(
+            options.max_drop,
+            options.confidence,
+            options.max_bytes,
+            options.max_cost,
+            dict(options.max_drops),
+            options.max_drop_any_class,
+        ),
         accept_unproven=options.accept_unproven,
         recipe=options.recipe,
         preprocess=str(options.preprocess) if options.preprocess is not None else None,
         prune=options.prune,
+        metrics=dict(options.metrics),
+        ignore_outputs=tuple(options.ignore_outputs),
     )
     for profile, runtime in profiles:
         plan.recipes(profile, runtime)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from converters.candidates.candidate import Evidence, labels_for
+from converters.candidates.evidence import Evidence
+from converters.candidates.outputs import OutputOptions, decision_output, judged_outputs
 from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps
@@ -14,12 +15,16 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
 from converters.graph.task import detect_task, named_classes
+from converters.noise import Noise
 from converters.plan import ConversionPlan
 from converters.progress import StepCallback
-from converters.quality.metrics import find_metric, score
+from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups_of
+from converters.quality.metrics import AUC, score
 from converters.quality.parity import Parity
 from converters.report.report import SplitReport, Value
 from edgekit.bundle.manifest import Task
+from edgekit.errors import DataError
+from edgekit.tensors import Array
 
 PARITY_ROWS = 32
 RANDOM_ROWS, RANDOM_SEED = 64, 1
@@ -40,6 +45,7 @@ class Prepared(msgspec.Struct, frozen=True):
         steps: Parity with the source after each step.
         preprocessing: Steps before and after the model; None without steps.
         channels: Number of channels of each layer before any was removed, by layer name.
+        noise: The noise of the source model.
         notes: What the user should know of the inputs, one sentence each.
     """
 
@@ -54,6 +60,7 @@ class Prepared(msgspec.Struct, frozen=True):
     steps: tuple[Parity, ...]
     preprocessing: Steps | None
     channels: dict[str, int]
+    noise: Noise
     notes: tuple[str, ...] = ()
 
 
@@ -77,8 +84,9 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     labels = split.proof.labels if split else None
     task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
-        evidence = _evidence(plan, graph, task, split, choice)
-        test_set = score_float_model(test, graph, evidence) if test is not None else None
+        evidence = _evidence(plan, graph, task, split, choice, canonical.noise.by_output)
+        labelled = task.output or graph.outputs[0].name
+        test_set = score_float_model(test.with_labels_of(labelled), graph, evidence) if test is not None else None
     return Prepared(
         source=source,
         graph=graph,
@@ -91,6 +99,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         steps=canonical.steps,
         preprocessing=preprocessing,
         channels=canonical.channels,
+        noise=canonical.noise,
         notes=drawn.notes,
     )
 
@@ -101,30 +110,60 @@ def _random(source: Source) -> RandomInputs:
     )
 
 
-def _evidence(plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples) -> Evidence:
-    proof = split.proof if split else choice
+def _evidence(
+    plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples, noise: dict[str, Array]
+) -> Evidence:
+    options = OutputOptions(plan.metric, plan.metrics, plan.ignore_outputs, plan.budget.max_drops)
+    names = [spec.name for spec in graph.outputs]
+    output = decision_output(names, task, options)
+    labelled = task.output or names[0]
+    choice, proof = (samples.with_labels_of(labelled) for samples in (choice, split.proof if split else choice))
     answers = graph.run(choice.inputs)
-    metric = find_metric(plan.metric, proof.labels, decisions=task.kind == "classification") if split else None
     evidence = Evidence(
         choice=choice,
-        proof=proof,
+        proof=proof if split else choice,
         choice_answers=answers,
         proof_answers=graph.run(proof.inputs) if split else answers,
-        metric=metric,
-        output=task.output or graph.outputs[0].name,
-        decision=task.output if task.kind == "classification" else "",
+        judged=judged_outputs(names, task, output, proof, options) if split else (),
+        output=output,
+        decision=output if task.kind == "classification" and task.output == output else "",
+        ignored=plan.ignore_outputs,
+        noise=noise,
     )
-    float_quality(evidence)  # so that labels that do not fit are reported before minutes of work
-    return evidence
+    for one in evidence.judged:  # so that labels that do not fit are reported before minutes of work
+        _float_value(evidence, one)
+    strata = _strata(evidence, task)
+    if plan.budget.max_drop_any_class is not None and split and not strata:
+        raise DataError(
+            "--max-drop-any-class needs classes or groups, and the decision output has no class scores",
+            advice="Give groups as an array 'group' in the data file, or leave the option out.",
+        )
+    return msgspec.structs.replace(evidence, strata=tuple(strata))
+
+
+def _strata(evidence: Evidence, task: Task) -> list[Stratum]:
+    if not evidence.judged or evidence.judged[0].metric.name == AUC:
+        return []
+    first, proof = evidence.judged[0], evidence.proof
+    classes = classes_of(
+        first.metric,
+        proof.labels_of(first.name),
+        evidence.proof_answers[first.name],
+        task.labels,
+        decisions=bool(evidence.decision),
+    )
+    return [*classes, *groups_of(proof.groups)]
 
 
 def float_quality(evidence: Evidence) -> Value | None:
-    """Quality of the float model on the proof split; None without data. Raises as `score`."""
-    if evidence.metric is None:
-        return None
-    labels = labels_for(evidence.proof, evidence.proof_answers, evidence.metric, evidence.output)
-    scores = score(evidence.metric, evidence.proof_answers[evidence.output], labels)
-    return Value(evidence.metric.value(scores), len(scores))
+    """Quality of the float model's decision output on the proof split; None without data. Raises as `score`."""
+    return _float_value(evidence, evidence.judged[0]) if evidence.judged else None
+
+
+def _float_value(evidence: Evidence, one: JudgedOutput) -> Value:
+    labels = one.labels(evidence.proof.labels_of(one.name), evidence.proof_answers)
+    scores = score(one.metric, evidence.proof_answers[one.name], labels)
+    return Value(one.metric.value(scores), len(scores))
 
 
 def _split_report(split: Split) -> SplitReport:

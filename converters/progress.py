@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.quality.selection import Measured
+from converters.quality.measured import Measured
 from edgekit.bundle.targets import TargetProfile
 
 ProgressCallback = Callable[[int, int, float | None], None]

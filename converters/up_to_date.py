@@ -17,7 +17,7 @@ import msgspec
 
 from converters.cache import Cache, CacheScope, origin_of, this_processor
 from converters.options import ConversionOptions
-from converters.report.report import Report
+from converters.report.report import Report, parse_report
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.bundle.targets import find_target, known_targets
 from edgekit.errors import EdgekitError
@@ -156,7 +156,7 @@ def _read(folder: Path, manifest: Manifest) -> Report | None:
     if any(_digest(folder / name) != digest for name, digest in wanted.items()):
         return None
     with contextlib.suppress(msgspec.MsgspecError):
-        return msgspec.json.decode((folder / REPORT).read_bytes(), type=Report)
+        return parse_report((folder / REPORT).read_bytes())
     return None
 
 

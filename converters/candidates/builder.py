@@ -19,10 +19,10 @@ from converters.candidates.sensitivity import Sensitivity, float_answers, sensit
 from converters.candidates.strategy import Search
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import TaskPool
-from converters.cost.estimate import estimate
+from converters.cost.estimate import estimate, median_error
 from converters.graph.graph import Graph
 from converters.progress import ConversionCallbacks, ProgressCallback, no_progress
-from converters.quality.selection import Measured
+from converters.quality.measured import Measured
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import DIRECT, PRUNED, STATIC, Recipe
 from edgekit.bundle.targets import TargetProfile
@@ -73,7 +73,7 @@ class CandidateBuilder:
 
         if search:
             scores = functools.partial(self._sensitivities, target.backend, pruned=any(one.pruned for one in kinds))
-            Search(make, max_drop=self._task_context.budget.max_drop).run(kinds, scores)
+            Search(make, budget=self._task_context.budget).run(kinds, scores)
         else:
             make(kinds)
         return candidates
@@ -186,7 +186,8 @@ class CandidateBuilder:
     def _with_cost(self, target: _BuildTarget, recipe: Recipe) -> Candidate:
         """The candidate, with its cost on this target."""
         made = self._made[target.key(recipe)]
-        measured = msgspec.structs.replace(made.measured, cost=self._cost(target, recipe))
+        error = median_error(target.profile, target.runtime, recipe)
+        measured = msgspec.structs.replace(made.measured, cost=self._cost(target, recipe), cost_error=error or 0.0)
         return msgspec.structs.replace(made, measured=measured)
 
     def _cost(self, target: _BuildTarget, recipe: Recipe) -> Cost:
@@ -299,5 +300,7 @@ def score_layer(
         own: Calibration of that graph; None for the shared calibration.
     """
     with task_context.for_task() as context:
-        graph, decision = context.base_graph(context.fixed, pruned=pruned), task_context.evidence.decision
-        return list(sensitivities(graph, [layer], context.samples, own or context.calibration(), decision, expected))
+        graph, evidence = context.base_graph(context.fixed, pruned=pruned), task_context.evidence
+        calibration = own or context.calibration()
+        judged = evidence.decision, evidence.looked_at
+        return list(sensitivities(graph, [layer], context.samples, calibration, judged, expected))

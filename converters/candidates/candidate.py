@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from collections.abc import Mapping
@@ -11,16 +12,16 @@ import msgspec
 import numpy as np
 
 from converters.backends import Artifact, Backend
+from converters.candidates.evidence import Evidence
 from converters.cost.estimate import estimate
 from converters.cost.overhead import NONE, Overhead
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.quality import parity
-from converters.quality.confidence import likely_method
 from converters.quality.divergence import divergence
-from converters.quality.metrics import AGREEMENT, Metric, drop_of, score
+from converters.quality.measured import Budget, Measured
+from converters.quality.noise import row_noise
 from converters.quality.parity import Parity
-from converters.quality.selection import Budget, Measured
 from converters.report.report import Value
 from edgekit.bundle.manifest import ROLE_MODEL, Cost, FileEntry, Golden, Manifest, Task
 from edgekit.bundle.recipe import Recipe
@@ -30,27 +31,8 @@ from edgekit.runtimes import LogicalRuntime, open_runtime
 from edgekit.tensors import Array
 
 CHUNK_ROWS = 64
+NOISY_ROWS = 32  # rows whose own noise is measured, where they are beyond the usual limits
 HOST_PROVIDERS = ("CPUExecutionProvider",)
-
-
-class Evidence(msgspec.Struct, frozen=True):
-    """Samples with the canonical float model's answers, and the rules that judge other answers.
-
-    Attributes:
-        choice, proof: The choice and proof splits; without data both are the same random inputs.
-        choice_answers, proof_answers: The float model's answers (N, ...) by output.
-        metric: The metric; None without data.
-        output: Name of the output that the metric reads.
-        decision: Name of the output that holds class scores; empty without classes.
-    """
-
-    choice: Samples
-    proof: Samples
-    choice_answers: dict[str, Array]
-    proof_answers: dict[str, Array]
-    metric: Metric | None
-    output: str
-    decision: str
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -98,21 +80,22 @@ def make_candidate(
     try:
         artifact = backend.build(recipe)
         answers, provider = _answers(artifact, evidence, folder / recipe.id)
-        compared = _compare(backend, recipe, evidence, answers, provider)
+        compared = _compare(backend, recipe, graph, evidence, answers, provider)
     except (ConversionError, RuntimeLoadError) as error:
         return failed(recipe, cost, error)
-    relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision, 0.0)
-    limit = parity.tolerance({**evidence.choice_answers, **evidence.proof_answers}, relative)
-    if recipe.precision == "float32" and compared.max_abs > limit and recipe.direct:
-        return Candidate(Measured(recipe, 0, cost, fault=direct_fault(compared.max_abs, limit)))
+    if recipe.precision == "float32" and compared.excess > 1.0 and recipe.direct:
+        return Candidate(Measured(recipe, 0, cost, fault=direct_fault(compared)))
     if _is_reference(recipe):
-        parity.require(compared, limit)
-    same = not recipe.quantized and not recipe.pruned and compared.max_abs <= limit and compared.agreement == 1.0
-    moved = divergence(evidence.choice_answers, answers[0], evidence.decision)
+        parity.require(compared)
+    same = not recipe.quantized and not recipe.pruned and compared.excess <= 1.0 and compared.agreement == 1.0
+    moved = divergence(evidence.choice_answers, answers[0], evidence.decision, evidence.looked_at)
     measured = Measured(recipe, len(artifact.data), cost, same=same, divergence=moved)
     quality = None
-    if evidence.metric is not None:
-        measured, quality = _judged(measured, evidence, answers, budget)
+    if evidence.judged:
+        judgement = evidence.judgement(*answers, budget.confidence)
+        measured = msgspec.structs.replace(measured, judgement=judgement)
+        first = judgement.outputs[0]
+        quality = Value(first.value, first.drop.n)
     return Candidate(measured, artifact, quality, compared)
 
 
@@ -129,9 +112,12 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
 
 
-def direct_fault(difference: float, limit: float) -> str:
+def direct_fault(compared: Parity) -> str:
     """Why a file of the direct route is refused."""
-    return f"its answers differ by {difference:.3g} from the float model's; the limit is {limit:.3g}"
+    return (
+        f"its output {compared.output} differs by {compared.difference:.3g} from the float model's; "
+        f"the limit is {compared.limit:.3g}"
+    )
 
 
 def _is_reference(recipe: Recipe) -> bool:
@@ -173,11 +159,6 @@ def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array]) -> dict[str, 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def labels_for(samples: Samples, answers: Mapping[str, Array], metric: Metric, output: str) -> Array:
-    """The values that the metric compares with: the labels, or for agreement the float model's answers."""
-    return answers[output] if metric.name == AGREEMENT or samples.labels is None else samples.labels
-
-
 def _answers(
     artifact: Artifact, evidence: Evidence, folder: Path
 ) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
@@ -193,50 +174,65 @@ def _answers(
 def _compare(
     backend: Backend,
     recipe: Recipe,
+    graph: Graph,
     evidence: Evidence,
     answers: tuple[dict[str, Array], dict[str, Array]],
     provider: str,
 ) -> Parity:
-    """Parity on both splits together."""
-    where = f"{platform.machine()}, {provider}"
-    label = f"{backend.name} {recipe.id}"
-    pairs = [(evidence.choice_answers, answers[0]), (evidence.proof_answers, answers[1])]
-    parts = [
-        parity.compare(expected, answer, runtime=label, where=where, decision=evidence.decision)
-        for expected, answer in pairs
+    """Parity on both splits together, within the limits of this precision and of the float model's noise."""
+    relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision)
+    pairs = [
+        (evidence.choice, evidence.choice_answers, answers[0]),
+        (evidence.proof, evidence.proof_answers, answers[1]),
     ]
-    rows = [len(evidence.choice), len(evidence.proof)]
-    agreement = sum(p.agreement * n for p, n in zip(parts, rows, strict=True)) / sum(rows)
-    exact = all(p.agreement == 1.0 for p in parts)
-    return Parity(
-        runtime=label,
-        where=where,
-        max_abs=max(p.max_abs for p in parts),
-        agreement=1.0 if exact else agreement,
-        equal=all(p.equal for p in parts),
+    parts = []
+    for samples, expected, answer in pairs[:1] if evidence.choice is evidence.proof else pairs:
+        compare = functools.partial(
+            parity.compare,
+            expected,
+            answer,
+            runtime=f"{backend.name} {recipe.id}",
+            where=f"{platform.machine()}, {provider}",
+            decision=evidence.decision,
+        )
+        limits = parity.tolerances(expected, relative, evidence.noise) if relative is not None else None
+        compared = compare(limits=limits)
+        if compared.excess > 1.0 and _is_reference(recipe) and limits is not None:
+            compared = compare(limits=_row_limits(graph, samples, expected, answer, limits))
+        parts.append((compared, len(samples)))
+    rows = sum(count for _, count in parts)
+    agreement = sum(part.agreement * count for part, count in parts) / rows
+    nearest = max((part for part, _ in parts), key=lambda part: part.excess)
+    return msgspec.structs.replace(
+        nearest,
+        max_abs=max(part.max_abs for part, _ in parts),
+        agreement=1.0 if all(part.agreement == 1.0 for part, _ in parts) else agreement,
+        equal=all(part.equal for part, _ in parts),
         candidate=recipe.id,
     )
 
 
-def _judged(
-    measured: Measured, evidence: Evidence, answers: tuple[dict[str, Array], dict[str, Array]], budget: Budget
-) -> tuple[Measured, Value]:
-    metric, output = evidence.metric, evidence.output
-    assert metric is not None
-    scores, label_sets = [], []
-    splits = ((evidence.choice, evidence.choice_answers), (evidence.proof, evidence.proof_answers))
-    for (samples, expected), outputs in zip(splits, answers, strict=True):
-        labels = labels_for(samples, expected, metric, output)
-        scores.append((score(metric, expected[output], labels), score(metric, outputs[output], labels)))
-        label_sets.append(labels)
-    (choice_float, choice_candidate), (proof_float, proof_candidate) = scores
-    method = likely_method(choice_float, choice_candidate, len(proof_float), budget.confidence)
-    drop = drop_of(metric, proof_float, proof_candidate, label_sets[1], budget.confidence, method=method)
-    choice_drop, rows = float((choice_float - choice_candidate).mean()), (len(choice_float), len(proof_float))
-    judged = msgspec.structs.replace(
-        measured,
-        choice_drop=choice_drop,
-        drop=drop,
-        estimate=(choice_drop * rows[0] + drop.value * rows[1]) / sum(rows),
-    )
-    return judged, Value(metric.value(proof_candidate), len(proof_candidate))
+def _row_limits(
+    graph: Graph,
+    samples: Samples,
+    expected: Mapping[str, Array],
+    answers: Mapping[str, Array],
+    limits: Mapping[str, Array],
+) -> dict[str, Array]:
+    """The limits with those of single rows added: the rows beyond their limits, by the noise of the model on them.
+
+    The noise differs between rows, and the first measurement took few of them.
+    """
+    beyond = [
+        (np.abs(answers[name].astype(np.float64) - value) / limits[name]).reshape(len(value), -1).max(axis=1, initial=0)
+        for name, value in expected.items()
+    ]
+    excess = np.max(beyond, axis=0)
+    rows = np.argsort(-excess, kind="stable")[:NOISY_ROWS]
+    rows = rows[excess[rows] > 1.0]
+    own = {name: value[rows] for name, value in expected.items()}
+    noise = row_noise(graph.run, samples.take(rows).inputs, own)
+    result = {name: np.broadcast_to(limits[name], value.shape).copy() for name, value in expected.items()}
+    for name, value in noise.items():
+        result[name][rows] = np.maximum(result[name][rows], parity.NOISE_MULTIPLE * value)
+    return result

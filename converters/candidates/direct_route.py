@@ -16,7 +16,8 @@ from converters.backends import ConversionContext, backend_for, direct_route_fit
 from converters.backends.contract import DirectFile, LoweredFile
 from converters.backends.tflite.facts import facts_of
 from converters.cache import CacheScope
-from converters.candidates.candidate import Evidence, direct_fault, open_artifact, run_rows
+from converters.candidates.candidate import direct_fault, open_artifact, run_rows
+from converters.candidates.evidence import Evidence
 from converters.cost.overhead import FileFacts, Overhead
 from converters.frontends import Source
 from converters.progress import StepCallback
@@ -157,10 +158,10 @@ def _require_parity(context: ConversionContext, evidence: Evidence, profile: Tar
         answers = run_rows(runtime, evidence.choice.take(rows).inputs)
     finally:
         runtime.close()
-    difference = parity.compare(expected, answers, runtime="direct", where=runtime.provider, decision="").max_abs
-    limit = parity.tolerance(expected, parity.FLOAT32_RELATIVE)
-    if difference > limit:
-        raise ConversionError(direct_fault(difference, limit))
+    limits = parity.tolerances(expected, parity.FLOAT32_RELATIVE, evidence.noise)
+    compared = parity.compare(expected, answers, runtime="direct", where=runtime.provider, decision="", limits=limits)
+    if compared.excess > 1.0:
+        raise ConversionError(direct_fault(compared))
 
 
 def _advantages(direct: FileFacts, lowered: FileFacts) -> str:

@@ -46,7 +46,7 @@ def sensitivities(
     layers: Sequence[Layer],
     samples: Samples,
     calibration: Calibration,
-    decision: str,
+    judged: tuple[str, Sequence[str]],
     expected: Mapping[str, Array],
 ) -> Iterator[Sensitivity]:
     """Score each of `layers` on the first rows of `samples`, the calibration split.
@@ -56,7 +56,7 @@ def sensitivities(
         layers: The layers to score.
         samples: The calibration split.
         calibration: The calibration of `graph`.
-        decision: Name of the output that holds class scores; empty without classes.
+        judged: The output that holds class scores, empty without classes, and all outputs that count.
         expected: Result of `float_answers`.
     """
     inputs = samples.take(slice(0, SENSITIVITY_ROWS)).inputs
@@ -64,7 +64,7 @@ def sensitivities(
     ranges = calibration.ranges()
 
     def score(model: onnx.ModelProto) -> float:
-        return divergence(expected, Graph(model).run(inputs), decision)
+        return divergence(expected, Graph(model).run(inputs), *judged)
 
     for layer in layers:
         if layer.name not in nodes:  # fixing the batch merged it into another layer

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from converters.candidates.sensitivity import LEVELS4, LEVELS8, Sensitivity
-from converters.quality.selection import Measured
+from converters.quality.measured import Budget, Measured
 from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
 from edgekit.bundle.targets import TargetProfile
 
@@ -49,13 +49,13 @@ class Search:
     Args:
         make: Makes and measures recipes, and returns the measurements in the order of the recipes. A recipe that
             cannot be made has a fault.
-        max_drop: Largest allowed drop on the choice split.
+        budget: Limits on the drops on the choice split.
         most: Largest number of candidates.
     """
 
-    def __init__(self, make: Make, *, max_drop: float, most: int = MAX_CANDIDATES) -> None:
+    def __init__(self, make: Make, *, budget: Budget, most: int = MAX_CANDIDATES) -> None:
         self._make = make
-        self._max_drop = max_drop
+        self._budget = budget
         self._most = most
         self._measured: dict[str, Measured] = {}
 
@@ -87,9 +87,7 @@ class Search:
     def _within_budget(self, recipe: Recipe) -> bool:
         """True where the recipe was made and is within the budget on the choice split."""
         measured = self._measured.get(recipe.id)
-        if measured is None or measured.fault or measured.choice_drop is None:
-            return False
-        return measured.choice_drop <= self._max_drop
+        return measured is not None and not measured.fault and measured.within_on_choice(self._budget)
 
     def _is_negligible(self, recipe: Recipe) -> bool:
         return self._within_budget(recipe) and self._measured[recipe.id].divergence < NEGLIGIBLE

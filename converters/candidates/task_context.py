@@ -10,10 +10,10 @@ from typing import Any
 
 from converters.backends import ConversionContext
 from converters.backends.context import PackedContext
-from converters.candidates.candidate import Evidence
+from converters.candidates.evidence import Evidence
 from converters.framework_process import TensorFlowProcess
 from converters.machine import scratch_folder
-from converters.quality.selection import Budget
+from converters.quality.measured import Budget
 
 _copies: dict[str, TaskContext] = {}
 

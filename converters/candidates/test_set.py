@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import Artifact
-from converters.candidates.candidate import Evidence, labels_for, open_artifact, run_rows
+from converters.candidates.candidate import open_artifact, run_rows
+from converters.candidates.evidence import Evidence
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
+from converters.quality.judging import JudgedOutput
 from converters.quality.metrics import Metric, find_metric, score
 from converters.report.report import TestReport
 from edgekit.tensors import Array
@@ -41,7 +43,7 @@ def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> Tes
     """
     metric = evidence.metric or find_metric(None, samples.labels, decisions=bool(evidence.decision))
     answers = graph.run(samples.inputs)
-    labels = labels_for(samples, answers, metric, evidence.output)
+    labels = JudgedOutput(evidence.output, metric).labels(samples.labels_of(evidence.output), answers)
     value = metric.value(score(metric, answers[evidence.output], labels))
     return TestSet(samples, metric, evidence.output, labels, value)
 

@@ -19,6 +19,7 @@ from converters.graph.graph import Graph, attributes, label
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.bundle.targets import TargetProfile
+from edgekit.runtimes import LITERT
 
 INSTRUCTIONS = "instructions"
 MULTIPLY_ADDS = "float32 multiply-adds"
@@ -32,6 +33,9 @@ FAST_IN_INT8 = (  # operators without weights whose int8 kernels are fast
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Pad", "ReduceMean", "Slice", "Split",
     "Transpose",
 )  # fmt: skip
+# Median errors of the estimate against instruction counts: LiteRT on Cortex-A72 and A76, by precision.
+MEDIAN_ERRORS = {"float32": 0.02, "float16": 0.02, WEIGHTS: 0.02, STATIC: 0.04, DYNAMIC: 0.08}
+FOUR_BIT_ERROR = 0.05
 PER_CALL = 350.0  # instructions per operator of a loop's body and step, and per operator outside delegates
 PER_WRITE = 8.0  # instructions per value that a loop writes, at each step
 REPEATING = (*RECURRENT, "Loop", "Scan")
@@ -133,6 +137,13 @@ def estimate(graph: Graph, profile: TargetProfile, recipe: Recipe, overhead: Ove
         macs = sum(graph.macs.values())
         return Cost("estimate", macs / profile.speed.get(recipe.precision, 1.0), MULTIPLY_ADDS)
     return Cost("estimate", float(round(_instructions(graph, core_of(profile), recipe, overhead))), INSTRUCTIONS)
+
+
+def median_error(profile: TargetProfile, runtime: str, recipe: Recipe) -> float | None:
+    """The median error of `estimate` as a share; None where it was not measured (see `docs/limits.md`)."""
+    if profile.speed or profile.arch == "x86_64" or runtime != LITERT:
+        return None
+    return FOUR_BIT_ERROR if recipe.int4_layers else MEDIAN_ERRORS.get(recipe.precision, MEDIAN_ERRORS["float32"])
 
 
 def core_of(profile: TargetProfile) -> Core:

@@ -16,7 +16,8 @@ from edgekit.errors import DataError
 from edgekit.preprocess import Processor
 from edgekit.tensors import Array, TensorSpec
 
-LABELS = "y"
+LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefix for those of another output
+GROUPS = "group"
 SINGLE = "x"
 CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.2
 
@@ -28,19 +29,53 @@ class Samples(msgspec.Struct, frozen=True):
         inputs: One array (N, ...) per model input, by its name.
         labels: Class indices (N,) or arrays (N, ...); None where there are none.
         classes: Names of the classes in order, where a folder of images has them.
+        other_labels: Labels of other outputs (N, ...), by the output's name.
+        groups: Group of each row (N,), names or integers; None where there are none.
     """
 
     inputs: dict[str, Array]
     labels: Array | None = None
     classes: tuple[str, ...] = ()
+    other_labels: dict[str, Array] = {}
+    groups: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    @property
+    def arrays(self) -> list[Array | None]:
+        """Every array, in an order that depends on names only; for digests."""
+        named = [mapping[name] for mapping in (self.inputs, self.other_labels) for name in sorted(mapping)]
+        return [self.labels, self.groups, *named]
+
     def take(self, rows: Array | slice) -> Samples:
         """The given rows."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Samples({name: value[rows] for name, value in self.inputs.items()}, labels, self.classes)
+        return Samples(
+            {name: value[rows] for name, value in self.inputs.items()},
+            None if self.labels is None else self.labels[rows],
+            self.classes,
+            {name: value[rows] for name, value in self.other_labels.items()},
+            None if self.groups is None else self.groups[rows],
+        )
+
+    def labels_of(self, output: str) -> Array | None:
+        """The labels (N, ...) under the name of an output (``y_OUTPUT``); None where there are none."""
+        return self.other_labels.get(output)
+
+    def with_labels_of(self, output: str) -> Samples:
+        """The same rows, with the labels ``y`` as those of the output `output`.
+
+        Raises:
+            DataError: this output has labels under its own name too.
+        """
+        if self.labels is None:
+            return self
+        if output in self.other_labels:
+            raise DataError(
+                f"the data hold labels of output {output} twice: as {LABELS!r} and as {OTHER_LABELS + output!r}",
+                advice=f"{output} is the decision output; give one of the two.",
+            )
+        return msgspec.structs.replace(self, other_labels={**self.other_labels, output: self.labels})
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -64,6 +99,8 @@ def load_samples(
 ) -> Samples:
     """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
 
+    Labels of another output than the decision output are ``y_OUTPUT``, and ``group`` holds the group of each row.
+
     Args:
         path: The file or folder.
         specs: Logical inputs of the model.
@@ -80,18 +117,35 @@ def load_samples(
         raise DataError(f"data file {str(path)!r} does not exist", advice="Check the path.")
     if path.is_dir():
         inputs, indices, names = load_folder(path, processor, classes)
-        return _checked(path, inputs, indices, specs, names)
+        return _checked(path, inputs, {} if indices is None else {LABELS: indices}, specs, names)
     arrays = _read(path)
-    labels = arrays.pop(LABELS, None) if LABELS not in {spec.name for spec in specs} else None
+    taken = {spec.name for spec in specs}
+    beside = {
+        name: arrays.pop(name)
+        for name in list(arrays)
+        if name not in taken and (name in (LABELS, GROUPS) or name.startswith(OTHER_LABELS))
+    }
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
-    return _checked(path, arrays, labels, specs, tuple(classes))
+    return _checked(path, arrays, beside, specs, tuple(classes))
 
 
 def _checked(
-    path: Path, arrays: dict[str, Array], labels: Array | None, specs: Sequence[TensorSpec], classes: tuple[str, ...]
+    path: Path,
+    arrays: dict[str, Array],
+    beside: dict[str, Array],
+    specs: Sequence[TensorSpec],
+    classes: tuple[str, ...],
 ) -> Samples:
-    """The arrays as samples. Raises DataError with every reason why they do not fit `specs`."""
+    """The arrays as samples. Raises DataError with every reason why they do not fit `specs`.
+
+    Args:
+        path: The data file.
+        arrays: The inputs.
+        beside: Labels and groups, by the name of their array.
+        specs: Logical inputs of the model.
+        classes: Names of the classes.
+    """
     if len(specs) == 1 and set(arrays) == {SINGLE}:
         arrays = {specs[0].name: arrays[SINGLE]}
     wanted = [spec.name for spec in specs]
@@ -104,20 +158,35 @@ def _checked(
         )
     faults = [fault for spec in specs for fault in spec.faults(arrays[spec.name])]
     lengths = {name: len(value) for name, value in arrays.items() if value.ndim}
-    if labels is not None:
-        lengths[LABELS] = len(labels) if labels.ndim else 0
+    lengths.update({name: len(value) if value.ndim else 0 for name, value in beside.items()})
     if len(set(lengths.values())) > 1:
         faults.append("numbers of rows differ: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()))
     if not faults and not len(arrays[wanted[0]]):
         faults.append("the file holds no rows")
-    if labels is not None and labels.dtype.kind not in "iufb":
-        faults.append(f"{LABELS}: dtype is {labels.dtype}, expected class indices or numbers")
+    for name, value in beside.items():
+        faults += _group_faults(value) if name == GROUPS else _label_faults(name, value)
     if not faults:
-        values = arrays if labels is None else {**arrays, LABELS: labels}
-        faults = [f"{name}: holds NaN or infinity" for name, value in values.items() if not _finite(value)]
+        faults = [
+            f"{name}: holds NaN or infinity" for name, value in {**arrays, **beside}.items() if not _finite(value)
+        ]
     if faults:
         raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
-    return Samples({spec.name: arrays[spec.name] for spec in specs}, labels, classes)
+    others = {name.removeprefix(OTHER_LABELS): beside[name] for name in beside if name.startswith(OTHER_LABELS)}
+    inputs = {spec.name: arrays[spec.name] for spec in specs}
+    return Samples(inputs, beside.get(LABELS), classes, others, beside.get(GROUPS))
+
+
+def _label_faults(name: str, labels: Array) -> list[str]:
+    known = labels.dtype.kind in "iufb"
+    return [] if known else [f"{name}: dtype is {labels.dtype}, expected class indices or numbers"]
+
+
+def _group_faults(groups: Array) -> list[str]:
+    if groups.ndim == 1 and groups.dtype.kind in "iuUSb":
+        return []
+    return [
+        f"{GROUPS}: an array of {groups.dtype} and shape {list(groups.shape)}, expected names or integers of shape [N]"
+    ]
 
 
 def split_samples(samples: Samples) -> Split:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from converters.quality.spread import scaled_distances, spreads
 from edgekit.tensors import Array
 
 TINY = 1e-7
 ONE = 1e-3
 
 
-def divergence(expected: Mapping[str, Array], answers: Mapping[str, Array], decision: str) -> float:
-    """Mean Kullback-Leibler divergence in nats of the output `decision`; without one, the relative squared error.
+def divergence(
+    expected: Mapping[str, Array], answers: Mapping[str, Array], decision: str, judged: Collection[str] | None = None
+) -> float:
+    """How far answers (N, ...) are from the float model's: the sum over the judged outputs; 0 for equal answers.
 
-    The relative squared error is the mean squared difference of an output (N, ...) divided by its variance, averaged
-    over outputs. Scores that are not probabilities go through softmax first.
+    For the output `decision` it is the mean Kullback-Leibler divergence in nats; scores that are not probabilities go
+    through softmax first. For each other output it is the mean squared distance in units of its spread.
+
+    Args:
+        expected: Answers of the float model.
+        answers: The answers to compare.
+        decision: Name of the output that holds class scores; empty without classes.
+        judged: Names of the outputs that count; None for all.
     """
-    if decision:
-        before, after = _probabilities(expected[decision]), _probabilities(answers[decision])
-        return float(np.mean(np.sum(before * (np.log(before) - np.log(after)), axis=-1)))
-    errors = []
+    total = 0.0
     for name, value in expected.items():
-        truth = value.astype(np.float64)
-        spread = float(np.var(truth)) or float(np.mean(truth**2)) or 1.0
-        errors.append(float(np.mean((answers[name].astype(np.float64) - truth) ** 2)) / spread)
-    return float(np.mean(errors))
+        if judged is not None and name not in judged:
+            continue
+        if name == decision:
+            before, after = _probabilities(value), _probabilities(answers[name])
+            total += float(np.mean(np.sum(before * (np.log(before) - np.log(after)), axis=-1)))
+        elif value.size:
+            total += float(np.mean(scaled_distances(answers[name], value, spreads(value)) ** 2))
+    return total
 
 
 def _probabilities(scores: Array) -> Array:

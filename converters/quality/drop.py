@@ -1,4 +1,4 @@
-"""A drop in quality with its bounds, and the number of samples that can prove a budget."""
+"""Drops in quality with their bounds, and the number of samples that can prove a budget."""
 
 from __future__ import annotations
 
@@ -26,6 +26,50 @@ class Drop(msgspec.Struct, frozen=True):
     n: int
     method: str
     asymptotic: bool = False
+
+
+class OutputDrop(msgspec.Struct, frozen=True):
+    """The result of one output.
+
+    Attributes:
+        name: The output.
+        metric: Name of its metric.
+        choice_drop: Drop on the choice split, in the metric's unit.
+        drop: Drop on the proof split, with the bounds of the test: each at the confidence of the budget.
+        shown: The same drop with bounds that hold together for all outputs of the report, both sides.
+        estimate: Point estimate on both splits together.
+        value: The metric's value on the proof split.
+    """
+
+    name: str
+    metric: str
+    choice_drop: float
+    drop: Drop
+    shown: Drop
+    estimate: float
+    value: float
+
+
+class ClassDrop(msgspec.Struct, frozen=True):
+    """The result of one class or group; `drop` and `shown` as in OutputDrop, on the class's rows of the proof split."""
+
+    name: str
+    drop: Drop
+    shown: Drop
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """The results of one candidate.
+
+    Attributes:
+        outputs: One result per judged output, the decision output first.
+        worst: The class or group with the largest drop; None without classes.
+        hardest: The class or group with the largest upper bound, which proves least; None without classes.
+    """
+
+    outputs: tuple[OutputDrop, ...]
+    worst: ClassDrop | None = None
+    hardest: ClassDrop | None = None
 
 
 def samples_needed(budget: float, confidence: float) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from converters.quality.confidence import paired_drop
 from converters.quality.drop import Drop
+from converters.quality.spread import scaled_distances, spreads
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
@@ -132,18 +133,14 @@ def _agreement(outputs: Array, labels: Array) -> Array:
 
 
 def _closeness(outputs: Array, labels: Array) -> Array:
-    """1 minus the distance from the float model's answer divided by the spread of its answers; at least 0.
+    """1 minus the distance from the float model's answer in units of the spread of its answers; at least 0.
 
-    `labels` are the float model's outputs (N, ...). The spread is the root mean square distance from their mean, or
-    their root mean square where they are all equal.
+    `labels` are the float model's outputs (N, ...). `converters.quality.spread` defines spread and distance. For
+    integers it is the share of equal elements.
     """
-    expected = labels.astype(np.float64).reshape(len(labels), -1)
-    distance = np.linalg.norm(outputs.astype(np.float64).reshape(expected.shape) - expected, axis=1)
-    for size in (expected - expected.mean(axis=0), expected, np.ones_like(expected)):
-        spread = float(np.sqrt((size**2).sum(axis=1).mean()))
-        if spread > 0:
-            break
-    near: Array = np.maximum(0.0, 1.0 - distance / spread)
+    if labels.dtype.kind != "f":
+        return _per_row(outputs.reshape(labels.shape) == labels)
+    near: Array = np.maximum(0.0, 1.0 - scaled_distances(outputs, labels, spreads(labels)))
     return near
 
 

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from converters.quality.spread import largest_deviations, spreads
 from edgekit.errors import ParityError
 from edgekit.tensors import Array
 
+# Shares of the largest deviation of an output's answers from their mean that count as equal.
 FLOAT32_RELATIVE = 1e-4
 FLOAT16_RELATIVE = 1e-2
+NOISE_MULTIPLE = 10.0  # of the float model's own noise, which counts as equal too
+SMALLEST_LIMIT = 1e-30
 
 
 class OutputDifference(msgspec.Struct, frozen=True):
@@ -45,6 +49,9 @@ class Parity(msgspec.Struct, frozen=True):
             installed runtime.
         rows: Number of compared rows; 0 means the whole choice and proof splits.
         device: Comparison with the device's runtime; only for the chosen artifact on an installed runtime.
+        output: The output that came nearest to its limit, or exceeded it; empty where no limits were given.
+        difference, limit: The difference there, in the output's unit, and its limit.
+        excess: The difference divided by its limit: the answers count as equal up to 1.
     """
 
     runtime: str
@@ -55,17 +62,35 @@ class Parity(msgspec.Struct, frozen=True):
     candidate: str = ""
     rows: int = 0
     device: OutputDifference | None = None
+    output: str = ""
+    difference: float = 0.0
+    limit: float = 0.0
+    excess: float = 0.0
 
 
 def compare(
-    reference: Mapping[str, Array], answers: Mapping[str, Array], *, runtime: str, where: str, decision: str
+    reference: Mapping[str, Array],
+    answers: Mapping[str, Array],
+    *,
+    runtime: str,
+    where: str,
+    decision: str,
+    limits: Mapping[str, Array] | None = None,
 ) -> Parity:
-    """Compare answers (N, ...); `decision` names the output that holds class scores, or is empty.
+    """Compare answers (N, ...) of every output.
+
+    Args:
+        reference: Answers of the float model.
+        answers: The answers to compare.
+        runtime, where: Names for messages and the report.
+        decision: Name of the output that holds class scores; empty without classes.
+        limits: Result of `tolerances`; None to report differences only.
 
     Raises:
         ParityError: outputs are missing, have other shapes, or hold undefined values.
     """
     worst, equal = 0.0, True
+    nearest = Parity(runtime, where, 0.0, 1.0, True)
     for name, expected in reference.items():
         if name not in answers or answers[name].shape != expected.shape:
             shape = list(answers[name].shape) if name in answers else "missing"
@@ -73,10 +98,22 @@ def compare(
         difference = answers[name].astype(np.float64) - expected.astype(np.float64)
         if not np.isfinite(difference).all():
             raise ParityError(f"{runtime} ({where}): output {name} holds undefined or infinite values")
-        worst = max(worst, float(np.abs(difference).max(initial=0.0)))
+        difference = np.abs(difference)
+        worst = max(worst, float(difference.max(initial=0.0)))
         equal = equal and bool(np.array_equal(answers[name], expected))
+        if limits is not None and difference.size:
+            ratio = difference / limits[name]
+            place = int(ratio.argmax())
+            if not nearest.output or ratio.flat[place] > nearest.excess:
+                nearest = msgspec.structs.replace(
+                    nearest,
+                    output=name,
+                    difference=float(difference.flat[place]),
+                    limit=float(np.broadcast_to(limits[name], difference.shape).flat[place]),
+                    excess=float(ratio.flat[place]),
+                )
     agreement = agreement_of(reference[decision], answers[decision]) if decision else 1.0
-    return Parity(runtime, where, worst, agreement, equal)
+    return msgspec.structs.replace(nearest, max_abs=worst, agreement=agreement, equal=equal)
 
 
 def compare_with_device(
@@ -120,20 +157,37 @@ def agreement_of(reference: Array, answers: Array) -> float:
     return float(np.mean(np.argmax(reference, axis=-1) == np.argmax(answers, axis=-1)))
 
 
-def tolerance(reference: Mapping[str, Array], relative: float) -> float:
-    """The largest difference that counts as equal: `relative` times the largest answer, or times 1 if that is more."""
-    largest = max(float(np.abs(value).max(initial=0.0)) for value in reference.values())
-    return relative * max(1.0, largest)
+def tolerances(
+    reference: Mapping[str, Array], relative: float, noise: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """The largest difference of each output that counts as equal; the arrays broadcast with the answers.
+
+    It is `relative` times the largest deviation from the mean answer, which an offset does not change, or
+    `NOISE_MULTIPLE` times the model's own noise if that is more. Integers must be equal, up to the noise.
+
+    Args:
+        reference: Answers of the float model (N, ...) by output.
+        relative: Share of the deviation, for example `FLOAT32_RELATIVE`.
+        noise: Largest noise by output (see `converters.quality.noise`); None where it was not measured.
+    """
+    limits = {}
+    for name, value in reference.items():
+        limit = relative * largest_deviations(value, spreads(value)) if value.dtype.kind == "f" else np.zeros(1)
+        if noise is not None and name in noise:
+            limit = np.maximum(limit, NOISE_MULTIPLE * noise[name])
+        limits[name] = np.maximum(limit, SMALLEST_LIMIT)
+    return limits
 
 
-def require(parity: Parity, limit: float) -> None:
-    """Check that one step stays within its tolerance.
+def require(parity: Parity) -> None:
+    """Check that one step stays within its limits.
 
     Raises:
-        ParityError: it changed the answers by more than `limit`.
+        ParityError: it changed an output by more.
     """
-    if parity.max_abs > limit:
+    if parity.excess > 1.0:
         raise ParityError(
-            f"step {parity.runtime} changed the answers by {parity.max_abs:.3g}; the limit is {limit:.3g}",
+            f"step {parity.runtime} changed output {parity.output} by {parity.difference:.3g}; "
+            f"the limit is {parity.limit:.3g}",
             advice="This is a fault of the converter, not of the model: please report it with the model's operators.",
         )

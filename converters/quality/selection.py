@@ -9,78 +9,46 @@ Hothorn and Lehmacher 1995).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from converters.quality.drop import CLOPPER_PEARSON, Drop, samples_needed
-from edgekit.bundle.manifest import Cost
-from edgekit.bundle.recipe import Recipe
+from converters.quality.drop import CLOPPER_PEARSON, Drop, Judgement, samples_needed
+from converters.quality.measured import (
+    Budget,
+    Measured,
+    excess_in_estimate,
+    excess_on_choice,
+    unproven_class,
+    unproven_outputs,
+)
+from converters.quality.order import dominated, ranks, sequence
 from edgekit.errors import RefusedError
 
 CHOSEN, FITS, UNPROVEN, UNTESTED = "chosen", "fits", "unproven", "untested"
 DOMINATED, REFUSED, FAILED = "dominated", "refused", "failed"
-AIMS = ("cost", "size")
 NEARNESS = (UNPROVEN, UNTESTED, DOMINATED, REFUSED, FAILED)  # order of "nearest" where no candidate fits
 
 
-class Budget(msgspec.Struct, frozen=True):
-    """Limits of a bundle.
-
-    Attributes:
-        max_drop: Largest allowed drop in the metric's unit.
-        confidence: Confidence of the bound on the drop.
-        max_bytes: Size limit of the artifact; None for no limit.
-        max_cost: Cost limit in the cost's unit; None for no limit.
-    """
-
-    max_drop: float = 0.01
-    confidence: float = 0.95
-    max_bytes: int | None = None
-    max_cost: float | None = None
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """Measurements of one candidate.
-
-    Attributes:
-        recipe: Recipe of the candidate.
-        bytes: Size of the artifact.
-        cost: Cost of one row on the target.
-        same: True for a float artifact within parity tolerance that changes no decision.
-        choice_drop: Drop on the choice split, in the metric's unit; None without data.
-        drop: Drop on the proof split with its bounds; None without data. The order of the tests does not depend on it.
-        fault: Why the candidate could not be made; empty where it was made.
-        divergence: Divergence from the float model's answers on the choice split (see `divergence`); no unit.
-        estimate: Point estimate of the drop on both splits together; None without data.
-    """
-
-    recipe: Recipe
-    bytes: int
-    cost: Cost
-    same: bool = False
-    choice_drop: float | None = None
-    drop: Drop | None = None
-    fault: str = ""
-    divergence: float = 0.0
-    estimate: float | None = None
-
-
 class Choice(msgspec.Struct, frozen=True):
-    """The result: the chosen id, whether its drop is proven to be within the budget, and (verdict, reason) by id."""
+    """The result: the chosen id, whether its drops are proven to be within the budget, and (verdict, reason) by id."""
 
     chosen: str
     proven: bool
     verdicts: dict[str, tuple[str, str]]
 
 
-def choose(candidates: list[Measured], budget: Budget, *, aim: str, accept_unproven: bool) -> Choice:
+def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_unproven: bool) -> Choice:
     """Choose the cheapest (or smallest) candidate that is proven to be within the budget.
 
-    Float candidates with the same answers need no statistics. The others are tested on the proof split in the order of
-    `sequence`. With `accept_unproven`, a point estimate is accepted too; the result is then marked as not proven.
+    Float candidates with the same answers need no statistics, unless a measured drop is beyond the budget. The others
+    are tested on the proof split in the order of `sequence`: every judged output, and with `max_drop_any_class` every
+    class. With `accept_unproven`, a point estimate is accepted too; the result is then marked as not proven.
 
     Raises:
         RefusedError: no candidate fits; the message names the nearest one.
     """
+    candidates = [_checked_same(measured, budget) for measured in candidates]
     verdicts: dict[str, tuple[str, str]] = {}
     for measured in candidates:
         fault = (
@@ -88,8 +56,9 @@ def choose(candidates: list[Measured], budget: Budget, *, aim: str, accept_unpro
         )
         if fault:
             verdicts[measured.recipe.id] = (FAILED if measured.fault else REFUSED, fault)
-    fit = sorted((m for m in candidates if m.recipe.id not in verdicts), key=lambda m: _rank(m, aim))
-    verdicts.update(_dominated(fit))
+    rank = ranks([m for m in candidates if m.recipe.id not in verdicts], aim)
+    fit = sorted((m for m in candidates if m.recipe.id not in verdicts), key=lambda m: rank[m.recipe.id])
+    verdicts.update({name: (DOMINATED, reason) for name, reason in dominated(fit).items()})
     fit = [m for m in fit if m.recipe.id not in verdicts]
     order, skipped = sequence(fit, aim)
     verdicts.update(
@@ -103,123 +72,136 @@ def choose(candidates: list[Measured], budget: Budget, *, aim: str, accept_unpro
     fitting = [m for m in fit if verdicts[m.recipe.id][0] == FITS]
     if not fitting:
         raise _nothing_fits(candidates, verdicts)
-    best = fitting[0]
+    best = _best(fitting, aim)
     name = best.recipe.id
-    verdicts[name] = (CHOSEN, f"the {'cheapest' if aim == 'cost' else 'smallest'} that fits; {verdicts[name][1]}")
+    verdicts[name] = (CHOSEN, f"{_why(best, fitting, aim)}; {verdicts[name][1]}")
     return Choice(
-        name, name in proven and best.drop is not None, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}
+        name, name in proven and best.judgement is not None, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}
     )
 
 
-def sequence(fit: list[Measured], aim: str) -> tuple[list[Measured], dict[str, str]]:
-    """The order in which candidates are tested on the proof split, and the reasons why others are not tested.
-
-    The order does not depend on the proof split. Each next candidate is better for the aim and further from the float
-    model. A candidate that is worse for the aim and further from the float model than another one is not tested,
-    because its failure would end the tests early.
-    """
-    order: list[Measured] = []
-    skipped: dict[str, str] = {}
-    for measured in sorted(fit, key=lambda m: _rank(m, aim)):  # the best for the aim first
-        # A candidate that is better for the aim and no further from float; candidates with the same answers are equal.
-        better = next((m for m in fit if _rank(m, aim) < _rank(measured, aim) and _no_further(m, measured)), None)
-        if measured.same:
-            continue
-        if better is None:
-            order.append(measured)
-        else:
-            word = "costs less" if aim == "cost" else "is smaller"
-            near = "answers as the float model does" if better.same else "is nearer to the float model"
-            skipped[measured.recipe.id] = f"not tested: {better.recipe.id} {word} and {near}"
-    return order[::-1], skipped
+def _checked_same(measured: Measured, budget: Budget) -> Measured:
+    """The candidate; not marked as `same` where a measured drop is beyond the budget."""
+    if measured.same and measured.judgement is not None and excess_in_estimate(measured.judgement, budget):
+        return msgspec.structs.replace(measured, same=False)
+    return measured
 
 
-def _no_further(one: Measured, than: Measured) -> bool:
-    return one.same or (not than.same and one.divergence <= than.divergence)
+def _best(fitting: Sequence[Measured], aim: str) -> Measured:
+    rank = ranks(fitting, aim)  # again, because the cheapest of all may not be among these
+    return min(fitting, key=lambda m: rank[m.recipe.id])
 
 
-def _test_in_order(order: list[Measured], budget: Budget) -> dict[str, tuple[str, str]]:
+def _why(best: Measured, fitting: Sequence[Measured], aim: str) -> str:
+    if aim != "cost":
+        return "the smallest that fits"
+    cheapest = min(fitting, key=lambda m: m.cost.value)
+    if cheapest.cost.value == best.cost.value:
+        return "the cheapest that fits"
+    error = max(best.cost_error, cheapest.cost_error)
+    return (
+        f"the smallest of the cheapest that fit: the estimate, with a median error of {error:.0%}, "
+        f"cannot tell its cost from that of {cheapest.recipe.id}"
+    )
+
+
+def _test_in_order(order: Sequence[Measured], budget: Budget) -> dict[str, tuple[str, str]]:
     """Verdicts of the tests on the proof split, up to the first failure."""
     verdicts: dict[str, tuple[str, str]] = {}
     failed = ""
     for step, measured in enumerate(order, 1):
-        drop, name = measured.drop, measured.recipe.id
-        assert drop is not None  # a candidate without data was refused before
+        judgement, name = measured.judgement, measured.recipe.id
+        assert judgement is not None  # a candidate without data was refused before
         where = f" (proof step {step} of {len(order)})" if len(order) > 1 else ""
         if failed:
             verdicts[name] = (
                 UNTESTED,
                 f"not tested: the tests ended at {failed}, which is nearer to float and was not proven",
             )
-        elif drop.upper <= budget.max_drop:
-            kind = ", asymptotic bound" if drop.asymptotic else ""
-            verdicts[name] = (
-                FITS,
-                f"drop at most {drop.upper:.4g} at {budget.confidence:.0%} on {drop.n} samples{kind}{where}",
-            )
-        else:
-            verdicts[name] = (UNPROVEN, _unproven_reason(drop, budget) + where)
-            failed = name
+            continue
+        fault = _unproven_reason(judgement, budget)
+        verdicts[name] = (UNPROVEN, fault + where) if fault else (FITS, _proven_text(judgement, budget) + where)
+        failed = name if fault else ""
     return verdicts
 
 
-def _accepted(fit: list[Measured], verdicts: dict[str, tuple[str, str]], budget: Budget) -> dict[str, tuple[str, str]]:
-    """Verdicts of candidates that are judged by their point estimate."""
+def _accepted(
+    fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]], budget: Budget
+) -> dict[str, tuple[str, str]]:
+    """Verdicts of candidates that are judged by their point estimates."""
     accepted = {}
     for measured in fit:
-        estimate = measured.estimate
-        if estimate is None and measured.drop is not None:
-            estimate = measured.drop.value
-        if verdicts[measured.recipe.id][0] == FITS or estimate is None:
+        if verdicts[measured.recipe.id][0] == FITS or measured.judgement is None:
             continue
-        if estimate <= budget.max_drop:
-            accepted[measured.recipe.id] = (FITS, f"point estimate {estimate:.4g} accepted without proof")
+        faults = [
+            f"{_of(output.name, measured.judgement)}drop of {output.estimate:.4g}, the limit is {limit:.4g}"
+            for output, limit in budget.limits(measured.judgement)
+            if not output.estimate <= limit
+        ]
+        worst, limit = measured.judgement.worst, budget.max_drop_any_class
+        if limit is not None and worst is not None and not worst.drop.value <= limit:
+            faults.append(f"{worst.name}: drop of {worst.drop.value:.4g}, the limit is {limit:.4g}")
+        if faults:
+            accepted[measured.recipe.id] = (REFUSED, "; ".join(faults))
         else:
-            accepted[measured.recipe.id] = (REFUSED, f"drop of {estimate:.4g}, the limit is {budget.max_drop:.4g}")
+            estimate = measured.judgement.outputs[0].estimate
+            accepted[measured.recipe.id] = (FITS, f"point estimate {estimate:.4g} accepted without proof")
     return accepted
 
 
-def _dominated(fit: list[Measured]) -> dict[str, tuple[str, str]]:
-    """Verdicts of candidates that are not better than another one in cost, size, or distance from float."""
-    verdicts: dict[str, tuple[str, str]] = {}
-    for index, measured in enumerate(fit):
-        for other_index, other in enumerate(fit):
-            if other is measured or other.recipe.id in verdicts or measured.same > other.same:
-                continue
-            mine, theirs = _losses(measured), _losses(other)
-            if all(t <= m for t, m in zip(theirs, mine, strict=True)) and (theirs != mine or other_index < index):
-                reason = f"{other.recipe.id} costs no more, is no larger and no further from the float model"
-                verdicts[measured.recipe.id] = (DOMINATED, reason)
-                break
-    return verdicts
-
-
-def _losses(measured: Measured) -> tuple[float, ...]:
-    return (measured.cost.value, measured.bytes, measured.divergence, measured.choice_drop or 0.0)
-
-
 def _choice_fault(measured: Measured, budget: Budget) -> str:
-    if measured.drop is None or measured.choice_drop is None:
+    if measured.judgement is None:
         return "its answers differ, and there is no data to judge them"
-    if measured.choice_drop > budget.max_drop:
-        return f"drop of {measured.choice_drop:.4g} on the choice split, the limit is {budget.max_drop:.4g}"
-    return ""
-
-
-def _unproven_reason(drop: Drop, budget: Budget) -> str:
-    text = (
-        f"drop of {drop.value:.4g} on {drop.n} samples may be as much as {drop.upper:.4g} at {budget.confidence:.0%}, "
-        f"the limit is {budget.max_drop:.4g}"
+    return "; ".join(
+        f"{_of(output.name, measured.judgement)}drop of {output.choice_drop:.4g} on the choice split, "
+        f"the limit is {limit:.4g}"
+        for output, limit in excess_on_choice(measured.judgement, budget)
     )
-    needed = samples_needed(budget.max_drop, budget.confidence)
+
+
+def _of(output: str, judgement: Judgement) -> str:
+    """The name of an output for a message; empty where it is the only one."""
+    return f"output {output}: " if len(judgement.outputs) > 1 else ""
+
+
+def _proven_text(judgement: Judgement, budget: Budget) -> str:
+    first = judgement.outputs[0].drop
+    kind = ", asymptotic bound" if first.asymptotic else ""
+    text = f"drop at most {first.upper:.4g} at {budget.confidence:.0%} on {first.n} samples{kind}"
+    others = len(judgement.outputs) - 1
+    if others:
+        text += f"; {others} other output{'s' if others > 1 else ''} within {'their' if others > 1 else 'its'} limit"
+    if budget.max_drop_any_class is not None and judgement.hardest is not None:
+        text += f"; at most {judgement.hardest.drop.upper:.4g} in every class"
+    return text
+
+
+def _unproven_reason(judgement: Judgement, budget: Budget) -> str:
+    """Why the candidate is not proven; empty where every test passed."""
+    faults = [
+        _of(output.name, judgement) + _bound_fault(output.drop, limit, budget.confidence)
+        for output, limit in unproven_outputs(judgement, budget)
+    ]
+    hardest, limit = unproven_class(judgement, budget), budget.max_drop_any_class
+    if hardest is not None and limit is not None:
+        faults.append(f"{hardest.name}: {_bound_fault(hardest.drop, limit, budget.confidence, in_class=True)}")
+    return "; ".join(faults)
+
+
+def _bound_fault(drop: Drop, limit: float, confidence: float, *, in_class: bool = False) -> str:
+    needed = samples_needed(limit, confidence)
+    if drop.n == 0:
+        return f"no proof samples; {needed or 'more'} could prove a drop of at most {limit:.4g}"
+    text = (
+        f"drop of {drop.value:.4g} on {drop.n} samples may be as much as {drop.upper:.4g} at {confidence:.0%}, "
+        f"the limit is {limit:.4g}"
+    )
     if drop.method == CLOPPER_PEARSON and needed > drop.n:
-        return f"{text}; at least {needed} proof samples ({-(-needed * 5 // 3)} in --data) could prove it"
+        rows = -(-needed * 5 // 3)
+        return (
+            f"{text}; at least {needed} proof samples{' of it' if in_class else ''} ({rows} in --data) could prove it"
+        )
     return f"{text}; give more samples, or --accept-unproven"
-
-
-def _rank(measured: Measured, aim: str) -> tuple[float, float]:
-    pair = (measured.cost.value, float(measured.bytes))
-    return pair if aim == "cost" else (pair[1], pair[0])
 
 
 def _limits(measured: Measured, budget: Budget) -> str:
@@ -231,8 +213,8 @@ def _limits(measured: Measured, budget: Budget) -> str:
     return "; ".join(faults)
 
 
-def _nothing_fits(candidates: list[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
-    made = [measured for measured in candidates if not measured.fault] or candidates
+def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
+    made = [measured for measured in candidates if not measured.fault] or list(candidates)
     nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m)))
     others = "; ".join(f"{name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id)
     return RefusedError(

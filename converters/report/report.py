@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import msgspec
 
 from converters.cost.overhead import FileFacts
 from converters.quality.drop import Drop
+from converters.quality.measured import Budget
+from converters.quality.noise import OutputNoise
 from converters.quality.parity import Parity
-from converters.quality.selection import Budget
+from converters.report.outputs import ClassReport, OutputReport
 from converters.report.pruning import Pruning
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
@@ -74,7 +79,11 @@ class FloatReport(msgspec.Struct, frozen=True):
 
 
 class CandidateReport(msgspec.Struct, frozen=True):
-    """One candidate; `drop` is on the proof split. `verdict` is a verdict of `converters.quality.selection`."""
+    """One candidate.
+
+    `drop` is that of the decision output on the proof split, `verdict` a verdict of `converters.quality.selection`, and
+    `cost_error` the median error of the cost's estimate as a share; None where it was not measured.
+    """
 
     id: str
     recipe: Recipe
@@ -84,6 +93,7 @@ class CandidateReport(msgspec.Struct, frozen=True):
     cost: Cost
     verdict: str
     reason: str
+    cost_error: float | None = None
 
 
 class LayerReport(msgspec.Struct, frozen=True):
@@ -110,42 +120,6 @@ class RouteReport(msgspec.Struct, frozen=True):
     direct: FileFacts | None = None
 
 
-class OutputReport(msgspec.Struct, frozen=True):
-    """What was measured and proven of one output of the chosen artifact.
-
-    Attributes:
-        name: Name of the output.
-        metric: Metric that judges it.
-        drop: Drop on the proof split; None where it was not measured.
-        judged: False where it was left out with ``--ignore-output``.
-        proven: The drop is proven to be within `limit`.
-        limit: Largest allowed drop, in the metric's unit; None where it is not judged.
-    """
-
-    name: str
-    metric: str
-    drop: Drop | None
-    judged: bool = True
-    proven: bool = False
-    limit: float | None = None
-
-
-class ClassDrop(msgspec.Struct, frozen=True):
-    """Drop of one class, with the upper bound at the budget's confidence for all classes at once."""
-
-    value: float
-    upper: float
-
-
-class WorstClass(msgspec.Struct, frozen=True):
-    """The class or group with the largest drop, on its `n` samples; `proven` if its limit is proven."""
-
-    label: str
-    drop: ClassDrop
-    n: int
-    proven: bool = False
-
-
 class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """Quality on the test samples, which no choice uses."""
 
@@ -167,8 +141,9 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         sensitivity: Layers that the search scored, the most sensitive first.
         route: Result of the direct route; null where it was not evaluated.
         pruning: Dead channels.
-        outputs: What is proven of each output; empty where there is no data.
-        worst_class: The class with the largest drop; null where no classes are known.
+        outputs: What was proven of each output of the chosen artifact.
+        worst_class: The class or group with the largest drop; null without classes.
+        noise: The noise of the float model, by output.
     """
 
     name: str
@@ -196,7 +171,8 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     route: RouteReport | None = None
     pruning: Pruning | None = None
     outputs: tuple[OutputReport, ...] = ()
-    worst_class: WorstClass | None = None
+    worst_class: ClassReport | None = None
+    noise: tuple[OutputNoise, ...] = ()
 
     @property
     def chosen_candidate(self) -> CandidateReport:
@@ -215,3 +191,28 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
 def report_json(report: Report) -> bytes:
     """The bytes of report.json."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def parse_report(data: bytes) -> Report:
+    """The report of the bytes of a report.json.
+
+    JSON has no infinity: bounds that too few samples leave open are null.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are no report.
+    """
+    return msgspec.convert(_with_infinity(msgspec.json.decode(data)), Report)
+
+
+def _with_infinity(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_infinity(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _with_infinity(one) for name, one in value.items()}
+    if "method" in found:  # a Drop
+        found["lower"] = -math.inf if found["lower"] is None else found["lower"]
+        found["upper"] = math.inf if found["upper"] is None else found["upper"]
+    if found.get("judged") and found.get("tested") is None:
+        found["tested"] = math.inf
+    return found

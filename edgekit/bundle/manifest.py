@@ -104,6 +104,26 @@ class Task(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
 
 
+class OutputQuality(msgspec.Struct, frozen=True):
+    """What was proven of one output.
+
+    Attributes:
+        output: Logical output name.
+        metric: Its metric; empty where the output was not judged.
+        max_drop: Largest allowed drop in the metric's unit; 0 where it was not judged.
+        upper: Upper bound of the drop at the stated confidence; 0 where it was not judged or is not bounded.
+        n: Number of samples; 0 where it was not judged.
+        proven: True if the drop is proven to be within `max_drop`.
+    """
+
+    output: str
+    metric: str = ""
+    max_drop: float = 0.0
+    upper: float = 0.0
+    n: int = 0
+    proven: bool = False
+
+
 class Quality(msgspec.Struct, frozen=True):
     """A metric on labelled data that was not used for calibration.
 
@@ -112,7 +132,8 @@ class Quality(msgspec.Struct, frozen=True):
         value: The metric of this bundle.
         float_value: The metric of the canonical float model on the same samples.
         n: Number of samples.
-        proven: True if the drop is within the budget at the stated confidence.
+        proven: True if the drop of every judged output is within the budget at the stated confidence.
+        outputs: One entry per output, where the model has several; also of outputs that were not judged.
     """
 
     metric: str
@@ -120,6 +141,8 @@ class Quality(msgspec.Struct, frozen=True):
     float_value: float
     n: int
     proven: bool
+    # UNSET and not empty, so that manifests without it keep their bytes and digest.
+    outputs: tuple[OutputQuality, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Cost(msgspec.Struct, frozen=True):

@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -30,9 +30,11 @@ from edgekit.errors import RecipeError, RefusedError
 if TYPE_CHECKING:
     from converters.cache import Cache
     from converters.plan import ConversionPlan
-    from converters.quality.selection import Measured
+    from converters.quality.measured import Measured
     from converters.report.report import Report
     from edgekit.bundle.targets import TargetProfile
+
+_Value = TypeVar("_Value", str, float)
 
 
 @click.command()
@@ -49,7 +51,13 @@ if TYPE_CHECKING:
     help="Preprocessing steps (.toml), packed into the bundle; or auto: detect them from the model's first layers.",
 )
 @click.option("--test", type=click.Path(path_type=Path), help="Samples that are only reported on, never chosen by.")
-@click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
+@click.option(
+    "--metric",
+    multiple=True,
+    metavar="[OUTPUT=]NAME",
+    help="accuracy, mse, mae, auc, agreement, or module:function; OUTPUT=NAME for another output.",
+)
+@click.option("--ignore-output", "ignore_outputs", multiple=True, metavar="NAME", help="An output that is not judged.")
 @click.option(
     "--aim",
     type=click.Choice(["cost", "size"]),
@@ -57,7 +65,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="Minimize the cost or the size of the artifact.",
 )
-@click.option("--max-drop", type=float, default=0.01, show_default=True, help="Largest drop, in the metric's unit.")
+@click.option(
+    "--max-drop",
+    multiple=True,
+    metavar="[OUTPUT=]X",
+    help="Largest drop of every judged output, in its metric's unit [default: 0.01]; OUTPUT=X for one output.",
+)
+@click.option(
+    "--max-drop-any-class",
+    type=float,
+    metavar="X",
+    help="Largest drop in every single class, and in every group of the array 'group' in --data.",
+)
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the bound on the drop.")
 @click.option("--accept-unproven", is_flag=True, help="Accept a point estimate where the drop is not proven.")
 @click.option("--max-bytes", type=int, help="Size limit of the artifact, in bytes.")
@@ -91,6 +110,9 @@ def convert(
 ) -> None:
     """Make the best proven bundle of MODEL for each target.
 
+    Every output is judged: the decision output by its metric, every other by how close it is to the float model's
+    answers in its own spread. Labels are the array y, and y_OUTPUT for another output.
+
     MODEL is .keras, .h5, a SavedModel folder, .onnx, .pt2, or a float .tflite. Without --data, parity is measured on
     random inputs, and only float candidates are made. The command exits with 3 and writes nothing where no candidate
     meets the budget.
@@ -110,6 +132,7 @@ def convert(
       edgekit convert model.keras --target raspberry-pi-4 --data data.npz --explain
       edgekit convert model.keras --target x86-64 --dry-run
       edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
+      edgekit convert detector.onnx --target raspberry-pi-4 --data data.npz --metric boxes=mae --max-drop boxes=0.5
     """
     if explain and as_json:
         raise click.UsageError("--explain prints text, --json prints values; give one of them.")
@@ -118,6 +141,9 @@ def convert(
         from converters.options import ConversionOptions
         from converters.up_to_date import UP_TO_DATE, ConversionRequest
 
+    choices["metric"], choices["metrics"] = _by_output("--metric", choices["metric"], str)
+    drop, choices["max_drops"] = _by_output("--max-drop", choices["max_drop"], float)
+    choices["max_drop"] = 0.01 if drop is None else drop
     options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)
     cache = None if no_cache else default_cache()
     request = ConversionRequest(None if dry_run else cache, model, options)
@@ -164,7 +190,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
         except KeyboardInterrupt:
             _print_interrupted(plan, measured_by_target)
             bundles = ", ".join(map(str, written)) or "no bundle"
-            cached = cache is not None and ":" not in (plan.metric or "")
+            cached = cache is not None and not plan.own_metric
             note(f"{bundles} was written" + ("; run the same command again to continue" if cached else ""))
             raise
 
@@ -218,6 +244,28 @@ def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
         ["target", "runtime", "candidates", "bundle"],
         [(row["target"], row["runtime"], ", ".join(row["candidates"]), row["bundle"]) for row in rows],
     )
+
+
+def _by_output(
+    option: str, values: Sequence[str], kind: Callable[[str], _Value]
+) -> tuple[_Value | None, dict[str, _Value]]:
+    """The value without an output's name, None where there is none, and the values by output.
+
+    Raises:
+        click.BadParameter: a value is given twice, or is not of this kind.
+    """
+    found: dict[str, _Value] = {}
+    for text in values:
+        output, _, value = text.rpartition("=")
+        try:
+            given = kind(value)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not a number", param_hint=option) from None
+        if output in found:
+            which = f"for output {output}" if output else "without an output's name"
+            raise click.BadParameter(f"two values are given {which}", param_hint=option)
+        found[output] = given
+    return found.pop("", None), found
 
 
 def _recipe(text: str) -> Recipe:

@@ -4,12 +4,14 @@ import pytest
 
 from converters.backends import Artifact, ConversionContext
 from converters.backends.onnx_cpu import OnnxCpuBackend
-from converters.candidates.candidate import Evidence, make_candidate
+from converters.candidates.candidate import make_candidate
+from converters.candidates.evidence import Evidence
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
+from converters.quality.judging import JudgedOutput
+from converters.quality.measured import Budget
 from converters.quality.metrics import find_metric
-from converters.quality.selection import Budget
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import builtin_targets, find_target
 from edgekit.errors import RuntimeLoadError
@@ -35,9 +37,10 @@ def make(tmp_path):
     """Make one candidate of a classifier by a backend that damages some precisions."""
     graph = canonical(models.classifier(), "test")
     images, labels = models.patterns(50)
-    samples = Samples({"image": images}, labels)
+    samples = Samples({"image": images}, labels).with_labels_of("scores")
     answers = graph.run(samples.inputs)
-    evidence = Evidence(samples, samples, answers, answers, find_metric(None, labels), "scores", "scores")
+    judged = (JudgedOutput("scores", find_metric(None, labels)),)
+    evidence = Evidence(samples, samples, answers, answers, judged, "scores", "scores")
 
     def make(precision, *, damaged):
         return make_candidate(

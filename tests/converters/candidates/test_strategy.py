@@ -9,11 +9,12 @@ from converters.candidates.sensitivity import Sensitivity, float_answers, rounde
 from converters.candidates.strategy import MAX_CANDIDATES, NEGLIGIBLE, Search
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
-from converters.quality.selection import Measured
+from converters.quality.measured import Budget, Measured
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
 from tests.simulators import models
 from tests.simulators.conv_models import residual
+from tests.simulators.drops import judgement
 
 LAYERS = [
     Sensitivity(Layer(f"l{i}", "Conv", weights=100, macs=1000, four_bit=i != 3), int8=0.1 / (i + 1), int4=four)
@@ -40,13 +41,16 @@ class World:
             drop = self._drops(recipe)
             fault = "" if drop is not None else "refused"
             size, cost = BYTES[recipe.precision] + 100 * len(recipe.float_layers), COSTS[recipe.precision]
-            found.append(Measured(recipe, size, Cost("estimate", cost, "macs"), False, drop, None, fault, drop or 0.0))
+            judged = None if drop is None else judgement(drop)
+            found.append(
+                Measured(recipe, size, Cost("estimate", cost, "macs"), False, judged, fault, divergence=drop or 0.0)
+            )
         return found
 
 
 def search(drops, kinds=KINDS, layers=LAYERS):
     world = World(drops)
-    found = Search(world, max_drop=0.01).run(kinds, lambda: layers)
+    found = Search(world, budget=Budget()).run(kinds, lambda: layers)
     assert [m.recipe for m in found] == world.asked
     assert len({recipe.id for recipe in world.asked}) == len(world.asked) <= MAX_CANDIDATES
     return world.asked
@@ -120,7 +124,7 @@ def test_what_is_not_felt_is_not_repaired():
 def test_nothing_more_is_made_where_nothing_can_be_quantized():
     """Where every int8 kind fails, no sensitivity is computed."""
     world = World(lambda r: None if r.quantized else 0.0)
-    Search(world, max_drop=0.01).run(KINDS, lambda: [][0])
+    Search(world, budget=Budget()).run(KINDS, lambda: [][0])
     assert world.asked == KINDS
 
 
@@ -150,7 +154,9 @@ def test_sensitivity_finds_the_layer_that_cannot_be_quantized():
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, "c3.w"))
     samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (40, 3, 16, 16)).astype(np.float32)}, None)
     found = list(
-        sensitivities(graph, layers_of(graph), samples, calibrate(graph, samples), "y", float_answers(graph, samples))
+        sensitivities(
+            graph, layers_of(graph), samples, calibrate(graph, samples), ("y", ["y"]), float_answers(graph, samples)
+        )
     )
     assert [score.layer.name for score in found] == [layer.name for layer in layers_of(graph)]
     assert max(found, key=lambda score: score.int8).layer.name == "c3"

@@ -16,7 +16,7 @@ import pytest
 
 from converters.backends import ConversionContext
 from converters.candidates import cpu_load
-from converters.candidates.candidate import Evidence
+from converters.candidates.evidence import Evidence
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import ProcessCosts, TaskPool
 from converters.data.samples import Samples
@@ -25,8 +25,9 @@ from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from converters.progress import ConversionCallbacks
+from converters.quality.judging import JudgedOutput
+from converters.quality.measured import Budget
 from converters.quality.metrics import find_metric
-from converters.quality.selection import Budget
 from edgekit import errors
 from edgekit.errors import ConversionError, UnsupportedOpError
 from tests.simulators import dense_models, models
@@ -44,7 +45,8 @@ def task_context(tmp_path):
     samples = Samples({"x": np.random.default_rng(0).normal(0, 1, (ROWS, 32)).astype(np.float32)})
     some = samples.take(slice(0, 50))
     answers = graph.run(some.inputs)
-    evidence = Evidence(samples, some, answers, answers, find_metric(None, None, decisions=False), "y", "")
+    judged = (JudgedOutput("y", find_metric(None, None, decisions=False)),)
+    evidence = Evidence(samples, some, answers, answers, judged, "y", "")
     context = ConversionContext(graph, graph.with_batch(1), some, TensorFlowProcess(), tmp_path)
     return TaskContext(context, evidence, Budget())
 

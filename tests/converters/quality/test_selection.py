@@ -1,25 +1,29 @@
+import msgspec
 import numpy as np
 import pytest
 
 from converters.quality.confidence import paired_drop
-from converters.quality.drop import Drop
-from converters.quality.selection import Budget, Measured, choose, sequence
+from converters.quality.measured import Budget, Measured
+from converters.quality.order import sequence
+from converters.quality.selection import choose
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import RefusedError
+from tests.simulators.drops import bound, judgement, output_drop
 
 
-def measured(precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0, fault="", divergence=None):
-    bound = Drop(drop[0], -1.0, drop[1], 300, "clopper-pearson") if drop else None
+def measured(
+    precision, size, cost, *, same=False, drop=(0.0, 0.005), choice=0.0, fault="", divergence=None, error=0.0, **more
+):
     return Measured(
         Recipe(precision),
         size,
         Cost("estimate", cost, "macs"),
         same,
-        choice if drop else None,
-        bound,
+        judgement(choice, bound(*drop), **more) if drop else None,
         fault,
         divergence=DIVERGENCE[precision] if divergence is None else divergence,
+        cost_error=error,
     )
 
 
@@ -132,7 +136,9 @@ def test_budget_that_is_broken_in_truth_is_certified_in_at_most_5_percent_of_dra
             drop = paired_drop(before[proof], after[proof], 0.95, method="betting" if spread else "")
             lost = float(np.mean(before[choice] - after[choice]))
             cost = Cost("estimate", 90, "macs")
-            found.append(Measured(recipes[place], 390 - place, cost, False, lost, drop, divergence=float(place)))
+            found.append(
+                Measured(recipes[place], 390 - place, cost, False, judgement(lost, drop), divergence=float(place))
+            )
             if drop.upper > 0.01:
                 break  # what comes later in the order is not looked at
         taken = pick(F32, *found, aim="size").chosen
@@ -169,3 +175,61 @@ def test_without_data_nothing_is_called_proven():
     """Parity on random inputs accepts a float candidate but proves no quality."""
     choice = pick(measured("float32", 400, 100, same=True, drop=None))
     assert (choice.chosen, choice.proven) == ("float32", False)
+
+
+def test_an_output_beyond_its_limit_refuses_a_candidate_whose_decisions_are_right():
+    """The decision output is within the budget, and the boxes are not: on the choice split, or in their bound."""
+    far = output_drop("boxes", 0.94, bound(0.94, 0.95), "agreement")
+    choice = pick(F32, measured("int8", 100, 50, others=[far]))
+    assert choice.chosen == "float32"
+    assert choice.verdicts["int8"] == ("refused", "output boxes: drop of 0.94 on the choice split, the limit is 0.01")
+    near = output_drop("boxes", 0.009, bound(0.009, 0.02, method="betting"), "agreement")
+    verdict, reason = pick(F32, measured("int8", 100, 50, others=[near])).verdicts["int8"]
+    assert verdict == "unproven"
+    assert reason.startswith("output boxes: drop of 0.009 on 300 samples may be as much as 0.02 at 95%")
+
+
+def test_each_output_has_a_limit_of_its_own():
+    """--max-drop boxes=0.05 lets the boxes lose more; another unit of the decision metric does not pass to them."""
+    boxes = output_drop("boxes", 0.03, bound(0.03, 0.04), "agreement")
+    assert pick(F32, measured("int8", 100, 50, others=[boxes]), max_drops={"boxes": 0.05}).chosen == "int8"
+    errors = judgement(0.5, bound(0.5, 0.9), [boxes])
+    errors = msgspec.structs.replace(
+        errors, outputs=(msgspec.structs.replace(errors.outputs[0], metric="mae"), *errors.outputs[1:])
+    )
+    assert [limit for _, limit in Budget(max_drop=1.0).limits(errors)] == [1.0, 0.01]
+
+
+def test_a_measured_drop_beyond_the_budget_wins_over_the_same_answers():
+    """A float artifact within the tolerance whose measured drop is 0.046 is refused like any other."""
+    coarse = measured("float16", 200, 100, same=True, drop=(0.046, 0.05), choice=0.046)
+    choice = pick(F32, coarse)
+    assert choice.chosen == "float32"
+    assert choice.verdicts["float16"] == ("refused", "drop of 0.046 on the choice split, the limit is 0.01")
+
+
+def test_a_class_beyond_its_limit_is_named():
+    """With max_drop_any_class, the hardest class decides, and one with too few samples says how many would do."""
+    found = measured("int8", 100, 50, hardest=("class 7", bound(0.3, 0.6, n=12)))
+    assert pick(F32, found).chosen == "int8"
+    choice = pick(F32, found, max_drop_any_class=0.05)
+    assert choice.chosen == "float32"
+    reason = choice.verdicts["int8"][1]
+    assert reason.startswith("class 7: drop of 0.3 on 12 samples may be as much as 0.6 at 95%, the limit is 0.05")
+    assert "at least 59 proof samples of it (99 in --data) could prove it" in reason
+    unseen = measured("int8", 100, 50, hardest=("class 9", bound(0.0, float("inf"), n=0, method="none")))
+    reason = pick(F32, unseen, max_drop_any_class=0.05).verdicts["int8"][1]
+    assert reason == "class 9: no proof samples; 59 could prove a drop of at most 0.05"
+
+
+def test_costs_that_the_estimate_cannot_tell_apart_are_equal_and_the_smallest_wins():
+    """Within the estimate's error of the cheapest, bytes decide; beyond it, the cost does."""
+    cheap, close = measured("int8", 300, 1_437_200, error=0.04), measured("int8-weights", 100, 1_457_505, error=0.02)
+    float32 = measured("float32", 400, 3_000_000, same=True)
+    choice = pick(float32, cheap, close)
+    assert choice.chosen == "int8-weights"
+    assert "median error of 4%, cannot tell its cost from that of int8" in choice.verdicts["int8-weights"][1]
+    far = measured("int8-weights", 100, 1_600_000, error=0.02)
+    assert pick(float32, cheap, far).chosen == "int8"
+    unknown = measured("int8", 300, 100), measured("int8-weights", 100, 101)
+    assert pick(*unknown).chosen == "int8"

@@ -6,19 +6,17 @@ import msgspec
 import pytest
 
 from converters.quality.drop import Drop
-from converters.quality.selection import Budget
+from converters.quality.measured import Budget
 from converters.report.chart import HEIGHT, WIDTH, chart_of, size_ticks
 from converters.report.explain import explain
+from converters.report.outputs import ClassReport, OutputReport
 from converters.report.page import report_html
 from converters.report.report import (
     CandidateReport,
-    ClassDrop,
     FloatReport,
-    OutputReport,
     Report,
     SourceReport,
     Value,
-    WorstClass,
 )
 from converters.report.words import titles
 from edgekit.bundle.manifest import Cost
@@ -98,11 +96,13 @@ def test_page_shows_what_is_proven_of_each_output_and_the_worst_class():
     assert "each output" not in text_of(report_html(report()))
     full = report(
         outputs=(
-            OutputReport("scores", "accuracy", Drop(0.0, 0.0, 0.008, 300, "betting"), True, True, 0.01),
-            OutputReport("boxes", "agreement", Drop(0.3, 0.2, 0.4, 300, "betting"), True, False, 0.01),
-            OutputReport("debug", "agreement", None, False, False, None),
+            OutputReport("scores", "accuracy", Drop(0.0, 0.0, 0.008, 300, "betting"), True, 0.01, True, 0.008),
+            OutputReport("boxes", "agreement", Drop(0.3, 0.2, 0.4, 300, "betting"), True, 0.01, False, 0.4),
+            OutputReport("debug", "", None, False),
         ),
-        worst_class=WorstClass("7 <truck>", ClassDrop(0.1, 0.2), 48),
+        worst_class=ClassReport(
+            "7 <truck>", Drop(0.1, 0.0, 0.2, 48, "clopper-pearson"), 10, too_few={"2": 7}, needed=59, limit=0.05
+        ),
     )
     text = text_of(report_html(full))
     for part in ("scores accuracy 0 0.008 0.01", "boxes agreement 0.3 0.4 0.01", "left out", "7 &lt;truck&gt;"):

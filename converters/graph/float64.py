@@ -1,0 +1,82 @@
+"""Runs the canonical graph in float64, to see how far float32 arithmetic is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from converters.graph.graph import Graph
+from edgekit.errors import ConversionError, RuntimeLoadError
+from edgekit.runtimes.onnx import OnnxRuntime
+from edgekit.tensors import Array
+
+FLOAT, DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
+FLOAT32_ONLY = {("Resize", 2), ("Upsample", 1)}  # inputs by operator and place that are never float64
+
+
+def answers_in_float64(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run `inputs` (N, ...) in float64: in ONNX Runtime, or in ONNX's reference where that lacks an operator.
+
+    Raises:
+        ConversionError: the graph has branches or loops, or neither can run it.
+    """
+    model = in_float64(graph)
+    rows = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
+    names = [spec.name for spec in graph.outputs]
+    try:
+        runtime = OnnxRuntime(model.SerializeToString())
+    except RuntimeLoadError:
+        try:
+            reference = ReferenceEvaluator(model)
+            parts = [reference.run(names, chunk) for chunk in graph.chunks(rows)]
+        except Exception as error:  # the reference raises any numpy error
+            raise ConversionError(f"the model cannot be run in float64: {error}") from error
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    try:
+        runs = [runtime.run(chunk) for chunk in graph.chunks(rows)]
+    except RuntimeLoadError as error:
+        raise ConversionError(f"the model cannot be run in float64: {error}") from error
+    finally:
+        runtime.close()
+    return {name: np.concatenate([one[name] for one in runs]) for name in names}
+
+
+def in_float64(graph: Graph) -> onnx.ModelProto:
+    """A copy of the model with float64 in place of float32.
+
+    Raises:
+        ConversionError: the graph has branches or loops.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.value_info[:]
+    single = {
+        node.input[place]
+        for node in model.graph.node
+        for kind, place in FLOAT32_ONLY
+        if node.op_type == kind and place < len(node.input)
+    }
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT and tensor.name not in single:
+            tensor.CopyFrom(_double(tensor))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                raise ConversionError(f"the model cannot be run in float64: {node.op_type} has a branch or a loop")
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FLOAT:
+                if not set(node.output) & single:
+                    attribute.t.CopyFrom(_double(attribute.t))
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
+                attribute.i = DOUBLE
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == FLOAT:
+            value.type.tensor_type.elem_type = DOUBLE
+    return model
+
+
+def _double(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)

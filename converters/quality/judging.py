@@ -1,0 +1,145 @@
+"""Judges the outputs of one candidate, and its classes and groups, by the scores of its answers.
+
+Every judged output has a test of its own, and a candidate passes only if each passes at the full confidence. A
+candidate with any output beyond its limit then passes with a probability of at most 1 - confidence, so nothing is
+divided by the number of outputs (intersection-union test; Berger 1982). The same holds for classes and groups.
+Bounds that stand side by side in a report are another matter: the reader looks for the worst. Those hold together, each
+at a share of the error (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from converters.quality.confidence import likely_method
+from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
+from converters.quality.metrics import AGREEMENT, AUC, Metric, drop_of, score
+from edgekit.tensors import Array
+
+
+class JudgedOutput(msgspec.Struct, frozen=True):
+    """An output that is judged, and its metric."""
+
+    name: str
+    metric: Metric
+
+    def labels(self, labels: Array | None, answers: Mapping[str, Array]) -> Array:
+        """The values (N, ...) that the metric compares with: the labels, or the float model's answers."""
+        return answers[self.name] if self.metric.name == AGREEMENT or labels is None else labels
+
+
+class Stratum(msgspec.Struct, frozen=True):
+    """A class or a group: its name for people, and its rows of the proof split (indices)."""
+
+    name: str
+    rows: Array
+
+
+class Split(msgspec.Struct, frozen=True):
+    """One split's answers (N, ...) of the float model and of a candidate, and its labels by output."""
+
+    reference: Mapping[str, Array]
+    answers: Mapping[str, Array]
+    labels: Mapping[str, Array | None]
+
+
+def judge(
+    judged: Sequence[JudgedOutput], choice: Split, proof: Split, strata: Sequence[Stratum], confidence: float
+) -> Judgement:
+    """Judge one candidate.
+
+    Args:
+        judged: The judged outputs, the decision output first; at least one.
+        choice, proof: The two splits.
+        strata: Classes and groups of the proof split.
+        confidence: Confidence of each test.
+
+    Raises:
+        DataError: As `score`.
+    """
+    together = _together(confidence, len(judged))
+    outputs, first = [], None
+    for one in judged:
+        chosen, proven = (_scores(one, split) for split in (choice, proof))
+        first = first or proven
+        method = likely_method(*chosen[:2], len(proven[0]), confidence)
+        drop = drop_of(one.metric, *proven, confidence, method=method)
+        shown = drop if len(judged) == 1 else drop_of(one.metric, *proven, together, method=method)
+        choice_drop, rows = float((chosen[0] - chosen[1]).mean()), (len(chosen[0]), len(proven[0]))
+        estimate = (choice_drop * rows[0] + drop.value * rows[1]) / sum(rows)
+        value = one.metric.value(proven[1])
+        outputs.append(OutputDrop(one.name, one.metric.name, choice_drop, drop, shown, estimate, value))
+    assert first is not None
+    if not strata:
+        return Judgement(tuple(outputs))
+    classes = _classes(judged[0].metric, first, strata, confidence)
+    seen = [one for one in classes if one.drop.n]
+    worst = max(seen, key=lambda one: (one.drop.value, one.drop.upper), default=None)
+    hardest = max(classes, key=lambda one: (one.drop.upper, one.drop.value), default=None)
+    return Judgement(tuple(outputs), worst, hardest)
+
+
+def classes_of(
+    metric: Metric, labels: Array | None, answers: Array, names: Sequence[str], *, decisions: bool
+) -> list[Stratum]:
+    """The classes of the proof split: by label, or without labels by the float model's decision.
+
+    A class without samples has an empty stratum. There is none at all where the output holds no class scores, and for
+    the area under the curve, which is a figure of both classes together.
+
+    Args:
+        metric: Metric of the decision output.
+        labels: Labels (N, ...); None without labels.
+        answers: The float model's answers (N, classes).
+        names: Names of the classes in order; may be empty.
+        decisions: The output holds one score per class.
+    """
+    if not decisions or metric.name == AUC or answers.ndim != 2:
+        return []
+    own = labels if labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1 else answers.argmax(axis=1)
+    return [
+        Stratum(names[index] if index < len(names) else f"class {index}", np.flatnonzero(own == index))
+        for index in range(answers.shape[1])
+    ]
+
+
+def groups_of(groups: Array | None) -> list[Stratum]:
+    """The groups of the proof split, in order of their names. `groups` are names or integers (N,), or None."""
+    if groups is None:
+        return []
+    return [Stratum(f"group {name}", np.flatnonzero(groups == name)) for name in np.unique(groups)]
+
+
+def _scores(one: JudgedOutput, split: Split) -> tuple[Array, Array, Array]:
+    """Scores (N,) of the float model and of the candidate, and the labels."""
+    labels = one.labels(split.labels.get(one.name), split.reference)
+    return (
+        score(one.metric, split.reference[one.name], labels),
+        score(one.metric, split.answers[one.name], labels),
+        labels,
+    )
+
+
+def _classes(
+    metric: Metric, scores: tuple[Array, Array, Array], strata: Sequence[Stratum], confidence: float
+) -> list[ClassDrop]:
+    reference, candidate, labels = scores
+    together = _together(confidence, sum(len(one.rows) > 0 for one in strata))
+    results = []
+    for one in strata:
+        if len(one.rows) == 0:
+            nothing = Drop(0.0, -float("inf"), float("inf"), 0, "none")
+            results.append(ClassDrop(one.name, nothing, nothing))
+            continue
+        own = reference[one.rows], candidate[one.rows], labels[one.rows]
+        drop, shown = (drop_of(metric, *own, level) for level in (confidence, together))
+        results.append(ClassDrop(one.name, drop, shown))
+    return results
+
+
+def _together(confidence: float, count: int) -> float:
+    """The confidence of each of 2 * `count` one-sided bounds that hold together at `confidence`."""
+    return 1.0 - (1.0 - confidence) / (2 * max(count, 1))
