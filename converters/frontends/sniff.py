@@ -5,12 +5,16 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from converters.frontends.export_lines import PYTORCH
 from converters.frontends.keras_file import h5_config, keras_config
 from converters.frontends.keras_layers import require_plain_layers
+from converters.frontends.other_files import refuse_folder, refuse_other_file
+from converters.frontends.pickles import refuse_pickle, refuse_zip_of_pickles
 from edgekit.errors import ModelFormatError, NotFoundError
 
 KERAS, H5, SAVED_MODEL, ONNX, PT2, TFLITE = "keras", "h5", "savedmodel", "onnx", "pt2", "tflite"
 KNOWN = "edgekit reads .keras, .h5, SavedModel folders, .onnx, .pt2 and float .tflite."
+PROGRAM_FILES = ("/models/model.json", "/archive_format")  # in archives of torch.export
 _HEAD_BYTES = 4096
 
 
@@ -41,13 +45,15 @@ def sniff(path: Path) -> str:
         return H5
     if head[4:8] == b"TFL3":
         return TFLITE
-    _refuse_known_others(path, head)
+    refuse_pickle(path, head)
+    refuse_other_file(path, head)
     return ONNX  # protobuf has no magic bytes: the ONNX frontend parses the file and reports if it is no ONNX
 
 
 def _sniff_folder(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return SAVED_MODEL
+    refuse_folder(path)
     content = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise ModelFormatError(f"{path} is a folder without saved_model.pb (it contains {content})", advice=KNOWN)
 
@@ -59,36 +65,30 @@ def _sniff_zip(path: Path) -> str:
             if "config.json" in names and any(name.startswith("model.weights") for name in names):
                 require_plain_layers(keras_config(path), str(path))
                 return KERAS
+            if not any(name.endswith(PROGRAM_FILES) for name in names):
+                refuse_zip_of_pickles(path, archive, names)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ModelFormatError(
             f"{path} begins as a zip archive (as .keras files do) but is damaged or truncated: {error}",
             advice="Copy or save the file again.",
         ) from error
-    if any(name.endswith(("/models/model.json", "/archive_format")) for name in names):
+    if any(name.endswith(PROGRAM_FILES) for name in names):
         return PT2
     if "serialized_exported_program.json" in names:
         raise ModelFormatError(
             f"{path} is a torch.export program in the format before PyTorch 2.8, which consists of pickles",
             advice="Load it in the PyTorch that wrote it, then save it with torch.export.save of PyTorch 2.9 or newer.",
         )
-    if any(name.endswith(("data.pkl", ".pickle")) for name in names):
-        raise _pickle(path, "a PyTorch file, which is a pickle in a zip archive")
+    if "MAR-INF/MANIFEST.json" in names:
+        raise ModelFormatError(
+            f"{path} is an archive of TorchServe",
+            advice=f"Unpack it with unzip, and export the model inside. {PYTORCH}",
+        )
+    inside = [name for name in names if name.endswith((".onnx", ".tflite", ".keras", ".pt2", "saved_model.pb"))]
+    if inside:
+        raise ModelFormatError(
+            f"{path} is an archive that contains a model", advice=f"Unpack it, and give {inside[0]}."
+        )
     if names and all(name.endswith(".npy") for name in names):
         raise ModelFormatError(f"{path} holds arrays (.npz), not a model", advice="Give data with --data.")
     raise ModelFormatError(f"{path} is a zip archive of unknown content ({', '.join(names[:3])} ...)", advice=KNOWN)
-
-
-def _refuse_known_others(path: Path, head: bytes) -> None:
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise _pickle(path, "a Python pickle")
-    if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b") and path.suffix in (".pkl", ".joblib", ".gz"):
-        raise _pickle(path, "a compressed file as joblib writes it, which is a pickle")
-    if head.startswith(b"\x93NUMPY"):
-        raise ModelFormatError(f"{path} holds an array (.npy), not a model", advice="Give data with --data.")
-
-
-def _pickle(path: Path, what: str) -> ModelFormatError:
-    return ModelFormatError(
-        f"{path} is {what}; loading it could run any program, so edgekit refuses it",
-        advice="Export the model with torch.export (.pt2) or to ONNX, or save it as .keras, and convert that.",
-    )
