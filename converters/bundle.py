@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.backends import Artifact
 from converters.candidates.candidate import open_artifact
-from edgekit.bundle.golden import judge, write_golden
+from edgekit.bundle.golden import judge, run_golden, write_golden
 from edgekit.bundle.manifest import (
     MANIFEST_NAME,
     ROLE_CALIBRATION,
@@ -64,7 +64,7 @@ def measure_golden(
     """
     runtime = open_artifact(artifact, folder)
     try:
-        answers = runtime.run(inputs)
+        answers = run_golden(runtime, manifest, inputs)
     finally:
         runtime.close()
     rows = len(next(iter(inputs.values())))

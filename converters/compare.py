@@ -9,15 +9,17 @@ from pathlib import Path
 import msgspec
 
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
-from converters.data.samples import Samples, load_samples
+from converters.data.samples import Samples, data_arrays, load_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
+from converters.graph.interface import Interface, SourceInput, sample_spec
+from converters.graph.stated import DataArray, Stated
 from converters.graph.task import detect_task
 from converters.quality.drop import Drop
 from converters.quality.metrics import AGREEMENT, drop_of, find_metric, score
 from converters.quality.parity import Parity
 from converters.quality.parity import compare as compare_answers
-from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.errors import DataError
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array, TensorSpec
@@ -36,8 +38,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class _Model(msgspec.Struct, frozen=True):
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    interface: Interface
+    samples: tuple[TensorSpec, ...]  # the inputs that it reads, with the samples first
     run: Run
     decision: str
 
@@ -53,18 +55,22 @@ def compare_models(
     """
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(TensorFlowProcess())
-        a, b = (stack.enter_context(_opened(path, child)) for path in (first, second))
-        if (a.inputs, a.outputs) != (b.inputs, b.outputs):
+        stated = _stated([first, second], files)
+        a, b = (stack.enter_context(_opened(path, child, stated)) for path in (first, second))
+        if _tensors(a) != _tensors(b):
             raise DataError(
                 f"the interfaces differ: {first.name} has {_text(a)}; {second.name} has {_text(b)}",
                 advice="Only models with the same inputs and outputs can be compared.",
             )
-        return [_compared(a, b, load_samples(file, a.inputs), metric, confidence, second.name) for file in files]
+        return [
+            _compared(a, b, load_samples(file, a.samples, interface=a.interface), metric, confidence, second.name)
+            for file in files
+        ]
 
 
 def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confidence: float, name: str) -> Comparison:
     answers_a, answers_b = a.run(samples.inputs), b.run(samples.inputs)
-    output = a.decision or a.outputs[0].name
+    output = a.decision or a.interface.outputs[0].name
     used = find_metric(metric, samples.labels, decisions=bool(a.decision))
     labels = answers_a[output] if used.name == AGREEMENT or samples.labels is None else samples.labels
     scores_a, scores_b = (score(used, answers[output], labels) for answers in (answers_a, answers_b))
@@ -78,20 +84,46 @@ def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confid
 
 
 @contextlib.contextmanager
-def _opened(path: Path, child: TensorFlowProcess) -> Iterator[_Model]:
+def _opened(path: Path, child: TensorFlowProcess, stated: Stated) -> Iterator[_Model]:
     if not (path / MANIFEST_NAME).is_file():
-        source = load_model(path, child)
-        graph = source.graph
+        graph = load_model(path, child, stated).graph
         task = detect_task(graph, None)
-        yield _Model(graph.logical_inputs, graph.logical_outputs, graph.run, task.output)
+        yield _Model(graph.interface, graph.sample_inputs, graph.run, task.output)
         return
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
     runtime = open_runtime(manifest, path, providers=HOST_PROVIDERS)
     try:
-        yield _Model(runtime.inputs, runtime.outputs, lambda inputs: run_rows(runtime, inputs), manifest.task.output)
+        interface = _interface(manifest)
+        samples = tuple(sample_spec(one.spec) for one in interface.inputs if one.in_graph)
+        yield _Model(interface, samples, lambda inputs: run_rows(runtime, inputs), manifest.task.output)
     finally:
         runtime.close()
 
 
+def _interface(manifest: Manifest) -> Interface:
+    """The interface that a bundle offers."""
+    inputs = tuple(
+        SourceInput(one.spec, None if one.value is msgspec.UNSET else one.value, one.unread is True)
+        for one in manifest.inputs
+    )
+    return Interface(inputs, tuple(one.spec for one in manifest.outputs))
+
+
+def _stated(models: list[Path], files: list[Path]) -> Stated:
+    """Sizes and values of inputs for models with free axes: those of a bundle among `models`, and those of the data."""
+    known: dict[str, DataArray] = data_arrays(files[0]) if files else {}
+    for path in models:
+        if (path / MANIFEST_NAME).is_file():
+            for one in _interface(parse_manifest((path / MANIFEST_NAME).read_bytes())).inputs:
+                shape = (1, *(size or 1 for size in sample_spec(one.spec).shape[1:]))
+                known[one.spec.name] = DataArray(() if one.value is not None else shape, one.value)
+    return Stated(data=known)
+
+
+def _tensors(model: _Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    return tuple(one.spec for one in model.interface.inputs), model.interface.outputs
+
+
 def _text(model: _Model) -> str:
-    return ", ".join(f"{s.name} {s.dtype.value}{s.shape_text}" for s in (*model.inputs, *model.outputs))
+    inputs, outputs = _tensors(model)
+    return ", ".join(f"{s.name} {s.dtype.value}{s.shape_text}" for s in (*inputs, *outputs))

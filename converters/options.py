@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from converters.graph.interface import Number
 from converters.quality.order import AIMS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
@@ -42,6 +43,9 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         output: Folder that the bundles are written to.
         preprocess: TOML file of preprocessing steps, or ``auto``; None detects steps where the data are images.
         prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        input_shapes: Sizes of all axes of an input, by its name; for inputs with free axes besides the batch.
+        dims: Sizes of free axes by their symbol.
+        fixed: Values of inputs that are always the same, by name; the graph is specialised for them.
 
     Raises:
         SettingsError: a value is out of its range.
@@ -70,6 +74,9 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: str | Path = "bundles"
     preprocess: str | Path | None = None
     prune: str = "auto"
+    input_shapes: Mapping[str, Sequence[int]] = {}
+    dims: Mapping[str, int] = {}
+    fixed: Mapping[str, Number] = {}
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -85,6 +92,9 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         for option, drop in drops.items():
             if drop is not None and not (drop >= 0 and math.isfinite(drop)):
                 raise SettingsError(f"{option} is {drop}, expected 0 or more")
+        sizes = [*self.dims.values(), *(size for shape in self.input_shapes.values() for size in shape)]
+        if any(size < 1 for size in sizes):
+            raise SettingsError(f"a size of an input is {min(sizes)}, expected 1 or more")
         for option, limit in (("max_bytes", self.max_bytes), ("max_cost", self.max_cost)):
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 raise SettingsError(f"{option} is {limit}, expected more than 0")

@@ -10,6 +10,7 @@ import msgspec
 from converters.backends import direct_route_fits, precisions_of
 from converters.candidates.strategy import candidates
 from converters.data.preprocessing import DETECT, read_steps
+from converters.graph.stated import NOTHING, Stated
 from converters.options import ConversionOptions, require_name
 from converters.quality.measured import Budget
 from edgekit.bundle.recipe import Recipe
@@ -37,6 +38,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         recipe: The only recipe to try; None for all recipes that the target supports.
         preprocess: File of preprocessing steps, or ``auto``; None detects steps where the data are images.
         prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        stated: What the user stated of the inputs, without the data.
     """
 
     model: Path
@@ -53,6 +55,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     recipe: Recipe | None
     preprocess: str | None = None
     prune: str = "auto"
+    stated: Stated = NOTHING
     metrics: dict[str, str] = {}
     ignore_outputs: tuple[str, ...] = ()
 
@@ -141,6 +144,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         prune=options.prune,
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
+        stated=Stated(options.input_shapes, options.dims, options.fixed),
     )
     for profile, runtime in profiles:
         plan.recipes(profile, runtime)

@@ -10,7 +10,7 @@ from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps
 from converters.data.random_inputs import RandomInputs, plausible_samples
-from converters.data.samples import Samples, Split, load_samples, split_samples
+from converters.data.samples import Samples, Split, data_arrays, load_samples, split_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
@@ -67,15 +67,16 @@ class Prepared(msgspec.Struct, frozen=True):
 def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) -> Prepared:
     """Load the model and the samples of `plan`, and make the canonical graph. Raises as `convert`."""
     with step(f"load {plan.model.name}"):
-        source = load_model(plan.model, child)
-        specs = source.graph.logical_inputs
+        arrays = data_arrays(plan.data) if plan.data is not None else {}
+        source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
+        specs, interface = source.graph.sample_inputs, source.graph.interface
         preprocessing = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
-        processor = preprocessing.processor(specs, source.graph.logical_outputs) if preprocessing else None
+        processor = preprocessing.processor(specs, source.graph.sample_outputs) if preprocessing else None
     with step("read the samples"):
         classes = preprocessing.labels if preprocessing else ()
-        data = load_samples(plan.data, specs, processor, classes) if plan.data is not None else None
+        data = load_samples(plan.data, specs, processor, classes, interface) if plan.data is not None else None
         split = split_samples(data) if data is not None else None
-        test = load_samples(plan.test, specs, processor, classes) if plan.test is not None else None
+        test = load_samples(plan.test, specs, processor, classes, interface) if plan.test is not None else None
         drawn = RandomInputs(split.choice) if split else _random(source)
     choice = drawn.samples
     with step("simplify, with a parity check after each pass"):
@@ -100,7 +101,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         preprocessing=preprocessing,
         channels=canonical.channels,
         noise=canonical.noise,
-        notes=drawn.notes,
+        notes=(*interface.notes, *drawn.notes),
     )
 
 

@@ -73,6 +73,11 @@ class TensorSpec(msgspec.Struct, frozen=True):
     dtype: DType
     shape: tuple[int | None, ...]
 
+    @property
+    def batch_axis(self) -> int | None:
+        """The index of the free batch in the shape; None for a tensor without one."""
+        return self.shape.index(None) if None in self.shape else None
+
     def fits(self, value: Array) -> bool:
         """True for an array of exactly this numpy dtype and shape; `faults` also accepts other forms of BYTES."""
         return bool(value.dtype == _NUMPY[self.dtype]) and self._holds(value.shape)

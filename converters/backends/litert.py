@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from ai_edge_quantizer import quantizer as aeq
 from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.accelerators import Accelerator, compile_for, require_fit
+from converters.backends.bindings import bound, input_bindings, output_spec
 from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
@@ -44,7 +45,7 @@ from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.errors import ConversionError
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
-from edgekit.tensors import Array, TensorSpec
+from edgekit.tensors import Array, DType, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
 HALF_TOLERANCE = 2.0**-10  # share of the largest weight by which weights in half precision may differ
@@ -213,12 +214,22 @@ class LiteRTBackend:
         finally:
             runtime.close()
         logical = self._context.graph
-        outputs = _bindings(graph.logical_outputs, "output", lowered.output_permutes, tensors, scales)
+        bindings = _Bindings(tensors, scales)
+        places = {spec.name: index for index, spec in enumerate(logical.inputs)}
+        outputs = tuple(
+            bindings.bind(output_spec(logical, spec), f"output_{index}", permute)
+            for index, (spec, permute) in enumerate(zip(graph.outputs, lowered.output_permutes, strict=True))
+        )
         return Artifact(
             file="model.tflite",
             data=path.read_bytes(),
             runtime=LITERT,
-            inputs=_bindings(logical.logical_inputs, "input", lowered.input_permutes, tensors, scales),
+            inputs=input_bindings(
+                logical,
+                lambda spec: bindings.bind(
+                    spec, f"input_{places[spec.name]}", lowered.input_permutes[places[spec.name]]
+                ),
+            ),
             outputs=_joined(logical.logical_outputs, heads, outputs),
             runtime_version=NEW_RUNTIME if _needs_new_runtime(path.read_bytes(), recipe) else "",
             calibration=self._context.calibration_bytes(recipe, self._context.fixed)
@@ -299,22 +310,21 @@ def _quantizing() -> Iterator[None]:
             raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
 
 
-def _bindings(
-    specs: tuple[TensorSpec, ...],
-    kind: str,
-    permutes: list[tuple[int, ...]],
-    tensors: dict[str, TensorSpec],
-    scales: dict[str, tuple[float, int]],
-) -> tuple[Binding, ...]:
-    bindings = []
-    for index, (spec, permute) in enumerate(zip(specs, permutes, strict=True)):
-        name = f"{kind}_{index}"
-        if name not in tensors:
-            raise ConversionError(f"the LiteRT model has the tensors {', '.join(sorted(tensors))}, expected {name}")
-        quantized = tensors[name].dtype is not spec.dtype
-        scale, zero_point = scales[name] if quantized else (None, 0)
-        bindings.append(Binding(spec, tensors[name], permute, scale, zero_point))
-    return tuple(bindings)
+class _Bindings(NamedTuple):
+    """Makes the bindings of one file."""
+
+    tensors: dict[str, TensorSpec]
+    scales: dict[str, tuple[float, int]]
+
+    def bind(self, spec: TensorSpec, name: str, permute: tuple[int, ...]) -> Binding:
+        """The binding of the logical tensor `spec` to the file's tensor `name`."""
+        if name not in self.tensors:
+            found = ", ".join(sorted(self.tensors))
+            raise ConversionError(f"the LiteRT model has the tensors {found}, expected {name}")
+        tensor = self.tensors[name]
+        quantized = tensor.dtype in (DType.INT8, DType.UINT8, DType.INT16) and tensor.dtype is not spec.dtype
+        scale, zero_point = self.scales[name] if quantized else (None, 0)
+        return bound(spec, tensor, permute, scale, zero_point)
 
 
 def _joined(

@@ -17,10 +17,10 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from converters.backends.bindings import bound, input_bindings
 from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
-from converters.graph.graph import Graph, label
-from edgekit.bundle.bindings import Binding
+from converters.graph.graph import Graph, label, without_interface
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
 from edgekit.runtimes import ONNXRUNTIME
@@ -39,22 +39,21 @@ def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"
         RuntimeLoadError: ONNX Runtime cannot load it.
         ConversionError: it lacks tensors of the graph.
     """
-    data = unshared(model).SerializeToString()
+    data = without_interface(unshared(model)).SerializeToString()
     runtime = OnnxRuntime(data)
     try:
         tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}
     finally:
         runtime.close()
-    logical = (*graph.logical_inputs, *graph.logical_outputs)
-    missing = [spec.name for spec in logical if spec.name not in tensors]
+    missing = [spec.name for spec in (*graph.inputs, *graph.outputs) if spec.name not in tensors]
     if missing:
         raise ConversionError(f"the ONNX artifact lacks the tensors {', '.join(missing)}")
     return Artifact(
         file="model.onnx",
         data=data,
         runtime=ONNXRUNTIME,
-        inputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_inputs),
-        outputs=tuple(Binding(spec, tensors[spec.name]) for spec in graph.logical_outputs),
+        inputs=input_bindings(graph, lambda spec: bound(spec, tensors[spec.name])),
+        outputs=tuple(bound(spec, tensors[spec.name]) for spec in graph.logical_outputs),
         runtime_version=RUNTIME_OF_OPSET.get(Graph(model).opset, ""),
         calibration=calibration,
     )

@@ -25,6 +25,7 @@ from converters.quality.parity import Parity
 from converters.report.report import Value
 from edgekit.bundle.manifest import ROLE_MODEL, Cost, FileEntry, Golden, Manifest, Task
 from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.sample_rows import run_samples
 from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes import LogicalRuntime, open_runtime
@@ -150,13 +151,8 @@ def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:
 
 
 def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Answers to `inputs` (N, ...) in chunks that bound memory."""
-    rows = len(next(iter(inputs.values())))
-    parts = [
-        runtime.run({name: value[start : start + CHUNK_ROWS] for name, value in inputs.items()})
-        for start in range(0, rows, CHUNK_ROWS)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Answers (N, ...) to samples `inputs` (N, ...) in chunks that bound memory."""
+    return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs, rows=CHUNK_ROWS)
 
 
 def _answers(

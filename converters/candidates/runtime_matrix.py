@@ -27,6 +27,7 @@ from converters.quality.parity import Parity, compare, compare_with_device
 from converters.report.report import ArtifactContents
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import STATIC, Recipe
+from edgekit.bundle.sample_rows import run_samples
 from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.runtimes import LITERT, LogicalRuntime, RawRuntime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
@@ -165,7 +166,7 @@ def _sums_integers(data: bytes) -> bool:
 def _run(artifact: Artifact, variant: RuntimeVariant, inputs: Mapping[str, Array]) -> dict[str, Array]:
     runtime = LogicalRuntime(variant.open(), artifact.inputs, artifact.outputs)
     try:
-        return runtime.run(inputs)
+        return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs)
     finally:
         runtime.close()
 

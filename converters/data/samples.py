@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from converters.data.image_folders import load_folder
 from converters.data.preprocessing import rows_from_arrays
+from converters.graph.interface import Interface, Number
+from converters.graph.stated import DataArray
 from edgekit.errors import DataError
 from edgekit.preprocess import Processor
 from edgekit.tensors import Array, TensorSpec
@@ -95,7 +99,11 @@ class Split(msgspec.Struct, frozen=True):
 
 
 def load_samples(
-    path: Path, specs: Sequence[TensorSpec], processor: Processor | None = None, classes: Sequence[str] = ()
+    path: Path,
+    specs: Sequence[TensorSpec],
+    processor: Processor | None = None,
+    classes: Sequence[str] = (),
+    interface: Interface | None = None,
 ) -> Samples:
     """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
 
@@ -103,10 +111,12 @@ def load_samples(
 
     Args:
         path: The file or folder.
-        specs: Logical inputs of the model.
+        specs: The inputs that the model reads, with a leading sample axis each.
         processor: Preprocessing steps of the model; None without steps. They run on images of a folder, and on arrays
             that are decoded but not preprocessed.
         classes: Names of the classes in the model's order, where they are known.
+        interface: The source's interface. The file may hold its fixed and unread inputs or not, and floats may have
+            the source's types.
 
     Raises:
         MissingExtraError: a folder is read, and Pillow is not installed.
@@ -119,12 +129,14 @@ def load_samples(
         inputs, indices, names = load_folder(path, processor, classes)
         return _checked(path, inputs, {} if indices is None else {LABELS: indices}, specs, names)
     arrays = _read(path)
-    taken = {spec.name for spec in specs}
+    taken = {spec.name for spec in (*specs, *(one.spec for one in (interface.inputs if interface else ())))}
     beside = {
         name: arrays.pop(name)
         for name in list(arrays)
         if name not in taken and (name in (LABELS, GROUPS) or name.startswith(OTHER_LABELS))
     }
+    if interface is not None:
+        arrays = _of_interface(path, arrays, interface, specs)
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
     return _checked(path, arrays, beside, specs, tuple(classes))
@@ -170,7 +182,10 @@ def _checked(
             f"{name}: holds NaN or infinity" for name, value in {**arrays, **beside}.items() if not _finite(value)
         ]
     if faults:
-        raise DataError(f"{path} does not fit the model: " + "; ".join(faults))
+        raise DataError(
+            f"{path} does not fit the model: " + "; ".join(faults),
+            advice="The first axis of each array counts the samples, also where the model has no batch.",
+        )
     others = {name.removeprefix(OTHER_LABELS): beside[name] for name in beside if name.startswith(OTHER_LABELS)}
     inputs = {spec.name: arrays[spec.name] for spec in specs}
     return Samples(inputs, beside.get(LABELS), classes, others, beside.get(GROUPS))
@@ -187,6 +202,63 @@ def _group_faults(groups: Array) -> list[str]:
     return [
         f"{GROUPS}: an array of {groups.dtype} and shape {list(groups.shape)}, expected names or integers of shape [N]"
     ]
+
+
+def _of_interface(
+    path: Path, arrays: dict[str, Array], interface: Interface, specs: Sequence[TensorSpec]
+) -> dict[str, Array]:
+    """The arrays that the model reads, in its types. Raises DataError where a fixed input has another value."""
+    faults = []
+    for one in interface.others:
+        value = arrays.get(one.spec.name)
+        if one.value is not None and value is not None and not bool(np.all(value == one.value)):
+            found = value[value != one.value].ravel()[0]
+            faults.append(f"{one.spec.name} holds {found}, and the model is fixed to {one.value}")
+    if faults:
+        raise DataError(
+            f"{path} does not fit the model: {'; '.join(faults)}",
+            advice="Convert the model once for each value, with --fix NAME=VALUE and the samples of that value.",
+        )
+    names = {one.spec.name for one in interface.others}
+    types = {one.spec.name: one.spec.dtype.numpy for one in interface.inputs}
+    wanted = {spec.name: spec.dtype.numpy for spec in specs}
+    return {
+        name: value.astype(wanted[name]) if name in wanted and value.dtype == types.get(name) else value
+        for name, value in arrays.items()
+        if name not in names
+    }
+
+
+def data_arrays(path: Path) -> dict[str, DataArray]:
+    """The shapes of the arrays in a data file, by name; empty for a folder or a file that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {SINGLE: DataArray(loaded.shape)}
+        with loaded:
+            shapes = {name: _shape_in(path, f"{name}.npy") for name in loaded.files}
+            return {name: DataArray(shape, _only_value(loaded, name, shape)) for name, shape in shapes.items()}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}  # `load_samples` reports it, once the model is loaded
+
+
+def _shape_in(path: Path, member: str) -> tuple[int, ...]:
+    """The shape of one array of a .npz file, without its values."""
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return tuple(read(file)[0])
+
+
+def _only_value(loaded: Any, name: str, shape: tuple[int, ...]) -> Number | None:
+    """The value of an array with one number; None for others."""
+    if math.prod(shape) != 1:
+        return None
+    value = loaded[name]
+    number: Number | None = value.ravel()[0].item() if value.dtype.kind in "iufb" else None
+    return number
 
 
 def split_samples(samples: Samples) -> Split:

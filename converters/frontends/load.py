@@ -12,12 +12,14 @@ import onnx
 
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import sniff as formats
+from converters.frontends.interface.source_rows import run_samples
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.program_check import write_checked
 from converters.frontends.source_file import SourceFile
-from converters.frontends.tflite import read_tflite, tflite_answers
+from converters.frontends.tflite import read_tflite, tflite_answers, tflite_call
 from converters.frontends.tflite_direct import direct_tflite
 from converters.graph.graph import Graph
+from converters.graph.stated import NOTHING, Stated
 from converters.lowering import Lowered
 from converters.machine import scratch_folder
 from edgekit.errors import SettingsError
@@ -25,6 +27,8 @@ from edgekit.tensors import Array
 
 # From the names of inputs and outputs, in the order wanted in the file, to the source as a float .tflite.
 Direct = Callable[[Sequence[str], Sequence[str]], Lowered]
+
+Answers = Callable[[Mapping[str, Array]], dict[str, Array]]  # of a source, to inputs by name
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -43,20 +47,21 @@ class Source(msgspec.Struct, frozen=True):
     format: str
     sha256: str
     graph: Graph
-    answers: Callable[[Mapping[str, Array]], dict[str, Array]]
+    answers: Answers
     direct: Direct | None = None
 
 
-def load_model(path: Path, process: TensorFlowProcess, *, signature: str = "") -> Source:
+def load_model(path: Path, process: TensorFlowProcess, stated: Stated = NOTHING, *, signature: str = "") -> Source:
     """Load a model of any format that edgekit reads.
 
     Args:
         path: The file or folder.
         process: Runs TensorFlow and PyTorch.
+        stated: What the user stated of the inputs: sizes of free axes, fixed values, and the shapes of the data.
         signature: The signature of a SavedModel; empty for the default.
 
     Raises:
-        SettingsError: There is no such signature, or the format has none.
+        SettingsError: There is no such signature, or the format has none; or `stated` does not fit the model.
         NotFoundError, ModelFormatError, UnsupportedOpError: From `sniff` and the frontends.
         MissingExtraError: The format needs a framework that is not installed.
         ConversionError: TensorFlow or PyTorch failed.
@@ -67,16 +72,17 @@ def load_model(path: Path, process: TensorFlowProcess, *, signature: str = "") -
         raise SettingsError(f"{path} is no SavedModel, so it has no signatures", advice="Leave out --signature.")
     digest = _digest(path)
     if kind == formats.ONNX:
-        return Source(path, kind, digest, load_onnx(path), functools.partial(onnx_answers, path))
+        graph = load_onnx(path, stated)
+        return Source(path, kind, digest, graph, functools.partial(onnx_answers, path, graph=graph))
     if kind == formats.PT2:
-        return _program(path, digest, process)
+        return _program(path, digest, process, stated)
     if kind == formats.TFLITE:
-        graph = canonical(read_tflite(path), str(path))
-        answers = functools.partial(tflite_answers, path)
-        return Source(path, kind, digest, graph, answers, functools.partial(direct_tflite, path))
+        graph = canonical(read_tflite(path), str(path), stated)
+        answers = _answers(graph, functools.partial(tflite_answers, path), functools.partial(tflite_call, path))
+        return Source(path, kind, digest, graph, answers, _direct(graph, functools.partial(direct_tflite, path)))
     file = SourceFile(str(path), kind, signature)
     data = process.call("export_source", source=file)
-    graph = canonical(onnx.load_model_from_string(data), str(path))
+    graph = canonical(onnx.load_model_from_string(data), str(path), stated)
 
     def direct(inputs: Sequence[str], outputs: Sequence[str]) -> Lowered:
         sizes = {spec.name: [1, *spec.shape[1:]] for spec in graph.inputs}
@@ -84,24 +90,38 @@ def load_model(path: Path, process: TensorFlowProcess, *, signature: str = "") -
         lowered: Lowered = process.call("direct", source=file, shapes=shapes, outputs=list(outputs))
         return lowered
 
-    return Source(
-        path, kind, digest, graph, lambda inputs: process.call("answers", source=file, inputs=dict(inputs)), direct
-    )
+    def answers_of(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs: dict[str, Array] = process.call("answers", source=file, inputs=dict(inputs))
+        return outputs
+
+    return Source(path, kind, digest, graph, _answers(graph, answers_of), _direct(graph, direct))
 
 
-def _program(path: Path, digest: str, process: TensorFlowProcess) -> Source:
+def _program(path: Path, digest: str, process: TensorFlowProcess, stated: Stated) -> Source:
     """Load a torch.export program. PyTorch sees only the checked copy, which is deleted after loading."""
     with scratch_folder(prefix="edgekit-program-") as folder:
         checked = Path(folder) / "checked.pt2"
         write_checked(path, checked)
         data = process.call("export_program", path=str(checked))
-    graph = canonical(onnx.load_model_from_string(data), str(path))
+    graph = canonical(onnx.load_model_from_string(data), str(path), stated)
 
     def answers(inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs: dict[str, Array] = process.call("program_answers", path=str(checked), inputs=dict(inputs))
         return outputs
 
-    return Source(path, formats.PT2, digest, graph, answers)
+    return Source(path, formats.PT2, digest, graph, _answers(graph, answers))
+
+
+def _answers(graph: Graph, whole: Answers, call: Answers | None = None) -> Answers:
+    """Runs the source on samples: with `whole`, or where its interface is its own, with single calls."""
+    if graph.interface.plain:
+        return whole
+    return lambda inputs: run_samples(graph, inputs, call or whole)
+
+
+def _direct(graph: Graph, direct: Direct) -> Direct | None:
+    """The direct route, where the source's own interface is the graph's."""
+    return direct if graph.interface.plain else None
 
 
 def _digest(path: Path) -> str:

@@ -62,6 +62,15 @@ def tflite_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def tflite_call(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the file in LiteRT once, on inputs in its own layout."""
+    runtime = LiteRTRuntime(path)
+    try:
+        return runtime.run(inputs)
+    finally:
+        runtime.close()
+
+
 def interface(path: Path, model: Any) -> tuple[dict[str, int], dict[str, int]]:
     """Tensor indices of the inputs and outputs of `model`, the file at `path`, by name.
 

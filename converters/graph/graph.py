@@ -9,17 +9,21 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from converters.cache import array_bytes
+from converters.graph.interface import Interface, SourceInput
 from edgekit.errors import ModelFormatError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType, TensorSpec
 
 BATCH = "batch"
 CHUNK_ROWS = 64
+INTERFACE = "edgekit.interface"  # key of the model's metadata with the source's interface
+_INTERFACES = msgspec.json.Decoder(Interface)
 
 
 class Graph:
@@ -58,13 +62,46 @@ class Graph:
         return tuple(_spec(value) for value in self.model.graph.output)
 
     @property
+    def has_interface(self) -> bool:
+        """True if the graph stores the interface of its source, because it is not the graph's own."""
+        return any(entry.key == INTERFACE for entry in self.model.metadata_props)
+
+    @cached_property
+    def interface(self) -> Interface:
+        """The source's interface. Where none was stored, it is the graph's own, always with a free batch."""
+        stored = next((entry.value for entry in self.model.metadata_props if entry.key == INTERFACE), None)
+        if stored is not None:
+            return _INTERFACES.decode(stored)
+        return Interface(tuple(SourceInput(_free(spec)) for spec in self.inputs), tuple(map(_free, self.outputs)))
+
+    def with_interface(self, interface: Interface) -> Graph:
+        """The same graph of a source with `interface`; its canonical form is this graph."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        kept = [entry for entry in model.metadata_props if entry.key != INTERFACE]
+        kept.append(onnx.StringStringEntryProto(key=INTERFACE, value=msgspec.json.encode(interface).decode()))
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        return Graph(model)
+
+    @property
     def logical_inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs as clients see them, always with a free batch."""
-        return tuple(_free(spec) for spec in self.inputs)
+        """The source's inputs as clients see them, in the source's layout, fixed and unread ones too."""
+        return tuple(one.spec for one in self.interface.inputs)
 
     @property
     def logical_outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs as clients see them, always with a free batch."""
+        """The source's outputs as clients see them, in the source's layout."""
+        return self.interface.outputs
+
+    @property
+    def sample_inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs as data files have them: a free sample axis first."""
+        return tuple(_free(spec) for spec in self.inputs)
+
+    @property
+    def sample_outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs for a number of samples: a free sample axis first."""
         return tuple(_free(spec) for spec in self.outputs)
 
     @property
@@ -159,6 +196,18 @@ class Graph:
             yield {name: value[start : start + rows] for name, value in inputs.items()}
 
 
+def without_interface(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the stored interface of its source, for artifacts, whose bindings have it."""
+    if not any(entry.key == INTERFACE for entry in model.metadata_props):
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    kept = [entry for entry in made.metadata_props if entry.key != INTERFACE]
+    del made.metadata_props[:]
+    made.metadata_props.extend(kept)
+    return made
+
+
 def packed(graph: Graph) -> Array:
     """The serialized model (N,) uint8, as an array that joblib maps into other processes."""
     return np.frombuffer(graph.to_bytes(), np.uint8)
@@ -174,6 +223,8 @@ def digest_of(graph: Graph) -> str:
     constants = graph.constants
     identities: dict[str, str] = {}
     digest = hashlib.sha256(repr((graph.inputs, graph.outputs, graph.opset)).encode())
+    if graph.has_interface:  # artifacts hold its bindings
+        digest.update(repr(msgspec.structs.replace(graph.interface, notes=())).encode())
     for spec in graph.inputs:
         identities[spec.name] = spec.name
     for node in graph.nodes:

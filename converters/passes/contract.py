@@ -65,6 +65,8 @@ def run_pass(step: GraphPass, graph: Graph) -> PassResult:
     if (after.inputs, after.outputs) != (graph.inputs, outputs):
         found, expected = _interface(after.inputs, after.outputs), _interface(graph.inputs, outputs)
         raise ConversionError(f"pass {step.name} changed the interface: found {found}, expected {expected}")
+    if graph.has_interface and not after.has_interface:
+        after = after.with_interface(graph.interface)  # some tools drop metadata, which holds the source's interface
     if not step.holds(after):
         raise ConversionError(f"pass {step.name} ran, but its postcondition does not hold for the new graph")
     return PassResult(after, step.name, after.to_bytes() != before)

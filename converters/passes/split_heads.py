@@ -100,7 +100,8 @@ class SplitHeads:
 
     def _cuts(self, graph: Graph) -> dict[str, _Cut]:
         makers = {name: node for node in graph.nodes for name in node.output}
-        cuts = {spec.name: _cut(graph, makers, spec.name, self._ranges) for spec in graph.outputs}
+        moved = {spec.name for spec in graph.interface.outputs if spec.batch_axis != 0}  # parts have the batch first
+        cuts = {s.name: _cut(graph, makers, s.name, self._ranges) for s in graph.outputs if s.name not in moved}
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
 

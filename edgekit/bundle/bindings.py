@@ -23,6 +23,9 @@ class Binding(msgspec.Struct, frozen=True):
         zero_point: The integer for 0.0.
         joined: The parts of an output that is several tensors of the artifact, each with its own scale; absent for a
             single tensor.
+        value: Of an input: the only value that it takes, in every element; the artifact has no such tensor. Absent for
+            an input that is free.
+        unread: Of an input: True where the model does not read it; the artifact has no such tensor. Absent otherwise.
         state: Of an input: the output that is its value in the next call of the same stream; absent for an input that
             clients send.
     """
@@ -35,6 +38,19 @@ class Binding(msgspec.Struct, frozen=True):
     # UNSET and not None, so that manifests without it keep their bytes and digest.
     joined: Joined | msgspec.UnsetType = msgspec.UNSET
     state: str | msgspec.UnsetType = msgspec.UNSET
+    value: bool | int | float | msgspec.UnsetType = msgspec.UNSET
+    unread: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def in_artifact(self) -> bool:
+        """False for an input that the artifact does not have: it is fixed or unread."""
+        return self.value is msgspec.UNSET and self.unread is not True
+
+    @property
+    def adds_axis(self) -> bool:
+        """True where the logical tensor has no batch and the artifact has a first axis of 1 for it."""
+        spec, artifact = self.spec.shape, self.artifact.shape
+        return None not in spec and len(artifact) == len(spec) + 1 and artifact[0] == 1
 
     @property
     def parts(self) -> tuple[Binding, ...]:
@@ -63,7 +79,12 @@ def binding_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> lis
         faults += _tensor_faults(binding)
         if isinstance(binding.joined, Joined):
             faults.append(f"{binding.spec.name}: an input has parts, which only outputs can have")
+        faults += _absent_faults(binding)
+    if inputs and not any(binding.in_artifact for binding in inputs):
+        faults.append("every input is fixed or unread, expected at least one that the artifact reads")
     for binding in outputs:
+        if not binding.in_artifact:
+            faults.append(f"{binding.spec.name}: an output is fixed or unread, which only inputs can be")
         faults += [fault for part in binding.parts for fault in _tensor_faults(part)]
         faults += _joined_faults(binding, binding.joined) if isinstance(binding.joined, Joined) else []
     artifact_names = [part.artifact.name for binding in outputs for part in binding.parts]
@@ -73,6 +94,45 @@ def binding_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> lis
         for name in sorted(names & {*artifact_names})
     ]
     return faults + _state_faults(inputs, outputs)
+
+
+def _absent_faults(binding: Binding) -> list[str]:
+    """Every reason why an input cannot be absent from the artifact."""
+    name, value, dtype = binding.spec.name, binding.value, binding.spec.dtype
+    if binding.in_artifact:
+        return []
+    faults = []
+    if isinstance(binding.state, str):
+        faults.append(f"{name}: state cannot be fixed or unread")
+    if value is not msgspec.UNSET and not _can_hold(dtype, value):
+        faults.append(f"{name}: it is fixed to {value!r}, which {dtype.value} cannot hold")
+    return faults
+
+
+def _can_hold(dtype: DType, value: object) -> bool:
+    kind = dtype.numpy.kind
+    kinds: dict[str, tuple[type, ...]] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}
+    return isinstance(value, kinds.get(kind, ())) and (kind == "b" or not isinstance(value, bool))
+
+
+def layout_faults(binding: Binding) -> list[str]:
+    """Every reason why the axes of the artifact's tensor do not fit the logical tensor.
+
+    The artifact has the batch first, wherever the logical tensor has it. A tensor without a batch may have one more
+    axis in the artifact, the first, of size 1.
+    """
+    name, spec, artifact, batch = binding.spec.name, binding.spec.shape, binding.artifact.shape, binding.spec.batch_axis
+    if not binding.in_artifact or binding.adds_axis:
+        return []
+    if len(spec) != len(artifact):
+        return [f"{name}: {len(spec)} axes, the artifact has {len(artifact)}"]
+    if batch is None:
+        return []
+    if artifact[0] not in (None, 1):
+        return [f"{name}: the batch is free, the artifact's is {artifact[0]}, expected 1 or any"]
+    if (binding.permute or range(len(spec)))[0] != batch:
+        return [f"{name}: permute {list(binding.permute)} moves the batch axis {batch} away from the front"]
+    return []
 
 
 def _state_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> list[str]:

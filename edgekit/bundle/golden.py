@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.sample_rows import run_samples
 from edgekit.bundle.state import client_outputs, run_stream, state_links
 from edgekit.errors import DataError, ManifestError
 from edgekit.protocols import Runtime
@@ -43,7 +44,7 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 
 def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
-    """The bytes of golden.npz: logical inputs (N, ...) and the float model's outputs (N, ...).
+    """The bytes of golden.npz: inputs (N, ...) and the float model's outputs (N, ...), with the samples first.
 
     For a model with state, they are N steps of one stream, each a whole call with one row: (N, 1, ...).
 
@@ -105,7 +106,12 @@ def run_golden(runtime: Runtime, manifest: Manifest, inputs: Mapping[str, Array]
         DataError, RuntimeLoadError: As `Runtime.run`.
     """
     links = state_links(manifest.inputs)
-    return run_stream(runtime, links, inputs) if links else runtime.run(inputs)
+    if links:
+        return run_stream(runtime, links, inputs)
+    ranks = {spec.name: len(spec.shape) for spec in runtime.inputs if None not in spec.shape}
+    if any(name in ranks and value.ndim == ranks[name] for name, value in inputs.items()):
+        return runtime.run(inputs)  # one call of a model without a batch, and not samples of such calls
+    return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs)
 
 
 def judge(manifest: Manifest, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> SelfTest:

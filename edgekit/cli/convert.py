@@ -88,6 +88,13 @@ _Value = TypeVar("_Value", str, float)
     show_default=True,
     help="auto removes dead channels (0 on every calibration sample); none keeps all channels.",
 )
+@click.option(
+    "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
+)
+@click.option("--dim", "dims", metavar="SYMBOL=N", multiple=True, help="Size of a free axis by its symbol.")
+@click.option(
+    "--fix", "fixed", metavar="NAME=VALUE", multiple=True, help="The input always has this value, as in sr=16000."
+)
 @click.option("--recipe", help=f"The only recipe to try: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="The runtime, where a target runs both.")
 @click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")
@@ -138,12 +145,15 @@ def convert(
         raise click.UsageError("--explain prints text, --json prints values; give one of them.")
     with needs_extra("convert"):
         from converters.cache import default_cache
+        from converters.graph.stated import parse_dim, parse_fixed, parse_shape
         from converters.options import ConversionOptions
         from converters.up_to_date import UP_TO_DATE, ConversionRequest
 
     choices["metric"], choices["metrics"] = _by_output("--metric", choices["metric"], str)
     drop, choices["max_drops"] = _by_output("--max-drop", choices["max_drop"], float)
     choices["max_drop"] = 0.01 if drop is None else drop
+    for name, parse in (("input_shapes", parse_shape), ("dims", parse_dim), ("fixed", parse_fixed)):
+        choices[name] = dict(parse(text) for text in choices[name])
     options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)
     cache = None if no_cache else default_cache()
     request = ConversionRequest(None if dry_run else cache, model, options)

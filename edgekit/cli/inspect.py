@@ -113,9 +113,10 @@ def _model(path: Path) -> dict[str, Any]:
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.frontends import load_model
+        from converters.graph.stated import Stated
 
     with TensorFlowProcess() as child:
-        source = load_model(path, child)
+        source = load_model(path, child, Stated(propose=True))
     graph = source.graph
     return {
         "kind": "model",
@@ -126,9 +127,22 @@ def _model(path: Path) -> dict[str, Any]:
         "parameters": graph.parameters,
         "multiply_adds": sum(graph.macs.values()),
         "operators": graph.operators,
-        "inputs": [_plain(spec) for spec in graph.logical_inputs],
+        **({"notes": list(graph.interface.notes)} if graph.interface.notes else {}),
+        "batch": _batch(graph.interface, free=graph.free_batch),
+        "inputs": [_source_input(one) for one in graph.interface.inputs],
         "outputs": [_plain(spec) for spec in graph.logical_outputs],
     }
+
+
+def _batch(interface: Any, *, free: bool) -> str:
+    if not interface.batched:
+        return "none: a call takes one sample"
+    return "free" if free else "free for clients; rows run one at a time"
+
+
+def _source_input(one: Any) -> dict[str, Any]:
+    fixed = {"value": one.value} if one.value is not None else {}
+    return {**_plain(one.spec), **fixed, **({"unread": True} if one.unread else {})}
 
 
 def _plain(spec: TensorSpec) -> dict[str, Any]:
@@ -137,6 +151,8 @@ def _plain(spec: TensorSpec) -> dict[str, Any]:
 
 def _binding(binding: Binding) -> dict[str, Any]:
     tensor = _plain(binding.spec)
+    if not binding.in_artifact:
+        return {**tensor, **({"unread": True} if binding.unread is True else {"value": binding.value})}
     if isinstance(binding.joined, Joined):
         return {**tensor, "axis": binding.joined.axis, "parts": [_binding(part) for part in binding.joined.parts]}
     tensor["artifact"] = _plain(binding.artifact)
@@ -153,6 +169,10 @@ def _rows(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
 def _in_artifact(tensor: dict[str, Any]) -> str:
     if "parts" in tensor:
         return f"{' + '.join(map(_in_artifact, tensor['parts']))} along axis {tensor['axis']}"
+    if "value" in tensor:
+        return f"fixed to {tensor['value']}"
+    if tensor.get("unread"):
+        return "not read"
     artifact = tensor.get("artifact")
     return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}" if artifact else ""
 
@@ -162,6 +182,8 @@ def _shape(shape: list[int | None]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "-"
     return "-" if value is None else str(value)

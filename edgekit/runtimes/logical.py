@@ -1,7 +1,8 @@
 """LogicalRuntime: runs an artifact with the source model's interface.
 
 Clients use the source's names, dtypes, layout and free batch. The manifest's bindings describe the artifact's tensors:
-another axis order, integers with a scale, half precision, a batch of one, an output in several parts.
+another axis order, integers with a scale, half precision, a batch of one, an output in several parts. The batch is the
+artifact's first axis, wherever the source has it. Inputs that are fixed or unread do not reach the artifact.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
-from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined, layout_faults
 from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array, TensorSpec
@@ -43,13 +45,16 @@ class LogicalRuntime:
         self._outputs = tuple(outputs)
         self._input_specs = tuple(binding.spec for binding in self._inputs)  # read several times per request
         self._output_specs = tuple(binding.spec for binding in self._outputs)
-        self._input_plan, self._output_plan = _lookup(self._inputs), _lookup(self._outputs)
+        self._absent = tuple(binding for binding in self._inputs if not binding.in_artifact)
+        read = tuple(binding for binding in self._inputs if binding.in_artifact)
+        self._read_specs = tuple(binding.spec for binding in read)
+        self._input_plan, self._output_plan = _lookup(read), _lookup(self._outputs)
         self._in_parts = tuple(binding for binding in self._outputs if isinstance(binding.joined, Joined))
-        self._by_row = any(_needs_rows(binding) for binding in self._inputs)
+        self._by_row = any(_needs_rows(binding) for binding in read)
         faults = [
-            *_artifact_faults("input", raw.inputs, self._inputs),
+            *_artifact_faults("input", raw.inputs, read),
             *_artifact_faults("output", raw.outputs, [part for one in self._outputs for part in one.parts]),
-            *_batch_faults(self._inputs, self._outputs, self._by_row),
+            *_batch_faults(read, self._outputs, self._by_row),
         ]
         if faults:
             raw.close()
@@ -82,8 +87,12 @@ class LogicalRuntime:
         Raises:
             DataError: An input is missing, unknown, or of the wrong shape or dtype; the message names all faults.
             RuntimeLoadError: The runtime failed, or returned parts that cannot be joined.
+
+        A fixed or unread input may be left out. A fixed one with another value is a DataError.
         """
-        rows = check_inputs(self._input_specs, inputs)
+        if self._absent:
+            inputs = without_absent(self._absent, inputs)
+        rows = check_inputs(self._read_specs, inputs)
         if rows == 0:
             return {spec.name: _empty(spec) for spec in self._output_specs}
         raw_inputs = {}
@@ -139,8 +148,9 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
         value = values.get(spec.name)
         if value is None or not spec.fits(value):
             return _check_each_input(specs, values)
-        if spec.shape and spec.shape[0] is None:
-            rows = value.shape[0]
+        shape = spec.shape
+        if shape and (shape[0] is None or None in shape):
+            rows = value.shape[0 if shape[0] is None else shape.index(None)]
             if row_count is not None and row_count != rows:
                 return _check_each_input(specs, values)
             row_count = rows
@@ -157,13 +167,35 @@ def _check_each_input(specs: Sequence[TensorSpec], values: Mapping[str, Array]) 
             continue
         input_faults = spec.faults(values[spec.name])
         faults += input_faults
-        if not input_faults and spec.shape and spec.shape[0] is None:
-            rows[spec.name] = values[spec.name].shape[0]
+        if not input_faults and spec.batch_axis is not None:
+            rows[spec.name] = values[spec.name].shape[spec.batch_axis]
     if len(set(rows.values())) > 1:
         faults.append("inputs differ in rows: " + ", ".join(f"{name} has {n}" for name, n in rows.items()))
     if faults:
         raise DataError("; ".join(faults))
     return next(iter(rows.values()), None)
+
+
+def without_absent(absent: Sequence[Binding], values: Mapping[str, Array]) -> dict[str, Array]:
+    """The values that reach the artifact: without those of the bindings `absent`, which are checked.
+
+    Raises:
+        DataError: A fixed input has another value, or one of them does not fit its spec; the message names all faults.
+    """
+    faults, left = [], dict(values)
+    for binding in absent:
+        name = binding.spec.name
+        if name not in left:
+            continue
+        value = left.pop(name)
+        wrong = binding.spec.faults(value)
+        if not wrong and binding.value is not msgspec.UNSET and not np.all(value == binding.value):
+            found = value[value != binding.value].ravel()[0]
+            wrong = [f"{name}: the model is fixed to {binding.value}, and the input holds {found}"]
+        faults += wrong
+    if faults:
+        raise DataError("; ".join(faults))
+    return left
 
 
 def to_artifact(binding: Binding, value: Array) -> Array:
@@ -180,7 +212,7 @@ def to_artifact(binding: Binding, value: Array) -> Array:
             raise DataError(f"{binding.spec.name}: contains NaN, which an {dtype.name} model cannot take")
         limits = np.iinfo(dtype)
         value = np.clip(np.rint(value / np.float32(binding.scale)) + binding.zero_point, limits.min, limits.max)
-    return np.asarray(value, dtype=dtype, order="C")
+    return np.asarray(value[np.newaxis] if binding.adds_axis else value, dtype=dtype, order="C")
 
 
 def to_logical(binding: Binding, value: Array) -> Array:
@@ -192,6 +224,8 @@ def _dequantized(binding: Binding, value: Array) -> Array:
     """As `to_logical`, without conversion of dtype and memory order."""
     if binding.scale is not None:
         value = (value.astype(np.float32) - np.float32(binding.zero_point)) * np.float32(binding.scale)
+    if binding.adds_axis:
+        value = value[0]
     return value.transpose(np.argsort(binding.permute)) if binding.permute else value
 
 
@@ -226,12 +260,12 @@ def _lookup(bindings: Sequence[Binding]) -> list[tuple[str, str, bool, Binding]]
 
 def _is_equal(binding: Binding) -> bool:
     """True if the artifact's tensor equals the logical one."""
-    return binding.spec.dtype is binding.artifact.dtype and binding.scale is None and not binding.permute
+    same_axes = not binding.permute and not binding.adds_axis
+    return binding.spec.dtype is binding.artifact.dtype and binding.scale is None and same_axes
 
 
 def _needs_rows(binding: Binding) -> bool:
-    spec, artifact = binding.spec.shape, binding.artifact.shape
-    return bool(spec) and bool(artifact) and spec[0] is None and artifact[0] == 1
+    return None in binding.spec.shape and binding.artifact.shape[:1] == (1,)
 
 
 def _empty(spec: TensorSpec) -> Array:
@@ -264,24 +298,17 @@ def _same_shape(actual: Sequence[int | None], want: Sequence[int | None], *, exa
 
 
 def _batch_faults(inputs: Sequence[Binding], outputs: Sequence[Binding], by_row: bool) -> list[str]:
-    faults = []
-    for binding in (*inputs, *outputs, *(part for one in outputs for part in one.parts if part is not one)):
-        spec, artifact = binding.spec.shape, binding.artifact.shape
-        if len(spec) != len(artifact):
-            faults.append(f"{binding.spec.name}: {len(spec)} axes, the artifact has {len(artifact)}")
-        elif spec and spec[0] is None and artifact[0] not in (None, 1):
-            faults.append(f"{binding.spec.name}: the batch is free, the artifact's is {artifact[0]}, expected 1 or any")
-        elif spec and spec[0] is None and binding.permute and binding.permute[0] != 0:
-            faults.append(f"{binding.spec.name}: permute {list(binding.permute)} moves the batch axis")
+    every = (*inputs, *outputs, *(part for one in outputs for part in one.parts if part is not one))
+    faults = [fault for binding in every for fault in layout_faults(binding)]
     if by_row:
         faults += [
             f"output {binding.spec.name} has no free batch to join the rows of a batch-1 artifact"
             for binding in outputs
-            if not binding.spec.shape or binding.spec.shape[0] is not None
+            if None not in binding.spec.shape and not binding.adds_axis
         ]
         faults += [
             f"input {binding.spec.name} has a free batch in the artifact, where another input has a batch of 1"
             for binding in inputs
-            if binding.spec.shape and binding.spec.shape[0] is None and binding.artifact.shape[:1] == (None,)
+            if None in binding.spec.shape and binding.artifact.shape[:1] == (None,)
         ]
     return faults

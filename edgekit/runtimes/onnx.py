@@ -62,6 +62,7 @@ class OnnxRuntime:
             the weights. 0 for no limit.
         optimize: Let ONNX Runtime rewrite the graph; False runs it unchanged, for comparisons.
         exact: Exact int8 sums on x86, see above; False uses ONNX Runtime's default, for comparisons.
+        quiet: ONNX Runtime prints nothing of its own where it fails; for trial runs.
 
     Raises:
         RuntimeLoadError: The model is missing, damaged, or contains something that this ONNX Runtime cannot run; or a
@@ -80,6 +81,7 @@ class OnnxRuntime:
         arena_bytes: int = 0,
         optimize: bool = True,
         exact: bool = True,
+        quiet: bool = False,
     ) -> None:
         self._arena_bytes = arena_bytes
         self._name = "the model" if isinstance(model, bytes) else model.name
@@ -92,7 +94,7 @@ class OnnxRuntime:
             self._session: Any = _session(
                 model if isinstance(model, bytes) else str(model),
                 arena_bytes,
-                sess_options=_options(threads, arena or arena_bytes > 0, optimize=optimize, exact=exact),
+                sess_options=_options(threads, arena or arena_bytes > 0, optimize=optimize, exact=exact, quiet=quiet),
                 providers=chosen or [CPU],
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
             )
@@ -219,12 +221,12 @@ def _mib(size: str | int) -> str:
     return f"{int(size) / 2**20:.1f} MiB"
 
 
-def _options(threads: int, arena: bool, *, optimize: bool, exact: bool) -> Any:
+def _options(threads: int, arena: bool, *, optimize: bool, exact: bool, quiet: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = arena
-    options.log_severity_level = 3  # errors only; this adapter reports the relevant warnings
+    options.log_severity_level = 4 if quiet else 3  # errors only; this adapter reports the relevant warnings
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if not optimize:

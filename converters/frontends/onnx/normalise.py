@@ -7,9 +7,10 @@ from pathlib import Path
 import onnx
 from onnx import checker
 
-from converters.frontends.onnx.batch import name_batch
+from converters.frontends.interface.sizes import settle
+from converters.frontends.interface.step import canonical_graph
 from converters.frontends.onnx.branches import fold_branches
-from converters.frontends.onnx.floats import all_float32
+from converters.frontends.onnx.floats import all_float32, dtypes_of
 from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
@@ -20,30 +21,40 @@ from converters.frontends.onnx.source import inlined, source_model
 from converters.frontends.onnx.tails import refuse_tail, tail_of
 from converters.frontends.onnx.weights import require_finite_weights
 from converters.graph.graph import Graph, label
+from converters.graph.stated import NOTHING, Stated
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 
 
-def load_onnx(path: Path) -> Graph:
+def load_onnx(path: Path, stated: Stated = NOTHING) -> Graph:
     """Read an .onnx file, and its external data file beside it if it has one.
 
     Raises:
-        ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, or has free axes.
+        ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, or has free axes
+            besides the batch whose sizes `stated` does not give.
         UnsupportedOpError: A node's domain is not ONNX's own.
+        SettingsError: `stated` does not fit the model.
     """
-    return canonical(source_model(path), str(path))
+    return canonical(source_model(path), str(path), stated)
 
 
-def canonical(model: onnx.ModelProto, source: str) -> Graph:
+def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> Graph:
     """Convert a parsed model to the canonical form.
 
+    Args:
+        model: The parsed model.
+        source: Its path, for messages.
+        stated: What the user stated of its inputs.
+
     Raises:
-        ModelFormatError, UnsupportedOpError: As `load_onnx`.
+        ModelFormatError, UnsupportedOpError, SettingsError: As `load_onnx`.
     """
     model = inlined(repaired(model), source)
     refuse_quantized(model, source)
     _refuse_custom(model)
     require_known_operators(model)
+    dtypes = dtypes_of(model)
     model = all_float32(model, source)
+    model, settled = settle(model, stated, source)
     model = fold_branches(model, source)
     model = at_opset(model, source)
     require_known_operators(model)
@@ -52,9 +63,9 @@ def canonical(model: onnx.ModelProto, source: str) -> Graph:
         raise refuse_tail(tail, source)
     _check(model, source)
     require_finite_weights(model, source)
-    name_batch(model, source)
-    name_nodes(model)
-    return Graph(model)
+    graph = canonical_graph(model, settled, source, dtypes)
+    name_nodes(graph.model)  # this graph was made just now, and nobody else holds it
+    return graph
 
 
 def _refuse_custom(model: onnx.ModelProto) -> None:

@@ -31,9 +31,15 @@ def can_batch(manifest: Manifest) -> bool:
         return False
 
     def is_free(binding: Binding) -> bool:
-        return binding.spec.shape[:1] == (None,) and binding.artifact.shape[:1] == (None,)
+        return None in binding.spec.shape and binding.artifact.shape[:1] == (None,)
 
-    return all(map(is_free, (*manifest.inputs, *manifest.outputs)))
+    read = [binding for binding in manifest.inputs if binding.in_artifact]
+    return all(map(is_free, (*read, *manifest.outputs)))
+
+
+def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
+    """The axis along which requests are joined, by tensor; None for a tensor without a batch."""
+    return {spec.name: spec.batch_axis for spec in specs}
 
 
 def shape_of(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[object, int]:
@@ -48,21 +54,42 @@ def shape_of(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[
         return None, 1
     if not rows:
         return None, 1
-    return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs)), rows
+    return tuple((spec.name, _shape_in(spec, inputs[spec.name])) for spec in specs if spec.name in inputs), rows
 
 
-def join(requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The inputs of several requests of one shape, one after the other."""
-    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+def _shape_in(spec: TensorSpec, value: Array) -> object:
+    """What must be equal of an input in joined requests: its other axes, or without a batch its bytes."""
+    axis = spec.batch_axis
+    return value.tobytes() if axis is None else value.shape[:axis] + value.shape[axis + 1 :]
 
 
-def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:
-    """The answers of each request, copied from the joined outputs, so that no answer keeps the others in memory."""
+def join(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None]) -> dict[str, Array]:
+    """The inputs of several requests of one shape, one after the other along the batch, which `axes` gives by name."""
+    first = requests[0]
+    return {
+        name: first[name] if (axis := axes[name]) is None else np.concatenate([one[name] for one in requests], axis)
+        for name in first
+    }
+
+
+def split(outputs: Mapping[str, Array], rows: Sequence[int], axes: Mapping[str, int | None]) -> list[dict[str, Array]]:
+    """The answers of each request, copied from the joined outputs, so that no answer keeps the others in memory.
+
+    Args:
+        outputs: The joined outputs.
+        rows: The rows of each request.
+        axes: The batch axis of each output; only models whose every output has a batch are joined.
+    """
     ends = np.cumsum(rows)
     return [
-        {name: value[end - n : end].copy() for name, value in outputs.items()}
+        {name: _part(value, axes[name] or 0, end - n, end) for name, value in outputs.items()}
         for n, end in zip(rows, ends, strict=True)
     ]
+
+
+def _part(value: Array, axis: int, start: int, end: int) -> Array:
+    part: Array = value[(slice(None),) * axis + (slice(start, end),)].copy()
+    return part
 
 
 def best_rows(seconds: Mapping[int, float]) -> int:

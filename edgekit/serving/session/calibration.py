@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgekit.bundle.golden import read_golden
+from edgekit.bundle.golden import read_golden, run_golden
 from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
-from edgekit.bundle.state import run_stream, state_links
+from edgekit.bundle.sample_rows import to_layout
 from edgekit.errors import ArenaFullError, ManifestError
 from edgekit.protocols import Runtime
 from edgekit.sealing.opening import read_file
@@ -24,11 +24,7 @@ def run_golden_row(runtime: Runtime, manifest: Manifest, folder: Path) -> None:
         DataError, RuntimeLoadError: as Runtime.run.
     """
     inputs = _golden_inputs(manifest, folder)
-    if links := state_links(manifest.inputs):
-        run_stream(runtime, links, {name: value[:1] for name, value in inputs.items()})
-        return
-    free = {spec.name for spec in runtime.inputs if spec.shape[:1] == (None,)}
-    runtime.run({name: value[:1] if name in free else value for name, value in inputs.items()})
+    run_golden(runtime, manifest, {name: value[:1] for name, value in inputs.items()})
 
 
 def measure_rows(
@@ -48,7 +44,11 @@ def measure_rows(
     """
     inputs = _golden_inputs(manifest, folder)
     golden = len(next(iter(inputs.values())))
-    singles = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(golden)]
+    axes = batching.batch_axes((*runtime.inputs, *runtime.outputs))
+    singles = [
+        {spec.name: to_layout(spec, inputs[spec.name][i : i + 1]) for spec in runtime.inputs if spec.name in inputs}
+        for i in range(golden)
+    ]
     seconds = {1: min(_timed_run(runtime, singles[0])[0] for _ in range(3))}
     if seconds[1] < fast_seconds:
         return 1
@@ -58,11 +58,11 @@ def measure_rows(
             break
         chosen = [singles[i % golden] for i in range(rows)]
         try:
-            (first, outputs), (second, _) = (_timed_run(runtime, batching.join(chosen)) for _ in range(2))
+            (first, outputs), (second, _) = (_timed_run(runtime, batching.join(chosen, axes)) for _ in range(2))
         except ArenaFullError:
             break
         spent += first + second
-        for one, joined in zip(chosen[:golden], batching.split(outputs, [1] * rows), strict=False):
+        for one, joined in zip(chosen[:golden], batching.split(outputs, [1] * rows, axes), strict=False):
             if batching.differs(manifest, runtime.run(one), joined):
                 return 1
         seconds[rows] = min(first, second)

@@ -111,7 +111,8 @@ class Session:
         ]
         self.runtime: Runtime
         self._runtimes: tuple[Runtime, ...] = ()
-        self._batch_input: str | None = None  # name of an input whose first axis counts the rows
+        self._batch_input: tuple[str, int] | None = None  # an input, and the axis of it that counts the rows
+        self._axes = batching.batch_axes([one.spec for one in (*manifest.inputs, *manifest.outputs)])
         self.processing: SessionProcessing | None = None
         self.streams = open_streams(manifest, limits, Calls(self._run, self._admit, self._expired, clock))
 
@@ -152,7 +153,14 @@ class Session:
             loaded = await asyncio.gather(*(asyncio.wrap_future(one.loaded) for one in session._instances))
             stack.pop_all()
         session.runtime, session._runtimes = loaded[0], tuple(loaded)
-        session._batch_input = next((spec.name for spec in loaded[0].inputs if spec.shape[:1] == (None,)), None)
+        session._batch_input = next(
+            (
+                (one.spec.name, axis)
+                for one in manifest.inputs
+                if one.in_artifact and (axis := one.spec.batch_axis) is not None
+            ),
+            None,
+        )
         session._may_inline = not any(isinstance(one, HasMemory) for one in loaded)
         session.processing = processing
         return session
@@ -307,8 +315,8 @@ class Session:
         """Answer all jobs by one run; False where it failed. Then each runs alone, and only the faulty one fails."""
         start = time.perf_counter_ns()
         try:
-            outputs = runtime.run(batching.join([job.inputs for job in jobs]))
-            answers = batching.split(outputs, [job.rows for job in jobs])
+            outputs = runtime.run(batching.join([job.inputs for job in jobs], self._axes))
+            answers = batching.split(outputs, [job.rows for job in jobs], self._axes)
         except EdgekitError:
             return False
         spent = time.perf_counter_ns() - start
@@ -337,7 +345,7 @@ class Session:
                 self.statistics.failed(time.perf_counter_ns() - arrived)
             raise
         spent = time.perf_counter_ns() - start
-        rows = 1 if self._batch_input is None else len(inputs[self._batch_input])
+        rows = 1 if self._batch_input is None else inputs[self._batch_input[0]].shape[self._batch_input[1]]
         wall_ms = int(time.time() * 1000)
         with self._lock:
             self._note_mean(spent / 1e9)

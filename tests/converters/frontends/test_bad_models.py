@@ -144,12 +144,6 @@ def test_free_axis_other_than_the_batch_is_refused(tmp_path):
     assert "axis 1 (w)" in str(refused(models.saved(model, tmp_path / "m.onnx")))
 
 
-def test_fixed_batch_above_one_is_refused(tmp_path):
-    """A batch of 4 cannot be served row by row."""
-    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [4, 2]}, {"y": [4, 2]})
-    assert "first axis of 4" in str(refused(models.saved(model, tmp_path / "m.onnx")))
-
-
 @pytest.mark.heavy
 def test_lambda_layer_is_refused_by_name(keras_folder):
     """A Lambda layer is Python code; it is refused by its name before TensorFlow starts."""

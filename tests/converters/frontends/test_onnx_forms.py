@@ -14,7 +14,8 @@ from tests.simulators import models
 def answers(model, path, x):
     """The file's own answers and those of its canonical graph."""
     path = models.saved(model, path)
-    return onnx_answers(path, {"x": x}), load_onnx(path).run({"x": x})
+    graph = load_onnx(path)
+    return onnx_answers(path, {"x": x}, graph=graph), graph.run({"x": x})
 
 
 def same(model, tmp_path, x, atol=1e-6):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from edgekit.bundle.bindings import Binding, Joined
+from edgekit.bundle.bindings import Binding, Joined, binding_faults
 from edgekit.bundle.manifest import parse_manifest
 from edgekit.cli.inspect import inspect
 from edgekit.errors import ManifestError
@@ -127,3 +127,23 @@ def test_inspect_shows_how_an_output_is_joined(tmp_path: Path) -> None:
     [output] = json.loads(CliRunner().invoke(inspect, [str(tmp_path), "--json"]).output)["outputs"]
     assert (output["name"], output["shape"], output["axis"]) == ("found", [None, 10, 7], 2)
     assert [one["artifact"]["scale"] for one in output["parts"]] == [0.5, 0.5]
+
+
+def fixed(value: object, dtype: DType = DType.INT64, **how: object) -> list[str]:
+    """The faults of a model with a fixed input."""
+    rate, x = TensorSpec("sr", dtype, ()), TensorSpec("x", DType.FLOAT32, (None, 2))
+    return binding_faults([Binding(rate, rate, value=value, **how), Binding(x, x)], [Binding(x, x)])  # type: ignore[arg-type]
+
+
+def test_fixed_input_has_a_value_of_its_type() -> None:
+    """A fraction or a truth value is no integer; a model whose every input is fixed has nothing to run."""
+    assert not fixed(16000)
+    assert not fixed(0.5, DType.FLOAT32)
+    assert not fixed(True, DType.BOOL)
+    for value, dtype in ((0.5, DType.INT64), (True, DType.INT64), (1, DType.BOOL), (1, DType.BYTES)):
+        assert any("cannot hold" in fault for fault in fixed(value, dtype))
+    assert any("state" in fault for fault in fixed(1, state="x"))
+    x = TensorSpec("x", DType.FLOAT32, (None, 2))
+    only = binding_faults([Binding(x, x, unread=True)], [Binding(x, x)])
+    assert any("every input" in fault for fault in only)
+    assert any("output" in fault for fault in binding_faults([Binding(x, x)], [Binding(x, x, unread=True)]))

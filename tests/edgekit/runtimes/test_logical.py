@@ -216,3 +216,83 @@ def test_parts_of_sizes_that_nobody_promised_are_an_error() -> None:
     }
     with pytest.raises(RuntimeLoadError, match=r"o1 \[2, 3, 5\], expected \[any, 4, 5\] when joined along axis 2"):
         runtime.run({"x": np.zeros((2, 4, 5), np.float32)})
+
+
+def runtime_of(raw: Echo, inputs: list[Binding], outputs: list[Binding] | None = None) -> LogicalRuntime:
+    """A runtime whose outputs have the layout of the inputs that reach the artifact."""
+    read = [one for one in inputs if one.in_artifact]
+    made = [
+        Binding(TensorSpec(f"{one.spec.name}_out", one.spec.dtype, one.spec.shape), raw.outputs[i], one.permute)
+        for i, one in enumerate(read)
+    ]
+    return LogicalRuntime(raw, inputs, outputs or made)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_batch_may_be_another_axis_of_the_logical_tensor(batch: int | None) -> None:
+    """(T, N, C) reaches the artifact with its batch first, whole or row by row, and comes back as (T, N, C)."""
+    raw = Echo({"a": (DType.FLOAT32, (batch, 4, 2))})
+    x = np.random.default_rng(0).random((4, 3, 2), np.float32)
+    spec = TensorSpec("x", DType.FLOAT32, (4, None, 2))
+    runtime = runtime_of(raw, [Binding(spec, raw.inputs[0], (1, 0, 2))])
+    np.testing.assert_array_equal(runtime.run({"x": x})["x_out"], x)
+    assert [one["a"].shape for one in raw.seen] == ([(3, 4, 2)] if batch is None else [(1, 4, 2)] * 3)
+    assert runtime.run({"x": x[:, :0]})["x_out"].shape == (4, 0, 2)
+
+
+def test_batches_of_all_inputs_must_agree_wherever_they_stand() -> None:
+    """Three rows along axis 1 and two along axis 0 are an error with both."""
+    raw = Echo({"a": (DType.FLOAT32, (None, 2)), "h": (DType.FLOAT32, (None, 1, 2))})
+    inputs = [
+        Binding(TensorSpec("x", DType.FLOAT32, (None, 2)), raw.inputs[0]),
+        Binding(TensorSpec("h", DType.FLOAT32, (1, None, 2)), raw.inputs[1], (1, 0, 2)),
+    ]
+    runtime = runtime_of(raw, inputs)
+    with pytest.raises(DataError, match="x has 2, h has 3"):
+        runtime.run({"x": np.zeros((2, 2), np.float32), "h": np.zeros((1, 3, 2), np.float32)})
+
+
+def test_tensor_without_a_batch_gets_the_first_axis_of_the_artifact() -> None:
+    """An image without a batch, and a scalar, reach an artifact whose first axis is 1."""
+    raw = Echo({"a": (DType.FLOAT32, (1, 4, 5, 3)), "s": (DType.FLOAT32, (1,))})
+    inputs = [
+        Binding(TensorSpec("x", DType.FLOAT32, (3, 4, 5)), raw.inputs[0], (1, 2, 0)),
+        Binding(TensorSpec("gain", DType.FLOAT32, ()), raw.inputs[1]),
+    ]
+    x, gain = np.random.default_rng(0).random((3, 4, 5), np.float32), np.float32(2.0)
+    found = runtime_of(raw, inputs).run({"x": x, "gain": np.asarray(gain)})
+    np.testing.assert_array_equal(found["x_out"], x)
+    assert found["gain_out"].shape == ()
+    assert found["gain_out"] == gain
+    np.testing.assert_array_equal(raw.seen[0]["a"], x.transpose(1, 2, 0)[None])
+
+
+def test_fixed_and_unread_inputs_do_not_reach_the_artifact() -> None:
+    """A fixed input may be left out or have its value; another value, or a wrong shape, is an error."""
+    raw = Echo({"a": (DType.FLOAT32, (None, 2))})
+    rate, unused = TensorSpec("sr", DType.INT64, ()), TensorSpec("unused", DType.FLOAT32, (None, 3))
+    inputs = [
+        Binding(rate, rate, value=16000),
+        Binding(TensorSpec("x", DType.FLOAT32, (None, 2)), raw.inputs[0]),
+        Binding(unused, unused, unread=True),
+    ]
+    runtime = runtime_of(raw, inputs)
+    x = np.ones((2, 2), np.float32)
+    assert [spec.name for spec in runtime.inputs] == ["sr", "x", "unused"]
+    for more in ({}, {"sr": np.array(16000)}, {"unused": np.zeros((2, 3), np.float32)}):
+        np.testing.assert_array_equal(runtime.run({"x": x, **more})["x_out"], x)
+    assert all(one.keys() == {"a"} for one in raw.seen)
+    with pytest.raises(DataError, match="sr: the model is fixed to 16000, and the input holds 8000"):
+        runtime.run({"x": x, "sr": np.array(8000)})
+    with pytest.raises(DataError, match="sr: shape is"):
+        runtime.run({"x": x, "sr": np.array([16000])})
+
+
+def test_layout_that_moves_the_batch_away_from_the_front_is_refused() -> None:
+    """The artifact has the batch first; a binding that says otherwise does not load."""
+    raw = Echo({"a": (DType.FLOAT32, (None, 4, 2))})
+    with pytest.raises(RuntimeLoadError, match="moves the batch axis 1"):
+        runtime_of(raw, [Binding(TensorSpec("x", DType.FLOAT32, (4, None, 2)), raw.inputs[0])])
+    raw = Echo({"a": (DType.FLOAT32, (2, 4))})
+    with pytest.raises(RuntimeLoadError, match="1 axes, the artifact has 2"):
+        runtime_of(raw, [Binding(TensorSpec("x", DType.FLOAT32, (4,)), raw.inputs[0])])

@@ -16,12 +16,30 @@ from hypothesis import strategies as st
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import ArenaFullError, DataError
 from edgekit.runtimes import open_runtime
-from edgekit.serving.session.batching import best_rows, can_batch, join, shape_of, split
+from edgekit.serving.session.batching import batch_axes, best_rows, can_batch, join, shape_of, split
 from edgekit.serving.session.session import Session, SessionTimes
 from edgekit.tensors import Array, DType, TensorSpec
 from tests.simulators.small_models import litert_bundle, onnx_bundle, softmax
 
 X = TensorSpec("x", DType.FLOAT32, (None, 3))
+
+
+AXES: dict[str, int | None] = {"x": 0}
+
+
+def test_rows_are_joined_along_the_batch_of_each_tensor() -> None:
+    """A batch in the middle is joined there; a scalar is sent once, and requests with other scalars are not joined."""
+    specs = [TensorSpec("h", DType.FLOAT32, (2, None, 3)), TensorSpec("sr", DType.INT64, ())]
+    axes = batch_axes(specs)
+    requests = [{"h": np.random.default_rng(n).random((2, n, 3), np.float32), "sr": np.array(16000)} for n in (1, 2, 3)]
+    whole = join(requests, axes)
+    assert whole["h"].shape == (2, 6, 3)
+    assert whole["sr"] == 16000
+    for one, found in zip(requests, split({"h": whole["h"]}, [1, 2, 3], axes), strict=True):
+        np.testing.assert_array_equal(found["h"], one["h"])
+    assert [shape_of(specs, one)[1] for one in requests] == [1, 2, 3]
+    other = {**requests[0], "sr": np.array(8000)}
+    assert shape_of(specs, requests[1])[0] == shape_of(specs, requests[2])[0] != shape_of(specs, other)[0]
 
 
 def rows_of(*counts: int) -> list[dict[str, Array]]:
@@ -50,7 +68,7 @@ def test_what_does_not_fit_the_model_runs_alone() -> None:
 def test_what_was_joined_comes_apart_as_it_was(counts: list[int]) -> None:
     """Joined requests are split into the same rows again, whatever their numbers."""
     requests = rows_of(*counts)
-    for one, found in zip(requests, split(join(requests), counts), strict=True):
+    for one, found in zip(requests, split(join(requests, AXES), counts, AXES), strict=True):
         np.testing.assert_array_equal(found["x"], one["x"])
         assert found["x"].base is None
 

@@ -1,0 +1,50 @@
+"""Runs a source model, in its own layout, on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from converters.graph.graph import CHUNK_ROWS, Graph
+from converters.graph.interface import SourceInput
+from edgekit.tensors import Array
+
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str, Array]:
+    """The answers of a source to `inputs`, which have the samples first.
+
+    Args:
+        graph: The canonical graph of the source, with its interface.
+        inputs: Samples (N, ...) of the graph's inputs.
+        run: Runs the source once on inputs in its own layout; it gets fixed and unread inputs too.
+
+    Returns:
+        Answers (N, ...) by output.
+    """
+    interface, count = graph.interface, len(next(iter(inputs.values())))
+    rows = CHUNK_ROWS if graph.free_batch and interface.by_rows else 1
+    parts: list[dict[str, Array]] = []
+    for start in range(0, count, rows):
+        size = min(rows, count - start)
+        feed = {one.spec.name: _layout(one, inputs, start, size) for one in interface.inputs}
+        answers = run(feed)
+        part = {}
+        for spec in interface.outputs:
+            axis, value = spec.batch_axis, np.asarray(answers[spec.name])
+            part[spec.name] = value[np.newaxis] if axis is None else np.moveaxis(value, axis, 0)
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _layout(one: SourceInput, inputs: Mapping[str, Array], start: int, size: int) -> Array:
+    """Samples `start` to `start` + `size` of one input in the source's layout."""
+    spec = one.spec
+    if not one.in_graph:
+        shape = [size if axis is None else axis for axis in spec.shape]
+        return np.full(shape, one.value or 0).astype(spec.dtype.numpy)
+    value = inputs[spec.name][start : start + size]
+    made = value[0] if spec.batch_axis is None else np.moveaxis(value, 0, spec.batch_axis)
+    return np.ascontiguousarray(made, dtype=spec.dtype.numpy).reshape(made.shape)

@@ -1,0 +1,102 @@
+"""What the user stated of a model's inputs: sizes of free axes, fixed values, and the shapes of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from converters.graph.interface import Number
+from edgekit.errors import SettingsError
+
+SINGLE = "x"  # the name that data files may use for the only input
+
+
+class DataArray(msgspec.Struct, frozen=True):
+    """One array of the data file.
+
+    Attributes:
+        shape: Its sizes, with the samples first, except where a scalar is given once.
+        value: The value of an array with one element; None for other arrays.
+    """
+
+    shape: tuple[int, ...]
+    value: Number | None = None
+
+
+class Stated(msgspec.Struct, frozen=True):
+    """What the user stated of the inputs.
+
+    Attributes:
+        shapes: Sizes of all axes of an input, by its name (``--input-shape``).
+        dims: Sizes of free axes by their symbol (``--dim``).
+        fixed: Values of inputs that are always the same, by name (``--fix``).
+        data: Arrays of the data file by name; empty without one.
+        propose: Take the proposed sizes of free axes instead of a refusal, and say so in a note.
+    """
+
+    shapes: Mapping[str, Sequence[int]] = {}
+    dims: Mapping[str, int] = {}
+    fixed: Mapping[str, Number] = {}
+    data: Mapping[str, DataArray] = {}
+    propose: bool = False
+
+    def data_of(self, name: str, inputs: Sequence[str]) -> DataArray | None:
+        """The data of input `name` of a model with `inputs`; ``x`` is the only input that needs data."""
+        found = self.data.get(name)
+        open_inputs = [one for one in inputs if one not in self.fixed and one not in self.data]
+        if found is None and open_inputs == [name]:
+            found = self.data.get(SINGLE)
+        return found
+
+
+NOTHING = Stated()
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """The name and the sizes of ``NAME=1,3,320,320``.
+
+    Raises:
+        SettingsError: The text has another form.
+    """
+    name, equals, sizes = text.rpartition("=")
+    parts = [part.strip() for part in sizes.replace("x", ",").split(",")]
+    if not (equals and name and all(part.isdigit() and int(part) > 0 for part in parts)):
+        raise SettingsError(
+            f"input shape {text!r} does not have the form NAME=SIZE,SIZE", advice="Give for example x=1,3,320,320."
+        )
+    return name, tuple(int(part) for part in parts)
+
+
+def parse_dim(text: str) -> tuple[str, int]:
+    """The symbol and the size of ``SYMBOL=N``.
+
+    Raises:
+        SettingsError: The text has another form.
+    """
+    symbol, equals, size = text.rpartition("=")
+    if not (equals and symbol and size.strip().isdigit() and int(size) > 0):
+        raise SettingsError(f"dim {text!r} does not have the form SYMBOL=N", advice="Give for example height=320.")
+    return symbol, int(size)
+
+
+def parse_fixed(text: str) -> tuple[str, Number]:
+    """The name and the value of ``NAME=VALUE``: a number, ``true`` or ``false``.
+
+    Raises:
+        SettingsError: The text has another form.
+    """
+    name, equals, value = text.rpartition("=")
+    words = {"true": True, "false": False}
+    if equals and name and value.strip().lower() in words:
+        return name, words[value.strip().lower()]
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if equals and name and abs(number) < float("inf"):
+            return name, number
+    raise SettingsError(
+        f"{text!r} does not have the form NAME=VALUE with a number", advice="Give for example sr=16000."
+    )

@@ -1,0 +1,67 @@
+"""Samples with their axis first, as data files and golden answers have them, and the model's own layout.
+
+The model's batch may be another axis, or it may have none; then each sample is a call of its own. Rules only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from edgekit.tensors import Array, TensorSpec
+
+Run = Callable[[dict[str, Array]], Mapping[str, Array]]
+
+
+def joins_samples(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """True if a call may take several samples: every tensor has a batch."""
+    return all(None in spec.shape for spec in (*inputs, *outputs))
+
+
+def to_layout(spec: TensorSpec, samples: Array) -> Array:
+    """Samples (N, ...) in the layout of `spec`; a tensor without a batch takes the first sample only."""
+    axis = spec.batch_axis
+    if axis is None:
+        return samples[0] if samples.ndim > 1 else np.asarray(samples[0])
+    return samples if axis == 0 else np.ascontiguousarray(np.moveaxis(samples, 0, axis))
+
+
+def from_layout(spec: TensorSpec, value: Array) -> Array:
+    """A tensor in the layout of `spec` as samples (N, ...); without a batch it is one sample."""
+    axis = spec.batch_axis
+    return np.asarray(value)[np.newaxis] if axis is None else np.moveaxis(value, axis, 0) if axis else value
+
+
+def run_samples(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    samples: Mapping[str, Array],
+    *,
+    rows: int | None = None,
+) -> dict[str, Array]:
+    """Run a model on samples.
+
+    Args:
+        run: Runs the model once, in its own layout.
+        inputs, outputs: Its logical tensors.
+        samples: Samples (N, ...) by input; an input that the model may be run without can be left out.
+        rows: Most samples of one call; None for all at once.
+
+    Returns:
+        Answers (N, ...) by output.
+    """
+    given = [spec for spec in inputs if spec.name in samples]
+    others = {name: value for name, value in samples.items() if name not in {spec.name for spec in given}}
+    count = len(next(iter(samples.values())))
+    step = (rows or max(count, 1)) if joins_samples(given, outputs) else 1
+    parts: list[dict[str, Array]] = []
+    for start in range(0, max(count, 1), step):
+        chunk = slice(start, start + step)
+        feed = {spec.name: to_layout(spec, samples[spec.name][chunk]) for spec in given}
+        answers = run({**feed, **others})  # unknown names are the runtime's to refuse
+        parts.append({spec.name: from_layout(spec, answers[spec.name]) for spec in outputs})
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,236 @@
+"""Models whose batch is not the first axis of everything, with free axes, scalars, fixed and unread inputs."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from converters.data.samples import data_arrays, load_samples
+from converters.frontends.onnx import load_onnx, onnx_answers
+from converters.graph.stated import DataArray, Stated, parse_dim, parse_fixed, parse_shape
+from edgekit.errors import DataError, ModelFormatError, SettingsError
+from tests.simulators import models
+
+RNG = np.random.default_rng(0)
+NODE = helper.make_node
+
+
+def weights(*shape):
+    return RNG.normal(0, 0.4, shape).astype(np.float32)
+
+
+def saved(tmp_path, nodes, inputs, outputs, constants=None, kinds=None):
+    """The path of a model; `kinds` gives element types of inputs and outputs that are not float."""
+    model = models.model_of(nodes, inputs, outputs, constants or {})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = (kinds or {}).get(value.name, TensorProto.FLOAT)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def shapes(specs):
+    return {spec.name: spec.shape for spec in specs}
+
+
+def require_equal(path, graph, rows=5):
+    """The canonical graph answers as the file itself does."""
+    inputs = {
+        s.name: RNG.normal(0, 1, (rows, *s.shape[1:])).astype(s.dtype.numpy)
+        if s.dtype.numpy.kind == "f"
+        else RNG.integers(0, 2, (rows, *s.shape[1:])).astype(s.dtype.numpy)
+        for s in graph.sample_inputs
+    }
+    expected, answers = onnx_answers(path, inputs, graph=graph), graph.run(inputs)
+    assert expected.keys() == answers.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(answers[name], value, atol=1e-5, err_msg=name)
+        assert len(value) == rows
+
+
+def test_recurrent_state_has_its_batch_in_the_middle(tmp_path):
+    """[N, C] with a state [2, N, H]: both outputs keep their layout, and the canonical graph has the batch first."""
+    nodes = [
+        NODE("Split", ["h"], ["h0", "h1"], axis=0),
+        NODE("Squeeze", ["h0", "zero"], ["s0"]),
+        NODE("Squeeze", ["h1", "zero"], ["s1"]),
+        NODE("MatMul", ["x", "w"], ["xw"]),
+        NODE("Add", ["xw", "s0"], ["a"]),
+        NODE("Tanh", ["a"], ["t"]),
+        NODE("Add", ["t", "s1"], ["y"]),
+        NODE("Unsqueeze", ["t", "zero"], ["n0"]),
+        NODE("Unsqueeze", ["y", "zero"], ["n1"]),
+        NODE("Concat", ["n0", "n1"], ["hn"], axis=0),
+    ]
+    constants = {"zero": np.array([0]), "w": weights(3, 4)}
+    path = saved(tmp_path, nodes, {"x": ["?", 3], "h": [2, "?", 4]}, {"y": ["?", 4], "hn": ["?", "?", "?"]}, constants)
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"x": (None, 3), "h": (2, None, 4)}
+    assert shapes(graph.logical_outputs) == {"y": (None, 4), "hn": (2, None, 4)}
+    assert shapes(graph.inputs) == {"x": (None, 3), "h": (None, 2, 4)}
+    assert graph.free_batch
+    require_equal(path, graph)
+
+
+def test_output_of_text_recognition_has_time_first(tmp_path):
+    """(T, N, C) outputs are found by the axis that doubles, whatever their symbols say."""
+    nodes = [NODE("Transpose", ["x"], ["t"], perm=[2, 0, 1]), NODE("MatMul", ["t", "w"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": ["n", 3, 7]}, {"y": ["a", "b", 5]}, {"w": weights(3, 5)})
+    graph = load_onnx(path)
+    assert shapes(graph.logical_outputs) == {"y": (7, None, 5)}
+    assert shapes(graph.outputs) == {"y": (None, 7, 5)}
+    require_equal(path, graph)
+
+
+def test_time_axis_of_a_recurrent_layer_is_no_batch(tmp_path):
+    """A free first axis whose entries depend on each other is refused without a size, and kept with one."""
+    nodes = [
+        NODE("Unsqueeze", ["x", "one"], ["xu"]),
+        NODE("GRU", ["xu", "w", "r"], ["y4"], hidden_size=4),
+        NODE("Squeeze", ["y4", "both"], ["y"]),
+    ]
+    constants = {"one": np.array([1]), "both": np.array([1, 2]), "w": weights(1, 12, 3), "r": weights(1, 12, 4)}
+    path = saved(tmp_path, nodes, {"x": ["steps", 3]}, {"y": ["steps", 4]}, constants)
+    with pytest.raises(ModelFormatError, match="steps") as caught:
+        load_onnx(path)
+    assert "--dim steps=" in caught.value.advice
+    graph = load_onnx(path, Stated(dims={"steps": 6}))
+    assert shapes(graph.logical_inputs) == {"x": (6, 3)}
+    assert shapes(graph.sample_inputs) == {"x": (None, 6, 3)}
+    assert not graph.interface.batched
+    require_equal(path, graph)
+
+
+def test_model_without_a_batch_takes_one_sample_a_call(tmp_path):
+    """Fixed first axes other than 1 are no batch; the canonical graph has one more axis of 1."""
+    nodes = [NODE("MatMul", ["x", "w"], ["m"]), NODE("Add", ["m", "b"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": [4, 3], "b": []}, {"y": [4, 2]}, {"w": weights(3, 2)})
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"x": (4, 3), "b": ()}
+    assert shapes(graph.inputs) == {"x": (1, 4, 3), "b": (1,)}
+    require_equal(path, graph)
+
+
+def test_scalar_beside_a_batch_is_run_row_by_row(tmp_path):
+    """A scalar that is not fixed may differ between samples, so the graph takes one row."""
+    nodes = [NODE("Mul", ["x", "gain"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": ["n", 3], "gain": []}, {"y": ["n", 3]})
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"x": (None, 3), "gain": ()}
+    assert not graph.free_batch
+    require_equal(path, graph)
+
+
+def test_batch_baked_into_a_reshape_is_taken_with_one_row(tmp_path):
+    """A Reshape to [1, 6] accepts no second row: clients still have a free batch, and rows run one at a time."""
+    nodes = [NODE("Reshape", ["x", "to"], ["r"]), NODE("MatMul", ["r", "w"], ["y"])]
+    constants = {"to": np.array([1, 6]), "w": weights(6, 2)}
+    path = saved(tmp_path, nodes, {"x": ["n", 2, 3]}, {"y": ["n", 2]}, constants)
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"x": (None, 2, 3)}
+    assert not graph.free_batch
+    assert any("one at a time" in note for note in graph.interface.notes)
+    require_equal(path, graph)
+
+
+def test_fixed_input_keeps_its_place_and_the_graph_loses_it(tmp_path):
+    """--fix makes the input a constant; data may repeat the value, and another value is an error."""
+    nodes = [NODE("Cast", ["sr"], ["f"], to=TensorProto.FLOAT), NODE("Mul", ["x", "f"], ["y"])]
+    kinds = {"sr": TensorProto.INT64}
+    path = saved(tmp_path, nodes, {"sr": [], "x": ["n", 3]}, {"y": ["n", 3]}, kinds=kinds)
+    graph = load_onnx(path, Stated(fixed={"sr": 3}))
+    assert shapes(graph.logical_inputs) == {"sr": (), "x": (None, 3)}
+    assert shapes(graph.inputs) == {"x": (None, 3)}
+    assert [one.value for one in graph.interface.inputs] == [3, None]
+    require_equal(path, graph)
+    data = tmp_path / "d.npz"
+    np.savez(data, x=np.ones((4, 3), np.float32), sr=np.int64(3))
+    assert data_arrays(data)["sr"] == DataArray((), 3)
+    assert set(load_samples(data, graph.sample_inputs, interface=graph.interface).inputs) == {"x"}
+    assert shapes(load_onnx(path, Stated(data=data_arrays(data))).inputs) == {"x": (None, 3)}
+    np.savez(data, x=np.ones((4, 3), np.float32), sr=np.int64(5))
+    with pytest.raises(DataError, match="sr holds 5, and the model is fixed to 3"):
+        load_samples(data, graph.sample_inputs, interface=graph.interface)
+
+
+def test_fixed_value_must_fit_the_type(tmp_path):
+    """A fraction does not fit an integer input, and an unknown input is named."""
+    nodes = [NODE("Cast", ["sr"], ["f"], to=TensorProto.FLOAT), NODE("Mul", ["x", "f"], ["y"])]
+    path = saved(tmp_path, nodes, {"sr": [], "x": ["n", 3]}, {"y": ["n", 3]}, kinds={"sr": TensorProto.INT64})
+    with pytest.raises(SettingsError, match="int64 cannot hold"):
+        load_onnx(path, Stated(fixed={"sr": 0.5}))
+    with pytest.raises(SettingsError, match=r"rate.*it has sr, x"):
+        load_onnx(path, Stated(fixed={"rate": 3}))
+
+
+def test_unread_input_stays_in_the_interface(tmp_path):
+    """An input that no node reads is in the interface and not in the graph."""
+    path = saved(tmp_path, [NODE("Relu", ["x"], ["y"])], {"im_shape": ["n", 2], "x": ["n", 3]}, {"y": ["n", 3]})
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"im_shape": (None, 2), "x": (None, 3)}
+    assert shapes(graph.inputs) == {"x": (None, 3)}
+    require_equal(path, graph)
+
+
+def detector(tmp_path):
+    nodes = [NODE("Conv", ["x", "w"], ["c"], strides=[2, 2]), NODE("GlobalAveragePool", ["c"], ["p"])]
+    outputs = {"c": ["n", 2, "floor((height - 3)/2) + 1", "z"], "p": ["n", 2, 1, 1]}
+    return saved(tmp_path, nodes, {"x": ["n", 3, "height", "?"]}, outputs, {"w": weights(2, 3, 3, 3)})
+
+
+def test_free_axes_are_refused_with_flags_to_paste(tmp_path):
+    """The error lists each free axis, and its flags are accepted as they are."""
+    path = detector(tmp_path)
+    with pytest.raises(ModelFormatError, match=r"2 \(height\), 3 \(axis 3\)") as caught:
+        load_onnx(path)
+    flag = caught.value.advice.split("--input-shape ")[1].split(";")[0].split(" ")[0]
+    name, sizes = parse_shape(flag)
+    assert shapes(load_onnx(path, Stated(shapes={name: sizes})).logical_inputs) == {"x": (None, *sizes[1:])}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        Stated(shapes={"x": (1, 3, 32, 64)}),
+        Stated(dims={"height": 32}, data={"x": DataArray((9, 3, 32, 64))}),
+        Stated(data={"x": DataArray((9, 3, 32, 64))}),
+    ],
+)
+def test_free_axes_are_settled_and_outputs_follow(tmp_path, stated):
+    """Sizes come from the flags or the data; output axes with arithmetic in their symbols follow."""
+    graph = load_onnx(detector(tmp_path), stated)
+    assert shapes(graph.logical_inputs) == {"x": (None, 3, 32, 64)}
+    assert shapes(graph.logical_outputs) == {"c": (None, 2, 15, 31), "p": (None, 2, 1, 1)}
+    assert graph.free_batch
+
+
+def test_stated_shape_must_fit(tmp_path):
+    """A stated size that contradicts the model is refused, with both."""
+    with pytest.raises(SettingsError, match=r"\[1, 4, 32, 64\]; the model has \[n, 3, height, \?\]"):
+        load_onnx(detector(tmp_path), Stated(shapes={"x": (1, 4, 32, 64)}))
+    with pytest.raises(SettingsError, match="the free axes with a name are height, n"):
+        load_onnx(detector(tmp_path), Stated(dims={"width": 4}))
+
+
+def test_shared_symbol_is_likelier_than_the_first_axis(tmp_path):
+    """In (T, N, C) with a state (1, N, H), N is the batch and T needs a size."""
+    nodes = [
+        NODE("GRU", ["x", "w", "r", "", "", "h"], ["y4", "hn"], hidden_size=4),
+        NODE("Squeeze", ["y4", "one"], ["y"]),
+    ]
+    constants = {"one": np.array([1]), "w": weights(1, 12, 3), "r": weights(1, 12, 4)}
+    inputs, outputs = {"x": ["t", "k", 3], "h": [1, "k", 4]}, {"y": ["t", "k", 4], "hn": [1, "k", 4]}
+    path = saved(tmp_path, nodes, inputs, outputs, constants)
+    graph = load_onnx(path, Stated(dims={"t": 5}))
+    assert shapes(graph.logical_inputs) == {"x": (5, None, 3), "h": (1, None, 4)}
+    require_equal(path, graph)
+
+
+def test_texts_of_the_options_are_parsed():
+    """Names may contain equals signs and colons; other forms are refused."""
+    assert parse_shape("a:0=1,3,320,320") == ("a:0", (1, 3, 320, 320))
+    assert parse_dim("height=320") == ("height", 320)
+    assert [parse_fixed(text) for text in ("sr=16000", "p=0.5", "f=true")] == [("sr", 16000), ("p", 0.5), ("f", True)]
+    for parse, text in ((parse_shape, "x=1,a"), (parse_dim, "h=0"), (parse_fixed, "sr=many"), (parse_fixed, "x=nan")):
+        with pytest.raises(SettingsError, match="does not have the form"):
+            parse(text)
