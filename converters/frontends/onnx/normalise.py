@@ -10,6 +10,7 @@ from onnx import checker
 from converters.frontends.interface.sizes import settle
 from converters.frontends.interface.step import canonical_graph
 from converters.frontends.onnx.branches import fold_branches
+from converters.frontends.onnx.contrib import OPTIMIZED_ADVICE, rewrite_contrib
 from converters.frontends.onnx.floats import all_float32, dtypes_of
 from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.nodes import all_nodes, name_nodes
@@ -23,6 +24,13 @@ from converters.frontends.onnx.weights import require_finite_weights
 from converters.graph.graph import Graph, label
 from converters.graph.stated import NOTHING, Stated
 from edgekit.errors import ModelFormatError, UnsupportedOpError
+
+CUSTOM_ADVICE = {
+    "com.microsoft": OPTIMIZED_ADVICE,
+    "com.microsoft.nchwc": OPTIMIZED_ADVICE,
+    "com.ms.internal.nhwc": OPTIMIZED_ADVICE,
+    "ai.onnx.ml": "It is an operator of trees and other classical models; edgekit converts neural networks.",
+}
 
 
 def load_onnx(path: Path, stated: Stated = NOTHING) -> Graph:
@@ -50,10 +58,11 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     """
     model = inlined(repaired(model), source)
     refuse_quantized(model, source)
-    _refuse_custom(model)
-    require_known_operators(model)
     dtypes = dtypes_of(model)
     model = all_float32(model, source)
+    model = rewrite_contrib(model, source)
+    _refuse_custom(model)
+    require_known_operators(model)
     model, settled = settle(model, stated, source)
     model = fold_branches(model, source)
     model = at_opset(model, source)
@@ -75,7 +84,7 @@ def _refuse_custom(model: onnx.ModelProto) -> None:
                 f"{node.domain}::{node.op_type}",
                 label(node),
                 backend="any target: it is a custom operator",
-                advice="Export the model with standard ONNX operators only.",
+                advice=CUSTOM_ADVICE.get(node.domain, "Export the model with standard ONNX operators only."),
             )
 
 
