@@ -19,7 +19,7 @@ from converters.quality.noise import OutputNoise, differences, measure_noise, mo
 from converters.quality.spread import largest_deviations, spreads
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.onnx import OnnxRuntime
-from edgekit.tensors import Array
+from edgekit.tensors import Array, DType
 
 ROWS = 16  # rows of the measurement
 FLOAT64_ROWS = 2
@@ -28,6 +28,7 @@ FLOAT64_MULTIPLE = 8.0  # most that float64 may add to the noise that the source
 TRACED_ROWS = 4
 TRACED_BYTES = 256 * 1024**2  # most bytes of intermediate values that are kept to find the layer
 SEED = 7
+HALF_ROUNDING = 2.0**-11  # largest relative error of rounding to float16
 
 
 class Noise(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ def noise_of(source: Source, samples: Samples, expected: Mapping[str, Array]) ->
         share = float((found[name] / np.maximum(limits, parity.SMALLEST_LIMIT)).max(initial=0.0))
         if value.dtype.kind == "f":
             outputs.append(OutputNoise(name, float(found[name].max(initial=0.0)), share))
-    noise = Noise(tuple(outputs), found)
+    noise = Noise(tuple(outputs), _with_rounding(source.graph, first, found))
     if not noise.ill_conditioned:
         return noise
     return msgspec.structs.replace(noise, layer=noisiest_layer(source.graph, inputs))
@@ -133,6 +134,17 @@ def _with_float64(
     spread = {name: spreads(value) for name, value in answers.items()}
     added = differences(own, [exact], spread)
     return {name: np.maximum(value, np.minimum(added[name], FLOAT64_MULTIPLE * value)) for name, value in noise.items()}
+
+
+def _with_rounding(graph: Graph, answers: Mapping[str, Array], noise: dict[str, Array]) -> dict[str, Array]:
+    """The noise, at least that of the rounding of outputs that clients get in half precision."""
+    halves = {spec.name for spec in graph.logical_outputs if spec.dtype is DType.FLOAT16}
+    return {
+        name: np.maximum(value, HALF_ROUNDING * float(np.abs(answers[name]).max(initial=0.0)))
+        if name in halves
+        else value
+        for name, value in noise.items()
+    }
 
 
 def _traced(graph: Graph) -> onnx.ModelProto | None:

@@ -46,6 +46,8 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         input_shapes: Sizes of all axes of an input, by its name; for inputs with free axes besides the batch.
         dims: Sizes of free axes by their symbol.
         fixed: Values of inputs that are always the same, by name; the graph is specialised for them.
+        cut: Tensors of an ONNX model that become its outputs; ``auto`` alone cuts before operators whose number of
+            results depends on the data, and writes the steps that take their place.
 
     Raises:
         SettingsError: a value is out of its range.
@@ -77,6 +79,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     input_shapes: Mapping[str, Sequence[int]] = {}
     dims: Mapping[str, int] = {}
     fixed: Mapping[str, Number] = {}
+    cut: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.targets:

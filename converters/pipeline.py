@@ -32,6 +32,7 @@ from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import ProcessCosts, TaskPool
 from converters.candidates.test_set import score_artifact
 from converters.cost.estimate import memory_mib
+from converters.data.steps_file import write_steps
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, digest_of
 from converters.machine import scratch_folder
@@ -114,6 +115,13 @@ def run_plan(
         if reason:
             callbacks.note(f"replaced the bundle that was in {folder}: {reason}")
         reports.append(msgspec.structs.replace(report, bundle=str(folder)))
+    if after := prepared.source.after:
+        write_steps(steps := plan.output / f"{plan.name}-steps.toml", after)
+        cut = ",".join(spec.name for spec in prepared.graph.outputs)
+        callbacks.note(
+            f"the model is cut at {cut}; the steps after it are {', '.join(one.name for one in after)}. They are in "
+            f"the bundles and in {steps}: to change one, edit the file and give --cut auto --preprocess {steps}"
+        )
     return reports
 
 

@@ -8,7 +8,7 @@ from converters.candidates.evidence import Evidence
 from converters.candidates.outputs import OutputOptions, decision_output, judged_outputs
 from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
-from converters.data.preprocessing import Steps, choose_steps
+from converters.data.preprocessing import Steps, choose_steps, with_after
 from converters.data.random_inputs import RandomInputs, plausible_samples
 from converters.data.samples import Samples, Split, data_arrays, load_samples, split_samples
 from converters.framework_process import TensorFlowProcess
@@ -70,7 +70,8 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         arrays = data_arrays(plan.data) if plan.data is not None else {}
         source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
         specs, interface = source.graph.sample_inputs, source.graph.interface
-        preprocessing = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
+        chosen = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
+        preprocessing = with_after(chosen, source.after)
         processor = preprocessing.processor(specs, source.graph.sample_outputs) if preprocessing else None
     with step("read the samples"):
         classes = preprocessing.labels if preprocessing else ()

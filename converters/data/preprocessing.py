@@ -14,10 +14,10 @@ from edgekit.bundle.manifest import FILE_PATH, ROLE_PROCESSING
 from edgekit.decoding import decode_image
 from edgekit.errors import RecipeError
 from edgekit.preprocess import Processing, Processor, processing_faults
-from edgekit.preprocess.after import Suppress, TopK
+from edgekit.preprocess.after import AfterStep, Suppress, TopK
 from edgekit.tensors import Array, DType, TensorSpec
 
-DETECT = "auto"
+DETECT, CUT = "auto", "cut"
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 
 
@@ -27,7 +27,7 @@ class Steps(msgspec.Struct, frozen=True):
     Attributes:
         processing: The steps.
         files: Bytes of the files that the steps read, by name in the bundle.
-        source: Name of the file of steps, or ``detected``; for the report.
+        source: Name of the file of steps, ``detected``, or ``cut`` for those that take the place of a model's end.
     """
 
     processing: Processing
@@ -82,6 +82,15 @@ def choose_steps(choice: str | None, graph: Graph, data: Sequence[Path | None]) 
             advice="Give the steps with --preprocess FILE; docs/preprocess.md shows how.",
         )
     return steps
+
+
+def with_after(steps: Steps | None, after: Sequence[AfterStep]) -> Steps | None:
+    """`steps` with `after` as the steps after the model, unless they have such steps themselves."""
+    if not after or (steps is not None and steps.processing.after):
+        return steps
+    if steps is None:
+        return Steps(Processing(after=tuple(after)), source=CUT)
+    return msgspec.structs.replace(steps, processing=msgspec.structs.replace(steps.processing, after=tuple(after)))
 
 
 def read_steps(path: Path) -> Steps:

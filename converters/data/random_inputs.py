@@ -55,7 +55,7 @@ def plausible_samples(
     faults: list[str] = []
     usable: Samples | None = None
     for number, (name, one) in enumerate(_draws(ranges)):
-        samples = draw(graph.inputs, one, rows, seed + 1000 * number)
+        samples = _as_clients_send(graph, draw(graph.inputs, one, rows, seed + 1000 * number))
         try:
             fault = _fault_of(answers(samples.take(slice(0, TRIAL_ROWS)).inputs))
         except (ConversionError, DataError, RuntimeLoadError) as error:
@@ -146,6 +146,16 @@ def _as_dtype(value: Array, spec: TensorSpec) -> Array:
     if dtype.kind in "iu":
         value = np.rint(value)
     return np.ascontiguousarray(value.astype(dtype))
+
+
+def _as_clients_send(graph: Graph, samples: Samples) -> Samples:
+    """The samples, rounded where clients send another float type than the graph takes."""
+    types = {spec.name: spec.dtype.numpy for spec in graph.logical_inputs if spec.dtype.numpy.kind == "f"}
+    rounded = {
+        name: value.astype(types[name]).astype(value.dtype) if value.dtype.kind == "f" and name in types else value
+        for name, value in samples.inputs.items()
+    }
+    return Samples(rounded)
 
 
 def _draws(ranges: Mapping[str, InputRange]) -> list[tuple[str, dict[str, InputRange]]]:

@@ -13,7 +13,7 @@ import onnx
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import sniff as formats
 from converters.frontends.interface.source_rows import run_samples
-from converters.frontends.onnx import canonical, load_onnx, onnx_answers
+from converters.frontends.onnx import canonical, load_onnx, onnx_answers, onnx_precision, steps_after_cut
 from converters.frontends.program_check import write_checked
 from converters.frontends.source_file import SourceFile
 from converters.frontends.tflite import read_tflite, tflite_answers, tflite_call
@@ -23,6 +23,7 @@ from converters.graph.stated import NOTHING, Stated
 from converters.lowering import Lowered
 from converters.machine import scratch_folder
 from edgekit.errors import SettingsError
+from edgekit.preprocess.after import AfterStep
 from edgekit.tensors import Array
 
 # From the names of inputs and outputs, in the order wanted in the file, to the source as a float .tflite.
@@ -41,6 +42,8 @@ class Source(msgspec.Struct, frozen=True):
         graph: The canonical graph before any pass.
         answers: Runs the source in its own framework: inputs (N, ...) to outputs (N, ...).
         direct: Converts the source to LiteRT without the graph, or raises ConversionError; None if not available.
+        precision: The coarsest float that the source computes in: its answers have the noise of this type.
+        after: Steps after the model that take the place of what a cut removed.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class Source(msgspec.Struct, frozen=True):
     graph: Graph
     answers: Answers
     direct: Direct | None = None
+    precision: str = "float32"
+    after: tuple[AfterStep, ...] = ()
 
 
 def load_model(path: Path, process: TensorFlowProcess, stated: Stated = NOTHING, *, signature: str = "") -> Source:
@@ -73,7 +78,14 @@ def load_model(path: Path, process: TensorFlowProcess, stated: Stated = NOTHING,
     digest = _digest(path)
     if kind == formats.ONNX:
         graph = load_onnx(path, stated)
-        return Source(path, kind, digest, graph, functools.partial(onnx_answers, path, graph=graph))
+        run = functools.partial(onnx_answers, path, graph=graph, cut=stated.cut)
+        after = steps_after_cut(path, stated.cut)
+        return Source(path, kind, digest, graph, run, precision=onnx_precision(path), after=after)
+    if stated.cut:
+        raise SettingsError(
+            f"--cut cuts ONNX models, and {path} is a model of the format {kind}",
+            advice="Build the model without its last operators, or export it to ONNX and cut that.",
+        )
     if kind == formats.PT2:
         return _program(path, digest, process, stated)
     if kind == formats.TFLITE:

@@ -32,6 +32,7 @@ class Stated(msgspec.Struct, frozen=True):
         dims: Sizes of free axes by their symbol (``--dim``).
         fixed: Values of inputs that are always the same, by name (``--fix``).
         data: Arrays of the data file by name; empty without one.
+        cut: Tensors that become the outputs (``--cut``); ``auto`` alone for the proposed ones, empty for no cut.
         propose: Take the proposed sizes of free axes instead of a refusal, and say so in a note.
     """
 
@@ -40,6 +41,7 @@ class Stated(msgspec.Struct, frozen=True):
     fixed: Mapping[str, Number] = {}
     data: Mapping[str, DataArray] = {}
     propose: bool = False
+    cut: Sequence[str] = ()
 
     def data_of(self, name: str, inputs: Sequence[str]) -> DataArray | None:
         """The data of input `name` of a model with `inputs`; ``x`` is the only input that needs data."""

@@ -14,6 +14,8 @@ from edgekit.tensors import Array
 # Shares of the largest deviation of an output's answers from their mean that count as equal.
 FLOAT32_RELATIVE = 1e-4
 FLOAT16_RELATIVE = 1e-2
+# For answers of a source, by the coarsest float that it computes in.
+SOURCE_RELATIVE = {"float32": 1e-4, "float64": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}
 NOISE_MULTIPLE = 10.0  # of the float model's own noise, which counts as equal too
 SMALLEST_LIMIT = 1e-30
 

@@ -136,7 +136,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     Attributes:
         bundle: Name of the bundle's folder; the reports that `convert` returns have the whole path.
         data: ``given`` or ``random``. With random inputs only parity is known, and quality is null.
-        preprocess: Name of the file of preprocessing steps, or ``detected``, or ``none``.
+        preprocess: Name of the file of preprocessing steps, or ``detected``, ``cut`` or ``none``.
         contents, notes: Of the chosen artifact.
         sensitivity: Layers that the search scored, the most sensitive first.
         route: Result of the direct route; null where it was not evaluated.

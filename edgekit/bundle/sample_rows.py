@@ -20,8 +20,10 @@ def joins_samples(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
 
 
 def to_layout(spec: TensorSpec, samples: Array) -> Array:
-    """Samples (N, ...) in the layout of `spec`; a tensor without a batch takes the first sample only."""
-    axis = spec.batch_axis
+    """Samples (N, ...) in the layout and float type of `spec`; a tensor without a batch takes the first sample only."""
+    axis, dtype = spec.batch_axis, spec.dtype.numpy
+    if samples.dtype != dtype and samples.dtype.kind == dtype.kind == "f":
+        samples = samples.astype(dtype)
     if axis is None:
         return samples[0] if samples.ndim > 1 else np.asarray(samples[0])
     return samples if axis == 0 else np.ascontiguousarray(np.moveaxis(samples, 0, axis))

@@ -95,6 +95,9 @@ _Value = TypeVar("_Value", str, float)
 @click.option(
     "--fix", "fixed", metavar="NAME=VALUE", multiple=True, help="The input always has this value, as in sr=16000."
 )
+@click.option(
+    "--cut", default="", metavar="OUTPUT[,OUTPUT]", help="These tensors become the outputs; or auto: before an NMS."
+)
 @click.option("--recipe", help=f"The only recipe to try: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="The runtime, where a target runs both.")
 @click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")
@@ -139,6 +142,7 @@ def convert(
       edgekit convert model.keras --target raspberry-pi-4 --data data.npz --explain
       edgekit convert model.keras --target x86-64 --dry-run
       edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
+      edgekit convert detector.onnx --target raspberry-pi-4 --data data.npz --cut auto
       edgekit convert detector.onnx --target raspberry-pi-4 --data data.npz --metric boxes=mae --max-drop boxes=0.5
     """
     if explain and as_json:
@@ -154,6 +158,7 @@ def convert(
     choices["max_drop"] = 0.01 if drop is None else drop
     for name, parse in (("input_shapes", parse_shape), ("dims", parse_dim), ("fixed", parse_fixed)):
         choices[name] = dict(parse(text) for text in choices[name])
+    choices["cut"] = tuple(filter(None, choices["cut"].split(",")))
     options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)
     cache = None if no_cache else default_cache()
     request = ConversionRequest(None if dry_run else cache, model, options)

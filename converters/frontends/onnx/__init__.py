@@ -8,5 +8,6 @@ from __future__ import annotations
 from converters.frontends.onnx.answers import onnx_answers
 from converters.frontends.onnx.normalise import canonical, load_onnx
 from converters.frontends.onnx.opset import CANONICAL_OPSET
+from converters.frontends.onnx.source import onnx_precision, steps_after_cut
 
-__all__ = ["CANONICAL_OPSET", "canonical", "load_onnx", "onnx_answers"]
+__all__ = ["CANONICAL_OPSET", "canonical", "load_onnx", "onnx_answers", "onnx_precision", "steps_after_cut"]

@@ -42,7 +42,7 @@ def load_onnx(path: Path, stated: Stated = NOTHING) -> Graph:
         UnsupportedOpError: A node's domain is not ONNX's own.
         SettingsError: `stated` does not fit the model.
     """
-    return canonical(source_model(path), str(path), stated)
+    return canonical(source_model(path, stated.cut), str(path), stated)
 
 
 def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> Graph:

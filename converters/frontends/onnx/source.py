@@ -9,6 +9,7 @@ import onnx
 from onnx import inliner
 
 from converters.frontends.onnx.cut import cut_at
+from converters.frontends.onnx.floats import precision_of
 from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.proposal import proposed_cut
 from converters.frontends.onnx.read import read_model
@@ -45,6 +46,11 @@ def steps_after_cut(path: Path, cut: Sequence[str]) -> tuple[AfterStep, ...]:
     if tuple(cut) != (AUTO,):
         return ()
     return proposed_cut(inlined(repaired(read_model(path)), str(path)), str(path)).steps
+
+
+def onnx_precision(path: Path) -> str:
+    """The coarsest float of a file: ``bfloat16``, ``float16``, ``float32`` or ``float64``. Raises as `source_model`."""
+    return precision_of(read_model(path))
 
 
 def inlined(model: onnx.ModelProto, source: str) -> onnx.ModelProto:

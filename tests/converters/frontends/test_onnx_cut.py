@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from converters import convert
+from converters.data.preprocessing import read_steps
+from converters.framework_process import TensorFlowProcess
+from converters.frontends import load_model
 from converters.frontends.onnx import load_onnx, onnx_answers
 from converters.frontends.onnx.normalise import canonical
 from converters.frontends.onnx.source import source_model, steps_after_cut
+from converters.graph.stated import Stated
+from edgekit.bundle.manifest import parse_manifest
 from edgekit.errors import SettingsError, UnsupportedOpError
 from edgekit.preprocess import Processing, processing_faults
 from edgekit.preprocess.after import DecodeBoxes, SplitBoxes, Suppress
+from edgekit.tensors import DType
 from tests.simulators import models
 
 CLASSES, BOXES = 3, 20
@@ -197,3 +204,40 @@ def test_nothing_to_cut_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="no outputs whose size depends on the data") as caught:
         source_model(path, ("auto",))
     assert "--cut OUTPUT" in caught.value.advice
+
+
+def test_conversion_with_an_automatic_cut_ships_the_steps(tmp_path):
+    """The bundle's manifest has the suppression, and the file of steps can be given again with --preprocess."""
+    tail = [*PARTS, suppression("boxes", "classes_first", center_point_box=1)]
+    path = models.saved(detector(tail, SELECTED), tmp_path / "m.onnx")
+    [report] = convert(path, targets=["jetson-orin"], cut=("auto",), output=tmp_path / "out")
+    manifest = parse_manifest((tmp_path / "out" / "m-1.0.0-jetson-orin" / "manifest.json").read_bytes())
+    steps = steps_after_cut(path, ("auto",))
+    assert manifest.processing == Processing(after=steps)
+    assert read_steps(tmp_path / "out" / "m-steps.toml").processing == Processing(after=steps)
+    assert report.preprocess == "cut"
+
+
+def test_half_precision_source_is_judged_with_its_own_noise(tmp_path):
+    """A float16 file converts: only its reading is compared with answers in half precision, and float32 is told."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": (rng.standard_normal((16, 16)) / 4).astype(np.float16) for i in range(4)}
+    nodes = [node("MatMul", [f"h{i}" if i else "x", f"w{i}"], f"m{i}") for i in range(4)]
+    nodes = [one for i, first in enumerate(nodes) for one in (first, node("Tanh", [f"m{i}"], f"h{i + 1}"))]
+    model = models.model_of(nodes, {"x": ["batch", 16]}, {"h4": ["batch", 16]}, weights)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    path = models.saved(model, tmp_path / "half.onnx")
+    [report] = convert(path, targets=["jetson-orin"], output=tmp_path / "out")
+    assert report.chosen in ("float32", "float16")
+    manifest = parse_manifest((tmp_path / "out" / "half-1.0.0-jetson-orin" / "manifest.json").read_bytes())
+    assert manifest.inputs[0].spec.dtype is DType.FLOAT16
+    assert {c.id for c in report.candidates} >= {"float32"}
+
+
+def test_cut_of_another_format_is_refused(tmp_path):
+    """--cut works on ONNX files; the error says so before a framework is started."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(100))
+    with TensorFlowProcess() as process, pytest.raises(SettingsError, match="--cut cuts ONNX models"):
+        load_model(path, process, Stated(cut=("a",)))
