@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.frontends.interface.axes import BatchAxes, Dims
+from converters.frontends.interface.cancelling import cancel_borders
 from converters.frontends.interface.protobuf import dims_of, inputs_of, rename, set_dims
 from converters.graph.graph import BATCH
 
@@ -45,6 +46,7 @@ def move_batches(model: onnx.ModelProto, inputs: BatchAxes, outputs: BatchAxes, 
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
+    cancel_borders(model, [node.name for node in (*before, *after)])
 
 
 def _border(value: Any, axis: int | None, batch: int | str, *, inward: bool) -> Any | None:

@@ -234,3 +234,33 @@ def test_texts_of_the_options_are_parsed():
     for parse, text in ((parse_shape, "x=1,a"), (parse_dim, "h=0"), (parse_fixed, "sr=many"), (parse_fixed, "x=nan")):
         with pytest.raises(SettingsError, match="does not have the form"):
             parse(text)
+
+
+def test_borders_cancel_with_the_axes_that_a_model_adds_itself(tmp_path):
+    """An image without a batch, to which the model adds one, enters the convolution without a Squeeze."""
+    nodes = [
+        NODE("Unsqueeze", ["x", "zero"], ["xu"]),
+        NODE("Conv", ["xu", "k"], ["c"]),
+        NODE("Relu", ["c"], ["r"]),
+        NODE("Squeeze", ["r", "zero"], ["y"]),
+    ]
+    path = saved(tmp_path, nodes, {"x": [3, 8, 8]}, {"y": [2, 6, 6]}, {"zero": np.array([0]), "k": weights(2, 3, 3, 3)})
+    graph = load_onnx(path)
+    assert list(graph.operators) == ["Conv", "Relu"]
+    assert shapes(graph.logical_outputs) == {"y": (2, 6, 6)}
+    require_equal(path, graph)
+
+
+@pytest.mark.parametrize(("order", "left"), [([1, 0, 2], 0), ([2, 1, 0], 1)])
+def test_transpositions_at_the_borders_are_merged(tmp_path, order, left):
+    """The model's own transposition and that of the border cancel, or become one."""
+    nodes = [NODE("Relu", ["x"], ["r"]), NODE("Transpose", ["r"], ["y"], perm=order)]
+    path = saved(tmp_path, nodes, {"x": ["n", 3, 7]}, {"y": ["a", "b", "c"]})
+    graph = load_onnx(path)
+    assert graph.operators.get("Transpose", 0) == left
+    require_equal(path, graph)
+    inner = [NODE("Transpose", ["x"], ["t"], perm=list(np.argsort(order))), NODE("Relu", ["t"], ["y"])]
+    path = saved(tmp_path, inner, {"x": [3, "batch", 7] if left == 0 else [3, 7, "batch"]}, {"y": ["a", "b", "c"]})
+    graph = load_onnx(path)
+    assert graph.operators.get("Transpose", 0) == left
+    require_equal(path, graph)
