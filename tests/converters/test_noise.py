@@ -1,0 +1,116 @@
+"""Ill-conditioned models are judged by their own noise, and a real fault of a step is still caught."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters import convert
+from converters.canonical import canonical_of
+from converters.data.samples import Samples
+from converters.frontends.load import Source
+from converters.frontends.onnx import canonical
+from converters.graph.float64 import answers_in_float64
+from converters.graph.graph import Graph
+from converters.noise import noise_of, noisiest_layer
+from edgekit.errors import ParityError
+
+WIDTH = 32
+RNG = np.random.default_rng(4)
+
+
+def normalized(offset, damage=0.0):
+    """A dense layer, then a normalization with the variance as E[x²] - E[x]²: an `offset` makes it lose all digits."""
+    weights = np.random.default_rng(1).normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32)
+    constants = {
+        "weights": weights,
+        "offset": np.full(WIDTH, offset, np.float32),
+        "tiny": np.float32(1e-3),
+        "scale": np.full(WIDTH, 1.0 + damage, np.float32),
+    }
+    make = helper.make_node
+    nodes = [
+        make("MatMul", ["x", "weights"], ["dense"], "dense"),
+        make("Add", ["dense", "offset"], ["moved"], "offset"),
+        make("ReduceMean", ["moved"], ["mean"], "mean", axes=[-1]),
+        make("Mul", ["moved", "moved"], ["squares"], "squares"),
+        make("ReduceMean", ["squares"], ["mean_squares"], "mean_of_squares", axes=[-1]),
+        make("Mul", ["mean", "mean"], ["squared_mean"], "squared_mean"),
+        make("Sub", ["mean_squares", "squared_mean"], ["rough"], "variance"),
+        make("Abs", ["rough"], ["variance_abs"], "abs"),
+        make("Add", ["variance_abs", "tiny"], ["padded"], "tiny"),
+        make("Sqrt", ["padded"], ["deviation"], "deviation"),
+        make("Sub", ["moved", "mean"], ["centered"], "centered"),
+        make("Div", ["centered", "deviation"], ["unit"], "unit"),
+        make("Mul", ["unit", "scale"], ["y"], "scale"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "normalized",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", WIDTH])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def source(model, tmp_path, damaged=None):
+    """A source whose canonical graph is that of `damaged`: a fault of the frontend."""
+    graph = canonical(model, "test")
+    read = graph if damaged is None else canonical(damaged, "test")
+    return Source(tmp_path / "m.onnx", "onnx", "0" * 64, read, graph.run)
+
+
+@pytest.fixture
+def samples():
+    """Inputs of the models above."""
+    return Samples({"x": RNG.normal(0, 1, (40, WIDTH)).astype(np.float32)})
+
+
+def test_ill_conditioned_model_is_named_with_the_layer_where_its_noise_starts(tmp_path, samples):
+    """The variance by cancelling squares is found, and a model without an offset is not reported."""
+    for offset, ill in ((300.0, True), (0.0, False)):
+        one = source(normalized(offset), tmp_path)
+        noise = noise_of(one, samples, one.answers(samples.inputs))
+        assert noise.ill_conditioned == ill
+        assert noise.layer == ("variance" if ill else "")
+        assert ("ill-conditioned in float32" in noise.sentence) == ill
+
+
+def test_fault_of_a_step_is_caught_in_either_model(tmp_path, samples):
+    """A frontend that changes the answers by 5 % is refused, also where the model's own noise widens the limits."""
+    for offset, damage in ((0.0, 0.001), (300.0, 1.0)):
+        whole = canonical_of(source(normalized(offset), tmp_path), samples, prune=True)
+        assert whole.steps
+        with pytest.raises(ParityError, match=r"step read onnx changed output y by .*; the limit is"):
+            canonical_of(source(normalized(offset), tmp_path, normalized(offset, damage)), samples, prune=True)
+
+
+def test_ill_conditioned_model_is_converted_and_said_to_be_so(tmp_path):
+    """ONNX Runtime itself differs between batch sizes there, so no step is blamed, and the report says why."""
+    onnx.save(normalized(300.0), tmp_path / "rough.onnx")
+    rows = RNG.normal(0, 1, (400, WIDTH)).astype(np.float32)
+    np.savez(tmp_path / "rough.npz", x=rows)
+    report = convert(tmp_path / "rough.onnx", targets=["jetson-orin"], data=tmp_path / "rough.npz", output=tmp_path)[0]
+    assert any("starts at layer variance" in note for note in report.notes)
+    assert report.noise[0].share > 0.1
+
+
+def test_float64_runs_where_onnx_runtime_lacks_an_operator():
+    """A convolution has no float64 kernel in ONNX Runtime; the reference runs it, and agrees up to float32 rounding."""
+    from tests.simulators.models import classifier, patterns
+
+    graph = canonical(classifier(), "test")
+    images = {"image": patterns(3)[0]}
+    exact, single = answers_in_float64(graph, images), graph.run(images)
+    for name, value in single.items():
+        assert exact[name].dtype == np.float64
+        assert np.abs(exact[name] - value).max() < 1e-5
+
+
+def test_layer_of_noise_is_empty_for_a_graph_that_cannot_be_traced(samples):
+    """A graph whose intermediate values would take too much memory has no named layer."""
+    model = normalized(0.0)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 1 << 22], np.int64), "large"))
+    model.graph.node.append(helper.make_node("Expand", ["y", "large"], ["huge"], "expand"))
+    assert noisiest_layer(Graph(model), samples.inputs) == ""
