@@ -32,6 +32,7 @@ from edgekit.runtimes import LogicalRuntime, open_runtime
 from edgekit.tensors import Array
 
 CHUNK_ROWS = 64
+RELATIVE = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}
 NOISY_ROWS = 32  # rows whose own noise is measured, where they are beyond the usual limits
 HOST_PROVIDERS = ("CPUExecutionProvider",)
 
@@ -88,7 +89,8 @@ def make_candidate(
         return Candidate(Measured(recipe, 0, cost, fault=direct_fault(compared)))
     if _is_reference(recipe):
         parity.require(compared)
-    same = not recipe.quantized and not recipe.pruned and compared.excess <= 1.0 and compared.agreement == 1.0
+    same = not recipe.quantized and not recipe.pruned and compared.excess <= 1.0
+    same = same and (compared.agreement == 1.0 or _agrees_but_for_ties(recipe, evidence, answers[0]))
     moved = divergence(evidence.choice_answers, answers[0], evidence.decision, evidence.looked_at)
     measured = Measured(recipe, len(artifact.data), cost, same=same, divergence=moved)
     quality = None
@@ -98,6 +100,15 @@ def make_candidate(
         first = judgement.outputs[0]
         quality = Value(first.value, first.drop.n)
     return Candidate(measured, artifact, quality, compared)
+
+
+def _agrees_but_for_ties(recipe: Recipe, evidence: Evidence, answers: dict[str, Array]) -> bool:
+    """True where there are no data, and the decisions on random inputs change at ties only, which mean nothing there."""
+    if evidence.judged:
+        return False
+    expected, name = evidence.choice_answers, evidence.decision
+    limits = parity.tolerances(expected, RELATIVE[recipe.precision], evidence.noise)
+    return parity.clear_agreement(expected[name], answers[name], limits[name])
 
 
 def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
@@ -176,7 +187,7 @@ def _compare(
     provider: str,
 ) -> Parity:
     """Parity on both splits together, within the limits of this precision and of the float model's noise."""
-    relative = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}.get(recipe.precision)
+    relative = RELATIVE.get(recipe.precision)
     pairs = [
         (evidence.choice, evidence.choice_answers, answers[0]),
         (evidence.proof, evidence.proof_answers, answers[1]),

@@ -159,6 +159,20 @@ def agreement_of(reference: Array, answers: Array) -> float:
     return float(np.mean(np.argmax(reference, axis=-1) == np.argmax(answers, axis=-1)))
 
 
+def clear_agreement(reference: Array, answers: Array, limit: Array) -> bool:
+    """True where every row has the same decision, but for ties: rows whose two largest scores the limit cannot tell.
+
+    Args:
+        reference: Scores of the float model (N, ..., classes).
+        answers: Scores to compare.
+        limit: Limit of the output (see `tolerances`).
+    """
+    changed = np.argmax(reference, axis=-1) != np.argmax(answers, axis=-1)
+    best = np.sort(reference.astype(np.float64), axis=-1)
+    margin = best[..., -1] - best[..., -2]
+    return not bool(np.any(changed & (margin > 2 * float(limit.max()))))
+
+
 def tolerances(
     reference: Mapping[str, Array], relative: float, noise: Mapping[str, Array] | None = None
 ) -> dict[str, Array]:

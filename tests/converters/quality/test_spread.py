@@ -82,3 +82,12 @@ def test_integers_must_be_equal():
     for other, beyond in ((indices, False), (np.where(indices == 5, 6, indices), True)):
         found = parity.compare({"y": indices}, {"y": other}, runtime="r", where="w", decision="", limits=limits)
         assert (found.excess > 1) == beyond
+
+
+def test_ties_are_no_clear_decisions():
+    """A decision may change where the limit cannot tell the two largest scores, and nowhere else."""
+    reference, answers = np.array([[0.501, 0.499], [0.9, 0.1]]), np.array([[0.499, 0.501], [0.9, 0.1]])
+    limit = np.full((1, 1), 0.005)
+    assert parity.clear_agreement(reference, answers, limit)
+    assert not parity.clear_agreement(reference, answers, limit / 10)
+    assert not parity.clear_agreement(reference, answers[::-1], limit)
