@@ -103,7 +103,7 @@ def make_candidate(
 
 
 def _agrees_but_for_ties(recipe: Recipe, evidence: Evidence, answers: dict[str, Array]) -> bool:
-    """True where there are no data, and the decisions on random inputs change at ties only, which mean nothing there."""
+    """True where there are no data, and decisions on random inputs change at ties only: these mean nothing there."""
     if evidence.judged:
         return False
     expected, name = evidence.choice_answers, evidence.decision
