@@ -10,16 +10,19 @@ import msgspec
 
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
 from converters.data.samples import Samples, data_arrays, load_samples
+from converters.data.stateful import answers_to, with_states
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.graph.interface import Interface, SourceInput, sample_spec
 from converters.graph.stated import DataArray, Stated
 from converters.graph.task import detect_task
 from converters.quality.drop import Drop
-from converters.quality.metrics import AGREEMENT, drop_of, find_metric, score
+from converters.quality.judging import Scores
+from converters.quality.metrics import AGREEMENT, find_metric, score
 from converters.quality.parity import Parity
 from converters.quality.parity import compare as compare_answers
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from edgekit.bundle.state import state_links
 from edgekit.errors import DataError
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array, TensorSpec
@@ -62,15 +65,12 @@ def compare_models(
                 f"the interfaces differ: {first.name} has {_text(a)}; {second.name} has {_text(b)}",
                 advice="Only models with the same inputs and outputs can be compared.",
             )
-        return [
-            _compared(a, b, load_samples(file, a.samples, interface=a.interface), metric, confidence, second.name)
-            for file in files
-        ]
+        return [_compared(a, b, _samples(file, a, b), metric, confidence, second.name) for file in files]
 
 
 def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confidence: float, name: str) -> Comparison:
-    answers_a, answers_b = a.run(samples.inputs), b.run(samples.inputs)
-    output = a.decision or a.interface.outputs[0].name
+    answers_a, answers_b = answers_to(a.run, samples), answers_to(b.run, samples)
+    output = a.decision or next(iter(answers_a))
     used = find_metric(metric, samples.labels, decisions=bool(a.decision))
     labels = answers_a[output] if used.name == AGREEMENT or samples.labels is None else samples.labels
     scores_a, scores_b = (score(used, answers[output], labels) for answers in (answers_a, answers_b))
@@ -78,9 +78,16 @@ def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confid
         used.name,
         used.value(scores_a),
         used.value(scores_b),
-        drop_of(used, scores_a, scores_b, labels, confidence),
+        Scores(scores_a, scores_b, labels, samples.stream).drop(used, confidence),
         compare_answers(answers_a, answers_b, runtime=name, where="this machine", decision=a.decision),
     )
+
+
+def _samples(file: Path, a: _Model, b: _Model) -> Samples:
+    """The samples of a file; where one of the models is a bundle with state, in streams with the states of `a`."""
+    feeds = a.interface.state or b.interface.state
+    samples = load_samples(file, a.samples, interface=msgspec.structs.replace(a.interface, state=feeds))
+    return with_states(samples, a.run, a.samples, feeds)
 
 
 @contextlib.contextmanager
@@ -106,7 +113,8 @@ def _interface(manifest: Manifest) -> Interface:
         SourceInput(one.spec, None if one.value is msgspec.UNSET else one.value, one.unread is True)
         for one in manifest.inputs
     )
-    return Interface(inputs, tuple(one.spec for one in manifest.outputs))
+    state = {link.spec.name: link.output for link in state_links(manifest.inputs)}
+    return Interface(inputs, tuple(one.spec for one in manifest.outputs), state)
 
 
 def _stated(models: list[Path], files: list[Path]) -> Stated:

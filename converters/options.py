@@ -48,6 +48,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         fixed: Values of inputs that are always the same, by name; the graph is specialised for them.
         cut: Tensors of an ONNX model that become its outputs; ``auto`` alone cuts before operators whose number of
             results depends on the data, and writes the steps that take their place.
+        state: For a model with state, the input that an output feeds in the next call, by the output's name.
 
     Raises:
         SettingsError: a value is out of its range.
@@ -80,6 +81,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     dims: Mapping[str, int] = {}
     fixed: Mapping[str, Number] = {}
     cut: Sequence[str] = ()
+    state: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -12,6 +12,7 @@ import msgspec
 from converters.backends import Artifact, ConversionContext, direct_route_fits
 from converters.backends.layers import search_macs
 from converters.bundle import (
+    GOLDEN_ROWS,
     bundle_files,
     golden_bytes,
     golden_rows,
@@ -32,6 +33,7 @@ from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import ProcessCosts, TaskPool
 from converters.candidates.test_set import score_artifact
 from converters.cost.estimate import memory_mib
+from converters.data.stateful import data_inputs, first_stream
 from converters.data.steps_file import write_steps
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, digest_of
@@ -250,7 +252,7 @@ def _report(
     )
     chosen = next(c.measured for c in candidates if c.measured.recipe.id == choice.chosen)
     sizes = {stratum.name: len(stratum.rows) for stratum in evidence.strata}
-    names = [spec.name for spec in graph.outputs]
+    names = list(evidence.choice_answers)
     return Report(
         name=plan.name,
         version=plan.version,
@@ -289,8 +291,12 @@ def _manifest(
     artifact, recipe = chosen.artifact, chosen.measured.recipe
     assert artifact is not None
     evidence = prepared.evidence
-    picked = golden_rows(evidence.choice_answers, evidence.decision)
-    rows = evidence.choice.take(picked).inputs
+    choice = evidence.choice
+    if choice.feeds:
+        picked = first_stream(choice, GOLDEN_ROWS)
+    else:
+        picked = golden_rows(evidence.choice_answers, evidence.decision)
+    rows = data_inputs(choice.take(picked))
     expected = {name: value[picked] for name, value in evidence.choice_answers.items()}
     quality = None
     if chosen.quality is not None and report.float_.quality is not None:

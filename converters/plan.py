@@ -144,7 +144,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         prune=options.prune,
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
-        stated=Stated(options.input_shapes, options.dims, options.fixed, cut=tuple(options.cut)),
+        stated=Stated(options.input_shapes, options.dims, options.fixed, state=options.state, cut=tuple(options.cut)),
     )
     for profile, runtime in profiles:
         plan.recipes(profile, runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from converters.candidates.evidence import Evidence
@@ -11,9 +13,11 @@ from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps, with_after
 from converters.data.random_inputs import RandomInputs, plausible_samples
 from converters.data.samples import Samples, Split, data_arrays, load_samples, split_samples
+from converters.data.stateful import stream_note, visible, with_states
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
+from converters.graph.state import with_state
 from converters.graph.task import detect_task, named_classes
 from converters.noise import Noise
 from converters.plan import ConversionPlan
@@ -69,6 +73,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     with step(f"load {plan.model.name}"):
         arrays = data_arrays(plan.data) if plan.data is not None else {}
         source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
+        source = msgspec.structs.replace(source, graph=with_state(source.graph, plan.stated.state))
         specs, interface = source.graph.sample_inputs, source.graph.interface
         chosen = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
         preprocessing = with_after(chosen, source.after)
@@ -80,6 +85,9 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         test = load_samples(plan.test, specs, processor, classes, interface) if plan.test is not None else None
         drawn = RandomInputs(split.choice) if split else _random(source)
     choice = drawn.samples
+    if interface.state:
+        with step("states of the float model"):
+            split, test, choice = _with_states(source.graph, split, test, choice)
     with step("simplify, with a parity check after each pass"):
         canonical = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
         graph = canonical.graph
@@ -102,8 +110,19 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         preprocessing=preprocessing,
         channels=canonical.channels,
         noise=canonical.noise,
-        notes=(*interface.notes, *drawn.notes),
+        notes=(*interface.notes, *drawn.notes, *([note] if split and (note := stream_note(split.proof)) else [])),
     )
+
+
+def _with_states(
+    graph: Graph, split: Split | None, test: Samples | None, choice: Samples
+) -> tuple[Split | None, Samples | None, Samples]:
+    """The same samples with the states of the float model, from the beginning of each stream."""
+    fill = functools.partial(with_states, run=graph.run, specs=graph.sample_inputs, feeds=graph.interface.state)
+    if split is not None:
+        parts = map(fill, (split.calibration, split.choice, split.proof))
+        split = Split(split.digest, *parts)
+    return split, fill(test) if test is not None else None, split.choice if split is not None else fill(choice)
 
 
 def _random(source: Source) -> RandomInputs:
@@ -116,16 +135,16 @@ def _evidence(
     plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples, noise: dict[str, Array]
 ) -> Evidence:
     options = OutputOptions(plan.metric, plan.metrics, plan.ignore_outputs, plan.budget.max_drops)
-    names = [spec.name for spec in graph.outputs]
+    names = [spec.name for spec in graph.outputs if spec.name not in choice.feeds.values()]
     output = decision_output(names, task, options)
     labelled = task.output or names[0]
     choice, proof = (samples.with_labels_of(labelled) for samples in (choice, split.proof if split else choice))
-    answers = graph.run(choice.inputs)
+    answers = visible(choice, graph.run(choice.inputs))
     evidence = Evidence(
         choice=choice,
         proof=proof if split else choice,
         choice_answers=answers,
-        proof_answers=graph.run(proof.inputs) if split else answers,
+        proof_answers=visible(proof, graph.run(proof.inputs)) if split else answers,
         judged=judged_outputs(names, task, output, proof, options) if split else (),
         output=output,
         decision=output if task.kind == "classification" and task.output == output else "",

@@ -50,7 +50,7 @@ class Evidence(msgspec.Struct, frozen=True):
     def judgement(self, choice: dict[str, Array], proof: dict[str, Array], confidence: float) -> Judgement:
         """Judge a candidate's answers to both splits. Raises as `judge`."""
         one, other = (
-            Split(reference, answers, {out.name: samples.labels_of(out.name) for out in self.judged})
+            Split(reference, answers, {out.name: samples.labels_of(out.name) for out in self.judged}, samples.stream)
             for samples, reference, answers in (
                 (self.choice, self.choice_answers, choice),
                 (self.proof, self.proof_answers, proof),

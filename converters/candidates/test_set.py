@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import Artifact
-from converters.candidates.candidate import open_artifact, run_rows
+from converters.candidates.candidate import open_artifact, run_in_streams
 from converters.candidates.evidence import Evidence
 from converters.data.samples import Samples
+from converters.data.stateful import answers_to
 from converters.graph.graph import Graph
 from converters.quality.judging import JudgedOutput
 from converters.quality.metrics import Metric, find_metric, score
@@ -42,7 +43,7 @@ def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> Tes
         DataError: the labels do not fit the metric.
     """
     metric = evidence.metric or find_metric(None, samples.labels, decisions=bool(evidence.decision))
-    answers = graph.run(samples.inputs)
+    answers = answers_to(graph.run, samples)
     labels = JudgedOutput(evidence.output, metric).labels(samples.labels_of(evidence.output), answers)
     value = metric.value(score(metric, answers[evidence.output], labels))
     return TestSet(samples, metric, evidence.output, labels, value)
@@ -56,7 +57,7 @@ def score_artifact(test_set: TestSet, artifact: Artifact, folder: Path) -> TestR
     """
     runtime = open_artifact(artifact, folder)
     try:
-        answers = run_rows(runtime, test_set.samples.inputs)
+        answers = run_in_streams(runtime, test_set.samples)
     finally:
         runtime.close()
     value = test_set.metric.value(score(test_set.metric, answers[test_set.output], test_set.labels))

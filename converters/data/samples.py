@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from converters.data.image_folders import load_folder
 from converters.data.preprocessing import rows_from_arrays
+from converters.data.streams import STREAM, split_streams, stream_ids
 from converters.graph.interface import Interface, Number
 from converters.graph.stated import DataArray
 from edgekit.errors import DataError
@@ -35,6 +36,9 @@ class Samples(msgspec.Struct, frozen=True):
         classes: Names of the classes in order, where a folder of images has them.
         other_labels: Labels of other outputs (N, ...), by the output's name.
         groups: Group of each row (N,), names or integers; None where there are none.
+        stream: Stream of each row (N,), from 0 on; None for a model without state, and before it is known.
+        feeds: For a model with state, the output that feeds an input, by the input's name; `inputs` has the states
+            of the float model (see `converters.data.stateful`).
     """
 
     inputs: dict[str, Array]
@@ -42,6 +46,8 @@ class Samples(msgspec.Struct, frozen=True):
     classes: tuple[str, ...] = ()
     other_labels: dict[str, Array] = {}
     groups: Array | None = None
+    stream: Array | None = None
+    feeds: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -50,7 +56,7 @@ class Samples(msgspec.Struct, frozen=True):
     def arrays(self) -> list[Array | None]:
         """Every array, in an order that depends on names only; for digests."""
         named = [mapping[name] for mapping in (self.inputs, self.other_labels) for name in sorted(mapping)]
-        return [self.labels, self.groups, *named]
+        return [self.labels, self.groups, self.stream, *named]
 
     def take(self, rows: Array | slice) -> Samples:
         """The given rows."""
@@ -60,6 +66,8 @@ class Samples(msgspec.Struct, frozen=True):
             self.classes,
             {name: value[rows] for name, value in self.other_labels.items()},
             None if self.groups is None else self.groups[rows],
+            None if self.stream is None else self.stream[rows],
+            self.feeds,
         )
 
     def labels_of(self, output: str) -> Array | None:
@@ -107,7 +115,8 @@ def load_samples(
 ) -> Samples:
     """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
 
-    Labels of another output than the decision output are ``y_OUTPUT``, and ``group`` holds the group of each row.
+    Labels of another output than the decision output are ``y_OUTPUT``, and ``group`` holds the group of each row. For a
+    model with state, ``stream`` holds the stream of each row; without it all rows are one stream.
 
     Args:
         path: The file or folder.
@@ -116,7 +125,7 @@ def load_samples(
             that are decoded but not preprocessed.
         classes: Names of the classes in the model's order, where they are known.
         interface: The source's interface. The file may hold its fixed and unread inputs or not, and floats may have
-            the source's types.
+            the source's types. Its state is not in data.
 
     Raises:
         MissingExtraError: a folder is read, and Pillow is not installed.
@@ -125,11 +134,15 @@ def load_samples(
     """
     if not path.exists():
         raise DataError(f"data file {str(path)!r} does not exist", advice="Check the path.")
+    feeds = interface.state if interface is not None else {}
+    specs = [spec for spec in specs if spec.name not in feeds]
     if path.is_dir():
         inputs, indices, names = load_folder(path, processor, classes)
-        return _checked(path, inputs, {} if indices is None else {LABELS: indices}, specs, names)
+        samples = _checked(path, inputs, {} if indices is None else {LABELS: indices}, specs, names)
+        return _in_streams(samples, None) if feeds else samples
     arrays = _read(path)
     taken = {spec.name for spec in (*specs, *(one.spec for one in (interface.inputs if interface else ())))}
+    streams = _streams_in(path, arrays, specs, feeds)
     beside = {
         name: arrays.pop(name)
         for name in list(arrays)
@@ -139,7 +152,25 @@ def load_samples(
         arrays = _of_interface(path, arrays, interface, specs)
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
-    return _checked(path, arrays, beside, specs, tuple(classes))
+    samples = _checked(path, arrays, beside, specs, tuple(classes))
+    return _in_streams(samples, streams) if feeds else samples
+
+
+def _streams_in(
+    path: Path, arrays: dict[str, Array], specs: Sequence[TensorSpec], feeds: Mapping[str, str]
+) -> Array | None:
+    """Take the ids of streams from the arrays. Raises DataError where the arrays hold state."""
+    given = [name for name in feeds if name in arrays]
+    if given:
+        raise DataError(
+            f"{path} holds the array {given[0]!r}, which is state of the model: state is never in data",
+            advice="Leave it out; every stream starts from zero, and the model's own state is used.",
+        )
+    return arrays.pop(STREAM, None) if feeds and STREAM not in {spec.name for spec in specs} else None
+
+
+def _in_streams(samples: Samples, ids: Array | None) -> Samples:
+    return msgspec.structs.replace(samples, stream=stream_ids(ids, len(samples)))
 
 
 def _checked(
@@ -265,12 +296,16 @@ def split_samples(samples: Samples) -> Split:
     """Split data into its three parts by the digest of each row, so that a row is always in the same part.
 
     Equal rows have equal digests, so duplicates are in one part. Shares are near 20, 20 and 60 %, and exact where no
-    rows are equal.
+    rows are equal. Streams stay whole (see `split_streams`).
 
     Raises:
-        DataError: there are fewer than five different rows.
+        DataError: there are fewer than five different rows, or too few rows in streams.
     """
     digests = [_row_digest(samples, row) for row in range(len(samples))]
+    if samples.stream is not None:
+        digest, rows, streams = split_streams(samples.stream, digests, (CALIBRATION_SHARE, CHOICE_SHARE))
+        samples = msgspec.structs.replace(samples, stream=streams)
+        return Split(digest.hex(), *(samples.take(part) for part in rows))
     order = np.array(sorted(range(len(samples)), key=lambda row: digests[row]), dtype=np.int64)
     whole = hashlib.sha256(b"".join(digests[row] for row in order)).hexdigest()
     first = _end(order, digests, round(len(samples) * CALIBRATION_SHARE))

@@ -33,6 +33,7 @@ class Stated(msgspec.Struct, frozen=True):
         fixed: Values of inputs that are always the same, by name (``--fix``).
         data: Arrays of the data file by name; empty without one.
         cut: Tensors that become the outputs (``--cut``); ``auto`` alone for the proposed ones, empty for no cut.
+        state: The input that an output feeds in the next call, by the output's name (``--state``).
         propose: Take the proposed sizes of free axes instead of a refusal, and say so in a note.
     """
 
@@ -40,13 +41,15 @@ class Stated(msgspec.Struct, frozen=True):
     dims: Mapping[str, int] = {}
     fixed: Mapping[str, Number] = {}
     data: Mapping[str, DataArray] = {}
+    state: Mapping[str, str] = {}
     propose: bool = False
     cut: Sequence[str] = ()
 
     def data_of(self, name: str, inputs: Sequence[str]) -> DataArray | None:
         """The data of input `name` of a model with `inputs`; ``x`` is the only input that needs data."""
         found = self.data.get(name)
-        open_inputs = [one for one in inputs if one not in self.fixed and one not in self.data]
+        known = {*self.fixed, *self.data, *self.state.values()}
+        open_inputs = [one for one in inputs if one not in known]
         if found is None and open_inputs == [name]:
             found = self.data.get(SINGLE)
         return found
@@ -68,6 +71,21 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
             f"input shape {text!r} does not have the form NAME=SIZE,SIZE", advice="Give for example x=1,3,320,320."
         )
     return name, tuple(int(part) for part in parts)
+
+
+def parse_state(text: str) -> tuple[str, str]:
+    """The output and the input of ``OUTPUT=INPUT``.
+
+    Raises:
+        SettingsError: The text has another form.
+    """
+    output, equals, fed = (part.strip() for part in text.partition("="))
+    if not (output and equals and fed):
+        raise SettingsError(
+            f"state {text!r} does not have the form OUTPUT=INPUT",
+            advice="Give for example hn=h: the output hn is the input h of the next call.",
+        )
+    return output, fed
 
 
 def parse_dim(text: str) -> tuple[str, int]:

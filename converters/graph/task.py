@@ -17,6 +17,7 @@ def detect_task(graph: Graph, labels: Array | None) -> Task:
     scores = [
         spec
         for spec in graph.outputs
+        if spec.name not in graph.interface.state.values()
         if len(spec.shape) == 2 and (spec.shape[1] or 0) > 1 and spec.dtype is DType.FLOAT32
     ]
     for spec in scores:

@@ -3,8 +3,9 @@
 Every judged output has a test of its own, and a candidate passes only if each passes at the full confidence. A
 candidate with any output beyond its limit then passes with a probability of at most 1 - confidence, so nothing is
 divided by the number of outputs (intersection-union test; Berger 1982). The same holds for classes and groups.
-Bounds that stand side by side in a report are another matter: the reader looks for the worst. Those hold together, each
-at a share of the error (Bonferroni).
+Rows of one stream of a model with state depend on each other: there the streams are the samples, and each counts
+equally. Bounds that stand side by side in a report are another matter: the reader looks for the worst. Those hold
+together, each at a share of the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
+from converters.data.streams import stream_means
 from converters.quality.confidence import likely_method
 from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
-from converters.quality.metrics import AGREEMENT, AUC, Metric, drop_of, score
+from converters.quality.metrics import AGREEMENT, AUC, Metric, drop_of, score, stream_drop
 from edgekit.tensors import Array
 
 
@@ -39,11 +41,39 @@ class Stratum(msgspec.Struct, frozen=True):
 
 
 class Split(msgspec.Struct, frozen=True):
-    """One split's answers (N, ...) of the float model and of a candidate, and its labels by output."""
+    """One split: answers (N, ...) of the float model and of a candidate, labels by output, and streams (N,)."""
 
     reference: Mapping[str, Array]
     answers: Mapping[str, Array]
     labels: Mapping[str, Array | None]
+    streams: Array | None = None
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """Scores (N,) of the float model and of a candidate on the same rows, with the labels and, if any, the streams."""
+
+    reference: Array
+    candidate: Array
+    labels: Array
+    streams: Array | None = None
+
+    @property
+    def pair(self) -> tuple[Array, Array]:
+        """Scores of the samples that are independent of each other: the rows, or the means over each stream (S,)."""
+        if self.streams is None:
+            return self.reference, self.candidate
+        return stream_means(self.reference, self.streams), stream_means(self.candidate, self.streams)
+
+    def take(self, rows: Array) -> Scores:
+        """The given rows."""
+        streams = None if self.streams is None else self.streams[rows]
+        return Scores(self.reference[rows], self.candidate[rows], self.labels[rows], streams)
+
+    def drop(self, metric: Metric, confidence: float, method: str = "") -> Drop:
+        """The drop with its bounds."""
+        if self.streams is None:
+            return drop_of(metric, self.reference, self.candidate, self.labels, confidence, method=method)
+        return stream_drop(metric, self.reference, self.candidate, self.streams, confidence)
 
 
 def judge(
@@ -65,12 +95,13 @@ def judge(
     for one in judged:
         chosen, proven = (_scores(one, split) for split in (choice, proof))
         first = first or proven
-        method = likely_method(*chosen[:2], len(proven[0]), confidence)
-        drop = drop_of(one.metric, *proven, confidence, method=method)
-        shown = drop if len(judged) == 1 else drop_of(one.metric, *proven, together, method=method)
-        choice_drop, rows = float((chosen[0] - chosen[1]).mean()), (len(chosen[0]), len(proven[0]))
+        (before, after), count = chosen.pair, len(proven.pair[0])
+        method = likely_method(before, after, count, confidence)
+        drop = proven.drop(one.metric, confidence, method)
+        shown = drop if len(judged) == 1 else proven.drop(one.metric, together, method)
+        choice_drop, rows = float((before - after).mean()), (len(before), count)
         estimate = (choice_drop * rows[0] + drop.value * rows[1]) / sum(rows)
-        value = one.metric.value(proven[1])
+        value = one.metric.value(proven.candidate)
         outputs.append(OutputDrop(one.name, one.metric.name, choice_drop, drop, shown, estimate, value))
     assert first is not None
     if not strata:
@@ -113,20 +144,17 @@ def groups_of(groups: Array | None) -> list[Stratum]:
     return [Stratum(f"group {name}", np.flatnonzero(groups == name)) for name in np.unique(groups)]
 
 
-def _scores(one: JudgedOutput, split: Split) -> tuple[Array, Array, Array]:
-    """Scores (N,) of the float model and of the candidate, and the labels."""
+def _scores(one: JudgedOutput, split: Split) -> Scores:
     labels = one.labels(split.labels.get(one.name), split.reference)
-    return (
+    return Scores(
         score(one.metric, split.reference[one.name], labels),
         score(one.metric, split.answers[one.name], labels),
         labels,
+        split.streams,
     )
 
 
-def _classes(
-    metric: Metric, scores: tuple[Array, Array, Array], strata: Sequence[Stratum], confidence: float
-) -> list[ClassDrop]:
-    reference, candidate, labels = scores
+def _classes(metric: Metric, scores: Scores, strata: Sequence[Stratum], confidence: float) -> list[ClassDrop]:
     together = _together(confidence, sum(len(one.rows) > 0 for one in strata))
     results = []
     for one in strata:
@@ -134,8 +162,8 @@ def _classes(
             nothing = Drop(0.0, -float("inf"), float("inf"), 0, "none")
             results.append(ClassDrop(one.name, nothing, nothing))
             continue
-        own = reference[one.rows], candidate[one.rows], labels[one.rows]
-        drop, shown = (drop_of(metric, *own, level) for level in (confidence, together))
+        own = scores.take(one.rows)
+        drop, shown = (own.drop(metric, level) for level in (confidence, together))
         results.append(ClassDrop(one.name, drop, shown))
     return results
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
+from converters.data.streams import stream_means
 from converters.quality.confidence import paired_drop
-from converters.quality.drop import Drop
+from converters.quality.drop import DELONG, Drop
 from converters.quality.spread import scaled_distances, spreads
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
@@ -111,6 +112,21 @@ def drop_of(
     """Bound how much worse `candidate` is than `reference`, both (N,) scores of `metric`; see `paired_drop`."""
     positive = labels.reshape(-1) > 0 if metric.name == AUC else None
     return paired_drop(reference, candidate, confidence, limits=metric.limits, positive=positive, method=method)
+
+
+def stream_drop(metric: Metric, reference: Array, candidate: Array, streams: Array, confidence: float) -> Drop:
+    """As `drop_of` for rows in streams (N,): the samples are the means over each stream, which counts equally.
+
+    The area under the curve has no such means, so nothing is proven of it.
+    """
+    value = float(np.mean(reference - candidate))
+    if metric.name == AUC:
+        count = len(np.unique(streams))
+        return Drop(value, -float("inf"), float("inf"), count, DELONG, asymptotic=True)
+    scores = np.concatenate([reference, candidate])
+    limits = metric.limits or ((0.0, 1.0) if np.isin(scores, (0.0, 1.0)).all() else None)
+    means = stream_means(reference, streams), stream_means(candidate, streams)
+    return paired_drop(*means, confidence, limits=limits)
 
 
 def _per_row(values: Array) -> Array:

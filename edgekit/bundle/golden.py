@@ -46,7 +46,7 @@ class SelfTest(msgspec.Struct, frozen=True):
 def write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
     """The bytes of golden.npz: inputs (N, ...) and the float model's outputs (N, ...), with the samples first.
 
-    For a model with state, they are N steps of one stream, each a whole call with one row: (N, 1, ...).
+    For a model with state, they are one stream from the zero state.
 
     Raises:
         DataError: An element of BYTES ends in a zero byte, which numpy's fixed-length strings would drop.

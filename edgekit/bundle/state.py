@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgekit.bundle.bindings import Binding
+from edgekit.bundle.sample_rows import from_layout, to_layout
 from edgekit.errors import DataError
 from edgekit.protocols import Runtime
 from edgekit.tensors import Array, TensorSpec
@@ -71,25 +72,29 @@ def without_state(links: Sequence[StateLink], outputs: Mapping[str, Array]) -> d
     return {name: value for name, value in outputs.items() if name not in hidden}
 
 
-def run_stream(runtime: Runtime, links: Sequence[StateLink], steps: Mapping[str, Array]) -> dict[str, Array]:
-    """Run one stream from the zero state, one call a step.
+def run_stream(runtime: Runtime, links: Sequence[StateLink], samples: Mapping[str, Array]) -> dict[str, Array]:
+    """Run one stream from the zero state, one call a sample.
 
     Args:
         runtime: A runtime with all logical tensors, state included.
         links: The state tensors of its model.
-        steps: Inputs that clients send, by name: (steps, ...), where each step is one whole call with one row.
+        samples: Inputs that clients send (N, ...), by name, with the samples first.
 
     Returns:
-        The outputs that clients see, by name: (steps, ...).
+        The outputs that clients see, by name: (N, ...), with the samples first.
 
     Raises:
-        DataError, RuntimeLoadError: as Runtime.run; DataError too where there is no step.
+        DataError, RuntimeLoadError: as Runtime.run; DataError too where there is no sample.
     """
+    specs = {spec.name: spec for spec in runtime.inputs}
     state, answers = zero_state(links, 1), []
-    for i in range(min((len(value) for value in steps.values()), default=0)):
-        outputs = runtime.run({**{name: value[i] for name, value in steps.items()}, **state})
+    for i in range(min((len(value) for value in samples.values()), default=0)):
+        one = {name: value[i : i + 1] for name, value in samples.items()}
+        call = {name: to_layout(specs[name], value) if name in specs else value for name, value in one.items()}
+        outputs = runtime.run({**call, **state})
         state = next_state(links, outputs)
         answers.append(without_state(links, outputs))
     if not answers:
-        raise DataError("the stream has no steps, expected 1 or more")
-    return {name: np.stack([one[name] for one in answers]) for name in answers[0]}
+        raise DataError("the stream has no samples, expected 1 or more")
+    shown = [spec for spec in runtime.outputs if spec.name in answers[0]]
+    return {spec.name: np.concatenate([from_layout(spec, one[spec.name]) for one in answers]) for spec in shown}

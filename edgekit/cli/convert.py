@@ -98,6 +98,12 @@ _Value = TypeVar("_Value", str, float)
 @click.option(
     "--cut", default="", metavar="OUTPUT[,OUTPUT]", help="These tensors become the outputs; or auto: before an NMS."
 )
+@click.option(
+    "--state",
+    metavar="OUTPUT=INPUT",
+    multiple=True,
+    help="The output is the input of the next call of a stream, as in hn=h.",
+)
 @click.option("--recipe", help=f"The only recipe to try: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="The runtime, where a target runs both.")
 @click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")
@@ -149,14 +155,15 @@ def convert(
         raise click.UsageError("--explain prints text, --json prints values; give one of them.")
     with needs_extra("convert"):
         from converters.cache import default_cache
-        from converters.graph.stated import parse_dim, parse_fixed, parse_shape
+        from converters.graph.stated import parse_dim, parse_fixed, parse_shape, parse_state
         from converters.options import ConversionOptions
         from converters.up_to_date import UP_TO_DATE, ConversionRequest
 
     choices["metric"], choices["metrics"] = _by_output("--metric", choices["metric"], str)
     drop, choices["max_drops"] = _by_output("--max-drop", choices["max_drop"], float)
     choices["max_drop"] = 0.01 if drop is None else drop
-    for name, parse in (("input_shapes", parse_shape), ("dims", parse_dim), ("fixed", parse_fixed)):
+    parsers = {"input_shapes": parse_shape, "dims": parse_dim, "fixed": parse_fixed, "state": parse_state}
+    for name, parse in parsers.items():
         choices[name] = dict(parse(text) for text in choices[name])
     choices["cut"] = tuple(filter(None, choices["cut"].split(",")))
     options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)

@@ -90,11 +90,11 @@ class Summing:
 
 
 def test_a_stream_starts_from_zero_and_carries_its_state() -> None:
-    """Each step sees the sum of the steps before it; a stream without steps is an error."""
+    """Each step sees the sum of the steps before it; a stream without samples is an error."""
     links = state_links(INPUTS)
-    steps = np.ones((4, 1, 3), np.float32)
+    steps = np.ones((4, 3), np.float32)
     answers = run_stream(Summing(), links, {"x": steps})
     assert list(answers) == ["y"]
-    assert answers["y"][:, 0, 0].tolist() == [3.0, 6.0, 9.0, 12.0]
-    with pytest.raises(DataError, match="no steps"):
+    assert answers["y"][:, 0].tolist() == [3.0, 6.0, 9.0, 12.0]
+    with pytest.raises(DataError, match="no samples"):
         run_stream(Summing(), links, {"x": steps[:0]})
