@@ -58,6 +58,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "recipe": manifest.recipe.id,
         "task": manifest.task.kind,
         "quality": _quality(manifest),
+        **_output_qualities(manifest),
         "cost": f"{manifest.cost.value:.4g} {manifest.cost.unit} ({manifest.cost.kind})" if manifest.cost else None,
         "golden": _golden(manifest),
         "requires": manifest.requires,
@@ -101,6 +102,20 @@ def _quality(manifest: Manifest) -> str | None:
         return None
     proven = "proven" if quality.proven else "not proven"
     return f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, {quality.n} samples, {proven})"
+
+
+def _output_qualities(manifest: Manifest) -> dict[str, str]:
+    """What was proven of each output, under ``quality of OUTPUT``; empty where the model has only one."""
+    quality = manifest.quality
+    if quality is None or not isinstance(quality.outputs, tuple):
+        return {}
+    texts = {}
+    for one in quality.outputs:
+        judged = f"drop at most {one.max_drop:g} in {one.metric} on {one.n} samples"
+        texts[f"quality of {one.output}"] = (
+            f"{'proven' if one.proven else 'not proven'}: {judged}" if one.metric else "not judged"
+        )
+    return texts
 
 
 def _golden(manifest: Manifest) -> str:

@@ -4,10 +4,12 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from converters import convert
 from edgekit.bundle.manifest import parse_manifest
+from edgekit.cli.main import edgekit
 from edgekit.errors import DataError, RefusedError, SettingsError
 
 FEATURES, CLASSES, ROWS = 16, 4, 1500
@@ -86,6 +88,9 @@ def test_ignored_output_is_named_as_not_judged(folder, tmp_path):
     scores, boxes = report.outputs
     assert (scores.judged, scores.proven) == (True, True)
     assert (boxes.judged, boxes.proven, boxes.drop) == (False, False, None)
+    shown = CliRunner().invoke(edgekit, ["inspect", str(tmp_path / "spoiled-1.0.0-x86-64")]).output
+    assert "proven: drop at most 0.01 in accuracy on 900 samples" in shown
+    assert "not judged" in shown
     quality = parse_manifest((tmp_path / "spoiled-1.0.0-x86-64" / "manifest.json").read_bytes()).quality
     assert [(one.output, one.proven) for one in quality.outputs] == [("scores", True), ("boxes", False)]
 
