@@ -251,6 +251,10 @@ def _of_interface(
             advice="Convert the model once for each value, with --fix NAME=VALUE and the samples of that value.",
         )
     names = {one.spec.name for one in interface.others}
+    whole = {one.spec.name: one.spec.shape for one in interface.inputs if one.spec.batch_axis is None}
+    for name in whole.keys() & arrays.keys():  # samples of the whole input, with its first axis of 1
+        if whole[name][:1] == (1,) and arrays[name].shape[1:] == whole[name]:
+            arrays[name] = arrays[name][:, 0]
     types = {one.spec.name: one.spec.dtype.numpy for one in interface.inputs}
     wanted = {spec.name: spec.dtype.numpy for spec in specs}
     return {

@@ -72,10 +72,18 @@ class Interface(msgspec.Struct, frozen=True):
 
 
 def sample_spec(spec: TensorSpec) -> TensorSpec:
-    """The tensor as data files and the canonical graph have it: a free sample axis first, then the other axes."""
-    axis = spec.batch_axis
+    """The tensor as data files and the canonical graph have it: a free sample axis first, then the other axes.
+
+    Where there is no batch, a first axis of 1 is the sample axis; other tensors get one more axis.
+    """
+    axis = sample_axis(spec)
     rest = spec.shape if axis is None else (*spec.shape[:axis], *spec.shape[axis + 1 :])
     return TensorSpec(spec.name, spec.dtype, (None, *rest))
+
+
+def sample_axis(spec: TensorSpec) -> int | None:
+    """The axis of the tensor that is the sample axis: the batch, or a first axis of 1; None where one is added."""
+    return 0 if None not in spec.shape and spec.shape[:1] == (1,) else spec.batch_axis
 
 
 def artifact_permute(spec: TensorSpec, permute: tuple[int, ...]) -> tuple[int, ...]:
@@ -87,10 +95,9 @@ def artifact_permute(spec: TensorSpec, permute: tuple[int, ...]) -> tuple[int, .
             first too; empty for none.
 
     Returns:
-        The order of the logical axes. Where the logical tensor has no batch, the artifact's first axis of 1 is left
-        out, because the logical tensor has no such axis.
+        The order of the logical axes. An artifact's first axis of 1 that the logical tensor does not have is left out.
     """
-    axis = spec.batch_axis
+    axis = sample_axis(spec)
     order = permute or tuple(range(len(spec.shape) + (axis is None)))
     if axis is None:
         made = tuple(index - 1 for index in order[1:])

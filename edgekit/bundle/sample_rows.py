@@ -19,20 +19,28 @@ def joins_samples(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
     return all(None in spec.shape for spec in (*inputs, *outputs))
 
 
+def sample_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of one sample: without the batch, or without a first axis of 1 where there is no batch."""
+    sizes = tuple(size for size in spec.shape if size is not None)
+    return sizes[1:] if sizes == spec.shape and sizes[:1] == (1,) else sizes
+
+
 def to_layout(spec: TensorSpec, samples: Array) -> Array:
     """Samples (N, ...) in the layout and float type of `spec`; a tensor without a batch takes the first sample only."""
     axis, dtype = spec.batch_axis, spec.dtype.numpy
     if samples.dtype != dtype and samples.dtype.kind == dtype.kind == "f":
         samples = samples.astype(dtype)
     if axis is None:
-        return samples[0] if samples.ndim > 1 else np.asarray(samples[0])
+        return samples[:1].reshape([size or 1 for size in spec.shape])
     return samples if axis == 0 else np.ascontiguousarray(np.moveaxis(samples, 0, axis))
 
 
 def from_layout(spec: TensorSpec, value: Array) -> Array:
     """A tensor in the layout of `spec` as samples (N, ...); without a batch it is one sample."""
     axis = spec.batch_axis
-    return np.asarray(value)[np.newaxis] if axis is None else np.moveaxis(value, axis, 0) if axis else value
+    if axis is None:
+        return np.asarray(value).reshape(1, *sample_shape(spec))
+    return np.moveaxis(value, axis, 0) if axis else value
 
 
 def run_samples(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 import onnx
 
-from converters.frontends.interface.axes import BatchAxes, is_free, likely_batches, open_axes
-from converters.frontends.interface.protobuf import dims_of, inputs_of
+from converters.frontends.interface.axes import BatchAxes, Dims, is_batch_name, is_free, likely_batches, open_axes
+from converters.frontends.interface.protobuf import declared_dims, dims_of, inputs_of
 from converters.frontends.interface.trial import joined, opened, plausible_row, same, with_free_batch
 from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.tensors import Array
@@ -40,7 +40,11 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class _RefutedError(Exception):
-    """The answer to one row depends on the other rows."""
+    """An axis is no batch: the answer to one row depends on the other rows, or `mixed`: an output mixes rows."""
+
+    def __init__(self, *, mixed: bool = False) -> None:
+        super().__init__()
+        self.mixed = mixed
 
 
 def find_batch(model: onnx.ModelProto) -> Found:
@@ -56,12 +60,14 @@ def find_batch(model: onnx.ModelProto) -> Found:
         return _all_fixed(model)
     rejected: dict[str, list[int]] = {}
     for axes in hypotheses:
+        chosen = {name: axis for name, axis in axes.items() if axis is not None and is_free(inputs[name][axis])}
         if open_axes(inputs, axes):
             continue
         try:
             return _proven(model, axes)
-        except _RefutedError:
-            rejected = {name: [axis] for name, axis in axes.items() if axis is not None and is_free(inputs[name][axis])}
+        except _RefutedError as refuted:
+            if not refuted.mixed and not all(is_batch_name(inputs[name][axis]) for name, axis in chosen.items()):
+                rejected = {name: [axis] for name, axis in chosen.items()}
     note = "no axis is a batch: the answer to a row depends on the other rows; a call takes one sample"
     return msgspec.structs.replace(without_batch(model), rejected=rejected, notes=(note,))
 
@@ -85,16 +91,26 @@ def _shapes(answers: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 def _all_fixed(model: onnx.ModelProto) -> Found:
     """The batch of a model whose every size is fixed: the first axis if it is 1 everywhere."""
     inputs = {value.name: dims_of(value) for value in inputs_of(model)}
-    outputs = {value.name: dims_of(value) for value in model.graph.output}
+    outputs = {value.name: declared_dims(value) for value in model.graph.output}
     axes: BatchAxes = {name: 0 if dims else None for name, dims in inputs.items()}
     if not inputs or any(dims[0] != 1 for dims in inputs.values() if dims) or not any(inputs.values()):
-        return without_batch(model, "the model has no batch: a call takes one sample")
+        return without_batch(model, _no_batch(inputs, outputs))
     if all(dims and dims[0] == 1 for dims in (*inputs.values(), *outputs.values())):
         return Found(axes, dict.fromkeys(outputs, 0), False)
     try:
         return msgspec.structs.replace(_proven(model, axes), free=False)
     except _RefutedError:
         return without_batch(model, "the model has no batch: a call takes one sample")
+
+
+def _no_batch(inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> str:
+    """Why a model whose every size is fixed has no batch, and what to do where the first axis may be one."""
+    sizes = {dims[:1] for dims in (*inputs.values(), *outputs.values())}
+    size = next(iter(sizes))
+    if len(sizes) != 1 or not size:
+        return "the model has no batch: a call takes one sample"
+    shapes = " ".join(f"--input-shape {name}={','.join(map(str, (1, *dims[1:])))}" for name, dims in inputs.items())
+    return f"a call takes {size[0]} rows, as one sample; to convert the model for single rows, give {shapes}"
 
 
 def _proven(model: onnx.ModelProto, axes: BatchAxes) -> Found:
@@ -114,6 +130,8 @@ def _proven(model: onnx.ModelProto, axes: BatchAxes) -> Found:
     except Failed:
         return _declared(model, axes)
     if not any(_doubled(shapes[name], value.shape) for name, value in pairs[0, 1].items()):
+        if any(not same(value, pairs[0, 2][name], EQUAL) for name, value in pairs[0, 1].items()):
+            raise _RefutedError  # an average over time keeps its size too, and reads every row
         return _one_row(model, axes, shapes, "outputs keep their size with more rows")
     outputs: BatchAxes = {name: _output_axis(name, alone, pairs) for name in shapes}
     whole = all(axis is not None for axis in (*outputs.values(), *axes.values()))
@@ -144,7 +162,7 @@ def _output_axis(
         raise _RefutedError
     axis = doubled[0]
     if first.shape[axis] != 1:
-        raise _RefutedError
+        raise _RefutedError(mixed=True)
     beside = [
         (pair.take([0], axis), pairs[0, 2][name].take([0], axis)),
         (pair.take([1], axis), pairs[2, 1][name].take([1], axis)),
@@ -169,7 +187,7 @@ def _batch_of_one(
     value: object, shapes: Mapping[str, tuple[int, ...]], axes: BatchAxes, model: onnx.ModelProto
 ) -> int | None:
     """The axis of size 1 that is an output's batch: with the symbol of the batch, or else the first."""
-    name, dims = value.name, dims_of(value)  # type: ignore[attr-defined]
+    name, dims = value.name, declared_dims(value)  # type: ignore[attr-defined]
     symbols = {dims_of(one)[axis] for one in inputs_of(model) if (axis := axes.get(one.name)) is not None}
     named = [index for index, axis in enumerate(dims) if isinstance(axis, str) and axis in symbols]
     candidates = [index for index in (*named[:1], 0) if index < len(shapes[name]) and shapes[name][index] == 1]
@@ -181,7 +199,7 @@ def _declared(model: onnx.ModelProto, axes: BatchAxes) -> Found:
     symbols = {dims_of(one)[axis] for one in inputs_of(model) if (axis := axes.get(one.name)) is not None}
     outputs: BatchAxes = {}
     for value in model.graph.output:
-        dims = dims_of(value)
+        dims = declared_dims(value)
         named = [index for index, axis in enumerate(dims) if isinstance(axis, str) and axis in symbols]
         free = [index for index, axis in enumerate(dims) if is_free(axis)]
         outputs[value.name] = next(iter((*named, *free[:1])), None)

@@ -23,7 +23,7 @@ def move_batches(model: onnx.ModelProto, inputs: BatchAxes, outputs: BatchAxes, 
 
     Args:
         model: The model, with the sizes of its inputs and outputs settled; it is changed.
-        inputs, outputs: The batch axis of each; a tensor without a batch gets a first axis of 1.
+        inputs, outputs: The batch axis of each; a tensor without a batch gets a first axis of 1, unless it has one.
         free: The batch is free; otherwise it is 1.
     """
     batch: int | str = BATCH if free else 1
@@ -55,6 +55,8 @@ def _border(value: Any, axis: int | None, batch: int | str, *, inward: bool) -> 
     name, inner = value.name, value.name + SOURCE_LAYOUT
     ends = ([name], [inner]) if inward else ([inner], [name])
     label = f"{name}{SOURCE_LAYOUT}"
+    if axis is None and dims[:1] == (1,):  # one sample a call: the first axis of 1 is as good as a batch
+        return None
     if axis is None:
         set_dims(value, (batch, *dims))
         kind = "Squeeze" if inward else "Unsqueeze"

@@ -34,12 +34,22 @@ def dims_of(value: Any) -> Dims:
         ModelFormatError: It is no tensor, or has no shape.
     """
     kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+    if not value.type.HasField("tensor_type"):
+        raise ModelFormatError(
+            f"{value.name} is a {value.type.WhichOneof('value') or 'value of unknown type'}, expected a tensor",
+            advice="Export the model without sequences and maps, for example without ZipMap.",
+        )
+    if not kind.HasField("shape"):
         raise ModelFormatError(
             f"{value.name} has no known number of axes, expected a tensor of known rank",
             advice="Export the model again with the shapes of its inputs and outputs.",
         )
     return tuple(_axis(dim) for dim in kind.shape.dim)
+
+
+def declared_dims(value: Any) -> Dims:
+    """The axes that a model declares of an output; none where it declares nothing."""
+    return dims_of(value) if value.type.tensor_type.HasField("shape") else ()
 
 
 def _axis(dim: Any) -> Axis:

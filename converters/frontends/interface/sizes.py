@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from converters.frontends.interface.axes import BatchAxes, Dims, is_free, likely_batches, open_axes
+from converters.frontends.interface.axes import BatchAxes, Dims, evaluated, is_free, likely_batches, names_in, open_axes
 from converters.frontends.interface.protobuf import (
     copy_of,
     dims_of,
@@ -115,10 +115,12 @@ def _require_names(values: Mapping[str, Any], stated: Stated, source: str) -> No
 def _state_shape(value: Any, shape: Sequence[int]) -> dict[str, int]:
     """Apply a stated shape to one input, except an axis of 1 that may be the batch. Returns sizes of symbols."""
     dims = dims_of(value)
+    if len(dims) == len(shape) > 1 and isinstance(dims[0], int) and dims[0] > 1 and shape[0] == 1:
+        dims = (None, *dims[1:])  # exported for several rows: whether one row works is tried
     wrong = [axis for axis, size in zip(dims, shape, strict=False) if isinstance(axis, int) and axis != size]
     if len(dims) != len(shape) or wrong:
         raise SettingsError(
-            f"--input-shape gives {value.name} the shape {list(shape)}; the model has [{_text(dims)}]",
+            f"--input-shape gives {value.name} the shape {list(shape)}; the model has [{_text(dims_of(value))}]",
             advice="Give one size for each axis, and leave fixed sizes as they are.",
         )
     set_dims(value, tuple(axis if size == 1 else size for axis, size in zip(dims, shape, strict=True)))
@@ -126,11 +128,12 @@ def _state_shape(value: Any, shape: Sequence[int]) -> dict[str, int]:
 
 
 def _apply(model: onnx.ModelProto, symbols: Mapping[str, int]) -> None:
-    """Replace the symbols of free axes by sizes."""
+    """Replace the symbols of free axes, and arithmetic on them, by sizes."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.HasField("shape"):
             set_dims(
-                value, tuple(symbols.get(axis, axis) if isinstance(axis, str) else axis for axis in dims_of(value))
+                value,
+                tuple((evaluated(axis, symbols) or axis) if isinstance(axis, str) else axis for axis in dims_of(value)),
             )
 
 
@@ -164,7 +167,7 @@ def _settle_from_data(model: onnx.ModelProto, values: Mapping[str, Any], stated:
 
 def _sizes_in(dims: Dims, batch: int | None, data: DataArray) -> dict[int, int]:
     """The sizes of the free axes of an input in `data`, by axis; empty where the data do not fit the input."""
-    rest = [index for index in range(len(dims)) if index != batch]
+    rest = [index for index in range(len(dims)) if index != (0 if batch is None and dims[:1] == (1,) else batch)]
     if len(data.shape) == len(dims) + 1:  # samples of the whole input: it has no batch
         rest = list(range(len(dims)))
     if len(data.shape) != len(rest) + 1:
@@ -189,7 +192,12 @@ def _open(values: Mapping[str, Any], stated: Stated) -> dict[str, list[int]]:
             set_dims(values[name], tuple(1 if index in axes else axis for index, axis in enumerate(dims)))
         else:
             found[name] = axes
-    return found
+    symbols = {axis for value in values.values() for axis in dims_of(value) if isinstance(axis, str)}
+    own = {
+        name: [index for index in axes if not names_in(dims_of(values[name])[index]) & symbols]
+        for name, axes in found.items()
+    }
+    return {name: axes for name, axes in own.items() if axes}  # sizes such as past + 1 follow from past
 
 
 def _fix(model: onnx.ModelProto, stated: Stated) -> tuple[tuple[FixedInput, ...], list[str]]:

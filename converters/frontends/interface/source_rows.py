@@ -8,6 +8,7 @@ import numpy as np
 
 from converters.graph.graph import CHUNK_ROWS, Graph
 from converters.graph.interface import SourceInput
+from edgekit.bundle.sample_rows import from_layout, to_layout
 from edgekit.tensors import Array
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -31,11 +32,7 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
         size = min(rows, count - start)
         feed = {one.spec.name: _layout(one, inputs, start, size) for one in interface.inputs}
         answers = run(feed)
-        part = {}
-        for spec in interface.outputs:
-            axis, value = spec.batch_axis, np.asarray(answers[spec.name])
-            part[spec.name] = value[np.newaxis] if axis is None else np.moveaxis(value, axis, 0)
-        parts.append(part)
+        parts.append({spec.name: from_layout(spec, np.asarray(answers[spec.name])) for spec in interface.outputs})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -45,6 +42,5 @@ def _layout(one: SourceInput, inputs: Mapping[str, Array], start: int, size: int
     if not one.in_graph:
         shape = [size if axis is None else axis for axis in spec.shape]
         return np.full(shape, one.value or 0).astype(spec.dtype.numpy)
-    value = inputs[spec.name][start : start + size]
-    made = value[0] if spec.batch_axis is None else np.moveaxis(value, 0, spec.batch_axis)
-    return np.ascontiguousarray(made, dtype=spec.dtype.numpy).reshape(made.shape)
+    made = to_layout(spec, inputs[spec.name][start : start + size])
+    return np.asarray(made, dtype=spec.dtype.numpy, order="C")

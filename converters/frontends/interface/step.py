@@ -88,9 +88,8 @@ def _settle_outputs(model: onnx.ModelProto, found: Found, source: str) -> None:
     inferred = {value.name: value for value in _inferred(model, found).graph.output} if not found.shapes else {}
     for value in model.graph.output:
         axis = found.outputs.get(value.name)
-        dims: Dims = found.shapes.get(value.name) or dims_of(inferred.get(value.name, value))
-        if value.name in found.shapes:
-            dims = found.shapes[value.name]
+        known = value.name in found.shapes
+        dims: Dims = found.shapes[value.name] if known else dims_of(inferred.get(value.name, value))
         unknown = [index for index, size in enumerate(dims) if is_free(size) and index != axis]
         if unknown:
             raise ModelFormatError(
@@ -107,7 +106,8 @@ def _inferred(model: onnx.ModelProto, found: Found) -> onnx.ModelProto:
         set_dims(value, tuple(1 if is_free(axis) else axis for axis in dims_of(value)))
     for value in one.graph.output:
         axis = found.outputs.get(value.name)
-        set_dims(value, tuple(1 if index == axis else size for index, size in enumerate(dims_of(value))))
+        if value.type.tensor_type.HasField("shape"):
+            set_dims(value, tuple(1 if index == axis else size for index, size in enumerate(dims_of(value))))
     return shape_inference.infer_shapes(one, data_prop=True)
 
 

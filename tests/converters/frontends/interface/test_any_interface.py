@@ -264,3 +264,95 @@ def test_transpositions_at_the_borders_are_merged(tmp_path, order, left):
     graph = load_onnx(path)
     assert graph.operators.get("Transpose", 0) == left
     require_equal(path, graph)
+
+
+def test_average_over_time_is_no_batch(tmp_path):
+    """(T, C) to (1, C): the output keeps its size with two rows, and reads both, so T needs a size."""
+    nodes = [NODE("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1), NODE("MatMul", ["m", "w"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": ["?", 3]}, {"y": [1, 2]}, {"w": weights(3, 2)})
+    with pytest.raises(ModelFormatError, match="depends on the others"):
+        load_onnx(path)
+    graph = load_onnx(path, Stated(shapes={"x": (9, 3)}))
+    assert shapes(graph.logical_inputs) == {"x": (9, 3)}
+    assert shapes(graph.logical_outputs) == {"y": (1, 2)}
+    assert shapes(graph.sample_outputs) == {"y": (None, 2)}
+    require_equal(path, graph)
+
+
+def test_rows_that_are_compared_with_each_other_make_a_model_without_a_batch(tmp_path):
+    """Scores of every text with every picture: each call takes one of each, and data have their usual form."""
+    nodes = [NODE("Transpose", ["picture"], ["t"], perm=[1, 0]), NODE("MatMul", ["text", "t"], ["scores"])]
+    inputs = {"text": ["text_batch", 4], "picture": ["image_batch", 4]}
+    path = saved(tmp_path, nodes, inputs, {"scores": ["text_batch", "image_batch"]})
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"text": (1, 4), "picture": (1, 4)}
+    assert shapes(graph.sample_inputs) == {"text": (None, 4), "picture": (None, 4)}
+    require_equal(path, graph)
+
+
+def test_free_sizes_of_an_image_are_no_batch(tmp_path):
+    """[1, 3, h, w] and [3, ?, ?]: every free axis needs a size, from the data too."""
+    path = saved(tmp_path, [NODE("Relu", ["x"], ["y"])], {"x": [1, 3, "h", "w"]}, {"y": [1, 3, "h", "w"]})
+    with pytest.raises(ModelFormatError, match=r"2 \(h\), 3 \(w\)"):
+        load_onnx(path)
+    graph = load_onnx(path, Stated(data={"x": DataArray((9, 3, 8, 6))}))
+    assert shapes(graph.logical_inputs) == {"x": (None, 3, 8, 6)}
+    path = saved(tmp_path, [NODE("Relu", ["x"], ["y"])], {"x": [3, "?", "?"]}, {"y": [3, "?", "?"]})
+    with pytest.raises(ModelFormatError, match=r"1 \(axis 1\), 2 \(axis 2\)"):
+        load_onnx(path)
+    graph = load_onnx(path, Stated(data={"x": DataArray((9, 3, 8, 6))}))
+    assert shapes(graph.logical_inputs) == {"x": (3, 8, 6)}
+    assert shapes(graph.sample_inputs) == {"x": (None, 3, 8, 6)}
+
+
+def test_sizes_with_arithmetic_follow_from_their_symbols(tmp_path):
+    """A mask of past + 1 entries gets its size from --dim past, and the error proposes only past."""
+    nodes = [
+        NODE("ReduceSum", ["mask", "one"], ["m"]),
+        NODE("Add", ["x", "m"], ["s"]),
+        NODE("ReduceSum", ["cache", "one"], ["c"]),
+        NODE("Add", ["s", "c"], ["y"]),
+    ]
+    inputs = {"x": ["batch", 1], "cache": ["batch", "past"], "mask": ["batch", "past + 1"]}
+    path = saved(tmp_path, nodes, inputs, {"y": ["batch", 1]}, {"one": np.array([1])})
+    with pytest.raises(ModelFormatError) as caught:
+        load_onnx(path)
+    assert caught.value.advice.count("--") == 2  # --dim past and --data
+    graph = load_onnx(path, Stated(dims={"past": 7}))
+    assert shapes(graph.logical_inputs) == {"x": (None, 1), "cache": (None, 7), "mask": (None, 8)}
+    require_equal(path, graph)
+
+
+def test_model_that_was_exported_for_several_rows_may_be_converted_for_one(tmp_path):
+    """A batch of 8: the note says which option to give, and the option is tried."""
+    path = saved(tmp_path, [NODE("MatMul", ["x", "w"], ["y"])], {"x": [8, 3]}, {"y": [8, 2]}, {"w": weights(3, 2)})
+    [note] = load_onnx(path).interface.notes
+    assert "--input-shape x=1,3" in note
+    graph = load_onnx(path, Stated(shapes={"x": (1, 3)}))
+    assert shapes(graph.logical_inputs) == {"x": (None, 3)}
+    assert graph.free_batch
+
+
+def test_flattened_rows_are_one_sample_a_call(tmp_path):
+    """An output of N * 5 rows has no batch axis; the model is taken with one row."""
+    nodes = [NODE("Reshape", ["x", "to"], ["r"]), NODE("MatMul", ["r", "w"], ["y"])]
+    constants = {"to": np.array([-1, 3]), "w": weights(3, 2)}
+    path = saved(tmp_path, nodes, {"x": ["n", 5, 3]}, {"y": ["m", 2]}, constants)
+    graph = load_onnx(path)
+    assert shapes(graph.logical_inputs) == {"x": (1, 5, 3)}
+    assert shapes(graph.logical_outputs) == {"y": (5, 2)}
+    assert shapes(graph.sample_inputs) == {"x": (None, 5, 3)}
+    require_equal(path, graph)
+
+
+def test_first_axis_of_one_may_be_left_out_of_data(tmp_path):
+    """Data of a model without a batch may have the shape (N, 1, 3) or (N, 3) for an input of (1, 3)."""
+    nodes = [NODE("Add", ["x", "s"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": [1, 3], "s": [2, 3]}, {"y": [2, 3]})
+    graph = load_onnx(path)
+    assert shapes(graph.sample_inputs) == {"x": (None, 3), "s": (None, 2, 3)}
+    for shape in ((6, 3), (6, 1, 3)):
+        np.savez(tmp_path / "d.npz", x=np.ones(shape, np.float32), s=np.ones((6, 2, 3), np.float32))
+        read = load_samples(tmp_path / "d.npz", graph.sample_inputs, interface=graph.interface)
+        assert {name: value.shape for name, value in read.inputs.items()} == {"x": (6, 3), "s": (6, 2, 3)}
+    require_equal(path, graph)
