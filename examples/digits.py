@@ -4,7 +4,7 @@
 
 trains two networks on scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32 with noise, and prints their
 accuracy on the same held-out images: a small one for devices (about 102 thousand parameters, stopped early, near 97 %)
-and a larger one for the cloud (trained longer on shifted and noisier copies, near 99 %). It writes digits.keras,
+and a larger one for the cloud (also trained on shifted and noisier copies, near 98.5 %). It writes digits.keras,
 digits-cloud.keras, data.npz (x, y: for calibration, selection and proof), test.npz (x, y: only for the reported
 accuracy) and summary.json. With --next it also writes digits-next.keras, the small model after one more epoch. --seed
 changes the order of the images, the noise and the initial weights.
@@ -54,16 +54,9 @@ def split(images: Images, labels: Labels) -> dict[str, tuple[Images, Labels]]:
 
 def small_model() -> Any:
     """The small model for devices: convolutions with batch norm, depthwise, 1x1, residual adds, pooling, softmax."""
-    return _network("digits", widths=(24, 48, 72), hidden=76)
-
-
-def cloud_model() -> Any:
-    """The larger model for the cloud: the same architecture, about five times as many parameters."""
-    return _network("digits-cloud", widths=(32, 112, 160), hidden=128)
-
-
-def _network(name: str, *, widths: tuple[int, int, int], hidden: int) -> Any:
     from keras import Input, Model, layers
+
+    widths, hidden = (24, 48, 72), 76
 
     def conv(x: Any, filters: int, size: int, stride: int = 1) -> Any:
         x = layers.Conv2D(filters, size, strides=stride, padding="same", use_bias=False)(x)
@@ -83,7 +76,27 @@ def _network(name: str, *, widths: tuple[int, int, int], hidden: int) -> Any:
     x = layers.ReLU()(layers.Add()([x, conv(x, widths[2], 3)]))
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dense(hidden, activation="relu")(x)
-    return Model(image, layers.Dense(10, activation="softmax", name="scores")(x), name=name)
+    return Model(image, layers.Dense(10, activation="softmax", name="scores")(x), name="digits")
+
+
+def cloud_model() -> Any:
+    """The larger model for the cloud: plain convolutions behind a mean of 2x2 pixels, five times as many parameters.
+
+    Its layers work on 8x8 and 4x4 positions, the size of the scans, so a training takes a fraction of the time that an
+    equally good network on all pixels would need.
+    """
+    from keras import Input, Model, layers
+
+    def conv(x: Any, filters: int, size: int, stride: int = 1) -> Any:
+        x = layers.Conv2D(filters, size, strides=stride, padding="same", use_bias=False)(x)
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+
+    image = Input((32, 32, 1), name="image")
+    x = conv(layers.AveragePooling2D(2)(image), 48, 5, stride=2)
+    x = conv(conv(x, 112, 3, stride=2), 176, 3)
+    x = layers.Dropout(0.3)(layers.Flatten()(x))
+    x = layers.Dense(96, activation="relu")(x)
+    return Model(image, layers.Dense(10, activation="softmax", name="scores")(x), name="digits-cloud")
 
 
 def augmented(images: Images, labels: Labels, *, copies: int, seed: int = SEED) -> tuple[Images, Labels]:

@@ -30,7 +30,8 @@ from edgekit.errors import SettingsError
     show_default=True,
     help="Seed of the training; each seed gives other models.",
 )
-def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
+@click.option("--no-cache", is_flag=True, help="Train and convert anew; use nothing of earlier runs.")
+def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int, no_cache: bool) -> None:
     """Train, convert, publish, roll out, serve and fall back, with real components on this machine.
 
     Exits 0 only if every claim of the demo holds.
@@ -49,6 +50,7 @@ def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
         note(f"stopped {', '.join(names)}" if names else "nothing was running")
         return
     with needs_extra("all"):
+        from edgekit.demo.cache import demo_cache
         from edgekit.demo.journey import Journey
     if folder and folder.exists() and any(folder.iterdir()):
         raise SettingsError(
@@ -59,7 +61,8 @@ def demo(keep: bool, folder: Path | None, stop: Path | None, seed: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     processes = Processes(work)
-    journey = Journey(work, processes, console, seed=seed)  # the console module is the demo's printer
+    cache = None if no_cache else demo_cache()
+    journey = Journey(work, processes, console, seed=seed, cache=cache)  # the console module is the demo's printer
     keep_running = False
     try:
         journey.run()

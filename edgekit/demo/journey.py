@@ -6,16 +6,15 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-import edgekit
 from edgekit.demo.answers import Answers
 from edgekit.demo.claims import DemoError, expect
 from edgekit.demo.fleet import CLOUD_MODEL, DEVICES, FLEET, JETSON, MODEL, PI, Fleet
@@ -24,7 +23,7 @@ from edgekit.demo.printer import Printer
 from edgekit.demo.processes import Processes
 from edgekit.demo.releases import Releases
 from edgekit.demo.thresholds import choose_threshold, outlook, shortcomings
-from edgekit.errors import NotFoundError
+from edgekit.demo.training import Training
 
 TRAININGS = 4
 RESUME_SECONDS = 120.0  # an agent retries a missing cloud tier after at most 30 s
@@ -38,11 +37,16 @@ class Journey:
         processes: Runs the commands and the servers in that folder.
         printer: Prints progress and results.
         seed: Seed of the order and noise of the data, and of the training.
+        cache: Folder of results for later runs; None trains and converts anew.
     """
 
-    def __init__(self, folder: Path, processes: Processes, printer: Printer, *, seed: int) -> None:
+    def __init__(
+        self, folder: Path, processes: Processes, printer: Printer, *, seed: int, cache: Path | None = None
+    ) -> None:
         self._folder, self._processes, self._printer, self._seed = folder, processes, printer, seed
         self._fleet = Fleet(processes)
+        self._training = Training(folder, processes, cache / "models" if cache else None)
+        self._uncached = "" if cache else " --no-cache"
         self._releases = Releases(folder, processes, self._fleet)
         self._thresholds: dict[str, float] = {}
         self._urls: dict[str, str] = {}
@@ -55,12 +59,25 @@ class Journey:
             DemoError: a claim does not hold.
             EdgekitError: a command failed.
         """
+        pool = ThreadPoolExecutor(thread_name_prefix="demo")
+        try:
+            self._steps(pool)
+        except BaseException:
+            self._processes.stop_all()  # what runs in the background ends too, so that the pool can
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _steps(self, pool: ThreadPoolExecutor) -> None:
         step, note = self._printer.step, self._printer.note
-        self._make_models()
+        control = pool.submit(self._start_control)  # needs no model
+        self._make_models(pool)
         self._print_candidates()
         with step("3  create the registry, publish, start broker, controller, cloud tier and three agents"):
+            control.result()
             self._publish()
-            self._start_servers()
+            self._start_servers(pool)
+        later = pool.submit(self._releases.prepare)
         with step("4  roll out 1.0.0"):
             self._run(f"edgekit rollout start {MODEL} 1.0.0 --waves 34%,100% --wait")
             self._fleet.expect_version("1.0.0")
@@ -71,6 +88,8 @@ class Journey:
         with step("6  stop the cloud tier during the requests, and start it again"):
             routes = self._lose_cloud(figures["pi-1"].unsure)
         note(f"   answers by route: {routes}; cloud again after the restart; no answer lost")
+        with step("7  prepare the next releases, which began behind step 4"):
+            later.result()
         with step("7a roll out 1.1.0, signed but with damaged weights"):
             refused = self._releases.broken()
         note(f"   {refused}")
@@ -106,7 +125,7 @@ class Journey:
     def _run(self, command: str, *, expect: int = 0) -> str:
         return self._processes.run(command, expect=expect)
 
-    def _make_models(self) -> None:
+    def _make_models(self, pool: ThreadPoolExecutor) -> None:
         """Train and convert; repeat with the next seed if the models cannot show the demo's claims.
 
         The same seed gives different models on different machines. This check needs no server, and all later steps hold
@@ -115,28 +134,25 @@ class Journey:
         faults: list[str] = []
         for seed in range(self._seed, self._seed + TRAININGS):
             with self._printer.step(f"1  train digits and the larger cloud model, seed {seed}"):
-                self._train(seed)
+                kept = self._training.make(seed)
+            if kept:
+                self._printer.note("   an earlier run has trained them; --no-cache trains them again")
             with self._printer.step("2  convert for raspberry-pi-4 (LiteRT), jetson-orin (ONNX) and the cloud tier"):
-                self._convert()
+                self._convert(pool)
                 faults = self._choose_thresholds()
             if not faults:
                 return
             self._printer.note(f"   seed {seed} is skipped: {'; '.join(faults)}")
         raise DemoError(f"{TRAININGS} trainings gave no models that show the demo's claims: {'; '.join(faults)}")
 
-    def _train(self, seed: int) -> None:
-        script = Path(edgekit.__file__).parent.parent / "examples" / "digits.py"
-        if not script.exists():
-            advice = "Run the demo from a clone of the project: `make demo`."
-            raise NotFoundError(f"{script} does not exist", advice=advice)
-        self._run(f"python {shlex.quote(str(script))} -o model --next --seed {seed}")
-
-    def _convert(self) -> None:
+    def _convert(self, pool: ThreadPoolExecutor) -> None:
         shutil.rmtree(self._folder / "bundles", ignore_errors=True)  # bundles of a skipped seed
-        data = "--data model/data.npz --test model/test.npz --version 1.0.0 -o bundles"
+        data = f"--data model/data.npz --test model/test.npz --version 1.0.0 -o bundles{self._uncached}"
         targets = f"--target {PI} --target {JETSON}"
+        cloud = f"edgekit convert model/digits-cloud.keras --name {CLOUD_MODEL} --target server --prune none {data}"
+        larger = pool.submit(self._run, cloud)
         self._run(f"edgekit convert model/digits.keras --name {MODEL} {targets} {data}")
-        self._run(f"edgekit convert model/digits-cloud.keras --name {CLOUD_MODEL} --target server {data}")
+        larger.result()
 
     def _choose_thresholds(self) -> list[str]:
         """Choose the threshold of each target on data.npz. Returns the shortcomings of the models on test.npz."""
@@ -154,28 +170,37 @@ class Journey:
             outlooks[target] = outlook(ours["test"], cloud, labels, self._thresholds[target])
         return shortcomings(outlooks)
 
-    def _publish(self) -> None:
+    def _start_control(self) -> None:
+        """Create the registry, and start broker and controller."""
         self._write_settings("")
         self._run("edgekit registry init")
-        for bundle in sorted((self._folder / "bundles").iterdir()):
-            self._run(f"edgekit registry publish bundles/{bundle.name}")
-
-    def _start_servers(self) -> None:
         line = self._processes.start("broker", "edgekit broker run --port 0 --folder broker", ready=" ready at mqtt://")
         _write_private(self._folder / "cloud.key", secrets.token_urlsafe(24))
         self._write_settings(
             f'broker = "{line.split()[-1]}"\ncloud_port = {self._cloud_port}\ncloud_api_key_file = "cloud.key"\n'
         )
         self._processes.start("controller", "edgekit controller run", ready=" ready")
-        self._start_cloud()
+
+    def _publish(self) -> None:
+        bundles = sorted(f"bundles/{bundle.name}" for bundle in (self._folder / "bundles").iterdir())
+        self._run(f"edgekit registry publish {' '.join(bundles)}")
+
+    def _start_servers(self, pool: ThreadPoolExecutor) -> None:
+        """Start the cloud tier, and each agent as soon as it is enrolled."""
+        starting: list[Future[None]] = [pool.submit(self._start_cloud)]
         cloud = f"--cloud-url http://127.0.0.1:{self._cloud_port} --cloud-model {CLOUD_MODEL}"
         for device, target in DEVICES.items():
             output = f"-o devices/{device} --http 127.0.0.1:0"
             fallback = f"--cloud-api-key-file cloud.key --threshold {self._thresholds[target]!r}"
             self._run(f"edgekit device enroll {device} --target {target} {output} {cloud} {fallback}")
-            command = f"edgekit-agent run --config devices/{device}/agent.toml"
-            line = self._processes.start(device, command, ready=" ready at http://")
-            self._urls[device] = re.findall(r"http://\S+", line)[0]
+            starting.append(pool.submit(self._start_agent, device))
+        for one in starting:
+            one.result()
+
+    def _start_agent(self, device: str) -> None:
+        command = f"edgekit-agent run --config devices/{device}/agent.toml"
+        line = self._processes.start(device, command, ready=" ready at http://")
+        self._urls[device] = re.findall(r"http://\S+", line)[0]
 
     def _start_cloud(self) -> None:
         self._processes.start("cloud", f"edgekit cloud serve {CLOUD_MODEL}", ready=" ready at http://")
@@ -185,7 +210,7 @@ class Journey:
 
     def _measure(self) -> dict[str, Figures]:
         x, y = load_rows(self._folder / "model" / "test.npz")
-        figures = {device: measure(Endpoint(url, MODEL), x, y) for device, url in self._urls.items()}
+        figures = {device: measure(Endpoint(self._urls[device], MODEL), x, y) for device in DEVICES}
         for device, found in figures.items():
             expect(found.version == "1.0.0", f"{device} answers with 1.0.0, found {found.version}")
         return figures

@@ -10,10 +10,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgekit.demo.cache import demo_cache
 from edgekit.errors import EdgekitError, UnavailableError
 
 PIDS_NAME = "processes.json"
@@ -25,7 +27,7 @@ class CommandError(EdgekitError):
 
 
 class Processes:
-    """Runs commands and servers in one folder, keeps their logs, and ends the servers.
+    """Runs commands and servers in one folder, keeps their logs, and ends the servers. Threads may share it.
 
     Args:
         folder: Working folder of every command; its logs are in ``logs/``.
@@ -35,7 +37,10 @@ class Processes:
         self._folder = folder
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._stopped = False
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: list[subprocess.Popen[bytes]] = []
 
     def run(self, command: str, *, expect: int = 0, timeout_seconds: float = 1800.0) -> str:
         """Run a command line to its end, as a user would type it. Returns its stdout.
@@ -44,15 +49,7 @@ class Processes:
             CommandError: its exit status is not `expect`, or it did not end in time. The message has the command, and
                 the end of its stderr.
         """
-        with subprocess.Popen(
-            _resolve(command),
-            cwd=self._folder,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as child:
+        with self._command(command) as child:
             try:
                 out, err = child.communicate(timeout=timeout_seconds)
             except BaseException as error:  # an interrupt too must not leave the command running
@@ -60,7 +57,7 @@ class Processes:
                 if isinstance(error, subprocess.TimeoutExpired):
                     raise CommandError(f"`{command}` did not end within {timeout_seconds:.0f} s") from error
                 raise
-        with (self._logs / "commands.log").open("ab") as log:
+        with self._lock, (self._logs / "commands.log").open("ab") as log:
             log.write(f"$ {command}\n".encode() + out + err)
         if child.returncode != expect:
             tail = "\n".join(err.decode(errors="replace").strip().splitlines()[-8:])
@@ -75,8 +72,9 @@ class Processes:
         """
         log_path = self._logs / f"{name}.log"
         offset = log_path.stat().st_size if log_path.exists() else 0
-        with log_path.open("ab") as log:
-            self._running[name] = subprocess.Popen(
+        with log_path.open("ab") as log, self._lock:
+            self._refuse_if_stopped(command)
+            child = self._running[name] = subprocess.Popen(
                 _resolve(command),
                 cwd=self._folder,
                 env=_environment(),
@@ -85,28 +83,38 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._write_pids()
+            self._write_pids()
         deadline = time.monotonic() + timeout_seconds
         while True:
             text = log_path.read_bytes()[offset:].decode(errors="replace")
             match = re.search(rf"^.*{ready}.*$", text, re.MULTILINE)
             if match:
                 return match.group(0)
-            if self._running[name].poll() is not None or time.monotonic() > deadline:
+            if child.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(text.strip().splitlines()[-8:])
                 raise UnavailableError(f"{name} did not become ready; its log ends:\n{tail}")
             time.sleep(0.02)
 
     def stop(self, name: str) -> None:
         """End one server: SIGTERM, then SIGKILL after STOP_SECONDS."""
-        child = self._running.pop(name, None)
+        with self._lock:
+            child = self._running.pop(name, None)
         if child is not None:
             _end(child)
-        self._write_pids()
+        with self._lock:
+            self._write_pids()
 
     def stop_all(self) -> None:
-        """End every server, the newest first. Interrupts are ignored meanwhile, so a second Ctrl-C leaves no server."""
+        """End every command and server, the newest server first; nothing can be started afterwards.
+
+        Interrupts are ignored meanwhile, so a second Ctrl-C leaves no server.
+        """
         with _ignore_interrupts():
+            with self._lock:
+                self._stopped = True
+                commands = list(self._commands)
+            for child in commands:
+                _end(child)
             for name in reversed(list(self._running)):
                 self.stop(name)
 
@@ -114,6 +122,31 @@ class Processes:
     def names(self) -> list[str]:
         """Names of the running servers."""
         return list(self._running)
+
+    @contextlib.contextmanager
+    def _command(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
+        with self._lock:
+            self._refuse_if_stopped(command)
+            child = subprocess.Popen(
+                _resolve(command),
+                cwd=self._folder,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._commands.append(child)
+        try:
+            with child:
+                yield child
+        finally:
+            with self._lock:
+                self._commands.remove(child)
+
+    def _refuse_if_stopped(self, command: str) -> None:
+        if self._stopped:
+            raise CommandError(f"`{command}` was not started, because the demo ends")
 
     def _write_pids(self) -> None:
         pids = {name: child.pid for name, child in self._running.items()}
@@ -155,8 +188,14 @@ def _resolve(command: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment without EDGEKIT_ variables, which would override the demo's settings."""
+    """The caller's environment without EDGEKIT_ variables, which would override the demo's settings.
+
+    Where Python must not write compiled files beside its sources, every command would compile all libraries again. So
+    compiled files go to the user's cache.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
+    if env.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not in env:
+        env["PYTHONPYCACHEPREFIX"] = str(demo_cache() / "compiled")
     return {**env, "PYTHONUNBUFFERED": "1"}
 
 

@@ -12,6 +12,8 @@ from edgekit.demo.damage import flip_blocks
 from edgekit.demo.fleet import DEVICES, MODEL, PI, Fleet
 from edgekit.demo.processes import Processes
 
+TARGETS = tuple(sorted(set(DEVICES.values())))
+
 
 class Releases:
     """Publishes and rolls out the releases 1.1.0 to 1.4.0.
@@ -25,12 +27,18 @@ class Releases:
     def __init__(self, folder: Path, processes: Processes, fleet: Fleet) -> None:
         self._folder, self._processes, self._fleet = folder, processes, fleet
 
+    def prepare(self) -> None:
+        """Make the bundles of 1.1.0 (damaged) and 1.2.0 (retrained), which need no server."""
+        for target in TARGETS:
+            self._run(
+                f"python -m edgekit.demo.damage break {_bundle('1.0.0', target)} {_bundle('1.1.0', target)} 1.1.0"
+            )
+        options = f"--name {MODEL} --version 1.2.0 --target {PI} --recipe float32 --data model/data.npz -o bundles"
+        self._run(f"edgekit convert model/digits-next.keras {options}")
+
     def broken(self) -> str:
         """Roll out 1.1.0 with damaged weights. Returns the reason of the pause and the refusal of a device."""
-        for target in sorted(set(DEVICES.values())):
-            base, damaged = _bundle("1.0.0", target), _bundle("1.1.0", target)
-            self._run(f"python -m edgekit.demo.damage break {base} {damaged} 1.1.0")
-            self._run(f"edgekit registry publish {damaged}")
+        self._run(f"edgekit registry publish {' '.join(_bundle('1.1.0', target) for target in TARGETS)}")
         self._run(f"edgekit rollout start {MODEL} 1.1.0 --wait", expect=3)
         state = self._fleet.rollout("1.1.0")
         expect(state["state"] == "PAUSED", f"the rollout of 1.1.0 is paused, found {state['state']}")
@@ -41,8 +49,6 @@ class Releases:
 
     def retrained(self) -> None:
         """Roll out 1.2.0 to the devices of one target: a retrained model with float32 weights."""
-        options = f"--name {MODEL} --version 1.2.0 --target {PI} --recipe float32 --data model/data.npz -o bundles"
-        self._run(f"edgekit convert model/digits-next.keras {options}")
         self._publish("1.2.0")
         self._run(f"edgekit rollout start {MODEL} 1.2.0 --waves 100% --wait")
         self._fleet.expect_version("1.2.0", PI)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,15 @@ def journey(folder: Path, better: set[int]) -> tuple[Journey, Trainings, Lines]:
     return Journey(folder, trainings, lines, seed=5), trainings, lines  # type: ignore[arg-type]
 
 
+def make_models(made: Journey) -> None:
+    with ThreadPoolExecutor() as pool:
+        made._make_models(pool)
+
+
 def test_models_that_show_the_claims_are_kept_at_once(tmp_path: Path) -> None:
     """There is one training and one conversion, and each target gets a threshold between its scores."""
     made, trainings, lines = journey(tmp_path, {5})
-    made._make_models()
+    make_models(made)
     assert (trainings.seeds, lines.notes) == ([5], [])
     assert made._thresholds == {"raspberry-pi-4": 0.9, "jetson-orin": 0.9}
 
@@ -87,7 +93,7 @@ def test_models_that_show_the_claims_are_kept_at_once(tmp_path: Path) -> None:
 def test_a_seed_that_is_passed_over_is_printed_with_the_reason(tmp_path: Path) -> None:
     """The demo prints why it skips a seed, then trains and converts with the next seed in empty folders."""
     made, trainings, lines = journey(tmp_path, {7})
-    made._make_models()
+    make_models(made)
     assert trainings.seeds == [5, 6, 7]
     assert [note.partition(":")[0].strip() for note in lines.notes] == [
         "seed 5 is skipped",
@@ -100,5 +106,19 @@ def test_the_demo_gives_up_after_some_trainings(tmp_path: Path) -> None:
     """After the last training the demo fails, and the error names the claim that the models cannot show."""
     made, trainings, _ = journey(tmp_path, set())
     with pytest.raises(DemoError, match=r"4 trainings gave no models .* the cloud model \(0\.900\) is not better"):
-        made._make_models()
+        make_models(made)
     assert trainings.seeds == list(range(5, 5 + TRAININGS))
+
+
+def test_a_later_run_takes_the_models_of_an_earlier_one(tmp_path: Path) -> None:
+    """With a cache each seed is trained once, and a note says so; the models are those of the earlier run."""
+    for number, expected in enumerate(([5], [])):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        trainings, lines = Trainings(folder, {5}), Lines()
+        trainings.seeds = [5] if number else []  # its answers follow the last training
+        made = Journey(folder, trainings, lines, seed=5, cache=tmp_path / "cache")  # type: ignore[arg-type]
+        make_models(made)
+        assert trainings.seeds == (expected or [5])
+        assert (folder / "model" / "test.npz").is_file()
+        assert bool(lines.notes) == bool(number)

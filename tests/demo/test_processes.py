@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,20 @@ def test_the_environment_of_the_caller_cannot_redirect_the_demo(
     monkeypatch.setenv("EDGEKIT_REGISTRY", "s3://somebody/elses")
     code = "import os; print(os.environ.get('EDGEKIT_REGISTRY'))"
     assert Processes(tmp_path).run(f'{Path(sys.executable).name} -c "{code}"') == "None\n"
+
+
+def test_commands_in_the_background_end_with_the_demo(tmp_path: Path) -> None:
+    """Stopping ends a command that runs in another thread, and no later command or server starts."""
+    processes = Processes(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(processes.run, 'python -c \'import time; open("begun", "w"); time.sleep(600)\'')
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        processes.stop_all()
+        with pytest.raises(CommandError, match="exited -15"):
+            running.result(60)
+    for late in (lambda: processes.run("python -c 1"), lambda: processes.start("late", "python -c 1", ready="x")):
+        with pytest.raises(CommandError, match="the demo ends"):
+            late()
+    assert processes.names == []
