@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from converters.frontends.onnx.known_values import known_values
 from converters.frontends.onnx.nodes import all_graphs, all_nodes, attribute_of, drop_unread, free_name, taken_names
+from converters.frontends.onnx.repair import give_outputs_nodes
 from converters.frontends.onnx.shapes import known_shapes
+from edgekit.tensors import Array
 
 
 def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
@@ -19,7 +21,7 @@ def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         ModelFormatError: A node does not accept its inputs.
     """
     while any(node.op_type == "If" for node in model.graph.node):
-        known = known_values(model, known_shapes(model, source))
+        model, known = _with_known_values(model, source)
         decided = [
             index
             for index, node in enumerate(model.graph.node)
@@ -35,6 +37,31 @@ def fold_branches(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         drop_unread(copy.graph)
         model = copy
     return model
+
+
+def _with_known_values(model: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The model with known values as constants, and these values.
+
+    Shape inference sees constants, for example the pads of a Pad, and then settles more sizes; so this is repeated.
+    """
+    while True:
+        known = known_values(model, known_shapes(model, source))
+        computed = [
+            index
+            for index, node in enumerate(model.graph.node)
+            if node.op_type != "Constant" and all(name in known for name in node.output if name)
+        ]
+        if not computed:
+            return model, known
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        del copy.graph.value_info[:]
+        for index in reversed(computed):
+            names = [name for name in copy.graph.node[index].output if name]
+            copy.graph.initializer.extend(numpy_helper.from_array(known[name], name) for name in names)
+            del copy.graph.node[index]
+        give_outputs_nodes(copy.graph)
+        model = copy
 
 
 def _replace(graph: Any, index: int, condition: bool) -> None:

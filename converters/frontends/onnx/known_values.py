@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ def known_values(model: onnx.ModelProto, shapes: Mapping[str, Sizes]) -> dict[st
         elif node.op_type == "Shape" and node.input[0] in shapes:
             start, end = attribute_of(node, "start", None), attribute_of(node, "end", None)
             sizes[node.output[0]] = shapes[node.input[0]][start:end]
+        elif node.op_type == "Size" and None not in shapes.get(node.input[0], (None,)):
+            known[node.output[0]] = np.array(math.prod(size or 0 for size in shapes[node.input[0]]), np.int64)
         elif node.op_type in ("Gather", "Slice") and node.input[0] in sizes:
             found = _part(node, sizes[node.input[0]], known)
             if found is not None:

@@ -27,7 +27,7 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     for graph in all_graphs(copy.graph):
         _drop_initializer_inputs(graph)
         _drop_repeated_initializers(graph)
-    _give_outputs_nodes(copy.graph)
+    give_outputs_nodes(copy.graph)
     return copy
 
 
@@ -60,7 +60,7 @@ def _drop_repeated_initializers(graph: onnx.GraphProto) -> None:
             del graph.initializer[index]
 
 
-def _give_outputs_nodes(graph: onnx.GraphProto) -> None:
+def give_outputs_nodes(graph: onnx.GraphProto) -> None:
     """Make every output the result of a node, under its own name, once.
 
     An output that is a weight gets an Identity, and the weight another name. An output that is an input is renamed

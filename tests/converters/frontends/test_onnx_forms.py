@@ -235,6 +235,39 @@ def test_branch_that_an_input_decides_stays(tmp_path):
     assert load_onnx(tmp_path / "m.onnx").operators["If"] == 1
 
 
+def test_branch_behind_a_computed_pad_folds(tmp_path):
+    """Sizes behind a Pad with computed widths, and the number of axes, decide branches as PyTorch exports them."""
+    nodes = [
+        helper.make_node("Concat", ["none", "one_one"], ["widths"], axis=0),
+        helper.make_node("Cast", ["widths"], ["pads"], to=TensorProto.INT64),
+        helper.make_node("Pad", ["x", "pads"], ["padded"]),
+        helper.make_node("Shape", ["padded"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["width"]),
+        helper.make_node("Equal", ["width", "six"], ["is_six"]),
+        helper.make_node("Size", ["shape"], ["rank"]),
+        helper.make_node("Equal", ["rank", "two"], ["is_two"]),
+        helper.make_node("And", ["is_six", "is_two"], ["both"]),
+        helper.make_node(
+            "If",
+            ["both"],
+            ["y"],
+            then_branch=branch("then", helper.make_node("Neg", ["padded"], ["t"]), output="t"),
+            else_branch=branch("else", helper.make_node("Identity", ["padded"], ["t"]), output="t"),
+        ),
+    ]
+    weights = {
+        "none": np.array([0, 0], np.int32),
+        "one_one": np.array([0, 2], np.int32),
+        "one": np.int64(1),
+        "six": np.int64(6),
+        "two": np.int64(2),
+    }
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 6]}, weights)
+    x = rows(3, 4)
+    np.testing.assert_array_equal(same(model, tmp_path, x)["y"][:, :4], -x)
+    assert "If" not in load_onnx(tmp_path / "m.onnx").operators
+
+
 def test_damaged_graph_is_told_in_one_line(tmp_path):
     """A node that does not accept its inputs is reported without paths of C++ files and without line breaks."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
