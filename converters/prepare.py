@@ -71,9 +71,7 @@ class Prepared(msgspec.Struct, frozen=True):
 def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) -> Prepared:
     """Load the model and the samples of `plan`, and make the canonical graph. Raises as `convert`."""
     with step(f"load {plan.model.name}"):
-        arrays = data_arrays(plan.data) if plan.data is not None else {}
-        source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
-        source = msgspec.structs.replace(source, graph=with_state(source.graph, plan.stated.state))
+        source = load_source(plan, child)
         specs, interface = source.graph.sample_inputs, source.graph.interface
         chosen = choose_steps(plan.preprocess, source.graph, [plan.data, plan.test])
         preprocessing = with_after(chosen, source.after)
@@ -123,6 +121,13 @@ def _with_states(
         parts = map(fill, (split.calibration, split.choice, split.proof))
         split = Split(split.digest, *parts)
     return split, fill(test) if test is not None else None, split.choice if split is not None else fill(choice)
+
+
+def load_source(plan: ConversionPlan, child: TensorFlowProcess) -> Source:
+    """Load the model of `plan`, with the sizes that its options and its data state. Raises as `convert`."""
+    arrays = data_arrays(plan.data) if plan.data is not None else {}
+    source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
+    return msgspec.structs.replace(source, graph=with_state(source.graph, plan.stated.state))
 
 
 def _random(source: Source) -> RandomInputs:

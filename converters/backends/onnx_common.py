@@ -22,7 +22,7 @@ from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
 from converters.graph.graph import Graph, label, without_interface
 from edgekit.bundle.recipe import Recipe
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, EdgekitError
 from edgekit.runtimes import ONNXRUNTIME
 from edgekit.runtimes.onnx import OnnxRuntime
 
@@ -77,8 +77,14 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *NORMALIZATIONS],
             node_block_list=[*keep, *_squares(graph)],
         )
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise ConversionError(f"conversion to float16 failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
+        raise ConversionError(f"conversion to float16 failed: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """The error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _squares(graph: Graph) -> set[str]:
@@ -192,8 +198,10 @@ def _quantizing(kind: str) -> Iterator[None]:
     try:
         logging.getLogger().setLevel(logging.ERROR)
         yield
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise ConversionError(f"{kind} quantization failed: {type(error).__name__}: {error}") from error
+    except EdgekitError:
+        raise
+    except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
+        raise ConversionError(f"{kind} quantization failed: {_brief(error)}") from error
     finally:
         logging.getLogger().setLevel(level)
 

@@ -6,6 +6,6 @@ Changes of the canonical graph belong in converters/passes.
 from __future__ import annotations
 
 from converters.frontends.load import Source, load_model
-from converters.frontends.sniff import ONNX, sniff
+from converters.frontends.sniff import ONNX, TFLITE, sniff
 
-__all__ = ["ONNX", "Source", "load_model", "sniff"]
+__all__ = ["ONNX", "TFLITE", "Source", "load_model", "sniff"]

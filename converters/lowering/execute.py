@@ -28,6 +28,7 @@ import converters.lowering.operators.shapes
 import converters.lowering.operators.spatial
 import converters.lowering.operators.trigonometry  # noqa: F401 - importing these fills the registry
 from converters.graph.graph import Graph, attributes, label
+from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.signs import never_negative
@@ -58,10 +59,7 @@ def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
 
 def _lowered(node: Any, inputs: list[Value | None], never_negative: tuple[bool, ...]) -> tuple[Value, ...]:
     if node.op_type not in LOWERINGS:
-        names = ", ".join(sorted(LOWERINGS))
-        raise UnsupportedOpError(
-            node.op_type, label(node), backend="LiteRT", advice=f"Operators that can be converted: {names}."
-        )
+        raise UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type))
     options = {
         **attributes(node),
         "outputs": len([name for name in node.output if name]),
@@ -80,7 +78,7 @@ def _lowered(node: Any, inputs: list[Value | None], never_negative: tuple[bool, 
 
 
 def _cannot(node: Any, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=f"Not supported: {why}.")
+    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type, why))
 
 
 def _scope(name: str) -> str:

@@ -173,12 +173,11 @@ def convert(
     up_to_date = reports is not None
     if reports is None:
         with needs_extra("convert"):
-            from converters.frontends import sniff
             from converters.plan import make_plan
 
         plan = make_plan(model, options)
         if dry_run:
-            _print_plan(plan, sniff(model), as_json)
+            _print_plan(plan, _read(plan), as_json)
             return
         reports = _run(plan, cache)
         request.record(reports)
@@ -248,7 +247,24 @@ def _print_interrupted(plan: ConversionPlan, measured_by_target: dict[str, dict[
         print_table(["bytes", "drop", "at most", "cost", "so far", "candidate"], rows, err=True)
 
 
-def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
+def _read(plan: ConversionPlan) -> dict[str, Any]:
+    """The model as --dry-run shows it. A model of Keras or PyTorch is not loaded: only its file is looked at."""
+    with needs_extra("convert"):
+        from converters.framework_process import TensorFlowProcess
+        from converters.frontends import ONNX, TFLITE, sniff
+        from converters.prepare import load_source
+
+    kind = sniff(plan.model)
+    if kind not in (ONNX, TFLITE):
+        return {"format": kind}
+    with _native_output_hidden(), TensorFlowProcess() as child:
+        graph = load_source(plan, child).graph
+    tensors = {"inputs": graph.logical_inputs, "outputs": graph.logical_outputs}
+    shapes = {side: {spec.name: f"{spec.dtype.value} {spec.shape_text}" for spec in of} for side, of in tensors.items()}
+    return {"format": kind, **shapes, "operators": graph.operators, "notes": list(graph.interface.notes)}
+
+
+def _print_plan(plan: ConversionPlan, source: dict[str, Any], as_json: bool) -> None:
     rows = [
         {
             "target": profile.name,
@@ -259,13 +275,20 @@ def _print_plan(plan: ConversionPlan, source: str, as_json: bool) -> None:
         for profile, runtime in plan.profiles
     ]
     if as_json:
-        print_json({"model": str(plan.model), "format": source, "targets": rows})
+        print_json({"model": str(plan.model), **source, "targets": rows})
         return
-    click.echo(f"would convert {plan.model} ({source}):")
+    click.echo(f"would convert {plan.model} ({source['format']}):")
+    for side in ("inputs", "outputs"):
+        for name, text in source.get(side, {}).items():
+            click.echo(f"  {side[:-1]} {name}: {text}")
+    if operators := source.get("operators"):
+        click.echo(f"  operators: {', '.join(f'{count} {name}' for name, count in operators.items())}")
     print_table(
         ["target", "runtime", "candidates", "bundle"],
         [(row["target"], row["runtime"], ", ".join(row["candidates"]), row["bundle"]) for row in rows],
     )
+    for text in source.get("notes", ()):
+        note(text)
 
 
 def _by_output(

@@ -99,6 +99,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_reads_the_model(call, model, tmp_path):
+    """--dry-run shows the interface and the operators; what a conversion would refuse is refused."""
+    status, out, _ = call("convert", model, "--target", "server", "-o", tmp_path / "out", "--dry-run")
+    assert status == 0
+    assert "input image: float32 [any, 1, 8, 8]" in out
+    assert "1 Conv" in out
+    status, out, _ = call("convert", model, "--target", "server", "--dry-run", "--json")
+    assert json.loads(out)["operators"]["Conv"] == 1
+    status, _, err = call("convert", model, "--target", "server", "--cut", "nothing", "--dry-run")
+    assert status != 0
+    assert "--cut names nothing" in err
+
+
 def test_refused_budget_exits_3(call, model, tmp_path):
     """Without a candidate within the budget, the exit status is 3, the nearest is named, and nothing is written."""
     status, _, err = call("convert", model, "--target", "server", "--max-bytes", 5, "-o", tmp_path / "out")
