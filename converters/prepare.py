@@ -17,7 +17,7 @@ from converters.data.stateful import stream_note, visible, with_states
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
-from converters.graph.state import with_state
+from converters.graph.state import state_hint, with_state
 from converters.graph.task import detect_task, named_classes
 from converters.noise import Noise
 from converters.plan import ConversionPlan
@@ -108,8 +108,12 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         preprocessing=preprocessing,
         channels=canonical.channels,
         noise=canonical.noise,
-        notes=(*interface.notes, *drawn.notes, *([note] if split and (note := stream_note(split.proof)) else [])),
+        notes=(*interface.notes, *drawn.notes, *_state_notes(source.graph, split)),
     )
+
+
+def _state_notes(graph: Graph, split: Split | None) -> list[str]:
+    return [note for note in (state_hint(graph), stream_note(split.proof) if split else "") if note]
 
 
 def _with_states(

@@ -72,6 +72,15 @@ def likely_state(graph: Graph) -> dict[str, str]:
     return found
 
 
+def state_hint(graph: Graph) -> str:
+    """A sentence for people where outputs look like state and none was named; else empty."""
+    likely, read = likely_state(graph), [one for one in graph.interface.inputs if one.in_graph]
+    if graph.interface.state or not likely or len(likely) in (len(read), len(graph.interface.outputs)):
+        return ""
+    options = " ".join(f"--state {output}={fed}" for output, fed in likely.items())
+    return f"the model may have state: if {', '.join(likely)} is the next value of its input, give {options}"
+
+
 def _related(name: str, output: str) -> bool:
     """True where one name is the other with something added, as in h and hn, state and new_state, c_in and c_out."""
     one, other = (_root(text) for text in (name, output))

@@ -128,11 +128,13 @@ def _model(path: Path) -> dict[str, Any]:
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.frontends import load_model
+        from converters.graph.state import state_hint
         from converters.graph.stated import Stated
 
     with TensorFlowProcess() as child:
         source = load_model(path, child, Stated(propose=True))
     graph = source.graph
+    notes = [*graph.interface.notes, *filter(None, [state_hint(graph)])]
     return {
         "kind": "model",
         "format": source.format,
@@ -142,7 +144,7 @@ def _model(path: Path) -> dict[str, Any]:
         "parameters": graph.parameters,
         "multiply_adds": sum(graph.macs.values()),
         "operators": graph.operators,
-        **({"notes": list(graph.interface.notes)} if graph.interface.notes else {}),
+        **({"notes": notes} if notes else {}),
         "batch": _batch(graph.interface, free=graph.free_batch),
         "inputs": [_source_input(one) for one in graph.interface.inputs],
         "outputs": [_plain(spec) for spec in graph.logical_outputs],
@@ -170,6 +172,8 @@ def _binding(binding: Binding) -> dict[str, Any]:
         return {**tensor, **({"unread": True} if binding.unread is True else {"value": binding.value})}
     if isinstance(binding.joined, Joined):
         return {**tensor, "axis": binding.joined.axis, "parts": [_binding(part) for part in binding.joined.parts]}
+    if isinstance(binding.state, str):
+        tensor["state"] = binding.state
     tensor["artifact"] = _plain(binding.artifact)
     if binding.scale is not None:
         tensor["artifact"]["scale"] = binding.scale
@@ -189,7 +193,8 @@ def _in_artifact(tensor: dict[str, Any]) -> str:
     if tensor.get("unread"):
         return "not read"
     artifact = tensor.get("artifact")
-    return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}" if artifact else ""
+    state = f", state from {tensor['state']}" if "state" in tensor else ""
+    return f"{artifact['name']} {artifact['dtype']} {_shape(artifact['shape'])}{state}" if artifact else ""
 
 
 def _shape(shape: list[int | None]) -> str:
