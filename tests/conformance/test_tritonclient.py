@@ -18,6 +18,7 @@ from edgekit.serving.cloud import CloudModels
 from edgekit.serving.endpoints import Endpoints, open_endpoints
 from tests.device_agents.inference.test_processing import with_processing
 from tests.simulators.small_models import identity_bundle, onnx_bundle
+from tests.simulators.streaming_models import streaming_bundle
 
 SCRIPTS = {
     "http": Path(__file__).parent / "tritonclient_check.py",
@@ -41,6 +42,7 @@ def bundles(folder: Path) -> dict[str, tuple[Manifest, Path]]:
         "small": onnx_bundle(folder / "small", batch=None),
         "kinds": identity_bundle(folder / "kinds", name="kinds", dtypes=(*KINDS, *FLOATS)),
         "text": identity_bundle(folder / "text", name="text", dtypes=("bytes",)),
+        "ear": streaming_bundle(folder / "ear", name="ear"),
         "photos": with_processing(folder / "photos", name="photos", batch=None),
     }
     return {name: (manifest, folder / name) for name, manifest in manifests.items()}
@@ -62,7 +64,7 @@ async def check(server: ModelServer, key: str = "") -> None:
                     process.kill()
                     await process.wait()
             assert process.returncode == 0, output.decode()
-            assert output.decode().count("ok ") == 13, output.decode()
+            assert output.decode().count("ok ") == 14, output.decode()
 
 
 async def test_the_agents_endpoint_is_what_tritonclient_expects(tmp_path: Path) -> None:

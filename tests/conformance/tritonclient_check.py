@@ -2,8 +2,8 @@
 
 Usage: tritonclient_check.py HOST:PORT [API_KEY]
 
-The server must serve the models of `bundles` in test_tritonclient.py: small, kinds, text and photos. Each call gets a
-copy of the headers, because the client modifies them. Prints one line per check and exits 1 if a check failed.
+The server must serve the models of `bundles` in test_tritonclient.py: small, kinds, text, photos and ear. Each call
+gets a copy of the headers, because the client modifies them. Prints one line per check and exits 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ KINDS = {
 }
 # One green pixel.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNg+M8AAAICAQB7CYF4AAAAAElFTkSuQmCC")
+EAR = np.arange(12, dtype=np.float32).reshape(3, 4) / 8 - 0.5  # the weights of the model with state
 TEXT = np.array([["", "a"], ["\u00e9", "dd"]], dtype=object)
 
 
@@ -127,6 +128,20 @@ def photos(client, headers):
     assert found.as_numpy("labels")[0, 0] == b"green"
 
 
+def streams(client, headers):
+    """Two streams, begun, continued and ended with the client's own arguments; a refusal of an unknown one."""
+    sums = {21: np.zeros((1, 4), np.float32), "text": np.zeros((1, 4), np.float32)}
+    for step in range(4):
+        for key, total in sums.items():
+            piece = X[:1] * (step + 1)
+            place = {"sequence_id": key, "sequence_start": step == 0, "sequence_end": step == 3}
+            found = client.infer("ear", make({"x": piece}), headers={**headers}, **place)
+            total[:] = total / 2 + piece @ EAR
+            np.testing.assert_allclose(found.as_numpy("y"), total, atol=1e-4)
+    message = refusal(lambda: client.infer("ear", make({"x": X[:1]}), sequence_id=21, headers={**headers}))
+    assert "stream 21 of model ear is not open" in message
+
+
 def no_rows(client, headers):
     for binary in (True, False):
         found = client.infer("small", make({"x": np.zeros((0, 3), np.float32)}, binary), headers={**headers})
@@ -161,13 +176,13 @@ def refusals(client, headers):
 def index_and_statistics(client, headers):
     index = client.get_model_repository_index(headers={**headers})
     assert {(m["name"], m["version"], m["state"]) for m in index} == {
-        (name, "1.0.0", "READY") for name in ("small", "kinds", "text", "photos")
+        (name, "1.0.0", "READY") for name in ("small", "kinds", "text", "photos", "ear")
     }
     client.infer("small", make({"x": X}), headers={**headers})
     (found,) = client.get_inference_statistics("small", headers={**headers})["model_stats"]
     assert found["inference_count"] > found["execution_count"] > 0
     assert found["inference_stats"]["success"]["ns"] > 0
-    assert len(client.get_inference_statistics(headers={**headers})["model_stats"]) == 4
+    assert len(client.get_inference_statistics(headers={**headers})["model_stats"]) == 5
 
 
 async def asynchronous(address: str, headers: dict[str, str]) -> None:
@@ -202,6 +217,7 @@ CHECKS = (
     kinds,
     text,
     photos,
+    streams,
     no_rows,
     many_at_once,
     compressed_answers,

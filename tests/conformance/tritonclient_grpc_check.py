@@ -15,7 +15,7 @@ import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-from tritonclient_check import KINDS, PNG, SCORES, TEXT, X
+from tritonclient_check import EAR, KINDS, PNG, SCORES, TEXT, X
 
 
 def make(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:
@@ -102,6 +102,20 @@ def photos(client, headers):
     assert found.as_numpy("labels")[0, 0] == b"green"
 
 
+def streams(client, headers):
+    """Two streams, begun, continued and ended with the client's own arguments; a refusal of an unknown one."""
+    sums = {21: np.zeros((1, 4), np.float32), "text": np.zeros((1, 4), np.float32)}
+    for step in range(4):
+        for key, total in sums.items():
+            piece = X[:1] * (step + 1)
+            place = {"sequence_id": key, "sequence_start": step == 0, "sequence_end": step == 3}
+            found = client.infer("ear", make({"x": piece}), headers=headers, **place)
+            total[:] = total / 2 + piece @ EAR
+            np.testing.assert_allclose(found.as_numpy("y"), total, atol=1e-4)
+    message = refusal(lambda: client.infer("ear", make({"x": X[:1]}), sequence_id=21, headers=headers))
+    assert "stream 21 of model ear is not open" in message
+
+
 def no_rows(client, headers):
     found = client.infer("small", make({"x": np.zeros((0, 3), np.float32)}), headers=headers)
     assert {t.name: list(t.shape) for t in found.get_response().outputs} == {"scores": [0, 3], "tag": [0, 1]}
@@ -145,13 +159,13 @@ def refusals(client, headers):
 def index_and_statistics(client, headers):
     index = client.get_model_repository_index(headers=headers).models
     assert {(m.name, m.version, m.state) for m in index} == {
-        (n, "1.0.0", "READY") for n in ("small", "kinds", "text", "photos")
+        (n, "1.0.0", "READY") for n in ("small", "kinds", "text", "photos", "ear")
     }
     client.infer("small", make({"x": X}), headers=headers)
     (found,) = client.get_inference_statistics("small", headers=headers).model_stats
     assert found.inference_count > found.execution_count > 0
     assert found.inference_stats.success.ns > 0
-    assert len(client.get_inference_statistics(headers=headers).model_stats) == 4
+    assert len(client.get_inference_statistics(headers=headers).model_stats) == 5
 
 
 async def asynchronous(address: str, headers: dict[str, str]) -> None:
@@ -175,6 +189,7 @@ CHECKS = (
     kinds,
     text,
     photos,
+    streams,
     no_rows,
     many_at_once,
     compression,
