@@ -17,6 +17,7 @@ from edgekit.serving.session import sequence as parameters
 from edgekit.serving.session.stream_table import Key, StreamLimits, StreamTable
 from edgekit.tensors import Array
 
+MAX_STATE_BYTES = 64 * 1024**2  # of the zero state of one request; its rows may be much smaller than their state
 _LEAST_TIMER_SECONDS = 0.05
 
 
@@ -88,6 +89,7 @@ class SessionStreams:
         """
         rows = self._rows(inputs)
         if place is None:
+            self._check_size(rows)
             zero = zero_state(self._links, rows)
             return without_state(self._links, await self._calls.run({**inputs, **zero}, deadline))
         if rows != 1:
@@ -120,6 +122,15 @@ class SessionStreams:
             if None in shape and len(shape) == value.ndim:
                 return int(value.shape[shape.index(None)])
         return 1
+
+    def _check_size(self, rows: int) -> None:
+        row_bytes = sum(link.row_bytes for link in self._links)
+        if rows > 1 and rows * row_bytes > MAX_STATE_BYTES:
+            raise DataError(
+                f"the request has {rows} rows, and their state would take {rows * row_bytes} bytes, "
+                f"the limit is {MAX_STATE_BYTES}",
+                advice=f"Send at most {max(1, MAX_STATE_BYTES // row_bytes)} rows in one request.",
+            )
 
     async def _step(
         self, inputs: Mapping[str, Array], deadline: float | None, place: parameters.Sequence

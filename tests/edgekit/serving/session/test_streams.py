@@ -16,6 +16,7 @@ from edgekit.errors import DataError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.session import streams
 from edgekit.serving.session.sequence import Sequence
 from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
 from edgekit.serving.session.stream_table import StreamEndedError, StreamLimits
@@ -110,6 +111,17 @@ async def test_requests_without_a_stream_start_from_zero(tmp_path: Path) -> None
         session.batch_rows = 8
         assert session.batch_rows == 1
         assert len(session.streams or ()) == 0
+
+
+async def test_the_state_of_many_small_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small request must not make the device take memory for a huge state."""
+    monkeypatch.setattr(streams, "MAX_STATE_BYTES", 64)
+    async with opened(tmp_path) as (session, _):
+        x = np.zeros((5, 3), np.float32)
+        assert len((await session.run({"x": x[:4]}))["y"]) == 4
+        with pytest.raises(DataError, match="5 rows, and their state would take 80 bytes, the limit is 64") as caught:
+            await session.run({"x": x})
+        assert "at most 4 rows" in caught.value.advice
 
 
 async def test_a_request_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
