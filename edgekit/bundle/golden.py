@@ -108,8 +108,7 @@ def run_golden(runtime: Runtime, manifest: Manifest, inputs: Mapping[str, Array]
     links = state_links(manifest.inputs)
     if links:
         return run_stream(runtime, links, inputs)
-    ranks = {spec.name: len(spec.shape) for spec in runtime.inputs if None not in spec.shape}
-    if any(name in ranks and value.ndim == ranks[name] for name, value in inputs.items()):
+    if all(spec.batch_axis is None and spec.fits(inputs[spec.name]) for spec in runtime.inputs if spec.name in inputs):
         return runtime.run(inputs)  # one call of a model without a batch, and not samples of such calls
     return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs)
 
