@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +10,17 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from converters.frontends.interface.axes import BatchAxes, Dims, evaluated, is_free, likely_batches, names_in, open_axes
+from converters.frontends.interface.axes import Dims, is_free, names_in, open_axes
+from converters.frontends.interface.proposals import (
+    apply_sizes,
+    apply_symbols,
+    axis_name,
+    flags,
+    likely_batch,
+    propose,
+    refusal,
+    text_of,
+)
 from converters.frontends.interface.protobuf import (
     copy_of,
     dims_of,
@@ -20,17 +29,10 @@ from converters.frontends.interface.protobuf import (
     inputs_of,
     set_dims,
 )
-from converters.frontends.interface.trial import opened, plausible_row
 from converters.graph.interface import Number
 from converters.graph.stated import DataArray, Stated
-from edgekit.errors import EdgekitError, ModelFormatError, SettingsError
+from edgekit.errors import SettingsError
 from edgekit.tensors import DType
-
-PICTURE_SIZES = (640, 224, 320, 256, 512, 299, 96, 64, 32)
-TEXT_HEIGHTS, TEXT_WIDTH = (48, 32, 64), 320
-SOUND_SIZES = (16000, 512, 576, 1600, 8000)
-OTHER_SIZES = (128, 64, 32, 16, 100, 1)
-MOST_TRIALS = 24
 
 
 class FixedInput(msgspec.Struct, frozen=True):
@@ -72,25 +74,32 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     symbols = dict(stated.dims)
     for name, shape in stated.shapes.items():
         symbols.update(_state_shape(values[name], shape))
-    _apply(model, symbols)
+    apply_symbols(model, symbols)
     notes = _settle_from_data(model, values, stated)
     free = _open(values, stated)
     if free:
-        sizes = _proposal(model, values, free)
-        if not stated.propose:
-            raise _refusal(source, values, free, sizes)
-        notes.append("free axes are shown with proposed sizes: " + " ".join(_flags(values, free, sizes)))
-        _apply_sizes(model, values, sizes)
+        notes.append(settle_by_proposal(model, free, source, stated))
     fixed, more = _fix(model, stated)
     drop_stored_shapes(model)
     return model, Settled(fixed, stated, (*notes, *more))
 
 
-def refuse_free_axes(model: onnx.ModelProto, axes: Mapping[str, Sequence[int]], source: str) -> ModelFormatError:
-    """The error for free `axes` of the inputs that turned out not to be a batch."""
+def settle_by_proposal(
+    model: onnx.ModelProto, free: Mapping[str, Sequence[int]], source: str, stated: Stated, why: str = ""
+) -> str:
+    """Give free axes the proposed sizes, where the user accepts them. Returns the note that says so.
+
+    Raises:
+        ModelFormatError: The user does not; the message lists the axes, says `why`, and proposes the options.
+    """
     values = {value.name: value for value in inputs_of(model)}
-    free = {name: list(indices) for name, indices in axes.items()}
-    return _refusal(source, values, free, _proposal(model, values, free))
+    axes = {name: list(indices) for name, indices in free.items()}
+    sizes = propose(model, values, axes)
+    if not stated.propose:
+        raise refusal(source, values, axes, sizes, why)
+    note = "free axes are shown with proposed sizes: " + " ".join(flags(values, axes, sizes))
+    apply_sizes(model, values, sizes)
+    return note
 
 
 def _require_names(values: Mapping[str, Any], stated: Stated, source: str) -> None:
@@ -120,37 +129,17 @@ def _state_shape(value: Any, shape: Sequence[int]) -> dict[str, int]:
     wrong = [axis for axis, size in zip(dims, shape, strict=False) if isinstance(axis, int) and axis != size]
     if len(dims) != len(shape) or wrong:
         raise SettingsError(
-            f"--input-shape gives {value.name} the shape {list(shape)}; the model has [{_text(dims_of(value))}]",
+            f"--input-shape gives {value.name} the shape {list(shape)}; the model has [{text_of(dims_of(value))}]",
             advice="Give one size for each axis, and leave fixed sizes as they are.",
         )
     set_dims(value, tuple(axis if size == 1 else size for axis, size in zip(dims, shape, strict=True)))
     return {axis: size for axis, size in zip(dims, shape, strict=True) if isinstance(axis, str) and size > 1}
 
 
-def _apply(model: onnx.ModelProto, symbols: Mapping[str, int]) -> None:
-    """Replace the symbols of free axes, and arithmetic on them, by sizes."""
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.HasField("shape"):
-            set_dims(
-                value,
-                tuple((evaluated(axis, symbols) or axis) if isinstance(axis, str) else axis for axis in dims_of(value)),
-            )
-
-
-def _apply_sizes(model: onnx.ModelProto, values: Mapping[str, Any], sizes: Mapping[tuple[str, int], int]) -> None:
-    symbols = {}
-    for (name, index), size in sizes.items():
-        dims = dims_of(values[name])
-        if isinstance(axis := dims[index], str):
-            symbols[axis] = size
-        set_dims(values[name], (*dims[:index], size, *dims[index + 1 :]))
-    _apply(model, symbols)
-
-
 def _settle_from_data(model: onnx.ModelProto, values: Mapping[str, Any], stated: Stated) -> list[str]:
     """Take the sizes of free axes from the shapes of the data. Returns notes."""
     notes = []
-    batch = _batch_of(values)
+    batch = likely_batch(values)
     for name, value in values.items():
         data, dims = stated.data_of(name, list(values)), dims_of(value)
         if data is None or not any(map(is_free, dims)):
@@ -158,10 +147,10 @@ def _settle_from_data(model: onnx.ModelProto, values: Mapping[str, Any], stated:
         sizes = _sizes_in(dims, batch.get(name), data)
         if not sizes:
             continue
-        taken = ", ".join(f"{_axis_name(dims, index)} = {size}" for index, size in sizes.items())
+        taken = ", ".join(f"{axis_name(dims, index)} = {size}" for index, size in sizes.items())
         notes.append(f"input {name}: {taken}, as in the data")
-        _apply_sizes(model, values, {(name, index): size for index, size in sizes.items()})
-        batch = _batch_of(values)
+        apply_sizes(model, values, {(name, index): size for index, size in sizes.items()})
+        batch = likely_batch(values)
     return notes
 
 
@@ -178,15 +167,10 @@ def _sizes_in(dims: Dims, batch: int | None, data: DataArray) -> dict[int, int]:
     return {index: size for index, size in sizes.items() if is_free(dims[index]) and size > 0}
 
 
-def _batch_of(values: Mapping[str, Any]) -> BatchAxes:
-    hypotheses = likely_batches({name: dims_of(value) for name, value in values.items()})
-    return hypotheses[0] if hypotheses else {}
-
-
 def _open(values: Mapping[str, Any], stated: Stated) -> dict[str, list[int]]:
     """Free axes without a size; an axis that the user gave as 1 has a size."""
     found = {}
-    for name, axes in open_axes({name: dims_of(value) for name, value in values.items()}, _batch_of(values)).items():
+    for name, axes in open_axes({name: dims_of(value) for name, value in values.items()}, likely_batch(values)).items():
         if name in stated.shapes:  # each of its axes was stated, and those left are 1
             dims = dims_of(values[name])
             set_dims(values[name], tuple(1 if index in axes else axis for index, axis in enumerate(dims)))
@@ -232,88 +216,3 @@ def _filled(name: str, shape: Sequence[int], number: Number, dtype: DType) -> An
             advice=f"Give a value of type {dtype.value}.",
         )
     return filled
-
-
-def _proposal(
-    model: onnx.ModelProto, values: Mapping[str, Any], free: Mapping[str, list[int]]
-) -> dict[tuple[str, int], int]:
-    """Sizes for free axes: the first sensible ones with which the model runs, else the first."""
-    first: dict[tuple[str, int], int] = {}
-    for tried, sizes in enumerate(_candidates(model, values, free)):
-        first = first or sizes
-        if tried == MOST_TRIALS:
-            break
-        trial = copy_of(model)
-        inputs = {value.name: value for value in inputs_of(trial)}
-        _apply_sizes(trial, inputs, sizes)
-        try:
-            with opened(trial) as runtime:
-                runtime.run(plausible_row(trial, _batch_of(inputs), 0))
-        except EdgekitError:
-            continue
-        return sizes
-    return first
-
-
-def _candidates(
-    model: onnx.ModelProto, values: Mapping[str, Any], free: Mapping[str, list[int]]
-) -> Iterator[dict[tuple[str, int], int]]:
-    """Combinations of sensible sizes; axes of one kind get the same size."""
-    kinds = {(name, index): _kind(values[name], index) for name, axes in free.items() for index in axes}
-    pictures = [place for place, kind in kinds.items() if kind == "picture"]
-    maps = any(len(dims_of(value)) > 2 for value in model.graph.output)  # not scores of classes only
-    sizes = {"picture": PICTURE_SIZES if maps else PICTURE_SIZES[1:], "sound": SOUND_SIZES, "other": OTHER_SIZES}
-    first = {place: sizes[kind][0] for place, kind in kinds.items()}
-    yield first
-    if len(pictures) == 2:  # lines of text are lower than wide
-        for low in TEXT_HEIGHTS:
-            yield {**first, pictures[0]: low, pictures[1]: TEXT_WIDTH}
-    for step in range(1, max(map(len, sizes.values()))):
-        yield {place: sizes[kind][min(step, len(sizes[kind]) - 1)] for place, kind in kinds.items()}
-
-
-def _kind(value: Any, index: int) -> str:
-    """``picture``, ``sound`` or ``other``: what a free axis probably counts."""
-    dims = dims_of(value)
-    if len(dims) == 4 and index > 0:
-        return "picture"
-    last = index == len(dims) - 1
-    return "sound" if last and len(dims) in (2, 3) and dtype_of(value).numpy.kind == "f" else "other"
-
-
-def _refusal(
-    source: str, values: Mapping[str, Any], free: Mapping[str, list[int]], sizes: Mapping[tuple[str, int], int]
-) -> ModelFormatError:
-    axes = "; ".join(
-        f"input {name} has the shape [{_text(dims_of(values[name]))}] with the free "
-        f"{'axis' if len(indices) == 1 else 'axes'} "
-        + ", ".join(f"{index} ({_axis_name(dims_of(values[name]), index)})" for index in indices)
-        for name, indices in free.items()
-    )
-    return ModelFormatError(
-        f"{source}: {axes}; expected only the batch to be free",
-        advice=f"Give their sizes, for example {' '.join(_flags(values, free, sizes))}; "
-        "or give --data with real samples, whose shapes are taken.",
-    )
-
-
-def _flags(values: Mapping[str, Any], free: Mapping[str, list[int]], sizes: Mapping[tuple[str, int], int]) -> list[str]:
-    """The options that give `sizes`, ready to paste: one per symbol, or the shape of an input without symbols."""
-    flags: dict[str, None] = {}
-    for name, indices in free.items():
-        dims = dims_of(values[name])
-        if all(isinstance(dims[index], str) and re.fullmatch(r"[\w.]+", str(dims[index])) for index in indices):
-            flags.update(dict.fromkeys(f"--dim {dims[index]}={sizes[name, index]}" for index in indices))
-        else:
-            shape = [axis if isinstance(axis, int) else sizes.get((name, index), 1) for index, axis in enumerate(dims)]
-            flags[f"--input-shape {name}={','.join(map(str, shape))}"] = None
-    return list(flags)
-
-
-def _axis_name(dims: Dims, index: int) -> str:
-    axis = dims[index]
-    return axis if isinstance(axis, str) else f"axis {index}" if axis is None else str(axis)
-
-
-def _text(dims: Dims) -> str:
-    return ", ".join("?" if axis is None else str(axis) for axis in dims)

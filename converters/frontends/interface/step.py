@@ -14,7 +14,8 @@ from converters.frontends.interface.axes import Axis, Dims, is_free
 from converters.frontends.interface.batch import Found, find_batch
 from converters.frontends.interface.borders import move_batches
 from converters.frontends.interface.protobuf import copy_of, dims_of, dtype_of, inputs_of, names_read, set_dims
-from converters.frontends.interface.sizes import FixedInput, Settled, refuse_free_axes
+from converters.frontends.interface.sizes import FixedInput, Settled, settle_by_proposal
+from converters.frontends.interface.undecided import require_runnable_branches
 from converters.graph.graph import Graph
 from converters.graph.interface import Interface, SourceInput
 from edgekit.errors import ModelFormatError
@@ -39,13 +40,11 @@ def canonical_graph(
     model = copy_of(model)
     found = find_batch(model)
     if found.rejected:
-        _settle_rejected(model, found, settled, source)
+        note = _settle_rejected(model, found, settled, source)
         again = find_batch(model)
-        found = (
-            again
-            if any(axis is not None for axis in again.inputs.values())
-            else msgspec.structs.replace(again, notes=found.notes)
-        )
+        batched = any(axis is not None for axis in again.inputs.values())
+        notes = again.notes if batched else found.notes
+        found = msgspec.structs.replace(again, notes=(*((note,) if note else ()), *notes))
     for value in inputs_of(model):  # a free axis that is no batch: nothing but one row is known to work
         batch = found.inputs[value.name]
         set_dims(value, tuple(1 if is_free(axis) and i != batch else axis for i, axis in enumerate(dims_of(value))))
@@ -62,25 +61,24 @@ def canonical_graph(
     model.graph.input.extend(kept)
     move_batches(model, found.inputs, found.outputs, free=found.free)
     graph = Graph(model)
+    require_runnable_branches(graph)
     return graph if interface.plain and not interface.notes and not dtypes else graph.with_interface(interface)
 
 
-def _settle_rejected(model: onnx.ModelProto, found: Found, settled: Settled, source: str) -> None:
-    """Fix free axes that are no batch to the size 1 that the user stated.
+def _settle_rejected(model: onnx.ModelProto, found: Found, settled: Settled, source: str) -> str:
+    """Fix free axes that are no batch to the size 1 that the user stated, or as proposed. Returns a note, or nothing.
 
     Raises:
-        ModelFormatError: The user stated no size.
+        ModelFormatError: The user stated no size, and takes no proposal.
     """
     unsettled = {name: axes for name, axes in found.rejected.items() if name not in settled.stated.shapes}
     if unsettled:
-        refusal = refuse_free_axes(model, unsettled, source)
-        raise ModelFormatError(
-            f"{refusal}; the answer to one entry of this axis depends on the others, so it is no batch",
-            advice=refusal.advice,
-        )
+        why = "; the answer to one entry of this axis depends on the others, so it is no batch"
+        return settle_by_proposal(model, unsettled, source, settled.stated, why)
     for value in inputs_of(model):
         if value.name in found.rejected:
             set_dims(value, tuple(1 if is_free(axis) else axis for axis in dims_of(value)))
+    return ""
 
 
 def _settle_outputs(model: onnx.ModelProto, found: Found, source: str) -> None:
@@ -93,8 +91,10 @@ def _settle_outputs(model: onnx.ModelProto, found: Found, source: str) -> None:
         unknown = [index for index, size in enumerate(dims) if is_free(size) and index != axis]
         if unknown:
             raise ModelFormatError(
-                f"{source}: the size of output {value.name} along axis {unknown[0]} cannot be told from its inputs",
-                advice="Give sizes with --input-shape, or cut the model before this output with --cut.",
+                f"{source}: the size of output {value.name} along axis {unknown[0]} cannot be told, because the model "
+                "does not run on trial inputs",
+                advice="Fix inputs whose value decides what the model does, as in --fix sr=16000; "
+                "or cut the model before this output with --cut.",
             )
         set_dims(value, dims)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,32 +12,42 @@ import onnx
 
 from converters.frontends.interface.axes import BatchAxes, Dims
 from converters.frontends.interface.protobuf import copy_of, dims_of, drop_stored_shapes, dtype_of, inputs_of, set_dims
+from edgekit.errors import RuntimeLoadError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType
 
 NEWEST_IR = 11  # of the file format, that ONNX Runtime reads
 SMALLEST = 1e-7
+RATES, USUAL_RATE = re.compile(r"^(sr|fs)$|sampl\w*_?rate", re.IGNORECASE), 16000  # of sound, in Hz
 LENGTHS = re.compile(r"len|size|count", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def opened(model: onnx.ModelProto) -> Iterator[OnnxRuntime]:
-    """`model` in ONNX Runtime; its outputs may have any sizes.
+    """`model` in ONNX Runtime; its outputs may have any sizes, and its inputs too where it does not load otherwise.
 
     Raises:
         RuntimeLoadError: ONNX Runtime cannot load it.
     """
     free = copy_of(model)
     free.ir_version = min(free.ir_version, NEWEST_IR)
-    for value in free.graph.output:
-        if value.type.tensor_type.HasField("shape"):
-            set_dims(value, tuple(None for _ in dims_of(value)))
+    _free_sizes(free.graph.output)
     drop_stored_shapes(free)
-    runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)
+    try:
+        runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)
+    except RuntimeLoadError:  # with known sizes, the branches of an If may contradict each other
+        _free_sizes(inputs_of(free))
+        runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)
     try:
         yield runtime
     finally:
         runtime.close()
+
+
+def _free_sizes(values: Iterable[Any]) -> None:
+    for value in values:
+        if value.type.tensor_type.HasField("shape"):
+            set_dims(value, tuple(None for _ in dims_of(value)))
 
 
 def with_free_batch(model: onnx.ModelProto, batch: BatchAxes) -> onnx.ModelProto:
@@ -71,6 +81,8 @@ def _plausible(value: Any, dims: Dims, rng: np.random.Generator) -> Array:
         return rng.normal(0.0, 0.5, shape).astype(dtype.numpy)
     if kind == "b":
         return np.ones(shape, dtype.numpy)
+    if kind in "iu" and RATES.search(value.name):
+        return np.full(shape, USUAL_RATE, dtype.numpy)
     low = 1 if LENGTHS.search(value.name) else 0
     return rng.integers(low, 2, shape).astype(dtype.numpy)
 

@@ -9,6 +9,7 @@ from onnx import checker
 
 from converters.frontends.interface.sizes import settle
 from converters.frontends.interface.step import canonical_graph
+from converters.frontends.interface.undecided import branch_refusal
 from converters.frontends.onnx.branches import fold_branches
 from converters.frontends.onnx.contrib import OPTIMIZED_ADVICE, rewrite_contrib
 from converters.frontends.onnx.floats import all_float32, dtypes_of
@@ -92,6 +93,8 @@ def _check(model: onnx.ModelProto, source: str) -> None:
     try:
         checker.check_model(model, full_check=True)
     except (checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        if "op_type:If" in str(error):
+            raise branch_refusal(model) from error
         raise ModelFormatError(
             f"{source} is not a valid ONNX model: {one_line(error)}",
             advice="Export the model again; onnx.checker.check_model(path, full_check=True) shows the same fault.",

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from converters.data.samples import data_arrays, load_samples
 from converters.frontends.onnx import load_onnx, onnx_answers
 from converters.graph.stated import DataArray, Stated, parse_dim, parse_fixed, parse_shape
-from edgekit.errors import DataError, ModelFormatError, SettingsError
+from edgekit.errors import DataError, ModelFormatError, SettingsError, UnsupportedOpError
 from tests.simulators import models
 
 RNG = np.random.default_rng(0)
@@ -355,4 +355,39 @@ def test_first_axis_of_one_may_be_left_out_of_data(tmp_path):
         np.savez(tmp_path / "d.npz", x=np.ones(shape, np.float32), s=np.ones((6, 2, 3), np.float32))
         read = load_samples(tmp_path / "d.npz", graph.sample_inputs, interface=graph.interface)
         assert {name: value.shape for name, value in read.inputs.items()} == {"x": (6, 3), "s": (6, 2, 3)}
+    require_equal(path, graph)
+
+
+def test_inspect_takes_the_proposed_sizes(tmp_path):
+    """A model with free axes, also a time axis that comes first, is shown with the proposed sizes and a note."""
+    graph = load_onnx(detector(tmp_path), Stated(propose=True))
+    assert shapes(graph.logical_inputs)["x"][0] is None
+    assert any("--input-shape x=1,3," in note for note in graph.interface.notes)
+    nodes = [NODE("CumSum", ["x", "zero"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": ["steps", 3]}, {"y": ["steps", 3]}, {"zero": np.array(0)})
+    graph = load_onnx(path, Stated(propose=True))
+    assert shapes(graph.logical_inputs) == {"x": (128, 3)}
+    assert any("--dim steps=128" in note for note in graph.interface.notes)
+
+
+def test_branches_of_which_one_fits_the_sizes_name_the_input_to_fix(tmp_path):
+    """An If that only an input decides is refused where a branch contradicts the sizes, with the option to give."""
+    shape = helper.make_tensor_value_info
+    branches = {
+        "then_branch": helper.make_graph(
+            [NODE("Reshape", ["x", "to"], ["a"])], "then", [], [shape("a", TensorProto.FLOAT, None)]
+        ),
+        "else_branch": helper.make_graph(
+            [NODE("MatMul", ["x", "w"], ["b"])], "else", [], [shape("b", TensorProto.FLOAT, None)]
+        ),
+    }
+    nodes = [NODE("Equal", ["sr", "usual"], ["same"]), NODE("If", ["same"], ["y"], name="rate", **branches)]
+    constants = {"usual": np.array(16000), "to": np.array([0, 6]), "w": weights(5, 2)}
+    kinds = {"sr": TensorProto.INT64}
+    path = saved(tmp_path, nodes, {"x": ["n", "width"], "sr": []}, {"y": ["n", "m"]}, constants, kinds)
+    with pytest.raises(UnsupportedOpError, match="rate") as caught:
+        load_onnx(path, Stated(dims={"width": 6}))
+    assert "--fix sr=16000" in caught.value.advice
+    graph = load_onnx(path, Stated(dims={"width": 6}, fixed={"sr": 16000}))
+    assert "If" not in graph.operators
     require_equal(path, graph)
