@@ -80,8 +80,24 @@ def how_sure(report: Report) -> str:
         )
     if report.proven:
         return f"{measured}, and at most {figure_text(drop.upper)} at {confidence}; the limit is {limit}."
-    upper = figure_text(drop.upper)
-    return f"{measured}, and may be as much as {upper} at {confidence}; the limit is {limit}. This is not proven."
+    bound = "may be as much as" if drop.upper > budget.max_drop else "at most"
+    sentences = [f"{measured}, and {bound} {figure_text(drop.upper)} at {confidence}; the limit is {limit}."]
+    return " ".join([*sentences, *_not_proven(report), "This is not proven."])
+
+
+def _not_proven(report: Report) -> list[str]:
+    """A sentence for each other output, and for the classes, whose own limit is not proven."""
+    sentences = [
+        f"Output {one.name} may lose as much as {figure_text(one.drop.upper)}; its limit is {figure_text(one.limit)}."
+        for one in report.outputs
+        if one.judged and not one.proven and one.drop is not None and one.limit is not None
+        if one.drop != report.chosen_candidate.drop
+    ]
+    worst = report.worst_class
+    if worst is not None and worst.limit is not None and not worst.proven:
+        upper, limit = figure_text(worst.drop.upper), figure_text(worst.limit)
+        sentences.append(f"Of the classes, {worst.label} may lose as much as {upper}; the limit is {limit}.")
+    return sentences
 
 
 def _answer(report: Report, names: Mapping[str, str]) -> str:

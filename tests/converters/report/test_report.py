@@ -142,3 +142,14 @@ def test_size_axis_has_a_few_round_marks(least, most):
 def test_no_chart_without_measured_drops():
     """A report without data draws nothing."""
     assert chart_of(report(candidate(Recipe(), 10, 1.0, None, "chosen")), {"float32": "float32"}) is None
+
+
+def test_an_output_or_class_that_is_not_proven_is_named():
+    """Where the decision output keeps its limit, the explanation says which output and which class do not."""
+    boxes = OutputReport("boxes", "agreement", Drop(0.02, 0.0, 0.05, 300, "betting"), True, 0.01, False)
+    worst = ClassReport("truck", Drop(0.1, 0.0, 0.3, 40, "betting"), 5, limit=0.05)
+    sure = explain(report(proven=False, outputs=(boxes,), worst_class=worst)).sure
+    assert "at most 0.008" in sure
+    assert "Output boxes may lose as much as 0.05; its limit is 0.01" in sure
+    assert "truck may lose as much as 0.3; the limit is 0.05" in sure
+    assert sure.endswith("This is not proven.")
