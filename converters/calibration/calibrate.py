@@ -112,7 +112,16 @@ def calibrate(graph: Graph, samples: Samples) -> Calibration:
 
 
 def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
-    """The values of every floating-point tensor, inputs included, chunk by chunk."""
+    """The values of every floating-point tensor, inputs included, chunk by chunk.
+
+    Of a model without ONNX form, only inputs and outputs are known.
+    """
+    if graph.opaque is not None:
+        inputs = samples.inputs
+        values = {**{spec.name: inputs[spec.name] for spec in graph.inputs}, **graph.run(inputs)}
+        for row in range(len(samples)):
+            yield {name: value[row : row + 1] for name, value in values.items() if value.dtype.kind == "f"}
+        return
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     outputs = {value.name for value in model.graph.output}

@@ -165,6 +165,8 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) 
     one = graph.with_batch(1)
     macs = graph.macs
     total, streamed = PER_CALL * overhead.outside, 0.0
+    if graph.opaque is not None:  # the layers are not known: all count as dense ones
+        total += graph.opaque.macs * core.kernels[_kind(recipe, four_bit=False)].per_mac[DENSE]
     for loop in overhead.loops:
         dense = core.kernels[_kind(recipe, four_bit=False)].per_mac[DENSE]
         total += loop.steps * (PER_CALL * loop.operators + PER_WRITE * loop.values + dense * loop.macs)

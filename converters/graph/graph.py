@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper, shape_inference
 
 from converters.cache import array_bytes
 from converters.graph.interface import Interface, SourceInput
+from converters.graph.opaque import Opaque, opaque_of, run_opaque
 from edgekit.errors import ModelFormatError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType, TensorSpec
@@ -123,9 +124,16 @@ class Graph:
                         values[node.output[0]] = np.array(helper.get_attribute_value(attribute), dtype=kind)
         return values
 
+    @cached_property
+    def opaque(self) -> Opaque | None:
+        """What is known of a model without ONNX form, whose one node holds a .tflite; None for all others."""
+        return opaque_of(self.model)
+
     @property
     def operators(self) -> dict[str, int]:
         """How often each operator occurs, the most frequent first."""
+        if self.opaque is not None:
+            return self.opaque.operators
         return dict(Counter(node.op_type for node in self.nodes if node.op_type != "Constant").most_common())
 
     @property
@@ -163,6 +171,8 @@ class Graph:
     @cached_property
     def macs(self) -> dict[str, int]:
         """Multiply-adds of one row, by the name of the node's first output; nodes without multiply-adds are missing."""
+        if self.opaque is not None:
+            return {self.outputs[0].name: self.opaque.macs}
         one = self.with_batch(1)
         counts = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
         return {name: count for name, count in counts.items() if count}
@@ -176,12 +186,16 @@ class Graph:
         return [node for node in self.model.graph.node if tensor in node.input]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run `inputs` (N, ...) in ONNX Runtime, in chunks that bound memory.
+        """Run `inputs` (N, ...) in ONNX Runtime, in chunks that bound memory; a model without ONNX form in LiteRT.
 
         Raises:
             DataError: an input does not fit its spec.
-            RuntimeLoadError: ONNX Runtime cannot load or run the graph.
+            RuntimeLoadError: the runtime cannot load or run the graph.
         """
+        if self.opaque is not None:
+            names = [spec.name for spec in self.inputs], [spec.name for spec in self.outputs]
+            answers = run_opaque(self.opaque, names, self.chunks(inputs))
+            return {name: np.concatenate([answer[name] for answer in answers]) for name in names[1]}
         runtime = OnnxRuntime(self.to_bytes(), threads=1)
         try:
             parts = [runtime.run(chunk) for chunk in self.chunks(inputs)]

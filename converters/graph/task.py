@@ -22,6 +22,8 @@ def detect_task(graph: Graph, labels: Array | None) -> Task:
     ]
     for spec in scores:
         node = makers.get(spec.name)
+        if graph.opaque is not None and spec.name in graph.opaque.probabilities:
+            return Task("classification", spec.name, "probabilities")
         if node is not None and node.op_type == "Softmax" and int(attributes(node).get("axis", -1)) in (-1, 1):
             return Task("classification", spec.name, "probabilities")
     if scores and labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1:

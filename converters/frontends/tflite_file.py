@@ -1,0 +1,176 @@
+"""Prepares a .tflite source for reading: it must be a float file; its sizes become fixed, and half weights float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from converters.backends.tflite.reader import TYPES, buffer_content, operator_name, parse_tflite
+from converters.backends.tflite.strip import packed
+from converters.foreign_text import plain_text
+from converters.frontends.refusals import changes_state, quantized, text_input
+from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int4", "int2", "uint4")
+QUANTIZERS = ("QUANTIZE", "FAKE_QUANT")
+STATEFUL = ("VAR_HANDLE", "ASSIGN_VARIABLE", "CALL_ONCE")
+BUILT_IN = ("TFLite_Detection_PostProcess",)  # LiteRT itself has these custom operators
+DYNAMIC_SIZE = 320  # proposed for a free axis
+
+
+def settled_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """The file with a batch of 1 and fixed sizes, and without operators that only widen weights.
+
+    Args:
+        path: The file.
+        shapes: Sizes of inputs with free axes, by name.
+
+    Raises:
+        ModelFormatError: It is quantized, damaged, takes text, keeps state, or has a free axis without a size.
+        UnsupportedOpError: It has a custom operator.
+    """
+    data = path.read_bytes()
+    try:
+        model = parse_tflite(data)
+    except ConversionError:
+        raise
+    except Exception as error:  # the generated parser raises errors of any type on damaged files
+        raise ModelFormatError(f"{path} is damaged or truncated", advice="Copy or convert it again.") from error
+    _require_float(path, model)
+    _refuse_operators(path, model)
+    _own_buffers(model, data)
+    changed = _widen_halves(model, data)
+    if _is_free(model):
+        _fix_sizes(path, model, data, shapes)
+        changed = True
+    return packed(model, len(data)) if changed else data
+
+
+def _require_float(path: Path, model: Any) -> None:
+    """Refuse quantized tensors and text; integers and complex numbers without a scale are no quantization."""
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            name, kind = (tensor.name or b"").decode(), TYPES[tensor.type]
+            scale = tensor.quantization.scale if tensor.quantization is not None else None
+            if kind in INTEGERS and scale is not None and len(scale):
+                raise quantized(str(path), f"a tensor of type {kind}", name)
+        for operator in graph.operators:
+            if operator_name(model, operator) in QUANTIZERS:
+                layer = (graph.tensors[operator.outputs[0]].name or b"").decode()
+                raise quantized(str(path), operator_name(model, operator), layer)
+    main = model.subgraphs[0]
+    for index in main.inputs:
+        if TYPES[main.tensors[index].type] == "string":
+            raise text_input(str(path), main.tensors[index].name.decode())
+
+
+def _refuse_operators(path: Path, model: Any) -> None:
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            kind = operator_name(model, operator)
+            if kind in STATEFUL:
+                raise changes_state(str(path), kind)
+            code = model.operatorCodes[operator.opcodeIndex].customCode
+            name = code.decode() if isinstance(code, bytes) else str(code or "")
+            if kind == "CUSTOM" and name not in BUILT_IN:
+                raise UnsupportedOpError(
+                    name.removeprefix("Flex"),
+                    (graph.tensors[operator.outputs[0]].name or b"").decode(),
+                    backend="any target: it is a custom operator, which LiteRT on devices does not have",
+                    advice="Convert the model again with built-in operators only (TFLITE_BUILTINS, without SELECT_TF_OPS).",
+                )
+
+
+def _own_buffers(model: Any, data: bytes) -> None:
+    """Give every buffer its bytes, also those that lie after the flatbuffer."""
+    for buffer in model.buffers:
+        content = buffer_content(buffer, data)
+        buffer.offset = buffer.size = 0
+        buffer.data = np.frombuffer(content, np.uint8) if content else None
+
+
+def _widen_halves(model: Any, data: bytes) -> bool:
+    """Replace each DEQUANTIZE of weights in half precision by weights in float32. True if there was one."""
+    changed = False
+    for graph in model.subgraphs:
+        kept = []
+        for operator in graph.operators:
+            source = graph.tensors[operator.inputs[0]] if len(operator.inputs) else None
+            content = b"" if source is None else buffer_content(model.buffers[source.buffer], data)
+            half = operator_name(model, operator) == "DEQUANTIZE" and source is not None
+            if not (half and source is not None and TYPES[source.type] == "float16" and content):
+                kept.append(operator)
+                continue
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(content, np.float16).astype(np.float32).view(np.uint8)
+            buffer.offset = buffer.size = 0
+            graph.tensors[operator.outputs[0]].buffer = len(model.buffers)
+            model.buffers.append(buffer)
+            changed = True
+        graph.operators = kept
+    return changed
+
+
+def _is_free(model: Any) -> bool:
+    return any(
+        tensor.shapeSignature is not None and any(size < 0 for size in tensor.shapeSignature)
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+    )
+
+
+def _fix_sizes(path: Path, model: Any, data: bytes, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give every tensor the sizes that it has for a batch of 1 and the stated `shapes`."""
+    main = model.subgraphs[0]
+    interpreter = Interpreter(
+        model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    for name, index in _input_names(model).items():
+        interpreter.resize_tensor_input(index, _input_sizes(path, name, main.tensors[index], shapes))
+    try:
+        interpreter.allocate_tensors()
+        interpreter.invoke()  # sizes that are computed are known only after a run
+    except (RuntimeError, ValueError) as error:
+        raise ModelFormatError(
+            f"{path} does not run with these sizes of its inputs: {plain_text(error)}",
+            advice="Give other sizes with --input-shape NAME=SIZE,SIZE,...",
+        ) from error
+    for detail in interpreter.get_tensor_details():
+        index = int(detail["index"])
+        if index < len(main.tensors):
+            main.tensors[index].shape = np.asarray(detail["shape"], np.int32)
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.shapeSignature = None
+
+
+def _input_names(model: Any) -> dict[str, int]:
+    main = model.subgraphs[0]
+    signatures = {signature.signatureKey: signature for signature in model.signatureDefs or ()}
+    if not signatures:
+        return {main.tensors[index].name.decode(): int(index) for index in main.inputs}
+    chosen = signatures.get(b"serving_default", next(iter(signatures.values())))
+    return {entry.name.decode(): int(entry.tensorIndex) for entry in chosen.inputs}
+
+
+def _input_sizes(path: Path, name: str, tensor: Any, shapes: Mapping[str, Sequence[int]]) -> list[int]:
+    sizes = [int(size) for size in (tensor.shape if tensor.shape is not None else ())]
+    signature = [int(size) for size in tensor.shapeSignature] if tensor.shapeSignature is not None else sizes
+    free = [axis for axis, size in enumerate(signature) if size < 0 and axis > 0]
+    if name in shapes and len(shapes[name]) == len(signature):
+        return [int(size) for size in shapes[name]]
+    if free:
+        shown = ", ".join("?" if size < 0 else str(size) for size in signature)
+        proposed = ",".join(
+            str(1 if not axis else DYNAMIC_SIZE if size < 0 else size) for axis, size in enumerate(signature)
+        )
+        raise ModelFormatError(
+            f"{path}: input {name} has the shape [{shown}], expected only the batch to be free",
+            advice=f"Give its sizes, for example --input-shape {name}={proposed}.",
+        )
+    return [1 if size < 0 else size for size in signature]
