@@ -30,10 +30,12 @@ from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 # The functions that a child can run. Other names are refused.
 FUNCTIONS = {
     "export_source": "converters.frontends.tensorflow_side:export_source",
+    "described": "converters.frontends.tensorflow_side:described",
     "direct": "converters.frontends.tensorflow_direct:direct",
     "answers": "converters.frontends.tensorflow_side:answers",
     "lower": "converters.lowering.tflite:lower",
     "export_program": "converters.frontends.torch_side:export_program",
+    "program_is_loaded": "converters.frontends.torch_side:program_is_loaded",
     "program_answers": "converters.frontends.torch_side:program_answers",
 }
 # Modules that a child imports, and the extra that installs each. Any other missing module is a fault of edgekit.
@@ -41,10 +43,12 @@ EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "to
 # What each function does, for messages.
 WORK = {
     "export_source": "reading the model",
+    "described": "reading the model",
     "direct": "converting the source model to LiteRT",
     "answers": "running the source model",
     "lower": "converting the graph to LiteRT",
     "export_program": "reading the torch.export program",
+    "program_is_loaded": "running the torch.export program",
     "program_answers": "running the torch.export program",
 }
 LOG_TAIL_LINES = 40

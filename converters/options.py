@@ -43,6 +43,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         output: Folder that the bundles are written to.
         preprocess: TOML file of preprocessing steps, or ``auto``; None detects steps where the data are images.
         prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        signature: Name of a SavedModel's signature; None for the default one.
         input_shapes: Sizes of all axes of an input, by its name; for inputs with free axes besides the batch.
         dims: Sizes of free axes by their symbol.
         fixed: Values of inputs that are always the same, by name; the graph is specialised for them.
@@ -77,6 +78,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: str | Path = "bundles"
     preprocess: str | Path | None = None
     prune: str = "auto"
+    signature: str | None = None
     input_shapes: Mapping[str, Sequence[int]] = {}
     dims: Mapping[str, int] = {}
     fixed: Mapping[str, Number] = {}

@@ -25,7 +25,7 @@ from converters.cache import Cache, CacheScope, origin_of, this_processor
 from converters.candidates.artifact_contents import contents_of
 from converters.candidates.builder import CandidateBuilder, load_libraries
 from converters.candidates.candidate import Candidate
-from converters.candidates.direct_route import evaluate_direct_route, with_direct
+from converters.candidates.direct_route import evaluate_direct_route, require_targets, with_direct
 from converters.candidates.pruning import find_dead_channels
 from converters.candidates.runtime_matrix import RuntimeMatrix, run_variants, sums_exactly
 from converters.candidates.strategy import pruned_kinds
@@ -94,6 +94,7 @@ def run_plan(
         child = child or stack.enter_context(TensorFlowProcess())
         scratch = stack.enter_context(scratch_folder(prefix="edgekit-convert-"))
         prepared = prepare(plan, child, step)
+        require_targets(plan.profiles, prepared.source)
         for note in prepared.notes:
             callbacks.note(note)
         context = ConversionContext(prepared.graph, prepared.fixed, prepared.calibration, child, Path(scratch))
@@ -139,7 +140,7 @@ class _Shared(msgspec.Struct, frozen=True):
 
 
 def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContext, step: StepCallback) -> Pruning:
-    if plan.prune == "none":
+    if plan.prune == "none" or prepared.graph.opaque is not None:  # channels of hidden operators are not known
         return Pruning(plan.prune, sum(prepared.channels.values()))
     evidence = prepared.evidence
     with step("find dead channels"):
@@ -174,7 +175,7 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
     folder = context.folder / profile.name
     route = shared.route if direct_route_fits(profile, runtime) else None
     kinds = plan.recipes(profile, runtime)
-    if plan.recipe is None and route is not None:
+    if route is not None and (plan.recipe is None or prepared.graph.opaque is not None):
         kinds = with_direct(kinds, route, context)
     if plan.recipe is None and shared.pruning.found:
         kinds = pruned_kinds(kinds)

@@ -38,6 +38,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         recipe: The only recipe to try; None for all recipes that the target supports.
         preprocess: File of preprocessing steps, or ``auto``; None detects steps where the data are images.
         prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        signature: Name of a SavedModel's signature; empty for the default one.
         stated: What the user stated of the inputs, without the data.
     """
 
@@ -55,6 +56,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     recipe: Recipe | None
     preprocess: str | None = None
     prune: str = "auto"
+    signature: str = ""
     stated: Stated = NOTHING
     metrics: dict[str, str] = {}
     ignore_outputs: tuple[str, ...] = ()
@@ -144,6 +146,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         prune=options.prune,
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
+        signature=options.signature or "",
         stated=Stated(options.input_shapes, options.dims, options.fixed, state=options.state, cut=tuple(options.cut)),
     )
     for profile, runtime in profiles:

@@ -130,7 +130,7 @@ def _with_states(
 def load_source(plan: ConversionPlan, child: TensorFlowProcess) -> Source:
     """Load the model of `plan`, with the sizes that its options and its data state. Raises as `convert`."""
     arrays = data_arrays(plan.data) if plan.data is not None else {}
-    source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays))
+    source = load_model(plan.model, child, msgspec.structs.replace(plan.stated, data=arrays), signature=plan.signature)
     return msgspec.structs.replace(source, graph=with_state(source.graph, plan.stated.state))
 
 

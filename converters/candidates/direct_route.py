@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
 from converters.backends import ConversionContext, backend_for, direct_route_fits
 from converters.backends.contract import DirectFile, LoweredFile
-from converters.backends.tflite.facts import facts_of
+from converters.backends.tflite.facts import facts_of, pieces_of
 from converters.cache import CacheScope
 from converters.candidates.candidate import direct_fault, open_artifact, run_rows
 from converters.candidates.evidence import Evidence
-from converters.cost.overhead import FileFacts, Overhead
+from converters.cost.overhead import FileFacts, Loop, Overhead
 from converters.frontends import Source
 from converters.progress import StepCallback
 from converters.quality import parity
 from converters.report.report import RouteReport
 from edgekit.bundle.recipe import DIRECT, STATIC, Recipe
 from edgekit.bundle.targets import TargetProfile
-from edgekit.errors import ConversionError, RuntimeLoadError
+from edgekit.errors import ConversionError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes import LITERT
 
 LEAST_SAVING = 0.02  # share of the lowered float file's bytes; in an int8 file it is up to four times this share
@@ -68,10 +69,16 @@ def evaluate_direct_route(
         ConversionError: `recipe` takes the direct route, and there is no file or its answers differ; says why.
     """
     profiles = [profile for profile, runtime in targets if direct_route_fits(profile, runtime)]
-    report = None
-    if profiles and source.direct is not None and (recipe is None or recipe.direct):
+    report, opaque = None, context.graph.opaque
+    if profiles and source.direct is not None and (recipe is None or recipe.direct or opaque):
         with step("evaluate the direct route to LiteRT"):
             report = _evaluate_cached(source, context, evidence, profiles[0], cache_scope)
+    if opaque is not None and context.direct is None:
+        why = report.reason if report else "no target takes it"
+        raise ConversionError(
+            f"operator {opaque.operator} (layer {opaque.layer!r}) leaves only the direct route to LiteRT: {why}",
+            advice="Replace the layer, or save the model from the next layer on and compute this one before the model.",
+        )
     if recipe is not None and recipe.direct and context.direct is None:
         why = (
             report.reason if report else "only Keras, SavedModel and float .tflite models have one, for LiteRT on a CPU"
@@ -117,11 +124,11 @@ def _evaluate(source: Source, context: ConversionContext, evidence: Evidence, pr
         file = _write_direct(context, made.data, Overhead())
         context.use_direct(file)
         _require_parity(context, evidence, profile)
-        direct = facts_of(file.file.path)
+        direct = _facts(file.file.path, known=graph.opaque is None)
     except (ConversionError, RuntimeLoadError) as error:
         return _Evaluation(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
     try:
-        lowered = facts_of(context.lowered(context.fixed).path)
+        lowered = facts_of(_lowered(context).path)
     except ConversionError as error:
         overhead = Overhead(direct.loops, _runtime_calls(direct))
         return _Evaluation(
@@ -133,6 +140,47 @@ def _evaluate(source: Source, context: ConversionContext, evidence: Evidence, pr
     better = _advantages(direct, lowered)
     reason = f"the direct file {better}" if better else "the direct file is no better than the lowered one"
     return _Evaluation(RouteReport(bool(better), reason, lowered, direct), overhead, made.data)
+
+
+def _facts(path: Path, *, known: bool) -> FileFacts:
+    """The facts of the direct file. Where it is the only file, a loop of unknown length counts as one step.
+
+    Raises:
+        ConversionError: a loop has no fixed number of steps, and `known` asks for one.
+    """
+    try:
+        return facts_of(path)
+    except ConversionError:
+        if known:
+            raise
+        return FileFacts(path.stat().st_size, *pieces_of(path), (Loop(1, 1, 0, 0),))
+
+
+def _lowered(context: ConversionContext) -> LoweredFile:
+    """The file of the lowering. Raises ConversionError as the lowering does, at once where operators are hidden."""
+    opaque = context.graph.opaque
+    if opaque is not None:
+        raise ConversionError(f"operator {opaque.operator} (layer {opaque.layer!r}) has no ONNX form")
+    return context.lowered(context.fixed)
+
+
+def require_targets(targets: Sequence[tuple[TargetProfile, str]], source: Source) -> None:
+    """Check that every target can take `source`.
+
+    Raises:
+        UnsupportedOpError: an operator has no ONNX form, and a target does not run LiteRT on a CPU.
+    """
+    opaque = source.graph.opaque
+    if opaque is None:
+        return
+    for profile, runtime in targets:
+        if not direct_route_fits(profile, runtime):
+            raise UnsupportedOpError(
+                opaque.operator,
+                opaque.layer,
+                backend=f"target {profile.name}, which runs {profile.accelerator or runtime}: it has no ONNX form",
+                advice="Choose targets that run LiteRT on a CPU, such as raspberry-pi-4; or replace the layer.",
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -12,15 +12,19 @@ from typing import Any
 from converters.backends.tflite.reader import operator_name, parse_tflite
 from converters.graph.graph import Graph
 from converters.graph.opaque import Opaque, opaque_model
-from edgekit.errors import ModelFormatError, RuntimeLoadError, UnsupportedOpError
+from converters.graph.stated import Stated
+from edgekit.errors import ModelFormatError, RuntimeLoadError, SettingsError, UnsupportedOpError
 from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import TensorSpec
 
-STATEFUL = ("VAR_HANDLE", "ASSIGN_VARIABLE", "READ_VARIABLE")
-
 
 def opaque_graph(
-    data: bytes, inputs: Sequence[str], outputs: Sequence[str], why: UnsupportedOpError, source: str
+    data: bytes,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    why: UnsupportedOpError,
+    source: str,
+    stated: Stated,
 ) -> Graph:
     """The graph of a file of the direct route.
 
@@ -29,10 +33,17 @@ def opaque_graph(
         inputs, outputs: The source's names, in the file's order.
         why: The operator that has no ONNX form.
         source: The source model, for messages.
+        stated: What the user stated of the inputs.
 
     Raises:
+        SettingsError: An input is fixed to a value, which only a model with an ONNX form can be specialised for.
         ModelFormatError: LiteRT cannot load the file, or a tensor has no batch of 1 as its first axis.
     """
+    if stated.fixed:
+        raise SettingsError(
+            f"{source}: --fix needs an ONNX form of the model, and operator {why.op} (layer {why.layer!r}) has none",
+            advice="Leave out --fix, or export the model with this value inside.",
+        )
     taken, given = _specs(data, source)
     opaque = Opaque(data, why.op, why.layer, *_facts(data, outputs))
     renamed = (_renamed(taken, "input", inputs), _renamed(given, "output", outputs))

@@ -31,6 +31,7 @@ _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collec
 _METADATA = ("nn_module_stack", "torch_fn")
 _EXPRESSION = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Add,
                ast.Sub, ast.Mult, ast.Pow, ast.Mod, ast.FloorDiv, ast.Div, ast.USub)  # fmt: skip
+_UNBACKED = re.compile(r"Symbol\('(u\d+)'")
 _FUNCTIONS = ("Symbol", "Integer", "Mul", "Add", "Pow", "Max", "Min", "Mod", "FloorDiv", "PythonMod", "CleanDiv",
               "CeilDiv", "ModularIndexing")  # fmt: skip
 SAVE_AGAIN = "Save it with torch.export.save of PyTorch 2.9 or newer, from plain tensors."
@@ -112,11 +113,16 @@ def _checked_program(program: Any, source: Path) -> Any:
 
 def _check_node(node: dict[str, Any]) -> None:
     if not _OPERATOR.fullmatch(node["target"]):
+        target = str(node["target"])
+        flow = target.startswith("torch.ops.higher_order.")
         raise UnsupportedOpError(
-            str(node["target"]),
+            target,
             _layer(node),
-            backend="any target: only PyTorch's own operators are supported",
-            advice="Export the model with built-in modules and functions, without control flow on values.",
+            backend="any target: "
+            + ("it is control flow that depends on values" if flow else "only PyTorch's own operators are supported"),
+            advice="Compute both branches and choose with torch.where, and give loops a fixed number of steps."
+            if flow
+            else "Export the model with built-in modules and functions.",
         )
     node["metadata"] = {key: value for key, value in (node.get("metadata") or {}).items() if key in _METADATA}
 
@@ -128,6 +134,12 @@ def _layer(node: dict[str, Any]) -> str:
 
 def _require_arithmetic(text: Any, source: Path) -> None:
     """Refuse a size expression unless it is arithmetic of named sizes; PyTorch evaluates it as Python."""
+    if depends := _UNBACKED.search(str(text)):
+        raise ModelFormatError(
+            f"{source} has a size that depends on values ({depends[1]}), as of nonzero, unique or a boolean index",
+            advice="Export the part of the model before it, and compute the rest after the model; or use a fixed size, "
+            "for example torch.topk instead of a threshold.",
+        )
     tree = ast.parse(str(text), mode="eval") if len(str(text)) < 10_000 else None
     for node in ast.walk(tree) if tree is not None else [None]:
         known = isinstance(node, _EXPRESSION) and not (

@@ -36,3 +36,9 @@ def loaded_model(source: SourceFile) -> Loaded:
 def answers(source: SourceFile, inputs: dict[str, Array]) -> dict[str, Array]:
     """Run the source model on `inputs` (N, ...) and return its outputs."""
     return loaded_model(source).answers(inputs)
+
+
+def described(source: SourceFile) -> tuple[dict[str, list[int | None]], list[str]]:
+    """The sizes of the inputs by name, None for a free one, and the names of the outputs."""
+    loaded = loaded_model(source)
+    return {spec.name: list(spec.shape) for spec in loaded.inputs}, loaded.outputs

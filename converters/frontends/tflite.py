@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +10,34 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.backends.tflite.reader import TYPES, parse_tflite
+from converters.backends.tflite.reader import operator_name, parse_tflite
+from converters.foreign_text import plain_text
 from converters.frontends.onnx import CANONICAL_OPSET
-from converters.frontends.tflite_builder import NUMPY_DTYPES, Builder, CannotReadError
+from converters.frontends.tflite_builder import Builder, CannotReadError
 from converters.frontends.tflite_operators import READERS
 from edgekit.errors import ModelFormatError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes.litert import LiteRTRuntime
-from edgekit.tensors import Array
 
 IR_VERSION = 10
+LITERT_ONLY = "Choose a target that runs LiteRT on a CPU; the file is used there as it is."
+CONTROL = ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE")
 
 
-def read_tflite(path: Path) -> onnx.ModelProto:
+def read_tflite(data: bytes, source: Path, names: tuple[Sequence[str], Sequence[str]]) -> onnx.ModelProto:
     """Read a float model as ONNX with the names of its signature; the batch is 1, as in the file.
 
+    Args:
+        data: The file, as `settled_tflite` gives it.
+        source: Its path, for messages and the graph's name.
+        names: Names of inputs and outputs, as `names_of` gives them.
+
     Raises:
-        ModelFormatError: The file is damaged or quantized, or has several graphs.
         UnsupportedOpError: An operator, or a way of using it, is not supported.
     """
-    names = _names(path)
-    data = path.read_bytes()
     model = parse_tflite(data)
-    _require_float(path, model)
+    _refuse_graphs(model)
     graph = model.subgraphs[0]
-    inputs, outputs = _interface(model, names)
+    inputs, outputs = interface(model, names)
     builder = Builder(model, data, {index: name for name, index in inputs.items()})
     for number, op in enumerate(graph.operators):
         _read(builder, op, f"{_layer(graph, op)}_{number}")
@@ -41,7 +45,7 @@ def read_tflite(path: Path) -> onnx.ModelProto:
         builder.finish(index, name)
     made = helper.make_graph(
         builder.node_protos,
-        path.stem,
+        source.stem,
         [_described(builder, index, name) for name, index in inputs.items()],
         [_described(builder, index, name) for name, index in outputs.items()],
         builder.initializers,
@@ -51,47 +55,25 @@ def read_tflite(path: Path) -> onnx.ModelProto:
     )
 
 
-def tflite_answers(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run the file in LiteRT on `inputs` (N, ...), one row at a time, and return its outputs."""
-    runtime = LiteRTRuntime(path)
-    try:
-        rows = range(len(next(iter(inputs.values()))))
-        parts = [runtime.run({name: value[row : row + 1] for name, value in inputs.items()}) for row in rows]
-    finally:
-        runtime.close()
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def tflite_call(path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run the file in LiteRT once, on inputs in its own layout."""
-    runtime = LiteRTRuntime(path)
-    try:
-        return runtime.run(inputs)
-    finally:
-        runtime.close()
-
-
-def interface(path: Path, model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Tensor indices of the inputs and outputs of `model`, the file at `path`, by name.
+def names_of(file: Path, source: Path) -> tuple[list[str], list[str]]:
+    """Names of inputs and outputs in the runtime's order. Loading the file also verifies it.
 
     Raises:
-        ModelFormatError: LiteRT cannot load the file.
+        ModelFormatError: LiteRT cannot load `file`, which was made of `source`.
     """
-    return _interface(model, _names(path))
-
-
-def _names(path: Path) -> tuple[list[str], list[str]]:
-    """Names of inputs and outputs in the runtime's order. Loading the file also verifies it."""
     try:
-        runtime = LiteRTRuntime(path)
+        runtime = LiteRTRuntime(file)
     except RuntimeLoadError as error:
-        raise ModelFormatError(f"{path} begins as a .tflite file, but LiteRT cannot load it: {error}") from error
+        raise ModelFormatError(
+            f"{source} begins as a .tflite file, but LiteRT cannot load it: {plain_text(error)}",
+            advice="Copy or convert the model again, with built-in operators only.",
+        ) from error
     runtime.close()
     return [spec.name for spec in runtime.inputs], [spec.name for spec in runtime.outputs]
 
 
-def _interface(model: Any, names: tuple[list[str], list[str]]) -> tuple[dict[str, int], dict[str, int]]:
-    """Tensor indices of the inputs and outputs by name."""
+def interface(model: Any, names: tuple[Sequence[str], Sequence[str]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Tensor indices of the inputs and outputs of a parsed file by name."""
     graph = model.subgraphs[0]
     signatures = {signature.signatureKey: signature for signature in model.signatureDefs or ()}
     indices = {graph.tensors[index].name.decode(): int(index) for index in (*graph.inputs, *graph.outputs)}
@@ -102,27 +84,21 @@ def _interface(model: Any, names: tuple[list[str], list[str]]) -> tuple[dict[str
     return inputs, outputs
 
 
-def _require_float(path: Path, model: Any) -> None:
-    if len(model.subgraphs) != 1:
-        raise ModelFormatError(f"{path} holds {len(model.subgraphs)} graphs, expected one without control flow")
-    for tensor in model.subgraphs[0].tensors:
-        if TYPES[tensor.type] not in NUMPY_DTYPES:
-            raise ModelFormatError(
-                f"{path} is quantized or not numeric: {tensor.name.decode()} is {TYPES[tensor.type]}, expected float32",
-                advice="Convert the float model that this file was made from; quantization cannot be undone.",
-            )
+def _refuse_graphs(model: Any) -> None:
+    """Refuse control flow: loops and branches have graphs of their own."""
+    main = model.subgraphs[0]
+    if len(model.subgraphs) == 1:
+        return
+    for op in main.operators:
+        kind = operator_name(model, op)
+        if kind in CONTROL:
+            raise UnsupportedOpError(kind, _layer(main, op), backend="targets that need ONNX")
 
 
 def _read(builder: Builder, op: Any, layer: str) -> None:
     kind = builder.kind(op)
-    if (
-        kind == "DEQUANTIZE" and (weights := builder.value(op.inputs[0])) is not None
-    ):  # weights stored in half precision
-        builder.set_value(op.outputs[0], weights.astype(np.float32))
-        return
     if kind not in READERS:
-        known = ", ".join(sorted(READERS))
-        raise UnsupportedOpError(kind, layer, backend="any target", advice=f"Operators that can be read: {known}.")
+        raise UnsupportedOpError(kind, layer, backend="targets that need ONNX", advice=LITERT_ONLY)
     builder.start_layer(layer)
     try:
         READERS[kind](builder, op)
@@ -133,7 +109,9 @@ def _read(builder: Builder, op: Any, layer: str) -> None:
         KeyError,
         ValueError,
     ) as error:  # missing options, odd shapes
-        raise UnsupportedOpError(kind, layer, backend="any target", advice=f"Not supported: {error}.") from error
+        raise UnsupportedOpError(
+            kind, layer, backend=f"targets that need ONNX ({plain_text(error)})", advice=LITERT_ONLY
+        ) from error
 
 
 def _layer(graph: Any, op: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,22 @@ from converters.backends.tflite.reader import TYPES, buffer_content, operator_na
 from converters.backends.tflite.strip import packed
 from converters.foreign_text import plain_text
 from converters.frontends.refusals import changes_state, quantized, text_input
+from converters.frontends.row_sizes import row_sizes
+from converters.graph.stated import Stated
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int4", "int2", "uint4")
 QUANTIZERS = ("QUANTIZE", "FAKE_QUANT")
 STATEFUL = ("VAR_HANDLE", "ASSIGN_VARIABLE", "CALL_ONCE")
 BUILT_IN = ("TFLite_Detection_PostProcess",)  # LiteRT itself has these custom operators
-DYNAMIC_SIZE = 320  # proposed for a free axis
 
 
-def settled_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> bytes:
+def settled_tflite(path: Path, stated: Stated) -> bytes:
     """The file with a batch of 1 and fixed sizes, and without operators that only widen weights.
 
     Args:
         path: The file.
-        shapes: Sizes of inputs with free axes, by name.
+        stated: Sizes of inputs with free axes, or the shapes of the data.
 
     Raises:
         ModelFormatError: It is quantized, damaged, takes text, keeps state, or has a free axis without a size.
@@ -46,7 +46,7 @@ def settled_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> bytes:
     _own_buffers(model, data)
     changed = _widen_halves(model, data)
     if _is_free(model):
-        _fix_sizes(path, model, data, shapes)
+        _fix_sizes(path, model, data, stated)
         changed = True
     return packed(model, len(data)) if changed else data
 
@@ -82,7 +82,7 @@ def _refuse_operators(path: Path, model: Any) -> None:
                     name.removeprefix("Flex"),
                     (graph.tensors[operator.outputs[0]].name or b"").decode(),
                     backend="any target: it is a custom operator, which LiteRT on devices does not have",
-                    advice="Convert the model again with built-in operators only (TFLITE_BUILTINS, without SELECT_TF_OPS).",
+                    advice="Convert the model again with TFLITE_BUILTINS only, without SELECT_TF_OPS.",
                 )
 
 
@@ -124,14 +124,16 @@ def _is_free(model: Any) -> bool:
     )
 
 
-def _fix_sizes(path: Path, model: Any, data: bytes, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give every tensor the sizes that it has for a batch of 1 and the stated `shapes`."""
+def _fix_sizes(path: Path, model: Any, data: bytes, stated: Stated) -> None:
+    """Give every tensor the sizes that it has for a batch of 1 and the sizes in `stated`."""
     main = model.subgraphs[0]
     interpreter = Interpreter(
         model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
-    for name, index in _input_names(model).items():
-        interpreter.resize_tensor_input(index, _input_sizes(path, name, main.tensors[index], shapes))
+    inputs = _input_names(model)
+    for name, index in inputs.items():
+        sizes = row_sizes(str(path), name, _axes(main.tensors[index]), list(inputs), stated)
+        interpreter.resize_tensor_input(index, sizes)
     try:
         interpreter.allocate_tensors()
         interpreter.invoke()  # sizes that are computed are known only after a run
@@ -158,19 +160,7 @@ def _input_names(model: Any) -> dict[str, int]:
     return {entry.name.decode(): int(entry.tensorIndex) for entry in chosen.inputs}
 
 
-def _input_sizes(path: Path, name: str, tensor: Any, shapes: Mapping[str, Sequence[int]]) -> list[int]:
-    sizes = [int(size) for size in (tensor.shape if tensor.shape is not None else ())]
-    signature = [int(size) for size in tensor.shapeSignature] if tensor.shapeSignature is not None else sizes
-    free = [axis for axis, size in enumerate(signature) if size < 0 and axis > 0]
-    if name in shapes and len(shapes[name]) == len(signature):
-        return [int(size) for size in shapes[name]]
-    if free:
-        shown = ", ".join("?" if size < 0 else str(size) for size in signature)
-        proposed = ",".join(
-            str(1 if not axis else DYNAMIC_SIZE if size < 0 else size) for axis, size in enumerate(signature)
-        )
-        raise ModelFormatError(
-            f"{path}: input {name} has the shape [{shown}], expected only the batch to be free",
-            advice=f"Give its sizes, for example --input-shape {name}={proposed}.",
-        )
-    return [1 if size < 0 else size for size in signature]
+def _axes(tensor: Any) -> list[int | None]:
+    """The sizes of a tensor, None for a free one."""
+    own = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+    return [None if size < 0 else int(size) for size in (own if own is not None else ())]

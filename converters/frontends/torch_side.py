@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import zipfile
 from typing import Any
 
 import numpy as np
 import torch
 
+from converters.foreign_text import named
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 from edgekit.tensors import Array
 
@@ -18,15 +21,43 @@ _loaded: dict[str, _Program] = {}
 
 
 class _Program:
-    """A loaded program, with the names of inputs and outputs of its ONNX form."""
+    """A loaded program, with the names of inputs and outputs of its ONNX form.
+
+    Args:
+        program: The loaded program.
+        inputs, outputs: Names in the ONNX form; numbers that are arguments of the program are not among them.
+        rows: The largest batch.
+    """
 
     def __init__(self, program: Any, inputs: list[str], outputs: list[str], rows: int) -> None:
         self.module = program.module(check_guards=False)
         self.inputs, self.outputs, self.rows = inputs, outputs, rows
+        self._structure = program.call_spec.in_spec
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        user = [spec.arg for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+        # One entry for each argument: the dtype of a tensor, or the value that the program was exported with.
+        self._arguments = [
+            (values[arg.name].dtype, None) if isinstance(values.get(arg.name), torch.Tensor) else (None, arg.value)
+            for arg in user
+        ]
+
+    def run(self, inputs: dict[str, Array], rows: slice) -> list[Array]:
+        """The outputs for `rows` of the inputs; other floats become float32."""
+        names = iter(self.inputs)
+        flat = [
+            value if dtype is None else torch.from_numpy(np.array(inputs[next(names)][rows])).to(dtype)
+            for dtype, value in self._arguments
+        ]
+        arguments, options = torch.utils._pytree.tree_unflatten(flat, self._structure)
+        return [_array(value) for value in _flat(self.module(*arguments, **options))]
 
 
-def export_program(path: str) -> bytes:
+def export_program(path: str, key: str) -> bytes:
     """Export the program at `path`, written by `write_checked`, as serialized ONNX with the program's names.
+
+    Args:
+        path: The checked copy.
+        key: Name of the program in later calls.
 
     Raises:
         ModelFormatError: PyTorch cannot load the program, or an input or output is not a tensor.
@@ -37,7 +68,7 @@ def export_program(path: str) -> bytes:
         program = torch.export.load(path)
     except Exception as error:  # the loader raises errors of any type; the message names it and the conversion stops
         raise ModelFormatError(
-            f"PyTorch {torch.__version__} cannot load the program: {_short(error)}",
+            f"PyTorch {torch.__version__} cannot load the program{_saved_by(path)}: {named(error)}",
             advice=f"Save it with torch.export.save of a PyTorch no newer than {torch.__version__}.",
         ) from error
     _require_inference(program)
@@ -46,22 +77,33 @@ def export_program(path: str) -> bytes:
     _name_layers(model.graph)
     inputs = [value.name for value in model.graph.input]
     outputs = [value.name for value in model.graph.output]
-    _loaded[path] = _Program(program, inputs, outputs, _rows(program, model.graph))
+    _loaded[key] = _Program(program, inputs, outputs, _rows(program, model.graph))
     data: bytes = model.SerializeToString()
     return data
 
 
-def program_answers(path: str, inputs: dict[str, Array]) -> dict[str, Array]:
-    """Run the exported program on `inputs` (N, ...) and return its outputs, in batches of the allowed size."""
-    loaded = _loaded[path]
-    count = len(next(iter(inputs.values())))
-    parts: list[list[Array]] = []
+def program_is_loaded(key: str) -> bool:
+    """True if this process exported the program `key`."""
+    return key in _loaded
+
+
+def program_answers(key: str, inputs: dict[str, Array], *, rows: bool) -> dict[str, Array]:
+    """Run the exported program on `inputs` and return its outputs.
+
+    Args:
+        key: The program.
+        inputs: Its inputs by name: samples (N, ...), or tensors in its own layout.
+        rows: The first axis is the batch; run batches of the allowed size.
+    """
+    loaded = _loaded[key]
+    count = len(next(iter(inputs.values()))) if rows else 1
+    step = loaded.rows if rows else count
     with torch.no_grad():
-        for start in range(0, count, loaded.rows):
-            # a copy, because PyTorch warns about read-only arrays
-            rows = [torch.from_numpy(inputs[name][start : start + loaded.rows].copy()) for name in loaded.inputs]
-            parts.append([value.numpy() for value in _flat(loaded.module(*rows))])
-    return {name: np.concatenate(values) for name, values in zip(loaded.outputs, zip(*parts, strict=True), strict=True)}
+        parts = [
+            loaded.run(inputs, slice(start, start + step) if rows else slice(None)) for start in range(0, count, step)
+        ]
+    joined = [np.concatenate(values) if rows else values[0] for values in zip(*parts, strict=True)]
+    return dict(zip(loaded.outputs, joined, strict=True))
 
 
 def _require_inference(program: Any) -> None:
@@ -91,7 +133,7 @@ def _exported(program: Any) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelFormatError(
-            f"PyTorch {torch.__version__} cannot export the program to ONNX: {_short(cause)}",
+            f"PyTorch {torch.__version__} cannot export the program to ONNX: {named(cause)}",
             advice="Replace the named operator, or export the model to ONNX yourself and convert the .onnx file.",
         ) from error
 
@@ -108,9 +150,10 @@ def _name_layers(graph: Any) -> None:
 
 def _rows(program: Any, graph: Any) -> int:
     """The largest batch: the fixed size of the first input, or the upper limit of a free batch, at most ROWS."""
-    axis = graph.input[0].type.tensor_type.shape.dim[0]
-    if axis.HasField("dim_value"):
-        return int(axis.dim_value)
+    first = [value.type.tensor_type.shape.dim[0] for value in graph.input if value.type.tensor_type.shape.dim]
+    fixed = [int(axis.dim_value) for axis in first if axis.HasField("dim_value")]
+    if fixed or not first:
+        return min(fixed, default=1)
     limits = [int(limit.upper) for limit in program.range_constraints.values() if limit.upper < 2**31]
     return max(1, min([ROWS, *limits]))
 
@@ -119,6 +162,14 @@ def _flat(answer: Any) -> list[Any]:
     return [value for value in torch.utils._pytree.tree_leaves(answer) if isinstance(value, torch.Tensor)]
 
 
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + " ".join(lines[:2])[:300]
+def _array(value: Any) -> Array:
+    other = value.dtype in (torch.float16, torch.bfloat16, torch.float64)
+    return np.asarray((value.float() if other else value).detach().numpy())
+
+
+def _saved_by(path: str) -> str:
+    """The version of PyTorch that saved the program, for messages; empty where the file does not say."""
+    with zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("models/model.json")), "")
+        version = json.loads(archive.read(name)).get("torch_version") if name else None
+    return f", which PyTorch {version} saved" if version else ""

@@ -88,6 +88,7 @@ _Value = TypeVar("_Value", str, float)
     show_default=True,
     help="auto removes dead channels (0 on every calibration sample); none keeps all channels.",
 )
+@click.option("--signature", metavar="NAME", help="The signature of a SavedModel [default: serving_default].")
 @click.option(
     "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
 )

@@ -10,7 +10,6 @@ import pytest
 from converters.backends.tflite.reader import operators_of, weighted_ops
 from converters.cache import Cache
 from converters.frontends import load_model
-from converters.frontends.tflite_direct import direct_tflite
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
@@ -218,13 +217,14 @@ def test_a_tflite_source_is_its_own_direct_file(child, tmp_path):
     runtime.close()
 
 
-def test_a_tflite_source_in_half_precision_has_no_direct_file(child, tmp_path):
-    """Static int8 cannot be made of a file with a loop."""
+def test_a_tflite_source_in_half_precision_has_a_direct_file_in_float32(child, tmp_path):
+    """Weights in half precision become float32, so that every number format can be made of them."""
     from converters.backends import ConversionContext
     from converters.backends.litert import LiteRTBackend
 
     graph = separable()
     backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
     (tmp_path / "half.tflite").write_bytes(backend.build(Recipe("float16")).data)
-    with pytest.raises(ConversionError, match="half precision"):
-        direct_tflite(tmp_path / "half.tflite", ["input_0"], ["output_0"])
+    assert "DEQUANTIZE" in operators_of((tmp_path / "half.tflite").read_bytes())
+    direct = load_model(tmp_path / "half.tflite", child).direct(["input_0"], ["output_0"])
+    assert "DEQUANTIZE" not in operators_of(direct.data)
