@@ -68,7 +68,7 @@ def _program(path: Path, digest: str, process: TensorFlowProcess, stated: Stated
         with scratch_folder(prefix="edgekit-program-") as folder:
             checked = Path(folder) / "checked.pt2"
             write_checked(path, checked)
-            data: bytes = process.call("export_program", path=str(checked), key=key)
+            data: bytes = process.call("export_program", path=str(checked), key=key, source=str(path))
         return data
 
     def run(inputs: Mapping[str, Array], *, rows: bool) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import zipfile
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 
 from converters.foreign_text import named
+from converters.frontends.refusals import changes_state
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 from edgekit.tensors import Array
 
 OPSET = 18  # the exporter's own opset; it does not convert convolutions to an older one, and only logs that
 ROWS = 32
+_IN_PLACE = re.compile(r"aten\.\w*[a-z]_\.")
 
 _loaded: dict[str, _Program] = {}
 
@@ -41,26 +44,27 @@ class _Program:
             for arg in user
         ]
 
-    def run(self, inputs: dict[str, Array], rows: slice) -> list[Array]:
-        """The outputs for `rows` of the inputs; other floats become float32."""
+    def run(self, inputs: dict[str, Array]) -> list[Array]:
+        """The outputs; other floats become float32."""
         names = iter(self.inputs)
         flat = [
-            value if dtype is None else torch.from_numpy(np.array(inputs[next(names)][rows])).to(dtype)
+            value if dtype is None else torch.from_numpy(np.array(inputs[next(names)])).to(dtype)
             for dtype, value in self._arguments
         ]
         arguments, options = torch.utils._pytree.tree_unflatten(flat, self._structure)
         return [_array(value) for value in _flat(self.module(*arguments, **options))]
 
 
-def export_program(path: str, key: str) -> bytes:
+def export_program(path: str, key: str, source: str) -> bytes:
     """Export the program at `path`, written by `write_checked`, as serialized ONNX with the program's names.
 
     Args:
         path: The checked copy.
         key: Name of the program in later calls.
+        source: The path of the program itself, for messages.
 
     Raises:
-        ModelFormatError: PyTorch cannot load the program, or an input or output is not a tensor.
+        ModelFormatError: PyTorch cannot load the program, it changes its buffers, or an input or output is no tensor.
         UnsupportedOpError: PyTorch has no ONNX form for an operator.
     """
     torch.set_num_threads(1)
@@ -72,6 +76,8 @@ def export_program(path: str, key: str) -> bytes:
             advice=f"Save it with torch.export.save of a PyTorch no newer than {torch.__version__}.",
         ) from error
     _require_inference(program)
+    if changed := _changed_buffers(program):
+        raise changes_state(source, ", ".join(changed[:4]))
     exported = _exported(program)
     model = exported.model_proto
     _name_layers(model.graph)
@@ -96,14 +102,13 @@ def program_answers(key: str, inputs: dict[str, Array], *, rows: bool) -> dict[s
         rows: The first axis is the batch; run batches of the allowed size.
     """
     loaded = _loaded[key]
-    count = len(next(iter(inputs.values()))) if rows else 1
-    step = loaded.rows if rows else count
     with torch.no_grad():
-        parts = [
-            loaded.run(inputs, slice(start, start + step) if rows else slice(None)) for start in range(0, count, step)
-        ]
-    joined = [np.concatenate(values) if rows else values[0] for values in zip(*parts, strict=True)]
-    return dict(zip(loaded.outputs, joined, strict=True))
+        if not rows:
+            return dict(zip(loaded.outputs, loaded.run(inputs), strict=True))
+        starts = range(0, len(next(iter(inputs.values()))), loaded.rows)
+        chunks = [{name: value[start : start + loaded.rows] for name, value in inputs.items()} for start in starts]
+        parts = [loaded.run(chunk) for chunk in chunks]
+    return {name: np.concatenate(values) for name, values in zip(loaded.outputs, zip(*parts, strict=True), strict=True)}
 
 
 def _require_inference(program: Any) -> None:
@@ -120,6 +125,19 @@ def _require_inference(program: Any) -> None:
                 backend="any target: the program was exported in training mode",
                 advice="Call model.eval() before torch.export.export.",
             )
+
+
+def _changed_buffers(program: Any) -> list[str]:
+    """Names of the buffers that the program changes: announced ones, and those that an in-place operator writes."""
+    signature = program.graph_signature
+    written = {
+        signature.inputs_to_buffers[node.args[0].name]
+        for node in program.graph.nodes
+        if _IN_PLACE.search(str(node.target))
+        and node.args
+        and getattr(node.args[0], "name", None) in signature.inputs_to_buffers
+    }
+    return sorted({*written, *signature.buffers_to_mutate.values()})
 
 
 def _exported(program: Any) -> Any:

@@ -15,6 +15,7 @@ from converters.frontends.program_check import write_checked
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import ConversionError, MissingExtraError, ModelFormatError, UnsupportedOpError
 from edgekit.runtimes import open_runtime
+from edgekit.tensors import DType
 
 with_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnxscript") is None,
@@ -51,6 +52,35 @@ class Training(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, True)
 
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, given, scale):
+        return {"scores": self.head(given["a"]) * scale, "sum": given["a"] + given["b"]}
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen.add_(1)
+        return x + self.seen
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,))
+
+class Above(nn.Module):
+    def forward(self, x):
+        return torch.nonzero(x > 0)
+
+class Scaled(nn.Module):
+    def forward(self, x, temperature):
+        return x / temperature
+
 rows = {0: Dim("rows", min=1, max=6)}
 net, two = Net().eval(), Two().eval()
 image, left, right = torch.rand(2, 1, 8, 8), torch.rand(2, 5, 4), torch.rand(2, 5, 8)
@@ -59,6 +89,15 @@ save(export(net, (image[:1].clone(),)), folder + "/fixed.pt2")
 save(export(net, (image,)), folder + "/two_rows.pt2")
 save(export(two, (left, right), dynamic_shapes=(rows, rows)), folder + "/two.pt2")
 save(export(Training(), (left,)), folder + "/training.pt2")
+given = {"a": torch.rand(2, 4), "b": torch.rand(2, 4)}
+save(export(Named().eval(), (given, 2.0), dynamic_shapes=({"a": rows, "b": rows}, None)), folder + "/named.pt2")
+for kind in (torch.float16, torch.bfloat16, torch.float64):
+    other = Net().eval().to(kind)
+    save(export(other, (image.to(kind),), dynamic_shapes=(rows,)), f"{folder}/{str(kind).split('.')[1]}.pt2")
+save(export(Counting(), (left,)), folder + "/counting.pt2")
+save(export(Branch(), (left,)), folder + "/branch.pt2")
+save(export(Above(), (torch.rand(1, 8),)), folder + "/above.pt2")
+save(export(Scaled(), (left, torch.tensor(2.0)), dynamic_shapes=(rows, None)), folder + "/scaled.pt2")
 torch.save(net, folder + "/whole.pt")
 """
 
@@ -228,10 +267,83 @@ def test_program_of_two_inputs_converts_for_two_targets(programs, tmp_path):
 
 @with_torch
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("name", "match"), [("two_rows.pt2", "first axis of 2"), ("training.pt2", "training mode"), ("whole.pt", "pickle")]
-)
+@pytest.mark.parametrize(("name", "match"), [("training.pt2", "training mode"), ("whole.pt", "pickle")])
 def test_unfit_program_is_refused(programs, child, name, match):
-    """A fixed batch of two, active dropout and a pickled module are refused."""
+    """Active dropout and a pickled module are refused."""
     with pytest.raises(ConversionError, match=match):
         load_model(programs / name, child)
+
+
+@with_torch
+@pytest.mark.heavy
+def test_a_fixed_first_axis_of_two_is_no_batch(programs, child):
+    """A call takes one sample, which has both rows."""
+    source = load_model(programs / "two_rows.pt2", child)
+    x = {"image": np.random.default_rng(3).random((3, 2, 1, 8, 8)).astype(np.float32)}
+    [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@with_torch
+@pytest.mark.heavy
+def test_dictionaries_and_numbers_are_arguments_too(programs, child):
+    """A dictionary of tensors is flattened; a number keeps the value that the program was exported with."""
+    source = load_model(programs / "named.pt2", child)
+    assert [spec.name for spec in source.graph.inputs] == ["given_a", "given_b"]
+    x = {name: np.random.default_rng(1).random((5, 4)).astype(np.float32) for name in ("given_a", "given_b")}
+    expected, found = source.answers(x), source.graph.run(x)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize(("kind", "near"), [("float16", 5e-3), ("bfloat16", 4e-2), ("float64", 1e-5)])
+def test_other_floats_become_float32(kind, near, programs, child):
+    """The graph is float32; the program's own answers are near it, within the noise of its type."""
+    source = load_model(programs / f"{kind}.pt2", child)
+    assert {spec.dtype for spec in (*source.graph.inputs, *source.graph.outputs)} == {DType.FLOAT32}
+    assert source.precision == kind
+    x = {"image": np.random.default_rng(0).random((3, 1, 8, 8)).astype(np.float32)}
+    [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
+    np.testing.assert_allclose(found, expected, atol=near)
+
+
+@with_torch
+@pytest.mark.heavy
+def test_a_scalar_argument_is_run_in_its_own_layout(programs, child):
+    """Samples have an axis that the scalar of the program has not."""
+    source = load_model(programs / "scaled.pt2", child)
+    rng = np.random.default_rng(2)
+    x = {spec.name: 1 + rng.random((3, *spec.shape[1:])).astype(np.float32) for spec in source.graph.inputs}
+    [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("counting", ModelFormatError, r"changes its own variables .*seen"),
+        ("branch", UnsupportedOpError, r"higher_order\.cond.*control flow that depends on values"),
+        ("above", ModelFormatError, r"a size that depends on values"),
+    ],
+)
+def test_programs_that_no_target_can_run_are_refused(name, kind, message, programs, child):
+    """Changed buffers, branches and sizes that depend on values have an error with what to do."""
+    with pytest.raises(kind, match=message) as caught:
+        load_model(programs / f"{name}.pt2", child)
+    assert caught.value.advice
+
+
+@with_torch
+@pytest.mark.heavy
+def test_a_process_that_ended_loads_the_program_again(programs, child):
+    """After a crash, the next answers come from a new process."""
+    source = load_model(programs / "net.pt2", child)
+    x = {"image": np.ones((2, 1, 8, 8), np.float32)}
+    [before] = source.answers(x).values()
+    child._torch.close()
+    [after] = source.answers(x).values()
+    np.testing.assert_array_equal(after, before)
