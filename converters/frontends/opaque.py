@@ -36,14 +36,15 @@ def opaque_graph(
         stated: What the user stated of the inputs.
 
     Raises:
-        SettingsError: An input is fixed to a value, which only a model with an ONNX form can be specialised for.
+        SettingsError: An input is fixed or is state, which needs an ONNX form.
         ModelFormatError: LiteRT cannot load the file, or a tensor has no batch of 1 as its first axis.
     """
-    if stated.fixed:
-        raise SettingsError(
-            f"{source}: --fix needs an ONNX form of the model, and operator {why.op} (layer {why.layer!r}) has none",
-            advice="Leave out --fix, or export the model with this value inside.",
-        )
+    for option, values in (("--fix", stated.fixed), ("--state", stated.state)):
+        if values:
+            raise SettingsError(
+                f"{source}: {option} needs an ONNX form, and operator {why.op} (layer {why.layer!r}) has none",
+                advice=f"Leave out {option}, or replace the layer.",
+            )
     taken, given = _specs(data, source)
     opaque = Opaque(data, why.op, why.layer, *_facts(data, outputs))
     renamed = (_renamed(taken, "input", inputs), _renamed(given, "output", outputs))
