@@ -50,11 +50,11 @@ lint: $(STAMP)  ## check style, types and import contracts
 demo: $(STAMP)  ## run the demo, from training to rollout: make demo [ARGS=--keep]
 	$(BIN)/edgekit demo $(ARGS)
 
-bench: $(STAMP)  ## run all benchmarks; run one with: make bench-serve
+bench: $(STAMP)  ## run all benchmarks; one: make bench-serve; models of others: make bench-wild [ARGS="nudenet --again"]
 	$(BIN)/python -m benchmarks
 
 bench-%: $(STAMP)
-	$(BIN)/python -m benchmarks $*
+	$(BIN)/python -m benchmarks $* $(if $(ARGS),-- $(ARGS))
 
 docs: $(STAMP)  ## build the documentation site in build/docs (no network)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs

@@ -1,23 +1,30 @@
-"""Run the named benchmarks, or all of them: `python -m benchmarks [NAME ...]`."""
+"""Run the named benchmarks, or all of them: `python -m benchmarks [NAME ...] [-- ARGUMENT ...]`.
+
+Arguments behind `--` go to the benchmark that takes some (`wild`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "update")
+NAMES = ("convert", "serve", "swap", "fleet", "update")  # without a name; `wild` takes hours
+LONG = ("wild",)
 
 
 def main() -> int:
     """Run each benchmark. An unknown name is a usage error (exit code 2)."""
-    chosen = sys.argv[1:] or list(NAMES)
-    unknown = [name for name in chosen if name not in NAMES]
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    chosen, arguments = words[:end] or list(NAMES), words[end + 1 :]
+    unknown = [name for name in chosen if name not in (*NAMES, *LONG)]
     if unknown:
-        print(f"unknown benchmark: {', '.join(unknown)}; known: {', '.join(NAMES)}", file=sys.stderr)
+        print(f"unknown benchmark: {', '.join(unknown)}; known: {', '.join((*NAMES, *LONG))}", file=sys.stderr)
         return 2
     for name in chosen:
         print(f"== {name}", file=sys.stderr)
-        importlib.import_module(f"benchmarks.{name}").main()
+        module = importlib.import_module(f"benchmarks.{name}")
+        module.main(arguments) if name in LONG else module.main()
     return 0
 
 

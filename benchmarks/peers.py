@@ -20,6 +20,7 @@ PEERS = {
     "kserve": ("kserve==0.21.0", *ONNXRUNTIME),
     "litserve": ("litserve==0.2.19", *ONNXRUNTIME),
     "bsdiff4": ("bsdiff4==1.3.2",),
+    "onnx2tf": ("onnx2tf==1.29.24", "backports-strenum<1.3"),  # it pins its whole environment, TensorFlow 2.19 included
     "bentoml": ("bentoml==1.4.39", *ONNXRUNTIME),
 }
 INSTALL_SECONDS = 900
