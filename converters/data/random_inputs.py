@@ -6,6 +6,7 @@ Where the graph shows no other range, floats are standard normal, cut at -3 and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -19,6 +20,7 @@ from edgekit.tensors import Array, TensorSpec
 
 TRIAL_ROWS = 8
 NEGATIVE_SHARE = 0.1  # of indices, where they may be negative
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(h|cc)(:\d+)? ?")  # of ONNX Runtime's own messages
 REAL_SAMPLES = "Give --data with real samples."
 
 Answers = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -200,4 +202,4 @@ def _fault_of(answers: Mapping[str, Array]) -> str:
 
 
 def _first_line(error: EdgekitError) -> str:
-    return str(error).splitlines()[0][:200]
+    return _CODE.sub("", str(error).splitlines()[0])[:300]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper, shape_inference
 from converters.cache import array_bytes
 from converters.graph.interface import Interface, SourceInput
 from converters.graph.opaque import Opaque, opaque_of, run_opaque
-from edgekit.errors import ModelFormatError
+from edgekit.errors import ConversionError, ModelFormatError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType, TensorSpec
 
@@ -191,23 +191,40 @@ class Graph:
         Raises:
             DataError: an input does not fit its spec.
             RuntimeLoadError: the runtime cannot load or run the graph.
+            ConversionError: the size of an output depends on the values of the inputs.
         """
         if self.opaque is not None:
             names = [spec.name for spec in self.inputs], [spec.name for spec in self.outputs]
-            answers = run_opaque(self.opaque, names, self.chunks(inputs))
-            return {name: np.concatenate([answer[name] for answer in answers]) for name in names[1]}
+            return joined(list(run_opaque(self.opaque, names, self.chunks(inputs))))
         runtime = OnnxRuntime(self.to_bytes(), threads=1)
         try:
             parts = [runtime.run(chunk) for chunk in self.chunks(inputs)]
         finally:
             runtime.close()
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def chunks(self, inputs: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         """`inputs` (N, ...) in chunks that bound memory; single rows where the batch is fixed."""
         rows, count = CHUNK_ROWS if self.free_batch else 1, len(next(iter(inputs.values())))
         for start in range(0, count, rows):
             yield {name: value[start : start + rows] for name, value in inputs.items()}
+
+
+def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Answers (N, ...) by output, from those of several calls.
+
+    Raises:
+        ConversionError: the calls gave outputs of different sizes.
+    """
+    for name in parts[0]:
+        sizes = sorted({part[name].shape[1:] for part in parts})
+        if len(sizes) > 1:
+            found = " and ".join(str(list(size)) for size in sizes[:2])
+            raise ConversionError(
+                f"the size of output {name} depends on the values of the inputs: samples gave {found}",
+                advice="Fix the input that states the size with --fix NAME=VALUE, or cut the model with --cut.",
+            )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def without_interface(model: onnx.ModelProto) -> onnx.ModelProto:

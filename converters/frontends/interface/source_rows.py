@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from converters.graph.graph import CHUNK_ROWS, Graph
+from converters.graph.graph import CHUNK_ROWS, Graph, joined
 from converters.graph.interface import SourceInput
 from edgekit.bundle.sample_rows import from_layout, to_layout
 from edgekit.tensors import Array
@@ -24,6 +24,9 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
 
     Returns:
         Answers (N, ...) by output.
+
+    Raises:
+        ConversionError: The size of an output depends on the values of the inputs.
     """
     interface, count = graph.interface, len(next(iter(inputs.values())))
     rows = CHUNK_ROWS if graph.free_batch and interface.by_rows else 1
@@ -33,7 +36,7 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
         feed = {one.spec.name: _layout(one, inputs, start, size) for one in interface.inputs}
         answers = run(feed)
         parts.append({spec.name: from_layout(spec, np.asarray(answers[spec.name])) for spec in interface.outputs})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return joined(parts)
 
 
 def _layout(one: SourceInput, inputs: Mapping[str, Array], start: int, size: int) -> Array:

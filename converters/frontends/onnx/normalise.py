@@ -58,6 +58,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
         ModelFormatError, UnsupportedOpError, SettingsError: As `load_onnx`.
     """
     model = inlined(repaired(model), source)
+    _refuse_sequences(model, source)
     refuse_quantized(model, source)
     dtypes = dtypes_of(model)
     model = all_float32(model, source)
@@ -76,6 +77,17 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     graph = canonical_graph(model, settled, source, dtypes)
     name_nodes(graph.model)  # this graph was made just now, and nobody else holds it
     return graph
+
+
+def _refuse_sequences(model: onnx.ModelProto, source: str) -> None:
+    for side, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in ("tensor_type", None):
+                raise ModelFormatError(
+                    f"{source}: {side} {value.name} is no tensor but a {kind.removesuffix('_type').replace('_', ' ')}",
+                    advice="Export the model with tensors as inputs and outputs, or cut it with --cut OUTPUT[,OUTPUT].",
+                )
 
 
 def _refuse_custom(model: onnx.ModelProto) -> None:

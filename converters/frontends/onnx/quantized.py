@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-from converters.frontends.onnx.nodes import all_graphs, all_nodes
+from converters.frontends.onnx.nodes import all_graphs, all_nodes, attribute_of
 from converters.frontends.refusals import quantized
 from converters.graph.graph import label
 
@@ -45,6 +45,13 @@ def refuse_quantized(model: onnx.ModelProto, source: str) -> None:
         if node.op_type in OPERATORS:
             domain = f"{node.domain}::" if node.domain else ""
             raise quantized(source, f"{domain}{node.op_type}", label(node))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type in NARROW_TYPES:
+            raise quantized(source, f"a tensor of type {NARROW_TYPES[value.type.tensor_type.elem_type]}", value.name)
+    for node in all_nodes(model.graph):
+        to = attribute_of(node, "to", 0) if node.op_type == "Cast" else 0
+        if to in NARROW_TYPES:
+            raise quantized(source, f"Cast to {NARROW_TYPES[to]}", label(node))
     for graph in all_graphs(model.graph):
         for tensor in graph.initializer:
             if tensor.data_type in NARROW_TYPES:

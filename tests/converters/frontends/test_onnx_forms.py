@@ -7,7 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.onnx.floats import dtypes_of, precision_of
-from edgekit.errors import ModelFormatError, UnsupportedOpError
+from converters.frontends.onnx.foreign import one_line
+from converters.graph.graph import joined
+from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
 
 
@@ -277,3 +279,39 @@ def test_damaged_graph_is_told_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     assert ".h:" not in str(caught.value)
     assert onnx.checker.check_model.__name__ in caught.value.advice
+
+
+def test_size_that_an_input_states_is_refused_with_what_to_fix():
+    """Where samples give outputs of different sizes, the error names the output and --fix."""
+    parts = [{"y": np.zeros((1, width), np.float32)} for width in (2, 3)]
+    with pytest.raises(ConversionError, match=r"output y depends on .*: samples gave \[2\] and \[3\]") as caught:
+        joined(parts)
+    assert "--fix" in caught.value.advice
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.INT4])
+def test_narrow_types_are_refused_as_quantized(tmp_path, kind):
+    """A cast to 8-bit floats or 4-bit integers is quantization, and is refused in the same words."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["n"], to=kind, name="narrow"),
+        helper.make_node("Cast", ["n"], ["y"], to=1),
+    ]
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, opset=21)
+    with pytest.raises(ModelFormatError, match=r"quantized already: Cast to .* \(layer 'narrow'\)"):
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+
+
+def test_sequence_is_named(tmp_path):
+    """An input that is a sequence of tensors is refused as such."""
+    node = helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0)
+    model = models.model_of([node], {}, {"y": ["batch", 4]})
+    model.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    with pytest.raises(ModelFormatError, match="input s is no tensor but a sequence"):
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+
+
+def test_foreign_messages_are_shortened():
+    """Source paths, assertions and codes of C++ libraries are left out of messages."""
+    failed = RuntimeError("/project/onnx/x.h:66: adapt: Assertion `a == b` failed: Mod has no such type")
+    assert one_line(failed) == "Mod has no such type"
+    assert one_line(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Node\n(x)")) == "Node (x)"
