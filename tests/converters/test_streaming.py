@@ -34,7 +34,7 @@ def weights() -> dict[str, np.ndarray]:
     }
 
 
-def recurrent() -> onnx.ModelProto:
+def recurrent(batch: int | str = "n") -> onnx.ModelProto:
     """``hn`` = tanh(``x`` W + ``h`` U), ``scores`` = softmax(``hn`` V); the state is (1, N, 8)."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["xw"], "from-input"),
@@ -53,10 +53,27 @@ def recurrent() -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "recurrent",
-        [info("x", ["n", FEATURES]), info("h", [1, "n", UNITS])],
-        [info("scores", ["n", CLASSES]), info("hn", [1, "n", UNITS])],
+        [info("x", [batch, FEATURES]), info("h", [1, batch, UNITS])],
+        [info("scores", [batch, CLASSES]), info("hn", [1, batch, UNITS])],
         [numpy_helper.from_array(value, name) for name, value in weights().items()],
     )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def without_batch() -> onnx.ModelProto:
+    """The same model for one call: ``x`` (6,) and ``h`` (8,)."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"], "from-input"),
+        helper.make_node("MatMul", ["h", "u"], ["hu"], "from-state"),
+        helper.make_node("Add", ["xw", "hu"], ["sum"], "sum"),
+        helper.make_node("Tanh", ["sum"], ["hn"], "tanh"),
+        helper.make_node("MatMul", ["hn", "v"], ["logits"], "logits"),
+        helper.make_node("Softmax", ["logits"], ["scores"], "scores"),
+    ]
+    sizes = {"x": FEATURES, "h": UNITS, "scores": CLASSES, "hn": UNITS}
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name, size in sizes.items()}
+    constants = [numpy_helper.from_array(value, name) for name, value in weights().items() if name != "axis"]
+    graph = helper.make_graph(nodes, "flat", [infos["x"], infos["h"]], [infos["scores"], infos["hn"]], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
@@ -75,6 +92,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model and data of STREAMS streams, with the float model's decisions as labels."""
     path = tmp_path_factory.mktemp("streaming")
     onnx.save(recurrent(), path / "listen.onnx")
+    onnx.save(recurrent(1), path / "single.onnx")
+    onnx.save(without_batch(), path / "flat.onnx")
     x = np.random.default_rng(1).normal(0, 1, (STREAMS, STEPS, FEATURES)).astype(np.float32)
     labels = np.stack([expected(one).argmax(axis=1) for one in x])
     ids = np.repeat(np.arange(STREAMS), STEPS)
@@ -84,7 +103,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def converted(folder: Path, out: Path, **options: Any) -> tuple[Any, Manifest, Path]:
     wanted = {"targets": ["x86-64"], "runtime": "onnxruntime", "state": {"hn": "h"}, "data": folder / "data.npz"}
-    (report,) = convert(folder / "listen.onnx", output=out, **{**wanted, **options})
+    model = options.pop("model", "listen")
+    (report,) = convert(folder / f"{model}.onnx", output=out, **{**wanted, **options})
     bundle = out / report.bundle
     return report, parse_manifest((bundle / "manifest.json").read_bytes()), bundle
 
@@ -112,18 +132,30 @@ def test_a_bundle_hides_the_state_and_holds_one_golden_stream(bundle: tuple[Any,
     runtime.close()
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("litert", marks=pytest.mark.heavy)])
-async def test_the_agent_answers_streams_as_the_float_model_does(folder: Path, tmp_path: Path, runtime: str) -> None:
-    """Two streams, step by step and interleaved, through the service of the device; an artifact with a batch of 1."""
-    _, manifest, path = converted(folder, tmp_path, runtime=runtime, recipe=Recipe())
+@pytest.mark.parametrize(
+    ("model", "runtime"),
+    [
+        ("listen", "onnxruntime"),
+        ("single", "onnxruntime"),
+        ("flat", "onnxruntime"),
+        pytest.param("listen", "litert", marks=pytest.mark.heavy),
+    ],
+)
+async def test_the_agent_answers_streams_as_the_float_model_does(
+    folder: Path, tmp_path: Path, model: str, runtime: str
+) -> None:
+    """Two streams, step by step and interleaved, through the service of the device; also where there is no batch."""
+    _, manifest, path = converted(folder, tmp_path, model=model, runtime=runtime, recipe=Recipe())
     x = np.random.default_rng(5).normal(0, 1, (2, STEPS, FEATURES)).astype(np.float32)
     async with InferenceService() as service:
         await service.activate("listen", manifest, path)
         for i in range(STEPS):
             for key in (0, 1):
                 place = Sequence(f"s{key}", start=i == 0)
-                answer = await service.infer("listen", {"x": x[key, i : i + 1]}, sequence=place)
-                np.testing.assert_allclose(answer.outputs["scores"][0], expected(x[key])[i], atol=1e-4)
+                step = x[key, i] if model == "flat" else x[key, i : i + 1]
+                scores = (await service.infer("listen", {"x": step}, sequence=place)).outputs["scores"]
+                assert scores.ndim == step.ndim
+                np.testing.assert_allclose(scores.reshape(-1), expected(x[key])[i], atol=1e-4)
 
 
 def test_streams_are_the_samples_of_the_proof(bundle: tuple[Any, Manifest, Path]) -> None:
