@@ -79,13 +79,13 @@ def binding_faults(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> lis
         faults += _tensor_faults(binding)
         if isinstance(binding.joined, Joined):
             faults.append(f"{binding.spec.name}: an input has parts, which only outputs can have")
-        faults += _absent_faults(binding)
+        faults += _absent_faults(binding) + layout_faults(binding)
     if inputs and not any(binding.in_artifact for binding in inputs):
         faults.append("every input is fixed or unread, expected at least one that the artifact reads")
     for binding in outputs:
         if not binding.in_artifact:
             faults.append(f"{binding.spec.name}: an output is fixed or unread, which only inputs can be")
-        faults += [fault for part in binding.parts for fault in _tensor_faults(part)]
+        faults += [fault for part in binding.parts for fault in (*_tensor_faults(part), *layout_faults(part))]
         faults += _joined_faults(binding, binding.joined) if isinstance(binding.joined, Joined) else []
     artifact_names = [part.artifact.name for binding in outputs for part in binding.parts]
     names = {binding.artifact.name for binding in outputs if isinstance(binding.joined, Joined)}

@@ -149,8 +149,8 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> in
         if value is None or not spec.fits(value):
             return _check_each_input(specs, values)
         shape = spec.shape
-        if shape and (shape[0] is None or None in shape):
-            rows = value.shape[0 if shape[0] is None else shape.index(None)]
+        if None in shape:  # mostly as the first size, where both searches end at once
+            rows = value.shape[shape.index(None)]
             if row_count is not None and row_count != rows:
                 return _check_each_input(specs, values)
             row_count = rows

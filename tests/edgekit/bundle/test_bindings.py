@@ -147,3 +147,17 @@ def test_fixed_input_has_a_value_of_its_type() -> None:
     only = binding_faults([Binding(x, x, unread=True)], [Binding(x, x)])
     assert any("every input" in fault for fault in only)
     assert any("output" in fault for fault in binding_faults([Binding(x, x)], [Binding(x, x, unread=True)]))
+
+
+def test_axes_of_the_artifact_must_fit_those_of_the_model() -> None:
+    """The batch comes first in the artifact, and only a tensor without one may have one more axis there."""
+
+    def faults(spec: tuple[int | None, ...], artifact: tuple[int | None, ...], permute: tuple[int, ...] = ()) -> str:
+        sides = [TensorSpec("x", DType.FLOAT32, spec), TensorSpec("a", DType.FLOAT32, artifact)]
+        return "; ".join(binding_faults([Binding(*sides, permute)], [Binding(*sides, permute)]))
+
+    sound = [((4, None, 2), (None, 4, 2), (1, 0, 2)), ((4, 2), (1, 4, 2), ()), ((), (1,), ()), ((1, 3), (1, 3), ())]
+    assert not any(faults(*one) for one in sound)
+    assert "moves the batch axis 1" in faults((4, None, 2), (None, 4, 2))
+    assert "2 axes, the artifact has 3" in faults((4, 2), (2, 4, 2))
+    assert "the artifact's is 3" in faults((None, 2), (3, 2))

@@ -23,7 +23,11 @@ HN = msgspec.structs.replace(H, name="hn")
 
 
 def plain(spec: TensorSpec, **changes: Any) -> Binding:
-    return Binding(**{"spec": spec, "artifact": spec, **changes})
+    """A binding to an artifact that has the batch first and is the same otherwise."""
+    batch = spec.batch_axis or 0
+    order = (batch, *(axis for axis in range(len(spec.shape)) if axis != batch))
+    artifact = msgspec.structs.replace(spec, shape=tuple(spec.shape[axis] for axis in order))
+    return Binding(**{"spec": spec, "artifact": artifact, "permute": order if batch else (), **changes})
 
 
 INPUTS = (plain(X), plain(H, state="hn"))
