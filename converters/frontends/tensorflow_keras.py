@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
+from keras.src.backend.tensorflow import numpy as keras_numpy
 
 from converters.foreign_text import named
 from converters.frontends.keras_layers import custom_code
@@ -46,9 +50,38 @@ def load_keras(path: str, *, legacy: bool) -> Loaded:
 
     def call(*tensors: Any) -> list[Any]:
         packed = tensors[0] if structure is None else keras.tree.pack_sequence_as(structure, list(tensors))
-        return list(keras.tree.flatten(model(packed, training=False)))
+        with _plain_extremes():
+            return list(keras.tree.flatten(model(packed, training=False)))
 
     return Loaded(call, inputs, outputs)
+
+
+@contextlib.contextmanager
+def _plain_extremes() -> Iterator[None]:
+    """Let keras.ops.argmax and argmin be TensorFlow's own.
+
+    Keras reads the sign bit of zeros first, by operations that neither ONNX nor LiteRT has. Only a tie of 0.0 and -0.0
+    is decided otherwise without it.
+    """
+    functions = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin")}
+    try:
+        keras_numpy.argmax, keras_numpy.argmin = _plain(tf.argmax), _plain(tf.argmin)
+        yield
+    finally:
+        keras_numpy.argmax, keras_numpy.argmin = functions["argmax"], functions["argmin"]
+
+
+def _plain(function: Any) -> Any:
+    def extreme(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+        x = tf.convert_to_tensor(x)
+        index = function(
+            tf.reshape(x, [-1]) if axis is None else x, axis=0 if axis is None else axis, output_type=tf.int32
+        )
+        if not keepdims:
+            return index
+        return tf.reshape(index, [1] * x.shape.rank) if axis is None else tf.expand_dims(index, axis)
+
+    return extreme
 
 
 def _shape(tensor: Any) -> list[int | None]:

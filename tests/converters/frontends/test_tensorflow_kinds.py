@@ -24,6 +24,9 @@ keras.Model({"b": b, "a": a}, outputs).save(folder + "/dicts.keras")
 keras.Model([a, {"b": [b]}], [layers.Dense(2, name="one")(x), {"two": layers.Dense(2, name="three")(x)}]).save(
     folder + "/nested.keras")
 keras.Model(a, [a * 2.0, a]).save(folder + "/through.keras")
+logits = layers.Dense(3, name="logits")(a)
+keras.Model(a, [keras.ops.argmax(logits, axis=-1), keras.ops.argmin(logits, axis=1, keepdims=True)]).save(
+    folder + "/extremes.keras")
 both = layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both")
 steps = keras.Input((5, 2), name="steps")
 keras.Model(steps, both(steps)).save(folder + "/both.keras")
@@ -123,6 +126,13 @@ def test_nested_inputs_and_outputs_are_flattened(folder, child):
 def test_an_input_that_is_an_output_too_gets_a_name_of_its_own(folder, child):
     """A graph cannot have one name for both."""
     assert names(checked(folder / "through.keras", child))[1][1] == "a_output"
+
+
+def test_the_largest_and_the_smallest_are_found(folder, child):
+    """keras.ops.argmax has an ONNX form without the sign bits that Keras reads."""
+    graph = checked(folder / "extremes.keras", child).graph
+    assert graph.opaque is None
+    assert [spec.shape for spec in graph.outputs] == [(None,), (None, 1)]
 
 
 def test_sizes_that_tensorflow_knows_are_kept(folder, child):
