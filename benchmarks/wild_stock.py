@@ -149,14 +149,21 @@ def _tf2onnx(call: Any, specs: list[Any], folder: Path, judge: _Judge) -> None:
 
 
 def _fixed(wild: Wild, path: Path) -> Path:
-    """The ONNX file with the shapes of one sample, which tools without free axes need."""
+    """The ONNX file with the shapes of one sample, which tools without free axes need.
+
+    Shapes of outputs and inner tensors are removed where they may no longer hold; the tools infer them.
+    """
     import onnx
-    from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 
     model = onnx.load(wild.folder / "model.onnx")
-    for name, shape in wild.fixed.items():
-        if shape:
-            make_input_shape_fixed(model.graph, name, shape)
+    for tensor in model.graph.input:
+        for dim, size in zip(tensor.type.tensor_type.shape.dim, wild.fixed.get(tensor.name, ()), strict=False):
+            dim.dim_value = size  # also clears the symbol
+    if wild.fixed:
+        del model.graph.value_info[:]
+        for tensor in model.graph.output:
+            for dim in tensor.type.tensor_type.shape.dim:
+                dim.Clear()
     onnx.save(model, path)
     return path
 
