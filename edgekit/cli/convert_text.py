@@ -46,12 +46,14 @@ def print_report(report: Report, prefix: str, *, explained: bool = False) -> Non
 
 
 def _print_candidates(report: Report, rows: Iterable[CandidateReport], names: dict[str, str]) -> None:
+    from converters.report.words import figure_text
+
     print_table(
         ["bytes", "cost", report.metric, "drop", "at most", "verdict", "candidate"],
         [
             (
                 candidate.bytes or "-",
-                f"{candidate.cost.value:.3g}" if candidate.bytes else "-",
+                figure_text(candidate.cost.value) if candidate.bytes else "-",
                 f"{candidate.quality.value:.4f}" if candidate.quality else "-",
                 f"{candidate.drop.value:.4f}" if candidate.drop else "-",
                 f"{candidate.drop.upper:.4f}" if candidate.drop else "-",

@@ -87,7 +87,8 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err
     """Print a table with aligned columns on stdout, or on stderr with `err`; columns of numbers are right-aligned."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
-    numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(headers))]
+    columns = [[row[i] for row in cells if row[i] != "-"] for i in range(len(headers))]  # a dash stands for no value
+    numeric = [all(map(_is_number, column)) and bool(column) for column in columns]
     for row in [list(headers), *cells]:
         parts = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
         click.echo("  ".join(parts).rstrip(), err=err)
@@ -195,4 +196,8 @@ class ProgressLine:
 
 
 def _is_number(text: str) -> bool:
-    return bool(text) and text.rstrip("%").replace(".", "", 1).replace("-", "", 1).isdigit()
+    try:
+        float(text.rstrip("%").replace(",", ""))
+    except ValueError:
+        return False
+    return any(character.isdigit() for character in text)
