@@ -37,6 +37,8 @@ FUNCTIONS = {
     "export_program": "converters.frontends.torch_side:export_program",
     "program_is_loaded": "converters.frontends.torch_side:program_is_loaded",
     "program_answers": "converters.frontends.torch_side:program_answers",
+    "try_litert": "converters.first_runs:litert",
+    "try_onnx": "converters.first_runs:onnx",
 }
 # Modules that a child imports, and the extra that installs each. Any other missing module is a fault of edgekit.
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
@@ -50,6 +52,8 @@ WORK = {
     "export_program": "reading the torch.export program",
     "program_is_loaded": "running the torch.export program",
     "program_answers": "running the torch.export program",
+    "try_litert": "loading and running {name}",
+    "try_onnx": "loading and running {name}",
 }
 LOG_TAIL_LINES = 40
 _LENGTH = struct.Struct("!Q")
@@ -92,7 +96,7 @@ class FrameworkProcess:
                 _send(process.stdin, (function, arguments))
                 kind, value = _receive(process.stdout)
             except (EOFError, OSError):  # Windows reports a broken pipe by other errors than BrokenPipeError
-                raise self._ended(function, killed) from FrameworkOutputError(self.log_tail())
+                raise self._ended(WORK[function].format(**arguments), killed) from FrameworkOutputError(self.log_tail())
             on_failure.pop_all()
         if kind == "result":
             return value
@@ -100,14 +104,14 @@ class FrameworkProcess:
             raise value from FrameworkOutputError(self.log_tail())
         message, trace = value
         raise ConversionError(
-            f"{self._framework} failed while {WORK[function]}: {message}",
+            f"{self._framework} failed while {WORK[function].format(**arguments)}: {message}",
             advice=f"Run again with --verbose (edgekit --verbose convert ...) for the output of {self._framework}.",
         ) from FrameworkOutputError(f"{trace}{self.log_tail()}")
 
-    def _ended(self, function: str, killed_before: int) -> ConversionError:
-        """The error for a child that ended in `function`. It blames memory only where the system killed for it."""
+    def _ended(self, work: str, killed_before: int) -> ConversionError:
+        """The error for a child that ended during `work`. It blames memory only where the system killed for it."""
         ended = self._kill()
-        doing = f"the {self._framework} process ended while {WORK[function]}"
+        doing = f"the {self._framework} process ended while {work}"
         if ended == "signal SIGKILL" and processes_killed_for_memory() > killed_before:
             return ConversionError(
                 f"{doing}: the system ran out of memory and killed it",

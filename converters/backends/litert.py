@@ -29,6 +29,7 @@ from converters.backends.tflite.ranges import tensor_histograms
 from converters.backends.tflite.reader import (
     WeightedOp,
     activations,
+    float_scopes,
     match_layers,
     operators_of,
     require_types,
@@ -36,10 +37,11 @@ from converters.backends.tflite.reader import (
     unchanged,
     weighted_ops,
 )
-from converters.backends.tflite.strip import require_equal, strip
+from converters.backends.tflite.strip import strip
 from converters.calibration.range_rules import read_range
 from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
+from converters.trials import CALIBRATION, try_litert
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
 from edgekit.errors import ConversionError
@@ -113,7 +115,8 @@ class LiteRTBackend:
         if recipe.precision == DYNAMIC:  # XNNPACK has no dynamic depthwise convolution: each would split the graph
             quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
         data = lowered.path.read_bytes()
-        for scope in splits_of_fixed_scale(data) if recipe.precision == STATIC else ():
+        kept_float = [*splits_of_fixed_scale(data), *float_scopes(data)] if recipe.precision == STATIC else []
+        for scope in kept_float:
             quantizer.update_quantization_recipe(_only(scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
         ops = weighted_ops(data)
         positions = match_layers(graph, ops)
@@ -165,6 +168,7 @@ class LiteRTBackend:
 
         The quantizer's own calibration averages extremes over rows in their order, and fails on recurrent layers.
         """
+        try_litert("the float model with LiteRT's plain kernels", lowered.path, kernels=CALIBRATION)
         wanted = activations(lowered.path.read_bytes())
         histograms = tensor_histograms(
             lowered.path,
@@ -197,10 +201,13 @@ class LiteRTBackend:
         return path
 
     def _stripped(self, recipe: Recipe, path: Path) -> Path:
-        """Strip the file. It is the last step, since the quantizer finds layers by names. Raises as `require_equal`."""
+        """Strip the file, and run it for the first time. Raises as `try_litert`.
+
+        It is the last step, since the quantizer finds layers by names.
+        """
         stripped = self._context.folder / f"litert-{recipe.id}-stripped.tflite"
         stripped.write_bytes(strip(path.read_bytes()))
-        require_equal(path, stripped)
+        try_litert(f"candidate {recipe.id}", stripped, like=path)
         return stripped
 
     def _artifact(

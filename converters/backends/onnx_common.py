@@ -21,6 +21,7 @@ from converters.backends.bindings import bound, input_bindings
 from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
 from converters.graph.graph import Graph, label, without_interface
+from converters.trials import try_onnx
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError, EdgekitError
 from edgekit.runtimes import ONNXRUNTIME
@@ -32,14 +33,18 @@ NORMALIZATIONS = ("LayerNormalization", "GroupNormalization", "InstanceNormaliza
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 
 
-def artifact_of(graph: Graph, model: onnx.ModelProto, *, calibration: bytes = b"") -> Artifact:
+def artifact_of(graph: Graph, model: onnx.ModelProto, recipe: Recipe, *, calibration: bytes = b"") -> Artifact:
     """The artifact of `model`, whose tensors have the names of the canonical `graph`, with its calibration.
+
+    The first run of every model but the float32 one is in a process of its own.
 
     Raises:
         RuntimeLoadError: ONNX Runtime cannot load it.
-        ConversionError: it lacks tensors of the graph.
+        ConversionError: it lacks tensors of the graph, or ends the process that runs it.
     """
     data = without_interface(unshared(model)).SerializeToString()
+    if recipe.precision != "float32":
+        try_onnx(f"candidate {recipe.id}", data)
     runtime = OnnxRuntime(data)
     try:
         tensors = {spec.name: spec for spec in (*runtime.inputs, *runtime.outputs)}

@@ -13,6 +13,7 @@ from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
 from converters.backends.onnx_weights import integer_weights
 from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
+from converters.calibration.masks import masking_nodes
 from converters.graph.graph import Graph, label
 from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.errors import ConversionError
@@ -69,7 +70,7 @@ class OnnxCpuBackend:
             raise ConversionError(f"{self.name} supports {', '.join(self.precisions)}, not {recipe.precision}")
         graph = named(self._context.prepared(recipe, self._graph))
         if not recipe.quantized:
-            return artifact_of(self._graph, graph.model)
+            return artifact_of(self._graph, graph.model, recipe)
         packed = integer_weights(graph, recipe.int4_layers, bits=4)
         excluded = {*recipe.float_layers, *recipe.int4_layers}
         if recipe.precision == STATIC:
@@ -80,16 +81,16 @@ class OnnxCpuBackend:
         else:
             _require_dense(graph)
             model = dynamic(packed, recipe, excluded=excluded, operators=DYNAMIC_OPERATORS, folder=self._context.folder)
-        return artifact_of(self._graph, model)
+        return artifact_of(self._graph, model, recipe)
 
     def _static(self, graph: Graph, packed: Graph, recipe: Recipe, excluded: set[str]) -> Artifact:
         """`packed` (`graph` with its 4-bit weights as integers) in QDQ form; the layers `excluded` stay float."""
         calibration = self._context.calibration_of(recipe, self._graph)
         joins = apart(graph, calibration.ranges())
         packed, ranges = with_copies(packed, joins, calibration.ranges(recipe.ranges))
-        excluded = excluded | unfit(graph) | joins
+        excluded = excluded | unfit(graph) | joins | masking_nodes(graph)
         model = qdq(packed, ranges, recipe, excluded=excluded, operators=QUANTIZED_OPERATORS, options={})
-        return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
+        return artifact_of(self._graph, model, recipe, calibration=self._context.calibration_bytes(recipe, self._graph))
 
 
 def unfit(graph: Graph) -> set[str]:

@@ -60,16 +60,16 @@ class OnnxTensorRTBackend:
             raise ConversionError(f"{self.name} supports {', '.join(self.precisions)}, not {wanted}")
         graph = named(self._context.prepared(recipe, self._graph))
         if recipe.precision == "float32":
-            return artifact_of(self._graph, graph.model)
+            return artifact_of(self._graph, graph.model, recipe)
         if recipe.precision == "float16":
-            return artifact_of(self._graph, half(graph, keep=recipe.float_layers))
+            return artifact_of(self._graph, half(graph, keep=recipe.float_layers), recipe)
         if not recipe.symmetric or not recipe.per_channel:
             raise ConversionError(
                 "TensorRT needs int8 activations with a zero point of 0 and weights with one scale per channel",
                 advice="Set symmetric = true and per_channel = true in the recipe.",
             )
         model = self._int8(graph, recipe)
-        return artifact_of(self._graph, model, calibration=self._context.calibration_bytes(recipe, self._graph))
+        return artifact_of(self._graph, model, recipe, calibration=self._context.calibration_bytes(recipe, self._graph))
 
     def _int8(self, graph: Graph, recipe: Recipe) -> onnx.ModelProto:
         placement = choose_placement(graph, recipe.float_layers)

@@ -25,10 +25,11 @@ from converters.cache import this_processor
 from converters.cost.estimate import WEIGHTED
 from converters.quality.parity import Parity, compare, compare_with_device
 from converters.report.report import ArtifactContents
+from converters.trials import try_litert
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import STATIC, Recipe
 from edgekit.bundle.sample_rows import run_samples
-from edgekit.errors import ParityError, RuntimeLoadError
+from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.runtimes import LITERT, LogicalRuntime, RawRuntime
 from edgekit.runtimes.litert import BUILTIN, REFERENCE, XNNPACK, LiteRTRuntime
 from edgekit.runtimes.onnx import X86_64, OnnxRuntime
@@ -108,7 +109,7 @@ def run_variants(
         try:
             answers = _run(artifact, variant, run_inputs)
             parity = compare(run_expected, answers, runtime=variant.runtime, where=variant.where, decision=decision)
-        except (RuntimeLoadError, ParityError) as error:
+        except (ConversionError, RuntimeLoadError) as error:  # a ParityError is a ConversionError
             if variant.promised or not device_answers:
                 raise
             failures.append(f"{variant.runtime} ({variant.where}) cannot run the artifact: {error}")
@@ -171,9 +172,16 @@ def _run(artifact: Artifact, variant: RuntimeVariant, inputs: Mapping[str, Array
         runtime.close()
 
 
+def _open_litert(path: Path, *, threads: int, kernels: str) -> LiteRTRuntime:
+    """Open the file. Kernels that it has not run on may end their process, so they run it in another one first."""
+    if kernels != XNNPACK:
+        try_litert(f"the artifact with LiteRT's {kernels} kernels", path, kernels=kernels)
+    return LiteRTRuntime(path, threads=threads, kernels=kernels)
+
+
 def _litert(path: Path, exact: bool) -> list[RuntimeVariant]:
     def variant(where: str, *, threads: int = 1, kernels: str = XNNPACK, promised: bool = False) -> RuntimeVariant:
-        opened = functools.partial(LiteRTRuntime, path, threads=threads, kernels=kernels)
+        opened = functools.partial(_open_litert, path, threads=threads, kernels=kernels)
         return RuntimeVariant(name, f"{platform.machine()}, {where}", opened, promised)
 
     name = _version("LiteRT", "ai-edge-litert")

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from converters.candidates.cpu_load import CpuLoad
 from converters.candidates.task_context import TaskContext
-from converters.machine import free_memory_bytes
+from converters.machine import free_memory_bytes, processes_killed_for_memory
 from edgekit.errors import ConversionError, EdgekitError
 
 ONE_CORE = 1.5  # up to this many free cores, a second process would mostly wait
@@ -152,8 +153,9 @@ class TaskPool:
             (index in `tasks`, result) in order of completion. A result is an EdgekitError where the task raised one.
 
         Raises:
-            ConversionError: a process ended, for example because the system is short of memory.
+            ConversionError: a process ended.
         """
+        killed = processes_killed_for_memory()
         calls = [joblib.delayed(_run)(work, index, self._task_context, task) for index, task in enumerate(tasks)]
         self._wait_for_start()
         results = self._started()(calls)
@@ -162,10 +164,7 @@ class TaskPool:
                 self._seconds.setdefault(kind, []).append(seconds)
                 yield index, result
         except BrokenProcessPool as error:
-            raise ConversionError(
-                f"a process that worked on {kind} ended without an error message; the system may be short of memory",
-                advice="Close other programs, or convert with joblib.parallel_config(n_jobs=1).",
-            ) from error
+            raise _ended(kind, error, killed) from error
         finally:
             if isinstance(results, Generator):
                 with warnings.catch_warnings():
@@ -207,6 +206,21 @@ class TaskPool:
             )
             self._parallel = parallel.__enter__()
         return self._parallel
+
+
+def _ended(kind: str, error: BaseException, killed_before: int) -> ConversionError:
+    """The error for a process that ended. It blames memory only where the system killed for it."""
+    if processes_killed_for_memory() > killed_before:
+        return ConversionError(
+            f"the system ran out of memory and killed a process that worked on {kind}",
+            advice="Close other programs, or convert with joblib.parallel_config(n_jobs=1).",
+        )
+    signals = sorted(set(re.findall(r"SIG[A-Z]+", str(error))))
+    return ConversionError(
+        f"a process that worked on {kind} ended without an error of its own"
+        + (f": signal {', '.join(signals)}" if signals else ""),
+        advice="Convert with joblib.parallel_config(n_jobs=1) to see which candidate ends it.",
+    )
 
 
 def _run(work: Callable[..., Any], index: int, task_context: TaskContext, arguments: Any) -> tuple[int, float, Any]:

@@ -5,6 +5,7 @@ Code that reads a model file, lowers a graph or chooses a candidate does not bel
 
 from __future__ import annotations
 
+from converters.passes.bound_masks import BoundMasks
 from converters.passes.channels.dead_channels import RemoveDeadChannels
 from converters.passes.contract import GraphPass, PassResult, run_pass
 from converters.passes.fold_batch_norm import FoldBatchNorm
@@ -15,6 +16,7 @@ from converters.passes.simplify import Simplify
 CANONICAL_PASSES: tuple[GraphPass, ...] = (
     Simplify(),
     PlainResize(),
+    BoundMasks(),
     RestoreRecurrent(),
     FoldBatchNorm(),
     RemoveDeadChannels(),
@@ -22,6 +24,7 @@ CANONICAL_PASSES: tuple[GraphPass, ...] = (
 
 __all__ = [
     "CANONICAL_PASSES",
+    "BoundMasks",
     "FoldBatchNorm",
     "GraphPass",
     "PassResult",

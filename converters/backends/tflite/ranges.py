@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from converters.calibration.calibrate import histogram_of
 from converters.calibration.histogram import Histogram
+from converters.first_runs import open_keeping_tensors
 from edgekit.tensors import Array
 
 CLOSE = 1e-4  # share of the largest value by which float sums in another order may differ
@@ -74,12 +74,7 @@ def _measured(path: Path, rows: Sequence[Mapping[str, Array]], names: Sequence[s
 
 def _values(path: Path, rows: Sequence[Mapping[str, Array]], names: Collection[str]) -> Iterator[dict[str, Array]]:
     """The values of each tensor, row by row."""
-    interpreter = Interpreter(
-        model_path=str(path),
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
+    interpreter = open_keeping_tensors(path)
     indices = {
         detail["name"]: detail["index"] for detail in interpreter.get_tensor_details() if detail["name"] in names
     }

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from converters.calibration.masks import Step, masked, normalizing
 from converters.graph.graph import Graph, attributes, label
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
@@ -78,6 +79,24 @@ def splits_of_fixed_scale(data: bytes) -> list[str]:
         for operator in graph.operators
         if operator_name(model, operator) == "SPLIT" and makers.get(operator.inputs[1]) in FIXED_SCALES
     ]
+
+
+def float_scopes(data: bytes) -> list[str]:
+    """Scopes of the operators of masks and normalizations, which lose too much in 8 bits. See `calibration.masks`."""
+    model = parse_tflite(data)
+    graph = model.subgraphs[0]
+    steps = [
+        Step(operator_name(model, operator), tuple(map(str, operator.inputs)), tuple(map(str, operator.outputs)))
+        for operator in graph.operators
+    ]
+    limits = {}
+    for index, tensor in enumerate(graph.tensors):
+        values = buffer_content(model.buffers[tensor.buffer], data) if TYPES[tensor.type] == "float32" else b""
+        if values:
+            content = np.frombuffer(values, np.float32)
+            limits[str(index)] = float(content.min()), float(content.max())
+    found = masked(steps, limits) | normalizing(steps, limits)
+    return [_scope(graph, graph.operators[index]) for index in sorted(found)]
 
 
 def weighted_ops(data: bytes) -> list[WeightedOp]:

@@ -1,13 +1,12 @@
 """Strips a .tflite file: removes parts that the runtime does not read, and stores equal parts once.
 
 Names of tensors, metadata, empty quantization records and repeated vectors are a quarter of a small quantized file. The
-answers stay equal bit by bit; `require_equal` checks this. Stripping is the last step, because quantizers find layers
-by the names of tensors.
+answers stay equal bit by bit; the first run of the file checks this. Stripping is the last step, because quantizers
+find layers by the names of tensors.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
@@ -15,12 +14,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends.tflite.reader import IDENTIFIER, buffer_content, parse_tflite
-from edgekit.errors import ParityError
-from edgekit.runtimes.litert import LiteRTRuntime
-from edgekit.tensors import Array, TensorSpec
+from edgekit.tensors import Array
 
 ALIGNMENT = 16  # bytes, required by the schema for weights; the Python writer does not set it
-TRIALS, SEED = 3, 7
 
 
 def strip(data: bytes) -> bytes:
@@ -52,35 +48,6 @@ def packed(model: Any, size: int) -> bytes:
     builder = _SharingBuilder(size)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
-
-
-def require_equal(before: Path, after: Path) -> None:
-    """Run both files on the same seeded inputs.
-
-    Raises:
-        ParityError: a bit of an answer differs.
-    """
-    first, second = LiteRTRuntime(before), LiteRTRuntime(after)
-    try:
-        rng = np.random.default_rng(SEED)
-        for _ in range(TRIALS):
-            inputs = {spec.name: _noise(spec, rng) for spec in first.inputs}
-            expected, answers = first.run(inputs), second.run(inputs)
-            for name, value in expected.items():
-                if value.tobytes() != answers[name].tobytes():
-                    raise ParityError(f"step strip changed output {name} of {before.name}, expected equal bits")
-    finally:
-        first.close()
-        second.close()
-
-
-def _noise(spec: TensorSpec, rng: Any) -> Array:
-    shape, dtype = [size or 1 for size in spec.shape], spec.dtype.numpy
-    if dtype.kind == "f":
-        return np.asarray(rng.normal(0, 1, shape), dtype=dtype)
-    least = np.iinfo(dtype).min if dtype.itemsize == 1 else 0
-    most = np.iinfo(dtype).max if dtype.itemsize == 1 else 1
-    return np.asarray(rng.integers(least, most, shape, endpoint=True), dtype=dtype)
 
 
 def _strip_tensor(tensor: Any, *, keep_name: bool) -> None:

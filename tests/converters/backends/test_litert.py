@@ -10,11 +10,11 @@ from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite.facts import pieces_of
 from converters.backends.tflite.ranges import tensor_histograms
 from converters.backends.tflite.reader import match_layers, operators_of, parse_tflite, weighted_ops
-from converters.backends.tflite.strip import require_equal
 from converters.calibration.histogram import Histogram
 from converters.calibration.range_rules import read_range
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
+from converters.first_runs import require_equal
 from converters.framework_process import TensorFlowProcess
 from converters.passes.weights import with_constants
 from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe

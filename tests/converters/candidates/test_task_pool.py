@@ -139,7 +139,7 @@ def test_work_of_other_processes(task_context, capfd):
         assert len(workers) == 2
         assert os.getpid() not in workers
         [(_, complaint)] = pool.run_remote("tasks", complain, [()])
-        with pytest.raises(ConversionError, match="ended without an error message") as caught:
+        with pytest.raises(ConversionError, match="ended without an error of its own") as caught:
             list(pool.run_remote("tasks", die, [(), ()]))
     assert all(mapped for mapped, _, _ in found)
     assert len({copy for _, copy, _ in found}) <= 2

@@ -4,8 +4,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends.context import ConversionContext
 from converters.backends.litert import LiteRTBackend
-from converters.backends.tflite.strip import require_equal, strip
+from converters.backends.tflite.strip import strip
 from converters.data.samples import Samples
+from converters.first_runs import require_equal
 from converters.frontends.onnx import canonical
 from edgekit.bundle.recipe import PRESETS
 from edgekit.errors import ConversionError, ParityError

@@ -1,0 +1,63 @@
+"""First runs of artifacts: a runtime that ends its process costs one candidate."""
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from onnx import helper
+
+from converters import trials
+from converters.backends.tflite.strip import packed
+from edgekit.errors import ConversionError, RuntimeLoadError
+from tests.simulators import models
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ended():
+    """End the processes of the trials."""
+    yield
+    trials.close()
+
+
+def addition(scale):
+    """A .tflite that adds two 8-bit inputs; LiteRT aborts the process where the scale of one is huge."""
+    tensors = []
+    for name, step in (("x", 0.02), ("z", scale), ("y", scale)):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, [1, 4], schema.TensorType.INT8, 0
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale, tensor.quantization.zeroPoint = [step], [0]
+        tensors.append(tensor)
+    operator, graph, model, code = schema.OperatorT(), schema.SubGraphT(), schema.ModelT(), schema.OperatorCodeT()
+    operator.inputs, operator.outputs = [0, 1], [2]
+    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [operator], [0, 1], [2]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.ADD
+    model.version, model.subgraphs, model.operatorCodes, model.buffers = 3, [graph], [code], [schema.BufferT()]
+    return packed(model, 1024)
+
+
+def test_a_file_that_aborts_the_runtime_is_an_error_that_names_it_and_the_signal(tmp_path):
+    """The message names the candidate, the runtime and the signal, not memory; the next trial works."""
+    bad, good = tmp_path / "bad.tflite", tmp_path / "good.tflite"
+    bad.write_bytes(addition(1e36))
+    good.write_bytes(addition(0.1))
+    trials.try_litert("candidate int8", good)
+    with pytest.raises(ConversionError) as caught:
+        trials.try_litert("candidate int8", bad)
+    assert "LiteRT" in str(caught.value)
+    assert "candidate int8" in str(caught.value)
+    assert "SIGABRT" in str(caught.value)
+    assert "memory" not in f"{caught.value} {caught.value.advice}"
+    trials.try_litert("candidate int8", good, like=good)
+
+
+def test_errors_of_a_runtime_keep_their_type(tmp_path):
+    """A file or a model that a runtime refuses is a RuntimeLoadError; a good model passes."""
+    path = tmp_path / "empty.tflite"
+    path.write_bytes(b"no model")
+    with pytest.raises(RuntimeLoadError):
+        trials.try_litert("candidate int8", path)
+    model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 3]}, {"y": ["batch", 3]})
+    trials.try_onnx("candidate int8", model.SerializeToString())
+    with pytest.raises(RuntimeLoadError):
+        trials.try_onnx("candidate int8", np.zeros(8, np.uint8).tobytes())
