@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
 from converters.backends.layers import layers_of, require_layers
+from converters.backends.onnx_weights import integer_tables
 from converters.calibration.calibrate import Calibration, calibrate, tensor_values
 from converters.cost.overhead import Overhead
 from converters.data.random_inputs import random_samples
@@ -27,7 +28,7 @@ from converters.passes.simplify import Simplify
 from converters.passes.split_heads import Head, SplitHeads, join
 from converters.quality import parity
 from converters.quality.noise import measure_noise
-from edgekit.bundle.recipe import PRUNED, STATIC, UNPRUNED, Recipe
+from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, UNPRUNED, WEIGHTS, Recipe
 from edgekit.errors import CalibrationError, ConversionError
 from edgekit.tensors import Array
 
@@ -246,12 +247,15 @@ class ConversionContext:
     def split_heads(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
         """`graph` (prepared, batch 1) with its joined outputs split for static int8, and the outputs that were split.
 
+        For other kinds of int8, tables of embeddings become integers instead: the quantizer would leave them float.
         Files of the direct route come from the source model; their outputs are not split.
 
         Raises:
             CalibrationError: the recipe needs samples and there are none.
             ParityError: splitting changed the answers.
         """
+        if recipe.precision in (DYNAMIC, WEIGHTS) and not recipe.direct:
+            return integer_tables(graph), ()
         if recipe.precision != STATIC or recipe.direct:
             return graph, ()
         step = SplitHeads(self.calibration_of(recipe, self.fixed).ranges())

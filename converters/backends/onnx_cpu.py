@@ -11,7 +11,7 @@ from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
-from converters.backends.onnx_weights import integer_weights
+from converters.backends.onnx_weights import integer_tables, integer_weights
 from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
 from converters.calibration.masks import masking_nodes
 from converters.graph.graph import Graph, label
@@ -33,6 +33,7 @@ QUANTIZED_OPERATORS = [
     "Squeeze",
     "Transpose",
 ]
+FLOAT_RESULTS = ["Gemm", "MatMul"]  # kernels that give float sums to float readers; others read them in 8 bits
 DYNAMIC_OPERATORS = ["Gemm", "LSTM", "MatMul"]  # operators with kernels that quantize their inputs at run time
 
 
@@ -71,6 +72,7 @@ class OnnxCpuBackend:
         graph = named(self._context.prepared(recipe, self._graph))
         if not recipe.quantized:
             return artifact_of(self._graph, graph.model, recipe)
+        graph = integer_tables(graph)
         packed = integer_weights(graph, recipe.int4_layers, bits=4)
         excluded = {*recipe.float_layers, *recipe.int4_layers}
         if recipe.precision == STATIC:
@@ -89,7 +91,14 @@ class OnnxCpuBackend:
         joins = apart(graph, calibration.ranges())
         packed, ranges = with_copies(packed, joins, calibration.ranges(recipe.ranges))
         excluded = excluded | unfit(graph) | joins | masking_nodes(graph)
-        model = qdq(packed, ranges, recipe, excluded=excluded, operators=QUANTIZED_OPERATORS, options={})
+        model = qdq(
+            packed,
+            ranges,
+            recipe,
+            excluded=excluded,
+            operators=QUANTIZED_OPERATORS,
+            options={"OpTypesToExcludeOutputQuantization": FLOAT_RESULTS},
+        )
         return artifact_of(self._graph, model, recipe, calibration=self._context.calibration_bytes(recipe, self._graph))
 
 
@@ -97,19 +106,24 @@ def unfit(graph: Graph) -> set[str]:
     """Labels of nodes that must stay float in a QDQ graph.
 
     Operators that scale and shift by constants (parts of a layer normalization or Gelu) lose precision in 8 bits and
-    get no faster, except the bias after a MatMul. The same holds for variances: squares, and sums that go into roots.
+    get no faster, except the bias after a MatMul. The same holds for variances: squares, and sums that go into roots;
+    and for sums and products that only float operators read, such as residuals before a layer normalization.
     """
     makers = {name: node for node in graph.nodes for name in node.output}
-    labels = set()
-    for node in graph.nodes:
+    results = {spec.name for spec in graph.outputs}
+    labels: set[str] = set()
+    for node in reversed(graph.nodes):
         if node.op_type not in ("Add", "Mul"):
             continue
         constants = [name for name in node.input if name in graph.constants]
         producers = [makers[name].op_type for name in node.input if name in makers and name not in constants]
         bias = node.op_type == "Add" and producers == ["MatMul"]
         square = len(set(node.input)) == 1
-        rooted = any(reader.op_type in ("Sqrt", "Pow") for reader in graph.consumers(node.output[0]))
-        if (constants and not bias) or square or rooted:
+        readers = graph.consumers(node.output[0])
+        rooted = any(reader.op_type in ("Sqrt", "Pow") for reader in readers)
+        quantized = [one for one in readers if one.op_type in QUANTIZED_OPERATORS and label(one) not in labels]
+        ends = not quantized and node.output[0] not in results
+        if (constants and not bias) or square or rooted or ends:
             labels.add(label(node))
     return labels
 

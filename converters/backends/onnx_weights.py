@@ -10,10 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.backends.layers import output_axis, raise_opset, weight_names
-from converters.graph.graph import Graph, label
+from converters.graph.graph import Graph, attributes, label
 from edgekit.tensors import Array
 
 FOUR_BIT_OPSET = 21  # the first operator set with INT4
+LEAST_TABLE = 4096  # values of a table that is worth two more operators
 LEVELS_BY_BITS = {8: 127, 4: 7}
 
 
@@ -44,6 +45,46 @@ def integer_weights(graph: Graph, layers: Collection[str], *, bits: int, per_cha
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     _drop_unread(model, written)
+    return Graph(model)
+
+
+def integer_tables(graph: Graph) -> Graph:
+    """`graph` with tables of embeddings as symmetric 8-bit integers, with one scale for each row.
+
+    Rows are read as integers and multiplied afterwards, so a run converts only the rows that it reads.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes: list[Any] = []
+    tables: dict[str, str] = {}
+    for node in model.graph.node:
+        name = node.input[0] if node.op_type == "Gather" and not attributes(node).get("axis") else ""
+        table = graph.constants.get(name)
+        if table is None or table.ndim != 2 or table.dtype != np.float32 or table.size < LEAST_TABLE:
+            nodes.append(node)
+            continue
+        if name not in tables:
+            tables[name] = f"table{len(tables)}"
+            largest = np.abs(table.astype(np.float64)).max(axis=1, keepdims=True)
+            scale = (np.where(largest == 0, 1.0, largest) / LEVELS_BY_BITS[8]).astype(np.float32)
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.rint(table / scale).astype(np.int8), f"{tables[name]}.q")
+            )
+            model.graph.initializer.append(numpy_helper.from_array(scale, f"{tables[name]}.s"))
+        made, own = node.output[0], label(node)
+        rows = [f"{made}.rows", f"{made}.float", f"{made}.scales"]
+        nodes += [
+            helper.make_node("Gather", [f"{tables[name]}.q", node.input[1]], [rows[0]], name=own),
+            helper.make_node("Cast", [rows[0]], [rows[1]], name=f"{own}.cast", to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{tables[name]}.s", node.input[1]], [rows[2]], name=f"{own}.scales"),
+            helper.make_node("Mul", [rows[1], rows[2]], [made], name=f"{own}.scale"),
+        ]
+    if not tables:
+        return graph
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unread(model, tables)
     return Graph(model)
 
 
