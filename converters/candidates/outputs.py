@@ -14,7 +14,7 @@ from edgekit.errors import DataError, SettingsError
 
 
 class OutputOptions(msgspec.Struct, frozen=True):
-    """What the user says about outputs.
+    """Choices of the user about outputs.
 
     Attributes:
         metric: Metric of the decision output; None for the default.

@@ -1,4 +1,4 @@
-"""What selection knows: the budget, the measurements of one candidate, and which of them are beyond the budget."""
+"""The values that selection works with: the budget, the measurements of one candidate, and which of them are beyond the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report says of each output, of the worst class, and of the noise of the model."""
+"""The parts of a report on each output and on the worst class."""
 
 from __future__ import annotations
 

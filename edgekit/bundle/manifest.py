@@ -105,7 +105,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class OutputQuality(msgspec.Struct, frozen=True):
-    """What was proven of one output.
+    """The proof of one output.
 
     Attributes:
         output: Logical output name.
