@@ -1,12 +1,15 @@
-"""Fold constants and drop nodes without effect, with onnxslim."""
+"""Fold constants and drop nodes without effect, with onnxslim; drop identities only where onnxslim fails."""
 
 from __future__ import annotations
+
+import logging
 
 import onnx
 import onnxslim
 
 from converters.graph.graph import Graph
-from edgekit.errors import ConversionError
+
+_log = logging.getLogger(__name__)
 
 
 class Simplify:
@@ -19,21 +22,51 @@ class Simplify:
         return True
 
     def run(self, graph: Graph) -> Graph:
-        """The smaller graph.
-
-        Raises:
-            ConversionError: onnxslim failed; the message names its error.
-        """
+        """The smaller graph; without identities only, where onnxslim fails or loses an input or output."""
         copy = onnx.ModelProto()
         copy.CopyFrom(graph.model)
         try:
             slim = onnxslim.slim(copy)
-        except Exception as error:  # onnxslim raises bare Exceptions; the conversion stops
-            raise ConversionError(f"pass {self.name} failed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # onnxslim raises bare Exceptions, for rare graphs; they need no simpler form
+            _log.info("onnxslim cannot simplify this graph: %s: %s", type(error).__name__, error)
+            return without_identities(graph)
         del slim.graph.value_info[:]  # shapes are inferred on demand; in a file they only take space
-        return Graph(slim)
+        found = Graph(slim)
+        if (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
+            _log.info("onnxslim changes the interface of this graph, so its form is not used")
+            return without_identities(graph)
+        return found
 
     def holds(self, graph: Graph) -> bool:
         """No Identity remains, except those that make an output."""
         results = {value.name for value in graph.model.graph.output}
         return not any(node.op_type == "Identity" and node.output[0] not in results for node in graph.nodes)
+
+
+def without_identities(graph: Graph) -> Graph:
+    """A copy without Identity nodes, except those that make an output, and without stored shapes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.value_info[:]
+    results = {value.name for value in model.graph.output}
+    origin: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:  # in order of execution, so the source of a copy is known before the copy
+        if node.op_type == "Identity" and node.output[0] not in results:
+            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
+        else:
+            kept.append(node)
+    for node in kept:
+        _read_from(node, origin)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return Graph(model)
+
+
+def _read_from(node: onnx.NodeProto, origin: dict[str, str]) -> None:
+    """Replace the names that `node`, and its branches or loops, read."""
+    for index, name in enumerate(node.input):
+        node.input[index] = origin.get(name, name)
+    for attribute in node.attribute:
+        for inner in attribute.g.node if attribute.type == onnx.AttributeProto.GRAPH else ():
+            _read_from(inner, origin)

@@ -1,4 +1,4 @@
-"""The values that selection works with: the budget, the measurements of one candidate, and which of them are beyond the budget."""
+"""The values of the selection: the budget, the measurements of one candidate, and its excess over the budget."""
 
 from __future__ import annotations
 
