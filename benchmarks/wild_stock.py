@@ -175,9 +175,12 @@ def _from_onnx(wild: Wild, source: Path, folder: Path, judge: _Judge) -> None:
     if reason:
         judge.file("onnx2tf", lambda: _missing(reason))
         return
+    # It downloads images for its own checks where they are not in the working folder; others serve as well.
+    images = np.random.default_rng(0).uniform(0, 1, (20, 128, 128, 3)).astype(np.float32)
+    np.save(folder / "calibration_image_sample_data_20x128x128x3_float32.npy", images)
     command = [str(peers.python_of("onnx2tf")), "-m", "onnx2tf", "-i", str(source), "-o", str(folder / "tf"), "-n"]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(command, capture_output=True, timeout=ONNX2TF_SECONDS)
+        subprocess.run(command, cwd=folder, capture_output=True, timeout=ONNX2TF_SECONDS)
     for kind in ("float32", "float16"):
         judge.file(f"onnx2tf {kind}", lambda kind=kind: folder / "tf" / f"{source.stem}_{kind}.tflite")
 
