@@ -323,10 +323,9 @@ class InferenceService:
                     "memory_bytes": memory_bytes,
                     "waiting": waiting,
                     "loaded": float(session is not None),
+                    "streams": len(session.streams) if session and session.streams is not None else 0,
                     "restarts": restarts,
                 }
-                if session is not None and session.streams is not None:
-                    values[name]["streams"] = len(session.streams)
         return values
 
     def _session(self, model: str) -> Session | None:
