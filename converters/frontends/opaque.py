@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.backends.tflite.reader import operator_name, parse_tflite
+from converters.backends.tflite.reader import TYPES, buffer_content, operator_name, parse_tflite
 from converters.graph.graph import Graph
 from converters.graph.opaque import Opaque, opaque_model
 from converters.graph.stated import Stated
@@ -78,8 +78,8 @@ def _renamed(specs: Sequence[TensorSpec], side: str, names: Sequence[str]) -> li
     return [TensorSpec(name, spec.dtype, spec.shape) for name, spec in zip(names, found, strict=True)]
 
 
-def _facts(data: bytes, outputs: Sequence[str]) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Counts of operators, multiply-adds, and the outputs that a SOFTMAX makes."""
+def _facts(data: bytes, outputs: Sequence[str]) -> tuple[dict[str, int], int, int, tuple[str, ...]]:
+    """Counts of operators, multiply-adds, parameters, and the outputs that a SOFTMAX makes."""
     model = parse_tflite(data)
     counts = Counter(operator_name(model, op) for graph in model.subgraphs for op in graph.operators)
     main = model.subgraphs[0]
@@ -87,7 +87,11 @@ def _facts(data: bytes, outputs: Sequence[str]) -> tuple[dict[str, int], int, tu
     entries = {entry.name.decode(): int(entry.tensorIndex) for entry in model.signatureDefs[0].outputs}
     soft = tuple(name for index, name in enumerate(outputs) if makers.get(entries[f"output_{index}"]) == "SOFTMAX")
     macs = sum(_macs(operator_name(model, op), main, op) for op in main.operators)
-    return dict(counts.most_common()), macs, soft
+    floats = {
+        int(tensor.buffer) for graph in model.subgraphs for tensor in graph.tensors if TYPES[tensor.type] == "float32"
+    }
+    parameters = sum(len(buffer_content(model.buffers[index], data)) // 4 for index in floats)
+    return dict(counts.most_common()), macs, parameters, soft
 
 
 def _macs(kind: str, graph: Any, op: Any) -> int:

@@ -41,14 +41,25 @@ def settled_tflite(path: Path, stated: Stated) -> bytes:
         raise
     except Exception as error:  # the generated parser raises errors of any type on damaged files
         raise ModelFormatError(f"{path} is damaged or truncated", advice="Copy or convert it again.") from error
+    changed = _name_tensors(model)
     _require_float(path, model)
     _refuse_operators(path, model)
     _own_buffers(model, data)
-    changed = _widen_halves(model, data)
+    changed |= _widen_halves(model, data)
     if _is_free(model):
         _fix_sizes(path, model, data, stated)
         changed = True
     return packed(model, len(data)) if changed else data
+
+
+def _name_tensors(model: Any) -> bool:
+    """Name tensors of stripped files, for messages and quantizers. True if one had no name."""
+    changed = False
+    for graph in model.subgraphs:
+        for index, tensor in enumerate(graph.tensors):
+            if not tensor.name:
+                tensor.name, changed = f"tensor_{index}".encode(), True
+    return changed
 
 
 def _require_float(path: Path, model: Any) -> None:

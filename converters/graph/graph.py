@@ -139,6 +139,8 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Number of trained values: elements of all floating-point constants."""
+        if self.opaque is not None:
+            return self.opaque.parameters
         return sum(value.size for value in self.constants.values() if value.dtype.kind == "f")
 
     def to_bytes(self) -> bytes:

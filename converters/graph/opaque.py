@@ -31,6 +31,7 @@ class Opaque(msgspec.Struct, frozen=True):
         layer: Its layer.
         operators: How often each operator of LiteRT occurs.
         macs: Multiply-adds of one row.
+        parameters: Elements of all floating-point constants.
         probabilities: Outputs that a SOFTMAX makes.
     """
 
@@ -39,6 +40,7 @@ class Opaque(msgspec.Struct, frozen=True):
     layer: str
     operators: dict[str, int]
     macs: int
+    parameters: int
     probabilities: tuple[str, ...] = ()
 
 

@@ -97,14 +97,15 @@ def rows(*shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "operator"),
-    [("spectrum", {"wave": rows(3, 16)}, "RFFT2D"), ("loop", {"x": rows(3, 4)}, "WHILE")],
+    ("name", "given", "operator", "parameters"),
+    [("spectrum", {"wave": rows(3, 16)}, "RFFT2D", 27), ("loop", {"x": rows(3, 4)}, "WHILE", 18)],
 )
-def test_operators_that_cannot_be_read_keep_the_file(name, given, operator, folder, child):
+def test_operators_that_cannot_be_read_keep_the_file(name, given, operator, parameters, folder, child):
     """The graph hides the operators, names the first one without ONNX form, and answers as the file does."""
     source = load_model(folder / f"{name}.tflite", child)
     assert source.graph.opaque.operator == operator
     assert operator in source.graph.operators
+    assert source.graph.parameters == parameters
     expected = source.answers(given)
     for graph in (source.graph, pickle.loads(pickle.dumps(source.graph))):
         for output, value in graph.run(given).items():
