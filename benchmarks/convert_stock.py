@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf2onnx
-from ai_edge_quantizer import quantizer, recipe
+from litert_quantizer import quantizer, recipe
 from onnxruntime import quantization
 
 from converters.frontends.legacy import frozen_saved_model
@@ -101,7 +101,7 @@ def _litert(saved: str, rows: Any, folder: Path, seconds: dict[str, float]) -> N
 
 def _presets(float_file: Path, rows: Any, folder: Path, seconds: dict[str, float]) -> None:
     for preset in PRESETS:
-        name = f"ai-edge-quantizer {preset}.tflite"
+        name = f"litert-quantizer {preset}.tflite"
         with _timed(seconds, name):
             tool = quantizer.Quantizer(str(float_file), getattr(recipe, preset)())
             samples = {"serving_default": [{"x": row[None]} for row in rows]}

@@ -7,7 +7,6 @@ TFLiteConverter, litert-quantizer, ONNX Runtime's quantization, and onnx2tf wher
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -119,8 +118,7 @@ def _converted(folder: Path, kind: str, rows: Callable[[], Iterator[dict[str, An
 
 
 def _presets(source: Path, rows: Callable[[], Iterator[dict[str, Any]]], judge: _Judge) -> None:
-    package = "litert_quantizer" if importlib.util.find_spec("litert_quantizer") else "ai_edge_quantizer"
-    quantizer, recipe = (importlib.import_module(f"{package}.{part}") for part in ("quantizer", "recipe"))
+    from litert_quantizer import quantizer, recipe
 
     def quantized(preset: str) -> Path:
         tool = quantizer.Quantizer(str(source), getattr(recipe, preset)())
@@ -130,7 +128,7 @@ def _presets(source: Path, rows: Callable[[], Iterator[dict[str, Any]]], judge: 
         return path
 
     for preset in PRESETS if source.exists() else ():
-        judge.file(f"{package.replace('_', '-')} {preset}", lambda preset=preset: quantized(preset))
+        judge.file(f"litert-quantizer {preset}", lambda preset=preset: quantized(preset))
 
 
 def _tf2onnx(call: Any, specs: list[Any], folder: Path, judge: _Judge) -> None:

@@ -62,7 +62,7 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.versions import versions_of
 
 MACS_PER_SECOND = 5e9  # of a search, on one core; measured with `search_macs` on a network of 700,000 parameters
-TOOL_PACKAGES = ("edgekit", "ai-edge-litert", "ai-edge-quantizer", "keras", "numpy", "onnx", "onnxruntime", "onnxslim")
+TOOL_PACKAGES = ("edgekit", "ai-edge-litert", "litert-quantizer", "keras", "numpy", "onnx", "onnxruntime", "onnxslim")
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf2onnx")
 
 

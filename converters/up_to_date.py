@@ -29,7 +29,7 @@ READ_BYTES = 1 << 20
 RECORD = ("written bundles",)  # the key in the cache scope
 # The versions of these packages are part of the inputs.
 ORIGIN_PACKAGES = (
-    "ai-edge-litert", "ai-edge-quantizer", "edgekit", "flatbuffers", "jinja2", "keras", "msgspec", "numpy", "onnx",
+    "ai-edge-litert", "litert-quantizer", "edgekit", "flatbuffers", "jinja2", "keras", "msgspec", "numpy", "onnx",
     "onnxruntime", "onnxscript", "onnxslim", "pillow", "scipy", "tensorflow", "tensorflow-cpu", "tf2onnx",
     "tflite-runtime", "torch",
 )  # fmt: skip

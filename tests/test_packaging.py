@@ -22,7 +22,7 @@ from tests.release import check
 ROOT = Path(__file__).parent.parent
 WORKSTATION_ONLY = {
     "tensorflow", "tensorflow-cpu", "keras", "torch", "sqlalchemy", "alembic", "scikit-learn", "onnx", "scipy",
-    "obstore", "amqtt", "jinja2", "ai-edge-quantizer", "tf2onnx", "fastapi", "starlette", "grpcio", "pydantic",
+    "obstore", "amqtt", "jinja2", "litert-quantizer", "tf2onnx", "fastapi", "starlette", "grpcio", "pydantic",
 }  # fmt: skip
 MODULES = {
     "sqlalchemy", "alembic", "tensorflow", "keras", "torch", "sklearn", "onnx", "scipy", "obstore", "converters",

@@ -1,4 +1,4 @@
-"""LiteRT artifacts: a graph is lowered to a float .tflite once; ai-edge-quantizer makes float16 and int8 files of it.
+"""LiteRT artifacts: a graph is lowered to a float .tflite once; litert-quantizer makes float16 and int8 files of it.
 
 Static int8 files have int8 inputs and outputs, and the bindings hold their scales. So clients see a float interface,
 and the graph has no float operators at either end.
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from ai_edge_quantizer import quantizer as aeq
-from ai_edge_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
+from litert_quantizer import quantizer as litert_quantizer
+from litert_quantizer.recipe import AlgorithmName, QuantGranularity, TFLOperationName
 
 from converters.backends.accelerators import Accelerator, compile_for, require_fit
 from converters.backends.bindings import bound, input_bindings, output_spec
@@ -105,12 +105,12 @@ class LiteRTBackend:
         return msgspec.structs.replace(artifact, compiled=compiled.data, notes=notes)
 
     def _float16(self, path: Path) -> bytes:
-        quantizer = aeq.Quantizer(str(path))
+        quantizer = litert_quantizer.Quantizer(str(path))
         _keep_float(quantizer, ALL, "float16")
         return self._quantized(quantizer, None)
 
     def _integers(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> bytes:
-        quantizer = aeq.Quantizer(str(lowered.path))
+        quantizer = litert_quantizer.Quantizer(str(lowered.path))
         _add_rule(quantizer, recipe, ALL, 8)
         if recipe.precision == DYNAMIC:  # XNNPACK has no dynamic depthwise convolution: each would split the graph
             quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
@@ -272,7 +272,7 @@ def _add_rule(quantizer: Any, recipe: Recipe, scope: str, bits: int) -> None:
 def _float_dtype(op: WeightedOp, quantized: Collection[bytes]) -> str:
     """The type of the weights of a float layer: float16, which XNNPACK unpacks, where it is precise enough.
 
-    Weights that are also in `quantized` stay float32, because ai-edge-quantizer fails on shared weights.
+    Weights that are also in `quantized` stay float32, because litert-quantizer fails on shared weights.
     """
     values = np.frombuffer(op.content, np.float32)
     with np.errstate(over="ignore"):
@@ -314,7 +314,7 @@ def _quantizing() -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ConversionError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
+            raise ConversionError(f"litert-quantizer failed: {type(error).__name__}: {error}") from error
 
 
 class _Bindings(NamedTuple):

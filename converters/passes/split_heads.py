@@ -6,7 +6,7 @@ values (Transpose, Reshape and similar) are applied to each part. If the levels 
 and scores, are joined along another axis, the pass joins boxes with boxes and scores with scores.
 
 A Concat with other readers stays. Otherwise a part would be both an output and the input of a Concat with another
-scale, and ai-edge-quantizer writes a file for it that does not run.
+scale, and litert-quantizer writes a file for it that does not run.
 """
 
 from __future__ import annotations

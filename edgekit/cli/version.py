@@ -13,7 +13,7 @@ from edgekit import __version__
 # All packages that edgekit or one of its extras requires, the runtimes first.
 REPORTED_PACKAGES = (
     "ai-edge-litert", "tflite-runtime", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu", "keras",
-    "torch", "onnx", "onnxscript", "onnxslim", "tf2onnx", "ai-edge-quantizer", "numpy", "scipy", "scikit-learn",
+    "torch", "onnx", "onnxscript", "onnxslim", "tf2onnx", "litert-quantizer", "numpy", "scipy", "scikit-learn",
     "paho-mqtt", "amqtt", "httptools", "grpcio", "protobuf", "tuf", "securesystemslib", "cryptography", "obstore",
     "zstandard", "sqlalchemy", "alembic", "psycopg", "pillow", "click", "msgspec", "jinja2", "joblib", "flatbuffers",
     "threadpoolctl", "tomli",

@@ -37,7 +37,7 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 def wider_weights(before: bytes, after: bytes) -> Ranges:
-    """Ranges of weights whose biases saturate, in ai-edge-quantizer's form; empty where no bias saturates.
+    """Ranges of weights whose biases saturate, in litert-quantizer's form; empty where no bias saturates.
 
     Args:
         before: The float .tflite.

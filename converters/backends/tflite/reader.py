@@ -27,7 +27,7 @@ class WeightedOp(msgspec.Struct, frozen=True):
 
     Attributes:
         operator: TensorFlow Lite operator.
-        scope: Names of its outputs, each with a semicolon at the end, as the rules of ai-edge-quantizer match them.
+        scope: Names of its outputs, each with a semicolon at the end, as the rules of litert-quantizer match them.
         dtype: Type of its weights: ``float32``, ``int8``, ``int4`` ...
         content: Bytes of its weights in the file.
     """
@@ -70,7 +70,7 @@ def activations(data: bytes) -> dict[str, int]:
 
 
 def splits_of_fixed_scale(data: bytes) -> list[str]:
-    """Scopes of SPLITs whose input has a fixed 8-bit scale, as of a sigmoid; ai-edge-quantizer fails on their parts."""
+    """Scopes of SPLITs whose input has a fixed 8-bit scale, as of a sigmoid; litert-quantizer fails on their parts."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     makers = {index: operator_name(model, operator) for operator in graph.operators for index in operator.outputs}

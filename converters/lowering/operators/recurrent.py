@@ -1,6 +1,6 @@
 """Recurrent layers, unrolled: one dense layer computes the input's part of all steps, and one per step the state's.
 
-LiteRT's own LSTM operator cannot be quantized by ai-edge-quantizer and is not supported by delegates. LiteRT has no GRU
+LiteRT's own LSTM operator cannot be quantized by litert-quantizer and is not supported by delegates. LiteRT has no GRU
 operator.
 """
 
