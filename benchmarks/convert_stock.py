@@ -20,7 +20,7 @@ import tf2onnx
 from litert_quantizer import quantizer, recipe
 from onnxruntime import quantization
 
-from converters.frontends.legacy import frozen_saved_model
+from converters.frontends.tensorflow.legacy import frozen_saved_model
 
 CALIBRATION_ROWS = 100
 OPSET = 17

@@ -29,14 +29,14 @@ from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # The functions that a child can run. Other names are refused.
 FUNCTIONS = {
-    "export_source": "converters.frontends.tensorflow_side:export_source",
-    "described": "converters.frontends.tensorflow_side:described",
-    "direct": "converters.frontends.tensorflow_direct:direct",
-    "answers": "converters.frontends.tensorflow_side:answers",
+    "export_source": "converters.frontends.tensorflow.side:export_source",
+    "described": "converters.frontends.tensorflow.side:described",
+    "direct": "converters.frontends.tensorflow.direct:direct",
+    "answers": "converters.frontends.tensorflow.side:answers",
     "lower": "converters.lowering.tflite:lower",
-    "export_program": "converters.frontends.torch_side:export_program",
-    "program_is_loaded": "converters.frontends.torch_side:program_is_loaded",
-    "program_answers": "converters.frontends.torch_side:program_answers",
+    "export_program": "converters.frontends.torch.side:export_program",
+    "program_is_loaded": "converters.frontends.torch.side:program_is_loaded",
+    "program_answers": "converters.frontends.torch.side:program_answers",
     "try_litert": "converters.first_runs:litert",
     "try_onnx": "converters.first_runs:onnx",
 }
@@ -194,7 +194,7 @@ class TensorFlowProcess(FrameworkProcess):
 
     def call(self, function: str, **arguments: Any) -> Any:
         """Run one of FUNCTIONS in its framework's process. Raises as `FrameworkProcess.call`."""
-        if "torch_side" in FUNCTIONS.get(function, ""):
+        if ".torch." in FUNCTIONS.get(function, ""):
             return self._torch.call(function, **arguments)
         return super().call(function, **arguments)
 

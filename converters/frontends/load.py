@@ -9,14 +9,14 @@ from pathlib import Path
 import onnx
 
 from converters.framework_process import TensorFlowProcess
-from converters.frontends import sniff as formats
+from converters.frontends.files import sniff as formats
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers, onnx_precision, steps_after_cut
 from converters.frontends.onnx.floats import precision_of
-from converters.frontends.program_check import write_checked
 from converters.frontends.source import Source, answers_of, digest_of_files
-from converters.frontends.source_file import SourceFile
-from converters.frontends.tensorflow_source import load_tensorflow
-from converters.frontends.tflite_source import load_tflite
+from converters.frontends.tensorflow.source import load_tensorflow
+from converters.frontends.tensorflow.source_file import SourceFile
+from converters.frontends.tflite.source import load_tflite
+from converters.frontends.torch.program_check import write_checked
 from converters.graph.stated import NOTHING, Stated
 from converters.machine import scratch_folder
 from edgekit.errors import SettingsError

@@ -8,7 +8,7 @@ import pytest
 
 from converters import framework_process
 from converters.framework_process import TensorFlowProcess
-from converters.frontends.source_file import SourceFile
+from converters.frontends.tensorflow.source_file import SourceFile
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
 

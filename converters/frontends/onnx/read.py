@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker, external_data_helper
 
-from converters.frontends.sniff import KNOWN
+from converters.frontends.files.sniff import KNOWN
 from edgekit.errors import ModelFormatError
 
 

@@ -4,8 +4,8 @@ import zipfile
 import h5py
 import pytest
 
-from converters.frontends import sniff
-from converters.frontends.keras_layers import require_plain_layers
+from converters.frontends.files import sniff
+from converters.frontends.files.keras_layers import require_plain_layers
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 
 

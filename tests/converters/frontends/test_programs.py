@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from converters.frontends import load_model, sniff
-from converters.frontends.program_check import write_checked
+from converters.frontends.torch.program_check import write_checked
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.errors import ConversionError, MissingExtraError, ModelFormatError, UnsupportedOpError
 from edgekit.runtimes import open_runtime

@@ -9,7 +9,7 @@ import pytest
 from converters.backends.tflite.reader import operators_of
 from converters.frontends import load_model
 from converters.frontends.onnx import canonical
-from converters.frontends.tflite_operators import READERS
+from converters.frontends.tflite.operators import READERS
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan

@@ -13,7 +13,7 @@ from converters.frontends.onnx.floats import precision_of
 from converters.frontends.opaque import opaque_graph
 from converters.frontends.row_sizes import row_sizes
 from converters.frontends.source import Source, answers_of, direct_of
-from converters.frontends.source_file import SourceFile
+from converters.frontends.tensorflow.source_file import SourceFile
 from converters.graph.graph import Graph
 from converters.graph.stated import Stated
 from converters.lowering import Lowered

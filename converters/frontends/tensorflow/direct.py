@@ -11,9 +11,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from converters.frontends.source_file import SourceFile
-from converters.frontends.tensorflow_loaded import Loaded
-from converters.frontends.tensorflow_side import loaded_model
+from converters.frontends.tensorflow.loaded import Loaded
+from converters.frontends.tensorflow.side import loaded_model
+from converters.frontends.tensorflow.source_file import SourceFile
 from converters.lowering import Lowered
 from converters.lowering.tflite import SIGNATURE, convert_saved_model
 from converters.machine import scratch_folder

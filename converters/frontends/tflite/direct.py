@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends.tflite.reader import buffer_content, parse_tflite
 from converters.backends.tflite.strip import packed
-from converters.frontends.tflite import interface
+from converters.frontends.tflite.read import interface
 from converters.lowering import Lowered
 
 SIGNATURE = b"serving_default"

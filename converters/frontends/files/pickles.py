@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from converters.frontends import export_lines
+from converters.frontends.files import export_lines
 from edgekit.errors import ModelFormatError
 
 PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")

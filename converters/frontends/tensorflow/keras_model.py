@@ -12,9 +12,9 @@ import tensorflow as tf
 from keras.src.backend.tensorflow import numpy as keras_numpy
 
 from converters.foreign_text import named
-from converters.frontends.keras_layers import custom_code
-from converters.frontends.legacy import keras2_layers
-from converters.frontends.tensorflow_loaded import Loaded, input_spec, unique
+from converters.frontends.files.keras_layers import custom_code
+from converters.frontends.tensorflow.legacy import keras2_layers
+from converters.frontends.tensorflow.loaded import Loaded, input_spec, unique
 from edgekit.errors import ModelFormatError
 
 HALVES = {"float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"}

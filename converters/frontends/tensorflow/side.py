@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from converters.frontends.sniff import H5, SAVED_MODEL
-from converters.frontends.source_file import SourceFile
-from converters.frontends.tensorflow_export import exported
-from converters.frontends.tensorflow_keras import load_keras
-from converters.frontends.tensorflow_loaded import Loaded
-from converters.frontends.tensorflow_saved import load_saved_model
+from converters.frontends.files.sniff import H5, SAVED_MODEL
+from converters.frontends.tensorflow.export import exported
+from converters.frontends.tensorflow.keras_model import load_keras
+from converters.frontends.tensorflow.loaded import Loaded
+from converters.frontends.tensorflow.saved_model import load_saved_model
+from converters.frontends.tensorflow.source_file import SourceFile
 from edgekit.tensors import Array
 
 _loaded: dict[SourceFile, Loaded] = {}

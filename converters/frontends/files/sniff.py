@@ -5,11 +5,11 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from converters.frontends.export_lines import PYTORCH
-from converters.frontends.keras_file import h5_config, keras_config
-from converters.frontends.keras_layers import require_plain_layers
-from converters.frontends.other_files import refuse_folder, refuse_other_file
-from converters.frontends.pickles import refuse_pickle, refuse_zip_of_pickles
+from converters.frontends.files.export_lines import PYTORCH
+from converters.frontends.files.keras_file import h5_config, keras_config
+from converters.frontends.files.keras_layers import require_plain_layers
+from converters.frontends.files.other_files import refuse_folder, refuse_other_file
+from converters.frontends.files.pickles import refuse_pickle, refuse_zip_of_pickles
 from edgekit.errors import ModelFormatError, NotFoundError
 
 KERAS, H5, SAVED_MODEL, ONNX, PT2, TFLITE = "keras", "h5", "savedmodel", "onnx", "pt2", "tflite"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.frontends.tflite_builder import Builder, CannotReadError
+from converters.frontends.tflite.builder import Builder, CannotReadError
 
 Reader = Callable[[Builder, Any], None]
 READERS: dict[str, Reader] = {}

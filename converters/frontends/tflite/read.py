@@ -13,8 +13,8 @@ from onnx import helper
 from converters.backends.tflite.reader import operator_name, parse_tflite
 from converters.foreign_text import plain_text
 from converters.frontends.onnx import CANONICAL_OPSET
-from converters.frontends.tflite_builder import Builder, CannotReadError
-from converters.frontends.tflite_operators import READERS
+from converters.frontends.tflite.builder import Builder, CannotReadError
+from converters.frontends.tflite.operators import READERS
 from edgekit.errors import ModelFormatError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes.litert import LiteRTRuntime
 

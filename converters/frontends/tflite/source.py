@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.frontends import sniff as formats
+from converters.frontends.files import sniff as formats
 from converters.frontends.onnx import canonical
 from converters.frontends.opaque import opaque_graph
 from converters.frontends.source import Source, answers_of, direct_of
-from converters.frontends.tflite import names_of, read_tflite
-from converters.frontends.tflite_direct import direct_tflite
-from converters.frontends.tflite_file import settled_tflite
+from converters.frontends.tflite.direct import direct_tflite
+from converters.frontends.tflite.file import settled_tflite
+from converters.frontends.tflite.read import names_of, read_tflite
 from converters.graph.graph import Graph
 from converters.graph.stated import Stated
 from converters.lowering import Lowered

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from converters.foreign_text import named
 from converters.frontends.refusals import changes_state
-from converters.frontends.tensorflow_loaded import Loaded
+from converters.frontends.tensorflow.loaded import Loaded
 from edgekit.errors import ConversionError, UnsupportedOpError
 
 OPSET = 17

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from converters.frontends.export_lines import PYTORCH, UNPACK, weights_only
+from converters.frontends.files.export_lines import PYTORCH, UNPACK, weights_only
 from edgekit.errors import ModelFormatError
 
 DATA = "Give data with --data."

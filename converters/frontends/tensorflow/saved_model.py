@@ -12,8 +12,8 @@ from tensorflow.core.protobuf import struct_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from converters.foreign_text import named
-from converters.frontends.legacy import frozen_saved_model
-from converters.frontends.tensorflow_loaded import Loaded, input_spec, unique
+from converters.frontends.tensorflow.legacy import frozen_saved_model
+from converters.frontends.tensorflow.loaded import Loaded, input_spec, unique
 from edgekit.errors import ModelFormatError, SettingsError
 
 DEFAULT = "serving_default"

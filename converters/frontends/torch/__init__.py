@@ -1,0 +1,4 @@
+"""torch.export programs: a safe copy, and its export as ONNX in the PyTorch process.
+
+Nothing here unpickles.
+"""
