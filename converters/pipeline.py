@@ -328,7 +328,7 @@ def _manifest(
 
 
 def _qualities(report: Report) -> tuple[OutputQuality, ...] | msgspec.UnsetType:
-    """What was proven of each output; unset for a model with one output, whose quality says all."""
+    """The proof of each output; unset for a model with one output, whose quality says all."""
     if len(report.outputs) < 2:
         return msgspec.UNSET
     return tuple(

@@ -161,7 +161,7 @@ def _as_clients_send(graph: Graph, samples: Samples) -> Samples:
 
 
 def _draws(ranges: Mapping[str, InputRange]) -> list[tuple[str, dict[str, InputRange]]]:
-    """What is tried in order, by its name in messages."""
+    """The ways of drawing inputs, in the order of trial, by their names in messages."""
     first = dict(ranges)
     others = [
         ("inputs from 0 to 1", _floats(ranges, InputRange("uniform", 0.0, 1.0))),

@@ -58,7 +58,7 @@ def visible(samples: Samples, answers: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def stream_note(proof: Samples) -> str:
-    """What the user should know of the proof split of a model with state; empty for other models."""
+    """Notes for the user on the proof split of a model with state; empty for other models."""
     if not proof.feeds or proof.stream is None:
         return ""
     count = len(np.unique(proof.stream))

@@ -126,7 +126,7 @@ class Graph:
 
     @cached_property
     def opaque(self) -> Opaque | None:
-        """What is known of a model without ONNX form, whose one node holds a .tflite; None for all others."""
+        """Facts of a model without ONNX form, whose one node holds a .tflite; None for all others."""
         return opaque_of(self.model)
 
     @property

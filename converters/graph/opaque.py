@@ -23,7 +23,7 @@ OPSET, IR_VERSION = 17, 10
 
 
 class Opaque(msgspec.Struct, frozen=True):
-    """What is known of the file.
+    """Facts of the file.
 
     Attributes:
         data: The .tflite with a batch of 1, inputs ``input_0`` ... and outputs ``output_0`` ... in the graph's order.

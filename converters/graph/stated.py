@@ -1,4 +1,4 @@
-"""What the user stated of a model's inputs: sizes of free axes, fixed values, and the shapes of the data."""
+"""Statements of the user on a model's inputs: sizes of free axes, fixed values, and the shapes of the data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DataArray(msgspec.Struct, frozen=True):
 
 
 class Stated(msgspec.Struct, frozen=True):
-    """What the user stated of the inputs.
+    """Statements of the user on the inputs.
 
     Attributes:
         shapes: Sizes of all axes of an input, by its name (``--input-shape``).

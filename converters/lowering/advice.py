@@ -1,4 +1,4 @@
-"""What to do where LiteRT has no form of an operator. Rules only."""
+"""Advice where LiteRT has no form of an operator. Rules only."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ _BY_OPERATOR = {
 
 
 def advice_for(operator: str, why: str = "") -> str:
-    """What to type next where LiteRT does not run `operator`; `why` says what of it has no form."""
+    """Advice on what to type next where LiteRT does not run `operator`; `why` says what of it has no form."""
     parts = [f"Not supported: {why}." if why else "", _BY_OPERATOR.get(operator, ""), OTHER_RUNTIME]
     return " ".join(part for part in parts if part)

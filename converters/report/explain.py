@@ -67,7 +67,7 @@ def plain(report: Report) -> tuple[CandidateReport, ...]:
 
 
 def how_sure(report: Report) -> str:
-    """What is known of the chosen candidate's quality, as sentences."""
+    """Sentences on the quality of the chosen candidate."""
     chosen, budget = report.chosen_candidate, report.budget
     confidence = f"{budget.confidence:.0%} confidence"
     if chosen.drop is None:

@@ -1,4 +1,4 @@
-"""What `edgekit convert` prints of a report: the answer, the candidates, and the explanation."""
+"""The output of `edgekit convert` for one report: the answer, the candidates, and the explanation."""
 
 from __future__ import annotations
 

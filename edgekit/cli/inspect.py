@@ -105,7 +105,7 @@ def _quality(manifest: Manifest) -> str | None:
 
 
 def _output_qualities(manifest: Manifest) -> dict[str, str]:
-    """What was proven of each output, under ``quality of OUTPUT``; empty where the model has only one."""
+    """The proof of each output, under ``quality of OUTPUT``; empty where the model has only one."""
     quality = manifest.quality
     if quality is None or not isinstance(quality.outputs, tuple):
         return {}

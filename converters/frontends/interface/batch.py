@@ -20,7 +20,7 @@ ALIKE = 0.05  # of one row's answers alone and beside another row, where kernels
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is known of a model's batch.
+    """The batch of a model, as far as it is known.
 
     Attributes:
         inputs: The batch axis of each input; None for an input without one.
@@ -114,7 +114,7 @@ def _no_batch(inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> str:
 
 
 def _proven(model: onnx.ModelProto, axes: BatchAxes) -> Found:
-    """What runs of one and two rows show of the batch `axes`. Raises _RefutedError where rows depend on each other."""
+    """The batch `axes`, checked by runs of one and two rows. Raises _RefutedError where rows depend on each other."""
     free = with_free_batch(model, axes)
     rows = [plausible_row(model, axes, seed) for seed in (1, 2, 3)]
     try:
@@ -195,7 +195,7 @@ def _batch_of_one(
 
 
 def _declared(model: onnx.ModelProto, axes: BatchAxes) -> Found:
-    """What the model declares of its batch, where it could not be run."""
+    """The batch that the model declares, where it could not be run."""
     symbols = {dims_of(one)[axis] for one in inputs_of(model) if (axis := axes.get(one.name)) is not None}
     outputs: BatchAxes = {}
     for value in model.graph.output:

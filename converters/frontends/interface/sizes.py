@@ -46,7 +46,7 @@ class FixedInput(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """What was settled of a model's inputs.
+    """The settled sizes and values of a model's inputs.
 
     Attributes:
         fixed: Inputs that became constants.

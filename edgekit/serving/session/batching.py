@@ -58,7 +58,7 @@ def shape_of(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[
 
 
 def _shape_in(spec: TensorSpec, value: Array) -> object:
-    """What must be equal of an input in joined requests: its other axes, or without a batch its bytes."""
+    """The part of an input that must be equal in joined requests: its other axes, or without a batch its bytes."""
     axis = spec.batch_axis
     return value.tobytes() if axis is None else value.shape[:axis] + value.shape[axis + 1 :]
 
