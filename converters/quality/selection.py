@@ -22,7 +22,7 @@ from converters.quality.measured import (
     unproven_class,
     unproven_outputs,
 )
-from converters.quality.order import dominated, ranks, sequence
+from converters.quality.order import dominated, ranks, sequence, ties
 from edgekit.errors import RefusedError
 
 CHOSEN, FITS, UNPROVEN, UNTESTED = "chosen", "fits", "unproven", "untested"
@@ -74,7 +74,7 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
         raise _nothing_fits(candidates, verdicts)
     best = _best(fitting, aim)
     name = best.recipe.id
-    verdicts[name] = (CHOSEN, f"{_why(best, fitting, aim)}; {verdicts[name][1]}")
+    verdicts[name] = (CHOSEN, f"{_why(best, fit, verdicts, aim)}; {verdicts[name][1]}")
     return Choice(
         name, name in proven and best.judgement is not None, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}
     )
@@ -92,15 +92,20 @@ def _best(fitting: Sequence[Measured], aim: str) -> Measured:
     return min(fitting, key=lambda m: rank[m.recipe.id])
 
 
-def _why(best: Measured, fitting: Sequence[Measured], aim: str) -> str:
+def _why(best: Measured, fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]], aim: str) -> str:
     if aim != "cost":
         return "the smallest that fits"
-    cheapest = min(fitting, key=lambda m: m.cost.value)
-    if cheapest.cost.value == best.cost.value:
+    equal = [
+        one
+        for one in fit
+        if one.cost.value < best.cost.value and ties(one, best) and verdicts[one.recipe.id][0] in (FITS, UNTESTED)
+    ]
+    if not equal:
         return "the cheapest that fits"
+    cheapest = min(equal, key=lambda one: one.cost.value)
     error = max(best.cost_error, cheapest.cost_error)
     return (
-        f"the smallest of the cheapest that fit: the estimate, with a median error of {error:.0%}, "
+        f"the smallest of the cheapest: the estimate, with a median error of {error:.0%}, "
         f"cannot tell its cost from that of {cheapest.recipe.id}"
     )
 

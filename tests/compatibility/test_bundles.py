@@ -15,7 +15,7 @@ from edgekit.errors import CompatibilityError
 from edgekit.registry.publishing import check_bundle
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import use_keyring
-from tests.simulators.releases import RELEASES
+from tests.simulators.releases import RELEASES, without_new_keys
 
 BUNDLES = [
     pytest.param(release, folder, id=f"{release.folder.name}-{folder.name}")
@@ -98,15 +98,6 @@ async def test_steps_before_and_after_the_model_are_done(release, columns):
         await service.activate("photos", manifest, folder)
         answer = await service.infer("photos", {"photo": np.array([photo.getvalue()], object)})
     assert answer.outputs["labels"][0, 0] == (b"across" if columns else b"down")
-
-
-def without_new_keys(value, old):
-    """`value` without the keys that `old` does not have; a newer release adds keys freely."""
-    if isinstance(old, dict):
-        return {key: without_new_keys(value[key], one) for key, one in old.items()}
-    if isinstance(old, list):
-        return [without_new_keys(one, other) for one, other in zip(value, old, strict=True)]
-    return value
 
 
 @pytest.mark.parametrize(("release", "folder"), PLAIN)

@@ -48,3 +48,12 @@ class Release:
 
 RELEASES = [Release(folder) for folder in sorted(ASSETS.glob("release-*"))]
 NAMES = [release.folder.name for release in RELEASES]
+
+
+def without_new_keys(value, old):
+    """`value` without the keys that `old` does not have; a newer release adds keys freely."""
+    if isinstance(old, dict):
+        return {key: without_new_keys(value[key], one) for key, one in old.items()}
+    if isinstance(old, list):
+        return [without_new_keys(one, other) for one, other in zip(value, old, strict=True)]
+    return value

@@ -198,10 +198,13 @@ def _declared(model: onnx.ModelProto, axes: BatchAxes) -> Found:
     """The batch that the model declares, where it could not be run."""
     symbols = {dims_of(one)[axis] for one in inputs_of(model) if (axis := axes.get(one.name)) is not None}
     outputs: BatchAxes = {}
+    one_row = False
     for value in model.graph.output:
         dims = declared_dims(value)
         named = [index for index, axis in enumerate(dims) if isinstance(axis, str) and axis in symbols]
         free = [index for index, axis in enumerate(dims) if is_free(axis)]
-        outputs[value.name] = next(iter((*named, *free[:1])), None)
+        baked = [] if named or free or dims[:1] != (1,) else [0]  # the batch is fixed inside the model
+        one_row = one_row or bool(baked)
+        outputs[value.name] = next(iter((*named, *free[:1], *baked)), None)
     whole = all(axis is not None for axis in (*outputs.values(), *axes.values()))
-    return Found(axes, outputs, whole)
+    return Found(axes, outputs, whole and not one_row)

@@ -34,7 +34,7 @@ def exported(loaded: Loaded, path: str) -> bytes:
     """
     function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)], autograph=False)
     concrete = function.get_concrete_function(*loaded.inputs)
-    _refuse_changes(concrete.graph, path)
+    _refuse_changes(concrete.graph, loaded, path)
     captured = {inner.name: outer for outer, inner in concrete.graph.captures if outer.dtype != tf.resource}
     model = _converted(function, loaded.inputs)
     _bind(model.graph, captured)
@@ -83,11 +83,28 @@ class _Failures(logging.Handler):
             self.operator = operator[1]
 
 
-def _refuse_changes(graph: Any, path: str) -> None:
-    """Refuse a model that changes variables: tf2onnx drops such operations with a warning."""
+def _refuse_changes(graph: Any, loaded: Loaded, path: str) -> None:
+    """Refuse a model whose answers depend on variables that it changes: tf2onnx drops such operations with a warning.
+
+    Many models change variables that no answer depends on, for example the seeds of unused dropout.
+    """
     changed = sorted({name for kind, name in _operations(graph) if _CHANGES.match(kind)})
-    if changed:
+    if changed and not _answers_repeat(loaded):
         raise changes_state(path, ", ".join(changed[:4]))
+
+
+def _answers_repeat(loaded: Loaded) -> bool:
+    """True where the model gives the same answers to the same inputs three times."""
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for spec in loaded.inputs:
+        shape = [size or 1 for size in spec.shape]
+        inputs[spec.name] = rng.normal(0, 1, shape) if spec.dtype.is_floating else np.ones(shape)
+    try:
+        first, *others = (loaded.answers(inputs) for _ in range(3))
+    except (ValueError, TypeError, tf.errors.OpError):  # it does not take these inputs, so nothing is known
+        return False
+    return all(np.array_equal(first[name], other[name], equal_nan=True) for other in others for name in first)
 
 
 def _operations(graph: Any) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,8 @@ def settled_tflite(path: Path, stated: Stated) -> bytes:
         raise
     except Exception as error:  # the generated parser raises errors of any type on damaged files
         raise ModelFormatError(f"{path} is damaged or truncated", advice="Copy or convert it again.") from error
+    if not model.subgraphs or any(graph.tensors is None or graph.operators is None for graph in model.subgraphs):
+        raise ModelFormatError(f"{path} is a .tflite file without a graph", advice="Copy or convert it again.")
     changed = _name_tensors(model)
     _require_float(path, model)
     _refuse_operators(path, model)

@@ -75,7 +75,7 @@ def test_a_shell_completes_nouns_verbs_and_options(shell: str) -> None:
     """A noun that was begun, the verbs of a noun, and a long option that was begun."""
     assert offered(shell, "edgekit", "re") == ["registry"]
     assert {"init", "publish", "verify"} <= set(offered(shell, "edgekit", "registry", ""))
-    assert offered(shell, "edgekit", "convert", "--max-d") == ["--max-drop"]
+    assert offered(shell, "edgekit", "convert", "--max-b") == ["--max-bytes"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -67,7 +67,7 @@ def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jo
     text = err.decode()
     assert process.returncode == 130, text
     assert out == b""
-    assert re.search(r"^float32 +\d+ .* (fits|chosen)$", text, re.MULTILINE)
+    assert re.search(r"^ *[\d,]+ .* (fits|chosen) +float32$", text, re.MULTILINE)
     assert "candidates so far; the best is " in text
     assert "no bundle was written; run the same command again to continue" in text
     assert "Traceback" not in text

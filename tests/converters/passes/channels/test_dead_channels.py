@@ -225,7 +225,8 @@ def test_subgraphs_hold_everything():
         result = helper.make_tensor_value_info(f"{branch}.y", onnx.TensorProto.FLOAT, ["batch", 8, 8, 8])
         node = helper.make_node("Identity", [x], [f"{branch}.y"])
         branches[branch] = helper.make_graph([node], branch, [], [result])
-    chosen = net.op("If", [net.constant(np.array(True))], 8, **branches)
+    largest = net.op("ReduceMax", ["x"], keepdims=0)
+    chosen = net.op("If", [net.op("Cast", [largest], to=onnx.TensorProto.BOOL)], 8, **branches)
     assert both(net, net.op("Add", [net.head(x), net.head(chosen)])) == ([8, 3, 3], [8, 3, 3])
 
 
