@@ -12,6 +12,7 @@ from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from edgekit.settings.load import tomllib
 from edgekit.trust.keys import load_public, load_signer, private_keys, public_path
+from tests.simulators.releases import without_new_keys
 
 
 def plain(settings, folder):
