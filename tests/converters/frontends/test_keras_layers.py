@@ -4,7 +4,7 @@ import zipfile
 import h5py
 import pytest
 
-from converters.frontends.files import sniff
+from converters.frontends import sniff
 from converters.frontends.files.keras_layers import require_plain_layers
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 

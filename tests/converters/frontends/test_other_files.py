@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from converters.frontends.files import sniff
+from converters.frontends import sniff
 from edgekit.errors import ModelFormatError
 
 
