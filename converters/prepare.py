@@ -93,8 +93,9 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
         evidence = _evidence(plan, graph, task, split, choice, canonical.noise.by_output)
-        labelled = task.output or graph.outputs[0].name
-        test_set = score_float_model(test.with_labels_of(labelled), graph, evidence) if test is not None else None
+        test_set = None
+        if test is not None:
+            test_set = score_float_model(test.with_labels_of(_labelled(graph, task, choice)), graph, evidence)
     return Prepared(
         source=source,
         graph=graph,
@@ -144,9 +145,9 @@ def _evidence(
     plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples, noise: dict[str, Array]
 ) -> Evidence:
     options = OutputOptions(plan.metric, plan.metrics, plan.ignore_outputs, plan.budget.max_drops)
-    names = [spec.name for spec in graph.outputs if spec.name not in choice.feeds.values()]
+    names = _seen_outputs(graph, choice)
     output = decision_output(names, task, options)
-    labelled = task.output or names[0]
+    labelled = _labelled(graph, task, choice)
     choice, proof = (samples.with_labels_of(labelled) for samples in (choice, split.proof if split else choice))
     answers = visible(choice, graph.run(choice.inputs))
     evidence = Evidence(
@@ -169,6 +170,16 @@ def _evidence(
             advice="Give groups as an array 'group' in the data file, or leave the option out.",
         )
     return msgspec.structs.replace(evidence, strata=tuple(strata))
+
+
+def _seen_outputs(graph: Graph, samples: Samples) -> list[str]:
+    """The outputs that clients see: all but those that feed a state."""
+    return [spec.name for spec in graph.outputs if spec.name not in samples.feeds.values()]
+
+
+def _labelled(graph: Graph, task: Task, samples: Samples) -> str:
+    """The output that the labels ``y`` belong to: the one with class scores, or the first."""
+    return task.output or _seen_outputs(graph, samples)[0]
 
 
 def _strata(evidence: Evidence, task: Task) -> list[Stratum]:

@@ -19,6 +19,7 @@ from converters.data.streams import stream_means
 from converters.quality.confidence import likely_method
 from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
 from converters.quality.metrics import AGREEMENT, AUC, Metric, drop_of, score, stream_drop
+from edgekit.errors import DataError
 from edgekit.tensors import Array
 
 
@@ -29,8 +30,23 @@ class JudgedOutput(msgspec.Struct, frozen=True):
     metric: Metric
 
     def labels(self, labels: Array | None, answers: Mapping[str, Array]) -> Array:
-        """The values (N, ...) that the metric compares with: the labels, or the float model's answers."""
-        return answers[self.name] if self.metric.name == AGREEMENT or labels is None else labels
+        """The values (N, ...) that the metric compares with: the labels, or the float model's answers.
+
+        A metric of the user takes the float model's answers where there are no labels.
+
+        Raises:
+            DataError: there are no labels, and the metric needs them.
+        """
+        if self.metric.name == AGREEMENT:
+            return answers[self.name]
+        if labels is not None:
+            return labels
+        if ":" in self.metric.name:
+            return answers[self.name]
+        raise DataError(
+            f"metric {self.metric.name} of output {self.name} needs labels, and the samples have none",
+            advice=f"Add labels to the file: 'y' for the decision output, or 'y_{self.name}'.",
+        )
 
 
 class Stratum(msgspec.Struct, frozen=True):

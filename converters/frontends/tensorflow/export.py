@@ -109,11 +109,10 @@ def _answers_repeat(loaded: Loaded) -> bool:
 
 def _operations(graph: Any) -> Iterator[tuple[str, str]]:
     """The type and the name of every operation in the graph and in its functions."""
-    definition = graph.as_graph_def()
-    for node in definition.node:
-        yield node.op, node.name
-    for function in definition.library.function:
-        for node in function.node_def:
+    parts = {field.name: value for field, value in graph.as_graph_def().ListFields()}
+    bodies = [function.node_def for function in parts["library"].function] if "library" in parts else []
+    for nodes in (parts.get("node", ()), *bodies):
+        for node in nodes:
             yield node.op, node.name
 
 

@@ -5,6 +5,7 @@ from converters.quality.drop import Judgement, OutputDrop
 from converters.quality.judging import JudgedOutput, Split, Stratum, classes_of, groups_of, judge
 from converters.quality.measured import Budget, unproven_class, unproven_outputs
 from converters.quality.metrics import Metric, find_metric
+from edgekit.errors import DataError
 
 ACCURACY = find_metric("accuracy", np.zeros(1, int))
 
@@ -21,7 +22,7 @@ def test_budget_of_every_class_is_broken_and_certified_in_at_most_5_percent_of_d
     """
     rng = np.random.default_rng(2)
     draws, rows, limit = 1000, 400, 0.05
-    metric = Metric("given", lambda outputs, labels: outputs[:, 0])
+    metric = Metric("own:given", lambda outputs, labels: outputs[:, 0])
     budget = Budget(max_drop=0.5, max_drop_any_class=limit)
     strata = [Stratum(f"class {i}", np.arange(i * rows, (i + 1) * rows)) for i in range(5)]
     for truth in ([0.0, 0.0, 0.0, 0.0, 0.051], [0.051] * 5):
@@ -48,7 +49,7 @@ def test_output_beyond_its_limit_is_certified_in_at_most_5_percent_of_draws():
     """Two outputs, the second truly beyond its limit: it passes its own test rarely, whatever the first does."""
     rng = np.random.default_rng(3)
     draws, rows = 500, 600
-    metric = Metric("given", lambda outputs, labels: outputs[:, 0])
+    metric = Metric("own:given", lambda outputs, labels: outputs[:, 0])
     judged = [JudgedOutput("a", metric), JudgedOutput("b", metric)]
     passed = 0
     for _ in range(draws):
@@ -117,3 +118,13 @@ def test_bounds_shown_side_by_side_are_wider_than_those_of_a_test():
     assert isinstance(alone, Judgement)
     assert isinstance(alone.outputs[0], OutputDrop)
     assert alone.outputs[0].shown == alone.outputs[0].drop
+
+
+def test_missing_labels_are_an_error_and_not_the_float_models_answers():
+    """Accuracy without labels is refused; agreement and a metric of the user compare with the float model."""
+    answers = {"y": one_hot(np.array([0, 1]), 3)}
+    with pytest.raises(DataError, match="metric accuracy of output y needs labels"):
+        JudgedOutput("y", ACCURACY).labels(None, answers)
+    assert JudgedOutput("y", find_metric("agreement", None)).labels(None, answers) is answers["y"]
+    own = Metric("mine:score", lambda outputs, labels: outputs[:, 0])
+    assert JudgedOutput("y", own).labels(None, answers) is answers["y"]
