@@ -49,14 +49,11 @@ class Processes:
             CommandError: its exit status is not `expect`, or it did not end in time. The message has the command, and
                 the end of its stderr.
         """
-        with self._command(command) as child:
-            try:
+        try:
+            with self._command(command) as child:
                 out, err = child.communicate(timeout=timeout_seconds)
-            except BaseException as error:  # an interrupt too must not leave the command running
-                _end(child)
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise CommandError(f"`{command}` did not end within {timeout_seconds:.0f} s") from error
-                raise
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(f"`{command}` did not end within {timeout_seconds:.0f} s") from error
         with self._lock, (self._logs / "commands.log").open("ab") as log:
             log.write(f"$ {command}\n".encode() + out + err)
         if child.returncode != expect:
@@ -72,7 +69,7 @@ class Processes:
         """
         log_path = self._logs / f"{name}.log"
         offset = log_path.stat().st_size if log_path.exists() else 0
-        with log_path.open("ab") as log, self._lock:
+        with log_path.open("ab") as log, _interrupts_later(), self._lock:
             self._refuse_if_stopped(command)
             child = self._running[name] = subprocess.Popen(
                 _resolve(command),
@@ -125,7 +122,8 @@ class Processes:
 
     @contextlib.contextmanager
     def _command(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
-        with self._lock:
+        """Run a command while the context lasts; an error or an interrupt in it ends the command."""
+        with _interrupts_later(), self._lock:
             self._refuse_if_stopped(command)
             child = subprocess.Popen(
                 _resolve(command),
@@ -139,7 +137,11 @@ class Processes:
             self._commands.append(child)
         try:
             with child:
-                yield child
+                try:
+                    yield child
+                except BaseException:
+                    _end(child)
+                    raise
         finally:
             with self._lock:
                 self._commands.remove(child)
@@ -225,6 +227,30 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold back an interrupt until the context ends.
+
+    One that arrives while a process is started, before its id is kept, would leave that process running. Only the main
+    thread receives interrupts; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +100,28 @@ def test_commands_in_the_background_end_with_the_demo(tmp_path: Path) -> None:
         with pytest.raises(CommandError, match="the demo ends"):
             late()
     assert processes.names == []
+
+
+@pytest.mark.parametrize("start", ["run", "start"])
+def test_an_interrupt_while_a_process_starts_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """The process runs already, but its starter does not know its id yet: the interrupt waits until it does."""
+    started: list[int] = []
+
+    popen = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child: subprocess.Popen[bytes] = popen(*arguments, **options)
+        started.append(child.pid)
+        signal.raise_signal(signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    processes = Processes(tmp_path)
+    sleep = "python -c 'import time; time.sleep(600)'"
+    with pytest.raises(KeyboardInterrupt):
+        processes.run(sleep) if start == "run" else processes.start("server", sleep, ready="ready")
+    processes.stop_all()
+    assert len(started) == 1
+    assert not alive(started[0])
