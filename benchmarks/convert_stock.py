@@ -48,7 +48,8 @@ def _load(model: Path) -> tuple[Callable[..., list[Any]], str, Any]:
         source = network.inputs[0]
         frozen = _freeze(network, source)
         return lambda x: [frozen(x)[0]], source.name, tf.TensorSpec(source.shape, source.dtype)
-    call, specs, _ = frozen_saved_model(str(model))  # tf.saved_model.load fails on the model's optimizer slots
+    # tf.saved_model.load fails on the model's optimizer slots
+    call, specs, _ = frozen_saved_model(str(model), tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY)
     ((name, spec),) = specs.items()
     return call, name, spec
 
@@ -110,7 +111,7 @@ def _presets(float_file: Path, rows: Any, folder: Path, seconds: dict[str, float
         (folder / name).write_bytes(bytes(data))
 
 
-class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _Rows(quantization.CalibrationDataReader):
     def __init__(self, name: str, rows: Any) -> None:
         self._rows = iter({name: row[None]} for row in rows)
 

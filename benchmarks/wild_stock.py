@@ -7,6 +7,7 @@ TFLiteConverter, litert-quantizer, ONNX Runtime's quantization, and onnx2tf wher
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def _from_keras(wild: Wild, folder: Path, judge: _Judge) -> None:
             yield {name: np.asarray(row.get(name, row.get("x")))[None] for name in names}
 
     for kind in ("float32", "float16", "dynamic int8", "static int8"):
-        judge.file(f"TFLiteConverter {kind}", lambda kind=kind: _converted(folder, kind, rows))
+        judge.file(f"TFLiteConverter {kind}", functools.partial(_converted, folder, kind, rows))
     _presets(folder / "TFLiteConverter float32.tflite", rows, judge)
     _tf2onnx(call, specs, folder, judge)
 
@@ -128,7 +129,7 @@ def _presets(source: Path, rows: Callable[[], Iterator[dict[str, Any]]], judge: 
         return path
 
     for preset in PRESETS if source.exists() else ():
-        judge.file(f"litert-quantizer {preset}", lambda preset=preset: quantized(preset))
+        judge.file(f"litert-quantizer {preset}", functools.partial(quantized, preset))
 
 
 def _tf2onnx(call: Any, specs: list[Any], folder: Path, judge: _Judge) -> None:
@@ -180,7 +181,7 @@ def _from_onnx(wild: Wild, source: Path, folder: Path, judge: _Judge) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, cwd=folder, capture_output=True, timeout=ONNX2TF_SECONDS)
     for kind in ("float32", "float16"):
-        judge.file(f"onnx2tf {kind}", lambda kind=kind: folder / "tf" / f"{source.stem}_{kind}.tflite")
+        judge.file(f"onnx2tf {kind}", functools.partial(Path, folder, "tf", f"{source.stem}_{kind}.tflite"))
 
 
 def _missing(reason: str) -> Path:
