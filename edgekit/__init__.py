@@ -9,4 +9,4 @@ from edgekit.bundle.targets import TargetProfile
 
 __all__ = ["Manifest", "Recipe", "TargetProfile"]
 
-__version__ = "0.1.0"  # the only place; the package's metadata is made from it
+__version__ = "0.2.0.dev0"  # the only place; the package's metadata is made from it

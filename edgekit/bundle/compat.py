@@ -70,7 +70,7 @@ def _runtime_mismatches(manifest: Manifest, facts: Facts) -> list[str]:
         have = ", ".join(f"{name} {version}" for name, version in sorted(facts.runtimes.items())) or "none"
         return [f"it needs runtime {manifest.runtime}, this device has {have}"]
     wanted = manifest.requires.get("runtime_version")
-    if isinstance(wanted, str) and _numbers(version) < _numbers(wanted):
+    if isinstance(wanted, str) and numbers(version) < numbers(wanted):
         return [f"it needs {manifest.runtime} {wanted} or later, this device has {version}"]
     return []
 
@@ -93,7 +93,7 @@ def _demand_mismatches(key: str, value: Any, facts: Facts) -> list[str]:
     return [f"it demands {key!r}, which this version of edgekit does not support"]
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: ``1.23.2rc1`` is (1, 23, 2)."""
     numbers = []
     for part in version.split("."):

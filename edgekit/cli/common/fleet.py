@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgekit.cli.common.console import needs_extra
-from edgekit.errors import NotFoundError, SettingsError
+from edgekit.cli.common.console import needs_extra, note
+from edgekit.errors import EdgekitError, NotFoundError, SettingsError
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.registry import RegistryReader
-    from edgekit.state import FleetState
+    from edgekit.state import DeviceView, FleetState
+
+_SQLITE = "sqlite:///"
 
 
 @contextmanager
@@ -27,6 +29,24 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
         yield state
     finally:
         state.close()
+
+
+def known_devices(settings: ControlSettings) -> list[DeviceView]:
+    """The devices of the fleet with their last reports; empty if its database cannot be read here."""
+    path = settings.database.removeprefix(_SQLITE)
+    if settings.database.startswith(_SQLITE) and not Path(path).exists():
+        return []  # opening it would create a database
+    try:
+        with fleet_state(settings) as state:
+            return list(state.devices.views(0.0, 0.0))
+    except EdgekitError as error:
+        note(f"what the devices of the fleet run is not known here: {error}")
+        return []
+
+
+def reported_versions(devices: Iterable[DeviceView]) -> dict[str, str]:
+    """Version of edgekit by the name of each device; empty where a device has not reported it."""
+    return {device.device: str(device.facts.get("edgekit", "")) for device in devices}
 
 
 @contextmanager

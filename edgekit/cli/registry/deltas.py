@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.cli.common.console import ProgressLine, note, step
-from edgekit.cli.common.fleet import fleet_state, registry_reader
-from edgekit.errors import EdgekitError
+from edgekit.cli.common.fleet import registry_reader
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
-    from edgekit.mqtt.messages import Running
     from edgekit.registry import CatalogueEntry, MadeDelta, RegistryReader
     from edgekit.registry.deltas import BaseChoice
+    from edgekit.state import DeviceView
 
-_SQLITE = "sqlite:///"
 
-
-def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, named: Sequence[str]) -> list[MadeDelta]:
+def deltas_for(
+    settings: ControlSettings, bundle: Path, manifest: Manifest, named: Sequence[str], devices: Sequence[DeviceView]
+) -> list[MadeDelta]:
     """Make the deltas of a bundle that is about to be published, and print their sizes on stderr.
 
     Args:
-        settings: Name the registry and the fleet's database.
+        settings: Name the registry.
         bundle: Folder of the bundle.
         manifest: Its manifest.
         named: Versions that the user named; see `edgekit.registry.deltas.choose_bases`.
+        devices: The devices of the fleet, as far as they are known here.
 
     Raises:
         NotFoundError: a named version is not published for this target.
     """
-    choice = _choose(settings, manifest, named)
+    choice = _choose(manifest, named, devices)
     if not choice.versions:
         return []
     from edgekit.registry.deltas import make_deltas
@@ -51,19 +51,21 @@ def deltas_for(settings: ControlSettings, bundle: Path, manifest: Manifest, name
     return [delta for _, delta in made if delta]
 
 
-def planned_deltas(settings: ControlSettings, manifest: Manifest, named: Sequence[str]) -> list[str]:
+def planned_deltas(
+    settings: ControlSettings, manifest: Manifest, named: Sequence[str], devices: Sequence[DeviceView]
+) -> list[str]:
     """Versions from which `deltas_for` would try to make a delta; arguments and errors as there."""
-    choice = _choose(settings, manifest, named)
+    choice = _choose(manifest, named, devices)
     if not choice.versions:
         return []
     with registry_reader(settings) as reader:
         return [row.version for row in _find(reader, manifest, choice)]
 
 
-def _choose(settings: ControlSettings, manifest: Manifest, named: Sequence[str]) -> BaseChoice:
+def _choose(manifest: Manifest, named: Sequence[str], devices: Sequence[DeviceView]) -> BaseChoice:
     from edgekit.registry.deltas import choose_bases
 
-    choice = choose_bases(manifest, named, () if named else _running(settings))
+    choice = choose_bases(manifest, named, () if named else [(one.target, one.models) for one in devices])
     if choice.reason:
         note(f"no deltas: {choice.reason}")
     return choice
@@ -76,16 +78,3 @@ def _find(reader: RegistryReader, manifest: Manifest, choice: BaseChoice) -> lis
     if reason:
         note(f"no deltas: {reason}")
     return bases
-
-
-def _running(settings: ControlSettings) -> list[tuple[str, Mapping[str, Running]]]:
-    """Target and running models of each device; empty if the fleet's database cannot be read here."""
-    path = settings.database.removeprefix(_SQLITE)
-    if settings.database.startswith(_SQLITE) and not Path(path).exists():
-        return []  # opening it would create a database
-    try:
-        with fleet_state(settings) as state:
-            return [(view.target, view.models) for view in state.devices.views(0.0, 0.0)]
-    except EdgekitError as error:
-        note(f"the versions that the fleet runs are not known here: {error}")
-        return []

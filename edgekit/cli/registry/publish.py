@@ -14,17 +14,21 @@ from edgekit.cli.common.console import (
     dry_run_option,
     json_option,
     needs_extra,
+    note,
     print_json,
     print_table,
     step,
 )
+from edgekit.cli.common.fleet import known_devices, reported_versions
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.registry.deltas import deltas_for, planned_deltas
 from edgekit.cli.registry.options import opened, passphrase_of, registry_options
 from edgekit.cli.registry.sealing import encrypt_option, sealed_copies
 
 if TYPE_CHECKING:
+    from edgekit.bundle.manifest import Manifest
     from edgekit.protocols import Store
+    from edgekit.state import DeviceView
     from edgekit.trust.repository import Repository
 
 
@@ -71,13 +75,15 @@ def publish(
     with sealed_copies(
         bundles, checked, encrypt_for, settings.keys, lambda: phrase(settings.keys), dry_run=dry_run
     ) as (folders, manifests):
+        devices = known_devices(settings)
+        _note_too_old(devices, manifests)
         if dry_run:
-            planned = [planned_deltas(settings, manifest, delta_from) for manifest in manifests]
+            planned = [planned_deltas(settings, manifest, delta_from, devices) for manifest in manifests]
             _print_plan(store, repository, manifests, planned, as_json)
             return
         for folder, manifest in zip(folders, manifests, strict=True):
             label = f"Publishing {manifest.name} {manifest.version} for {manifest.target}"
-            deltas = deltas_for(settings, folder, manifest, delta_from)
+            deltas = deltas_for(settings, folder, manifest, delta_from, devices)
             with step(label):
                 release = publish_bundle(store, repository, folder, deltas=deltas, progress=ProgressLine(label))
             done.append(release.entry)
@@ -86,6 +92,16 @@ def publish(
         return
     headers = ("model", "version", "target", "release", "digest")
     print_table(headers, [(e.name, e.version, e.target, e.release, e.sha256[:12]) for e in done])
+
+
+def _note_too_old(devices: Sequence[DeviceView], manifests: Sequence[Manifest]) -> None:
+    """Name the devices of the fleet that could not read a bundle; they keep what they run until they are updated."""
+    from edgekit.bundle.readers import too_old
+
+    for manifest in manifests:
+        old = too_old(manifest, reported_versions(one for one in devices if one.target == manifest.target))
+        if old:
+            note(f"{manifest.name} {manifest.version} for {manifest.target}: {old.message}")
 
 
 def _print_plan(

@@ -17,7 +17,7 @@ from edgekit.cli.common.console import (
     print_table,
     usage,
 )
-from edgekit.cli.common.fleet import fleet_state, parse_labels, registry_reader
+from edgekit.cli.common.fleet import fleet_state, parse_labels, registry_reader, reported_versions
 from edgekit.cli.rollout.show import follow
 from edgekit.cli.rollout.text import count_of_devices, summary
 from edgekit.errors import NotFoundError
@@ -26,6 +26,8 @@ from edgekit.rollout.plan import RolloutPlan, parse_waves
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
+    from edgekit.bundle.readers import TooOld
+    from edgekit.registry import Release
     from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()
@@ -115,16 +117,19 @@ def start(
         cohort = Cohort(targets=targets, labels=parse_labels(labels))
     with fleet_state(settings) as state:
         members = [device for device in state.devices.all() if cohort.selects(device)]
-        entries, missing = _bundles(settings, members, name, version)
-        if downgrade:
-            entries = {target: msgspec.structs.replace(entry, downgrade=True) for target, entry in entries.items()}
+        releases, missing = _bundles(settings, members, name, version)
+        entries = {
+            target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
+        }
+        old = _too_old(releases, members, reported_versions(state.devices.views(0.0, 0.0)))
         if dry_run:
-            _print_plan(plan, members, entries, missing, as_json)
+            _print_plan(plan, members, entries, missing, old, as_json)
             return
         started = state.rollouts.start(name, version, entries, plan=plan, cohort=cohort, now=time.time())
         reached = sum(device.target in entries for device in members)
         note(f"rollout {started.id} of {name} {version} started: {count_of_devices(reached)}, waves {waves}")
         _note_missing(missing)
+        _note_too_old(old)
         if wait:
             follow(state, started.id, live=False, as_json=as_json)
         elif as_json:
@@ -133,26 +138,43 @@ def start(
 
 def _bundles(
     settings: ControlSettings, members: list[Device], name: str, version: str
-) -> tuple[dict[str, Entry], dict[str, int]]:
-    """The assignment entry for each target, and the number of devices for each target without a bundle."""
+) -> tuple[dict[str, Release], dict[str, int]]:
+    """The bundle for each target, and the number of devices for each target without a bundle."""
     if not members:
         raise NotFoundError(
             f"the rollout selects no device of fleet {settings.fleet!r}",
             advice="Enroll one: edgekit device enroll ID --target T. Or check --target and --label.",
         )
-    entries: dict[str, Entry] = {}
+    releases: dict[str, Release] = {}
     missing: dict[str, int] = {}
     last_error: NotFoundError | None = None
     with registry_reader(settings) as reader:
         for target in sorted({device.target for device in members}):
             try:
-                entries[target] = reader.resolve(name, target, version).entry
+                releases[target] = reader.resolve(name, target, version)
             except NotFoundError as error:
                 last_error = error
                 missing[target] = sum(device.target == target for device in members)
-    if not entries and last_error is not None:
+    if not releases and last_error is not None:
         raise last_error
-    return entries, missing
+    return releases, missing
+
+
+def _too_old(releases: dict[str, Release], members: list[Device], versions: dict[str, str]) -> dict[str, TooOld]:
+    """By target, the devices of the rollout whose edgekit cannot read its bundle."""
+    from edgekit.bundle.readers import too_old
+
+    found = {}
+    for target, release in releases.items():
+        names = {device.name: versions.get(device.name, "") for device in members if device.target == target}
+        if old := too_old(release.manifest, names):
+            found[target] = old
+    return found
+
+
+def _note_too_old(found: dict[str, TooOld]) -> None:
+    for target, old in found.items():
+        note(f"{target}: {old.message}")
 
 
 def _note_missing(missing: dict[str, int]) -> None:
@@ -161,14 +183,20 @@ def _note_missing(missing: dict[str, int]) -> None:
 
 
 def _print_plan(
-    plan: RolloutPlan, members: list[Device], entries: dict[str, Entry], missing: dict[str, int], as_json: bool
+    plan: RolloutPlan,
+    members: list[Device],
+    entries: dict[str, Entry],
+    missing: dict[str, int],
+    old: dict[str, TooOld],
+    as_json: bool,
 ) -> None:
     reached = sum(device.target in entries for device in members)
     waves = [(index + 1, wave.text, wave.limit(reached)) for index, wave in enumerate(plan.waves)]
     if as_json:
         digests = {target: entry.sha256 for target, entry in entries.items()}
-        print_json({"devices": reached, "skipped": missing, "digests": digests, "plan": plan})
+        print_json({"devices": reached, "skipped": missing, "digests": digests, "too_old": old, "plan": plan})
         return
     print_table(("wave", "size", "devices assigned in total"), waves)
     print_table(("target", "release", "digest"), [(t, e.release, e.sha256[:12]) for t, e in entries.items()])
     _note_missing(missing)
+    _note_too_old(old)

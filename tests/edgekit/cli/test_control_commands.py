@@ -9,13 +9,17 @@ import sys
 import threading
 import time
 
+import msgspec
 import pytest
 
+from edgekit import __version__
+from edgekit.bundle.bindings import Binding
 from edgekit.cli.main import edgekit, run
 from edgekit.mqtt.messages import Event, Outcome, Reported, Running
 from edgekit.rollout.machine import RolloutState
 from edgekit.settings import AgentSettings, load_settings, tls_files
 from edgekit.state import open_fleet_state
+from edgekit.tensors import DType, TensorSpec
 from tests.simulators.control import write_bundle
 from tests.simulators.pki import Pki
 
@@ -273,6 +277,33 @@ def test_start_says_which_targets_have_no_bundle(shell):
     rollout = survey(shell)
     assert rollout.counts()["SKIPPED"] == 2
     assert rollout.counts()["TOLD"] == 1
+
+
+def test_devices_that_are_too_old_for_a_bundle_are_named(shell):
+    """`publish` and `rollout start` name them before anything is sent; devices of other targets are not meant."""
+    enroll(shell, "pi-1", "pi-2")
+    enroll(shell, "jetson-1", target="jetson-orin")
+    state = shell.state()
+    for name, version in (("pi-1", "0.1.0"), ("pi-2", __version__), ("jetson-1", "0.1.0")):
+        state.devices.save_report(Reported(name, "f1", 1, 0.0, 1, {}, {}, facts={"edgekit": version}), time.time())
+    state.close()
+    manifest = write_bundle(shell.folder / "2.0.0", "digits", "2.0.0")
+    unread = Binding(
+        TensorSpec("rate", DType.INT64, (None, 1)), TensorSpec("rate", DType.INT64, (None, 1)), unread=True
+    )
+    manifest = msgspec.structs.replace(manifest, inputs=(*manifest.inputs, unread))
+    (shell.folder / "2.0.0" / "manifest.json").write_bytes(manifest.canonical_bytes())
+    said = "1 device cannot read this bundle, because it has inputs that are fixed or unread"
+    _, err = shell("edgekit registry publish 2.0.0")
+    assert said in err
+    assert "pi-1 (0.1.0); update edgekit there first" in err
+    plan = shell.json("edgekit rollout start digits 2.0.0 --dry-run --json")
+    assert plan["too_old"][TARGET]["devices"] == {"pi-1": "0.1.0"}
+    for line in ("edgekit rollout start digits 2.0.0 --dry-run", "edgekit rollout start digits 2.0.0"):
+        _, err = shell(line)
+        assert f"{TARGET}: {said}" in err
+    _, err = shell("edgekit registry publish 1.1.0")
+    assert "cannot read" not in err
 
 
 def test_cohort_options_choose_devices(shell):
