@@ -1,14 +1,16 @@
-"""Evaluates the direct route: the float LiteRT file of the source's own converter, compared with the lowered file.
+"""Evaluates the direct route to LiteRT: a float file with its loops, compared with the lowered file without loops.
 
-A direct file without parity is never a candidate. Otherwise two figures are compared: the calls that the runtime makes
-outside XNNPACK, and bytes. Where the direct file is better in one of them, its recipes become candidates beside the
-lowered ones.
+Of a graph with recurrent layers it is the graph lowered with these layers as loops; otherwise, or where that fails, it
+is the file of the source's own converter. A direct file without parity is never a candidate. Otherwise two figures are
+compared: the calls that the runtime makes outside XNNPACK, and bytes. Where the direct file is better in one of them,
+its recipes become candidates beside the lowered ones.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,8 +21,10 @@ from converters.backends.tflite.facts import facts_of, pieces_of
 from converters.cache import CacheScope
 from converters.candidates.candidate import direct_fault, open_artifact, run_rows
 from converters.candidates.evidence import Evidence
+from converters.cost.estimate import RECURRENT
 from converters.cost.overhead import FileFacts, Loop, Overhead
 from converters.frontends import Source
+from converters.lowering import Lowered
 from converters.progress import StepCallback
 from converters.quality import parity
 from converters.report.report import RouteReport
@@ -31,14 +35,15 @@ from edgekit.runtimes import LITERT
 
 LEAST_SAVING = 0.02  # share of the lowered float file's bytes; in an int8 file it is up to four times this share
 PARITY_ROWS = 32
+Maker = Callable[[], Lowered]
 
 
 class _Evaluation(msgspec.Struct, frozen=True):
-    """The result of an evaluation; `data` is empty where the file cannot be used."""
+    """The result of an evaluation; `file` is absent where it cannot be used."""
 
     report: RouteReport
     overhead: Overhead = Overhead()
-    data: bytes = b""
+    file: Lowered | None = None
 
 
 def evaluate_direct_route(
@@ -62,17 +67,18 @@ def evaluate_direct_route(
         step: Called with the name of each step.
 
     Returns:
-        None where the route was not evaluated: no target can run the file, the source has no converter of its own to
-        LiteRT, or `recipe` takes the lowering.
+        None where the route was not evaluated: no target can run the file, the graph has no recurrent layer and the
+        source no converter of its own to LiteRT, or `recipe` takes the lowering.
 
     Raises:
         ConversionError: `recipe` takes the direct route, and there is no file or its answers differ; says why.
     """
     profiles = [profile for profile, runtime in targets if direct_route_fits(profile, runtime)]
     report, opaque = None, context.graph.opaque
-    if profiles and source.direct is not None and (recipe is None or recipe.direct or opaque):
+    makers = _makers(source, context)
+    if profiles and makers and (recipe is None or recipe.direct or opaque):
         with step("evaluate the direct route to LiteRT"):
-            report = _evaluate_cached(source, context, evidence, profiles[0], cache_scope)
+            report = _evaluate_cached(source, makers, context, evidence, profiles[0], cache_scope)
     if opaque is not None and context.direct is None:
         why = report.reason if report else "no target takes it"
         raise ConversionError(
@@ -81,7 +87,9 @@ def evaluate_direct_route(
         )
     if recipe is not None and recipe.direct and context.direct is None:
         why = (
-            report.reason if report else "only Keras, SavedModel and float .tflite models have one, for LiteRT on a CPU"
+            report.reason
+            if report
+            else "only Keras, SavedModel and float .tflite models and recurrent networks have one, for LiteRT on a CPU"
         )
         raise ConversionError(
             f"the recipe takes the direct route, which this model does not have: {why}",
@@ -103,43 +111,64 @@ def with_direct(kinds: Sequence[Recipe], route: RouteReport, context: Conversion
     return direct if route.lowered is None else [*kinds, *direct]
 
 
+def _makers(source: Source, context: ConversionContext) -> list[Maker]:
+    """What can make the direct file, the best first."""
+    makers: list[Maker] = []
+    if any(node.op_type in RECURRENT for node in context.fixed.nodes):
+        makers.append(functools.partial(context.child.call, "lower", model=context.fixed.to_bytes(), loops=True))
+    if source.direct is not None:
+        names = [[spec.name for spec in specs] for specs in (context.graph.inputs, context.graph.outputs)]
+        makers.append(functools.partial(source.direct, *names))
+    return makers
+
+
 def _evaluate_cached(
-    source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile, cache_scope: CacheScope
+    source: Source,
+    makers: Sequence[Maker],
+    context: ConversionContext,
+    evidence: Evidence,
+    profile: TargetProfile,
+    cache_scope: CacheScope,
 ) -> RouteReport:
     key = ("direct", source.sha256)
     evaluation = cache_scope.get(key, _Evaluation)
     if evaluation is None:
-        evaluation = _evaluate(source, context, evidence, profile)
-        if evaluation.data:  # a fault may be temporary
+        evaluation = _evaluate(makers, context, evidence, profile)
+        if evaluation.file is not None:  # a fault may be temporary
             cache_scope.put(key, evaluation)
-    context.use_direct(_write_direct(context, evaluation.data, evaluation.overhead) if evaluation.data else None)
+    context.use_direct(
+        None if evaluation.file is None else _write_direct(context, evaluation.file, evaluation.overhead)
+    )
     return evaluation.report
 
 
-def _evaluate(source: Source, context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> _Evaluation:
-    assert source.direct is not None
-    graph = context.graph
-    try:
-        made = source.direct([spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs])
-        file = _write_direct(context, made.data, Overhead())
-        context.use_direct(file)
-        _require_parity(context, evidence, profile)
-        direct = _facts(file.file.path, known=graph.opaque is None)
-    except (ConversionError, RuntimeLoadError) as error:
-        return _Evaluation(RouteReport(False, f"there is no direct file: {_first_line(error)}"))
+def _evaluate(
+    makers: Sequence[Maker], context: ConversionContext, evidence: Evidence, profile: TargetProfile
+) -> _Evaluation:
+    faults = []
+    for make in makers:
+        try:
+            made = make()
+            file = _write_direct(context, made, Overhead())
+            context.use_direct(file)
+            _require_parity(context, evidence, profile)
+            direct = _facts(file.file.path, known=context.graph.opaque is None)
+            break
+        except (ConversionError, RuntimeLoadError) as error:
+            faults.append(_first_line(error))
+    else:
+        return _Evaluation(RouteReport(False, f"there is no direct file: {'; '.join(faults)}"))
     try:
         lowered = facts_of(_lowered(context).path)
     except ConversionError as error:
         overhead = Overhead(direct.loops, _runtime_calls(direct))
-        return _Evaluation(
-            RouteReport(True, f"only the direct file can be made: {_first_line(error)}", None, direct),
-            overhead,
-            made.data,
-        )
+        why = " ".join(part for part in (_first_line(error), error.advice) if part)
+        report = RouteReport(True, f"only the direct file can be made: {why}", None, direct)
+        return _Evaluation(report, overhead, made)
     overhead = Overhead(direct.loops, _runtime_calls(direct) - _runtime_calls(lowered))
     better = _advantages(direct, lowered)
     reason = f"the direct file {better}" if better else "the direct file is no better than the lowered one"
-    return _Evaluation(RouteReport(bool(better), reason, lowered, direct), overhead, made.data)
+    return _Evaluation(RouteReport(bool(better), reason, lowered, direct), overhead, made)
 
 
 def _facts(path: Path, *, known: bool) -> FileFacts:
@@ -188,12 +217,11 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _write_direct(context: ConversionContext, data: bytes, overhead: Overhead) -> DirectFile:
+def _write_direct(context: ConversionContext, made: Lowered, overhead: Overhead) -> DirectFile:
     path = context.folder / "float32-direct.tflite"
-    path.write_bytes(data)
-    inputs: list[tuple[int, ...]] = [() for _ in context.graph.inputs]
-    outputs: list[tuple[int, ...]] = [() for _ in context.graph.outputs]
-    return DirectFile(LoweredFile(path, inputs, outputs), hashlib.sha256(data).hexdigest(), overhead)
+    path.write_bytes(made.data)
+    file = LoweredFile(path, made.input_permutes, made.output_permutes)
+    return DirectFile(file, hashlib.sha256(made.data).hexdigest(), overhead)
 
 
 def _require_parity(context: ConversionContext, evidence: Evidence, profile: TargetProfile) -> None:

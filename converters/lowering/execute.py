@@ -36,20 +36,27 @@ from converters.lowering.values import Value, of
 from edgekit.errors import UnsupportedOpError
 
 
-def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
+def execute(graph: Graph, values: dict[str, Value], *, loops: bool = False) -> list[Value]:
     """The outputs of `graph`; `values` holds its inputs and receives all other values.
+
+    With `loops`, recurrent layers stay loops instead of being unrolled.
 
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
     """
     values.update({name: of(value) for name, value in graph.constants.items()})
     positive = never_negative(graph)
+    read = {name for node in graph.nodes for name in node.input if name} | {spec.name for spec in graph.outputs}
     for node in with_gelus(graph):
         if node.op_type == "Constant":
             continue
         inputs = [values[name] if name else None for name in node.input]
-        known = tuple(name in positive for name in node.input)
-        results = _folded(node, inputs, graph.opset) or _lowered(node, inputs, known)
+        more = {
+            "never_negative": tuple(name in positive for name in node.input),
+            "used": [name in read for name in node.output],
+            "loops": loops,
+        }
+        results = _folded(node, inputs, graph.opset) or _lowered(node, inputs, more)
         values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
         missing = [name for name in node.output if name and name not in values]
         if missing:
@@ -57,14 +64,10 @@ def execute(graph: Graph, values: dict[str, Value]) -> list[Value]:
     return [values[spec.name] for spec in graph.outputs]
 
 
-def _lowered(node: Any, inputs: list[Value | None], never_negative: tuple[bool, ...]) -> tuple[Value, ...]:
+def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tuple[Value, ...]:
     if node.op_type not in LOWERINGS:
         raise UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type))
-    options = {
-        **attributes(node),
-        "outputs": len([name for name in node.output if name]),
-        "never_negative": never_negative,
-    }
+    options = {**attributes(node), "outputs": len([name for name in node.output if name]), **more}
     try:
         with tf.name_scope(_scope(label(node))):
             result = LOWERINGS[node.op_type](inputs, options)

@@ -25,8 +25,8 @@ CHANNEL_FIRST = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAvera
                  "LRN")  # fmt: skip
 
 
-def lower(model: bytes) -> Lowered:
-    """Lower a serialized canonical graph.
+def lower(model: bytes, *, loops: bool = False) -> Lowered:
+    """Lower a serialized canonical graph; with `loops`, recurrent layers stay loops instead of being unrolled.
 
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
@@ -38,7 +38,7 @@ def lower(model: bytes) -> Lowered:
 
     def call(*tensors: Any) -> dict[str, Any]:
         values = {s.name: Value(t, o) for s, t, o in zip(graph.inputs, tensors, orders, strict=True)}
-        answers = [_batch_first(answer) for answer in execute(graph, values)]
+        answers = [_batch_first(answer) for answer in execute(graph, values, loops=loops)]
         results[:] = [answer.order for answer in answers]
         return {f"output_{i}": tf.identity(answer.tensor) for i, answer in enumerate(answers)}
 

@@ -33,9 +33,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounding: How 4-bit weights are rounded: each to the ``nearest``, or by ``gptq``, which needs samples.
         equalize: Equalize the ranges of neighbouring channels first.
         correct_bias: Correct biases for the shift that quantized weights cause; needs samples.
-        route: How the float file for LiteRT is made: ``lowered`` from the canonical graph, or ``direct`` from the
-            source by its own converter, without choices per layer. ``lowered`` is the default and is stored as absent,
-            so that the bytes of other recipes do not change.
+        route: How the float file for LiteRT is made: ``lowered`` from the canonical graph with recurrent layers
+            unrolled, or ``direct``: with its loops, or by the source's own converter, and without choices per layer.
+            ``lowered`` is the default and is stored as absent, so that the bytes of other recipes do not change.
         prune: ``dead`` removes the channels that are 0 on every calibration sample; needs samples. ``none`` is the
             default and is stored as absent.
     """
@@ -89,7 +89,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def direct(self) -> bool:
-        """True if the source's own converter makes the float file."""
+        """True if the float file keeps its loops, or is made by the source's own converter."""
         return self.route == DIRECT
 
     @property

@@ -1,11 +1,13 @@
-"""Recurrent layers, unrolled: one dense layer computes the input's part of all steps, and one per step the state's.
+"""Recurrent layers: one dense layer computes the input's part of all steps, and one per step the state's.
 
-LiteRT's own LSTM operator cannot be quantized by litert-quantizer and is not supported by delegates. LiteRT has no GRU
-operator.
+The steps are unrolled, which delegates can run and static int8 needs; or with the option `loops` they stay one loop,
+whose file is small for any number of steps. LiteRT's own LSTM operator cannot be quantized by litert-quantizer and is
+not supported by delegates. LiteRT has no GRU operator.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +18,13 @@ from converters.lowering.registry import CannotLowerError, Inputs, constant, low
 from converters.lowering.values import Value, of
 
 MAX_UNROLLED_STEPS = 512
+MAX_UNROLLED_BYTES = 128 << 20  # of all steps' float weights: runtimes pack them for each step anew
 MOST_JOINED = 5  # the most inputs of a concatenation in XNNPACK
-# One step: (input part, recurrent weights, their bias, states) to the new states; the first is the step's output.
-CellStep = Callable[[Any, Any, Any, list[Any]], list[Any]]
+# One step: (input part, states) to the new states; the first is the step's output.
+CellStep = Callable[[Any, list[Any]], list[Any]]
+# The step of a cell with its recurrent weights (size, gates * size) and their bias. It makes the constants, so that an
+# unrolled layer has each of them once, and a loop has them in its body, where the quantizer looks for weights.
+Cell = Callable[[Any, Any], CellStep]
 
 
 @lowers("LSTM")
@@ -28,41 +34,60 @@ def lstm(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
         raise CannotLowerError("peepholes, or input_forget")
     _require(attrs, ("Sigmoid", "Tanh", "Tanh"))
 
-    def step(input_part: Any, weights: Any, bias: Any, states: list[Any]) -> list[Any]:
-        hidden, cell = states
-        gates = input_part + tf.matmul(hidden, weights) + bias
-        sigmoids, last = _split_columns(gates, 3 * weights.shape[0])
-        enter, leave, keep = tf.split(tf.sigmoid(sigmoids), 3, axis=1)
-        cell = keep * cell + enter * tf.tanh(last)
-        return [leave * tf.tanh(cell), cell]
+    def cell(weights: Any, bias: Any) -> CellStep:
+        size, weights, bias = weights.shape[0], tf.constant(weights), tf.constant(bias)
 
-    return _run(inputs, attrs, step, gates=4, states=2, sums_bias=True)
+        def step(input_part: Any, states: list[Any]) -> list[Any]:
+            hidden, memory = states
+            gates = input_part + tf.matmul(hidden, weights) + bias
+            sigmoids, last = _parts(gates, 3 * size)
+            enter, leave, keep = _parts(tf.sigmoid(sigmoids), size, 2 * size)
+            memory = keep * memory + enter * tf.tanh(last)
+            return [leave * tf.tanh(memory), memory]
+
+        return step
+
+    return _run(inputs, attrs, cell, gates=4, states=2, sums_bias=True)
 
 
 @lowers("GRU")
 def gru(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
     """GRU with the default activations, either `linear_before_reset`, in one direction or both."""
     _require(attrs, ("Sigmoid", "Tanh"))
-    late_reset = bool(attrs.get("linear_before_reset"))
+    cell = _late_reset if attrs.get("linear_before_reset") else _early_reset
+    return _run(inputs, attrs, cell, gates=3, states=1, sums_bias=False)
 
-    def step(input_part: Any, weights: Any, bias: Any, states: list[Any]) -> list[Any]:
+
+def _late_reset(weights: Any, bias: Any) -> CellStep:
+    """A GRU whose reset gate acts on the product with the weights."""
+    size, weights, bias = weights.shape[0], tf.constant(weights), tf.constant(bias)
+
+    def step(input_part: Any, states: list[Any]) -> list[Any]:
         [hidden] = states
-        size = weights.shape[0]
-        input_gates, input_new = _split_columns(input_part, 2 * size)
-        if late_reset:
-            state_gates, state_new = _split_columns(tf.matmul(hidden, weights) + bias, 2 * size)
-        else:
-            state_gates = tf.matmul(hidden, np.ascontiguousarray(weights[:, : 2 * size])) + bias[: 2 * size]
-        update, reset = tf.split(tf.sigmoid(input_gates + state_gates), 2, axis=1)
-        if late_reset:
-            new = tf.tanh(input_new + reset * state_new)
-        else:
-            new = tf.tanh(
-                input_new + tf.matmul(reset * hidden, np.ascontiguousarray(weights[:, 2 * size :])) + bias[2 * size :]
-            )
+        input_gates, input_new = _parts(input_part, 2 * size)
+        state_gates, state_new = _parts(tf.matmul(hidden, weights) + bias, 2 * size)
+        update, reset = _parts(tf.sigmoid(input_gates + state_gates), size)
+        new = tf.tanh(input_new + reset * state_new)
         return [new + update * (hidden - new)]
 
-    return _run(inputs, attrs, step, gates=3, states=1, sums_bias=False)
+    return step
+
+
+def _early_reset(weights: Any, bias: Any) -> CellStep:
+    """A GRU whose reset gate acts on the state."""
+    size = weights.shape[0]
+    gate_weights, new_weights = tf.constant(weights[:, : 2 * size]), tf.constant(weights[:, 2 * size :])
+    gate_bias, new_bias = tf.constant(bias[: 2 * size]), tf.constant(bias[2 * size :])
+
+    def step(input_part: Any, states: list[Any]) -> list[Any]:
+        [hidden] = states
+        input_gates, input_new = _parts(input_part, 2 * size)
+        state_gates = tf.matmul(hidden, gate_weights) + gate_bias
+        update, reset = _parts(tf.sigmoid(input_gates + state_gates), size)
+        new = tf.tanh(input_new + tf.matmul(reset * hidden, new_weights) + new_bias)
+        return [new + update * (hidden - new)]
+
+    return step
 
 
 @lowers("RNN")
@@ -70,15 +95,17 @@ def rnn(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Value, ...]:
     """RNN with tanh, in one direction or both."""
     _require(attrs, ("Tanh",))
 
-    def step(input_part: Any, weights: Any, bias: Any, states: list[Any]) -> list[Any]:
-        return [tf.tanh(input_part + tf.matmul(states[0], weights) + bias)]
+    def cell(weights: Any, bias: Any) -> CellStep:
+        weights, bias = tf.constant(weights), tf.constant(bias)
+        return lambda input_part, states: [tf.tanh(input_part + tf.matmul(states[0], weights) + bias)]
 
-    return _run(inputs, attrs, step, gates=1, states=1, sums_bias=True)
+    return _run(inputs, attrs, cell, gates=1, states=1, sums_bias=True)
 
 
-def _split_columns(tensor: Any, column: int) -> tuple[Any, Any]:
-    """The columns before `column` and the rest, by slices: delegates do not support uneven splits."""
-    return tensor[:, :column], tensor[:, column:]
+def _parts(tensor: Any, *columns: int) -> list[Any]:
+    """The tensor cut before each of `columns`, by slices: delegates and quantizers do not take every split."""
+    starts, ends = (0, *columns), (*columns, int(tensor.shape[1]))
+    return [tensor[:, start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _require(attrs: dict[str, Any], expected: tuple[str, ...]) -> None:
@@ -90,7 +117,7 @@ def _require(attrs: dict[str, Any], expected: tuple[str, ...]) -> None:
 
 
 def _run(
-    inputs: Inputs, attrs: dict[str, Any], step: CellStep, *, gates: int, states: int, sums_bias: bool
+    inputs: Inputs, attrs: dict[str, Any], cell: Cell, *, gates: int, states: int, sums_bias: bool
 ) -> tuple[Value, ...]:
     """Run all steps of each direction, and return the outputs in ONNX's layout."""
     batch_first = bool(attrs.get("layout"))
@@ -101,28 +128,50 @@ def _run(
     lengths = optional(inputs, 4)
     if lengths is not None and (not lengths.constant or np.any(lengths.plain() != steps)):
         raise CannotLowerError("sequences with lengths different from the input's")
-    if steps > MAX_UNROLLED_STEPS:
-        raise CannotLowerError(f"{steps} steps (at most {MAX_UNROLLED_STEPS} are unrolled)")
+    loops = bool(attrs["loops"])
+    if not loops:
+        _require_few_steps(steps, constant(inputs[2], "recurrent weights"))
     direction = attrs.get("direction", "forward")
     directions = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
     answers, last = [], []
     for direction_index, backwards in enumerate(directions):
-        weights = _weights(inputs, direction_index, gates, sums_bias)
-        first_states = [
-            _first_state(optional(inputs, 5 + state_index), direction_index, rows, weights[1].shape[0], batch_first)
+        first, second, input_bias, state_bias = _weights(inputs, direction_index, gates, sums_bias)
+        begin = [
+            _first_state(optional(inputs, 5 + state_index), direction_index, rows, second.shape[0], batch_first)
             for state_index in range(states)
         ]
-        outputs, final = _one_direction(source, weights, first_states, step, backwards)
+        input_parts = tf.nn.bias_add(tf.matmul(tf.reshape(source, (steps * rows, -1)), first), input_bias)
+        if loops:
+            by_step = tf.reshape(input_parts, (steps, rows, first.shape[1]))
+            make_step = functools.partial(cell, second, state_bias)
+            outputs, final = _loop(by_step, begin, make_step, backwards, keep=attrs["used"][0])
+        else:
+            outputs, final = _unrolled(input_parts, begin, cell(second, state_bias), backwards)
         answers.append(outputs)
         last.append(final)
-    sequence = _joined(
-        [_joined([_wide(answer[step_index], 4) for answer in answers], 1) for step_index in range(steps)], 0
-    )
+    sequence = _joined([tf.expand_dims(answer, 1) for answer in answers], 1) if loops else _stacked(answers, steps)
     finals = [_joined([_wide(final[state_index], 3) for final in last], 0) for state_index in range(states)]
     if batch_first:
         sequence = tf.transpose(sequence, (2, 0, 1, 3))
         finals = [tf.transpose(final, (1, 0, 2)) for final in finals]
     return (of(sequence), *map(of, finals))
+
+
+def _require_few_steps(steps: int, weights: Any) -> None:
+    """Check that a layer can be unrolled; `weights` are the recurrent ones of all directions."""
+    if steps > MAX_UNROLLED_STEPS:
+        raise CannotLowerError(f"{steps} steps (at most {MAX_UNROLLED_STEPS} are unrolled)")
+    if steps * weights.nbytes > MAX_UNROLLED_BYTES:
+        mib = steps * weights.nbytes / 2**20
+        raise CannotLowerError(
+            f"{steps} steps of {weights.nbytes} bytes of weights: unrolled, they would take {mib:.0f} MiB of memory on "
+            f"the device (at most {MAX_UNROLLED_BYTES >> 20} MiB)"
+        )
+
+
+def _stacked(answers: list[list[Any]], steps: int) -> Any:
+    """The outputs (steps, directions, rows, size) of each direction's outputs by step."""
+    return _joined([_joined([_wide(answer[index], 4) for answer in answers], 1) for index in range(steps)], 0)
 
 
 def _wide(tensor: Any, rank: int) -> Any:
@@ -154,20 +203,36 @@ def _weights(inputs: Inputs, direction_index: int, gates: int, sums_bias: bool) 
 
 def _first_state(value: Value | None, direction_index: int, rows: int, size: int, batch_first: bool) -> Any:
     if value is None:
-        return None
+        return tf.zeros((rows, size))
     plain = value.plain()
     return tf.convert_to_tensor(plain[:, direction_index] if batch_first else plain[direction_index])
 
 
-def _one_direction(
-    source: Any, weights: Any, first_states: list[Any], step: CellStep, backwards: bool
-) -> tuple[list[Any], list[Any]]:
-    first, second, input_bias, state_bias = weights
-    steps, rows, width = (int(size) for size in source.shape)
-    input_parts = tf.nn.bias_add(tf.matmul(tf.reshape(source, (steps * rows, width)), first), input_bias)
-    states = [tf.zeros((rows, second.shape[0])) if state is None else state for state in first_states]
+def _unrolled(input_parts: Any, states: list[Any], step: CellStep, backwards: bool) -> tuple[list[Any], list[Any]]:
+    """The output of each step (rows, size) in a list, and the last states."""
+    rows = int(states[0].shape[0])
+    steps = int(input_parts.shape[0]) // rows
     answers: list[Any] = [None] * steps
     for step_index in reversed(range(steps)) if backwards else range(steps):
-        states = step(input_parts[step_index * rows : (step_index + 1) * rows], second, state_bias, states)
+        states = step(input_parts[step_index * rows : (step_index + 1) * rows], states)
         answers[step_index] = states[0]
     return answers, states
+
+
+def _loop(
+    by_step: Any, states: list[Any], make_step: Callable[[], CellStep], backwards: bool, *, keep: bool
+) -> tuple[Any, list[Any]]:
+    """The outputs of all steps (steps, rows, size), zeros unless `keep`; and the last states."""
+    steps = int(by_step.shape[0])
+    rows, size = (int(size) for size in states[0].shape)
+
+    def body(count: Any, states: list[Any], *outputs: Any) -> tuple[Any, ...]:
+        index = steps - 1 - count if backwards else count
+        states = make_step()(tf.gather(by_step, index), states)
+        return (count + 1, states, *(one.write(index, states[0]) for one in outputs))
+
+    written = [tf.TensorArray(tf.float32, steps, element_shape=(rows, size))] if keep else []
+    _, last, *kept = tf.while_loop(
+        lambda count, *_: count < steps, body, (tf.constant(0), states, *written), maximum_iterations=steps
+    )
+    return kept[0].stack() if kept else tf.zeros((steps, rows, size)), list(last)

@@ -6,6 +6,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+from onnx import helper
 
 from converters.backends.tflite.reader import operators_of, weighted_ops
 from converters.cache import Cache
@@ -20,6 +21,7 @@ from edgekit.errors import ConversionError, RecipeError
 from edgekit.runtimes import open_runtime
 from edgekit.runtimes.litert import LiteRTRuntime
 from tests.simulators.conv_models import separable
+from tests.simulators.models import model_of, saved
 
 pytestmark = pytest.mark.heavy
 
@@ -47,7 +49,7 @@ np.savez(sys.argv[1] + "/steps.npz", x=np.random.default_rng(3).normal(0, 1, (30
 
 
 class Telling:
-    """TensorFlow's process, which records its calls; with `damage`, its direct files have other weights."""
+    """TensorFlow's process, which records its calls; with `damage`, its files with loops have other weights."""
 
     def __init__(self, child, *, damage=False):
         self._child, self._damage, self.asked = child, damage, []
@@ -55,7 +57,7 @@ class Telling:
     def call(self, function, **arguments):
         self.asked.append(function)
         found = self._child.call(function, **arguments)
-        if function == "direct" and self._damage:
+        if self._damage and (function == "direct" or arguments.get("loops")):
             content = weighted_ops(found.data)[-1].content
             other = (-np.frombuffer(content, np.float32)).tobytes()
             assert found.data.count(content) == 1
@@ -102,6 +104,38 @@ def test_a_loop_beats_the_unrolled_steps_in_bytes(folder, child, tmp_path):
     assert found.passed, found.faults
     assert manifest.recipe.direct
     assert "WHILE" in operators_of((tmp_path / "lstm-1.0.0-raspberry-pi-4" / "model.tflite").read_bytes())
+
+
+# A conversion that lowers 120 unrolled steps: about 15 s.
+def test_the_loop_of_another_source_beats_the_unrolled_steps_in_bytes(child, tmp_path):
+    """ONNX models have no converter to LiteRT of their own: their recurrent layers, also two-way ones, become loops."""
+    steps, size = 40, 12
+    rng = np.random.default_rng(8)
+    weights = {
+        "w": rng.normal(0, 0.3, (2, 4 * size, 6)).astype(np.float32),
+        "r": rng.normal(0, 0.3, (2, 4 * size, size)).astype(np.float32),
+        "b": rng.normal(0, 0.3, (2, 8 * size)).astype(np.float32),
+        "gru_w": rng.normal(0, 0.3, (1, 3 * size, 2 * size)).astype(np.float32),
+        "gru_r": rng.normal(0, 0.3, (1, 3 * size, size)).astype(np.float32),
+        "sides": np.array([0, 0, -1], np.int64),
+        "last": np.array([0], np.int64),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r", "b"], ["both"], hidden_size=size, direction="bidirectional"),
+        helper.make_node("Transpose", ["both"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["turned", "sides"], ["wide"]),
+        helper.make_node("GRU", ["wide", "gru_w", "gru_r"], ["", "end"], hidden_size=size, direction="reverse"),
+        helper.make_node("Squeeze", ["end", "last"], ["y"]),
+    ]
+    saved(model_of(nodes, {"x": ["N", steps, 6]}, {"y": ["N", size]}, weights), tmp_path / "both.onnx")
+    report = converted(tmp_path, child, tmp_path / "out", "both.onnx", aim="size")
+    sizes = {candidate.id: candidate.bytes for candidate in report.candidates}
+    assert report.chosen == "float16-direct"
+    assert sizes["float16-direct"] < sizes["float16"] / 3
+    assert [loop.steps for loop in report.route.direct.loops] == [steps] * 3
+    _, found = self_tested(tmp_path / "out" / "both-1.0.0-raspberry-pi-4")
+    assert found.passed, found.faults
 
 
 # A conversion that lowers 64 unrolled steps: about 15 s.
@@ -228,3 +262,27 @@ def test_a_tflite_source_in_half_precision_has_a_direct_file_in_float32(child, t
     assert "DEQUANTIZE" in operators_of((tmp_path / "half.tflite").read_bytes())
     direct = load_model(tmp_path / "half.tflite", child).direct(["input_0"], ["output_0"])
     assert "DEQUANTIZE" not in operators_of(direct.data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "why"), [(600, 4, "600 steps"), (300, 256, "300 steps of 1048576 bytes of weights")]
+)
+def test_layers_too_large_to_unroll_stay_loops(child, tmp_path, steps, size, why):
+    """Too many steps, or weights that each step would hold again: only the loop is made, and the report says why."""
+    rng = np.random.default_rng(8)
+    weights = {
+        "w": rng.normal(0, 0.1, (1, 4 * size, 3)).astype(np.float32),
+        "r": rng.normal(0, 0.02, (1, 4 * size, size)).astype(np.float32),
+        "last": np.array([0], np.int64),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "end"], hidden_size=size),
+        helper.make_node("Squeeze", ["end", "last"], ["y"]),
+    ]
+    saved(model_of(nodes, {"x": ["N", steps, 3]}, {"y": ["N", size]}, weights), tmp_path / "large.onnx")
+    report = converted(tmp_path, child, tmp_path / "out", "large.onnx", recipe=Recipe("float16", route="direct"))
+    assert report.route.lowered is None
+    assert why in report.route.reason
+    assert [loop.steps for loop in report.route.direct.loops] == [steps]
+    assert report.chosen_candidate.bytes < 5000 + 4 * sum(value.size for value in weights.values())
