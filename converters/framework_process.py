@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import select
 import signal
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from converters.foreign_text import named
-from converters.machine import processes_killed_for_memory
+from converters.machine import memory_limit, processes_killed_for_memory, resident_bytes
 from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # The functions that a child can run. Other names are refused.
@@ -56,6 +57,7 @@ WORK = {
     "try_onnx": "loading and running {name}",
 }
 LOG_TAIL_LINES = 40
+WATCH_SECONDS = 0.5
 _LENGTH = struct.Struct("!Q")
 _Child = TypeVar("_Child", bound="FrameworkProcess")
 
@@ -70,11 +72,14 @@ class FrameworkProcess:
     Args:
         framework: Its name, for messages.
         show_log: Send the framework's output to stderr at once, instead of to a log that only tracebacks show.
+        memory_bytes: The most memory that the child may use; 0 for what is free when it starts. Only on Linux.
     """
 
-    def __init__(self, framework: str, *, show_log: bool = False) -> None:
+    def __init__(self, framework: str, *, show_log: bool = False, memory_bytes: int = 0) -> None:
         self._framework = framework
         self._show_log = show_log
+        self._memory_bytes = memory_bytes
+        self._limit = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Any = None
 
@@ -94,6 +99,7 @@ class FrameworkProcess:
             on_failure.callback(self._kill)  # after Ctrl-C in the middle of an answer the pipe cannot be used again
             try:
                 _send(process.stdin, (function, arguments))
+                self._wait(process, WORK[function].format(**arguments))
                 kind, value = _receive(process.stdout)
             except (EOFError, OSError):  # Windows reports a broken pipe by other errors than BrokenPipeError
                 raise self._ended(WORK[function].format(**arguments), killed) from FrameworkOutputError(self.log_tail())
@@ -109,7 +115,7 @@ class FrameworkProcess:
         ) from FrameworkOutputError(f"{trace}{self.log_tail()}")
 
     def _ended(self, work: str, killed_before: int) -> ConversionError:
-        """The error for a child that ended during `work`. It blames memory only where the system killed for it."""
+        """The error for a child that ended during `work`; it blames memory only where the system killed for it."""
         ended = self._kill()
         doing = f"the {self._framework} process ended while {work}"
         if ended == "signal SIGKILL" and processes_killed_for_memory() > killed_before:
@@ -122,6 +128,19 @@ class FrameworkProcess:
             advice=f"{self._framework} ended without an error of its own; run again with --verbose "
             "(edgekit --verbose convert ...) for its output.",
         )
+
+    def _wait(self, process: Any, work: str) -> None:
+        """Wait for an answer, and end a child that uses too much memory: alone it would fill the machine.
+
+        A limit of the system (RLIMIT_DATA) is no help: where an allocation fails, TensorFlow can go round for ever.
+        """
+        while sys.platform == "linux" and not select.select([process.stdout], [], [], WATCH_SECONDS)[0]:
+            if resident_bytes(process.pid) > self._limit:
+                raise ConversionError(
+                    f"{work} needs more than the {self._limit / 2**30:.1f} GiB of memory that were free when the "
+                    f"{self._framework} process started",
+                    advice="Close other programs, or convert on a machine with more memory.",
+                )
 
     def log_tail(self) -> str:
         """The last lines of the framework's output; empty where there is none."""
@@ -156,6 +175,7 @@ class FrameworkProcess:
                 "TF_ENABLE_ONEDNN_OPTS": "0",
                 "CUDA_VISIBLE_DEVICES": "-1",
             }
+            self._limit = self._memory_bytes or memory_limit()
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from converters.framework_process import main; main()"],

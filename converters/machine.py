@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+LEAST_MEMORY = 2 << 30
+
 
 def memory_bytes() -> int:
     """Memory of this machine, in bytes."""
@@ -25,6 +27,20 @@ def free_memory_bytes() -> int:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return memory_bytes() if hasattr(os, "sysconf") else _windows_memory().available
+
+
+def memory_limit() -> int:
+    """The memory that a process started now may use, in bytes: what is free, and at least LEAST_MEMORY."""
+    return max(free_memory_bytes(), LEAST_MEMORY)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process uses, in bytes; 0 if it has ended, and on systems that do not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as line:
+            return int(line.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def processes_killed_for_memory() -> int:

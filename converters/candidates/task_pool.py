@@ -29,13 +29,14 @@ from threadpoolctl import threadpool_limits
 
 from converters.candidates.cpu_load import CpuLoad
 from converters.candidates.task_context import TaskContext
-from converters.machine import free_memory_bytes, processes_killed_for_memory
+from converters.machine import free_memory_bytes, memory_limit, processes_killed_for_memory, resident_bytes
 from edgekit.errors import ConversionError, EdgekitError
 
 ONE_CORE = 1.5  # up to this many free cores, a second process would mostly wait
 WORKER_BYTES = 400 << 20  # memory of a process with its libraries
 COPIES = 4  # largest number of copies of graphs and samples in a process: read, prepared, in a runtime, in an artifact
 WATCH_SECONDS = 1.0
+OVER_LIMIT = 77  # exit status of a process that used more memory than it may
 LOKY = "LokyBackend"
 
 
@@ -199,7 +200,9 @@ class TaskPool:
 
     def _started(self) -> Any:
         if self._parallel is None:
-            watched = {"initializer": _initialize, "initargs": (os.getpid(),)} if self._is_default else {}
+            watched = (
+                {"initializer": _initialize, "initargs": (os.getpid(), memory_limit())} if self._is_default else {}
+            )
             returned = "generator_unordered" if self._streams else "list"
             parallel = joblib.Parallel(
                 n_jobs=self.jobs, return_as=returned, batch_size=1, pre_dispatch="all", **watched
@@ -209,10 +212,15 @@ class TaskPool:
 
 
 def _ended(kind: str, error: BaseException, killed_before: int) -> ConversionError:
-    """The error for a process that ended. It blames memory only where the system killed for it."""
+    """The error for a process that ended. It blames memory only with evidence: a kill, or its exit status."""
     if processes_killed_for_memory() > killed_before:
         return ConversionError(
             f"the system ran out of memory and killed a process that worked on {kind}",
+            advice="Close other programs, or convert with joblib.parallel_config(n_jobs=1).",
+        )
+    if f"EXIT({OVER_LIMIT})" in str(error):
+        return ConversionError(
+            f"a process that worked on {kind} needed more memory than was free when it started",
             advice="Close other programs, or convert with joblib.parallel_config(n_jobs=1).",
         )
     signals = sorted(set(re.findall(r"SIG[A-Z]+", str(error))))
@@ -233,12 +241,17 @@ def _run(work: Callable[..., Any], index: int, task_context: TaskContext, argume
     return index, time.monotonic() - begun, result
 
 
-def _initialize(parent: int) -> None:
-    """Prepare a new process: leave Ctrl-C, which the whole group gets, to the parent, and end when the parent ends."""
+def _initialize(parent: int, memory_bytes: int) -> None:
+    """Prepare a new process: leave Ctrl-C, which the whole group gets, to the parent, and end when the parent ends.
+
+    It ends too where it uses more than `memory_bytes`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
+            if resident_bytes(os.getpid()) > memory_bytes:
+                os._exit(OVER_LIMIT)
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from converters import framework_process
-from converters.framework_process import TensorFlowProcess
+from converters.framework_process import FrameworkProcess, TensorFlowProcess
 from converters.frontends.tensorflow.source_file import SourceFile
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
@@ -43,6 +43,16 @@ def test_a_child_that_the_system_killed_for_memory_is_told(monkeypatch):
         os.kill(child._started().pid, signal.SIGKILL)
         with pytest.raises(ConversionError, match="ran out of memory"):
             child.call("lower", model=b"")
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process uses")
+def test_a_child_that_needs_too_much_memory_is_ended_and_told():
+    """The parent watches the child; the message has the limit, and the next call starts another child."""
+    with FrameworkProcess("TensorFlow", memory_bytes=100 << 20) as child:
+        for _ in range(2):
+            with pytest.raises(ConversionError, match=r"converting the graph to LiteRT needs more than the 0\.1 GiB"):
+                child.call("lower", model=b"")
 
 
 @pytest.mark.heavy

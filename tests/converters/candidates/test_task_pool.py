@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from converters.backends import ConversionContext
-from converters.candidates import cpu_load
+from converters.candidates import cpu_load, task_pool
 from converters.candidates.evidence import Evidence
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import ProcessCosts, TaskPool
@@ -175,6 +175,18 @@ def test_backend_of_the_users_gets_every_task(task_context):
     with joblib.parallel_config("multiprocessing", n_jobs=2), TaskPool(task_context) as pool:
         assert pool.at_a_time("tasks", 5) == 2
         assert {place for place, _ in pool.run_remote("tasks", process_id, [()] * 5)} == set(range(5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process uses")
+def test_a_process_that_needs_too_much_memory_is_ended_and_told(task_context, monkeypatch):
+    """The error blames memory by the exit status of the process, which watches itself."""
+    monkeypatch.setattr(task_pool, "memory_limit", lambda: 1 << 20)
+    with (
+        joblib.parallel_config(n_jobs=2),
+        TaskPool(task_context, costs=FREE) as pool,
+        pytest.raises(ConversionError, match="needed more memory than was free when it started"),
+    ):
+        list(pool.run_remote("tasks", process_id, [(60.0,), (60.0,)]))
 
 
 # Three processes that import everything start one after the other: about 20 s.
