@@ -68,29 +68,37 @@ def accelerators() -> Mapping[str, Accelerator]:
 
 
 def faults(data: bytes, accelerator: Accelerator) -> list[str]:
-    """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it fits."""
+    """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it fits.
+
+    Operators with the same name and fault share a sentence.
+    """
     model = parse_tflite(data)
     graph = model.subgraphs[0]
-    reasons = []
-    if len(model.subgraphs) > 1:
-        reasons.append(f"the file has {len(model.subgraphs)} subgraphs, expected one")
+    places: dict[tuple[str, str], list[int]] = {}
+
+    def fault(index: int, name: str, text: str) -> None:
+        indices = places.setdefault((name, text), [])
+        if index not in indices:
+            indices.append(index)
+
     for index, operator in enumerate(graph.operators):
         name = operator_name(model, operator)
         if name not in accelerator.operators:
-            reasons.append(f"operator {index}, {name}, is not supported by {accelerator.title}")
+            fault(index, name, f"is not supported by {accelerator.title}")
         for number in (*operator.inputs, *operator.outputs):
             tensor = graph.tensors[number] if number >= 0 else None
             if tensor is None:
                 continue
             kind = TYPES[tensor.type]
             if kind not in INTEGERS:
-                reasons.append(f"operator {index}, {name}, has a tensor of {kind}, expected integers only")
+                fault(index, name, f"has a tensor of {kind}, expected integers only")
             if sum(1 for size in tensor.shape if size != 1) > accelerator.large_axes and number in operator.outputs:
                 shape = [int(size) for size in tensor.shape]
-                reasons.append(
-                    f"operator {index}, {name}, makes {shape}, "
-                    f"expected at most {accelerator.large_axes} axes longer than 1"
-                )
+                fault(index, name, f"makes {shape}, expected at most {accelerator.large_axes} axes longer than 1")
+    reasons = [f"the file has {len(model.subgraphs)} subgraphs, expected one"] if len(model.subgraphs) > 1 else []
+    for (name, text), indices in places.items():
+        more = f" (and {len(indices) - 1} more)" if len(indices) > 1 else ""
+        reasons.append(f"operator {indices[0]}, {name},{more} {text}")
     for index in (*graph.inputs, *graph.outputs):
         if TYPES[graph.tensors[index].type] not in INTEGERS:
             reasons.append(f"an input or output is {TYPES[graph.tensors[index].type]}, expected integers")
