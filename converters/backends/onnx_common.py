@@ -76,7 +76,7 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
     """
     model = _copy(graph)
     try:
-        return convert_float_to_float16(
+        made = convert_float_to_float16(
             model,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *NORMALIZATIONS],
@@ -84,6 +84,20 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
         )
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
         raise ConversionError(f"conversion to float16 failed: {_brief(error)}") from error
+    return _without_repeats(made)
+
+
+def _without_repeats(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without its repeated nodes: the converter casts a tensor once for each float node that reads it."""
+    seen: set[bytes] = set()
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    del model.graph.node[:]
+    for node in nodes:
+        content = node.SerializeToString(deterministic=True)
+        if content not in seen:
+            seen.add(content)
+            model.graph.node.append(node)
+    return model
 
 
 def _brief(error: Exception) -> str:

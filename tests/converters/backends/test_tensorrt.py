@@ -14,9 +14,11 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes import Simplify, run_pass
+from edgekit.bundle.compat import numbers
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import builtin_targets
 from edgekit.errors import ConversionError
+from edgekit.versions import version_of
 from tests.simulators import dense_models, models
 from tests.simulators.conv_models import residual
 
@@ -102,7 +104,9 @@ def test_transformers_are_made_in_every_precision(size, tmp_path):
         for recipe in (Recipe("float16"), INT8):
             artifact = OnnxTensorRTBackend(context, typed=typed).build(recipe)
             found = run_rows(open_artifact(artifact, tmp_path), samples.inputs)["y"]
-            assert np.abs(found - expected).max() < 0.06
+            # The half-precision kernels of ONNX Runtime 1.23, the last for Python 3.10, are coarser: the same typed
+            # int8 file is off by 0.13 there and by 0.056 in 1.31, also without graph optimizations.
+            assert np.abs(found - expected).max() < (0.06 if numbers(version_of("onnxruntime")) >= (1, 24) else 0.15)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -118,6 +122,24 @@ def test_squares_stay_float32(whole, tmp_path):
     assert {types[name] for node in guarded for name in node.output} == {TensorProto.FLOAT}
     others = [n for n in model.graph.node if n.op_type in ("MatMul", "Softmax", "Erf") and n.output[0] in types]
     assert {types[name] for node in others for name in node.output} == {TensorProto.FLOAT16}
+
+
+def test_several_float_nodes_read_one_tensor(tmp_path):
+    """A tensor in half precision that several float nodes read is cast once: ONNX Runtime refuses repeated names."""
+    rng = np.random.default_rng(6)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="dense"),
+        helper.make_node("Mul", ["m", "m"], ["squares"], name="squares"),
+        helper.make_node("ReduceL2", ["m"], ["length"], name="length", keepdims=1),
+        helper.make_node("Add", ["squares", "length"], ["y"], name="sum"),
+    ]
+    weights = {"w": rng.normal(0, 0.3, (8, 8)).astype(np.float32)}
+    graph = canonical(models.model_of(nodes, {"x": ["N", 8]}, {"y": ["N", 8]}, weights), "test")
+    rows = {"x": rng.normal(0, 1, (9, 8)).astype(np.float32)}
+    context = ConversionContext(graph, graph.with_batch(1), None, TensorFlowProcess(), tmp_path)
+    artifact = OnnxTensorRTBackend(context).build(Recipe("float16"))
+    found = run_rows(open_artifact(artifact, tmp_path), rows)["y"]
+    assert np.abs(found - graph.run(rows)["y"]).max() < 0.02
 
 
 def test_model_that_gains_nothing_is_refused(tmp_path):
