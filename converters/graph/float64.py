@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -28,21 +28,23 @@ def answers_in_float64(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, A
     rows = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
     names = [spec.name for spec in graph.outputs]
     try:
-        runtime = OnnxRuntime(model.SerializeToString())
-    except RuntimeLoadError:
+        runs = _run(model, graph.chunks(rows))
+    except RuntimeLoadError:  # ONNX Runtime lacks some operators in float64, and says so only when they run
         try:
             reference = ReferenceEvaluator(model)
-            parts = [reference.run(names, chunk) for chunk in graph.chunks(rows)]
+            runs = [dict(zip(names, reference.run(names, chunk), strict=True)) for chunk in graph.chunks(rows)]
         except Exception as error:  # the reference raises any numpy error
             raise ConversionError(f"the model cannot be run in float64: {error}") from error
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    return {name: np.concatenate([one[name] for one in runs]) for name in names}
+
+
+def _run(model: onnx.ModelProto, chunks: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
+    """The answers of ONNX Runtime. Raises RuntimeLoadError where it cannot run the model."""
+    runtime = OnnxRuntime(model.SerializeToString(), quiet=True)
     try:
-        runs = [runtime.run(chunk) for chunk in graph.chunks(rows)]
-    except RuntimeLoadError as error:
-        raise ConversionError(f"the model cannot be run in float64: {error}") from error
+        return [runtime.run(chunk) for chunk in chunks]
     finally:
         runtime.close()
-    return {name: np.concatenate([one[name] for one in runs]) for name in names}
 
 
 def in_float64(graph: Graph) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from converters.graph.float64 import answers_in_float64
 from converters.graph.graph import Graph
 from converters.noise import noise_of, noisiest_layer
 from edgekit.errors import ParityError
+from tests.simulators.models import model_of
 
 WIDTH = 32
 RNG = np.random.default_rng(4)
@@ -94,6 +95,24 @@ def test_ill_conditioned_model_is_converted_and_said_to_be_so(tmp_path):
     report = convert(tmp_path / "rough.onnx", targets=["jetson-orin"], data=tmp_path / "rough.npz", output=tmp_path)[0]
     assert any("starts at layer variance" in note for note in report.notes)
     assert report.noise[0].share > 0.1
+
+
+def test_operators_that_fail_in_float64_only_when_they_run_are_quiet(capfd):
+    """ONNX Runtime loads an LSTM in float64 and then cannot run it: the reference does, and nothing is printed."""
+    rng = np.random.default_rng(4)
+    weights = {"w": rng.normal(0, 0.3, (1, 16, 3)), "r": rng.normal(0, 0.3, (1, 16, 4)), "last": [0]}
+    weights = {name: np.asarray(value, np.int64 if name == "last" else np.float32) for name, value in weights.items()}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "end"], hidden_size=4),
+        helper.make_node("Squeeze", ["end", "last"], ["y"]),
+    ]
+    graph = Graph(model_of(nodes, {"x": ["N", 6, 3]}, {"y": ["N", 4]}, weights))
+    rows = {"x": rng.normal(0, 1, (5, 6, 3)).astype(np.float32)}
+    exact = answers_in_float64(graph, rows)
+    assert exact["y"].dtype == np.float64
+    np.testing.assert_allclose(exact["y"], graph.run(rows)["y"], atol=1e-6)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_float64_runs_where_onnx_runtime_lacks_an_operator():
