@@ -8,10 +8,14 @@ column with little spread is a quiet one, not another quantity.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from edgekit.tensors import Array
 
+CHUNK_ELEMENTS = 1 << 20  # a part of the answers that is worked on at a time
 GAP = 10.0  # groups differ in spread by more than this factor
 FEW_COLUMNS = 16  # up to so many columns may be quantities of their own, such as a position and an angle
 LEAST_SHARE = 1e-3  # of the largest group's spread; a column that is nearly constant is not judged more strictly
@@ -29,18 +33,17 @@ def spreads(reference: Array) -> Array:
     Returns:
         An array of positive values that broadcasts with `reference`: its axes, each of size 1 or of the full size.
     """
-    values = reference.astype(np.float64)
-    if not values.size:
-        return np.ones((1,) * values.ndim)
-    squares = _centered_squares(values)
-    best = np.full((1,) * values.ndim, _root(squares, values))
-    for axis in range(1, values.ndim):
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        columns = np.sqrt(squares.mean(axis=others))
-        scores = (values.min(axis=others) >= 0.0) & (values.max(axis=others) <= 1.0)
+    if not reference.size:
+        return np.ones((1,) * reference.ndim)
+    elements = _Elements.of(reference)
+    best = np.full((1,) * reference.ndim, elements.root())
+    for axis in range(1, reference.ndim):
+        others = tuple(i for i in range(reference.ndim - 1) if i != axis - 1)
+        columns = np.sqrt(elements.squares.mean(axis=others))
+        scores = (elements.lowest.min(axis=others) >= 0.0) & (elements.highest.max(axis=others) <= 1.0)
         found = _grouped(columns, scores)
         if found.max() / found.min() > best.max() / best.min():
-            best = found.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+            best = found.reshape([-1 if i == axis else 1 for i in range(reference.ndim)])
     return best
 
 
@@ -71,7 +74,12 @@ def scaled_distances(outputs: Array, reference: Array, spread: Array) -> Array:
 
     Within a group it is the root mean square of the elements' distances.
     """
-    scaled = ((outputs.astype(np.float64).reshape(reference.shape) - reference) / spread) ** 2
+    parts = zip(_chunks(outputs.reshape(reference.shape)), _chunks(reference), strict=True)
+    return np.concatenate([np.zeros(0), *(_scaled_distances(*part, spread) for part in parts)])
+
+
+def _scaled_distances(outputs: Array, reference: Array, spread: Array) -> Array:
+    scaled = ((outputs.astype(np.float64) - reference) / spread) ** 2
     if spread.size == 1:
         distances: Array = np.sqrt(scaled.reshape(len(scaled), -1).mean(axis=1))
         return distances
@@ -88,12 +96,45 @@ def _centered_squares(values: Array) -> Array:
     return squares
 
 
-def _root(squares: Array, values: Array) -> float:
-    for one in (squares, values**2):
-        spread = float(np.sqrt(one.mean())) if one.size else 0.0
-        if spread > 0.0:
-            return spread
-    return 1.0
+class _Elements(NamedTuple):
+    """What the samples have in common, by element of an answer (...); float64.
+
+    Attributes:
+        squares: Mean square distance from the mean answer.
+        lowest, highest: Smallest and largest value.
+        powers: Mean square of the values.
+    """
+
+    squares: Array
+    lowest: Array
+    highest: Array
+    powers: Array
+
+    @classmethod
+    def of(cls, values: Array) -> _Elements:
+        """Of `values` (N, ...), N > 0, in parts that bound memory."""
+        mean, shape = values.mean(axis=0, dtype=np.float64), values.shape[1:]
+        squares, powers = np.zeros(shape), np.zeros(shape)
+        for part in _chunks(values):
+            wide = part.astype(np.float64)
+            powers += (wide**2).sum(axis=0)
+            squares += ((wide - mean) ** 2).sum(axis=0) if len(values) > 1 else 0.0
+        return cls(squares / len(values), values.min(axis=0), values.max(axis=0), powers / len(values))
+
+    def root(self) -> float:
+        """Root mean square distance from the mean answer; of equal answers their root mean square, or 1."""
+        for one in (self.squares, self.powers):
+            spread = float(np.sqrt(one.mean()))
+            if spread > 0.0:
+                return spread
+        return 1.0
+
+
+def _chunks(values: Array) -> Iterator[Array]:
+    """`values` (N, ...) in parts of about CHUNK_ELEMENTS."""
+    rows = max(1, CHUNK_ELEMENTS // max(1, values[:1].size))
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]
 
 
 def _grouped(columns: Array, scores: Array) -> Array:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.quality import parity
+from converters.quality import parity, spread
 from converters.quality.divergence import divergence
 from converters.quality.spread import largest_deviations, scaled_distances, spreads
 
@@ -91,3 +91,15 @@ def test_ties_are_no_clear_decisions():
     assert parity.clear_agreement(reference, answers, limit)
     assert not parity.clear_agreement(reference, answers, limit / 10)
     assert not parity.clear_agreement(reference, answers[::-1], limit)
+
+
+def test_large_answers_are_judged_in_parts(monkeypatch):
+    """Parts of one sample give the spreads and distances of the whole."""
+    values = RNG.uniform(0, 1, (40, 6, 30)) * np.where(np.arange(30) < 4, 300.0, 1.0)
+    other = values + RNG.normal(0, 0.01, values.shape)
+    whole = spreads(values)
+    distances = scaled_distances(other, values, whole)
+    assert whole.shape == (1, 1, 30)
+    monkeypatch.setattr(spread, "CHUNK_ELEMENTS", 1)
+    assert spreads(values) == pytest.approx(whole, rel=1e-12)
+    assert scaled_distances(other, values, whole) == pytest.approx(distances, rel=1e-12)
