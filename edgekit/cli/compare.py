@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
+from edgekit.cli.common.native_output import native_output_hidden
 
 
 @click.command()
@@ -31,7 +32,8 @@ def compare(
         from converters.compare import compare_models
 
     files = [data] if test is None else [data, test]
-    results = compare_models(first, second, files, metric=metric, confidence=confidence)
+    with native_output_hidden():
+        results = compare_models(first, second, files, metric=metric, confidence=confidence)
     if as_json:
         print_json({path.name: result for path, result in zip(files, results, strict=True)})
         return

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +20,7 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
+from edgekit.cli.common.native_output import is_verbose, native_output_hidden
 from edgekit.cli.convert_text import print_report
 from edgekit.errors import RecipeError, RefusedError
 
@@ -207,7 +204,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
     callbacks = ConversionCallbacks(step=step, found=add, written=written.append, note=note)
     with end_on_second_interrupt():
         try:
-            with _native_output_hidden(), TensorFlowProcess(show_log=_verbose()) as child:
+            with native_output_hidden(), TensorFlowProcess(show_log=is_verbose()) as child:
                 return run_plan(plan, callbacks=callbacks, child=child, cache=cache)
         except KeyboardInterrupt:
             _print_interrupted(plan, measured_by_target)
@@ -258,7 +255,7 @@ def _read(plan: ConversionPlan) -> dict[str, Any]:
     kind = sniff(plan.model)
     if kind not in (ONNX, TFLITE):
         return {"format": kind}
-    with _native_output_hidden(), TensorFlowProcess() as child:
+    with native_output_hidden(), TensorFlowProcess() as child:
         graph = load_source(plan, child).graph
     tensors = {"inputs": graph.logical_inputs, "outputs": graph.logical_outputs}
     shapes = {side: {spec.name: f"{spec.dtype.value} {spec.shape_text}" for spec in of} for side, of in tensors.items()}
@@ -325,37 +322,3 @@ def _recipe(text: str) -> Recipe:
     except (OSError, msgspec.MsgspecError) as error:
         fields = ", ".join(Recipe.__struct_fields__)
         raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Recipe keys: {fields}.") from error
-
-
-def _verbose() -> bool:
-    context = click.get_current_context(silent=True)
-    return bool(context and context.find_root().params.get("verbose"))
-
-
-@contextlib.contextmanager
-def _native_output_hidden() -> Iterator[None]:
-    """Keep the output of native libraries on the process's stderr out of the progress lines.
-
-    Python's own stderr still goes to the terminal. With --verbose nothing is hidden.
-    """
-    try:
-        is_process_stderr = sys.stderr.fileno() == 2
-    except (OSError, ValueError, AttributeError):  # stderr was replaced by another object
-        is_process_stderr = False
-    if _verbose() or not is_process_stderr:
-        yield
-        return
-    python_stderr = sys.stderr
-    saved = os.dup(2)
-    with (
-        tempfile.TemporaryFile(prefix="edgekit-native-") as log,
-        os.fdopen(os.dup(saved), "w", buffering=1, encoding=sys.stderr.encoding) as terminal,
-    ):
-        os.dup2(log.fileno(), 2)
-        sys.stderr = terminal
-        try:
-            yield
-        finally:
-            sys.stderr = python_stderr
-            os.dup2(saved, 2)
-            os.close(saved)

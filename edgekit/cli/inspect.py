@@ -11,6 +11,7 @@ import msgspec
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
+from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.errors import ManifestError
 from edgekit.tensors import TensorSpec
 
@@ -131,7 +132,7 @@ def _model(path: Path) -> dict[str, Any]:
         from converters.graph.state import state_hint
         from converters.graph.stated import Stated
 
-    with TensorFlowProcess() as child:
+    with native_output_hidden(), TensorFlowProcess() as child:
         source = load_model(path, child, Stated(propose=True))
     graph = source.graph
     notes = [*graph.interface.notes, *filter(None, [state_hint(graph)])]

@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from converters.framework_process import TensorFlowProcess
 from edgekit.cli.main import edgekit, run
 from tests.simulators import models
 from tests.simulators.channel_models import mobile
+from tests.simulators.conv_models import separable
 
 
 @pytest.fixture
@@ -45,6 +48,8 @@ def test_same_command_again_does_nothing_and_loads_nothing(call, model, tmp_path
     _, first, _ = call(*options)
     script = """
 import sys
+from pathlib import Path
+from converters.framework_process import TensorFlowProcess
 from edgekit.cli.main import edgekit, run
 assert run(edgekit, "edgekit") == 0
 assert not {"tensorflow", "onnx", "onnxruntime", "ai_edge_litert", "scipy", "joblib"} & set(sys.modules)
@@ -231,3 +236,16 @@ def test_labels_that_do_not_fit_are_told_before_anything_is_made(call, model, tm
     assert status == 1
     assert "labels run from 7 to 9, expected 0 to 2" in err
     assert "server: float32" not in err
+
+
+@pytest.mark.heavy
+def test_runtimes_print_nothing_of_their_own(tmp_path):
+    """LiteRT writes a line when it loads a model; `inspect` and `compare` keep it out of their output."""
+    with TensorFlowProcess() as child:
+        data = child.call("lower", model=separable().with_batch(1).to_bytes()).data
+    (tmp_path / "model.tflite").write_bytes(data)
+    np.savez(tmp_path / "data.npz", input_0=np.random.default_rng(1).normal(0, 1, (20, 8, 8, 1)).astype(np.float32))
+    for words in (["inspect", "model.tflite"], ["compare", "model.tflite", "model.tflite", "--data", "data.npz"]):
+        program = [str(Path(sys.executable).parent / "edgekit"), *words]
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
