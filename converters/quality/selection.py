@@ -221,10 +221,10 @@ def _limits(measured: Measured, budget: Budget) -> str:
 def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
     made = [measured for measured in candidates if not measured.fault] or list(candidates)
     nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m)))
-    others = "; ".join(f"{name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id)
+    others = [f"\n  {name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id]
     return RefusedError(
         f"no candidate meets the budget; nearest is {nearest.recipe.id}: {verdicts[nearest.recipe.id][1]}"
-        + (f" ({others})" if others else ""),
+        + "".join(others),
         advice="Raise --max-drop, --max-bytes or --max-cost, or give more samples with --data.",
     )
 
