@@ -84,14 +84,16 @@ def onnx_step(path: Path, wild: Wild) -> Step:
 def keras_step(path: Path) -> Step:
     """Run a Keras file, one sample a call."""
     import keras
+    import tensorflow as tf
 
     model = keras.models.load_model(path)
+    call = tf.function(lambda values: model(values, training=False))
     names = [one.name for one in model.inputs]
     outputs = getattr(model, "output_names", None) or [f"output_{index}" for index in range(len(model.outputs))]
 
     def step(row: dict[str, Any]) -> dict[str, Any]:
         values = [np.asarray(row.get(name, row.get("x")))[None] for name in names]
-        answers = model(values if len(values) > 1 else values[0], training=False)
+        answers = call(values if len(values) > 1 else values[0])
         answers = answers if isinstance(answers, list | tuple) else [answers]
         return {name: np.asarray(answer) for name, answer in zip(outputs, answers, strict=True)}
 
@@ -140,8 +142,8 @@ def _ordered_outputs(interpreter: Any) -> list[Any]:
 
 
 def _turned(values: Any, shape: tuple[int, ...]) -> Any:
-    """`values` in the layout of `shape`: as they are, or with the channels first or last."""
-    if values.shape == shape or values.ndim < 3:
+    """`values` in the layout of `shape`: as they are but for axes of size 1, or with the channels first or last."""
+    if values.ndim < 3 or [size for size in values.shape if size > 1] == [size for size in shape if size > 1]:
         return values.reshape(shape)
     for axes in ((0, *range(2, values.ndim), 1), (0, values.ndim - 1, *range(1, values.ndim - 1))):
         if values.transpose(axes).shape == shape:
@@ -176,8 +178,8 @@ def bundle_step(folder: Path) -> Step:
             if binding.get("state") is not None:
                 feeds[artifact["name"]] = np.zeros(shape, artifact["dtype"])
                 continue
-            if name not in row and "x" not in row:
-                continue  # an input that the artifact does not read
+            if "value" in binding or "unread" in binding or (name not in row and "x" not in row):
+                continue  # an input that the artifact does not have
             values = np.asarray(row.get(name, row.get("x")))
             values = values[None] if None in binding["spec"]["shape"] else values
             if binding["permute"]:

@@ -20,6 +20,7 @@ import numpy as np
 FOLDER = Path(__file__).parent.parent / ".bench" / "wild"
 SEED = 3
 ROWS, TEST_ROWS, MANY_ROWS = 200, 100, 2000  # of --data, of the judge, and of the search for wrong proofs
+TOOL_MARK = "stock tool: "  # before the name of each stock tool that starts, on stderr
 Arrays = dict[str, Any]
 
 

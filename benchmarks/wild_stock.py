@@ -1,7 +1,8 @@
 """Files of the stock tools for one model of the benchmark `wild`, and their distances from the source.
 
-`python -m benchmarks.wild_stock NAME EXPECTED` prints JSON: {tool: {"bytes", "distances", "changed"} or {"error"}} for
-TFLiteConverter, litert-quantizer, ONNX Runtime's quantization, and onnx2tf where its environment can be made.
+`python -m benchmarks.wild_stock NAME EXPECTED [TOOL ...]` leaves out the tools that are known to end the process, and
+prints JSON: {tool: {"bytes", "distances", "changed"} or {"error"}} for TFLiteConverter, litert-quantizer, the
+quantization of ONNX Runtime, and onnx2tf where its environment can be made.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import peers, wild_judge
-from benchmarks.wild_models import MODELS, Wild
+from benchmarks.wild_models import MODELS, TOOL_MARK, Wild
 
 CALIBRATION_ROWS = 100
 PRESETS = ("static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32", "dynamic_wi4_afp32")
@@ -34,7 +35,7 @@ def main() -> None:
     with np.load(sys.argv[2]) as data:
         expected = {name: data[name] for name in data.files}
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as name:
-        folder, judge = Path(name), _Judge(wild, expected, found)
+        folder, judge = Path(name), _Judge(wild, expected, found, sys.argv[3:])
         if wild.file == "model.keras":
             _from_keras(wild, folder, judge)
         else:
@@ -45,13 +46,17 @@ def main() -> None:
 class _Judge:
     """Judges files as they are made, and notes the tools that fail."""
 
-    def __init__(self, wild: Wild, expected: wild_judge.Answers, found: Found) -> None:
-        self._wild, self._expected, self._found = wild, expected, found
+    def __init__(self, wild: Wild, expected: wild_judge.Answers, found: Found, crashed: Collection[str]) -> None:
+        self._wild, self._expected, self._found, self._crashed = wild, expected, found, crashed
         self.rows = wild_judge.samples(wild, "data")[:CALIBRATION_ROWS]
         self._test = wild_judge.samples(wild, "test")
 
     def file(self, tool: str, make: Callable[[], Path]) -> Path | None:
         """Make a file with `make` and judge it. Returns its path; None where the tool fails."""
+        if tool in self._crashed:
+            self._found[tool] = {"error": "the tool ends its process"}
+            return None
+        print(f"{TOOL_MARK}{tool}", file=sys.stderr, flush=True)
         try:
             path = make()
             answers = self._answers(path)
@@ -68,15 +73,19 @@ class _Judge:
 
     def _answers(self, path: Path) -> wild_judge.Answers:
         if path.suffix == ".onnx":
-            return wild_judge.run(wild_judge.onnx_step(path, self._wild), self._test)
-        shapes = [values.shape[1:] for values in self._expected.values()]
-        answers = wild_judge.run(wild_judge.tflite_step(path, shapes), self._test)
-        return dict(zip(self._expected, answers.values(), strict=True))
+            step = wild_judge.onnx_step(path, self._wild)
+        else:
+            step = wild_judge.tflite_step(path, [values.shape[1:] for values in self._expected.values()])
+        answers = wild_judge.run(step, self._test)
+        if answers.keys() == self._expected.keys():
+            return answers
+        return dict(zip(self._expected, answers.values(), strict=True))  # the tool has named them anew, in their order
 
 
 def _from_keras(wild: Wild, folder: Path, judge: _Judge) -> None:
     """TFLiteConverter with a batch of 1, litert-quantizer on its float file, and tf2onnx with ONNX Runtime."""
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     model = tf.keras.models.load_model(wild.folder / wild.file)
     names = [one.name for one in model.inputs]
@@ -87,9 +96,10 @@ def _from_keras(wild: Wild, folder: Path, judge: _Judge) -> None:
         return {f"y{index}": answer for index, answer in enumerate(answers)}
 
     specs = [tf.TensorSpec((1, *one.shape[1:]), one.dtype, name=one.name) for one in model.inputs]
+    # With variables, TFLiteConverter writes files of some Keras 3 models without their values.
+    frozen = convert_variables_to_constants_v2(tf.function(call, input_signature=specs).get_concrete_function())
     module = tf.Module()
-    module.model = model
-    module.serve = tf.function(call, input_signature=specs)
+    module.serve = tf.function(lambda *inputs: frozen(*inputs), input_signature=specs)
     tf.saved_model.save(module, str(folder / "saved"), signatures=module.serve)
 
     def rows() -> Iterator[dict[str, Any]]:
