@@ -87,6 +87,10 @@ def test_operators_that_the_accelerator_lacks_are_named(context):
     assert [fault.split(",")[1].strip() for fault in faults(data, fewer)] == ["MEAN", "SOFTMAX"]
     narrow = msgspec.structs.replace(known, large_axes=2)
     assert "makes [1, 8, 8, 8], expected at most 2" in faults(data, narrow)[0]
+    none = msgspec.structs.replace(known, operators=())
+    [convolutions] = [fault for fault in faults(data, none) if ", CONV_2D," in fault]
+    assert convolutions.endswith("is not supported by " + known.title)
+    assert " more) " in convolutions
 
 
 def test_compiled_file_is_kept_with_what_was_left_out(context, only):

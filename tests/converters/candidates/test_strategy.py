@@ -80,6 +80,13 @@ def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
     assert any(recipe.equalize and recipe.correct_bias for recipe in asked)
 
 
+def test_deep_networks_get_several_exceptions_at_once():
+    """Of 32 layers, 4 stay float first, then twice as many each time, as long as a layer is left to quantize."""
+    layers = [Sensitivity(Layer(f"l{i}", "Gemm", weights=10, macs=10, four_bit=False), 0.1, None) for i in range(32)]
+    asked = search(lambda r: 0.02 if r.quantized else 0.0, KINDS[:2], layers)
+    assert [len(recipe.float_layers) for recipe in asked if recipe.float_layers] == [4, 8, 16]
+
+
 def test_every_kind_that_misses_the_budget_gets_exceptions():
     """Mixtures of all kinds are made in one batch; those with the largest possible saving come first."""
     kinds = [Recipe("float16"), Recipe("int8"), Recipe("int8-dynamic"), Recipe("int8-weights")]
