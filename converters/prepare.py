@@ -25,6 +25,7 @@ from converters.progress import StepCallback
 from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups_of
 from converters.quality.metrics import AUC, score
 from converters.quality.parity import Parity
+from converters.quality.spread import is_constant
 from converters.report.report import SplitReport, Value
 from edgekit.bundle.manifest import Task
 from edgekit.errors import DataError
@@ -109,8 +110,18 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         preprocessing=preprocessing,
         channels=canonical.channels,
         noise=canonical.noise,
-        notes=(*interface.notes, *drawn.notes, *_state_notes(source.graph, split)),
+        notes=(*interface.notes, *drawn.notes, *_constant_notes(evidence, split), *_state_notes(source.graph, split)),
     )
+
+
+def _constant_notes(evidence: Evidence, split: Split | None) -> list[str]:
+    """Outputs that answer all samples of the data alike; for random inputs these are told where they are drawn."""
+    return [
+        f"output {name}: the float model gives the same answer to every sample, up to rounding; what is proven of it "
+        "says little about other inputs"
+        for name, answers in evidence.choice_answers.items()
+        if split is not None and answers.dtype.kind == "f" and is_constant(answers)
+    ]
 
 
 def _state_notes(graph: Graph, split: Split | None) -> list[str]:

@@ -34,6 +34,7 @@ from edgekit.errors import ConversionError, EdgekitError
 
 ONE_CORE = 1.5  # up to this many free cores, a second process would mostly wait
 WORKER_BYTES = 400 << 20  # memory of a process with its libraries
+MOST_WORKER_BYTES = 1 << 30  # where a process would need more, tasks run in this process, as with one core
 COPIES = 4  # largest number of copies of graphs and samples in a process: read, prepared, in a runtime, in an artifact
 WATCH_SECONDS = 1.0
 OVER_LIMIT = 77  # exit status of a process that used more memory than it may
@@ -129,9 +130,10 @@ class TaskPool:
 
     @property
     def jobs(self) -> int:
-        """How many processes there may be."""
+        """How many processes there may be: as many as cores are free, unless their memory is not, or is large."""
         if self._jobs is None:
-            fitting = free_memory_bytes() // (WORKER_BYTES + COPIES * self._task_context.bytes)
+            needed = WORKER_BYTES + COPIES * self._task_context.bytes
+            fitting = free_memory_bytes() // needed if needed <= MOST_WORKER_BYTES else 1
             self._jobs = max(1, min(math.ceil(self._load.free()), fitting))
         return self._jobs
 

@@ -16,6 +16,7 @@ import numpy as np
 from edgekit.tensors import Array
 
 CHUNK_ELEMENTS = 1 << 20  # a part of the answers that is worked on at a time
+ROUNDING = 16 * 2.0**-23  # share of the answers' size below which their differences mean nothing
 GAP = 10.0  # groups differ in spread by more than this factor
 FEW_COLUMNS = 16  # up to so many columns may be quantities of their own, such as a position and an angle
 LEAST_SHARE = 1e-3  # of the largest group's spread; a column that is nearly constant is not judged more strictly
@@ -25,7 +26,7 @@ LEAST_SCORES = 0.01  # least spread of scores that stand beside larger values
 def spreads(reference: Array) -> Array:
     """The spread of each element of an output: its group's root mean square distance from the mean answer.
 
-    Where all answers are equal it is their root mean square, or 1 where they are 0.
+    Where all answers are equal, up to rounding, it is their root mean square, or 1 where they are 0.
 
     Args:
         reference: Answers of the float model (N, ...), finite.
@@ -37,6 +38,8 @@ def spreads(reference: Array) -> Array:
         return np.ones((1,) * reference.ndim)
     elements = _Elements.of(reference)
     best = np.full((1,) * reference.ndim, elements.root())
+    if elements.constant:
+        return best
     for axis in range(1, reference.ndim):
         others = tuple(i for i in range(reference.ndim - 1) if i != axis - 1)
         columns = np.sqrt(elements.squares.mean(axis=others))
@@ -45,6 +48,11 @@ def spreads(reference: Array) -> Array:
         if found.max() / found.min() > best.max() / best.min():
             best = found.reshape([-1 if i == axis else 1 for i in range(reference.ndim)])
     return best
+
+
+def is_constant(reference: Array) -> bool:
+    """True where the answers (N, ...) of more than one sample are equal, up to rounding."""
+    return len(reference) > 1 and reference.size > 0 and _Elements.of(reference).constant
 
 
 def largest_deviations(reference: Array, spread: Array) -> Array:
@@ -121,13 +129,14 @@ class _Elements(NamedTuple):
             squares += ((wide - mean) ** 2).sum(axis=0) if len(values) > 1 else 0.0
         return cls(squares / len(values), values.min(axis=0), values.max(axis=0), powers / len(values))
 
+    @property
+    def constant(self) -> bool:
+        """True where all answers are equal, up to the rounding of a deep float32 network."""
+        return bool(np.sqrt(self.squares.mean()) <= ROUNDING * np.sqrt(self.powers.mean()))
+
     def root(self) -> float:
-        """Root mean square distance from the mean answer; of equal answers their root mean square, or 1."""
-        for one in (self.squares, self.powers):
-            spread = float(np.sqrt(one.mean()))
-            if spread > 0.0:
-                return spread
-        return 1.0
+        """Root mean square distance from the mean answer; of constant answers their root mean square, or 1."""
+        return float(np.sqrt((self.powers if self.constant else self.squares).mean())) or 1.0
 
 
 def _chunks(values: Array) -> Iterator[Array]:

@@ -11,6 +11,7 @@ from converters import convert
 from edgekit.bundle.manifest import parse_manifest
 from edgekit.cli.main import edgekit
 from edgekit.errors import DataError, RefusedError, SettingsError
+from tests.simulators import models
 
 FEATURES, CLASSES, ROWS = 16, 4, 1500
 
@@ -164,3 +165,17 @@ def test_report_with_open_bounds_can_be_read_back(even):
     opened = msgspec.structs.replace(boxes, tested=float("inf"), drop=msgspec.structs.replace(boxes.drop, upper=np.inf))
     report = msgspec.structs.replace(even, outputs=(even.outputs[0], opened))
     assert parse_report(report_json(report)) == report
+
+
+def test_answers_that_differ_by_rounding_only_are_constant_and_told(tmp_path):
+    """As of a deep network with random weights: float32 is no drop of 100 %, and a note says that it proves little."""
+    rng = np.random.default_rng(2)
+    weights = {"w": rng.normal(0, 1e-9, (8, 4)).astype(np.float32), "b": np.array([0.02, 0.01, 0.03, 0.04], np.float32)}
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="dense")]
+    models.saved(models.model_of(nodes, {"x": ["N", 8]}, {"y": ["N", 4]}, weights), tmp_path / "random.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.normal(0, 1, (200, 8)).astype(np.float32))
+    [report] = convert(
+        tmp_path / "random.onnx", targets=["x86-64"], data=tmp_path / "data.npz", output=tmp_path / "out", aim="size"
+    )
+    assert next(one for one in report.candidates if one.id == "float32").drop.value == pytest.approx(0.0, abs=1e-5)
+    assert any("output y: the float model gives the same answer to every sample" in note for note in report.notes)
