@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.wild_models import MODELS, Wild
 
+ROUNDING = 16 * 2.0**-23  # of float32, in a deep network
 Answers = dict[str, Any]  # output -> array, samples along the first axis
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -22,13 +23,16 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 def distances(answers: Answers, expected: Answers) -> dict[str, float]:
     """By output: the mean distance from the expected answers, in units of their own spread.
 
-    The spread is the root mean square distance of the expected answers from their mean.
+    The spread is the root mean square distance of the expected answers from their mean; of answers that differ by
+    rounding only it is their root mean square.
     """
     found = {}
     for name, right in expected.items():
         right = right.astype(np.float64).reshape(len(right), -1)
         given = answers[name].astype(np.float64).reshape(right.shape)
         spread = np.sqrt(((right - right.mean(axis=0)) ** 2).sum(axis=1).mean())
+        size = np.sqrt((right**2).sum(axis=1).mean())
+        spread = spread if spread > ROUNDING * size else size
         error = np.linalg.norm(given - right, axis=1).mean()
         found[name] = float(error / spread) if spread > 0 else float(error)
     return found
