@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,16 @@ def test_commands_in_the_background_end_with_the_demo(tmp_path: Path) -> None:
     assert processes.names == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts as in a terminal: tests in the background inherit that they are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("start", ["run", "start"])
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_a_process_starts_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
