@@ -112,7 +112,7 @@ def with_direct(kinds: Sequence[Recipe], route: RouteReport, context: Conversion
 
 
 def _makers(source: Source, context: ConversionContext) -> list[Maker]:
-    """What can make the direct file, the best first."""
+    """Functions that make the direct file, the best first."""
     makers: list[Maker] = []
     if any(node.op_type in RECURRENT for node in context.fixed.nodes):
         makers.append(functools.partial(context.child.call, "lower", model=context.fixed.to_bytes(), loops=True))

@@ -105,7 +105,7 @@ def _centered_squares(values: Array) -> Array:
 
 
 class _Elements(NamedTuple):
-    """What the samples have in common, by element of an answer (...); float64.
+    """Figures of each element of an answer (...) over all samples; float64.
 
     Attributes:
         squares: Mean square distance from the mean answer.
@@ -131,8 +131,13 @@ class _Elements(NamedTuple):
 
     @property
     def constant(self) -> bool:
-        """True where all answers are equal, up to the rounding of a deep float32 network."""
-        return bool(np.sqrt(self.squares.mean()) <= ROUNDING * np.sqrt(self.powers.mean()))
+        """True where all answers are equal, up to the rounding of a deep float32 network.
+
+        Every element counts, beside the size of most, and scores beside 1: large constants hide nothing that varies.
+        """
+        size = np.full(self.powers.shape, np.median(np.sqrt(self.powers)))
+        scores = (self.lowest >= 0.0) & (self.highest <= 1.0)
+        return bool(np.all(np.sqrt(self.squares) <= ROUNDING * np.where(scores, np.minimum(size, 1.0), size)))
 
     def root(self) -> float:
         """Root mean square distance from the mean answer; of constant answers their root mean square, or 1."""

@@ -103,3 +103,13 @@ def test_large_answers_are_judged_in_parts(monkeypatch):
     monkeypatch.setattr(spread, "CHUNK_ELEMENTS", 1)
     assert spreads(values) == pytest.approx(whole, rel=1e-12)
     assert scaled_distances(other, values, whole) == pytest.approx(distances, rel=1e-12)
+
+
+def test_large_constants_hide_nothing_that_varies():
+    """A column of 1e6 that never changes does not make the scores beside it constant."""
+    scores = RNG.uniform(0, 1, (50, 8))
+    beside = np.concatenate([np.full((50, 8), 1e6), scores], axis=1)
+    assert not spread.is_constant(beside)
+    assert spreads(beside)[0, -1] < 1.0
+    rounded = 0.02 + RNG.normal(0, 1e-9, (50, 8)) * np.linspace(0.5, 1.5, 8)
+    assert spread.is_constant(rounded)
