@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import os
 import pickle
-import select
+import selectors
 import signal
 import struct
 import subprocess
@@ -134,13 +134,17 @@ class FrameworkProcess:
 
         A limit of the system (RLIMIT_DATA) is no help: where an allocation fails, TensorFlow can go round for ever.
         """
-        while sys.platform == "linux" and not select.select([process.stdout], [], [], WATCH_SECONDS)[0]:
-            if resident_bytes(process.pid) > self._limit:
-                raise ConversionError(
-                    f"{work} needs more than the {self._limit / 2**30:.1f} GiB of memory that were free when the "
-                    f"{self._framework} process started",
-                    advice="Close other programs, or convert on a machine with more memory.",
-                )
+        if sys.platform != "linux":
+            return
+        with selectors.DefaultSelector() as answer:  # select() fails past file descriptor 1023
+            answer.register(process.stdout, selectors.EVENT_READ)
+            while not answer.select(WATCH_SECONDS):
+                if resident_bytes(process.pid) > self._limit:
+                    raise ConversionError(
+                        f"{work} needs more than the {self._limit / 2**30:.1f} GiB of memory that were free when the "
+                        f"{self._framework} process started",
+                        advice="Close other programs, or convert on a machine with more memory.",
+                    )
 
     def log_tail(self) -> str:
         """The last lines of the framework's output; empty where there is none."""
