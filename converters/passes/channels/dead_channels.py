@@ -98,11 +98,13 @@ class DeadChannels:
         del model.graph.output[:]
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in axes)
         runtime = OnnxRuntime(model.SerializeToString(), threads=1)
-        rows = CHUNK_ROWS if graph.free_batch else 1
+        sizes = self._channels.sizes
+        rows = CHUNK_ROWS if graph.free_batch and all(sizes[name][0] == 1 for name in axes) else 1
         try:
             for start in range(0, len(samples), rows):
-                outputs = runtime.run(samples.take(slice(start, start + rows)).inputs)
-                yield {name: _nonzero(outputs[name], axis) for name, axis in axes.items()}
+                part = samples.take(slice(start, start + rows))
+                outputs = runtime.run(part.inputs)
+                yield {name: _nonzero(outputs[name], axis, len(part)) for name, axis in axes.items()}
         finally:
             runtime.close()
 
@@ -124,7 +126,9 @@ def _proven(channels: Channels) -> Array:
     return channels.removable(ChannelBounds(channels).alive())
 
 
-def _nonzero(values: Array, axis: int) -> Array:
-    others = tuple(i for i in range(1, values.ndim) if i != axis)
+def _nonzero(values: Array, axis: int, rows: int) -> Array:
+    """True for each row and lane with a value that is not 0 (rows, L); alike for all rows where they are not first."""
+    batch_first = axis > 0 and len(values) == rows > 1
+    others = tuple(i for i in range(int(batch_first), values.ndim) if i != axis)
     nonzero: Array = (values != 0).any(axis=others)
-    return nonzero
+    return nonzero if batch_first else np.broadcast_to(nonzero, (rows, len(nonzero)))

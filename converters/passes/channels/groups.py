@@ -2,14 +2,14 @@
 
 Every channel that a layer makes gets an id. An operator that treats channels one by one passes their ids on. A sum or
 product of two tensors puts the ids at the same position into one group (union-find). A depthwise convolution gives its
-outputs the ids of its inputs. An operator that mixes channels *reads* them. A channel can be removed if every reader
-reads 0 from it or multiplies it by 0; its values in between do not matter. A channel is *fixed* (never removed) if it
-reaches an output of the model, or an operator without a rule.
+outputs the ids of its inputs. A reshape to attention heads puts all channels of a head into one group. An operator that
+mixes channels *reads* them. A removed channel counts as 0 for every reader; its values in between do not matter. A
+channel is *fixed* (never removed) if it reaches an output of the model, or an operator without a rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,6 +20,8 @@ from onnx import numpy_helper
 from converters.graph.graph import Graph
 from edgekit.tensors import Array
 
+JOINED = "it is joined with values that no layer makes"  # reason why channels are fixed
+
 
 class Lanes(msgspec.Struct, frozen=True):
     """The channels along `axis` of a tensor: `ids` (L,), int64, in the order of the axis."""
@@ -29,8 +31,9 @@ class Lanes(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """A node mixes the channels `lanes` of `tensor`; `used` (L,) is False for a channel whose weights are all 0."""
+    """Node number `node` mixes the channels `lanes` of `tensor`; `used` (L,) is False where all weights are 0."""
 
+    node: int
     tensor: str
     lanes: Lanes
     used: Array
@@ -57,6 +60,7 @@ class Channels:
         groups: By node number, the channels counted by its attribute ``group``.
         counts: By node number, number of the input and index in that constant: the channels counted by that element.
         origins: By the output of a reshaping node: for each of its lanes, the index among the input's lanes (L,).
+        made: By the number of a layer with weights, the channels that it makes.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -69,8 +73,9 @@ class Channels:
         self.groups: dict[int, Array] = {}
         self.counts: dict[tuple[int, int, int], Array] = {}
         self.origins: dict[str, Array] = {}
+        self.made: dict[int, Array] = {}
         self._parents: list[int] = []
-        self._fixed: set[int] = set()
+        self._fixed: dict[int, str] = {}
         self._makers = {name: node for node in graph.nodes for name in node.output}
 
     @property
@@ -86,15 +91,28 @@ class Channels:
         """
         roots = self.roots
         stays = np.zeros(len(roots), dtype=bool)
-        stays[roots[np.array(sorted(self._fixed), dtype=np.int64)]] = True
+        stays[roots[np.array(list(self._fixed), dtype=np.int64)]] = True
         for read in self.reads:
             known = alive.get(read.tensor) if self.lanes.get(read.tensor) is read.lanes else None
             stays[roots[read.lanes.ids[read.used if known is None else read.used & known]]] = True
         return ~stays[roots]
 
+    def frozen(self) -> dict[int, str]:
+        """The reason why each fixed group is fixed, by the id of the group."""
+        reasons: dict[int, str] = {}
+        for number, reason in self._fixed.items():
+            root = self._root(number)
+            if reasons.get(root, JOINED) == JOINED:  # any other reason says more
+                reasons[root] = reason
+        return reasons
+
     def removable(self, alive: Mapping[str, Array]) -> Array:
         """The `idle` channels that can be removed (n,), bool: each tensor keeps at least one channel and its group."""
-        roots, removed = self.roots, self.idle(alive)
+        return self.kept_alive(self.idle(alive))
+
+    def kept_alive(self, removed: Array) -> Array:
+        """`removed` (n,), bool, without the channels that have to stay so that each tensor keeps at least one."""
+        roots, removed = self.roots, removed.copy()
         for lanes in self.lanes.values():
             if removed[roots[lanes.ids]].all():
                 removed[roots[lanes.ids[0]]] = False
@@ -107,26 +125,30 @@ class Channels:
         self._parents.extend(range(start, start + count))
         return np.arange(start, start + count)
 
-    def fix_all(self) -> None:
-        """Fix every channel made so far."""
-        self._fixed.update(range(len(self._parents)))
+    def fix_all(self, reason: str) -> None:
+        """Fix every channel made so far; `reason` is a clause for people."""
+        self._fix(range(len(self._parents)), reason)
 
-    def fix(self, name: str) -> None:
-        """Fix the channels of tensor `name`."""
+    def fix(self, name: str, reason: str) -> None:
+        """Fix the channels of tensor `name`; `reason` is a clause for people."""
         if name in self.lanes:
-            self._fixed.update(self.lanes[name].ids.tolist())
+            self._fix(self.lanes[name].ids.tolist(), reason)
+
+    def _fix(self, ids: Iterable[int], reason: str) -> None:
+        for number in ids:
+            self._fixed.setdefault(number, reason)
 
     def lanes_at(self, name: str, axis: int) -> Lanes | None:
         """The lanes of a tensor along `axis`: new, fixed ones if they are unknown, None if the size is unknown too."""
         lanes, sizes = self.lanes.get(name), self.sizes.get(name, ())
         if lanes is not None and lanes.axis == axis:
             return lanes
-        self.fix(name)
+        self.fix(name, "its channels are read along another axis")
         size = sizes[axis] if axis < len(sizes) else None
         if size is None:
             return None
         ids = self.new_ids(size)
-        self._fixed.update(ids.tolist())
+        self._fix(ids.tolist(), JOINED)
         return Lanes(axis, ids)
 
     def unite(self, one: Array, other: Array) -> None:

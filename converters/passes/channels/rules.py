@@ -5,13 +5,13 @@ A rule returns False if it does not cover a node. The channels of the node's inp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from converters.graph.graph import Graph, attributes
+from converters.graph.graph import Graph, attributes, label
+from converters.passes.channels import moving
 from converters.passes.channels.groups import Channels, Cut, Lanes, Read
 from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
@@ -21,7 +21,7 @@ UNARY = (
     "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign",
     "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
-ELEMENTWISE = ("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum")
+ELEMENTWISE = ("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where")
 POOLING = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
 REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare")
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -37,33 +37,41 @@ def channels_of(graph: Graph) -> Channels:
         if node.op_type == "Constant" or (rule is not None and rule(channels, number, node)):
             continue
         for name in (*node.input, *node.output):
-            channels.fix(name)
+            channels.fix(name, f"it reaches {node.op_type} {label(node)}, which mixes channels in its own way")
     for value in graph.model.graph.output:
-        channels.fix(value.name)
+        channels.fix(value.name, f"it reaches the output {value.name}")
     if any(entry.HasField("g") or entry.graphs for node in graph.nodes for entry in node.attribute):
-        channels.fix_all()  # the rules do not look into subgraphs
+        channels.fix_all("the model has branches or loops")  # the rules do not look into subgraphs
     return channels
 
 
 def _dense(channels: Channels, number: int, node: Any) -> bool:
-    """Conv, Gemm and MatMul read their input channels and make new ones. A depthwise Conv passes its channels on."""
+    """Conv, Gemm and MatMul read their input channels and make new ones. A depthwise Conv passes its channels on.
+
+    In a grouped Conv, the channels at the same place of each group form a group, so that all groups stay equally large.
+    """
     graph = channels.graph
     rank, rank_out = (len(channels.sizes.get(name, ())) for name in (node.input[0], node.output[0]))
     if rank < 2 or rank_out < 2 or not is_dense(graph, node):
         return False
     layer, image = Dense(graph, node), node.op_type == "Conv"
     inputs = channels.lanes_at(node.input[0], 1 if image else rank - 1)
-    if inputs is None or (layer.group > 1 and layer.group != len(inputs.ids)):
+    if inputs is None or len(inputs.ids) % layer.group:
         return False
     first = image or bool(node.op_type == "Gemm" and attributes(node).get("transB"))
-    if layer.group > 1:
+    if layer.group == len(inputs.ids) > 1:
         ids = np.repeat(inputs.ids, len(layer.matrix) // layer.group)
         channels.groups[number] = inputs.ids
     else:
         ids = channels.new_ids(len(layer.matrix))
-        used = (layer.matrix.reshape(len(ids), len(inputs.ids), -1) != 0).any(axis=(0, 2))
-        channels.reads.append(Read(node.input[0], inputs, used))
-        channels.cuts.append(Cut(number, 1, 1 if first else 0, inputs.ids))
+        channels.made[number] = ids
+        channels.reads.append(Read(number, node.input[0], inputs, _used(layer, inputs)))
+        each = len(inputs.ids) // layer.group
+        channels.cuts.append(Cut(number, 1, 1 if first else 0, inputs.ids[:each]))
+        for group in range(1, layer.group):
+            channels.unite(inputs.ids[:each], inputs.ids[group * each : (group + 1) * each])
+            made = len(ids) // layer.group
+            channels.unite(ids[:made], ids[group * made : (group + 1) * made])
     channels.cuts.append(Cut(number, 1, 0 if first else 1, ids))
     channels.lanes[node.output[0]] = Lanes(1 if image else rank_out - 1, ids)
     if len(node.input) < 3 or not node.input[2]:
@@ -72,6 +80,85 @@ def _dense(channels: Channels, number: int, node: Any) -> bool:
     if bias.ndim and bias.shape[-1] == bias.size == len(ids):
         channels.cuts.append(Cut(number, 2, bias.ndim - 1, ids))
     return bool(bias.size in (1, len(ids)))
+
+
+def _used(layer: Dense, inputs: Lanes) -> Array:
+    """False for each input channel (L,) whose weights are all 0."""
+    each = len(inputs.ids) // layer.group
+    weights = layer.matrix.reshape(layer.group, -1, each, layer.matrix.shape[1] // each)
+    used: Array = (weights != 0).any(axis=(1, 3)).ravel()
+    return used
+
+
+def _multiplied(channels: Channels, number: int, node: Any) -> bool:
+    """MatMul of two tensors, as in attention: channels along a batch axis (heads) or along the last axis pass through.
+
+    The columns of the second factor do not depend on each other. Sums over channels are not followed.
+    """
+    one, other = (channels.lanes.get(name) for name in node.input)
+    ranks = {len(channels.sizes.get(name, ())) for name in (*node.input, *node.output)}
+    if len(ranks) > 1 or min(ranks) < 3:
+        return False
+    rank = min(ranks)
+    if one is not None and other is not None and one.axis == other.axis < rank - 2:
+        if len(one.ids) != len(other.ids):
+            return False
+        channels.unite(one.ids, other.ids)
+        channels.lanes[node.output[0]] = one
+        return True
+    if other is not None and other.axis == rank - 1 and node.input[0] not in channels.graph.constants:
+        channels.fix(node.input[0], f"it is summed over by {label(node)}")
+        channels.lanes[node.output[0]] = other
+        return True
+    return False
+
+
+def _matrix_product(channels: Channels, number: int, node: Any) -> bool:
+    constants = channels.graph.constants
+    if node.input[0] not in constants and node.input[1] not in constants:
+        return _multiplied(channels, number, node)
+    return _dense(channels, number, node)
+
+
+def _recurrent(channels: Channels, number: int, node: Any) -> bool:
+    """LSTM, GRU and RNN read the channels of their input; the channels that they make are fixed."""
+    constants = channels.graph.constants
+    inputs = channels.lanes.get(node.input[0])
+    if inputs is None or inputs.axis != 2 or node.input[1] not in constants or attributes(node).get("layout"):
+        return False
+    used = (constants[node.input[1]] != 0).any(axis=(0, 1))
+    channels.reads.append(Read(number, node.input[0], inputs, used))
+    channels.cuts.append(Cut(number, 1, 2, inputs.ids))
+    for name in node.input[2:]:
+        channels.fix(name, f"it is a state of {label(node)}")
+    return True
+
+
+def _normalized_along(channels: Channels, number: int, node: Any) -> bool:
+    """Softmax and LayerNormalization over other axes than that of the channels."""
+    lanes = channels.lanes.get(node.input[0])
+    rank = len(channels.sizes.get(node.input[0], ()))
+    axis = int(attributes(node).get("axis", -1))
+    if lanes is None or not rank or len([name for name in node.output if name]) > 1:
+        return False
+    if node.op_type == "LayerNormalization":
+        apart = lanes.axis < axis % rank
+    else:
+        apart = channels.graph.opset >= 13 and lanes.axis != axis % rank
+    if apart:
+        channels.lanes[node.output[0]] = lanes
+    return apart
+
+
+def _instance_normalized(channels: Channels, number: int, node: Any) -> bool:
+    """InstanceNormalization: each channel alone, with two constants per channel."""
+    lanes = channels.lanes.get(node.input[0])
+    known = all(name in channels.graph.constants for name in node.input[1:3])
+    if lanes is None or lanes.axis != 1 or not known:
+        return False
+    channels.cuts += [Cut(number, input_index, 0, lanes.ids) for input_index in (1, 2)]
+    channels.lanes[node.output[0]] = lanes
+    return True
 
 
 def _conv_transposed(channels: Channels, number: int, node: Any) -> bool:
@@ -83,8 +170,9 @@ def _conv_transposed(channels: Channels, number: int, node: Any) -> bool:
         return False
     weights = constants[node.input[1]]
     ids = channels.new_ids(weights.shape[1])
+    channels.made[number] = ids
     used = (weights.reshape(*weights.shape[:2], -1) != 0).any(axis=(1, 2))
-    channels.reads.append(Read(node.input[0], inputs, used))
+    channels.reads.append(Read(number, node.input[0], inputs, used))
     channels.cuts += [Cut(number, 1, 0, inputs.ids), Cut(number, 1, 1, ids)]
     if len(node.input) > 2 and node.input[2]:
         channels.cuts.append(Cut(number, 2, 0, ids))
@@ -117,36 +205,44 @@ def _passed_on(channels: Channels, number: int, node: Any) -> bool:
 
 
 def _elementwise(channels: Channels, number: int, node: Any) -> bool:
-    """Elementwise operators with several inputs: channels at the same position form a group."""
+    """Elementwise operators with several inputs: channels at the same position form a group.
+
+    An input with fewer axes, or with size 1 along the channels, has one value for all channels.
+    """
     constants = channels.graph.constants
-    tensors = [name for name in node.input if name not in constants]
-    first = next((channels.lanes[name] for name in tensors if name in channels.lanes), None)
-    if first is None:
-        return False
-    sizes = [channels.sizes.get(name, ()) for name in tensors]
     rank = len(channels.sizes.get(node.output[0], ()))
-    if any(len(size) != rank for size in sizes):
+    tensors = [name for name in node.input if name not in constants]
+    placed = [one for name in tensors if (one := _placed(channels, name, rank)) is not None]
+    if not placed or not rank:
         return False
-    wide = max((one for name in tensors if (one := channels.lanes.get(name))), key=lambda one: len(one.ids))
-    axis = wide.axis
-    lanes = [channels.lanes_at(name, axis) for name in tensors]
-    if any(one is None for one in lanes):
-        return False
-    full_width = [one.ids for one in lanes if one is not None and len(one.ids) == len(wide.ids)]
-    for one, name in zip(lanes, tensors, strict=True):
-        assert one is not None
-        if len(one.ids) != len(wide.ids):
-            if len(one.ids) != 1:
-                return False
-            channels.fix(name)  # broadcast: one value for all channels
-    cuts = _constant_cuts(channels, number, node, rank, Lanes(axis, wide.ids))
+    wide = max(placed, key=lambda one: len(one.ids))
+    full_width = []
+    for name in tensors:
+        lacking = rank - len(channels.sizes.get(name, ()))
+        if lacking > wide.axis:
+            channels.fix(name, "it is one value for all channels of another tensor")
+            continue
+        one = channels.lanes_at(name, wide.axis - lacking)
+        if one is None or len(one.ids) not in (1, len(wide.ids)):
+            return False
+        if len(one.ids) == len(wide.ids):
+            full_width.append(one.ids)
+        else:
+            channels.fix(name, "it is one value for all channels of another tensor")
+    cuts = _constant_cuts(channels, number, node, rank, wide)
     if cuts is None:
         return False
     for ids in full_width:
         channels.unite(wide.ids, ids)
     channels.cuts += cuts
-    channels.lanes[node.output[0]] = Lanes(axis, wide.ids)
+    channels.lanes[node.output[0]] = wide
     return True
+
+
+def _placed(channels: Channels, name: str, rank: int) -> Lanes | None:
+    """The channels of an input of an elementwise node along the axis of its output, which has `rank` axes."""
+    lanes = channels.lanes.get(name)
+    return Lanes(lanes.axis + rank - len(channels.sizes.get(name, ())), lanes.ids) if lanes is not None else None
 
 
 def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes: Lanes) -> list[Cut] | None:
@@ -163,44 +259,6 @@ def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes:
         if size == len(lanes.ids):
             cuts.append(Cut(number, input_index, axis, lanes.ids))
     return cuts
-
-
-def _concatenated(channels: Channels, number: int, node: Any) -> bool:
-    first = next((channels.lanes[name] for name in node.input if name in channels.lanes), None)
-    rank = len(channels.sizes.get(node.output[0], ()))
-    if first is None or rank == 0 or any(name in channels.graph.constants for name in node.input):
-        return False
-    lanes = [channels.lanes_at(name, first.axis) for name in node.input]
-    if any(one is None for one in lanes):
-        return False
-    ids = [one.ids for one in lanes if one is not None]
-    if int(attributes(node)["axis"]) % rank == first.axis:
-        channels.lanes[node.output[0]] = Lanes(first.axis, np.concatenate(ids))
-        return True
-    for other in ids[1:]:
-        channels.unite(ids[0], other)
-    channels.lanes[node.output[0]] = Lanes(first.axis, ids[0])
-    return True
-
-
-def _split(channels: Channels, number: int, node: Any) -> bool:
-    """Split along another axis passes channels on; along the channel axis each output gets some of them."""
-    lanes = channels.lanes.get(node.input[0])
-    if lanes is None:
-        return False
-    rank = len(channels.sizes[node.input[0]])
-    if int(attributes(node).get("axis", 0)) % rank != lanes.axis:
-        channels.lanes.update(dict.fromkeys(node.output, lanes))
-        return True
-    if len(node.input) < 2 or node.input[1] not in channels.graph.constants:
-        return False
-    start = 0
-    for output_index, (name, size) in enumerate(zip(node.output, channels.graph.constants[node.input[1]], strict=True)):
-        ids = lanes.ids[start : start + int(size)]
-        channels.lanes[name] = Lanes(lanes.axis, ids)
-        channels.counts[number, 1, output_index] = ids
-        start += int(size)
-    return True
 
 
 def _padded(channels: Channels, number: int, node: Any) -> bool:
@@ -233,15 +291,6 @@ def _reduced(channels: Channels, number: int, node: Any) -> bool:
     return True
 
 
-def _transposed_axes(channels: Channels, number: int, node: Any) -> bool:
-    """Transpose that keeps the batch first."""
-    lanes, order = channels.lanes.get(node.input[0]), list(attributes(node).get("perm", ()))
-    if lanes is None or not order or order[0] != 0:
-        return False
-    channels.lanes[node.output[0]] = Lanes(order.index(lanes.axis), lanes.ids)
-    return True
-
-
 def _resized(channels: Channels, number: int, node: Any) -> bool:
     """Resize to constant sizes, or by constant scales with scale 1 for the channels."""
     lanes, constants = channels.lanes.get(node.input[0]), channels.graph.constants
@@ -258,80 +307,25 @@ def _resized(channels: Channels, number: int, node: Any) -> bool:
     return True
 
 
-def _reshaped(channels: Channels, number: int, node: Any) -> bool:
-    """A reshape after which each index along one axis still belongs to one channel."""
-    lanes = channels.lanes.get(node.input[0])
-    before, after = channels.sizes.get(node.input[0], ()), channels.sizes.get(node.output[0], ())
-    if lanes is None or lanes.axis == 0 or len(before) < 2 or len(after) < 2:
-        return False
-    if None in before or None in after or before[0] != after[0]:
-        return False
-    sizes = [size for size in before[1:] if size is not None]
-    shape = [1] * len(sizes)
-    shape[lanes.axis - 1] = -1
-    channel_index = np.broadcast_to(np.arange(len(lanes.ids)).reshape(shape), sizes).reshape(after[1:])
-    axis, origin = _only_axis(channel_index)
-    if axis is None or not _target_shape_can_shrink(channels, number, node, axis + 1, lanes.ids[origin]):
-        return False
-    channels.origins[node.output[0]] = origin
-    channels.lanes[node.output[0]] = Lanes(axis + 1, lanes.ids[origin])
-    return True
-
-
-def _only_axis(values: Array) -> tuple[int | None, Array]:
-    """The only axis along which `values` differ, and the values along it (L,); None if there is no such axis."""
-    for axis in range(values.ndim):
-        first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(values.ndim))
-        if (values == values[first]).all():
-            return axis, values[first].ravel()
-    return None, np.empty(0, dtype=np.int64)
-
-
-def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: int, ids: Array) -> bool:
-    """True if the target shape can shrink with the channels along `axis`. Adds the element to change to `counts`."""
-    if node.op_type != "Reshape":
-        return True
-    wanted = channels.graph.constants.get(node.input[1])
-    if wanted is not None:
-        if wanted[axis] > 0:
-            channels.counts[number, 1, axis] = ids
-        return bool(wanted[axis] > 0 or wanted[axis] == -1)
-    maker = channels.made_by(node.input[1])  # the shape is computed from the batch size; its other parts are constants
-    parts = list(maker.input) if maker is not None and maker.op_type == "Concat" else []
-    rest = channels.graph.constants.get(parts[axis]) if axis < len(parts) else None
-    single = all(channels.sizes.get(name) == (1,) for name in parts)
-    return bool(single and rest is not None and rest.item() == -1)
-
-
-def _shape_read(channels: Channels, number: int, node: Any) -> bool:
-    """Shape, if its readers take only the batch size from it."""
-    readers: Sequence[Any] = channels.graph.consumers(node.output[0])
-    constants = channels.graph.constants
-    first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
-    return bool(readers) and (
-        first
-        or all(
-            reader.op_type == "Gather"
-            and reader.input[1] in constants
-            and math.prod(constants[reader.input[1]].shape) == 1
-            and constants[reader.input[1]].item() == 0
-            for reader in readers
-        )
-    )
-
-
 _rules: dict[str, Rule] = {
     **dict.fromkeys((*UNARY, *POOLING), _passed_on),
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(RESHAPING, _reshaped),
+    **dict.fromkeys(RESHAPING, moving.reshaped),
     **dict.fromkeys(REDUCTIONS, _reduced),
-    **dict.fromkeys(("Conv", "Gemm", "MatMul"), _dense),
+    **dict.fromkeys(("Conv", "Gemm"), _dense),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+    **dict.fromkeys(("LayerNormalization", "LogSoftmax", "Softmax"), _normalized_along),
     "BatchNormalization": _normalized,
-    "Concat": _concatenated,
+    "Concat": moving.concatenated,
     "ConvTranspose": _conv_transposed,
+    "Expand": moving.expanded,
+    "Gather": moving.gathered,
+    "InstanceNormalization": _instance_normalized,
+    "MatMul": _matrix_product,
     "Pad": _padded,
     "Resize": _resized,
-    "Shape": _shape_read,
-    "Split": _split,
-    "Transpose": _transposed_axes,
+    "Shape": moving.shape_read,
+    "Slice": moving.sliced,
+    "Split": moving.split,
+    "Transpose": moving.transposed_axes,
 }
