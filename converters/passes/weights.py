@@ -99,20 +99,27 @@ def dense_layers(graph: Graph) -> list[Dense]:
 def patches(x: Array, kernel: Sequence[int], given: Mapping[str, Any]) -> Array:
     """Patches (positions, channels * kernel) of `x` (1, channels, ...), the operand of a convolution of group 1."""
     rank = len(kernel)
+    windows = patch_windows(x, kernel, given)[0]
+    order = (*range(1, rank + 1), 0, *range(rank + 1, 2 * rank + 1))
+    flat: Array = windows.transpose(order).reshape(math.prod(windows.shape[1 : rank + 1]), -1)
+    return flat
+
+
+def patch_windows(x: Array, kernel: Sequence[int], given: Mapping[str, Any]) -> Array:
+    """A view (N, channels, positions ..., kernel ...) of the padded `x` (N, channels, ...) of a convolution."""
+    rank = len(kernel)
     strides = list(given.get("strides", [1] * rank))
     dilations = list(given.get("dilations", [1] * rank))
     pads = _pads(x.shape[2:], kernel, strides, dilations, given)
     margins = [(pads[i], pads[rank + i]) for i in range(rank)]
-    padded = np.pad(x[0], [(0, 0), *margins])
+    padded = np.pad(x, [(0, 0), (0, 0), *margins])
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    windows = sliding_window_view(padded, reach, axis=tuple(range(1, rank + 1)))
+    windows = sliding_window_view(padded, reach, axis=tuple(range(2, rank + 2)))
     steps = tuple(slice(None, None, s) for s in strides)
     inside = tuple(slice(None, None, d) for d in dilations)
-    chosen = (slice(None), *steps, *inside)
-    windows = windows[chosen]
-    order = (*range(1, rank + 1), 0, *range(rank + 1, 2 * rank + 1))
-    flat: Array = windows.transpose(order).reshape(math.prod(windows.shape[1 : rank + 1]), -1)
-    return flat
+    chosen = (slice(None), slice(None), *steps, *inside)
+    view: Array = windows[chosen]
+    return view
 
 
 def with_constants(graph: Graph, values: Mapping[str, Array], biases: Mapping[str, Array] | None = None) -> Graph:
