@@ -68,15 +68,16 @@ def reader_inputs(node: Any, x: Array, most: int, rng: np.random.Generator) -> A
 
 def channel_weights(graph: Graph, node: Any) -> Array:
     """The weights of a layer of group 1 by input channel (outputs and taps, C), float64."""
-    weights = graph.constants[node.input[1]].astype(np.float64)
+    weights: Array = graph.constants[node.input[1]].astype(np.float64)
     if node.op_type == "ConvTranspose":
-        return weights.reshape(len(weights), -1).T
-    if node.op_type == "Conv":
-        return np.moveaxis(weights, 1, -1).reshape(-1, weights.shape[1])
-    if node.op_type in ("LSTM", "GRU", "RNN"):
-        return weights.reshape(-1, int(weights.shape[-1]))
-    by_channel: Array = weights if attributes(node).get("transB") else weights.T
-    return by_channel
+        weights = weights.reshape(len(weights), -1).T
+    elif node.op_type == "Conv":
+        weights = np.moveaxis(weights, 1, -1).reshape(-1, weights.shape[1])
+    elif node.op_type in ("LSTM", "GRU", "RNN"):
+        weights = weights.reshape(-1, weights.shape[-1])
+    elif not attributes(node).get("transB"):
+        weights = weights.T
+    return weights
 
 
 def _at(values: Array, places: Sequence[Array]) -> Array:
