@@ -19,7 +19,7 @@ import click
 from benchmarks.results import Figure, publish
 from edgekit.cli.main import edgekit
 from edgekit.demo.processes import PIDS_NAME, Processes
-from edgekit.rollout.machine import Rollout, RolloutState
+from edgekit.rollout.values import Rollout, RolloutState
 from edgekit.state import open_fleet_state
 from tests.simulators.bundles import write_bundle
 

@@ -77,6 +77,7 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._follower: AssignmentFollower | None = None
         self._wake = asyncio.Event()
         self._requests = RequestClient(
             parts.transport,
@@ -101,6 +102,7 @@ class Agent:
             facts=parts.facts,
             states=lambda: self.states,
             clock=parts.clock,
+            held=lambda: self._follower.held if self._follower else {},
         )
         return ControlLink(
             parts.transport,
@@ -190,12 +192,13 @@ class Agent:
         """The tasks that run as long as the agent does, besides the updaters."""
         options, timings, parts = self._options, self._options.timings, self._parts
         inference = parts.inference
-        follower = AssignmentFollower(
+        self._follower = follower = AssignmentFollower(
             self._link,
             self._events,
             verify=self._verify,
             states=lambda: self.states,
             follow=self._follow,
+            clock=parts.clock,
             retry_seconds=timings.assignment_retry_seconds,
         )
         commands = Commands(

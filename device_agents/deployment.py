@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from edgekit.mqtt.messages import Outcome
+from edgekit.mqtt.messages import Outcome, Waiting
 
 
 class UpdateState(str, enum.Enum):
@@ -84,12 +84,13 @@ class UpdateRecord(msgspec.Struct, frozen=True):
             ACTIVATING to COMMITTING.
         previous: The known-good bundle before the last commit, until its slot is overwritten.
         kept: The deployment of the bundle that was committed last, so that it can be fetched again.
-        release: Highest release counter that was committed, or that of a later signed downgrade. An older release is
-            refused.
+        release, highest: Release counter and version of the highest release that was committed, or of a later signed
+            downgrade. An older one is refused. `highest` is empty where the journal of an earlier agent does not say.
         ending: Reason for ROLLING_BACK or CLEANING: ``succeeded``, ``failed``, ``retry`` or ``dropped``.
         failed: The deployment that failed for good; the same offer of the same assignment is not tried again.
         outcome: Outcome of the last deployment.
         note: Why the last attempt failed, while another attempt will follow.
+        waiting: Why the deployment waits on purpose since its last attempt; None if it does not.
         attempts: Failed attempts of this deployment; they set the delay before the next.
         tried: Failed attempts that count for `deployment_attempts`, because they cost something.
         begun: Wall clock seconds of the first offer, for `deployment_hours`.
@@ -109,10 +110,12 @@ class UpdateRecord(msgspec.Struct, frozen=True):
     previous: Installed | None = None
     kept: Deployment | None = None
     release: int = 0
+    highest: str = ""
     ending: str = ""
     failed: Deployment | None = None
     outcome: Outcome | None = None
     note: str = ""
+    waiting: Waiting | None = None
     attempts: int = 0
     tried: int = 0
     begun: float = 0.0
@@ -124,9 +127,24 @@ class UpdateRecord(msgspec.Struct, frozen=True):
     deadline: float | None = None
 
     @property
+    def waits(self) -> Waiting | None:
+        """Why the deployment waits on purpose now; None while it works or has failed otherwise."""
+        resting = self.name in (UpdateState.IDLE, UpdateState.CLEANING, UpdateState.RESOLVING)
+        return self.waiting if resting and self.deployment is not None else None
+
+    @property
     def inactive_slot(self) -> str:
         """The slot that may be written: never the known-good one."""
         return "b" if self.known_good is not None and self.known_good.slot == "a" else "a"
+
+
+def with_highest(state: UpdateRecord) -> UpdateRecord:
+    """The state of a journal that has only the counter of the highest release, with its version where it is known."""
+    if state.highest or not state.release:
+        return state
+    known = (state.active, state.known_good, state.previous, state.kept, state.failed, state.deployment)
+    versions = [one.version for one in known if one is not None and one.release == state.release]
+    return msgspec.structs.replace(state, highest=versions[0]) if versions else state
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -257,6 +275,7 @@ class Failed(UpdateEvent, frozen=True):
         refused: True when the bundle may never be used on this device.
         costly: True when the attempt counts for `deployment_attempts`: it fetched bytes, or got beyond the download.
         fetched: Bytes that the attempt fetched.
+        waiting: A word for the reason, where the deployment waits on purpose; else empty.
     """
 
     error: str
@@ -265,3 +284,4 @@ class Failed(UpdateEvent, frozen=True):
     refused: bool = False
     costly: bool = False
     fetched: int = 0
+    waiting: str = ""

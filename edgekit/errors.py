@@ -164,7 +164,13 @@ class RefusedError(EdgekitError):
 
 
 class UnavailableError(EdgekitError):
-    """Something outside this process is unavailable at the moment; try again later."""
+    """Something outside this process is unavailable at the moment; try again later.
+
+    Attributes:
+        waiting: A word for the reason, where a device that meets the error waits on purpose (``metered``); else empty.
+    """
+
+    waiting = ""
 
 
 class StoreError(UnavailableError):
@@ -181,6 +187,12 @@ class CloudError(UnavailableError):
 
 class DiskError(UnavailableError):
     """The local disk is full or failing."""
+
+
+class SpaceError(DiskError):
+    """There is not enough space on the local disk; nothing was written yet."""
+
+    waiting = "disk"
 
 
 class MissingExtraError(UnavailableError):

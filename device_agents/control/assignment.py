@@ -11,10 +11,13 @@ from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
 from device_agents.deployment import UpdateRecord
 from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, VerificationError
+from edgekit.mqtt.messages import Waiting
+from edgekit.protocols import Clock
 from edgekit.trust.assignment import Assignment
 
 log = logging.getLogger(__name__)
 
+PAUSED = "paused"
 RETRY_SECONDS = (1.0, 60.0)  # delay before the second attempt, doubled for each further one, and its limit
 
 
@@ -27,7 +30,11 @@ class AssignmentFollower:
         verify: Verifies a payload and notes its version.
         states: Gives the update state of each model.
         follow: Offers the bundles of a verified assignment to the updaters.
+        clock: Wall time.
         retry_seconds: As RETRY_SECONDS.
+
+    Attributes:
+        held: Models whose deployments wait because the fleet is paused, and since when.
     """
 
     def __init__(
@@ -38,11 +45,13 @@ class AssignmentFollower:
         verify: Callable[[bytes], Awaitable[Assignment]],
         states: Callable[[], Mapping[str, UpdateRecord]],
         follow: Callable[[Assignment], None],
+        clock: Clock,
         retry_seconds: tuple[float, float] = RETRY_SECONDS,
     ) -> None:
         self._link, self._events = link, events
         self._verify, self._states, self._follow = verify, states, follow
-        self._retry_seconds = retry_seconds
+        self._clock, self._retry_seconds = clock, retry_seconds
+        self.held: dict[str, Waiting] = {}
         self._last_event = (b"", "")  # payload and class name of the error
 
     async def run(self) -> None:
@@ -81,8 +90,16 @@ class AssignmentFollower:
         running = {name: state.active.digest if state.active else "" for name, state in self._states().items()}
         if all(running.get(name) == entry.sha256 for name, entry in assignment.entries.items()):
             return
+        now = self._clock.wall()
         while self._link.hints.paused:
             log.info("the fleet is paused; assignment %d waits", assignment.version)
+            self.held = {
+                name: Waiting(PAUSED, now, entry.sha256)
+                for name, entry in assignment.entries.items()
+                if running.get(name) != entry.sha256
+            }
+            self._link.changed()
             self._link.hints_changed.clear()
             await self._link.hints_changed.wait()
+        self.held = {}
         await asyncio.sleep(random.uniform(0.0, self._link.hints.spread_seconds))

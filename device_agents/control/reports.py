@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from device_agents.deployment import UpdateRecord
 from device_agents.protocols import Inference
 from device_agents.storage.journal import Journal
@@ -23,6 +25,7 @@ class ReportBuilder:
         facts: What the device measured of itself.
         states: Gives the update state of each model.
         clock: Wall time.
+        held: Gives the models whose deployments wait because the fleet is paused.
     """
 
     def __init__(
@@ -35,9 +38,10 @@ class ReportBuilder:
         facts: dict[str, Any],
         states: Callable[[], Mapping[str, UpdateRecord]],
         clock: Clock,
+        held: Callable[[], Mapping[str, messages.Waiting]] = dict,
     ) -> None:
         self._device, self._fleet, self._journal, self._inference = device, fleet, journal, inference
-        self._facts, self._states, self._clock = facts, states, clock
+        self._facts, self._states, self._clock, self._held = facts, states, clock, held
 
     async def report(self) -> messages.Reported:
         """The present report, with the next number. Raises DiskError when the number cannot be noted."""
@@ -49,14 +53,27 @@ class ReportBuilder:
             number=number,
             at=self._clock.wall(),
             assignment=self._journal.record.assignment,
-            models={name: self._running(name, state) for name, state in states.items()},
+            models=self._models(states),
             outcomes={name: state.outcome for name, state in states.items() if state.outcome},
             facts=self._facts,
         )
 
+    def _models(self, states: Mapping[str, UpdateRecord]) -> dict[str, messages.Running]:
+        models = {name: self._running(name, state) for name, state in states.items()}
+        for name, waiting in self._held().items():  # also models of which the device has nothing yet
+            models[name] = msgspec.structs.replace(models.get(name, messages.Running()), waiting=waiting)
+        return models
+
     def _running(self, model: str, state: UpdateRecord) -> messages.Running:
+        said: dict[str, Any] = {"state": state.name.value, "waiting": state.waits, "highest": state.highest}
         active = state.active
         if active is None:
-            return messages.Running(state=state.name.value)
-        provider = self._inference.provider(model)
-        return messages.Running(active.digest, active.version, active.since, state.name.value, active.release, provider)
+            return messages.Running(**said)
+        return messages.Running(
+            digest=active.digest,
+            version=active.version,
+            since=active.since,
+            release=active.release,
+            provider=self._inference.provider(model),
+            **said,
+        )

@@ -11,7 +11,7 @@ from device_agents.download.deltas import DeltaFiller
 from device_agents.threads import in_thread
 from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.deltas.description import Offer
-from edgekit.errors import DigestMismatchError, DiskError, RefusedError
+from edgekit.errors import DigestMismatchError, RefusedError, SpaceError
 from edgekit.protocols import BlockSource, Disk
 
 
@@ -55,7 +55,8 @@ class BundleDownload:
             make_room: Called once when there is not enough space; frees the space that can be spared.
 
         Raises:
-            DiskError: there is not enough space (found before the first byte is fetched), or the disk failed.
+            SpaceError: there is not enough space; this is found before the first byte is fetched.
+            DiskError: the disk failed.
             DigestMismatchError: the source sent a wrong block three times.
             RefusedError: the budget is spent.
             MeteredError: no more may be fetched over the metered link.
@@ -80,7 +81,7 @@ class BundleDownload:
             make_room()
         free = self._disk.free_bytes()
         if free < needed:
-            raise DiskError(
+            raise SpaceError(
                 f"{manifest.name} {manifest.version} needs {needed} bytes of disk, {free} are free",
                 advice="Free some space on the device.",
             )

@@ -6,8 +6,7 @@ import asyncio
 import time
 
 from device_agents.download.metered import MeteredLink
-from device_agents.download.throttle import Bucket, QuietHours
-from edgekit.errors import UnavailableError
+from device_agents.download.throttle import Bucket, QuietHours, QuietHoursError
 from edgekit.protocols import Clock
 
 
@@ -42,18 +41,18 @@ class Gate:
         self._metered.check(fetched)
 
     def check_open(self) -> None:
-        """Raise UnavailableError in quiet hours, and when nothing may be fetched over a metered link."""
+        """Raise QuietHoursError in quiet hours, and MeteredError when nothing may be fetched over a metered link."""
         if not self._metered.deployment_bytes:
             self._metered.check(0)
         local = time.localtime(self._clock.wall())
         if self._quiet is not None and local.tm_hour * 60 + local.tm_min in self._quiet:
-            raise UnavailableError(f"nothing is downloaded in quiet hours, {self._quiet}")
+            raise QuietHoursError(f"nothing is downloaded in quiet hours, {self._quiet}")
 
     async def pass_blocks(self, wanted: int, *, wait: bool) -> int:
         """How many of `wanted` blocks may be requested now; they count as requested. 0 only where `wait` is false.
 
         Raises:
-            UnavailableError: quiet hours have begun, or the link is metered.
+            QuietHoursError, MeteredError: quiet hours have begun, or the link is metered.
         """
         self.check_open()
         while not (allowed := self._bucket.blocks(self._clock.monotonic(), wanted)) and wait:

@@ -12,6 +12,8 @@ from edgekit.errors import UnavailableError
 class MeteredError(UnavailableError):
     """A deployment waits until the link is no longer metered."""
 
+    waiting = "metered"
+
 
 class MeteredLink(msgspec.Struct, frozen=True):
     """When the link is metered, and what a deployment may fetch over it then.

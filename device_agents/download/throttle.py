@@ -7,8 +7,15 @@ import re
 import msgspec
 
 from edgekit.bundle.manifest import BLOCK_BYTES
+from edgekit.errors import UnavailableError
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+
+class QuietHoursError(UnavailableError):
+    """A deployment waits until the quiet hours are over."""
+
+    waiting = "quiet-hours"
 
 
 class QuietHours(msgspec.Struct, frozen=True):

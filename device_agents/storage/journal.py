@@ -15,12 +15,13 @@ from typing import TypeVar
 
 import msgspec
 
-from device_agents.deployment import UpdateRecord, UpdateState
+from device_agents.deployment import UpdateRecord, UpdateState, with_highest
 from device_agents.storage.slot_check import rebuilt_state
 from edgekit.errors import DataError, DiskError
 from edgekit.protocols import Disk
 
-JOURNAL_FORMAT = 1
+DEVICE_FORMAT = 1
+MODEL_FORMAT = 2  # 1 had no version of the highest release
 REPORTS_AT_ONCE = 1000
 _DEVICE = "journal/device.json"
 _MODELS = "journal/models"
@@ -53,16 +54,17 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     metadata: dict[str, int] = {}
     running: bool = False
     boot: str = ""
-    format: int = JOURNAL_FORMAT
+    format: int = DEVICE_FORMAT
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """One model's update state."""
 
     state: UpdateRecord
-    format: int = JOURNAL_FORMAT
+    format: int = MODEL_FORMAT
 
 
+_FORMATS: dict[type, int] = {DeviceRecord: DEVICE_FORMAT, ModelRecord: MODEL_FORMAT}
 _R = TypeVar("_R", DeviceRecord, ModelRecord)
 
 
@@ -155,7 +157,7 @@ class Journal:
         states: dict[str, UpdateRecord] = {}
         for name in sorted(entry.removesuffix(_SUFFIX) for entry in files if entry.endswith(_SUFFIX)):
             record = self._read(f"{_MODELS}/{name}{_SUFFIX}", ModelRecord)
-            states[name] = record.state if record else rebuilt_state(self._disk, name)
+            states[name] = with_highest(record.state) if record else rebuilt_state(self._disk, name)
         return states
 
     def save(self, model: str, state: UpdateRecord) -> None:
@@ -217,10 +219,10 @@ class Journal:
                     log.error("journal: %s", fault)
                     self.damage.append(fault)
                 continue
-            if record.format != JOURNAL_FORMAT:
+            newest = _FORMATS[kind]
+            if not 1 <= record.format <= newest:
                 raise DataError(
-                    f"journal file {self._disk.path(file)} has format {record.format}, "
-                    f"this agent reads {JOURNAL_FORMAT}",
+                    f"journal file {self._disk.path(file)} has format {record.format}, this agent reads up to {newest}",
                     advice="Another version of edgekit-agent wrote it; install that version.",
                 )
             return record

@@ -141,12 +141,14 @@ class Effects:
             await work(state)
             return outcome(at=self._clock.wall())
         except EdgekitError as error:
-            passing = isinstance(error, _TEMPORARY) and not isinstance(error, _PERMANENT)
+            waiting = error.waiting if isinstance(error, UnavailableError) else ""
+            passing = bool(waiting) or (isinstance(error, _TEMPORARY) and not isinstance(error, _PERMANENT))
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
             fetched = self._fetched.pop(model, 0)
             costly = bool(fetched) or effect not in (Effect.RESOLVE, Effect.DOWNLOAD)
-            return self._failed(error, passing=passing, refused=refused, costly=costly, fetched=fetched)
+            how = {"passing": passing, "refused": refused, "costly": costly, "fetched": fetched, "waiting": waiting}
+            return self._failed(error, **how)
         except Exception as error:
             # The boundary of the update: a bug in one model's update must not end the agent, which serves other models.
             self.unexpected_errors += 1
@@ -213,7 +215,7 @@ class Effects:
         await self.refresh()
         async with self.trust_lock:
             target_file = await in_thread(self._trust.find_target, entry.path)
-        check_agrees(entry, target_file, seen_release=state.release)
+        check_agrees(entry, target_file, seen_release=state.release, seen_version=state.highest)
         if entry.length > MAX_MANIFEST_BYTES:
             raise VerificationError(f"manifest has {entry.length} bytes, the limit is {MAX_MANIFEST_BYTES}")
         data = await self._fetcher.blob(deployment.digest, deployment.length, f"manifest {entry.path}")

@@ -218,6 +218,8 @@ class UpdateMachine:
             return transitions.fail(changed, event, self._limits)
         if isinstance(event, DeadlinePassed):
             return self._pass_deadline(state, changed, event, case, row)
+        if isinstance(event, Resolved):
+            return transitions.replace(changed, waiting=None)
         if isinstance(event, Watched):
             return transitions.replace(changed, probing=True)
         if isinstance(event, Activated):

@@ -19,7 +19,10 @@ from device_agents.deployment import (
     UpdateRecord,
     UpdateState,
 )
-from edgekit.mqtt.messages import Outcome
+from edgekit.bundle.order import is_older
+from edgekit.mqtt.messages import Outcome, Waiting
+
+OLDER = "DowngradeError"  # class name of the error with which an older bundle is refused
 
 
 def replace(state: UpdateRecord, **changes: object) -> UpdateRecord:
@@ -44,7 +47,8 @@ def idle_offer_case(state: UpdateRecord, offer: Deployment) -> str:
     """As `offer_case`, in IDLE."""
     if _settled(state, offer):
         return "unchanged"
-    return "older" if offer.release < state.release and not offer.downgrade else "wanted"
+    older = is_older(offer.version, offer.release, than=state.highest, than_release=state.release)
+    return "older" if older and not offer.downgrade else "wanted"
 
 
 def offer(state: UpdateRecord, event: Offered, case: str, *, was: UpdateState, before: bool) -> UpdateRecord:
@@ -81,9 +85,17 @@ def _settled(state: UpdateRecord, offer: Deployment) -> bool:
 
 
 def _note_running_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
-    """Store the newest offer of the running bundle, so that it can be fetched again."""
-    runs = state.known_good is not None and state.known_good.digest == offer.digest
-    return replace(state, kept=offer) if runs else state
+    """Store the newest offer of the running bundle, so that it can be fetched again.
+
+    An older bundle that was refused meanwhile is no longer asked for, so its refusal is not the last outcome.
+    """
+    good = state.known_good
+    if good is None or good.digest != offer.digest:
+        return state
+    outcome = state.outcome
+    if outcome is not None and outcome.error == OLDER and outcome.deployment != offer.digest:
+        state = replace(state, failed=None, outcome=_outcome(offer, "succeeded", good.since))
+    return replace(state, kept=offer)
 
 
 def _note_repeated_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord:
@@ -97,7 +109,7 @@ def _note_repeated_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord
 
 def _reset_attempts(state: UpdateRecord, at: float) -> UpdateRecord:
     """Reset the counters of attempts, for a new deployment that begins at `at`."""
-    return replace(state, attempts=0, tried=0, fetched=0, interrupted=0, note="", begun=at)
+    return replace(state, attempts=0, tried=0, fetched=0, interrupted=0, note="", waiting=None, begun=at)
 
 
 def _end_deployment(state: UpdateRecord) -> UpdateRecord:
@@ -111,8 +123,11 @@ def _only_watching(state: UpdateRecord) -> bool:
 
 
 def _refuse_older(state: UpdateRecord, offer: Deployment, at: float) -> UpdateRecord:
-    message = f"release {offer.release} is older than release {state.release}, which this device has committed"
-    outcome = _outcome(offer, "refused", at, error="DowngradeError", message=message)
+    found, floor = f"release {offer.release}", f"release {state.release}"
+    if state.highest:
+        found, floor = f"{offer.version} ({found})", f"{state.highest} ({floor})"
+    message = f"{found} is older than {floor}, which this device has committed"
+    outcome = _outcome(offer, "refused", at, error=OLDER, message=message)
     return replace(state, failed=offer, outcome=outcome)
 
 
@@ -124,6 +139,7 @@ def fail(state: UpdateRecord, event: Failed, limits: Limits) -> UpdateRecord:
     attempts, tried = min(state.attempts + 1, 16), state.tried + event.costly
     state = replace(state, attempts=attempts, tried=tried, fetched=state.fetched + event.fetched)
     spent = _spent(state, event.at, limits) if event.passing else ""
+    state = replace(state, waiting=_waiting(state, event))
     if event.passing and not spent:
         return replace(state, ending="retry", note=f"{event.error}: {event.message}")
     rolling_back = state.name is UpdateState.ROLLING_BACK
@@ -133,6 +149,14 @@ def fail(state: UpdateRecord, event: Failed, limits: Limits) -> UpdateRecord:
         state.deployment, result, event.at, error="BudgetError" if spent else event.error, message=message
     )
     return replace(_drop_running_offer(state), ending="failed", failed=state.deployment, outcome=outcome, note="")
+
+
+def _waiting(state: UpdateRecord, event: Failed) -> Waiting | None:
+    if not event.waiting or state.deployment is None:
+        return None
+    before, digest = state.waiting, state.deployment.digest
+    again = before is not None and (before.reason, before.digest) == (event.waiting, digest)
+    return before if again else Waiting(event.waiting, event.at, digest)
 
 
 def _spent(state: UpdateRecord, at: float, limits: Limits) -> str:
@@ -211,9 +235,12 @@ def commit(state: UpdateRecord, event: Committed) -> UpdateRecord:
     assert state.active is not None  # COMMITTING is entered with it
     assert state.deployment is not None
     outcome = _outcome(state.deployment, "succeeded", event.at)
-    release = state.active.release if state.deployment.downgrade else max(state.release, state.active.release)
+    highest, release = state.active.version, state.active.release
+    if not state.deployment.downgrade and is_older(highest, release, than=state.highest, than_release=state.release):
+        highest, release = state.highest, state.release
     previous = state.known_good if state.known_good is not None and state.known_good.slot != state.active.slot else None
-    state = replace(state, known_good=state.active, previous=previous, kept=state.deployment, release=release)
+    state = replace(state, known_good=state.active, previous=previous, kept=state.deployment)
+    state = replace(state, release=release, highest=highest)
     state = replace(state, failed=None, note="", probing=False, watching=True, crashes=0)
     return replace(state, outcome=outcome, ending="succeeded")
 

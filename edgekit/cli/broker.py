@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.common.console import control_settings, note
+from edgekit.cli.common.numbers import Whole
 from edgekit.errors import TransportError
 from edgekit.mqtt.address import parse_url
 from edgekit.mqtt.broker import GET_MOSQUITTO, KINDS, start_broker
@@ -26,9 +27,7 @@ def broker() -> None:
 
 @broker.command()
 @click.option("--host", help="A loopback address [default: the host of the setting `broker`].")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: the port of the setting `broker`]."
-)
+@click.option("--port", type=Whole(0, 65535), help="0 takes any free port [default: the port of the setting `broker`].")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),

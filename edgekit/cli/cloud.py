@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.common.console import control_settings, needs_extra, step
+from edgekit.cli.common.numbers import Whole
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.serving.http.addresses import is_loopback
 
@@ -37,8 +38,8 @@ def cloud() -> None:
     "--root", type=click.Path(path_type=Path, dir_okay=False), help="Trusted TUF root [default: root.json of the keys]."
 )
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
-@click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port [default: 8700].")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Serve gRPC on this port too; needs edgekit[grpc].")
+@click.option("--port", type=Whole(0, 65535), help="0 takes any free port [default: 8700].")
+@click.option("--grpc-port", type=Whole(0, 65535), help="Serve gRPC on this port too; needs edgekit[grpc].")
 @click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
 @click.option(
     "--class-key",
@@ -48,7 +49,7 @@ def cloud() -> None:
     help="Private key of a device class, which opens sealed bundles; may be repeated.",
 )
 @click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each model's runtime [default: one per CPU].")
+@click.option("--threads", type=Whole(1, 1024), help="Threads of each model's runtime [default: one per CPU].")
 def serve(
     models: tuple[str, ...],
     url: str | None,

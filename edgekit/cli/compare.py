@@ -8,6 +8,7 @@ import click
 
 from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
 from edgekit.cli.common.native_output import native_output_hidden
+from edgekit.cli.common.numbers import Number
 
 
 @click.command()
@@ -16,7 +17,9 @@ from edgekit.cli.common.native_output import native_output_hidden
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Samples (.npz, .npy).")
 @click.option("--test", type=click.Path(path_type=Path), help="More samples, with a result of their own.")
 @click.option("--metric", help="accuracy, mse, mae, auc, agreement, or module:function.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the bounds on the drop.")
+@click.option(
+    "--confidence", type=Number(), default=0.95, show_default=True, help="Confidence of the bounds on the drop."
+)
 @json_option
 def compare(
     first: Path, second: Path, data: Path, test: Path | None, metric: str | None, confidence: float, as_json: bool

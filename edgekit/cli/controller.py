@@ -135,10 +135,21 @@ async def _announce_connection(settings: ControlSettings, transport: MqttTranspo
     )
 
 
-def _timestamp_renewer(settings: ControlSettings, repository: Repository) -> Callable[[], object] | None:
-    """The function that renews the registry's timestamp; None if a key for it is not here."""
+def _timestamp_renewer(settings: ControlSettings, repository: Repository) -> Callable[[], object]:
+    """The function that renews the registry's timestamp; one that only compares times if a key for it is not here."""
     missing = repository.missing(("snapshot", "timestamp"))
     if missing:
         note(f"no {' and no '.join(missing)} key in {settings.keys}: this controller does not renew the timestamp")
-        return None
+        return lambda: _note_time(repository)
     return repository.refresh_timestamp
+
+
+def _note_time(repository: Repository) -> None:
+    """Warn when the metadata was signed in the future, because devices refuse it."""
+    from edgekit.trust.repository import MAX_AHEAD_SECONDS
+
+    if (ahead := repository.seconds_ahead()) > MAX_AHEAD_SECONDS:
+        note(
+            f"the registry's metadata was signed {ahead / 3600:.1f} h later than this machine's clock shows: a clock "
+            "was or is wrong. Devices refuse it until you run, where the keys are: edgekit registry renew"
+        )

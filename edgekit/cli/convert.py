@@ -21,6 +21,7 @@ from edgekit.cli.common.console import (
     step,
 )
 from edgekit.cli.common.native_output import is_verbose, native_output_hidden
+from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.convert_text import print_report
 from edgekit.errors import RecipeError, RefusedError
 
@@ -70,14 +71,16 @@ _Value = TypeVar("_Value", str, float)
 )
 @click.option(
     "--max-drop-any-class",
-    type=float,
+    type=Number(),
     metavar="X",
     help="Largest drop in every single class, and in every group of the array 'group' in --data.",
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the bound on the drop.")
+@click.option(
+    "--confidence", type=Number(), default=0.95, show_default=True, help="Confidence of the bound on the drop."
+)
 @click.option("--accept-unproven", is_flag=True, help="Accept a point estimate where the drop is not proven.")
-@click.option("--max-bytes", type=int, help="Size limit of the artifact, in bytes.")
-@click.option("--max-cost", type=float, help="Cost limit, in the report's unit.")
+@click.option("--max-bytes", type=Whole(), help="Size limit of the artifact, in bytes.")
+@click.option("--max-cost", type=Number(), help="Cost limit, in the report's unit.")
 @click.option(
     "--prune",
     type=click.Choice(["auto", "none"]),

@@ -12,6 +12,7 @@ import click
 
 from edgekit.cli.common import console
 from edgekit.cli.common.console import needs_extra, note
+from edgekit.cli.common.numbers import Whole
 from edgekit.errors import SettingsError
 
 
@@ -25,7 +26,7 @@ from edgekit.errors import SettingsError
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**31),
+    type=Whole(0, 2**31),
     default=20,
     show_default=True,
     help="Seed of the training; each seed gives other models.",

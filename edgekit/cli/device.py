@@ -22,6 +22,7 @@ from edgekit.cli.common.console import (
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
+from edgekit.cli.common.numbers import SHARE, Seconds
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.errors import EdgekitError, SettingsError, UnavailableError
@@ -94,7 +95,7 @@ def device() -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the API key of the cloud tier; copied into the folder.",
 )
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Answers with a lower score go to the cloud tier.")
+@click.option("--threshold", type=SHARE, help="Answers with a lower score go to the cloud tier.")
 @dry_run_option
 @json_option
 def enroll(
@@ -236,7 +237,7 @@ def show(name: str, as_json: bool) -> None:
 @device.command()
 @click.argument("name", metavar="ID")
 @click.argument("kind", type=click.Choice(COMMAND_KINDS))
-@click.option("--expires", type=click.FloatRange(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
+@click.option("--expires", type=Seconds(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
 @click.option("--wait", is_flag=True, help="Wait for the answer; exit 1 if the command fails or no answer comes.")
 @json_option
 def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.common.numbers import SHARE, Seconds, Whole
 from edgekit.errors import NotFoundError
 from edgekit.settings import AgentSettings, load_settings
 
@@ -25,7 +26,7 @@ SHOW_SECONDS = 1.0
 
 
 @click.command()
-@click.argument("count", metavar="N", type=click.IntRange(min=1))
+@click.argument("count", metavar="N", type=Whole(min=1))
 @click.option(
     "--devices",
     type=click.Path(path_type=Path, file_okay=False),
@@ -39,10 +40,8 @@ SHOW_SECONDS = 1.0
 @click.option(
     "--until", "version", metavar="X.Y.Z", help="End when every device runs this version or failed to get it."
 )
-@click.option("--seconds", type=click.FloatRange(min=0), help="End after this number of seconds.")
-@click.option(
-    "--fail-share", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of self-tests that fail."
-)
+@click.option("--seconds", type=Seconds(0), help="End after this number of seconds.")
+@click.option("--fail-share", type=SHARE, default=0.0, show_default=True, help="Share of self-tests that fail.")
 @json_option
 def simulate(
     count: int,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
+from edgekit.controller.clocks import DeviceClocks
 from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Presence, Reported, Result, Telemetry, decode
@@ -35,6 +36,7 @@ class DeviceService:
         director: Signs commands.
 
     Attributes:
+        clocks: Differences of the devices' clocks.
         dropped: Messages that were dropped because the inbox was full.
         failures: Messages that failed with an unexpected error.
     """
@@ -58,6 +60,7 @@ class DeviceService:
             "result": self._save_result,
             "telemetry": self._save_telemetry,
         }
+        self.clocks = DeviceClocks()
         self.dropped = 0
         self.failures = 0
 
@@ -132,6 +135,8 @@ class DeviceService:
         report = self._open(device, message, Reported)
         if report.fleet != self._fleet:
             raise DataError(f"the report is for fleet {report.fleet[:64]!r}, expected {self._fleet!r}")
+        if not message.retained:
+            self.clocks.note(device, report.at, self._clock.wall(), self._clock.monotonic())
         if not self._state.devices.save_report(report, self._clock.wall(), live=not message.retained):
             log.debug("report %d of %s is already stored", report.number, device)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
 from edgekit.mqtt import topics
 from edgekit.protocols import Clock, Transport
 from edgekit.registry import RegistryReader
@@ -76,6 +76,7 @@ class RolloutService:
         self._director = director
         self._lifetime = assignment_seconds
         self._surveys: dict[int, _LastSurvey] = {}
+        self._watched = (-1.0, 0.0)  # the fleet's latest change at the last look at ended rollouts, and its time
         self._publish_all = True
         self._signers_checked = False
 
@@ -119,7 +120,22 @@ class RolloutService:
     def _advance(self) -> None:
         change = self._state.devices.latest_change()
         for active in self._state.rollouts.active():
-            self._survey(active, change, self._clock.wall())
+            try:
+                self._survey(active, change, self._clock.wall())
+            except UnavailableError:
+                raise  # the database does not answer: the next round repeats everything
+            except EdgekitError as error:  # one rollout must not stop the others
+                log.warning("rollout %d cannot be advanced: %s", active.id, error)
+        self._watch_ended(change, self._clock.wall())
+
+    def _watch_ended(self, change: float, now: float) -> None:
+        """Note late successes and other changes on the devices of ended rollouts; at the start, all since their end."""
+        last_change, last_at = self._watched
+        if change != last_change:
+            since = last_at - OVERLAP_SECONDS if last_at else 0.0
+            for number in self._state.rollouts.watch_ended(now, since):
+                log.info("rollout %d has ended, and devices in it have changed since", number)
+            self._watched = (change, now)
 
     def _survey(self, active: ActiveRollout, change: float, now: float) -> None:
         last = self._surveys.get(active.id) or _LastSurvey()
@@ -133,6 +149,8 @@ class RolloutService:
         rollout = self._state.rollouts.survey(active.id, now, 0.0 if full else last.at - OVERLAP_SECONDS)
         if last.state != rollout.state.value:
             text = f"{rollout.state.value} {rollout.reason}".rstrip()
+            if rollout.fault:
+                log.warning("rollout %d cannot be read and waits for an abort: %s", rollout.id, rollout.fault)
             log.info("rollout %d of %s %s: %s", rollout.id, rollout.model, rollout.version, text)
         self._surveys[active.id] = _LastSurvey(
             revision=active.revision,

@@ -11,6 +11,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.controller.blocks import BlockService
+from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.rollouts import RolloutService
@@ -38,7 +39,7 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     tick_seconds: float = 0.5
     assignment_days: int = 30
     broker_budget_bytes: int = 16 * 1024**2
-    timestamp_check_seconds: float = 3600.0
+    timestamp_check_seconds: float = 600.0
 
 
 class Controller:
@@ -53,7 +54,8 @@ class Controller:
         director: Signs assignments and commands.
         clock: Time.
         options: Options; None takes the defaults.
-        renew_timestamp: Signs the registry's timestamp again when it is due; None if its keys are not here.
+        renew_timestamp: Signs the registry's timestamp again when it is due or was signed in the future; without its
+            keys, only warns about the latter. None checks nothing.
         blob_urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
 
     Attributes:
@@ -79,6 +81,7 @@ class Controller:
         self._options = options = options or ControllerOptions()
         self._renew_timestamp = renew_timestamp
         self._timestamp_checked = float("-inf")
+        self._clock_offset = clock.wall() - clock.monotonic()
         self.tick_errors = 0
         self.blocks = BlockService(
             fleet=fleet,
@@ -139,8 +142,16 @@ class Controller:
             await self.devices.send_commands()
 
     async def _check_timestamp(self) -> None:
-        now = self._clock.monotonic()
-        if self._renew_timestamp is None or now - self._timestamp_checked < self._options.timestamp_check_seconds:
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        was_set = abs(wall - now - self._clock_offset) > MAX_DIFFERENCE_SECONDS
+        if not was_set and now - self._timestamp_checked < self._options.timestamp_check_seconds:
             return
+        if was_set and self._timestamp_checked > float("-inf"):
+            log.warning("the clock of this machine was set; the registry's metadata is compared with it")
+            self.devices.clocks.clear()
+        self._clock_offset = wall - now
         self._timestamp_checked = now
-        await asyncio.to_thread(self._renew_timestamp)
+        if message := self.devices.clocks.difference(now).message:
+            log.warning("%s", message)
+        if self._renew_timestamp is not None:
+            await asyncio.to_thread(self._renew_timestamp)

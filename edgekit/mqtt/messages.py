@@ -102,6 +102,20 @@ class BroadcastClaim(msgspec.Struct, frozen=True):
     missing: tuple[Range, ...] = ()
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """Why the device waits on purpose with the deployment of a model, inside `Running`.
+
+    Attributes:
+        reason: A word: ``quiet-hours``, ``metered``, ``consent``, ``disk``, ``spool`` or ``paused``; others may come.
+        since: Wall clock seconds of the device.
+        digest: Digest of the bundle that waits.
+    """
+
+    reason: str
+    since: float = 0.0
+    digest: str = ""
+
+
 class Running(msgspec.Struct, frozen=True):
     """The state of one model of a device, inside `Reported`.
 
@@ -111,6 +125,9 @@ class Running(msgspec.Struct, frozen=True):
         state: State of the model's UpdateMachine, for example ``IDLE`` or ``DOWNLOADING``.
         release: Release counter of the active bundle.
         provider: Delegate or execution provider in use.
+        waiting: Why its deployment waits on purpose; None if it does not.
+        highest: The highest version that was committed, or that of a later downgrade; lower ones are refused. Empty
+            from devices that do not say.
     """
 
     digest: str = ""
@@ -119,6 +136,8 @@ class Running(msgspec.Struct, frozen=True):
     state: str = "IDLE"
     release: int = 0
     provider: str = ""
+    waiting: Waiting | None = None
+    highest: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
         sha256: The bundle digest, which is the sha256 of the manifest in hex.
         retired: True if it is chosen only when its version is named.
         channel: Channel that it was last promoted to; empty for none.
+        downgrade: True if its publisher lets devices go back to it from a newer release.
         deltas: Deltas that make it from another file.
     """
 
@@ -45,6 +46,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     sha256: str
     retired: bool = False
     channel: str = ""
+    downgrade: bool = False
     deltas: tuple[Offer, ...] = ()
 
 
@@ -72,6 +74,7 @@ class Release(msgspec.Struct, frozen=True):
     release: int
     length: int
     sha256: str
+    downgrade: bool = False
 
     @property
     def entry(self) -> Entry:
@@ -136,7 +139,14 @@ def parse_entry(path: str, target: TargetFile) -> CatalogueEntry:
 
 def make_release(manifest: Manifest, row: CatalogueEntry) -> Release:
     """Join a catalogue entry and its manifest."""
-    return Release(manifest=manifest, path=row.path, release=row.release, length=row.length, sha256=row.sha256)
+    return Release(
+        manifest=manifest,
+        path=row.path,
+        release=row.release,
+        length=row.length,
+        sha256=row.sha256,
+        downgrade=row.downgrade,
+    )
 
 
 def hash_blob(store: Store, digest: str, size: int) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, target_path
+from edgekit.bundle.order import version_order
 from edgekit.errors import DigestMismatchError, DiskError, NotFoundError, VerificationError
 from edgekit.protocols import Store
 from edgekit.registry.catalogue import (
@@ -44,7 +45,7 @@ class RegistryReader:
             VerificationError, UnavailableError, DiskError: as `TrustClient.refresh`.
         """
         rows = [parse_entry(path, target) for path, target in self._client.catalogue(name).items()]
-        return sorted(rows, key=lambda row: (row.name, _order(row.version), row.target))
+        return sorted(rows, key=lambda row: (row.name, version_order(row.version), row.target))
 
     def resolve(self, name: str, target: str, version: str | None = None, *, channel: str = "") -> Release:
         """The bundle of a model for a target.
@@ -129,7 +130,3 @@ class RegistryReader:
                 file.write(part)
         if digest.hexdigest() != entry.sha256:
             raise DigestMismatchError(entry.path, expected=entry.sha256, found=digest.hexdigest())
-
-
-def _order(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -26,6 +27,18 @@ class Device(msgspec.Struct, frozen=True):
     enrolled: float = 0.0
 
 
+class Selectable(Protocol):
+    """What decides whether a cohort selects a device."""
+
+    @property
+    def target(self) -> str:
+        """Name of its target profile."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels."""
+
+
 class Cohort(msgspec.Struct, frozen=True):
     """The devices that a rollout selects; an empty field selects all.
 
@@ -37,7 +50,7 @@ class Cohort(msgspec.Struct, frozen=True):
     targets: tuple[str, ...] = ()
     labels: dict[str, str] = {}
 
-    def selects(self, device: Device) -> bool:
+    def selects(self, device: Selectable) -> bool:
         """True when `device` belongs to this cohort."""
         if self.targets and device.target not in self.targets:
             return False

@@ -2,189 +2,45 @@
 
 Only `step` changes a Rollout, and TABLE lists the events that each state allows. The caller passes in what each device
 *reports*. A device has succeeded when it reports that it runs and has committed the assigned digest; the assignment
-alone does not count. A device that reports nothing until its deadline has failed.
+alone does not count. A device that reports nothing until its deadline has failed. A device that says that it waits on
+purpose has neither succeeded nor failed.
+
+Decisions are final: an ended rollout stays ended, for the reason that it had. The devices are watched further, so that
+those that succeed late, or had activated the bundle before an abort, are shown as what they are.
 """
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 
 from edgekit.errors import RefusedError
-from edgekit.mqtt.messages import Outcome, Running
-from edgekit.rollout.cohort import Cohort, wave_order
-from edgekit.rollout.plan import RolloutPlan
-
-FAILURES = ("failed", "rolled-back", "refused")
-SILENT = "silent"
-MAX_REASON = 500
-
-
-class RolloutState(str, enum.Enum):
-    """State of a rollout."""
-
-    DRAFT = "DRAFT"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    FINISHED = "FINISHED"
-    ABORTED = "ABORTED"
-
-
-class DeviceState(str, enum.Enum):
-    """State of one device in a rollout.
-
-    ASSIGNED: the device has the assignment and has not reported an outcome; JSON and the database call this ``TOLD``.
-    SKIPPED: the model has no bundle for the device's target.
-    """
-
-    PENDING = "PENDING"
-    ASSIGNED = "TOLD"  # the value is stored in databases and printed as JSON
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    SKIPPED = "SKIPPED"
-
-
-class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_at"}):
-    """One device in a rollout.
-
-    Attributes:
-        state: The device's state.
-        digest: Digest of the bundle for its target; empty if the model has none.
-        assigned_at: Start of its deadline, wall clock seconds; 0 before it has the assignment. Stored as ``told_at``.
-        wave: Index of the wave in which it got the assignment.
-        reason: Why it failed or was skipped, for people.
-        old_outcome: Time stamp of a failure of the same digest before this assignment; that failure does not count.
-        excused: True if it failed before an operator resumed the rollout; it does not count towards the thresholds.
-    """
-
-    state: DeviceState
-    digest: str = ""
-    assigned_at: float = 0.0
-    wave: int = 0
-    reason: str = ""
-    old_outcome: float | None = None
-    excused: bool = False
-
-
-class Rollout(msgspec.Struct, frozen=True):
-    """The complete state of a rollout.
-
-    Attributes:
-        id: Rises with every rollout.
-        model, version: The model and the version that is rolled out.
-        plan: Waves and thresholds.
-        cohort: The devices that the rollout selects.
-        state: State of the machine.
-        wave: Index of the current wave.
-        reason: Why it is paused or aborted, for people.
-        stopped_itself: True if failures paused it, false if an operator did.
-        devices: Progress by device name.
-    """
-
-    id: int
-    model: str
-    version: str
-    plan: RolloutPlan = RolloutPlan()
-    cohort: Cohort = Cohort()
-    state: RolloutState = RolloutState.DRAFT
-    wave: int = 0
-    reason: str = ""
-    stopped_itself: bool = False
-    devices: dict[str, DeviceProgress] = {}
-
-    def counts(self) -> dict[str, int]:
-        """Number of devices by state, with zeros."""
-        counts = {state.value: 0 for state in DeviceState}
-        for progress in self.devices.values():
-            counts[progress.state.value] += 1
-        return counts
-
-    @property
-    def ended(self) -> bool:
-        """True when no event can change it any more."""
-        return self.state in (RolloutState.FINISHED, RolloutState.ABORTED)
-
-
-# --- events
-
-
-class DeviceStatus(msgspec.Struct, frozen=True):
-    """Last report of one device about this rollout's model.
-
-    Attributes:
-        digest: Digest of the bundle for its target; empty if the model has none.
-        running: What the device runs, as it last reported; None before its first report.
-        outcome: Outcome of the last deployment of the model, as the device reported it.
-    """
-
-    digest: str
-    running: Running | None = None
-    outcome: Outcome | None = None
-
-
-class Started(msgspec.Struct, frozen=True):
-    """An operator started it."""
-
-
-class Surveyed(msgspec.Struct, frozen=True):
-    """A survey of the fleet: `devices` holds the devices that changed since the last survey, and may be empty."""
-
-    devices: Mapping[str, DeviceStatus] = {}
-
-
-class Paused(msgspec.Struct, frozen=True):
-    """An operator paused it."""
-
-    reason: str = "paused by an operator"
-
-
-class Resumed(msgspec.Struct, frozen=True):
-    """An operator resumed it and accepted the failures up to now."""
-
-
-class Aborted(msgspec.Struct, frozen=True):
-    """An operator aborted it."""
-
-    reason: str = "aborted by an operator"
-
-
-RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted"
-
-
-# --- effects
-
-
-class Assign(msgspec.Struct, frozen=True):
-    """Assign this rollout's bundle to the device."""
-
-    device: str
-
-
-class Revert(msgspec.Struct, frozen=True):
-    """Restore the device's previous assignment for the model, or remove the model if there was none."""
-
-    device: str
-
-
-Effect: TypeAlias = "Assign | Revert"
-
-
-class RolloutStep(msgspec.Struct, frozen=True):
-    """Result of a step.
-
-    Attributes:
-        state: The new state.
-        effects: What the caller must do, in this order.
-        wake_at: Wall clock seconds of the next survey that is due without a new report; None if none is.
-    """
-
-    state: Rollout
-    effects: tuple[Effect, ...] = ()
-    wake_at: float | None = None
+from edgekit.rollout.cohort import wave_order
+from edgekit.rollout.judging import after_deadline, deadline, judge, judge_late, restarted
+from edgekit.rollout.values import (
+    IN_FLIGHT,
+    UNASSIGNED,
+    UNDECIDED,
+    Aborted,
+    Assign,
+    DeviceProgress,
+    DeviceState,
+    Effect,
+    Keep,
+    Paused,
+    Resumed,
+    Revert,
+    Rollout,
+    RolloutEvent,
+    RolloutState,
+    RolloutStep,
+    Started,
+    Surveyed,
+    decided,
+)
 
 
 def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
@@ -196,8 +52,11 @@ def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
         now: Wall clock seconds.
 
     Raises:
-        RefusedError: the rollout's state does not allow this event.
+        RefusedError: the rollout's state does not allow this event, or its stored state cannot be read and the event is
+            no abort.
     """
+    if rollout.fault and not isinstance(event, Aborted):
+        return _leave_unreadable(rollout, event)
     row = TABLE.get((rollout.state, type(event)))
     if row is None:
         verb = type(event).__name__.lower()
@@ -208,27 +67,50 @@ def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     return row(rollout, event, now)
 
 
+def _leave_unreadable(rollout: Rollout, event: RolloutEvent) -> RolloutStep:
+    if isinstance(event, Surveyed):
+        return RolloutStep(rollout)
+    raise RefusedError(
+        f"rollout {rollout.id} cannot be {type(event).__name__.lower()}, because its stored state cannot be read: "
+        f"{rollout.fault}",
+        advice=f"End it: edgekit rollout abort {rollout.id}",
+    )
+
+
 # --- rows
 
 
 def _start(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
-    return _settle(msgspec.structs.replace(rollout, state=RolloutState.RUNNING), now)
+    return _settle(decided(rollout, RolloutState.RUNNING, now), now)
 
 
 def _survey_running(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    devices = _with_reports(rollout, event)
-    limit = rollout.plan.device_deadline_seconds
-    for name, progress in devices.items():
-        if progress.state is DeviceState.ASSIGNED and now - progress.assigned_at >= limit:
-            reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
-            devices[name] = msgspec.structs.replace(progress, state=DeviceState.FAILED, reason=reason)
+    devices = {
+        name: after_deadline(progress, rollout.plan, now)
+        for name, progress in _with_reports(rollout, event, now).items()
+    }
     return _settle(msgspec.structs.replace(rollout, devices=devices), now)
 
 
 def _survey_paused(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    return RolloutStep(msgspec.structs.replace(rollout, devices=_with_reports(rollout, event)))
+    return RolloutStep(msgspec.structs.replace(rollout, devices=_with_reports(rollout, event, now)))
+
+
+def _survey_ended(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    """Watch the devices further; an abort is undone for a device that had activated the bundle before it."""
+    assert isinstance(event, Surveyed)
+    devices, effects = dict(rollout.devices), []
+    for name, status in event.devices.items():
+        before = devices.get(name)
+        if before is None:
+            continue
+        devices[name] = judge_late(before, status, now)
+        succeeded = devices[name].state is DeviceState.SUCCEEDED is not before.state
+        if succeeded and rollout.state is RolloutState.ABORTED:
+            effects.append(Keep(name))
+    return RolloutStep(msgspec.structs.replace(rollout, devices=devices), tuple(effects))
 
 
 def _ignore(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
@@ -237,31 +119,22 @@ def _ignore(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 
 def _pause(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Paused)
-    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.PAUSED, reason=event.reason))
+    return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=event.reason))
 
 
 def _resume(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
-    devices = dict(rollout.devices)
-    for name, progress in devices.items():
-        if progress.state is DeviceState.FAILED:
-            devices[name] = msgspec.structs.replace(progress, excused=True)
-        elif progress.state is DeviceState.ASSIGNED:  # the pause does not count towards its deadline
-            devices[name] = msgspec.structs.replace(progress, assigned_at=now)
-    running = msgspec.structs.replace(
-        rollout, state=RolloutState.RUNNING, reason="", stopped_itself=False, devices=devices
-    )
-    return _settle(running, now)
+    devices = {name: restarted(progress, now) for name, progress in rollout.devices.items()}
+    running = decided(rollout, RolloutState.RUNNING, now)
+    return _settle(msgspec.structs.replace(running, devices=devices), now)
 
 
 def _abort(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Aborted)
     reason = f"{event.reason} (was paused: {rollout.reason})" if rollout.state is RolloutState.PAUSED else event.reason
-    effects = tuple(
-        Revert(name)
-        for name, progress in sorted(rollout.devices.items())
-        if progress.state in (DeviceState.ASSIGNED, DeviceState.FAILED)
-    )
-    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.ABORTED, reason=reason), effects)
+    if rollout.fault:
+        reason = f"{event.reason} (its stored state could not be read: {rollout.fault})"
+    effects = tuple(Revert(name) for name, progress in sorted(rollout.devices.items()) if progress.state in UNDECIDED)
+    return RolloutStep(decided(rollout, RolloutState.ABORTED, now, reason=reason), effects)
 
 
 Row: TypeAlias = Callable[[Rollout, RolloutEvent, float], RolloutStep]
@@ -276,52 +149,32 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
     (RolloutState.PAUSED, Surveyed): _survey_paused,
     (RolloutState.PAUSED, Resumed): _resume,
     (RolloutState.PAUSED, Aborted): _abort,
-    (RolloutState.FINISHED, Surveyed): _ignore,
-    (RolloutState.ABORTED, Surveyed): _ignore,
+    (RolloutState.FINISHED, Surveyed): _survey_ended,
+    (RolloutState.ABORTED, Surveyed): _survey_ended,
 }
 
 
 # --- rules
 
 
-def _with_reports(rollout: Rollout, event: Surveyed) -> dict[str, DeviceProgress]:
+def _with_reports(rollout: Rollout, event: Surveyed, now: float) -> dict[str, DeviceProgress]:
     devices = dict(rollout.devices)
     for name, status in event.devices.items():
-        devices[name] = _judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), status)
+        devices[name] = judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), status, now)
     return devices
-
-
-def _judge(progress: DeviceProgress, status: DeviceStatus) -> DeviceProgress:
-    """The device's progress after its last report."""
-    failure = _failure(progress.digest or status.digest, status)
-    if progress.state in (DeviceState.SKIPPED, DeviceState.PENDING):
-        if not status.digest:
-            return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
-        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=failure.at if failure else None)
-    running = status.running
-    if running is not None and running.digest == progress.digest and running.state == "IDLE":
-        return msgspec.structs.replace(progress, state=DeviceState.SUCCEEDED, reason="", excused=False)
-    if failure and failure.at != progress.old_outcome:
-        reason = ": ".join(part for part in (failure.result, failure.error, failure.message) if part)
-        return msgspec.structs.replace(progress, state=DeviceState.FAILED, reason=reason[:MAX_REASON])
-    return progress
-
-
-def _failure(digest: str, status: DeviceStatus) -> Outcome | None:
-    outcome = status.outcome
-    return outcome if outcome and outcome.deployment == digest and outcome.result in FAILURES else None
 
 
 def _settle(rollout: Rollout, now: float) -> RolloutStep:
     """Pause on failures; otherwise start the next waves and assign the bundle to their devices, or finish."""
     reason = _too_many_failures(rollout)
     if reason:
-        return RolloutStep(_stopped(rollout, reason))
+        return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=reason, itself=True))
     devices = dict(rollout.devices)
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
         return RolloutStep(rollout)  # no device yet; devices that enroll later get the assignment
-    assigned = sum(devices[name].state is not DeviceState.PENDING for name in eligible)
+    # A device that cannot be reached gives its place in the wave to another one.
+    assigned = sum(devices[name].state not in (DeviceState.PENDING, DeviceState.NOT_REACHED) for name in eligible)
     wave = rollout.wave
     while True:
         room = rollout.plan.waves[wave].limit(len(eligible)) - assigned
@@ -331,29 +184,29 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
     chosen = wave_order(rollout.id, pending)[: max(0, room)]
     for name in chosen:
-        devices[name] = msgspec.structs.replace(devices[name], state=DeviceState.ASSIGNED, assigned_at=now, wave=wave)
+        told = DeviceState.ASSIGNED
+        devices[name] = msgspec.structs.replace(devices[name], state=told, assigned_at=now, at=now, wave=wave)
     settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
-    return _ended(settled, tuple(Assign(name) for name in chosen))
+    return _ended(settled, tuple(Assign(name) for name in chosen), now)
 
 
-def _ended(rollout: Rollout, effects: tuple[Effect, ...]) -> RolloutStep:
-    waiting = [p.assigned_at for p in rollout.devices.values() if p.state is DeviceState.ASSIGNED]
-    if waiting:
-        return RolloutStep(rollout, effects, wake_at=min(waiting) + rollout.plan.device_deadline_seconds)
+def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> RolloutStep:
+    due = [at for p in rollout.devices.values() if (at := deadline(p, rollout.plan)) is not None]
+    if due:
+        return RolloutStep(rollout, effects, wake_at=min(due))
     if not _wave_succeeded(rollout, rollout.wave):
         share = rollout.plan.success_threshold
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
-        return RolloutStep(_stopped(rollout, reason), effects)
-    return RolloutStep(msgspec.structs.replace(rollout, state=RolloutState.FINISHED), effects)
-
-
-def _stopped(rollout: Rollout, reason: str) -> Rollout:
-    return msgspec.structs.replace(rollout, state=RolloutState.PAUSED, reason=reason, stopped_itself=True)
+        if not _judged(rollout, rollout.wave):
+            reason = f"wave {rollout.wave + 1} reached no device: all have waited for too long"
+        return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=reason, itself=True), effects)
+    return RolloutStep(decided(rollout, RolloutState.FINISHED, now), effects)
 
 
 def _too_many_failures(rollout: Rollout) -> str:
     plan = rollout.plan
-    judged = [p for p in rollout.devices.values() if p.assigned_at and not p.excused]
+    neither = (DeviceState.WAITING, DeviceState.NOT_REACHED)
+    judged = [p for p in rollout.devices.values() if p.assigned_at and not p.excused and p.state not in neither]
     failed = [p for p in judged if p.state is DeviceState.FAILED]
     if len(failed) < plan.min_failures or len(failed) <= plan.error_threshold * len(judged):
         return ""
@@ -363,7 +216,25 @@ def _too_many_failures(rollout: Rollout) -> str:
     )
 
 
+def _judged(rollout: Rollout, wave: int) -> list[DeviceProgress]:
+    """The devices of a wave whose success counts: not those that were not reached, or whose failure is accepted."""
+    unjudged = (*UNASSIGNED, DeviceState.NOT_REACHED)
+    return [p for p in rollout.devices.values() if p.wave == wave and p.state not in unjudged and not p.excused]
+
+
 def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
-    judged = [p for p in rollout.devices.values() if p.assigned_at and p.wave == wave and not p.excused]
+    """True if the next wave may start: enough devices of this one have succeeded.
+
+    With a threshold of 0 no success is needed, but each device must have an outcome. A wave that reached nobody has
+    shown nothing; only the last one may end so, where an earlier wave has succeeded.
+    """
+    judged = _judged(rollout, wave)
+    if not judged:
+        unreached = [p for p in rollout.devices.values() if p.state is DeviceState.NOT_REACHED and p.wave == wave]
+        last = wave == len(rollout.plan.waves) - 1
+        proven = last and any(p.state is DeviceState.SUCCEEDED for p in rollout.devices.values())
+        return proven or all(p.excused for p in unreached)
+    if not rollout.plan.success_threshold:
+        return not any(p.state in IN_FLIGHT for p in judged)
     succeeded = sum(progress.state is DeviceState.SUCCEEDED for progress in judged)
-    return not judged or succeeded >= max(1, math.ceil(rollout.plan.success_threshold * len(judged) - 1e-9))
+    return succeeded >= max(1, math.ceil(rollout.plan.success_threshold * len(judged) - 1e-9))

@@ -7,6 +7,7 @@ import math
 
 import msgspec
 
+from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
 
 
@@ -39,11 +40,13 @@ class RolloutPlan(msgspec.Struct, frozen=True):
 
     Attributes:
         waves: Rising sizes; the last one is 100%.
-        success_threshold: The next wave starts when this share of the wave's devices has succeeded, at least one.
+        success_threshold: The next wave starts when this share of the wave's devices has succeeded, at least one. With
+            0 it starts when each device of the wave has an outcome, whatever it is.
         error_threshold: The rollout pauses when more than this share of the assigned devices failed ...
         min_failures: ... and at least this number of devices failed.
         device_deadline_seconds: A device has failed when it reports neither success nor failure for this long after
-            its assignment.
+            its assignment. The time in which it says that it waits on purpose does not count.
+        max_wait_seconds: A device that has waited for longer is not reached: neither a success nor a failure.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -51,13 +54,14 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     error_threshold: float = 0.1
     min_failures: int = 1
     device_deadline_seconds: float = 600.0
+    max_wait_seconds: float = 172_800.0
 
     def __post_init__(self) -> None:
         faults = []
         if not self.waves or self.waves[-1].count or self.waves[-1].share != 1.0:
             faults.append("the last wave must be 100%")
         for wave in self.waves:
-            if wave.count < 0 or not (wave.count or 0 < wave.share <= 1):
+            if not 0 <= wave.count <= MAX_INTEGER or not (wave.count or 0 < wave.share <= 1):
                 faults.append(f"wave {wave.text} is neither a share above 0% up to 100% nor a count")
         for unit in ("share", "count"):
             sizes = [getattr(wave, unit) for wave in self.waves if bool(wave.count) == (unit == "count")]
@@ -66,12 +70,26 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         for name in ("success_threshold", "error_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 faults.append(f"{name} is {getattr(self, name)}, expected a share from 0 to 1")
-        if self.min_failures < 1:
+        if not 1 <= self.min_failures <= MAX_INTEGER:
             faults.append(f"min_failures is {self.min_failures}, expected at least 1")
-        if not self.device_deadline_seconds > 0:
-            faults.append(f"device_deadline_seconds is {self.device_deadline_seconds}, expected more than 0")
-        if faults:
+        for name in ("device_deadline_seconds", "max_wait_seconds"):
+            faults.append(number_fault(name, getattr(self, name), 0, MAX_SECONDS, above=True))
+        if faults := [fault for fault in faults if fault]:
             raise SettingsError("the rollout plan is not valid: " + "; ".join(faults))
+
+    def check_size(self, devices: int) -> None:
+        """Check that the waves rise for a fleet of this size, where shares and counts are mixed.
+
+        Raises:
+            SettingsError: a wave has fewer devices than the one before it.
+        """
+        for sooner, later in itertools.pairwise(self.waves):
+            if later.limit(devices) < sooner.limit(devices):
+                raise SettingsError(
+                    f"waves must rise, but of {devices} devices {sooner.text} are {sooner.limit(devices)} and "
+                    f"{later.text} are {later.limit(devices)}",
+                    advice="Write the waves in the order of their sizes, for example --waves 10,10%,100%.",
+                )
 
 
 def parse_waves(text: str) -> tuple[Wave, ...]:

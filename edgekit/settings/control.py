@@ -39,7 +39,10 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ] = "sqlite:///edgekit.db"
     assignment_days: Annotated[
         Count,
-        Meta(description="Validity of a signed assignment. The controller renews assignments before they expire."),
+        Meta(
+            le=3650,
+            description="Validity of a signed assignment. The controller renews assignments before they expire.",
+        ),
     ] = 30
     offline_after_seconds: Annotated[
         Positive, Meta(description="A device is shown as offline when nothing was received from it for this long.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
+from edgekit.bounds import MAX_INTEGER, not_finite
 from edgekit.errors import SettingsError
 from edgekit.settings.agent import AgentSettings
 from edgekit.settings.control import ControlSettings
@@ -55,10 +56,14 @@ def load_settings(
         if PREFIX + name.upper() in environ:
             values[name] = environ[PREFIX + name.upper()]
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    where = f"settings{f' in {file}' if file else ''}"
     try:
-        return msgspec.convert(values, kind, strict=False, dec_hook=_decode_path)
+        settings = msgspec.convert(values, kind, strict=False, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"settings{f' in {file}' if file else ''}: {error}") from error
+        raise SettingsError(f"{where}: {error}") from error
+    if odd := list(not_finite(settings)):
+        raise SettingsError(f"{where}: {', '.join(odd)} must be a finite number of at most {MAX_INTEGER}")
+    return settings
 
 
 def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:

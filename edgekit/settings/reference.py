@@ -124,7 +124,7 @@ def _bounds(metas: tuple[msgspec.Meta, ...]) -> str:
         next((value for value in (getattr(meta, key) for meta in metas) if value is not None), None) for key in _BOUNDS
     )
     if above is not None:
-        return f" above {above}"
+        return f" above {above}" + (f" up to {high:g}" if high is not None else "")
     if low is not None:
         return f" from {low} to {high}" if high is not None else f", {low} or more"
     return ""

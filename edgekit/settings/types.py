@@ -7,10 +7,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from edgekit.bounds import MAX_SECONDS
+
 Count = Annotated[int, Meta(ge=1)]
 CountOrZero = Annotated[int, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
-Port = Annotated[int, Meta(extra={"unit": "TCP port"})]
+Positive = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+Port = Annotated[int, Meta(ge=0, le=65_535, extra={"unit": "TCP port"})]
 FleetName = Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
 BrokerUrl = Annotated[
     str, Meta(description="URL of the MQTT broker: mqtt://[user[:password]@]host[:1883] or mqtts://...[:8883].")

@@ -12,8 +12,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
 
-MAX_INTEGER = 2**53  # the largest integer that SQLite, PostgreSQL and JSON readers all store exactly
-
 
 class FleetTable:
     """Base of the table classes: reads and writes the rows of one fleet.
@@ -104,3 +102,6 @@ def _wrapped_errors() -> Iterator[None]:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
         raise UnavailableError(f"the database did not answer: {getattr(error, 'orig', None) or error}") from error
+    except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError) as error:
+        # A number that is no number, or too large: nothing of the transaction was stored.
+        raise DataError(f"the database refuses a value: {getattr(error, 'orig', None) or error}") from error

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json
+from edgekit.bounds import MAX_INTEGER
+from edgekit.errors import DataError
+from edgekit.state._sql import FleetTable, put, to_json
+from edgekit.state.devices import read_report
 from edgekit.state.tables import assignments, reports
 from edgekit.trust.assignment import Entry
 
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _ENTRIES = msgspec.json.Decoder(dict[str, Entry])
+
+log = logging.getLogger(__name__)
 
 
 class StoredAssignment(msgspec.Struct, frozen=True):
@@ -24,6 +30,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
         payload: The signed document of this version; None until it is signed.
         expires: Expiry of the signed document, wall clock seconds.
         published: The version that the broker has; 0 for none.
+        fault: Why its entries cannot be read; empty if they can. Such an assignment is not signed again.
     """
 
     device: str
@@ -32,6 +39,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
     payload: bytes | None
     expires: float
     published: int = 0
+    fault: str = ""
 
 
 class AssignmentTable(FleetTable):
@@ -52,7 +60,11 @@ class AssignmentTable(FleetTable):
         """Assignments that must be signed: unsigned ones, and those that expire before `renew_before` (wall clock)."""
         query = self._query().where(sa.or_(assignments.c.payload.is_(None), assignments.c.expires < renew_before))
         with self._reading() as connection:
-            return [_read(row) for row in connection.execute(query).mappings()]
+            stored = [_read(row) for row in connection.execute(query).mappings()]
+        for one in stored:
+            if one.fault:
+                log.warning("the assignment of %s cannot be signed: %s", one.device, one.fault)
+        return [one for one in stored if not one.fault]
 
     def renew_other_signers(self, keyid: str) -> int:
         """Mark assignments of other keys than `keyid`, so that they are signed again; returns their number."""
@@ -114,10 +126,13 @@ def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry
 
     Returns:
         The previous entry; None if there was none.
+
+    Raises:
+        DataError: the stored entries cannot be read; nothing was changed.
     """
     where = sa.and_(assignments.c.fleet == fleet, assignments.c.device == device)
     row = connection.execute(sa.select(assignments).where(where).with_for_update()).mappings().first()
-    entries = _entries(row["entries"]) if row is not None else {}
+    entries = _entries(row["entries"], device) if row is not None else {}
     previous = entries.pop(model, None)
     if entry is not None:
         entries[model] = entry
@@ -132,20 +147,37 @@ def next_version(connection: sa.Connection, fleet: str, device: str, version: in
     """A version above `version` and above the one that the device reported, in case the database was restored."""
     query = sa.select(reports.c.body).where(reports.c.fleet == fleet, reports.c.device == device)
     body = connection.execute(query).scalar()
-    reported = msgspec.json.decode(body, type=Reported).assignment if body else 0
+    report = read_report(body)
+    reported = report.assignment if report else 0
     return max(version, reported if 0 <= reported < MAX_INTEGER else 0) + 1
 
 
-def _entries(text: str) -> dict[str, Entry]:
-    return _ENTRIES.decode(text)
+def assigned_entries(connection: sa.Connection, fleet: str, device: str) -> dict[str, Entry]:
+    """The entries of a device's assignment by model name. Raises DataError if they cannot be read."""
+    query = sa.select(assignments.c.entries).where(assignments.c.fleet == fleet, assignments.c.device == device)
+    text = connection.execute(query).scalar()
+    return _entries(text, device) if text else {}
+
+
+def _entries(text: str, device: str) -> dict[str, Entry]:
+    try:
+        return _ENTRIES.decode(text)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DataError(f"the stored assignment of {device} cannot be read: {error}") from error
 
 
 def _read(row: sa.RowMapping) -> StoredAssignment:
+    entries, fault = {}, ""
+    try:
+        entries = _entries(row["entries"], row["device"])
+    except DataError as error:
+        fault = str(error)
     return StoredAssignment(
         device=row["device"],
         version=row["version"],
-        entries=_entries(row["entries"]),
+        entries=entries,
         payload=row["payload"],
         expires=row["expires"],
         published=row["published"],
+        fault=fault,
     )

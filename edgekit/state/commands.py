@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
+from edgekit.errors import SettingsError
 from edgekit.mqtt.messages import Result
-from edgekit.state._sql import MAX_INTEGER, FleetTable, to_json, untrusted_json, untrusted_text
+from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.devices import MAX_TEXT
 from edgekit.state.tables import commands, presence
 
@@ -49,7 +51,12 @@ class CommandTable(FleetTable):
             device: Name of the device.
             kind: One of `edgekit.mqtt.messages.COMMAND_KINDS`.
             now, expires: Wall clock seconds.
+
+        Raises:
+            SettingsError: a time is no finite number, or is too far ahead.
         """
+        if fault := number_fault("expires", expires, 0, MAX_DATE):
+            raise SettingsError(fault)
         with self._writing() as connection:
             query = sa.select(sa.func.max(commands.c.number)).where(
                 commands.c.fleet == self._fleet, commands.c.device == device

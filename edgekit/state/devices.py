@@ -8,11 +8,16 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
 from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Device
-from edgekit.state._sql import MAX_INTEGER, FleetTable, put, to_json, untrusted_json, untrusted_text
+from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
 from edgekit.state.tables import devices, events, presence, reports
+
+# Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
+_REPORTED = msgspec.json.Decoder(Reported)
+_LABELS = msgspec.json.Decoder(dict[str, str])
 
 MAX_STORED_EVENTS = 10_000
 MAX_TEXT = 2_000
@@ -28,6 +33,7 @@ class DeviceView(msgspec.Struct, frozen=True):
         assignment: Version of the assignment that it last accepted.
         models, outcomes, facts: From its last report.
         telemetry: Its last counters.
+        fault: What of its rows in the database cannot be read; empty if all can.
     """
 
     device: str
@@ -41,6 +47,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     outcomes: dict[str, Outcome] = {}
     facts: dict[str, Any] = {}
     telemetry: dict[str, Any] = {}
+    fault: str = ""
 
 
 class StoredEvent(msgspec.Struct, frozen=True):
@@ -71,22 +78,24 @@ class DeviceTable(FleetTable):
         """Add a device.
 
         Raises:
-            SettingsError: a device with this name is enrolled.
+            SettingsError: a device with this name is enrolled, or the time is no finite number.
         """
+        if fault := number_fault("enrolled", device.enrolled, 0, MAX_DATE):
+            raise SettingsError(fault)
         row = {
             "target": device.target,
             "public_key": device.public_key,
             "labels": to_json(device.labels),
             "enrolled": device.enrolled,
         }
-        try:
-            with self._writing() as connection:
+        with self._writing() as connection:
+            try:
                 connection.execute(devices.insert().values(fleet=self._fleet, name=device.name, **row))
-        except sa.exc.IntegrityError as error:
-            raise SettingsError(
-                f"device {device.name!r} is already enrolled in fleet {self._fleet!r}",
-                advice="Choose another name; `edgekit device list` shows the names in use.",
-            ) from error
+            except sa.exc.IntegrityError as error:
+                raise SettingsError(
+                    f"device {device.name!r} is already enrolled in fleet {self._fleet!r}",
+                    advice="Choose another name; `edgekit device list` shows the names in use.",
+                ) from error
 
     def get(self, name: str) -> Device:
         """One device.
@@ -223,20 +232,37 @@ class DeviceTable(FleetTable):
         put(connection, presence, {"fleet": self._fleet, "device": name}, values, on_insert=on_insert, only_if=only_if)
 
 
+def read_report(body: str | None) -> Reported | None:
+    """The stored report; None where there is none, or it cannot be read: the device sends another one soon."""
+    try:
+        return _REPORTED.decode(body) if body else None
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
 def read_device(row: sa.RowMapping) -> Device:
-    """The Device in a row of the table `devices`."""
+    """The Device in a row of the table `devices`; without labels where they cannot be read."""
     return Device(
         name=row["name"],
         target=row["target"],
         public_key=row["public_key"],
-        labels=msgspec.json.decode(row["labels"], type=dict[str, str]),
+        labels=_labels(row["labels"]) or {},
         enrolled=row["enrolled"],
     )
 
 
+def _labels(text: str) -> dict[str, str] | None:
+    try:
+        return _LABELS.decode(text)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
 def _view(row: sa.RowMapping, since: float) -> DeviceView:
     device = read_device(row)
-    report = msgspec.json.decode(row["body"], type=Reported) if row["body"] else None
+    report = read_report(row["body"])
+    faults = ["its labels"] if _labels(row["labels"]) is None else []
+    faults += ["its report"] if row["body"] and report is None else []
     return DeviceView(
         device=device.name,
         target=device.target,
@@ -248,5 +274,13 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         models=report.models if report else {},
         outcomes=report.outcomes if report else {},
         facts=report.facts if report else {},
-        telemetry=msgspec.json.decode(row["telemetry"]) if row["telemetry"] else {},
+        telemetry=_telemetry(row["telemetry"]),
+        fault=f"the database's row cannot be read: {', '.join(faults)}" if faults else "",
     )
+
+
+def _telemetry(text: str | None) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+    except (msgspec.MsgspecError, ValueError):
+        return {}

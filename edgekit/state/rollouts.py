@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import sqlalchemy as sa
 
+from edgekit.bounds import MAX_ROW
 from edgekit.errors import NotFoundError, RefusedError
-from edgekit.mqtt.messages import Reported
 from edgekit.rollout.cohort import Cohort
-from edgekit.rollout.machine import (
-    Assign,
-    DeviceProgress,
+from edgekit.rollout.machine import step
+from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.values import (
+    UNASSIGNED,
+    UNDECIDED,
     DeviceStatus,
     Rollout,
     RolloutEvent,
     RolloutState,
-    RolloutStep,
     Started,
     Surveyed,
-    step,
 )
-from edgekit.rollout.plan import RolloutPlan
-from edgekit.state._sql import FleetTable, put, to_json
-from edgekit.state.assignments import assign
-from edgekit.state.devices import read_device
+from edgekit.state._sql import FleetTable, to_json
+from edgekit.state.devices import read_device, read_report
+from edgekit.state.rollout_rows import read_rollout
+from edgekit.state.rollout_steps import save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
-
-# Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
-_ROLLOUT = msgspec.json.Decoder(Rollout)
-_PROGRESS = msgspec.json.Decoder(DeviceProgress)
-_ENTRY = msgspec.json.Decoder(Entry)
-_ENTRIES = msgspec.json.Decoder(dict[str, Entry])
 
 DEFAULT_PLAN = RolloutPlan()
 ALL_DEVICES = Cohort()
 ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
+ENDED = (RolloutState.FINISHED.value, RolloutState.ABORTED.value)
+WATCH_SECONDS = 3600.0  # so long after the end of a rollout, a success that is rolled back is noticed
 
 
 class ActiveRollout(msgspec.Struct, frozen=True):
@@ -94,7 +90,7 @@ class RolloutTable(FleetTable):
             result = connection.execute(rollouts.insert().values(fleet=self._fleet, **values))
             number = int((result.inserted_primary_key or (0,))[0])
             draft = Rollout(id=number, model=model, version=version, plan=plan, cohort=cohort)
-            return self._save(connection, draft, step(draft, Started(), now), dict(entries), now)
+            return save_step(connection, self._fleet, draft, step(draft, Started(), now), entries, now)
 
     def get(self, number: int) -> Rollout:
         """One rollout with its devices.
@@ -130,19 +126,43 @@ class RolloutTable(FleetTable):
         """
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
-            return self._save(connection, rollout, step(rollout, event, now), entries, now)
+            return save_step(connection, self._fleet, rollout, step(rollout, event, now), entries, now)
 
     def survey(self, number: int, now: float, since: float = 0.0) -> Rollout:
         """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
             statuses = self._statuses(connection, rollout, entries, since)
-            return self._save(connection, rollout, step(rollout, Surveyed(statuses), now), entries, now)
+            return save_step(connection, self._fleet, rollout, step(rollout, Surveyed(statuses), now), entries, now)
+
+    def watch_ended(self, now: float, since: float) -> list[int]:
+        """Note what devices of ended rollouts reported since `since` (wall clock seconds): late successes, for example.
+
+        Returns:
+            The rollouts whose devices changed.
+        """
+        with self._reading() as connection:
+            found = connection.execute(self._reported_late(now, since)).all()
+        changed = []
+        for number in sorted({row.rollout for row in found}):
+            bodies = {row.device: row.body for row in found if row.rollout == number}
+            with self._writing() as connection:
+                rollout, entries = self._load(connection, number, lock=True, only=list(bodies))
+                statuses = {
+                    name: _status(rollout.model, progress.digest, bodies[name])
+                    for name, progress in rollout.devices.items()
+                }
+                result = step(rollout, Surveyed(statuses), now)
+                if save_step(connection, self._fleet, rollout, result, entries, now) != rollout:
+                    changed.append(number)
+        return changed
 
     def missing_targets(self, number: int) -> list[str]:
         """Targets of the cohort's devices for which the rollout has no bundle."""
         with self._reading() as connection:
-            rollout, entries = self._load(connection, number)
+            rollout, entries = self._load(connection, number, only=())
+            if rollout.fault:
+                return []
             query = sa.select(devices).where(devices.c.fleet == self._fleet)
             members = map(read_device, connection.execute(query).mappings().all())
             return sorted({d.target for d in members if rollout.cohort.selects(d) and d.target not in entries})
@@ -167,22 +187,24 @@ class RolloutTable(FleetTable):
                 advice=f"Let it finish, or run: edgekit rollout abort {other.id}",
             )
 
-    def _load(self, connection: sa.Connection, number: int, *, lock: bool = False) -> tuple[Rollout, dict[str, Entry]]:
-        query = sa.select(rollouts).where(rollouts.c.fleet == self._fleet, rollouts.c.id == number)
+    def _load(
+        self, connection: sa.Connection, number: int, *, lock: bool = False, only: Sequence[str] | None = None
+    ) -> tuple[Rollout, dict[str, Entry]]:
+        """A rollout and its entries; with `only`, with these of its devices."""
+        query = sa.select(rollouts).where(rollouts.c.fleet == self._fleet, rollouts.c.id == min(number, MAX_ROW + 1))
         row = connection.execute(query.with_for_update() if lock else query).mappings().first()
         if row is None:
             raise NotFoundError(
                 f"there is no rollout {number} in fleet {self._fleet!r}", advice="See: edgekit rollout list"
             )
-        members = connection.execute(
+        members = (
             sa.select(rollout_devices.c.device, rollout_devices.c.progress)
             .where(rollout_devices.c.rollout == number)
             .order_by(rollout_devices.c.device)
         )
-        rollout = _ROLLOUT.decode(row["body"])
-        progress = {member.device: _PROGRESS.decode(member.progress) for member in members}
-        entries = _ENTRIES.decode(row["entries"])
-        return msgspec.structs.replace(rollout, devices=progress), entries
+        if only is not None:
+            members = members.where(rollout_devices.c.device.in_(only))
+        return read_rollout(row, [(one.device, one.progress) for one in connection.execute(members)])
 
     def _statuses(
         self, connection: sa.Connection, rollout: Rollout, entries: Mapping[str, Entry], since: float
@@ -196,57 +218,45 @@ class RolloutTable(FleetTable):
         statuses = {}
         for row in connection.execute(query).mappings():
             device = read_device(row)
-            if not rollout.cohort.selects(device):
-                continue
-            entry = entries.get(device.target)
-            report = msgspec.json.decode(row["body"], type=Reported) if row["body"] else None
-            statuses[device.name] = DeviceStatus(
-                digest=entry.sha256 if entry else "",
-                running=report.models.get(rollout.model) if report else None,
-                outcome=report.outcomes.get(rollout.model) if report else None,
-            )
+            if rollout.cohort.selects(device):
+                entry = entries.get(device.target)
+                statuses[device.name] = _status(rollout.model, entry.sha256 if entry else "", row["body"])
         return statuses
 
-    def _save(
-        self, connection: sa.Connection, before: Rollout, result: RolloutStep, entries: Mapping[str, Entry], now: float
-    ) -> Rollout:
-        after = result.state
-        if after == before and not result.effects:
-            connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(wake_at=result.wake_at))
-            return after
-        values = {
-            "state": after.state.value,
-            "revision": rollouts.c.revision + 1,
-            "updated": now,
-            "wake_at": result.wake_at,
-            "body": to_json(msgspec.structs.replace(after, devices={})),
-        }
-        connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(**values))
-        for name, progress in after.devices.items():
-            if before.devices.get(name) != progress:
-                key = {"rollout": after.id, "device": name}
-                row = {"state": progress.state.value, "progress": to_json(progress)}
-                put(connection, rollout_devices, key, row)
-        for effect in result.effects:
-            if isinstance(effect, Assign):
-                self._assign(connection, after, effect.device, entries)
-            else:
-                self._revert(connection, after, effect.device)
-        return after
+    def _reported_late(self, now: float, since: float) -> sa.Select[tuple[int, str, str]]:
+        """Rollout, device and report of devices that reported since `since`, in rollouts that ended before.
 
-    def _assign(self, connection: sa.Connection, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:
-        digest = rollout.devices[device].digest
-        entry = next(entry for entry in entries.values() if entry.sha256 == digest)
-        previous = assign(connection, self._fleet, device, rollout.model, entry)
-        connection.execute(self._member(rollout.id, device).values(previous=to_json(previous) if previous else None))
-
-    def _revert(self, connection: sa.Connection, rollout: Rollout, device: str) -> None:
-        query = sa.select(rollout_devices.c.previous).where(
-            rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == device
+        A device that a later rollout of the model reached belongs to that one.
+        """
+        later_rollout, later_device = rollouts.alias(), rollout_devices.alias()
+        reached_again = (
+            sa.select(later_device.c.device)
+            .join(later_rollout, later_rollout.c.id == later_device.c.rollout)
+            .where(
+                later_rollout.c.fleet == rollouts.c.fleet,
+                later_rollout.c.model == rollouts.c.model,
+                later_rollout.c.id > rollouts.c.id,
+                later_device.c.device == rollout_devices.c.device,
+                later_device.c.state.not_in([state.value for state in UNASSIGNED]),
+            )
+            .exists()
         )
-        text = connection.execute(query).scalar()
-        previous = _ENTRY.decode(text) if text else None
-        assign(connection, self._fleet, device, rollout.model, previous)
+        undecided = rollout_devices.c.state.in_([state.value for state in UNDECIDED])
+        just_ended = sa.and_(rollouts.c.updated >= now - WATCH_SECONDS, rollout_devices.c.state == "SUCCEEDED")
+        return (
+            sa.select(rollout_devices.c.rollout, rollout_devices.c.device, reports.c.body)
+            .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+            .join(reports, (reports.c.fleet == rollouts.c.fleet) & (reports.c.device == rollout_devices.c.device))
+            .where(rollouts.c.fleet == self._fleet, rollouts.c.state.in_(ENDED), reports.c.received >= since)
+            .where(sa.or_(sa.and_(rollouts.c.undecided > 0, undecided), just_ended))
+            .where(~reached_again)
+        )
 
-    def _member(self, number: int, device: str) -> sa.Update:
-        return rollout_devices.update().where(rollout_devices.c.rollout == number, rollout_devices.c.device == device)
+
+def _status(model: str, digest: str, body: str | None) -> DeviceStatus:
+    report = read_report(body)
+    return DeviceStatus(
+        digest=digest,
+        running=report.models.get(model) if report else None,
+        outcome=report.outcomes.get(model) if report else None,
+    )

@@ -85,6 +85,7 @@ rollouts = sa.Table(
     sa.Column("wake_at", sa.Double),
     sa.Column("body", JSON_TEXT, nullable=False),  # the Rollout without its devices
     sa.Column("entries", JSON_TEXT, nullable=False),  # assignment entries by target
+    sa.Column("undecided", sa.Integer, nullable=False, server_default="0"),  # devices that may still succeed late
     sa.Index(None, "fleet", "state"),
 )
 

@@ -19,6 +19,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
 from edgekit.bundle.manifest import target_path
+from edgekit.bundle.order import is_older
 from edgekit.errors import DowngradeError, ExpiredError, SignatureError, VerificationError
 
 DIRECTOR = "director"
@@ -118,17 +119,20 @@ def verify_assignment(
     return assignment
 
 
-def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: int = 0) -> None:
+def check_agrees(
+    entry: Entry, target_file: TargetFile | None, *, seen_release: int = 0, seen_version: str = ""
+) -> None:
     """Check that an assignment's entry agrees with the catalogue.
 
     Args:
         entry: The director's entry.
         target_file: The catalogue's target at `entry.path`; None if there is none.
-        seen_release: The highest release of this model that the device committed.
+        seen_release, seen_version: Counter and version of the highest release of this model that the device committed;
+            the version is empty where it is not known, and then the counters are compared.
 
     Raises:
-        DowngradeError: the release is older than `seen_release`, and the director (in `entry`) and the publisher (in
-            the catalogue) do not both allow that.
+        DowngradeError: the release is older than the one that was seen, and the director (in `entry`) and the publisher
+            (in the catalogue) do not both allow that.
         VerificationError: catalogue and entry differ; lists every difference.
     """
     if target_file is None:
@@ -149,10 +153,12 @@ def check_agrees(entry: Entry, target_file: TargetFile | None, *, seen_release: 
         faults.append(f"the catalogue's target is {target_file.path!r}")
     if faults:
         raise VerificationError(f"assignment and catalogue disagree about {entry.path!r}: " + "; ".join(faults))
-    if entry.release < seen_release and not (entry.downgrade and custom.get(DOWNGRADE) is True):
+    older = is_older(entry.version, entry.release, than=seen_version, than_release=seen_release)
+    if older and not (entry.downgrade and custom.get(DOWNGRADE) is True):
         reason = "its publisher does not allow a downgrade to it" if entry.downgrade else "no downgrade was requested"
         raise DowngradeError(
-            f"{entry.name}: release {entry.release} is older than {seen_release}, which ran here before, and {reason}"
+            f"{entry.name}: {entry.version} (release {entry.release}) is older than "
+            f"{f'{seen_version} ' if seen_version else ''}(release {seen_release}), which ran here before, and {reason}"
         )
 
 

@@ -32,7 +32,7 @@ from edgekit.errors import (
     VerificationError,
 )
 from edgekit.trust.assignment import DIRECTOR, Assignment, verify_assignment
-from edgekit.trust.state import CUSTOM, SIGNED_AT, publisher_role
+from edgekit.trust.state import publisher_role, signed_at
 
 Fetch = Callable[[str], bytes]
 
@@ -81,7 +81,7 @@ class TrustClient:
 
         Raises:
             SignatureError, DowngradeError, ExpiredError, VerificationError: the metadata is not trusted.
-            ClockError: this machine's clock is behind.
+            ClockError: this machine's clock is behind, or that of the machine which signed the metadata was ahead.
             UnavailableError: a file could not be fetched; errors of `fetch` pass through.
             DiskError: the cache cannot be written.
         """
@@ -101,7 +101,7 @@ class TrustClient:
         ]
         if older:
             raise DowngradeError("the registry offers older metadata than before: " + ", ".join(older))
-        _check_clock(now, max(EARLIEST, seen.get(TIME, 0), versions[TIME]))
+        _check_clock(now, max(EARLIEST, seen.get(TIME, 0)), versions[TIME])
         self._updater = updater
 
     @property
@@ -217,19 +217,22 @@ def _mapped() -> Iterator[None]:
 
 def _versions(updater: Updater) -> dict[str, int]:
     trusted = updater._trusted_set
-    custom = trusted.timestamp.unrecognized_fields.get(CUSTOM)
-    signed_at = custom.get(SIGNED_AT) if isinstance(custom, dict) else None
-    if not isinstance(signed_at, int) or not 0 <= signed_at <= trusted.timestamp.expires.timestamp():
-        signed_at = 0
     versions = {role: trusted[role].version for role in _ROLES}
-    return {**versions, TIME: signed_at}
+    return {**versions, TIME: signed_at(trusted.timestamp)}
 
 
-def _check_clock(now: float, floor: int) -> None:
+def _check_clock(now: float, floor: int, signed: int) -> None:
+    """Compare this machine's clock with a time that has certainly passed, and with the time of signing."""
     if now < floor - CLOCK_SKEW_SECONDS:
         raise ClockError(
             f"this machine's clock shows {_date(now)}, but the time is at least {_date(floor)}",
             advice="Set the clock; until then no update is installed.",
+        )
+    if now < signed - CLOCK_SKEW_SECONDS:
+        raise ClockError(
+            f"this machine's clock shows {_date(now)}, but the metadata was signed at {_date(signed)}",
+            advice="One of the two clocks is wrong. If it is this one, set it. If it was the signing machine's, set "
+            "that one and run there: edgekit registry renew. Until then no update is installed.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,11 @@ from edgekit.protocols import Clock, Store
 from edgekit.trust.assignment import DIRECTOR, DOWNGRADE
 from edgekit.trust.commit import LIFETIME_DAYS, ROOT_FILE, Committer, signed_bytes
 from edgekit.trust.keys import generate_key, key_path, load_signer
-from edgekit.trust.state import METADATA, TIMESTAMP_NAME, TrustState, publisher_role
+from edgekit.trust.state import METADATA, TIMESTAMP_NAME, TrustState, publisher_role, signed_at
+
+MAX_AHEAD_SECONDS = 600.0  # usual difference between the clocks of two machines
+
+log = logging.getLogger(__name__)
 
 ONLINE_ROLES = (Snapshot.type, Timestamp.type, DIRECTOR)
 
@@ -215,8 +220,21 @@ class Repository:
             self._committer.commit(state, {publisher_role(name): self._committer.next(publisher, "publisher")})
             return [file.path for file in files]
 
+    def seconds_ahead(self) -> float:
+        """By how many seconds the metadata was signed later than this machine's clock shows; 0 where it was not.
+
+        Raises as `refresh_timestamp`.
+        """
+        return self._ahead(self._committer.load())
+
+    def _ahead(self, state: TrustState) -> float:
+        return max(0.0, signed_at(state.timestamp) - self._committer.now().timestamp())
+
     def refresh_timestamp(self, *, force: bool = False) -> bool:
         """Sign snapshot and timestamp again after half of their lifetime; needs only the online keys.
+
+        They are also signed again if they were signed in the future, by a machine whose clock was ahead: devices refuse
+        such metadata.
 
         Args:
             force: Sign them now.
@@ -231,6 +249,14 @@ class Repository:
         with self._committer.locked():
             state = self._committer.load()
             left = min(state.snapshot.expires, state.timestamp.expires) - self._committer.now()
+            ahead = self._ahead(state)
+            if ahead > MAX_AHEAD_SECONDS:
+                log.warning(
+                    "the registry's metadata was signed %.1f h later than this machine's clock shows, so a clock "
+                    "was or is wrong; it is signed again",
+                    ahead / 3600,
+                )
+                force = True
             if not force and left > timedelta(days=LIFETIME_DAYS[Timestamp.type]) / 2:
                 return False
             self._committer.commit(state, {})

@@ -25,6 +25,13 @@ def publisher_role(name: str) -> str:
     return f"publisher-{name}"
 
 
+def signed_at(timestamp: Timestamp) -> int:
+    """When the timestamp was signed, in wall clock seconds; 0 if it does not say, or names a time after its expiry."""
+    custom = timestamp.unrecognized_fields.get(CUSTOM)
+    found = custom.get(SIGNED_AT) if isinstance(custom, dict) else None
+    return found if isinstance(found, int) and 0 <= found <= timestamp.expires.timestamp() else 0
+
+
 class TrustState:
     """Verified metadata of one commit.
 

@@ -22,7 +22,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.runtimes import open_runtime
 from edgekit.trust.keys import generate_key
 from tests.arm import prepare

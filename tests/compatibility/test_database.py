@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from click.testing import CliRunner
 
 from edgekit.cli.main import edgekit
-from edgekit.rollout.machine import Aborted, DeviceState, Resumed, RolloutState
+from edgekit.rollout.values import Aborted, DeviceState, Resumed, RolloutState
 from edgekit.state import open_fleet_state
 from edgekit.state.tables import migration_config, open_database
 from tests.simulators.postgres import emptied, missing, running_postgres

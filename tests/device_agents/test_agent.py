@@ -369,6 +369,10 @@ async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
     desk.assign(desk.publish("1.0.0"))
     await device.until(lambda: len(desk.said("event")) == 1)
     event = open_envelope(desk.said("event")[0], messages.Event, device.signer.public_key)
-    assert (event.kind, event.error) == ("deployment-delayed", "UnavailableError")
+    assert (event.kind, event.error) == ("deployment-delayed", "QuietHoursError")
     assert "quiet hours" in event.message
     assert desk.blocks_sent == 0
+    report = await reports(device, lambda r: "digits" in r.models and r.models["digits"].waiting)
+    waiting = report.models["digits"].waiting
+    assert (waiting.reason, waiting.digest) == ("quiet-hours", device.state.deployment.digest)
+    assert 0 < waiting.since <= time.time()

@@ -6,7 +6,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.trust.keys import generate_key

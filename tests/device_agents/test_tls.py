@@ -13,7 +13,7 @@ from edgekit.errors import SettingsError
 from edgekit.mqtt.broker import find_mosquitto
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, ControlSettings, load_settings, tls_files
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess

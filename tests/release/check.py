@@ -22,7 +22,7 @@ from edgekit import __version__
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.trust.keys import generate_key
 from tests.simulators.control import FLEET, ControlSide
 from tests.simulators.small_models import SURE, onnx_bundle, softmax

@@ -29,8 +29,8 @@ from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Transport
 from edgekit.registry import RegistryReader, publish
 from edgekit.rollout.cohort import Cohort, Device
-from edgekit.rollout.machine import Rollout
 from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.values import Rollout
 from edgekit.state import open_fleet_state
 from edgekit.storage.stores import open_store
 from edgekit.tensors import DType, TensorSpec

@@ -8,6 +8,7 @@ import click
 
 from edgekit.cli.common.console import ProgressLine, control_settings, json_option, needs_extra, note, print_json
 from edgekit.cli.common.fleet import read_root
+from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import given_passphrase, passphrase_option
 from edgekit.cli.registry.classes import class_group
 from edgekit.cli.registry.keys import key, renew
@@ -36,10 +37,10 @@ for _command in (key, renew, class_group, publish, list_command, show, promote, 
 @registry_options
 @passphrase_option
 @click.option("--encrypt", is_flag=True, help="Prompt for a passphrase and encrypt the keys with it.")
-@click.option("--root-keys", type=click.IntRange(1, 16), default=1, show_default=True, help="Number of root keys.")
+@click.option("--root-keys", type=Whole(1, 16), default=1, show_default=True, help="Number of root keys.")
 @click.option(
     "--root-threshold",
-    type=click.IntRange(1, 16),
+    type=Whole(1, 16),
     default=1,
     show_default=True,
     help="Number of root keys that must sign a change.",

@@ -17,6 +17,7 @@ from edgekit.cli.common.console import (
     print_json,
     print_table,
 )
+from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.registry.options import passphrase_of, registry_options
 
@@ -51,9 +52,9 @@ def _public_option(function: F) -> F:
 
 
 def _threshold_option(function: F) -> F:
-    return click.option(
-        "--threshold", type=click.IntRange(1, 16), help="New number of keys of the role that must sign."
-    )(function)
+    return click.option("--threshold", type=Whole(1, 16), help="New number of keys of the role that must sign.")(
+        function
+    )
 
 
 @key.command(name="list")

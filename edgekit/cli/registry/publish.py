@@ -19,11 +19,13 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
-from edgekit.cli.common.fleet import known_devices, reported_versions
+from edgekit.cli.common.fleet import known_devices, registry_reader, reported_versions
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.registry.deltas import deltas_for, planned_deltas
 from edgekit.cli.registry.options import opened, passphrase_of, registry_options
 from edgekit.cli.registry.sealing import encrypt_option, sealed_copies
+from edgekit.errors import EdgekitError
+from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
@@ -77,6 +79,7 @@ def publish(
     ) as (folders, manifests):
         devices = known_devices(settings)
         _note_too_old(devices, manifests)
+        _note_lower(settings, manifests)
         if dry_run:
             planned = [planned_deltas(settings, manifest, delta_from, devices) for manifest in manifests]
             _print_plan(store, repository, manifests, planned, as_json)
@@ -102,6 +105,25 @@ def _note_too_old(devices: Sequence[DeviceView], manifests: Sequence[Manifest]) 
         old = too_old(manifest, reported_versions(one for one in devices if one.target == manifest.target))
         if old:
             note(f"{manifest.name} {manifest.version} for {manifest.target}: {old.message}")
+
+
+def _note_lower(settings: ControlSettings, manifests: Sequence[Manifest]) -> None:
+    """Name the versions that are lower than a published one: devices that have run that one refuse them."""
+    from edgekit.bundle.order import version_order
+
+    try:
+        with registry_reader(settings) as reader:
+            rows = [row for row in reader.list() if not row.retired]
+    except EdgekitError:
+        return  # publishing reports what is wrong with the registry
+    for manifest in manifests:
+        others = [row.version for row in rows if (row.name, row.target) == (manifest.name, manifest.target)]
+        highest = max(others, key=version_order, default="")
+        if version_order(manifest.version) < version_order(highest):
+            note(
+                f"{manifest.name} {manifest.version} for {manifest.target} is lower than {highest}, which is "
+                "published: devices that have run a higher version refuse it as a downgrade"
+            )
 
 
 def _print_plan(

@@ -8,12 +8,14 @@ import click
 
 from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
 from edgekit.cli.common.fleet import fleet_state
+from edgekit.cli.common.numbers import ROLLOUT
 from edgekit.cli.rollout.text import summary
-from edgekit.rollout.machine import Aborted, Assign, Paused, Resumed, Revert, RolloutEvent, step
+from edgekit.rollout.machine import step
+from edgekit.rollout.values import Aborted, Assign, Paused, Resumed, Revert, RolloutEvent
 
 
 @click.command()
-@click.argument("number", metavar="ID", type=int)
+@click.argument("number", metavar="ID", type=ROLLOUT)
 @click.option("--reason", default=Paused().reason, show_default=True, help="Reason, as `rollout status` shows it.")
 @dry_run_option
 @json_option
@@ -28,7 +30,7 @@ def pause(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("number", metavar="ID", type=int)
+@click.argument("number", metavar="ID", type=ROLLOUT)
 @dry_run_option
 @json_option
 def resume(number: int, dry_run: bool, as_json: bool) -> None:
@@ -42,7 +44,7 @@ def resume(number: int, dry_run: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("number", metavar="ID", type=int)
+@click.argument("number", metavar="ID", type=ROLLOUT)
 @click.option("--reason", default=Aborted().reason, show_default=True, help="Reason, as `rollout status` shows it.")
 @dry_run_option
 @json_option

@@ -10,9 +10,10 @@ import click
 
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
 from edgekit.cli.common.fleet import fleet_state
+from edgekit.cli.common.numbers import ROLLOUT
 from edgekit.cli.rollout.text import counts_line, status_lines, summary
 from edgekit.errors import NotFoundError, RefusedError
-from edgekit.rollout.machine import Rollout, RolloutState
+from edgekit.rollout.values import Rollout, RolloutState
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
@@ -22,7 +23,7 @@ NO_ASSIGNMENT_SECONDS = 10.0  # a running controller assigns the first wave soon
 
 
 @click.command()
-@click.argument("number", metavar="[ID]", type=int, required=False)
+@click.argument("number", metavar="[ID]", type=ROLLOUT, required=False)
 @json_option
 def status(number: int | None, as_json: bool) -> None:
     """Show a rollout and its devices; without ID, the newest rollout.
@@ -53,14 +54,14 @@ def list_command(as_json: bool) -> None:
     if as_json:
         print_json([summary(rollout) for rollout in rollouts])
     elif rollouts:
-        rows = [(r.id, r.model, r.version, r.state.value, counts_line(r), r.reason) for r in rollouts]
+        rows = [(r.id, r.model, r.version, _state(r), counts_line(r), r.reason or r.fault) for r in rollouts]
         print_table(("id", "model", "version", "state", "devices", "reason"), rows)
     else:
         note("There is no rollout yet. Start one: edgekit rollout start NAME VERSION")
 
 
 @click.command()
-@click.argument("number", metavar="[ID]", type=int, required=False)
+@click.argument("number", metavar="[ID]", type=ROLLOUT, required=False)
 @json_option
 def watch(number: int | None, as_json: bool) -> None:
     """Show a rollout until it ends; exit 3 when it pauses itself or is aborted. Without ID, the newest rollout.
@@ -91,7 +92,7 @@ def follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> None
         rollout = state.rollouts.get(number)
         if not as_json:
             shown = _show(rollout, shown, live=live)
-        if rollout.ended or rollout.stopped_itself:
+        if rollout.ended or rollout.stopped_itself or rollout.fault:
             break
         assigned = any(progress.assigned_at for progress in rollout.devices.values())
         idle = rollout.state is RolloutState.RUNNING and not assigned
@@ -102,11 +103,20 @@ def follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> None
     if as_json:
         print_json(summary(rollout, devices=True))
     if rollout.state is not RolloutState.FINISHED:
+        if rollout.fault:
+            raise RefusedError(
+                f"rollout {number} of {rollout.model} {rollout.version} cannot be read: {rollout.fault}",
+                advice=f"End it: edgekit rollout abort {number}",
+            )
         advice = f"To continue: edgekit rollout resume {number}. To end it: edgekit rollout abort {number}."
         raise RefusedError(
             f"rollout {number} of {rollout.model} {rollout.version} is {rollout.state.value}: {rollout.reason}",
             advice=advice if rollout.state is RolloutState.PAUSED else "",
         )
+
+
+def _state(rollout: Rollout) -> str:
+    return f"{rollout.state.value} (unreadable)" if rollout.fault else rollout.state.value
 
 
 def _find(state: FleetState, number: int | None) -> Rollout:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from edgekit.bundle.readers import TooOld, too_old
 from edgekit.cli.common.console import (
     control_settings,
     dry_run_option,
@@ -18,19 +19,22 @@ from edgekit.cli.common.console import (
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, parse_labels, registry_reader, reported_versions
+from edgekit.cli.common.numbers import Number, Seconds, Whole
 from edgekit.cli.rollout.show import follow
 from edgekit.cli.rollout.text import count_of_devices, summary
-from edgekit.errors import NotFoundError
-from edgekit.rollout.cohort import Cohort, Device
+from edgekit.errors import NotFoundError, RefusedError
+from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.plan import RolloutPlan, parse_waves
+from edgekit.rollout.preflight import refusal
 from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
-    from edgekit.bundle.readers import TooOld
     from edgekit.registry import Release
+    from edgekit.state import DeviceView
     from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()
+MAX_SHOWN = 20
 
 
 @click.command()
@@ -44,32 +48,41 @@ DEFAULTS = RolloutPlan()
 )
 @click.option(
     "--error-threshold",
-    type=float,
+    type=Number(),
     default=DEFAULTS.error_threshold,
     show_default=True,
     help="Pause when more than this share of the assigned devices failed.",
 )
 @click.option(
     "--min-failures",
-    type=int,
+    type=Whole(),
     default=DEFAULTS.min_failures,
     show_default=True,
     help="Do not pause before this many devices failed.",
 )
 @click.option(
     "--success-threshold",
-    type=float,
+    type=Number(),
     default=DEFAULTS.success_threshold,
     show_default=True,
     help="Start the next wave when this share of the current wave succeeded.",
 )
 @click.option(
     "--device-deadline",
-    type=float,
+    type=Seconds(),
     default=DEFAULTS.device_deadline_seconds,
     show_default=True,
     metavar="SECONDS",
-    help="A device has failed when it reports neither success nor failure for this long.",
+    help="A device has failed when it reports neither success nor failure for this long; also as 15m, 2h or 7d.",
+)
+@click.option(
+    "--max-wait",
+    type=Seconds(),
+    default=DEFAULTS.max_wait_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="A device that waits on purpose (quiet hours, a metered link) for longer than this is not reached, which is "
+    "neither a success nor a failure.",
 )
 @click.option("--target", "targets", multiple=True, help="Only devices of this target profile (may be repeated).")
 @click.option(
@@ -91,6 +104,7 @@ def start(
     min_failures: int,
     success_threshold: float,
     device_deadline: float,
+    max_wait: float,
     targets: tuple[str, ...],
     labels: tuple[str, ...],
     downgrade: bool,
@@ -113,31 +127,60 @@ def start(
             error_threshold=error_threshold,
             min_failures=min_failures,
             device_deadline_seconds=device_deadline,
+            max_wait_seconds=max_wait,
         )
         cohort = Cohort(targets=targets, labels=parse_labels(labels))
     with fleet_state(settings) as state:
-        members = [device for device in state.devices.all() if cohort.selects(device)]
+        members = [view for view in state.devices.views(0.0, 0.0) if cohort.selects(view)]
         releases, missing = _bundles(settings, members, name, version)
+        with usage():
+            plan.check_size(sum(device.target in releases for device in members))
         entries = {
             target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
         }
-        old = _too_old(releases, members, reported_versions(state.devices.views(0.0, 0.0)))
+        planned = Planned(
+            devices=sum(device.target in entries for device in members),
+            skipped=missing,
+            digests={target: entry.sha256 for target, entry in entries.items()},
+            too_old=_too_old(releases, members),
+            refusals=_refusals(name, releases, entries, members),
+            plan=plan,
+        )
         if dry_run:
-            _print_plan(plan, members, entries, missing, old, as_json)
+            _print_plan(planned, entries, as_json)
             return
+        _check_refusals(planned, name, version)
         started = state.rollouts.start(name, version, entries, plan=plan, cohort=cohort, now=time.time())
-        reached = sum(device.target in entries for device in members)
-        note(f"rollout {started.id} of {name} {version} started: {count_of_devices(reached)}, waves {waves}")
-        _note_missing(missing)
-        _note_too_old(old)
+        note(f"rollout {started.id} of {name} {version} started: {count_of_devices(planned.devices)}, waves {waves}")
+        _note_exceptions(planned)
         if wait:
             follow(state, started.id, live=False, as_json=as_json)
         elif as_json:
             print_json(summary(started))
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """What a rollout would do.
+
+    Attributes:
+        devices: Number of devices with a bundle for their target.
+        skipped: Number of devices of each target without a bundle.
+        digests: Digest of the bundle by target.
+        too_old: By target, the devices whose edgekit cannot read its bundle.
+        refusals: Why a device would refuse the bundle, by its name.
+        plan: Waves and thresholds.
+    """
+
+    devices: int
+    skipped: dict[str, int]
+    digests: dict[str, str]
+    too_old: dict[str, TooOld]
+    refusals: dict[str, str]
+    plan: RolloutPlan
+
+
 def _bundles(
-    settings: ControlSettings, members: list[Device], name: str, version: str
+    settings: ControlSettings, members: list[DeviceView], name: str, version: str
 ) -> tuple[dict[str, Release], dict[str, int]]:
     """The bundle for each target, and the number of devices for each target without a bundle."""
     if not members:
@@ -160,43 +203,57 @@ def _bundles(
     return releases, missing
 
 
-def _too_old(releases: dict[str, Release], members: list[Device], versions: dict[str, str]) -> dict[str, TooOld]:
+def _too_old(releases: dict[str, Release], members: list[DeviceView]) -> dict[str, TooOld]:
     """By target, the devices of the rollout whose edgekit cannot read its bundle."""
-    from edgekit.bundle.readers import too_old
-
     found = {}
     for target, release in releases.items():
-        names = {device.name: versions.get(device.name, "") for device in members if device.target == target}
+        names = reported_versions(device for device in members if device.target == target)
         if old := too_old(release.manifest, names):
             found[target] = old
     return found
 
 
-def _note_too_old(found: dict[str, TooOld]) -> None:
-    for target, old in found.items():
-        note(f"{target}: {old.message}")
+def _refusals(
+    name: str, releases: dict[str, Release], entries: dict[str, Entry], members: list[DeviceView]
+) -> dict[str, str]:
+    """Why a device of the rollout would refuse its bundle, by the device's name, from what it has reported."""
+    found = {}
+    for device in members:
+        if entry := entries.get(device.target):
+            reason = refusal(device.models.get(name), entry, allowed=releases[device.target].downgrade)
+            if reason:
+                found[device.device] = reason
+    return found
 
 
-def _note_missing(missing: dict[str, int]) -> None:
-    for target, count in missing.items():
+def _check_refusals(planned: Planned, name: str, version: str) -> None:
+    """Raise RefusedError when no device of the rollout would take the bundle."""
+    if planned.refusals and len(planned.refusals) == planned.devices:
+        device, reason = min(planned.refusals.items())
+        raise RefusedError(
+            f"every device would refuse {name} {version}, for example {device}: {reason}",
+            advice=f"To go back on purpose: edgekit registry allow-downgrade {name} {version}, and then "
+            f"edgekit rollout start {name} {version} --downgrade",
+        )
+
+
+def _note_exceptions(planned: Planned) -> None:
+    """Print which devices of the rollout will not run the bundle, and why."""
+    for target, count in planned.skipped.items():
         note(f"no bundle for {target}: {count_of_devices(count)} skipped until one is published")
+    for target, old in planned.too_old.items():
+        note(f"{target}: {old.message}")
+    for device, reason in sorted(planned.refusals.items())[:MAX_SHOWN]:
+        note(f"{device} will refuse it: {reason}")
+    if len(planned.refusals) > MAX_SHOWN:
+        note(f"{count_of_devices(len(planned.refusals))} will refuse it in all; --dry-run --json lists them")
 
 
-def _print_plan(
-    plan: RolloutPlan,
-    members: list[Device],
-    entries: dict[str, Entry],
-    missing: dict[str, int],
-    old: dict[str, TooOld],
-    as_json: bool,
-) -> None:
-    reached = sum(device.target in entries for device in members)
-    waves = [(index + 1, wave.text, wave.limit(reached)) for index, wave in enumerate(plan.waves)]
+def _print_plan(planned: Planned, entries: dict[str, Entry], as_json: bool) -> None:
     if as_json:
-        digests = {target: entry.sha256 for target, entry in entries.items()}
-        print_json({"devices": reached, "skipped": missing, "digests": digests, "too_old": old, "plan": plan})
+        print_json(planned)
         return
+    waves = [(index + 1, wave.text, wave.limit(planned.devices)) for index, wave in enumerate(planned.plan.waves)]
     print_table(("wave", "size", "devices assigned in total"), waves)
     print_table(("target", "release", "digest"), [(t, e.release, e.sha256[:12]) for t, e in entries.items()])
-    _note_missing(missing)
-    _note_too_old(old)
+    _note_exceptions(planned)

@@ -15,7 +15,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.trust.keys import generate_key
 from tests.simulators.agent_process import AgentProcess
 from tests.simulators.control import FLEET, ControlSide

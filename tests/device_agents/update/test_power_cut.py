@@ -116,17 +116,21 @@ async def test_a_full_disk_while_staging_fails_the_update_and_the_old_model_stay
 
 
 async def test_too_little_space_is_found_before_the_first_byte(desk, tmp_path):
-    """The message says how much is needed; the old slot is given up only where that helps."""
+    """The device waits for space and says so; the old slot is given up only where that helps."""
     desk.assign(desk.publish("1.0.0"))
     device = Device(tmp_path / "device", desk.broker, desk.root, FaultyDisk(capacity=1_500_000))
     await device.start()
     await device.settled("1.0.0")
     desk.blocks_sent = 0
     desk.assign(desk.publish("2.0.0"))
-    await device.until(lambda: device.state.outcome.version == "2.0.0")
-    await device.settled("1.0.0")
-    assert "needs" in device.state.outcome.message
+    await device.until(lambda: device.state.waits is not None)
+    assert (device.state.waits.reason, device.state.tried) == ("disk", 0)
+    assert "needs" in device.state.note
     assert desk.blocks_sent == 1  # the manifest
+    assert device.inference.live["digits"] == "1.0.0"
+    device.disk.capacity = 50_000_000
+    await device.settled("2.0.0")
+    assert device.state.waits is None
     await device.stop()
 
 

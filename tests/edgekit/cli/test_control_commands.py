@@ -1,6 +1,5 @@
 """The commands of the control side: output, files, exit codes, and dry runs that change nothing."""
 
-import json
 import os
 import signal
 import stat
@@ -14,39 +13,13 @@ import pytest
 
 from edgekit import __version__
 from edgekit.bundle.bindings import Binding
-from edgekit.cli.main import edgekit, run
 from edgekit.mqtt.messages import Event, Outcome, Reported, Running
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, load_settings, tls_files
-from edgekit.state import open_fleet_state
 from edgekit.tensors import DType, TensorSpec
 from tests.simulators.control import write_bundle
 from tests.simulators.pki import Pki
-
-TARGET = "raspberry-pi-4"
-
-
-class Shell:
-    """Runs commands in one folder."""
-
-    def __init__(self, folder, monkeypatch, capfd):
-        self.folder, self._monkeypatch, self._capfd = folder, monkeypatch, capfd
-
-    def __call__(self, line, expect=0):
-        """Run one line and return its stdout and stderr."""
-        self._monkeypatch.setattr(sys, "argv", line.split())
-        self._capfd.readouterr()
-        found = run(edgekit, "edgekit")
-        out, err = self._capfd.readouterr()
-        assert found == expect, f"{line}: exit {found}, expected {expect}\n{out}\n{err}"
-        return out, err
-
-    def json(self, line, expect=0):
-        """Run one line and decode its stdout as JSON."""
-        return json.loads(self(line, expect)[0])
-
-    def state(self):
-        return open_fleet_state(f"sqlite:///{self.folder / 'edgekit.db'}", "f1")
+from tests.simulators.shell import TARGET, Shell, enroll, report, survey
 
 
 @pytest.fixture
@@ -59,29 +32,6 @@ def shell(tmp_path, monkeypatch, capfd):
         write_bundle(tmp_path / version, "digits", version)
         shell(f"edgekit registry publish {version}")
     return shell
-
-
-def enroll(shell, *names, target=TARGET):
-    for name in names:
-        shell(f"edgekit device enroll {name} --target {target}")
-
-
-def report(shell, name, number, *, digest="", refuses=""):
-    """Store a report, as the device's agent would send it."""
-    running = Running(digest=digest, version="1.0.0" if digest else "", provider="XNNPACK")
-    outcome = Outcome(refuses, "1.0.0", "refused", "SelfTestError", "wrong answers", 5.0)
-    said = Reported(name, "f1", number, 0.0, 1, {"digits": running}, {"digits": outcome} if refuses else {})
-    state = shell.state()
-    state.devices.save_report(said, time.time())
-    state.close()
-
-
-def survey(shell, number=1):
-    """Survey the rollout, as a controller's next round does; returns the rollout."""
-    state = shell.state()
-    rollout = state.rollouts.survey(number, time.time())
-    state.close()
-    return rollout
 
 
 # --- device

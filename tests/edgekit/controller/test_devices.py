@@ -4,7 +4,7 @@ import msgspec
 
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.trust.envelopes import open_envelope, seal
 from tests.simulators.control import FLEET, ControlSide, FakeDevice
 

@@ -12,7 +12,7 @@ from edgekit.bundle.manifest import MANIFEST_NAME, file_entry, parse_manifest
 from edgekit.errors import CompatibilityError
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device as Enrolled
-from edgekit.rollout.machine import RolloutState
+from edgekit.rollout.values import RolloutState
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.sealing.keyring import Keyring

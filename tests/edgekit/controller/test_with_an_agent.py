@@ -6,7 +6,7 @@ from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Presence, encode
 from edgekit.registry import blob_name
 from edgekit.rollout.cohort import Device as Enrolled
-from edgekit.rollout.machine import Aborted, RolloutState
+from edgekit.rollout.values import Aborted, RolloutState
 from edgekit.trust.rotation import KeyManager
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.mqtt.messages import Outcome, Running
 from edgekit.rollout import machine as m
-from edgekit.rollout.machine import (
+from edgekit.rollout.machine import step
+from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, Wave, parse_waves
+from edgekit.rollout.values import (
     Aborted,
     Assign,
     DeviceState,
@@ -22,9 +24,7 @@ from edgekit.rollout.machine import (
     RolloutState,
     Started,
     Surveyed,
-    step,
 )
-from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, Wave, parse_waves
 
 NEW, OLD = "a" * 64, "b" * 64
 EVENTS = (Started(), Surveyed(), Paused(), Resumed(), Aborted())

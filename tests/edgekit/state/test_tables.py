@@ -17,8 +17,8 @@ from alembic.runtime.migration import MigrationContext
 from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
 from edgekit.mqtt.messages import Presence, Reported, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
-from edgekit.rollout.machine import Aborted, DeviceState, Paused, Resumed, RolloutState
 from edgekit.rollout.plan import RolloutPlan, Wave
+from edgekit.rollout.values import Aborted, DeviceState, Paused, Resumed, RolloutState
 from edgekit.state import open_fleet_state
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry

@@ -1,0 +1,130 @@
+"""What a report or the clock makes of one device in a rollout. Pure rules; `machine` decides about the rollout."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgekit.mqtt.messages import Outcome, Waiting
+from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.values import IN_FLIGHT, UNASSIGNED, DeviceProgress, DeviceState, DeviceStatus
+
+FAILURES = ("failed", "rolled-back", "refused")
+ROLLED_BACK = "rolled-back"
+SILENT = "silent"
+MAX_REASON = 500
+MAX_WAITING_REASON = 63
+
+
+def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
+    """The device's progress after its last report, while the rollout has not ended.
+
+    Args:
+        progress: Its progress before.
+        status: Its last report.
+        now: Wall clock seconds.
+    """
+    failure = _failure(progress.digest or status.digest, status)
+    if progress.state in UNASSIGNED:
+        if not status.digest:
+            return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
+        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=failure.at if failure else None)
+    if _runs(progress, status):
+        return _changed(progress, DeviceState.SUCCEEDED, now, excused=False)
+    if failure and failure.at != progress.old_outcome:
+        return _changed(progress, DeviceState.FAILED, now, _text(failure))
+    return _waited(progress, status, now) if progress.state in IN_FLIGHT else progress
+
+
+def judge_late(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
+    """As `judge`, after the end of the rollout: only what the device runs counts, and no device is assigned."""
+    if progress.state in UNASSIGNED:
+        return progress
+    if _runs(progress, status):
+        return _changed(progress, DeviceState.SUCCEEDED, now, late=True)
+    failure = _failure(progress.digest, status)
+    after = failure is not None and failure.result == ROLLED_BACK and failure.at != progress.old_outcome
+    if failure and after and progress.state is DeviceState.SUCCEEDED:
+        return _changed(progress, DeviceState.FAILED, now, f"after the end, {_text(failure)}", late=True)
+    return progress
+
+
+def after_deadline(progress: DeviceProgress, plan: RolloutPlan, now: float) -> DeviceProgress:
+    """The device's progress at `now` (wall clock seconds), if it reports nothing more."""
+    due = deadline(progress, plan)
+    if due is None or now < due:
+        return progress
+    if progress.state is DeviceState.WAITING:
+        reason = f"it waits ({progress.reason}), for longer than {plan.max_wait_seconds:g} s"
+        changed = _changed(progress, DeviceState.NOT_REACHED, now, reason)
+        return msgspec.structs.replace(
+            changed, waited=progress.waited + now - progress.waiting_since, waiting_since=0.0
+        )
+    limit = plan.device_deadline_seconds
+    reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
+    return _changed(progress, DeviceState.FAILED, now, reason)
+
+
+def deadline(progress: DeviceProgress, plan: RolloutPlan) -> float | None:
+    """When the device's time is over, in wall clock seconds; None where no time runs. Waits do not count for it."""
+    if progress.state is DeviceState.ASSIGNED:
+        return progress.assigned_at + progress.waited + plan.device_deadline_seconds
+    if progress.state is DeviceState.WAITING:
+        return progress.waiting_since + plan.max_wait_seconds - progress.waited
+    return None
+
+
+def restarted(progress: DeviceProgress, now: float) -> DeviceProgress:
+    """The device's progress after an operator resumed the rollout: its time starts again, its failure is accepted."""
+    if progress.state in IN_FLIGHT:
+        since = now if progress.state is DeviceState.WAITING else 0.0
+        return msgspec.structs.replace(progress, assigned_at=now, waited=0.0, waiting_since=since)
+    if progress.state in (DeviceState.FAILED, DeviceState.NOT_REACHED):
+        return msgspec.structs.replace(progress, excused=True)
+    return progress
+
+
+def _changed(
+    progress: DeviceProgress, state: DeviceState, now: float, reason: str = "", *, late: bool = False, **more: object
+) -> DeviceProgress:
+    """`progress` in another state; the first state that counted is kept as the verdict."""
+    if progress.state is state:
+        return msgspec.structs.replace(progress, reason=reason)
+    if progress.verdict is None and (late or progress.state not in IN_FLIGHT):
+        more |= {"verdict": progress.state, "verdict_at": progress.at, "verdict_reason": progress.reason}
+    return msgspec.structs.replace(progress, state=state, reason=reason, at=now, waiting_since=0.0, **more)
+
+
+def _waited(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
+    """The progress of a device in flight, which may wait on purpose; adds up its waits."""
+    waiting = _waiting(progress, status)
+    if waiting is not None:
+        reason = waiting.reason[:MAX_WAITING_REASON] or "no reason given"
+        if progress.state is DeviceState.WAITING:
+            return msgspec.structs.replace(progress, reason=reason)
+        waits = DeviceState.WAITING
+        return msgspec.structs.replace(progress, state=waits, reason=reason, at=now, waiting_since=now)
+    if progress.state is DeviceState.ASSIGNED or status.running is None:
+        return progress
+    waited = progress.waited + max(0.0, now - progress.waiting_since)
+    assigned = DeviceState.ASSIGNED
+    return msgspec.structs.replace(progress, state=assigned, reason="", at=now, waiting_since=0.0, waited=waited)
+
+
+def _waiting(progress: DeviceProgress, status: DeviceStatus) -> Waiting | None:
+    """Why the device waits with this rollout's bundle; None if it does not, or waits with another bundle."""
+    waiting = status.running.waiting if status.running else None
+    return waiting if waiting is not None and waiting.digest in ("", progress.digest) else None
+
+
+def _runs(progress: DeviceProgress, status: DeviceStatus) -> bool:
+    running = status.running
+    return running is not None and running.digest == progress.digest and running.state == "IDLE"
+
+
+def _failure(digest: str, status: DeviceStatus) -> Outcome | None:
+    outcome = status.outcome
+    return outcome if outcome and outcome.deployment == digest and outcome.result in FAILURES else None
+
+
+def _text(outcome: Outcome) -> str:
+    return ": ".join(part for part in (outcome.result, outcome.error, outcome.message) if part)[:MAX_REASON]
