@@ -32,10 +32,10 @@ test-fast: $(STAMP)  ## run the tests that need no TensorFlow
 test-soak: $(STAMP)  ## run long tests, and tests that need an extra environment
 	$(BIN)/python -m pytest -m "soak and not arm"
 
-arm: $(STAMP)  ## download qemu and the agent's aarch64 wheels into .arm (Debian or Ubuntu on x86-64; no root)
+arm: $(STAMP)  ## download qemu and aarch64 wheels into .arm, for edgekit profile (Debian or Ubuntu on x86-64; no root)
 	$(BIN)/python -m tests.arm.prepare
 
-test-arm: arm  ## test the agent on an emulated Pi 4 and Pi 5
+test-arm: arm  ## test the agent on an emulated Pi 4 and Pi 5, and instruction counts
 	$(BIN)/python -m pytest -m arm
 
 fuzz: $(STAMP)  ## fuzz the parsers of untrusted input with libFuzzer: make fuzz [ARGS="--seconds 600 manifest"]

@@ -117,11 +117,15 @@ class CacheScope:
         return hashlib.sha256(msgspec.json.encode([self._origin, *key], order="sorted")).hexdigest()
 
 
-def default_cache() -> Cache:
-    """The user's cache, under XDG_CACHE_HOME or ~/.cache."""
+def cache_root() -> Path:
+    """The folder of edgekit in the user's cache, under XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return Cache(root / "edgekit" / "convert")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "edgekit"
+
+
+def default_cache() -> Cache:
+    """The user's cache of conversions."""
+    return Cache(cache_root() / "convert")
 
 
 def origin_of(*parts: Any) -> str:

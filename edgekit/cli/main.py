@@ -20,6 +20,10 @@ COMMANDS = {
     "convert": ("edgekit.cli.convert:convert", "Make the best proven bundle of a model for each target."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show a model or a bundle: tensors, operators, size, quality, cost."),
     "compare": ("edgekit.cli.compare:compare", "Compare two models or bundles on the same samples."),
+    "profile": (
+        "edgekit.cli.profile:profile",
+        "Measure a bundle: instructions on ARM, or time here.",
+    ),
     "targets": ("edgekit.cli.targets:targets", "List target profiles, or show one."),
     "registry": ("edgekit.cli.registry.group:registry", "Create the signed registry, publish bundles, verify it."),
     "rollout": ("edgekit.cli.rollout.group:rollout", "Roll a version out in waves; watch, pause, resume, abort."),

@@ -90,16 +90,9 @@ class LogicalRuntime:
 
         A fixed or unread input may be left out. A fixed one with another value is a DataError.
         """
-        if self._absent:
-            inputs = without_absent(self._absent, inputs)
-        rows = check_inputs(self._read_specs, inputs)
+        raw_inputs, rows = self._raw_inputs(inputs)
         if rows == 0:
             return {spec.name: _empty(spec) for spec in self._output_specs}
-        raw_inputs = {}
-        for name, raw_name, equal, binding in self._input_plan:
-            value = inputs[name]
-            ready = equal and value.flags.c_contiguous and value.dtype.isnative  # runtimes read the bytes directly
-            raw_inputs[raw_name] = value if ready else to_artifact(binding, value)
         raw_outputs = (
             self._run_rows(raw_inputs, rows) if self._by_row and rows is not None else self._raw.run(raw_inputs)
         )
@@ -114,9 +107,31 @@ class LogicalRuntime:
             outputs[name] = value if equal and value.flags.c_contiguous else to_logical(binding, value)
         return outputs
 
+    def artifact_inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The artifact's own inputs for a call with one row.
+
+        Raises:
+            DataError: As `run`.
+        """
+        return self._raw_inputs(inputs)[0]
+
     def close(self) -> None:
         """Free the model."""
         self._raw.close()
+
+    def _raw_inputs(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
+        """The artifact's own inputs, and the number of rows; no inputs without rows."""
+        if self._absent:
+            inputs = without_absent(self._absent, inputs)
+        rows = check_inputs(self._read_specs, inputs)
+        raw_inputs: dict[str, Array] = {}
+        if rows == 0:
+            return raw_inputs, rows
+        for name, raw_name, equal, binding in self._input_plan:
+            value = inputs[name]
+            ready = equal and value.flags.c_contiguous and value.dtype.isnative  # runtimes read the bytes directly
+            raw_inputs[raw_name] = value if ready else to_artifact(binding, value)
+        return raw_inputs, rows
 
     def _run_rows(self, raw_inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
         if rows == 1:

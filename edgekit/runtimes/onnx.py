@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class OnnxRuntime:
         optimize: Let ONNX Runtime rewrite the graph; False runs it unchanged, for comparisons.
         exact: Exact int8 sums on x86, see above; False uses ONNX Runtime's default, for comparisons.
         quiet: ONNX Runtime prints nothing of its own where it fails; for trial runs.
+        profile: Path and start of the name of a profile that `end_profile` writes; None for no profile.
 
     Raises:
         RuntimeLoadError: The model is missing, damaged, or contains something that this ONNX Runtime cannot run; or a
@@ -82,6 +84,7 @@ class OnnxRuntime:
         optimize: bool = True,
         exact: bool = True,
         quiet: bool = False,
+        profile: Path | None = None,
     ) -> None:
         self._arena_bytes = arena_bytes
         self._name = "the model" if isinstance(model, bytes) else model.name
@@ -90,11 +93,14 @@ class OnnxRuntime:
         if required:
             # Checked here and not only below, because building TensorRT engines takes minutes.
             self._require(rules.missing(providers, chosen), sorted(available))
+        session_options = _options(threads, arena or arena_bytes > 0, optimize=optimize, exact=exact, quiet=quiet)
+        if profile is not None:
+            session_options.enable_profiling, session_options.profile_file_prefix = True, str(profile)
         try:
             self._session: Any = _session(
                 model if isinstance(model, bytes) else str(model),
                 arena_bytes,
-                sess_options=_options(threads, arena or arena_bytes > 0, optimize=optimize, exact=exact, quiet=quiet),
+                sess_options=session_options,
                 providers=chosen or [CPU],
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
             )
@@ -182,6 +188,29 @@ class OnnxRuntime:
             faults.append(f"inputs are {', '.join(sorted(inputs))}, expected {', '.join(sorted(self._inputs))}")
         if faults:
             raise DataError("; ".join(faults))
+
+    def repeated(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """A call that runs the model on `inputs` again and copies nothing in or out; for measurements.
+
+        Raises:
+            DataError, RuntimeLoadError: As `run`.
+        """
+        outputs = self.run(inputs)
+        if self._has_text:  # strings have no memory that can be bound
+            return functools.partial(self.run, dict(inputs))
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+        try:  # without Python code around the call; these are private, so they can be missing
+            return functools.partial(self._session._sess.run_with_iobinding, binding._iobinding, None)
+        except AttributeError:
+            return functools.partial(self._session.run_with_iobinding, binding)
+
+    def end_profile(self) -> Path:
+        """Write the profile and return its path; only with `profile`."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Free the model."""

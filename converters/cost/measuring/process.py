@@ -1,0 +1,150 @@
+"""Starts the process that is measured, here or emulated, and sends it jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+import numpy as np
+
+import converters
+import edgekit
+from converters.cost.emulated.folder import arm_folder, counting_command, missing, prepare_command
+from converters.cost.measuring.messages import Job, Outcome
+from edgekit.errors import RuntimeLoadError, UnavailableError
+from edgekit.tensors import Array
+
+HOST = "host"
+MODULE = "converters.cost.measuring.subject"
+ERROR_LINES = 5
+
+
+class Measuring:
+    """The process that is measured; use it as a context manager. Not safe for concurrent calls.
+
+    Args:
+        where: `HOST`, or an ARM core that is emulated.
+
+    Raises:
+        UnavailableError: The core cannot be emulated here.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        if where != HOST and (lacking := missing()):
+            what, advice = lacking
+            raise UnavailableError(f"instructions of {where} cannot be counted: {what}", advice=advice)
+        self._folder = tempfile.TemporaryDirectory(prefix="edgekit-measure-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Measuring:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+        self._folder.cleanup()
+
+    def measure(
+        self, path: Path, runtime: str, inputs: Mapping[str, Array], *, layers: bool = False, seconds: float = 0.0
+    ) -> Outcome:
+        """Measure one artifact with its own inputs of one row; see `subject.measure`.
+
+        Raises:
+            RuntimeLoadError: The artifact cannot be loaded or run there.
+            UnavailableError: The process cannot be started.
+        """
+        arrays = Path(self._folder.name) / "inputs.npz"
+        np.savez(arrays, **inputs)  # type: ignore[arg-type]
+        job = Job(path=str(path.absolute()), runtime=runtime, inputs=str(arrays), layers=layers, seconds=seconds)
+        line = self._answer(msgspec.json.encode(job))
+        if line is None:
+            status, text = self._end(), self._errors()
+            raise RuntimeLoadError(
+                f"{path.name} ended its process on {self._where} with {_reason(status)}. {text}".strip()
+            )
+        outcome = msgspec.json.decode(line, type=Outcome)
+        if outcome.fault:
+            raise RuntimeLoadError(f"{path.name} on {self._where}: {outcome.fault}")
+        return outcome
+
+    def _answer(self, request: bytes) -> bytes | None:
+        """The answer to a request; None where the process ended."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(request + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return process.stdout.readline() or None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folder = Path(self._folder.name)
+        command, environment = [sys.executable, "-m", MODULE], dict(os.environ)
+        if self._where != HOST:
+            home = arm_folder()
+            environment |= {
+                "PYTHONPATH": f"{home / 'site'}:{_code(home)}",
+                "PYTHONPYCACHEPREFIX": str(home / "pycache"),  # compiling all of it takes 15 s
+                "PYTHONHASHSEED": "0",  # the same count each time
+            }
+            for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+                environment.pop(name, None)
+            command = [*counting_command(home, self._where), "-P", "-m", MODULE, "--emulated"]
+        with (folder / "errors").open("wb") as errors:
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+                )
+            except OSError as error:
+                raise UnavailableError(
+                    f"{self._where} cannot be emulated: {error}", advice=f"Run again: {prepare_command()}"
+                ) from error
+        return self._process
+
+    def _end(self) -> int:
+        """End the process and return its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.close()
+            return process.wait(timeout=0.5)
+        except (OSError, subprocess.TimeoutExpired):
+            process.kill()
+            return process.wait()
+        finally:
+            process.stdout.close()
+
+    def _errors(self) -> str:
+        text = (Path(self._folder.name) / "errors").read_text(errors="replace")
+        return "\n".join(text.strip().splitlines()[-ERROR_LINES:])
+
+
+def _code(home: Path) -> Path:
+    """A folder with this edgekit's code, without the packages beside it, which are for this machine's processor."""
+    sources = [Path(str(package.__file__)).parent for package in (edgekit, converters)]
+    folder = home / "code" / hashlib.sha256(str(sources).encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        with contextlib.suppress(FileExistsError):
+            (folder / source.name).symlink_to(source)
+    return folder
+
+
+def _reason(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"

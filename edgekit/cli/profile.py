@@ -1,0 +1,89 @@
+"""`edgekit profile`: instructions, memory and time of a bundle's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
+from edgekit.cli.common.native_output import native_output_hidden
+
+if TYPE_CHECKING:
+    from converters.cost.profile import Profile
+
+PLACES = ("cortex-a53", "cortex-a72", "cortex-a76", "host")
+SHOWN_LAYERS = 30
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--on", "where", type=click.Choice(PLACES), required=True, help="An emulated ARM core, or this machine.")
+@json_option
+def profile(bundle: Path, where: str, as_json: bool) -> None:
+    """Measure one inference of a bundle: instructions and memory on an ARM core, or time and memory here.
+
+    An ARM core is emulated: the runtime's real aarch64 package runs there, and its instructions are counted. Emulated
+    time says nothing about a board, so it is not shown. The emulator is set up by `make arm` in a source tree, and by
+    `python -m converters.cost.emulated.prepare` elsewhere.
+
+    \b
+    Examples:
+      edgekit profile bundles/digits-1.0.0-raspberry-pi-4 --on cortex-a72
+      edgekit profile bundles/digits-1.0.0-raspberry-pi-4 --on host --json
+    """
+    with needs_extra("convert"):
+        from converters.cost.profile import MEMORY_MEANING, profile_bundle
+
+    with step(f"measuring on {'this machine' if where == 'host' else f'an emulated {where}'}"), native_output_hidden():
+        result = profile_bundle(bundle, where)
+    if as_json:
+        print_json(result)
+        return
+    print_table(["fact", "value"], _facts(result))
+    note(f"memory: {MEMORY_MEANING}")
+    _print_layers(result)
+
+
+def _facts(result: Profile) -> list[tuple[str, str]]:
+    emulated = result.on != "host"
+    facts = [
+        ("bundle", result.bundle),
+        ("on", f"{result.on}, emulated" if emulated else "this machine"),
+        ("runtime", f"{result.runtime}, one thread, one row"),
+    ]
+    if result.instructions is None:
+        facts.append(("instructions", result.not_counted))
+    else:
+        facts.append(("instructions", f"{result.instructions:,.0f} an inference"))
+    if result.p50_ms is not None and result.p95_ms is not None:
+        facts.append(
+            ("time", f"{result.p50_ms:.3g} ms (p50), {result.p95_ms:.3g} ms (p95) of {result.timed_runs} runs")
+        )
+    facts.append(("memory", f"{result.memory_bytes / 2**20:.2f} MiB"))
+    if result.estimate is not None:
+        cost = result.estimate
+        compared = ""
+        if emulated and result.instructions and cost.unit == "instructions":
+            compared = f", {cost.value / result.instructions - 1.0:+.1%} against the count"
+        facts.append(("cost in the manifest", f"{cost.value:,.0f} {cost.unit} ({cost.kind}{compared})"))
+    return facts
+
+
+def _print_layers(result: Profile) -> None:
+    if result.layers is None:
+        if result.no_layers:
+            note(f"no layers: {result.no_layers}")
+        return
+    click.echo()
+    total = sum(layer.instructions for layer in result.layers) or 1
+    largest = sorted(result.layers, key=lambda layer: -layer.instructions)[:SHOWN_LAYERS]
+    rows = [
+        (layer.name, layer.kernel, f"{layer.instructions:,}", f"{layer.instructions / total:.1%}")
+        for layer in result.layers
+        if layer in largest
+    ]
+    print_table(["layer", "kernel", "instructions", "share"], rows)
+    if len(result.layers) > len(rows):
+        note(f"{len(result.layers) - len(rows)} smaller layers are left out; --json has all of them")

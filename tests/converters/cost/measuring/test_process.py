@@ -1,0 +1,129 @@
+"""The process that is measured, on this machine, with real runtimes and small models."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from converters.cost.measuring.counters import Memory, kernel_counter
+from converters.cost.measuring.layers import LayersError
+from converters.cost.measuring.layers import _nodes as nodes
+from converters.cost.measuring.messages import Layer
+from converters.cost.measuring.process import HOST, Measuring
+from converters.cost.measuring.subject import without_profiler
+from edgekit.errors import RuntimeLoadError
+from tests.simulators.small_models import litert_model, onnx_model
+
+X = {"x": np.ones((1, 3), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    with Measuring(HOST) as measuring:
+        yield measuring
+
+
+@pytest.mark.parametrize(("runtime", "name"), [("litert", "m.tflite"), ("onnxruntime", "m.onnx")])
+def test_both_runtimes_are_measured(measuring, tmp_path, runtime, name):
+    """Times ascend, and instructions are counted, or the outcome says why not."""
+    path = tmp_path / name
+    path.write_bytes(litert_model() if runtime == "litert" else onnx_model(batch=1))
+    outcome = measuring.measure(path, runtime, X, seconds=0.02)
+    assert len(outcome.milliseconds) >= 20
+    assert list(outcome.milliseconds) == sorted(outcome.milliseconds)
+    assert outcome.memory_bytes >= 0
+    assert "numpy" in outcome.versions
+    if outcome.instructions is None:
+        assert outcome.not_counted.startswith("not counted: ")
+    else:
+        assert outcome.instructions > 100
+
+
+def test_more_weights_need_more_memory(measuring, tmp_path):
+    """The memory is the model's: 8 MB of weights are seen."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "large.onnx"
+    path.write_bytes(_large(rng.normal(size=(1024, 2048)).astype(np.float32)))
+    outcome = measuring.measure(path, "onnxruntime", {"x": np.ones((1, 1024), np.float32)})
+    assert 8e6 < outcome.memory_bytes < 60e6
+
+
+def _large(weights):
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1024]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2048]),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def test_a_damaged_model_is_an_error_and_the_next_one_is_measured(measuring, tmp_path):
+    """The runtime's message reaches the caller, and the process goes on."""
+    bad, good = tmp_path / "bad.onnx", tmp_path / "good.onnx"
+    bad.write_bytes(b"nothing")
+    good.write_bytes(onnx_model(batch=1))
+    with pytest.raises(RuntimeLoadError, match=r"bad\.onnx"):
+        measuring.measure(bad, "onnxruntime", X)
+    assert measuring.measure(good, "onnxruntime", X).runs >= 0
+
+
+def test_a_process_that_dies_is_named_and_started_again(tmp_path):
+    """A crash of a runtime is an error of this artifact only."""
+    path = tmp_path / "good.onnx"
+    path.write_bytes(onnx_model(batch=1))
+    with Measuring(HOST) as measuring:
+        measuring.measure(path, "onnxruntime", X)
+        assert measuring._process is not None
+        os.kill(measuring._process.pid, signal.SIGSEGV)
+        measuring._process.wait()
+        with pytest.raises(RuntimeLoadError, match="ended its process on host with signal SIGSEGV"):
+            measuring.measure(path, "onnxruntime", X)
+        measuring.measure(path, "onnxruntime", X)
+
+
+def test_the_kernel_counts_or_says_why_not():
+    """A virtual machine often has no counter; where there is one, it rises."""
+    counter = kernel_counter()
+    if isinstance(counter, str):
+        assert counter.startswith("not counted: ")
+    else:
+        assert counter() < counter()
+
+
+def test_memory_is_that_of_pages_that_were_touched(tmp_path):
+    """16 MB of written pages are seen at their peak, after they were freed too."""
+    memory = Memory(tmp_path / "model", emulated=False)
+    pages = np.ones(4 << 20, np.float32)
+    del pages
+    assert memory.peak() > 14e6
+
+
+def test_the_profilers_own_work_is_taken_off_each_node():
+    """ONNX Runtime writes its profile within the nodes' time; the sum of the nodes is then that of a plain run."""
+    layers = [Layer("a", "Conv", 1_020_000), Layer("b", "Relu", 60_000), Layer("c", "Gemm", 220_000)]
+    assert [layer.instructions for layer in without_profiler(layers, 1_240_000.0)] == [1_000_000, 40_000, 200_000]
+    assert [layer.instructions for layer in without_profiler(layers, 100.0)] == [960_000, 0, 160_000]
+
+
+def test_only_the_last_run_of_a_profile_counts():
+    """The first runs are slower; a profile without runs is an error."""
+    events = [
+        {"cat": "Node", "name": "a_kernel_time", "dur": 9, "args": {"op_name": "Conv"}},
+        {"cat": "Session", "name": "model_run", "dur": 10},
+        {"cat": "Node", "name": "a_fence_before", "dur": 0, "args": {"op_name": "Conv"}},
+        {"cat": "Node", "name": "a_kernel_time", "dur": 5, "args": {"op_name": "Conv"}},
+        {"cat": "Session", "name": "model_run", "dur": 6},
+    ]
+    assert list(nodes(events)) == [Layer("a", "Conv", 5)]
+    with pytest.raises(LayersError):
+        list(nodes(events[:2]))
