@@ -29,6 +29,7 @@ from benchmarks.wild_models import FOLDER, MODELS, TOOL_MARK, Wild, prepare
 TARGETS = ("raspberry-pi-4", "raspberry-pi-5", "jetson-orin", "coral-edgetpu")
 MAX_DROP = 0.01  # the default of --max-drop, and the quality that a stock file must keep
 WIDE_DROP = 0.1  # where no candidate keeps MAX_DROP
+ITSELF = "ONNX file itself"  # the source among the stock files
 REFUSED = 3  # exit status: no candidate meets the budget
 MAX_BYTES, MAX_SECONDS = 3 << 30, 600.0
 LIMIT_SECONDS, STOCK_SECONDS = 2400.0, 5400.0
@@ -230,7 +231,9 @@ def _lines(result: Result) -> list[Figure]:
 
 
 def _stock_converts(result: Result) -> bool:
-    return any("bytes" in one for tool, one in result["stock"].items() if tool != "ONNX file itself")
+    """True if a stock tool made a file for the target: for the Edge TPU, one of static int8."""
+    integers = "static" if result["target"] == "coral-edgetpu" else ""
+    return any("bytes" in one and integers in tool for tool, one in result["stock"].items() if tool != ITSELF)
 
 
 def _best_stock(result: Result) -> int | None:
@@ -239,21 +242,25 @@ def _best_stock(result: Result) -> int | None:
     As near means that its farthest output is no farther than ours, or within the budget.
     """
     limit = max(MAX_DROP, *result["distances"].values())
-    suffix = _onnx_tools if result["target"] == "jetson-orin" else _litert_tools
+    fits = {"jetson-orin": _onnx_tools, "coral-edgetpu": _integer_tools}.get(result["target"], _litert_tools)
     sizes = [
         one["bytes"]
         for tool, one in result["stock"].items()
-        if "bytes" in one and suffix(tool) and max(one["distances"].values()) <= limit
+        if "bytes" in one and fits(tool) and max(one["distances"].values()) <= limit
     ]
     return min(sizes, default=None)
 
 
 def _onnx_tools(tool: str) -> bool:
-    return tool.startswith(("onnxruntime", "tf2onnx", "ONNX file"))
+    return tool.startswith(("onnxruntime", "tf2onnx", ITSELF))
 
 
 def _litert_tools(tool: str) -> bool:
     return not _onnx_tools(tool)
+
+
+def _integer_tools(tool: str) -> bool:
+    return _litert_tools(tool) and "static" in tool
 
 
 def _ratio(result: Result) -> float | None:

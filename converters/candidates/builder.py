@@ -208,7 +208,7 @@ class CandidateBuilder:
         by_layer: dict[int, list[Sensitivity]] = {}
         with self._step(f"sensitivity of {len(layers)} layers") as progress:
             context = self._context
-            expected = float_answers(context.base_graph(context.fixed, pruned=pruned), context.samples)
+            expected = float_answers(context.base_graph(context.fixed, pruned=pruned), context.samples, layers)
             measured = context.calibration_of(Recipe(STATIC, prune=PRUNED), context.fixed) if pruned else None
             own = measured.coarser(COARSER_STEPS) if measured else None
             tasks = [(layer, expected, pruned, own) for layer in layers]

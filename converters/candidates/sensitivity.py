@@ -17,7 +17,8 @@ from converters.graph.graph import Graph, attributes, label
 from converters.quality.divergence import divergence
 from edgekit.tensors import Array
 
-SENSITIVITY_ROWS = 32
+MOST_ROWS, LEAST_ROWS = 32, 8
+MOST_MACS = 1e12  # of all scores of a model; the scores only order the search, and few large samples suffice for that
 LEVELS8, LEVELS4 = 127, 7
 RATIOS = (0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the largest weight at which 4-bit weights may be clipped
 
@@ -36,9 +37,14 @@ class Sensitivity(msgspec.Struct, frozen=True):
     int4: float | None
 
 
-def float_answers(graph: Graph, samples: Samples) -> dict[str, Array]:
-    """The reference for `sensitivities`: the answers of `graph` to the first rows of `samples`."""
-    return graph.run(samples.take(slice(0, SENSITIVITY_ROWS)).inputs)
+def float_answers(graph: Graph, samples: Samples, layers: Sequence[Layer]) -> dict[str, Array]:
+    """The reference for `sensitivities` of `layers`: answers of `graph` to the first 8 to 32 rows of `samples`.
+
+    Two scores of each layer run the whole graph, so the rows are fewer where a row costs much.
+    """
+    macs = 2 * len(layers) * sum(layer.macs for layer in layers)
+    rows = min(MOST_ROWS, max(LEAST_ROWS, int(MOST_MACS // max(1, macs))))
+    return graph.run(samples.take(slice(0, rows)).inputs)
 
 
 def sensitivities(
@@ -49,7 +55,7 @@ def sensitivities(
     judged: tuple[str, Sequence[str]],
     expected: Mapping[str, Array],
 ) -> Iterator[Sensitivity]:
-    """Score each of `layers` on the first rows of `samples`, the calibration split.
+    """Score each of `layers` on the rows of `samples`, the calibration split, that `expected` answers.
 
     Args:
         graph: The graph with the nodes that `layers` name.
@@ -59,7 +65,7 @@ def sensitivities(
         judged: The output that holds class scores, empty without classes, and all outputs that count.
         expected: Result of `float_answers`.
     """
-    inputs = samples.take(slice(0, SENSITIVITY_ROWS)).inputs
+    inputs = samples.take(slice(0, len(next(iter(expected.values()))))).inputs
     nodes = {label(node): node for node in graph.nodes}
     ranges = calibration.ranges()
 

@@ -162,7 +162,12 @@ def test_sensitivity_finds_the_layer_that_cannot_be_quantized():
     samples = Samples({"x": np.random.default_rng(1).normal(0, 1, (40, 3, 16, 16)).astype(np.float32)}, None)
     found = list(
         sensitivities(
-            graph, layers_of(graph), samples, calibrate(graph, samples), ("y", ["y"]), float_answers(graph, samples)
+            graph,
+            layers_of(graph),
+            samples,
+            calibrate(graph, samples),
+            ("y", ["y"]),
+            float_answers(graph, samples, layers_of(graph)),
         )
     )
     assert [score.layer.name for score in found] == [layer.name for layer in layers_of(graph)]
