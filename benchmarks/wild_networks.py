@@ -115,13 +115,20 @@ def _block(x: Any, mask: Any, width: int, heads: int, *, causal: bool, name: str
     )
 
 
-def encoder(tokens: int = TOKENS, vocabulary: int = VOCABULARY, width: int = 64, heads: int = 4, depth: int = 4) -> Any:
-    """A BERT-like encoder: the mean of the last layer over the tokens that the mask keeps, of length 1."""
+def encoder(
+    vocabulary: int = VOCABULARY, width: int = 64, heads: int = 4, depth: int = 4, positions: Any = None
+) -> Any:
+    """A BERT-like encoder: the mean of the last layer over the tokens that the mask keeps, of length 1.
+
+    `positions` (tokens, width) is added to the embeddings of the words; None adds random values.
+    """
     from keras import Input, Model, layers, ops
 
+    if positions is None:
+        positions = layers.Embedding(TOKENS, width)(ops.arange(TOKENS))
+    tokens = len(positions)
     ids = Input((tokens,), dtype="int32", name="input_ids")
     mask = Input((tokens,), dtype="int32", name="attention_mask")
-    positions = layers.Embedding(tokens, width, name="positions")(ops.arange(tokens))
     x = layers.Embedding(vocabulary, width, name="words")(ids) + positions
     x = layers.LayerNormalization(epsilon=1e-12, name="norm")(x)
     kept = layers.Reshape((1, tokens))(mask)
@@ -147,7 +154,10 @@ def decoder() -> Any:
 def minilm(folder: Path) -> Any:
     """all-MiniLM-L6-v2 with its own weights, for 128 tokens."""
     width, heads, depth = 384, 12, 6
-    model, weights = encoder(128, 30522, width, heads, depth), read_safetensors(folder / "model.safetensors")
+    weights = read_safetensors(folder / "model.safetensors")
+    kinds = weights["embeddings.token_type_embeddings.weight"][0]  # every token has the first kind
+    positions = weights["embeddings.position_embeddings.weight"][:128] + kinds
+    model = encoder(30522, width, heads, depth, positions)
 
     def give(layer: str, *values: Any) -> None:
         model.get_layer(layer).set_weights(list(values))
@@ -155,9 +165,7 @@ def minilm(folder: Path) -> Any:
     def norm(layer: str, name: str) -> None:
         give(layer, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    kinds = weights["embeddings.token_type_embeddings.weight"][0]  # every token has the first kind
     give("words", weights["embeddings.word_embeddings.weight"])
-    give("positions", weights["embeddings.position_embeddings.weight"][:128] + kinds)
     norm("norm", "embeddings.LayerNorm")
     for index in range(depth):
         of = f"encoder.layer.{index}."

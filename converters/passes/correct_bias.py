@@ -14,7 +14,8 @@ import numpy as np
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
-from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
+from converters.passes.frontier import Frontier
+from converters.passes.weights import Dense, dense_layers, read_by_one, with_layer
 from edgekit.tensors import Array
 
 BIAS_ROWS = 64  # at most this many rows for the means
@@ -33,7 +34,7 @@ class CorrectBias:
     name = "correct-bias"
 
     def __init__(self, samples: Samples, *, exact: Collection[str] = (), per_channel: bool = True) -> None:
-        self._samples = samples.take(slice(0, BIAS_ROWS))
+        self._samples = samples
         self._exact = frozenset(exact)
         self._per_channel = per_channel
         self._weights: dict[str, Array] = {}
@@ -49,8 +50,9 @@ class CorrectBias:
         for layer in dense_layers(graph):
             if layer.name not in self._exact:
                 rounded = with_layer(rounded, layer, rounded_8(layer.matrix, per_channel=self._per_channel), None)
+        before, behind = (Frontier(graph, self._samples, BIAS_ROWS) for _ in range(2))
         for layer in _correctable(graph):
-            shift = _mean(graph, layer, self._samples) - _mean(rounded, layer, self._samples)
+            shift = _mean(before, graph, layer) - _mean(behind, rounded, layer)
             name = layer.bias_name()
             old = np.zeros(len(shift)) if name is None else graph.constants[name].astype(np.float64).ravel()
             corrected = with_layer(corrected, layer, layer.matrix, old + shift)
@@ -82,10 +84,11 @@ def _correctable(graph: Graph) -> list[Dense]:
     ]
 
 
-def _mean(graph: Graph, layer: Dense, samples: Samples) -> Array:
-    """The mean of each output channel over `samples` (O,)."""
+def _mean(frontier: Frontier, graph: Graph, layer: Dense) -> Array:
+    """The mean of each output channel over the rows of `frontier` (O,), which moves to the layer's input."""
+    frontier.move(graph, layer.node.input[0])
     total, count = np.zeros(len(layer.matrix)), 0
-    for y in tensor_rows(graph, layer.output, samples):
+    for y in frontier.rows(graph, layer.output):
         results = layer.results(y)
         total += results.sum(axis=0, dtype=np.float64)
         count += len(results)

@@ -22,7 +22,7 @@ import numpy as np
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph, attributes
-from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_constants
+from converters.passes.weights import Dense, dense_layers, read_by_one, tensors_of_rows, with_constants
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
@@ -78,7 +78,7 @@ class Equalize:
             ConversionError: The new weights are not all finite.
         """
         all_pairs = pairs(graph)
-        reach = {id(pair): _reach(graph, pair, self._samples) for pair in all_pairs}
+        reach = {id(pair): one for pair, one in zip(all_pairs, _reach(graph, all_pairs, self._samples), strict=True)}
         matrices = {layer.name: layer.matrix for pair in all_pairs for layer in (pair.first, pair.second)}
         biases = {pair.first.name: _bias(graph, pair.first) for pair in all_pairs}
         for _ in range(ROUNDS):
@@ -102,8 +102,8 @@ class Equalize:
 
     def holds(self, graph: Graph) -> bool:
         """Every pair is equalized, as far as the limit of factors allows."""
-        for pair in pairs(graph):
-            now = _reach(graph, pair, self._samples)
+        all_pairs = pairs(graph)
+        for pair, now in zip(all_pairs, _reach(graph, all_pairs, self._samples), strict=True):
             factors = _factors(now, _columns(pair, pair.second.matrix))
             if np.median(np.maximum(factors, 1 / factors)) > BALANCED:
                 return False
@@ -192,17 +192,18 @@ def _commutes(graph: Graph, node: Any, images: bool) -> bool:
     return node.op_type in (IMAGES if images else ANY_RANK)
 
 
-def _reach(graph: Graph, pair: Pair, samples: Samples | None) -> Array:
-    """The reach of each channel between the two layers: its largest absolute value or weight (C,)."""
+def _reach(graph: Graph, all_pairs: list[Pair], samples: Samples | None) -> list[Array]:
+    """By pair, the reach of each channel between its layers: the largest absolute value or weight (C,)."""
     if samples is None:
-        largest: Array = np.abs(pair.first.matrix).max(axis=1)
-        return largest
-    reach = np.zeros(pair.channels)
-    node = pair.second.node
-    for x in tensor_rows(graph, node.input[0], samples):
-        others = (0, *range(2, x.ndim)) if node.op_type == "Conv" else tuple(range(x.ndim - 1))
-        reach = np.maximum(reach, np.abs(x).max(axis=others))
-    return reach[pair.read]
+        return [np.abs(pair.first.matrix).max(axis=1) for pair in all_pairs]
+    reach = [np.zeros(pair.channels) for pair in all_pairs]
+    for values in tensors_of_rows(graph, [pair.second.node.input[0] for pair in all_pairs], samples):
+        for i, pair in enumerate(all_pairs):
+            node = pair.second.node
+            x = values[node.input[0]]
+            others = (0, *range(2, x.ndim)) if node.op_type == "Conv" else tuple(range(x.ndim - 1))
+            reach[i] = np.maximum(reach[i], np.abs(x).max(axis=others))
+    return [one[pair.read] for one, pair in zip(reach, all_pairs, strict=True)]
 
 
 def _columns(pair: Pair, matrix: Array) -> Array:

@@ -18,7 +18,8 @@ from scipy import linalg
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
-from converters.passes.weights import Dense, dense_layers, read_by_one, tensor_rows, with_layer
+from converters.passes.frontier import Frontier
+from converters.passes.weights import Dense, dense_layers, read_by_one, with_layer
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
@@ -41,7 +42,7 @@ class RoundWeights:
 
     def __init__(self, layers: Sequence[str], samples: Samples | None = None) -> None:
         self._layers = frozenset(layers)
-        self._samples = samples.take(slice(0, ROUNDING_ROWS)) if samples is not None else None
+        self._samples = samples
 
     def applies(self, graph: Graph) -> bool:
         """True if at least one layer is named.
@@ -58,14 +59,13 @@ class RoundWeights:
     def run(self, graph: Graph) -> Graph:
         """The graph with rounded weights and fitted biases."""
         rounded, done = graph, set[str]()
+        fit = _Fit(graph, self._samples) if self._samples is not None else None
         for layer in [layer for layer in dense_layers(graph) if layer.name in self._layers]:
             if layer.weight_name in done:
                 continue
             done.add(layer.weight_name)
-            fitted = self._samples is not None and layer.matrix.shape[1] <= WIDEST
-            if fitted and read_by_one(graph, layer.weight_name):
-                assert self._samples is not None
-                rounded = _fitted(graph, rounded, layer, self._samples)
+            if fit is not None and layer.matrix.shape[1] <= WIDEST and read_by_one(graph, layer.weight_name):
+                rounded = fit.fitted(rounded, layer)
             else:
                 rounded = with_layer(rounded, layer, nearest(layer.matrix), None)
         return rounded
@@ -142,39 +142,52 @@ def _swept(work: Array, scales: Array, factor: Array) -> Array:
     return integers
 
 
-def _fitted(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> Graph:
-    """Fit one layer to the outputs of the float layer, round it, and fit its bias again."""
-    old = layer.matrix
-    moments, cross, mean_x, mean_y = _moments(graph, rounded, layer, samples)
-    with_bias = layer.can_have_bias
-    if with_bias:
-        moments_fit = moments - np.outer(mean_x, mean_x)
-        cross_fit = cross - np.outer(mean_x, mean_y)
-    else:
-        moments_fit, cross_fit = moments, cross
-    ridge = np.eye(len(moments)) * max(RIDGE * float(np.diag(moments).mean()), 1e-12)
-    fitted = linalg.solve(moments_fit + ridge, cross_fit + ridge @ old.T, assume_a="pos").T
-    matrix = gptq(fitted, moments_fit if with_bias else moments)
-    bias = mean_y - matrix @ mean_x if with_bias else None
-    return with_layer(rounded, layer, matrix, bias)
+class _Fit:
+    """Fits and rounds one layer after another.
 
+    Args:
+        graph: The float graph.
+        samples: The model's inputs (N, ...).
+    """
 
-def _moments(graph: Graph, rounded: Graph, layer: Dense, samples: Samples) -> tuple[Array, Array, Array, Array]:
-    """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float graph."""
-    outputs, inputs = layer.matrix.shape
-    moments, cross = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
-    sum_x, sum_y, count = np.zeros(inputs), np.zeros(outputs), 0
-    per_row = -(-PLACES * max(inputs, 64) // len(samples))
-    rng = np.random.default_rng(0)
-    source = tensor_rows(rounded, layer.node.input[0], samples)
-    for x, y in zip(source, tensor_rows(graph, layer.output, samples), strict=True):
-        features, results = layer.features(x).astype(np.float64), layer.results(y).astype(np.float64)
-        if len(features) > per_row:
-            picked = rng.choice(len(features), per_row, replace=False)
-            features, results = features[picked], results[picked]
-        moments += features.T @ features
-        cross += features.T @ results
-        sum_x += features.sum(axis=0)
-        sum_y += results.sum(axis=0)
-        count += len(features)
-    return moments / count, cross / count, sum_x / count, sum_y / count
+    def __init__(self, graph: Graph, samples: Samples) -> None:
+        self._graph = graph
+        self._before, self._behind = (Frontier(graph, samples, ROUNDING_ROWS) for _ in range(2))
+
+    def fitted(self, rounded: Graph, layer: Dense) -> Graph:
+        """Fit a layer of `rounded` to the outputs of the float layer, round it, and fit its bias again."""
+        old = layer.matrix
+        moments, cross, mean_x, mean_y = self._moments(rounded, layer)
+        with_bias = layer.can_have_bias
+        if with_bias:
+            moments_fit = moments - np.outer(mean_x, mean_x)
+            cross_fit = cross - np.outer(mean_x, mean_y)
+        else:
+            moments_fit, cross_fit = moments, cross
+        ridge = np.eye(len(moments)) * max(RIDGE * float(np.diag(moments).mean()), 1e-12)
+        fitted = linalg.solve(moments_fit + ridge, cross_fit + ridge @ old.T, assume_a="pos").T
+        matrix = gptq(fitted, moments_fit if with_bias else moments)
+        bias = mean_y - matrix @ mean_x if with_bias else None
+        return with_layer(rounded, layer, matrix, bias)
+
+    def _moments(self, rounded: Graph, layer: Dense) -> tuple[Array, Array, Array, Array]:
+        """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float graph."""
+        outputs, inputs = layer.matrix.shape
+        moments, cross = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+        sum_x, sum_y, count = np.zeros(inputs), np.zeros(outputs), 0
+        self._before.move(self._graph, layer.node.input[0])
+        self._behind.move(rounded, layer.node.input[0])
+        per_row = -(-PLACES * max(inputs, 64) // self._before.count)
+        rng = np.random.default_rng(0)
+        source, wanted = self._behind.rows(rounded, layer.node.input[0]), self._before.rows(self._graph, layer.output)
+        for x, y in zip(source, wanted, strict=True):
+            features, results = layer.features(x).astype(np.float64), layer.results(y).astype(np.float64)
+            if len(features) > per_row:
+                picked = rng.choice(len(features), per_row, replace=False)
+                features, results = features[picked], results[picked]
+            moments += features.T @ features
+            cross += features.T @ results
+            sum_x += features.sum(axis=0)
+            sum_y += results.sum(axis=0)
+            count += len(features)
+        return moments / count, cross / count, sum_x / count, sum_y / count

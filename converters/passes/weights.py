@@ -6,7 +6,7 @@ Passes that change weights use these functions. A Graph is immutable, so each wr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,37 +161,21 @@ def read_by_one(graph: Graph, name: str) -> bool:
     return sum(list(node.input).count(name) for node in graph.nodes) == 1
 
 
-def tensor_rows(graph: Graph, tensor: str, samples: Samples) -> Iterator[Array]:
-    """The values of one tensor of `graph` (batch 1) for each row of `samples`."""
-    if tensor in samples.inputs:
-        yield from (samples.inputs[tensor][row : row + 1] for row in range(len(samples)))
-        return
-    runtime = OnnxRuntime(_until(graph, tensor).SerializeToString(), threads=1)
-    wanted = {spec.name for spec in runtime.inputs}
+def tensors_of_rows(graph: Graph, tensors: Collection[str], samples: Samples) -> Iterator[dict[str, Array]]:
+    """The values of `tensors` of `graph` (batch 1) for each row of `samples`; they may be inputs."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    made = dict.fromkeys(name for name in tensors if name not in samples.inputs)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
+    runtime = OnnxRuntime(model.SerializeToString(), threads=1) if made else None
     try:
         for row in range(len(samples)):
-            inputs = {name: value[row : row + 1] for name, value in samples.inputs.items() if name in wanted}
-            yield runtime.run(inputs)[tensor]
+            inputs = {name: value[row : row + 1] for name, value in samples.inputs.items()}
+            yield inputs | (runtime.run(inputs) if runtime else {})
     finally:
-        runtime.close()
-
-
-def _until(graph: Graph, tensor: str) -> onnx.ModelProto:
-    """The part of `graph` that computes `tensor`, as a model."""
-    needed, nodes = {tensor}, []
-    for node in reversed(graph.nodes):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(node.input)
-    model = onnx.ModelProto()
-    model.ir_version = graph.model.ir_version
-    model.opset_import.extend(graph.model.opset_import)
-    model.graph.name = "part"
-    model.graph.node.extend(reversed(nodes))
-    model.graph.initializer.extend(t for t in graph.model.graph.initializer if t.name in needed)
-    model.graph.input.extend(v for v in graph.model.graph.input if v.name in needed)
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
-    return model
+        if runtime:
+            runtime.close()
 
 
 def _added_bias(graph: Graph, node: Any) -> Any:

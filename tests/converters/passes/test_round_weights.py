@@ -8,7 +8,7 @@ from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.passes.contract import run_pass
 from converters.passes.round_weights import INT4_LEVELS, RoundWeights, gptq, is_rounded, nearest
-from converters.passes.weights import dense_layers, tensor_rows
+from converters.passes.weights import dense_layers, tensors_of_rows
 from edgekit.errors import ConversionError
 from tests.simulators.models import model_of
 
@@ -54,7 +54,8 @@ def test_a_layer_is_its_patches_times_its_matrix(samples):
     graph = chain()
     one = samples.take(slice(0, 1))
     for layer in dense_layers(graph):
-        (x,), (y,) = tensor_rows(graph, layer.node.input[0], one), tensor_rows(graph, layer.output, one)
+        [values] = tensors_of_rows(graph, (layer.node.input[0], layer.output), one)
+        x, y = values[layer.node.input[0]], values[layer.output]
         name = layer.bias_name()
         bias = graph.constants[name] if name else 0.0
         np.testing.assert_allclose(layer.features(x) @ layer.matrix.T + bias, layer.results(y), atol=1e-5)
