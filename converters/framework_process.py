@@ -9,6 +9,7 @@ another process, because both frameworks bring copies of the same libraries.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -25,7 +26,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from converters.foreign_text import named
-from converters.machine import memory_limit, processes_killed_for_memory, resident_bytes
+from converters.machine import memory_limit, processes_killed_for_memory, resident_bytes, return_memory
 from edgekit.errors import ConversionError, EdgekitError, MissingExtraError
 
 # The functions that a child can run. Other names are refused.
@@ -260,6 +261,9 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         except EOFError:
             return
         _send(replies, _answer(name, arguments))
+        del arguments
+        gc.collect()
+        return_memory()
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -29,7 +29,13 @@ from threadpoolctl import threadpool_limits
 
 from converters.candidates.cpu_load import CpuLoad
 from converters.candidates.task_context import TaskContext
-from converters.machine import free_memory_bytes, memory_limit, processes_killed_for_memory, resident_bytes
+from converters.machine import (
+    free_memory_bytes,
+    memory_limit,
+    processes_killed_for_memory,
+    resident_bytes,
+    return_memory,
+)
 from edgekit.errors import ConversionError, EdgekitError
 
 ONE_CORE = 1.5  # up to this many free cores, a second process would mostly wait
@@ -240,6 +246,7 @@ def _run(work: Callable[..., Any], index: int, task_context: TaskContext, argume
             result = work(task_context, *arguments)
         except EdgekitError as error:  # the caller decides what to do with it
             result = error
+    return_memory()
     return index, time.monotonic() - begun, result
 
 

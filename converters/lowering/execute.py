@@ -33,13 +33,16 @@ from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.signs import never_negative
 from converters.lowering.values import Value, of
+from converters.lowering.weights import Weights
 from edgekit.errors import UnsupportedOpError
 
 
-def execute(graph: Graph, values: dict[str, Value], *, loops: bool = False) -> list[Value]:
+def execute(
+    graph: Graph, values: dict[str, Value], *, loops: bool = False, weights: Weights | None = None
+) -> list[Value]:
     """The outputs of `graph`; `values` holds its inputs and receives all other values.
 
-    With `loops`, recurrent layers stay loops instead of being unrolled.
+    With `loops`, recurrent layers stay loops instead of being unrolled. `weights` holds large weights as variables.
 
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
@@ -55,6 +58,7 @@ def execute(graph: Graph, values: dict[str, Value], *, loops: bool = False) -> l
             "never_negative": tuple(name in positive for name in node.input),
             "used": [name in read for name in node.output],
             "loops": loops,
+            "variable": weights.of(label(node)) if weights else _unchanged,
         }
         results = _folded(node, inputs, graph.opset) or _lowered(node, inputs, more)
         values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
@@ -78,6 +82,10 @@ def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tup
             node, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         ) from error
     return result if isinstance(result, tuple) else (result,)
+
+
+def _unchanged(values: Any) -> Any:
+    return values
 
 
 def _cannot(node: Any, why: str) -> UnsupportedOpError:

@@ -20,8 +20,8 @@ def lowers(*operators: str) -> Callable[[Lowering], Lowering]:
     """Register a function for `operators`.
 
     The function takes the node's inputs (None for an absent optional one) and its attributes, which include the number
-    of outputs as ``outputs``, and ``never_negative``: True for each input that has no negative value. It returns the
-    output, or a tuple of all outputs.
+    of outputs as ``outputs``, ``never_negative``: True for each input that has no negative value, and ``variable``: a
+    function that makes a large array of weights a variable. It returns the output, or a tuple of all outputs.
     """
 
     def register(function: Lowering) -> Lowering:

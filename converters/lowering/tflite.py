@@ -16,7 +16,8 @@ from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.lowering.execute import execute
 from converters.lowering.values import Value, channels_last, identity
-from converters.machine import scratch_folder
+from converters.lowering.weights import Weights
+from converters.machine import return_memory, scratch_folder
 from edgekit.errors import ConversionError
 
 SIGNATURE = "serving_default"
@@ -35,10 +36,11 @@ def lower(model: bytes, *, loops: bool = False) -> Lowered:
     graph = Graph(onnx.load_model_from_string(model)).with_batch(1)
     orders = [_input_order(graph, spec.name, len(spec.shape)) for spec in graph.inputs]
     results: list[tuple[int, ...]] = []
+    weights = Weights()
 
     def call(*tensors: Any) -> dict[str, Any]:
         values = {s.name: Value(t, o) for s, t, o in zip(graph.inputs, tensors, orders, strict=True)}
-        answers = [_batch_first(answer) for answer in execute(graph, values, loops=loops)]
+        answers = [_batch_first(answer) for answer in execute(graph, values, loops=loops, weights=weights)]
         results[:] = [answer.order for answer in answers]
         return {f"output_{i}": tf.identity(answer.tensor) for i, answer in enumerate(answers)}
 
@@ -46,10 +48,13 @@ def lower(model: bytes, *, loops: bool = False) -> Lowered:
         tf.TensorSpec(_physical(spec.shape, order), tf.as_dtype(spec.dtype.value), name=f"input_{i}")
         for i, (spec, order) in enumerate(zip(graph.inputs, orders, strict=True))
     ]
+    call(*(tf.zeros(spec.shape, spec.dtype) for spec in specs))  # makes the variables
     module = tf.Module()
+    module.weights = list(weights.variables.values())
     module.call = tf.function(call, input_signature=specs, autograph=False)
     with scratch_folder(prefix="edgekit-lower-") as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
+        return_memory()
         data = convert_saved_model(folder)
     return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
 

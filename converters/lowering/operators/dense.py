@@ -18,7 +18,7 @@ def gemm(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     scale = np.float32(attrs.get("alpha", 1.0))
     if isinstance(right, np.ndarray):
         right = np.ascontiguousarray(right.T if attrs.get("transB") else right) * scale
-        result = tf.matmul(left, right, transpose_a=bool(attrs.get("transA")))
+        result = tf.matmul(left, attrs["variable"](right), transpose_a=bool(attrs.get("transA")))
     else:
         result = tf.matmul(left, right, transpose_a=bool(attrs.get("transA")), transpose_b=bool(attrs.get("transB")))
         result = result if scale == 1 else result * scale
@@ -44,10 +44,10 @@ def matmul(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         right = tf.reshape(right, (*second.shape, 1))
     shape = [int(size) for size in left.shape]
     if isinstance(right, np.ndarray) and right.ndim == 2 and len(shape) > 2:
-        flat = tf.matmul(tf.reshape(left, (-1, shape[-1])), right)
+        flat = tf.matmul(tf.reshape(left, (-1, shape[-1])), attrs["variable"](right))
         result = tf.reshape(flat, (*shape[:-1], right.shape[1]))
     else:
-        result = tf.matmul(left, right)
+        result = tf.matmul(left, attrs["variable"](right))
     added = [-2] * (first.rank == 1) + [-1] * (second.rank == 1)
     return of(tf.squeeze(result, added) if added else result)
 

@@ -28,7 +28,7 @@ def gather(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     axis = int(attrs.get("axis", 0)) % source.rank
     index = counted_from_start(indices, source.shape[axis], attrs)
     if not indices.constant:
-        return of(tf.gather(source.plain(), index, axis=axis))
+        return of(tf.gather(attrs["variable"](source.plain()), index, axis=axis))
     if index.ndim == 0:
         one = cut_ranges(source, {axis: range(int(index), int(index) + 1)})
         return without_axes(one, tf.squeeze(one.tensor, [source.order[axis]]), [axis])

@@ -136,6 +136,7 @@ def _run(
     answers, last = [], []
     for direction_index, backwards in enumerate(directions):
         first, second, input_bias, state_bias = _weights(inputs, direction_index, gates, sums_bias)
+        first = attrs["variable"](first)
         begin = [
             _first_state(optional(inputs, 5 + state_index), direction_index, rows, second.shape[0], batch_first)
             for state_index in range(states)

@@ -25,7 +25,7 @@ def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     if depthwise and strides[0] == strides[1] and (max(dilations) == 1 or max(strides) == 1):
         result = _depthwise(tensor, weights, image.channels, window, padding)
     else:
-        result = _grouped(tensor, weights, group, window, padding)
+        result = _grouped(tensor, weights, group, window, padding, attrs["variable"])
     return image.value(_biased(result, inputs))
 
 
@@ -44,11 +44,11 @@ def _depthwise(tensor: Any, weights: Any, channels: int, window: Window, padding
     return tf.nn.depthwise_conv2d(tensor, kernel, (1, *window.strides, 1), padding, dilations=window.dilations)
 
 
-def _grouped(tensor: Any, weights: Any, group: int, window: Window, padding: str) -> Any:
+def _grouped(tensor: Any, weights: Any, group: int, window: Window, padding: str, variable: Any) -> Any:
     kernels = np.split(weights.transpose(2, 3, 1, 0), group, axis=3)
     parts = tf.split(tensor, group, axis=3) if group > 1 else [tensor]
     results = [
-        tf.nn.conv2d(part, np.ascontiguousarray(kernel), window.strides, padding, dilations=window.dilations)
+        tf.nn.conv2d(part, variable(np.ascontiguousarray(kernel)), window.strides, padding, dilations=window.dilations)
         for part, kernel in zip(parts, kernels, strict=True)
     ]
     return tf.concat(results, axis=3) if group > 1 else results[0]
@@ -64,7 +64,10 @@ def conv_transpose(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     group = int(attrs.get("group", 1))
     kernels = np.split(_dilated(weights, window).transpose(2, 3, 1, 0), group, axis=3)
     parts = tf.split(image.tensor, group, axis=3) if group > 1 else [image.tensor]
-    results = [_one_transposed(p, k, window, sizes, pads) for p, k in zip(parts, kernels, strict=True)]
+    results = [
+        _one_transposed(p, attrs["variable"](np.ascontiguousarray(k)), window, sizes, pads)
+        for p, k in zip(parts, kernels, strict=True)
+    ]
     result = tf.concat(results, axis=3) if group > 1 else results[0]
     return image.value(_biased(result, inputs))
 
@@ -101,7 +104,7 @@ def _transposed(image: Image, window: Window, attrs: dict[str, Any]) -> tuple[tu
 
 def _one_transposed(tensor: Any, kernel: Any, window: Window, sizes: Any, pads: Pads) -> Any:
     rows, height, width, _ = (int(size) for size in tensor.shape)
-    channels, kernel = kernel.shape[2], np.ascontiguousarray(kernel)
+    channels = kernel.shape[2]
     strides = window.strides
     full = [(n - 1) * s + k for n, s, k in zip((height, width), strides, kernel.shape[:2], strict=True)]
     fits = all(-(-size // s) == n for size, s, n in zip(sizes, strides, (height, width), strict=True))
