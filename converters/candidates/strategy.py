@@ -124,27 +124,51 @@ class Search:
                 tried[recipe].append(fewer)
 
     def _exceptions(self, kinds: Sequence[Recipe], layers: Sequence[Sensitivity]) -> None:
-        """Keep the most sensitive layers in float, twice as many each time, until the recipe is within the budget.
-
-        In a deep network one layer changes little, so the first mixture keeps an eighth of the layers.
+        """Keep the most sensitive layers in float, more of them each time, until the recipe is within the budget.
 
         This is done for every kind beyond the budget, and for static int8 with a noticeable loss, as long as the
         mixture can be the best for an aim. Recipes with the largest possible gain come first.
         """
         open_recipes = [recipe for recipe in kinds if not self._within_budget(recipe) or recipe.precision == STATIC]
-        count = max(1, len(layers) // 8)
-        while count < len(layers) and len(self._measured) < self._most:
+        step = 0
+        while open_recipes and len(self._measured) < self._most:
             worst = {
-                recipe: _most_sensitive(recipe, layers, count)
-                for recipe in open_recipes
-                if not self._is_negligible(recipe)
+                recipe: self._kept(recipe, layers, step) for recipe in open_recipes if not self._is_negligible(recipe)
             }
+            worst = {recipe: scores for recipe, scores in worst.items() if len(scores) < len(layers)}
             gains = {r: self._gain(r, sum(score.layer.weights for score in scores)) for r, scores in worst.items()}
             hopeful = sorted((recipe for recipe in gains if gains[recipe] > 0), key=lambda recipe: -gains[recipe])
             mixed = {recipe: _with_floats(recipe, worst[recipe]) for recipe in hopeful}
             self._make_batch(mixed.values())
             open_recipes = [recipe for recipe, one in mixed.items() if not self._within_budget(one)]
-            count *= 2
+            step += 1
+
+    def _kept(self, recipe: Recipe, layers: Sequence[Sensitivity], step: int) -> list[Sensitivity]:
+        """The layers to keep in float in a step.
+
+        In a deep network one layer changes little, so the first mixture keeps an eighth of the layers, and each further
+        one twice as many. Rounded weights save nothing but bytes: there, the layers with the largest loss per weight
+        are kept until as little loss is left as the budget allows, if drops grow as losses or as their square roots.
+        """
+        if recipe.precision != WEIGHTS:
+            return _most_sensitive(recipe, layers, max(1, len(layers) // 8) << step)
+        ratio = self._allowed(recipe)
+        left = ratio if step == 0 else ratio**2 / 2 ** (step - 1)
+        remaining = wanted = sum(_loss(recipe, score) for score in layers)
+        kept: list[Sensitivity] = []
+        for score in sorted(layers, key=lambda score: -_loss(recipe, score) / score.layer.weights):
+            if remaining <= left * wanted:
+                break
+            kept.append(score)
+            remaining -= _loss(recipe, score)
+        return kept
+
+    def _allowed(self, recipe: Recipe) -> float:
+        """The share of the drop of a recipe that the budget allows, of its worst output; at most a half."""
+        judgement = self._measured[recipe.id].judgement
+        limits = self._budget.limits(judgement) if judgement else ()
+        shares = [limit / output.choice_drop for output, limit in limits if output.choice_drop > limit]
+        return min(0.5, *shares) if shares else 0.5
 
     def _gain(self, recipe: Recipe, more: int) -> float:
         """The least advantage of `recipe`, with `more` bytes, over each other kind within the budget.
@@ -176,19 +200,20 @@ def _least_sensitive(able: Sequence[Sensitivity], share: float) -> list[Sensitiv
 
 
 def _most_sensitive(recipe: Recipe, layers: Sequence[Sensitivity], count: int) -> list[Sensitivity]:
-    """The layers with the largest loss in this kind.
+    """The layers with the largest loss in this kind."""
+    return sorted(layers, key=lambda score: -_loss(recipe, score))[:count]
+
+
+def _loss(recipe: Recipe, score: Sensitivity) -> float:
+    """The loss of a layer in this kind.
 
     Static int8 also rounds inputs, so its loss is the 8-bit score. Other kinds round weights only, so their loss is the
     4-bit score. Where a layer has none, the 8-bit score is scaled by the square of the ratio of levels, because
     divergences grow with the square of the step.
     """
-
-    def lost(score: Sensitivity) -> float:
-        if recipe.precision == STATIC:
-            return score.int8
-        return score.int4 if score.int4 is not None else score.int8 * (LEVELS8 / LEVELS4) ** 2
-
-    return sorted(layers, key=lost, reverse=True)[:count]
+    if recipe.precision == STATIC:
+        return score.int8
+    return score.int4 if score.int4 is not None else score.int8 * (LEVELS8 / LEVELS4) ** 2
 
 
 def _with_floats(recipe: Recipe, scores: Sequence[Sensitivity]) -> Recipe:
