@@ -27,6 +27,7 @@ from converters.candidates.builder import CandidateBuilder, load_libraries
 from converters.candidates.candidate import Candidate
 from converters.candidates.direct_route import evaluate_direct_route, require_targets, with_direct
 from converters.candidates.pruning import find_dead_channels
+from converters.candidates.recount import recount
 from converters.candidates.runtime_matrix import RuntimeMatrix, run_variants, sums_exactly
 from converters.candidates.strategy import pruned_kinds
 from converters.candidates.task_context import TaskContext
@@ -181,6 +182,17 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         kinds = pruned_kinds(kinds)
     candidates = shared.builder.candidates(profile, runtime, kinds, search=plan.recipe is None)
     choice = choose([c.measured for c in candidates], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
+    recounted = recount(
+        candidates,
+        choice,
+        aim=plan.aim,
+        budget=plan.budget,
+        profile=profile,
+        samples=prepared.evidence.choice,
+        folder=folder / "count",
+        step=step,
+    )
+    candidates, choice = recounted.candidates, recounted.choice
     chosen = next(c for c in candidates if c.measured.recipe.id == choice.chosen)
     assert chosen.artifact is not None  # a candidate with a fault is never chosen
     with step(f"{profile.name}: prove {choice.chosen}"):
@@ -198,7 +210,7 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         report = msgspec.structs.replace(
             report,
             contents=contents,
-            notes=(*noise, *prepared.notes, *chosen.artifact.notes, *matrix.failures),
+            notes=(*noise, *prepared.notes, *chosen.artifact.notes, *recounted.notes, *matrix.failures),
             sensitivity=layers,
             pruning=shared.pruning,
             parity=(*report.parity, *matrix.parity),

@@ -7,10 +7,24 @@ end.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+
+NO_MACHINE = Path(__file__).parent / "no-emulated-machine"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the tests of long files to the front. The order within a file, and of the other files, stays."""
     items.sort(key=lambda item: -getattr(getattr(item, "module", None), "LONG_SECONDS", 0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide the emulated ARM machine from tests that do not need it: conversions would count instructions there."""
+    if item.get_closest_marker("arm") is None:
+        os.environ.setdefault("EDGEKIT_ARM", str(NO_MACHINE))
+    elif os.environ.get("EDGEKIT_ARM") == str(NO_MACHINE):
+        del os.environ["EDGEKIT_ARM"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from converters.cost.emulated.cores import CORES
+from converters.cost.measuring.inputs import first_sample
 from converters.cost.measuring.messages import Layer, Outcome
 from converters.cost.measuring.process import HOST, Measuring
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, Cost, Manifest, parse_manifest
-from edgekit.bundle.sample_rows import to_layout
-from edgekit.bundle.state import state_links, zero_state
 from edgekit.errors import ManifestError, SettingsError
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array
@@ -110,14 +108,7 @@ def artifact_inputs(folder: Path, manifest: Manifest) -> dict[str, Array]:
         raise ManifestError(f"the golden samples of {folder} cannot be read: {error}") from error
     runtime = open_runtime(manifest, folder)
     try:
-        given: Mapping[str, Array] = zero_state(state_links(manifest.inputs), 1) | {
-            spec.name: golden[spec.name]
-            if spec.batch_axis is None and spec.fits(golden[spec.name])
-            else to_layout(spec, golden[spec.name][:1])
-            for spec in runtime.inputs
-            if spec.name in golden
-        }
-        return runtime.artifact_inputs(given)
+        return first_sample(runtime, manifest.inputs, golden)
     finally:
         runtime.close()
 

@@ -31,11 +31,19 @@ NEARNESS = (UNPROVEN, UNTESTED, DOMINATED, REFUSED, FAILED)  # order of "nearest
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """The result: the chosen id, whether its drops are proven to be within the budget, and (verdict, reason) by id."""
+    """The result.
+
+    Attributes:
+        chosen: The chosen id.
+        proven: Its drops are proven to be within the budget.
+        verdicts: (verdict, reason) by id.
+        all_proven: Every id that is proven to be within the budget by statistics.
+    """
 
     chosen: str
     proven: bool
     verdicts: dict[str, tuple[str, str]]
+    all_proven: frozenset[str] = frozenset()
 
 
 def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_unproven: bool) -> Choice:
@@ -75,9 +83,41 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
     best = _best(fitting, aim)
     name = best.recipe.id
     verdicts[name] = (CHOSEN, f"{_why(best, fit, verdicts, aim)}; {verdicts[name][1]}")
-    return Choice(
-        name, name in proven and best.judgement is not None, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}
-    )
+    all_proven = frozenset(m.recipe.id for m in fit if m.recipe.id in proven and m.judgement is not None)
+    return Choice(name, name in all_proven, {m.recipe.id: verdicts[m.recipe.id] for m in candidates}, all_proven)
+
+
+def finalists(candidates: Sequence[Measured], choice: Choice, *, aim: str, count: int) -> list[str]:
+    """The ids of the best candidates that fit, at most `count`: the chosen one first."""
+    fitting = [m for m in candidates if choice.verdicts[m.recipe.id][0] in (FITS, CHOSEN)]
+    rank = ranks(fitting, aim)
+    ids = sorted((m.recipe.id for m in fitting), key=lambda name: (name != choice.chosen, rank[name]))
+    return ids[:count]
+
+
+def choose_by_counts(counted: Sequence[Measured], choice: Choice, budget: Budget, *, aim: str) -> Choice:
+    """Choose again among candidates that fit, by costs that were counted after the first choice.
+
+    The proof holds for each of them: with a probability of at least the confidence, no candidate beyond the budget
+    passed the tests, so any of those that passed may be taken.
+
+    Args:
+        counted: Some of those that fit, with their counted costs; the chosen one is among them.
+        choice: The choice by estimates.
+        budget: Its limit on the cost holds for counts too.
+        aim: As `choose`.
+    """
+    verdicts = dict(choice.verdicts)
+    verdicts[choice.chosen] = (FITS, verdicts[choice.chosen][1].partition("; ")[2])
+    faults = {m.recipe.id: fault for m in counted if (fault := _limits(m, budget))}
+    within = [m for m in counted if m.recipe.id not in faults]
+    if not within:
+        raise _nothing_fits(counted, {name: (REFUSED, fault) for name, fault in faults.items()})
+    verdicts.update({name: (REFUSED, fault) for name, fault in faults.items()})
+    name = _best(within, aim).recipe.id
+    among = f" of {len(counted)} candidates" if len(counted) > 1 else ""
+    verdicts[name] = (CHOSEN, f"the cheapest that fits, by counted instructions{among}; {verdicts[name][1]}")
+    return Choice(name, name in choice.all_proven, verdicts, choice.all_proven)
 
 
 def _checked_same(measured: Measured, budget: Budget) -> Measured:

@@ -38,6 +38,8 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tensorrt: The oldest TensorRT of the class, for example ``8.5``; empty if there is none.
         accelerator: ``edgetpu`` or ``ethos-u55``, which run integer models with certain operators only; empty for none.
         agent: False if edgekit-agent cannot run on the class.
+        core: The ARM core whose instructions are counted for this class, for example ``cortex-a53``; empty takes the
+            Cortex-A76 where there is an int8 dot product, and the Cortex-A72 elsewhere.
     """
 
     name: str
@@ -54,6 +56,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensorrt: str = ""
     accelerator: str = ""
     agent: bool = True
+    core: str = ""
 
 
 def known_targets(text: str | None = None) -> Mapping[str, TargetProfile]:

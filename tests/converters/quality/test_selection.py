@@ -5,7 +5,7 @@ import pytest
 from converters.quality.confidence import paired_drop
 from converters.quality.measured import Budget, Measured
 from converters.quality.order import sequence
-from converters.quality.selection import choose
+from converters.quality.selection import choose, choose_by_counts, finalists
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import RefusedError
@@ -233,3 +233,39 @@ def test_costs_that_the_estimate_cannot_tell_apart_are_equal_and_the_smallest_wi
     assert pick(float32, cheap, far).chosen == "int8"
     unknown = measured("int8", 300, 100), measured("int8-weights", 100, 101)
     assert pick(*unknown).chosen == "int8"
+
+
+def counted(one, value):
+    """The candidate with a counted cost."""
+    return msgspec.structs.replace(one, cost=Cost("instructions", value, "macs"), cost_error=0.001)
+
+
+def test_counts_choose_among_the_last_candidates():
+    """The candidate that the estimate took for a little dearer is the cheapest by its count, and is proven too."""
+    first, second = measured("int8", 100, 10.0), measured("int8-dynamic", 120, 11.0)
+    far = measured("float32", 400, 40.0, same=True)
+    budget = Budget(0.01)
+    choice = choose([first, second, far], budget, aim="cost", accept_unproven=False)
+    assert choice.chosen == "int8"
+    ids = finalists([first, second, far], choice, aim="cost", count=3)
+    assert ids[0] == "int8"
+    again = choose_by_counts(
+        [counted(one, cost) for one, cost in ((first, 12.0), (far, 9.0))], choice, budget, aim="cost"
+    )
+    assert again.chosen == "float32"
+    assert again.verdicts["float32"][1].startswith("the cheapest that fits, by counted instructions of 2 candidates; ")
+    assert again.verdicts["int8"][0] == "fits"
+    same = choose_by_counts([counted(first, 8.0), counted(far, 9.0)], choice, budget, aim="cost")
+    assert (same.chosen, same.proven) == ("int8", True)
+
+
+def test_a_count_beyond_the_limit_is_refused():
+    """--max-cost holds for what was counted; where nothing is left, the message names the count."""
+    first, far = measured("int8", 100, 10.0), measured("float32", 400, 14.0, same=True)
+    budget = Budget(0.01, max_cost=15.0)
+    choice = choose([first, far], budget, aim="cost", accept_unproven=False)
+    again = choose_by_counts([counted(first, 16.0), counted(far, 14.5)], choice, budget, aim="cost")
+    assert again.chosen == "float32"
+    assert again.verdicts["int8"] == ("refused", "cost 16 macs, the limit is 15")
+    with pytest.raises(RefusedError, match="cost 16 macs, the limit is 15"):
+        choose_by_counts([counted(first, 16.0)], choice, budget, aim="cost")
