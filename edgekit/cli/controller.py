@@ -71,7 +71,9 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
     repository = Repository(store, settings.keys, passphrase)
     director = repository.director()
     reader = RegistryReader(store, read_root(settings), cache)
-    with contextlib.closing(open_fleet_state(settings.database, settings.fleet)) as state:
+    offline_after = settings.offline_after_seconds
+    state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=offline_after)
+    with contextlib.closing(state):
         service = Controller(
             fleet=settings.fleet,
             transport=transport,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,20 +15,20 @@ from edgekit.cli.common.console import (
     json_option,
     note,
     print_json,
-    print_table,
-    printable,
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
-from edgekit.cli.common.numbers import SHARE, Seconds
+from edgekit.cli.common.numbers import SHARE
 from edgekit.cli.common.passphrase import passphrase_option
+from edgekit.cli.device_command import command
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
-from edgekit.errors import EdgekitError, SettingsError, UnavailableError
+from edgekit.cli.device_group import group
+from edgekit.cli.device_show import list_command, show
+from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import COMMAND_KINDS
 
 if TYPE_CHECKING:
-    from edgekit.state import DeviceView, FleetState, StoredCommand
+    pass
 
 POLL_SECONDS = 0.2
 FACT_WIDTH = 80
@@ -177,98 +175,6 @@ def _print_enrolled(name: str, fleet: str, folder: Path, *, has_key: bool, as_js
     note(f"on the device, run: edgekit-agent run --config {folder / SETTINGS_FILE}")
 
 
-@device.command(name="list")
-@json_option
-def list_command(as_json: bool) -> None:
-    """List the devices with their models and the outcomes of their last deployments.
-
-    \b
-    Example:
-      edgekit device list --json
-    """
-    settings = control_settings()
-    with fleet_state(settings) as state:
-        views = state.devices.views(time.time(), settings.offline_after_seconds)
-    if as_json:
-        print_json(views)
-    elif views:
-        rows = [(v.device, v.target, _presence(v), _models(v), _outcomes(v)) for v in views]
-        print_table(("device", "target", "presence", "models", "last deployments"), rows)
-    else:
-        note(f"No device is enrolled in fleet {settings.fleet}.")
-
-
-@device.command()
-@click.argument("name", metavar="ID")
-@json_option
-def show(name: str, as_json: bool) -> None:
-    """Show one device: its last report, its assignment and its latest events.
-
-    \b
-    Example:
-      edgekit device show pi-1
-    """
-    settings = control_settings()
-    with fleet_state(settings) as state:
-        state.devices.get(name)
-        (view,) = state.devices.views(time.time(), settings.offline_after_seconds, name)
-        assignment = state.assignments.get(name)
-        events = state.devices.events(name)
-    entries = assignment.entries if assignment else {}
-    version = assignment.version if assignment else 0
-    if as_json:
-        print_json({"reported": view, "assigned": {"version": version, "entries": entries}, "events": events})
-        return
-    rows = [
-        ("target", view.target),
-        ("labels", ", ".join(f"{key}={value}" for key, value in view.labels.items()) or "-"),
-        ("presence", _presence(view)),
-        ("models", _models(view)),
-        ("last deployments", _outcomes(view)),
-        ("assigned", ", ".join(f"{e.name} {e.version}" for e in entries.values()) or "-"),
-        ("assignment", f"version {version}, accepted {view.assignment}"),
-    ]
-    print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
-    for event in events:
-        text = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
-        click.echo(f"{_time(event.at)}  {printable(text)}")
-
-
-@device.command()
-@click.argument("name", metavar="ID")
-@click.argument("kind", type=click.Choice(COMMAND_KINDS))
-@click.option("--expires", type=Seconds(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--wait", is_flag=True, help="Wait for the answer; exit 1 if the command fails or no answer comes.")
-@json_option
-def command(name: str, kind: str, expires: float, wait: bool, as_json: bool) -> None:
-    """Send the device ID a signed command.
-
-    \b
-    Example:
-      edgekit device command pi-1 self-test --wait
-    """
-    with fleet_state(control_settings()) as state:
-        state.devices.get(name)
-        now = time.time()
-        sent = state.commands.add(name, kind, now=now, expires=now + expires)
-        answer = _await_answer(state, sent) if wait else sent
-    if as_json:
-        print_json(answer)
-    elif not wait:
-        note(f"{kind} number {answer.number} will be sent to {name} if it is online within {expires:g} s")
-    if not wait:
-        return
-    if answer.state != "done":
-        raise UnavailableError(
-            f"{name} did not answer {kind} within {expires:g} s",
-            advice="Check with `edgekit device list` that it is online, and that `edgekit controller run` is running.",
-        )
-    if not answer.ok:
-        raise EdgekitError(f"{name}: {kind} failed: {answer.message}")
-    if not as_json:
-        click.echo(f"{name}: {kind} passed: {printable(answer.message)}")
-
-
 def _checked_name(name: str) -> str:
     try:
         return topics.check_device_name(name)
@@ -283,40 +189,5 @@ def _checked_target(name: str) -> str:
     return profile.name
 
 
-def _await_answer(state: FleetState, sent: StoredCommand) -> StoredCommand:
-    while True:
-        command = state.commands.get(sent.device, sent.number)
-        if command.state in ("done", "expired") or time.time() > sent.expires + 1:
-            return command
-        time.sleep(POLL_SECONDS)
-
-
-def _presence(view: DeviceView) -> str:
-    if view.online:
-        return "online"
-    return f"offline since {_time(view.seen)}" if view.seen else "never seen"
-
-
-def _models(view: DeviceView) -> str:
-    parts = []
-    for name, running in sorted(view.models.items()):
-        state = "" if running.state == "IDLE" else f" ({running.state})"
-        parts.append(f"{name} {running.version or 'none'}{state}")
-    return ", ".join(parts) or "-"
-
-
-def _outcomes(view: DeviceView) -> str:
-    parts = []
-    for name, outcome in sorted(view.outcomes.items()):
-        error = f": {outcome.error}" if outcome.error else ""
-        parts.append(f"{name} {outcome.version} {outcome.result}{error}")
-    return ", ".join(parts) or "-"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= FACT_WIDTH else text[: FACT_WIDTH - 3] + "..."
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+for _command in (list_command, show, command, group):
+    device.add_command(_command)

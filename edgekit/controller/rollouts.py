@@ -140,7 +140,7 @@ class RolloutService:
     def _survey(self, active: ActiveRollout, change: float, now: float) -> None:
         last = self._surveys.get(active.id) or _LastSurvey()
         if now - last.targets >= MISSING_TARGETS_SECONDS:
-            self._fill_targets(active.id)
+            self._fill_targets(active.id, now)
             last.targets = now
         full = last.revision != active.revision or now - last.full >= FULL_SURVEY_SECONDS
         due = active.wake_at is not None and now >= active.wake_at
@@ -161,9 +161,9 @@ class RolloutService:
             state=rollout.state.value,
         )
 
-    def _fill_targets(self, number: int) -> None:
+    def _fill_targets(self, number: int, now: float) -> None:
         """Find bundles for targets that had none: a device enrolled later, or a bundle was published later."""
-        missing = self._state.rollouts.missing_targets(number)
+        missing = self._state.rollouts.missing_targets(number, now)
         if not missing:
             return
         rollout = self._state.rollouts.get(number)

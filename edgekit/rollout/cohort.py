@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Protocol
 
 import msgspec
 
@@ -27,34 +26,27 @@ class Device(msgspec.Struct, frozen=True):
     enrolled: float = 0.0
 
 
-class Selectable(Protocol):
-    """What decides whether a cohort selects a device."""
-
-    @property
-    def target(self) -> str:
-        """Name of its target profile."""
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Its labels."""
-
-
 class Cohort(msgspec.Struct, frozen=True):
     """The devices that a rollout selects; an empty field selects all.
 
     Attributes:
         targets: Names of target profiles; a device must have one of them.
         labels: Labels; a device must have all of them.
+        filter: A filter, as people write it; a device must match it when it is surveyed first.
+        groups: The saved groups that the filter names, as they were when the cohort was made.
     """
 
     targets: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    filter: str = ""
+    groups: dict[str, str] = {}
 
-    def selects(self, device: Selectable) -> bool:
-        """True when `device` belongs to this cohort."""
-        if self.targets and device.target not in self.targets:
-            return False
-        return all(device.labels.get(key) == value for key, value in self.labels.items())
+    @property
+    def text(self) -> str:
+        """The selection as people write it; empty for all devices."""
+        parts = [f"--target {target}" for target in self.targets]
+        parts += [f"--label {key}={value}" for key, value in self.labels.items()]
+        return " ".join([*parts, f"--filter '{self.filter}'"] if self.filter else parts)
 
 
 def wave_order(rollout: int, devices: Iterable[str]) -> list[str]:

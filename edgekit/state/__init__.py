@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
+from edgekit.state.filters import GroupTable, SavedGroup
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.tables import open_database
 
@@ -21,7 +22,9 @@ __all__ = [
     "DeviceTable",
     "DeviceView",
     "FleetState",
+    "GroupTable",
     "RolloutTable",
+    "SavedGroup",
     "StoredAssignment",
     "StoredCommand",
     "StoredEvent",
@@ -34,14 +37,20 @@ class FleetState:
 
     Attributes:
         fleet: Name of the fleet.
-        devices, rollouts, assignments, commands: Its tables.
+        devices, rollouts, assignments, commands, groups: Its tables.
+
+    Args:
+        engine: The database.
+        fleet: Name of the fleet.
+        offline_after_seconds: A device that sent nothing for this long is offline, for filters of rollouts.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str) -> None:
+    def __init__(self, engine: sa.Engine, fleet: str, *, offline_after_seconds: float = 90.0) -> None:
         self._engine = engine
         self.fleet = fleet
         self.devices = DeviceTable(engine, fleet)
-        self.rollouts = RolloutTable(engine, fleet)
+        self.rollouts = RolloutTable(engine, fleet, offline_after_seconds=offline_after_seconds)
+        self.groups = GroupTable(engine, fleet)
         self.assignments = AssignmentTable(engine, fleet)
         self.commands = CommandTable(engine, fleet)
 
@@ -50,11 +59,11 @@ class FleetState:
         self._engine.dispose()
 
 
-def open_fleet_state(url: str, fleet: str) -> FleetState:
-    """Open the database at `url` and bring its tables up to date.
+def open_fleet_state(url: str, fleet: str, *, offline_after_seconds: float = 90.0) -> FleetState:
+    """Open the database at `url` and bring its tables up to date. Arguments as `FleetState`.
 
     Raises:
         SettingsError: the URL cannot be understood, its driver is missing, or the database is newer than this edgekit.
         UnavailableError: the database cannot be reached or migrated.
     """
-    return FleetState(open_database(url), fleet)
+    return FleetState(open_database(url), fleet, offline_after_seconds=offline_after_seconds)

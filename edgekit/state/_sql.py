@@ -69,7 +69,8 @@ def put(
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = kind.insert(table).values(**key, **on_insert, **values)
     upsert = row.on_conflict_do_update(index_elements=list(key), set_=dict(values), where=only_if)
-    return connection.execute(upsert).rowcount > 0
+    # Without the option, SQLAlchemy gives no count for an INSERT on PostgreSQL.
+    return connection.execute(upsert, execution_options={"preserve_rowcount": True}).rowcount > 0
 
 
 def to_json(value: Any) -> str:

@@ -11,14 +11,17 @@ import sqlalchemy as sa
 from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
 from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
-from edgekit.rollout.cohort import Device
+from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
+from edgekit.state.attributes import indexed_digest, put_labels, put_report, report_attributes
+from edgekit.state.filters import cohort_condition
 from edgekit.state.tables import devices, events, presence, reports
 
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _REPORTED = msgspec.json.Decoder(Reported)
 _LABELS = msgspec.json.Decoder(dict[str, str])
 
+EVERY_DEVICE = Cohort()
 MAX_STORED_EVENTS = 10_000
 MAX_TEXT = 2_000
 
@@ -91,6 +94,7 @@ class DeviceTable(FleetTable):
         with self._writing() as connection:
             try:
                 connection.execute(devices.insert().values(fleet=self._fleet, name=device.name, **row))
+                put_labels(connection, self._fleet, device.name, device.labels)
             except sa.exc.IntegrityError as error:
                 raise SettingsError(
                     f"device {device.name!r} is already enrolled in fleet {self._fleet!r}",
@@ -116,26 +120,50 @@ class DeviceTable(FleetTable):
         with self._reading() as connection:
             return [read_device(row) for row in connection.execute(self._devices()).mappings()]
 
-    def views(self, now: float, offline_after_seconds: float, name: str | None = None) -> list[DeviceView]:
-        """All devices, or the one called `name`, as an operator sees them.
+    def views(
+        self,
+        now: float,
+        offline_after_seconds: float,
+        name: str | None = None,
+        *,
+        cohort: Cohort = EVERY_DEVICE,
+        after: str = "",
+        limit: int | None = None,
+    ) -> list[DeviceView]:
+        """Devices as an operator sees them, by name.
 
         Args:
             now: Wall clock seconds.
             offline_after_seconds: A device that sent nothing for this long is offline.
             name: Name of one device; None for all.
+            cohort: Only these devices.
+            after: Only devices whose names come after this one, for the next page.
+            limit: Number of devices of a page; None for all.
+
+        Raises:
+            SettingsError: the cohort's filter cannot be read, or names a group that is not there.
         """
         query = (
             sa.select(devices, reports.c.body, presence.c.online, presence.c.seen, presence.c.telemetry)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .outerjoin(presence, (presence.c.fleet == devices.c.fleet) & (presence.c.device == devices.c.name))
-            .where(devices.c.fleet == self._fleet)
+            .where(devices.c.fleet == self._fleet, devices.c.name > after)
+            .where(cohort_condition(cohort, now, offline_after_seconds))
             .order_by(devices.c.name)
+            .limit(limit)
         )
         if name is not None:
             query = query.where(devices.c.name == name)
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [_view(row, now - offline_after_seconds) for row in rows]
+
+    def count(self, now: float, offline_after_seconds: float, cohort: Cohort = EVERY_DEVICE) -> int:
+        """Number of devices that a cohort selects. Arguments and errors as `views`."""
+        query = sa.select(sa.func.count()).select_from(devices).where(devices.c.fleet == self._fleet)
+        with self._reading() as connection:
+            condition = cohort_condition(cohort, now, offline_after_seconds)
+            return connection.execute(query.where(condition)).scalar() or 0
 
     def latest_change(self) -> float:
         """Time of the last enrollment or report, wall clock seconds; 0 if there was none."""
@@ -160,9 +188,13 @@ class DeviceTable(FleetTable):
         body = untrusted_json(report)
         key = {"fleet": self._fleet, "device": report.device}
         with self._writing() as connection:
-            values = {"number": report.number, "received": now, "body": body}
+            before = indexed_digest(connection, self._fleet, report.device)
+            rows, indexed = report_attributes(report)
+            values = {"number": report.number, "received": now, "body": body, "indexed": indexed}
             if not put(connection, reports, key, values, only_if=reports.c.number < report.number):
                 return False
+            if indexed != before:
+                put_report(connection, self._fleet, report.device, rows)
             if live:
                 self._put_presence(connection, report.device, {"seen": now, "online": True})
         return True

@@ -23,7 +23,8 @@ from edgekit.rollout.values import (
     Surveyed,
 )
 from edgekit.state._sql import FleetTable, to_json
-from edgekit.state.devices import read_device, read_report
+from edgekit.state.devices import read_report
+from edgekit.state.filters import cohort_condition
 from edgekit.state.rollout_rows import read_rollout
 from edgekit.state.rollout_steps import save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
@@ -51,7 +52,16 @@ class ActiveRollout(msgspec.Struct, frozen=True):
 
 
 class RolloutTable(FleetTable):
-    """The rollouts of one fleet."""
+    """The rollouts of one fleet.
+
+    Args:
+        engine, fleet: As `FleetTable`.
+        offline_after_seconds: A device that sent nothing for this long is offline, for filters.
+    """
+
+    def __init__(self, engine: sa.Engine, fleet: str, *, offline_after_seconds: float = 90.0) -> None:
+        super().__init__(engine, fleet)
+        self._offline_after = offline_after_seconds
 
     def start(
         self,
@@ -132,7 +142,7 @@ class RolloutTable(FleetTable):
         """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
-            statuses = self._statuses(connection, rollout, entries, since)
+            statuses = {} if rollout.fault else self._statuses(connection, rollout, entries, now, since)
             return save_step(connection, self._fleet, rollout, step(rollout, Surveyed(statuses), now), entries, now)
 
     def watch_ended(self, now: float, since: float) -> list[int]:
@@ -157,15 +167,15 @@ class RolloutTable(FleetTable):
                     changed.append(number)
         return changed
 
-    def missing_targets(self, number: int) -> list[str]:
-        """Targets of the cohort's devices for which the rollout has no bundle."""
+    def missing_targets(self, number: int, now: float) -> list[str]:
+        """Targets of the cohort's devices for which the rollout has no bundle, at `now` (wall clock seconds)."""
         with self._reading() as connection:
             rollout, entries = self._load(connection, number, only=())
             if rollout.fault:
                 return []
-            query = sa.select(devices).where(devices.c.fleet == self._fleet)
-            members = map(read_device, connection.execute(query).mappings().all())
-            return sorted({d.target for d in members if rollout.cohort.selects(d) and d.target not in entries})
+            mine = cohort_condition(rollout.cohort, now, self._offline_after)
+            query = sa.select(devices.c.target).where(devices.c.fleet == self._fleet, mine).distinct()
+            return sorted(set(connection.execute(query).scalars()) - set(entries))
 
     def add_entry(self, number: int, target: str, entry: Entry) -> None:
         """Add the bundle for one more target; devices that were skipped because of it become pending."""
@@ -207,20 +217,24 @@ class RolloutTable(FleetTable):
         return read_rollout(row, [(one.device, one.progress) for one in connection.execute(members)])
 
     def _statuses(
-        self, connection: sa.Connection, rollout: Rollout, entries: Mapping[str, Entry], since: float
+        self, connection: sa.Connection, rollout: Rollout, entries: Mapping[str, Entry], now: float, since: float
     ) -> dict[str, DeviceStatus]:
+        """Reports of the devices in the rollout, and of those that its cohort selects now."""
+        member = sa.and_(rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == devices.c.name)
         query = (
-            sa.select(devices, reports.c.body)
+            sa.select(devices.c.name, devices.c.target, reports.c.body)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet)
             .where(sa.or_(devices.c.enrolled >= since, reports.c.received >= since))
         )
+        selected = cohort_condition(rollout.cohort, now, self._offline_after)
+        if rollout.cohort.filter:  # what a device runs may change; who is in the rollout stays in it
+            joined = sa.select(rollout_devices.c.device).where(member).correlate(devices).exists()
+            selected = sa.or_(selected, joined)
         statuses = {}
-        for row in connection.execute(query).mappings():
-            device = read_device(row)
-            if rollout.cohort.selects(device):
-                entry = entries.get(device.target)
-                statuses[device.name] = _status(rollout.model, entry.sha256 if entry else "", row["body"])
+        for row in connection.execute(query.where(selected)):
+            entry = entries.get(row.target)
+            statuses[row.name] = _status(rollout.model, entry.sha256 if entry else "", row.body)
         return statuses
 
     def _reported_late(self, now: float, since: float) -> sa.Select[tuple[int, str, str]]:

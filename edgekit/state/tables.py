@@ -35,6 +35,7 @@ metadata = sa.MetaData(
     }
 )
 
+MAX_KEY, MAX_VALUE = 63, 255
 NAME_COLUMN = sa.String(63)
 JSON_TEXT = sa.Text  # encoded and decoded with msgspec; queries never look inside
 
@@ -58,6 +59,30 @@ reports = sa.Table(
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("received", sa.Double, nullable=False, index=True),
     sa.Column("body", JSON_TEXT, nullable=False),
+    sa.Column("indexed", sa.String(64), nullable=False, server_default=""),  # digest of its rows in `attributes`
+)
+
+# What filters select devices by: one row for each label, scalar fact, model version and so on.
+attributes = sa.Table(
+    "attributes",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("key", sa.String(MAX_KEY), primary_key=True),
+    sa.Column("value", sa.String(MAX_VALUE), nullable=False),
+    sa.Column("sorted", sa.String(32), nullable=False),  # a version as a text that sorts like it; else empty
+    sa.Column("number", sa.Double),  # the value as a number; NULL where it is none
+    sa.Index(None, "fleet", "kind", "key", "value"),
+)
+
+groups = sa.Table(
+    "groups",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("name", NAME_COLUMN, primary_key=True),
+    sa.Column("filter", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
 )
 
 presence = sa.Table(

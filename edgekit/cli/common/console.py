@@ -69,6 +69,8 @@ def usage() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
+        if "\n" in str(error):  # a caret must end its line
+            raise click.UsageError(f"{error}\n{error.advice}") from error
         raise click.UsageError(f"{error}. {error.advice}".rstrip(" .") + ".") from error
 
 

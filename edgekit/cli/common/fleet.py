@@ -24,7 +24,7 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
     """Open the fleet's database for the duration of the command."""
     with needs_extra("controller"):
         from edgekit.state import open_fleet_state
-    state = open_fleet_state(settings.database, settings.fleet)
+    state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=settings.offline_after_seconds)
     try:
         yield state
     finally:

@@ -18,12 +18,12 @@ from edgekit.cli.common.console import (
     print_table,
     usage,
 )
-from edgekit.cli.common.fleet import fleet_state, parse_labels, registry_reader, reported_versions
+from edgekit.cli.common.fleet import fleet_state, registry_reader, reported_versions
 from edgekit.cli.common.numbers import Number, Seconds, Whole
+from edgekit.cli.common.selection import nobody, parse_cohort, selection_options, with_groups
 from edgekit.cli.rollout.show import follow
 from edgekit.cli.rollout.text import count_of_devices, summary
 from edgekit.errors import NotFoundError, RefusedError
-from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.plan import RolloutPlan, parse_waves
 from edgekit.rollout.preflight import refusal
 from edgekit.settings import ControlSettings
@@ -84,10 +84,7 @@ MAX_SHOWN = 20
     help="A device that waits on purpose (quiet hours, a metered link) for longer than this is not reached, which is "
     "neither a success nor a failure.",
 )
-@click.option("--target", "targets", multiple=True, help="Only devices of this target profile (may be repeated).")
-@click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with this label (may be repeated)."
-)
+@selection_options
 @click.option(
     "--downgrade",
     is_flag=True,
@@ -107,6 +104,7 @@ def start(
     max_wait: float,
     targets: tuple[str, ...],
     labels: tuple[str, ...],
+    filter_text: str,
     downgrade: bool,
     wait: bool,
     dry_run: bool,
@@ -118,6 +116,7 @@ def start(
     Examples:
       edgekit rollout start digits 1.0.0 --wait
       edgekit rollout start digits 1.1.0 --waves 1,10%,100% --label site=north
+      edgekit rollout start digits 2.0.0 --filter 'label.site in (north, west) and version(digits) < 2.0'
     """
     settings = control_settings()
     with usage():
@@ -129,9 +128,12 @@ def start(
             device_deadline_seconds=device_deadline,
             max_wait_seconds=max_wait,
         )
-        cohort = Cohort(targets=targets, labels=parse_labels(labels))
+    cohort = parse_cohort(targets, labels, filter_text)
     with fleet_state(settings) as state:
-        members = [view for view in state.devices.views(0.0, 0.0) if cohort.selects(view)]
+        cohort = with_groups(state, cohort)
+        members = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
+        if not members:
+            raise nobody(state, cohort)
         releases, missing = _bundles(settings, members, name, version)
         with usage():
             plan.check_size(sum(device.target in releases for device in members))
@@ -183,11 +185,6 @@ def _bundles(
     settings: ControlSettings, members: list[DeviceView], name: str, version: str
 ) -> tuple[dict[str, Release], dict[str, int]]:
     """The bundle for each target, and the number of devices for each target without a bundle."""
-    if not members:
-        raise NotFoundError(
-            f"the rollout selects no device of fleet {settings.fleet!r}",
-            advice="Enroll one: edgekit device enroll ID --target T. Or check --target and --label.",
-        )
     releases: dict[str, Release] = {}
     missing: dict[str, int] = {}
     last_error: NotFoundError | None = None

@@ -1,23 +1,13 @@
-"""Cohorts select devices, and the order of devices in waves is the same everywhere."""
+"""The order of devices in waves is the same everywhere, and a cohort says whom it selects."""
 
-from edgekit.rollout.cohort import Cohort, Device, wave_order
-
-
-def device(name="pi-1", target="raspberry-pi-4", **labels):
-    return Device(name=name, target=target, public_key="", labels=labels)
+from edgekit.rollout.cohort import Cohort, wave_order
 
 
-def test_empty_cohort_selects_everybody():
-    """A cohort without conditions is the whole fleet."""
-    assert Cohort().selects(device(site="north"))
-
-
-def test_cohort_needs_one_target_and_all_labels():
-    """Targets are alternatives, labels are all required."""
-    cohort = Cohort(targets=("raspberry-pi-4", "jetson-orin"), labels={"site": "north", "ring": "1"})
-    assert cohort.selects(device(site="north", ring="1"))
-    assert not cohort.selects(device(site="north"))
-    assert not cohort.selects(device(target="x86-64", site="north", ring="1"))
+def test_a_cohort_says_whom_it_selects():
+    """As the options of the command, for messages."""
+    assert Cohort().text == ""
+    cohort = Cohort(targets=("pi",), labels={"site": "north"}, filter="online")
+    assert cohort.text == "--target pi --label site=north --filter 'online'"
 
 
 def test_wave_order_is_stable_and_differs_between_rollouts():

@@ -75,7 +75,7 @@ def test_one_unreadable_row_stops_only_its_own_rollout(state: FleetState, what: 
     assert (shown.id, shown.model, shown.version, shown.state) == (1, "m", "1.0.0", RolloutState.RUNNING)
     assert shown.fault
     assert state.rollouts.survey(1, 1002.0).fault
-    assert state.rollouts.missing_targets(1) == [] or what == "device"
+    assert state.rollouts.missing_targets(1, 1002.0) == [] or what == "device"
     with pytest.raises(RefusedError, match="cannot be read"):
         state.rollouts.apply(1, Paused(), 1002.0)
     other = start(state, "3" * 64, "other")

@@ -1,0 +1,98 @@
+"""Rows by which filters select devices: labels, facts, and what each model runs. They are written with their source."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from edgekit.bundle.order import version_order
+from edgekit.mqtt.messages import Reported
+from edgekit.state._sql import untrusted_text
+from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes, reports
+
+LABEL = "label"
+REPORTED = ("fact", "version", "digest", "state", "outcome", "waiting")
+MAX_FACTS, MAX_MODELS = 100, 100
+
+
+class Attribute(NamedTuple):
+    """One row; `sorted` is a version as a text that sorts like it, `number` the value where it is a number."""
+
+    kind: str
+    key: str
+    value: str
+    sorted: str = ""
+    number: float | None = None
+
+
+def sorted_version(version: str) -> str:
+    """27 digits that sort like the version; empty for a text that is no version."""
+    return "".join(f"{part:09d}" for part in version_order(version))
+
+
+def label_attributes(labels: Mapping[str, str]) -> list[Attribute]:
+    """One row for each label."""
+    return [_attribute(LABEL, key, value) for key, value in labels.items()]
+
+
+def report_attributes(report: Reported) -> tuple[list[Attribute], str]:
+    """The rows of a report, and their digest: scalar facts; version, digest, state, outcome and wait of each model."""
+    rows = list({(row.kind, row.key): row for row in _report_rows(report)}.values())
+    return rows, hashlib.sha256(repr(sorted(rows, key=lambda row: row[:2])).encode()).hexdigest()
+
+
+def _report_rows(report: Reported) -> Iterator[Attribute]:
+    scalars = [(key, value) for key, value in report.facts.items() if isinstance(value, str | int | float | bool)]
+    for key, value in scalars[:MAX_FACTS]:
+        yield _attribute("fact", key, str(value).lower() if isinstance(value, bool) else str(value))
+    for model, running in list(report.models.items())[:MAX_MODELS]:
+        if running.version:
+            yield _attribute("version", model, running.version)
+            yield _attribute("digest", model, running.digest)
+        yield _attribute("state", model, running.state)
+        if running.waiting is not None:
+            yield _attribute("waiting", model, running.waiting.reason)
+    for model, outcome in list(report.outcomes.items())[:MAX_MODELS]:
+        yield _attribute("outcome", model, outcome.result)
+
+
+def _attribute(kind: str, key: str, value: str) -> Attribute:
+    text = untrusted_text(value, MAX_VALUE)
+    return Attribute(kind, untrusted_text(key, MAX_KEY), text, sorted_version(text), _number(text))
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def put_labels(connection: sa.Connection, fleet: str, device: str, labels: Mapping[str, str]) -> None:
+    """Replace the rows of a device's labels."""
+    _replace(connection, fleet, device, (LABEL,), label_attributes(labels))
+
+
+def put_report(connection: sa.Connection, fleet: str, device: str, rows: list[Attribute]) -> None:
+    """Replace the rows of a device's report."""
+    _replace(connection, fleet, device, REPORTED, rows)
+
+
+def indexed_digest(connection: sa.Connection, fleet: str, device: str) -> str | None:
+    """The digest that is stored with a device's report; None where there is no report."""
+    mine = sa.and_(reports.c.fleet == fleet, reports.c.device == device)
+    found: str | None = connection.execute(sa.select(reports.c.indexed).where(mine)).scalar()
+    return found
+
+
+def _replace(connection: sa.Connection, fleet: str, device: str, kinds: tuple[str, ...], rows: list[Attribute]) -> None:
+    mine = sa.and_(attributes.c.fleet == fleet, attributes.c.device == device, attributes.c.kind.in_(kinds))
+    connection.execute(attributes.delete().where(mine))
+    if rows:
+        values: list[dict[str, Any]] = [{"fleet": fleet, "device": device, **row._asdict()} for row in rows]
+        connection.execute(attributes.insert(), values)
