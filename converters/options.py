@@ -14,7 +14,7 @@ from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ManifestError, SettingsError
 
-PRUNES = ("auto", "none")
+PRUNES = ("auto", "dead", "none")
 
 
 class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +42,9 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         version: Version of the bundles, X.Y.Z.
         output: Folder that the bundles are written to.
         preprocess: TOML file of preprocessing steps, or ``auto``; None detects steps where the data are images.
-        prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        prune: ``auto`` removes dead channels and searches which others can go, ``dead`` removes dead ones only,
+            ``none`` keeps all, and a share such as ``0.5`` keeps that share of the bytes or the cost, as the aim says.
+        seed: Seed of everything that is drawn at random.
         signature: Name of a SavedModel's signature; None for the default one.
         input_shapes: Sizes of all axes of an input, by its name; for inputs with free axes besides the batch.
         dims: Sizes of free axes by their symbol.
@@ -78,6 +80,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: str | Path = "bundles"
     preprocess: str | Path | None = None
     prune: str = "auto"
+    seed: int = 0
     signature: str | None = None
     input_shapes: Mapping[str, Sequence[int]] = {}
     dims: Mapping[str, int] = {}
@@ -91,7 +94,14 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.aim not in AIMS:
             raise SettingsError(f"aim is {self.aim!r}, expected {' or '.join(AIMS)}")
         if self.prune not in PRUNES:
-            raise SettingsError(f"prune is {self.prune!r}, expected {' or '.join(PRUNES)}")
+            _require_share(self.prune)
+            if self.recipe is not None:
+                raise SettingsError(
+                    f"prune is {self.prune} and a recipe is given, which says itself what is pruned",
+                    advice="Leave one of them out.",
+                )
+        if self.seed < 0:
+            raise SettingsError(f"seed is {self.seed}, expected 0 or more")
         if not 0.5 <= self.confidence < 1.0:
             raise SettingsError(f"confidence is {self.confidence}, expected 0.5 or more and less than 1")
         drops = {"max_drop": self.max_drop, "max_drop_any_class": self.max_drop_any_class}
@@ -116,6 +126,19 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     def own_metric(self) -> bool:
         """True where the metric is a function of the user (``module:function``), whose code may change."""
         return any(":" in name for name in (self.metric or "", *self.metrics.values()))
+
+
+def _require_share(text: str) -> None:
+    """Check that `text` is a share. Raises SettingsError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share < 1.0:
+        raise SettingsError(
+            f"prune is {text!r}, expected {', '.join(PRUNES)}, or a share between 0 and 1",
+            advice="Give for example --prune 0.5: it keeps half of the cost.",
+        )
 
 
 def require_name(name: str) -> None:

@@ -26,10 +26,11 @@ from converters.candidates.artifact_contents import contents_of
 from converters.candidates.builder import CandidateBuilder, load_libraries
 from converters.candidates.candidate import Candidate
 from converters.candidates.direct_route import evaluate_direct_route, require_targets, with_direct
+from converters.candidates.levels import Levels, channel_report
 from converters.candidates.pruning import find_dead_channels
 from converters.candidates.recount import recount
 from converters.candidates.runtime_matrix import RuntimeMatrix, run_variants, sums_exactly
-from converters.candidates.strategy import pruned_kinds
+from converters.candidates.strategy import base_of, pruned_kinds
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import ProcessCosts, TaskPool
 from converters.candidates.test_set import score_artifact
@@ -43,6 +44,7 @@ from converters.plan import ConversionPlan
 from converters.prepare import Prepared, float_quality, prepare
 from converters.progress import ConversionCallbacks, StepCallback
 from converters.quality.selection import Choice, choose
+from converters.report.channels import ChannelReport
 from converters.report.outputs import class_report, output_reports
 from converters.report.page import report_html
 from converters.report.pruning import Pruning
@@ -59,6 +61,7 @@ from converters.report.report import (
 )
 from converters.up_to_date import replacement_reason
 from edgekit.bundle.manifest import Golden, Manifest, OutputQuality, Quality
+from edgekit.bundle.recipe import PRUNED, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
 from edgekit.versions import versions_of
 
@@ -108,7 +111,11 @@ def run_plan(
         evidence = prepared.evidence
         route = evaluate_direct_route(plan.recipe, plan.profiles, prepared.source, context, evidence, cache_scope, step)
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
-        shared = _Shared(plan, prepared, context, builder, pruning, route)
+        levels = None
+        if plan.recipe is None and plan.prune not in ("dead", "none"):
+            judged = evidence.decision, evidence.looked_at
+            levels = Levels(context, *judged, plan.seed, cache_scope=cache_scope, step=step)
+        shared = _Shared(plan, prepared, context, builder, pruning, levels, route)
         results = [_convert_for(shared, profile, runtime, step) for profile, runtime in plan.profiles]
     reports = []
     for report, manifest, files in results:
@@ -137,6 +144,7 @@ class _Shared(msgspec.Struct, frozen=True):
     context: ConversionContext
     builder: CandidateBuilder
     pruning: Pruning
+    levels: Levels | None
     route: RouteReport | None
 
 
@@ -147,8 +155,8 @@ def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContex
     with step("find dead channels"):
         others = [evidence.choice, evidence.proof] if prepared.split else []
         pruning = find_dead_channels(context, prepared.channels, others, plan.budget.confidence)
-        pruned = pruning.found if plan.recipe is None else plan.recipe.pruned
-        context.base_graph(context.fixed, pruned=pruned)  # made here once, so that no copy makes it
+        first = Recipe(prune=PRUNED) if pruning.found else WHOLE
+        context.base_graph(context.fixed, plan.recipe or first)  # made here once, so that no copy makes it
         return pruning
 
 
@@ -178,9 +186,15 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
     kinds = plan.recipes(profile, runtime)
     if route is not None and (plan.recipe is None or prepared.graph.opaque is not None):
         kinds = with_direct(kinds, route, context)
-    if plan.recipe is None and shared.pruning.found:
+    if plan.share is not None:
+        assert shared.levels is not None  # a share is never given with a recipe
+        kinds = shared.levels.kinds_at(plan.share, profile, plan.aim, kinds)
+    elif plan.recipe is None and shared.pruning.found:
         kinds = pruned_kinds(kinds)
-    candidates = shared.builder.candidates(profile, runtime, kinds, search=plan.recipe is None)
+    levels = shared.levels if plan.share is None else None
+    candidates = shared.builder.candidates(
+        profile, runtime, kinds, search=plan.recipe is None, levels=levels, aim=plan.aim
+    )
     choice = choose([c.measured for c in candidates], plan.budget, aim=plan.aim, accept_unproven=plan.accept_unproven)
     recounted = recount(
         candidates,
@@ -199,12 +213,12 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         test = score_artifact(prepared.test, chosen.artifact, folder / "test") if prepared.test else None
         report = _report(plan, prepared, profile, runtime, candidates, choice, test)
         contents = contents_of(chosen.artifact, folder / "contents")
-        scores = shared.builder.sensitivity(profile, runtime, pruned=any(recipe.pruned for recipe in kinds))
+        scores = shared.builder.sensitivity(profile, runtime, base_of(kinds))
         layers = tuple(
             LayerReport(one.layer.name, one.layer.operator, one.int8, one.int4)
             for one in sorted(scores, key=lambda one: -one.int8)
         )
-        graph = context.base_graph(context.fixed, pruned=chosen.measured.recipe.pruned)
+        graph = context.base_graph(context.fixed, chosen.measured.recipe)
         matrix = _runtime_matrix(prepared, chosen, graph, contents, folder / "matrix")
         noise = (prepared.noise.sentence,) if prepared.noise.ill_conditioned else ()
         report = msgspec.structs.replace(
@@ -213,6 +227,7 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
             notes=(*noise, *prepared.notes, *chosen.artifact.notes, *recounted.notes, *matrix.failures),
             sensitivity=layers,
             pruning=shared.pruning,
+            channels=_channel_report(shared, chosen.measured.recipe, candidates),
             parity=(*report.parity, *matrix.parity),
             route=route,
         )
@@ -221,6 +236,13 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
         files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
         files.update(prepared.preprocessing.bundle_files() if prepared.preprocessing else {})
     return report, with_files(manifest, files), files
+
+
+def _channel_report(shared: _Shared, chosen: Recipe, candidates: list[Candidate]) -> ChannelReport | None:
+    if shared.levels is None:
+        return None
+    recipes = [candidate.measured.recipe for candidate in candidates]
+    return channel_report(shared.levels, shared.plan.prune, chosen, recipes, shared.prepared.channels)
 
 
 def _runtime_matrix(

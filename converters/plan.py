@@ -11,7 +11,7 @@ from converters.backends import direct_route_fits, precisions_of
 from converters.candidates.strategy import candidates
 from converters.data.preprocessing import DETECT, read_steps
 from converters.graph.stated import NOTHING, Stated
-from converters.options import ConversionOptions, require_name
+from converters.options import PRUNES, ConversionOptions, require_name
 from converters.quality.measured import Budget
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import TargetProfile, find_target, known_targets
@@ -37,7 +37,9 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         accept_unproven: Accept a point estimate where the drop cannot be proven.
         recipe: The only recipe to try; None for all recipes that the target supports.
         preprocess: File of preprocessing steps, or ``auto``; None detects steps where the data are images.
-        prune: ``auto`` removes dead channels, ``none`` keeps all channels.
+        prune: ``auto`` removes dead channels and searches which others can go, ``dead`` removes dead ones only,
+            ``none`` keeps all, and a share such as ``0.5`` keeps that share of the bytes or the cost, as the aim says.
+        seed: Seed of everything that is drawn at random.
         signature: Name of a SavedModel's signature; empty for the default one.
         stated: What the user stated of the inputs, without the data.
     """
@@ -60,6 +62,12 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     stated: Stated = NOTHING
     metrics: dict[str, str] = {}
     ignore_outputs: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """The share that ``--prune`` keeps; None where it is a word."""
+        return None if self.prune in PRUNES else float(self.prune)
 
     @property
     def own_metric(self) -> bool:
@@ -97,7 +105,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         if self.recipe.precision == "int8" and self.data is None:
             raise RecipeError("an int8 recipe needs calibration samples", advice=DATA_ADVICE)
         if self.recipe.pruned and self.data is None:
-            raise RecipeError("a pruned recipe needs samples to find dead channels", advice=DATA_ADVICE)
+            raise RecipeError("a pruned recipe needs samples of its channels", advice=DATA_ADVICE)
         by_precision = {recipe.precision: recipe for recipe in recipes}
         symmetric = self.recipe.symmetric or by_precision[self.recipe.precision].symmetric
         return [msgspec.structs.replace(self.recipe, symmetric=symmetric)]
@@ -144,6 +152,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         recipe=options.recipe,
         preprocess=str(options.preprocess) if options.preprocess is not None else None,
         prune=options.prune,
+        seed=options.seed,
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
         signature=options.signature or "",

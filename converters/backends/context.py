@@ -10,31 +10,27 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from converters.backends.bases import Bases, require_parity
 from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
 from converters.backends.layers import layers_of, require_layers
 from converters.backends.onnx_weights import integer_tables
 from converters.calibration.calibrate import Calibration, calibrate, tensor_values
 from converters.cost.overhead import Overhead
-from converters.data.random_inputs import random_samples
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
-from converters.passes.channels.dead_channels import LEAST_ROWS, DeadChannels
+from converters.passes.channels.dead_channels import DeadChannels
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
 from converters.passes.equalize import Equalize
 from converters.passes.round_weights import RoundWeights
-from converters.passes.simplify import Simplify
-from converters.passes.split_heads import Head, SplitHeads, join
-from converters.quality import parity
-from converters.quality.noise import measure_noise
-from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, UNPRUNED, WEIGHTS, Recipe
+from converters.passes.split_heads import Head, SplitHeads
+from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.errors import CalibrationError, ConversionError
 from edgekit.tensors import Array
 
 COARSER_STEPS = 3  # 256 bins instead of 2048: precise enough for ranges, in an eighth of the bytes
 MAX_PREPARED = 8
-PARITY_ROWS = 16
 PROBE_ROWS = 4  # enough rows to tell tensors apart by their values
 
 
@@ -94,13 +90,12 @@ class ConversionContext:
         self.fixed = fixed
         self.child = child
         self.folder = folder
-        self._samples = samples
+        self._given = samples
         self._calibration = calibration
-        self._pruned = pruned
-        self._dead: DeadChannels | None = None
+        self.bases = Bases(graph, fixed, samples, folder, pruned)
         self._direct: DirectFile | None = None
         self._packed: PackedContext | None = None
-        self._calibrations: dict[tuple[bool, bool, bool], Calibration] = {}
+        self._calibrations: dict[tuple[bool, Recipe, bool], Calibration] = {}
         self._prepared: dict[tuple[Any, ...], Graph] = {}
         self._lowered: dict[str, LoweredFile] = {}
         self._checked_heads: set[tuple[Head, ...]] = set()
@@ -112,9 +107,12 @@ class ConversionContext:
         Raises:
             CalibrationError: there is no data.
         """
-        if self._samples is None:
-            raise CalibrationError("int8 needs samples to calibrate with", advice="Give --data with real samples.")
-        return self._samples
+        return self.bases.samples
+
+    @property
+    def has_samples(self) -> bool:
+        """False without data."""
+        return self._given is not None
 
     @property
     def direct(self) -> DirectFile | None:
@@ -127,37 +125,15 @@ class ConversionContext:
 
     def dead_channels(self) -> DeadChannels:
         """The channels that are 0 on the whole calibration split. Raises as `samples`."""
-        if self._dead is None:
-            self._dead = DeadChannels(self.graph, self.samples)
-        return self._dead
+        return self.bases.dead_channels()
 
-    def base_graph(self, graph: Graph, *, pruned: bool) -> Graph:
-        """`graph` (`self.graph` or `self.fixed`), or where `pruned` the same graph without dead channels.
+    def base_graph(self, graph: Graph, recipe: Recipe) -> Graph:
+        """`graph` (`self.graph` or `self.fixed`) with the channels that the pruning of `recipe` leaves.
 
         Raises:
-            CalibrationError: there are too few samples to tell which channels are dead.
-            ParityError: removing the channels changes the answers to calibration samples.
+            As `Bases.of`.
         """
-        if not pruned:
-            return graph
-        if self._pruned is None:
-            self._pruned = self._prune()
-        return self._pruned[1] if graph is self.fixed else self._pruned[0]
-
-    def _prune(self) -> tuple[Graph, Graph]:
-        """The graph and the fixed graph without dead channels."""
-        dead = self.dead_channels()
-        if dead.rows < LEAST_ROWS:
-            raise CalibrationError(
-                f"{dead.rows} calibration samples are too few to tell which channels are dead: expected at least "
-                f"{LEAST_ROWS}; with that many, a channel that is active on 5 % of inputs is still taken for dead 1 "
-                "time in 20",
-                advice=f"Give --data with at least {5 * LEAST_ROWS} samples; a fifth of them are for calibration.",
-            )
-        free = dead.without()
-        fixed = run_pass(Simplify(), free.with_batch(1)).graph
-        self._require_parity(self.fixed, fixed, "without dead channels")
-        return free, fixed
+        return self.bases.of(recipe)[1 if graph is self.fixed else 0]
 
     def calibration(self) -> Calibration:
         """Histograms of each tensor of the fixed graph on the calibration split. Raises as `calibrate`."""
@@ -173,9 +149,9 @@ class ConversionContext:
         """
         if graph is self.fixed and not recipe.equalize and not recipe.pruned:
             return self.calibration()
-        key = (recipe.equalize, recipe.pruned, graph is self.fixed)
+        key = (recipe.equalize, recipe.base, graph is self.fixed)
         if key not in self._calibrations:
-            plain = Recipe(STATIC, equalize=recipe.equalize, prune=PRUNED if recipe.pruned else UNPRUNED)
+            plain = msgspec.structs.replace(recipe.base, precision=STATIC, equalize=recipe.equalize)
             self._calibrations[key] = calibrate(self.prepared(plain, graph), self.samples)
         return self._calibrations[key]
 
@@ -199,7 +175,7 @@ class ConversionContext:
             ConversionError: the recipe names an unknown layer, or a layer that cannot have 4 bits.
             ParityError: equalization or pruning changed the answers.
         """
-        base = self.base_graph(graph, pruned=recipe.pruned)
+        base = self.base_graph(graph, recipe)
         require_layers(recipe, layers_of(base))
         key = self.preparation_key(recipe, graph)
         if key not in self._prepared:
@@ -215,7 +191,7 @@ class ConversionContext:
     def preparation_key(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
         """The parts of `recipe` that the weights of `prepared` depend on. Recipes with the same key share weights."""
         return (
-            recipe.pruned,
+            recipe.base,
             recipe.equalize,
             frozenset(recipe.int4_layers),
             recipe.rounding if recipe.int4_layers else "",
@@ -240,8 +216,8 @@ class ConversionContext:
             self._prepared.pop(next(iter(self._prepared)))
 
     def _equalized(self, graph: Graph) -> Graph:
-        made = run_pass(Equalize(self._samples), graph).graph
-        self._require_parity(graph, made, "equalize")
+        made = run_pass(Equalize(self._given), graph).graph
+        require_parity(graph, made, "equalize", self._given)
         return made
 
     def split_heads(self, recipe: Recipe, graph: Graph) -> tuple[Graph, tuple[Head, ...]]:
@@ -262,7 +238,7 @@ class ConversionContext:
         heads = step.heads(graph)
         made = run_pass(step, graph).graph
         if heads and heads not in self._checked_heads:  # the step changes no weights: one check serves every recipe
-            self._require_parity(graph, made, step.name, heads)
+            require_parity(graph, made, step.name, self._given, heads)
             self._checked_heads.add(heads)
         return made, heads
 
@@ -285,25 +261,38 @@ class ConversionContext:
         lowered = self.lowered(self.graph_to_lower(recipe)) if lower else None
         own_ranges = recipe.precision == STATIC and (recipe.equalize or recipe.pruned or graph is not self.fixed)
         return PreparedInputs(
-            None if made is self.base_graph(graph, pruned=recipe.pruned) else packed(made),
+            None if made is self.base_graph(graph, recipe) else packed(made),
             np.memmap(lowered.path, np.uint8, "r") if lowered else None,
             (lowered.input_permutes, lowered.output_permutes) if lowered else ([], []),
             self.calibration_of(recipe, graph) if own_ranges else None,
+            self.packed_base(recipe),
         )
+
+    def packed_base(self, recipe: Recipe) -> tuple[Array, ...]:
+        """The graphs that `recipe` starts from, as arrays; empty where every copy of this context has them."""
+        return tuple(map(packed, self.bases.of(recipe))) if recipe.lossy else ()
+
+    def store_base(self, recipe: Recipe, graphs: tuple[Array, ...]) -> None:
+        """Store the graphs that `packed_base` gave in another context."""
+        if graphs:
+            self.bases.store_pair(recipe, (unpacked(graphs[0]), unpacked(graphs[1])))
 
     def store_inputs(self, recipe: Recipe, graph: Graph, prepared_inputs: PreparedInputs) -> None:
         """Store the inputs that another context prepared for `recipe`, so that they are not computed again here."""
+        self.store_base(recipe, prepared_inputs.base)
         if prepared_inputs.prepared is not None:
             self.store_prepared(recipe, graph, unpacked(prepared_inputs.prepared))
         if prepared_inputs.calibration is not None:
-            self._calibrations[recipe.equalize, recipe.pruned, graph is self.fixed] = prepared_inputs.calibration
+            self._calibrations[recipe.equalize, recipe.base, graph is self.fixed] = prepared_inputs.calibration
         if prepared_inputs.lowered is not None:
             lowered = prepared_inputs.lowered.tobytes()
             self._store_lowered(self.graph_to_lower(recipe), lowered, *prepared_inputs.permutes)
 
     def copy_with(self, child: TensorFlowProcess, folder: Path) -> ConversionContext:
         """A context with the same graphs, samples, calibration and pruned graphs, and nothing else computed yet."""
-        return ConversionContext(self.graph, self.fixed, self._samples, child, folder, self._calibration, self._pruned)
+        return ConversionContext(
+            self.graph, self.fixed, self._given, child, folder, self._calibration, self.bases.dead_pair
+        )
 
     def packed(self) -> PackedContext:
         """The context as plain arrays, which joblib maps into other processes.
@@ -311,15 +300,15 @@ class ConversionContext:
         The arrays are the same objects on each call, so that joblib recognizes the arrays that it has mapped already.
         They are made anew once the pruned graphs exist.
         """
-        if self._packed is None or bool(self._pruned) != bool(self._packed.pruned):
+        if self._packed is None or bool(self.bases.dead_pair) != bool(self._packed.pruned):
             with contextlib.suppress(CalibrationError):  # each copy raises the same error where it needs ranges
                 self.calibration()  # measured here once, so that no copy measures it
             self._packed = PackedContext(
                 packed(self.graph),
                 packed(self.fixed),
-                self._samples,
+                self._given,
                 self._calibration,
-                tuple(map(packed, self._pruned)) if self._pruned else (),
+                tuple(map(packed, self.bases.dead_pair)) if self.bases.dead_pair else (),
                 str(self.folder),
             )
         return self._packed
@@ -340,21 +329,6 @@ class ConversionContext:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ConversionContext.from_packed, (self.packed(),)
-
-    def _require_parity(self, before: Graph, after: Graph, name: str, heads: tuple[Head, ...] = ()) -> None:
-        """Check that the step `name` did not change the answers. Raises ParityError."""
-        rows = random_samples(before, PARITY_ROWS, 1) if self._samples is None else self._samples
-        inputs = rows.take(slice(0, PARITY_ROWS)).inputs
-        expected = before.run(inputs)
-        answers = join(heads, after.run(inputs))
-        limits = parity.tolerances(expected, parity.FLOAT32_RELATIVE)
-        compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="", limits=limits)
-        if compared.excess > 1.0:  # then the limits for this model's own noise, which costs three more runs
-            limits = parity.tolerances(expected, parity.FLOAT32_RELATIVE, measure_noise(before.run, inputs, expected))
-            compared = parity.compare(
-                expected, answers, runtime=name, where="canonical graph", decision="", limits=limits
-            )
-        parity.require(compared)
 
     def float_file(self, recipe: Recipe, graph: Graph) -> LoweredFile:
         """The float .tflite that `recipe` starts from: the lowered `graph`, or the direct file.

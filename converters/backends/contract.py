@@ -12,7 +12,7 @@ from converters.calibration.calibrate import Calibration
 from converters.cost.overhead import Overhead
 from converters.graph.graph import Graph
 from edgekit.bundle.bindings import Binding
-from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.recipe import WHOLE, Recipe
 from edgekit.tensors import Array
 
 
@@ -58,12 +58,14 @@ class PreparedInputs(msgspec.Struct, frozen=True):
         lowered: The float .tflite (N,) uint8; None where the backend needs none.
         permutes: The transpositions of the file's inputs and outputs.
         calibration: Calibration of the prepared graph; None for the shared calibration.
+        base: The graphs that the recipe starts from, as `ConversionContext.packed_base` gives them.
     """
 
     prepared: Array | None
     lowered: Array | None
     permutes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
     calibration: Calibration | None
+    base: tuple[Array, ...] = ()
 
 
 class DirectFile(msgspec.Struct, frozen=True):
@@ -103,10 +105,11 @@ class Backend(Protocol):
         """True where artifacts are made of a float .tflite, which needs TensorFlow's process."""
         ...
 
-    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
-        """Layers that a recipe may name in `float_layers` and, where they are `four_bit`, in `int4_layers`.
+    def layers(self, base: Recipe = WHOLE) -> tuple[Layer, ...]:
+        """Layers of the graph that recipes with this `base` start from.
 
-        The names are the same in a pruned model, which has fewer weights.
+        A recipe may name them in `float_layers` and, where they are `four_bit`, in `int4_layers`. The names are the
+        same in a pruned model, which has fewer weights.
         """
         ...
 

@@ -43,7 +43,7 @@ from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
 from converters.trials import CALIBRATION, try_litert
 from edgekit.bundle.bindings import Binding, Joined
-from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, Recipe
+from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, WHOLE, Recipe
 from edgekit.errors import ConversionError
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
@@ -75,9 +75,9 @@ class LiteRTBackend:
         """The graph of the artifacts. See `Backend.graph`."""
         return self._context.fixed
 
-    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
+    def layers(self, base: Recipe = WHOLE) -> tuple[Layer, ...]:
         """Layers that a recipe may name. See `Backend.layers`."""
-        return layers_of(self._context.base_graph(self._context.fixed, pruned=pruned))
+        return layers_of(self._context.base_graph(self._context.fixed, base))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite of `recipe`. Raises as `Backend.build`."""

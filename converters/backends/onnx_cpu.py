@@ -15,7 +15,7 @@ from converters.backends.onnx_weights import integer_tables, integer_weights
 from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
 from converters.calibration.masks import masking_nodes
 from converters.graph.graph import Graph, label
-from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
+from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, WHOLE, Recipe
 from edgekit.errors import ConversionError
 
 QUANTIZED_OPERATORS = [
@@ -61,9 +61,9 @@ class OnnxCpuBackend:
         """The graph of the artifacts. See `Backend.graph`."""
         return self._graph
 
-    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
+    def layers(self, base: Recipe = WHOLE) -> tuple[Layer, ...]:
         """Layers that a recipe may name. See `Backend.layers`."""
-        return layers_of(self._context.base_graph(self._graph, pruned=pruned))
+        return layers_of(self._context.base_graph(self._graph, base))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx of `recipe`. Raises as `Backend.build`."""

@@ -20,7 +20,7 @@ from converters.backends.layers import Layer, layers_of, output_axis, raise_opse
 from converters.backends.onnx_common import artifact_of, half, named
 from converters.backends.tensorrt_rules import Placement, choose_placement, violations
 from converters.graph.graph import Graph, label
-from edgekit.bundle.recipe import STATIC, Recipe
+from edgekit.bundle.recipe import STATIC, WHOLE, Recipe
 from edgekit.errors import ConversionError
 
 TYPED_OPSET = 19  # the first operator set whose QuantizeLinear supports float16
@@ -49,9 +49,9 @@ class OnnxTensorRTBackend:
         """The graph of the artifacts. See `Backend.graph`."""
         return self._graph
 
-    def layers(self, *, pruned: bool = False) -> tuple[Layer, ...]:
+    def layers(self, base: Recipe = WHOLE) -> tuple[Layer, ...]:
         """Layers that a recipe may name. See `Backend.layers`."""
-        return without_four_bits(layers_of(self._context.base_graph(self._graph, pruned=pruned)))
+        return without_four_bits(layers_of(self._context.base_graph(self._graph, base)))
 
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .onnx of `recipe`. Raises as `Backend.build`."""

@@ -15,8 +15,10 @@ from converters.backends.contract import PreparedInputs
 from converters.cache import CacheScope
 from converters.calibration.calibrate import Calibration
 from converters.candidates.candidate import Candidate, failed, make_candidate
+from converters.candidates.channel_search import FINE_SHARES, SHARES, ChannelSearch, PrunedShare
+from converters.candidates.levels import Levels, with_base
 from converters.candidates.sensitivity import Sensitivity, float_answers, sensitivities
-from converters.candidates.strategy import Search
+from converters.candidates.strategy import Make, Search, base_of
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import TaskPool
 from converters.cost.estimate import estimate, median_error
@@ -24,7 +26,7 @@ from converters.graph.graph import Graph
 from converters.progress import ConversionCallbacks, ProgressCallback, no_progress
 from converters.quality.measured import Measured
 from edgekit.bundle.manifest import Cost
-from edgekit.bundle.recipe import DIRECT, PRUNED, STATIC, Recipe
+from edgekit.bundle.recipe import DIRECT, STATIC, Recipe
 from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import EdgekitError
 from edgekit.tensors import Array
@@ -52,12 +54,26 @@ class CandidateBuilder:
         self._cache_scope = cache_scope
         self._report_candidate = callbacks.found
         self._made: dict[Any, Candidate] = {}
-        self._scores: dict[tuple[bool, tuple[Layer, ...]], list[Sensitivity]] = {}
+        self._scores: dict[tuple[Recipe, tuple[Layer, ...]], list[Sensitivity]] = {}
 
     def candidates(
-        self, profile: TargetProfile, runtime: str, kinds: Sequence[Recipe], *, search: bool
+        self,
+        profile: TargetProfile,
+        runtime: str,
+        kinds: Sequence[Recipe],
+        *,
+        search: bool,
+        levels: Levels | None = None,
+        aim: str = "cost",
     ) -> list[Candidate]:
         """The candidates of one target: first `kinds`, in this order, then the recipes that a search proposes.
+
+        Args:
+            profile, runtime: The target.
+            kinds: The first recipes.
+            search: Search for further ones.
+            levels: Levels of pruning that the search can use; None for none.
+            aim: ``cost`` or ``size``: what the pruned candidates make small.
 
         Raises:
             As `make_candidate`.
@@ -66,21 +82,41 @@ class CandidateBuilder:
         target = _BuildTarget(profile, runtime, backend_for(profile, runtime, self._context), direct)
         candidates: list[Candidate] = []
 
-        def make(recipes: Sequence[Recipe]) -> list[Measured]:
+        def make(recipes: list[Recipe]) -> list[Measured]:
             made = self._make(target, recipes)
             candidates.extend(made)
             return [candidate.measured for candidate in made]
 
         if search:
-            scores = functools.partial(self._sensitivities, target.backend, pruned=any(one.pruned for one in kinds))
-            Search(make, budget=self._task_context.budget).run(kinds, scores)
+            scores = functools.partial(self._sensitivities, target.backend, base=base_of(kinds))
+            measured = Search(make, budget=self._task_context.budget).run(kinds, scores)
+            if levels is not None and not levels.obstacle:
+                self._prune(target, make, levels, aim, measured)
         else:
-            make(kinds)
+            make(list(kinds))
         return candidates
 
-    def sensitivity(self, profile: TargetProfile, runtime: str, *, pruned: bool) -> tuple[Sensitivity, ...]:
-        """The scores of this target's layers; empty where the search did not need them."""
-        return tuple(self._scores.get((pruned, backend_for(profile, runtime, self._context).layers(pruned=pruned)), ()))
+    def _prune(self, target: _BuildTarget, make: Make, levels: Levels, aim: str, measured: Sequence[Measured]) -> None:
+        """Make pruned candidates beside those of `measured`."""
+        made = [one for one in measured if not one.fault]
+        cheapest = min(made, key=lambda one: one.cost.value).recipe
+        costs: dict[str, float] = {}
+
+        def level_at(share: float) -> PrunedShare | None:
+            level = levels.at(share, target.profile, aim, cheapest)
+            return PrunedShare(share, level.base, level.parameters, level.divergence) if level else None
+
+        def cost_of(recipe: Recipe) -> float:
+            if recipe.id not in costs:
+                costs[recipe.id] = self._cost(target, recipe).value
+            return costs[recipe.id]
+
+        budget, shares = self._task_context.budget, FINE_SHARES if levels.fast else SHARES
+        ChannelSearch(make, level_at, cost_of, with_base, budget=budget, aim=aim, shares=shares).run(measured)
+
+    def sensitivity(self, profile: TargetProfile, runtime: str, base: Recipe) -> tuple[Sensitivity, ...]:
+        """The scores of this target's layers, in the graph that `base` starts from; empty where none were needed."""
+        return tuple(self._scores.get((base, backend_for(profile, runtime, self._context).layers(base)), ()))
 
     def _make(self, target: _BuildTarget, recipes: Sequence[Recipe]) -> list[Candidate]:
         """The candidates of `recipes`, in this order: in this process as long as that is faster, then in others."""
@@ -148,7 +184,7 @@ class CandidateBuilder:
             sharing.setdefault(context.preparation_key(recipe, graph), []).append(recipe)
         ready = [group for group in sharing.values() if context.is_prepared(group[0], graph)]
         others = [group for group in sharing.values() if group not in ready]
-        tasks = [(group[0], target.profile, target.runtime) for group in others]
+        tasks = [(group[0], target.profile, target.runtime, context.packed_base(group[0])) for group in others]
         made_groups = self._run_all(PREPARING, prepare, tasks, like=CANDIDATES)
         outcomes = itertools.chain(((group, None) for group in ready), ((others[i], made) for i, made in made_groups))
         for group, made in outcomes:
@@ -191,11 +227,11 @@ class CandidateBuilder:
         return msgspec.structs.replace(made, measured=measured)
 
     def _cost(self, target: _BuildTarget, recipe: Recipe) -> Cost:
-        graph = self._context.base_graph(self._context.fixed, pruned=recipe.pruned)
+        graph = self._context.base_graph(self._context.fixed, recipe)
         return estimate(graph, target.profile, recipe, self._context.overhead(recipe))
 
-    def _sensitivities(self, backend: Backend, *, pruned: bool) -> list[Sensitivity]:
-        key = pruned, backend.layers(pruned=pruned)
+    def _sensitivities(self, backend: Backend, *, base: Recipe) -> list[Sensitivity]:
+        key = base, backend.layers(base)
         if key not in self._scores:
             scores = self._cache_scope.get(("sensitivity", *key), list[Sensitivity])
             if scores is None:
@@ -204,14 +240,16 @@ class CandidateBuilder:
             self._scores[key] = scores
         return self._scores[key]
 
-    def _score_layers(self, pruned: bool, layers: tuple[Layer, ...]) -> list[Sensitivity]:
+    def _score_layers(self, base: Recipe, layers: tuple[Layer, ...]) -> list[Sensitivity]:
         by_layer: dict[int, list[Sensitivity]] = {}
         with self._step(f"sensitivity of {len(layers)} layers") as progress:
             context = self._context
-            expected = float_answers(context.base_graph(context.fixed, pruned=pruned), context.samples, layers)
-            measured = context.calibration_of(Recipe(STATIC, prune=PRUNED), context.fixed) if pruned else None
+            expected = float_answers(context.base_graph(context.fixed, base), context.samples, layers)
+            static = msgspec.structs.replace(base, precision=STATIC)
+            measured = context.calibration_of(static, context.fixed) if base.pruned else None
             own = measured.coarser(COARSER_STEPS) if measured else None
-            tasks = [(layer, expected, pruned, own) for layer in layers]
+            graphs = context.packed_base(base)
+            tasks = [(layer, expected, base, own, graphs) for layer in layers]
             for index, scores in self._run_all(LAYERS, score_layer, tasks):
                 if isinstance(scores, EdgekitError):
                     raise scores
@@ -272,7 +310,7 @@ def measure(
         return make_candidate(
             backend,
             recipe,
-            graph=context.base_graph(context.fixed, pruned=recipe.pruned),
+            graph=context.base_graph(context.fixed, recipe),
             profile=profile,
             evidence=task_context.evidence,
             budget=task_context.budget,
@@ -281,26 +319,42 @@ def measure(
         )
 
 
-def prepare(task_context: TaskContext, recipe: Recipe, profile: TargetProfile, runtime: str) -> Graph:
-    """The graph with the weights of one candidate. Raises as `ConversionContext.prepared`."""
+def prepare(
+    task_context: TaskContext, recipe: Recipe, profile: TargetProfile, runtime: str, base: tuple[Array, ...] = ()
+) -> Graph:
+    """The graph with the weights of one candidate. Raises as `ConversionContext.prepared`.
+
+    Args:
+        task_context: The state of the conversion.
+        recipe, profile, runtime: The candidate.
+        base: The graphs that the recipe starts from, as `ConversionContext.packed_base` gives them.
+    """
     with task_context.for_task() as context:
+        context.store_base(recipe, base)
         return context.prepared(recipe, backend_for(profile, runtime, context).graph)
 
 
 def score_layer(
-    task_context: TaskContext, layer: Layer, expected: Mapping[str, Array], pruned: bool, own: Calibration | None
+    task_context: TaskContext,
+    layer: Layer,
+    expected: Mapping[str, Array],
+    base: Recipe,
+    own: Calibration | None,
+    graphs: tuple[Array, ...],
 ) -> list[Sensitivity]:
     """The scores of one layer; empty where fixing the batch merged it into another layer.
 
     Args:
         task_context: The state of the conversion.
-        layer: A layer of the fixed graph, or where `pruned` of the fixed graph without dead channels.
+        layer: A layer of the fixed graph that `base` starts from.
         expected: `float_answers` of that graph.
-        pruned: Use the graph without dead channels.
+        base: A recipe with this pruning alone.
         own: Calibration of that graph; None for the shared calibration.
+        graphs: The graphs that `base` starts from, as `ConversionContext.packed_base` gives them.
     """
     with task_context.for_task() as context:
-        graph, evidence = context.base_graph(context.fixed, pruned=pruned), task_context.evidence
+        context.store_base(base, graphs)
+        graph, evidence = context.base_graph(context.fixed, base), task_context.evidence
         calibration = own or context.calibration()
         judged = evidence.decision, evidence.looked_at
         return list(sensitivities(graph, [layer], context.samples, calibration, judged, expected))

@@ -13,7 +13,7 @@ import msgspec
 
 from converters.candidates.sensitivity import LEVELS4, LEVELS8, Sensitivity
 from converters.quality.measured import Budget, Measured
-from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, Recipe
+from edgekit.bundle.recipe import DYNAMIC, PRUNED, STATIC, WEIGHTS, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
 
 MAX_CANDIDATES = 24  # of one target
@@ -41,6 +41,11 @@ def pruned_kinds(kinds: Sequence[Recipe]) -> list[Recipe]:
     fallback = [recipe for recipe in lowered if not recipe.quantized] or lowered
     pruned = [msgspec.structs.replace(recipe, prune=PRUNED) for recipe in lowered]
     return [*fallback, *pruned, *(recipe for recipe in kinds if recipe.direct)]
+
+
+def base_of(kinds: Sequence[Recipe]) -> Recipe:
+    """The base of the layers' scores: that of the pruned kinds, where there are any."""
+    return next((recipe.base for recipe in kinds if recipe.pruned), WHOLE)
 
 
 class Search:

@@ -84,7 +84,7 @@ class ChannelPruner:
         self.graph = graph
         self._samples = samples
         self._judged = judged
-        self._seed = seed
+        self.seed = seed
         self._paths: dict[str, list[Step]] = {}
 
     @cached_property
@@ -130,7 +130,7 @@ class ChannelPruner:
         """
         removed = removed_by_names(self._channels, {name: numbers_of(text) for name, text in kept})
         with threadpool_limits(1):
-            made = refit(self._channels, removed, without(self._channels, removed), self._chunks, self._seed)
+            made = refit(self._channels, removed, without(self._channels, removed), self._chunks, self.seed)
             expected = {name: value[: len(made.answers[name])] for name, value in self._expected.items()}
             return PrunedGraph(made.graph, made.fits, divergence(expected, made.answers, *self._judged))
 
@@ -149,7 +149,7 @@ class ChannelPruner:
 
     @cached_property
     def _ranking(self) -> Ranking:
-        return rank(self._channels, self.families, self._chunks, self._seed)
+        return rank(self._channels, self.families, self._chunks, self.seed)
 
     @cached_property
     def _divergences(self) -> list[dict[int, float]]:

@@ -32,16 +32,22 @@ def divergence(
         if judged is not None and name not in judged:
             continue
         if name == decision:
-            before, after = _probabilities(value), _probabilities(answers[name])
+            logits = _are_logits(value)  # of the float model alone: rounded probabilities do not add up to 1
+            before, after = _probabilities(value, logits=logits), _probabilities(answers[name], logits=logits)
             total += float(np.mean(np.sum(before * (np.log(before) - np.log(after)), axis=-1)))
         elif value.size:
             total += float(np.mean(scaled_distances(answers[name], value, spreads(value)) ** 2))
     return total
 
 
-def _probabilities(scores: Array) -> Array:
+def _are_logits(scores: Array) -> bool:
     values = scores.astype(np.float64)
-    if values.min(initial=0.0) < 0.0 or np.abs(values.sum(axis=-1) - 1.0).max(initial=0.0) > ONE:
+    return bool(values.min(initial=0.0) < 0.0 or np.abs(values.sum(axis=-1) - 1.0).max(initial=0.0) > ONE)
+
+
+def _probabilities(scores: Array, *, logits: bool) -> Array:
+    values = scores.astype(np.float64)
+    if logits:
         values = np.exp(values - values.max(axis=-1, keepdims=True))
     values = np.maximum(values, TINY)
     normal: Array = values / values.sum(axis=-1, keepdims=True)

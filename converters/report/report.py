@@ -12,6 +12,7 @@ from converters.quality.drop import Drop
 from converters.quality.measured import Budget
 from converters.quality.noise import OutputNoise
 from converters.quality.parity import Parity
+from converters.report.channels import ChannelReport
 from converters.report.outputs import ClassReport, OutputReport
 from converters.report.pruning import Pruning
 from edgekit.bundle.manifest import Cost
@@ -141,6 +142,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         sensitivity: Layers that the search scored, the most sensitive first.
         route: Result of the direct route; null where it was not evaluated.
         pruning: Dead channels.
+        channels: Pruning of other channels; null where it was not asked for.
         outputs: What was proven of each output of the chosen artifact.
         worst_class: The class or group with the largest drop; null without classes.
         noise: The noise of the float model, by output.
@@ -173,6 +175,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     outputs: tuple[OutputReport, ...] = ()
     worst_class: ClassReport | None = None
     noise: tuple[OutputNoise, ...] = ()
+    channels: ChannelReport | None = None
 
     @property
     def chosen_candidate(self) -> CandidateReport:
@@ -184,8 +187,10 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         """Sentences on dead channels, for people; empty where the report has none."""
         if self.pruning is None:
             return ""
-        chosen = "without" if self.chosen_candidate.recipe.pruned else "with"
-        return self.pruning.sentence + (f" The chosen artifact is {chosen} them." if self.pruning.found else "")
+        recipe = self.chosen_candidate.recipe
+        told = self.pruning.found and not recipe.lossy  # pruning of other channels says itself what it removed
+        chosen = f" The chosen artifact is {'without' if recipe.pruned else 'with'} them."
+        return self.pruning.sentence + (chosen if told else "")
 
 
 def report_json(report: Report) -> bytes:

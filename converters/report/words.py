@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 
 _PRECISION_TITLES = {STATIC: "int8", DYNAMIC: "int8 dynamic", WEIGHTS: "int8 weights"}
@@ -35,7 +37,10 @@ def title(recipe: Recipe) -> str:
         parts.append("channels equalized")
     if recipe.correct_bias:
         parts.append("biases corrected")
-    if recipe.pruned:
+    if recipe.lossy:
+        share = f" to {recipe.share:.0%}" if recipe.share is not msgspec.UNSET else ""
+        parts.append(f"pruned{share}")
+    elif recipe.pruned:
         parts.append("dead channels removed")
     if recipe.direct:
         parts.append("direct route")

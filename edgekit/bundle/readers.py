@@ -28,6 +28,7 @@ NEEDS: tuple[tuple[str, str, Callable[[Manifest], bool]], ...] = (
     ("a proof for each of several outputs", "0.2.0", _outputs_are_judged),
     ("state between calls", "0.2.0", _any_binding(lambda one: one.state is not msgspec.UNSET)),
     ("inputs that are fixed or unread", "0.2.0", _any_binding(lambda one: not one.in_artifact)),
+    ("kept channels in its recipe", "0.2.0", lambda manifest: manifest.recipe.lossy),
     ("tensors without a batch as the first axis", "0.2.0", _any_binding(lambda one: one.spec.batch_axis != 0)),
 )
 

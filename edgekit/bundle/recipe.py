@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 
 import msgspec
 
@@ -15,7 +16,8 @@ RANGES = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
 LOWERED, DIRECT = "lowered", "direct"
 RECIPE_ROUTES = (LOWERED, DIRECT)
-PRUNED, UNPRUNED = "dead", "none"
+PRUNED, UNPRUNED, CHANNELS = "dead", "none", "channels"
+RANGES_TEXT = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +38,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         route: How the float file for LiteRT is made: ``lowered`` from the canonical graph with recurrent layers
             unrolled, or ``direct``: with its loops, or by the source's own converter, and without choices per layer.
             ``lowered`` is the default and is stored as absent, so that the bytes of other recipes do not change.
-        prune: ``dead`` removes the channels that are 0 on every calibration sample; needs samples. ``none`` is the
-            default and is stored as absent.
+        prune: ``dead`` removes the channels that are 0 on every calibration sample; ``channels`` removes all channels
+            that `kept` does not name, and fits the later layers anew. Both need samples. ``none`` is the default and
+            is stored as absent.
+        kept: For ``channels``: the name of each layer that loses channels, and the channels that it keeps, as in
+            ``0-3,7``. Layers whose channels are tied keep the same ones.
+        share: For ``channels``: the share of the cost that `kept` was chosen for; for people only.
+        seed: Seed of the positions that the fit samples; 0 is stored as absent.
     """
 
     precision: str = "float32"
@@ -52,16 +59,16 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     route: str | msgspec.UnsetType = msgspec.UNSET
     # UNSET and not "none", so that manifests without it keep their bytes and digest.
     prune: str | msgspec.UnsetType = msgspec.UNSET
+    kept: tuple[tuple[str, str], ...] | msgspec.UnsetType = msgspec.UNSET
+    share: float | msgspec.UnsetType = msgspec.UNSET
+    seed: int | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for field, known in (("precision", PRECISIONS), ("ranges", RANGES), ("rounding", ROUNDINGS)):
             value = getattr(self, field)
             if value not in known:
                 raise RecipeError(f"{field} is {value!r}, expected one of {', '.join(known)}")
-        if self.prune not in (PRUNED, UNPRUNED, msgspec.UNSET):
-            raise RecipeError(f"prune is {self.prune!r}, expected one of {UNPRUNED}, {PRUNED}")
-        if self.prune == UNPRUNED:
-            msgspec.structs.force_setattr(self, "prune", msgspec.UNSET)
+        self._check_pruning()
         if self.int4_layers and not self.quantized:
             raise RecipeError(
                 f"int4_layers are set and precision is {self.precision!r}, expected an int8 precision",
@@ -76,6 +83,27 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, "route", msgspec.UNSET)
         elif self.route is not msgspec.UNSET:
             self._require_direct()
+
+    def _check_pruning(self) -> None:
+        if self.prune not in (PRUNED, UNPRUNED, CHANNELS, msgspec.UNSET):
+            raise RecipeError(f"prune is {self.prune!r}, expected one of {UNPRUNED}, {PRUNED}, {CHANNELS}")
+        if self.prune == UNPRUNED:
+            msgspec.structs.force_setattr(self, "prune", msgspec.UNSET)
+        if self.seed == 0:
+            msgspec.structs.force_setattr(self, "seed", msgspec.UNSET)
+        given = [name for name in ("kept", "share", "seed") if getattr(self, name) is not msgspec.UNSET]
+        if self.prune != CHANNELS and given:
+            raise RecipeError(
+                f"{', '.join(given)}: given without prune {CHANNELS!r}", advice=f"Set prune to {CHANNELS!r}."
+            )
+        if self.prune == CHANNELS and not self.kept:
+            raise RecipeError(
+                f"prune is {CHANNELS!r}, and kept names no layer",
+                advice='Name the kept channels of layers, for example kept = [["conv1", "0-15"]].',
+            )
+        for name, text in self.kept or ():
+            if not RANGES_TEXT.fullmatch(text):
+                raise RecipeError(f"kept of layer {name} is {text!r}, expected channels as in 0-3,7")
 
     def _require_direct(self) -> None:
         if self.route != DIRECT:
@@ -99,8 +127,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pruned(self) -> bool:
-        """True if channels that are dead on the calibration samples are removed."""
-        return self.prune == PRUNED
+        """True if channels are removed: those that are dead on the calibration samples, or those that are not kept."""
+        return self.prune in (PRUNED, CHANNELS)
+
+    @property
+    def lossy(self) -> bool:
+        """True if channels are removed that are not dead, so that answers change."""
+        return self.prune == CHANNELS
+
+    @property
+    def base(self) -> Recipe:
+        """The recipe with its pruning alone. Recipes with the same base start from the same float graph."""
+        return Recipe(prune=self.prune, kept=self.kept, share=self.share, seed=self.seed)
 
     @property
     def id(self) -> str:
@@ -116,7 +154,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append("symmetric")
         if self.ranges != "minmax":
             parts.append(self.ranges)
-        if self.pruned:
+        if self.lossy:
+            parts.append(f"kept{self.share * 100:.0f}" if self.share is not msgspec.UNSET else "kept")
+        elif self.pruned:
             parts.append("pruned")
         if self.equalize:
             parts.append("equalized")
@@ -130,12 +170,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append(self.rounding)
         if self.direct:
             parts.append(DIRECT)
-        if self.float_layers or self.int4_layers:
-            named = [sorted(set(self.float_layers)), sorted(set(self.int4_layers))]
+        if self.float_layers or self.int4_layers or self.lossy:
+            named: list[object] = [sorted(set(self.float_layers)), sorted(set(self.int4_layers))]
+            named += [self.kept, self.seed or 0] if self.lossy else []
             parts.append(hashlib.sha256(msgspec.json.encode(named)).hexdigest()[:6])
         return "-".join(parts)
 
 
+WHOLE = Recipe()  # the base of recipes that keep all channels
 PRESETS = {name: Recipe(precision=name) for name in PRECISIONS}
 
 

@@ -83,11 +83,13 @@ _Value = TypeVar("_Value", str, float)
 @click.option("--max-cost", type=Number(), help="Cost limit, in the report's unit.")
 @click.option(
     "--prune",
-    type=click.Choice(["auto", "none"]),
+    metavar="auto|dead|none|SHARE",
     default="auto",
     show_default=True,
-    help="auto removes dead channels (0 on every calibration sample); none keeps all channels.",
+    help="auto searches which channels can go; dead: only those that are 0 on every calibration sample; none: no "
+    "channel; a SHARE such as 0.5 keeps that share of the cost (of the bytes with --aim size).",
 )
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn at random.")
 @click.option("--signature", metavar="NAME", help="The signature of a SavedModel [default: serving_default].")
 @click.option(
     "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
@@ -135,7 +137,8 @@ def convert(
     meets the budget.
 
     Channels that are 0 for every input are removed. Channels that are 0 on all calibration samples (at least 59) are
-    removed too, and the possible loss is proven as for int8.
+    removed too, and the possible loss is proven as for int8. Then candidates with fewer channels are tried: the layers
+    that are left are fitted anew to the float model on the calibration samples, and the budget judges the result.
 
     Candidates are kept under ~/.cache/edgekit (at most 1 GiB). Ctrl-C prints the results so far; the same command then
     continues from there. The command does nothing where its bundles exist and their inputs have not changed; with
@@ -147,6 +150,7 @@ def convert(
       edgekit convert model.onnx --target jetson-orin --target server --data data.npz --test test.npz
       edgekit convert model.keras --target raspberry-pi-5 --data data.npz --aim size --max-drop 0.02
       edgekit convert model.keras --target raspberry-pi-4 --data data.npz --explain
+      edgekit convert model.keras --target raspberry-pi-4 --data data.npz --prune 0.5 --max-drop 0.03
       edgekit convert model.keras --target x86-64 --dry-run
       edgekit convert model.onnx --target raspberry-pi-4 --data photos/ --preprocess steps.toml
       edgekit convert detector.onnx --target raspberry-pi-4 --data data.npz --cut auto

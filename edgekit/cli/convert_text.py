@@ -87,6 +87,8 @@ def _print_rest(report: Report, prefix: str) -> None:
         click.echo(f"test ({report.test.n} samples): {report.test.chosen:.4f}, float {report.test.float_:.4f}")
     if report.pruning is not None and report.pruning.layers:
         _print_sentences((report.dead_channels,))
+    if report.channels is not None:
+        _print_sentences((report.channels.sentence,))
     if report.data == "random":
         note("no --data: parity was measured on random inputs; quality is unknown and int8 was not tried")
     if report.preprocess == "detected":

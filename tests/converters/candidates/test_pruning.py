@@ -24,6 +24,7 @@ from tests.simulators.channel_models import mobile
 
 LIVE, WIDTH, LAYERS = 6, 48, 5
 HOW = {"targets": ["raspberry-pi-5"], "runtime": "onnxruntime"}
+DEAD = {**HOW, "prune": "dead"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 def done(folder, tmp_path_factory):
     """The conversion of this model for a Raspberry Pi."""
     out = tmp_path_factory.mktemp("bundles")
-    reports = convert(folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=out)
+    reports = convert(folder / "mobile.onnx", **DEAD, data=folder / "data.npz", output=out)
     return reports[0], out / "mobile-1.0.0-raspberry-pi-5"
 
 
@@ -101,7 +102,7 @@ def test_free_batch_is_pruned_alike(folder, tmp_path):
 def test_bounded_activations_prove_it_without_any_data(tmp_path):
     """With Relu6 the weights prove channels dead: no candidate has them, and float candidates pass by parity."""
     models.saved(mobile(LIVE, WIDTH, bounded=True), tmp_path / "m.onnx")
-    [report] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path)
+    [report] = convert(tmp_path / "m.onnx", **DEAD, output=tmp_path)
     [whole] = convert(tmp_path / "m.onnx", **HOW, output=tmp_path / "whole", prune="none")
     assert report.chosen_candidate.bytes < whole.chosen_candidate.bytes / 3
     assert (report.pruning.proven, report.pruning.measured) == (LAYERS * (WIDTH - LIVE), 0)
@@ -122,7 +123,7 @@ def test_model_without_dead_channels_is_untouched(tmp_path):
     models.saved(mobile(WIDTH, WIDTH), tmp_path / "m.onnx")
     models.labelled_data(tmp_path / "data.npz", rows=300)
     given = {"targets": ["jetson-orin"], "data": tmp_path / "data.npz"}
-    [looked] = convert(tmp_path / "m.onnx", **given, output=tmp_path / "auto")
+    [looked] = convert(tmp_path / "m.onnx", **given, output=tmp_path / "auto", prune="dead")
     [not_looked] = convert(tmp_path / "m.onnx", **given, output=tmp_path / "none", prune="none")
     assert looked.candidates == not_looked.candidates
     manifests = [(tmp_path / how / "m-1.0.0-jetson-orin" / "model.onnx").read_bytes() for how in ("auto", "none")]
@@ -133,13 +134,13 @@ def test_model_without_dead_channels_is_untouched(tmp_path):
 def test_too_few_samples_tell_nothing(folder, tmp_path):
     """With too few samples no measured channel is removed; the report says how many samples are needed."""
     models.labelled_data(tmp_path / "few.npz", rows=5 * LEAST_ROWS - 5)
-    [report] = convert(folder / "mobile.onnx", **HOW, data=tmp_path / "few.npz", output=tmp_path)
+    [report] = convert(folder / "mobile.onnx", **DEAD, data=tmp_path / "few.npz", output=tmp_path)
     assert not any(candidate.recipe.pruned for candidate in report.candidates)
     assert "too few samples to remove them: 59 are needed (295 in --data)" in report.dead_channels
     with pytest.raises(CalibrationError, match=r"58 calibration samples are too few .* expected at least 59"):
         convert(
             folder / "mobile.onnx",
-            **HOW,
+            **DEAD,
             data=tmp_path / "few.npz",
             output=tmp_path,
             recipe=Recipe("int8", prune="dead"),
@@ -162,7 +163,7 @@ def test_channel_that_wakes_in_the_proof_is_caught(folder, tmp_path):
     assert split.calibration.inputs["x"].max() < 50 > split.choice.inputs["x"].max()
     np.savez(tmp_path / "data.npz", x=chosen.inputs["x"])
     [report] = convert(
-        folder / "mobile.onnx", **HOW, data=tmp_path / "data.npz", output=tmp_path, metric="agreement", max_drop=0.02
+        folder / "mobile.onnx", **DEAD, data=tmp_path / "data.npz", output=tmp_path, metric="agreement", max_drop=0.02
     )
     by_id = {candidate.id: candidate for candidate in report.candidates}
     assert report.chosen == "float32"
@@ -197,7 +198,7 @@ def test_everything_sees_the_pruned_graph(folder, tmp_path):
     first = context.prepared(pruned, context.fixed).nodes[0].output[0]
     counts = [context.calibration_of(recipe, context.fixed).tensors[first].counts.sum() for recipe in (plain, pruned)]
     assert counts[0] == counts[1] * WIDTH // LIVE
-    start = context.base_graph(context.fixed, pruned=True)
+    start = context.base_graph(context.fixed, Recipe(prune="dead"))
     assert memory_mib(start, 0) <= memory_mib(context.fixed, 0)
     evened = context.prepared(Recipe("int8", prune="dead", equalize=True, correct_bias=True), context.fixed)
     assert evened.parameters <= start.parameters + 100
@@ -206,13 +207,14 @@ def test_everything_sees_the_pruned_graph(folder, tmp_path):
 def test_recipe_with_prune_needs_data(folder, tmp_path):
     """A pruned recipe needs data."""
     with pytest.raises(RecipeError, match="a pruned recipe needs samples"):
-        convert(folder / "mobile.onnx", **HOW, output=tmp_path, recipe=Recipe(prune="dead"))
+        convert(folder / "mobile.onnx", **DEAD, output=tmp_path, recipe=Recipe(prune="dead"))
 
 
-def test_prune_takes_two_words(folder, tmp_path):
-    """A share of channels is not a valid option."""
-    with pytest.raises(SettingsError, match=r"prune is '0.5', expected auto or none"):
-        convert(folder / "mobile.onnx", **HOW, output=tmp_path, prune="0.5")
+def test_prune_takes_three_words_or_a_share(folder, tmp_path):
+    """Other words and numbers are refused."""
+    for wrong in ("half", "1.5", "0", "nan"):
+        with pytest.raises(SettingsError, match=f"prune is '{wrong}', expected auto, dead, none, or a share between"):
+            convert(folder / "mobile.onnx", **HOW, output=tmp_path, prune=wrong)
 
 
 # A conversion with every kind of candidate for LiteRT: about 15 s.
@@ -220,7 +222,12 @@ def test_prune_takes_two_words(folder, tmp_path):
 def test_pruned_litert_kinds_hold_what_they_should(folder, tmp_path):
     """Every kind for a Raspberry Pi 4, 4 bits included, is made without dead channels and keeps its quality."""
     [report] = convert(
-        folder / "mobile.onnx", targets=["raspberry-pi-4"], data=folder / "data.npz", output=tmp_path, aim="size"
+        folder / "mobile.onnx",
+        targets=["raspberry-pi-4"],
+        data=folder / "data.npz",
+        output=tmp_path,
+        aim="size",
+        prune="dead",
     )
     kinds = [candidate for candidate in report.candidates if candidate.recipe.pruned]
     assert {candidate.recipe.precision for candidate in kinds} == {

@@ -113,3 +113,12 @@ def test_large_constants_hide_nothing_that_varies():
     assert spreads(beside)[0, -1] < 1.0
     rounded = 0.02 + RNG.normal(0, 1e-9, (50, 8)) * np.linspace(0.5, 1.5, 8)
     assert spread.is_constant(rounded)
+
+
+def test_rounded_probabilities_are_still_probabilities():
+    """Probabilities of integer artifacts do not add up to 1 exactly; they are compared as they are."""
+    expected = np.array([[0.9, 0.07, 0.03], [0.2, 0.5, 0.3]])
+    rounded = np.round(expected * 64) / 64 + 1 / 256
+    assert divergence({"p": expected}, {"p": rounded}, "p") < 0.01
+    logits = np.log(expected) + 3
+    assert divergence({"p": logits}, {"p": logits + 1}, "p") < 1e-9

@@ -136,7 +136,7 @@ def test_what_an_older_bundle_says_keeps_its_bytes() -> None:
 
 def test_prune_is_none_or_dead() -> None:
     """Other values are refused with the allowed ones; the id of a pruned recipe says so."""
-    with pytest.raises(RecipeError, match=r"prune is '0.5', expected one of none, dead"):
+    with pytest.raises(RecipeError, match=r"prune is '0.5', expected one of none, dead, channels"):
         Recipe(prune="0.5")
     assert Recipe("int8", symmetric=True, prune="dead", equalize=True).id == "int8-symmetric-pruned-equalized"
     assert Recipe(prune="dead").pruned

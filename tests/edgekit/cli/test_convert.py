@@ -221,7 +221,7 @@ def test_convert_tells_of_dead_channels_in_one_sentence(call, tmp_path):
     status, out, _ = call("convert", tmp_path / "mobile.onnx", *options, "--prune", "none")
     assert status == 0
     assert "channels" not in out
-    assert call("convert", tmp_path / "mobile.onnx", *options, "--prune", "0.5")[0] == 2
+    assert call("convert", tmp_path / "mobile.onnx", *options, "--prune", "half")[0] == 1
 
 
 @pytest.mark.parametrize("option", ["--data", "--test"])

@@ -1,0 +1,186 @@
+"""The search for pruned candidates: pairs of a recipe and a share of the channels, by predicted divergence. Pure.
+
+It begins with the recipes that are within the budget without pruning. The divergence of a pair is predicted as the
+recipe's own divergence plus that of the pruned float graph.
+
+The divergence at which the budget is spent is estimated from all candidates together, because the drop of a single one
+on a small choice split says little: drops grow about with the square root of the divergence. Each round tries the pairs
+that promise most for the aim below this divergence and below shares of it, so that a safer candidate exists where the
+proof refuses a bold one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from converters.quality.measured import Budget, Measured
+from edgekit.bundle.recipe import Recipe
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+FINE_SHARES = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))  # of models that are pruned fast
+MOST = 12  # candidates of this search, and no more than were made without pruning
+PARTNERS = 4  # recipes that are combined with levels
+FIRST_LIMIT = 0.01  # divergence that about one point of accuracy costs
+BOUNDS = ((1.0, 0.4), (0.7, 0.2), (1.3, 0.55))  # factors on the divergence that spends the budget, by round
+HIGHEST = 1.6  # largest factor from the largest divergence within the budget to the limit
+FAR = 0.3  # divergence from which on a candidate says nothing about small drops
+LEAST_DROP = 1e-9
+APART = 0.7  # ratio of the divergences of two partners
+FIXED_BYTES = 0.15  # share of a file that does not shrink with the weights
+
+
+class PrunedShare(msgspec.Struct, frozen=True):
+    """A share of the cost, its base recipe, the share of parameters that is left, and the float graph's divergence."""
+
+    share: float
+    base: Recipe
+    parameters: float
+    divergence: float
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A recipe on a level, with the predicted divergence and the predicted bytes or cost."""
+
+    recipe: Recipe
+    partner: Measured
+    level: PrunedShare
+    divergence: float
+    value: float
+
+
+class ChannelSearch:
+    """The search for pruned candidates of one target.
+
+    Args:
+        make: Makes and measures recipes; returns the measurements in their order.
+        level_at: The level of a share; None where there is none.
+        cost_of: The estimated cost of a recipe.
+        with_base: A recipe with the pruning of a base.
+        budget: Limits on the drops on the choice split.
+        aim: ``cost`` or ``size``.
+        shares: The shares to try, the largest first.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[list[Recipe]], list[Measured]],
+        level_at: Callable[[float], PrunedShare | None],
+        cost_of: Callable[[Recipe], float],
+        with_base: Callable[[Recipe, Recipe], Recipe],
+        *,
+        budget: Budget,
+        aim: str,
+        shares: Sequence[float] = SHARES,
+    ) -> None:
+        self._make = make
+        self._level_at = level_at
+        self._cost_of = cost_of
+        self._with_base = with_base
+        self._budget = budget
+        self._aim = aim
+        self._factor = 1.0  # of the float graph's divergence
+        self._levels: list[PrunedShare] = []
+        self._shares = list(shares)
+
+    def run(self, measured: Sequence[Measured]) -> list[Measured]:
+        """The pruned candidates that were made, after those of `measured`."""
+        partners = self._partners(measured)
+        found: list[Measured] = []
+        tried: set[str] = set()
+        most = min(MOST, len(measured))
+        for number in range(MOST):
+            limit = self._limit([*measured, *found])
+            bounds = [factor * limit for factor in BOUNDS[number % len(BOUNDS)]]
+            pairs = [
+                pair
+                for pair in self._pairs(partners, max(bounds))
+                if pair.recipe.id not in tried and not self._is_beaten(pair, [*measured, *found])
+            ]
+            chosen = _chosen(pairs, bounds)[: most - len(found)]
+            if not chosen and number >= len(BOUNDS):
+                break
+            tried |= {pair.recipe.id for pair in chosen}
+            made = self._make([pair.recipe for pair in chosen]) if chosen else []
+            found += made
+            for pair, one in zip(chosen, made, strict=True):
+                if not one.fault:
+                    self._learn(pair, one)
+        return found
+
+    def _limit(self, measured: Sequence[Measured]) -> float:
+        """The divergence at which the budget is spent, from the drops of all candidates on the choice split."""
+        usable = [one for one in measured if one.judgement is not None and 0.0 < one.divergence < FAR and not one.fault]
+        spent = sum(self._spent(one) * math.sqrt(one.divergence) for one in usable)
+        rate = spent / sum(one.divergence for one in usable) if usable else 0.0
+        within = max((one.divergence for one in usable if one.within_on_choice(self._budget)), default=0.0)
+        most = HIGHEST * max(within, FIRST_LIMIT)
+        return min(1.0 / rate**2, most) if rate > 0.0 else most
+
+    def _spent(self, one: Measured) -> float:
+        """The largest drop as a share of its limit."""
+        assert one.judgement is not None
+        return max(out.choice_drop / max(limit, LEAST_DROP) for out, limit in self._budget.limits(one.judgement))
+
+    def _is_beaten(self, pair: Pair, measured: Sequence[Measured]) -> bool:
+        """True where a candidate within the budget is better for the aim and nearer to the float model."""
+        return any(
+            self._value(one) <= pair.value and one.divergence <= pair.divergence and self._fits(one) for one in measured
+        )
+
+    def _partners(self, measured: Sequence[Measured]) -> list[Measured]:
+        """The recipes within the budget that no other one beats in both divergence and value, the best value first.
+
+        Each next one has a clearly smaller divergence, so that two recipes of nearly the same kind are not both tried.
+        """
+        fit = [
+            one
+            for one in measured
+            if not one.fault and not one.recipe.direct and not one.recipe.lossy and self._fits(one)
+        ]
+        fit.sort(key=lambda one: (self._value(one), one.divergence))
+        front: list[Measured] = []
+        for one in fit:
+            if not front or one.divergence < APART * front[-1].divergence:
+                front.append(one)
+        return front[:PARTNERS]
+
+    def _fits(self, one: Measured) -> bool:
+        return one.same or one.within_on_choice(self._budget)
+
+    def _value(self, one: Measured) -> float:
+        return float(one.bytes) if self._aim == "size" else one.cost.value
+
+    def _pairs(self, partners: Sequence[Measured], limit: float) -> list[Pair]:
+        """Every pair with the levels so far; makes further levels as long as their divergence is below the limit."""
+        while self._shares and (not self._levels or self._factor * self._levels[-1].divergence <= limit):
+            level = self._level_at(self._shares.pop(0))
+            if level is not None:
+                self._levels.append(level)
+        return [self._pair(partner, level) for level in self._levels for partner in partners]
+
+    def _pair(self, partner: Measured, level: PrunedShare) -> Pair:
+        recipe = self._with_base(partner.recipe, level.base)
+        if self._aim == "size":
+            value = partner.bytes * (FIXED_BYTES + (1.0 - FIXED_BYTES) * level.parameters)
+        else:
+            value = self._cost_of(recipe)
+        return Pair(recipe, partner, level, partner.divergence + self._factor * level.divergence, value)
+
+    def _learn(self, pair: Pair, measured: Measured) -> None:
+        """Correct the factor by a measurement, half of the way (geometric), between a half and six."""
+        if pair.level.divergence > 0.0:
+            ratio = max(measured.divergence - pair.partner.divergence, 0.0) / pair.level.divergence
+            self._factor = min(max(math.sqrt(self._factor * max(ratio, 0.25)), 0.5), 6.0)
+
+
+def _chosen(pairs: Sequence[Pair], bounds: Sequence[float]) -> list[Pair]:
+    """The best pair for the aim within each bound of divergence."""
+    chosen: list[Pair] = []
+    for bound in bounds:
+        allowed = [pair for pair in pairs if pair.divergence <= bound and pair not in chosen]
+        if allowed:
+            chosen.append(min(allowed, key=lambda pair: (pair.value, pair.divergence)))
+    return chosen

@@ -1,0 +1,209 @@
+"""Levels of pruning of one conversion: the pruned and refitted graphs that recipes start from, by share of the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import onnx
+
+from converters.backends import ConversionContext
+from converters.cache import CacheScope
+from converters.cost.estimate import estimate
+from converters.graph.graph import Graph
+from converters.progress import StepCallback, no_step
+from converters.pruning.pruner import LEAST_ROWS, ChannelPruner, numbers_of, parameters
+from converters.report.channels import ChannelReport, CurvePoint, LayerWidth
+from edgekit.bundle.recipe import CHANNELS, WHOLE, Recipe
+from edgekit.bundle.targets import TargetProfile
+from edgekit.errors import ConversionError, ParityError
+
+NO_DATA = "Only dead channels were looked for: without --data, nothing says which other channels matter."
+OPAQUE = "No channels were pruned: the operators of this model are not known."
+FEW = "Only dead channels were looked for: {rows} calibration samples are too few, expected at least {least}."
+FIXED = "No layer of this model can lose channels that are not dead."
+FAST_MACS = 5e9  # of the calibration split
+CACHED_BYTES = 32 << 20  # larger graphs are made again
+NEAR = 0.05  # a level that misses its share by more is not used: the graph cannot shrink so far
+
+
+class PruningLevel(msgspec.Struct, frozen=True):
+    """One level.
+
+    Attributes:
+        base: The recipe with this pruning alone.
+        share: The share of the cost that was aimed at.
+        left: The share of the cost that is left of the float graph.
+        parameters: The share of the parameters that is left.
+        divergence: From the float model's answers on the calibration split, after the refit.
+    """
+
+    base: Recipe
+    share: float
+    left: float
+    parameters: float
+    divergence: float
+
+
+class Levels:
+    """The levels of one conversion. Each is made once, when it is first asked for.
+
+    Args:
+        context: The context of the backends, which stores the pruned graphs.
+        decision: The output that holds class scores; empty without classes.
+        looked_at: The outputs that count.
+        seed: Seed of the positions that the fits sample.
+        cache_scope: Levels that earlier runs made of the same inputs.
+        step: Called with the name of each step.
+    """
+
+    def __init__(
+        self,
+        context: ConversionContext,
+        decision: str,
+        looked_at: tuple[str, ...],
+        seed: int,
+        *,
+        cache_scope: CacheScope | None = None,
+        step: StepCallback = no_step,
+    ) -> None:
+        self._context = context
+        self._cache_scope = cache_scope or CacheScope()
+        self._step = step
+        self._seed = seed
+        self._judged = decision, looked_at
+        self._pruner: ChannelPruner | None = None
+        self._made: dict[tuple[str, float], PruningLevel | None] = {}
+
+    @property
+    def obstacle(self) -> str:
+        """Why no channel can go, as a sentence for people; empty where some can."""
+        if self._context.graph.opaque is not None:
+            return OPAQUE
+        if not self._context.has_samples:
+            return NO_DATA
+        if len(self._context.samples) < LEAST_ROWS:
+            return FEW.format(rows=len(self._context.samples), least=LEAST_ROWS)
+        return "" if self.pruner.families else FIXED
+
+    @property
+    def fast(self) -> bool:
+        """True where a level takes about a second, so that many can be made."""
+        return sum(self._context.graph.macs.values()) * len(self._context.samples) < FAST_MACS
+
+    @property
+    def pruner(self) -> ChannelPruner:
+        """The pruner of the canonical graph. Raises CalibrationError as `ChannelPruner` and without data."""
+        if self._pruner is None:
+            self._pruner = ChannelPruner(self._context.graph, self._context.samples, self._judged, self._seed)
+        return self._pruner
+
+    @property
+    def made(self) -> list[PruningLevel]:
+        """The levels made so far, the largest share first."""
+        return sorted(
+            (one for one in self._made.values() if one is not None and one.parameters), key=lambda one: -one.share
+        )
+
+    def at(self, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel | None:
+        """The level that leaves `share` of the bytes or of the cost; None where the graph cannot shrink so far.
+
+        Args:
+            share: More than 0 and less than 1.
+            profile: The target, whose cost is meant where `aim` is ``cost``.
+            aim: ``cost`` or ``size``.
+            cheapest: The recipe whose precision the cost is estimated in.
+        """
+        name = "size" if aim == "size" else f"{profile.name} {cheapest.precision}"
+        key = name, share
+        if key not in self._made:
+            self._made[key] = self._known(key)
+        if self._made[key] is None:
+            with self._step(f"{profile.name}: prune to {share:.0%}"):
+                self._made[key] = self._make(name, share, profile, aim, cheapest)
+            self._cache_scope.put(("level", self._seed, *key), self._made[key])
+        made = self._made[key]
+        return made if made is not None and made.parameters else None
+
+    def _known(self, key: tuple[str, float]) -> PruningLevel | None:
+        """The level that an earlier run made, with its graph; None where there is none."""
+        level = self._cache_scope.get(("level", self._seed, *key), PruningLevel)
+        if level is None or not level.parameters:
+            return level
+        data = self._cache_scope.get(("base", level.base), bytes)
+        if data is None:
+            return None
+        self._context.bases.store(level.base, Graph(onnx.load_model_from_string(data)))
+        return level
+
+    def kinds_at(self, share: float, profile: TargetProfile, aim: str, kinds: Sequence[Recipe]) -> list[Recipe]:
+        """`kinds` of the lowered route, pruned to the share that the user asked for.
+
+        Raises:
+            ConversionError: the channels of the model cannot be pruned so far.
+        """
+        obstacle, level = self.obstacle, None
+        lowered = [kind for kind in kinds if not kind.direct]
+        if not obstacle:
+            cheapest = min(lowered, key=lambda kind: estimate(self._context.fixed, profile, kind).value)
+            level = self.at(share, profile, aim, cheapest)
+        if level is None:
+            reasons = [] if obstacle else [f"{name}: {reason}" for name, reason in self.pruner.frozen.items()]
+            raise ConversionError(
+                obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
+                advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
+            )
+        return [with_base(kind, level.base) for kind in lowered]
+
+    def _make(self, name: str, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel:
+        """The level; one without parameters where the graph cannot shrink so far."""
+        plain = Recipe(cheapest.precision)
+        costs = parameters if aim == "size" else (lambda graph: estimate(graph, profile, plain).value)
+        level = self.pruner.level(share, costs, name)
+        if not level.kept or level.left > share + NEAR:
+            return PruningLevel(WHOLE, share, level.left, 0.0, 0.0)
+        base = Recipe(prune=CHANNELS, kept=level.kept, share=share, seed=self._seed)
+        made = self.pruner.pruned(level.kept)
+        try:
+            self._context.bases.store(base, made.graph)
+        except ParityError:  # the graph with a batch of 1 differs; the search goes on without this level
+            return PruningLevel(WHOLE, share, level.left, 0.0, 0.0)
+        if len(data := made.graph.to_bytes()) <= CACHED_BYTES:
+            self._cache_scope.put(("base", base), data)
+        whole = self._context.graph.parameters
+        return PruningLevel(base, share, level.left, made.graph.parameters / whole, made.divergence)
+
+
+def channel_report(
+    levels: Levels, asked: str, chosen: Recipe, recipes: Sequence[Recipe], channels: Mapping[str, int]
+) -> ChannelReport:
+    """The report of the levels that were made.
+
+    Args:
+        levels: The levels.
+        asked: ``auto`` or a share.
+        chosen: The chosen recipe.
+        recipes: The recipes of all candidates.
+        channels: Number of channels of each layer of the source model.
+    """
+    obstacle = levels.obstacle
+    if obstacle:
+        return ChannelReport(asked, note=obstacle)
+    curve = tuple(
+        CurvePoint(
+            one.share,
+            one.left,
+            one.parameters,
+            one.divergence,
+            tuple(recipe.id for recipe in recipes if recipe.lossy and recipe.base == one.base),
+        )
+        for one in levels.made
+    )
+    kept = {name: len(numbers_of(text)) for name, text in chosen.kept or ()}
+    widths = tuple(LayerWidth(name, channels.get(name, count), count) for name, count in kept.items())
+    return ChannelReport(asked, curve, widths, levels.pruner.frozen)
+
+
+def with_base(recipe: Recipe, base: Recipe) -> Recipe:
+    """`recipe` with the pruning of `base`."""
+    return msgspec.structs.replace(recipe, prune=base.prune, kept=base.kept, share=base.share, seed=base.seed)

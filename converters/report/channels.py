@@ -1,0 +1,63 @@
+"""Pruned channels of one conversion, for reports and the terminal: the curve of levels, each layer, and what stays."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class CurvePoint(msgspec.Struct, frozen=True):
+    """A pruned float graph.
+
+    Attributes:
+        share: The share of the bytes or of the cost that was aimed at.
+        left: The share that is left of the float graph.
+        parameters: The share of the parameters that is left.
+        divergence: From the float model's answers on the calibration split, after the refit.
+        candidates: Ids of the candidates that were made of it.
+    """
+
+    share: float
+    left: float
+    parameters: float
+    divergence: float
+    candidates: tuple[str, ...] = ()
+
+
+class LayerWidth(msgspec.Struct, frozen=True):
+    """Channels of one layer in the source model and in the chosen artifact."""
+
+    name: str
+    before: int
+    after: int
+
+
+class ChannelReport(msgspec.Struct, frozen=True):
+    """What pruning of channels that are not dead gave.
+
+    Attributes:
+        asked: ``auto`` or a share.
+        curve: The levels that were made, the largest share first.
+        layers: Layers of the chosen artifact that lost channels; empty where it is not pruned.
+        frozen: Why a layer keeps all its channels, by its name.
+        note: Why there are no levels; empty where there are.
+    """
+
+    asked: str
+    curve: tuple[CurvePoint, ...] = ()
+    layers: tuple[LayerWidth, ...] = ()
+    frozen: dict[str, str] = {}
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The result as text for people."""
+        if self.note:
+            return self.note
+        if self.layers:
+            before, after = (sum(getattr(layer, name) for layer in self.layers) for name in ("before", "after"))
+            text = f"{len(self.layers)} layers keep {after} of {before} channels, and later layers were fitted anew."
+        else:
+            text = "The chosen artifact keeps all channels that are not dead."
+        tried = f" {len(self.curve)} levels of pruning were made." if self.curve else ""
+        held = f" {len(self.frozen)} layers keep all channels for reasons that the report gives." if self.frozen else ""
+        return text + tried + held
