@@ -151,6 +151,7 @@ class Agent:
             DataError: the journal was written by another version of the agent.
             DiskError: the disk failed.
         """
+        self._parts.inference.assign(list(self._journal.models()))
         for model, state in self._journal.models().items():
             self._add_updater(model, state)
             await self._recovery.resume(model, state)
@@ -274,6 +275,7 @@ class Agent:
 
     def _follow(self, assignment: Assignment) -> None:
         """Offer each bundle of an assignment to its updater; cancel the updates of models that it does not name."""
+        self._parts.inference.assign(list(assignment.entries))
         for name, entry in assignment.entries.items():
             if name not in self._updaters:
                 self._spawn(self._add_updater(name, UpdateRecord()).run())

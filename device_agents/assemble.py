@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.options import ServiceOptions
+from device_agents.inference.options import ALL, ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.options import AgentOptions
 from device_agents.storage.footprints import DiskFootprints
@@ -44,6 +45,8 @@ from edgekit.storage.disk import FolderDisk
 from edgekit.storage.files import try_lock
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
+
+_log = logging.getLogger(__name__)
 
 AGENT_LOCK_NAME = "lock"
 ENGINES = "engines"  # folder of TensorRT engines
@@ -92,8 +95,9 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     use_keyring(Keyring(settings.class_keys))
     cloud = None
     if settings.cloud_url:
-        key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
-        cloud = CloudClient(settings.cloud_url, model=settings.cloud_model, api_key=key)
+        cloud = make_cloud_client(settings)
+    for warning in threshold_warnings(settings):
+        _log.warning("%s", warning)
     acceleration = settings_group(
         Acceleration,
         settings,
@@ -108,6 +112,28 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
         footprints=DiskFootprints(FolderDisk(settings.state)),
     )
     return inference, cloud
+
+
+def threshold_warnings(settings: AgentSettings) -> list[str]:
+    """What is wrong with thresholds that this release still accepts."""
+    given = {"fallback_threshold": settings.fallback_threshold}
+    own = {f"models.{name}.fallback_threshold": one.fallback_threshold for name, one in settings.models.items()}
+    return [
+        f"{name} is {value:g}, which sends every answer to the cloud tier. Scores are from 0 to 1. Write "
+        f'{name.rpartition(".")[2]} = "{ALL}" to send all; the next release refuses numbers above 1.'
+        for name, value in (given | own).items()
+        if isinstance(value, float) and value > 1
+    ]
+
+
+def make_cloud_client(settings: AgentSettings) -> CloudClient:
+    """The client of the cloud tier that the settings name.
+
+    Raises:
+        SettingsError: the API key cannot be read.
+    """
+    key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
+    return CloudClient(settings.cloud_url, api_key=key)
 
 
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:

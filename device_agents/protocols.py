@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class Inference(Protocol):
 
     async def deactivate(self, model: str) -> None:
         """Stop answering for a model locally; no error for an unknown model."""
+        ...
+
+    def assign(self, models: Collection[str]) -> None:
+        """Set the names of the models that this device should have."""
         ...
 
     async def self_test(self, model: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -61,6 +61,9 @@ class SimulatedInference:
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """No counters: there are no requests."""
         return {}
+
+    def assign(self, models: Collection[str]) -> None:
+        """Nothing here depends on the names."""
 
     async def grown(self) -> list[Grown]:
         """Nothing: no model is in memory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -235,14 +235,41 @@ class Runtime(Protocol):
         ...
 
 
+class CloudAnswer(msgspec.Struct, frozen=True):
+    """An answer of the cloud tier.
+
+    Attributes:
+        outputs: Arrays by name.
+        version: Version of the model that answered; empty where the server does not say.
+        digest: Digest of the bundle that answered; empty where the server does not say.
+    """
+
+    outputs: dict[str, Array]
+    version: str = ""
+    digest: str = ""
+
+
 class CloudTier(Protocol):
     """Client of the cloud tier, which answers when the device is unsure."""
 
-    async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
-        """Send one request to the cloud tier.
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_seconds: float,
+        wanted: Collection[str] | None = None,
+    ) -> CloudAnswer:
+        """Send one request to the cloud tier. The answer is not checked against the device's model.
+
+        Args:
+            model: Name of the model there.
+            inputs: Logical inputs.
+            timeout_seconds: Longest wait; it is sent with the request, so that the tier does not run it later.
+            wanted: Outputs that are needed; others may be left out of the answer. None for all.
 
         Raises:
-            CloudError: No usable answer came within the time.
+            CloudError: No answer that follows the protocol came within the time.
         """
         ...
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 from edgekit.errors import SettingsError, UnavailableError
+from edgekit.serving.oip.tensor_data import NAMES
+from edgekit.tensors import TensorSpec
 
+TIER_CLOCK_SLACK_SECONDS = 300.0
 CLOCK_SLACK_SECONDS = 24 * 3600.0
 _FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 
@@ -32,6 +37,58 @@ def judge_clock(now: float, traces: Mapping[str, float]) -> str:
                 advice="With a wrong clock no signature or certificate can be checked: set the clock, see timedatectl.",
             )
     return text
+
+
+def interface_faults(
+    document: Mapping[str, Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> list[str]:
+    """Where the cloud tier's model has another interface than the device's; empty where an answer can be used.
+
+    Args:
+        document: The metadata that the cloud tier gave, unchecked.
+        inputs, outputs: Logical tensors of the device's model. Further outputs in the cloud tier do not matter.
+    """
+    faults = []
+    for kind, specs in (("input", inputs), ("output", outputs)):
+        stated = document.get(f"{kind}s")
+        there = (
+            {one.get("name"): one for one in stated or () if isinstance(one, dict)} if isinstance(stated, list) else {}
+        )
+        for spec in specs:
+            if spec.name not in there:
+                faults.append(f"{kind} {spec.name!r} is missing; it has {', '.join(map(repr, there)) or 'none'}")
+                continue
+            datatype, shape = there[spec.name].get("datatype"), there[spec.name].get("shape")
+            if datatype != NAMES[spec.dtype]:
+                faults.append(f"{kind} {spec.name!r} is {datatype}, the device's is {NAMES[spec.dtype]}")
+            if not _fits(shape, spec.shape):
+                faults.append(f"{kind} {spec.name!r} has the shape {shape}, the device's is {spec.shape_text}")
+        if kind == "input":
+            known = {spec.name for spec in specs}
+            faults += [
+                f"input {name!r} is needed there, and the device has none" for name in there if name not in known
+            ]
+    return faults
+
+
+def _fits(stated: object, shape: Sequence[int | None]) -> bool:
+    """False for another number of axes, or another size of an axis that is fixed on both sides."""
+    if not isinstance(stated, list) or len(stated) != len(shape):
+        return False
+    return all(want is None or have in (-1, None, want) for have, want in zip(stated, shape, strict=True))
+
+
+def clock_fault(date: str | None, now: float) -> str:
+    """How far this clock is from the cloud tier's ``Date``; empty where it is near enough, or unknown."""
+    if not date:
+        return ""
+    try:
+        away = now - parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return ""
+    if abs(away) <= TIER_CLOCK_SLACK_SECONDS:
+        return ""
+    return f"this clock is {abs(away):.0f} s {'ahead of' if away > 0 else 'behind'} the cloud tier's"
 
 
 def judge_providers(present: Sequence[str], wanted: Sequence[str], *, required: bool) -> str:

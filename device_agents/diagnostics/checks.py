@@ -9,16 +9,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agents.assemble import check_broker, metered_link, read_root, root_version
+from device_agents.assemble import (
+    check_broker,
+    make_cloud_client,
+    metered_link,
+    read_root,
+    root_version,
+    threshold_warnings,
+)
 from device_agents.diagnostics.check_rules import judge_clock, judge_providers
+from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
+from device_agents.inference.options import NEVER, CloudOptions, ServiceOptions
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
+from device_agents.storage.slots import Slots
 from edgekit.bundle.compat import Facts
-from edgekit.errors import DataError, EdgekitError, UnavailableError
+from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.state import state_links
+from edgekit.errors import DataError, EdgekitError, SettingsError, UnavailableError
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings
+from edgekit.settings.groups import settings_group
 from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import load_signer
 
@@ -47,6 +60,8 @@ def checks_of(settings: AgentSettings, config: Path) -> dict[str, Callable[[], s
         "runtimes": checks.runtimes,
         "providers": checks.providers,
         "broker": checks.broker,
+        "fallback": checks.fallback,
+        **({"cloud tier": checks.cloud} if settings.cloud_url else {}),
     }
 
 
@@ -128,3 +143,42 @@ class _Checks:
     def broker(self) -> str:
         asyncio.run(check_broker(self._settings, BROKER_SECONDS))
         return self._settings.broker
+
+    def fallback(self) -> str:
+        settings = self._settings
+        faults = threshold_warnings(settings)
+        if faults:
+            raise SettingsError("; ".join(faults))
+        if not settings.cloud_url:
+            return "no cloud tier is configured; every answer is local"
+        kept = sorted(name for name in self._cloud_models() if self._cloud_options(name).send_inputs == NEVER)
+        return f"{settings.cloud_url}{'; never sent: ' + ', '.join(kept) if kept else ''}"
+
+    def cloud(self) -> str:
+        models = {
+            name: (options.cloud_model or name, manifest)
+            for name, manifest in self._cloud_models().items()
+            if (options := self._cloud_options(name)).send_inputs != NEVER
+        }
+        client = make_cloud_client(self._settings)
+        try:
+            return asyncio.run(check_cloud(client, models))
+        finally:
+            client.close()
+
+    def _cloud_options(self, name: str) -> CloudOptions:
+        service = settings_group(ServiceOptions, self._settings)
+        return CloudOptions.of(service, self._settings.models.get(name))
+
+    def _cloud_models(self) -> dict[str, Manifest | None]:
+        """The installed and configured models; those with state are never sent."""
+        folder = self._folder()
+        found: dict[str, Manifest | None] = dict.fromkeys(self._settings.models)
+        with contextlib.suppress(EdgekitError):  # the checks of journal and slots report their faults
+            for name, state in Journal(folder).models().items():
+                if state.active is not None:
+                    manifest = Slots(folder, name).manifest(state.active.slot, state.active.digest)
+                    found[name] = manifest
+                    if state_links(manifest.inputs):
+                        del found[name]
+        return found

@@ -1,117 +1,164 @@
-"""CloudTier over HTTP: calls any Open Inference Protocol v2 server with the binary tensor extension."""
+"""CloudTier over HTTP: calls any Open Inference Protocol v2 server, in binary or, where it knows no binary, in JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
+from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 import msgspec
-import urllib3
 
-from device_agents.inference.routing_rules import CloudRefusedError
-from edgekit.errors import CloudError, DataError
+from device_agents.inference.failures import (
+    CloudOverloadedError,
+    CloudRefusedError,
+    CloudTimeoutError,
+    CloudUnreachableError,
+    CloudUnusableError,
+)
+from device_agents.inference.http_client import HttpClient, HttpReply
+from edgekit.errors import CloudError, DataError, SettingsError
+from edgekit.protocols import CloudAnswer
 from edgekit.serving.oip import codec as oip
+from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, MAX_DEADLINE_MS
 from edgekit.tensors import Array
-from edgekit.waiting import within
 
-MAX_ANSWER_BYTES = 64 * 1024**2
-CONNECTIONS = 8
-_CHUNK_BYTES = 256 * 1024
-_TRY_LATER = (408, 429)
+_NO_BINARY = (400, 406, 415, 422, 500, 501)  # what servers without binary tensors answer to one
+_LONG = 256 * 1024  # bytes from which tensors are copied and parsed outside the event loop
+_RETURN_SHARE, _LONGEST_RETURN_SECONDS = 0.1, 0.02  # of the time left, kept for the way back
+_JSON_TRIAL_SECONDS = 600.0
 
 
 class CloudClient:
-    """CloudTier over kept-alive connections; each request runs in a thread of a small pool.
+    """CloudTier over kept-alive connections.
 
     Args:
         url: Base URL, for example ``https://cloud.example:8700``.
-        model: Model name there; empty for the same name as on the device.
+        model: Model name there, for every model; empty for the name that is asked.
         api_key: Sent as ``Authorization: Bearer``; empty for none.
+
+    Raises:
+        SettingsError: the URL has another scheme than http and https, or no host.
     """
 
     def __init__(self, url: str, *, model: str = "", api_key: str = "") -> None:
         self._url = url.rstrip("/")
         self._model = model
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, retries=False)
-        self._executor = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="cloud")
+        try:
+            self._http = HttpClient(self._url)
+        except ValueError as error:
+            raise SettingsError(f"cloud_url: {error}") from error
+        self._takes_binary: dict[str, bool] = {}  # by model
+        self._json_tried: dict[str, float] = {}
 
-    async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
-        """Call the cloud tier; see CloudTier.infer.
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_seconds: float,
+        wanted: Collection[str] | None = None,
+    ) -> CloudAnswer:
+        """Call the cloud tier; see CloudTier.infer. The deadline goes with the request, so that it is not run too late.
 
         Raises:
-            CloudError: there was no usable answer in time; the message says why.
-            CloudRefusedError: the tier answered that it does not accept this request (4xx).
+            CloudError: there was no usable answer in time; `failures` has a class for each kind.
         """
-        deadline = time.monotonic() + timeout_seconds
-        ask = functools.partial(self._ask, self._model or model, dict(inputs), deadline)
+        name, deadline = self._model or model, time.monotonic() + timeout_seconds
+        binary = self._takes_binary.get(name, True)
+        reply = await self._ask(name, inputs, deadline, binary=binary)
+        if reply.status in _NO_BINARY and binary and self._may_try_json(name):
+            with contextlib.suppress(DataError, CloudError):  # the first answer says more
+                again = await self._ask(name, inputs, deadline, binary=False)
+                if again.status == 200:
+                    reply, binary = again, False
+        if reply.status != 200:
+            raise _refusal(reply)
+        self._takes_binary[name] = binary
         try:
-            return await within(timeout_seconds, asyncio.get_running_loop().run_in_executor(self._executor, ask))
-        except asyncio.TimeoutError:
-            raise CloudError(f"the cloud tier did not answer within {timeout_seconds:.2g} s") from None
+            length = oip.header_length(reply.headers.get(oip.HEADER.lower()))
+            if len(reply.body) > _LONG:
+                found = await asyncio.to_thread(oip.parse_response, reply.body, length, wanted=wanted)
+            else:
+                found = oip.parse_response(reply.body, length, wanted=wanted)
+        except DataError as error:
+            raise CloudUnusableError(f"the cloud tier's answer cannot be used: {error}") from error
+        return CloudAnswer(found.outputs, found.version, str(found.parameters.get("edgekit_model") or ""))
+
+    async def get(self, path: str, *, timeout_seconds: float) -> HttpReply:
+        """The answer to a GET request, whatever its status is.
+
+        Raises:
+            CloudTimeoutError, CloudUnreachableError: there is none.
+        """
+        return await self._send("GET", path, self._headers, b"", time.monotonic() + timeout_seconds)
 
     def close(self) -> None:
-        """Close the connections; running requests end at their own deadlines."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._pool.clear()
+        """Close the unused connections."""
+        self._http.close()
 
-    def _ask(self, model: str, inputs: dict[str, Array], deadline: float) -> dict[str, Array]:
-        try:
-            sent = oip.encode_request(inputs)
-            status, body, header = self._post(f"{self._url}/v2/models/{quote(model)}/infer", sent, deadline)
-            if status != 200:
-                kind = CloudRefusedError if 400 <= status < 500 and status not in _TRY_LATER else CloudError
-                raise kind(f"the cloud tier answered {status}: {_reason(body)}")
-            return oip.parse_response(body, oip.header_length(header)).outputs
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise CloudError(f"the cloud tier at {self._url} cannot be reached: {error}") from error
-        except DataError as error:
-            raise CloudError(f"the cloud tier's answer cannot be used: {error}") from error
+    def _may_try_json(self, name: str) -> bool:
+        """True now and then for a model that never answered a binary request."""
+        now = time.monotonic()
+        if name in self._takes_binary or now - self._json_tried.get(name, -_JSON_TRIAL_SECONDS) < _JSON_TRIAL_SECONDS:
+            return False
+        self._json_tried[name] = now
+        return True
 
-    def _post(self, url: str, sent: oip.Encoded, deadline: float) -> tuple[int, bytes, str | None]:
+    async def _ask(self, name: str, inputs: Mapping[str, Array], deadline: float, *, binary: bool) -> HttpReply:
+        left = deadline - time.monotonic()
+        way_back = min(_LONGEST_RETURN_SECONDS, _RETURN_SHARE * left)
+        deadline_ms = min(max((left - way_back) * 1000, 1.0), MAX_DEADLINE_MS)
+        parameters = {DEADLINE_PARAMETER: round(deadline_ms, 1)}
+        if sum(value.nbytes for value in inputs.values()) > _LONG:
+            sent = await asyncio.to_thread(oip.encode_request, inputs, parameters=parameters, binary=binary)
+        else:
+            sent = oip.encode_request(inputs, parameters=parameters, binary=binary)
+        path = f"/v2/models/{quote(name, safe='')}/infer"
+        return await self._send("POST", path, {**self._headers, **sent.headers}, sent.body, deadline)
+
+    async def _send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> HttpReply:
         left = max(deadline - time.monotonic(), 0.001)
-        reply = self._pool.request(
-            "POST",
-            url,
-            body=sent.body,
-            headers={**self._headers, **sent.headers},
-            timeout=urllib3.Timeout(connect=left, read=left),
-            redirect=False,  # the API key is sent to the configured server only
-            preload_content=False,
-        )
-        with contextlib.ExitStack() as unfinished:
-            unfinished.callback(reply.close)  # a reply that was not read to its end cannot be used again
-            body = b"".join(_chunks(reply, deadline))
-            unfinished.pop_all()
-        reply.release_conn()
-        return reply.status, body, reply.headers.get(oip.HEADER)
+        try:
+            return await self._http.request(method, path, headers=headers, body=body, timeout_seconds=left)
+        except asyncio.TimeoutError:
+            raise CloudTimeoutError(f"the cloud tier did not answer within {left:.2g} s") from None
+        except OSError as error:
+            raise CloudUnreachableError(f"the cloud tier at {self._url} cannot be reached: {error}") from error
 
 
-def _chunks(reply: urllib3.BaseHTTPResponse, deadline: float) -> list[bytes]:
-    """The parts of the body; its size and the time for it are limited.
-
-    Raises:
-        CloudError: the body is too long, or did not arrive before `deadline` (monotonic seconds).
-    """
-    parts: list[bytes] = []
-    size = 0
-    for part in reply.stream(_CHUNK_BYTES):
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise CloudError(f"the cloud tier's answer is longer than {MAX_ANSWER_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise CloudError("the cloud tier's answer came too slowly")
-        parts.append(part)
-    return parts
+def _refusal(reply: HttpReply) -> CloudError:
+    """The error of an answer that is not 200. Redirects are not followed: the key is for the configured server only."""
+    message = f"the cloud tier answered {reply.status}: {reason_in(reply.body)}"
+    after = reply.headers.get("retry-after")
+    if reply.status == 429 or (reply.status == 503 and after):
+        return CloudOverloadedError(message, retry_after_seconds=retry_after_seconds(after, time.time()))
+    if 400 <= reply.status < 500 and reply.status != 408:
+        return CloudRefusedError(message, status=reply.status)
+    return CloudError(message)
 
 
-def _reason(body: bytes) -> str:
+def retry_after_seconds(value: str | None, now: float) -> float | None:
+    """The seconds that a Retry-After header names, as a number or as a date; None for no usable value."""
+    if not value:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value.strip()[:9])
     try:
-        return str(msgspec.json.decode(body)["error"])[:300]
-    except (msgspec.MsgspecError, KeyError, TypeError):
+        return max(parsedate_to_datetime(value).timestamp() - now, 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def reason_in(body: bytes) -> str:
+    """The message of an error document, or the begin of any other body."""
+    try:
+        document = msgspec.json.decode(body)
+        return str(document.get("error") or document["detail"])[:300]
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError):
         return repr(body[:100])

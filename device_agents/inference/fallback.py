@@ -1,16 +1,28 @@
-"""Calls the cloud tier: limits concurrent calls, applies the circuit breaker, checks the answer against the model."""
+"""Calls the cloud tier: limits concurrent calls, applies each model's circuit breaker, checks the answer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
-from device_agents.inference.routing_rules import Breaker, CloudRefusedError, Reason
+from device_agents.inference.answer_rules import Expected, checked
+from device_agents.inference.breaker import Breaker, BreakerState, pace_of
+from device_agents.inference.failures import CloudOverloadedError, CloudTimeoutError, Failure, failure_of
+from device_agents.inference.options import NEVER, CloudOptions
+from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
-from edgekit.protocols import Clock, CloudTier
-from edgekit.tensors import Array, TensorSpec
+from edgekit.protocols import Clock, CloudAnswer, CloudTier
+from edgekit.tensors import Array
 
-MAX_CLOUD_CALLS = 8  # at one time
+_log = logging.getLogger(__name__)
+
+MAX_CLOUD_CALLS = 8  # of one model at one time
+# A time-out says something about the cloud tier where the call had at least so much time, and several times the usual.
+TIMEOUT_FLOOR_SECONDS, _USUAL_TIMES = 0.1, 2.0
+_SMOOTHING = 0.2  # weight of the newest answer in the usual time of an answer
+LOG_SECONDS = 60.0  # each kind of failure of a model is logged once in this time
 
 
 class FallbackError(CloudError):
@@ -26,90 +38,143 @@ class FallbackError(CloudError):
         self.reason = reason
 
 
+class _Line:
+    """The state of the calls for one model."""
+
+    def __init__(self) -> None:
+        self.breaker = Breaker()
+        self.calls = 0
+        self.usual_seconds = 0.0
+        self.failures: Counter[Failure] = Counter()
+        self.logged: dict[Failure, tuple[float, int]] = {}  # when, and the count then
+
+    @property
+    def floor_seconds(self) -> float:
+        return max(TIMEOUT_FLOOR_SECONDS, _USUAL_TIMES * self.usual_seconds)
+
+
 class Fallback:
-    """Calls the cloud tier while the circuit breaker allows it.
+    """Calls the cloud tier while the model's circuit breaker allows it.
 
     Args:
         cloud: Client of the cloud tier.
-        clock: Time for the breaker and deadlines.
+        clock: Time for the breakers and deadlines.
         timeout_seconds: Longest wait for one answer.
-        spread: Gives random numbers from 0 to 1 for the breaker.
+        options: Gives a model's options for the cloud tier.
+        spread: Gives random numbers from 0 to 1 for the breakers.
     """
 
-    def __init__(self, cloud: CloudTier, clock: Clock, timeout_seconds: float, spread: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cloud: CloudTier,
+        clock: Clock,
+        timeout_seconds: float,
+        options: Callable[[str], CloudOptions],
+        spread: Callable[[], float],
+    ) -> None:
         self._cloud = cloud
         self._clock = clock
         self._timeout_seconds = timeout_seconds
+        self._options = options
         self._spread = spread
-        self._calls = 0
-        self.breaker = Breaker()
+        self._lines: dict[str, _Line] = {}
+
+    def failures(self) -> dict[str, dict[str, int]]:
+        """Failures by model, then by `Failure`, rising."""
+        return {name: {one.value: n for one, n in line.failures.items()} for name, line in self._lines.items()}
 
     async def ask(
-        self, model: str, inputs: Mapping[str, Array], *, left_seconds: float | None, expected: Sequence[TensorSpec]
-    ) -> dict[str, Array]:
-        """Call once.
+        self, model: str, inputs: Mapping[str, Array], *, left_seconds: float | None, expected: Expected
+    ) -> CloudAnswer:
+        """Call once. Everything that a request sends to the cloud tier passes here.
 
         Args:
             model: Name on the device.
             inputs: Logical inputs.
-            left_seconds: Time until the request's deadline; None for no deadline.
-            expected: Outputs that the answer must have; empty where the device does not know them.
+            left_seconds: Longest wait that the request allows; None for no deadline.
+            expected: What the device knows of the answer.
 
         Raises:
             FallbackError: there is no usable answer; the message says why.
         """
-        if left_seconds is not None and left_seconds <= 0:
-            raise FallbackError(Reason.DEADLINE, "the deadline passed before the cloud tier could be called")
-        if self._calls >= MAX_CLOUD_CALLS:
-            raise FallbackError(Reason.CLOUD_BUSY, f"{MAX_CLOUD_CALLS} requests wait for the cloud tier already")
-        started = self._clock.monotonic()
-        self.breaker, allowed = self.breaker.admit(started)
-        if not allowed:
-            message = f"the cloud tier failed {self.breaker.failures} times in a row and is not called at present"
-            raise FallbackError(Reason.BREAKER_OPEN, message)
+        options = self._options(model)
+        if options.send_inputs == NEVER:
+            raise FallbackError(Reason.PRIVATE, f"inputs of model {model!r} may not leave this device (send_inputs)")
+        line = self._lines.setdefault(model, _Line())
         timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
-        with self._calling() as ended:
+        self._admit(model, line, timeout)
+        started = self._clock.monotonic()
+        with self._calling(line) as ended:
             try:
-                outputs = await self._cloud.infer(model, inputs, timeout_seconds=timeout)
-            except CloudRefusedError as error:
-                ended()
-                self.breaker = self.breaker.succeeded()  # the tier works; it refused this request
-                raise FallbackError(Reason.CLOUD_FAILED, str(error)) from error
+                answer = await self._cloud.infer(
+                    options.cloud_model or model, inputs, timeout_seconds=timeout, wanted=expected.needed
+                )
+                outputs = checked(answer.outputs, expected)
             except CloudError as error:
                 ended()
-                raise self._failed(error, started, left_seconds) from error
+                raise self._failed(model, line, error, timeout) from error
             ended()
-        self.breaker = self.breaker.succeeded()
-        return _checked(outputs, expected)
+        line.breaker = line.breaker.succeeded()
+        spent = self._clock.monotonic() - started
+        line.usual_seconds += (spent - line.usual_seconds) * (_SMOOTHING if line.usual_seconds else 1.0)
+        return CloudAnswer(outputs, answer.version, answer.digest)
+
+    def _admit(self, model: str, line: _Line, timeout: float) -> None:
+        """Refuse a call that the deadline, the limit of calls or the breaker forbids."""
+        if timeout <= 0:
+            line.failures[Failure.DEADLINE] += 1
+            raise FallbackError(Reason.DEADLINE, "the deadline is too near to call the cloud tier")
+        if line.calls >= MAX_CLOUD_CALLS:
+            line.failures[Failure.BUSY] += 1
+            message = f"{MAX_CLOUD_CALLS} requests of model {model!r} wait for the cloud tier already"
+            raise FallbackError(Reason.CLOUD_BUSY, message)
+        is_closed = line.breaker.state is BreakerState.CLOSED
+        allowed = is_closed or timeout >= min(line.floor_seconds, self._timeout_seconds)  # else it would prove nothing
+        if allowed:
+            line.breaker, allowed = line.breaker.admit(self._clock.monotonic())
+        if not allowed:
+            line.failures[Failure.BREAKER_OPEN] += 1
+            message = (
+                f"the cloud tier failed {line.breaker.failures} times in a row for model {model!r} and is not called "
+                f"at present; the last failure: {line.breaker.why}"
+            )
+            raise FallbackError(Reason.BREAKER_OPEN, message)
 
     @contextlib.contextmanager
-    def _calling(self) -> Iterator[Callable[[], object]]:
+    def _calling(self, line: _Line) -> Iterator[Callable[[], object]]:
         """Count one call; a call that does not report its end (it was cancelled) is abandoned."""
-        self._calls += 1
+
+        def abandon() -> None:
+            line.breaker = line.breaker.abandoned(self._clock.monotonic())
+
+        line.calls += 1
         with contextlib.ExitStack() as stack:
-            stack.callback(self._abandon)
+            stack.callback(abandon)
             try:
                 yield stack.pop_all
             finally:
-                self._calls -= 1
+                line.calls -= 1
 
-    def _abandon(self) -> None:
-        self.breaker = self.breaker.abandoned(self._clock.monotonic())
+    def _failed(self, model: str, line: _Line, error: CloudError, timeout: float) -> FallbackError:
+        """Count a failed call, log it, and let the breaker know of it."""
+        now, failure, is_short = self._clock.monotonic(), failure_of(error), timeout < self._timeout_seconds
+        line.failures[failure] += 1
+        self._note(model, line, failure, error)
+        reason = Reason.DEADLINE if failure is Failure.TIMEOUT and is_short else Reason.CLOUD_FAILED
+        if isinstance(error, CloudTimeoutError) and is_short and timeout < line.floor_seconds:
+            line.breaker = line.breaker.abandoned(now)  # the deadline was short; this is no failure of the cloud tier
+        elif isinstance(error, CloudOverloadedError) and error.retry_after_seconds is not None:
+            line.breaker = line.breaker.held(now, self._spread(), error.retry_after_seconds, str(error))
+        else:
+            line.breaker = line.breaker.failed(now, self._spread(), pace_of(failure), str(error))
+        return FallbackError(reason, str(error))
 
-    def _failed(self, error: CloudError, started: float, left_seconds: float | None) -> FallbackError:
-        now = self._clock.monotonic()
-        if left_seconds is not None and left_seconds < self._timeout_seconds and now - started >= left_seconds:
-            self.breaker = self.breaker.abandoned(now)  # the deadline was short; this is no failure of the cloud tier
-            return FallbackError(Reason.DEADLINE, str(error))
-        self.breaker = self.breaker.failed(now, self._spread())
-        return FallbackError(Reason.CLOUD_FAILED, str(error))
-
-
-def _checked(outputs: Mapping[str, Array], expected: Sequence[TensorSpec]) -> dict[str, Array]:
-    faults = [f"output {spec.name!r} is missing" for spec in expected if spec.name not in outputs]
-    faults += [fault for spec in expected if spec.name in outputs for fault in spec.faults(outputs[spec.name])]
-    if faults:
-        raise FallbackError(
-            Reason.CLOUD_FAILED, "the cloud tier's model answers differently from the device's: " + "; ".join(faults)
-        )
-    return {spec.name: outputs[spec.name] for spec in expected} if expected else dict(outputs)
+    def _note(self, model: str, line: _Line, failure: Failure, error: CloudError) -> None:
+        """Log the failure, unless one of its kind was logged a short time ago."""
+        now, count = self._clock.monotonic(), line.failures[failure]
+        at, before = line.logged.get(failure, (now - LOG_SECONDS, 0))
+        if now - at < LOG_SECONDS:
+            return
+        line.logged[failure] = now, count
+        since = f" ({count - before - 1} more since the last message)" if count - before > 1 else ""
+        _log.warning("cloud tier, model %s: %s: %s%s", model, failure.value, error, since)

@@ -9,6 +9,10 @@ from typing import Any
 import msgspec
 
 from edgekit.runtimes.providers import Acceleration
+from edgekit.serving.models.options import FallbackThreshold, ModelSettings, SendInputs
+
+NEVER, ALL = "never", "all"
+_SENDS_ALL = 2.0  # no score is that high
 
 
 class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +22,10 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
         threads: Threads of each model's runtime.
         memory_budget_bytes: Memory budget of all models together; 0 for no limit.
         deadline_ms: Deadline of requests that set none, in milliseconds; 0 for no deadline.
-        fallback_threshold: Local answers with a lower score go to the cloud tier; 0 keeps all local, above 1 sends all.
+        cloud_model: Name of every model in the cloud tier; empty for the same name.
+        fallback_threshold: Local answers with a lower score go to the cloud tier; 0 keeps all local, "all" (or a number
+            above 1) sends all.
+        send_inputs: Whether inputs may leave the device.
         cloud_timeout_seconds: Longest wait for an answer of the cloud tier.
         acceleration: ONNX Runtime's execution providers and memory limits; None takes the best installed provider.
     """
@@ -26,9 +33,40 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     memory_budget_bytes: int = 0
     deadline_ms: float = 0.0
-    fallback_threshold: float = 0.8
+    cloud_model: str = ""
+    fallback_threshold: FallbackThreshold = 0.8
+    send_inputs: SendInputs = "allowed"
     cloud_timeout_seconds: float = 2.0
     acceleration: Acceleration | None = None
+
+
+class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How one model uses the cloud tier.
+
+    Attributes:
+        cloud_model: Its name there; empty for the same name.
+        threshold: Local answers with a lower score go there.
+        send_inputs: Whether its inputs may leave the device.
+    """
+
+    cloud_model: str = ""
+    threshold: float = 0.8
+    send_inputs: SendInputs = "allowed"
+
+    @classmethod
+    def of(cls, service: ServiceOptions, model: ModelSettings | None) -> CloudOptions:
+        """The options of the service, with those that are set for the model replaced."""
+
+        def choose(name: str) -> Any:
+            own = getattr(model, name) if model is not None else None
+            return getattr(service, name) if own is None else own
+
+        threshold = choose("fallback_threshold")
+        return cls(
+            cloud_model=choose("cloud_model"),
+            threshold=_SENDS_ALL if threshold == ALL else float(threshold),
+            send_inputs=choose("send_inputs"),
+        )
 
 
 def with_old_names(options: ServiceOptions | None, old: Mapping[str, Any]) -> ServiceOptions:

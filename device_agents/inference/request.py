@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from device_agents.inference import routing_rules
+from device_agents.inference.answer_rules import Expected
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
+from edgekit.protocols import CloudAnswer
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
 from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, Prepared
@@ -27,6 +29,8 @@ class Request:
         sent: The inputs as the client sent them.
         route: ``auto``, ``local-only`` or ``cloud-only``.
         deadline: Monotonic seconds; None for no deadline.
+        patience: Seconds from its arrival to its deadline; None for no deadline.
+        wanted: Outputs that the client needs, as the model names them; empty for all.
         counters: Counters of the model.
         postprocess: Whether the client wants the bundle's postprocessing; None where it did not say.
         place: The stream that the client named; None for a request of its own.
@@ -47,11 +51,15 @@ class Request:
         counters: dict[str, int],
         postprocess: bool | None,
         place: Sequence | None = None,
+        *,
+        patience: float | None = None,
+        wanted: Collection[str] = (),
     ) -> None:
         self.model, self.sent, self.route, self.version = model, sent, route, version
         self.deadline, self.counters, self.postprocess = deadline, counters, postprocess
         self.inputs, self.place = sent, place
         self.session = session
+        self.patience, self.wanted = patience, wanted
         self.usable = True
         self.prepared: Prepared | None = None
 
@@ -68,20 +76,41 @@ class Request:
         self.prepared = prepared
         self.session, self.inputs = prepared.session, prepared.inputs
 
+    @property
+    def expected(self) -> Expected:
+        """What the device knows of an answer of the cloud tier; without its own answer."""
+        if self.session is None:
+            return Expected(wanted=self.wanted)
+        session = self.session
+        return Expected(session.outputs, session.inputs, self.inputs, session.manifest.task, wanted=self.wanted)
+
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
-        """The response, with the route that answered and the reason in its parameters."""
-        parameters: dict[str, Any] = {
-            "edgekit_route": _TEXT[decision.route],
-            "edgekit_reason": _TEXT[decision.reason],
-        }
-        if score is not None:
-            parameters["edgekit_score"] = score
+        """The response from the local model, with the reason in its parameters."""
+        parameters = _why(decision, score)
         version = ""
         if self.session is not None:
             version = self.session.manifest.version
             parameters["edgekit_model"] = self.session.digest
             parameters["edgekit_version"] = version
         return InferResponse(self.model, version, outputs, parameters)
+
+    def respond_from_cloud(self, answer: CloudAnswer, decision: Decision, score: float | None = None) -> InferResponse:
+        """The response from the cloud tier, with the version and digest that answered, where the tier states them."""
+        parameters = _why(decision, score)
+        if answer.digest:
+            parameters["edgekit_model"] = answer.digest
+        if answer.version:
+            parameters["edgekit_version"] = answer.version
+        if self.session is not None:
+            parameters["edgekit_local_model"] = self.session.digest
+        return InferResponse(self.model, answer.version, answer.outputs, parameters)
+
+
+def _why(decision: Decision, score: float | None) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"edgekit_route": _TEXT[decision.route], "edgekit_reason": _TEXT[decision.reason]}
+    if score is not None:
+        parameters["edgekit_score"] = score
+    return parameters
 
 
 def stateful_error(request: Request) -> DataError:
@@ -97,6 +126,8 @@ def no_route_message(request: Request, reason: Reason) -> str:
     """Why no route may answer the request, for people."""
     if request.stateful and request.session is None:
         return f"model {request.model!r} has no local bundle yet, and a request of a stream is answered locally only"
+    if reason is Reason.PRIVATE:
+        return f"{request.route} was asked for model {request.model!r}, whose inputs may not leave this device"
     if reason is Reason.NO_CLOUD:
         return f"{request.route} was asked for model {request.model!r}, and no cloud tier is configured"
     return f"{request.route} was asked for model {request.model!r}, which has no local bundle"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback, FallbackError
+from device_agents.inference.options import NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
-from edgekit.protocols import Clock
+from edgekit.protocols import Clock, CloudAnswer
 from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.oip.codec import InferResponse
@@ -24,7 +25,7 @@ class InferenceRouter:
     Args:
         manager: The local models.
         fallback: The cloud tier; None for none.
-        threshold: Local answers with a score below it go to the cloud.
+        options: Gives a model's options for the cloud tier.
         clock: Time for deadlines.
         prepare_again: Prepares a request again, for the session of another bundle; called when the bundle was switched
             while the request waited.
@@ -34,40 +35,43 @@ class InferenceRouter:
         self,
         manager: ModelManager,
         fallback: Fallback | None,
-        threshold: float,
+        options: Callable[[str], CloudOptions],
         clock: Clock,
         prepare_again: Callable[[Request, Session], Awaitable[None]],
     ) -> None:
         self._manager, self._fallback = manager, fallback
-        self._threshold, self._clock, self._prepare_again = threshold, clock, prepare_again
+        self._options, self._clock, self._prepare_again = options, clock, prepare_again
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
-        has_cloud = self._fallback is not None
+        options = self._options(request.model)
+        has_cloud = self._fallback is not None and options.send_inputs != NEVER
+        without = Reason.NO_CLOUD if self._fallback is None else Reason.PRIVATE
         has_local = request.session is not None
         first = routing_rules.before_running(
-            request.route, has_local=has_local, has_cloud=has_cloud, stateful=request.stateful
+            request.route, has_local=has_local, has_cloud=has_cloud, stateful=request.stateful, without=without
         )
         if first.route is not Route.LOCAL:
             return await self._answer_from_cloud(request, first)
         try:
             outputs = await self._run(request)
         except (OverloadedError, RuntimeLoadError) as error:
-            return await self._answer_without_local(request, error)
+            return await self._answer_without_local(request, error, has_cloud=has_cloud)
         assert request.session is not None  # it answered
         score = routing_rules.score(request.session.manifest.task, outputs)
         after = routing_rules.after_running(
             request.route,
             score=score,
-            threshold=self._threshold,
+            threshold=options.threshold,
             has_cloud=has_cloud,
             usable=request.usable,
             stateful=request.stateful,
+            without=without,
         )
         if after.route is not Route.CLOUD:
             return request.respond(outputs, after, score)
         try:
-            return request.respond(await self._ask_cloud(request), after, score)
+            return request.respond_from_cloud(await self._ask_cloud(request, outputs), after, score)
         except FallbackError as error:
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
 
@@ -78,7 +82,7 @@ class InferenceRouter:
             raise UnavailableError(no_route_message(request, first.reason))
         if request.session is not None:
             check_inputs(request.session.inputs, request.inputs)
-        return request.respond(await self._ask_cloud(request), first)
+        return request.respond_from_cloud(await self._ask_cloud(request), first)
 
     async def _run(self, request: Request) -> dict[str, Array]:
         """Run the local model, and count for probation and telemetry how the run ended."""
@@ -106,20 +110,27 @@ class InferenceRouter:
             counters["unusable"] += routing_rules.usable(request.inputs)
         return outputs
 
-    async def _answer_without_local(self, request: Request, error: OverloadedError | RuntimeLoadError) -> InferResponse:
+    async def _answer_without_local(
+        self, request: Request, error: OverloadedError | RuntimeLoadError, *, has_cloud: bool
+    ) -> InferResponse:
         """Ask the cloud tier after the local model failed with `error`; raise `error` when that fails too."""
-        if request.route == routing_rules.LOCAL_ONLY or self._fallback is None or request.stateful:
+        if request.route == routing_rules.LOCAL_ONLY or not has_cloud or request.stateful:
             raise error
         reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
         try:
-            return request.respond(await self._ask_cloud(request), Decision(Route.CLOUD, reason))
+            return request.respond_from_cloud(await self._ask_cloud(request), Decision(Route.CLOUD, reason))
         except CloudError as cloud_error:
             raise error from cloud_error
 
-    async def _ask_cloud(self, request: Request) -> dict[str, Array]:
+    async def _ask_cloud(self, request: Request, local: Mapping[str, Array] | None = None) -> CloudAnswer:
+        """Ask the cloud tier. With a local answer at hand, time is kept to return that one before the deadline."""
         assert self._fallback is not None
-        left = None if request.deadline is None else request.deadline - self._clock.monotonic()
-        expected = request.session.outputs if request.session else ()
+        left, expected = None, request.expected
+        if request.deadline is not None:
+            left = request.deadline - self._clock.monotonic()
+        if local is not None:
+            expected = expected._replace(local=local)
+            left = None if left is None else left - routing_rules.reserve_seconds(request.patience)
         try:
             return await self._fallback.ask(request.model, request.inputs, left_seconds=left, expected=expected)
         except CloudError:

@@ -5,8 +5,9 @@ Serve it with `edgekit.serving.http.app.App`, or embed it in an application and 
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 
 from device_agents.inference import routing_rules
 from device_agents.inference.fallback import Fallback
-from device_agents.inference.options import ServiceOptions, with_old_names
+from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
 from device_agents.update.self_test import check_golden, run_self_test
@@ -79,9 +80,13 @@ class InferenceService:
     ) -> None:
         service = with_old_names(service, old)
         self._clock = clock or SystemClock()
-        self._fallback = Fallback(cloud, self._clock, service.cloud_timeout_seconds, spread) if cloud else None
         self._default_deadline_ms = service.deadline_ms or None
         own, defaults = models or {}, options or ModelOptions()
+        self._configured, self._assigned = frozenset(own), frozenset[str]()
+        cloud_options = functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
+        self._fallback = (
+            Fallback(cloud, self._clock, service.cloud_timeout_seconds, cloud_options, spread) if cloud else None
+        )
 
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults
@@ -96,9 +101,7 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._router = InferenceRouter(
-            self._manager, self._fallback, service.fallback_threshold, self._clock, self._prepare_again
-        )
+        self._router = InferenceRouter(self._manager, self._fallback, cloud_options, self._clock, self._prepare_again)
         self._counters: dict[str, dict[str, int]] = {}
         self._requests_at_last_survey = 0
 
@@ -168,6 +171,10 @@ class InferenceService:
         session = self._session(model)
         return session.runtime.provider if session else ""
 
+    def assign(self, models: Collection[str]) -> None:
+        """Set the names of the models that this device should have; the cloud tier answers for them meanwhile."""
+        self._assigned = frozenset(models)
+
     # --- requests
 
     async def infer(
@@ -180,6 +187,7 @@ class InferenceService:
         deadline_ms: float | None = None,
         postprocess: bool | None = None,
         sequence: Sequence | None = None,
+        wanted: Collection[str] = (),
     ) -> InferResponse:
         """Answer from the local model or from the cloud tier, as `route` and the answer's score require.
 
@@ -195,15 +203,19 @@ class InferenceService:
                 were sent.
             sequence: The stream of the request, for a model with state; None for a request of its own, from the zero
                 state. Other models ignore it.
+            wanted: Outputs of the model that the caller needs; empty for all. Other outputs may be missing.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
-            ``edgekit_score`` of the local answer, ``edgekit_model`` and ``edgekit_version`` of the device's bundle.
+            ``edgekit_score`` of the local answer, and ``edgekit_model`` and ``edgekit_version`` of the bundle that
+            answered, where that is known. An answer of the cloud tier has the digest of the device's bundle in
+            ``edgekit_local_model``.
 
         Raises:
             DataError: the inputs do not fit the model, or route, deadline or stream are not valid.
             StreamEndedError: the stream has ended, by a switch or because it was idle.
-            NotFoundError: there is no such model or version.
+            NotFoundError: there is no such model or version. A model that has no local bundle exists where it is
+                assigned to this device (`assign`) or has settings of its own.
             OverloadedError: too many requests wait, or the deadline cannot be met (DeadlineError), and the cloud tier
                 did not answer this one.
             UnavailableError: no route that the request allows is available; the message says why.
@@ -213,9 +225,22 @@ class InferenceService:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing_rules.ROUTES)}")
         session = self._session(model)
         self._check_exists(model, version, session)
-        counters = self._counters.get(model) or _new_counters()
+        counters = self._counters.setdefault(model, _new_counters())
         deadline = self._deadline(deadline_ms)
-        request = Request(model, inputs, session, route, version, deadline, counters, postprocess, sequence)
+        patience = None if deadline is None else deadline - self._clock.monotonic()
+        request = Request(
+            model,
+            inputs,
+            session,
+            route,
+            version,
+            deadline,
+            counters,
+            postprocess,
+            sequence,
+            patience=patience,
+            wanted=wanted,
+        )
         counters["requests"] += 1
         try:
             if not as_sent(session, postprocess):
@@ -228,8 +253,6 @@ class InferenceService:
             counters["errors"] += 1
             raise
         counters[response.parameters["edgekit_route"]] += 1
-        if model not in self._counters:
-            self._counters[model] = counters  # a model that only the cloud tier has; unknown names are not counted
         return response if outputs is response.outputs else msgspec.structs.replace(response, outputs=outputs)
 
     async def _prepare(self, request: Request) -> None:
@@ -275,24 +298,29 @@ class InferenceService:
         sequence = None if stateless else parse_sequence(request.parameters)
         if session is not None and request.outputs:
             check_outputs(session, request)
+        postprocess = parse_postprocess(request.parameters)
+        is_raw = session is None or as_sent(session, postprocess)  # then the client names the model's own outputs
         return await self.infer(
             model,
             request.inputs,
             version=version,
             route=route,
             deadline_ms=deadline_ms,
-            postprocess=parse_postprocess(request.parameters),
+            postprocess=postprocess,
             sequence=sequence,
+            wanted=tuple(request.outputs) if is_raw else (),
         )
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, and `crashes` of its own process."""
+        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, ``cloud_failures.<reason>``."""
         totals = {}
         for name, counters in self._counters.items():
             model = self._manager.get(name)
             own = model.counters if model else _NO_MODEL
             totals[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
             totals[name]["crashes"] = float(model.crashes if model else 0)
+        for name, failures in (self._fallback.failures() if self._fallback else {}).items():
+            totals[name] |= {f"cloud_failures.{reason}": float(n) for reason, n in failures.items()}
         return totals
 
     async def grown(self) -> list[Grown]:
@@ -341,11 +369,19 @@ class InferenceService:
         return session
 
     def _check_exists(self, model: str, version: str | None, session: Session | None) -> None:
-        if session is None and self._fallback is None:
-            raise NotFoundError(f"there is no model {model!r}", advice=f"Models: {', '.join(self.models()) or 'none'}.")
+        if session is None and (self._fallback is None or not self._is_known(model)):
+            raise NotFoundError(
+                f"there is no model {model!r}",
+                advice=f"Models: {', '.join(self.models()) or 'none'}. A model that only the cloud tier has needs a "
+                f"table [models.{model}] in the agent's settings.",
+            )
         active = session.manifest.version if session else "none"
         if version not in (None, active):
             raise NotFoundError(f"model {model!r} has no version {version}, its active version is {active}")
+
+    def _is_known(self, model: str) -> bool:
+        """True for a model that is assigned to this device or has settings of its own."""
+        return model in self._assigned or model in self._configured
 
 
 async def _run_golden(session: Session) -> SelfTest:

@@ -67,6 +67,7 @@ class CloudModels:
                 sessions[name] = await Session.open(manifest, folder, opener, queue_limit=queue_limit)
                 on_error.push_async_callback(sessions[name].close)
                 await _self_test(sessions[name])
+                await sessions[name].measure()
                 await sessions[name].calibrate()
             on_error.pop_all()
         return cls(sessions)

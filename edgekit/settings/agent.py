@@ -9,16 +9,28 @@ from msgspec import Meta, Struct
 
 from edgekit.serving.models.options import (
     BatchRows,
+    CloudModel,
+    FallbackThreshold,
     Instances,
     Isolation,
     MaxStreams,
     ModelSettings,
     QueueLimit,
     RunTimeoutSeconds,
+    SendInputs,
     StreamIdleSeconds,
     Swap,
 )
-from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Positive
+from edgekit.settings.types import (
+    BrokerCa,
+    BrokerKey,
+    BrokerUrl,
+    Count,
+    CountOrZero,
+    FleetName,
+    Positive,
+    check_url,
+)
 
 
 class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -225,18 +237,18 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         ),
     ] = 600.0
 
-    # The cloud tier.
-    cloud_url: Annotated[str, Meta(description="Base URL of the cloud tier. Empty: no cloud tier.")] = ""
-    cloud_model: Annotated[str, Meta(description="Name of the model in the cloud tier. Empty: the same name.")] = ""
+    # The cloud tier. [models.NAME] sets cloud_model, fallback_threshold and send_inputs for one model.
+    cloud_url: Annotated[
+        str, Meta(description="Base URL of the cloud tier, http:// or https://. Empty: no cloud tier.")
+    ] = ""
+    cloud_model: CloudModel = ""
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that the device sends to the cloud tier.")
     ] = None
     cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
-    fallback_threshold: Annotated[
-        float,
-        Meta(
-            description="Local answers with a lower score go to the cloud tier. 0 keeps all answers local; a value "
-            "above 1 sends all.",
-            extra={"unit": "score (0 to 1)"},
-        ),
-    ] = 0.8
+    fallback_threshold: FallbackThreshold = 0.8
+    send_inputs: SendInputs = "allowed"
+
+    def __post_init__(self) -> None:
+        if self.cloud_url:
+            check_url("cloud_url", self.cloud_url)

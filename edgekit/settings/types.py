@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -27,3 +28,19 @@ BrokerCa = Annotated[
 BrokerKey = Annotated[
     Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
 ]
+
+
+def check_url(name: str, url: str) -> None:
+    """Check that the setting `name` is the base URL of an HTTP server.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        parts = urlsplit(url)
+        is_fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_fine = is_fine and not (parts.query or parts.fragment) and not any(one.isspace() for one in url)
+    except ValueError:  # a malformed port or address
+        is_fine = False
+    if not is_fine:
+        raise ValueError(f"{name} is {url!r}, expected http://HOST[:PORT] or https://HOST[:PORT]")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from device_agents.inference.failures import CloudTimeoutError
 from edgekit.errors import CloudError
+from edgekit.protocols import CloudAnswer
 from edgekit.tensors import Array
 
 
@@ -21,22 +23,25 @@ class MemoryCloud:
 
     def __init__(self, outputs: Mapping[str, Array]) -> None:
         self.outputs = dict(outputs)
+        self.version = self.digest = ""
         self.fault: CloudError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.arrivals = asyncio.Semaphore(0)
         self.asked: list[tuple[str, dict[str, Array], float]] = []
 
-    async def infer(self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float) -> dict[str, Array]:
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float, wanted: Collection[str] | None = None
+    ) -> CloudAnswer:
         self.asked.append((model, dict(inputs), timeout_seconds))
         self.arrivals.release()
         try:
             await asyncio.wait_for(self.gate.wait(), timeout_seconds)
         except asyncio.TimeoutError:
-            raise CloudError("too late") from None
+            raise CloudTimeoutError("too late") from None
         if self.fault:
             raise self.fault
-        return dict(self.outputs)
+        return CloudAnswer(dict(self.outputs), self.version, self.digest)
 
 
 CLOUD_OUTPUTS = {"scores": np.array([[0.0, 0.0, 1.0]], np.float32), "tag": np.array([[99.0]], np.float32)}

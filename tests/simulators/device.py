@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from device_agents.agent import Agent, AgentParts
@@ -178,6 +178,9 @@ class FakeInference:
         """See the protocol."""
         self.errors += 10 * (self.live.get("digits") in self.flaky)
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
+
+    def assign(self, models: Collection[str]) -> None:
+        """Nothing here depends on the names."""
 
     async def grown(self) -> list[Grown]:
         """See the protocol. Returns `growing` once."""

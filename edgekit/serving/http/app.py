@@ -9,6 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -166,7 +167,7 @@ class App:
         _need(head, "GET")
         if path[2] == "ready" and not self._server.ready():
             raise UnavailableError("a model is not ready")
-        return Reply(200)
+        return _json({path[2]: True})
 
     def _model(self, head: Head, model: str, version: str | None, action: str) -> Reply | Work:
         if action == "infer":
@@ -181,7 +182,7 @@ class App:
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
         document = documents.model(self._server, model, version)
-        return Reply(200) if action == "ready" else _json(document)
+        return _json({"name": model, "ready": True} if action == "ready" else document)
 
     async def _index(self, body: bytes) -> Reply:
         return _json(documents.index(self._server, oip.wants_ready_only(body)))
@@ -315,7 +316,9 @@ def _is_local(host: str) -> bool:
 
 
 def _json(document: Any) -> Reply:
-    return Reply(200, msgspec.json.encode(document), {"Content-Type": oip.JSON_TYPE})
+    """A document, with the time of this server, so that `edgekit-agent check` can compare clocks."""
+    headers = {"Content-Type": oip.JSON_TYPE, "Date": formatdate(usegmt=True)}
+    return Reply(200, msgspec.json.encode(document), headers)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Reply:

@@ -38,7 +38,8 @@ class Connection(asyncio.Protocol):
       nothing from it either.
     * Bytes that are not HTTP get 400, as JSON like every other error. They are counted in the metrics and not logged,
       because they would fill the log.
-    * A client that closes its sending side after a complete request gets its answer.
+    * A client that closes its sending side after a complete request gets its answer. A client that has closed both
+      sides looks the same; it is sent ``100 Continue`` until its system objects, and then its request is cancelled.
 
     Attributes:
         deadline: In the loop's time; `late` is called some time after it.
@@ -175,7 +176,16 @@ class Connection(asyncio.Protocol):
         if self._ended or not (self._task is not None or self._waiting):
             return False
         self._is_last = self._half_closed = True
+        self._probe()
         return True
+
+    def _probe(self) -> None:
+        """Find out whether the client that sends nothing more still waits; any client accepts an interim answer."""
+        if self._ended or self._transport.is_closing() or not self._reader.accepts_interim:
+            return
+        if self._transport.get_write_buffer_size() == 0:
+            self._transport.write(_CONTINUE)
+        self._loop.call_later(self._limits.probe_seconds, self._probe)
 
     def pause_writing(self) -> None:
         """Stop answering until the client has read."""

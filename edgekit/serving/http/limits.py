@@ -19,6 +19,7 @@ class Limits(NamedTuple):
         buffered_bodies: All request bodies in memory may together have this many times `max_request_bytes`.
         cached_head_bytes: Longest head that is cached; 0 turns the cache off.
         sweep_seconds: Interval at which connections are checked for a passed deadline.
+        probe_seconds: Interval at which a client that closed its sending side is asked for signs of life.
         drain_seconds: How long running requests may take when the server stops.
     """
 
@@ -32,4 +33,5 @@ class Limits(NamedTuple):
     buffered_bodies: int = 4
     cached_head_bytes: int = 2048
     sweep_seconds: float = 1.0
+    probe_seconds: float = 0.25
     drain_seconds: float = 10.0

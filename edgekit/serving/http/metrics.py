@@ -1,7 +1,7 @@
 """The table of all metrics, and the Prometheus text of /metrics.
 
 To add a metric of a model, return it under its short name from the server's `counters()` or `gauges()`, and add it to
-METRICS.
+METRICS. A second label follows the short name: ``cloud_failures.timeout`` has the reason ``timeout``.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ METRICS = (
         "cloud_errors",
         "Requests that needed the cloud tier and got no answer from it (failed, late, busy or switched off).",
     ),
+    Metric(
+        "edgekit_model_cloud_failures_total",
+        "counter",
+        "Calls of the cloud tier that failed or were not made, by reason (docs/serving.md has the reasons).",
+        ("model", "reason"),
+    ),
     _of_model("counter", "runs", "Requests that the local model ran, failed ones included."),
     _of_model("counter", "run_us", "Time of successful local runs in microseconds, waiting in the queue included."),
     _of_model("counter", "runtime_errors", "Local runs that failed in the runtime."),
@@ -70,6 +76,7 @@ METRICS = (
 )
 
 _KNOWN = {metric.name for metric in METRICS}
+_SECOND_LABELS = {metric.name: metric.labels[1] for metric in METRICS if len(metric.labels) > 1}
 
 
 @runtime_checkable
@@ -126,9 +133,13 @@ def _by_model(values: Mapping[str, Mapping[str, float]], ending: str) -> dict[st
     """Labels and value of each sample by metric name."""
     by_metric: dict[str, list[tuple[str, str]]] = {}
     for model, one in sorted(values.items()):
-        for short, value in one.items():
-            samples = by_metric.setdefault(f"edgekit_model_{short}{ending}", [])
-            samples.append((f'model="{_escape(model)}"', f"{value:.17g}"))
+        for full, value in one.items():
+            short, _, second = full.partition(".")
+            name = f"edgekit_model_{short}{ending}"
+            labels = f'model="{_escape(model)}"'
+            if second:
+                labels += f',{_SECOND_LABELS.get(name, "kind")}="{_escape(second)}"'
+            by_metric.setdefault(name, []).append((labels, f"{value:.17g}"))
     return by_metric
 
 

@@ -67,11 +67,13 @@ class RequestReader:
         method, headers: Of the present request.
         decision: The answer to the present request, or the work that makes it; None where it is answered already.
         parts: Pieces of the present body.
+        accepts_interim: False for a client that speaks HTTP/1.0, which has no interim answers.
     """
 
     # Without slots, Python looks so many attributes up in a dictionary, which costs every request time.
     __slots__ = (
         *("in_head", "head_began", "between", "unparsed_bytes", "requests", "method", "headers", "decision", "parts"),
+        "accepts_interim",
         *("_handler", "_connections", "_app", "_max_body", "_over_tcp", "_parser", "_url", "_size"),
     )
 
@@ -90,6 +92,7 @@ class RequestReader:
         self.headers: dict[bytes, bytes] = {}
         self.decision: Reply | Work | None = None
         self.parts: list[bytes] = []
+        self.accepts_interim = True
 
     def feed(self, data: bytes) -> None:
         """Parse bytes that arrived.
@@ -129,6 +132,7 @@ class RequestReader:
         self.method = self._parser.get_method().decode()
         head = Head(self.method, path_of(self._url, headers), headers, self._over_tcp)
         self.in_head = False
+        self.accepts_interim = self._parser.get_http_version() != "1.0"
         self.unparsed_bytes = 0
         self.requests += 1
         self.parts, self._size = [], 0

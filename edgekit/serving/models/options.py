@@ -63,6 +63,28 @@ StreamIdleSeconds = Annotated[
 ]
 
 
+CloudModel = Annotated[str, Meta(description="Name of the model in the cloud tier. Empty: the same name.")]
+FallbackThreshold = (
+    Annotated[
+        float,
+        Meta(
+            ge=0,
+            description='Local answers with a lower score go to the cloud tier. 0 keeps all answers local, "all" '
+            "sends all. A number above 1 also sends all, with a warning; the next release refuses it.",
+            extra={"unit": "score (0 to 1)"},
+        ),
+    ]
+    | Literal["all"]
+)
+SendInputs = Annotated[
+    Literal["allowed", "never"],
+    Meta(
+        description="Whether inputs of requests may be sent to the cloud tier. never: nothing of a request leaves the "
+        "device, whatever the score is and whatever the client asks for."
+    ),
+]
+
+
 class ModelOptions(Struct, frozen=True, kw_only=True):
     """How one model is served; each type above describes its field."""
 
@@ -89,8 +111,12 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     run_timeout_seconds: RunTimeoutSeconds | None = None
     max_streams: MaxStreams | None = None
     stream_idle_seconds: StreamIdleSeconds | None = None
+    cloud_model: CloudModel | None = None
+    fallback_threshold: FallbackThreshold | None = None
+    send_inputs: SendInputs | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:
         """`options` with the fields that are set here replaced."""
-        changed = {name: value for name, value in structs.asdict(self).items() if value is not None}
+        known = ModelOptions.__struct_fields__
+        changed = {name: value for name in known if (value := getattr(self, name)) is not None}
         return structs.replace(options, **changed)

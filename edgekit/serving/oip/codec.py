@@ -9,34 +9,53 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgekit.errors import DataError
-from edgekit.serving.oip.tensor_data import DATATYPES, NAMES, datatype_of, from_binary, from_json, to_binary, to_json
+from edgekit.serving.oip.message import (
+    BINARY_TYPE,
+    CACHED,
+    HEADER,
+    JSON_TYPE,
+    MAX_RANK,
+    AnsweredTensor,
+    Encoded,
+    Tensor,
+    arrays,
+    decode,
+    encode,
+    needed,
+    sized,
+    split,
+)
+from edgekit.serving.oip.tensor_data import NAMES, from_binary
 from edgekit.tensors import Array, DType, TensorSpec
 
-HEADER = "Inference-Header-Content-Length"
-JSON_TYPE, BINARY_TYPE = "application/json", "application/octet-stream"
-MAX_RANK = 16
-_CACHED, _SHORT = 64, 1024  # number and bytes of cached JSON headers: most clients send the same one each time
+__all__ = [
+    "BINARY_TYPE",
+    "HEADER",
+    "JSON_TYPE",
+    "MAX_RANK",
+    "Encoded",
+    "InferRequest",
+    "InferResponse",
+    "encode_request",
+    "encode_response",
+    "error_document",
+    "header_length",
+    "json_elements",
+    "parse_raw",
+    "parse_request",
+    "parse_response",
+    "wanted_outputs",
+    "wants_ready_only",
+]
 
-
-class Encoded(NamedTuple):
-    """A message as bytes. `header_length` is the length of the JSON in bytes, None where the whole body is JSON."""
-
-    body: bytes
-    header_length: int | None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """HTTP headers that go with the body."""
-        if self.header_length is None:
-            return {"Content-Type": JSON_TYPE}
-        return {"Content-Type": BINARY_TYPE, HEADER: str(self.header_length)}
+_SHORT = 1024  # bytes of a JSON header that is cached
 
 
 class InferRequest(msgspec.Struct, frozen=True):
@@ -66,36 +85,27 @@ class InferResponse(msgspec.Struct, frozen=True):
     parameters: dict[str, Any] = {}
 
 
-class _Tensor(msgspec.Struct):
-    name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
-    datatype: str
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    parameters: dict[str, Any] = {}
-
-
 class _Output(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Request(msgspec.Struct):
-    inputs: list[_Tensor]
+    inputs: list[Tensor]
     id: str | None = None
-    parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
 
 
 class _Response(msgspec.Struct):
-    outputs: list[_Tensor]
-    model_name: str = ""
-    model_version: str = ""
-    id: str | None = None
-    parameters: dict[str, Any] = {}
+    outputs: list[AnsweredTensor]
+    model_name: str | None = None
+    model_version: str | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class _IndexRequest(msgspec.Struct):
-    ready: bool = False
+    ready: bool | None = False
 
 
 _index_decoder = msgspec.json.Decoder(_IndexRequest)
@@ -126,10 +136,11 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
     Raises:
         DataError: the request does not follow the protocol.
     """
-    document, rest = _split(body, length)
+    document, rest = split(body, length)
     layout = _layout(document) if length is None or length > _SHORT else _cached_layout(document)
-    arrays = _arrays(layout.tensors, rest)
-    return InferRequest(arrays, layout.id, layout.parameters, layout.outputs, layout.binary_outputs)
+    return InferRequest(
+        arrays(layout.tensors, rest), layout.id, layout.parameters, layout.outputs, layout.binary_outputs
+    )
 
 
 def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
@@ -175,7 +186,7 @@ def encode_response(response: InferResponse, request: InferRequest) -> Encoded:
     if request.id is not None:
         head["id"] = request.id
     head["parameters"] = response.parameters
-    return _encode(head, "outputs", response.outputs, wanted)
+    return encode(head, "outputs", response.outputs, wanted)
 
 
 def wanted_outputs(response: InferResponse, request: InferRequest) -> Mapping[str, bool]:
@@ -211,19 +222,24 @@ def encode_request(
         DataError: an input has no JSON form and `binary` is False.
     """
     given = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
-    return _encode({"parameters": given}, "inputs", inputs, dict.fromkeys(inputs, binary))
+    return encode({"parameters": given}, "inputs", inputs, dict.fromkeys(inputs, binary))
 
 
-def parse_response(body: bytes, length: int | None = None) -> InferResponse:
-    """Parse a server's answer.
+def parse_response(body: bytes, length: int | None = None, *, wanted: Collection[str] | None = None) -> InferResponse:
+    """Parse a server's answer. Members that servers leave out or send as null are empty.
+
+    Args:
+        body: The whole HTTP body.
+        length: Length of the JSON at its start in bytes; None where the whole body is JSON.
+        wanted: Outputs that somebody needs; others are dropped unread. None for all outputs of a known datatype.
 
     Raises:
         DataError: the answer does not follow the protocol.
     """
-    document, rest = _split(body, length)
-    response = _decode(_response_decoder, document, "response")
-    outputs = _arrays(_sized(response.outputs), rest)
-    return InferResponse(response.model_name, response.model_version, outputs, response.parameters)
+    document, rest = split(body, length)
+    response = decode(_response_decoder, document, "response")
+    outputs = needed(response.outputs, rest, wanted)
+    return InferResponse(response.model_name or "", response.model_version or "", outputs, response.parameters or {})
 
 
 def wants_ready_only(body: bytes) -> bool:
@@ -232,7 +248,7 @@ def wants_ready_only(body: bytes) -> bool:
     Raises:
         DataError: the body is not such an object.
     """
-    return _decode(_index_decoder, body, "request").ready if body else False
+    return decode(_index_decoder, body, "request").ready or False if body else False
 
 
 def error_document(message: str) -> bytes:
@@ -240,35 +256,22 @@ def error_document(message: str) -> bytes:
     return msgspec.json.encode({"error": message})
 
 
-# --- requests and answers alike
-
-
-def _split(body: bytes, length: int | None) -> tuple[bytes, memoryview]:
-    if length is None:
-        return body, memoryview(b"")
-    if not 0 < length <= len(body):
-        raise DataError(f"{HEADER} is {length}, but the body has {len(body)} bytes")
-    return body[:length], memoryview(body)[length:]
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], document: bytes, what: str) -> Any:
-    try:
-        return decoder.decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{what} cannot be parsed: {error}") from error
+# --- the JSON of requests
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
+    value = parameters.get(name)
+    if value is None:
+        return default
     if not isinstance(value, bool):
         raise DataError(f"parameter {name} is {value!r}, expected true or false")
     return value
 
 
 class _Layout(NamedTuple):
-    """The checked content of a request's JSON; `tensors` as `_sized` returns them."""
+    """The checked content of a request's JSON; `tensors` as `sized` returns them."""
 
-    tensors: Sequence[tuple[_Tensor, int | None]]
+    tensors: Sequence[tuple[Tensor, int | None]]
     id: str | None
     parameters: Mapping[str, Any]
     outputs: Mapping[str, bool]
@@ -276,84 +279,17 @@ class _Layout(NamedTuple):
 
 
 def _layout(document: bytes) -> _Layout:
-    request = _decode(_request_decoder, document, "request")
-    all_binary = _flag(request.parameters, "binary_data_output", False)
+    request = decode(_request_decoder, document, "request")
+    given = request.parameters or {}
+    all_binary = _flag(given, "binary_data_output", False)
     outputs: dict[str, bool] = {}
-    for output in request.outputs:
+    for output in request.outputs or ():
         if output.name in outputs:
             raise DataError(f"output {output.name!r} is requested twice")
-        outputs[output.name] = _flag(output.parameters, "binary_data", all_binary)
-    tensors, parameters = _sized(request.inputs), MappingProxyType(request.parameters)
+        outputs[output.name] = _flag(output.parameters or {}, "binary_data", all_binary)
+    tensors, parameters = sized(request.inputs), MappingProxyType(given)
     return _Layout(tensors, request.id, parameters, MappingProxyType(outputs), all_binary)
 
 
 # Equal bytes have an equal layout, and no caller can change one. Errors are not cached.
-_cached_layout = functools.lru_cache(maxsize=_CACHED)(_layout)
-
-
-def _sized(tensors: Sequence[_Tensor]) -> Sequence[tuple[_Tensor, int | None]]:
-    """Each tensor with the size of its binary data in bytes, None where its elements are in the JSON."""
-    sizes: dict[str, tuple[_Tensor, int | None]] = {}
-    for tensor in tensors:
-        if tensor.name in sizes:
-            raise DataError(f"tensor {tensor.name!r} appears twice")
-        if tensor.datatype not in DATATYPES:
-            raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
-        if len(tensor.shape) > MAX_RANK:
-            raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
-        sizes[tensor.name] = tensor, _binary_size(tensor)
-    return tuple(sizes.values())
-
-
-def _arrays(tensors: Sequence[tuple[_Tensor, int | None]], rest: memoryview) -> dict[str, Array]:
-    """The arrays of tensors; `rest` holds the binary data of one after the other."""
-    arrays: dict[str, Array] = {}
-    at = 0
-    for tensor, size in tensors:
-        if size is None:
-            assert isinstance(tensor.data, msgspec.Raw)
-            arrays[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
-            continue
-        if size > len(rest) - at:
-            raise DataError(f"{tensor.name}: binary_data_size is {size}, but {len(rest) - at} bytes are left")
-        arrays[tensor.name] = from_binary(tensor.name, tensor.datatype, tensor.shape, rest[at : at + size])
-        at += size
-    if at != len(rest):
-        raise DataError(f"{len(rest) - at} bytes follow the last tensor")
-    return arrays
-
-
-def _binary_size(tensor: _Tensor) -> int | None:
-    if "binary_data_size" not in tensor.parameters:
-        if tensor.data is msgspec.UNSET:
-            raise DataError(f"{tensor.name}: has neither data nor binary_data_size")
-        return None
-    size = tensor.parameters["binary_data_size"]
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise DataError(f"{tensor.name}: binary_data_size is {size!r}, expected a number of bytes")
-    if tensor.data is not msgspec.UNSET:
-        raise DataError(f"{tensor.name}: has both data and binary_data_size")
-    return size
-
-
-def _encode(head: dict[str, Any], key: str, tensors: Mapping[str, Array], chosen: Mapping[str, bool]) -> Encoded:
-    documents: list[Any] = []
-    parts: list[bytes] = []
-    for name, binary in chosen.items():
-        value = tensors[name]
-        if binary:
-            parts.append(to_binary(value))
-            documents.append(_binary_document(name, value.dtype, value.shape, len(parts[-1])))
-        else:
-            kind, data = datatype_of(value.dtype), to_json(name, value)
-            documents.append({"name": name, "datatype": kind, "shape": value.shape, "data": data})
-    head[key] = documents
-    text = msgspec.json.encode(head)
-    return Encoded(b"".join([text, *parts]), len(text)) if parts else Encoded(text, None)
-
-
-@functools.lru_cache(maxsize=_CACHED)
-def _binary_document(name: str, dtype: Any, shape: tuple[int, ...], size: int) -> msgspec.Raw:
-    """The JSON of a tensor whose bytes follow the JSON."""
-    document = {"name": name, "datatype": datatype_of(dtype), "shape": shape, "parameters": {"binary_data_size": size}}
-    return msgspec.Raw(msgspec.json.encode(document))
+_cached_layout = functools.lru_cache(maxsize=CACHED)(_layout)

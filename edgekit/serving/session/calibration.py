@@ -27,6 +27,14 @@ def run_golden_row(runtime: Runtime, manifest: Manifest, folder: Path) -> None:
     run_golden(runtime, manifest, {name: value[:1] for name, value in inputs.items()})
 
 
+def time_golden_row(runtime: Runtime, manifest: Manifest, folder: Path) -> float:
+    """Seconds of a run of the first golden row. Raises as `run_golden_row`."""
+    inputs = {name: value[:1] for name, value in _golden_inputs(manifest, folder).items()}
+    start = time.perf_counter()
+    run_golden(runtime, manifest, inputs)
+    return time.perf_counter() - start
+
+
 def measure_rows(
     runtime: Runtime, manifest: Manifest, folder: Path, *, fast_seconds: float, limit_seconds: float
 ) -> int:

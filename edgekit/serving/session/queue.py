@@ -98,12 +98,14 @@ class Job:
         function: Called with the runtime; None for an inference with `inputs`.
         inputs: Inputs of an inference.
         arrived_ns: Time of arrival, as `time.perf_counter_ns`.
-        deadline: Latest begin, in seconds of the queue's clock; None for no limit.
+        deadline: In seconds of the queue's clock; None for no limit.
         rows: Rows of the inference.
+        waits: True where others were before it. It does not begin when it would probably end after its deadline; a job
+            that found an empty queue begins at any time before it, so that runs are measured again.
         shape: Inferences of equal shape may be joined; None for one that runs alone.
     """
 
-    __slots__ = ("arrived_ns", "deadline", "function", "future", "inputs", "rows", "shape")
+    __slots__ = ("arrived_ns", "deadline", "function", "future", "inputs", "rows", "shape", "waits")
 
     def __init__(
         self,
@@ -114,10 +116,11 @@ class Job:
         deadline: float | None = None,
         rows: int = 1,
         shape: object = None,
+        waits: bool = False,
     ) -> None:
         self.function, self.inputs = function, inputs or {}
         self.arrived_ns, self.deadline = arrived_ns, deadline
-        self.rows, self.shape = rows, shape
+        self.rows, self.shape, self.waits = rows, shape, waits
         self.future: Future[Any] = Future()
 
 
@@ -128,10 +131,18 @@ class JobQueue:
         clock: Monotonic seconds.
         expired: Makes the error of a job whose deadline passed before it began.
         max_rows: Jobs of one shape are joined up to so many rows; 1 for one job at a time.
+        run_seconds: The time that a run will probably take.
     """
 
-    def __init__(self, clock: Callable[[], float], expired: Callable[[], Exception], *, max_rows: int = 1) -> None:
-        self._clock, self._expired = clock, expired
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        expired: Callable[[], Exception],
+        *,
+        max_rows: int = 1,
+        run_seconds: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._clock, self._expired, self._run_seconds = clock, expired, run_seconds
         self._jobs: deque[Job] = deque()
         self._own: dict[object, deque[Job]] = {}
         self._changed = threading.Condition()
@@ -201,7 +212,8 @@ class JobQueue:
             jobs.popleft()
             if not job.future.set_running_or_notify_cancel():
                 continue
-            if job.deadline is not None and self._clock() >= job.deadline:
+            needs = self._run_seconds() if job.waits else 0.0
+            if job.deadline is not None and self._clock() + needs >= job.deadline:
                 job.future.set_exception(self._expired())
                 continue
             begun.append(job)

@@ -17,7 +17,7 @@ from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import EdgekitError
 from edgekit.protocols import Runtime
 from edgekit.serving.session import batching
-from edgekit.serving.session.calibration import measure_rows, run_golden_row
+from edgekit.serving.session.calibration import measure_rows, run_golden_row, time_golden_row
 from edgekit.serving.session.instance import Instance, set_result
 from edgekit.serving.session.memory_usage import HasMemory
 from edgekit.serving.session.processing import SessionProcessing, open_processing
@@ -99,12 +99,13 @@ class Session:
         self._queue_limit = queue_limit
         self._lock = threading.Lock()
         self._pending = 0
-        self._mean_seconds = 0.0
+        self._mean_seconds = self._deviation_seconds = 0.0
+        self._mean_is_rough = True  # no request was measured yet
         self._inline_bytes = -1  # inputs up to this size may run on the event loop; -1 for none
         self._slow_runs = 0  # in a row
         self._may_inline = True  # False for a process of its own, which may hang however fast it was
         self._turns = 0
-        self._queue = JobQueue(clock, self._expired)
+        self._queue = JobQueue(clock, self._expired, run_seconds=lambda: self._run_seconds)
         self._instances = [
             Instance(f"model-{manifest.name}", self._queue, lambda: load(manifest, folder), self._infer)
             for _ in range(instances)
@@ -176,6 +177,16 @@ class Session:
             run = functools.partial(run_golden_row, manifest=self.manifest, folder=self.folder)
             await self._submit(Job(run), only=instance)
 
+    async def measure(self) -> None:
+        """Measure a run of a warm model, so that the first requests with a deadline are judged by it.
+
+        Raises:
+            As `warm`.
+        """
+        seconds = await self.call(lambda runtime: time_golden_row(runtime, manifest=self.manifest, folder=self.folder))
+        if self._mean_is_rough:
+            self._mean_seconds = seconds
+
     async def calibrate(self) -> None:
         """Measure whether joining requests pays, and join them from now on where it does; see `batching`.
 
@@ -229,8 +240,8 @@ class Session:
 
         Args:
             inputs: One array per input.
-            deadline: In seconds of the session's clock. A run that would begin later, or would probably end later, is
-                refused; a run that has begun is finished.
+            deadline: In seconds of the session's clock. A run that would probably end later is refused, on arrival or
+                while it waits; a run that has begun is finished.
             place: The stream of the request, for a model with state; None for a request of its own. Other models
                 ignore it.
 
@@ -264,10 +275,12 @@ class Session:
     ) -> dict[str, Array]:
         arrived = time.perf_counter_ns()
         shape, rows = batching.shape_of(self.runtime.inputs, inputs) if self.batch_rows > 1 else (None, 1)
-        job = Job(inputs=inputs, arrived_ns=arrived, deadline=deadline, shape=shape, rows=rows)
+        waits = bool(self._pending)
+        job = Job(inputs=inputs, arrived_ns=arrived, deadline=deadline, shape=shape, rows=rows, waits=waits)
         timer = None
-        if left is not None:
-            timer = asyncio.get_running_loop().call_later(left, self._queue.expire, job)
+        if left is not None:  # a run that begins later than this would end too late
+            latest = max(left - self._run_seconds, 0.0) if waits else left
+            timer = asyncio.get_running_loop().call_later(latest, self._queue.expire, job)
         try:
             outputs: dict[str, Array] = await self._submit(job)
             return outputs
@@ -354,7 +367,16 @@ class Session:
         return outputs
 
     def _note_mean(self, seconds: float) -> None:
-        self._mean_seconds += (seconds - self._mean_seconds) * (_SMOOTHING if self._mean_seconds else 1.0)
+        if self._mean_is_rough:
+            self._mean_seconds, self._mean_is_rough = seconds, False
+        away = seconds - self._mean_seconds
+        self._mean_seconds += away * _SMOOTHING
+        self._deviation_seconds += (abs(away) - self._deviation_seconds) * _SMOOTHING
+
+    @property
+    def _run_seconds(self) -> float:
+        """The time that most runs end in."""
+        return self._mean_seconds + 2 * self._deviation_seconds
 
     def _note_speed(self, size: int, seconds: float) -> None:
         """Decide whether the next requests of up to `size` bytes may run on the event loop."""

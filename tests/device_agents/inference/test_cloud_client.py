@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import urllib3
 
-from device_agents.inference.cloud_client import CloudClient
+from device_agents.inference.cloud_client import CloudClient, retry_after_seconds
+from device_agents.inference.failures import CloudOverloadedError, CloudRefusedError
 from device_agents.inference.options import ServiceOptions
-from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError
 from edgekit.serving.cloud import CloudModels
@@ -49,7 +51,7 @@ async def test_a_real_cloud_tier_answers(tmp_path: Path) -> None:
     async with cloud_tier(tmp_path) as url:
         with client(url + "/") as cloud:
             for _ in range(3):
-                found = await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+                found = (await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)).outputs
                 np.testing.assert_allclose(found["scores"], softmax(UNSURE, 10.0), atol=1e-6)
 
 
@@ -176,3 +178,111 @@ async def test_fallback_survives_the_cloud_tiers_stop_and_resumes_after_its_retu
                 clock.now += 1.0
                 assert await asyncio.to_thread(ask, device.url) == ("cloud", 99.0)
     pool.clear()
+
+
+Handler = Callable[[bytes, bytes], bytes]
+
+
+@asynccontextmanager
+async def foreign_server(answer: Handler) -> AsyncIterator[str]:
+    """A server that answers every request with the JSON of ``answer(head, body)``; None there means 422."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+                writer.write(answer(head, await reader.readexactly(length)))
+        writer.close()
+
+    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listener:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+
+def reply(document: bytes, status: str = "200 OK", extra: bytes = b"", head: str = "") -> bytes:
+    lines = f"HTTP/1.1 {status}\r\nContent-Length: {len(document) + len(extra)}\r\n{head}\r\n"
+    return lines.encode() + document + extra
+
+
+# As KServe 0.21 answers: null where the protocol has text or an object.
+KSERVE = (
+    b'{"model_name":"big","model_version":null,"id":"1f","parameters":null,"outputs":[{"name":"scores","shape":[1,3],'
+    b'"datatype":"FP32","parameters":null,"data":[0.1,0.2,0.7]}]}'
+)
+# As MLServer 1.7.1 answers a binary body.
+MLSERVER = b'{"detail":[{"type":"json_invalid","loc":["body",0],"msg":"JSON decode error"}]}'
+
+
+async def test_an_answer_with_null_members_is_read() -> None:
+    """KServe's own server sends them."""
+    async with foreign_server(lambda head, body: reply(KSERVE)) as url:
+        with client(url) as cloud:
+            found = await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+    np.testing.assert_allclose(found.outputs["scores"], [[0.1, 0.2, 0.7]], atol=1e-6)
+    assert (found.version, found.digest) == ("", "")
+
+
+async def test_a_server_without_binary_tensors_gets_json_from_then_on() -> None:
+    """The first request is sent twice, the next ones once, in JSON."""
+    heads = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        heads.append(oip.HEADER.lower().encode() in head.lower())
+        return reply(MLSERVER, "422 Unprocessable Entity") if heads[-1] else reply(KSERVE)
+
+    async with foreign_server(answer) as url:
+        with client(url) as cloud:
+            for _ in range(3):
+                await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+    assert heads == [True, False, False, False]
+
+
+async def test_a_server_that_refuses_both_forms_is_asked_in_json_once() -> None:
+    """Its refusal is about the request, so that no second upload is made for every further one."""
+    forms = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        forms.append(oip.HEADER.lower().encode() in head.lower())
+        return reply(b'{"error": "x has 4 columns"}', "400 Bad Request")
+
+    async with foreign_server(answer) as url:
+        with client(url) as cloud:
+            for _ in range(3):
+                with pytest.raises(CloudRefusedError, match="400: x has 4 columns"):
+                    await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+    assert forms == [True, False, True, True]
+
+
+async def test_an_output_that_nobody_needs_may_be_anything() -> None:
+    """Unknown datatypes, impossible shapes and foreign bytes of other outputs are skipped, in JSON and in binary."""
+    odd = b'{"name":"odd","shape":[-1],"datatype":"BF16","parameters":{"binary_data_size":6}}'
+    scores = b'{"name":"scores","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}'
+    document = b'{"outputs":[' + odd + b"," + scores + b"]}"
+    data = b"abcdef" + np.array([0.1, 0.2, 0.7], np.float32).tobytes()
+    binary = reply(document, extra=data, head=f"{oip.HEADER}: {len(document)}\r\n")
+    async with foreign_server(lambda head, body: binary) as url:
+        with client(url) as cloud:
+            for wanted in (["scores"], None):
+                found = await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=wanted)
+                assert list(found.outputs) == ["scores"]
+            with pytest.raises(CloudError, match=r"shape of odd|odd: datatype"):
+                await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=["odd"])
+
+
+async def test_retry_after_and_the_deadline_are_on_the_wire() -> None:
+    """The tier's wish is in the error, as seconds or as a date; the request says how long its device waits."""
+    bodies = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        bodies.append(body)
+        return reply(b'{"error": "busy"}', "503 Service Unavailable", head="Retry-After: 17\r\n")
+
+    async with foreign_server(answer) as url:
+        with client(url) as cloud, pytest.raises(CloudOverloadedError, match="503: busy") as caught:
+            await cloud.infer("small", {"x": UNSURE}, timeout_seconds=1.5)
+    assert caught.value.retry_after_seconds == 17
+    document = msgspec.json.decode(bodies[0][: bodies[0].rindex(b"}") + 1])
+    assert 1000 < document["parameters"]["edgekit_deadline_ms"] < 1490
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:10 GMT", 1445412480.0) == 10.0
+    assert retry_after_seconds("soon", 0.0) is None

@@ -6,15 +6,19 @@ import re
 from pathlib import Path
 
 from device_agents.inference.service import InferenceService
+from edgekit.errors import CloudError
 from edgekit.serving.http.metrics import METRICS, gauges_of, render
-from tests.simulators.small_models import SURE, onnx_bundle
+from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
+from tests.simulators.small_models import UNSURE, onnx_bundle
 
 
 async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_exposed(tmp_path: Path) -> None:
     """The text of /metrics after one request, with HTTP and gRPC, is exactly the table, each with its HELP text."""
-    async with InferenceService() as service:
+    cloud = MemoryCloud(CLOUD_OUTPUTS)
+    cloud.fault = CloudError("away")
+    async with InferenceService(cloud=cloud) as service:
         await service.activate("small", onnx_bundle(tmp_path), tmp_path)
-        await service.infer("small", {"x": SURE})
+        await service.infer("small", {"x": UNSURE})
         text = render(service.counters(), {200: 1}, {"OK": 1}, gauges_of(service)).decode()
     printed = re.findall(r"^(edgekit_\w+)\{", text, re.MULTILINE)
     assert printed == [metric.name for metric in METRICS]

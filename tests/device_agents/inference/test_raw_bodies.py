@@ -25,6 +25,7 @@ from edgekit.preprocess import Processing
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.http.app import App
 from edgekit.serving.http.server import serve
+from edgekit.serving.models.options import ModelSettings
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.session.memory_usage import MemoryFootprints
 from tests.device_agents.inference.test_processing import PROCESSING, photo, with_processing
@@ -227,7 +228,7 @@ async def test_the_cloud_gets_what_the_photo_was_made_into(tmp_path: Path) -> No
     """And where the device has no bundle, so that nobody knows what a photo becomes, it takes tensors alone."""
     answers = {"scores": np.array([[0.0, 0.1, 0.9]], np.float32), "tag": np.zeros((1, 1), np.float32)}
     cloud = MemoryCloud(answers)
-    async with InferenceService(cloud=cloud) as made:
+    async with InferenceService(cloud=cloud, models={"unknown": ModelSettings()}) as made:
         await made.activate("m", with_processing(tmp_path), tmp_path)
         async with serve(App(made, max_request_bytes=2**20), http="127.0.0.1:0", socket=None) as bound:
             port = int(bound.url.rsplit(":", 1)[1])

@@ -1,4 +1,4 @@
-"""The rules for routes, scores and the circuit breaker."""
+"""The rules for routes, scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 
 from device_agents.inference.routing_rules import (
-    FAILURES_TO_OPEN,
-    LONGEST_COOL_DOWN_SECONDS,
-    Breaker,
-    BreakerState,
     Decision,
     Reason,
     Route,
@@ -95,61 +91,3 @@ def test_only_nan_makes_an_answer_unusable() -> None:
     """Infinity may be a masked logit; integers and bytes are always fine."""
     assert usable({"a": np.array([1.0, np.inf]), "b": np.array([1]), "c": np.array([b""], dtype=object)})
     assert not usable({"a": np.array([1.0]), "b": np.array([np.nan], np.float16)})
-
-
-def opened(now: float = 0.0) -> Breaker:
-    breaker = Breaker()
-    for _ in range(FAILURES_TO_OPEN):
-        breaker = breaker.failed(now, 0.0)
-    return breaker
-
-
-def test_the_breaker_opens_after_failures_in_a_row() -> None:
-    """A success between failures starts the count anew."""
-    breaker = Breaker()
-    for _ in range(FAILURES_TO_OPEN - 1):
-        breaker = breaker.failed(0.0, 0.0)
-    assert breaker.admit(0.0)[1]
-    assert breaker.succeeded() == Breaker()
-    assert not breaker.failed(0.0, 0.0).admit(0.5)[1]
-
-
-def test_one_probe_goes_after_each_cool_down() -> None:
-    """Half open lets one call through and no second; its success closes."""
-    breaker, allowed = opened().admit(1.0)
-    assert allowed
-    assert breaker.state is BreakerState.HALF_OPEN
-    assert not breaker.admit(99.0)[1]
-    assert breaker.succeeded().admit(1.0)[1]
-
-
-def test_the_cool_down_doubles_up_to_its_cap() -> None:
-    """Each failed probe waits twice as long, and never longer than the cap."""
-    breaker, now, waits = opened(), 0.0, []
-    for _ in range(8):
-        waits.append(breaker.cool_down_seconds)
-        assert not breaker.admit(now + breaker.cool_down_seconds - 0.01)[1]
-        now += breaker.cool_down_seconds
-        breaker, allowed = breaker.admit(now)
-        assert allowed
-        breaker = breaker.failed(now, 0.0)
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
-    assert max(waits) == LONGEST_COOL_DOWN_SECONDS
-
-
-def test_the_spread_shortens_the_wait_by_up_to_half() -> None:
-    """Devices that failed together do not come back together."""
-    half = Breaker(failures=FAILURES_TO_OPEN - 1).failed(10.0, 1.0)
-    assert half.opens_at == pytest.approx(10.5)
-
-
-def test_an_abandoned_probe_frees_the_next_one() -> None:
-    """A caller that gave up neither opens nor blocks the breaker."""
-    probing, _ = opened().admit(5.0)
-    assert probing.abandoned(5.0).admit(5.0)[1]
-    assert Breaker().abandoned(5.0) == Breaker()
-
-
-def test_a_late_failure_of_an_open_breaker_does_not_lengthen_its_wait() -> None:
-    """Calls that had begun before it opened are only counted."""
-    assert opened().failed(0.5, 0.0).opens_at == opened().opens_at

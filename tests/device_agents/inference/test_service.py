@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agents.inference.failures import CloudOverloadedError, CloudRefusedError, CloudTimeoutError
 from device_agents.inference.options import ServiceOptions
-from device_agents.inference.routing_rules import CloudRefusedError
 from device_agents.inference.service import InferenceService
 from device_agents.storage.footprints import DiskFootprints
 from edgekit.bundle.manifest import Manifest
@@ -26,13 +26,14 @@ from edgekit.errors import (
     SelfTestError,
     UnavailableError,
 )
+from edgekit.protocols import CloudAnswer
 from edgekit.runtimes import open_runtime
 from edgekit.serving.api import documents
 from edgekit.serving.http.app import App
 from edgekit.serving.http.server import serve
 from edgekit.serving.models import load_progress
 from edgekit.serving.models.memory_plan import MIB, SETTLE_SECONDS, MemoryBudgetError
-from edgekit.serving.models.options import ModelOptions
+from edgekit.serving.models.options import ModelOptions, ModelSettings
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.session.session import DeadlineError, OverloadedError
 from edgekit.storage.disk import FolderDisk
@@ -92,7 +93,8 @@ async def service(
     cloud: MemoryCloud, clock: HeldClock, manifest: Manifest, tmp_path: Path
 ) -> AsyncIterator[InferenceService]:
     """With one active model, ``small`` 1.0.0, a cloud tier and a held clock."""
-    async with InferenceService(cloud=cloud, clock=clock, spread=lambda: 0.0) as made:
+    settings = {"other": ModelSettings()}
+    async with InferenceService(cloud=cloud, clock=clock, spread=lambda: 0.0, models=settings) as made:
         await made.activate("small", manifest, tmp_path)
         yield made
 
@@ -119,7 +121,9 @@ async def test_an_unsure_answer_comes_from_the_cloud(service, cloud, manifest) -
     np.testing.assert_array_equal(found.outputs["tag"], CLOUD_OUTPUTS["tag"])
     assert where(found) == ("cloud", "low-score")
     assert found.parameters["edgekit_score"] == pytest.approx(softmax(UNSURE).max())
-    assert found.parameters["edgekit_model"] == manifest.digest
+    assert found.parameters["edgekit_local_model"] == manifest.digest
+    assert found.version == ""  # the tier did not say which bundle it has
+    assert "edgekit_model" not in found.parameters
     ((model, inputs, _),) = cloud.asked
     assert model == "small"
     np.testing.assert_array_equal(inputs["x"], UNSURE)
@@ -149,6 +153,8 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "shed": 0,
         "expired": 0,
         "cloud_errors": 6,
+        "cloud_failures.failed": 3,
+        "cloud_failures.breaker-open": 3,
         "swaps": 1,
         "loads": 1,
         "evictions": 0,
@@ -156,12 +162,88 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
     }
 
 
-async def test_a_refusal_of_the_cloud_does_not_open_the_breaker(service, cloud) -> None:
-    """A 4xx is about one request; the tier is there."""
-    cloud.fault = CloudRefusedError("400")
-    for _ in range(5):
+async def test_what_the_cloud_refuses_is_not_sent_again_and_again(service, cloud, clock) -> None:
+    """A 400 in a row opens a slow breaker, and a wrong key opens it at once; the error has the tier's words."""
+    cloud.fault = CloudRefusedError("the cloud tier answered 400: x has 4 columns")
+    for _ in range(3):
         assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "cloud-failed")
-    assert len(cloud.asked) == 5
+    assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "breaker-open")
+    with pytest.raises(CloudError, match=r"not called at present; the last failure: .* 400: x has 4 columns"):
+        await service.infer("small", {"x": UNSURE}, route="cloud-only")
+    clock.now += 29.0
+    assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "breaker-open")
+    assert len(cloud.asked) == 3
+    clock.now += 1.0
+    cloud.fault = None
+    assert where(await service.infer("small", {"x": UNSURE}))[0] == "cloud"
+    cloud.fault = CloudRefusedError("the cloud tier answered 401: the API key is wrong", status=401)
+    routes = [where(await service.infer("small", {"x": UNSURE}))[1] for _ in range(3)]
+    assert routes == ["cloud-failed", "breaker-open", "breaker-open"]
+    found = service.counters()["small"]
+    assert {name: n for name, n in found.items() if name.startswith("cloud_failures")} == {
+        "cloud_failures.refused": 3,
+        "cloud_failures.breaker-open": 5,
+        "cloud_failures.unauthorized": 1,
+    }
+
+
+async def test_failures_are_logged_once_a_minute_for_each_kind(service, cloud, clock, caplog) -> None:
+    """A tier that is away for hours writes a line a minute, with the number of failures that it left out."""
+    cloud.fault = CloudError("away")
+    for _ in range(3):
+        await service.infer("small", {"x": UNSURE})
+    assert [r.message for r in caplog.records] == ["cloud tier, model small: failed: away"]
+    clock.now += 61.0
+    await service.infer("small", {"x": UNSURE})
+    assert caplog.records[-1].message == "cloud tier, model small: failed: away (2 more since the last message)"
+
+
+async def test_the_failures_of_one_model_do_not_open_the_breaker_of_another(service, cloud) -> None:
+    """Every model has its own breaker and its own limit of calls."""
+    cloud.fault = CloudRefusedError("404", status=404)
+    with pytest.raises(CloudError):
+        await service.infer("other", {"x": SURE})
+    cloud.fault = None
+    assert where(await service.infer("small", {"x": UNSURE})) == ("cloud", "low-score")
+    with pytest.raises(CloudError, match="not called at present"):
+        await service.infer("other", {"x": SURE})
+
+
+async def test_the_cloud_tier_says_when_to_come_back(service, cloud, clock) -> None:
+    """Retry-After holds the model's calls back for exactly that time (and a random part of its half)."""
+    cloud.fault = CloudOverloadedError("busy", retry_after_seconds=7.0)
+    assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "cloud-failed")
+    cloud.fault = None
+    clock.now += 6.9
+    assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "breaker-open")
+    clock.now += 0.2
+    assert where(await service.infer("small", {"x": UNSURE})) == ("cloud", "low-score")
+
+
+async def test_each_model_has_its_own_place_in_the_cloud(cloud, manifest, tmp_path) -> None:
+    """Name there, threshold and permission are per model, with the agent's as defaults."""
+    settings = {
+        "kept": ModelSettings(send_inputs="never"),
+        "sure": ModelSettings(fallback_threshold=0.2, cloud_model="sure-big"),
+        "all": ModelSettings(fallback_threshold="all"),
+    }
+    service = ServiceOptions(cloud_model="big", fallback_threshold=0.8)
+    async with InferenceService(cloud=cloud, models=settings, service=service) as made:
+        for name in ("plain", *settings):
+            bundle = onnx_bundle(tmp_path / name, name=name)
+            await made.activate(name, bundle, tmp_path / name)
+        assert where(await made.infer("plain", {"x": UNSURE})) == ("cloud", "low-score")
+        assert where(await made.infer("sure", {"x": UNSURE})) == ("local", "confident")
+        assert where(await made.infer("all", {"x": SURE})) == ("cloud", "low-score")
+        assert where(await made.infer("sure", {"x": UNSURE}, route="cloud-only")) == ("cloud", "requested")
+        assert [name for name, _, _ in cloud.asked] == ["big", "big", "sure-big"]
+        assert where(await made.infer("kept", {"x": UNSURE})) == ("local", "private")
+        with pytest.raises(UnavailableError, match="'kept', whose inputs may not leave this device"):
+            await made.infer("kept", {"x": UNSURE}, route="cloud-only")
+        await made.deactivate("kept")
+        with pytest.raises(UnavailableError, match="no local bundle"):
+            await made.infer("kept", {"x": UNSURE})
+        assert len(cloud.asked) == 3
 
 
 async def test_local_only_never_leaves_the_device(service, cloud) -> None:
@@ -213,13 +295,18 @@ async def test_a_model_without_a_local_bundle_is_answered_by_the_cloud(service, 
             await alone.infer("other", {"x": SURE})
 
 
-async def test_names_that_nobody_knows_are_not_kept(service, cloud) -> None:
-    """A client that asks for made-up names does not fill the memory."""
-    cloud.fault = CloudRefusedError("404")
-    for i in range(20):
-        with pytest.raises(CloudError):
-            await service.infer(f"made-up-{i}", {"x": SURE})
+async def test_names_that_nobody_knows_never_leave_the_device(service, cloud) -> None:
+    """A made-up name is 404 on every route, is not sent to the cloud, and adds no metrics; an assigned one exists."""
+    for route in ("auto", "cloud-only", "local-only"):
+        with pytest.raises(NotFoundError, match="no model 'made-up'"):
+            await service.infer("made-up", {"x": SURE}, route=route)
+    assert cloud.asked == []
     assert list(service.counters()) == ["small"]
+    service.assign(["small", "made-up"])
+    assert where(await service.infer("made-up", {"x": SURE})) == ("cloud", "no-local-model")
+    service.assign([])
+    with pytest.raises(NotFoundError):
+        await service.infer("made-up", {"x": SURE})
 
 
 async def test_a_cloud_answer_that_is_not_the_models_is_not_passed_on(service, cloud) -> None:
@@ -232,20 +319,25 @@ async def test_a_cloud_answer_that_is_not_the_models_is_not_passed_on(service, c
 
 
 async def test_the_deadline_bounds_the_wait_for_the_cloud(service, cloud, clock) -> None:
-    """The remaining time of the deadline is the time-out; without remaining time the cloud tier is not called."""
+    """The time-out is what the deadline leaves, less the time to return the local answer."""
     await service.infer("small", {"x": UNSURE}, deadline_ms=500)
-    assert cloud.asked[-1][2] == pytest.approx(0.5)
+    assert cloud.asked[-1][2] == pytest.approx(0.45)
     await service.infer("small", {"x": UNSURE}, deadline_ms=60_000)
     assert cloud.asked[-1][2] == pytest.approx(2.0)
-    cloud.gate.clear()
+    await service.infer("small", {"x": UNSURE}, deadline_ms=500, route="cloud-only")
+    assert cloud.asked[-1][2] == pytest.approx(0.5)  # there is no local answer to return
 
-    async def late(model: str, inputs: Any, *, timeout_seconds: float) -> dict[str, Array]:
+    async def late(model: str, inputs: Any, *, timeout_seconds: float, wanted: object) -> CloudAnswer:
         clock.now += timeout_seconds
-        raise CloudError("too late")
+        raise CloudTimeoutError("too late")
 
     cloud.infer = late
     for _ in range(5):  # a short deadline says nothing about the cloud tier, so the breaker stays closed
-        assert where(await service.infer("small", {"x": UNSURE}, deadline_ms=10)) == ("degraded", "deadline")
+        assert where(await service.infer("small", {"x": UNSURE}, deadline_ms=50)) == ("degraded", "deadline")
+    found = [where(await service.infer("small", {"x": UNSURE}, deadline_ms=300)) for _ in range(4)]
+    assert found == [("degraded", "deadline")] * 3 + [("degraded", "breaker-open")]
+    clock.now += 1.0  # now a probe is due, but one of 40 ms would prove nothing
+    assert where(await service.infer("small", {"x": UNSURE}, deadline_ms=50)) == ("degraded", "breaker-open")
 
 
 async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_path) -> None:

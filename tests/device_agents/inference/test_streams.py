@@ -27,7 +27,7 @@ from edgekit.serving.oip import codec as oip
 from edgekit.serving.session.queue import OverloadedError
 from edgekit.serving.session.sequence import Sequence
 from tests.simulators.cloud import MemoryCloud
-from tests.simulators.small_models import UNSURE, onnx_bundle
+from tests.simulators.small_models import UNSURE, onnx_bundle, softmax
 from tests.simulators.streaming_models import expected, steps, streaming_bundle
 
 INFER = "/v2/models/ear/infer"
@@ -43,7 +43,8 @@ async def cloud() -> MemoryCloud:
 async def service(tmp_path: Path, cloud: MemoryCloud) -> AsyncIterator[InferenceService]:
     """With the model ``ear``, two copies of it, a cloud tier, and settings that send every answer there."""
     options = ModelOptions(max_streams=2, instances=2)
-    async with InferenceService(cloud=cloud, options=options, service=ServiceOptions(fallback_threshold=1.1)) as made:
+    everything, models = ServiceOptions(fallback_threshold="all"), {"elsewhere": ModelSettings()}
+    async with InferenceService(cloud=cloud, options=options, service=everything, models=models) as made:
         await made.activate("ear", streaming_bundle(tmp_path / "1"), tmp_path / "1")
         yield made
 
@@ -189,7 +190,7 @@ async def test_no_request_of_a_model_with_state_reaches_the_cloud(
 async def test_a_model_without_state_ignores_streams(service: InferenceService, cloud: MemoryCloud, tmp_path) -> None:
     """As with Triton; such requests may go to the cloud tier."""
     await service.activate("small", onnx_bundle(tmp_path / "small"), tmp_path / "small")
-    cloud.outputs = {"scores": UNSURE, "tag": np.zeros((1, 1), np.float32)}
+    cloud.outputs = {"scores": softmax(UNSURE), "tag": np.zeros((1, 1), np.float32)}
     request = oip.InferRequest({"x": UNSURE}, parameters={"sequence_id": 3})
     assert (await service.answer("small", None, request)).parameters["edgekit_route"] == "cloud"
 

@@ -89,7 +89,7 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
     (registry / "cloud.key").write_text(KEY + "\n")
     with running(registry, "big", "--port", "0", "--api-key-file", "cloud.key") as (child, url):
         client = CloudClient(url, model="big", api_key=KEY)
-        found = await client.infer("small", {"x": SURE}, timeout_seconds=10)
+        found = (await client.infer("small", {"x": SURE}, timeout_seconds=10)).outputs
         np.testing.assert_allclose(found["scores"], softmax(SURE, 5.0), atol=1e-6)
         client.close()
         child.send_signal(number)

@@ -54,6 +54,8 @@ CHANGED = AgentSettings(
     crash_watch_seconds=24.0,
     cloud_timeout_seconds=25.0,
     fallback_threshold=0.26,
+    cloud_model="big",
+    send_inputs="never",
 )
 
 
@@ -102,6 +104,8 @@ def test_the_options_of_inference_come_from_the_settings() -> None:
         memory_budget_bytes=13 * MIB,
         deadline_ms=250.0,
         fallback_threshold=0.26,
+        cloud_model="big",
+        send_inputs="never",
         cloud_timeout_seconds=25.0,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -384,3 +385,17 @@ def test_answers_of_other_shapes_and_types_say_so() -> None:
             found = oip.parse_response(*sent).outputs["y"]
             assert (found.dtype, found.shape) == (value.dtype, shape)
             np.testing.assert_array_equal(found, value)
+
+
+def test_null_stands_for_a_member_that_is_left_out() -> None:
+    """Some clients send null for optional members, at every level."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.5], "parameters": None}
+    document = {"id": None, "parameters": None, "outputs": None, "inputs": [tensor]}
+    found = oip.parse_request(msgspec.json.encode(document))
+    assert (found.id, dict(found.parameters), dict(found.outputs)) == (None, {}, {})
+    tensor |= {"data": None, "parameters": {"binary_data_size": 4}}
+    text = msgspec.json.encode({"outputs": [{"name": "y", "parameters": None}], "inputs": [tensor]})
+    found = oip.parse_request(text + b"\0\0\0\0", len(text))
+    assert found.inputs["x"] == 0.0
+    assert dict(found.outputs) == {"y": False}
+    assert not oip.wants_ready_only(b'{"ready": null}')

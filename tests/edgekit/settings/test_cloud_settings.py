@@ -1,0 +1,57 @@
+"""Settings of the cloud tier: they are checked when they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from device_agents.assemble import threshold_warnings
+from device_agents.inference.options import CloudOptions, ServiceOptions
+from edgekit.errors import SettingsError
+from edgekit.settings import AgentSettings, load_settings
+from edgekit.settings.groups import settings_group
+
+NEEDED = 'device = "pi-1"\nfleet = "lab"\ntarget = "x86-64"\n'
+
+
+def read(folder: Path, text: str) -> AgentSettings:
+    file = folder / "agent.toml"
+    file.write_text(NEEDED + text)
+    return load_settings(AgentSettings, file=file, environ={})
+
+
+@pytest.mark.parametrize("url", ["htp://cloud", "cloud:8700", "https://", "http://a:b", "http://a b", "http://a/?x=1"])
+def test_a_url_needs_scheme_and_host(tmp_path: Path, url: str) -> None:
+    """The error names the setting and the two forms."""
+    with pytest.raises(SettingsError, match=r"cloud_url is .*, expected http://HOST\[:PORT\] or https://HOST"):
+        read(tmp_path, f'cloud_url = "{url}"')
+    assert read(tmp_path, 'cloud_url = "https://[::1]:8700/base"').cloud_url
+
+
+@pytest.mark.parametrize("value", ["-0.1", "nan", "inf", '"some"', "true"])
+def test_a_threshold_is_a_finite_score_or_all(tmp_path: Path, value: str) -> None:
+    """For the agent and for one model."""
+    for text in (f"fallback_threshold = {value}", f"[models.digits]\nfallback_threshold = {value}"):
+        with pytest.raises(SettingsError, match="fallback_threshold"):
+            read(tmp_path, text)
+
+
+def test_thresholds_above_one_work_with_a_warning(tmp_path: Path) -> None:
+    """As in release 0.1.0 they send all; "all" does so without a warning, and so do 0 and 1 what they say."""
+    for value, threshold, warnings in (("80", 80.0, 1), ("1.1", 1.1, 1), ('"all"', 2.0, 0), ("1", 1.0, 0), ("0", 0, 0)):
+        settings = read(tmp_path, f"fallback_threshold = {value}")
+        service = settings_group(ServiceOptions, settings)
+        assert CloudOptions.of(service, None).threshold == threshold
+        assert len(threshold_warnings(settings)) == warnings
+
+
+def test_a_model_has_its_own_settings_over_the_agents(tmp_path: Path) -> None:
+    """What a table does not set comes from the agent's keys."""
+    text = 'cloud_model = "big"\nfallback_threshold = 0.7\n[models.a]\nsend_inputs = "never"\n'
+    text += '[models.b]\ncloud_model = ""\nfallback_threshold = 0.0\n'
+    settings = read(tmp_path, text)
+    service = settings_group(ServiceOptions, settings)
+    a, b = (CloudOptions.of(service, settings.models[name]) for name in "ab")
+    assert a == CloudOptions(cloud_model="big", threshold=0.7, send_inputs="never")
+    assert b == CloudOptions(cloud_model="", threshold=0.0, send_inputs="allowed")
