@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,7 +73,8 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
     director = repository.director()
     reader = RegistryReader(store, read_root(settings), cache)
     offline_after = settings.offline_after_seconds
-    state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=offline_after)
+    author = f"controller@{socket.gethostname()}"
+    state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=offline_after, author=author)
     with contextlib.closing(state):
         service = Controller(
             fleet=settings.fleet,

@@ -78,5 +78,5 @@ def remove(name: str) -> None:
       edgekit device group remove canaries
     """
     with fleet_state(control_settings()) as state, usage():
-        removed = state.groups.remove(name)
+        removed = state.groups.remove(name, time.time())
     note(f"group {name} removed; its filter was: {removed.filter}")

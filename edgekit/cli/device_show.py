@@ -59,8 +59,8 @@ def list_command(
     elif nothing is not None:
         note(f"{nothing}. {nothing.advice}")
     elif views:
-        rows = [(v.device, v.target, _presence(v), _models(v), _outcomes(v)) for v in views]
-        print_table(("device", "target", "presence", "models", "last deployments"), rows)
+        rows = [(v.device, v.target, _presence(v), _assigned(v), _models(v), _outcomes(v)) for v in views]
+        print_table(("device", "target", "presence", "assigned", "models", "last deployments"), rows)
         if len(views) < total:
             note(f"{len(views)} of {total} devices; the next page: --after {views[-1].device}")
     else:
@@ -109,10 +109,15 @@ def _presence(view: DeviceView) -> str:
     return f"offline since {time_text(view.seen)}" if view.seen else "never seen"
 
 
+def _assigned(view: DeviceView) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(view.assigned.items())) or "nothing assigned"
+
+
 def _models(view: DeviceView) -> str:
     parts = []
     for name, running in sorted(view.models.items()):
         state = "" if running.state == "IDLE" else f" ({running.state})"
+        state = f" (waits: {running.waiting.reason})" if running.waiting else state
         parts.append(f"{name} {running.version or 'none'}{state}")
     return ", ".join(parts) or "-"
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "registry": ("edgekit.cli.registry.group:registry", "Create the signed registry, publish bundles, verify it."),
     "rollout": ("edgekit.cli.rollout.group:rollout", "Roll a version out in waves; watch, pause, resume, abort."),
     "device": ("edgekit.cli.device:device", "Enroll devices, list them, send a command."),
+    "assign": ("edgekit.cli.assign:assign", "Standing assignments: what new devices get without a rollout."),
+    "audit": ("edgekit.cli.audit:audit", "Show and verify the log of every change of the fleet."),
     "controller": ("edgekit.cli.controller:controller", "Run the fleet controller."),
     "cloud": ("edgekit.cli.cloud:cloud", "Run the cloud tier."),
     "broker": ("edgekit.cli.broker:broker", "Run a private MQTT broker on this machine."),

@@ -177,7 +177,7 @@ class RolloutService:
                 release = self._reader.resolve(rollout.model, target, rollout.version)
             except NotFoundError:
                 continue
-            self._state.rollouts.add_entry(number, target, release.entry)
+            self._state.rollouts.add_entry(number, target, release.entry, now)
 
     def _sign(self) -> None:
         now = self._clock.wall()

@@ -15,6 +15,7 @@ from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.rollouts import RolloutService
+from edgekit.controller.standing import StandingService
 from edgekit.errors import EdgekitError, TransportError
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import RegistryReader
@@ -103,6 +104,8 @@ class Controller:
             assignment_seconds=options.assignment_days * 86_400.0,
         )
 
+        self.standing = StandingService(state=state, reader=reader, clock=clock)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
         services = (self.blocks, self.metadata, self.devices)
@@ -124,7 +127,7 @@ class Controller:
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""
-        for part in (self._check_timestamp, self.rollouts.tick, self._publish):
+        for part in (self._check_timestamp, self.rollouts.tick, self.standing.tick, self._publish):
             try:
                 await part()
             except TransportError as error:

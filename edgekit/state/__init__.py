@@ -9,15 +9,19 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
+from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
+from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
 
 __all__ = [
     "ActiveRollout",
     "AssignmentTable",
+    "AuditEntry",
+    "AuditTable",
     "CommandTable",
     "DeviceTable",
     "DeviceView",
@@ -25,6 +29,7 @@ __all__ = [
     "GroupTable",
     "RolloutTable",
     "SavedGroup",
+    "StandingTable",
     "StoredAssignment",
     "StoredCommand",
     "StoredEvent",
@@ -37,33 +42,40 @@ class FleetState:
 
     Attributes:
         fleet: Name of the fleet.
-        devices, rollouts, assignments, commands, groups: Its tables.
+        devices, rollouts, assignments, commands, groups, standing, audit: Its tables.
 
     Args:
         engine: The database.
         fleet: Name of the fleet.
         offline_after_seconds: A device that sent nothing for this long is offline, for filters of rollouts.
+        author: Who makes changes, for the audit log: user and host of a command, or a controller.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str, *, offline_after_seconds: float = 90.0) -> None:
+    def __init__(
+        self, engine: sa.Engine, fleet: str, *, offline_after_seconds: float = 90.0, author: str = "unknown"
+    ) -> None:
         self._engine = engine
         self.fleet = fleet
-        self.devices = DeviceTable(engine, fleet)
-        self.rollouts = RolloutTable(engine, fleet, offline_after_seconds=offline_after_seconds)
-        self.groups = GroupTable(engine, fleet)
+        self.devices = DeviceTable(engine, fleet, author=author)
+        self.rollouts = RolloutTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)
+        self.groups = GroupTable(engine, fleet, author=author)
+        self.standing = StandingTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)
+        self.audit = AuditTable(engine, fleet)
         self.assignments = AssignmentTable(engine, fleet)
-        self.commands = CommandTable(engine, fleet)
+        self.commands = CommandTable(engine, fleet, author=author)
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
 
-def open_fleet_state(url: str, fleet: str, *, offline_after_seconds: float = 90.0) -> FleetState:
+def open_fleet_state(
+    url: str, fleet: str, *, offline_after_seconds: float = 90.0, author: str = "unknown"
+) -> FleetState:
     """Open the database at `url` and bring its tables up to date. Arguments as `FleetState`.
 
     Raises:
         SettingsError: the URL cannot be understood, its driver is missing, or the database is newer than this edgekit.
         UnavailableError: the database cannot be reached or migrated.
     """
-    return FleetState(open_database(url), fleet, offline_after_seconds=offline_after_seconds)
+    return FleetState(open_database(url), fleet, offline_after_seconds=offline_after_seconds, author=author)

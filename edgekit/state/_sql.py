@@ -19,11 +19,13 @@ class FleetTable:
     Args:
         engine: The database.
         fleet: Name of the fleet.
+        author: Who makes changes, for the audit log: user and host of a command, or a controller.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str) -> None:
+    def __init__(self, engine: sa.Engine, fleet: str, *, author: str = "unknown") -> None:
         self._engine = engine
         self._fleet = fleet
+        self._author = author
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

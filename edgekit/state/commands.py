@@ -11,9 +11,11 @@ from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
 from edgekit.errors import SettingsError
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
+from edgekit.state.audit import record, take_turn
 from edgekit.state.devices import MAX_TEXT
 from edgekit.state.tables import commands, presence
 
+MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
 
 
@@ -58,6 +60,7 @@ class CommandTable(FleetTable):
         if fault := number_fault("expires", expires, 0, MAX_DATE):
             raise SettingsError(fault)
         with self._writing() as connection:
+            take_turn(connection)  # two commands for one device have different numbers
             query = sa.select(sa.func.max(commands.c.number)).where(
                 commands.c.fleet == self._fleet, commands.c.device == device
             )
@@ -75,6 +78,14 @@ class CommandTable(FleetTable):
                 "detail": "{}",
             }
             connection.execute(commands.insert().values(fleet=self._fleet, **values))
+            ended = sa.and_(
+                commands.c.fleet == self._fleet, commands.c.device == device, commands.c.state.in_((DONE, EXPIRED))
+            )
+            kept = sa.select(commands.c.number).where(ended).order_by(commands.c.number.desc())
+            oldest = kept.offset(MAX_ENDED).limit(1).scalar_subquery()
+            connection.execute(commands.delete().where(ended, commands.c.number <= oldest))
+            state = {"kind": kind, "number": number, "expires": expires}
+            record(connection, self._fleet, self._author, "command.send", device, now=now, after=state)
         return self.get(device, number)
 
     def get(self, device: str, number: int) -> StoredCommand:

@@ -14,15 +14,25 @@ from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, T
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
 from edgekit.state.attributes import indexed_digest, put_labels, put_report, report_attributes
+from edgekit.state.audit import record
 from edgekit.state.filters import cohort_condition
-from edgekit.state.tables import devices, events, presence, reports
+from edgekit.state.tables import assignments, devices, events, presence, reports
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    """What is needed of an assignment's entry."""
+
+    version: str
+
 
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _REPORTED = msgspec.json.Decoder(Reported)
 _LABELS = msgspec.json.Decoder(dict[str, str])
+_VERSIONS = msgspec.json.Decoder(dict[str, _Versioned])
 
 EVERY_DEVICE = Cohort()
-MAX_STORED_EVENTS = 10_000
+MAX_STORED_EVENTS = 500
+UNKNOWN_DEVICE = "unknown-device"
 MAX_TEXT = 2_000
 
 
@@ -33,6 +43,7 @@ class DeviceView(msgspec.Struct, frozen=True):
         device, target, labels, enrolled: As enrolled.
         online: True if it is connected and sent a message lately.
         seen: Wall clock seconds of its last message; 0 if there was none.
+        assigned: Version of each model that its assignment names; empty where nothing is assigned.
         assignment: Version of the assignment that it last accepted.
         models, outcomes, facts: From its last report.
         telemetry: Its last counters.
@@ -45,6 +56,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     enrolled: float
     online: bool
     seen: float
+    assigned: dict[str, str] = {}
     assignment: int = 0
     models: dict[str, Running] = {}
     outcomes: dict[str, Outcome] = {}
@@ -69,12 +81,15 @@ class DeviceTable(FleetTable):
     """The devices of one fleet.
 
     Args:
-        engine, fleet: As `FleetTable`.
-        max_events: Events to keep for the fleet; older ones are deleted.
+        engine, fleet, author: As `FleetTable`.
+        max_events: Events to keep for each device; its older ones are deleted. Events about names that are not enrolled
+            are kept for all of them together.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str, *, max_events: int = MAX_STORED_EVENTS) -> None:
-        super().__init__(engine, fleet)
+    def __init__(
+        self, engine: sa.Engine, fleet: str, *, author: str = "unknown", max_events: int = MAX_STORED_EVENTS
+    ) -> None:
+        super().__init__(engine, fleet, author=author)
         self._max_events = max_events
 
     def enroll(self, device: Device) -> None:
@@ -95,6 +110,9 @@ class DeviceTable(FleetTable):
             try:
                 connection.execute(devices.insert().values(fleet=self._fleet, name=device.name, **row))
                 put_labels(connection, self._fleet, device.name, device.labels)
+                state = {"target": device.target, "labels": device.labels, "enrolled": device.enrolled}
+                now = device.enrolled
+                record(connection, self._fleet, self._author, "device.enroll", device.name, now=now, after=state)
             except sa.exc.IntegrityError as error:
                 raise SettingsError(
                     f"device {device.name!r} is already enrolled in fleet {self._fleet!r}",
@@ -144,9 +162,17 @@ class DeviceTable(FleetTable):
             SettingsError: the cohort's filter cannot be read, or names a group that is not there.
         """
         query = (
-            sa.select(devices, reports.c.body, presence.c.online, presence.c.seen, presence.c.telemetry)
+            sa.select(
+                devices,
+                reports.c.body,
+                presence.c.online,
+                presence.c.seen,
+                presence.c.telemetry,
+                assignments.c.entries,
+            )
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .outerjoin(presence, (presence.c.fleet == devices.c.fleet) & (presence.c.device == devices.c.name))
+            .outerjoin(assignments, (assignments.c.fleet == devices.c.fleet) & (assignments.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet, devices.c.name > after)
             .where(cohort_condition(cohort, now, offline_after_seconds))
             .order_by(devices.c.name)
@@ -216,7 +242,7 @@ class DeviceTable(FleetTable):
             self._put_presence(connection, telemetry.device, {"seen": now, "telemetry": text})
 
     def add_event(self, event: Event, now: float) -> None:
-        """Store one event; deletes the oldest events above `max_events`.
+        """Store one event; deletes the device's oldest events above `max_events`, and none of other devices.
 
         Raises:
             DataError: the event cannot be stored as JSON.
@@ -230,11 +256,12 @@ class DeviceTable(FleetTable):
             **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
         }
         with self._writing() as connection:
-            result = connection.execute(events.insert().values(fleet=self._fleet, **values))
-            newest = (result.inserted_primary_key or (0,))[0]
-            connection.execute(
-                events.delete().where(events.c.fleet == self._fleet, events.c.id <= newest - self._max_events)
-            )
+            connection.execute(events.insert().values(fleet=self._fleet, **values))
+            stranger = values["kind"] == UNKNOWN_DEVICE
+            same = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
+            mine = sa.and_(events.c.fleet == self._fleet, same)
+            kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(self._max_events).limit(1)
+            connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
 
     def events(self, name: str | None = None, limit: int = 20) -> list[StoredEvent]:
         """The last `limit` events of all devices or of the device `name`, newest first."""
@@ -295,6 +322,8 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
     report = read_report(row["body"])
     faults = ["its labels"] if _labels(row["labels"]) is None else []
     faults += ["its report"] if row["body"] and report is None else []
+    assigned = _assigned(row["entries"])
+    faults += ["its assignment"] if assigned is None else []
     return DeviceView(
         device=device.name,
         target=device.target,
@@ -302,6 +331,7 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         enrolled=device.enrolled,
         online=bool(row["online"]) and row["seen"] >= since,
         seen=row["seen"] or 0.0,
+        assigned=assigned or {},
         assignment=report.assignment if report else 0,
         models=report.models if report else {},
         outcomes=report.outcomes if report else {},
@@ -309,6 +339,13 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         telemetry=_telemetry(row["telemetry"]),
         fault=f"the database's row cannot be read: {', '.join(faults)}" if faults else "",
     )
+
+
+def _assigned(text: str | None) -> dict[str, str] | None:
+    try:
+        return {model: one.version for model, one in _VERSIONS.decode(text).items()} if text else {}
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 def _telemetry(text: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from edgekit.filters.values import NONE, Field, fields_of, groups_of
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import FleetTable, put
 from edgekit.state.attributes import LABEL, sorted_version
+from edgekit.state.audit import record
 from edgekit.state.tables import attributes, devices, groups, presence
 
 MAX_NESTING = 10
@@ -180,10 +181,12 @@ class GroupTable(FleetTable):
         filter_condition(Group(name), Selection(now, 0.0, known))
         with self._writing() as connection:
             put(connection, groups, {"fleet": self._fleet, "name": name}, {"filter": text, "created": now})
+            states = {"before": {"filter": before.filter} if before else None, "after": {"filter": text}}
+            record(connection, self._fleet, self._author, "group.save", name, now=now, **states)
         return before
 
-    def remove(self, name: str) -> SavedGroup:
-        """Remove a group and return it.
+    def remove(self, name: str, now: float) -> SavedGroup:
+        """Remove a group at `now` (wall clock seconds) and return it.
 
         Raises:
             NotFoundError: there is no such group.
@@ -197,6 +200,8 @@ class GroupTable(FleetTable):
             raise SettingsError(f"group {name!r} is used by {', '.join(users)}", advice="Change those groups first.")
         with self._writing() as connection:
             connection.execute(groups.delete().where(groups.c.fleet == self._fleet, groups.c.name == name))
+            state = {"filter": known[name].filter}
+            record(connection, self._fleet, self._author, "group.remove", name, now=now, before=state)
         return known[name]
 
     def all(self) -> list[SavedGroup]:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.errors import DataError
-from edgekit.rollout.values import UNDECIDED, Assign, DeviceState, Keep, Rollout, RolloutStep
+from edgekit.rollout.values import (
+    UNDECIDED,
+    Assign,
+    DeviceState,
+    Keep,
+    Revert,
+    Rollout,
+    RolloutEvent,
+    RolloutStep,
+    Started,
+    Surveyed,
+)
 from edgekit.state._sql import put, to_json
 from edgekit.state.assignments import assign, assigned_entries
 from edgekit.state.rollout_rows import entry_of
@@ -67,6 +79,55 @@ def save_step(
     }
     connection.execute(rollouts.update().where(rollouts.c.id == after.id).values(**values))
     return stored
+
+
+class AuditedChange(NamedTuple):
+    """A change of a rollout for the audit log: its name, and the states before and after."""
+
+    what: str
+    states: dict[str, Any]
+
+
+def audited_change(
+    before: Rollout, event: RolloutEvent, step: RolloutStep, entries: Mapping[str, Entry]
+) -> AuditedChange | None:
+    """What a step changed for the fleet; None for a survey that assigns nothing and decides nothing.
+
+    Args:
+        before: The rollout before the step.
+        event: What happened.
+        step: The result.
+        entries: The rollout's assignment entries by target.
+    """
+    after = step.state
+    state = {**_state(after), **_effects(step)}
+    if isinstance(event, Started):
+        plan = {**msgspec.structs.asdict(after.plan), "waves": [wave.text for wave in after.plan.waves]}
+        bundles = {target: entry.sha256 for target, entry in entries.items()}
+        made = {"model": after.model, "version": after.version, "devices": after.cohort.text or "all"}
+        return AuditedChange("rollout.start", {"after": {**made, "bundles": bundles, "plan": plan}})
+    if not isinstance(event, Surveyed):
+        word = {"Paused": "pause", "Resumed": "resume", "Aborted": "abort"}[type(event).__name__]
+    elif after.state is not before.state:
+        word = after.state.value.lower()
+    elif step.effects:
+        word = "keep" if after.ended else "assign"
+    else:
+        return None
+    return AuditedChange(f"rollout.{word}", {"before": _state(before), "after": state})
+
+
+def _state(rollout: Rollout) -> dict[str, Any]:
+    state = {"state": rollout.state.value, "wave": rollout.wave + 1, "reason": rollout.reason}
+    return {key: value for key, value in state.items() if value}
+
+
+def _effects(step: RolloutStep) -> dict[str, list[str]]:
+    words = {Assign: "assigned", Revert: "reverted", Keep: "kept"}
+    found: dict[str, list[str]] = {}
+    for effect in step.effects:
+        found.setdefault(words[type(effect)], []).append(effect.device)
+    return found
 
 
 def _put_devices(connection: sa.Connection, after: Rollout, before: Rollout) -> None:

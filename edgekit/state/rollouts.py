@@ -23,10 +23,11 @@ from edgekit.rollout.values import (
     Surveyed,
 )
 from edgekit.state._sql import FleetTable, to_json
+from edgekit.state.audit import record
 from edgekit.state.devices import read_report
 from edgekit.state.filters import cohort_condition
 from edgekit.state.rollout_rows import read_rollout
-from edgekit.state.rollout_steps import save_step
+from edgekit.state.rollout_steps import audited_change, save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
@@ -55,12 +56,14 @@ class RolloutTable(FleetTable):
     """The rollouts of one fleet.
 
     Args:
-        engine, fleet: As `FleetTable`.
+        engine, fleet, author: As `FleetTable`.
         offline_after_seconds: A device that sent nothing for this long is offline, for filters.
     """
 
-    def __init__(self, engine: sa.Engine, fleet: str, *, offline_after_seconds: float = 90.0) -> None:
-        super().__init__(engine, fleet)
+    def __init__(
+        self, engine: sa.Engine, fleet: str, *, author: str = "unknown", offline_after_seconds: float = 90.0
+    ) -> None:
+        super().__init__(engine, fleet, author=author)
         self._offline_after = offline_after_seconds
 
     def start(
@@ -100,7 +103,7 @@ class RolloutTable(FleetTable):
             result = connection.execute(rollouts.insert().values(fleet=self._fleet, **values))
             number = int((result.inserted_primary_key or (0,))[0])
             draft = Rollout(id=number, model=model, version=version, plan=plan, cohort=cohort)
-            return save_step(connection, self._fleet, draft, step(draft, Started(), now), entries, now)
+            return self._save(connection, draft, Started(), entries, now)
 
     def get(self, number: int) -> Rollout:
         """One rollout with its devices.
@@ -136,14 +139,14 @@ class RolloutTable(FleetTable):
         """
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
-            return save_step(connection, self._fleet, rollout, step(rollout, event, now), entries, now)
+            return self._save(connection, rollout, event, entries, now)
 
     def survey(self, number: int, now: float, since: float = 0.0) -> Rollout:
         """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
             statuses = {} if rollout.fault else self._statuses(connection, rollout, entries, now, since)
-            return save_step(connection, self._fleet, rollout, step(rollout, Surveyed(statuses), now), entries, now)
+            return self._save(connection, rollout, Surveyed(statuses), entries, now)
 
     def watch_ended(self, now: float, since: float) -> list[int]:
         """Note what devices of ended rollouts reported since `since` (wall clock seconds): late successes, for example.
@@ -162,8 +165,7 @@ class RolloutTable(FleetTable):
                     name: _status(rollout.model, progress.digest, bodies[name])
                     for name, progress in rollout.devices.items()
                 }
-                result = step(rollout, Surveyed(statuses), now)
-                if save_step(connection, self._fleet, rollout, result, entries, now) != rollout:
+                if self._save(connection, rollout, Surveyed(statuses), entries, now) != rollout:
                     changed.append(number)
         return changed
 
@@ -177,14 +179,32 @@ class RolloutTable(FleetTable):
             query = sa.select(devices.c.target).where(devices.c.fleet == self._fleet, mine).distinct()
             return sorted(set(connection.execute(query).scalars()) - set(entries))
 
-    def add_entry(self, number: int, target: str, entry: Entry) -> None:
-        """Add the bundle for one more target; devices that were skipped because of it become pending."""
+    def add_entry(self, number: int, target: str, entry: Entry, now: float) -> None:
+        """Add the bundle for one more target; devices that were skipped because of it become pending.
+
+        Args:
+            number: Number of the rollout.
+            target, entry: The target and its bundle.
+            now: Wall clock seconds.
+        """
         with self._writing() as connection:
             _, entries = self._load(connection, number, lock=True)
             downgrade = any(one.downgrade for one in entries.values())  # --downgrade holds for the whole rollout
             entry = msgspec.structs.replace(entry, downgrade=downgrade)
             values = {"entries": to_json({**entries, target: entry}), "revision": rollouts.c.revision + 1}
             connection.execute(rollouts.update().where(rollouts.c.id == number).values(**values))
+            state = {"target": target, "version": entry.version, "digest": entry.sha256}
+            record(connection, self._fleet, self._author, "rollout.bundle", number, now=now, after=state)
+
+    def _save(
+        self, connection: sa.Connection, rollout: Rollout, event: RolloutEvent, entries: Mapping[str, Entry], now: float
+    ) -> Rollout:
+        """Apply an event, store the result, and note the change in the audit log."""
+        result = step(rollout, event, now)
+        stored = save_step(connection, self._fleet, rollout, result, entries, now)
+        if change := audited_change(rollout, event, result, entries):
+            record(connection, self._fleet, self._author, change.what, rollout.id, now=now, **change.states)
+        return stored
 
     def _refuse_second(self, connection: sa.Connection, model: str) -> None:
         query = sa.select(rollouts.c.id, rollouts.c.version, rollouts.c.state).where(

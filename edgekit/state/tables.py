@@ -85,6 +85,39 @@ groups = sa.Table(
     sa.Column("created", sa.Double, nullable=False),
 )
 
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("what", sa.String(63), nullable=False),
+    sa.Column("subject", sa.String(127), nullable=False),
+    sa.Column("before", JSON_TEXT, nullable=False),
+    sa.Column("after", JSON_TEXT, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.UniqueConstraint("fleet", "number"),
+)
+
+standing = sa.Table(
+    "standing",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("model", NAME_COLUMN, nullable=False),
+    sa.Column("version", sa.String(32), nullable=False),
+    sa.Column("channel", NAME_COLUMN, nullable=False),
+    sa.Column("cohort", JSON_TEXT, nullable=False),
+    sa.Column("entries", JSON_TEXT, nullable=False),  # assignment entries by target
+    sa.Column("per_hour", sa.Double, nullable=False),
+    sa.Column("tokens", sa.Double, nullable=False),
+    sa.Column("counted", sa.Double, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+)
+
 presence = sa.Table(
     "presence",
     metadata,

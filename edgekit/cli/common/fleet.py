@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +27,23 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
     """Open the fleet's database for the duration of the command."""
     with needs_extra("controller"):
         from edgekit.state import open_fleet_state
-    state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=settings.offline_after_seconds)
+    state = open_fleet_state(
+        settings.database,
+        settings.fleet,
+        offline_after_seconds=settings.offline_after_seconds,
+        author=f"{_user()}@{socket.gethostname()}",
+    )
     try:
         yield state
     finally:
         state.close()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the user has no entry in the system's list, as in some containers
+        return f"user {os.getuid()}" if hasattr(os, "getuid") else "unknown"
 
 
 def known_devices(settings: ControlSettings) -> list[DeviceView]:

@@ -143,15 +143,15 @@ def test_groups_are_names_for_filters(state: FleetState) -> None:
     with pytest.raises(SettingsError, match="contains itself"):
         state.groups.save("north", "group(canaries)", NOW)
     with pytest.raises(SettingsError, match="is used by canaries"):
-        state.groups.remove("north")
+        state.groups.remove("north", NOW)
     with pytest.raises(SettingsError, match="there is no group 'canary'") as caught:
         selected(state, "group(canary)")
     assert caught.value.advice == "Did you mean 'canaries'?"
     with pytest.raises(SettingsError, match="does not match"):
         state.groups.save("No Name", "online", NOW)
-    assert state.groups.remove("canaries").name == "canaries"
+    assert state.groups.remove("canaries", NOW).name == "canaries"
     with pytest.raises(NotFoundError):
-        state.groups.remove("canaries")
+        state.groups.remove("canaries", NOW)
 
 
 def test_what_matches_nobody_is_named_with_the_nearest_values(state: FleetState) -> None:
