@@ -89,7 +89,9 @@ _Value = TypeVar("_Value", str, float)
     help="auto searches which channels can go; dead: only those that are 0 on every calibration sample; none: no "
     "channel; a SHARE such as 0.5 keeps that share of the cost (of the bytes with --aim size).",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn at random.")
+@click.option(
+    "--seed", type=Whole(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything that is drawn at random."
+)
 @click.option("--signature", metavar="NAME", help="The signature of a SavedModel [default: serving_default].")
 @click.option(
     "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
