@@ -22,6 +22,7 @@ from edgekit.bundle.recipe import Recipe
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 FINE_SHARES = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))  # of models that are pruned fast
 MOST = 12  # candidates of this search, and no more than were made without pruning
+SAFER = 0.3  # difference of two partners' drops on the choice split, as a share of the limit
 PARTNERS = 4  # recipes that are combined with levels
 FIRST_LIMIT = 0.01  # divergence that about one point of accuracy costs
 BOUNDS = ((1.0, 0.4), (0.7, 0.2), (1.3, 0.55))  # factors on the divergence that spends the budget, by round
@@ -121,7 +122,8 @@ class ChannelSearch:
 
     def _spent(self, one: Measured) -> float:
         """The largest drop as a share of its limit."""
-        assert one.judgement is not None
+        if one.judgement is None:
+            return 0.0
         return max(out.choice_drop / max(limit, LEAST_DROP) for out, limit in self._budget.limits(one.judgement))
 
     def _is_beaten(self, pair: Pair, measured: Sequence[Measured]) -> bool:
@@ -131,9 +133,10 @@ class ChannelSearch:
         )
 
     def _partners(self, measured: Sequence[Measured]) -> list[Measured]:
-        """The recipes within the budget that no other one beats in both divergence and value, the best value first.
+        """The recipes within the budget that are the best for the aim at their distance from the float model.
 
-        Each next one has a clearly smaller divergence, so that two recipes of nearly the same kind are not both tried.
+        The best value is first. Each next one is clearly nearer to the float model, by its divergence or by its drop,
+        so that two recipes of nearly the same kind are not both tried.
         """
         fit = [
             one
@@ -143,7 +146,9 @@ class ChannelSearch:
         fit.sort(key=lambda one: (self._value(one), one.divergence))
         front: list[Measured] = []
         for one in fit:
-            if not front or one.divergence < APART * front[-1].divergence:
+            nearer = not front or one.divergence < APART * min(other.divergence for other in front)
+            safer = bool(front) and self._spent(one) < min(map(self._spent, front)) - SAFER
+            if nearer or safer:
                 front.append(one)
         return front[:PARTNERS]
 

@@ -27,6 +27,7 @@ from edgekit.errors import RefusedError
 
 CHOSEN, FITS, UNPROVEN, UNTESTED = "chosen", "fits", "unproven", "untested"
 DOMINATED, REFUSED, FAILED = "dominated", "refused", "failed"
+FAR = 0.3
 NEARNESS = (UNPROVEN, UNTESTED, DOMINATED, REFUSED, FAILED)  # order of "nearest" where no candidate fits
 
 
@@ -76,7 +77,7 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
     verdicts.update(_test_in_order(order, budget))
     proven = {m.recipe.id for m in fit if verdicts[m.recipe.id][0] == FITS}
     if accept_unproven:
-        verdicts.update(_accepted(fit, verdicts, budget))
+        verdicts.update(_accepted(fit, verdicts, budget, candidates))
     fitting = [m for m in fit if verdicts[m.recipe.id][0] == FITS]
     if not fitting:
         raise _nothing_fits(candidates, verdicts)
@@ -171,10 +172,18 @@ def _test_in_order(order: Sequence[Measured], budget: Budget) -> dict[str, tuple
 
 
 def _accepted(
-    fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]], budget: Budget
+    fit: Sequence[Measured],
+    verdicts: dict[str, tuple[str, str]],
+    budget: Budget,
+    candidates: Sequence[Measured],
 ) -> dict[str, tuple[str, str]]:
-    """Verdicts of candidates that are judged by their point estimates."""
+    """Verdicts of candidates that are judged by their point estimates.
+
+    Of many pruned candidates near the budget, the smallest whose estimate fits is often one that was lucky. So a pruned
+    candidate also has to fit by the drop that its divergence suggests, as all candidates together show it.
+    """
     accepted = {}
+    rate = drop_per_divergence(candidates)
     for measured in fit:
         if verdicts[measured.recipe.id][0] == FITS or measured.judgement is None:
             continue
@@ -183,15 +192,32 @@ def _accepted(
             for output, limit in budget.limits(measured.judgement)
             if not output.estimate <= limit
         ]
-        worst, limit = measured.judgement.worst, budget.max_drop_any_class
-        if limit is not None and worst is not None and not worst.drop.value <= limit:
-            faults.append(f"{worst.name}: drop of {worst.drop.value:.4g}, the limit is {limit:.4g}")
+        suggested, (_, limit) = rate * measured.divergence, next(budget.limits(measured.judgement))
+        if measured.recipe.lossy and not faults and suggested > limit:
+            faults = [
+                f"drop of {measured.judgement.outputs[0].estimate:.4g}, and its divergence suggests one of "
+                f"{suggested:.4g}; the limit is {limit:.4g}"
+            ]
+        worst, most = measured.judgement.worst, budget.max_drop_any_class
+        if most is not None and worst is not None and not worst.drop.value <= most:
+            faults.append(f"{worst.name}: drop of {worst.drop.value:.4g}, the limit is {most:.4g}")
         if faults:
             accepted[measured.recipe.id] = (REFUSED, "; ".join(faults))
         else:
             estimate = measured.judgement.outputs[0].estimate
             accepted[measured.recipe.id] = (FITS, f"point estimate {estimate:.4g} accepted without proof")
     return accepted
+
+
+def drop_per_divergence(candidates: Sequence[Measured]) -> float:
+    """The slope of the decision output's drop over the divergence, by least squares through 0; at least 0.
+
+    Candidates with a divergence of `FAR` or more say nothing about small drops and do not count.
+    """
+    used = [one for one in candidates if one.judgement is not None and not one.fault and 0.0 < one.divergence < FAR]
+    squares = sum(one.divergence**2 for one in used)
+    products = sum(one.divergence * one.judgement.outputs[0].estimate for one in used if one.judgement is not None)
+    return max(products / squares, 0.0) if squares else 0.0
 
 
 def _choice_fault(measured: Measured, budget: Budget) -> str:

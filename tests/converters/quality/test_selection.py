@@ -269,3 +269,21 @@ def test_a_count_beyond_the_limit_is_refused():
     assert again.verdicts["int8"] == ("refused", "cost 16 macs, the limit is 15")
     with pytest.raises(RefusedError, match="cost 16 macs, the limit is 15"):
         choose_by_counts([counted(first, 16.0)], choice, budget, aim="cost")
+
+
+def test_lucky_pruned_candidate_is_not_accepted_by_its_estimate():
+    """Without proof, a pruned candidate also has to fit by the drop that its divergence suggests; others need not."""
+
+    def one(share, size, drop, divergence):
+        kept = {"prune": "channels", "kept": (("layer", f"0-{share}"),)} if share else {}
+        cost = Cost("estimate", 90, "macs")
+        recipe = Recipe("int8", **kept) if share else Recipe("int8-weights")
+        judged = judgement(drop, bound(drop, 0.5))
+        return Measured(recipe, size, cost, False, judged, divergence=divergence)
+
+    found = [one(9, 300, 0.004, 0.01), one(8, 280, 0.014, 0.03), one(7, 260, 0.026, 0.05), one(6, 250, 0.006, 0.045)]
+    choice = pick(F32, *found, aim="size", accept=True)
+    assert choice.chosen == found[0].recipe.id
+    assert "its divergence suggests one of 0.01" in choice.verdicts[found[3].recipe.id][1]
+    plain = one(0, 250, 0.006, 0.045)
+    assert pick(F32, *found[:3], plain, aim="size", accept=True).chosen == plain.recipe.id
