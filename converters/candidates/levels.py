@@ -21,6 +21,7 @@ from edgekit.errors import ConversionError, ParityError
 NO_DATA = "Only dead channels were looked for: without --data, nothing says which other channels matter."
 OPAQUE = "No channels were pruned: the operators of this model are not known."
 FEW = "Only dead channels were looked for: {rows} calibration samples are too few, expected at least {least}."
+FAULT = "Channels were not pruned, because pruning failed on this model: {error}"
 FIXED = "No layer of this model can lose channels that are not dead."
 FAST_MACS = 5e9  # of the calibration split
 CACHED_BYTES = 32 << 20  # larger graphs are made again
@@ -73,6 +74,7 @@ class Levels:
         self._seed = seed
         self._judged = decision, looked_at
         self._pruner: ChannelPruner | None = None
+        self._fault = ""
         self._made: dict[tuple[str, float], PruningLevel | None] = {}
 
     @property
@@ -84,7 +86,11 @@ class Levels:
             return NO_DATA
         if len(self._context.samples) < LEAST_ROWS:
             return FEW.format(rows=len(self._context.samples), least=LEAST_ROWS)
-        return "" if self.pruner.families else FIXED
+        try:
+            return self._fault or ("" if self.pruner.families else FIXED)
+        except Exception as error:  # pruning only adds candidates: a fault in it must not end the conversion
+            self._fault = FAULT.format(error=error)
+            return self._fault
 
     @property
     def fast(self) -> bool:
@@ -118,9 +124,13 @@ class Levels:
         key = name, share
         if key not in self._made:
             self._made[key] = self._known(key)
-        if self._made[key] is None:
-            with self._step(f"{profile.name}: prune to {share:.0%}"):
-                self._made[key] = self._make(name, share, profile, aim, cheapest)
+        if self._made[key] is None and not self._fault:
+            try:
+                with self._step(f"{profile.name}: prune to {share:.0%}"):
+                    self._made[key] = self._make(name, share, profile, aim, cheapest)
+            except Exception as error:  # pruning only adds candidates: a fault in it must not end the conversion
+                self._fault = FAULT.format(error=error)
+                return None
             self._cache_scope.put(("level", self._seed, *key), self._made[key])
         made = self._made[key]
         return made if made is not None and made.parameters else None
@@ -150,7 +160,7 @@ class Levels:
         if level is None:
             reasons = [] if obstacle else [f"{name}: {reason}" for name, reason in self.pruner.frozen.items()]
             raise ConversionError(
-                obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
+                self._fault or obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
                 advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
             )
         return [with_base(kind, level.base) for kind in lowered]
@@ -187,7 +197,7 @@ def channel_report(
         channels: Number of channels of each layer of the source model.
     """
     obstacle = levels.obstacle
-    if obstacle:
+    if obstacle and not levels.made:
         return ChannelReport(asked, note=obstacle)
     curve = tuple(
         CurvePoint(

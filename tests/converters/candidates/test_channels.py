@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from converters import convert
+from converters.backends import ConversionContext
 from converters.cache import Cache
+from converters.candidates.levels import Levels, channel_report
 from converters.data.samples import Samples, split_samples
+from converters.framework_process import TensorFlowProcess
+from converters.frontends.onnx import canonical
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
@@ -18,6 +22,7 @@ from edgekit.bundle.golden import self_test
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.bundle.readers import too_old
 from edgekit.bundle.recipe import CHANNELS, Recipe
+from edgekit.bundle.targets import find_target, known_targets
 from edgekit.errors import ConversionError, RecipeError, RefusedError, SettingsError
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
@@ -158,3 +163,17 @@ def test_wrong_recipes_are_told():
     assert one.id.startswith("int8-kept50-")
     assert one.id != msgspec.structs.replace(one, kept=(("a", "0-2,4"),)).id
     assert one.base == Recipe(prune=CHANNELS, kept=(("a", "0-3"),), share=0.5)
+
+
+def test_fault_in_pruning_ends_no_conversion(tmp_path):
+    """Where pruning itself fails, the conversion goes on without it and the report says so; a share is refused."""
+    graph, x = canonical(mobile(8, 8), "test"), models.patterns(40)[0]
+    broken = x[:, :, :5]  # the dense layer does not fit such images
+    with TensorFlowProcess() as child:
+        context = ConversionContext(graph, graph.with_batch(1), Samples({"x": broken}), child, tmp_path)
+        levels = Levels(context, "", tuple(spec.name for spec in graph.outputs), 0)
+        profile = find_target("raspberry-pi-5", known_targets())
+        assert levels.at(0.5, profile, "size", Recipe()) is None
+        assert "pruning failed on this model" in channel_report(levels, "auto", Recipe(), [], {}).note
+        with pytest.raises(ConversionError, match="pruning failed on this model"):
+            levels.kinds_at(0.5, profile, "size", [Recipe()])
