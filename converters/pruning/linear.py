@@ -11,6 +11,14 @@ from converters.graph.graph import Graph, attributes
 from converters.passes.weights import Dense, patch_windows
 from edgekit.tensors import Array
 
+SAMPLES, PER_INPUT = 16384, 16  # samples of a layer, and at least this many per input of an output
+PRODUCTS = 4e10  # multiply-adds of a layer's sums; wide layers take fewer samples, at least two per input
+
+
+def sample_count(inputs: int) -> int:
+    """How many samples a layer with this many inputs of an output takes."""
+    return int(min(max(SAMPLES, PER_INPUT * inputs), max(2 * inputs, PRODUCTS / inputs**2)))
+
 
 class Linear(Dense):
     """A Conv, Gemm or MatMul whose weights are a matrix (G, O, K) over samples of its input, for G groups.

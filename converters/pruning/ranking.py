@@ -13,11 +13,10 @@ from converters.passes.channels.groups import Channels, Read
 from converters.passes.weights import is_dense, read_by_one, with_constants
 from converters.pruning.elimination import Elimination, Reader, eliminate
 from converters.pruning.families import Family
-from converters.pruning.linear import Linear, channel_weights, reader_inputs
+from converters.pruning.linear import Linear, channel_weights, reader_inputs, sample_count
 from converters.pruning.stepping import Stepper
 from edgekit.tensors import Array
 
-SAMPLES, PER_INPUT = 16384, 16  # samples of a reader's inputs, and at least this many per input
 WIDEST_PATCH = 1200  # a convolution with more inputs per output is judged by its channels, without their places
 RIDGE = 1e-3  # share of the mean variance
 
@@ -111,7 +110,7 @@ def _moments(graph: Graph, read: Read, values: Sequence[Array], rng: np.random.G
     layer = Linear(graph, node) if is_dense(graph, node) else None
     by_channel = layer is None or (layer.group == 1 and _is_wide(layer, len(read.lanes.ids)))
     width = len(read.lanes.ids) if layer is None or by_channel else layer.grouped_matrix.shape[2]
-    most = -(-max(SAMPLES, PER_INPUT * width) // len(values))
+    most = -(-sample_count(width) // len(values))
     total, count, products = np.zeros(()), 0, np.zeros(())
     for x in values:
         if layer is None or by_channel:

@@ -15,12 +15,11 @@ from converters.graph.graph import Graph, label
 from converters.passes.channels.groups import Channels
 from converters.passes.weights import is_dense, read_by_one, with_constants
 from converters.pruning.least_squares import Fit, Sums, fit
-from converters.pruning.linear import Linear
+from converters.pruning.linear import Linear, sample_count
 from converters.pruning.stepping import FOLDS, Stepper
 from edgekit.tensors import Array
 
-SAMPLES, PER_INPUT = 16384, 16  # samples of a layer, and at least this many per input of an output channel
-WIDEST = 4608  # inputs of one output; wider layers are not fitted
+WIDEST = 2400  # inputs of one output; wider layers are not fitted
 EXACT = 1e-10  # share of the outputs' squares below which nothing has to be fitted
 
 
@@ -99,7 +98,7 @@ def _fit_layer(
     weights = layer.grouped_matrix
     groups, outputs, width = weights.shape
     folds = [Sums(groups, width, outputs) for _ in range(FOLDS)]
-    most = -(-max(SAMPLES, PER_INPUT * width) // len(inputs))
+    most = -(-sample_count(width) // len(inputs))
     squares = 0.0
     for place, (x, y) in enumerate(zip(inputs, targets, strict=True)):
         features, places = layer.samples(x, most, rng)
