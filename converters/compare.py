@@ -94,7 +94,7 @@ def _samples(file: Path, a: _Model, b: _Model) -> Samples:
 def _opened(path: Path, child: TensorFlowProcess, stated: Stated) -> Iterator[_Model]:
     if not (path / MANIFEST_NAME).is_file():
         graph = load_model(path, child, stated).graph
-        task = detect_task(graph, None)
+        task = detect_task(graph, None).task
         yield _Model(graph.interface, graph.sample_inputs, graph.run, task.output)
         return
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())

@@ -31,6 +31,8 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_drops: Largest allowed drop of single outputs, by name.
         max_drop_any_class: Largest allowed drop in each class and group; None to report the worst class only.
         ignore_outputs: Outputs that are not judged.
+        task: ``classification``, ``multilabel`` or ``other``, the first two also with ``:probabilities`` or
+            ``:logits``; None detects it.
         confidence: Confidence of the bound on the drop, from 0.5 up to 1.
         accept_unproven: Accept a point estimate where the drop cannot be proven.
         max_bytes: Size limit of the artifact in bytes; None for no limit.
@@ -68,6 +70,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_drops: dict[str, float] = {}
     max_drop_any_class: float | None = None
     ignore_outputs: Sequence[str] = ()
+    task: str | None = None
     confidence: float = 0.95
     accept_unproven: bool = False
     max_bytes: int | None = None

@@ -311,6 +311,7 @@ def _report(
         outputs=output_reports(names, chosen.judgement, plan.budget, same=chosen.same),
         worst_class=class_report(chosen.judgement, sizes, plan.budget, same=chosen.same),
         noise=prepared.noise.outputs,
+        task=prepared.task_report,
     )
 
 

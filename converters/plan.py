@@ -11,6 +11,7 @@ from converters.backends import direct_route_fits, precisions_of
 from converters.candidates.strategy import candidates
 from converters.data.preprocessing import DETECT, read_steps
 from converters.graph.stated import NOTHING, Stated
+from converters.graph.task import parse_task
 from converters.options import PRUNES, ConversionOptions, require_name
 from converters.quality.measured import Budget
 from edgekit.bundle.recipe import Recipe
@@ -32,6 +33,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         metric: Metric of the decision output; None for the default.
         metrics: Metrics of other outputs, by the output's name.
         ignore_outputs: Outputs that are not judged.
+        task: The task that the user named, as `parse_task` takes it; empty to detect it.
         aim: ``cost`` or ``size``.
         budget: Limits on the drop, the size and the cost.
         accept_unproven: Accept a point estimate where the drop cannot be proven.
@@ -62,6 +64,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     stated: Stated = NOTHING
     metrics: dict[str, str] = {}
     ignore_outputs: tuple[str, ...] = ()
+    task: str = ""
     seed: int = 0
 
     @property
@@ -155,12 +158,19 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         seed=options.seed,
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
+        task=_checked_task(options.task),
         signature=options.signature or "",
         stated=Stated(options.input_shapes, options.dims, options.fixed, state=options.state, cut=tuple(options.cut)),
     )
     for profile, runtime in profiles:
         plan.recipes(profile, runtime)
     return plan
+
+
+def _checked_task(text: str | None) -> str:
+    if text is not None:
+        parse_task(text)
+    return text or ""
 
 
 def read_profiles(path: Path) -> str:

@@ -18,7 +18,7 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
 from converters.graph.state import state_hint, with_state
-from converters.graph.task import detect_task, named_classes
+from converters.graph.task import detect_task, named_classes, parse_task
 from converters.noise import Noise
 from converters.plan import ConversionPlan
 from converters.progress import StepCallback
@@ -26,7 +26,7 @@ from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups
 from converters.quality.metrics import AUC, score
 from converters.quality.parity import Parity
 from converters.quality.spread import is_constant
-from converters.report.report import SplitReport, Value
+from converters.report.report import SplitReport, TaskReport, Value
 from edgekit.bundle.manifest import Task
 from edgekit.errors import DataError
 from edgekit.tensors import Array
@@ -51,6 +51,7 @@ class Prepared(msgspec.Struct, frozen=True):
         preprocessing: Steps before and after the model; None without steps.
         channels: Number of channels of each layer before any was removed, by layer name.
         noise: The noise of the source model.
+        task_report: The task, and the share of samples that a device would send to the cloud tier.
         notes: What the user should know of the inputs, one sentence each.
     """
 
@@ -66,6 +67,7 @@ class Prepared(msgspec.Struct, frozen=True):
     preprocessing: Steps | None
     channels: dict[str, int]
     noise: Noise
+    task_report: TaskReport
     notes: tuple[str, ...] = ()
 
 
@@ -91,9 +93,11 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         canonical = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
         graph = canonical.graph
     labels = split.proof.labels if split else None
-    task = named_classes(detect_task(graph, labels), graph, data.classes if data else classes)
     with step("answers of the float model"):
-        evidence = _evidence(plan, graph, task, split, choice, canonical.noise.by_output)
+        answers = graph.run(choice.inputs)
+        detected = detect_task(graph, labels, answers, parse_task(plan.task) if plan.task else None)
+        task = named_classes(detected.task, graph, data.classes if data else classes)
+        evidence = _evidence(plan, graph, task, split, choice, answers, canonical.noise.by_output)
         test_set = None
         if test is not None:
             test_set = score_float_model(test.with_labels_of(_labelled(graph, task, choice)), graph, evidence)
@@ -110,7 +114,14 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         preprocessing=preprocessing,
         channels=canonical.channels,
         noise=canonical.noise,
-        notes=(*interface.notes, *drawn.notes, *_constant_notes(evidence, split), *_state_notes(source.graph, split)),
+        task_report=TaskReport.of(task, evidence.choice_answers),
+        notes=(
+            *filter(None, [detected.note]),
+            *interface.notes,
+            *drawn.notes,
+            *_constant_notes(evidence, split),
+            *_state_notes(source.graph, split),
+        ),
     )
 
 
@@ -153,14 +164,20 @@ def _random(source: Source) -> RandomInputs:
 
 
 def _evidence(
-    plan: ConversionPlan, graph: Graph, task: Task, split: Split | None, choice: Samples, noise: dict[str, Array]
+    plan: ConversionPlan,
+    graph: Graph,
+    task: Task,
+    split: Split | None,
+    choice: Samples,
+    raw: dict[str, Array],
+    noise: dict[str, Array],
 ) -> Evidence:
     options = OutputOptions(plan.metric, plan.metrics, plan.ignore_outputs, plan.budget.max_drops)
     names = _seen_outputs(graph, choice)
     output = decision_output(names, task, options)
     labelled = _labelled(graph, task, choice)
     choice, proof = (samples.with_labels_of(labelled) for samples in (choice, split.proof if split else choice))
-    answers = visible(choice, graph.run(choice.inputs))
+    answers = visible(choice, raw)
     evidence = Evidence(
         choice=choice,
         proof=proof if split else choice,

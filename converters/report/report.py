@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,8 +16,10 @@ from converters.quality.parity import Parity
 from converters.report.channels import ChannelReport
 from converters.report.outputs import ClassReport, OutputReport
 from converters.report.pruning import Pruning
-from edgekit.bundle.manifest import Cost
+from edgekit.bundle.manifest import Cost, Task
 from edgekit.bundle.recipe import Recipe
+from edgekit.bundle.scores import row_scores
+from edgekit.tensors import Array
 
 
 class Constant(msgspec.Struct, frozen=True):
@@ -131,6 +134,32 @@ class TestReport(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     n: int
 
 
+PRESENT_THRESHOLD = 0.8  # default of the agent's setting fallback_threshold
+
+
+class TaskReport(msgspec.Struct, frozen=True):
+    """The task of the model, and what a device with the default threshold would do.
+
+    Attributes:
+        kind, output, scores: As in the manifest.
+        threshold: The default threshold of devices.
+        share_sent: Share of the samples whose float answer scores below it; null for a task without scores.
+    """
+
+    kind: str
+    output: str
+    scores: str
+    threshold: float
+    share_sent: float | None
+
+    @classmethod
+    def of(cls, task: Task, answers: Mapping[str, Array]) -> TaskReport:
+        """The report on `task`, with the float model's `answers` to the samples."""
+        scores = row_scores(task, answers)
+        share = None if scores is None else float((scores < PRESENT_THRESHOLD).mean())
+        return cls(task.kind, task.output, task.scores, PRESENT_THRESHOLD, share)
+
+
 class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """report.json of one target.
 
@@ -146,6 +175,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         outputs: What was proven of each output of the chosen artifact.
         worst_class: The class or group with the largest drop; null without classes.
         noise: The noise of the float model, by output.
+        task: What the outputs mean, and the share of samples that a device would send to the cloud tier.
     """
 
     name: str
@@ -176,6 +206,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     worst_class: ClassReport | None = None
     noise: tuple[OutputNoise, ...] = ()
     channels: ChannelReport | None = None
+    task: TaskReport | None = None
 
     @property
     def chosen_candidate(self) -> CandidateReport:

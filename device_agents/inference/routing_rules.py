@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgekit.bundle.manifest import Task
+from edgekit.bundle.scores import row_scores
 from edgekit.tensors import Array
 
 AUTO, LOCAL_ONLY, CLOUD_ONLY = "auto", "local-only", "cloud-only"
@@ -139,20 +140,14 @@ def usable(outputs: Mapping[str, Array]) -> bool:
 
 
 def score(task: Task, outputs: Mapping[str, Array]) -> float | None:
-    """The largest softmax probability of the least certain row, 0 to 1; None where the task has no scores or no rows.
+    """The score of the least certain row (`row_scores`), 0 to 1; None where the task has no scores or no rows.
 
     Args:
         task: Task of the model; names the output with the scores.
         outputs: Outputs by logical name; the scores are (N, classes).
     """
-    if task.kind != "classification" or task.output not in outputs or task.scores not in ("probabilities", "logits"):
+    scores = row_scores(task, outputs)
+    if scores is None:
         return None
-    values = outputs[task.output].astype(np.float64)
-    if values.size == 0 or values.ndim == 0:
-        return None
-    if task.scores == "logits":
-        with np.errstate(over="ignore", invalid="ignore"):
-            shifted = np.exp(values - values.max(axis=-1, keepdims=True))
-            values = shifted / shifted.sum(axis=-1, keepdims=True)
-    least = float(values.max(axis=-1).min())
+    least = float(scores.min())
     return min(max(least, 0.0), 1.0) if np.isfinite(least) else 0.0

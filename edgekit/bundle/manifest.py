@@ -92,7 +92,7 @@ class Task(msgspec.Struct, frozen=True):
     """The meaning of the outputs, if known; routing uses it.
 
     Attributes:
-        kind: ``classification`` or ``other``.
+        kind: ``classification``, ``multilabel`` or ``other``.
         output: The logical output with the scores.
         scores: ``probabilities`` or ``logits``.
         labels: Class names in order; may be empty.

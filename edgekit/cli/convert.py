@@ -55,6 +55,12 @@ _Value = TypeVar("_Value", str, float)
     metavar="[OUTPUT=]NAME",
     help="accuracy, mse, mae, auc, agreement, or module:function; OUTPUT=NAME for another output.",
 )
+@click.option(
+    "--task",
+    metavar="KIND[:SCORES]",
+    help="What the scores are: classification, multilabel or other, the first two also with :probabilities or :logits "
+    "[default: judged by the values].",
+)
 @click.option("--ignore-output", "ignore_outputs", multiple=True, metavar="NAME", help="An output that is not judged.")
 @click.option(
     "--aim",
