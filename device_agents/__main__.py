@@ -18,7 +18,7 @@ from device_agents.deployment import UpdateRecord
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
-from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.common.console import ignore_hangup, json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.completion import completion_command
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import VersionedGroup, version_options
@@ -73,6 +73,7 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
       edgekit-agent run --config pi-1/agent.toml
     """
     settings = load_settings(AgentSettings, file=config, flags={"http": http, "broker": broker})
+    ignore_hangup()
     asyncio.run(_run(settings, Notifier.take()))
 
 
@@ -85,6 +86,7 @@ async def _run(settings: AgentSettings, notifier: Notifier) -> None:
         )  # during the imports
         from device_agents.assemble import make_agent, make_inference, single_instance
         from edgekit.serving.endpoints import Endpoints, open_endpoints
+        from edgekit.serving.http.limits import Limits
     with single_instance(settings.state):
         facts = await measuring
         inference, cloud = make_inference(settings)
@@ -94,9 +96,10 @@ async def _run(settings: AgentSettings, notifier: Notifier) -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, agent.stop)
                 await agent.start()
+                limits = Limits(drain_seconds=settings.drain_seconds)
                 addresses = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
                 async with open_endpoints(
-                    inference, addresses, max_request_bytes=settings.max_request_bytes
+                    inference, addresses, max_request_bytes=settings.max_request_bytes, limits=limits
                 ) as endpoints:
                     click.echo(f"agent {settings.device} ready at {endpoints}")
                     async with notifier.running(f"ready at {endpoints}"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.common.console import control_settings, note
+from edgekit.cli.common.console import control_settings, ignore_hangup, note
 from edgekit.cli.common.numbers import Whole
 from edgekit.errors import TransportError
 from edgekit.mqtt.address import parse_url
@@ -58,6 +58,7 @@ def run(host: str | None, port: int | None, folder: Path, kind: str) -> None:
 
 async def _run(host: str, port: int, folder: Path, kind: str) -> None:
     stopped = asyncio.Event()
+    ignore_hangup()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with await start_broker(host, port, folder, kind=kind) as running:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.common.console import control_settings, needs_extra, step
+from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, step
+from edgekit.cli.common.cpus import usable_cpus
 from edgekit.cli.common.numbers import Whole
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.serving.http.addresses import is_loopback
+from edgekit.serving.http.limits import Limits
 
 if TYPE_CHECKING:
     from edgekit.bundle.manifest import Manifest
@@ -89,6 +90,7 @@ def serve(
             f"without an API key the cloud tier listens on loopback only, not on {settings.cloud_host}",
             advice=_MAKE_KEY.format(file="cloud.key") + " Then give --api-key-file cloud.key.",
         )
+    ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
         fetch = _fetcher(
@@ -98,11 +100,18 @@ def serve(
         addresses = [f"{host}:{settings.cloud_port}"]
         if settings.cloud_grpc_port is not None:
             addresses.append(f"{host}:{settings.cloud_grpc_port}")
-        asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or os.cpu_count() or 1))
+        limits = Limits(drain_seconds=settings.cloud_drain_seconds)
+        asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or usable_cpus(), limits))
 
 
 async def _serve(
-    models: tuple[str, ...], fetch: FetchBundle, addresses: list[str], key: str, local_only: bool, threads: int
+    models: tuple[str, ...],
+    fetch: FetchBundle,
+    addresses: list[str],
+    key: str,
+    local_only: bool,
+    threads: int,
+    limits: Limits,
 ) -> None:
     with needs_extra("cloud"):
         from edgekit.serving.cloud import CloudModels
@@ -115,7 +124,7 @@ async def _serve(
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         wanted = Endpoints(url=addresses[0], grpc=addresses[1] if len(addresses) > 1 else "")
         async with open_endpoints(
-            served, wanted, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only
+            served, wanted, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only, limits=limits
         ) as endpoints:
             titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
             click.echo(f"cloud tier ready at {endpoints} ({titles})")  # click flushes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.common.console import control_settings, needs_extra, note
+from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
 from edgekit.cli.common.fleet import read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
 from edgekit.errors import TransportError
@@ -112,6 +112,7 @@ def _transport(settings: ControlSettings) -> MqttTransport:
 async def _serve(service: Controller, settings: ControlSettings, transport: MqttTransport) -> None:
     """Run the controller until SIGINT or SIGTERM."""
     stop = asyncio.Event()
+    ignore_hangup()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     announcement = asyncio.get_running_loop().create_task(_announce_connection(settings, transport))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from edgekit.errors import MissingExtraError
 from edgekit.serving.api.model_server import ModelServer
 from edgekit.serving.http.app import App
+from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.server import serve
 
 
@@ -39,7 +40,13 @@ class Endpoints(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def open_endpoints(
-    server: ModelServer, wanted: Endpoints, *, max_request_bytes: int, api_key: str = "", local_only: bool = True
+    server: ModelServer,
+    wanted: Endpoints,
+    *,
+    max_request_bytes: int,
+    api_key: str = "",
+    local_only: bool = True,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Endpoints]:
     """Serve until the block ends, then let running requests finish.
 
@@ -47,6 +54,7 @@ async def open_endpoints(
         server: Runs the models.
         wanted: Addresses to listen on; here `url` is ``host:port``, and port 0 takes any free one.
         max_request_bytes, api_key, local_only: As for `App`.
+        limits: Sizes, times and numbers of connections; the defaults where None.
 
     Yields:
         The open endpoints.
@@ -64,11 +72,12 @@ async def open_endpoints(
             except ModuleNotFoundError as error:
                 raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
             service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)
-            listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket)
+            drain = (limits or Limits()).drain_seconds
+            listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket, drain_seconds=drain)
             bound = await stack.enter_async_context(listening)
             codes, opened = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
         app = App(server, max_request_bytes=max_request_bytes, api_key=api_key, local_only=local_only, grpc_codes=codes)
         if wanted.url or wanted.socket:
-            http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket))
+            http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket, limits=limits))
             opened = opened._replace(url=http.url, socket=http.socket)
         yield opened

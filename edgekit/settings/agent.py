@@ -81,6 +81,15 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_request_bytes: Annotated[
         Count, Meta(description="Longest request body that the endpoints accept; a longer one is refused.")
     ] = 64 * 1024**2
+    drain_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long accepted requests may take when the agent stops. It says at once that it is not "
+            "ready; what is not answered then gets 503.",
+        ),
+    ] = 10.0
 
     # How models are served. [models.NAME] sets some of these for one model.
     threads: Annotated[Count, Meta(description="Threads of each model's runtime.", extra={"unit": "threads"})] = 1

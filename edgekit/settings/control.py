@@ -74,6 +74,15 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that clients of the cloud tier must send.")
     ] = None
+    cloud_drain_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long accepted requests may take when the cloud tier stops. It says at once that it is not "
+            "ready; what is not answered then gets 503.",
+        ),
+    ] = 10.0
     cloud_class_keys: Annotated[
         tuple[Path, ...],
         Meta(description="Private keys of device classes; the cloud tier opens sealed bundles with them."),

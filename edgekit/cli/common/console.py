@@ -203,3 +203,9 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return any(character.isdigit() for character in text)
+
+
+def ignore_hangup() -> None:
+    """Let a server outlive the terminal or session that started it; there is nothing to reload."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from edgekit.errors import DataError
 from edgekit.serving.grpc.messages import message
-from edgekit.serving.oip.codec import MAX_RANK, InferRequest, InferResponse, wanted_outputs
+from edgekit.serving.oip.codec import MAX_RANK, InferRequest, InferResponse, check_output_parameters, wanted_outputs
 from edgekit.serving.oip.tensor_data import DATATYPES, bytes_tensor, datatype_of, from_binary, shaped, to_binary
 from edgekit.tensors import Array, DType
 
@@ -58,6 +58,7 @@ def infer_request(received: Any) -> InferRequest:
     for output in received.outputs:
         if output.name in outputs:
             raise DataError(f"output {output.name!r} is requested twice")
+        check_output_parameters(output.name, output.parameters)
         outputs[output.name] = True
     parameters = {name: _value(parameter) for name, parameter in received.parameters.items()}
     return InferRequest(inputs, received.id or None, parameters, outputs, binary_outputs=True)

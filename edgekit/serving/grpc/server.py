@@ -29,7 +29,7 @@ from edgekit.serving.session.stream_table import StreamEndedError
 
 _log = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 10
+DRAIN_SECONDS = 10.0
 MAX_CALLS = 256  # at the same time, over all connections
 MAX_STREAMS = 128  # at the same time on one connection
 MAX_METADATA_BYTES = 16 * 1024
@@ -186,9 +186,14 @@ def _filled(name: str, document: dict[str, Any]) -> Any:
 
 @contextlib.asynccontextmanager
 async def serve_grpc(
-    service: GrpcService, *, address: str = "", socket: Path | None = None, max_calls: int = MAX_CALLS
+    service: GrpcService,
+    *,
+    address: str = "",
+    socket: Path | None = None,
+    max_calls: int = MAX_CALLS,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> AsyncIterator[BoundGrpc]:
-    """Serve until the block ends, then let running calls finish (up to DRAIN_SECONDS).
+    """Serve until the block ends, then let running calls finish (up to `drain_seconds`).
 
     Args:
         service: Answers the calls.
@@ -196,6 +201,7 @@ async def serve_grpc(
             because gRPC has no Host header by which a web page's request could be recognized.
         socket: Path of a UNIX socket (mode 0660), or None; a socket that a dead server left there is replaced.
         max_calls: Most calls at the same time; further calls get RESOURCE_EXHAUSTED.
+        drain_seconds: How long running calls may take at the end.
 
     Raises:
         SettingsError: the address is malformed, or not loopback and there is no API key.
@@ -222,7 +228,7 @@ async def serve_grpc(
         try:
             yield BoundGrpc(bound, socket)
         finally:
-            await asyncio.shield(server.stop(DRAIN_SECONDS))
+            await asyncio.shield(server.stop(drain_seconds))
 
 
 def _bind_tcp(server: Any, address: str, service: GrpcService) -> str:

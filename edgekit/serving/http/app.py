@@ -59,8 +59,9 @@ class App:
         server: Runs the models.
         max_request_bytes: Longer bodies get 413.
         api_key: Every request except health must carry it as ``Authorization: Bearer``; empty for no key.
-        local_only: Refuse requests over TCP that name a foreign host or come from a web page, so that no page in a
-            browser on this machine can use the server.
+        local_only: Without an API key, refuse requests over TCP that name a foreign host or come from a web page, so
+            that no page in a browser on this machine can use the server. With a key the name does not matter, because
+            proxies keep the name that the client used.
         grpc_codes: Calls by gRPC status, for the metrics; None where gRPC is not served.
     """
 
@@ -79,6 +80,11 @@ class App:
         self._local_only = local_only
         self._grpc_codes = grpc_codes
         self._statuses: Counter[int] = Counter()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Answer from now on that the server is not ready, and refuse new inference requests with 503."""
+        self._stopping = True
 
     @property
     def max_request_bytes(self) -> int:
@@ -165,11 +171,15 @@ class App:
         if path[2:] not in (("live",), ("ready",)):
             raise _HttpError(404, f"there is nothing at {head.path}")
         _need(head, "GET")
+        if path[2] == "ready" and self._stopping:
+            raise _stopping_error()
         if path[2] == "ready" and not self._server.ready():
             raise UnavailableError("a model is not ready")
         return _json({path[2]: True})
 
     def _model(self, head: Head, model: str, version: str | None, action: str) -> Reply | Work:
+        if self._stopping and action in ("infer", "ready"):
+            raise _stopping_error()
         if action == "infer":
             _need(head, "POST")
             if head.header(b"content-encoding") not in (None, "identity"):
@@ -231,7 +241,7 @@ class App:
         return Reply(200, encoded.body, encoded.headers)
 
     def _check_origin(self, head: Head) -> None:
-        if not self._local_only or not head.over_tcp:
+        if not self._local_only or not head.over_tcp or self._api_key:  # a web page does not know the key
             return
         if b"origin" in head.headers:
             raise _HttpError(403, "requests from web pages are refused")
@@ -246,6 +256,10 @@ class App:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
+
+
+def _stopping_error() -> _HttpError:
+    return _HttpError(503, "the server is stopping; try again", {"Retry-After": "1"})
 
 
 async def _reply(head: Head, answer: Callable[..., Awaitable[Reply]], *arguments: Any) -> Reply:

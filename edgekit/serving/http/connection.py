@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         *("deadline", "_connections", "_limits", "_app", "_loop", "_reader", "_transport", "_heads", "_idle_since"),
         *("_buffered_bytes", "_waiting", "_task", "_is_last", "_half_closed", "_ended", "_reading"),
-        *("_writable", "_unsent", "_header_seconds", "_keep_alive_seconds"),
+        *("_writable", "_unsent", "_header_seconds", "_keep_alive_seconds", "_given_up"),
     )
 
     def __init__(self, connections: Connections) -> None:
@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None  # answers a request that is not in `_waiting` any more
         self._is_last = False  # nothing more is parsed
         self._half_closed = False  # by the client
+        self._given_up = False  # the present request got 503 because the server stops
         self._ended = False  # the last answer is written
         self._reading = True
         self._writable = True
@@ -261,7 +262,9 @@ class Connection(asyncio.Protocol):
         try:
             reply = await working
         finally:
-            if reply is None:  # cancelled, or a bug in the application: the client must not wait for ever
+            if (
+                reply is None and not self._given_up
+            ):  # cancelled, or a bug in the application: the client must not wait for ever
                 self._transport.abort()
         self._task = None
         self.buffer(-len(request.body))
@@ -361,6 +364,18 @@ class Connection(asyncio.Protocol):
         self._is_last = self._ended = True
         self._transport.close()
         self.deadline = self._loop.time() + self._limits.linger_seconds
+
+    def give_up(self) -> None:
+        """Answer the present request with 503, and close; see `Connections.give_up`."""
+        is_waited_for = self._task is not None or bool(self._waiting) or not self._reader.in_head
+        if self._ended or not is_waited_for or self._transport.is_closing():
+            self.close()
+            return
+        task, self._task, self._given_up = self._task, None, True
+        if task is not None:
+            task.cancel()
+        self._waiting.clear()
+        self._send(error_reply(503, "the server is stopping; try again", {"Retry-After": "1"}), False, True)
 
     def leave(self) -> None:
         """Close, and do not wait for a client that does not read."""

@@ -33,6 +33,10 @@ class OpenConnection(Protocol):
         """Close when what is written has been sent."""
         ...
 
+    def give_up(self) -> None:
+        """Answer the present request with 503, and close."""
+        ...
+
     def abort(self) -> None:
         """Close at once."""
         ...
@@ -81,11 +85,19 @@ class Connections:
             self.empty.set()
 
     def drain(self) -> None:
-        """Close idle connections now, and the others after their next answer."""
+        """Close idle connections now, and the others after their next answer. New requests are refused by the app."""
         self.draining = True
+        self.app.stop()
+        for heads in (self.heads, self.heads_over_tcp):
+            heads.clear()
         for connection in list(self.connections):
             if connection.idle:
                 connection.close()
+
+    def give_up(self) -> None:
+        """Answer with 503 what is not answered yet, and close."""
+        for connection in list(self.connections):
+            connection.give_up()
 
     def abort(self) -> None:
         """Close every connection at once, whatever it is doing."""

@@ -53,6 +53,10 @@ class HeadCache:
         known = self._known.get(data[: data.find(_END, 0, self._max_head_bytes) + len(_END)])
         return known if known is not None and known.request_size == len(data) else None
 
+    def clear(self) -> None:
+        """Forget all heads, because the application decides differently from now on."""
+        self._known.clear()
+
     def note(self, data: bytes, body_size: int, work: RepeatableWork) -> None:
         """Add the head of `data`, in which the parser found one request with a body of `body_size` bytes."""
         size, end = len(data) - body_size, data.find(_END, 0, self._max_head_bytes)

@@ -79,6 +79,10 @@ class Application(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """The server stops: refuse new work, and say that the server is not ready."""
+        ...
+
     def too_long(self, stated: str) -> Reply:
         """The answer to a body over the limit; `stated` is its length in bytes, empty where that is unknown."""
         ...

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket as sockets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from edgekit.serving.http.messages import Application
 from edgekit.waiting import within
 
 _BACKLOG = 512
+_LAST_SECONDS = 1.0  # for the last answers to leave
 
 
 class Bound(NamedTuple):
@@ -37,7 +38,10 @@ class Bound(NamedTuple):
 async def serve(
     app: Application, *, http: str = "", socket: Path | None = None, limits: Limits | None = None
 ) -> AsyncIterator[Bound]:
-    """Serve `app` until the block ends, then let running requests finish (up to `Limits.drain_seconds`).
+    """Serve `app` until the block ends, then let accepted requests finish (up to `Limits.drain_seconds`).
+
+    Meanwhile the server says that it is not ready and refuses new inference requests with 503. What is not answered at
+    the end of that time gets 503 too.
 
     Args:
         app: Makes the answers.
@@ -65,15 +69,18 @@ async def serve(
         try:
             yield Bound(url, socket)
         finally:
-            for server in servers:
-                server.close()
-            await asyncio.shield(_drain(connections))
+            await asyncio.shield(_drain(connections, servers))
 
 
-async def _drain(connections: Connections) -> None:
+async def _drain(connections: Connections, servers: Sequence[asyncio.AbstractServer]) -> None:
     connections.drain()
     with contextlib.suppress(asyncio.TimeoutError):
         await within(connections.limits.drain_seconds, connections.empty.wait())
+    for server in servers:  # not before, so that probes see that it is not ready
+        server.close()
+    connections.give_up()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await within(min(_LAST_SECONDS, connections.limits.linger_seconds), connections.empty.wait())
     connections.abort()
     await within(None, connections.empty.wait())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ __all__ = [
     "Encoded",
     "InferRequest",
     "InferResponse",
+    "check_output_parameters",
     "encode_request",
     "encode_response",
     "error_document",
@@ -55,6 +56,7 @@ __all__ = [
     "wants_ready_only",
 ]
 
+_OUTPUT_PARAMETERS = ("binary_data", "content_type")  # the second is a hint of MLServer's clients
 _SHORT = 1024  # bytes of a JSON header that is cached
 
 
@@ -268,6 +270,17 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
+def check_output_parameters(name: str, parameters: Iterable[str]) -> None:
+    """Check that a requested output has no parameter that would change the answer and is not served.
+
+    Raises:
+        DataError: it has one, for example ``classification`` or ``shared_memory_region``.
+    """
+    unknown = [one for one in parameters if one not in _OUTPUT_PARAMETERS]
+    if unknown:
+        raise DataError(f"output {name!r} has the parameter {unknown[0]!r}, which is not served here; leave it out")
+
+
 class _Layout(NamedTuple):
     """The checked content of a request's JSON; `tensors` as `sized` returns them."""
 
@@ -286,6 +299,7 @@ def _layout(document: bytes) -> _Layout:
     for output in request.outputs or ():
         if output.name in outputs:
             raise DataError(f"output {output.name!r} is requested twice")
+        check_output_parameters(output.name, output.parameters or {})
         outputs[output.name] = _flag(output.parameters or {}, "binary_data", all_binary)
     tensors, parameters = sized(request.inputs), MappingProxyType(given)
     return _Layout(tensors, request.id, parameters, MappingProxyType(outputs), all_binary)

@@ -157,7 +157,10 @@ def arrays(tensors: Sequence[tuple[Tensor, int | None]], rest: memoryview) -> di
 def binary_size(tensor: Tensor | AnsweredTensor) -> int | None:
     """Size of a tensor's binary data in bytes; None where its elements are in the JSON. Raises DataError."""
     is_absent = isinstance(tensor.data, msgspec.UnsetType) or bytes(tensor.data) == b"null"
-    size = (tensor.parameters or {}).get("binary_data_size")
+    parameters = tensor.parameters or {}
+    if "shared_memory_region" in parameters:
+        raise DataError(f"{tensor.name}: shared memory is not served here; send the data in the request")
+    size = parameters.get("binary_data_size")
     if size is None:
         if is_absent:
             raise DataError(f"{tensor.name}: has neither data nor binary_data_size")

@@ -220,6 +220,10 @@ async def test_pages_of_a_browser_cannot_talk_to_a_local_server(app: App) -> Non
     assert (await ask(app, "GET", "/v2", headers={"Host": "any"}, server=("/run/x.sock", None))).status == 200
     opened = App(Doubler(), max_request_bytes=10, local_only=False)
     assert (await ask(opened, "GET", "/v2", headers={"Host": "cloud.example"})).status == 200
+    keyed = App(Doubler(), max_request_bytes=10, api_key="secret")  # behind a TLS proxy that keeps the client's Host
+    proxied = {"Host": "cloud.example", "Authorization": "Bearer secret"}
+    assert (await ask(keyed, "GET", "/v2", headers=proxied)).status == 200
+    assert (await ask(keyed, "GET", "/v2", headers={"Host": "cloud.example"})).status == 401
 
 
 async def test_the_api_key_guards_everything_but_health(server: Doubler) -> None:

@@ -41,7 +41,7 @@ class Counted:
     def __init__(self, app: App) -> None:
         self._app = app
         self.max_request_bytes = app.max_request_bytes
-        self.too_long, self.count = app.too_long, app.count
+        self.too_long, self.count, self.stop = app.too_long, app.count, app.stop
         self.begun = 0
 
     def begin(self, head: Head) -> Reply | Work:

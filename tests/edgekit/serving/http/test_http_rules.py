@@ -316,6 +316,9 @@ class Bug:
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
+    def stop(self) -> None:
+        """Nothing is refused."""
+
     def too_long(self, stated: str) -> Reply:
         return Reply(413)
 

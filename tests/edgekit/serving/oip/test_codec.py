@@ -399,3 +399,21 @@ def test_null_stands_for_a_member_that_is_left_out() -> None:
     assert found.inputs["x"] == 0.0
     assert dict(found.outputs) == {"y": False}
     assert not oip.wants_ready_only(b'{"ready": null}')
+
+
+@pytest.mark.parametrize("name", ["classification", "shared_memory_region", "sort"])
+def test_an_output_parameter_that_is_not_served_is_refused(name: str) -> None:
+    """It would change the answer, so it is not passed over; the hint of MLServer's clients is."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.5]}
+    document = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": {name: 3}}]}
+    with pytest.raises(DataError, match=f"'y' has the parameter '{name}', which is not served"):
+        oip.parse_request(msgspec.json.encode(document))
+    document["outputs"] = [{"name": "y", "parameters": {"content_type": "np", "binary_data": True}}]
+    assert dict(oip.parse_request(msgspec.json.encode(document)).outputs) == {"y": True}
+
+
+def test_shared_memory_is_refused() -> None:
+    """The data would be missing without a word."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "parameters": {"shared_memory_region": "r"}}
+    with pytest.raises(DataError, match="shared memory is not served"):
+        oip.parse_request(msgspec.json.encode({"inputs": [tensor]}))
