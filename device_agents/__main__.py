@@ -96,7 +96,7 @@ async def _run(settings: AgentSettings, notifier: Notifier) -> None:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, agent.stop)
                 await agent.start()
-                limits = Limits(drain_seconds=settings.drain_seconds)
+                limits = Limits(connections=settings.max_connections, drain_seconds=settings.drain_seconds)
                 addresses = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
                 async with open_endpoints(
                     inference, addresses, max_request_bytes=settings.max_request_bytes, limits=limits

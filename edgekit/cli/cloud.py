@@ -100,7 +100,11 @@ def serve(
         addresses = [f"{host}:{settings.cloud_port}"]
         if settings.cloud_grpc_port is not None:
             addresses.append(f"{host}:{settings.cloud_grpc_port}")
-        limits = Limits(drain_seconds=settings.cloud_drain_seconds)
+        limits = Limits(
+            connections=settings.cloud_max_connections,
+            peer_connections=settings.cloud_max_connections_per_address,
+            drain_seconds=settings.cloud_drain_seconds,
+        )
         asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or usable_cpus(), limits))
 
 

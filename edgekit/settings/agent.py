@@ -81,6 +81,14 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_request_bytes: Annotated[
         Count, Meta(description="Longest request body that the endpoints accept; a longer one is refused.")
     ] = 64 * 1024**2
+    max_connections: Annotated[
+        Count,
+        Meta(
+            description="Most open HTTP connections over TCP, and as many on the UNIX socket. Above it, idle ones are "
+            "closed.",
+            extra={"unit": "connections"},
+        ),
+    ] = 256
     drain_seconds: Annotated[
         float,
         Meta(

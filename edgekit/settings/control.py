@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, FleetName, Port, Positive
+from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Port, Positive
 
 
 class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +74,21 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that clients of the cloud tier must send.")
     ] = None
+    cloud_max_connections: Annotated[
+        Count,
+        Meta(
+            description="Most open HTTP connections of the cloud tier. Above it, idle ones are closed.",
+            extra={"unit": "connections"},
+        ),
+    ] = 1024
+    cloud_max_connections_per_address: Annotated[
+        CountOrZero,
+        Meta(
+            description="Most of them from one address; 0 for no such limit. Devices behind one NAT or proxy have one "
+            "address.",
+            extra={"unit": "connections"},
+        ),
+    ] = 0
     cloud_drain_seconds: Annotated[
         float,
         Meta(

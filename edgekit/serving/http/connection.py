@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 
 import httptools
 
-from edgekit.serving.http.connections import Connections
+from edgekit.serving.http.connections import WORKED, Connections
 from edgekit.serving.http.head_cache import CachedHead, HeadRefusedError, answer_head
 from edgekit.serving.http.messages import RepeatableWork, Reply, rest_of
 from edgekit.serving.http.request_reader import Request, RequestReader, error_reply
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _NEVER = math.inf
 _TURNS = 8  # pipelined requests that are answered before other connections get their turn
 _ONE_WRITE = 64 * 1024  # a head and a body up to this are copied into one write
+_STRANGERS = (401, 403)  # statuses of clients that are not let in; their connections close
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -29,8 +30,8 @@ class Connection(asyncio.Protocol):
 
     `Limits` has the numbers:
 
-    * Above the limit of connections, the connection that has been idle for the longest is closed; connections that
-      never sent a request go first. Where all connections are at work, the new one gets 503.
+    * Above the limit of connections, an idle one is closed (`first_to_close` has the order). Where all connections are
+      at work, the new one gets 503. A wrong key closes its connection.
     * A header that is too long gets 431. A header or a body that takes too long gets 408.
     * A request that is refused by its header is answered before its body has arrived. The body is then read and dropped
       for a while, because closing at once would make the client's system discard the answer.
@@ -47,13 +48,27 @@ class Connection(asyncio.Protocol):
 
     # Without slots, Python looks so many attributes up in a dictionary, which costs every request time.
     __slots__ = (
-        *("deadline", "_connections", "_limits", "_app", "_loop", "_reader", "_transport", "_heads", "_idle_since"),
+        *(
+            "deadline",
+            "peer",
+            "_worked",
+            "_connections",
+            "_limits",
+            "_app",
+            "_loop",
+            "_reader",
+            "_transport",
+            "_heads",
+            "_idle_since",
+        ),
         *("_buffered_bytes", "_waiting", "_task", "_is_last", "_half_closed", "_ended", "_reading"),
         *("_writable", "_unsent", "_header_seconds", "_keep_alive_seconds", "_given_up"),
     )
 
     def __init__(self, connections: Connections) -> None:
         self.deadline = _NEVER
+        self.peer = ""
+        self._worked = False  # a request was let in
         self._connections = connections
         self._limits = connections.limits
         self._header_seconds, self._keep_alive_seconds = self._limits.header_seconds, self._limits.keep_alive_seconds
@@ -75,9 +90,9 @@ class Connection(asyncio.Protocol):
         self._unsent = 0  # bytes, when the client was last seen to read
 
     @property
-    def age(self) -> tuple[bool, float]:
-        """Whether it ever sent a request, and since when it is idle, in the loop's time."""
-        return self._reader.requests > 0, self._idle_since
+    def age(self) -> tuple[int, float]:
+        """What it did so far, and since when it is idle, in the loop's time; see `OpenConnection.age`."""
+        return WORKED if self._worked else min(self._reader.requests, 1), self._idle_since
 
     @property
     def idle(self) -> bool:
@@ -95,19 +110,12 @@ class Connection(asyncio.Protocol):
         self._heads = self._connections.heads_over_tcp if over_tcp else self._connections.heads
         self._idle_since = self._loop.time()
         self.deadline = self._idle_since + self._limits.header_seconds
-        others = list(self._connections.connections)
+        if over_tcp:
+            self.peer = str((transport.get_extra_info("peername") or ("",))[0])
+        full = self._connections.make_room(self.peer)
         self._connections.add(self)
-        if len(others) < self._limits.connections:
-            return
-        idle = [one for one in others if one.idle]
-        if not idle:
-            message = f"all {self._limits.connections} connections are at work, which is the limit; try again"
-            self._refuse(503, message, {"Retry-After": "1"})
-            return
-        # Connections without any request go first: a flood of connections must not close those of working clients.
-        longest = min(idle, key=lambda one: one.age)
-        self._connections.discard(longest)
-        longest.leave()
+        if full:
+            self._refuse(503, full, {"Retry-After": "1"})
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and cancel the answer that nobody waits for any more."""
@@ -246,6 +254,7 @@ class Connection(asyncio.Protocol):
         """Answer a request, at once where that needs no waiting."""
         reply = request.decision
         if not isinstance(reply, Reply):
+            self._worked = True
             working = reply(request.body)
             try:  # most small models answer without waiting, and a task costs as much as their parsing
                 awaited = working.send(None)
@@ -255,7 +264,7 @@ class Connection(asyncio.Protocol):
                 self._task = self._loop.create_task(self._answer(request, rest_of(working, awaited)))
                 return
         self.buffer(-len(request.body))
-        self._send(reply, request.keep_alive, request.with_body)
+        self._send(reply, request.keep_alive and reply.status not in _STRANGERS, request.with_body)
 
     async def _answer(self, request: Request, working: Awaitable[Reply]) -> None:
         reply = None
@@ -278,7 +287,7 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(reader.decision, Reply):
             reply, reader.decision = reader.decision, None
-            self._send(reply, True, reader.method != "HEAD")
+            self._send(reply, reply.status not in _STRANGERS, reader.method != "HEAD")
             self.deadline = self._loop.time() + self._limits.linger_seconds
         elif reader.headers.get(b"expect", b"").lower() == b"100-continue" and not reader.parts:
             reader.headers[b"expect"] = b""

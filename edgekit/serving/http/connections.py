@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from edgekit.serving.http.head_cache import HeadCache
@@ -10,10 +11,14 @@ from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
 
 
+WORKED = 2  # a connection with a request that was let in
+
+
 class OpenConnection(Protocol):
     """A connection as its registry sees it."""
 
     deadline: float  # of the event loop's clock; `late` is called after it
+    peer: str  # address of the client; empty on a UNIX socket
 
     @property
     def idle(self) -> bool:
@@ -21,8 +26,8 @@ class OpenConnection(Protocol):
         ...
 
     @property
-    def age(self) -> tuple[bool, float]:
-        """Sorts connections by who may be closed first: those that never sent a request, then the oldest."""
+    def age(self) -> tuple[int, float]:
+        """What it did so far (0 nothing, 1 asked for health or was refused, WORKED), and since when it is idle."""
         ...
 
     def leave(self) -> None:
@@ -44,6 +49,28 @@ class OpenConnection(Protocol):
     def late(self, now: float) -> None:
         """A time limit has passed."""
         ...
+
+
+def first_to_close(idle: Sequence[OpenConnection], now: float, limit: int, limits: Limits) -> OpenConnection | None:
+    """The idle connection that gives way to a new one; None where all are at work.
+
+    First go those that had time for a request and made none that was let in (silent ones, wrong keys, probes). Then the
+    one that a working client has left idle for longest. New ones get their time, unless they are more than a quarter of
+    all: a flood of them must not close the connections of working clients.
+
+    Args:
+        idle: Connections without a request at present.
+        now: The event loop's time.
+        limit: The limit that was reached.
+        limits: For `fresh_seconds`.
+    """
+
+    workless = sorted((one for one in idle if one.age[0] < WORKED), key=lambda one: one.age)
+    overdue = [one for one in workless if now - one.age[1] >= limits.fresh_seconds]
+    if overdue or len(workless) > max(limit // 4, 1):
+        return (overdue or workless)[0]
+    worked = min((one for one in idle if one.age[0] >= WORKED), key=lambda one: one.age, default=None)
+    return worked or (workless[0] if workless else None)
 
 
 class Connections:
@@ -77,6 +104,26 @@ class Connections:
         self.empty.clear()
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self.limits.sweep_seconds, self._sweep)
+
+    def make_room(self, peer: str) -> str:
+        """Close a connection where a new one from `peer` would be over a limit.
+
+        Returns:
+            Why there is no room; empty where there is.
+        """
+        of_peer = [one for one in self.connections if one.peer == peer] if self.limits.peer_connections and peer else []
+        for limit, open_ones, whose in (
+            (self.limits.peer_connections, of_peer, f" from {peer}"),
+            (self.limits.connections, list(self.connections), ""),
+        ):
+            if len(open_ones) < limit or not open_ones:
+                continue
+            chosen = first_to_close([one for one in open_ones if one.idle], self.loop.time(), limit, self.limits)
+            if chosen is None:
+                return f"all {limit} connections{whose} are at work, which is the limit; try again"
+            self.discard(chosen)
+            chosen.leave()
+        return ""
 
     def discard(self, connection: OpenConnection) -> None:
         """Forget a connection that is closed."""

@@ -9,7 +9,9 @@ class Limits(NamedTuple):
     """Limits of one HTTP server. Times are in seconds.
 
     Attributes:
-        connections: Most open connections.
+        connections: Most open connections of one listener; TCP and the UNIX socket have one each.
+        peer_connections: Most of them from one address; 0 for no such limit, as behind a proxy all have one address.
+        fresh_seconds: A connection that has made no request for so long gives way before those of working clients.
         header_bytes: Longest header of a request.
         header_seconds: Longest time for a header to arrive.
         body_seconds: Longest time for a body to arrive.
@@ -24,6 +26,8 @@ class Limits(NamedTuple):
     """
 
     connections: int = 256
+    peer_connections: int = 0
+    fresh_seconds: float = 1.0
     header_bytes: int = 64 * 1024
     header_seconds: float = 20.0
     body_seconds: float = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket as sockets
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -53,7 +54,7 @@ async def serve(
         SettingsError: an address is malformed.
         UnavailableError: an address is taken, or this process may not bind it.
     """
-    connections, loop = Connections(app, limits or Limits()), asyncio.get_running_loop()
+    limits, loop, registries = limits or Limits(), asyncio.get_running_loop(), list[Connections]()
     with contextlib.ExitStack() as stack:
         listeners = []
         url = ""
@@ -63,26 +64,33 @@ async def serve(
             url = _url(tcp)
         if socket is not None:
             listeners.append(stack.enter_context(_bind_unix(socket)))
-        servers = [
-            await loop.create_server(lambda: Connection(connections), sock=one, backlog=_BACKLOG) for one in listeners
-        ]
+        servers = []
+        for one in listeners:  # each has its own limit, so that nobody on the network shuts out local applications
+            registries.append(connections := Connections(app, limits))
+            make = functools.partial(Connection, connections)
+            servers.append(await loop.create_server(make, sock=one, backlog=_BACKLOG))
         try:
             yield Bound(url, socket)
         finally:
-            await asyncio.shield(_drain(connections, servers))
+            await asyncio.shield(_drain(registries, servers, limits))
 
 
-async def _drain(connections: Connections, servers: Sequence[asyncio.AbstractServer]) -> None:
-    connections.drain()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await within(connections.limits.drain_seconds, connections.empty.wait())
+async def _drain(registries: Sequence[Connections], servers: Sequence[asyncio.AbstractServer], limits: Limits) -> None:
+    async def empty(seconds: float | None) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(seconds, asyncio.gather(*(one.empty.wait() for one in registries)))
+
+    for one in registries:
+        one.drain()
+    await empty(limits.drain_seconds)
     for server in servers:  # not before, so that probes see that it is not ready
         server.close()
-    connections.give_up()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await within(min(_LAST_SECONDS, connections.limits.linger_seconds), connections.empty.wait())
-    connections.abort()
-    await within(None, connections.empty.wait())
+    for one in registries:
+        one.give_up()
+    await empty(min(_LAST_SECONDS, limits.linger_seconds))
+    for one in registries:
+        one.abort()
+    await empty(None)
 
 
 @contextlib.contextmanager
