@@ -10,7 +10,6 @@ from edgekit.serving.http.head_cache import HeadCache
 from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
 
-
 WORKED = 2  # a connection with a request that was let in
 
 
@@ -64,7 +63,6 @@ def first_to_close(idle: Sequence[OpenConnection], now: float, limit: int, limit
         limit: The limit that was reached.
         limits: For `fresh_seconds`.
     """
-
     workless = sorted((one for one in idle if one.age[0] < WORKED), key=lambda one: one.age)
     overdue = [one for one in workless if now - one.age[1] >= limits.fresh_seconds]
     if overdue or len(workless) > max(limit // 4, 1):
