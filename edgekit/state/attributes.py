@@ -11,12 +11,14 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import untrusted_text
+from edgekit.state._sql import put, untrusted_text
 from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes, reports
 
 LABEL = "label"
 REPORTED = ("fact", "version", "digest", "state", "outcome", "waiting")
+IDLE, UPDATING = "IDLE", "UPDATING"
 MAX_FACTS, MAX_MODELS = 100, 100
+MAX_SINGLE = 4  # up to so many changed rows are written one by one
 
 
 class Attribute(NamedTuple):
@@ -53,7 +55,8 @@ def _report_rows(report: Reported) -> Iterator[Attribute]:
         if running.version:
             yield _attribute("version", model, running.version)
             yield _attribute("digest", model, running.digest)
-        yield _attribute("state", model, running.state)
+        # The single steps of an update are not told apart: they would be written again and again.
+        yield _attribute("state", model, IDLE if running.state == IDLE else UPDATING)
         if running.waiting is not None:
             yield _attribute("waiting", model, running.waiting.reason)
     for model, outcome in list(report.outcomes.items())[:MAX_MODELS]:
@@ -81,6 +84,24 @@ def put_labels(connection: sa.Connection, fleet: str, device: str, labels: Mappi
 def put_report(connection: sa.Connection, fleet: str, device: str, rows: list[Attribute]) -> None:
     """Replace the rows of a device's report."""
     _replace(connection, fleet, device, REPORTED, rows)
+
+
+def update_report(
+    connection: sa.Connection, fleet: str, device: str, before: list[Attribute], after: list[Attribute]
+) -> None:
+    """Write only the rows of a device's report that differ from those `before`, which are in the database."""
+    old, new = {row[:2]: row for row in before}, {row[:2]: row for row in after}
+    gone = [key for key in old if key not in new]
+    changed = [row for key, row in new.items() if old.get(key) != row]
+    if len(gone) + len(changed) > MAX_SINGLE:
+        put_report(connection, fleet, device, after)
+        return
+    mine = sa.and_(attributes.c.fleet == fleet, attributes.c.device == device)
+    for kind, name in gone:
+        connection.execute(attributes.delete().where(mine, attributes.c.kind == kind, attributes.c.key == name))
+    for row in changed:
+        key = {"fleet": fleet, "device": device, "kind": row.kind, "key": row.key}
+        put(connection, attributes, key, {"value": row.value, "sorted": row.sorted, "number": row.number})
 
 
 def indexed_digest(connection: sa.Connection, fleet: str, device: str) -> str | None:

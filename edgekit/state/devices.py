@@ -13,9 +13,10 @@ from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
-from edgekit.state.attributes import indexed_digest, put_labels, put_report, report_attributes
+from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record
 from edgekit.state.filters import cohort_condition
+from edgekit.state.report_writer import ReportWriter
 from edgekit.state.tables import assignments, devices, events, presence, reports
 
 
@@ -91,6 +92,7 @@ class DeviceTable(FleetTable):
     ) -> None:
         super().__init__(engine, fleet, author=author)
         self._max_events = max_events
+        self._reports = ReportWriter(fleet)
 
     def enroll(self, device: Device) -> None:
         """Add a device.
@@ -212,17 +214,13 @@ class DeviceTable(FleetTable):
         if not 0 < report.number <= MAX_INTEGER:
             raise DataError(f"report number is {report.number}, expected 1 to {MAX_INTEGER}")
         body = untrusted_json(report)
-        key = {"fleet": self._fleet, "device": report.device}
         with self._writing() as connection:
-            before = indexed_digest(connection, self._fleet, report.device)
-            rows, indexed = report_attributes(report)
-            values = {"number": report.number, "received": now, "body": body, "indexed": indexed}
-            if not put(connection, reports, key, values, only_if=reports.c.number < report.number):
+            written = self._reports.write(connection, report, body, now)
+            if written is None:
                 return False
-            if indexed != before:
-                put_report(connection, self._fleet, report.device, rows)
             if live:
                 self._put_presence(connection, report.device, {"seen": now, "online": True})
+        self._reports.committed(report.device, written)
         return True
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:

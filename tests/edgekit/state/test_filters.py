@@ -93,6 +93,7 @@ def selected(state: FleetState, text: str) -> str:
         ("digest(digits) == '" + "1" * 64 + "'", "b"),
         ("outcome(digits) == refused", "a"),
         ("state(digits) == IDLE", "abc"),
+        ("state(digits) == UPDATING", ""),
         ("waiting", "c"),
         ("online", "ac"),
         ("offline", "bde"),
@@ -120,6 +121,21 @@ def test_a_new_report_replaces_what_filters_see(state: FleetState) -> None:
     older = Reported("a", "f", 1, 0.0, 1, {}, {})
     assert not state.devices.save_report(older, NOW)
     assert selected(state, "version(digits) == 3.0") == "a"
+
+
+def test_two_controllers_that_store_reports_in_turn_keep_the_rows_right(state: FleetState) -> None:
+    """Each remembers what it wrote last; what the other one wrote since is noticed, in whatever order."""
+    other = FleetState(state._engine, "f")
+    turns = [(state, "4.0.0", 2), (other, "5.0.0", 3), (state, "4.0.0", 4), (state, "4.0.0", 5), (other, "5.0.0", 6)]
+    for number, (who, version, cores) in enumerate(turns, start=2):
+        facts = {"cores": cores, f"only-{number}": "x", "edgekit": "0.2.0"}
+        said = Reported("a", "f", number, 0.0, 1, {"digits": Running("9" * 64, version)}, {}, facts)
+        assert who.devices.save_report(said, NOW)
+        assert selected(state, f"version(digits) == {version}") == "a"
+        assert selected(state, f"fact.cores == {cores} and fact.only-{number} == x") == "a"
+        assert selected(state, f"fact.only-{number - 1} != none or outcome(digits) == refused") == ""
+    assert not state.devices.save_report(Reported("a", "f", 4, 0.0, 1, {}, {}), NOW)
+    assert selected(state, "version(digits) == 5.0") == "a"
 
 
 def test_what_a_device_says_is_stored_as_text(state: FleetState) -> None:

@@ -63,8 +63,9 @@ def _fill() -> None:
                 _add(rows, row.fleet, row.device, "fact", key, value)
         for model, running in _mapping(report.get("models")).items():
             for kind in ("version", "digest", "state"):
-                if _mapping(running).get(kind):
-                    _add(rows, row.fleet, row.device, kind, model, running[kind])
+                if value := _mapping(running).get(kind):
+                    value = "UPDATING" if kind == "state" and value != "IDLE" else value
+                    _add(rows, row.fleet, row.device, kind, model, value)
         for model, outcome in _mapping(report.get("outcomes")).items():
             _add(rows, row.fleet, row.device, "outcome", model, _mapping(outcome).get("result", ""))
     if rows:
