@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 def converted(folder, name, out, data=None, **options):
     """The report of a conversion to int8 for ONNX Runtime on x86-64, and its folder."""
-    options = {"targets": ["x86-64"], "runtime": "onnxruntime", **options}
+    options = {"targets": ["x86-64"], "runtime": "onnxruntime", "prune": "dead", **options}
     return convert(folder / f"{name}.onnx", data=folder / f"{data or name}.npz", output=out, **options)[0]
 
 

@@ -102,7 +102,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(folder: Path, out: Path, **options: Any) -> tuple[Any, Manifest, Path]:
-    wanted = {"targets": ["x86-64"], "runtime": "onnxruntime", "state": {"hn": "h"}, "data": folder / "data.npz"}
+    wanted = {
+        "targets": ["x86-64"],
+        "runtime": "onnxruntime",
+        "prune": "dead",
+        "state": {"hn": "h"},
+        "data": folder / "data.npz",
+    }
     model = options.pop("model", "listen")
     (report,) = convert(folder / f"{model}.onnx", output=out, **{**wanted, **options})
     bundle = out / report.bundle
