@@ -36,6 +36,11 @@ class DType(str, enum.Enum):
         """The numpy dtype of this element type."""
         return _NUMPY[self]
 
+    @property
+    def protocol(self) -> str:
+        """The name of this element type in the Open Inference Protocol, for example ``FP32``."""
+        return "BYTES" if self is DType.BYTES else self.value.replace("float", "FP").upper()
+
     @classmethod
     def of(cls, dtype: npt.DTypeLike) -> DType:
         """The DType of a numpy dtype.
@@ -87,8 +92,10 @@ class TensorSpec(msgspec.Struct, frozen=True):
         if self.fits(value):
             return []
         faults = []
-        if DType.of(value.dtype) is not self.dtype:
-            faults.append(f"{self.name}: dtype is {value.dtype}, expected {self.dtype.value}")
+        found = DType.of(value.dtype)
+        if found is not self.dtype:
+            protocol = f"{found.protocol}, not {self.dtype.protocol}"
+            faults.append(f"{self.name}: dtype is {value.dtype}, expected {self.dtype.value} ({protocol})")
         if not self._holds(value.shape):
             faults.append(f"{self.name}: shape is {list(value.shape)}, expected {self.shape_text}")
         return faults

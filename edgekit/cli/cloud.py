@@ -103,6 +103,7 @@ def serve(
         limits = Limits(
             connections=settings.cloud_max_connections,
             peer_connections=settings.cloud_max_connections_per_address,
+            trusted_proxies=settings.cloud_trusted_proxies,
             drain_seconds=settings.cloud_drain_seconds,
         )
         asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or usable_cpus(), limits))

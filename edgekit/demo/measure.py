@@ -24,7 +24,7 @@ class Answer(msgspec.Struct, frozen=True):
     Attributes:
         label: Class index of the largest score.
         route: ``local``, ``cloud`` or ``degraded``.
-        version, digest: Version and digest of the device's bundle.
+        version, digest: Version and digest of the bundle that answered; empty where a cloud tier does not say.
         seconds: Duration of the request, measured by the client.
     """
 
@@ -84,8 +84,8 @@ class Endpoint:
         return Answer(
             label=int(np.argmax(scores)),
             route=parameters["edgekit_route"],
-            version=parameters["edgekit_version"],
-            digest=parameters["edgekit_model"],
+            version=parameters.get("edgekit_version", ""),
+            digest=parameters.get("edgekit_model", ""),
             seconds=seconds,
         )
 
@@ -103,7 +103,7 @@ class Figures(msgspec.Struct, frozen=True):
     The first pass is local only; the second pass has the fallback to the cloud tier.
 
     Attributes:
-        version, digest: Version and digest of the bundle that answered.
+        version, digest: Version and digest of the device's bundle.
         local_accuracy, fallback_accuracy: Share of right answers in the first and in the second pass.
         unsure: Indexes of the rows that the cloud tier answered in the second pass, ascending.
         p50_ms, p95_ms: Latency of the second pass, in milliseconds.
@@ -139,7 +139,7 @@ def measure(endpoint: Endpoint, x: Array, y: Array) -> Figures:
     auto = [endpoint.ask(row) for row in x]
     if any(answer.route != "local" for answer in local):
         raise EdgekitError("an answer to a local-only request did not come from the device")
-    bundles = {(answer.version, answer.digest) for answer in (*local, *auto)}
+    bundles = {(answer.version, answer.digest) for answer in (*local, *auto) if answer.route != "cloud"}
     if len(bundles) != 1:
         raise EdgekitError(f"answers came from several bundles: {sorted(bundles)}")
     version, digest = bundles.pop()

@@ -89,6 +89,13 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             extra={"unit": "connections"},
         ),
     ] = 0
+    cloud_trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses of proxies and load balancers in front of the cloud tier; "
+            "cloud_max_connections_per_address does not hold for them."
+        ),
+    ] = ()
     cloud_drain_seconds: Annotated[
         float,
         Meta(

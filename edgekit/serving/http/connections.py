@@ -109,7 +109,7 @@ class Connections:
         Returns:
             Why there is no room; empty where there is.
         """
-        of_peer = [one for one in self.connections if one.peer == peer] if self.limits.peer_connections and peer else []
+        of_peer = [one for one in self.connections if one.peer == peer] if self._is_limited(peer) else []
         for limit, open_ones, whose in (
             (self.limits.peer_connections, of_peer, f" from {peer}"),
             (self.limits.connections, list(self.connections), ""),
@@ -122,6 +122,9 @@ class Connections:
             self.discard(chosen)
             chosen.leave()
         return ""
+
+    def _is_limited(self, peer: str) -> bool:
+        return bool(self.limits.peer_connections and peer) and peer not in self.limits.trusted_proxies
 
     def discard(self, connection: OpenConnection) -> None:
         """Forget a connection that is closed."""

@@ -11,6 +11,7 @@ class Limits(NamedTuple):
     Attributes:
         connections: Most open connections of one listener; TCP and the UNIX socket have one each.
         peer_connections: Most of them from one address; 0 for no such limit, as behind a proxy all have one address.
+        trusted_proxies: Addresses that `peer_connections` does not hold for.
         fresh_seconds: A connection that has made no request for so long gives way before those of working clients.
         header_bytes: Longest header of a request.
         header_seconds: Longest time for a header to arrive.
@@ -27,6 +28,7 @@ class Limits(NamedTuple):
 
     connections: int = 256
     peer_connections: int = 0
+    trusted_proxies: tuple[str, ...] = ()
     fresh_seconds: float = 1.0
     header_bytes: int = 64 * 1024
     header_seconds: float = 20.0

@@ -37,7 +37,7 @@ _LITTLE = sys.byteorder == "little"  # the protocol's byte order
 # The numpy dtype of a datatype's bytes; None for BYTES, whose elements differ in size. Every byte but 0 is a true BOOL.
 _RAW_DTYPES = {name: None if dtype is DType.BYTES else dtype.numpy for name, dtype in DATATYPES.items()}
 _RAW_DTYPES["BOOL"] = DType.UINT8.numpy
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+NAMES = {dtype: dtype.protocol for dtype in DATATYPES.values()}
 
 
 def datatype_of(dtype: npt.DTypeLike) -> str:

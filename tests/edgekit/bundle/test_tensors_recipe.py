@@ -52,7 +52,7 @@ def test_dtype_and_shape_faults_are_told_together() -> None:
     """Both faults are reported with the tensor's name, found and expected value."""
     faults = TensorSpec("image", DType.FLOAT32, (None, 32, 32, 1)).faults(np.zeros((2, 28, 28), np.int64))
     assert faults == [
-        "image: dtype is int64, expected float32",
+        "image: dtype is int64, expected float32 (INT64, not FP32)",
         "image: shape is [2, 28, 28], expected [any, 32, 32, 1]",
     ]
 

@@ -79,6 +79,22 @@ async def test_more_devices_than_places_are_all_answered(tmp_path: Path) -> None
             writer.close()
 
 
+async def test_one_address_has_its_own_limit_unless_it_is_a_trusted_proxy() -> None:
+    """Above it, the address's own idle connections give way."""
+    for trusted, left in (((), 3), (("127.0.0.1",), 5)):
+        limits = Limits(peer_connections=3, trusted_proxies=trusted)
+        async with serve(App(Echo(), max_request_bytes=2**20, api_key=KEY), http="127.0.0.1:0", limits=limits) as bound:
+            host, _, port = bound.url.removeprefix("http://").rpartition(":")
+            opened = []
+            for _ in range(5):
+                opened.append(await asyncio.open_connection(host, int(port)))
+                assert await ask(*opened[-1]) == 200
+            await asyncio.sleep(0.1)
+            assert sum(not reader.at_eof() for reader, _ in opened) == left
+            for _, writer in opened:
+                writer.close()
+
+
 async def test_strangers_do_not_lock_devices_or_local_applications_out(tmp_path: Path) -> None:
     """Wrong keys are closed; connections that only asked for health and then stay silent give way."""
     socket, limits = tmp_path / "s.sock", Limits(connections=6, fresh_seconds=0.0)

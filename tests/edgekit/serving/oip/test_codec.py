@@ -412,6 +412,13 @@ def test_an_output_parameter_that_is_not_served_is_refused(name: str) -> None:
     assert dict(oip.parse_request(msgspec.json.encode(document)).outputs) == {"y": True}
 
 
+def test_datatypes_have_the_protocols_names() -> None:
+    """One rule gives them, and errors about inputs use them."""
+    assert {name: dtype.protocol for name, dtype in DATATYPES.items()} == {name: name for name in DATATYPES}
+    spec = TensorSpec("x", DType.FLOAT32, (None,))
+    assert spec.faults(np.ones(1, np.uint8)) == ["x: dtype is uint8, expected float32 (UINT8, not FP32)"]
+
+
 def test_shared_memory_is_refused() -> None:
     """The data would be missing without a word."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "parameters": {"shared_memory_region": "r"}}
