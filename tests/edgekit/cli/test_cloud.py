@@ -91,6 +91,8 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
         client = CloudClient(url, model="big", api_key=KEY)
         found = (await client.infer("small", {"x": SURE}, timeout_seconds=10)).outputs
         np.testing.assert_allclose(found["scores"], softmax(SURE, 5.0), atol=1e-6)
+        child.send_signal(signal.SIGHUP)  # as from a terminal that closes; a server outlives it
+        await client.infer("small", {"x": SURE}, timeout_seconds=10)
         client.close()
         child.send_signal(number)
         out, err = child.communicate(timeout=120)
