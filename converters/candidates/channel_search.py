@@ -22,6 +22,7 @@ from edgekit.bundle.recipe import Recipe
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 FINE_SHARES = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))  # of models that are pruned fast
 MOST = 12  # candidates of this search, and no more than were made without pruning
+EQUAL = 1.02  # ratio of two costs that the estimate cannot tell apart
 SAFER = 0.3  # difference of two partners' drops on the choice split, as a share of the limit
 PARTNERS = 4  # recipes that are combined with levels
 FIRST_LIMIT = 0.01  # divergence that about one point of accuracy costs
@@ -136,7 +137,7 @@ class ChannelSearch:
         """The recipes within the budget that are the best for the aim at their distance from the float model.
 
         The best value is first. Each next one is clearly nearer to the float model, by its divergence or by its drop,
-        so that two recipes of nearly the same kind are not both tried.
+        or clearly smaller at the same cost, so that two recipes of nearly the same kind are not both tried.
         """
         fit = [
             one
@@ -148,7 +149,8 @@ class ChannelSearch:
         for one in fit:
             nearer = not front or one.divergence < APART * min(other.divergence for other in front)
             safer = bool(front) and self._spent(one) < min(map(self._spent, front)) - SAFER
-            if nearer or safer:
+            equal = bool(front) and self._value(one) <= EQUAL * self._value(front[0])
+            if nearer or safer or (equal and one.bytes < APART * min(other.bytes for other in front)):
                 front.append(one)
         return front[:PARTNERS]
 
@@ -187,5 +189,5 @@ def _chosen(pairs: Sequence[Pair], bounds: Sequence[float]) -> list[Pair]:
     for bound in bounds:
         allowed = [pair for pair in pairs if pair.divergence <= bound and pair not in chosen]
         if allowed:
-            chosen.append(min(allowed, key=lambda pair: (pair.value, pair.divergence)))
+            chosen.append(min(allowed, key=lambda pair: (pair.value, pair.partner.bytes, pair.divergence)))
     return chosen

@@ -88,6 +88,17 @@ def test_nothing_is_tried_without_a_recipe_within_the_budget():
     assert world.search(plain=("int8",)) == []
 
 
+def test_smaller_recipe_of_the_same_cost_is_combined_too():
+    """By cost, of two recipes that cost the same the smaller one is pruned first."""
+    world = World(lambda share: 0.01 * (1 - share))
+    plain = [world.measured(Recipe()), world.measured(Recipe("int8"))]
+    plain = [msgspec.structs.replace(one, cost=Cost("estimate", 60.0, "macs")) for one in plain]
+    search = ChannelSearch(
+        world.make, world.level, lambda recipe: 60.0 * recipe.share, with_base, budget=Budget(), aim="cost"
+    )
+    assert search.run(plain * 4)[0].recipe.precision == "int8"
+
+
 def test_no_more_candidates_than_without_pruning():
     """Where few candidates were made before, few are made pruned: the time at most doubles."""
     world = World(lambda share: 0.01 * (1 - share))
