@@ -21,7 +21,8 @@ from converters.candidates.sensitivity import Sensitivity, float_answers, sensit
 from converters.candidates.strategy import Make, Search, base_of
 from converters.candidates.task_context import TaskContext
 from converters.candidates.task_pool import TaskPool
-from converters.cost.estimate import estimate, median_error
+from converters.cost.estimate import ESTIMATE, INSTRUCTIONS, estimate, median_error
+from converters.cost.file_estimate import core_of_target, fit_of, instructions
 from converters.graph.graph import Graph
 from converters.progress import ConversionCallbacks, ProgressCallback, no_progress
 from converters.quality.measured import Measured
@@ -222,8 +223,14 @@ class CandidateBuilder:
     def _with_cost(self, target: _BuildTarget, recipe: Recipe) -> Candidate:
         """The candidate, with its cost on this target."""
         made = self._made[target.key(recipe)]
-        error = median_error(target.profile, target.runtime, recipe)
-        measured = msgspec.structs.replace(made.measured, cost=self._cost(target, recipe), cost_error=error or 0.0)
+        fit = fit_of(target.runtime, core_of_target(target.profile)) if made.operations is not None else None
+        if fit is not None and made.operations is not None:
+            cost = Cost(ESTIMATE, float(round(instructions(fit, made.operations))), INSTRUCTIONS)
+            error = fit.error(recipe)
+        else:
+            cost = self._cost(target, recipe)
+            error = median_error(target.profile, target.runtime, recipe) or 0.0
+        measured = msgspec.structs.replace(made.measured, cost=cost, cost_error=error)
         return msgspec.structs.replace(made, measured=measured)
 
     def _cost(self, target: _BuildTarget, recipe: Recipe) -> Cost:

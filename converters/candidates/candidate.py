@@ -12,8 +12,13 @@ import msgspec
 import numpy as np
 
 from converters.backends import Artifact, Backend
+from converters.backends.tflite.operations import operations as tflite_operations
 from converters.candidates.evidence import Evidence
 from converters.cost.estimate import estimate
+from converters.cost.file_estimate import core_of_target
+from converters.cost.measuring.inputs import first_sample
+from converters.cost.operations import onnx
+from converters.cost.operations.operation import Operation
 from converters.cost.overhead import NONE, Overhead
 from converters.data.samples import Samples
 from converters.data.stateful import answers_to
@@ -29,7 +34,7 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.sample_rows import run_samples
 from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, UnsupportedOpError
-from edgekit.runtimes import LogicalRuntime, open_runtime
+from edgekit.runtimes import LITERT, LogicalRuntime, open_runtime
 from edgekit.tensors import Array
 
 CHUNK_ROWS = 64
@@ -39,12 +44,17 @@ HOST_PROVIDERS = ("CPUExecutionProvider",)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A candidate and its measurements; `artifact`, `quality` and `parity` are None where it could not be made."""
+    """A candidate and its measurements.
+
+    `artifact`, `quality` and `parity` are None where it could not be made. `operations` are those of the file, from
+    which its cost is estimated; None where the file does not show its work.
+    """
 
     measured: Measured
     artifact: Artifact | None = None
     quality: Value | None = None
     parity: Parity | None = None
+    operations: list[Operation] | None = None
 
 
 def make_candidate(
@@ -100,7 +110,10 @@ def make_candidate(
         measured = msgspec.structs.replace(measured, judgement=judgement)
         first = judgement.outputs[0]
         quality = Value(first.value, first.drop.n)
-    return Candidate(measured, artifact, quality, compared)
+    operations = None
+    if core_of_target(profile):
+        operations = operations_of(artifact, evidence.choice.inputs, folder / recipe.id)
+    return Candidate(measured, artifact, quality, compared, operations)
 
 
 def _agrees_but_for_ties(recipe: Recipe, evidence: Evidence, answers: dict[str, Array]) -> bool:
@@ -136,6 +149,21 @@ def direct_fault(compared: Parity) -> str:
 def _is_reference(recipe: Recipe) -> bool:
     """True for the reference: lowered float32 with all channels."""
     return recipe.precision == "float32" and not recipe.pruned and not recipe.direct
+
+
+def operations_of(artifact: Artifact, samples: Mapping[str, Array], folder: Path) -> list[Operation] | None:
+    """The operators of an artifact; None where they do not show its work. `samples` (N, ...) are inputs of a run."""
+    if artifact.runtime == LITERT:
+        return tflite_operations(artifact.data)
+    runtime = open_artifact(artifact, folder)
+    try:
+        inputs = first_sample(runtime, artifact.inputs, samples)
+    finally:
+        runtime.close()
+    try:
+        return onnx.operations(folder / artifact.file, inputs)
+    except RuntimeLoadError:  # it runs, but not with the settings of another processor
+        return None
 
 
 def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from converters.candidates.candidate import Candidate, open_artifact
-from converters.cost.emulated.cores import CORES
 from converters.cost.emulated.folder import missing
 from converters.cost.estimate import INSTRUCTIONS
+from converters.cost.file_estimate import core_of_target
 from converters.cost.measuring.inputs import first_sample
 from converters.cost.measuring.process import Measuring
 from converters.data.samples import Samples
@@ -108,11 +108,3 @@ def _with_cost(candidate: Candidate, cost: Cost | None) -> Candidate:
         return candidate
     measured = msgspec.structs.replace(candidate.measured, cost=cost, cost_error=COUNT_ERROR)
     return msgspec.structs.replace(candidate, measured=measured)
-
-
-def core_of_target(profile: TargetProfile) -> str:
-    """The core whose instructions are those of a target's devices; empty where none is emulated."""
-    if profile.arch != "aarch64" or profile.accelerator or profile.speed:
-        return ""
-    core = profile.core or ("cortex-a76" if "asimddp" in profile.cpu_features else "cortex-a72")
-    return core if core in CORES else ""

@@ -1,4 +1,4 @@
-"""The cost of one inference on a target, in instructions.
+"""The cost of one inference on a target: estimates from a file or a graph, and instructions that are counted.
 
-Estimates come from the graph and the target profile alone; nothing is run here.
+Runs of an artifact are started in `measuring` only; what is chosen by a cost does not belong here.
 """

@@ -1,10 +1,10 @@
-"""Estimates the cost of an artifact on a target, from multiply-adds, bytes and the features of the target's cores.
+"""Estimates the cost of a graph on a target, from multiply-adds, bytes and the features of the target's cores.
 
-The estimate orders the candidates of one network. The figures for ARM are fitted to instruction counts of thirteen
-networks in up to nine precisions on emulated Cortex-A72 and Cortex-A76 cores, with LiteRT, XNNPACK and one thread;
-`docs/limits.md` compares the estimate with the counts. The figures for x86-64 follow times of four small networks on a
-processor without VNNI. The figures for loops are fitted to instruction counts of seven LSTMs of 32 to 128 steps on
-x86-64, and are within 20 % of each.
+It is used where no file exists yet, on processors that are not ARM, and for files with loops; `file_estimate` estimates
+other files. The figures for ARM are fitted to instruction counts of thirteen networks in up to nine precisions on
+emulated Cortex-A72 and Cortex-A76 cores, with LiteRT, XNNPACK and one thread. The figures for x86-64 follow times of
+four small networks on a processor without VNNI. The figures for loops are fitted to instruction counts of seven LSTMs
+of 32 to 128 steps on x86-64, and are within 20 % of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgekit.bundle.recipe import DYNAMIC, STATIC, WEIGHTS, Recipe
 from edgekit.bundle.targets import TargetProfile
 from edgekit.runtimes import LITERT
 
-INSTRUCTIONS = "instructions"
+ESTIMATE, INSTRUCTIONS = "estimate", "instructions"
 MULTIPLY_ADDS = "float32 multiply-adds"
 FLOAT, INT8, INT8_DYNAMIC, INT4, INT4_DYNAMIC = "float", "int8", "int8-dynamic", "int4", "int4-dynamic"
 CONV, DEPTHWISE, DENSE = "conv", "depthwise", "dense"
@@ -135,8 +135,8 @@ def estimate(graph: Graph, profile: TargetProfile, recipe: Recipe, overhead: Ove
     """
     if profile.speed:  # an accelerator, whose instructions are not known
         macs = sum(graph.macs.values())
-        return Cost("estimate", macs / profile.speed.get(recipe.precision, 1.0), MULTIPLY_ADDS)
-    return Cost("estimate", float(round(_instructions(graph, core_of(profile), recipe, overhead))), INSTRUCTIONS)
+        return Cost(ESTIMATE, macs / profile.speed.get(recipe.precision, 1.0), MULTIPLY_ADDS)
+    return Cost(ESTIMATE, float(round(_instructions(graph, core_of(profile), recipe, overhead))), INSTRUCTIONS)
 
 
 def median_error(profile: TargetProfile, runtime: str, recipe: Recipe) -> float | None:

@@ -1,6 +1,7 @@
 import pytest
 
-from converters.candidates.recount import core_of_target, recount
+from converters.candidates.recount import recount
+from converters.cost.file_estimate import core_of_target
 from converters.progress import no_step
 from converters.quality.measured import Budget
 from converters.quality.selection import CHOSEN, Choice
