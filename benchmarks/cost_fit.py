@@ -26,6 +26,7 @@ LAYERS_ONLY = "micro-"  # networks of many layers of one kind beside each other;
 RUN_OF_ONNX_RUNTIME = 14_000.0  # instructions of an empty run, besides its nodes
 BLOCKS: tuple[Block, ...] = tuple(itertools.product((1, 2, 3, 4, 6, 8), (4, 8, 16, 32), (1, 2, 4, 8)))
 UNKNOWN = {LITERT: (300.0, 1.0, 0.5), "onnxruntime": (5000.0, 1.0, 1.0)}
+CORES = ("cortex-a72", "cortex-a76")  # too few networks were counted on the Cortex-A53 to judge a fit
 SMALL_SHARE = 0.01
 ROUNDS = 6  # of reweighting towards least absolute errors
 PRIOR = 0.02  # weight of UNKNOWN beside the files, for kinds that no layer shows
@@ -172,7 +173,7 @@ def main() -> None:
     files = load()
     fits: dict[str, dict[str, Fit]] = {}
     for runtime in UNKNOWN:
-        for core in sorted({core for one in files for core in one.totals}):
+        for core in CORES:
             fitter = Fitter(files, runtime, core)
             errors = fitter.errors()
             shares = np.abs(list(errors.values()))

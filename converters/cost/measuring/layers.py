@@ -19,7 +19,6 @@ _CPU = 1  # kLiteRtHwAcceleratorCpu
 # Options of LiteRT's C interface are TOML under an identifier (litert/runtime/litert_runtime_options.h).
 _OPTIONS = ((b"runtime_options_string", b"enable_profiling = true\n"), (b"xnnpack", b"num_threads = 1\n"))
 _OPERATOR, _DELEGATED = 2, 8  # OPERATOR_INVOKE_EVENT, DELEGATE_PROFILED_OPERATOR_INVOKE_EVENT
-_FREES_NOTHING = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: None)  # Python owns the texts of options
 _TYPE_BYTES = 1024  # more than a LiteRtRankedTensorType
 _UNCOUNTED = ("DELEGATE", "Invoke")
 
@@ -55,35 +54,21 @@ def litert_layers(path: Path) -> list[Layer]:
 
 
 def _profile(library: Any, path: Path) -> list[Layer]:
-    """Run with the profiler, and free everything again: one process may measure many models."""
-    handles = {kind: c_void_p() for kind in ("CompiledModel", "Options", "Model", "Environment")}
-    buffers: list[c_void_p] = []
-    texts = [ctypes.create_string_buffer(text) for _, text in _OPTIONS]  # must live as long as the options
-    try:
-        return _layers(_events(library, path, handles, buffers, texts))
-    finally:
-        for kind, handle in (*(("TensorBuffer", one) for one in buffers), *handles.items()):
-            if handle.value:
-                getattr(library, f"LiteRtDestroy{kind}")(handle)
-
-
-def _events(
-    library: Any, path: Path, handles: dict[str, c_void_p], kept: list[c_void_p], texts: list[Any]
-) -> list[_Event]:
     def call(name: str, *arguments: Any) -> None:
         status = getattr(library, name)(*arguments)
         if status:
             raise LayersError(f"{name} returned {status}")
 
-    compiled, options, model, environment = handles.values()
-    profiler, signature = c_void_p(), c_void_p()
+    environment, model, options, compiled, profiler, signature = (c_void_p() for _ in range(6))
     call("LiteRtCreateEnvironment", 0, None, byref(environment))
     call("LiteRtCreateModelFromFile", environment, str(path).encode(), byref(model))
     call("LiteRtCreateOptions", byref(options))
     call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+    keep = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: None)
+    texts = [ctypes.create_string_buffer(text) for _, text in _OPTIONS]
     for (identifier, _), text in zip(_OPTIONS, texts, strict=True):
         opaque = c_void_p()
-        call("LiteRtCreateOpaqueOptions", identifier, text, _FREES_NOTHING, byref(opaque))
+        call("LiteRtCreateOpaqueOptions", identifier, text, keep, byref(opaque))
         call("LiteRtAddOpaqueOptions", options, opaque)
     call("LiteRtCreateCompiledModel", environment, model, options, byref(compiled))
     call("LiteRtCompiledModelGetProfiler", compiled, byref(profiler))
@@ -100,7 +85,6 @@ def _events(
             call(f"LiteRtGetCompiledModel{kind}BufferRequirements", compiled, c_size_t(0), c_size_t(i), byref(needs))
             call("LiteRtCreateManagedTensorBufferFromRequirements", environment, form, needs, byref(buffer))
             made[i] = buffer
-            kept.append(buffer)
         return count, made
 
     inputs, outputs = buffers("Input"), buffers("Output")
@@ -114,16 +98,18 @@ def _events(
     call("LiteRtGetNumProfilerEvents", profiler, byref(events))
     table = (_Event * max(events.value, 1))()
     call("LiteRtGetProfilerEvents", profiler, events, ctypes.cast(table, POINTER(_Event)))
-    return list(table)[: events.value]
+    return _layers(list(table)[: events.value])
 
 
 def _layers(events: list[_Event]) -> list[Layer]:
     layers: list[Layer] = []
+    seen: set[tuple[int, int]] = set()
     for event in events:
         tag = (event.tag or b"").decode(errors="replace")
         if event.kind not in (_OPERATOR, _DELEGATED) or tag.startswith(_UNCOUNTED):
             continue
         layers.append(Layer(f"{tag}:{event.first}", tag, int(event.elapsed)))
+        seen.add((event.kind, event.first))
     if not layers:
         raise LayersError("the profile has no operators")
     return layers
