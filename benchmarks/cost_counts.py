@@ -73,7 +73,7 @@ def make_files(folder: Path) -> None:
             context = ConversionContext(graph, fixed, samples, child, folder / "work" / path.stem)
             for backend in (LiteRTBackend(context), OnnxCpuBackend(context)):
                 recipes = [Recipe(precision) for precision in backend.precisions]
-                layers = four_bit_default(backend.layers(pruned=False))
+                layers = four_bit_default(backend.layers())
                 if isinstance(backend, LiteRTBackend) and layers:
                     recipes += [Recipe(kind, int4_layers=layers) for kind in (STATIC, DYNAMIC, WEIGHTS)]
                 for recipe in recipes:
