@@ -29,15 +29,15 @@ def main() -> None:
     import keras
 
     folder = Path(sys.argv[1])
-    images, labels = _digits()
+    images, labels = digits()
     with contextlib.redirect_stdout(sys.stderr):
         for name in NAMES:
             keras.utils.set_random_seed(SEED)
             model, x, y = MAKERS[name](images, labels)
-            _write(folder / name, model, x, y, DATA[name])
+            write(folder / name, model, x, y, DATA[name])
 
 
-def _digits() -> tuple[Any, Any]:
+def digits() -> tuple[Any, Any]:
     """All scans in a fixed order: images (1797, 8, 8, 1), float32 from 0 to 1, and labels (1797,)."""
     from sklearn.datasets import load_digits
 
@@ -48,7 +48,7 @@ def _digits() -> tuple[Any, Any]:
     return noisy.astype(np.float32), labels[order].astype(np.int64)
 
 
-def _write(folder: Path, model: Any, x: Any, y: Any, rows: int) -> None:
+def write(folder: Path, model: Any, x: Any, y: Any, rows: int) -> None:
     folder.mkdir(parents=True)
     model.save(folder / "model.keras")
     parts = {"data": slice(TRAIN, TRAIN + rows), "test": slice(len(x) - TEST, None)}
@@ -72,7 +72,7 @@ def _residual(images: Any, labels: Any) -> tuple[Any, Any, Any]:
         x = layers.ReLU()(conv(x, filters, stride))
         x = layers.ReLU()(layers.Add()([conv(x, filters), short]))
     model = keras.Model(image, layers.Dense(10, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
-    _train(model, images, labels, epochs=12)
+    train(model, images, labels, epochs=12)
     return model, images, labels
 
 
@@ -92,7 +92,7 @@ def _mobilenet(images: Any, labels: Any) -> tuple[Any, Any, Any]:
         x = norm(layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False)(x))
         x = norm(layers.Conv2D(filters, 1, use_bias=False)(x))
     model = keras.Model(image, layers.Dense(10, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
-    _train(model, images, labels, epochs=40)
+    train(model, images, labels, epochs=40)
     scales = [layer.gamma.numpy() for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     dead = sum(int((abs(gamma) < 1e-2 * abs(gamma).max()).sum()) for gamma in scales)
     print(f"mobilenet: {dead} of {sum(map(len, scales))} channels are dead", file=sys.stderr)
@@ -121,7 +121,7 @@ def _autoencoder(images: Any, labels: Any) -> tuple[Any, Any, Any]:
     return model, pixels, None
 
 
-def _train(model: Any, images: Any, labels: Any, *, epochs: int) -> None:
+def train(model: Any, images: Any, labels: Any, *, epochs: int) -> None:
     model.compile(_adam(epochs, 3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(images[:TRAIN], labels[:TRAIN], epochs=epochs, batch_size=32, verbose=0)
     accuracy = model.evaluate(images[-TEST:], labels[-TEST:], verbose=0)[1]
