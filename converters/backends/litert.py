@@ -24,6 +24,7 @@ from converters.backends.bindings import bound, input_bindings, output_spec
 from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
+from converters.backends.tflite import half_tables
 from converters.backends.tflite.biases import require_biases, wider_weights
 from converters.backends.tflite.ranges import tensor_histograms
 from converters.backends.tflite.reader import (
@@ -51,6 +52,7 @@ from edgekit.tensors import Array, DType, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
 HALF_TOLERANCE = 2.0**-10  # share of the largest weight by which weights in half precision may differ
+half_tables.register()
 NEW_RUNTIME = "2.1"  # the oldest ai-edge-litert that edgekit supports; for files that tflite-runtime 2.14 cannot run
 
 

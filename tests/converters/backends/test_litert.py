@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from converters.backends import ConversionContext, four_bit_default
 from converters.backends.litert import LiteRTBackend
@@ -16,6 +17,7 @@ from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.first_runs import require_equal
 from converters.framework_process import TensorFlowProcess
+from converters.graph.graph import Graph
 from converters.passes.weights import with_constants
 from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
 from edgekit.errors import CalibrationError, ConversionError
@@ -116,6 +118,33 @@ def test_halves_leave_the_graph_in_one_piece(precision, answers, samples, tmp_pa
     (tmp_path / "m.tflite").write_bytes(artifact.data)
     assert pieces_of(tmp_path / "m.tflite")[0] == 1
     assert np.abs(found - separable().run(samples.inputs)["scores"]).max() < 0.02
+
+
+def test_embedding_tables_are_halves(child, tmp_path):
+    """A float16 file holds the table that a Gather reads in float16, also one whose last row is read."""
+    rng = np.random.default_rng(2)
+    weights = {"table": rng.normal(0, 1, (300, 16)), "w": rng.normal(0, 0.3, (16, 4))}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"], name="words"),
+        helper.make_node("ReduceMean", ["words"], ["mean"], axes=[1], keepdims=0, name="mean"),
+        helper.make_node("MatMul", ["mean", "w"], ["y"], name="head"),
+    ]
+    constants = {name: value.astype(np.float32) for name, value in weights.items()}
+    model = models.model_of(nodes, {"ids": ["N", 8]}, {"y": ["N", 4]}, constants)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+    graph = Graph(model)
+    ids = Samples({"ids": rng.integers(0, 300, (20, 8)).astype(np.int32)})
+    ids.inputs["ids"][0] = 299
+    artifact = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), ids, child, tmp_path)).build(
+        Recipe("float16")
+    )
+    assert len(artifact.data) < 2 * 300 * 16 + 3000
+    runtime = open_artifact(artifact, tmp_path / "run")
+    try:
+        found = run_rows(runtime, ids.inputs)["y"]
+    finally:
+        runtime.close()
+    np.testing.assert_allclose(found, graph.run(ids.inputs)["y"], atol=2e-3)
 
 
 @pytest.mark.parametrize(
