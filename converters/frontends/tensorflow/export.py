@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def _converted(function: Any, inputs: list[Any]) -> Any:
     logger = logging.getLogger("tf2onnx.tfonnx")
     logger.addHandler(watched)
     try:
-        return tf2onnx.convert.from_function(function, input_signature=inputs, opset=OPSET)[0]
+        with _Copies():
+            return tf2onnx.convert.from_function(function, input_signature=inputs, opset=OPSET)[0]
     except Exception as error:  # tf2onnx raises errors of any type; its log names the operator
         if watched.layer:
             raise UnsupportedOpError(
@@ -66,6 +68,30 @@ def _converted(function: Any, inputs: list[Any]) -> Any:
         ) from error
     finally:
         logger.removeHandler(watched)
+
+
+class _Copies(logging.Handler):
+    """Frees the copies of the graph that tf2onnx makes for each of its optimizers, when the next one begins.
+
+    They are reference cycles, which Python would look for rarely beside TensorFlow's many objects: over 40 times the
+    memory of the weights would be in use. What is frozen is left out of the search, so it takes little time.
+    """
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("tf2onnx.optimizer")
+        self._level = self._logger.level
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.DEBUG)  # each optimizer that begins is logged
+        gc.freeze()
+
+    def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
+        self._logger.setLevel(self._level)
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Free the copies before."""
+        gc.collect()
 
 
 class _Failures(logging.Handler):
