@@ -14,7 +14,7 @@ import torch
 import torch_pruning
 from torch import nn
 
-SEED, EPOCHS, BATCH = 11, 30, 32
+SEED, EPOCHS, BATCH = 11, 12, 32
 HALVINGS = 12
 
 
