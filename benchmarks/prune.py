@@ -80,8 +80,9 @@ def _keywords(folder: Path) -> list[Figure]:
 
 
 def _keyword_bytes(folder: Path, data: Path, test: Any, whole: Answers) -> list[Figure]:
+    budget = ("--max-drop", str(1 - LEAST_AGREEMENT))  # without labels, quality is agreement with the float model
     none, auto = (
-        _convert(KEYWORDS / "saved_model", data, folder / prune, "--aim", "size", "--prune", prune)
+        _convert(KEYWORDS / "saved_model", data, folder / prune, "--aim", "size", "--prune", prune, *budget)
         for prune in ("none", "auto")
     )
     found = _bundle_answers(auto["bundle"], test["x"])
