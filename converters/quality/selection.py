@@ -67,6 +67,7 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
             verdicts[measured.recipe.id] = (FAILED if measured.fault else REFUSED, fault)
     rank = ranks([m for m in candidates if m.recipe.id not in verdicts], aim)
     fit = sorted((m for m in candidates if m.recipe.id not in verdicts), key=lambda m: rank[m.recipe.id])
+    whole = fit
     verdicts.update({name: (DOMINATED, reason) for name, reason in dominated(fit).items()})
     fit = [m for m in fit if m.recipe.id not in verdicts]
     order, skipped = sequence(fit, aim)
@@ -78,7 +79,10 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
     proven = {m.recipe.id for m in fit if verdicts[m.recipe.id][0] == FITS}
     if accept_unproven:
         verdicts.update(_accepted(fit, verdicts, budget, candidates))
-    fitting = [m for m in fit if verdicts[m.recipe.id][0] == FITS]
+        while revived := _revived(whole, verdicts):
+            verdicts.update(dict.fromkeys((m.recipe.id for m in revived), (UNTESTED, "")))
+            verdicts.update(_accepted(revived, verdicts, budget, candidates))
+    fitting = [m for m in whole if verdicts[m.recipe.id][0] == FITS]
     if not fitting:
         raise _nothing_fits(candidates, verdicts)
     best = _best(fitting, aim)
@@ -207,6 +211,13 @@ def _accepted(
             estimate = measured.judgement.outputs[0].estimate
             accepted[measured.recipe.id] = (FITS, f"point estimate {estimate:.4g} accepted without proof")
     return accepted
+
+
+def _revived(fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> list[Measured]:
+    """The dominated candidates whose dominating ones were all refused by their point estimates."""
+    left = [m for m in fit if verdicts[m.recipe.id][0] != REFUSED]
+    still = dominated(left)
+    return [m for m in left if verdicts[m.recipe.id][0] == DOMINATED and m.recipe.id not in still]
 
 
 def drop_per_divergence(candidates: Sequence[Measured]) -> float:

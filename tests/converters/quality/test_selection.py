@@ -287,3 +287,13 @@ def test_lucky_pruned_candidate_is_not_accepted_by_its_estimate():
     assert "its divergence suggests one of 0.01" in choice.verdicts[found[3].recipe.id][1]
     plain = one(0, 250, 0.006, 0.045)
     assert pick(F32, *found[:3], plain, aim="size", accept=True).chosen == plain.recipe.id
+
+
+def test_refused_candidate_dominates_nothing():
+    """A candidate that another one dominates is judged by its own estimate once that other one is refused."""
+    better = measured("int8", 100, 50, drop=(0.05, 0.2), divergence=1e-3)
+    worse = measured("int8-dynamic", 110, 60, drop=(0.004, 0.2), divergence=2e-3)
+    choice = pick(F32, better, worse, aim="size", accept=True)
+    assert choice.chosen == "int8-dynamic"
+    assert choice.verdicts["int8"][0] == "refused"
+    assert pick(F32, better, worse, aim="size").chosen == "float32"
