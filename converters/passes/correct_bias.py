@@ -14,11 +14,11 @@ import numpy as np
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
-from converters.passes.frontier import Frontier
-from converters.passes.weights import Dense, dense_layers, read_by_one, with_layer
+from converters.passes.stepping import Stepper, chunks_of
+from converters.passes.weights import Dense, dense_layers, read_by_one, with_bias, with_constants, with_layer
 from edgekit.tensors import Array
 
-BIAS_ROWS = 64  # at most this many rows for the means
+LEAST_ROWS, BIAS_ROWS = 16, 64  # rows for the means: fewer where their tensors take much memory
 INT8_LEVELS = 127
 
 
@@ -50,16 +50,15 @@ class CorrectBias:
         for layer in dense_layers(graph):
             if layer.name not in self._exact:
                 rounded = with_layer(rounded, layer, rounded_8(layer.matrix, per_channel=self._per_channel), None)
-        before, behind = (Frontier(graph, self._samples, BIAS_ROWS) for _ in range(2))
+        chunks = chunks_of(graph, self._samples, least=LEAST_ROWS, most=BIAS_ROWS, each=1)
+        before, behind = Stepper(graph, chunks), Stepper(rounded, chunks)
         for layer in _correctable(graph):
-            shift = _mean(before, graph, layer) - _mean(behind, rounded, layer)
+            shift = _mean(before, layer) - _mean(behind, layer)
             name = layer.bias_name()
             old = np.zeros(len(shift)) if name is None else graph.constants[name].astype(np.float64).ravel()
-            corrected = with_layer(corrected, layer, layer.matrix, old + shift)
-            weights = layer.matrix
-            if layer.name not in self._exact:
-                weights = rounded_8(weights, per_channel=self._per_channel)
-            rounded = with_layer(rounded, layer, weights, old + shift)
+            values, biases = with_bias(graph, layer, old + shift)
+            behind.change(values, biases)
+            corrected = with_constants(corrected, values, biases)
         return corrected
 
     def holds(self, graph: Graph) -> bool:
@@ -84,11 +83,11 @@ def _correctable(graph: Graph) -> list[Dense]:
     ]
 
 
-def _mean(frontier: Frontier, graph: Graph, layer: Dense) -> Array:
-    """The mean of each output channel over the rows of `frontier` (O,), which moves to the layer's input."""
-    frontier.move(graph, layer.node.input[0])
+def _mean(stepper: Stepper, layer: Dense) -> Array:
+    """The mean of each output channel over all rows (O,); the stepper moves to the layer's input."""
+    stepper.value(layer.node.input[0])
     total, count = np.zeros(len(layer.matrix)), 0
-    for y in frontier.rows(graph, layer.output):
+    for y in stepper.peek(layer.output):
         results = layer.results(y)
         total += results.sum(axis=0, dtype=np.float64)
         count += len(results)

@@ -18,15 +18,19 @@ from scipy import linalg
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
-from converters.passes.frontier import Frontier
-from converters.passes.weights import Dense, dense_layers, read_by_one, with_layer
+from converters.passes.stepping import Stepper, chunks_of
+from converters.passes.weights import Dense, dense_layers, read_by_one, with_bias, with_constants, with_layer
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
 INT4_LEVELS = 7  # the largest integer
 RATIOS = np.linspace(0.5, 1.0, 26)  # shares of the largest weight at which the scale can clip
 RIDGE, DAMPING = 1e-2, 1e-2  # shares of the mean square of a feature
-ROUNDING_ROWS, PLACES = 256, 16  # at most this many rows; patches read per weight of a channel
+LEAST_ROWS, ROUNDING_ROWS, PLACES = (
+    16,
+    256,
+    16,
+)  # rows, fewer where their tensors take much memory; patches read per weight of a channel
 WIDEST = 4608  # inputs of one channel; the square matrices of wider layers take too long
 
 
@@ -67,7 +71,10 @@ class RoundWeights:
             if fit is not None and layer.matrix.shape[1] <= WIDEST and read_by_one(graph, layer.weight_name):
                 rounded = fit.fitted(rounded, layer)
             else:
-                rounded = with_layer(rounded, layer, nearest(layer.matrix), None)
+                matrix = nearest(layer.matrix)
+                rounded = with_layer(rounded, layer, matrix, None)
+                if fit is not None:
+                    fit.set(layer, matrix)
         return rounded
 
     def holds(self, graph: Graph) -> bool:
@@ -151,36 +158,43 @@ class _Fit:
     """
 
     def __init__(self, graph: Graph, samples: Samples) -> None:
-        self._graph = graph
-        self._before, self._behind = (Frontier(graph, samples, ROUNDING_ROWS) for _ in range(2))
+        chunks = chunks_of(graph, samples, least=LEAST_ROWS, most=ROUNDING_ROWS, each=1)
+        self._rows = len(chunks)
+        self._before, self._behind = Stepper(graph, chunks), Stepper(graph, chunks)
 
     def fitted(self, rounded: Graph, layer: Dense) -> Graph:
         """Fit a layer of `rounded` to the outputs of the float layer, round it, and fit its bias again."""
         old = layer.matrix
-        moments, cross, mean_x, mean_y = self._moments(rounded, layer)
-        with_bias = layer.can_have_bias
-        if with_bias:
+        moments, cross, mean_x, mean_y = self._moments(layer)
+        fits_bias = layer.can_have_bias
+        if fits_bias:
             moments_fit = moments - np.outer(mean_x, mean_x)
             cross_fit = cross - np.outer(mean_x, mean_y)
         else:
             moments_fit, cross_fit = moments, cross
         ridge = np.eye(len(moments)) * max(RIDGE * float(np.diag(moments).mean()), 1e-12)
         fitted = linalg.solve(moments_fit + ridge, cross_fit + ridge @ old.T, assume_a="pos").T
-        matrix = gptq(fitted, moments_fit if with_bias else moments)
-        bias = mean_y - matrix @ mean_x if with_bias else None
-        return with_layer(rounded, layer, matrix, bias)
+        matrix = gptq(fitted, moments_fit if fits_bias else moments)
+        values, biases = with_bias(rounded, layer, mean_y - matrix @ mean_x) if fits_bias else ({}, {})
+        values[layer.weight_name] = layer.weights_of(matrix)
+        self._behind.change(values, biases)
+        return with_constants(rounded, values, biases)
 
-    def _moments(self, rounded: Graph, layer: Dense) -> tuple[Array, Array, Array, Array]:
+    def set(self, layer: Dense, matrix: Array) -> None:
+        """Tell weights (O, K) that were rounded otherwise."""
+        self._behind.change({layer.weight_name: layer.weights_of(matrix)}, {})
+
+    def _moments(self, layer: Dense) -> tuple[Array, Array, Array, Array]:
         """Means of x x^T (K, K), x y^T (K, O), x (K,), y (O,): x from the rounded graph, y from the float graph."""
         outputs, inputs = layer.matrix.shape
         moments, cross = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
         sum_x, sum_y, count = np.zeros(inputs), np.zeros(outputs), 0
-        self._before.move(self._graph, layer.node.input[0])
-        self._behind.move(rounded, layer.node.input[0])
-        per_row = -(-PLACES * max(inputs, 64) // self._before.count)
+        name = layer.node.input[0]
+        for stepper in (self._before, self._behind):
+            stepper.value(name)
+        per_row = -(-PLACES * max(inputs, 64) // self._rows)
         rng = np.random.default_rng(0)
-        source, wanted = self._behind.rows(rounded, layer.node.input[0]), self._before.rows(self._graph, layer.output)
-        for x, y in zip(source, wanted, strict=True):
+        for x, y in zip(self._behind.peek(name), self._before.peek(layer.output), strict=True):
             features, results = layer.features(x).astype(np.float64), layer.results(y).astype(np.float64)
             if len(features) > per_row:
                 picked = rng.choice(len(features), per_row, replace=False)

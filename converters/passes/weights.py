@@ -47,6 +47,11 @@ class Dense:
             return weights.reshape(len(weights), -1)
         return weights if self._attributes.get("transB") else weights.T
 
+    @property
+    def dtype(self) -> Any:
+        """The type of the weights."""
+        return self._weights.dtype
+
     def weights_of(self, matrix: Array) -> Array:
         """`matrix` (O, K) in the shape and dtype of the graph's constant."""
         if self.node.op_type == "Conv" or self._attributes.get("transB"):
@@ -145,15 +150,16 @@ def with_constants(graph: Graph, values: Mapping[str, Array], biases: Mapping[st
 
 def with_layer(graph: Graph, layer: Dense, matrix: Array, bias: Array | None) -> Graph:
     """`graph` with new weights (O, K) of `layer`, and a new bias (O,) unless `bias` is None."""
-    values = {layer.weight_name: layer.weights_of(matrix)}
-    name, new = layer.bias_name(), {}
-    if bias is not None:
-        bias = bias.astype(values[layer.weight_name].dtype)
-        if name is not None:
-            values[name] = bias.reshape(graph.constants[name].shape)
-        else:
-            new[layer.name] = bias
-    return with_constants(graph, values, new)
+    values, new = ({}, {}) if bias is None else with_bias(graph, layer, bias)
+    return with_constants(graph, {layer.weight_name: layer.weights_of(matrix), **values}, new)
+
+
+def with_bias(graph: Graph, layer: Dense, bias: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """A new bias (O,) as arguments of `with_constants`: a constant, or the bias of a layer that had none."""
+    name, bias = layer.bias_name(), bias.astype(layer.dtype)
+    if name is not None:
+        return {name: bias.reshape(graph.constants[name].shape)}, {}
+    return {}, {layer.name: bias}
 
 
 def read_by_one(graph: Graph, name: str) -> bool:

@@ -12,6 +12,7 @@ from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.passes.channels.groups import Channels, without
 from converters.passes.channels.rules import channels_of
+from converters.passes.stepping import chunks_of
 from converters.pruning.allocation import Point, Step, path, removed_after
 from converters.pruning.families import (
     Family,
@@ -22,8 +23,7 @@ from converters.pruning.families import (
     removed_channels,
 )
 from converters.pruning.ranking import Ranking, compensated, rank
-from converters.pruning.refit import LayerFit, refit
-from converters.pruning.stepping import chunks_of
+from converters.pruning.refit import FOLDS, LayerFit, refit
 from converters.quality.divergence import divergence
 from edgekit.errors import CalibrationError
 from edgekit.tensors import Array
@@ -140,7 +140,7 @@ class ChannelPruner:
 
     @cached_property
     def _chunks(self) -> list[dict[str, Array]]:
-        return chunks_of(self.graph, self._samples)
+        return chunks_of(self.graph, self._samples, least=2 * FOLDS)
 
     @cached_property
     def _expected(self) -> dict[str, Array]:

@@ -10,11 +10,11 @@ import numpy as np
 
 from converters.graph.graph import Graph
 from converters.passes.channels.groups import Channels, Read
+from converters.passes.stepping import Stepper
 from converters.passes.weights import is_dense, read_by_one, with_constants
 from converters.pruning.elimination import Elimination, Reader, eliminate
 from converters.pruning.families import Family
 from converters.pruning.linear import Linear, channel_weights, reader_inputs, sample_count
-from converters.pruning.stepping import Stepper
 from edgekit.tensors import Array
 
 WIDEST_PATCH = 1200  # a convolution with more inputs per output is judged by its channels, without their places

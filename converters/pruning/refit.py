@@ -13,12 +13,13 @@ import numpy as np
 
 from converters.graph.graph import Graph, label
 from converters.passes.channels.groups import Channels
+from converters.passes.stepping import Stepper
 from converters.passes.weights import is_dense, read_by_one, with_constants
 from converters.pruning.least_squares import Fit, Sums, fit
 from converters.pruning.linear import Linear, sample_count
-from converters.pruning.stepping import FOLDS, Stepper
 from edgekit.tensors import Array
 
+FOLDS = 5  # of the cross-validation over chunks
 WIDEST = 2400  # inputs of one output; wider layers are not fitted
 EXACT = 1e-10  # share of the outputs' squares below which nothing has to be fitted
 
@@ -78,9 +79,10 @@ def refit(
         if found is None:
             continue
         changed, added = _constants(pruned, layer, found, intercept=layer.can_have_bias and own_bias)
-        after.change(changed, {name: added} if added is not None else {})
+        new = {label(node): added} if added is not None else {}
+        after.change(changed, new)
         values.update(changed)
-        biases.update({label(node): added} if added is not None else {})
+        biases.update(new)
         fits.append(LayerFit(layer.name, found.before, found.after, found.ridge))
     graph = with_constants(pruned, values, biases) if fits else pruned
     return Refit(graph, tuple(fits), after.answers())

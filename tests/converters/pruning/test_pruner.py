@@ -8,10 +8,10 @@ from converters.cost.estimate import estimate
 from converters.data.samples import Samples
 from converters.passes.channels.groups import without
 from converters.passes.channels.rules import channels_of
+from converters.passes.stepping import Stepper, chunks_of
 from converters.pruning.families import removed_by_names
 from converters.pruning.pruner import ChannelPruner, numbers_of, parameters
 from converters.pruning.refit import refit
-from converters.pruning.stepping import Stepper, chunks_of
 from converters.quality.divergence import divergence
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import find_target, known_targets
@@ -95,7 +95,7 @@ def test_stepper_gives_the_values_of_the_graph():
     """Tensors of each chunk are those of a whole run, and answers follow a changed layer."""
     net, output = STRUCTURES["concat"]()
     graph, x = net.graph(output), net.x(33)
-    chunks = chunks_of(graph, Samples({"x": x}))
+    chunks = chunks_of(graph, Samples({"x": x}), least=10)
     assert len(chunks) >= 10
     stepper = Stepper(graph, chunks)
     first = graph.nodes[0]
@@ -111,7 +111,7 @@ def test_fixed_batch_runs_row_by_row():
     graph = net.graph(output).with_batch(1)
     channels = channels_of(graph)
     removed = removed_by_names(channels, {graph.nodes[1].name: range(4, 16)})
-    chunks = chunks_of(graph, Samples({"x": net.x(70)}))
+    chunks = chunks_of(graph, Samples({"x": net.x(70)}), least=10)
     made = refit(channels, removed, without(channels, removed), chunks)
     assert made.fits
     assert len(made.answers[output]) == 70

@@ -6,8 +6,8 @@ from onnx import helper
 
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
-from converters.passes import frontier as module
-from converters.passes.frontier import Frontier, live_bytes
+from converters.passes import stepping
+from converters.passes.stepping import Stepper, chunks_of, live_bytes
 from converters.passes.weights import dense_layers, tensors_of_rows, with_layer
 from tests.simulators.models import model_of
 
@@ -43,32 +43,34 @@ def all_at(graph, name, samples):
 def test_values_behind_changed_layers_equal_a_run_from_the_inputs(samples):
     """Layer by layer: the values after each change are those of the whole changed graph, through branches too."""
     graph = branches()
-    frontier, changed = Frontier(graph, samples, 20), graph
+    stepper, changed = Stepper(graph, chunks_of(graph, samples)), graph
     for layer in dense_layers(graph):
-        frontier.move(changed, layer.node.input[0])
+        stepper.value(layer.node.input[0])
         for name in (layer.node.input[0], layer.output):
-            found = list(frontier.rows(changed, name))
-            np.testing.assert_allclose(found, all_at(changed, name, samples), atol=1e-5)
+            np.testing.assert_allclose(stepper.peek(name), all_at(changed, name, samples), atol=1e-5)
         changed = with_layer(changed, layer, layer.matrix * 0.7, None)
+        stepper.change({layer.weight_name: changed.constants[layer.weight_name]}, {})
     for name in ("y", "z"):
-        np.testing.assert_allclose(list(frontier.rows(changed, name)), all_at(changed, name, samples), atol=1e-5)
+        np.testing.assert_allclose(stepper.peek(name), all_at(changed, name, samples), atol=1e-5)
 
 
-def test_a_move_back_changes_nothing(samples):
-    """After a move to a later tensor, a move to an earlier one keeps the later values."""
+def test_a_step_back_changes_nothing(samples):
+    """After a step to a later tensor, an earlier one that is still read has its values, and later ones stay."""
     graph = branches()
-    frontier = Frontier(graph, samples, 20)
-    frontier.move(graph, "d")
-    frontier.move(graph, "a")
-    np.testing.assert_allclose(list(frontier.rows(graph, "y")), all_at(graph, "y", samples), atol=1e-5)
+    stepper = Stepper(graph, chunks_of(graph, samples))
+    stepper.value("d")
+    np.testing.assert_allclose(stepper.value("a"), all_at(graph, "a", samples), atol=1e-5)
+    np.testing.assert_allclose(stepper.peek("y"), all_at(graph, "y", samples), atol=1e-5)
+    assert stepper.value("r") is None
 
 
 def test_rows_are_fewer_where_values_are_large(samples, monkeypatch):
     """The values that are kept bound the rows, down to a least number; all rows fit for a small graph."""
     graph = branches()
     assert live_bytes(graph) == 4 * 36 * 16  # a, d, e and y: the shape is a constant
-    assert Frontier(graph, samples, 20).count == 20
-    monkeypatch.setattr(module, "MOST_BYTES", 18 * live_bytes(graph))
-    assert Frontier(graph, samples, 20).count == 18
-    monkeypatch.setattr(module, "MOST_BYTES", 1)
-    assert Frontier(graph, samples, 20).count == 16
+    assert len(chunks_of(graph, samples)) == 20
+    assert len(chunks_of(graph, samples, most=7)) == 7
+    monkeypatch.setattr(stepping, "MEMORY_BYTES", 18 * live_bytes(graph))
+    assert len(chunks_of(graph, samples, least=16)) == 18
+    monkeypatch.setattr(stepping, "MEMORY_BYTES", 1)
+    assert len(chunks_of(graph, samples, least=16)) == 16
