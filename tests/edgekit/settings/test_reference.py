@@ -32,7 +32,7 @@ def test_every_key_is_described(kind: type[msgspec.Struct]) -> None:
 def test_types_units_and_defaults_are_read_from_the_class() -> None:
     """Bounds, unit and default stand in one place, the field itself."""
     agent = docs_of(AgentSettings)
-    assert agent["heartbeat_seconds"][1:5] == ("number above 0 up to 1e+09", "seconds", False, "30.0")
+    assert agent["heartbeat_seconds"][1:5] == ("number above 0 up to 1e+10", "seconds", False, "30.0")
     assert agent["download_bytes_per_second"].unit == "bytes per second"
     assert agent["probation_max_error_share"][1:5] == ("number from 0 to 1", "share (0 to 1)", False, "0.05")
     assert agent["batch"][1:5] == ('integer from 1 to 1024 or "auto"', "rows", False, '"auto"')
