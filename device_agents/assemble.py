@@ -115,7 +115,7 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
 
 
 def threshold_warnings(settings: AgentSettings) -> list[str]:
-    """What is wrong with thresholds that this release still accepts."""
+    """The faults of thresholds that this release still accepts."""
     given = {"fallback_threshold": settings.fallback_threshold}
     own = {f"models.{name}.fallback_threshold": one.fallback_threshold for name, one in settings.models.items()}
     return [

@@ -26,7 +26,7 @@ MEMORY_MEANING = (
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What one inference of a bundle needs. Instructions and times are of one call with one row and one thread.
+    """The needs of one inference of a bundle. Instructions and times are of one call with one row and one thread.
 
     Attributes:
         bundle: ``name version target``.

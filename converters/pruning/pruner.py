@@ -39,7 +39,7 @@ Costs = Callable[[Graph], float]
 
 
 class Level(msgspec.Struct, frozen=True):
-    """What each layer keeps so that about `share` of the cost is left.
+    """The channels that each layer keeps so that about `share` of the cost is left.
 
     Attributes:
         share: The share of the cost that was aimed at.

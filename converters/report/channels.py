@@ -32,7 +32,7 @@ class LayerWidth(msgspec.Struct, frozen=True):
 
 
 class ChannelReport(msgspec.Struct, frozen=True):
-    """What pruning of channels that are not dead gave.
+    """The result of pruning channels that are not dead.
 
     Attributes:
         asked: ``auto`` or a share.

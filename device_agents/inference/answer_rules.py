@@ -17,7 +17,7 @@ _NO_OUTPUTS: Mapping[str, Array] = {}
 
 
 class Expected(NamedTuple):
-    """What the device knows of the answer that it asks for.
+    """The device's knowledge of the answer that it asks for.
 
     Attributes:
         outputs: Outputs of the device's model; empty where it has no local bundle.

@@ -78,7 +78,7 @@ class Request:
 
     @property
     def expected(self) -> Expected:
-        """What the device knows of an answer of the cloud tier; without its own answer."""
+        """The device's knowledge of an answer of the cloud tier; without its own answer."""
         if self.session is None:
             return Expected(wanted=self.wanted)
         session = self.session

@@ -17,7 +17,7 @@ ORDERED_FIELDS = ("version", "fact", "seen")
 
 
 class Field(msgspec.Struct, frozen=True):
-    """What is compared: `kind` is a word of PLAIN_FIELDS, INDEXED_FIELDS or MODEL_FIELDS, `key` a label or a model."""
+    """A compared field: `kind` is in PLAIN_FIELDS, INDEXED_FIELDS or MODEL_FIELDS; `key` is a label or a model."""
 
     kind: str
     key: str = ""

@@ -1,4 +1,4 @@
-"""What a report or the clock makes of one device in a rollout. Pure rules; `machine` decides about the rollout."""
+"""Judges one device in a rollout by its report and the clock. Pure rules; `machine` decides about the rollout."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from edgekit.trust.assignment import Entry
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What new devices of a cohort get.
+    """A standing assignment: the model that new devices of a cohort get.
 
     Attributes:
         id: Its number.
@@ -42,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the audit log and ``--json`` say."""
+        """Its values for the audit log and ``--json``."""
         return {
             "id": self.id,
             "model": self.model,

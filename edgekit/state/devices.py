@@ -21,7 +21,7 @@ from edgekit.state.tables import assignments, devices, events, presence, reports
 
 
 class _Versioned(msgspec.Struct, frozen=True):
-    """What is needed of an assignment's entry."""
+    """The needed part of an assignment's entry."""
 
     version: str
 

@@ -34,7 +34,7 @@ class SavedGroup(msgspec.Struct, frozen=True):
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What turns a filter into SQL.
+    """Turns a filter into SQL.
 
     Attributes:
         now: Wall clock seconds, for `online` and `seen`.

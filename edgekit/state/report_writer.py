@@ -21,7 +21,7 @@ MAX_DEVICES = 10_000
 
 
 class Written(NamedTuple):
-    """What this process wrote last for a device: its report's number, and the rows with their digest."""
+    """The last write of this process for a device: its report's number, and the rows with their digest."""
 
     number: int
     digest: str

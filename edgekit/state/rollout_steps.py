@@ -91,7 +91,7 @@ class AuditedChange(NamedTuple):
 def audited_change(
     before: Rollout, event: RolloutEvent, step: RolloutStep, entries: Mapping[str, Entry]
 ) -> AuditedChange | None:
-    """What a step changed for the fleet; None for a survey that assigns nothing and decides nothing.
+    """The change that a step made for the fleet; None for a survey that assigns nothing and decides nothing.
 
     Args:
         before: The rollout before the step.

@@ -40,7 +40,7 @@ def _check(name: Any, config: Any, policy: Any = None) -> None:
 
 
 def _materialize(op_info: Any, graph_info: Any, tensor_name_to_qsv: Any, tensor_quant_params_cache: Any) -> list[Any]:
-    """What becomes of each tensor of a GATHER: a large constant table is cast, all others stay."""
+    """The change of each tensor of a GATHER: a large constant table is cast, all others stay."""
     del tensor_name_to_qsv, tensor_quant_params_cache  # the quantizer names its arguments
     found = []
     inputs = [graph_info.subgraph_tensors[index] for index in op_info.op.inputs]

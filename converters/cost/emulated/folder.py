@@ -37,7 +37,7 @@ def in_source_tree() -> bool:
 
 
 def missing() -> tuple[str, str] | None:
-    """What is missing to count instructions here, and a sentence that says what to do; None if nothing is."""
+    """The parts that are missing to count instructions here, and a sentence with what to do; None if nothing is."""
     home = arm_folder()
     if (platform.system(), platform.machine().lower()) not in (("Linux", "x86_64"), ("Linux", "amd64")):
         return "the emulator runs on x86-64 Linux only", "Run it on such a machine, or profile a board with --on host."

@@ -1,4 +1,4 @@
-"""What the process that is measured is asked, and what it answers: one line of JSON each. Pure."""
+"""Requests to the process that is measured, and its answers: one line of JSON each. Pure."""
 
 from __future__ import annotations
 

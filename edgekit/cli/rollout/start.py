@@ -162,7 +162,7 @@ def start(
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """What a rollout would do.
+    """The effects that a rollout would have.
 
     Attributes:
         devices: Number of devices with a bundle for their target.

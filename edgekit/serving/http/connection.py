@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def age(self) -> tuple[int, float]:
-        """What it did so far, and since when it is idle, in the loop's time; see `OpenConnection.age`."""
+        """Its work so far, and since when it is idle, in the loop's time; see `OpenConnection.age`."""
         return WORKED if self._worked else min(self._reader.requests, 1), self._idle_since
 
     @property

@@ -26,7 +26,7 @@ class OpenConnection(Protocol):
 
     @property
     def age(self) -> tuple[int, float]:
-        """What it did so far (0 nothing, 1 asked for health or was refused, WORKED), and since when it is idle."""
+        """Its work so far (0 nothing, 1 asked for health or was refused, WORKED), and since when it is idle."""
         ...
 
     def leave(self) -> None:

@@ -1,4 +1,4 @@
-"""What requests and answers of the Open Inference Protocol share: JSON, followed by the bytes of binary tensors."""
+"""The form of requests and answers of the Open Inference Protocol: JSON, followed by the bytes of binary tensors."""
 
 from __future__ import annotations
 
