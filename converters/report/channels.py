@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import msgspec
 
 
@@ -55,9 +57,14 @@ class ChannelReport(msgspec.Struct, frozen=True):
             return self.note
         if self.layers:
             before, after = (sum(getattr(layer, name) for layer in self.layers) for name in ("before", "after"))
-            text = f"{len(self.layers)} layers keep {after} of {before} channels, and later layers were fitted anew."
+            kept = f"{_counted(self.layers, 'layer keeps', 'layers keep')} {after} of {before} channels"
+            text = f"{kept}, and later layers were fitted anew."
         else:
             text = "The chosen artifact keeps all channels that are not dead."
-        tried = f" {len(self.curve)} levels of pruning were made." if self.curve else ""
-        held = f" {len(self.frozen)} layers keep all channels for reasons that the report gives." if self.frozen else ""
-        return text + tried + held
+        tried = _counted(self.curve, "level of pruning was made.", "levels of pruning were made.")
+        held = _counted(self.frozen, "layer keeps", "layers keep") + " all channels for reasons that the report gives."
+        return " ".join([text, *([tried] if self.curve else []), *([held] if self.frozen else [])])
+
+
+def _counted(many: Sized, one: str, several: str) -> str:
+    return f"{len(many)} {one if len(many) == 1 else several}"
