@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +10,7 @@ from edgekit.cli.common.console import (
     control_settings,
     dry_run_option,
     json_option,
+    needs_extra,
     note,
     print_json,
     print_table,
@@ -18,11 +18,6 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import ROLLOUT, Number
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
-from edgekit.errors import NotFoundError
-
-if TYPE_CHECKING:
-    from edgekit.registry import RegistryReader
-    from edgekit.trust.assignment import Entry
 
 
 @click.group()
@@ -75,10 +70,12 @@ def add(
         raise click.UsageError("Name either --version or --channel.")
     cohort = parse_cohort(targets, labels, filter_text)
     settings = control_settings()
+    with needs_extra("controller"):
+        from edgekit.controller.planning import standing_entries
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         with registry_reader(settings) as reader:
-            entries = _entries(reader, model, version, channel)
+            entries = standing_entries(reader, model, version, channel)
         now = time.time()
         if dry_run:
             count = state.devices.count(now, settings.offline_after_seconds, cohort)
@@ -94,21 +91,6 @@ def add(
         print_json(made.summary)
         return
     note(f"standing assignment {made.id}: {made.text} for {cohort.text or 'all devices'}")
-
-
-def _entries(reader: RegistryReader, model: str, version: str, channel: str) -> dict[str, Entry]:
-    """The bundle for each target. Raises NotFoundError if there is none."""
-    targets = {row.target for row in reader.list(model)}
-    entries = {}
-    last: NotFoundError | None = None
-    for target in sorted(targets):
-        try:
-            entries[target] = reader.resolve(model, target, version or None, channel=channel).entry
-        except NotFoundError as error:
-            last = error
-    if not entries:
-        raise last or NotFoundError(f"the registry has no model {model!r}", advice="See: edgekit registry list")
-    return entries
 
 
 @assign.command(name="list")

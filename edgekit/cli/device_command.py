@@ -10,7 +10,7 @@ import click
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, printable
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Seconds
-from edgekit.cli.common.selection import nobody, parse_cohort, selection_options, with_groups
+from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.errors import EdgekitError, UnavailableError
 from edgekit.mqtt.messages import COMMAND_KINDS
 from edgekit.rollout.cohort import Cohort
@@ -55,7 +55,7 @@ def command(
             views = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
             names = [view.device for view in views]
             if not names:
-                raise nobody(state, cohort)
+                raise state.nobody(cohort)
         now = time.time()
         sent = [state.commands.add(one, kind, now=now, expires=now + expires) for one in names]
         answers = [_await_answer(state, one) for one in sent] if wait else sent

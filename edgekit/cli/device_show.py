@@ -10,7 +10,7 @@ import click
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
-from edgekit.cli.common.selection import nobody, parse_cohort, selection_options, with_groups
+from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.rollout.text import time_text
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def list_command(
         now, offline_after = time.time(), settings.offline_after_seconds
         views = state.devices.views(now, offline_after, cohort=cohort, after=after, limit=limit)
         total = len(views) if limit is None else state.devices.count(now, offline_after, cohort)
-        nothing = nobody(state, cohort) if not total and cohort.text else None
+        nothing = state.nobody(cohort) if not total and cohort.text else None
     if as_json:
         print_json(views)
     elif nothing is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from edgekit.errors import NotFoundError
+from edgekit.rollout.cohort import Cohort
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.commands import CommandTable, StoredCommand
@@ -63,6 +65,17 @@ class FleetState:
         self.audit = AuditTable(engine, fleet)
         self.assignments = AssignmentTable(engine, fleet)
         self.commands = CommandTable(engine, fleet, author=author)
+
+    def nobody(self, cohort: Cohort) -> NotFoundError:
+        """The error for a selection without devices: it names the selection and the nearest values of the fleet."""
+        if not self.devices.count(0.0, 0.0):
+            return NotFoundError(
+                f"no device is enrolled in fleet {self.fleet!r}",
+                advice="Enroll one: edgekit device enroll ID --target T",
+            )
+        advice = "; ".join(self.groups.nearest(cohort))
+        advice = advice[:1].upper() + advice[1:] if advice else "See: edgekit device list"
+        return NotFoundError(f"no device of fleet {self.fleet!r} matches {cohort.text}", advice=advice)
 
     def close(self) -> None:
         """Close all connections."""

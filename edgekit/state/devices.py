@@ -65,6 +65,11 @@ class DeviceView(msgspec.Struct, frozen=True):
     telemetry: dict[str, Any] = {}
     fault: str = ""
 
+    @property
+    def edgekit(self) -> str:
+        """Version of the device's edgekit; empty before it has reported it."""
+        return str(self.facts.get("edgekit", ""))
+
 
 class StoredEvent(msgspec.Struct, frozen=True):
     """One event of a device; `at` is the controller's wall clock in seconds."""

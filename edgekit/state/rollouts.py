@@ -10,11 +10,13 @@ import sqlalchemy as sa
 from edgekit.bounds import MAX_ROW
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.cohort import Cohort
+from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.machine import step
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import (
     UNASSIGNED,
     UNDECIDED,
+    DeviceState,
     DeviceStatus,
     Rollout,
     RolloutEvent,
@@ -119,6 +121,41 @@ class RolloutTable(FleetTable):
         with self._reading() as connection:
             query = sa.select(rollouts.c.id).where(rollouts.c.fleet == self._fleet).order_by(rollouts.c.id)
             return [self._load(connection, number)[0] for number in connection.execute(query).scalars().all()]
+
+    def documents(self, *, limit: int | None = None, before: int | None = None) -> list[RolloutDocument]:
+        """Rollouts without their devices, which are only counted, the newest first.
+
+        Args:
+            limit: Number of rollouts; None for all.
+            before: Only rollouts with a lower number, for the next page.
+        """
+        query = sa.select(rollouts).where(rollouts.c.fleet == self._fleet).order_by(rollouts.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(rollouts.c.id < before)
+        progress = rollout_devices.c.progress
+        changed = sa.and_(progress.contains('"verdict":"'), sa.not_(progress.contains('"verdict":"SUCCEEDED"')))
+        succeeded = rollout_devices.c.state == DeviceState.SUCCEEDED.value
+        counted = (
+            sa.select(
+                rollout_devices.c.rollout,
+                rollout_devices.c.state,
+                sa.func.count().label("devices"),
+                sa.func.sum(sa.case((sa.and_(succeeded, changed), 1), else_=0)).label("late"),
+            )
+            .where(rollout_devices.c.rollout.in_(query.with_only_columns(rollouts.c.id).subquery().select()))
+            .group_by(rollout_devices.c.rollout, rollout_devices.c.state)
+        )
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+            found: dict[int, dict[str, int]] = {}
+            late: dict[int, int] = {}
+            for row in connection.execute(counted):
+                found.setdefault(row.rollout, {})[row.state] = row.devices
+                late[row.rollout] = late.get(row.rollout, 0) + row.late
+        return [
+            document(read_rollout(row, ())[0], counts=found.get(row["id"], {}), late=late.get(row["id"], 0))
+            for row in rows
+        ]
 
     def active(self) -> list[ActiveRollout]:
         """Rollouts that are running or paused, without their devices."""

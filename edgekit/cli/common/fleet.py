@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,11 +57,6 @@ def known_devices(settings: ControlSettings) -> list[DeviceView]:
     except EdgekitError as error:
         note(f"what the devices of the fleet run is not known here: {error}")
         return []
-
-
-def reported_versions(devices: Iterable[DeviceView]) -> dict[str, str]:
-    """Version of edgekit by the name of each device; empty where a device has not reported it."""
-    return {device.device: str(device.facts.get("edgekit", "")) for device in devices}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Options that select devices (--filter, --target, --label), the same for every command, and what to say if none is."""
+"""Options that select devices (--filter, --target, --label), the same for every command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import click
 
 from edgekit.cli.common.console import usage
 from edgekit.cli.common.fleet import parse_labels
-from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
 
 if TYPE_CHECKING:
@@ -59,14 +58,3 @@ def with_groups(state: FleetState, cohort: Cohort) -> Cohort:
         return cohort
     with usage():
         return state.groups.resolved(cohort)
-
-
-def nobody(state: FleetState, cohort: Cohort) -> NotFoundError:
-    """The error for a selection without devices: it names the selection and the nearest values of the fleet."""
-    if not state.devices.count(0.0, 0.0):
-        return NotFoundError(
-            f"no device is enrolled in fleet {state.fleet!r}", advice="Enroll one: edgekit device enroll ID --target T"
-        )
-    advice = "; ".join(state.groups.nearest(cohort))
-    advice = advice[:1].upper() + advice[1:] if advice else "See: edgekit device list"
-    return NotFoundError(f"no device of fleet {state.fleet!r} matches {cohort.text}", advice=advice)

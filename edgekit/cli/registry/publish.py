@@ -19,7 +19,7 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
-from edgekit.cli.common.fleet import known_devices, registry_reader, reported_versions
+from edgekit.cli.common.fleet import known_devices, registry_reader
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.registry.deltas import deltas_for, planned_deltas
 from edgekit.cli.registry.options import opened, passphrase_of, registry_options
@@ -102,7 +102,7 @@ def _note_too_old(devices: Sequence[DeviceView], manifests: Sequence[Manifest]) 
     from edgekit.bundle.readers import too_old
 
     for manifest in manifests:
-        old = too_old(manifest, reported_versions(one for one in devices if one.target == manifest.target))
+        old = too_old(manifest, {one.device: one.edgekit for one in devices if one.target == manifest.target})
         if old:
             note(f"{manifest.name} {manifest.version} for {manifest.target}: {old.message}")
 

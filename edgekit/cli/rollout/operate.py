@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 import click
+import msgspec
 
 from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
-from edgekit.cli.rollout.text import summary
+from edgekit.rollout.document import document
 from edgekit.rollout.machine import step
 from edgekit.rollout.values import Aborted, Assign, Paused, Resumed, Revert, RolloutEvent
 
@@ -63,7 +64,7 @@ def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> 
         if not dry_run:
             rollout = state.rollouts.apply(number, event, time.time())
             if as_json:
-                print_json(summary(rollout))
+                print_json(document(rollout))
             else:
                 note(f"rollout {number} of {rollout.model} {rollout.version} is {rollout.state.value}")
             return
@@ -72,7 +73,7 @@ def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> 
     assign = [effect.device for effect in planned.effects if isinstance(effect, Assign)]
     revert = [effect.device for effect in planned.effects if isinstance(effect, Revert)]
     if as_json:
-        print_json({**summary(rollout), "tell": assign, "withdraw": revert})
+        print_json({**msgspec.to_builtins(document(rollout)), "tell": assign, "withdraw": revert})
         return
     note(f"rollout {number} of {rollout.model} {rollout.version} would be {rollout.state.value}")
     note(f"would assign: {', '.join(assign) or 'no device'}; would revert: {', '.join(revert) or 'no device'}")

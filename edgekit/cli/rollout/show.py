@@ -11,8 +11,9 @@ import click
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
-from edgekit.cli.rollout.text import counts_line, status_lines, summary
+from edgekit.cli.rollout.text import counts_line, counts_of, status_lines
 from edgekit.errors import NotFoundError, RefusedError
+from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.values import Rollout, RolloutState
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def status(number: int | None, as_json: bool) -> None:
     with fleet_state(control_settings()) as state:
         rollout = _find(state, number)
     if as_json:
-        print_json(summary(rollout, devices=True))
+        print_json(document(rollout, devices=True))
     else:
         click.echo("\n".join(status_lines(rollout)))
 
@@ -50,11 +51,14 @@ def list_command(as_json: bool) -> None:
       edgekit rollout list --json
     """
     with fleet_state(control_settings()) as state:
-        rollouts = state.rollouts.all()
+        rollouts = state.rollouts.documents()[::-1]
     if as_json:
-        print_json([summary(rollout) for rollout in rollouts])
+        print_json(rollouts)
     elif rollouts:
-        rows = [(r.id, r.model, r.version, _state(r), counts_line(r), r.reason or r.fault) for r in rollouts]
+        rows = [
+            (r.id, r.model, r.version, _state(r), counts_line(r.counts, r.late), r.reason or r.unreadable)
+            for r in rollouts
+        ]
         print_table(("id", "model", "version", "state", "devices", "reason"), rows)
     else:
         note("There is no rollout yet. Start one: edgekit rollout start NAME VERSION")
@@ -101,7 +105,7 @@ def follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> None
             warned = True
         time.sleep(POLL_SECONDS)
     if as_json:
-        print_json(summary(rollout, devices=True))
+        print_json(document(rollout, devices=True))
     if rollout.state is not RolloutState.FINISHED:
         if rollout.fault:
             raise RefusedError(
@@ -115,17 +119,17 @@ def follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> None
         )
 
 
-def _state(rollout: Rollout) -> str:
-    return f"{rollout.state.value} (unreadable)" if rollout.fault else rollout.state.value
+def _state(rollout: RolloutDocument) -> str:
+    return f"{rollout.state} (unreadable)" if rollout.unreadable else rollout.state
 
 
 def _find(state: FleetState, number: int | None) -> Rollout:
     if number is not None:
         return state.rollouts.get(number)
-    rollouts = state.rollouts.all()
-    if not rollouts:
+    newest = state.rollouts.documents(limit=1)
+    if not newest:
         raise NotFoundError("there is no rollout yet", advice="Start one: edgekit rollout start NAME VERSION")
-    return rollouts[-1]
+    return state.rollouts.get(newest[0].id)
 
 
 def _show(rollout: Rollout, shown: list[str], *, live: bool) -> list[str]:
@@ -138,7 +142,7 @@ def _show(rollout: Rollout, shown: list[str], *, live: bool) -> list[str]:
         if lines != shown:
             click.echo((f"\x1b[{len(shown)}A\x1b[J" if shown else "") + "\n".join(lines))
         return lines
-    line = f"{rollout.state.value} wave {rollout.wave + 1} of {len(rollout.plan.waves)}: {counts_line(rollout)}"
+    line = f"{rollout.state.value} wave {rollout.wave + 1} of {len(rollout.plan.waves)}: {counts_of(rollout)}"
     if [line] != shown:
         click.echo(line)
     return [line]

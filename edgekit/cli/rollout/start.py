@@ -6,31 +6,27 @@ import time
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from edgekit.bundle.readers import TooOld, too_old
 from edgekit.cli.common.console import (
     control_settings,
     dry_run_option,
     json_option,
+    needs_extra,
     note,
     print_json,
     print_table,
     usage,
 )
-from edgekit.cli.common.fleet import fleet_state, registry_reader, reported_versions
+from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import Number, Seconds, Whole
-from edgekit.cli.common.selection import nobody, parse_cohort, selection_options, with_groups
+from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.rollout.show import follow
-from edgekit.cli.rollout.text import count_of_devices, summary
-from edgekit.errors import NotFoundError, RefusedError
+from edgekit.cli.rollout.text import count_of_devices
+from edgekit.rollout.document import document
 from edgekit.rollout.plan import RolloutPlan, parse_waves
-from edgekit.rollout.preflight import refusal
-from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
-    from edgekit.registry import Release
-    from edgekit.state import DeviceView
+    from edgekit.controller.planning import Planned
     from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()
@@ -129,109 +125,26 @@ def start(
             max_wait_seconds=max_wait,
         )
     cohort = parse_cohort(targets, labels, filter_text)
+    with needs_extra("controller"):
+        from edgekit.controller.planning import plan_rollout
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         members = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
         if not members:
-            raise nobody(state, cohort)
-        releases, missing = _bundles(settings, members, name, version)
-        with usage():
-            plan.check_size(sum(device.target in releases for device in members))
-        entries = {
-            target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
-        }
-        planned = Planned(
-            devices=sum(device.target in entries for device in members),
-            skipped=missing,
-            digests={target: entry.sha256 for target, entry in entries.items()},
-            too_old=_too_old(releases, members),
-            refusals=_refusals(name, releases, entries, members),
-            plan=plan,
-        )
+            raise state.nobody(cohort)
+        with registry_reader(settings) as reader, usage():
+            planned, entries = plan_rollout(reader, members, name, version, plan=plan, downgrade=downgrade)
         if dry_run:
             _print_plan(planned, entries, as_json)
             return
-        _check_refusals(planned, name, version)
+        planned.check_refusals(name, version)
         started = state.rollouts.start(name, version, entries, plan=plan, cohort=cohort, now=time.time())
         note(f"rollout {started.id} of {name} {version} started: {count_of_devices(planned.devices)}, waves {waves}")
         _note_exceptions(planned)
         if wait:
             follow(state, started.id, live=False, as_json=as_json)
         elif as_json:
-            print_json(summary(started))
-
-
-class Planned(msgspec.Struct, frozen=True):
-    """The effects that a rollout would have.
-
-    Attributes:
-        devices: Number of devices with a bundle for their target.
-        skipped: Number of devices of each target without a bundle.
-        digests: Digest of the bundle by target.
-        too_old: By target, the devices whose edgekit cannot read its bundle.
-        refusals: Why a device would refuse the bundle, by its name.
-        plan: Waves and thresholds.
-    """
-
-    devices: int
-    skipped: dict[str, int]
-    digests: dict[str, str]
-    too_old: dict[str, TooOld]
-    refusals: dict[str, str]
-    plan: RolloutPlan
-
-
-def _bundles(
-    settings: ControlSettings, members: list[DeviceView], name: str, version: str
-) -> tuple[dict[str, Release], dict[str, int]]:
-    """The bundle for each target, and the number of devices for each target without a bundle."""
-    releases: dict[str, Release] = {}
-    missing: dict[str, int] = {}
-    last_error: NotFoundError | None = None
-    with registry_reader(settings) as reader:
-        for target in sorted({device.target for device in members}):
-            try:
-                releases[target] = reader.resolve(name, target, version)
-            except NotFoundError as error:
-                last_error = error
-                missing[target] = sum(device.target == target for device in members)
-    if not releases and last_error is not None:
-        raise last_error
-    return releases, missing
-
-
-def _too_old(releases: dict[str, Release], members: list[DeviceView]) -> dict[str, TooOld]:
-    """By target, the devices of the rollout whose edgekit cannot read its bundle."""
-    found = {}
-    for target, release in releases.items():
-        names = reported_versions(device for device in members if device.target == target)
-        if old := too_old(release.manifest, names):
-            found[target] = old
-    return found
-
-
-def _refusals(
-    name: str, releases: dict[str, Release], entries: dict[str, Entry], members: list[DeviceView]
-) -> dict[str, str]:
-    """Why a device of the rollout would refuse its bundle, by the device's name, from what it has reported."""
-    found = {}
-    for device in members:
-        if entry := entries.get(device.target):
-            reason = refusal(device.models.get(name), entry, allowed=releases[device.target].downgrade)
-            if reason:
-                found[device.device] = reason
-    return found
-
-
-def _check_refusals(planned: Planned, name: str, version: str) -> None:
-    """Raise RefusedError when no device of the rollout would take the bundle."""
-    if planned.refusals and len(planned.refusals) == planned.devices:
-        device, reason = min(planned.refusals.items())
-        raise RefusedError(
-            f"every device would refuse {name} {version}, for example {device}: {reason}",
-            advice=f"To go back on purpose: edgekit registry allow-downgrade {name} {version}, and then "
-            f"edgekit rollout start {name} {version} --downgrade",
-        )
+            print_json(document(started))
 
 
 def _note_exceptions(planned: Planned) -> None:

@@ -1,11 +1,8 @@
-"""A rollout as text for people, and as a map for ``--json``."""
+"""A rollout as text for people."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
-
-import msgspec
 
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
@@ -35,7 +32,7 @@ def status_lines(rollout: Rollout) -> list[str]:
         lines.append(f"unreadable: {printable(rollout.fault)}")
     if decision and rollout.state is not RolloutState.RUNNING and decision.counts != _present(rollout):
         lines.append(f"at that time {_counts_text(decision.counts)}")
-    lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_line(rollout)}")
+    lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_of(rollout)}")
     width = max((len(name) for name in rollout.devices), default=0)
     for name, progress in sorted(rollout.devices.items()):
         lines.append(f"  {name:<{width}}  {progress.state.name:<9}  {device_text(rollout, progress)}".rstrip())
@@ -58,10 +55,14 @@ def device_text(rollout: Rollout, progress: DeviceProgress) -> str:
     return f"{word}, reported {time_text(progress.at)} ({then})"
 
 
-def counts_line(rollout: Rollout) -> str:
-    """Devices by state, for example ``2 assigned, 1 succeeded``."""
-    late = sum(progress.late for progress in rollout.devices.values())
-    text = _counts_text(_present(rollout)) or "no devices yet"
+def counts_of(rollout: Rollout) -> str:
+    """The devices of a rollout by state."""
+    return counts_line(rollout.counts(), sum(progress.late for progress in rollout.devices.values()))
+
+
+def counts_line(counts: dict[str, int], late: int) -> str:
+    """Devices by state, for example ``2 assigned, 1 succeeded``; `late` of them succeeded late."""
+    text = _counts_text(counts) or "no devices yet"
     return f"{text} ({late} late)" if late else text
 
 
@@ -72,40 +73,3 @@ def _present(rollout: Rollout) -> dict[str, int]:
 def _counts_text(counts: dict[str, int]) -> str:
     names = {state.value: state.name.lower().replace("_", " ") for state in DeviceState}
     return ", ".join(f"{counts[value]} {name}" for value, name in names.items() if counts.get(value))
-
-
-def summary(rollout: Rollout, *, devices: bool = False) -> dict[str, Any]:
-    """The rollout for ``--json``; with `devices`, each device too."""
-    values: dict[str, Any] = {
-        "id": rollout.id,
-        "model": rollout.model,
-        "version": rollout.version,
-        "state": rollout.state.value,
-        "reason": rollout.reason,
-        "stopped_itself": rollout.stopped_itself,
-        "wave": rollout.wave + 1,
-        "waves": [wave.text for wave in rollout.plan.waves],
-        "counts": rollout.counts(),
-        "late": sum(progress.late for progress in rollout.devices.values()),
-        "decisions": msgspec.to_builtins(rollout.decisions),
-        "unreadable": rollout.fault,
-    }
-    if devices:
-        values["devices"] = {name: _device(progress) for name, progress in rollout.devices.items()}
-    return values
-
-
-def _device(progress: DeviceProgress) -> dict[str, Any]:
-    verdict = None
-    if progress.verdict is not None:
-        verdict = {"state": progress.verdict.value, "at": progress.verdict_at, "reason": progress.verdict_reason}
-    return {
-        "state": progress.state.value,
-        "reason": progress.reason,
-        "digest": progress.digest,
-        "told_at": progress.assigned_at,
-        "at": progress.at,
-        "waiting_since": progress.waiting_since,
-        "late": progress.late,
-        "verdict": verdict,
-    }

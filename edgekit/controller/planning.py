@@ -1,0 +1,153 @@
+"""Plans a rollout before it starts: bundles, skipped devices, and the devices that would refuse. For CLI and API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekit.bundle.readers import TooOld, too_old
+from edgekit.errors import NotFoundError, RefusedError
+from edgekit.registry import RegistryReader, Release
+from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.preflight import refusal
+from edgekit.trust.assignment import Entry
+
+if TYPE_CHECKING:
+    from edgekit.state import DeviceView
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """The effects that a rollout would have.
+
+    Attributes:
+        devices: Number of devices with a bundle for their target.
+        skipped: Number of devices of each target without a bundle.
+        digests: Digest of the bundle by target.
+        too_old: By target, the devices whose edgekit cannot read its bundle.
+        refusals: Why a device would refuse the bundle, by its name.
+        plan: Waves and thresholds.
+    """
+
+    devices: int
+    skipped: dict[str, int]
+    digests: dict[str, str]
+    too_old: dict[str, TooOld]
+    refusals: dict[str, str]
+    plan: RolloutPlan
+
+    def check_refusals(self, name: str, version: str) -> None:
+        """Raise RefusedError when no device of the rollout would take the bundle."""
+        if self.refusals and len(self.refusals) == self.devices:
+            device, reason = min(self.refusals.items())
+            raise RefusedError(
+                f"every device would refuse {name} {version}, for example {device}: {reason}",
+                advice=f"To go back on purpose: edgekit registry allow-downgrade {name} {version}, and then "
+                f"edgekit rollout start {name} {version} --downgrade",
+            )
+
+
+def plan_rollout(
+    reader: RegistryReader,
+    members: Sequence[DeviceView],
+    name: str,
+    version: str,
+    *,
+    plan: RolloutPlan,
+    downgrade: bool = False,
+) -> tuple[Planned, dict[str, Entry]]:
+    """Plan a rollout.
+
+    Args:
+        reader: The registry, refreshed.
+        members: The devices that the rollout selects.
+        name, version: What to roll out.
+        plan: Waves and thresholds.
+        downgrade: The operator asks for a downgrade, where the publisher allows it.
+
+    Returns:
+        The plan, and the assignment entries by target.
+
+    Raises:
+        NotFoundError: no device has a bundle for its target.
+        SettingsError: the waves do not rise for a fleet of this size.
+    """
+    releases, missing = _bundles(reader, members, name, version)
+    plan.check_size(sum(device.target in releases for device in members))
+    entries = {
+        target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
+    }
+    planned = Planned(
+        devices=sum(device.target in entries for device in members),
+        skipped=missing,
+        digests={target: entry.sha256 for target, entry in entries.items()},
+        too_old=_too_old(releases, members),
+        refusals=_refusals(name, releases, entries, members),
+        plan=plan,
+    )
+    return planned, entries
+
+
+def standing_entries(reader: RegistryReader, model: str, version: str, channel: str) -> dict[str, Entry]:
+    """The bundles of a standing assignment by target, as the registry has them now.
+
+    Args:
+        reader: The registry, refreshed.
+        model: Name of the model.
+        version, channel: One of them: a fixed version, or the newest one of a channel.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    entries = {}
+    last: NotFoundError | None = None
+    for target in sorted({row.target for row in reader.list(model)}):
+        try:
+            entries[target] = reader.resolve(model, target, version or None, channel=channel).entry
+        except NotFoundError as error:
+            last = error
+    if not entries:
+        raise last or NotFoundError(f"the registry has no model {model!r}", advice="See: edgekit registry list")
+    return entries
+
+
+def _bundles(
+    reader: RegistryReader, members: Sequence[DeviceView], name: str, version: str
+) -> tuple[dict[str, Release], dict[str, int]]:
+    """The bundle for each target, and the number of devices for each target without a bundle."""
+    releases: dict[str, Release] = {}
+    missing: dict[str, int] = {}
+    last_error: NotFoundError | None = None
+    for target in sorted({device.target for device in members}):
+        try:
+            releases[target] = reader.resolve(name, target, version)
+        except NotFoundError as error:
+            last_error = error
+            missing[target] = sum(device.target == target for device in members)
+    if not releases and last_error is not None:
+        raise last_error
+    return releases, missing
+
+
+def _too_old(releases: Mapping[str, Release], members: Sequence[DeviceView]) -> dict[str, TooOld]:
+    """By target, the devices of the rollout whose edgekit cannot read its bundle."""
+    found = {}
+    for target, release in releases.items():
+        names = {device.device: device.edgekit for device in members if device.target == target}
+        if old := too_old(release.manifest, names):
+            found[target] = old
+    return found
+
+
+def _refusals(
+    name: str, releases: Mapping[str, Release], entries: Mapping[str, Entry], members: Sequence[DeviceView]
+) -> dict[str, str]:
+    """Why a device of the rollout would refuse its bundle, by the device's name, from what it has reported."""
+    found = {}
+    for device in members:
+        if entry := entries.get(device.target):
+            reason = refusal(device.models.get(name), entry, allowed=releases[device.target].downgrade)
+            if reason:
+                found[device.device] = reason
+    return found
