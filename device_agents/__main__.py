@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import sys
@@ -81,9 +82,8 @@ async def _run(settings: AgentSettings, notifier: Notifier) -> None:
     with needs_extra("agent"):
         from device_agents.facts import measure_facts
 
-        measuring = asyncio.get_running_loop().run_in_executor(
-            None, measure_facts, settings.target
-        )  # during the imports
+        measure = functools.partial(measure_facts, settings.target, state=settings.state, tags=settings.tags)
+        measuring = asyncio.get_running_loop().run_in_executor(None, measure)  # during the imports
         from device_agents.assemble import make_agent, make_inference, single_instance
         from edgekit.serving.endpoints import Endpoints, open_endpoints
         from edgekit.serving.http.limits import Limits

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from securesystemslib.signer import CryptoSigner, Key
 
+from device_agents.condition.rules import Condition
+from device_agents.condition.watch import ConditionWatch
 from device_agents.control.assignment import AssignmentFollower
 from device_agents.control.commands import Commands
 from device_agents.control.crash_events import watch_crashes
@@ -45,9 +47,10 @@ class AgentParts(NamedTuple):
         inference: Answers local applications.
         self_test: Tests a staged bundle on its golden samples.
         mismatches: Gives every reason why a manifest does not fit this device.
-        facts: What this device measured of itself, for its reports.
+        facts: What this device measured of itself at its start, for its reports.
         signer: The device's private key.
         clock: Time.
+        condition: Reads the facts that change; it blocks for some milliseconds.
     """
 
     disk: Disk
@@ -60,6 +63,7 @@ class AgentParts(NamedTuple):
     facts: dict[str, Any]
     signer: CryptoSigner
     clock: Clock
+    condition: Callable[[], Condition] = Condition
 
 
 class Agent:
@@ -86,6 +90,7 @@ class Agent:
             metadata_timeout_seconds=options.timings.metadata_timeout_seconds,
         )
         self._trust = parts.trust(self._fetch_metadata)
+        self._condition = ConditionWatch(parts.condition, lambda: self._link.changed())
         self._link = self._make_link()
         self._events = EventSender(options.device, self._link, parts.clock, lambda: self.states)
         self._effects = self._make_effects()
@@ -99,7 +104,7 @@ class Agent:
             options.fleet,
             journal=parts.journal,
             inference=parts.inference,
-            facts=parts.facts,
+            facts=lambda: {**parts.facts, **self._condition.facts},
             states=lambda: self.states,
             clock=parts.clock,
             held=lambda: self._follower.held if self._follower else {},
@@ -219,6 +224,7 @@ class Agent:
             follower.run(),
             commands.run(),
             telemetry.run(options.telemetry_seconds),
+            self._condition.run(timings.condition_survey_seconds),
             watch_crashes(
                 inference.counters,
                 self._events.send_crash,

@@ -15,6 +15,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from device_agents.agent import Agent, AgentParts
+from device_agents.condition.reading import read_condition
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits
 from device_agents.download.metered import MeteredLink
@@ -209,6 +210,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         facts=msgspec.to_builtins(facts),
         signer=signer,
         clock=SystemClock(),
+        condition=lambda: read_condition(settings.state),
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)

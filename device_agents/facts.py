@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from device_agents.accelerators import find_accelerators
 from edgekit import __version__
 from edgekit.bundle.compat import Facts
 from edgekit.versions import version_of
@@ -22,14 +24,25 @@ _DISTRIBUTIONS = {
 
 _OTHERS = ("ai-edge-litert", "tflite-runtime")
 _CHILD_SECONDS = 60.0
+_BOARDS = ("/proc/device-tree/model", "/sys/class/dmi/id/product_name")
+_NO_TAGS: Mapping[str, str] = {}
+MAX_BOARD = 80
 
 
-def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
+def measure_facts(
+    target: str,
+    *,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    state: Path | None = None,
+    tags: Mapping[str, str] = _NO_TAGS,
+) -> Facts:
     """Measure this device; takes up to a second when ONNX Runtime must be imported, here or in a child process.
 
     Args:
         target: Target profile of the device.
         cpuinfo: File with the CPU features (Linux).
+        state: The agent's state folder, for the size of its file system; None for unknown.
+        tags: Tags in the device's own settings.
     """
     machine = platform.machine().lower()
     return Facts(
@@ -41,6 +54,11 @@ def measure_facts(target: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> Fact
         providers=_providers(),
         python=platform.python_version(),
         edgekit=__version__,
+        board=_board(),
+        cpus=_cpus(),
+        disk_mib=_disk_mib(state),
+        accelerators=find_accelerators(),
+        tags=dict(tags),
     )
 
 
@@ -54,6 +72,33 @@ def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
 
 def _memory_mib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
+
+
+def _board() -> str:
+    """The name that the device tree of ARM boards, or the firmware of PCs, gives."""
+    for name in _BOARDS:
+        try:
+            text = Path(name).read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+        except OSError:
+            continue
+        if text:
+            return text[:MAX_BOARD]
+    return ""
+
+
+def _disk_mib(state: Path | None) -> int:
+    """Size of the file system that holds the folder, or the nearest folder above it that exists."""
+    for folder in (state, *state.parents) if state else ():
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        return found.f_blocks * found.f_frsize // 2**20
+    return 0
 
 
 def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from device_agents.condition.watch import SURVEY_SECONDS as CONDITION_SURVEY_SECONDS
 from device_agents.control.assignment import RETRY_SECONDS
 from device_agents.control.crash_events import CRASH_SURVEY_SECONDS
 from device_agents.control.memory_events import SURVEY_SECONDS
@@ -24,6 +25,7 @@ class AgentTimings(msgspec.Struct, frozen=True, kw_only=True):
         journal_retry_seconds: Delay before a failed write of the journal is tried again.
         crash_survey_seconds: Interval at which the crash counters are read.
         memory_survey_seconds: Interval at which the memory of models is measured.
+        condition_survey_seconds: Interval at which the facts that change are read.
     """
 
     no_broker_seconds: float = 3.0
@@ -32,6 +34,7 @@ class AgentTimings(msgspec.Struct, frozen=True, kw_only=True):
     journal_retry_seconds: float = JOURNAL_RETRY_SECONDS
     crash_survey_seconds: float = CRASH_SURVEY_SECONDS
     memory_survey_seconds: float = SURVEY_SECONDS
+    condition_survey_seconds: float = CONDITION_SURVEY_SECONDS
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):

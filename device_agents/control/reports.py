@@ -22,7 +22,7 @@ class ReportBuilder:
         device, fleet: Names of the device and its fleet.
         journal: Gives report numbers.
         inference: Names the execution provider of each model.
-        facts: What the device measured of itself.
+        facts: Gives what the device measures of itself now.
         states: Gives the update state of each model.
         clock: Wall time.
         held: Gives the models whose deployments wait because the fleet is paused.
@@ -35,7 +35,7 @@ class ReportBuilder:
         *,
         journal: Journal,
         inference: Inference,
-        facts: dict[str, Any],
+        facts: Callable[[], dict[str, Any]],
         states: Callable[[], Mapping[str, UpdateRecord]],
         clock: Clock,
         held: Callable[[], Mapping[str, messages.Waiting]] = dict,
@@ -55,7 +55,7 @@ class ReportBuilder:
             assignment=self._journal.record.assignment,
             models=self._models(states),
             outcomes={name: state.outcome for name, state in states.items() if state.outcome},
-            facts=self._facts,
+            facts=self._facts(),
         )
 
     def _models(self, states: Mapping[str, UpdateRecord]) -> dict[str, messages.Running]:

@@ -28,6 +28,11 @@ class Facts(msgspec.Struct, frozen=True):
         python: Version of Python.
         edgekit: Version of edgekit.
         seal_keys: Ids of the class keys with which it can open sealed bundles.
+        board: The board's name, as its firmware tells; empty where it does not.
+        cpus: Number of processors that the agent may use.
+        disk_mib: Size of the file system of the agent's state; 0 where unknown.
+        accelerators: Accelerators whose drivers are there, for example ``coral-edgetpu``.
+        tags: From the device's own settings.
     """
 
     target: str
@@ -39,6 +44,11 @@ class Facts(msgspec.Struct, frozen=True):
     python: str = ""
     edgekit: str = ""
     seal_keys: tuple[str, ...] = ()
+    board: str = ""
+    cpus: int = 0
+    disk_mib: int = 0
+    accelerators: tuple[str, ...] = ()
+    tags: dict[str, str] = {}
 
 
 def mismatches(manifest: Manifest, facts: Facts) -> list[str]:

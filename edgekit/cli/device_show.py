@@ -131,5 +131,8 @@ def _outcomes(view: DeviceView) -> str:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {one}" for key, one in sorted(value.items())) or "-"
+    else:
+        text = " ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
     return text if len(text) <= FACT_WIDTH else text[: FACT_WIDTH - 3] + "..."

@@ -29,6 +29,8 @@ from edgekit.settings.types import (
     CountOrZero,
     FleetName,
     Positive,
+    TagValue,
+    check_tags,
     check_url,
 )
 
@@ -53,6 +55,14 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         tuple[Path, ...],
         Meta(description="Private keys of device classes; the device opens bundles sealed for these classes."),
     ] = ()
+
+    tags: Annotated[
+        dict[str, TagValue],
+        Meta(
+            description="Tags that the device reports, as facts: fact.tags.KEY in filters. Labels of the control side "
+            "are set there; tags are set on the device."
+        ),
+    ] = {}
 
     # The connection to the broker.
     broker: BrokerUrl = "mqtt://127.0.0.1:1883"
@@ -267,5 +277,6 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     send_inputs: SendInputs = "allowed"
 
     def __post_init__(self) -> None:
+        check_tags(self.tags)
         if self.cloud_url:
             check_url("cloud_url", self.cloud_url)

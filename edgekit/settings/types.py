@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -13,6 +15,9 @@ from edgekit.bounds import MAX_SECONDS
 Count = Annotated[int, Meta(ge=1)]
 CountOrZero = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+TagValue = Annotated[str, Meta(max_length=255)]
+MAX_TAGS = 20
+_TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,57}")
 Port = Annotated[int, Meta(ge=0, le=65_535, extra={"unit": "TCP port"})]
 FleetName = Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
 BrokerUrl = Annotated[
@@ -44,3 +49,15 @@ def check_url(name: str, url: str) -> None:
         is_fine = False
     if not is_fine:
         raise ValueError(f"{name} is {url!r}, expected http://HOST[:PORT] or https://HOST[:PORT]")
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Check the tags of a device: filters must be able to name them.
+
+    Raises:
+        ValueError: there are too many, or a key has other characters than letters, digits, - and _.
+    """
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"tags has {len(tags)} keys, at most {MAX_TAGS} are allowed")
+    if odd := [key for key in tags if not _TAG_KEY.fullmatch(key)]:
+        raise ValueError(f"tags has the key {odd[0]!r}, expected up to 58 letters, digits, - and _")

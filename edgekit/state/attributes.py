@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,13 @@ LABEL = "label"
 REPORTED = ("fact", "version", "digest", "state", "outcome", "waiting")
 IDLE, UPDATING = "IDLE", "UPDATING"
 MAX_FACTS, MAX_MODELS = 100, 100
+# Lists of facts of which each member is a row; only these members where some are named. A processor of a PC has over a
+# hundred features, and runtimes use few of them.
+_FEATURES = (
+    *("asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme", "neon", "vfpv4"),
+    *("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "fma", "f16c", "sse4_2"),
+)
+LISTS: Mapping[str, tuple[str, ...]] = {"accelerators": (), "providers": (), "cpu_features": _FEATURES}
 MAX_SINGLE = 4  # up to so many changed rows are written one by one
 
 
@@ -48,8 +56,7 @@ def report_attributes(report: Reported) -> tuple[list[Attribute], str]:
 
 
 def _report_rows(report: Reported) -> Iterator[Attribute]:
-    scalars = [(key, value) for key, value in report.facts.items() if isinstance(value, str | int | float | bool)]
-    for key, value in scalars[:MAX_FACTS]:
+    for key, value in itertools.islice(_scalars(report.facts), MAX_FACTS):
         yield _attribute("fact", key, str(value).lower() if isinstance(value, bool) else str(value))
     for model, running in list(report.models.items())[:MAX_MODELS]:
         if running.version:
@@ -61,6 +68,18 @@ def _report_rows(report: Reported) -> Iterator[Attribute]:
             yield _attribute("waiting", model, running.waiting.reason)
     for model, outcome in list(report.outcomes.items())[:MAX_MODELS]:
         yield _attribute("outcome", model, outcome.result)
+
+
+def _scalars(facts: Mapping[str, Any]) -> Iterator[tuple[str, str | int | float | bool]]:
+    """Facts as single values: ``runtimes.litert`` of a map, and ``accelerators.hailo`` (true) of a list of texts."""
+    for key, value in facts.items():
+        if isinstance(value, str | int | float | bool):
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from ((f"{key}.{sub}", one) for sub, one in value.items() if isinstance(one, str | int | float))
+        elif key in LISTS and isinstance(value, list):
+            members = [one for one in value if isinstance(one, str) and (not LISTS[key] or one in LISTS[key])]
+            yield from ((f"{key}.{one}", True) for one in members)
 
 
 def _attribute(kind: str, key: str, value: str) -> Attribute:

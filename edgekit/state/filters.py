@@ -111,11 +111,16 @@ def _compare(found: Compare, selection: Selection) -> Condition:
 
 
 def _ordered(kind: str, operator: str, value: str) -> Condition:
+    """Numbers are compared as numbers, and versions as versions: 2.3 is a limit for both."""
     number = _number(value)
+    column, limit = attributes.c.sorted, _padded(value)
+    versions = sa.and_(column != "", column.op(operator, is_comparison=True)(limit))
     if kind == "version" or number is None or value.count(".") > 1:
-        column, limit = attributes.c.sorted, _padded(value)
-        return sa.and_(column != "", column.op(operator, is_comparison=True)(limit))
-    return attributes.c.number.op(operator, is_comparison=True)(number)
+        return versions
+    numbers = attributes.c.number.op(operator, is_comparison=True)(number)
+    if not value.replace(".", "").isdigit():
+        return numbers
+    return sa.or_(numbers, sa.and_(attributes.c.number.is_(None), versions))
 
 
 def _seen(operator: str, value: str, now: float) -> Condition:

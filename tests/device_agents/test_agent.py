@@ -5,6 +5,7 @@ import time
 
 import msgspec
 
+from device_agents.condition.rules import Condition
 from device_agents.deployment import UpdateState
 from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import QuietHours
@@ -376,3 +377,12 @@ async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
     waiting = report.models["digits"].waiting
     assert (waiting.reason, waiting.digest) == ("quiet-hours", device.state.deployment.digest)
     assert 0 < waiting.since <= time.time()
+
+
+async def test_a_changed_condition_is_reported_at_once(desk, device):
+    """The heartbeat is a minute away; a hotter device reports, and the facts of its start stay."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.condition = Condition(temperature_celsius=81, throttled="throttled")
+    report = await reports(device, lambda r: r.facts.get("throttled") == "throttled")
+    assert report.facts == {"arch": "aarch64", "temperature_celsius": 81, "throttled": "throttled"}

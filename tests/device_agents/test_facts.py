@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -20,6 +21,15 @@ def test_facts_are_those_of_this_machine() -> None:
     assert facts.runtimes["onnxruntime"] == metadata.version("onnxruntime")
     assert "CPUExecutionProvider" in facts.providers
     assert facts.python == platform.python_version()
+    assert facts.cpus == len(os.sched_getaffinity(0))
+
+
+def test_disk_and_tags_come_from_the_settings(tmp_path: Path) -> None:
+    """The file system is that of the state folder, also before the folder exists."""
+    facts = measure_facts("x", state=tmp_path / "not" / "yet", tags={"site": "north"})
+    found = os.statvfs(tmp_path)
+    assert facts.disk_mib == found.f_blocks * found.f_frsize // 2**20
+    assert facts.tags == {"site": "north"}
 
 
 def test_cpu_features_are_read_in_the_words_of_arm_and_of_x86(tmp_path: Path) -> None:

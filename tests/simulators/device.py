@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from device_agents.agent import Agent, AgentParts
+from device_agents.condition.rules import Condition
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, UpdateState
 from device_agents.options import AgentOptions, AgentTimings
@@ -195,6 +196,7 @@ class Device:
         refused: Versions whose self-test fails before activation.
         mismatches: What the compatibility check finds.
         limits, timings, options: Fields of AgentOptions; read by `start`.
+        condition: The facts that change.
     """
 
     def __init__(self, folder: Path, broker: MemoryBroker, root: bytes, disk: FaultyDisk | None = None) -> None:
@@ -204,7 +206,8 @@ class Device:
         self.refused: set[str] = set()
         self.mismatches: list[str] = []
         self.limits = QUICK
-        self.timings = AgentTimings()
+        self.condition = Condition()
+        self.timings = AgentTimings(condition_survey_seconds=0.05)
         self.options: dict[str, object] = {}
         self.first_number = 0
         self.cache = folder / "tuf"
@@ -238,6 +241,7 @@ class Device:
             facts={"arch": "aarch64"},
             signer=self.signer,
             clock=SystemClock(),
+            condition=lambda: self.condition,
         )
         self.agent = Agent(options, parts)
         await self.agent.start()

@@ -56,6 +56,10 @@ def fill(state: FleetState) -> None:
         models = {"digits": Running(f"{number}" * 64, version, waiting=waiting)}
         outcomes = {"digits": Outcome("x", "3.0.0", "refused" if name == "a" else "succeeded")}
         facts = {"edgekit": "0.2.0" if name == "a" else "0.10.0", "cores": 4 if name == "a" else 16, "list": [1]}
+        facts["runtimes"] = {"litert": "2.1.0"} if name == "a" else {"litert": "2.3.0", "onnxruntime": "1.31.1"}
+        facts["accelerators"] = ["coral-edgetpu"] if name == "b" else []
+        facts["cpu_features"] = ["asimddp", "cpuid"] if name != "c" else ["cpuid"]
+        facts["tags"] = {"rack": "7"} if name == "c" else {}
         said = Reported(name, "f", 1, 0.0, 1, models, outcomes, facts)
         state.devices.save_report(said, NOW - (10_000.0 if name == "b" else 10.0))
     state.devices.save_presence("d", Presence(online=False, session=1), NOW)
@@ -88,6 +92,12 @@ def selected(state: FleetState, text: str) -> str:
         ("version(digits) == none", "de"),
         ("version(letters) < 9.9", ""),
         ("fact.edgekit < 0.10.0", "a"),
+        ("fact.runtimes.litert < 2.3", "a"),
+        ("fact.runtimes.onnxruntime != none", "bc"),
+        ("fact.accelerators.coral-edgetpu == true", "b"),
+        ("fact.cpu_features.asimddp == true", "ab"),
+        ("fact.cpu_features.cpuid == true", ""),
+        ("fact.tags.rack == 7", "c"),
         ("fact.cores > 9", "bc"),
         ("fact.cores == 4", "a"),
         ("digest(digits) == '" + "1" * 64 + "'", "b"),
