@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Coroutine
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, step
+from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note, step
 from edgekit.cli.common.cpus import usable_cpus
 from edgekit.cli.common.numbers import Whole
-from edgekit.errors import RefusedError, SettingsError
+from edgekit.errors import SettingsError
 from edgekit.serving.http.addresses import is_loopback
 from edgekit.serving.http.limits import Limits
+from edgekit.serving.models.cloud_options import CloudModelOptions
+from edgekit.settings.groups import MIB, settings_group
 
 if TYPE_CHECKING:
-    from edgekit.bundle.manifest import Manifest
+    from edgekit.serving.cloud import CloudModels
+    from edgekit.serving.cloud.follower import Bundles, Follower
+    from edgekit.serving.endpoints import Endpoints
+    from edgekit.settings import ControlSettings
 
-MAX_REQUEST_BYTES = 64 * 1024**2
 MIN_KEY_LENGTH = 16
-
-FetchBundle = Callable[[str], "tuple[Manifest, Path]"]
 
 
 @click.group()
@@ -33,7 +36,12 @@ def cloud() -> None:
 
 
 @cloud.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.option("--all", "every", is_flag=True, help="Serve every model that has a bundle for the target, new ones too.")
+@click.option("--channel", help="Serve the newest version of this channel [default: the newest of all].")
+@click.option("--canary-channel", help="Let the newest version of this channel answer a share of the requests.")
+@click.option("--canary-share", type=click.FloatRange(0, 1), help="That share, 0 to 1.")
+@click.option("--versions", type=Whole(1, 32), help="Newest versions that are served side by side [default: 1].")
 @click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store.")
 @click.option(
     "--root", type=click.Path(path_type=Path, dir_okay=False), help="Trusted TUF root [default: root.json of the keys]."
@@ -51,38 +59,25 @@ def cloud() -> None:
 )
 @click.option("--target", default="server", show_default=True, help="Target profile whose bundles are served.")
 @click.option("--threads", type=Whole(1, 1024), help="Threads of each model's runtime [default: one per CPU].")
-def serve(
-    models: tuple[str, ...],
-    url: str | None,
-    root: Path | None,
-    host: str | None,
-    port: int | None,
-    grpc_port: int | None,
-    api_key_file: Path | None,
-    class_keys: tuple[Path, ...],
-    target: str,
-    threads: int | None,
-) -> None:
-    """Serve the newest version of each MODEL over Open Inference Protocol v2 until interrupted.
+def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, **flags: Any) -> None:
+    """Serve each MODEL over Open Inference Protocol v2 until interrupted.
 
     Bundles come from the registry and are verified. When every model has passed its self-test, one line with the URL
-    is printed. An address that is not loopback needs an API key.
+    is printed. New versions are served when they are published or promoted to the channel, without a restart. An
+    address that is not loopback needs an API key.
 
     \b
     Examples:
       edgekit cloud serve digits-cloud
+      edgekit cloud serve --all --channel stable
+      edgekit cloud serve digits-cloud --channel stable --canary-channel canary --canary-share 0.1
       edgekit cloud serve digits-cloud --host 0.0.0.0 --api-key-file cloud.key
       edgekit cloud serve digits-cloud --grpc-port 8701
       edgekit cloud serve digits-cloud --class-key cloud-class.key
     """
-    settings = control_settings(
-        registry=url,
-        cloud_host=host,
-        cloud_port=port,
-        cloud_grpc_port=grpc_port,
-        cloud_api_key_file=api_key_file,
-        cloud_class_keys=class_keys or None,
-    )
+    if bool(models) == every:
+        raise click.UsageError("Missing argument 'MODEL...'. Name models, or give --all.")
+    settings = _settings(flags)
     local_only = is_loopback(settings.cloud_host)
     key = read_api_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
     if not key and not local_only:
@@ -93,65 +88,110 @@ def serve(
     ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
-        fetch = _fetcher(
-            settings.registry, root or settings.keys / "root.json", target, Path(folder), settings.cloud_class_keys
-        )
-        host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
-        addresses = [f"{host}:{settings.cloud_port}"]
-        if settings.cloud_grpc_port is not None:
-            addresses.append(f"{host}:{settings.cloud_grpc_port}")
-        limits = Limits(
-            connections=settings.cloud_max_connections,
-            peer_connections=settings.cloud_max_connections_per_address,
-            trusted_proxies=settings.cloud_trusted_proxies,
-            drain_seconds=settings.cloud_drain_seconds,
-        )
-        asyncio.run(_serve(models, fetch, addresses, key, local_only, threads or usable_cpus(), limits))
+        bundles = _bundles(settings, root or settings.keys / "root.json", Path(folder))
+        asyncio.run(_serve(settings, bundles, None if every else models, target, key, local_only))
+
+
+def _settings(flags: dict[str, Any]) -> ControlSettings:
+    """The settings, with the flags of the command."""
+    names = {"url": "registry", "class_keys": "cloud_class_keys"}
+    named = {names.get(flag, f"cloud_{flag}"): value for flag, value in flags.items()}
+    named["cloud_class_keys"] = named["cloud_class_keys"] or None
+    return control_settings(**named)
 
 
 async def _serve(
-    models: tuple[str, ...],
-    fetch: FetchBundle,
-    addresses: list[str],
+    settings: ControlSettings,
+    bundles: Bundles,
+    names: tuple[str, ...] | None,
+    target: str,
     key: str,
     local_only: bool,
-    threads: int,
-    limits: Limits,
 ) -> None:
     with needs_extra("cloud"):
         from edgekit.serving.cloud import CloudModels
-        from edgekit.serving.endpoints import Endpoints, open_endpoints
-    stopped = asyncio.Event()
-    with step(f"load {', '.join(models)}"):
-        served = await CloudModels.open(list(dict.fromkeys(models)), fetch, threads=threads)
+        from edgekit.serving.endpoints import open_endpoints
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    served = CloudModels()
+    follower = _follower(settings, served, bundles, names, target)
     try:
+        with step(f"load {', '.join(names) if names else 'every model'}"):
+            await follower.start()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        wanted = Endpoints(url=addresses[0], grpc=addresses[1] if len(addresses) > 1 else "")
+            loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, follower.wake)
         async with open_endpoints(
-            served, wanted, max_request_bytes=MAX_REQUEST_BYTES, api_key=key, local_only=local_only, limits=limits
+            served,
+            _addresses(settings),
+            max_request_bytes=settings.cloud_max_request_mib * MIB,
+            api_key=key,
+            local_only=local_only,
+            limits=_limits(settings),
         ) as endpoints:
             titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
             click.echo(f"cloud tier ready at {endpoints} ({titles})")  # click flushes
-            await stopped.wait()
+            await _until(stopped, follower.follow(settings.cloud_refresh_seconds))
     finally:
         await served.close()
 
 
-def _sealed_for_others(manifest: Manifest) -> str:
-    classes = ", ".join(key.device_class for key in manifest.sealed.keys) if manifest.sealed else ""
-    return f"{manifest.name} {manifest.version} is sealed for {classes}, and no such class key was given"
+async def _until(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until `stopped` is set; its errors, which are bugs, end the command."""
+    tasks = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(work)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[Path, ...]) -> FetchBundle:
-    """A function that downloads the newest bundle of a model and verifies it from `root` on."""
+def _addresses(settings: ControlSettings) -> Endpoints:
+    from edgekit.serving.endpoints import Endpoints
+
+    host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
+    grpc = "" if settings.cloud_grpc_port is None else f"{host}:{settings.cloud_grpc_port}"
+    return Endpoints(url=f"{host}:{settings.cloud_port}", grpc=grpc)
+
+
+def _limits(settings: ControlSettings) -> Limits:
+    return Limits(
+        connections=settings.cloud_max_connections,
+        peer_connections=settings.cloud_max_connections_per_address,
+        trusted_proxies=settings.cloud_trusted_proxies,
+        drain_seconds=settings.cloud_drain_seconds,
+    )
+
+
+def _follower(
+    settings: ControlSettings, served: CloudModels, bundles: Bundles, names: tuple[str, ...] | None, target: str
+) -> Follower:
+    from edgekit.runtimes.providers import Acceleration
+    from edgekit.serving.cloud.follower import Follower
+    from edgekit.serving.worker.loader import Loader
+
+    defaults = settings_group(CloudModelOptions, settings, prefix="cloud_")
+    own = settings.cloud_models
+
+    def options(name: str) -> CloudModelOptions:
+        return own[name].over(defaults) if name in own else defaults
+
+    accelerated = settings_group(Acceleration, settings, prefix="cloud_", required=settings.cloud_require_providers)
+    load = Loader(options, threads=settings.cloud_threads or usable_cpus(), acceleration=accelerated)
+    return Follower(served, bundles, load, names=names, target=target, options=options, tell=note, clock=time.monotonic)
+
+
+def _bundles(settings: ControlSettings, root: Path, folder: Path) -> Bundles:
+    """The registry's bundles, verified from `root` on."""
     with needs_extra("cloud"):
-        from edgekit.bundle.compat import seal_mismatches
         from edgekit.registry import RegistryReader
         from edgekit.sealing.keyring import Keyring
         from edgekit.sealing.opening import use_keyring
+        from edgekit.serving.cloud.bundles import RegistryBundles
         from edgekit.storage.stores import open_store
-    keyring = Keyring(class_keys)
+    keyring = Keyring(settings.cloud_class_keys)
     use_keyring(keyring)
     try:
         trusted = root.read_bytes()
@@ -160,19 +200,8 @@ def _fetcher(url: str, root: Path, target: str, folder: Path, class_keys: tuple[
             f"the trusted root cannot be read: {error}",
             advice="Give --root FILE; `edgekit registry init` wrote it beside the keys.",
         ) from error
-    reader = RegistryReader(open_store(url), trusted, folder / "metadata")
-    reader.refresh()
-
-    def fetch(name: str) -> tuple[Manifest, Path]:
-        release = reader.resolve(name, target)
-        if seal_mismatches(release.manifest, keyring.ids):
-            raise RefusedError(
-                _sealed_for_others(release.manifest), advice="Give its private key with --class-key FILE."
-            )
-        reader.download(release.manifest, folder / name)
-        return release.manifest, folder / name
-
-    return fetch
+    reader = RegistryReader(open_store(settings.registry), trusted, folder / "metadata")
+    return RegistryBundles(reader, folder, keyring.ids)
 
 
 _MAKE_KEY = "Make one: (umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(24))' > {file})."

@@ -7,6 +7,16 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from edgekit.serving.models.cloud_options import CanaryChannel, CanaryShare, Channel, CloudModelSettings, Versions
+from edgekit.serving.models.options import (
+    BatchRows,
+    Instances,
+    Isolation,
+    MaxStreams,
+    QueueLimit,
+    RunTimeoutSeconds,
+    StreamIdleSeconds,
+)
 from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Port, Positive
 
 
@@ -109,3 +119,60 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         tuple[Path, ...],
         Meta(description="Private keys of device classes; the cloud tier opens sealed bundles with them."),
     ] = ()
+    cloud_refresh_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Interval at which the cloud tier looks for new versions in the registry; 0: at SIGHUP only.",
+        ),
+    ] = 30.0
+    cloud_channel: Channel = ""
+    cloud_canary_channel: CanaryChannel = ""
+    cloud_canary_share: CanaryShare = 0.0
+    cloud_versions: Versions = 1
+    cloud_queue_limit: QueueLimit = 256
+    cloud_instances: Instances = 1
+    cloud_isolation: Isolation = "auto"
+    cloud_batch: BatchRows = "auto"
+    cloud_run_timeout_seconds: RunTimeoutSeconds = 30.0
+    cloud_max_streams: MaxStreams = 64
+    cloud_stream_idle_seconds: StreamIdleSeconds = 60.0
+    cloud_threads: Annotated[
+        CountOrZero,
+        Meta(
+            description="Threads of each model's runtime in the cloud tier; 0: one per CPU that it may use.",
+            extra={"unit": "threads"},
+        ),
+    ] = 0
+    cloud_providers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="ONNX Runtime execution providers of the cloud tier, the preferred one first. Empty: the best "
+            "provider that is installed."
+        ),
+    ] = ()
+    cloud_require_providers: Annotated[
+        bool,
+        Meta(
+            description="True: a model fails to load when ONNX Runtime does not start a provider of `cloud_providers`."
+        ),
+    ] = False
+    cloud_gpu_memory_mib: Annotated[
+        CountOrZero, Meta(description="Limit of ONNX Runtime's GPU arena of one model in the cloud tier; 0 for none.")
+    ] = 0
+    cloud_arena_mib: Annotated[
+        CountOrZero,
+        Meta(description="Limit of ONNX Runtime's CPU arena of each instance in the cloud tier; 0 for none."),
+    ] = 0
+    cloud_max_request_mib: Annotated[
+        int,
+        Meta(ge=1, le=2047, description="Longest request that the cloud tier accepts."),
+    ] = 64
+    cloud_models: Annotated[
+        dict[str, CloudModelSettings],
+        Meta(
+            description="Settings of single models of the cloud tier, one table [cloud_models.NAME] each. They win "
+            "over the settings above."
+        ),
+    ] = {}

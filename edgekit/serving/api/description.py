@@ -30,6 +30,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
         answers: Outputs of a request that was sent as bytes.
         labels: Names of classes by output.
         streams: Limits of the streams of a model with state; None for a model without.
+        versions: All versions that clients may name, the oldest first; empty where `version` is the only one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     answers: tuple[TensorSpec, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = {}
     streams: StreamLimits | None = None
+    versions: tuple[str, ...] = ()
 
 
 _FORMATS = {"litert": "litert_tflite", "onnxruntime": "onnxruntime_onnx"}

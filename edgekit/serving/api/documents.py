@@ -44,7 +44,7 @@ def model(models: ModelServer, name: str, version: str | None) -> dict[str, Any]
 
     document: dict[str, Any] = {
         "name": name,
-        "versions": [description.version],
+        "versions": list(description.versions or (description.version,)),
         "platform": description.platform,
         "edgekit_provider": description.provider,
         "edgekit_providers_missing": list(description.providers_missing),
@@ -82,14 +82,15 @@ def statistics(models: ModelServer, wanted: Sequence[tuple[str, str | None]]) ->
 
 
 def index(models: ModelServer, ready_only: bool) -> list[dict[str, str]]:
-    """Every model with its state, and the reason where it cannot answer at once; `ready_only` leaves out others."""
+    """Every version with its state, and the reason where it cannot answer at once; `ready_only` leaves out others."""
     entries = []
     for name in models.models():
         try:
             description = models.describe(name, None)
-            version, state, reason = description.version, "READY", "" if description.loaded else OUT_OF_MEMORY
+            versions = description.versions or (description.version,)
+            state, reason = "READY", "" if description.loaded else OUT_OF_MEMORY
         except UnavailableError as error:
-            version, state, reason = "", "UNAVAILABLE", str(error)
+            versions, state, reason = ("",), "UNAVAILABLE", str(error)
         if state == "READY" or not ready_only:
-            entries.append({"name": name, "version": version, "state": state, "reason": reason})
+            entries += [{"name": name, "version": one, "state": state, "reason": reason} for one in versions]
     return entries

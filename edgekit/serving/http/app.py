@@ -19,7 +19,7 @@ from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundErro
 from edgekit.serving.api import documents
 from edgekit.serving.api.model_server import ModelServer
 from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
-from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, render
+from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, latencies_of, render
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.oip import raw_body
 from edgekit.serving.oip.tensor_data import LONG_JSON
@@ -157,7 +157,8 @@ class App:
             return self._model(head, path[2], *_model_path(path[3:]))
         if path == ("metrics",):
             _need(head, "GET")
-            text = render(self._server.counters(), self._statuses, self._grpc_codes, gauges_of(self._server))
+            server = self._server
+            text = render(server.counters(), self._statuses, self._grpc_codes, gauges_of(server), latencies_of(server))
             return Reply(200, text, {"Content-Type": METRICS_TYPE})
         if path == ("v2",):
             _need(head, "GET")

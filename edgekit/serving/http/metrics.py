@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from edgekit.serving.session.latency import BOUNDS, Latency
+
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -23,7 +25,7 @@ class Metric(NamedTuple):
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
 
@@ -72,9 +74,16 @@ METRICS = (
     _of_model("gauge", "waiting", "Requests that wait or run now."),
     _of_model("gauge", "loaded", "1 while the model is in memory, else 0."),
     _of_model("gauge", "streams", "Open streams of a model with state."),
+    Metric(
+        "edgekit_model_latency_seconds",
+        "histogram",
+        "Time of answered requests from arrival to answer in the cloud tier, by model and version.",
+        ("model", "version"),
+    ),
     _of_model("gauge", "restarts", "Restarts of the model's worker process since the model was loaded."),
 )
 
+_LATENCY = "edgekit_model_latency_seconds"
 _KNOWN = {metric.name for metric in METRICS}
 _SECOND_LABELS = {metric.name: metric.labels[1] for metric in METRICS if len(metric.labels) > 1}
 
@@ -93,11 +102,26 @@ def gauges_of(server: object) -> Mapping[str, Mapping[str, float]]:
     return server.gauges() if isinstance(server, HasGauges) else {}
 
 
+@runtime_checkable
+class HasLatencies(Protocol):
+    """A model server that measures how long its answers take."""
+
+    def latencies(self) -> Mapping[tuple[str, str], Latency]:
+        """Histograms by model and version."""
+        ...
+
+
+def latencies_of(server: object) -> Mapping[tuple[str, str], Latency]:
+    """A server's histograms; empty where it has none."""
+    return server.latencies() if isinstance(server, HasLatencies) else {}
+
+
 def render(
     counters: Mapping[str, Mapping[str, float]],
     statuses: Mapping[int, int],
     grpc_codes: Mapping[str, int] | None = None,
     gauges: Mapping[str, Mapping[str, float]] | None = None,
+    latencies: Mapping[tuple[str, str], Latency] | None = None,
 ) -> bytes:
     """Render the text of /metrics.
 
@@ -106,6 +130,7 @@ def render(
         statuses: HTTP responses by status.
         grpc_codes: gRPC calls by the name of their status; None where gRPC is not served.
         gauges: Present values by model, then by short name.
+        latencies: Histograms by model and version.
 
     Raises:
         LookupError: a metric is not in METRICS.
@@ -122,7 +147,22 @@ def render(
         if metric.name in samples:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
             lines += [f"{metric.name}{{{labels}}} {value}" for labels, value in samples[metric.name]]
+        elif metric.name == _LATENCY and latencies:
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+            lines += _histogram(latencies)
     return ("\n".join(lines) + "\n").encode()
+
+
+def _histogram(latencies: Mapping[tuple[str, str], Latency]) -> list[str]:
+    lines = []
+    for (model, version), one in sorted(latencies.items()):
+        labels, below = f'model="{_escape(model)}",version="{_escape(version)}"', 0
+        for bound, count in zip((*map(str, BOUNDS), "+Inf"), one.counts, strict=True):
+            below += count
+            lines.append(f'{_LATENCY}_bucket{{{labels},le="{bound}"}} {below}')
+        lines.append(f"{_LATENCY}_sum{{{labels}}} {one.total_seconds:.17g}")
+        lines.append(f"{_LATENCY}_count{{{labels}}} {below}")
+    return lines
 
 
 def _by_code(counts: Mapping[Any, int]) -> list[tuple[str, str]]:

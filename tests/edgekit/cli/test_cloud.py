@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -84,20 +85,32 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_newest_version_is_served_until_a_signal(registry: Path, number: int) -> None:
-    """One line gives the address, the API key is required, and a signal ends the process with status 0."""
+    """One line gives the address, the API key is required, and a signal ends the process with status 0.
+
+    SIGHUP ends nothing: the registry is looked at, and a new version is served.
+    """
     (registry / "cloud.key").touch(mode=0o600)
     (registry / "cloud.key").write_text(KEY + "\n")
     with running(registry, "big", "--port", "0", "--api-key-file", "cloud.key") as (child, url):
         client = CloudClient(url, model="big", api_key=KEY)
         found = (await client.infer("small", {"x": SURE}, timeout_seconds=10)).outputs
         np.testing.assert_allclose(found["scores"], softmax(SURE, 5.0), atol=1e-6)
-        child.send_signal(signal.SIGHUP)  # as from a terminal that closes; a server outlives it
-        await client.infer("small", {"x": SURE}, timeout_seconds=10)
+        onnx_bundle(registry / "1.2.0", name="big", version="1.2.0", target="server", batch=None, gain=2.0)
+        store = open_store(f"file://{registry}/registry")
+        publish(store, Repository(store, registry / "keys"), registry / "1.2.0")
+        child.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            again = await client.infer("small", {"x": SURE}, timeout_seconds=10)
+            if again.version == "1.2.0":
+                break
+            await asyncio.sleep(0.1)
+        np.testing.assert_allclose(again.outputs["scores"], softmax(SURE, 2.0), atol=1e-6)
         client.close()
         child.send_signal(number)
         out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (0, ""), err
     assert "Traceback" not in err
+    assert "big 1.2.0 is served now (before: 1.1.0)" in err
 
 
 @pytest.mark.parametrize(

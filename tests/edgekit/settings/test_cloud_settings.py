@@ -9,7 +9,8 @@ import pytest
 from device_agents.assemble import threshold_warnings
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
-from edgekit.settings import AgentSettings, load_settings
+from edgekit.serving.models.cloud_options import CloudModelOptions
+from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from edgekit.settings.groups import settings_group
 
 NEEDED = 'device = "pi-1"\nfleet = "lab"\ntarget = "x86-64"\n'
@@ -55,3 +56,19 @@ def test_a_model_has_its_own_settings_over_the_agents(tmp_path: Path) -> None:
     a, b = (CloudOptions.of(service, settings.models[name]) for name in "ab")
     assert a == CloudOptions(cloud_model="big", threshold=0.7, send_inputs="never")
     assert b == CloudOptions(cloud_model="", threshold=0.0, send_inputs="allowed")
+
+
+def test_a_model_of_the_cloud_tier_has_its_own_settings(tmp_path: Path) -> None:
+    """A table wins over the tier's keys; an unknown key in it is an error."""
+    file = tmp_path / "edgekit.toml"
+    file.write_text(
+        'cloud_channel = "stable"\ncloud_instances = 2\n[cloud_models.big]\ncanary_share = 0.1\nbatch = 8\n'
+    )
+    settings = load_settings(ControlSettings, file=file, environ={})
+    defaults = settings_group(CloudModelOptions, settings, prefix="cloud_")
+    own = settings.cloud_models["big"].over(defaults)
+    assert (own.channel, own.instances, own.canary_share, own.batch) == ("stable", 2, 0.1, 8)
+    assert (defaults.canary_share, defaults.batch) == (0.0, "auto")
+    file.write_text("[cloud_models.big]\ncanary = 0.1\n")
+    with pytest.raises(SettingsError, match="canary"):
+        load_settings(ControlSettings, file=file, environ={})

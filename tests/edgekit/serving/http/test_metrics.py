@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.serving.http.metrics import METRICS, gauges_of, render
+from edgekit.serving.session.latency import Latency
 
 
 def test_large_counters_keep_every_digit() -> None:
@@ -54,3 +55,17 @@ def test_names_in_the_table_are_unique_and_follow_prometheus_rules() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert metric.help.endswith(".")
         assert "\n" not in metric.help
+
+
+def test_latencies_are_histograms_by_model_and_version() -> None:
+    """Buckets are cumulative; a duration on a bound counts below it."""
+    one = Latency()
+    for seconds in (0.0005, 0.001, 0.3, 99.0):
+        one.add(seconds)
+    text = render({}, {}, latencies={("m", "1.0.0"): one}).decode()
+    assert "# TYPE edgekit_model_latency_seconds histogram\n" in text
+    labels = 'model="m",version="1.0.0"'
+    for bound, count in (("0.001", 2), ("0.25", 2), ("0.5", 3), ("10.0", 3), ("+Inf", 4)):
+        assert f'edgekit_model_latency_seconds_bucket{{{labels},le="{bound}"}} {count}\n' in text
+    assert f"edgekit_model_latency_seconds_count{{{labels}}} 4\n" in text
+    assert f"edgekit_model_latency_seconds_sum{{{labels}}} 99.3015" in text
