@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from device_agents.control.crash_events import watch_crashes
 from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
 from device_agents.control.memory_events import watch_growth
+from device_agents.control.numbers import NumberFollower
 from device_agents.control.reports import ReportBuilder
 from device_agents.control.requests import RequestClient
 from device_agents.control.telemetry import TelemetrySender, flatten
@@ -76,6 +78,7 @@ class Agent:
 
     def __init__(self, options: AgentOptions, parts: AgentParts) -> None:
         self._options, self._parts = options, parts
+        self._run_id = secrets.token_hex(8)
         self._journal = parts.journal
         self._updaters: dict[str, Updater] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,6 +98,7 @@ class Agent:
         self._events = EventSender(options.device, self._link, parts.clock, lambda: self.states)
         self._effects = self._make_effects()
         self._machine = UpdateMachine(options.limits)
+        self._numbers = self._make_numbers()
         self._recovery = Recovery(self._journal, self._effects, parts.inference, self._updaters, self._events.send)
 
     def _make_link(self) -> ControlLink:
@@ -108,6 +112,9 @@ class Agent:
             states=lambda: self.states,
             clock=parts.clock,
             held=lambda: self._follower.held if self._follower else {},
+            session=parts.journal.record.session,
+            run=self._run_id,
+            key=bytes.fromhex(parts.signer.public_key.keyval["public"]),
         )
         return ControlLink(
             parts.transport,
@@ -139,6 +146,23 @@ class Agent:
             clock=parts.clock,
         )
 
+    def _make_numbers(self) -> NumberFollower:
+        options, parts = self._options, self._parts
+        numbers = NumberFollower(
+            options.device,
+            options.fleet,
+            self._run_id,
+            transport=parts.transport,
+            link=self._link,
+            journal=parts.journal,
+            own_key=parts.signer.public_key,
+            director_key=self._director_key,
+            events=self._events,
+            clock=parts.clock,
+        )
+        self._requests.on_unasked = numbers.on_unasked
+        return numbers
+
     @property
     def states(self) -> dict[str, UpdateRecord]:
         """Update state of each model."""
@@ -167,6 +191,7 @@ class Agent:
         """Connect and work until `stop`, then end in order. Any other end is an error, which is raised."""
         self._loop = asyncio.get_running_loop()
         await self._requests.start()
+        self._numbers.start()
         await self._link.start()
         for work in self._work():
             self._spawn(work)
@@ -222,6 +247,7 @@ class Agent:
             self._link.warn_without_broker(timings.no_broker_seconds),
             self._link.run(),
             follower.run(),
+            self._numbers.run(),
             commands.run(),
             telemetry.run(options.telemetry_seconds),
             self._condition.run(timings.condition_survey_seconds),

@@ -191,8 +191,7 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
     signer = load_signer(settings.key)
     facts = msgspec.structs.replace(facts, seal_keys=Keyring(settings.class_keys).ids)
     root = read_root(settings.root)
-    # A new journal numbers from the clock: after the loss of a state folder, the numbers must be higher than before.
-    journal = Journal(disk, first_number=max(0, int(SystemClock().wall())))
+    journal = Journal(disk)
     session = journal.begin_session(boot_id())
     will = presence_will(settings.fleet, settings.device, session)
 

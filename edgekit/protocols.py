@@ -54,6 +54,11 @@ class Transport(Protocol):
         """True while the broker has accepted this client."""
         ...
 
+    @property
+    def takeovers(self) -> int:
+        """Connections that the broker ended because another client connected under the same name (MQTT 5 says so)."""
+        ...
+
     async def start(self) -> None:
         """Start connecting, and reconnecting, in the background; `wait_connected` waits for the first success."""
         ...

@@ -26,6 +26,9 @@ class ReportBuilder:
         states: Gives the update state of each model.
         clock: Wall time.
         held: Gives the models whose deployments wait because the fleet is paused.
+        session: Number of this run's session.
+        run: Random id of this run of the agent.
+        key: The device's public key, 32 bytes.
     """
 
     def __init__(
@@ -39,9 +42,13 @@ class ReportBuilder:
         states: Callable[[], Mapping[str, UpdateRecord]],
         clock: Clock,
         held: Callable[[], Mapping[str, messages.Waiting]] = dict,
+        session: int,
+        run: str,
+        key: bytes,
     ) -> None:
         self._device, self._fleet, self._journal, self._inference = device, fleet, journal, inference
         self._facts, self._states, self._clock, self._held = facts, states, clock, held
+        self._session, self._run, self._key = session, run, key
 
     async def report(self) -> messages.Reported:
         """The present report, with the next number. Raises DiskError when the number cannot be noted."""
@@ -56,6 +63,10 @@ class ReportBuilder:
             models=self._models(states),
             outcomes={name: state.outcome for name, state in states.items() if state.outcome},
             facts=self._facts(),
+            session=self._session,
+            run=self._run,
+            command=self._journal.record.command,
+            key=self._key,
         )
 
     def _models(self, states: Mapping[str, UpdateRecord]) -> dict[str, messages.Running]:

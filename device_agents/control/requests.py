@@ -66,6 +66,7 @@ class RequestClient:
         waiting: Pending requests by request id.
         foreign: Count of answers without a pending request (late, doubled, or of another device).
         malformed: Count of payloads that are not an answer.
+        on_unasked: Called with each answer that needs no request: OWN_REPORT and NOTICE.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class RequestClient:
         self.waiting: dict[str, PendingRequest] = {}
         self.foreign = 0
         self.malformed = 0
+        self.on_unasked: Callable[[messages.Answer], None] = lambda answer: None
 
     async def start(self) -> None:
         """Subscribe; also before the transport has connected."""
@@ -163,6 +165,9 @@ class RequestClient:
         except DataError as error:
             self.malformed += 1
             log.warning("an answer was dropped: %s", error)
+            return
+        if answer.id in (messages.OWN_REPORT, messages.NOTICE):
+            self.on_unasked(answer)
             return
         pending = self.waiting.get(answer.id)
         if pending is None:

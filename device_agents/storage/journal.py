@@ -73,7 +73,6 @@ class Journal:
 
     Args:
         disk: The device's folder.
-        first_number: Session and report numbers of a new journal begin above it, for a device that lost its disk.
 
     Attributes:
         damage: Messages about files that could not be read since the journal was opened, for the events.
@@ -84,13 +83,13 @@ class Journal:
         DataError: the journal was written by another version of the agent.
     """
 
-    def __init__(self, disk: Disk, *, first_number: int = 0) -> None:
+    def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._lock = threading.RLock()
         self.damage: list[str] = []
         self.ended = "order"
         stored = self._read(_DEVICE, DeviceRecord)
-        self._record = stored or DeviceRecord(session=first_number, reports=first_number)
+        self._record = stored or DeviceRecord()
         if stored is None and self.damage:
             self._record = self._rebuilt(self._record)
         self._next_report = self._record.reports
@@ -132,6 +131,34 @@ class Journal:
                 self._change(reports=self._record.reports + REPORTS_AT_ONCE)
             self._next_report += 1
             return self._next_report
+
+    def continue_above(self, *, report: int = 0, session: int = 0, assignment: int = 0, command: int = 0) -> bool:
+        """Let this device's numbers go on above those that it used before it lost its disk; lower ones change nothing.
+
+        Returns:
+            True if a number was raised.
+
+        Raises:
+            DiskError: they cannot be noted.
+        """
+        with self._lock:
+            record = self._record
+            changes = {
+                "reports": max(record.reports, report),
+                "session": max(record.session, session),
+                "assignment": max(record.assignment, assignment),
+                "command": max(record.command, command),
+            }
+            if report <= self._next_report and all(getattr(record, name) == value for name, value in changes.items()):
+                return False
+            self._change(**changes)
+            self._next_report = max(self._next_report, report)
+            return True
+
+    @property
+    def last_report(self) -> int:
+        """The number of the last report, or a higher one that no report has had."""
+        return self._next_report
 
     def accept_assignment(self, version: int) -> None:
         """Note the version of an accepted assignment. Raises DiskError."""

@@ -117,10 +117,9 @@ def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> Sim
     from edgekit.trust.keys import load_signer
 
     fleet = SimulatedFleet()
-    first_number = int(time.time())  # rises from run to run, because the disks in memory keep nothing
     for one in settings:
         disk = MemoryDisk()
-        journal = Journal(disk, first_number=first_number)
+        journal = Journal(disk)
         session = journal.begin_session()
         root, folder = read_root(one.root), cache / one.device
         fleet.add(

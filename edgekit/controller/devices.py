@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError
+from edgekit.identity.series import RunHistory, is_behind
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import Command, Event, Presence, Reported, Result, Telemetry, decode
+from edgekit.mqtt.messages import (
+    NOTICE,
+    NUMBERS,
+    OWN_REPORT,
+    Answer,
+    Command,
+    Event,
+    Notice,
+    Presence,
+    Reported,
+    Result,
+    Telemetry,
+    decode,
+    encode,
+)
 from edgekit.protocols import Clock, Message, Transport
 from edgekit.trust.envelopes import T, open_envelope, seal
 from edgekit.trust.keys import parse_public
@@ -24,8 +40,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INBOX_MESSAGES = 10_000
+MAX_NOTICES = 1000
 SAME_EVENT_SECONDS = 60.0
 RETRY_SECONDS = 1.0
+
+
+class Arrived(NamedTuple):
+    """A received message, and the wall clock seconds of its arrival."""
+
+    message: Message
+    at: float
 
 
 class DeviceService:
@@ -49,11 +73,13 @@ class DeviceService:
         self._state = state
         self._clock = clock
         self._director = director
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX_MESSAGES)
+        self._inbox: asyncio.Queue[Arrived] = asyncio.Queue(INBOX_MESSAGES)
         self._worker: asyncio.Task[None] | None = None
         self._keys: dict[str, Key] = {}
         self._rejected_at: dict[tuple[str, str], float] = {}
-        self._handlers: dict[str, Callable[[str, Message], None]] = {
+        self._notices: deque[tuple[str, Answer]] = deque(maxlen=MAX_NOTICES)
+        self._runs, self._sessions = RunHistory(), RunHistory()
+        self._handlers: dict[str, Callable[[str, Arrived], None]] = {
             "reported": self._save_report,
             "presence": self._save_presence,
             "event": self._save_event,
@@ -97,18 +123,29 @@ class DeviceService:
             await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
             await asyncio.to_thread(self._state.commands.sent, stored.device, stored.number)
 
+    async def send_notices(self) -> None:
+        """Send what devices must be told unasked.
+
+        Raises:
+            TransportError: the broker cannot be reached; a device that still needs its notice causes it again.
+        """
+        while self._notices:
+            device, answer = self._notices.popleft()
+            await self._transport.publish(topics.answer(self._fleet, device), encode(answer))
+
     def _put(self, message: Message) -> None:
         try:
-            self._inbox.put_nowait(message)
+            self._inbox.put_nowait(Arrived(message, self._clock.wall()))
         except asyncio.QueueFull:
             self.dropped += 1  # the device reports its state again with the next heartbeat
 
     async def _work(self) -> None:
         while True:
-            message = await self._inbox.get()
+            arrived = await self._inbox.get()
+            message = arrived.message
             while True:
                 try:
-                    await asyncio.to_thread(self._handle, message)
+                    await asyncio.to_thread(self._handle, arrived)
                     break
                 except UnavailableError as error:
                     log.warning("%s will be stored later: %s", message.topic, error)
@@ -118,12 +155,13 @@ class DeviceService:
                     log.exception("a message on %s could not be handled", message.topic)
                     break
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, arrived: Arrived) -> None:
+        message = arrived.message
         where = topics.parse_device(message.topic)
         if where is None or where.kind not in self._handlers or not message.payload:
             return
         try:
-            self._handlers[where.kind](where.device, message)
+            self._handlers[where.kind](where.device, arrived)
         except NotFoundError as error:
             self._reject(where.device, "unknown-device", error)
         except SignatureError as error:
@@ -131,31 +169,68 @@ class DeviceService:
         except DataError as error:
             self._reject(where.device, "bad-message", error)
 
-    def _save_report(self, device: str, message: Message) -> None:
+    def _save_report(self, device: str, arrived: Arrived) -> None:
+        message = arrived.message
         report = self._open(device, message, Reported)
         if report.fleet != self._fleet:
             raise DataError(f"the report is for fleet {report.fleet[:64]!r}, expected {self._fleet!r}")
         if not message.retained:
             self.clocks.note(device, report.at, self._clock.wall(), self._clock.monotonic())
-        if not self._state.devices.save_report(report, self._clock.wall(), live=not message.retained):
-            log.debug("report %d of %s is already stored", report.number, device)
+        if not self._state.devices.save_report(
+            report, self._clock.wall(), live=not message.retained, payload=message.payload
+        ):
+            self._explain_drop(report, arrived.at)
+        elif report.run and not message.retained and (between := self._runs.note(device, report.run)):
+            self._tell_double(device, f"run {report.run} of its agent reported again after run {between}")
 
-    def _save_presence(self, device: str, message: Message) -> None:
+    def _explain_drop(self, report: Reported, arrived: float) -> None:
+        """Tell a device that lost its disk its last numbers; other dropped reports are repetitions."""
+        stored = self._state.devices.numbers(report.device)
+        if not is_behind(report, arrived, stored):
+            log.debug("report %d of %s is already stored", report.number, report.device)
+            return
+        message = (
+            f"report {report.number} was dropped, because report {stored.report} is stored: was this device re-imaged? "
+            "The controller tells it its last numbers"
+        )
+        if stored.payload:  # proves itself, also to a device whose clock does not let it verify metadata yet
+            self._notices.append((report.device, Answer(id=OWN_REPORT, data=stored.payload)))
+        else:
+            numbers = {"report": stored.report, "session": stored.session, "command": stored.command}
+            self._notify(report.device, NUMBERS, message, **numbers)
+        self._tell(report.device, "numbers-behind", "", message)
+
+    def _notify(self, device: str, kind: str, message: str, **numbers: int) -> None:
+        notice = Notice(device, self._fleet, kind, self._clock.wall(), message, **numbers)
+        self._notices.append((device, Answer(id=NOTICE, data=seal(notice, self._director))))
+
+    def _tell_double(self, device: str, found: str) -> None:
+        self._tell(device, "name-used-twice", "", f"{found}: two devices use the name {device}")
+
+    def _save_presence(self, device: str, arrived: Arrived) -> None:
         self._state.devices.get(device)
-        self._state.devices.save_presence(device, decode(message.payload, Presence), self._clock.wall())
+        presence = decode(arrived.message.payload, Presence)
+        self._state.devices.save_presence(device, presence, self._clock.wall())
+        if not presence.online or arrived.message.retained or self._runs.knows(device):
+            return
+        if between := self._sessions.note(device, str(presence.session)):  # an older agent, whose reports name no run
+            found = f"session {presence.session} began again after session {between}"
+            self._tell(
+                device, "name-used-twice", "", f"{found}: two devices use the name {device}, or its disk was restored"
+            )
 
-    def _save_event(self, device: str, message: Message) -> None:
-        event = self._open(device, message, Event)
+    def _save_event(self, device: str, arrived: Arrived) -> None:
+        event = self._open(device, arrived.message, Event)
         self._state.devices.add_event(event, self._clock.wall())
 
-    def _save_result(self, device: str, message: Message) -> None:
-        result = self._open(device, message, Result)
+    def _save_result(self, device: str, arrived: Arrived) -> None:
+        result = self._open(device, arrived.message, Result)
         if not self._state.commands.save_result(result):
             log.info("%s answered command %d, which waits for no answer", device, result.number)
 
-    def _save_telemetry(self, device: str, message: Message) -> None:
+    def _save_telemetry(self, device: str, arrived: Arrived) -> None:
         self._state.devices.get(device)
-        telemetry = decode(message.payload, Telemetry)
+        telemetry = decode(arrived.message.payload, Telemetry)
         if telemetry.device != device:
             raise DataError(f"the telemetry names device {telemetry.device[:64]!r} on the topic of {device!r}")
         self._state.devices.save_telemetry(telemetry, self._clock.wall())
@@ -172,13 +247,16 @@ class DeviceService:
         return opened
 
     def _reject(self, device: str, kind: str, error: Exception) -> None:
-        """Store an event about a message that cannot be verified or read, once a minute for each device and kind."""
+        """Store an event about a message that cannot be verified or read."""
+        self._tell(device, kind, type(error).__name__, str(error))
+
+    def _tell(self, device: str, kind: str, error: str, message: str) -> None:
+        """Store an event of the controller, once a minute for each device and kind."""
         now = self._clock.wall()
         if now - self._rejected_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
             return
         if len(self._rejected_at) >= INBOX_MESSAGES:
             self._rejected_at.clear()
         self._rejected_at[device, kind] = now
-        log.warning("%s: %s: %s", device, kind, error)
-        event = Event(device=device, kind=kind, at=now, error=type(error).__name__, message=str(error))
-        self._state.devices.add_event(event, now)
+        log.warning("%s: %s: %s", device, kind, message)
+        self._state.devices.add_event(Event(device=device, kind=kind, at=now, error=error, message=message), now)

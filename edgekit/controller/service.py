@@ -143,6 +143,7 @@ class Controller:
         if self._transport.connected:
             await self.rollouts.publish()
             await self.devices.send_commands()
+            await self.devices.send_notices()
 
     async def _check_timestamp(self) -> None:
         now, wall = self._clock.monotonic(), self._clock.wall()

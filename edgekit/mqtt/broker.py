@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KINDS = ("auto", "mosquitto", "amqtt")
 DEVICE_READS = ("desired", "command")
+DEVICE_READS_AND_WRITES = ("reported",)  # a device that lost its disk learns its last number from its own report
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -125,7 +126,8 @@ def mosquitto_acl() -> str:
     """Access rules: the controller may use all topics, a device its own (by user name), and no other user any."""
     lines = [f"topic deny {ROOT}/#", "", f"user {CONTROLLER}", f"topic readwrite {ROOT}/#", ""]
     for kind in DEVICE_KINDS:
-        lines.append(f"pattern {'read' if kind in DEVICE_READS else 'write'} {ROOT}/+/device/%u/{kind}")
+        access = "readwrite" if kind in DEVICE_READS_AND_WRITES else "read" if kind in DEVICE_READS else "write"
+        lines.append(f"pattern {access} {ROOT}/+/device/%u/{kind}")
     lines += [f"pattern write {ROOT}/+/request/{kind}/%u" for kind in REQUEST_KINDS]
     lines += [f"pattern read {ROOT}/+/{rest}" for rest in ("answer/%u", "wave/+", "fleet")]
     return "\n".join(lines) + "\n"

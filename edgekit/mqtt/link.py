@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 MISC_SECONDS = 1.0  # interval of paho's loop_misc, which sends keepalive pings
 PACKET_OVERHEAD_BYTES = 1024  # upper bound for topic, headers and properties of one PUBLISH
 FILTERS_PER_SUBSCRIBE = 8  # the smallest known limit of hosted brokers
+SESSION_TAKEN_OVER = 0x8E  # reason of a DISCONNECT in MQTT 5
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -80,6 +81,7 @@ class Link:
         shares: True where the broker offers shared subscriptions.
         outbox: Queued and unacknowledged messages.
         closed: Done when the connection has ended; its result is the reason.
+        taken_over: True where the broker ended it because another client connected under the same client id.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Link:
         self.subscribed: set[str] = set()
         self.refused: dict[str, str] = {}
         self.shares = False
+        self.taken_over = False
         self.outbox = Outbox(options.max_queued_messages, options.max_queued_bytes)
         self._target, self._options = target, options
         self._on_message = on_message
@@ -349,6 +352,9 @@ class Link:
 
     def _disconnected(self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         name = str(reason).lower()
+        self.taken_over = self.taken_over or reason.value == SESSION_TAKEN_OVER
+        if self.taken_over:
+            name = f"another client connected under this name ({self._target.client_id})"
         self._end("the broker closed the connection" if name == "unspecified error" else name)
 
     def _published(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:

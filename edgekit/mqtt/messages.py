@@ -165,12 +165,19 @@ class Reported(msgspec.Struct, frozen=True):
 
     Attributes:
         device, fleet: Names of the sender.
-        number: Rises with every report, so that an older report can be recognized.
+        number: Rises with every report, so that an older report can be recognized. A device that lost its disk learns
+            its last number from its retained report, or from the controller's Answer OWN_REPORT.
         at: Wall clock seconds.
         assignment: Version of the last accepted assignment; 0 for none.
         models: States by model name.
         outcomes: Outcomes of the last deployments by model name.
         facts: Facts that the device measured of itself.
+        session: Number of the session, as in Presence; 0 from devices that do not say.
+        run: Random id of this run of the agent: a run that has ended never comes back. Empty from devices that do not
+            say.
+        command: The highest accepted command number; -1 from devices that do not say.
+        key: The device's Ed25519 public key (32 bytes), for a controller that has lost its database; empty from
+            devices that do not say.
     """
 
     device: str
@@ -181,6 +188,10 @@ class Reported(msgspec.Struct, frozen=True):
     models: dict[str, Running]
     outcomes: dict[str, Outcome]
     facts: dict[str, Any] = {}
+    session: int = 0
+    run: str = ""
+    command: int = -1
+    key: bytes = b""
 
 
 class Presence(msgspec.Struct, frozen=True):
@@ -247,6 +258,34 @@ class Result(msgspec.Struct, frozen=True):
     detail: dict[str, Any] = {}
 
 
+# Ids of an Answer that no request asked for.
+NOTICE = "notice"  # its data is a Notice, signed by the director
+OWN_REPORT = "report"  # its data is the last stored report of the receiver, which has signed it
+NUMBERS, REMOVED, QUARANTINED = "numbers", "removed", "quarantined"
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """``answer/<id>`` with the id NOTICE: what the controller tells a device unasked, signed by the director.
+
+    Attributes:
+        device, fleet: The receiver; another device ignores it.
+        kind: ``numbers`` (reports were dropped, because their numbers are below those in the database, which has no
+            signed report), ``removed`` or ``quarantined``.
+        at: Wall clock seconds of the controller.
+        message: The notice in words.
+        report, session, command: With ``numbers``: the highest numbers in the database.
+    """
+
+    device: str
+    fleet: str
+    kind: str
+    at: float
+    message: str = ""
+    report: int = 0
+    session: int = 0
+    command: int = 0
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """A signed message: `sig` is the Ed25519 signature of `body`, `key` the TUF key id of the signer."""
 
@@ -265,7 +304,7 @@ class FleetHints(msgspec.Struct, frozen=True):
 # Decoders are built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _MESSAGES = (
     BlocksRequest, MetadataRequest, Answer, BroadcastBlocks, BroadcastClaim, Reported, Presence, Event, Telemetry,
-    Command, Result, Envelope, FleetHints,
+    Command, Result, Notice, Envelope, FleetHints,
 )  # fmt: skip
 _DECODERS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _MESSAGES}
 

@@ -60,6 +60,7 @@ class MqttTransport:
         handler_errors: Number of errors raised by handlers and listeners.
         dropped_messages: Number of messages that no subscription asked for.
         unexpected_errors: Number of connections that ended with an unexpected error; the transport connects again.
+        takeovers: Number of connections that the broker ended because another client connected under this client id.
 
     Raises:
         SettingsError: the URL is malformed, or a certificate file cannot be used.
@@ -83,6 +84,7 @@ class MqttTransport:
         self.handler_errors = 0
         self.dropped_messages = 0
         self.unexpected_errors = 0
+        self.takeovers = 0
         self._options = options or TransportOptions()
         self._target = LinkTarget(
             host=self.address.host,
@@ -249,6 +251,7 @@ class MqttTransport:
             return False
         since = self._clock.monotonic()
         await self._serve(link)
+        self.takeovers += link.taken_over
         self._last_failure = link.closed.result()
         log.warning("lost broker %s: %s", self.address, self._last_failure)
         return self._clock.monotonic() - since >= self._options.stable_seconds

@@ -12,8 +12,8 @@ from edgekit.errors import SettingsError
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.audit import record, take_turn
-from edgekit.state.devices import MAX_TEXT
-from edgekit.state.tables import commands, presence
+from edgekit.state.devices import MAX_TEXT, read_report
+from edgekit.state.tables import commands, presence, reports
 
 MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
@@ -64,8 +64,7 @@ class CommandTable(FleetTable):
             query = sa.select(sa.func.max(commands.c.number)).where(
                 commands.c.fleet == self._fleet, commands.c.device == device
             )
-            # At least the clock's seconds, so that numbers rise even if the database was lost and made again.
-            number = max((connection.execute(query).scalar() or 0) + 1, int(now))
+            number = max(connection.execute(query).scalar() or 0, self._accepted(connection, device, now)) + 1
             values = {
                 "device": device,
                 "number": number,
@@ -136,6 +135,17 @@ class CommandTable(FleetTable):
         with self._writing() as connection:
             waiting = sa.and_(self._is(result.device, result.number), commands.c.state.in_((ASKED, SENT)))
             return connection.execute(commands.update().where(waiting).values(**values)).rowcount == 1
+
+    def _accepted(self, connection: sa.Connection, device: str, now: float) -> int:
+        """The highest number that the device has accepted, in case the database was lost or restored.
+
+        Older agents do not report it: for them numbers are at least the clock's seconds.
+        """
+        query = sa.select(reports.c.body).where(reports.c.fleet == self._fleet, reports.c.device == device)
+        report = read_report(connection.execute(query).scalar())
+        if report is None or report.command < 0:
+            return int(now) - 1
+        return min(report.command, MAX_INTEGER - 1)
 
     def _is(self, device: str, number: int) -> sa.ColumnElement[bool]:
         return sa.and_(commands.c.fleet == self._fleet, commands.c.device == device, commands.c.number == number)

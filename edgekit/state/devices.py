@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
 from edgekit.errors import DataError, NotFoundError, SettingsError
+from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
@@ -17,7 +18,7 @@ from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record
 from edgekit.state.filters import cohort_condition
 from edgekit.state.report_writer import ReportWriter
-from edgekit.state.tables import assignments, devices, events, presence, reports
+from edgekit.state.tables import assignments, commands, devices, events, presence, reports
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -205,13 +206,14 @@ class DeviceTable(FleetTable):
         with self._reading() as connection:
             return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
 
-    def save_report(self, report: Reported, now: float, *, live: bool = True) -> bool:
+    def save_report(self, report: Reported, now: float, *, live: bool = True, payload: bytes | None = None) -> bool:
         """Store `report`, unless the stored one has the same or a higher number; returns True if it was stored.
 
         Args:
             report: The report.
             now: Wall clock seconds.
             live: The device sent it just now, so the device is online even if an older will arrived late.
+            payload: The report as the device signed it.
 
         Raises:
             DataError: the report cannot be stored as JSON, or its number is out of range.
@@ -220,13 +222,36 @@ class DeviceTable(FleetTable):
             raise DataError(f"report number is {report.number}, expected 1 to {MAX_INTEGER}")
         body = untrusted_json(report)
         with self._writing() as connection:
-            written = self._reports.write(connection, report, body, now)
+            written = self._reports.write(connection, report, body, now, payload)
             if written is None:
                 return False
             if live:
-                self._put_presence(connection, report.device, {"seen": now, "online": True})
+                values: dict[str, Any] = {"seen": now, "online": True}
+                if 0 < report.session <= MAX_INTEGER:
+                    # Signed, so it also corrects a higher session of a device that lost its disk, or a forged one.
+                    values["session"] = report.session
+                self._put_presence(connection, report.device, values)
         self._reports.committed(report.device, written)
         return True
+
+    def numbers(self, name: str) -> StoredNumbers:
+        """The highest numbers that the database has of a device."""
+        key = sa.and_(reports.c.fleet == self._fleet, reports.c.device == name)
+        mine = sa.and_(presence.c.fleet == self._fleet, presence.c.device == name)
+        with self._reading() as connection:
+            row = connection.execute(sa.select(reports).where(key)).mappings().first()
+            session = connection.execute(sa.select(presence.c.session).where(mine)).scalar() or 0
+            command = sa.select(sa.func.max(commands.c.number)).where(
+                commands.c.fleet == self._fleet, commands.c.device == name
+            )
+            highest = connection.execute(command).scalar() or 0
+        if row is None:
+            return StoredNumbers(session=session, command=highest)
+        report = read_report(row["body"])
+        if report is not None:
+            highest = max(highest, report.command)
+        run = report.run if report else ""
+        return StoredNumbers(row["number"], session, highest, row["received"], run, row["payload"] or b"")
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:
         """Store a birth or a will; ignores the will of an older session."""

@@ -48,6 +48,19 @@ devices = sa.Table(
     sa.Column("public_key", sa.Text, nullable=False),
     sa.Column("labels", JSON_TEXT, nullable=False),
     sa.Column("enrolled", sa.Double, nullable=False),
+    sa.Column("quarantined", sa.Double),  # wall clock seconds of the quarantine; NULL for none
+    sa.Column("quarantine_reason", sa.Text, nullable=False, server_default=""),
+)
+
+# Devices that were removed and not enrolled anew: they are refused, and told so once.
+removed_devices = sa.Table(
+    "removed_devices",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("name", NAME_COLUMN, primary_key=True),
+    sa.Column("public_key", sa.Text, nullable=False),
+    sa.Column("removed", sa.Double, nullable=False),
+    sa.Column("told", sa.Boolean, nullable=False),
 )
 
 # The last report of each device.
@@ -60,6 +73,7 @@ reports = sa.Table(
     sa.Column("received", sa.Double, nullable=False, index=True),
     sa.Column("body", JSON_TEXT, nullable=False),
     sa.Column("indexed", sa.String(64), nullable=False, server_default=""),  # digest of its rows in `attributes`
+    sa.Column("payload", sa.LargeBinary),  # the report as the device signed it; NULL from before revision 0005
 )
 
 # What filters select devices by: one row for each label, scalar fact, model version and so on.

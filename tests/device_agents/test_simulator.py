@@ -28,7 +28,7 @@ async def test_simulated_devices_update_over_a_real_transport(tmp_path, share, r
         payload = desk.assign(entry, device=name)
         desk.broker.publish(topics.device(FLEET, name, "desired"), payload, qos=1, retain=True)
         disk = MemoryDisk()
-        journal = Journal(disk, first_number=1000)
+        journal = Journal(disk)
         will = presence_will(FLEET, name, journal.begin_session())
         fleet.add(
             AgentOptions(device=name, fleet=FLEET, limits=QUICK),

@@ -27,6 +27,7 @@ class AgentProcess:
         python: The interpreter of the agent.
         program: The module to run, and words before "run".
         url: URL of its HTTP endpoint; empty before the start.
+        environ: Variables of the next start, besides those of this process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +36,7 @@ class AgentProcess:
         self.python = sys.executable
         self.program = ["device_agents"]
         self.url = ""
+        self.environ: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -44,7 +46,7 @@ class AgentProcess:
                 *(self.python, "-m", *self.program, "run", "--config", str(self.folder / "agent.toml")),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=_ENV,
+                env=_ENV | self.environ,
             )
         line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
         assert b" ready at " in line, self.log()[-2000:]

@@ -209,7 +209,6 @@ class Device:
         self.condition = Condition()
         self.timings = AgentTimings(condition_survey_seconds=0.05)
         self.options: dict[str, object] = {}
-        self.first_number = 0
         self.cache = folder / "tuf"
         key = folder / "device.key"
         self.signer = load_signer(key) if key.exists() else generate_key(key)
@@ -218,7 +217,7 @@ class Device:
 
     async def start(self) -> None:
         """Start the agent: read the journal, then connect."""
-        journal = Journal(self.disk, first_number=self.first_number)
+        journal = Journal(self.disk)
         session = journal.begin_session()
         self.transport = MemoryTransport(self.broker, DEVICE, will=presence_will(FLEET, DEVICE, session))
         options = AgentOptions(

@@ -135,6 +135,7 @@ class MemoryBroker:
             return
         older = self._clients.get(client.client_id)
         if older is not None and older is not client:
+            older.takeovers += 1
             self._lose(older, will=True)
         self._clients[client.client_id] = client
         for topic_filter in list(client.routes):
@@ -172,6 +173,7 @@ class MemoryTransport:
         routes: (handler, QoS, group) by topic filter.
         handler_errors: Number of handlers and listeners that raised.
         started: True between `start` and `stop`.
+        takeovers: As the protocol says.
     """
 
     def __init__(self, broker: MemoryBroker, client_id: str, *, will: Will | None = None) -> None:
@@ -179,6 +181,7 @@ class MemoryTransport:
         self.will = will
         self.routes: dict[str, tuple[Handler, int, str]] = {}
         self.handler_errors = 0
+        self.takeovers = 0
         self.started = False
         self._broker = broker
         self._connected = asyncio.Event()

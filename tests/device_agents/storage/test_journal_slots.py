@@ -105,15 +105,20 @@ def test_a_record_that_is_gone_is_taken_from_its_copy():
 
 
 def test_without_any_copy_the_device_starts_again_above_what_the_rest_still_says():
-    """Numbers from the clock, so that reports are heard; assignments that came before are still refused."""
+    """Assignments that came before are still refused; the other numbers start again until they are learned."""
     disk = MemoryDisk()
     written(disk)
     disk.write("journal/device.json", b"{")
     disk.write("journal/copies/device.json", b"{")
-    journal = Journal(disk, first_number=1_000_000)
+    journal = Journal(disk)
     assert len(journal.damage) == 2
-    assert (journal.record.session, journal.record.assignment) == (1_000_000, 5)
-    assert journal.next_report() == 1_000_001
+    assert (journal.record.session, journal.record.assignment) == (0, 5)
+    assert journal.next_report() == 1
+    assert journal.continue_above(report=7000, session=9, command=3)
+    assert not journal.continue_above(report=6999, session=8, assignment=4, command=2)
+    assert journal.next_report() == 7001
+    assert (Journal(disk).begin_session(), Journal(disk).record.assignment) == (10, 5)
+    assert Journal(disk).next_report() > 7001
 
 
 def test_a_model_without_any_copy_is_what_its_pointer_and_a_whole_slot_say():

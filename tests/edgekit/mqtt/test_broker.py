@@ -189,7 +189,7 @@ async def test_a_device_reads_its_own_topics_and_the_fleets(users: Users) -> Non
     """Even with a filter for all topics, a device receives no other device's assignments and answers."""
     for_it = [topics.device(FLEET, "d1", "desired"), topics.device(FLEET, "d1", "command"), topics.answer(FLEET, "d1")]
     for_all = [topics.broadcast(FLEET, "0" * 64)]
-    for_others = [topic.replace("d1", "d2") for topic in for_it] + [topics.device(FLEET, "d1", "reported")]
+    for_others = [topic.replace("d1", "d2") for topic in for_it] + [topics.device(FLEET, "d1", "event")]
     got = await heard(users, "d1", for_it + for_all + for_others)
     assert sorted(got) == sorted([*for_it, *for_all, topics.fleet_hints(FLEET)])
 

@@ -468,3 +468,14 @@ async def test_small_packets_are_not_held_back(broker: ScriptedBroker, make: Cal
     assert transport._link is not None  # from outside only time would tell
     sock = transport._link._client.socket()
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # type: ignore[union-attr]
+
+
+async def test_a_takeover_is_named_and_counted(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
+    """The reason "session taken over" of MQTT 5 becomes a sentence; other losses are not counted."""
+    transport = await connect(make())
+    broker.drop()
+    await until(lambda: len(broker.connects) == 2 and transport.connected)
+    assert transport.takeovers == 0
+    broker.send(b"\xe0\x02\x8e\x00")
+    await until(lambda: transport.takeovers == 1)
+    assert "another client connected under this name (d1)" in transport._last_failure
