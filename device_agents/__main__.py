@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,9 @@ import click
 import msgspec
 
 from device_agents.deployment import UpdateRecord
+from device_agents.remote.logs import LogTail
+from device_agents.remote.overlay import load_agent_settings
+from device_agents.remote.restart import restart_process
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
@@ -73,26 +77,32 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
     Example:
       edgekit-agent run --config pi-1/agent.toml
     """
-    settings = load_settings(AgentSettings, file=config, flags={"http": http, "broker": broker})
     ignore_hangup()
-    asyncio.run(_run(settings, Notifier.take()))
+    environment, notifier = dict(os.environ), Notifier.take()
+    if asyncio.run(_run(config, {"http": http, "broker": broker}, notifier)):
+        restart_process(environment, managed=notifier.managed)
 
 
-async def _run(settings: AgentSettings, notifier: Notifier) -> None:
+async def _run(config: Path, flags: dict[str, Any], notifier: Notifier) -> bool:
+    """Run the agent; True if it is to be started again."""
+    tail = LogTail()
+    logging.getLogger().addHandler(tail)
+    settings = load_settings(AgentSettings, file=config, flags=flags)
     with needs_extra("agent"):
         from device_agents.facts import measure_facts
 
         measure = functools.partial(measure_facts, settings.target, state=settings.state, tags=settings.tags)
         measuring = asyncio.get_running_loop().run_in_executor(None, measure)  # during the imports
-        from device_agents.assemble import make_agent, make_inference, single_instance
+        from device_agents.assemble import make_agent, make_inference, make_remote, single_instance
         from edgekit.serving.endpoints import Endpoints, open_endpoints
         from edgekit.serving.http.limits import Limits
     with single_instance(settings.state):
+        settings, overlay = load_agent_settings(config, flags, start=True)
         facts = await measuring
         inference, cloud = make_inference(settings)
         try:
             async with inference:
-                agent = make_agent(settings, inference, facts)
+                agent = make_agent(settings, inference, facts, make_remote(config, flags, tail, overlay))
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, agent.stop)
                 await agent.start()
@@ -107,6 +117,7 @@ async def _run(settings: AgentSettings, notifier: Notifier) -> None:
         finally:
             if cloud is not None:
                 cloud.close()
+    return agent.restarting
 
 
 @agent.command()
@@ -177,11 +188,11 @@ def check(config: Path, as_json: bool) -> int:
     Example:
       edgekit-agent check --config pi-1/agent.toml
     """
-    settings = load_settings(AgentSettings, file=config)
+    settings, overlay = load_agent_settings(config, {}, start=False)
     rows = [{"check": "settings", "ok": True, "found": str(config)}]
     with needs_extra("agent"):
         from device_agents.diagnostics.checks import checks_of
-    for name, probe in checks_of(settings, config).items():
+    for name, probe in checks_of(settings, config, overlay).items():
         try:
             rows.append({"check": name, "ok": True, "found": probe()})
         except EdgekitError as error:

@@ -25,7 +25,10 @@ from device_agents.deployment import Deployment, UpdateRecord
 from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.gate import Gate
 from device_agents.options import AgentOptions
+from device_agents.profiling.profiler import Profiler
 from device_agents.protocols import Inference, SelfTester, TrustFactory
+from device_agents.remote.self_tests import SelfTests
+from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
 from device_agents.update.effects import BundleChecks, Effects
@@ -53,6 +56,7 @@ class AgentParts(NamedTuple):
         signer: The device's private key.
         clock: Time.
         condition: Reads the facts that change; it blocks for some milliseconds.
+        remote: What remote commands need; by default only the self-test is offered.
     """
 
     disk: Disk
@@ -66,6 +70,7 @@ class AgentParts(NamedTuple):
     signer: CryptoSigner
     clock: Clock
     condition: Callable[[], Condition] = Condition
+    remote: RemoteParts = RemoteParts()
 
 
 class Agent:
@@ -74,6 +79,9 @@ class Agent:
     Args:
         options: Names, intervals and limits.
         parts: Adapters and services.
+
+    Attributes:
+        restarting: True if `run` ended because the agent is to be started again.
     """
 
     def __init__(self, options: AgentOptions, parts: AgentParts) -> None:
@@ -84,6 +92,7 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self.restarting = False
         self._follower: AssignmentFollower | None = None
         self._wake = asyncio.Event()
         self._requests = RequestClient(
@@ -129,17 +138,18 @@ class Agent:
 
     def _make_effects(self) -> Effects:
         download, parts = self._options.download, self._parts
-        gate = Gate(
+        self._gate = gate = Gate(
             parts.clock,
             bytes_per_second=download.download_bytes_per_second,
             quiet=download.quiet_hours,
             metered=download.metered,
         )
+        self._fetcher = BlockFetcher(self._requests, parts.clock, gate, urls=download.download_urls)
         return Effects(
             disk=parts.disk,
             journal=parts.journal,
             trust=self._trust,
-            fetcher=BlockFetcher(self._requests, parts.clock, gate, urls=download.download_urls),
+            fetcher=self._fetcher,
             inference=parts.inference,
             checks=BundleChecks(parts.self_test, parts.mismatches, self._options.probation),
             download=download,
@@ -186,6 +196,8 @@ class Agent:
             await self._recovery.resume(model, state)
         for damage in self._journal.damage:
             self._events.send("journal-damaged", "", "DataError", damage)
+        for kind, text in notices(self._parts.remote.overlay):
+            self._events.send(kind, "", "SettingsError", text)
 
     async def run(self) -> None:
         """Connect and work until `stop`, then end in order. Any other end is an error, which is raised."""
@@ -219,6 +231,41 @@ class Agent:
         self._stopping = True
         self._wake.set()
 
+    def _restart(self) -> None:
+        self.restarting = True
+        self.stop()
+
+    def _make_commands(self) -> Commands:
+        parts = self._parts
+        active = lambda: [name for name, state in self.states.items() if state.active is not None]  # noqa: E731
+        profiler = None
+        if parts.remote.profile is not None:
+            profiler = Profiler(
+                parts.disk,
+                find_target=self._effects.find_target,
+                blob=self._fetcher.blob,
+                source=self._fetcher,
+                counters=self._fetcher.counters,
+                check_cost=self._check_cost,
+                mismatches=parts.mismatches,
+                condition=parts.condition,
+                options=parts.remote.profile,
+            )
+        return Commands(
+            self._options.device,
+            self._options.fleet,
+            link=self._link,
+            journal=self._journal,
+            handlers=handlers_of(parts.remote, self_tests=SelfTests(parts.inference, active), profiler=profiler),
+            director_key=self._director_key,
+            restart=self._restart,
+            clock=parts.clock,
+        )
+
+    def _check_cost(self, fetched: int) -> None:
+        self._gate.check_open()
+        self._gate.check_cost(fetched)
+
     def _work(self) -> list[Coroutine[Any, Any, None]]:
         """The tasks that run as long as the agent does, besides the updaters."""
         options, timings, parts = self._options, self._options.timings, self._parts
@@ -232,16 +279,7 @@ class Agent:
             clock=parts.clock,
             retry_seconds=timings.assignment_retry_seconds,
         )
-        commands = Commands(
-            options.device,
-            options.fleet,
-            link=self._link,
-            journal=self._journal,
-            inference=inference,
-            director_key=self._director_key,
-            active=lambda: [name for name, state in self.states.items() if state.active is not None],
-            clock=parts.clock,
-        )
+        commands = self._make_commands()
         telemetry = TelemetrySender(options.device, self._link, self._counters, parts.clock)
         return [
             self._link.warn_without_broker(timings.no_broker_seconds),
@@ -251,6 +289,7 @@ class Agent:
             commands.run(),
             telemetry.run(options.telemetry_seconds),
             self._condition.run(timings.condition_survey_seconds),
+            confirm_settings(parts.remote.overlay, parts.transport.wait_connected),
             watch_crashes(
                 inference.counters,
                 self._events.send_crash,

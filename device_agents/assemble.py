@@ -7,8 +7,9 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
@@ -26,6 +27,10 @@ from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.options import ALL, ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.options import AgentOptions
+from device_agents.profiling.profiler import ProfileOptions
+from device_agents.remote.logs import LogTail
+from device_agents.remote.overlay import Overlay, RemoteSettings, with_values
+from device_agents.remote_commands import RemoteParts
 from device_agents.storage.footprints import DiskFootprints
 from device_agents.storage.journal import Journal
 from device_agents.update.probation import ProbationLimits
@@ -178,8 +183,16 @@ def metered_link(settings: AgentSettings) -> MeteredLink:
     return settings_group(MeteredLink, settings, prefix="metered_", always=settings.metered)
 
 
-def make_agent(settings: AgentSettings, inference: InferenceService, facts: Facts) -> Agent:
+def make_agent(
+    settings: AgentSettings, inference: InferenceService, facts: Facts, remote: RemoteParts | None = None
+) -> Agent:
     """The agent; it begins a new session in the journal.
+
+    Args:
+        settings: Settings of the agent.
+        inference: Answers local applications.
+        facts: What this device measured of itself.
+        remote: What remote commands need of this process; None for an agent that is embedded in an application.
 
     Raises:
         SettingsError: the key or the broker's URL is not usable.
@@ -210,10 +223,33 @@ def make_agent(settings: AgentSettings, inference: InferenceService, facts: Fact
         signer=signer,
         clock=SystemClock(),
         condition=lambda: read_condition(settings.state),
+        remote=(remote or RemoteParts())._replace(profile=_profile_options(settings)),
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)
     return agent
+
+
+def make_remote(config: Path, flags: Mapping[str, Any], tail: LogTail, overlay: Overlay) -> RemoteParts:
+    """The remote commands of an agent that has a process of its own.
+
+    Args:
+        config: The settings file.
+        flags: Settings that were given at the start; they win over remote ones.
+        tail: The newest lines of the log.
+        overlay: Settings that were changed remotely.
+    """
+
+    def check(values: Mapping[str, str]) -> None:
+        agent_options(with_values(config, flags, values))
+
+    settings = RemoteSettings(overlay, check, restartable=True)
+    return RemoteParts(logs=tail, overlay=overlay, settings=settings, restartable=True)
+
+
+def _profile_options(settings: AgentSettings) -> ProfileOptions:
+    keys = tuple(str(path) for path in settings.class_keys)
+    return ProfileOptions(settings.max_bundle_bytes, threads=settings.threads, class_keys=keys)
 
 
 def read_root(path: Path) -> bytes:

@@ -36,6 +36,11 @@ class Notifier:
         seconds = int(microseconds) / 1e6 if mine and microseconds.isdecimal() else 0.0
         return cls(address if address[:1] in ("/", "@") else "", seconds)
 
+    @property
+    def managed(self) -> bool:
+        """True if a service manager waits for notifications."""
+        return bool(self._address)
+
     def notify(self, state: str, timeout_seconds: float = SEND_TIMEOUT_SECONDS) -> None:
         """Send lines such as ``READY=1``; a failure, or a manager that does not read them in time, is logged."""
         if not self._address:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from securesystemslib.signer import Key
 
 from device_agents.control.link import ControlLink
-from device_agents.protocols import Inference
+from device_agents.remote.answer import CommandAnswer, Handler
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
-from edgekit.errors import DataError, EdgekitError, ExpiredError, TransportError, UnavailableError, VerificationError
+from edgekit.errors import DataError, EdgekitError, ExpiredError, UnavailableError, VerificationError
 from edgekit.mqtt import messages
+from edgekit.mqtt.command_arguments import PROFILE, parse_arguments
 from edgekit.protocols import Clock
 from edgekit.trust.envelopes import open_envelope
 
 log = logging.getLogger(__name__)
+
+LONG_KINDS = (PROFILE,)  # run beside other commands, one at a time
 
 
 class Commands:
@@ -27,10 +30,13 @@ class Commands:
         device, fleet: Names of this device and its fleet.
         link: Receives commands and sends results.
         journal: Notes the highest accepted number.
-        inference: Runs the self-test of a live model.
+        handlers: Runs a command of a kind, given its parsed arguments.
         director_key: Gives the key that must have signed.
-        active: Gives the names of the models that have an active bundle.
+        restart: Ends the agent so that it starts again.
         clock: Wall time, for expiry.
+
+    Attributes:
+        unexpected_errors: Count of commands that ended in an unexpected error.
     """
 
     def __init__(
@@ -40,32 +46,44 @@ class Commands:
         *,
         link: ControlLink,
         journal: Journal,
-        inference: Inference,
+        handlers: Mapping[str, Handler],
         director_key: Callable[[], Awaitable[Key]],
-        active: Callable[[], list[str]],
+        restart: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._device, self._fleet, self._link, self._journal = device, fleet, link, journal
-        self._inference, self._director_key, self._active, self._clock = inference, director_key, active, clock
+        self._handlers, self._director_key, self._restart, self._clock = handlers, director_key, restart, clock
+        self._long: asyncio.Task[None] | None = None
+        self.unexpected_errors = 0
 
     async def run(self) -> None:
         """Run commands until cancelled."""
-        while True:
-            payload = await self._link.commands.get()
-            try:
-                command = await self.accept(payload)
-            except (VerificationError, DataError, UnavailableError) as error:
-                log.warning("a command was refused: %s: %s", type(error).__name__, error)
-                kind = type(error).__name__
-                self._link.event(
-                    messages.Event(self._device, "command-refused", self._clock.wall(), error=kind, message=str(error))
-                )
-                continue
-            result = await self.execute(command)
-            try:
-                await self._link.result(result)
-            except TransportError as error:
-                log.warning("the result of command %d was not sent: %s", command.number, error)
+        try:
+            while True:
+                await self._next()
+        finally:
+            if self._long is not None:
+                self._long.cancel()
+                await asyncio.gather(self._long, return_exceptions=True)
+
+    async def _next(self) -> None:
+        payload = await self._link.commands.get()
+        try:
+            command = await self.accept(payload)
+        except (VerificationError, DataError, UnavailableError) as error:
+            log.warning("a command was refused: %s: %s", type(error).__name__, error)
+            kind = type(error).__name__
+            self._link.event(
+                messages.Event(self._device, "command-refused", self._clock.wall(), error=kind, message=str(error))
+            )
+            return
+        log.info("command %d: %s", command.number, command.kind)
+        if command.kind not in LONG_KINDS:
+            await self._finish(command)
+        elif self._long is None or self._long.done():
+            self._long = asyncio.create_task(self._finish(command))
+        else:
+            await self._send(command, CommandAnswer(False, f"another {command.kind} is running; try again later"))
 
     async def accept(self, payload: bytes) -> messages.Command:
         """The command in `payload`, verified; its number is noted and not accepted again.
@@ -89,20 +107,28 @@ class Commands:
         await in_thread(self._journal.accept_command, command.number)
         return command
 
-    async def execute(self, command: messages.Command) -> messages.Result:
-        """Run a command; the result says how it ended."""
-        if command.kind != messages.SELF_TEST:
-            message = f"unknown command {command.kind!r}, this agent knows: {', '.join(messages.COMMAND_KINDS)}"
-            return messages.Result(self._device, command.number, False, message)
-        models = self._active()
-        faults: dict[str, str] = {}
-        for model in models:
-            try:
-                await self._inference.self_test(model)
-            except EdgekitError as error:
-                faults[model] = f"{type(error).__name__}: {error}"
-            except asyncio.TimeoutError:
-                faults[model] = "it did not answer in time"
-        passed = {model: faults.get(model, "passed") for model in models}
-        message = "; ".join(faults.values()) or f"{len(models)} model(s) passed"
-        return messages.Result(self._device, command.number, not faults, message, {"models": passed})
+    async def execute(self, command: messages.Command) -> CommandAnswer:
+        """Run a command; every error becomes an answer."""
+        handler = self._handlers.get(command.kind)
+        if handler is None:
+            known = ", ".join(sorted(self._handlers))
+            return CommandAnswer(False, f"unknown command {command.kind!r}, this agent knows: {known}")
+        try:
+            return await handler(parse_arguments(command.kind, command.args))
+        except EdgekitError as error:
+            return CommandAnswer(False, f"{type(error).__name__}: {error}. {error.advice}".rstrip(" ."))
+        except Exception as error:
+            # The boundary of one command: a bug in it must not end the agent, which serves models.
+            self.unexpected_errors += 1
+            log.exception("command %d met an unexpected error", command.number)
+            return CommandAnswer(False, f"{type(error).__name__}: {error}")
+
+    async def _finish(self, command: messages.Command) -> None:
+        answer = await self.execute(command)
+        await self._send(command, answer)
+        if answer.restart:
+            self._restart()
+
+    async def _send(self, command: messages.Command, answer: CommandAnswer) -> None:
+        result = messages.Result(self._device, command.number, answer.ok, answer.message, answer.detail)
+        await self._link.result(result)

@@ -59,7 +59,7 @@ class ControlLink:
         self._transport, self._clock, self._signer = transport, clock, signer
         self._device, self._fleet, self._session = device, fleet, session
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
-        self._events: deque[bytes] = deque(maxlen=MAX_QUEUED_EVENTS)
+        self._queued: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED_EVENTS)  # kind of topic, payload
         self._changed = asyncio.Event()
         self._birth_sent = False
         self._stopping = False
@@ -93,12 +93,18 @@ class ControlLink:
 
     def event(self, event: messages.Event) -> None:
         """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped."""
-        self._events.append(seal(event, self._signer))
+        self._queued.append(("event", seal(event, self._signer)))
         self._changed.set()
 
     async def result(self, result: messages.Result) -> None:
-        """Send the result of a command. Raises TransportError."""
-        await self._transport.publish(self._topic("result"), seal(result, self._signer), qos=1)
+        """Send the result of a command; if there is no broker, it waits for one as events do."""
+        payload = seal(result, self._signer)
+        try:
+            await self._transport.publish(self._topic("result"), payload, qos=1)
+        except TransportError as error:
+            log.warning("the result of command %d waits: %s", result.number, error)
+            self._queued.append(("result", payload))
+            self._changed.set()
 
     async def telemetry(self, telemetry: messages.Telemetry) -> None:
         """Send counters. Raises TransportError."""
@@ -135,9 +141,10 @@ class ControlLink:
                 await self._send_presence(True)
                 self._birth_sent = True
             await self._send_report()
-            while self._events:
-                await self._transport.publish(self._topic("event"), self._events[0], qos=1)
-                self._events.popleft()
+            while self._queued:
+                kind, payload = self._queued[0]
+                await self._transport.publish(self._topic(kind), payload, qos=1)
+                self._queued.popleft()
         except TransportError as error:
             log.warning("the report waits: %s", error)
             if self._transport.connected:  # otherwise it is sent at the next connection

@@ -22,6 +22,7 @@ from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
 from device_agents.inference.options import NEVER, CloudOptions, ServiceOptions
+from device_agents.remote.overlay import Overlay
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots
@@ -39,15 +40,18 @@ BROKER_SECONDS = 5.0
 PROBE_NAME = "check.tmp"
 
 
-def checks_of(settings: AgentSettings, config: Path) -> dict[str, Callable[[], str]]:
+def checks_of(settings: AgentSettings, config: Path, overlay: Overlay | None = None) -> dict[str, Callable[[], str]]:
     """The checks by name, in the order of the output. Each returns its finding, or raises an EdgekitError.
 
     Args:
         settings: Settings of the agent.
         config: The settings file.
+        overlay: Settings that were changed remotely; None for none.
     """
     checks = _Checks(settings, config)
+    remote = overlay is not None and (overlay.record.values or overlay.fault)
     return {
+        **({"remote settings": lambda: _remote_settings(overlay)} if overlay and remote else {}),
         "clock": checks.clock,
         "key": checks.key,
         **({"class keys": checks.class_keys} if settings.class_keys else {}),
@@ -63,6 +67,15 @@ def checks_of(settings: AgentSettings, config: Path) -> dict[str, Callable[[], s
         "fallback": checks.fallback,
         **({"cloud tier": checks.cloud} if settings.cloud_url else {}),
     }
+
+
+def _remote_settings(overlay: Overlay) -> str:
+    if overlay.fault:
+        raise SettingsError(
+            overlay.fault, advice="Take them back with `edgekit device command ID set KEY=`, or remove that file."
+        )
+    values = ", ".join(f"{key} = {value}" for key, value in sorted(overlay.record.values.items()))
+    return values if overlay.record.previous is None else f"{values} (on trial: no start has reached the broker yet)"
 
 
 class _Checks:

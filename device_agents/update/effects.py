@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from tuf.api.metadata import TargetFile
+
 from device_agents.deployment import (
     Activated,
     Cleaned,
@@ -212,9 +214,7 @@ class Effects:
         self._fetched.pop(deployment.name, None)
         self._fetcher.gate.check_open()
         self._fetcher.gate.check_cost(state.fetched)
-        await self.refresh()
-        async with self.trust_lock:
-            target_file = await in_thread(self._trust.find_target, entry.path)
+        target_file = await self.find_target(entry.path)
         check_agrees(entry, target_file, seen_release=state.release, seen_version=state.highest)
         if entry.length > MAX_MANIFEST_BYTES:
             raise VerificationError(f"manifest has {entry.length} bytes, the limit is {MAX_MANIFEST_BYTES}")
@@ -223,6 +223,12 @@ class Effects:
         await in_thread(self._save_manifest, deployment, data)
         offers = parse_offers(target_file.custom if target_file else {})
         await in_thread(save_offers, self._disk, _incoming(deployment), offers)
+
+    async def find_target(self, path: str) -> TargetFile | None:
+        """The entry of the fresh catalogue for a path; None if there is none. Raises as `TrustClient.refresh`."""
+        await self.refresh()
+        async with self.trust_lock:
+            return await in_thread(self._trust.find_target, path)
 
     async def refresh(self) -> None:
         """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""

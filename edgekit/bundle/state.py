@@ -72,6 +72,25 @@ def without_state(links: Sequence[StateLink], outputs: Mapping[str, Array]) -> d
     return {name: value for name, value in outputs.items() if name not in hidden}
 
 
+def first_call(
+    specs: Sequence[TensorSpec], bindings: Sequence[Binding], samples: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The inputs of one call with the first of `samples`, and a state of zeros.
+
+    Args:
+        specs: The logical inputs of the runtime, state included.
+        bindings: The input bindings of its model.
+        samples: Samples (N, ...) by input, which need not have the state.
+    """
+    given = zero_state(state_links(bindings), 1)
+    for spec in specs:
+        if spec.name in samples and spec.name not in given:
+            value = samples[spec.name]
+            alone = spec.batch_axis is None and spec.fits(value)  # a call of a model without a batch, not samples of it
+            given[spec.name] = value if alone else to_layout(spec, value[:1])
+    return given
+
+
 def run_stream(runtime: Runtime, links: Sequence[StateLink], samples: Mapping[str, Array]) -> dict[str, Array]:
     """Run one stream from the zero state, one call a sample.
 

@@ -23,6 +23,7 @@ from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device_command import command
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.cli.device_group import group
+from edgekit.cli.device_results import results
 from edgekit.cli.device_show import list_command, show
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
@@ -189,5 +190,5 @@ def _checked_target(name: str) -> str:
     return profile.name
 
 
-for _command in (list_command, show, command, group):
+for _command in (list_command, show, command, results, group):
     device.add_command(_command)

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json, printable
-from edgekit.cli.common.fleet import fleet_state
-from edgekit.cli.common.numbers import Seconds
+from edgekit.cli.common.console import control_settings, json_option, note, print_json
+from edgekit.cli.common.fleet import fleet_state, registry_reader
+from edgekit.cli.common.numbers import Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
-from edgekit.errors import EdgekitError, UnavailableError
-from edgekit.mqtt.messages import COMMAND_KINDS
+from edgekit.cli.device_results import await_answers, report_answers
+from edgekit.errors import DataError
+from edgekit.mqtt.command_arguments import (
+    COMMAND_KINDS,
+    LOGS,
+    MAX_LINES,
+    PROFILE,
+    SET,
+    check_settable,
+    parse_arguments,
+)
 from edgekit.rollout.cohort import Cohort
 
 if TYPE_CHECKING:
-    from edgekit.state import FleetState, StoredCommand
+    from edgekit.rollout.cohort import Device
+    from edgekit.settings import ControlSettings
+    from edgekit.state import FleetState
 
-POLL_SECONDS = 0.2
+EXPIRES_SECONDS, PROFILE_EXPIRES_SECONDS = 60.0, 600.0
+
+
+class Words(NamedTuple):
+    """The words of the command line: a device's name, empty with a selection; the command; and its own words."""
+
+    name: str
+    kind: str
+    rest: tuple[str, ...]
 
 
 @click.command()
-@click.argument("words", metavar="[ID] KIND", nargs=-1, required=True)
+@click.argument("words", metavar="[ID] KIND [WORD]...", nargs=-1, required=True)
 @selection_options
-@click.option("--expires", type=Seconds(1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
+@click.option("--lines", type=Whole(1, MAX_LINES), help="logs: number of the newest lines [default: 100].")
+@click.option("--seconds", type=Seconds(0.1, 60), help="profile: how long runs are measured [default: 5].")
+@click.option("--memory-mib", type=Whole(16, 1_048_576), help="profile: memory limit of its process [default: 1024].")
+@click.option("--no-restart", is_flag=True, help="set: wait for the agent's next start instead of restarting it.")
+@click.option(
+    "--expires",
+    type=Seconds(1, 86_400),
+    metavar="SECONDS",
+    help=f"Time in which devices may begin [default: {EXPIRES_SECONDS:g}; profile: {PROFILE_EXPIRES_SECONDS:g}].",
+)
 @click.option("--wait", is_flag=True, help="Wait for the answers; exit 1 if one fails or does not come.")
 @json_option
 def command(
@@ -32,74 +60,118 @@ def command(
     targets: tuple[str, ...],
     labels: tuple[str, ...],
     filter_text: str,
-    expires: float,
+    lines: int | None,
+    seconds: float | None,
+    memory_mib: int | None,
+    no_restart: bool,
+    expires: float | None,
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Send the device ID, or all devices that the options select, the signed command KIND (self-test).
+    """Send a signed command to the device ID, or to all devices that the options select.
+
+    \b
+    self-test              run the golden samples of every live model
+    profile MODEL VERSION  measure a published bundle: time, memory, temperature; it is removed afterwards
+    logs                   the newest lines of the agent's log
+    restart                stop in order and start again
+    set KEY=VALUE...       change settings until they are taken back with KEY=; the agent restarts
 
     \b
     Examples:
       edgekit device command pi-1 self-test --wait
-      edgekit device command self-test --filter 'label.site == north and online'
+      edgekit device command pi-1 set heartbeat_seconds=10 quiet_hours=08:00-18:00 --wait
+      edgekit device command profile digits 1.2.0 --filter 'label.site == north and online' --wait
     """
     cohort = parse_cohort(targets, labels, filter_text)
-    name, kind = _words(words, cohort)
+    asked = _words(words, cohort)
+    options = {"lines": lines, "seconds": seconds, "memory_mib": memory_mib, "no_restart": no_restart or None}
+    _check_options(asked.kind, {name: value for name, value in options.items() if value is not None})
+    expires = expires or (PROFILE_EXPIRES_SECONDS if asked.kind == PROFILE else EXPIRES_SECONDS)
     settings = control_settings()
     with fleet_state(settings) as state:
-        if name:
-            state.devices.get(name)
-            names = [name]
-        else:
-            cohort = with_groups(state, cohort)
-            views = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
-            names = [view.device for view in views]
-            if not names:
-                raise state.nobody(cohort)
+        devices = _devices(state, settings, asked.name, cohort)
+        args = _arguments(asked, settings, devices, options)
         now = time.time()
-        sent = [state.commands.add(one, kind, now=now, expires=now + expires) for one in names]
-        answers = [_await_answer(state, one) for one in sent] if wait else sent
+        sent = [
+            state.commands.add(one.name, asked.kind, args=args[one.target], now=now, expires=now + expires)
+            for one in devices
+        ]
+        answers = await_answers(state, sent) if wait else sent
     if as_json:
-        print_json(answers[0] if name else answers)
+        print_json(answers[0] if asked.name else answers)
     elif not wait:
-        whom = (
-            f"number {sent[0].number} will be sent to {name} if it is" if name else f"is sent to {len(sent)} that are"
-        )
-        note(f"{kind} {whom} online within {expires:g} s")
+        whom = f"number {sent[0].number} will be sent to {asked.name} if it is" if asked.name else ""
+        whom = whom or f"is sent to {len(sent)} that are"
+        note(f"{asked.kind} {whom} online within {expires:g} s; see: edgekit device results")
     if wait:
-        _report(answers, expires, as_json)
+        report_answers(answers, expires, as_json=as_json, alone=bool(asked.name))
 
 
-def _words(words: tuple[str, ...], cohort: Cohort) -> tuple[str, str]:
-    """The device's name, empty with a selection, and the kind of the command."""
-    kind = words[-1]
-    if kind not in COMMAND_KINDS:
-        raise click.UsageError(f"{kind!r} is no command; commands are {', '.join(COMMAND_KINDS)}.")
-    if (len(words) == 2) == bool(cohort.text) or len(words) > 2:
-        raise click.UsageError("Name one device (ID KIND), or select devices with --filter, --target or --label.")
-    return words[0] if len(words) == 2 else "", kind
+def _words(words: tuple[str, ...], cohort: Cohort) -> Words:
+    name, rest = ("", words) if cohort.text else (words[0], words[1:])
+    if not rest or rest[0] not in COMMAND_KINDS:
+        named = next((one for one in words if one in COMMAND_KINDS), "")
+        if named or len(words) == 1:
+            raise click.UsageError(
+                "Name one device (ID KIND), or select devices (KIND) with --filter, --target or --label."
+            )
+        raise click.UsageError(f"{rest[0]!r} is no command; commands are {', '.join(COMMAND_KINDS)}.")
+    kind, own = rest[0], rest[1:]
+    if kind == PROFILE and len(own) != 2:
+        raise click.UsageError("profile needs a model and its version: profile MODEL VERSION.")
+    if kind not in (PROFILE, SET) and own:
+        raise click.UsageError(f"{kind} takes no words, found {' '.join(own)!r}.")
+    if kind == SET:
+        _changes(own)
+    return Words(name, kind, own)
 
 
-def _report(answers: list[StoredCommand], expires: float, as_json: bool) -> None:
-    """Print the answers. Raises UnavailableError or EdgekitError for the first one that is missing or failed."""
-    for answer in answers:
-        if answer.ok and not as_json:
-            click.echo(f"{answer.device}: {answer.kind} passed: {printable(answer.message)}")
-    silent = [answer.device for answer in answers if answer.state != "done"]
-    if silent:
-        names = ", ".join(silent[:10]) + (" and others" if len(silent) > 10 else "")
-        raise UnavailableError(
-            f"{names} did not answer {answers[0].kind} within {expires:g} s",
-            advice="Check with `edgekit device list` that it is online, and that `edgekit controller run` is running.",
-        )
-    for answer in answers:
-        if not answer.ok:
-            raise EdgekitError(f"{answer.device}: {answer.kind} failed: {answer.message}")
+def _changes(words: tuple[str, ...]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    if odd := [word for (key, equals, _), word in zip(pairs, words, strict=True) if not (key and equals)]:
+        raise click.UsageError(f"{odd[0]!r} is not of the form KEY=VALUE; KEY= takes a value back.")
+    changes = {key: value for key, _, value in pairs}
+    try:
+        check_settable(changes)
+    except DataError as error:
+        raise click.UsageError(f"{error}. {error.advice}".rstrip()) from error
+    return changes
 
 
-def _await_answer(state: FleetState, sent: StoredCommand) -> StoredCommand:
-    while True:
-        found = state.commands.get(sent.device, sent.number)
-        if found.state in ("done", "expired") or time.time() > sent.expires + 1:
-            return found
-        time.sleep(POLL_SECONDS)
+def _check_options(kind: str, given: dict[str, Any]) -> None:
+    owners = {"lines": LOGS, "seconds": PROFILE, "memory_mib": PROFILE, "no_restart": SET}
+    for name in given:
+        if owners[name] != kind:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to {owners[name]}, not to {kind}.")
+
+
+def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Cohort) -> list[Device]:
+    if name:
+        return [state.devices.get(name)]
+    cohort = with_groups(state, cohort)
+    views = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
+    if not views:
+        raise state.nobody(cohort)
+    return [state.devices.get(view.device) for view in views]
+
+
+def _arguments(
+    asked: Words, settings: ControlSettings, devices: list[Device], options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The arguments of the command by target profile: a profiled bundle differs between targets."""
+    targets = sorted({one.target for one in devices})
+    given = {name: value for name, value in options.items() if value is not None and name != "no_restart"}
+    if asked.kind == SET:
+        given = {"values": _changes(asked.rest), "restart": options["no_restart"] is None}
+    if asked.kind != PROFILE:
+        parse_arguments(asked.kind, given)
+        return dict.fromkeys(targets, given)
+    model, version = asked.rest
+    with registry_reader(settings) as reader:
+        found = {target: reader.resolve(model, target, version) for target in targets}
+    bundle = {"model": model, "version": version}
+    return {
+        target: {**bundle, "target": target, "digest": release.entry.sha256, **given}
+        for target, release in found.items()
+    }

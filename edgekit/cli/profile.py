@@ -9,6 +9,9 @@ import click
 
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
 from edgekit.cli.common.native_output import native_output_hidden
+from edgekit.cli.common.numbers import Seconds, Whole
+from edgekit.cli.device_profile import profile_on_device
+from edgekit.cli.device_results import report_answers
 
 if TYPE_CHECKING:
     from converters.cost.profile import Profile
@@ -19,10 +22,24 @@ SHOWN_LAYERS = 30
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--on", "where", type=click.Choice(PLACES), required=True, help="An emulated ARM core, or this machine.")
+@click.option("--on", "where", type=click.Choice(PLACES), help="An emulated ARM core, or this machine.")
+@click.option("--device", metavar="ID", help="A device of the fleet; the bundle must be published.")
+@click.option("--seconds", type=Seconds(0.1, 60), default=5.0, show_default=True, help="--device: how long runs take.")
+@click.option(
+    "--memory-mib", type=Whole(16, 1_048_576), default=1024, show_default=True, help="--device: memory limit in MiB."
+)
+@click.option("--expires", type=Seconds(1, 86_400), default=600.0, show_default=True, help="--device: longest wait.")
 @json_option
-def profile(bundle: Path, where: str, as_json: bool) -> None:
-    """Measure one inference of a bundle: instructions and memory on an ARM core, or time and memory here.
+def profile(
+    bundle: Path,
+    where: str | None,
+    device: str | None,
+    seconds: float,
+    memory_mib: int,
+    expires: float,
+    as_json: bool,
+) -> None:
+    """Measure one inference: instructions and memory on an ARM core, or time and memory here or on a device.
 
     An ARM core is emulated: the runtime's real aarch64 package runs there, and its instructions are counted. Emulated
     time says nothing about a board, so it is not shown. The emulator is set up by `make arm` in a source tree, and by
@@ -32,7 +49,21 @@ def profile(bundle: Path, where: str, as_json: bool) -> None:
     Examples:
       edgekit profile bundles/digits-1.0.0-raspberry-pi-4 --on cortex-a72
       edgekit profile bundles/digits-1.0.0-raspberry-pi-4 --on host --json
+      edgekit profile bundles/digits-1.0.0-raspberry-pi-4 --device pi-1
     """
+    if (where is None) == (device is None):
+        raise click.UsageError("Give either --on PLACE or --device ID.")
+    if device is not None:
+        limits = {"seconds": seconds, "memory_mib": memory_mib}
+        answer = profile_on_device(bundle, device, limits, expires)
+        report_answers([answer], expires, as_json=as_json, alone=True)
+        if as_json:
+            print_json(answer.detail)
+        return
+    _profile_here(bundle, str(where), as_json)
+
+
+def _profile_here(bundle: Path, where: str, as_json: bool) -> None:
     with needs_extra("convert"):
         from converters.cost.profile import MEMORY_MEANING, profile_bundle
 

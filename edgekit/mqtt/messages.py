@@ -225,10 +225,6 @@ class Telemetry(msgspec.Struct, frozen=True):
     counters: dict[str, float]
 
 
-SELF_TEST = "self-test"  # run the golden samples of every live model
-COMMAND_KINDS = (SELF_TEST,)
-
-
 class Command(msgspec.Struct, frozen=True):
     """``device/<id>/command``: a remote command, signed by the director.
 
@@ -236,8 +232,7 @@ class Command(msgspec.Struct, frozen=True):
         device, fleet: The receiver; another device refuses the command.
         number: Rises for each device; a device refuses a number that is not above the last one.
         expires: Wall clock seconds.
-        kind: One of COMMAND_KINDS.
-        args: Reserved; no kind has arguments.
+        kind, args: The command and its arguments, as `edgekit.mqtt.command_arguments` defines them.
     """
 
     device: str

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
-from edgekit.errors import SettingsError
+from edgekit.errors import NotFoundError, SettingsError
+from edgekit.mqtt.command_arguments import COMMAND_KINDS, parse_arguments
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.audit import record, take_turn
@@ -17,6 +19,7 @@ from edgekit.state.tables import commands, presence, reports
 
 MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
+_NO_ARGUMENTS: Mapping[str, Any] = {}
 
 
 class StoredCommand(msgspec.Struct, frozen=True):
@@ -46,19 +49,26 @@ class StoredCommand(msgspec.Struct, frozen=True):
 class CommandTable(FleetTable):
     """The commands of one fleet."""
 
-    def add(self, device: str, kind: str, *, now: float, expires: float) -> StoredCommand:
+    def add(
+        self, device: str, kind: str, *, now: float, expires: float, args: Mapping[str, Any] = _NO_ARGUMENTS
+    ) -> StoredCommand:
         """Store a command, which a controller will send.
 
         Args:
             device: Name of the device.
-            kind: One of `edgekit.mqtt.messages.COMMAND_KINDS`.
+            kind: One of `edgekit.mqtt.command_arguments.COMMAND_KINDS`.
             now, expires: Wall clock seconds.
+            args: Its arguments.
 
         Raises:
-            SettingsError: a time is no finite number, or is too far ahead.
+            SettingsError: a time is no finite number, or is too far ahead; the kind is not known.
+            DataError: the arguments do not fit the kind.
         """
         if fault := number_fault("expires", expires, 0, MAX_DATE):
             raise SettingsError(fault)
+        if kind not in COMMAND_KINDS:
+            raise SettingsError(f"{kind!r} is no command; commands are {', '.join(COMMAND_KINDS)}")
+        parse_arguments(kind, args)
         with self._writing() as connection:
             take_turn(connection)  # two commands for one device have different numbers
             query = sa.select(sa.func.max(commands.c.number)).where(
@@ -69,7 +79,7 @@ class CommandTable(FleetTable):
                 "device": device,
                 "number": number,
                 "kind": kind,
-                "args": "{}",  # no kind has arguments
+                "args": to_json(dict(args)),
                 "created": now,
                 "expires": expires,
                 "state": ASKED,
@@ -83,7 +93,7 @@ class CommandTable(FleetTable):
             kept = sa.select(commands.c.number).where(ended).order_by(commands.c.number.desc())
             oldest = kept.offset(MAX_ENDED).limit(1).scalar_subquery()
             connection.execute(commands.delete().where(ended, commands.c.number <= oldest))
-            state = {"kind": kind, "number": number, "expires": expires}
+            state = {"kind": kind, "number": number, "expires": expires, **({"args": dict(args)} if args else {})}
             record(connection, self._fleet, self._author, "command.send", device, now=now, after=state)
         return self.get(device, number)
 
@@ -92,6 +102,25 @@ class CommandTable(FleetTable):
         with self._reading() as connection:
             row = connection.execute(sa.select(commands).where(self._is(device, number))).mappings().one()
         return _read(row)
+
+    def latest(
+        self, device: str | None = None, *, kind: str | None = None, number: int | None = None, limit: int = 50
+    ) -> list[StoredCommand]:
+        """The newest commands of all devices, or of one device, or the one with this number; newest first.
+
+        Raises:
+            NotFoundError: there is none with this number.
+        """
+        query = sa.select(commands).where(commands.c.fleet == self._fleet).order_by(commands.c.id.desc()).limit(limit)
+        wanted = {"device": device, "kind": kind, "number": number}
+        for column, value in wanted.items():
+            if value is not None:
+                query = query.where(commands.c[column] == value)
+        with self._reading() as connection:
+            found = [_read(row) for row in connection.execute(query).mappings()]
+        if number is not None and not found:
+            raise NotFoundError(f"{device} has no command {number}", advice=f"See: edgekit device results {device}")
+        return found
 
     def to_send(self, now: float) -> list[StoredCommand]:
         """Commands that were not sent and whose device is online; marks expired commands first."""
@@ -117,7 +146,7 @@ class CommandTable(FleetTable):
             connection.execute(commands.update().where(unsent).values(state=SENT))
 
     def save_result(self, result: Result) -> bool:
-        """Store a device's answer; False if no such command waits for one.
+        """Store a device's answer, also a late one; False if no such command waits for one.
 
         Raises:
             DataError: the answer cannot be stored as JSON.
@@ -133,7 +162,7 @@ class CommandTable(FleetTable):
             "detail": detail if len(detail) <= 32 * MAX_TEXT else "{}",
         }
         with self._writing() as connection:
-            waiting = sa.and_(self._is(result.device, result.number), commands.c.state.in_((ASKED, SENT)))
+            waiting = sa.and_(self._is(result.device, result.number), commands.c.state != DONE)
             return connection.execute(commands.update().where(waiting).values(**values)).rowcount == 1
 
     def _accepted(self, connection: sa.Connection, device: str, now: float) -> int:

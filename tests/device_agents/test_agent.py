@@ -1,5 +1,6 @@
 """The agent with an in-memory broker, disk and controller: deployments, reports, commands and events."""
 
+import asyncio
 import random
 import time
 
@@ -386,3 +387,35 @@ async def test_a_changed_condition_is_reported_at_once(desk, device):
     device.condition = Condition(temperature_celsius=81, throttled="throttled")
     report = await reports(device, lambda r: r.facts.get("throttled") == "throttled")
     assert report.facts == {"arch": "aarch64", "temperature_celsius": 81, "throttled": "throttled"}
+
+
+async def test_an_unknown_command_and_wrong_arguments_are_answered(desk, device):
+    """An embedded agent offers the self-test only, and says so."""
+    for number, (kind, args) in enumerate([("restart", {}), ("self-test", {"file": "x"})], start=1):
+        desk.command(kind, number=number, args=args)
+    await device.until(lambda: len(desk.said("result")) == 2)
+    first, second = (open_envelope(one, messages.Result, device.signer.public_key) for one in desk.said("result"))
+    assert (first.ok, first.message) == (False, "unknown command 'restart', this agent knows: self-test")
+    assert (second.ok, "DataError" in second.message) == (False, True)
+
+
+async def test_a_result_waits_for_the_broker(desk, device, monkeypatch):
+    """The connection breaks while a command runs; its result is sent at the next one."""
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(model):
+        began.set()
+        await go.wait()
+
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    monkeypatch.setattr(device.inference, "self_test", slow)
+    desk.command("self-test")
+    await began.wait()
+    desk.broker.cut(DEVICE, hold=True)
+    go.set()
+    await asyncio.sleep(0.05)
+    assert desk.said("result") == []
+    desk.broker.restore(DEVICE)
+    await device.until(lambda: desk.said("result"))
+    assert open_envelope(desk.said("result")[0], messages.Result, device.signer.public_key).ok

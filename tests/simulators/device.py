@@ -81,11 +81,13 @@ class Desk:
         self.broker.publish(topics.device(FLEET, DEVICE, "desired"), payload, qos=1, retain=True)
         return payload
 
-    def command(self, kind: str, *, number: int | None = None, seconds: float = 60.0) -> None:
+    def command(
+        self, kind: str, *, number: int | None = None, seconds: float = 60.0, args: dict[str, object] | None = None
+    ) -> None:
         """Send a signed command."""
         self._commands = number if number is not None else self._commands + 1
         expires = SystemClock().wall() + seconds
-        command = messages.Command(DEVICE, FLEET, self._commands, expires, kind)
+        command = messages.Command(DEVICE, FLEET, self._commands, expires, kind, args or {})
         self.broker.publish(topics.device(FLEET, DEVICE, "command"), seal(command, self.director), qos=1)
 
     def said(self, kind: str) -> list[bytes]:

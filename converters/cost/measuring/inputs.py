@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgekit.bundle.bindings import Binding
-from edgekit.bundle.sample_rows import to_layout
-from edgekit.bundle.state import state_links, zero_state
+from edgekit.bundle.state import first_call
 from edgekit.runtimes import LogicalRuntime
 from edgekit.tensors import Array
 
@@ -19,10 +18,4 @@ def first_sample(
     Raises:
         DataError: The samples do not fit the model.
     """
-    given = zero_state(state_links(bindings), 1)
-    for spec in runtime.inputs:
-        if spec.name in samples and spec.name not in given:
-            value = samples[spec.name]
-            alone = spec.batch_axis is None and spec.fits(value)  # a call of a model without a batch, not samples of it
-            given[spec.name] = value if alone else to_layout(spec, value[:1])
-    return runtime.artifact_inputs(given)
+    return runtime.artifact_inputs(first_call(runtime.inputs, bindings, samples))

@@ -1,0 +1,114 @@
+"""The kinds of remote commands and their arguments, which both sides check. Pure rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.errors import DataError
+
+SELF_TEST = "self-test"  # run the golden samples of every live model
+PROFILE = "profile"  # measure a published bundle in a process of its own
+LOGS = "logs"  # the newest lines of the agent's log
+RESTART = "restart"  # stop in order and start again
+SET = "set"  # change settings until they are taken back
+
+# Settings that `set` may change: intervals, limits and times. None of them concerns trust, keys, addresses, what leaves
+# the device, or the cloud tier.
+SETTABLE = (
+    *("heartbeat_seconds", "telemetry_seconds"),
+    *("threads", "queue_limit", "deadline_ms", "instances", "batch", "run_timeout_seconds", "memory_budget_mib"),
+    *("max_streams", "stream_idle_seconds", "drain_seconds"),
+    *("download_bytes_per_second", "download_urls", "download_budget", "quiet_hours"),
+    *("metered", "metered_deployment_bytes", "max_bundle_bytes"),
+    *("deployment_attempts", "deployment_hours", "step_timeout_seconds", "crash_watch_seconds"),
+    *("probation_seconds", "probation_requests", "probation_max_error_share", "probation_max_latency_ms"),
+)
+MAX_LINES = 500
+MAX_VALUE = 200
+
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of commands without any."""
+
+
+class LogsArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``logs``: how many of the newest lines to send."""
+
+    lines: Annotated[int, Meta(ge=1, le=MAX_LINES)] = 100
+
+
+class ProfileArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``profile``: a published bundle and the limits of its process.
+
+    Attributes:
+        model, version, target: The bundle, as the catalogue names it.
+        digest: sha256 of its manifest; the catalogue must have the same.
+        seconds: How long runs are measured.
+        limit_seconds: The process is ended after this time, loading included.
+        memory_mib: Most private memory of the process.
+    """
+
+    model: str
+    version: str
+    target: str
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0
+    limit_seconds: Annotated[float, Meta(ge=1, le=900)] = 180.0
+    memory_mib: Annotated[int, Meta(ge=16, le=1_048_576)] = 1024
+
+
+class SetArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``set``: values by key of SETTABLE, as text; an empty text takes a value back.
+
+    Attributes:
+        values: The changes.
+        restart: Restart the agent, so that they take effect now.
+    """
+
+    values: dict[str, Annotated[str, Meta(max_length=MAX_VALUE)]]
+    restart: bool = True
+
+
+ARGUMENTS: dict[str, type[msgspec.Struct]] = {
+    SELF_TEST: NoArguments,
+    PROFILE: ProfileArguments,
+    LOGS: LogsArguments,
+    RESTART: NoArguments,
+    SET: SetArguments,
+}
+COMMAND_KINDS = tuple(ARGUMENTS)
+
+
+def parse_arguments(kind: str, args: Mapping[str, Any]) -> msgspec.Struct:
+    """The arguments of a command of a known kind.
+
+    Raises:
+        DataError: they do not fit the kind, or name a setting that may not be changed.
+    """
+    try:
+        found = msgspec.convert(dict(args), ARGUMENTS[kind])
+    except msgspec.ValidationError as error:
+        raise DataError(f"the arguments of {kind} are not valid: {error}") from error
+    if isinstance(found, SetArguments):
+        check_settable(found.values)
+    return found
+
+
+def check_settable(values: Mapping[str, str]) -> None:
+    """Check the keys of ``set``.
+
+    Raises:
+        DataError: a key may not be set, or there is none.
+    """
+    if not values:
+        raise DataError("set changes nothing: give KEY=VALUE, or KEY= to take a value back")
+    if odd := sorted(set(values) - set(SETTABLE)):
+        raise DataError(
+            f"{', '.join(odd)[:100]} cannot be set remotely", advice=f"Settings that can: {', '.join(SETTABLE)}."
+        )
