@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.simulators.ports import free_port
 
 LONG_SECONDS = 110  # of the whole file: it starts early, see tests/conftest.py
 
@@ -24,12 +25,6 @@ def quick_start() -> str:
     match = re.search(re.escape(MARK) + r"\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert match, "the README has no quick start"
     return match.group(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # It trains, converts, starts four programs and rolls out, like a reader does: about 100 s.

@@ -39,6 +39,11 @@ def judge_clock(now: float, traces: Mapping[str, float]) -> str:
     return text
 
 
+def states_interface(document: Mapping[str, Any]) -> bool:
+    """True where a model's metadata names its tensors. Models of MLServer and KServe may leave them out."""
+    return any(isinstance(document.get(kind), list) and document[kind] for kind in ("inputs", "outputs"))
+
+
 def interface_faults(
     document: Mapping[str, Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> list[str]:

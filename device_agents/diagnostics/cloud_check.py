@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from device_agents.diagnostics.check_rules import clock_fault, interface_faults
+from device_agents.diagnostics.check_rules import clock_fault, interface_faults, states_interface
 from device_agents.inference.cloud_client import CloudClient, reason_in
 from device_agents.inference.http_client import HttpReply
 from edgekit.bundle.manifest import Manifest
@@ -43,8 +43,10 @@ async def check_cloud(cloud: CloudClient, models: Mapping[str, tuple[str, Manife
         wrong = _faults(reply, there, manifest)
         faults += wrong
         if not wrong:
-            version = ", ".join(map(str, _document(reply).get("versions") or ())) or "of unknown version"
-            found.append(f"{name} is {there} {version} there")
+            document = _document(reply)
+            version = ", ".join(map(str, document.get("versions") or ())) or "of unknown version"
+            unstated = "" if states_interface(document) else " (it does not state its interface)"
+            found.append(f"{name} is {there} {version} there{unstated}")
     faults = [one for one in faults if one]
     if faults:
         raise UnavailableError(
@@ -60,7 +62,7 @@ def _faults(reply: HttpReply, there: str, manifest: Manifest | None) -> list[str
         return [f"it has no model {there!r} (404: {reason_in(reply.body)})"]
     if reply.status != 200:
         return [f"it answers {reply.status} for model {there!r}: {reason_in(reply.body)}"]
-    if manifest is None:
+    if manifest is None or not states_interface(_document(reply)):
         return []
     inputs, outputs = client_inputs(manifest.inputs), client_outputs(manifest.inputs, manifest.outputs)
     return [f"model {there!r}: {fault}" for fault in interface_faults(_document(reply), inputs, outputs)]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
+import secrets
 import time
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
@@ -53,6 +56,7 @@ class CloudClient:
             raise SettingsError(f"cloud_url: {error}") from error
         self._takes_binary: dict[str, bool] = {}  # by model
         self._json_tried: dict[str, float] = {}
+        self._id, self._requests = secrets.token_hex(4), itertools.count(1)
 
     async def infer(
         self,
@@ -113,10 +117,12 @@ class CloudClient:
         way_back = min(_LONGEST_RETURN_SECONDS, _RETURN_SHARE * left)
         deadline_ms = min(max((left - way_back) * 1000, 1.0), MAX_DEADLINE_MS)
         parameters = {DEADLINE_PARAMETER: round(deadline_ms, 1)}
+        request_id = f"{self._id}-{next(self._requests)}"  # models on KServe answer 500 where there is none
+        encode = functools.partial(oip.encode_request, parameters=parameters, binary=binary, request_id=request_id)
         if sum(value.nbytes for value in inputs.values()) > _LONG:
-            sent = await asyncio.to_thread(oip.encode_request, inputs, parameters=parameters, binary=binary)
+            sent = await asyncio.to_thread(encode, inputs)
         else:
-            sent = oip.encode_request(inputs, parameters=parameters, binary=binary)
+            sent = encode(inputs)
         path = f"/v2/models/{quote(name, safe='')}/infer"
         return await self._send("POST", path, {**self._headers, **sent.headers}, sent.body, deadline)
 

@@ -1,5 +1,5 @@
 """Serving models over the Open Inference Protocol, on the device and in the cloud tier.
 
-Each folder has one part; `endpoints` opens HTTP and gRPC together. Nothing here knows MQTT or updates, and only `cloud`,
-which serves the models of the cloud tier, knows the registry.
+Each folder has one part; `endpoints` opens HTTP and gRPC together. Nothing here knows MQTT or updates. Only `cloud`
+knows the registry.
 """

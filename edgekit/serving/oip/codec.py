@@ -216,15 +216,20 @@ def json_elements(response: InferResponse, request: InferRequest) -> int:
 
 
 def encode_request(
-    inputs: Mapping[str, Array], *, parameters: Mapping[str, Any] | None = None, binary: bool = True
+    inputs: Mapping[str, Array],
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    binary: bool = True,
+    request_id: str = "",
 ) -> Encoded:
-    """Encode a client's request for all outputs, in binary or JSON.
+    """Encode a client's request for all outputs, in binary or JSON; without an id where `request_id` is empty.
 
     Raises:
         DataError: an input has no JSON form and `binary` is False.
     """
     given = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
-    return encode({"parameters": given}, "inputs", inputs, dict.fromkeys(inputs, binary))
+    head = {"id": request_id, "parameters": given} if request_id else {"parameters": given}
+    return encode(head, "inputs", inputs, dict.fromkeys(inputs, binary))
 
 
 def parse_response(body: bytes, length: int | None = None, *, wanted: Collection[str] | None = None) -> InferResponse:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from device_agents.inference.http_client import HttpClient
 from edgekit.serving.http.app import App
 from edgekit.serving.http.connections import first_to_close
 from edgekit.serving.http.limits import Limits
@@ -114,4 +115,41 @@ async def test_strangers_do_not_lock_devices_or_local_applications_out(tmp_path:
         assert await ask(*device) == 200
         assert await ask(*await asyncio.open_unix_connection(str(socket))) == 200
         for _, writer in (*strangers, device, wrong):
+            writer.close()
+
+
+async def test_hundreds_of_devices_with_kept_connections_lose_no_request() -> None:
+    """400 of the device's own clients and 256 places: a device whose connection gave way sends again on a new one."""
+    request = ("POST", "/v2/models/m/infer")
+    headers = {**REQUEST.headers, "Authorization": f"Bearer {KEY}"}
+    async with serve(App(Echo(), max_request_bytes=2**20, api_key=KEY), http="127.0.0.1:0", limits=Limits()) as bound:
+        devices = [HttpClient(bound.url) for _ in range(400)]
+
+        async def ask(device: HttpClient) -> int:
+            reply = await device.request(*request, headers=headers, body=REQUEST.body, timeout_seconds=30)
+            return reply.status
+
+        for _ in range(3):
+            for start in range(0, len(devices), 50):
+                assert await asyncio.gather(*map(ask, devices[start : start + 50])) == [200] * 50
+        for device in devices:
+            device.close()
+
+
+async def test_hundreds_of_silent_strangers_do_not_lock_devices_out() -> None:
+    """300 connections that send nothing, or half of a header, while 20 devices go on and 20 more come."""
+    async with serve(App(Echo(), max_request_bytes=2**20, api_key=KEY), http="127.0.0.1:0", limits=Limits()) as bound:
+        host, _, port = bound.url.removeprefix("http://").rpartition(":")
+        devices = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+        assert [await ask(*one) for one in devices] == [200] * 20
+        strangers = []
+        for number in range(300):
+            strangers.append(await asyncio.open_connection(host, int(port)))
+            if number % 2:
+                strangers[-1][1].write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: ")
+        assert [await ask(*one) for one in devices] == [200] * 20
+        more = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+        assert [await ask(*one) for one in more] == [200] * 20
+        assert [await ask(*one) for one in devices] == [200] * 20
+        for _, writer in (*devices, *more, *strangers):
             writer.close()
