@@ -1,1 +1,4 @@
-"""The identity of devices: their rising numbers, their certificates, and how they get and lose both."""
+"""The identity of devices: their rising numbers, and how they get, renew and lose their certificates.
+
+Nothing here talks to a broker or a database.
+"""
