@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+# Controllers of tests that run at the same time must not share the address of the API.
+os.environ.setdefault("EDGEKIT_API", "127.0.0.1:0")
 NO_MACHINE = Path(__file__).parent / "no-emulated-machine"
 
 

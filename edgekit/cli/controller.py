@@ -17,11 +17,14 @@ import click
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
 from edgekit.cli.common.fleet import read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.controller_token import token
+from edgekit.cli.controller_web import check_api, serve_web
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings, tls_files
 
 if TYPE_CHECKING:
     from edgekit.controller import Controller
+    from edgekit.controller.operations import Operations
     from edgekit.mqtt.transport import MqttTransport
     from edgekit.trust.repository import Repository
 
@@ -30,11 +33,12 @@ CONNECT_SECONDS = 2.0  # time without a connection after which the reason is pri
 
 @click.group()
 def controller() -> None:
-    """Run the fleet controller.
+    """Run the fleet controller, and give operators access to its API and pages.
 
     \b
-    Example:
+    Examples:
       edgekit controller run
+      edgekit controller token add ann --role operator
     """
 
 
@@ -51,6 +55,7 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
       edgekit controller run --broker mqtt://127.0.0.1:1883
     """
     settings = control_settings(broker=broker)
+    check_api(settings)
     with needs_extra("controller"):
         from edgekit.trust.keys import private_keys
     passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
@@ -63,6 +68,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.clock import SystemClock
         from edgekit.controller import Controller, ControllerOptions
         from edgekit.controller.blob_urls import blob_urls
+        from edgekit.controller.operations import Operations
         from edgekit.registry import RegistryReader
         from edgekit.state import open_fleet_state
         from edgekit.storage.stores import open_store
@@ -71,7 +77,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
     transport = _transport(settings)
     repository = Repository(store, settings.keys, passphrase)
     director = repository.director()
-    reader = RegistryReader(store, read_root(settings), cache)
+    reader = RegistryReader(store, read_root(settings), cache / "controller")
     offline_after = settings.offline_after_seconds
     author = f"controller@{socket.gethostname()}"
     state = open_fleet_state(settings.database, settings.fleet, offline_after_seconds=offline_after, author=author)
@@ -92,7 +98,8 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),
         )
-        await _serve(service, settings, transport)
+        operations = Operations(state, RegistryReader(store, read_root(settings), cache / "api"), SystemClock())
+        await _serve(service, settings, transport, operations)
 
 
 def _transport(settings: ControlSettings) -> MqttTransport:
@@ -109,18 +116,23 @@ def _transport(settings: ControlSettings) -> MqttTransport:
     )
 
 
-async def _serve(service: Controller, settings: ControlSettings, transport: MqttTransport) -> None:
+async def _serve(
+    service: Controller, settings: ControlSettings, transport: MqttTransport, operations: Operations
+) -> None:
     """Run the controller until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     ignore_hangup()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    announcement = asyncio.get_running_loop().create_task(_announce_connection(settings, transport))
+    loop = asyncio.get_running_loop()
+    announcement = loop.create_task(_announce_connection(settings, transport))
+    web = loop.create_task(serve_web(operations, settings, stop))
     try:
         await service.run(stop)
     finally:
+        stop.set()
         announcement.cancel()
-        await asyncio.gather(announcement, return_exceptions=True)
+        await asyncio.gather(announcement, web, return_exceptions=True)
 
 
 async def _announce_connection(settings: ControlSettings, transport: MqttTransport) -> None:
@@ -158,3 +170,6 @@ def _note_time(repository: Repository) -> None:
             f"the registry's metadata was signed {ahead / 3600:.1f} h later than this machine's clock shows: a clock "
             "was or is wrong. Devices refuse it until you run, where the keys are: edgekit registry renew"
         )
+
+
+controller.add_command(token)

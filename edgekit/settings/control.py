@@ -72,6 +72,24 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         ),
     ] = ""
     tick_seconds: Annotated[Positive, Meta(description="Interval at which the controller advances rollouts.")] = 0.5
+    api: Annotated[
+        str,
+        Meta(
+            description="host:port of the controller's API and pages; port 0 takes any free one. Empty: neither. "
+            "It has no TLS: on a network, put a proxy in front of it."
+        ),
+    ] = "127.0.0.1:8800"
+    api_hosts: Annotated[
+        tuple[str, ...],
+        Meta(description="Names under which browsers reach the API, besides localhost; for example that of a proxy."),
+    ] = ()
+    api_login: Annotated[
+        bool,
+        Meta(
+            description="Reading also needs a login on the controller's own machine. Through a proxy or from another "
+            "machine it always does."
+        ),
+    ] = False
     cloud_host: Annotated[
         str,
         Meta(description="Address on which the cloud tier listens. An address other than loopback needs an API key."),

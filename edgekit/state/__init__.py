@@ -15,6 +15,8 @@ from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
+from edgekit.state.operators import Operator, OperatorTable, Role
+from edgekit.state.overview import OverviewTable
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
@@ -29,6 +31,9 @@ __all__ = [
     "DeviceView",
     "FleetState",
     "GroupTable",
+    "Operator",
+    "OperatorTable",
+    "Role",
     "RolloutTable",
     "SavedGroup",
     "StandingTable",
@@ -44,12 +49,14 @@ class FleetState:
 
     Attributes:
         fleet: Name of the fleet.
-        devices, rollouts, assignments, commands, groups, standing, audit: Its tables.
+        author: Who makes changes.
+        devices, rollouts, assignments, commands, groups, standing, audit, operators: Its tables.
+        overview: Numbers of devices by what they run.
 
     Args:
         engine: The database.
         fleet: Name of the fleet.
-        offline_after_seconds: A device that sent nothing for this long is offline, for filters of rollouts.
+        offline_after_seconds: A device that sent nothing for this long is offline.
         author: Who makes changes, for the audit log: user and host of a command, or a controller.
     """
 
@@ -58,6 +65,8 @@ class FleetState:
     ) -> None:
         self._engine = engine
         self.fleet = fleet
+        self.author = author
+        self.offline_after_seconds = offline_after_seconds
         self.devices = DeviceTable(engine, fleet, author=author)
         self.rollouts = RolloutTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)
         self.groups = GroupTable(engine, fleet, author=author)
@@ -65,6 +74,12 @@ class FleetState:
         self.audit = AuditTable(engine, fleet)
         self.assignments = AssignmentTable(engine, fleet)
         self.commands = CommandTable(engine, fleet, author=author)
+        self.operators = OperatorTable(engine, fleet, author=author)
+        self.overview = OverviewTable(engine, fleet)
+
+    def by(self, author: str) -> FleetState:
+        """The same state, for changes by another author."""
+        return FleetState(self._engine, self.fleet, offline_after_seconds=self.offline_after_seconds, author=author)
 
     def nobody(self, cohort: Cohort) -> NotFoundError:
         """The error for a selection without devices: it names the selection and the nearest values of the fleet."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
+from edgekit.bounds import MAX_DATE, MAX_INTEGER, MAX_ROW, number_fault
 from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
@@ -36,6 +37,7 @@ EVERY_DEVICE = Cohort()
 MAX_STORED_EVENTS = 500
 UNKNOWN_DEVICE = "unknown-device"
 MAX_TEXT = 2_000
+SORTS = ("name", "target", "enrolled", "seen")
 
 
 class DeviceView(msgspec.Struct, frozen=True):
@@ -73,8 +75,9 @@ class DeviceView(msgspec.Struct, frozen=True):
 
 
 class StoredEvent(msgspec.Struct, frozen=True):
-    """One event of a device; `at` is the controller's wall clock in seconds."""
+    """One event of a device; `at` is the controller's wall clock in seconds, and `id` rises with every event."""
 
+    id: int
     device: str
     at: float
     kind: str
@@ -154,20 +157,24 @@ class DeviceTable(FleetTable):
         *,
         cohort: Cohort = EVERY_DEVICE,
         after: str = "",
+        offset: int = 0,
         limit: int | None = None,
+        sort: str = "name",
     ) -> list[DeviceView]:
-        """Devices as an operator sees them, by name.
+        """Devices as an operator sees them.
 
         Args:
             now: Wall clock seconds.
             offline_after_seconds: A device that sent nothing for this long is offline.
             name: Name of one device; None for all.
             cohort: Only these devices.
-            after: Only devices whose names come after this one, for the next page.
+            after: Only devices whose names come after this one, for the next page of a list by name.
+            offset: Number of devices to leave out at the start, for the next page of any list.
             limit: Number of devices of a page; None for all.
+            sort: One of SORTS, or with ``-`` before it for the reverse order; equal ones by name.
 
         Raises:
-            SettingsError: the cohort's filter cannot be read, or names a group that is not there.
+            SettingsError: the cohort's filter cannot be read, or names a group that is not there, or `sort` is unknown.
         """
         query = (
             sa.select(
@@ -183,9 +190,11 @@ class DeviceTable(FleetTable):
             .outerjoin(assignments, (assignments.c.fleet == devices.c.fleet) & (assignments.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet, devices.c.name > after)
             .where(cohort_condition(cohort, now, offline_after_seconds))
-            .order_by(devices.c.name)
+            .order_by(*_order(sort), devices.c.name)
             .limit(limit)
         )
+        if offset:
+            query = query.limit(MAX_ROW if limit is None else limit).offset(offset)  # SQLite needs a limit with it
         if name is not None:
             query = query.where(devices.c.name == name)
         with self._reading() as connection:
@@ -291,11 +300,34 @@ class DeviceTable(FleetTable):
             kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(self._max_events).limit(1)
             connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
 
-    def events(self, name: str | None = None, limit: int = 20) -> list[StoredEvent]:
-        """The last `limit` events of all devices or of the device `name`, newest first."""
-        query = sa.select(events).where(events.c.fleet == self._fleet).order_by(events.c.id.desc()).limit(limit)
+    def events(
+        self,
+        name: str | None = None,
+        limit: int = 20,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        alarms: bool = False,
+    ) -> list[StoredEvent]:
+        """Events of all devices or of the device `name`, the newest first.
+
+        Args:
+            name: Name of one device; None for all.
+            limit: Number of events.
+            before: Only events with a lower id, for the next page.
+            after: Only events with a higher id, and then the oldest first.
+            alarms: Only events that report an error.
+        """
+        query = sa.select(events).where(events.c.fleet == self._fleet).limit(limit)
+        query = query.order_by(events.c.id.desc() if after is None else events.c.id)
         if name is not None:
             query = query.where(events.c.device == name)
+        if before is not None:
+            query = query.where(events.c.id < before)
+        if after is not None:
+            query = query.where(events.c.id > after)
+        if alarms:
+            query = query.where(events.c.error != "")
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         names = [field for field in StoredEvent.__struct_fields__ if field != "detail"]
@@ -317,6 +349,24 @@ class DeviceTable(FleetTable):
         defaults = {"online": False, "session": 0, "seen": 0.0, "telemetry": "{}"}
         on_insert = {column: value for column, value in defaults.items() if column not in values}
         put(connection, presence, {"fleet": self._fleet, "device": name}, values, on_insert=on_insert, only_if=only_if)
+
+
+def _order(sort: str) -> list[sa.ColumnElement[Any]]:
+    """The columns to sort by, before the name."""
+    columns: dict[str, sa.ColumnElement[Any]] = {
+        "name": devices.c.name,
+        "target": devices.c.target,
+        "enrolled": devices.c.enrolled,
+        "seen": sa.func.coalesce(presence.c.seen, 0.0),
+    }
+    column = columns.get(sort.removeprefix("-"))
+    if column is None:
+        near = difflib.get_close_matches(sort.removeprefix("-"), columns, n=1)
+        raise SettingsError(
+            f"sort is {sort!r}, expected one of {', '.join(columns)}, or with - before it for the reverse order",
+            advice=f"Did you mean {near[0]!r}?" if near else "",
+        )
+    return [column.desc() if sort.startswith("-") else column]
 
 
 def read_report(body: str | None) -> Reported | None:

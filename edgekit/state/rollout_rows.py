@@ -41,14 +41,20 @@ def read_rollout(row: sa.RowMapping, members: Iterable[tuple[str, str]]) -> tupl
         faults.append(f"its bundles: {error}")
     devices: dict[str, DeviceProgress] = {}
     for name, text in members:
-        try:
-            devices[name] = _PROGRESS.decode(text)
-        except _UNREADABLE as error:
-            faults.append(f"device {name}: {error}")
-            devices[name] = DeviceProgress(DeviceState.FAILED, reason=f"its stored progress cannot be read: {error}")
+        devices[name], fault = read_progress(text)
+        faults += [f"device {name}: {fault}"] if fault else []
     return msgspec.structs.replace(
         rollout, devices=devices, fault="; ".join([rollout.fault, *faults]).strip("; ")
     ), entries
+
+
+def read_progress(text: str) -> tuple[DeviceProgress, str]:
+    """The stored progress of a device, and what of it cannot be read; such a device has failed."""
+    try:
+        return _PROGRESS.decode(text), ""
+    except _UNREADABLE as error:
+        reason = f"its stored progress cannot be read: {error}"
+        return DeviceProgress(DeviceState.FAILED, reason=reason), str(error)
 
 
 def entry_of(entries: Mapping[str, Entry], digest: str) -> Entry | None:

@@ -16,6 +16,7 @@ from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import (
     UNASSIGNED,
     UNDECIDED,
+    DeviceProgress,
     DeviceState,
     DeviceStatus,
     Rollout,
@@ -28,7 +29,7 @@ from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.audit import record
 from edgekit.state.devices import read_report
 from edgekit.state.filters import cohort_condition
-from edgekit.state.rollout_rows import read_rollout
+from edgekit.state.rollout_rows import read_progress, read_rollout
 from edgekit.state.rollout_steps import audited_change, save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
@@ -122,6 +123,17 @@ class RolloutTable(FleetTable):
             query = sa.select(rollouts.c.id).where(rollouts.c.fleet == self._fleet).order_by(rollouts.c.id)
             return [self._load(connection, number)[0] for number in connection.execute(query).scalars().all()]
 
+    def counted(self, number: int) -> tuple[Rollout, RolloutDocument]:
+        """A rollout without its devices, and its document with the numbers of them.
+
+        Raises:
+            NotFoundError: there is no such rollout.
+        """
+        found = self._counted(limit=1, before=min(number, MAX_ROW) + 1)
+        if not found or found[0][0].id != number:
+            raise _no_rollout(number, self._fleet)
+        return found[0]
+
     def documents(self, *, limit: int | None = None, before: int | None = None) -> list[RolloutDocument]:
         """Rollouts without their devices, which are only counted, the newest first.
 
@@ -129,6 +141,9 @@ class RolloutTable(FleetTable):
             limit: Number of rollouts; None for all.
             before: Only rollouts with a lower number, for the next page.
         """
+        return [described for _, described in self._counted(limit, before)]
+
+    def _counted(self, limit: int | None, before: int | None) -> list[tuple[Rollout, RolloutDocument]]:
         query = sa.select(rollouts).where(rollouts.c.fleet == self._fleet).order_by(rollouts.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(rollouts.c.id < before)
@@ -152,10 +167,45 @@ class RolloutTable(FleetTable):
             for row in connection.execute(counted):
                 found.setdefault(row.rollout, {})[row.state] = row.devices
                 late[row.rollout] = late.get(row.rollout, 0) + row.late
-        return [
-            document(read_rollout(row, ())[0], counts=found.get(row["id"], {}), late=late.get(row["id"], 0))
-            for row in rows
-        ]
+        read = [read_rollout(row, ())[0] for row in rows]
+        return [(one, document(one, counts=found.get(one.id, {}), late=late.get(one.id, 0))) for one in read]
+
+    def members(
+        self, number: int, *, state: DeviceState | None = None, after: str = "", limit: int = 100
+    ) -> list[tuple[str, DeviceProgress]]:
+        """Devices of a rollout by name, one page of them.
+
+        Args:
+            number: Number of the rollout.
+            state: Only devices in this state.
+            after: Only devices whose names come after this one.
+            limit: Number of devices.
+        """
+        columns = rollout_devices.c
+        query = (
+            sa.select(columns.device, columns.progress)
+            .join(rollouts, rollouts.c.id == columns.rollout)
+            .where(rollouts.c.fleet == self._fleet, columns.rollout == min(number, MAX_ROW), columns.device > after)
+            .order_by(columns.device)
+            .limit(limit)
+        )
+        if state is not None:
+            query = query.where(columns.state == state.value)
+        with self._reading() as connection:
+            return [(row.device, read_progress(row.progress)[0]) for row in connection.execute(query)]
+
+    def revision(self, number: int) -> tuple[int, bool]:
+        """A number that rises with every change of a rollout, and whether the rollout has ended.
+
+        Raises:
+            NotFoundError: there is no such rollout.
+        """
+        mine = sa.and_(rollouts.c.fleet == self._fleet, rollouts.c.id == min(number, MAX_ROW))
+        with self._reading() as connection:
+            row = connection.execute(sa.select(rollouts.c.revision, rollouts.c.state).where(mine)).first()
+        if row is None:
+            raise _no_rollout(number, self._fleet)
+        return row.revision, row.state in ENDED
 
     def active(self) -> list[ActiveRollout]:
         """Rollouts that are running or paused, without their devices."""
@@ -261,9 +311,7 @@ class RolloutTable(FleetTable):
         query = sa.select(rollouts).where(rollouts.c.fleet == self._fleet, rollouts.c.id == min(number, MAX_ROW + 1))
         row = connection.execute(query.with_for_update() if lock else query).mappings().first()
         if row is None:
-            raise NotFoundError(
-                f"there is no rollout {number} in fleet {self._fleet!r}", advice="See: edgekit rollout list"
-            )
+            raise _no_rollout(number, self._fleet)
         members = (
             sa.select(rollout_devices.c.device, rollout_devices.c.progress)
             .where(rollout_devices.c.rollout == number)
@@ -322,6 +370,10 @@ class RolloutTable(FleetTable):
             .where(sa.or_(sa.and_(rollouts.c.undecided > 0, undecided), just_ended))
             .where(~reached_again)
         )
+
+
+def _no_rollout(number: int, fleet: str) -> NotFoundError:
+    return NotFoundError(f"there is no rollout {number} in fleet {fleet!r}", advice="See: edgekit rollout list")
 
 
 def _status(model: str, digest: str, body: str | None) -> DeviceStatus:

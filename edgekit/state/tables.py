@@ -218,6 +218,36 @@ events = sa.Table(
     sa.Index(None, "fleet", "device"),
 )
 
+# Who may use the API of the controller; `token` is the sha256 of the operator's token.
+operators = sa.Table(
+    "operators",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("name", NAME_COLUMN, primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("token", sa.String(64), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.UniqueConstraint("token"),
+)
+
+# Receivers of rollout and alarm events; the queue is the audit log and the table of events, from `..._sent` on.
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("secret", sa.String(127), nullable=False),
+    sa.Column("kinds", JSON_TEXT, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("audit_sent", sa.BigInteger, nullable=False),  # number of the last audit entry that was delivered
+    sa.Column("event_sent", sa.BigInteger, nullable=False),  # id of the last event that was delivered
+    sa.Column("failures", sa.Integer, nullable=False),  # deliveries that failed since the last one that did not
+    sa.Column("next_at", sa.Double, nullable=False),
+    sa.Column("delivered", sa.Double, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+)
+
 
 def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
     """Connect to ``sqlite:///file`` or ``postgresql+driver://...`` and bring its tables up to date.

@@ -11,9 +11,10 @@ import click
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
-from edgekit.cli.rollout.text import counts_line, counts_of, status_lines
+from edgekit.cli.rollout.text import counts_of, status_lines
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.progress import counts_text
 from edgekit.rollout.values import Rollout, RolloutState
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def list_command(as_json: bool) -> None:
         print_json(rollouts)
     elif rollouts:
         rows = [
-            (r.id, r.model, r.version, _state(r), counts_line(r.counts, r.late), r.reason or r.unreadable)
+            (r.id, r.model, r.version, _state(r), counts_text(r.counts, r.late), r.reason or r.unreadable)
             for r in rollouts
         ]
         print_table(("id", "model", "version", "state", "devices", "reason"), rows)

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
+from edgekit.rollout.progress import counts_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
 
@@ -31,7 +32,7 @@ def status_lines(rollout: Rollout) -> list[str]:
     if rollout.fault:
         lines.append(f"unreadable: {printable(rollout.fault)}")
     if decision and rollout.state is not RolloutState.RUNNING and decision.counts != _present(rollout):
-        lines.append(f"at that time {_counts_text(decision.counts)}")
+        lines.append(f"at that time {counts_text(decision.counts)}")
     lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_of(rollout)}")
     width = max((len(name) for name in rollout.devices), default=0)
     for name, progress in sorted(rollout.devices.items()):
@@ -57,19 +58,8 @@ def device_text(rollout: Rollout, progress: DeviceProgress) -> str:
 
 def counts_of(rollout: Rollout) -> str:
     """The devices of a rollout by state."""
-    return counts_line(rollout.counts(), sum(progress.late for progress in rollout.devices.values()))
-
-
-def counts_line(counts: dict[str, int], late: int) -> str:
-    """Devices by state, for example ``2 assigned, 1 succeeded``; `late` of them succeeded late."""
-    text = _counts_text(counts) or "no devices yet"
-    return f"{text} ({late} late)" if late else text
+    return counts_text(rollout.counts(), sum(progress.late for progress in rollout.devices.values()))
 
 
 def _present(rollout: Rollout) -> dict[str, int]:
     return {state: count for state, count in rollout.counts().items() if count}
-
-
-def _counts_text(counts: dict[str, int]) -> str:
-    names = {state.value: state.name.lower().replace("_", " ") for state in DeviceState}
-    return ", ".join(f"{counts[value]} {name}" for value, name in names.items() if counts.get(value))

@@ -1,0 +1,217 @@
+"""What operators read and do, for API and pages; the command line calls the same functions of the fleet state."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.bundle.manifest import NAME_PATTERN, VERSION
+from edgekit.controller.planning import Planned, plan_rollout, standing_entries
+from edgekit.errors import SettingsError
+from edgekit.filters import parse_filter
+from edgekit.filters.parsing import MAX_CHARACTERS
+from edgekit.protocols import Clock
+from edgekit.registry import CatalogueEntry, RegistryReader
+from edgekit.rollout.cohort import Cohort
+from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, parse_waves
+from edgekit.rollout.values import RolloutEvent
+from edgekit.state import DeviceView, FleetState
+from edgekit.state.detail import DeviceDetail, describe_device
+from edgekit.state.overview import Overview
+from edgekit.trust.assignment import Entry
+
+DEFAULTS = RolloutPlan()
+
+Name = Annotated[str, Meta(pattern=f"^{NAME_PATTERN.pattern}$")]
+Version = Annotated[str, Meta(pattern=f"^{VERSION.pattern}$")]
+Text = Annotated[str, Meta(max_length=MAX_CHARACTERS, pattern="^[^\\u0000]*$")]  # PostgreSQL stores no NUL
+
+
+class DevicePage(msgspec.Struct, frozen=True):
+    """One page of devices, and the number of all devices that the filter selects."""
+
+    devices: list[DeviceView]
+    total: int
+
+
+class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A rollout to plan or to start. Defaults and meaning are those of the options of `edgekit rollout start`.
+
+    Attributes:
+        model, version: What to roll out.
+        waves: Sizes of the waves, as people write them.
+        filter: The devices, as a filter; empty for all.
+        targets, labels: Further conditions on the devices.
+        downgrade: Also downgrade devices that ran a newer release, where the publisher allows it.
+        success_threshold, error_threshold, min_failures, device_deadline_seconds, max_wait_seconds: As `RolloutPlan`.
+    """
+
+    model: Name
+    version: Version
+    waves: Text = ",".join(wave.text for wave in DEFAULT_WAVES)
+    filter: Text = ""
+    targets: Annotated[list[Name], Meta(max_length=100)] = []
+    labels: Annotated[dict[Text, Text], Meta(max_length=100)] = {}
+    downgrade: bool = False
+    success_threshold: float = DEFAULTS.success_threshold
+    error_threshold: float = DEFAULTS.error_threshold
+    min_failures: int = DEFAULTS.min_failures
+    device_deadline_seconds: float = DEFAULTS.device_deadline_seconds
+    max_wait_seconds: float = DEFAULTS.max_wait_seconds
+
+    @property
+    def plan(self) -> RolloutPlan:
+        """The plan. Raises SettingsError if it is not valid."""
+        return RolloutPlan(
+            waves=parse_waves(self.waves),
+            success_threshold=self.success_threshold,
+            error_threshold=self.error_threshold,
+            min_failures=self.min_failures,
+            device_deadline_seconds=self.device_deadline_seconds,
+            max_wait_seconds=self.max_wait_seconds,
+        )
+
+
+class StandingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A standing assignment to add: `model`, either `version` or `channel`, the devices, and the rate (0: no limit)."""
+
+    model: Name
+    version: Annotated[str, Meta(pattern=f"^({VERSION.pattern})?$")] = ""
+    channel: Annotated[str, Meta(pattern=f"^({NAME_PATTERN.pattern})?$")] = ""
+    filter: Text = ""
+    targets: Annotated[list[Name], Meta(max_length=100)] = []
+    labels: Annotated[dict[Text, Text], Meta(max_length=100)] = {}
+    per_hour: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+
+
+class Operations:
+    """The actions and views of operators. Every method may block; each call reads the present state.
+
+    Args:
+        state: The fleet's database; changes are noted in the audit log under its author.
+        reader: Verified reader of the registry, used by nobody else.
+        clock: Time.
+    """
+
+    def __init__(self, state: FleetState, reader: RegistryReader, clock: Clock) -> None:
+        self.state = state
+        self._reader = reader
+        self._clock = clock
+        self._registry_lock = threading.Lock()
+
+    def by(self, author: str) -> Operations:
+        """The same, for changes by another author."""
+        other = Operations(self.state.by(author), self._reader, self._clock)
+        other._registry_lock = self._registry_lock
+        return other
+
+    @property
+    def now(self) -> float:
+        """Wall clock seconds."""
+        return self._clock.wall()
+
+    def overview(self) -> Overview:
+        """The fleet in numbers."""
+        return self.state.overview.count(self.now, self.state.offline_after_seconds)
+
+    def cohort(self, text: str, targets: list[str] | None = None, labels: dict[str, str] | None = None) -> Cohort:
+        """The cohort of a filter, with the saved groups that it names.
+
+        Raises:
+            SettingsError: the filter cannot be read (the message has a caret), or names a group that is not there.
+        """
+        if text:
+            parse_filter(text)
+        cohort = Cohort(targets=tuple(targets or ()), labels=labels or {}, filter=text)
+        return self.state.groups.resolved(cohort) if text else cohort
+
+    def devices(self, text: str = "", *, sort: str = "name", offset: int = 0, limit: int = 50) -> DevicePage:
+        """One page of the devices that a filter selects. Arguments and errors as `DeviceTable.views` and `cohort`."""
+        cohort, offline_after = self.cohort(text), self.state.offline_after_seconds
+        views = self.state.devices.views(self.now, offline_after, cohort=cohort, sort=sort, offset=offset, limit=limit)
+        return DevicePage(views, self.state.devices.count(self.now, offline_after, cohort))
+
+    def device(self, name: str, events: int = 20) -> DeviceDetail:
+        """One device. Raises NotFoundError if it is not enrolled."""
+        return describe_device(self.state, name, self.now, events)
+
+    def releases(self, model: str = "") -> list[CatalogueEntry]:
+        """The published bundles.
+
+        Raises:
+            UnavailableError: the registry cannot be read.
+            VerificationError: it cannot be trusted.
+        """
+        with self._registry_lock:
+            self._reader.refresh()
+            return self._reader.list(model or None)
+
+    def plan(self, request: RolloutRequest) -> Planned:
+        """What a rollout would do; starts nothing. Raises as `start`, but for refusals, which the plan lists."""
+        return self._planned(request)[0]
+
+    def start(self, request: RolloutRequest) -> RolloutDocument:
+        """Start a rollout.
+
+        Raises:
+            NotFoundError: no device is selected, or none has a bundle for its target.
+            SettingsError: the plan or the filter is not valid.
+            RefusedError: every device would refuse the bundle, or the model has a rollout that has not ended.
+            UnavailableError, VerificationError: the registry cannot be read or trusted.
+        """
+        planned, entries, cohort = self._planned(request)
+        planned.check_refusals(request.model, request.version)
+        started = self.state.rollouts.start(
+            request.model, request.version, entries, plan=planned.plan, cohort=cohort, now=self.now
+        )
+        return document(started)
+
+    def steer(self, number: int, event: RolloutEvent) -> RolloutDocument:
+        """Apply an operator's event to a rollout.
+
+        Raises:
+            NotFoundError: there is no such rollout.
+            RefusedError: its state does not allow the event.
+        """
+        return document(self.state.rollouts.apply(number, event, self.now))
+
+    def add_standing(self, request: StandingRequest) -> dict[str, object]:
+        """Add a standing assignment and describe it.
+
+        Raises:
+            SettingsError: neither or both of version and channel are named, the rate is out of range, the filter cannot
+                be read, or there is one for the same model and devices.
+            NotFoundError: the registry has no such bundle.
+        """
+        if bool(request.version) == bool(request.channel):
+            raise SettingsError("name either version or channel")
+        cohort = self.cohort(request.filter, request.targets, request.labels)
+        with self._registry_lock:
+            self._reader.refresh()
+            entries = standing_entries(self._reader, request.model, request.version, request.channel)
+        made = self.state.standing.add(
+            request.model,
+            entries,
+            now=self.now,
+            version=request.version,
+            channel=request.channel,
+            cohort=cohort,
+            per_hour=request.per_hour,
+        )
+        return made.summary
+
+    def _planned(self, request: RolloutRequest) -> tuple[Planned, dict[str, Entry], Cohort]:
+        plan, cohort = request.plan, self.cohort(request.filter, request.targets, request.labels)
+        members = self.state.devices.views(self.now, self.state.offline_after_seconds, cohort=cohort)
+        if not members:
+            raise self.state.nobody(cohort)
+        with self._registry_lock:
+            self._reader.refresh()
+            planned, entries = plan_rollout(
+                self._reader, members, request.model, request.version, plan=plan, downgrade=request.downgrade
+            )
+        return planned, entries, cohort

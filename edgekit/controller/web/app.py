@@ -1,0 +1,76 @@
+"""The web application of a controller: API, pages, and static files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from edgekit import __version__
+from edgekit.controller.operations import Operations
+from edgekit.controller.web.api import api_routes
+from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
+from edgekit.controller.web.openapi import openapi
+from edgekit.controller.web.pages import PageSite, page_routes
+from edgekit.controller.web.rendering import FOLDER, environment
+from edgekit.controller.web.requests import Door, Guard
+from edgekit.controller.web.rollout_pages import rollout_routes
+from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.protocols import Clock
+
+log = logging.getLogger(__name__)
+
+
+class WebOptions(msgspec.Struct, frozen=True):
+    """Options of the web application.
+
+    Attributes:
+        hosts: Names of this server, besides those of the loopback.
+        free_reads: Requests from this machine may read without a login.
+    """
+
+    hosts: Collection[str] = ()
+    free_reads: bool = True
+
+
+def make_app(operations: Operations, clock: Clock, options: WebOptions, stopping: asyncio.Event) -> ASGIApp:
+    """The application.
+
+    Args:
+        operations: What API and pages read and do.
+        clock: Time of sessions.
+        options: Options.
+        stopping: Set when the server stops, so that streams end.
+    """
+    door = Door(operations.state, clock, free_reads=options.free_reads)
+    site = PageSite(operations, door, environment(), openapi(ENDPOINTS, __version__))
+
+    def failed(request: Request, error: Exception) -> Response:
+        message = getattr(error, "detail", "")
+        status = getattr(error, "status_code", 500)
+        if status == 500:
+            log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            message = "internal error; the controller's log has the reason"
+        if request.url.path.startswith((PREFIX, "/openapi")):
+            return JSONResponse({"error": message, "advice": ""}, status, getattr(error, "headers", None))
+        found: EdgekitError = NotFoundError("there is no such page") if status == 404 else EdgekitError(message)
+        response = site.failure(request, found)
+        response.status_code = status
+        return response
+
+    routes = [
+        *api_routes(operations, door, __version__),
+        *page_routes(site),
+        *rollout_routes(site, stopping),
+        Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
+    ]
+    handlers = {404: failed, 405: failed, 500: failed}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), options.hosts)

@@ -1,0 +1,221 @@
+"""The table of the API: every endpoint with its role, parameters, body and answer. Routes and OpenAPI come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.bounds import MAX_ROW
+from edgekit.bundle.manifest import NAME_PATTERN
+from edgekit.controller.operations import DevicePage, Name, Operations, RolloutRequest, StandingRequest, Text
+from edgekit.controller.planning import Planned
+from edgekit.registry import CatalogueEntry
+from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.values import Aborted, Paused, Resumed
+from edgekit.state import AuditEntry, Operator, SavedGroup, StoredEvent
+from edgekit.state.detail import DeviceDetail
+from edgekit.state.operators import Role
+from edgekit.state.overview import Overview
+
+PREFIX = "/api/v1"
+
+NameOrNone = Annotated[str, Meta(pattern=f"^({NAME_PATTERN.pattern})?$")]
+Number = Annotated[int, Meta(ge=1, le=MAX_ROW)]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Offset = Annotated[int, Meta(ge=0, le=MAX_ROW)]
+Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern="^[^\\u0000]*$")]
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class NamePath(msgspec.Struct, frozen=True):
+    """A name in the path."""
+
+    name: Name
+
+
+class NumberPath(msgspec.Struct, frozen=True):
+    """A number in the path."""
+
+    number: Number
+
+
+class DeviceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which devices: a filter, `sort` (name, target, enrolled or seen; - before it for the reverse), and the page."""
+
+    filter: Text = ""
+    sort: Annotated[str, Meta(pattern="^-?(name|target|enrolled|seen)$")] = "name"
+    offset: Offset = 0
+    limit: Limit = 100
+
+
+class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which events: of one device, only those with an error, those before an id, and how many."""
+
+    device: NameOrNone = ""
+    alarms: bool = False
+    before: Number | None = None
+    limit: Limit = 100
+
+
+class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which entries: changes that begin with `what`, of one subject, those before a number, and how many."""
+
+    what: Annotated[str, Meta(max_length=63, pattern="^[a-z.]*$")] = ""
+    subject: Annotated[str, Meta(max_length=127, pattern="^[^\\u0000]*$")] = ""
+    before: Number | None = None
+    limit: Limit = 100
+
+
+class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which rollouts: those with a lower number than `before`, the newest first, and how many."""
+
+    before: Number | None = None
+    limit: Limit = 100
+
+
+class ReleaseQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which releases: those of one model."""
+
+    model: NameOrNone = ""
+
+
+class PauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a rollout is paused."""
+
+    reason: Reason = Paused().reason
+
+
+class AbortBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a rollout is aborted."""
+
+    reason: Reason = Aborted().reason
+
+
+class ErrorDocument(msgspec.Struct, frozen=True):
+    """Every answer with a status of 400 or more: the error, and what to do about it."""
+
+    error: str
+    advice: str = ""
+
+
+class Call(NamedTuple):
+    """One request that has passed all checks: the operator's operations, and the decoded parts."""
+
+    operations: Operations
+    path: Any
+    query: Any
+    body: Any
+
+
+class Endpoint(NamedTuple):
+    """One endpoint.
+
+    Attributes:
+        method, path: The path is below PREFIX; ``{name}`` and ``{number}`` are fields of `parameters`.
+        operation: Its operationId.
+        summary: One line for people.
+        answer: Type of the answer.
+        handle: Makes the answer; may block.
+        role: The least role that may call it.
+        parameters, query, body: Structs of the path, of the query, and of the JSON body; None for no body.
+        status: Status of its success.
+    """
+
+    method: str
+    path: str
+    operation: str
+    summary: str
+    answer: Any
+    handle: Callable[[Call], Any]
+    role: Role = Role.VIEWER
+    parameters: type[msgspec.Struct] = Nothing
+    query: type[msgspec.Struct] = Nothing
+    body: type[msgspec.Struct] | None = None
+    status: int = 200
+
+
+def _devices(call: Call) -> DevicePage:
+    query: DeviceQuery = call.query
+    return call.operations.devices(query.filter, sort=query.sort, offset=query.offset, limit=query.limit)
+
+
+def _events(call: Call) -> list[StoredEvent]:
+    query: EventQuery = call.query
+    return call.operations.state.devices.events(
+        query.device or None, query.limit, before=query.before, alarms=query.alarms
+    )
+
+
+def _audit(call: Call) -> list[AuditEntry]:
+    query: AuditQuery = call.query
+    return call.operations.state.audit.entries(
+        limit=query.limit, before=query.before, what=query.what, subject=query.subject
+    )
+
+
+def _rollouts(call: Call) -> list[RolloutDocument]:
+    return call.operations.state.rollouts.documents(limit=call.query.limit, before=call.query.before)
+
+
+def _rollout(call: Call) -> RolloutDocument:
+    return document(call.operations.state.rollouts.get(call.path.number), devices=True)
+
+
+def _standing(call: Call) -> list[dict[str, Any]]:
+    return [one.summary for one in call.operations.state.standing.all()]
+
+
+def _remove_standing(call: Call) -> dict[str, Any]:
+    return call.operations.state.standing.remove(call.path.number, call.operations.now).summary
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/fleet", "getFleet", "The fleet in numbers: what runs where.", Overview,
+             lambda call: call.operations.overview()),
+    Endpoint("GET", "/devices", "listDevices", "One page of devices, and how many the filter selects.", DevicePage,
+             _devices, query=DeviceQuery),
+    Endpoint("GET", "/devices/{name}", "getDevice", "One device: its report, its assignment, its latest events.",
+             DeviceDetail, lambda call: call.operations.device(call.path.name), parameters=NamePath),
+    Endpoint("GET", "/groups", "listGroups", "The saved groups.", list[SavedGroup],
+             lambda call: call.operations.state.groups.all()),
+    Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,
+             query=EventQuery),
+    Endpoint("GET", "/audit", "listAudit", "Entries of the audit log, the newest first.", list[AuditEntry], _audit,
+             query=AuditQuery),
+    Endpoint("GET", "/releases", "listReleases", "The published bundles, verified.", list[CatalogueEntry],
+             lambda call: call.operations.releases(call.query.model), query=ReleaseQuery),
+    Endpoint("GET", "/rollouts", "listRollouts", "Rollouts without their devices, the newest first.",
+             list[RolloutDocument], _rollouts, query=PageQuery),
+    Endpoint("GET", "/rollouts/{number}", "getRollout", "One rollout with its devices.", RolloutDocument, _rollout,
+             parameters=NumberPath),
+    Endpoint("POST", "/rollouts/plan", "planRollout", "What a rollout would do; starts nothing.", Planned,
+             lambda call: call.operations.plan(call.body), body=RolloutRequest),
+    Endpoint("POST", "/rollouts", "startRollout", "Start a rollout.", RolloutDocument,
+             lambda call: call.operations.start(call.body), role=Role.OPERATOR, body=RolloutRequest, status=201),
+    Endpoint("POST", "/rollouts/{number}/pause", "pauseRollout", "Assign the version to no more devices.",
+             RolloutDocument, lambda call: call.operations.steer(call.path.number, Paused(call.body.reason)),
+             role=Role.OPERATOR, parameters=NumberPath, body=PauseBody),
+    Endpoint("POST", "/rollouts/{number}/resume", "resumeRollout",
+             "Continue a paused rollout; failures up to now no longer count.", RolloutDocument,
+             lambda call: call.operations.steer(call.path.number, Resumed()), role=Role.OPERATOR,
+             parameters=NumberPath, body=Nothing),
+    Endpoint("POST", "/rollouts/{number}/abort", "abortRollout",
+             "End a rollout; devices that have not succeeded get their previous assignment back.", RolloutDocument,
+             lambda call: call.operations.steer(call.path.number, Aborted(call.body.reason)), role=Role.OPERATOR,
+             parameters=NumberPath, body=AbortBody),
+    Endpoint("GET", "/standing", "listStanding", "The standing assignments, in the order in which they count.",
+             list[dict[str, Any]], _standing),
+    Endpoint("POST", "/standing", "addStanding", "Add a standing assignment.", dict[str, Any],
+             lambda call: call.operations.add_standing(call.body), role=Role.OPERATOR, body=StandingRequest,
+             status=201),
+    Endpoint("DELETE", "/standing/{number}", "removeStanding", "Remove a standing assignment; devices keep what they "
+             "have.", dict[str, Any], _remove_standing, role=Role.OPERATOR, parameters=NumberPath),
+    Endpoint("GET", "/operators", "listOperators", "Who has a token, and its role.", list[Operator],
+             lambda call: call.operations.state.operators.all(), role=Role.ADMIN),
+)  # fmt: skip

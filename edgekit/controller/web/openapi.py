@@ -1,0 +1,83 @@
+"""The OpenAPI 3.1 document of the API, made from its table of endpoints. Pure rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from edgekit.controller.web.endpoints import PREFIX, Endpoint, ErrorDocument
+from edgekit.state.operators import Role
+
+_REF = "#/components/schemas/{name}"
+_FAULTS = {
+    "400": "A parameter, the body or the filter is not valid.",
+    "401": "The request needs a token.",
+    "403": "The role may not do this, or the request comes from a page of another site.",
+    "404": "There is nothing of this name or number.",
+    "409": "Refused: the present state does not allow it.",
+    "503": "The database or the registry cannot be reached; try again.",
+}
+
+
+def openapi(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        endpoints: The table.
+        version: Version of edgekit.
+    """
+    types: list[Any] = [ErrorDocument]
+    for one in endpoints:
+        types += [one.answer, one.parameters, one.query, *([one.body] if one.body else [])]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    by_type = dict(zip(map(id, types), schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for one in endpoints:
+        paths.setdefault(PREFIX + one.path, {})[one.method.lower()] = _operation(one, by_type, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "edgekit controller",
+            "version": version,
+            "description": "Reads need no token on the controller's own machine. Everything else needs an operator's "
+            "token: edgekit controller token add NAME --role viewer|operator|admin.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(one: Endpoint, by_type: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
+    reply = {"application/json": {"schema": by_type[id(one.answer)]}}
+    fault = {"application/json": {"schema": by_type[id(ErrorDocument)]}}
+    faults = {code: text for code, text in _FAULTS.items() if code != "409" or one.method != "GET"}
+    operation: dict[str, Any] = {
+        "operationId": one.operation,
+        "summary": one.summary,
+        "description": f"Least role: {one.role.value}.",
+        "security": [{"token": []}, {}] if one.role is Role.VIEWER else [{"token": []}],
+        "parameters": [*_parameters(one.parameters, "path", components), *_parameters(one.query, "query", components)],
+        "responses": {
+            str(one.status): {"description": "Done.", "content": reply},
+            **{code: {"description": text, "content": fault} for code, text in faults.items()},
+        },
+    }
+    if one.body is not None:
+        content = {"application/json": {"schema": by_type[id(one.body)]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _parameters(kind: type[msgspec.Struct], place: str, components: dict[str, Any]) -> list[dict[str, Any]]:
+    schema = components.get(kind.__name__, {})
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": place, "required": place == "path" or name in required, "schema": one}
+        for name, one in schema.get("properties", {}).items()
+    ]

@@ -1,0 +1,41 @@
+"""One device with all that the database knows of it, for `device show`, the API and its page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekit.state.devices import DeviceView, StoredEvent
+from edgekit.trust.assignment import Entry
+
+if TYPE_CHECKING:
+    from edgekit.state import FleetState
+
+
+class AssignedDocument(msgspec.Struct, frozen=True):
+    """What a device should run: the version of its assignment, 0 for none, and its entries by model."""
+
+    version: int
+    entries: dict[str, Entry]
+
+
+class DeviceDetail(msgspec.Struct, frozen=True):
+    """One device: its last report, its assignment, and its latest events, the newest first."""
+
+    reported: DeviceView
+    assigned: AssignedDocument
+    events: list[StoredEvent]
+
+
+def describe_device(state: FleetState, name: str, now: float, events: int = 20) -> DeviceDetail:
+    """The device `name` at `now` (wall clock seconds), with its last `events` events.
+
+    Raises:
+        NotFoundError: no device with this name is enrolled.
+    """
+    state.devices.get(name)
+    (view,) = state.devices.views(now, state.offline_after_seconds, name)
+    assignment = state.assignments.get(name)
+    assigned = AssignedDocument(assignment.version, assignment.entries) if assignment else AssignedDocument(0, {})
+    return DeviceDetail(view, assigned, state.devices.events(name, events))

@@ -1,0 +1,155 @@
+"""The JSON API gives the values of the command line, checks every part of a request, and describes itself."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
+from edgekit.rollout.document import document
+from tests.simulators.web_client import Client
+from tests.simulators.web_fleet import HOSTILE, WebFleet
+
+
+@pytest.fixture
+def operator(fleet: WebFleet) -> Client:
+    return Client(fleet.url, token=fleet.tokens["operator"])
+
+
+def test_the_fleet_in_numbers(client: Client) -> None:
+    """What runs where, by version."""
+    found = client.get("/api/v1/fleet").json()
+    assert (found["devices"], found["online"], found["never_seen"], found["alarms"]) == (3, 3, 0, 1)
+    assert found["targets"] == {"raspberry-pi-4": 3}
+    (model,) = found["models"]
+    assert model["versions"] == [{"version": "1.1.0", "devices": 2}, {"version": "1.0.0", "devices": 1}]
+    assert (model["updating"], model["waiting"], model["outcomes"]) == (0, 0, {"succeeded": 2})
+
+
+def test_devices_by_filter_order_and_page(client: Client) -> None:
+    """The filter's grammar, its fault with a caret, and the total beside the page."""
+    found = client.get("/api/v1/devices?sort=-name&limit=2").json()
+    assert [one["device"] for one in found["devices"]] == ["pi-0003", "pi-0002"]
+    assert found["total"] == 3
+    found = client.get("/api/v1/devices?sort=-name&limit=2&offset=2").json()
+    assert [one["device"] for one in found["devices"]] == ["pi-0001"]
+    found = client.get("/api/v1/devices?filter=label.site%20==%20south").json()
+    assert [one["device"] for one in found["devices"]] == ["pi-0002"]
+    fault = client.get("/api/v1/devices?filter=label.site%20=%20south")
+    assert fault.status == 400
+    assert "^" in fault.json()["error"]
+
+
+def test_one_device_with_its_history(client: Client) -> None:
+    """The same document as `device show --json`; names that are not enrolled are 404."""
+    found = client.get("/api/v1/devices/pi-0001").json()
+    assert set(found) == {"reported", "assigned", "events"}
+    assert found["reported"]["labels"] == {"site": HOSTILE}
+    assert [one["kind"] for one in found["events"]] == ["started", "bad-signature"]
+    assert client.get("/api/v1/devices/pi-9999").status == 404
+
+
+def test_a_rollout_is_the_document_of_the_command_line(fleet: WebFleet, client: Client) -> None:
+    """With its devices, and without them in the list."""
+    whole = json.loads(msgspec.json.encode(document(fleet.state.rollouts.get(1), devices=True)))
+    assert client.get("/api/v1/rollouts/1").json() == whole
+    del whole["devices"]
+    assert client.get("/api/v1/rollouts").json()[-1] == whole
+    assert client.get("/api/v1/rollouts/77").status == 404
+
+
+def test_alarms_and_audit_page_by_page(client: Client) -> None:
+    """Alarms are the events with an error; entries of the audit log go on before a number."""
+    (alarm,) = client.get("/api/v1/events?alarms=true").json()
+    assert (alarm["kind"], alarm["error"]) == ("bad-signature", "SignatureError")
+    first = client.get("/api/v1/audit?limit=1").json()
+    second = client.get(f"/api/v1/audit?limit=1&before={first[0]['number']}").json()
+    assert second[0]["hash"] == first[0]["previous"]
+    assert [one["what"] for one in client.get("/api/v1/audit?what=rollout.start").json()] == ["rollout.start"]
+
+
+def test_a_plan_starts_nothing_and_a_start_is_audited(fleet: WebFleet, operator: Client) -> None:
+    """Planned, refused while another one runs, started after its end, and aborted: each by the operator's name."""
+    body = {"model": "digits", "version": "1.1.0", "waves": "1,100%", "filter": "online"}
+    planned = operator.post("/api/v1/rollouts/plan", body).json()
+    assert (planned["devices"], list(planned["digests"])) == (3, ["raspberry-pi-4"])
+    count = len(fleet.state.rollouts.documents())
+    refused = operator.post("/api/v1/rollouts", body)
+    assert refused.status == 409
+    assert "a model has one rollout at a time" in refused.json()["error"]
+    assert operator.post("/api/v1/rollouts/1/abort", {"reason": "a new one comes"}).json()["state"] == "ABORTED"
+    started = operator.post("/api/v1/rollouts", body)
+    assert started.status == 201
+    assert (started.json()["state"], started.json()["waves"]) == ("RUNNING", ["1", "100%"])
+    assert len(fleet.state.rollouts.documents()) == count + 1
+    assert fleet.state.audit.entries(limit=1, what="rollout.start")[0].who == "the-operator@api"
+    assert operator.post(f"/api/v1/rollouts/{started.json()['id']}/abort").status == 200
+
+
+def test_standing_assignments(fleet: WebFleet, operator: Client) -> None:
+    """Added, listed and removed; neither or both of version and channel are refused."""
+    assert operator.post("/api/v1/standing", {"model": "digits"}).status == 400
+    added = operator.post("/api/v1/standing", {"model": "digits", "version": "1.0.0", "per_hour": 10})
+    assert added.status == 201
+    assert operator.get("/api/v1/standing").json() == [added.json()]
+    assert operator.send("DELETE", f"/api/v1/standing/{added.json()['id']}").json() == added.json()
+    assert operator.send("DELETE", f"/api/v1/standing/{added.json()['id']}").status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "waves": "50%"}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "device_deadline_seconds": 1e300}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "min_failures": 2**63}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "typo": 1}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "9.9.9"}, 404),
+        ("/rollouts/plan", {"model": "Digits", "version": "1.1.0"}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "filter": "label.site == nowhere"}, 404),
+        ("/rollouts/1/pause", {"reason": ""}, 400),
+        ("/rollouts/1/pause", {"reason": "a\0b"}, 400),
+        ("/rollouts/0/pause", {}, 400),
+        ("/rollouts/99999999999999999999999/pause", {}, 400),
+        ("/standing", {"model": "digits", "version": "1.0.0", "per_hour": -1}, 400),
+    ],
+)
+def test_bad_values_are_refused_with_a_reason(operator: Client, path: str, body: dict, status: int) -> None:
+    """Nothing is stored."""
+    answer = operator.post(f"/api/v1{path}", body)
+    assert answer.status == status
+    assert answer.json()["error"]
+
+
+def test_bad_requests_are_refused_with_a_reason(operator: Client) -> None:
+    """Other media types, bodies that are too long or no JSON, unknown and repeated parameters, other methods."""
+    body = b'{"model": "digits", "version": "1.1.0"}'
+    send = operator.send
+    assert send("POST", "/api/v1/rollouts/plan", body, {"Content-Type": "text/plain"}).status == 400
+    assert send("POST", "/api/v1/rollouts/plan", body[:-1], {"Content-Type": "application/json"}).status == 400
+    assert send("POST", "/api/v1/rollouts/plan", b"[" * 60_000, {"Content-Type": "application/json"}).status == 400
+    assert send("POST", "/api/v1/rollouts/plan", b" " * 70_000, {"Content-Type": "application/json"}).status == 413
+    assert operator.get("/api/v1/devices?limit=1&limit=2").status == 400
+    assert operator.get("/api/v1/devices?limit=0").status == 400
+    assert operator.get("/api/v1/devices?colour=red").status == 400
+    assert operator.get("/api/v1/devices?sort=colour").status == 400
+    answer = send("DELETE", "/api/v1/devices")
+    assert answer.status == 405
+    assert "GET" in answer.headers["allow"]
+    assert operator.get("/api/v1/nothing").json()["error"]
+
+
+def test_the_api_describes_itself(client: Client) -> None:
+    """Every endpoint is in the OpenAPI document and on its page; every reference in it leads somewhere."""
+    found = client.get("/openapi.json").json()
+    assert found["openapi"] == "3.1.0"
+    operations = {one["operationId"] for path in found["paths"].values() for one in path.values()}
+    assert operations == {one.operation for one in ENDPOINTS}
+    text = json.dumps(found)
+    for name in {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert name in found["components"]["schemas"], name
+    page = client.get("/docs").text
+    assert all(f"{one.method} {PREFIX}{one.path}" in page for one in ENDPOINTS)
+    assert "http://" not in page
+    assert "https://" not in page
