@@ -1,4 +1,8 @@
-"""What operators see and do over HTTP: a JSON API with OpenAPI, pages, and static files."""
+"""What operators see and do over HTTP: a JSON API with OpenAPI, pages, and static files.
+
+Reading and changing the fleet is in `edgekit.controller.operations`; no module here asks the database by itself, but for
+lists that need no rule.
+"""
 
 from __future__ import annotations
 

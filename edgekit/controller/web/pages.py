@@ -127,7 +127,7 @@ class PageSite:
         status = status_of(error)
         visit = Visit(self, request, Visitor(), self.operations, {})
         title = TITLES.get(status, "The controller cannot answer")
-        values = {"title": title, "login": status == 401, "fault": str(error), "advice": error.advice}
+        values: dict[str, Any] = {"title": title, "login": status == 401, "fault": str(error), "advice": error.advice}
         return visit.page("error.html", status=status, **values)
 
 
