@@ -1,7 +1,6 @@
 """What operators see and do over HTTP: a JSON API with OpenAPI, pages, and static files.
 
-Reading and changing the fleet is in `edgekit.controller.operations`; no module here asks the database by itself, but for
-lists that need no rule.
+Reading and changing the fleet is in `edgekit.controller.operations`; no rule of the fleet may live here.
 """
 
 from __future__ import annotations
