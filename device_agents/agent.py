@@ -275,6 +275,7 @@ class Agent:
             self._events,
             verify=self._verify,
             states=lambda: self.states,
+            withdraw=self._withdraw,
             follow=self._follow,
             clock=parts.clock,
             retry_seconds=timings.assignment_retry_seconds,
@@ -344,6 +345,15 @@ class Agent:
         await in_thread(self._journal.accept_assignment, assignment.version)
         return assignment
 
+    def _withdraw(self, assignment: Assignment) -> None:
+        """Cancel the updates to bundles that an assignment does not name; what runs stays, and is repaired."""
+        for name, updater in self._updaters.items():
+            entry, state = assignment.entries.get(name), updater.state
+            target = state.offered or state.deployment
+            named = entry.sha256 if entry else ""
+            if target is not None and target != state.kept and target.digest != named:
+                updater.cancel()
+
     def _follow(self, assignment: Assignment) -> None:
         """Offer each bundle of an assignment to its updater; cancel the updates of models that it does not name."""
         self._parts.inference.assign(list(assignment.entries))
@@ -360,6 +370,7 @@ class Agent:
             **{f"agent.{name}": float(count) for name, count in self._effects.transfers.items()},
             "agent.foreign_answers": float(self._requests.foreign),
             "agent.malformed_answers": float(self._requests.malformed),
+            "agent.dropped_messages": float(self._link.dropped),
             "agent.unexpected_errors": float(self._effects.unexpected_errors),
         }
         return {**flatten(self._parts.inference.counters()), **own}

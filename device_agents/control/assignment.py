@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
 
 from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
@@ -14,6 +17,7 @@ from edgekit.errors import DataError, DiskError, EdgekitError, ExpiredError, Ver
 from edgekit.mqtt.messages import Waiting
 from edgekit.protocols import Clock
 from edgekit.trust.assignment import Assignment
+from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +28,17 @@ RETRY_SECONDS = (1.0, 60.0)  # delay before the second attempt, doubled for each
 class AssignmentFollower:
     """Takes each assignment from the link until it is verified or refused.
 
+    An accepted assignment ends at once the transfers of bundles that it does not name. Its own bundles are offered when
+    the fleet's hints allow it. An assignment that arrives meanwhile takes its place.
+
     Args:
         link: Receives assignments and hints.
         events: Sends events about assignments that are not followed.
         verify: Verifies a payload and notes its version.
         states: Gives the update state of each model.
+        withdraw: Ends the transfers of bundles that a verified assignment does not name.
         follow: Offers the bundles of a verified assignment to the updaters.
-        clock: Wall time.
+        clock: Time.
         retry_seconds: As RETRY_SECONDS.
 
     Attributes:
@@ -44,14 +52,17 @@ class AssignmentFollower:
         *,
         verify: Callable[[bytes], Awaitable[Assignment]],
         states: Callable[[], Mapping[str, UpdateRecord]],
+        withdraw: Callable[[Assignment], None],
         follow: Callable[[Assignment], None],
         clock: Clock,
         retry_seconds: tuple[float, float] = RETRY_SECONDS,
     ) -> None:
         self._link, self._events = link, events
-        self._verify, self._states, self._follow = verify, states, follow
+        self._verify, self._states, self._withdraw, self._follow = verify, states, withdraw, follow
         self._clock, self._retry_seconds = clock, retry_seconds
         self.held: dict[str, Waiting] = {}
+        self._accepted: Assignment | None = None  # verified, and not followed yet
+        self._turn = Turn()
         self._last_event = (b"", "")  # payload and class name of the error
 
     async def run(self) -> None:
@@ -61,13 +72,13 @@ class AssignmentFollower:
         while True:
             retry = await self._accept(payload)
             try:
-                wait = delay * random.uniform(0.5, 1.0) if retry else None
-                payload, delay = await self._link.next_desired(wait), first
+                await within(delay * random.uniform(0.5, 1.0) if retry else None, self._newer_or_turn())
+                payload, delay = await self._link.next_desired(), first
             except asyncio.TimeoutError:
                 delay = min(most, delay * 2)
 
     async def _accept(self, payload: bytes) -> bool:
-        """Follow the assignment in `payload`; True when it failed and should be tried again."""
+        """Verify the assignment in `payload`; True when that failed and should be tried again."""
         try:
             assignment = await self._verify(payload)
         except EdgekitError as error:
@@ -80,26 +91,81 @@ class AssignmentFollower:
                 kind = "assignment-refused" if refused else "assignment-delayed"
                 self._events.send(kind, "", type(error).__name__, str(error))
             return not refused or isinstance(error, ExpiredError)
+        self._withdraw(assignment)
+        self._accepted = assignment
+        return False
+
+    async def _newer_or_turn(self) -> None:
+        """Wait for a newer assignment; meanwhile, follow the accepted one when its turn comes."""
+        newer = asyncio.ensure_future(self._link.desired_arrives())
+        turn = asyncio.ensure_future(self._follow_in_turn())
+        try:
+            await asyncio.wait((newer, turn), return_when=asyncio.FIRST_COMPLETED)
+            if turn.done():
+                turn.result()
+            await newer
+        finally:
+            newer.cancel()
+            turn.cancel()
+            await asyncio.gather(newer, turn, return_exceptions=True)
+
+    async def _follow_in_turn(self) -> None:
+        assignment = self._accepted
+        if assignment is None:
+            return
         await self._wait_for_turn(assignment)
+        self._accepted, self._turn, self.held = None, Turn(), {}
         self._follow(assignment)
         self._link.changed()
-        return False
 
     async def _wait_for_turn(self, assignment: Assignment) -> None:
         """Obey the fleet's hints before a change: wait while it is paused, then for a random part of the spread."""
-        running = {name: state.active.digest if state.active else "" for name, state in self._states().items()}
-        if all(running.get(name) == entry.sha256 for name, entry in assignment.entries.items()):
-            return
-        now = self._clock.wall()
-        while self._link.hints.paused:
-            log.info("the fleet is paused; assignment %d waits", assignment.version)
-            self.held = {
-                name: Waiting(PAUSED, now, entry.sha256)
-                for name, entry in assignment.entries.items()
-                if running.get(name) != entry.sha256
-            }
-            self._link.changed()
+        while wanted := self._changes(assignment):
             self._link.hints_changed.clear()
-            await self._link.hints_changed.wait()
-        self.held = {}
-        await asyncio.sleep(random.uniform(0.0, self._link.hints.spread_seconds))
+            hints, now = self._link.hints, self._clock.monotonic()
+            self._turn = self._turn.at(now, paused=hints.paused)
+            left = None if hints.paused else self._turn.seconds_left(now, hints.spread_seconds)
+            if left == 0.0:
+                return
+            self._hold(wanted if hints.paused else {}, assignment.version)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(left, self._link.hints_changed.wait())
+
+    def _changes(self, assignment: Assignment) -> dict[str, str]:
+        """Digests of the bundles that the device does not run, by model."""
+        running = {name: state.active.digest if state.active else "" for name, state in self._states().items()}
+        return {n: entry.sha256 for n, entry in assignment.entries.items() if running.get(n) != entry.sha256}
+
+    def _hold(self, wanted: Mapping[str, str], version: int) -> None:
+        """Report that the deployments of these models wait."""
+        before, now = self.held, self._clock.wall()
+        if wanted and not before:
+            log.info("the fleet is paused; assignment %d waits", version)
+        self.held = {
+            name: before[name] if name in before and before[name].digest == digest else Waiting(PAUSED, now, digest)
+            for name, digest in wanted.items()
+        }
+        if self.held != before:
+            self._link.changed()
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """The device's place in the spread of a change; a newer assignment and new hints do not move it.
+
+    Attributes:
+        luck: Its share of the spread, 0 to 1.
+        since: Monotonic seconds at which the spread began; None while the fleet is paused.
+    """
+
+    luck: float = msgspec.field(default_factory=random.random)
+    since: float | None = None
+
+    def at(self, now: float, *, paused: bool) -> Turn:
+        """The turn at `now` (monotonic seconds): the spread begins when the fleet is not paused."""
+        if paused or self.since is None:
+            return msgspec.structs.replace(self, since=None if paused else now)
+        return self
+
+    def seconds_left(self, now: float, spread_seconds: float) -> float:
+        """Seconds until the device may change; 0.0 when it may."""
+        return 0.0 if self.since is None else max(0.0, self.since + self.luck * spread_seconds - now)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from securesystemslib.signer import CryptoSigner
 
+from edgekit.bounds import number_fault
 from edgekit.errors import DataError, DiskError, TransportError
 from edgekit.mqtt import messages, topics
 from edgekit.protocols import Clock, Message, Transport, Will
@@ -42,6 +43,7 @@ class ControlLink:
         commands: Received commands, oldest first.
         hints: The fleet's newest hints.
         hints_changed: Set when `hints` changes.
+        dropped: Count of hints that cannot be read, of retained commands, and of commands above MAX_COMMANDS.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ControlLink:
         self.commands: asyncio.Queue[bytes] = asyncio.Queue(MAX_COMMANDS)
         self.hints = messages.FleetHints()
         self.hints_changed = asyncio.Event()
+        self.dropped = 0
 
     async def start(self) -> None:
         """Subscribe and begin to connect; does not wait for the broker."""
@@ -116,6 +119,10 @@ class ControlLink:
         self._desired_changed.clear()
         assert self._desired is not None  # set before the event
         return self._desired
+
+    async def desired_arrives(self) -> None:
+        """Wait until `next_desired` has an assignment to return."""
+        await self._desired_changed.wait()
 
     async def warn_without_broker(self, after_seconds: float) -> None:
         """Log a warning when there is no broker after a while."""
@@ -177,17 +184,25 @@ class ControlLink:
             self._desired_changed.set()
 
     def _on_command(self, message: Message) -> None:
+        if message.retained:  # a controller retains no command; a stored one is old, or forged
+            self.dropped += 1
+            return
         try:
             self.commands.put_nowait(message.payload)
         except asyncio.QueueFull:
+            self.dropped += 1
             log.warning("a command was dropped, because %d are waiting", MAX_COMMANDS)
 
     def _on_hints(self, message: Message) -> None:
         try:
-            self.hints = messages.decode(message.payload, messages.FleetHints)
+            hints = messages.decode(message.payload, messages.FleetHints)
+            if fault := number_fault("spread_seconds", hints.spread_seconds, 0.0, messages.MAX_SPREAD_SECONDS):
+                raise DataError(fault)
         except DataError as error:
+            self.dropped += 1
             log.warning("fleet hints were dropped: %s", error)
             return
+        self.hints = hints
         self.hints_changed.set()
 
     def _topic(self, kind: str) -> str:

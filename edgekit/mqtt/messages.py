@@ -12,6 +12,7 @@ import msgspec
 from edgekit.errors import DataError
 
 MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_SPREAD_SECONDS = 86_400.0  # a forged hint delays no device for longer
 MAX_BROADCAST_BLOCKS = 3  # of 64 KiB, so that they fit one payload
 
 T = TypeVar("T")
@@ -290,7 +291,12 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class FleetHints(msgspec.Struct, frozen=True):
-    """``fleet``, retained: hints for all devices."""
+    """``fleet``, retained: hints for all devices, which are not signed.
+
+    Attributes:
+        spread_seconds: Each device waits for a random part of this time before a change; at most MAX_SPREAD_SECONDS.
+        paused: No device begins a change.
+    """
 
     spread_seconds: float = 0.0
     paused: bool = False

@@ -277,6 +277,22 @@ async def test_the_self_test_command_is_obeyed_once_and_its_result_signed(desk, 
     assert refused.count("command-refused") == 2
 
 
+async def test_a_retained_command_is_dropped(desk, device):
+    """The broker keeps it for ever; the device drops it at each connect, although it is signed and has not expired."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    await device.stop()
+    desk.command("self-test", number=5)
+    stored = desk.said("command")[-1]
+    desk.broker.retained[topics.device(FLEET, DEVICE, "command")] = stored
+    await device.start()
+    await device.until(lambda: device.agent._counters()["agent.dropped_messages"] == 1.0)
+    desk.command("self-test", number=4)
+    await device.until(lambda: desk.said("result"))
+    (result,) = [open_envelope(p, messages.Result, device.signer.public_key) for p in desk.said("result")]
+    assert (result.number, result.ok) == (4, True)
+
+
 async def test_telemetry_carries_counters(desk, device):
     """Counters of inference and of the agent, since the last message."""
     await device.until(lambda: len(desk.said("telemetry")) >= 2)
@@ -358,6 +374,17 @@ async def test_a_deployment_that_burns_its_byte_budget_fails_for_good(desk, devi
     assert (report.outcomes["digits"].result, report.outcomes["digits"].error) == ("failed", "RefusedError")
     await device.settled()
     assert desk.blocks_sent < 40 + 16 + 16 + 4  # the budget, its spare megabyte, and what was under way
+
+
+async def test_blocks_that_come_twice_count_for_the_byte_budget(desk, device):
+    """The owner pays for them too."""
+    await device.stop()
+    device.options = {"download": DownloadOptions(download_budget=1.0)}
+    await device.start()
+    desk.broker.duplicate = 1.0
+    desk.assign(desk.publish("1.0.0", random.Random(1).randbytes(40 * 65536)))
+    report = await reports(device, lambda r: r.outcomes)
+    assert (report.outcomes["digits"].result, report.outcomes["digits"].error) == ("failed", "RefusedError")
 
 
 async def test_in_quiet_hours_nothing_is_downloaded(desk, device):

@@ -253,6 +253,7 @@ async def test_hostile_waves_do_no_harm(kind):
         downloads = [await made.device(f"d{number}") for number in range(6)]
         await asyncio.wait_for(asyncio.gather(*downloads), 240)
         flooder.cancel()
+        assert [transport.handler_errors for transport in made.transports] == [0] * len(made.transports)
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")

@@ -160,6 +160,7 @@ async def test_command_is_signed_sent_once_and_answered(tmp_path):
         assert len(device.commands) == 1
         command = open_envelope(device.commands[0], Command, side.director.public_key)
         assert (command.device, command.fleet, command.kind) == ("pi-1", FLEET, "self-test")
+        assert not [topic for topic in side.broker.retained if topic.endswith("/command")]
 
 
 async def test_command_waits_for_the_device_and_runs_out(tmp_path):

@@ -1,9 +1,23 @@
 """The real agent and the real controller over a broker: assignments, metadata and blocks."""
 
 import contextlib
+import math
 
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import Presence, encode
+from edgekit.mqtt.messages import (
+    MAX_PAYLOAD_BYTES,
+    Answer,
+    BlocksRequest,
+    BroadcastBlocks,
+    BroadcastClaim,
+    Envelope,
+    FleetHints,
+    MetadataRequest,
+    Presence,
+    Range,
+    Telemetry,
+    encode,
+)
 from edgekit.registry import blob_name
 from edgekit.rollout.cohort import Device as Enrolled
 from edgekit.rollout.values import Aborted, RolloutState
@@ -136,3 +150,44 @@ async def test_a_clock_that_stands_in_the_past_is_reported_and_blocks_changes_on
         assert device.inference.live == {"digits": "1.0.0"}
         monkeypatch.undo()
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
+
+
+GARBAGE = (
+    b"",
+    b"\xc1",
+    b"\xff" * 100,
+    b"\x91" * 200_000,  # a list in a list, and so on
+    bytes(MAX_PAYLOAD_BYTES + 1),
+    encode(Envelope(b"\xc1", "0" * 64, b"")),
+    encode(Presence(online=True, session=2**64 - 1)),
+    encode(Telemetry(DEVICE, math.nan, math.inf, {"x": math.nan, "\0": -math.inf})),
+    encode(FleetHints(spread_seconds=math.nan)),
+    encode(BroadcastClaim("x", seconds=math.nan, missing=(Range(2**63 - 1, -(2**63)),))),
+    encode(BroadcastBlocks(-(2**63), b"x" * 100_000)),
+    encode(BlocksRequest("x", "0" * 64, (Range(-1, 2**63 - 1),), 2**63 - 1, missing=(Range(0, 2**63 - 1),))),
+    encode(MetadataRequest("\0", "../../keys/root.key")),
+    encode(Answer("x", 2**63 - 1, -1, b"x", "busy", retry_seconds=math.nan, urls=("http://[", "\0"))),
+)
+
+
+async def test_garbage_on_every_topic_harms_neither_side(tmp_path):
+    """Whatever the agent and the controller subscribe to: no handler raises, no task ends, and a rollout follows."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.publish("digits", "1.0.0")
+        await side.until(lambda: device.transport.connected)
+        transports = (side.controller._transport, device.transport)
+        filters = {name for one in transports for name in one.routes}
+        assert len(filters) >= 12
+        for name in filters:
+            for payload in GARBAGE:
+                for level in (DEVICE, "f" * 64):
+                    side.broker.publish(name.replace("+", level), payload, qos=1)
+        side.broker.publish(topics.device(FLEET, DEVICE, "desired"), GARBAGE[-1], qos=1, retain=True)
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
+        assert device.inference.live == {"digits": "1.0.0"}
+        assert [one.handler_errors for one in transports] == [0, 0]
+        parts = side.controller
+        services = (parts.blocks, parts.metadata, parts.devices, parts.blocks.broadcasts)
+        assert [one.failures for one in services] == [0] * 4
+        assert device.agent._counters()["agent.unexpected_errors"] == 0
