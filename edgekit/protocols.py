@@ -283,11 +283,17 @@ class BlockSource(Protocol):
     """A source of a bundle's blocks."""
 
     def blocks(
-        self, digest: str, wanted: Iterable[int], hashes: Sequence[str] = ()
+        self,
+        digest: str,
+        wanted: Iterable[int],
+        hashes: Sequence[str] = (),
+        *,
+        wasted: Callable[[int], None] = lambda size: None,
     ) -> AsyncIterator[tuple[int, bytes]]:
         """Yield (index, bytes) as they arrive, in any order; the caller verifies each one.
 
         `hashes` are the sha256 (hex) of each block of the blob. With them the source may also use peers other than the
-        controllers, and drops wrong blocks of theirs itself.
+        controllers, and drops wrong blocks of theirs itself. It calls `wasted` with the bytes of what it drops: wrong,
+        doubled and broken-off blocks.
         """
         ...

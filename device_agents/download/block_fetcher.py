@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from device_agents.control.requests import RequestClient
 from device_agents.download.block_sources import Inbox, TransferSource, WantedBlocks
@@ -23,6 +23,7 @@ MAX_WRONG_BLOCKS = 3
 TRANSFER_COUNTERS = (
     "blocks_fetched",
     "bytes_fetched",
+    "bytes_wasted",
     "blocks_reused",
     "blocks_made",
     "deltas_failed",
@@ -68,7 +69,12 @@ class BlockFetcher:
         self.counters: Counter[str] = Counter(dict.fromkeys(TRANSFER_COUNTERS, 0))
 
     async def blocks(
-        self, digest: str, wanted: Iterable[int], hashes: Sequence[str] = ()
+        self,
+        digest: str,
+        wanted: Iterable[int],
+        hashes: Sequence[str] = (),
+        *,
+        wasted: Callable[[int], None] = lambda size: None,
     ) -> AsyncGenerator[tuple[int, bytes], None]:
         """Yield each wanted block once, as it arrives; the caller verifies it.
 
@@ -76,6 +82,8 @@ class BlockFetcher:
             digest: Digest of the blob.
             wanted: Indexes of blocks.
             hashes: sha256 (hex) of each block of the blob; broadcasts and URLs are used only with them.
+            wasted: Called with the bytes that arrived and are dropped. What a broadcast sends for other devices does
+                not count.
 
         Raises:
             NotFoundError: the store has no blob with this digest.
@@ -89,6 +97,7 @@ class BlockFetcher:
             self.gate,
             hashes,
             self.counters,
+            wasted=wasted,
             timings=self._timings,
             enabled=self._urls and bool(hashes),
         )
@@ -121,28 +130,35 @@ class BlockFetcher:
                         continue
                     if await arrival.source.accept(arrival):
                         yield arrival.index, arrival.data
+                    elif arrival.data:
+                        wasted(len(arrival.data))
             finally:
                 self._round_trip = requests.round_trip
 
-    async def blob(self, digest: str, size: int, name: str) -> bytes:
+    async def blob(self, digest: str, size: int, name: str, *, count: Callable[[int], None] = lambda n: None) -> bytes:
         """A whole blob of known size, verified; for small blobs such as a manifest.
+
+        `count` is called with the bytes of everything that arrives.
 
         Raises:
             DigestMismatchError: the received bytes do not have the digest, in several attempts.
             NotFoundError, TransportError: as `blocks`.
         """
-        return await fetch_blob(self, digest, size, name)
+        return await fetch_blob(self, digest, size, name, count=count)
 
 
-async def fetch_blob(source: BlockSource, digest: str, size: int, name: str) -> bytes:
+async def fetch_blob(
+    source: BlockSource, digest: str, size: int, name: str, *, count: Callable[[int], None] = lambda n: None
+) -> bytes:
     """As `BlockFetcher.blob`, from any source."""
     received_digest = ""
     for _ in range(MAX_WRONG_BLOCKS):
         parts: dict[int, bytes] = {}
-        blocks = source.blocks(digest, range(BlockMap(size).count))
+        blocks = source.blocks(digest, range(BlockMap(size).count), wasted=count)
         try:
             async for index, data in blocks:
                 parts[index] = data
+                count(len(data))
         finally:
             if isinstance(blocks, AsyncGenerator):
                 await blocks.aclose()

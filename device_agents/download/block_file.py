@@ -64,6 +64,10 @@ class BlockFile:
             found = hashlib.sha256(data).hexdigest()
             name = f"block {index} of {self._entry.path} (sha256 {self._entry.sha256})"
             raise DigestMismatchError(name, expected=self._entry.blocks[index], found=found)
+        self._write(index, data)
+
+    def _write(self, index: int, data: bytes) -> None:
+        """Write a checked block at every index that has the same content."""
         for same in self._indexes[self._entry.blocks[index]]:
             if same not in self.blocks:
                 self._disk.write_at(self._name, same * BLOCK_BYTES, data)
@@ -88,7 +92,7 @@ class BlockFile:
             for location in locations.get(self._entry.blocks[index], ()):
                 data = read_location(self._disk, location, length)
                 if self._matches(index, data):
-                    self.put(index, data)
+                    self._write(index, data)
                     break
         return self.blocks.present - before
 

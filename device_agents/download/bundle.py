@@ -28,7 +28,7 @@ class BundleDownload:
         check_cost: Called with `fetched` each time it rises; raises when no more may be fetched at present.
 
     Attributes:
-        fetched: Bytes fetched by this download.
+        fetched: Bytes fetched by this download, with those that were wrong or came twice.
     """
 
     def __init__(
@@ -99,9 +99,7 @@ class BundleDownload:
 
     async def _fetch_blob(self, digest: str, length: int, name: str) -> bytes:
         self._check_cost(self.fetched)
-        data = await fetch_blob(self._source, digest, length, name)
-        self._count(len(data))
-        return data
+        return await fetch_blob(self._source, digest, length, name, count=self._count)
 
     async def _fetch(self, file: BlockFile, entry: FileEntry, only: Iterable[int] | None = None) -> None:
         """Fetch the missing blocks of a file, or those of them that are in `only`."""
@@ -109,7 +107,8 @@ class BundleDownload:
         chosen = None if only is None else set(only)
         while wanted := [index for index in file.wanted() if chosen is None or index in chosen]:
             self._check_cost(self.fetched)
-            blocks, left = self._source.blocks(entry.sha256, wanted, entry.blocks), len(wanted)
+            blocks = self._source.blocks(entry.sha256, wanted, entry.blocks, wasted=self._waste)
+            left = len(wanted)
             try:
                 async for index, data in blocks:
                     await self._write(file, index, data, wrong)
@@ -130,6 +129,11 @@ class BundleDownload:
             wrong[index] += 1
             if wrong[index] >= MAX_WRONG_BLOCKS:
                 raise
+
+    def _waste(self, size: int) -> None:
+        """Count bytes that are no blocks of the file; the next block that arrives meets the budget."""
+        self._counters["bytes_wasted"] += size
+        self.fetched += size
 
     def _count(self, size: int) -> None:
         self._counters["bytes_fetched"] += size

@@ -67,6 +67,9 @@ class RangeReader:
         url: A URL that `usable_urls` returned.
         timings: Time-outs.
         clock: Gives monotonic seconds.
+
+    Attributes:
+        received: Bytes of all ranges so far, also of those that broke off.
     """
 
     def __init__(self, url: str, timings: TransferTimings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -75,6 +78,7 @@ class RangeReader:
         self._clock = clock
         self._connection: http.client.HTTPConnection | None = None
         self._etag = ""
+        self.received = 0
 
     def read(self, first: int, count: int) -> bytes:
         """Up to `count` blocks from block `first` on; fewer bytes at the end of the file.
@@ -140,6 +144,7 @@ class RangeReader:
         data = bytearray()
         while len(data) < length and (piece := response.read1(min(_PIECE_BYTES, length - len(data)))):
             data += piece
+            self.received += len(piece)
             if self._clock() > deadline:
                 limit = self._timings.http_range_seconds
                 raise RangeError(f"{_without_query(self._url)}: {len(data)} bytes in {limit:.0f} s")
@@ -157,6 +162,7 @@ class HttpRanges:
         gate: Limits of the owner.
         hashes: sha256 (hex) of each block of the blob.
         counters: Gets `http_blocks` and `http_failures`.
+        wasted: Called with the bytes that a URL sent and that are no blocks.
         timings: Time-outs of the HTTP requests.
         enabled: False to fetch from no URL.
 
@@ -172,9 +178,11 @@ class HttpRanges:
         hashes: Sequence[str],
         counters: Counter[str],
         *,
+        wasted: Callable[[int], None],
         timings: TransferTimings,
         enabled: bool,
     ) -> None:
+        self._wasted = wasted
         self._inbox, self._wanted, self._gate, self._hashes = inbox, wanted, gate, hashes
         self._counters, self._timings = counters, timings
         self.enabled = enabled
@@ -256,7 +264,7 @@ class HttpRanges:
         return self._wanted.take_run(allowed)
 
     async def _fetch(self, reader: RangeReader, run: list[int]) -> None:
-        left = list(run)
+        left, before, used = list(run), reader.received, 0
         try:
             data = await in_thread(reader.read, run[0], len(run))
             for at, index in enumerate(run):
@@ -265,10 +273,13 @@ class HttpRanges:
                     raise RangeError(f"block {index} has a wrong hash", final=True)
                 await self._room.acquire()
                 left.remove(index)
+                used += len(block)
                 self._counters["http_blocks"] += 1
                 self._inbox.put(Arrival(self, index, block))
         finally:
             self._wanted.put_back(left)
+            if reader.received - before > used:
+                self._wasted(reader.received - before - used)
 
 
 def _connect(parts: SplitResult, timeout_seconds: float) -> http.client.HTTPConnection:

@@ -218,7 +218,13 @@ class Effects:
         check_agrees(entry, target_file, seen_release=state.release, seen_version=state.highest)
         if entry.length > MAX_MANIFEST_BYTES:
             raise VerificationError(f"manifest has {entry.length} bytes, the limit is {MAX_MANIFEST_BYTES}")
-        data = await self._fetcher.blob(deployment.digest, deployment.length, f"manifest {entry.path}")
+        data = await self._fetcher.blob(
+            deployment.digest,
+            deployment.length,
+            f"manifest {entry.path}",
+            count=lambda size: self._note_fetched(deployment.name, size),
+        )
+        self._fetched.pop(deployment.name, None)
         self._check(parse_manifest(data), deployment)
         await in_thread(self._save_manifest, deployment, data)
         offers = parse_offers(target_file.custom if target_file else {})
@@ -229,6 +235,9 @@ class Effects:
         await self.refresh()
         async with self.trust_lock:
             return await in_thread(self._trust.find_target, path)
+
+    def _note_fetched(self, model: str, size: int) -> None:
+        self._fetched[model] = self._fetched.get(model, 0) + size
 
     async def refresh(self) -> None:
         """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""

@@ -7,11 +7,13 @@ import pytest
 
 from device_agents.download.block_file import BlockFile
 from device_agents.download.bundle import BundleDownload
-from device_agents.storage.slots import Slots
+from device_agents.storage.slots import CHUNK_BYTES, Slots
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.errors import DigestMismatchError, DiskError
 from edgekit.storage.disk import MemoryDisk
 from tests.simulators.bundles import manifest_of
+from tests.simulators.device import Device
+from tests.simulators.disk import FaultyDisk
 
 
 def blocks(*seeds):
@@ -26,7 +28,7 @@ class Source:
         self.files = {file_entry("x", "model", data).sha256: data for data in files}
         self.asked = []
 
-    async def blocks(self, digest, wanted, hashes=()):
+    async def blocks(self, digest, wanted, hashes=(), *, wasted=None):
         for index in list(wanted):
             self.asked.append(index)
             yield index, self.files[digest][index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
@@ -64,6 +66,54 @@ async def test_a_block_that_comes_several_times_is_fetched_once():
     asked, counters = await download(MemoryDisk(), blocks(1, 2, 1, 2, 1) + b"end")
     assert asked == [0, 1, 5, 0]
     assert counters["bytes_fetched"] == 2 * BLOCK_BYTES + 3 + len(b"golden")
+
+
+def test_a_block_that_is_here_already_is_hashed_once():
+    """Finding 40 unchanged blocks hashes each of them once, and none of the other blocks in the slot."""
+
+    class Counting(BlockFile):
+        hashed = 0
+
+        def _matches(self, index, data):
+            self.hashed += 1
+            return super()._matches(index, data)
+
+    disk, model = MemoryDisk(), blocks(*range(40))
+    install(disk, "digits", "a", model + blocks(*range(100, 120)))
+    file = Counting(disk, "f", file_entry("model.onnx", "model", model + blocks(99)))
+    file.open()
+    assert file.reuse() == 40
+    assert file.hashed == 40
+    assert file.wanted() == [40]
+
+
+async def test_no_step_of_an_update_reads_a_whole_file(desk, tmp_path):
+    """A bundle larger than the memory is fetched, verified, staged and checked at the next start."""
+    sizes = {}
+
+    class Measured(FaultyDisk):
+        def read(self, name):
+            data = super().read(name)
+            sizes[name] = max(sizes.get(name, 0), len(data))
+            return data
+
+        def read_at(self, name, offset, length):
+            data = super().read_at(name, offset, length)
+            sizes[name] = max(sizes.get(name, 0), len(data))
+            return data
+
+    device = Device(tmp_path / "device", desk.broker, desk.root, Measured())
+    await device.start()
+    desk.assign(desk.publish("1.0.0", random.Random(1).randbytes(3 * CHUNK_BYTES)))
+    await device.settled("1.0.0")
+    await device.stop()
+    seen = {name for name in sizes if name.endswith("model.onnx")}
+    assert max(sizes[name] for name in seen) == CHUNK_BYTES
+    sizes.clear()
+    await device.start()
+    await device.until(lambda: sizes.get("models/digits/a/model.onnx"))  # the check of the slot after a start
+    await device.stop()
+    assert sizes["models/digits/a/model.onnx"] == CHUNK_BYTES
 
 
 @pytest.mark.parametrize("damage", ["manifest", "file", "gone", "unreadable"])

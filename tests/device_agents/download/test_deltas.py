@@ -41,7 +41,7 @@ class Source:
         self.sent = Counter()
         self.limit = limit
 
-    async def blocks(self, digest, wanted, hashes=()):
+    async def blocks(self, digest, wanted, hashes=(), *, wasted=None):
         if digest not in self.files:
             raise NotFoundError(f"no blob {digest}")
         for index in list(wanted):

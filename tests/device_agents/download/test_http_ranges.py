@@ -32,6 +32,7 @@ class Site:
     def __init__(self, named, **fetcher):
         self.broker = MemoryBroker()
         self.urls = named
+        self.wasted = []
         self._fetcher = fetcher
 
     async def __aenter__(self):
@@ -62,7 +63,8 @@ class Site:
     async def fetch(self):
         """Every block once, each one right."""
         missing = set(range(len(ENTRY.blocks)))
-        async for index, data in self.fetcher.blocks(ENTRY.sha256, sorted(missing), ENTRY.blocks):
+        blocks = self.fetcher.blocks(ENTRY.sha256, sorted(missing), ENTRY.blocks, wasted=self.wasted.append)
+        async for index, data in blocks:
             assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
             missing.remove(index)
         assert not missing
@@ -108,6 +110,18 @@ async def test_a_bad_server_costs_its_own_answers_and_no_more(mode):
                 assert site.fetcher.counters["http_failures"] > 0
                 assert site.by_mqtt() > 0
         assert len(server.ranges) <= http_ranges.MAX_FAILURES + http_ranges.MAX_REDIRECTS + 4
+
+
+@pytest.mark.parametrize("mode", ["wrong", "late wrong", "drip"])
+async def test_what_a_bad_server_sends_in_vain_is_counted(mode):
+    """It counts for the byte budget of the deployment: the link carried it."""
+    with web(BLOB, mode) as server:
+        async with Site([server.url], timings=TransferTimings(http_range_seconds=0.3)) as site:
+            await site.fetch()
+        in_vain = sum(site.wasted)
+        assert in_vain > 0
+        if mode != "drip":
+            assert in_vain == server.sent - BLOCK_BYTES * site.fetcher.counters["http_blocks"]
 
 
 async def test_a_good_server_goes_on_beside_a_bad_one():

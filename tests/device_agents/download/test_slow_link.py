@@ -9,9 +9,9 @@ from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.mqtt.messages import Answer, decode
+from edgekit.mqtt.messages import Answer, BlocksRequest, decode
 from edgekit.registry import blob_name
-from edgekit.transfer.blocks import MIN_WINDOW, RoundTrip, Window
+from edgekit.transfer.blocks import MAX_WINDOW, MIN_WINDOW, RoundTrip, Window
 from tests.simulators.store import MemoryStore
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
@@ -57,7 +57,8 @@ async def test_a_slow_link_is_learned():
     await service.start()
     await answers.start()
     missing = set(range(20))
-    async for index, data in BlockFetcher(answers, clock, round_trip=HASTY).blocks(ENTRY.sha256, sorted(missing)):
+    fetcher = BlockFetcher(answers, clock, round_trip=HASTY)
+    async for index, data in fetcher.blocks(ENTRY.sha256, sorted(missing)):
         assert hashlib.sha256(data).hexdigest() == ENTRY.blocks[index]
         missing.remove(index)
     sent = sum(len(decode(m.payload, Answer).data) for m in broker.published if "/answer/" in m.topic)
@@ -66,6 +67,29 @@ async def test_a_slow_link_is_learned():
     await device.stop()
     assert not missing
     assert sent <= 1.5 * len(BLOB)
+    assert fetcher._round_trip.smoothed >= SlowTransport.seconds  # the next transfer begins with it
+
+
+async def test_on_a_link_without_loss_many_blocks_are_on_the_way():
+    """A transfer of 200 blocks with a long round trip asks for half a window of 16 at a time, not for one block."""
+    broker, store, clock = MemoryBroker(), MemoryStore(), SystemClock()
+    blob = random.Random(2).randbytes(200 * BLOCK_BYTES)
+    digest = hashlib.sha256(blob).hexdigest()
+    store.put(blob_name(digest), blob)
+    controller, device = MemoryTransport(broker, "controller"), MemoryTransport(broker, "d1")
+    service = BlockService(fleet="test", transport=controller, store=store, clock=clock, broker_budget_bytes=2**24)
+    answers = RequestClient(device, fleet="test", device="d1")
+    await connect(controller, device)
+    await service.start()
+    await answers.start()
+    async for _ in BlockFetcher(answers, clock).blocks(digest, range(200)):
+        pass
+    credits = [decode(m.payload, BlocksRequest).credit for m in broker.published if "/request/blocks/" in m.topic]
+    await service.stop()
+    await controller.stop()
+    await device.stop()
+    assert max(credits) >= MAX_WINDOW // 2
+    assert len(credits) <= 200 / 4
 
 
 def test_the_window_closes_to_one_block():
