@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from device_agents.threads import in_daemon_thread
 from edgekit.bundle.golden import SelfTest, self_test
 from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest
 from edgekit.errors import DataError, ManifestError, SelfTestError
@@ -39,7 +39,7 @@ async def run_self_test(
         MissingExtraError: the runtime is not installed.
     """
     opener = load or functools.partial(open_runtime, threads=threads, providers=providers)
-    return await asyncio.to_thread(_load_and_check, manifest, folder, opener)
+    return await in_daemon_thread(_load_and_check, manifest, folder, opener)
 
 
 def _load_and_check(manifest: Manifest, folder: Path, load: Callable[[Manifest, Path], Runtime]) -> SelfTest:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,18 @@ def install(folder, version="1.0.0"):
     return manifest
 
 
+def ready_url(line):
+    return re.fullmatch(r"agent d1 ready at (http://127\.0\.0\.1:\d+)\n", line).group(1)
+
+
+def ask(url):
+    """The parameters of an answer."""
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]})
+    request = urllib.request.Request(f"{url}/v2/models/small/infer", body.encode())
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())["parameters"]
+
+
 def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder):
     """Local first: ready at once, says that it is alone, exits 0 on SIGTERM; a second agent is refused meanwhile."""
     manifest = install(folder)
@@ -69,13 +82,7 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
         env=ENV,
     ) as child:
         try:
-            line = child.stdout.readline()
-            url = re.fullmatch(r"agent d1 ready at (http://127\.0\.0\.1:\d+)\n", line).group(1)
-            body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0, 0]}]})
-            request = urllib.request.Request(f"{url}/v2/models/small/infer", body.encode())
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                found = json.loads(answer.read())
-            assert found["parameters"]["edgekit_model"] == manifest.digest
+            assert ask(ready_url(child.stdout.readline()))["edgekit_model"] == manifest.digest
             second = agent("run", "--config", str(folder / "agent.toml"), check=1)
             assert "another agent runs" in second.stderr
             for note in child.stderr:
@@ -86,6 +93,35 @@ def test_without_a_broker_the_installed_model_answers_and_signals_end_it(folder)
         finally:
             child.kill()
     assert child.returncode == 0, err
+
+
+READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && exec "$2" -m device_agents run --config "$3"
+"""
+
+
+def test_on_a_read_only_disk_the_installed_model_answers(folder):
+    """Nothing of the state folder can be written, as on a worn card. Only the agent's process sees it so."""
+    namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this machine has no mount namespaces, so the disk cannot be made read-only")
+    manifest = install(folder)
+    (folder / "state" / "lock").touch()  # as a run before leaves it
+    arguments = [str(folder / "state"), sys.executable, str(folder / "agent.toml")]
+    with subprocess.Popen(
+        [*namespace, "sh", "-c", READ_ONLY, "sh", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+    ) as child:
+        try:
+            assert ask(ready_url(child.stdout.readline()))["edgekit_model"] == manifest.digest
+        finally:
+            child.send_signal(signal.SIGTERM)
+            _, log = child.communicate(timeout=120)
+    assert "the session number cannot be written, installed models answer" in log
+    assert child.returncode == 0, log
 
 
 def test_grpc_of_the_agent_is_on_its_own_socket_and_never_on_a_network(folder):

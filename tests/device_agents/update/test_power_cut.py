@@ -1,13 +1,16 @@
 """A power cut or a disk fault before every change of a disk in memory."""
 
+import random
+
 from device_agents.deployment import UpdateState
+from device_agents.download.block_file import SYNC_EVERY_BLOCKS
 from device_agents.options import AgentTimings
 from device_agents.storage.slots import Slots, verify_file
 from edgekit.errors import DiskError
 from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators.device import DEVICE, FLEET, Device
-from tests.simulators.disk import FaultyDisk, full
+from tests.simulators.disk import FaultyDisk, PowerCut, full
 
 
 async def ended_or_off(device, version):
@@ -64,6 +67,58 @@ async def test_power_may_go_at_every_change_of_the_disk(desk, tmp_path):
         await restart(device)
         assert device.inference.live["digits"] in ("1.0.0", "2.1.0"), f"at change {change}"
         await device.settled("2.1.0")
+        check_whole(device)
+        await device.stop()
+
+
+async def changes_of_a_rollback(desk, folder):
+    """Numbers of the changes, counted from 1.0.0 at rest: the activation of a bundle that fails, and the end."""
+    device = Device(folder, desk.broker, desk.root)
+    device.inference.dying.add("2.0.0")
+    await device.start()
+    await device.settled("1.0.0")
+    before, activated = device.disk.changes, []
+    device.disk.fault = lambda change, method, name: name == "models/digits/active" and activated.append(change)
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.outcome.version == "2.0.0" and device.rests("1.0.0"))
+    await device.kill()
+    return activated[0] - before, device.disk.changes - before
+
+
+async def power_off_and_on(device, *, cut_at):
+    """A restart, with the next power cut after `cut_at` changes; it may come while the agent starts."""
+    device.inference.live.clear()
+    await device.kill()
+    device.disk = device.disk.after_power_cut(cut_at=cut_at)
+    try:
+        await device.start()
+    except PowerCut:
+        return
+    assert device.inference.live["digits"] == device.state.active.version
+    await device.until(lambda: device.disk.off or device.rests("1.0.0"))
+
+
+async def test_power_may_go_twice_at_every_change_of_a_rollback(desk, tmp_path):
+    """The old bundle answers after each cut, and it stays. The second cut comes within the rollback that follows."""
+    first = desk.publish("1.0.0")
+    desk.assign(first)
+    begin, end = await changes_of_a_rollback(desk, tmp_path / "counted")
+    assert end - begin > 8
+    second = desk.publish("2.1.0")
+    for change in range(begin, end + 1):
+        desk.assign(first)
+        device = Device(tmp_path / f"cut{change}", desk.broker, desk.root)
+        device.inference.dying.add("2.1.0")
+        await device.start()
+        await device.settled("1.0.0")
+        device.disk.cut_at = device.disk.changes + change
+        desk.assign(second)
+        await device.until(lambda d=device: d.disk.off or (d.rests("1.0.0") and d.state.outcome.version == "2.1.0"))
+        await power_off_and_on(device, cut_at=1 + change % 9)
+        await restart(device)
+        assert device.inference.live["digits"] == "1.0.0", f"at change {change}"
+        await device.until(lambda d=device: d.state.outcome.version == "2.1.0" and d.rests("1.0.0"))
+        assert device.state.outcome.result == "rolled-back"
         check_whole(device)
         await device.stop()
 
@@ -152,6 +207,20 @@ async def test_a_restart_keeps_the_blocks_that_were_durable(desk, tmp_path):
     await device.start()
     await device.settled("1.0.0")
     assert desk.blocks_sent <= 3
+    await device.stop()
+
+
+async def test_a_power_cut_in_a_download_loses_the_last_blocks_only(desk, tmp_path):
+    """The map is made durable during the transfer, not only at its end: 64 of 80 blocks are not fetched again."""
+    device = Device(tmp_path / "device", desk.broker, desk.root)
+    await device.start()
+    desk.tamper = lambda digest, index, data: data if index < SYNC_EVERY_BLOCKS else None
+    desk.assign(desk.publish("1.0.0", random.Random(1).randbytes(80 * 65536)))
+    await device.until(lambda: any(name.endswith("model.onnx.map") for name in device.disk.durable))
+    desk.tamper, desk.blocks_sent = lambda digest, index, data: data, 0
+    await restart(device)
+    await device.settled("1.0.0")
+    assert desk.blocks_sent <= 80 - SYNC_EVERY_BLOCKS + 1  # and the golden samples
     await device.stop()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,25 @@ async def test_damaged_files_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(RuntimeLoadError, match=r"model\.onnx"):
         await run_self_test(manifest, tmp_path)
+
+
+HANGS = """
+import asyncio, time
+from pathlib import Path
+from device_agents.update.self_test import run_self_test
+
+async def main():
+    try:
+        await asyncio.wait_for(run_self_test(None, Path(), load=lambda *_: time.sleep(3600)), 0.2)
+    except asyncio.TimeoutError:
+        print("the deadline has passed")
+
+asyncio.run(main())
+"""
+
+
+def test_a_self_test_that_never_ends_keeps_no_process_alive() -> None:
+    """Native code cannot be stopped. Its thread is left behind, so the agent still stops when it is told to."""
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "the deadline has passed\n", done.stderr
+    assert done.returncode == 0
