@@ -51,3 +51,18 @@ def test_architecture_page_names_files_that_exist() -> None:
     assert len(paths) >= 12
     for path in paths + re.findall(r"`((?:edgekit|converters|device_agents)/\w+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_each_common_problem_names_tests_that_exist() -> None:
+    """Every row of the table names at least one test function, and each is in the file that is named before it."""
+    text = (ROOT / "docs" / "pain-points.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", text, re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 33))
+    for number, cell in rows:
+        files = [part.partition(": ") for part in cell.split("; ")]
+        for file, _, names in files:
+            path = ROOT / "tests" / file.strip("`")
+            tests = re.findall(r"`(test_\w+)`", names)
+            assert tests, f"row {number} names no test of {file}"
+            missing = [name for name in tests if f"def {name}(" not in path.read_text()]
+            assert not missing, f"row {number} names {missing}, which {path} does not have"
