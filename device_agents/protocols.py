@@ -10,6 +10,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import TargetFile
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.mqtt.messages import Behaviour
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.trust.assignment import Assignment
 
@@ -54,6 +55,10 @@ class Inference(Protocol):
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """Counters by model, rising since the start of the service; `update.probation` lists those that it uses."""
+        ...
+
+    def behaviour(self, model: str) -> Mapping[str, Behaviour]:
+        """How the bundles of a model behaved that ran last, by digest; the newest is the last."""
         ...
 
     async def grown(self) -> Sequence[Grown]:

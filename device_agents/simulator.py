@@ -18,6 +18,7 @@ from device_agents.protocols import TrustFactory
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import RuntimeLoadError, SelfTestError
+from edgekit.mqtt.messages import Behaviour
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.serving.models.memory_growth import Grown
 
@@ -60,6 +61,10 @@ class SimulatedInference:
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """No counters: there are no requests."""
+        return {}
+
+    def behaviour(self, model: str) -> Mapping[str, Behaviour]:
+        """Nothing: there are no requests."""
         return {}
 
     def assign(self, models: Collection[str]) -> None:

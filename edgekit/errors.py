@@ -58,6 +58,10 @@ class NotFoundError(AuthorError):
     """The named thing does not exist."""
 
 
+class ConflictError(AuthorError):
+    """What may be done once was done before."""
+
+
 # --- data that must not be trusted
 
 

@@ -77,6 +77,7 @@ class ReportBuilder:
 
     def _running(self, model: str, state: UpdateRecord) -> messages.Running:
         said: dict[str, Any] = {"state": state.name.value, "waiting": state.waits, "highest": state.highest}
+        said["behaviour"] = dict(self._inference.behaviour(model))
         active = state.active
         if active is None:
             return messages.Running(**said)

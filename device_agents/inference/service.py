@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from device_agents.inference import routing_rules
+from device_agents.inference.behaviour import BehaviourLog
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
@@ -23,7 +24,8 @@ from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest
 from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
-from edgekit.errors import DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import AuthorError, DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.mqtt.messages import Behaviour
 from edgekit.protocols import Clock, CloudTier
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.models.load_progress import LONG_SECONDS, LoadListener
@@ -103,6 +105,7 @@ class InferenceService:
         )
         self._router = InferenceRouter(self._manager, self._fallback, cloud_options, self._clock, self._prepare_again)
         self._counters: dict[str, dict[str, int]] = {}
+        self._behaviour = BehaviourLog()
         self._requests_at_last_survey = 0
 
     async def __aenter__(self) -> InferenceService:
@@ -188,6 +191,7 @@ class InferenceService:
         postprocess: bool | None = None,
         sequence: Sequence | None = None,
         wanted: Collection[str] = (),
+        request_id: str | None = None,
     ) -> InferResponse:
         """Answer from the local model or from the cloud tier, as `route` and the answer's score require.
 
@@ -204,6 +208,7 @@ class InferenceService:
             sequence: The stream of the request, for a model with state; None for a request of its own, from the zero
                 state. Other models ignore it.
             wanted: Outputs of the model that the caller needs; empty for all. Other outputs may be missing.
+            request_id: The caller's id, with which `outcome` can judge the answer; None where it does not.
 
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
@@ -226,6 +231,7 @@ class InferenceService:
         session = self._session(model)
         self._check_exists(model, version, session)
         counters = self._counters.setdefault(model, _new_counters())
+        begun = self._clock.monotonic()
         deadline = self._deadline(deadline_ms)
         patience = None if deadline is None else deadline - self._clock.monotonic()
         request = Request(
@@ -249,10 +255,18 @@ class InferenceService:
             outputs = response.outputs
             if request.prepared is not None:
                 outputs = await request.prepared.finish(outputs)
-        except EdgekitError:
+        except EdgekitError as error:
             counters["errors"] += 1
+            if request.session is not None and not isinstance(error, AuthorError):  # not the client's fault
+                self._behaviour.failed(model, request.session.digest)
             raise
-        counters[response.parameters["edgekit_route"]] += 1
+        answered_by = response.parameters["edgekit_route"]
+        counters[answered_by] += 1
+        if request.session is not None:
+            digest, now = request.session.digest, self._clock.monotonic()
+            self._behaviour.answered(model, digest, now - begun, local=answered_by == routing_rules.Route.LOCAL)
+            if request_id:
+                self._behaviour.remember(model, request_id, digest, now)
         return response if outputs is response.outputs else msgspec.structs.replace(response, outputs=outputs)
 
     async def _prepare(self, request: Request) -> None:
@@ -309,7 +323,16 @@ class InferenceService:
             postprocess=postprocess,
             sequence=sequence,
             wanted=tuple(request.outputs) if is_raw else (),
+            request_id=request.id,
         )
+
+    def outcome(self, model: str, request: str, *, good: bool) -> None:
+        """Count the application's judgement of the answer to a request; see TakesOutcomes."""
+        self._behaviour.outcome(model, request, self._clock.monotonic(), good=good)
+
+    def behaviour(self, model: str) -> dict[str, Behaviour]:
+        """How the bundles of a model behaved that answered last, by digest; the newest is the last."""
+        return self._behaviour.behaviour(model)
 
     def counters(self) -> dict[str, dict[str, float]]:
         """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, ``cloud_failures.<reason>``."""

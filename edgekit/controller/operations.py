@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from edgekit.protocols import Clock
 from edgekit.registry import CatalogueEntry, RegistryReader
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.gates import MAX_GATES, parse_gate
 from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
 from edgekit.state import DeviceView, FleetState
@@ -47,7 +48,9 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         filter: The devices, as a filter; empty for all.
         targets, labels: Further conditions on the devices.
         downgrade: Also downgrade devices that ran a newer release, where the publisher allows it.
-        success_threshold, error_threshold, min_failures, device_deadline_seconds, max_wait_seconds: As `RolloutPlan`.
+        success_threshold, error_threshold, min_failures, device_deadline_seconds, max_wait_seconds, soak_seconds,
+            on_failure: As `RolloutPlan`.
+        gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
     """
 
     model: Name
@@ -62,6 +65,9 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     min_failures: int = DEFAULTS.min_failures
     device_deadline_seconds: float = DEFAULTS.device_deadline_seconds
     max_wait_seconds: float = DEFAULTS.max_wait_seconds
+    gates: Annotated[list[Text], Meta(max_length=MAX_GATES)] = []
+    soak_seconds: float = DEFAULTS.soak_seconds
+    on_failure: Literal["pause", "return"] = "pause"
 
     @property
     def plan(self) -> RolloutPlan:
@@ -73,6 +79,9 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             min_failures=self.min_failures,
             device_deadline_seconds=self.device_deadline_seconds,
             max_wait_seconds=self.max_wait_seconds,
+            gates=tuple(parse_gate(gate) for gate in self.gates),
+            soak_seconds=self.soak_seconds,
+            on_failure=self.on_failure,
         )
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekit.bundle.order import version_order
 from edgekit.bundle.readers import TooOld, too_old
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.registry import RegistryReader, Release
-from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.plan import RETURN, RolloutPlan
 from edgekit.rollout.preflight import refusal
 from edgekit.trust.assignment import Entry
 
@@ -72,7 +73,10 @@ def plan_rollout(
     Raises:
         NotFoundError: no device has a bundle for its target.
         SettingsError: the waves do not rise for a fleet of this size.
+        RefusedError: the plan returns devices on failure, and they would refuse what they had before.
     """
+    if plan.on_failure == RETURN:
+        _check_return(reader, members, name, version)
     releases, missing = _bundles(reader, members, name, version)
     plan.check_size(sum(device.target in releases for device in members))
     entries = {
@@ -151,3 +155,22 @@ def _refusals(
             if reason:
                 found[device.device] = reason
     return found
+
+
+def _check_return(reader: RegistryReader, members: Sequence[DeviceView], name: str, version: str) -> None:
+    """Check that each device would take back the version that is assigned to it now."""
+    before = {(device.assigned[name], device.target) for device in members if device.assigned.get(name)}
+    refused = set()
+    for old, target in sorted(before):
+        try:
+            allowed = reader.resolve(name, target, old).downgrade
+        except NotFoundError:
+            allowed = False
+        if not allowed and version_order(old) < version_order(version):
+            refused.add(old)
+    if refused:
+        commands = "; ".join(f"edgekit registry allow-downgrade {name} {old}" for old in sorted(refused))
+        raise RefusedError(
+            f"devices could not return to {name} {', '.join(sorted(refused))}: its publisher allows no downgrade to it",
+            advice=f"Run: {commands}. Or let failures pause the rollout (on_failure).",
+        )

@@ -117,6 +117,29 @@ class Waiting(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
+LATENCY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Behaviour(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one bundle has behaved since the agent started: rising counts, inside `Running`.
+
+    Attributes:
+        requests: Inference requests, those included that failed.
+        errors: Requests that failed.
+        local: Requests that the local model answered; the cloud tier was not needed.
+        outcomes: Answers that the application judged.
+        good: Those that it judged to be good.
+        slower: Answers that took longer than each of LATENCY_BOUNDS_MS; empty from devices that do not say.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    local: int = 0
+    outcomes: int = 0
+    good: int = 0
+    slower: tuple[int, ...] = ()
+
+
 class Running(msgspec.Struct, frozen=True):
     """The state of one model of a device, inside `Reported`.
 
@@ -129,6 +152,7 @@ class Running(msgspec.Struct, frozen=True):
         waiting: Why its deployment waits on purpose; None if it does not.
         highest: The highest version that was committed, or that of a later downgrade; lower ones are refused. Empty
             from devices that do not say.
+        behaviour: How the bundles behaved that ran last, by digest; the newest is the last.
     """
 
     digest: str = ""
@@ -139,6 +163,7 @@ class Running(msgspec.Struct, frozen=True):
     provider: str = ""
     waiting: Waiting | None = None
     highest: str = ""
+    behaviour: dict[str, Behaviour] = {}
 
 
 class Outcome(msgspec.Struct, frozen=True):

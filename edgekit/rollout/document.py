@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.rollout.gate_watch import GateView, gate_views
 from edgekit.rollout.values import Decision, DeviceProgress, Rollout
 
 
@@ -39,6 +40,7 @@ class RolloutDocument(msgspec.Struct, frozen=True):
         counts: Number of devices by state.
         late: Number of devices that succeeded after the rollout had counted them otherwise.
         unreadable: What of its stored state cannot be read; empty if all can.
+        gates: The evidence of each gate, where the devices were asked for.
         devices: Its devices by name, where they were asked for.
     """
 
@@ -54,6 +56,7 @@ class RolloutDocument(msgspec.Struct, frozen=True):
     late: int
     decisions: list[Decision]
     unreadable: str
+    gates: list[GateView] | msgspec.UnsetType = msgspec.UNSET
     devices: dict[str, DeviceDocument] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -82,6 +85,7 @@ def document(
         late=sum(progress.late for progress in rollout.devices.values()) if late is None else late,
         decisions=list(rollout.decisions),
         unreadable=rollout.fault,
+        gates=gate_views(rollout) if devices else msgspec.UNSET,
         devices=described,
     )
 

@@ -35,10 +35,17 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
     return _waited(progress, status, now) if progress.state in IN_FLIGHT else progress
 
 
-def judge_late(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
-    """As `judge`, after the end of the rollout: only what the device runs counts, and no device is assigned."""
+def judge_late(progress: DeviceProgress, status: DeviceStatus, now: float, *, returns: bool = False) -> DeviceProgress:
+    """As `judge`, after the end of the rollout: only what the device runs counts, and no device is assigned.
+
+    Args:
+        progress, status, now: As `judge`.
+        returns: The rollout has taken back the assignment of every device.
+    """
     if progress.state in UNASSIGNED:
         return progress
+    if returns and _runs_another(progress, status):
+        return _changed(progress, DeviceState.RETURNED, now, late=True)
     if _runs(progress, status):
         return _changed(progress, DeviceState.SUCCEEDED, now, late=True)
     failure = _failure(progress.digest, status)
@@ -119,6 +126,11 @@ def _waiting(progress: DeviceProgress, status: DeviceStatus) -> Waiting | None:
 def _runs(progress: DeviceProgress, status: DeviceStatus) -> bool:
     running = status.running
     return running is not None and running.digest == progress.digest and running.state == "IDLE"
+
+
+def _runs_another(progress: DeviceProgress, status: DeviceStatus) -> bool:
+    running = status.running
+    return running is not None and running.digest not in ("", progress.digest) and running.state == "IDLE"
 
 
 def _failure(digest: str, status: DeviceStatus) -> Outcome | None:

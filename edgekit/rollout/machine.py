@@ -19,7 +19,9 @@ import msgspec
 
 from edgekit.errors import RefusedError
 from edgekit.rollout.cohort import wave_order
+from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
 from edgekit.rollout.judging import after_deadline, deadline, judge, judge_late, restarted
+from edgekit.rollout.plan import RETURN
 from edgekit.rollout.values import (
     IN_FLIGHT,
     UNASSIGNED,
@@ -32,6 +34,7 @@ from edgekit.rollout.values import (
     Keep,
     Paused,
     Resumed,
+    Return,
     Revert,
     Rollout,
     RolloutEvent,
@@ -106,9 +109,9 @@ def _survey_ended(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutS
         before = devices.get(name)
         if before is None:
             continue
-        devices[name] = judge_late(before, status, now)
+        devices[name] = judge_late(before, status, now, returns=_returns(rollout))
         succeeded = devices[name].state is DeviceState.SUCCEEDED is not before.state
-        if succeeded and rollout.state is RolloutState.ABORTED:
+        if succeeded and rollout.state is RolloutState.ABORTED and not _returns(rollout):
             effects.append(Keep(name))
     return RolloutStep(msgspec.structs.replace(rollout, devices=devices), tuple(effects))
 
@@ -124,8 +127,10 @@ def _pause(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 
 def _resume(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     devices = {name: restarted(progress, now) for name, progress in rollout.devices.items()}
+    failed = [view.gate for view in gate_views(rollout) if view.failed and not view.accepted]
     running = decided(rollout, RolloutState.RUNNING, now)
-    return _settle(msgspec.structs.replace(running, devices=devices), now)
+    accepted = (*rollout.accepted_gates, *failed)
+    return _settle(msgspec.structs.replace(running, devices=devices, accepted_gates=accepted), now)
 
 
 def _abort(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
@@ -160,15 +165,19 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
 def _with_reports(rollout: Rollout, event: Surveyed, now: float) -> dict[str, DeviceProgress]:
     devices = dict(rollout.devices)
     for name, status in event.devices.items():
-        devices[name] = judge(devices.get(name, DeviceProgress(DeviceState.SKIPPED)), status, now)
+        before = devices.get(name, DeviceProgress(DeviceState.SKIPPED))
+        after = judge(before, status, now)
+        if before.state not in UNASSIGNED:
+            after = observe(after, status.running, rollout.plan.gates, f"{rollout.id}/{name}")
+        devices[name] = after
     return devices
 
 
 def _settle(rollout: Rollout, now: float) -> RolloutStep:
-    """Pause on failures; otherwise start the next waves and assign the bundle to their devices, or finish."""
-    reason = _too_many_failures(rollout)
+    """Stop on failures; otherwise start the next waves and assign the bundle to their devices, or finish."""
+    reason = _too_many_failures(rollout) or failed_gate(rollout)
     if reason:
-        return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=reason, itself=True))
+        return _stop(rollout, reason, now)
     devices = dict(rollout.devices)
     eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
     if not eligible:
@@ -179,6 +188,8 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     while True:
         room = rollout.plan.waves[wave].limit(len(eligible)) - assigned
         if room > 0 or wave == len(rollout.plan.waves) - 1 or not _wave_succeeded(rollout, wave):
+            break
+        if _soaks_until(rollout, wave) > now:
             break
         wave += 1
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
@@ -192,6 +203,9 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
 
 def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> RolloutStep:
     due = [at for p in rollout.devices.values() if (at := deadline(p, rollout.plan)) is not None]
+    soaks_until = _soaks_until(rollout, rollout.wave)
+    if soaks_until > now and _wave_succeeded(rollout, rollout.wave):
+        due.append(soaks_until)
     if due:
         return RolloutStep(rollout, effects, wake_at=min(due))
     if not _wave_succeeded(rollout, rollout.wave):
@@ -199,8 +213,33 @@ def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> Rollout
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
         if not _judged(rollout, rollout.wave):
             reason = f"wave {rollout.wave + 1} reached no device: all have waited for too long"
-        return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=reason, itself=True), effects)
+        stopped = _stop(rollout, reason, now)
+        return RolloutStep(stopped.state, (*effects, *stopped.effects))
     return RolloutStep(decided(rollout, RolloutState.FINISHED, now), effects)
+
+
+def _stop(rollout: Rollout, reason: str, now: float) -> RolloutStep:
+    """Pause, or end the rollout and take back every assignment, as the plan says."""
+    if rollout.plan.on_failure != RETURN:
+        return RolloutStep(decided(rollout, RolloutState.PAUSED, now, reason=reason, itself=True))
+    stopped = decided(rollout, RolloutState.ABORTED, now, reason=reason, itself=True)
+    assigned = sorted(name for name, progress in rollout.devices.items() if progress.state not in UNASSIGNED)
+    return RolloutStep(stopped, tuple(Return(name) for name in assigned))
+
+
+def _returns(rollout: Rollout) -> bool:
+    """True if the rollout has ended itself and takes every assignment back."""
+    return rollout.stopped_itself and rollout.plan.on_failure == RETURN
+
+
+def _soaks_until(rollout: Rollout, wave: int) -> float:
+    """Until when a wave is watched, in wall clock seconds: its time begins with the last success that it needed."""
+    if not rollout.plan.soak_seconds:
+        return 0.0
+    judged = _judged(rollout, wave)
+    succeeded = sorted(p.at for p in judged if p.state is DeviceState.SUCCEEDED)
+    needed = succeeded[: _needed(rollout, len(judged))]
+    return max(needed, default=0.0) + rollout.plan.soak_seconds
 
 
 def _too_many_failures(rollout: Rollout) -> str:
@@ -237,4 +276,9 @@ def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
     if not rollout.plan.success_threshold:
         return not any(p.state in IN_FLIGHT for p in judged)
     succeeded = sum(progress.state is DeviceState.SUCCEEDED for progress in judged)
-    return succeeded >= max(1, math.ceil(rollout.plan.success_threshold * len(judged) - 1e-9))
+    return succeeded >= _needed(rollout, len(judged))
+
+
+def _needed(rollout: Rollout, judged: int) -> int:
+    """How many of a wave's devices must succeed before the next wave."""
+    return max(1, math.ceil(rollout.plan.success_threshold * judged - 1e-9))

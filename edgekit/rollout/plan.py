@@ -9,6 +9,7 @@ import msgspec
 
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
+from edgekit.rollout.gates import MAX_GATES, Gate
 
 
 class Wave(msgspec.Struct, frozen=True):
@@ -32,6 +33,7 @@ class Wave(msgspec.Struct, frozen=True):
         return str(self.count) if self.count else f"{self.share * 100:g}%"
 
 
+PAUSE, RETURN = "pause", "return"
 DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
 
@@ -47,6 +49,10 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         device_deadline_seconds: A device has failed when it reports neither success nor failure for this long after
             its assignment. The time in which it says that it waits on purpose does not count.
         max_wait_seconds: A device that has waited for longer is not reached: neither a success nor a failure.
+        gates: Comparisons of the new model with the previous one; one that fails stops the rollout.
+        soak_seconds: A wave is complete so long after enough of its devices have succeeded; gates need this time.
+        on_failure: ``pause``, or ``return``: failures and gates end the rollout, and each device gets the assignment
+            back that it had before.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -55,6 +61,9 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     min_failures: int = 1
     device_deadline_seconds: float = 600.0
     max_wait_seconds: float = 172_800.0
+    gates: tuple[Gate, ...] = ()
+    soak_seconds: float = 0.0
+    on_failure: str = PAUSE
 
     def __post_init__(self) -> None:
         faults = []
@@ -74,6 +83,12 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             faults.append(f"min_failures is {self.min_failures}, expected at least 1")
         for name in ("device_deadline_seconds", "max_wait_seconds"):
             faults.append(number_fault(name, getattr(self, name), 0, MAX_SECONDS, above=True))
+        faults.append(number_fault("soak_seconds", self.soak_seconds, 0, MAX_SECONDS))
+        if self.on_failure not in (PAUSE, RETURN):
+            faults.append(f"on_failure is {self.on_failure!r}, expected {PAUSE} or {RETURN}")
+        names = [gate.text.split(" <=")[0] for gate in self.gates]
+        if len(set(names)) < len(names) or len(names) > MAX_GATES:
+            faults.append(f"there may be at most {MAX_GATES} gates, each of another kind")
         if faults := [fault for fault in faults if fault]:
             raise SettingsError("the rollout plan is not valid: " + "; ".join(faults))
 

@@ -10,6 +10,7 @@ import msgspec
 
 from edgekit.mqtt.messages import Outcome, Running
 from edgekit.rollout.cohort import Cohort
+from edgekit.rollout.gate_observed import Observed
 from edgekit.rollout.plan import RolloutPlan
 
 MAX_DECISIONS = 100
@@ -32,6 +33,7 @@ class DeviceState(str, enum.Enum):
     WAITING: the device waits on purpose, for example in its quiet hours; neither a success nor a failure.
     NOT_REACHED: it has waited for longer than the plan allows; neither a success nor a failure.
     SKIPPED: the model has no bundle for the device's target.
+    RETURNED: the rollout has stopped itself, and the device runs its earlier bundle.
     """
 
     PENDING = "PENDING"
@@ -41,6 +43,7 @@ class DeviceState(str, enum.Enum):
     FAILED = "FAILED"
     NOT_REACHED = "NOT_REACHED"
     SKIPPED = "SKIPPED"
+    RETURNED = "RETURNED"
 
 
 IN_FLIGHT = (DeviceState.ASSIGNED, DeviceState.WAITING)  # it can still succeed before its time is over
@@ -65,6 +68,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
         verdict: The state that counted, where the device changed afterwards: an assigned device that activated the
             bundle before an abort, a failed one that succeeded late. None where nothing changed afterwards.
         verdict_at, verdict_reason: Time and reason of that state.
+        observed: What it reported for the gates of the rollout; None without gates.
     """
 
     state: DeviceState
@@ -80,6 +84,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
     verdict: DeviceState | None = None
     verdict_at: float = 0.0
     verdict_reason: str = ""
+    observed: Observed | None = None
 
     @property
     def late(self) -> bool:
@@ -116,7 +121,8 @@ class Rollout(msgspec.Struct, frozen=True):
         state: State of the machine.
         wave: Index of the current wave.
         reason: Why it is paused or aborted, for people.
-        stopped_itself: True if failures paused it, false if an operator did.
+        stopped_itself: True if failures or a gate stopped it, false if an operator did.
+        accepted_gates: Gates that had failed when an operator resumed it; they stop nothing any more.
         devices: Progress by device name.
         decisions: Its last changes of state, oldest first.
         fault: Why its stored state cannot be read; empty if it can. Such a rollout can only be aborted.
@@ -133,6 +139,7 @@ class Rollout(msgspec.Struct, frozen=True):
     stopped_itself: bool = False
     devices: dict[str, DeviceProgress] = {}
     decisions: tuple[Decision, ...] = ()
+    accepted_gates: tuple[str, ...] = ()
     fault: str = ""
 
     def counts(self) -> dict[str, int]:
@@ -161,7 +168,7 @@ def decided(rollout: Rollout, state: RolloutState, now: float, *, reason: str = 
         state: Its new state.
         now: Wall clock seconds.
         reason: Why, for people.
-        itself: True if failures stopped it.
+        itself: True if failures or a gate stopped it.
     """
     decision = Decision(now, state, rollout.wave, reason, {k: v for k, v in rollout.counts().items() if v})
     decisions = (*rollout.decisions, decision)[-MAX_DECISIONS:]
@@ -229,13 +236,19 @@ class Revert(msgspec.Struct, frozen=True):
     device: str
 
 
+class Return(msgspec.Struct, frozen=True):
+    """As Revert, for a device that may have committed the bundle: it may go back to a lower version."""
+
+    device: str
+
+
 class Keep(msgspec.Struct, frozen=True):
     """The device activated the bundle before the abort reached it: assign it again, if nothing else was since."""
 
     device: str
 
 
-Effect: TypeAlias = "Assign | Revert | Keep"
+Effect: TypeAlias = "Assign | Revert | Return | Keep"
 
 
 class RolloutStep(msgspec.Struct, frozen=True):

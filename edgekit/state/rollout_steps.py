@@ -15,6 +15,7 @@ from edgekit.rollout.values import (
     Assign,
     DeviceState,
     Keep,
+    Return,
     Revert,
     Rollout,
     RolloutEvent,
@@ -62,7 +63,7 @@ def save_step(
             elif isinstance(effect, Keep):
                 _keep(connection, fleet, after, effect.device, entries)
             else:
-                _revert(connection, fleet, after, effect.device)
+                _revert(connection, fleet, after, effect.device, downgrade=isinstance(effect, Return))
         except DataError as error:
             log.warning("rollout %d: %s: %s", after.id, effect.device, error)
             failed = {"state": DeviceState.FAILED, "reason": str(error), "at": now}
@@ -102,7 +103,11 @@ def audited_change(
     after = step.state
     state = {**_state(after), **_effects(step)}
     if isinstance(event, Started):
-        plan = {**msgspec.structs.asdict(after.plan), "waves": [wave.text for wave in after.plan.waves]}
+        plan = {
+            **msgspec.structs.asdict(after.plan),
+            "waves": [wave.text for wave in after.plan.waves],
+            "gates": [gate.text for gate in after.plan.gates],
+        }
         bundles = {target: entry.sha256 for target, entry in entries.items()}
         made = {"model": after.model, "version": after.version, "devices": after.cohort.text or "all"}
         return AuditedChange("rollout.start", {"after": {**made, "bundles": bundles, "plan": plan}})
@@ -123,7 +128,7 @@ def _state(rollout: Rollout) -> dict[str, Any]:
 
 
 def _effects(step: RolloutStep) -> dict[str, list[str]]:
-    words = {Assign: "assigned", Revert: "reverted", Keep: "kept"}
+    words = {Assign: "assigned", Revert: "reverted", Return: "returned", Keep: "kept"}
     found: dict[str, list[str]] = {}
     for effect in step.effects:
         found.setdefault(words[type(effect)], []).append(effect.device)
@@ -152,8 +157,11 @@ def _assign(connection: sa.Connection, fleet: str, rollout: Rollout, device: str
     connection.execute(rollout_devices.update().where(mine).values(previous=to_json(previous) if previous else None))
 
 
-def _revert(connection: sa.Connection, fleet: str, rollout: Rollout, device: str) -> None:
-    assign(connection, fleet, device, rollout.model, _previous(connection, rollout, device))
+def _revert(connection: sa.Connection, fleet: str, rollout: Rollout, device: str, *, downgrade: bool) -> None:
+    previous = _previous(connection, rollout, device)
+    if previous is not None and downgrade:
+        previous = msgspec.structs.replace(previous, downgrade=True)
+    assign(connection, fleet, device, rollout.model, previous)
 
 
 def _keep(connection: sa.Connection, fleet: str, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:

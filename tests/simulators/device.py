@@ -173,6 +173,10 @@ class FakeInference:
             raise SelfTestError(f"{model} {self.live[model]}: scores differ")
         return None
 
+    def behaviour(self, model: str) -> dict[str, messages.Behaviour]:
+        """See the protocol."""
+        return {}
+
     def provider(self, model: str) -> str:
         """See the protocol."""
         return "fake" if model in self.live else ""
@@ -225,11 +229,9 @@ class Device:
         options = AgentOptions(
             device=DEVICE,
             fleet=FLEET,
-            heartbeat_seconds=60,
-            telemetry_seconds=0.05,
             limits=self.limits,
             timings=self.timings,
-            **self.options,
+            **{"heartbeat_seconds": 60, "telemetry_seconds": 0.05, **self.options},
         )
         parts = AgentParts(
             disk=self.disk,

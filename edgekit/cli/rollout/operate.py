@@ -12,7 +12,7 @@ from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
 from edgekit.rollout.document import document
 from edgekit.rollout.machine import step
-from edgekit.rollout.values import Aborted, Assign, Paused, Resumed, Revert, RolloutEvent
+from edgekit.rollout.values import Aborted, Assign, Paused, Resumed, Return, Revert, RolloutEvent
 
 
 @click.command()
@@ -71,7 +71,7 @@ def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> 
         planned = step(state.rollouts.get(number), event, time.time())
     rollout = planned.state
     assign = [effect.device for effect in planned.effects if isinstance(effect, Assign)]
-    revert = [effect.device for effect in planned.effects if isinstance(effect, Revert)]
+    revert = [effect.device for effect in planned.effects if isinstance(effect, Revert | Return)]
     if as_json:
         print_json({**msgspec.to_builtins(document(rollout)), "tell": assign, "withdraw": revert})
         return

@@ -18,68 +18,24 @@ from edgekit.cli.common.console import (
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, registry_reader
-from edgekit.cli.common.numbers import Number, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
+from edgekit.cli.rollout.plan_options import plan_options
 from edgekit.cli.rollout.show import follow
 from edgekit.cli.rollout.text import count_of_devices
 from edgekit.rollout.document import document
-from edgekit.rollout.plan import RolloutPlan, parse_waves
+from edgekit.rollout.plan import RolloutPlan
 
 if TYPE_CHECKING:
     from edgekit.controller.planning import Planned
     from edgekit.trust.assignment import Entry
 
-DEFAULTS = RolloutPlan()
 MAX_SHOWN = 20
 
 
 @click.command()
 @click.argument("name")
 @click.argument("version")
-@click.option(
-    "--waves",
-    default=",".join(wave.text for wave in DEFAULTS.waves),
-    show_default=True,
-    help="Size of each wave, as a share or a number of devices, counted from the start; the last is 100%.",
-)
-@click.option(
-    "--error-threshold",
-    type=Number(),
-    default=DEFAULTS.error_threshold,
-    show_default=True,
-    help="Pause when more than this share of the assigned devices failed.",
-)
-@click.option(
-    "--min-failures",
-    type=Whole(),
-    default=DEFAULTS.min_failures,
-    show_default=True,
-    help="Do not pause before this many devices failed.",
-)
-@click.option(
-    "--success-threshold",
-    type=Number(),
-    default=DEFAULTS.success_threshold,
-    show_default=True,
-    help="Start the next wave when this share of the current wave succeeded.",
-)
-@click.option(
-    "--device-deadline",
-    type=Seconds(),
-    default=DEFAULTS.device_deadline_seconds,
-    show_default=True,
-    metavar="SECONDS",
-    help="A device has failed when it reports neither success nor failure for this long; also as 15m, 2h or 7d.",
-)
-@click.option(
-    "--max-wait",
-    type=Seconds(),
-    default=DEFAULTS.max_wait_seconds,
-    show_default=True,
-    metavar="SECONDS",
-    help="A device that waits on purpose (quiet hours, a metered link) for longer than this is not reached, which is "
-    "neither a success nor a failure.",
-)
+@plan_options
 @selection_options
 @click.option(
     "--downgrade",
@@ -92,12 +48,7 @@ MAX_SHOWN = 20
 def start(
     name: str,
     version: str,
-    waves: str,
-    error_threshold: float,
-    min_failures: int,
-    success_threshold: float,
-    device_deadline: float,
-    max_wait: float,
+    plan: RolloutPlan,
     targets: tuple[str, ...],
     labels: tuple[str, ...],
     filter_text: str,
@@ -113,17 +64,9 @@ def start(
       edgekit rollout start digits 1.0.0 --wait
       edgekit rollout start digits 1.1.0 --waves 1,10%,100% --label site=north
       edgekit rollout start digits 2.0.0 --filter 'label.site in (north, west) and version(digits) < 2.0'
+      edgekit rollout start digits 2.0.0 --gate outcome --gate 'latency 50ms' --soak 1h --on-failure return
     """
     settings = control_settings()
-    with usage():
-        plan = RolloutPlan(
-            waves=parse_waves(waves),
-            success_threshold=success_threshold,
-            error_threshold=error_threshold,
-            min_failures=min_failures,
-            device_deadline_seconds=device_deadline,
-            max_wait_seconds=max_wait,
-        )
     cohort = parse_cohort(targets, labels, filter_text)
     with needs_extra("controller"):
         from edgekit.controller.planning import plan_rollout
@@ -139,6 +82,7 @@ def start(
             return
         planned.check_refusals(name, version)
         started = state.rollouts.start(name, version, entries, plan=plan, cohort=cohort, now=time.time())
+        waves = ",".join(wave.text for wave in plan.waves)
         note(f"rollout {started.id} of {name} {version} started: {count_of_devices(planned.devices)}, waves {waves}")
         _note_exceptions(planned)
         if wait:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
+from edgekit.rollout.gate_watch import GateView, gate_views
 from edgekit.rollout.progress import counts_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
@@ -33,11 +34,24 @@ def status_lines(rollout: Rollout) -> list[str]:
         lines.append(f"unreadable: {printable(rollout.fault)}")
     if decision and rollout.state is not RolloutState.RUNNING and decision.counts != _present(rollout):
         lines.append(f"at that time {counts_text(decision.counts)}")
+    lines += [gate_text(view) for view in gate_views(rollout)]
     lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_of(rollout)}")
     width = max((len(name) for name in rollout.devices), default=0)
     for name, progress in sorted(rollout.devices.items()):
         lines.append(f"  {name:<{width}}  {progress.state.name:<9}  {device_text(rollout, progress)}".rstrip())
     return lines
+
+
+def gate_text(view: GateView) -> str:
+    """The evidence of a gate for people, for example ``gate 'outcome drop <= 0': 90.0% before, 85.1% now, ...``."""
+    if not view.pairs:
+        return f"gate '{view.gate}': no device has reported observations of both models yet"
+    verdict = "accepted by an operator" if view.failed and view.accepted else "failed" if view.failed else "open"
+    apart = f", {count_of_devices(view.dropped)} set apart" if view.dropped else ""
+    return (
+        f"gate '{view.gate}': {view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs of "
+        f"{count_of_devices(view.devices)}{apart}; evidence {view.evidence:.3g} of {view.limit:g}: {verdict}"
+    )
 
 
 def device_text(rollout: Rollout, progress: DeviceProgress) -> str:

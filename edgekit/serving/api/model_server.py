@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgekit.serving.api.description import ModelDescription
 from edgekit.serving.oip import codec as oip
@@ -46,4 +46,23 @@ class ModelServer(Protocol):
 
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """Rising counters by model, then by short name; `edgekit.serving.http.metrics` lists them."""
+        ...
+
+
+@runtime_checkable
+class TakesOutcomes(Protocol):
+    """A server whose applications say whether an answer was good."""
+
+    def outcome(self, model: str, request: str, *, good: bool) -> None:
+        """Count the application's judgement of the answer to a request.
+
+        Args:
+            model: Name of the model.
+            request: The id of the request.
+            good: The answer was good.
+
+        Raises:
+            NotFoundError: there is no such answer, or it is too old.
+            ConflictError: it was judged before.
+        """
         ...

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import ArenaFullError, ConflictError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving.api import documents
-from edgekit.serving.api.model_server import ModelServer
+from edgekit.serving.api.model_server import ModelServer, TakesOutcomes
 from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, latencies_of, render
 from edgekit.serving.oip import codec as oip
@@ -35,6 +35,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LENGTH = oip.HEADER.lower().encode()
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+class _Outcome(msgspec.Struct):
+    """Body of ``POST /v2/models/<m>/outcome``."""
+
+    id: str
+    good: bool
+
+
+_OUTCOME = msgspec.json.Decoder(_Outcome)  # built at import, as in edgekit.mqtt.messages
 
 
 class _HttpError(Exception):
@@ -189,11 +199,24 @@ class App:
             if length is None and (media := raw_body.parse_media(head.headers.get(b"content-type", b""))) is not None:
                 return self._raw_body_work(head, model, version, media)
             return RepeatableWork(_reply, head, self._infer, model, version, length)
+        if action == "outcome" and version is None:
+            _need(head, "POST")
+            return functools.partial(_reply, head, self._outcome, model)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
         document = documents.model(self._server, model, version)
         return _json({"name": model, "ready": True} if action == "ready" else document)
+
+    async def _outcome(self, model: str, body: bytes) -> Reply:
+        if not isinstance(self._server, TakesOutcomes):
+            raise _HttpError(404, "this server counts no outcomes; the agent on a device does")
+        try:
+            outcome = _OUTCOME.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f'the outcome is not {{"id": "...", "good": true}}: {error}') from error
+        self._server.outcome(model, outcome.id, good=outcome.good)
+        return _json({"id": outcome.id, "good": outcome.good})
 
     async def _index(self, body: bytes) -> Reply:
         return _json(documents.index(self._server, oip.wants_ready_only(body)))
@@ -281,6 +304,7 @@ def _failure(head: Head, error: Exception) -> Reply:
         (StreamEndedError, 410),
         (DataError, 400),
         (NotFoundError, 404),
+        (ConflictError, 409),
         (UnavailableError, 503),
         (ArenaFullError, 503),
     ):
@@ -312,9 +336,9 @@ def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
     version = None
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    if rest in ((), ("ready",), ("infer",), ("stats",)):
+    if rest in ((), ("ready",), ("infer",), ("stats",), ("outcome",)):
         return version, rest[0] if rest else ""
-    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer or stats")
+    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer, outcome or stats")
 
 
 def _need(head: Head, method: str) -> None:

@@ -154,3 +154,33 @@ def test_times_that_no_calendar_has_are_dashes(shell: Shell) -> None:
     state.close()
     shell("edgekit device show pi-1")
     shell("edgekit device list")
+
+
+def test_gates_are_options_and_their_evidence_is_shown(shell: Shell) -> None:
+    """Bad gates are wrong usage; `status` shows the evidence to people and as JSON."""
+    enroll(shell, "pi-1")
+    _, err = shell("edgekit rollout start digits 2.0.0 --gate 'outcome rise <= 0.1'", expect=2)
+    assert "write 'outcome drop <= 0.1'" in err
+    _, err = shell("edgekit rollout start digits 2.0.0 --gate latency", expect=2)
+    assert "devices count answers slower than 1, 2, 5" in err
+    shell("edgekit rollout start digits 2.0.0 --gate outcome --gate 'latency 50ms rise <= 0.1' --soak 2h")
+    out, _ = shell("edgekit rollout status")
+    assert "gate 'outcome drop <= 0': no device has reported observations of both models yet" in out
+    first, second = shell.json("edgekit rollout status --json")["gates"]
+    assert (first["pairs"], first["evidence"], second["gate"]) == (0, 1.0, "latency 50ms rise <= 0.1")
+
+
+def test_a_rollout_that_returns_devices_asks_whether_they_can_return(shell: Shell) -> None:
+    """The version that is assigned now must be one that its publisher allows to go back to."""
+    enroll(shell, "pi-1")
+    shell("edgekit rollout start digits 2.0.0")
+    digest = survey(shell).devices["pi-1"].digest
+    report(shell, "pi-1", 1, running=Running(digest, "2.0.0", release=1, highest="2.0.0"))
+    assert survey(shell).state is RolloutState.FINISHED
+    write_bundle(shell.folder / "2.1.0", "digits", "2.1.0")
+    shell("edgekit registry publish 2.1.0")
+    _, err = shell("edgekit rollout start digits 2.1.0 --on-failure return", expect=3)
+    assert "devices could not return to digits 2.0.0" in err
+    assert "edgekit registry allow-downgrade digits 2.0.0" in err
+    shell("edgekit registry allow-downgrade digits 2.0.0")
+    shell("edgekit rollout start digits 2.1.0 --on-failure return")

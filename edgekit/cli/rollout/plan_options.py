@@ -1,0 +1,109 @@
+"""Options of a rollout's plan, for commands that start or change one: waves, thresholds, gates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgekit.cli.common.console import usage
+from edgekit.cli.common.numbers import Number, Seconds, Whole
+from edgekit.rollout.gates import parse_gate
+from edgekit.rollout.plan import PAUSE, RETURN, RolloutPlan, parse_waves
+
+DEFAULTS = RolloutPlan()
+_OPTIONS = (
+    click.option(
+        "--waves",
+        default=",".join(wave.text for wave in DEFAULTS.waves),
+        show_default=True,
+        help="Size of each wave, as a share or a number of devices, counted from the start; the last is 100%.",
+    ),
+    click.option(
+        "--error-threshold",
+        type=Number(),
+        default=DEFAULTS.error_threshold,
+        show_default=True,
+        help="Pause when more than this share of the assigned devices failed.",
+    ),
+    click.option(
+        "--min-failures",
+        type=Whole(),
+        default=DEFAULTS.min_failures,
+        show_default=True,
+        help="Do not pause before this many devices failed.",
+    ),
+    click.option(
+        "--success-threshold",
+        type=Number(),
+        default=DEFAULTS.success_threshold,
+        show_default=True,
+        help="Start the next wave when this share of the current wave succeeded.",
+    ),
+    click.option(
+        "--device-deadline",
+        type=Seconds(),
+        default=DEFAULTS.device_deadline_seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="A device has failed when it reports neither success nor failure for this long; also as 15m, 2h or 7d.",
+    ),
+    click.option(
+        "--max-wait",
+        type=Seconds(),
+        default=DEFAULTS.max_wait_seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="A device that waits on purpose (quiet hours, a metered link) for longer than this is not reached, which "
+        "is neither a success nor a failure.",
+    ),
+    click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        metavar="GATE",
+        help="Stop when the new model behaves worse than the previous one of the same devices: outcome, errors, "
+        "fallback or 'latency 50ms'; with a margin 'outcome drop <= 0.02' (may be repeated).",
+    ),
+    click.option(
+        "--soak",
+        type=Seconds(min=0),
+        default=DEFAULTS.soak_seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="Watch each wave for so long after its devices have succeeded; gates need this time.",
+    ),
+    click.option(
+        "--on-failure",
+        type=click.Choice([PAUSE, RETURN]),
+        default=DEFAULTS.on_failure,
+        show_default=True,
+        help="What failures and gates do: pause the rollout, or end it and return all devices to what they had before.",
+    ),
+)
+
+
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command gets their values as one parameter `plan`."""
+
+    @functools.wraps(function)
+    def with_plan(**values: Any) -> Any:
+        with usage():
+            plan = RolloutPlan(
+                waves=parse_waves(values.pop("waves")),
+                success_threshold=values.pop("success_threshold"),
+                error_threshold=values.pop("error_threshold"),
+                min_failures=values.pop("min_failures"),
+                device_deadline_seconds=values.pop("device_deadline"),
+                max_wait_seconds=values.pop("max_wait"),
+                gates=tuple(parse_gate(gate) for gate in values.pop("gates")),
+                soak_seconds=values.pop("soak"),
+                on_failure=values.pop("on_failure"),
+            )
+        return function(plan=plan, **values)
+
+    for option in reversed(_OPTIONS):
+        with_plan = option(with_plan)
+    return with_plan
