@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import signal
 import socket
 from collections.abc import Callable
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
-from edgekit.cli.common.fleet import read_root
+from edgekit.cli.common.fleet import control_transport, read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.controller_backup import backup, restore
 from edgekit.cli.controller_token import token
 from edgekit.cli.controller_web import check_api, serve_web
 from edgekit.errors import TransportError
-from edgekit.settings import ControlSettings, tls_files
+from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.controller import Controller
@@ -33,13 +33,18 @@ CONNECT_SECONDS = 2.0  # time without a connection after which the reason is pri
 
 @click.group()
 def controller() -> None:
-    """Run the fleet controller, and give operators access to its API and pages.
+    """Run the fleet controller, back it up, and give operators access to its API and pages.
 
     \b
     Examples:
       edgekit controller run
       edgekit controller token add ann --role operator
+      edgekit controller backup -o edgekit-backup.tar
     """
+
+
+controller.add_command(backup)
+controller.add_command(restore)
 
 
 @controller.command()
@@ -74,7 +79,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.storage.stores import open_store
         from edgekit.trust.repository import Repository
     store = open_store(settings.registry)
-    transport = _transport(settings)
+    transport = control_transport(settings)
     repository = Repository(store, settings.keys, passphrase)
     director = repository.director()
     reader = RegistryReader(store, read_root(settings), cache / "controller")
@@ -94,26 +99,13 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 tick_seconds=settings.tick_seconds,
                 assignment_days=settings.assignment_days,
                 broker_budget_bytes=settings.broker_budget_bytes,
+                quarantine_clones=settings.quarantine_clones,
             ),
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),
         )
         operations = Operations(state, RegistryReader(store, read_root(settings), cache / "api"), SystemClock())
         await _serve(service, settings, transport, operations)
-
-
-def _transport(settings: ControlSettings) -> MqttTransport:
-    with needs_extra("controller"):
-        from edgekit.mqtt.transport import MqttTransport
-    tls = tls_files(settings)
-    return MqttTransport(
-        settings.broker,
-        client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}",
-        username="controller",
-        ca=tls.ca,
-        certificate=tls.certificate,
-        key=tls.key,
-    )
 
 
 async def _serve(

@@ -1,4 +1,4 @@
-"""`edgekit device`: enroll devices, show them, send them commands."""
+"""`edgekit device`: enroll devices, show them, change them, send them commands."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
 from edgekit.cli.common.numbers import SHARE
 from edgekit.cli.common.passphrase import passphrase_option
+from edgekit.cli.device_changes import label, quarantine, rekey, remove
 from edgekit.cli.device_command import command
 from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
 from edgekit.cli.device_group import group
 from edgekit.cli.device_results import results
 from edgekit.cli.device_show import list_command, show
+from edgekit.cli.device_transfer import export, import_devices
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
 
@@ -190,5 +192,17 @@ def _checked_target(name: str) -> str:
     return profile.name
 
 
-for _command in (list_command, show, command, results, group):
+for _command in (
+    list_command,
+    show,
+    command,
+    results,
+    group,
+    remove,
+    rekey,
+    label,
+    quarantine,
+    export,
+    import_devices,
+):
     device.add_command(_command)

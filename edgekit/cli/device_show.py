@@ -92,6 +92,7 @@ def show(name: str, as_json: bool) -> None:
         ("target", view.target),
         ("labels", ", ".join(f"{key}={value}" for key, value in view.labels.items()) or "-"),
         ("presence", _presence(view)),
+        *([("quarantine", view.quarantine)] if view.quarantine else []),
         ("models", _models(view)),
         ("last deployments", _outcomes(view)),
         ("assigned", ", ".join(f"{e.name} {e.version}" for e in entries.values()) or "-"),
@@ -104,6 +105,10 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _presence(view: DeviceView) -> str:
+    return f"{_connection(view)}, in quarantine" if view.quarantine else _connection(view)
+
+
+def _connection(view: DeviceView) -> str:
     if view.online:
         return "online"
     return f"offline since {time_text(view.seen)}" if view.seen else "never seen"

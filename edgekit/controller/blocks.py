@@ -37,6 +37,7 @@ class BlockService(RequestService):
         broker_budget_bytes: Bytes that may be on the way to devices at one time, one window each. Further devices get
             the error ``busy`` with a time to retry.
         urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
+        refused: Returns why a device gets no blocks; empty for one that does.
         gather_seconds: As BroadcastService.
     """
 
@@ -49,6 +50,7 @@ class BlockService(RequestService):
         clock: Clock,
         broker_budget_bytes: int,
         urls: Callable[[str], Sequence[str]] = lambda digest: (),
+        refused: Callable[[str], str] = lambda device: "",
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         super().__init__(fleet=fleet, kind="blocks", transport=transport)
@@ -56,6 +58,7 @@ class BlockService(RequestService):
         self._clock = clock
         self.leases = Leases(max_transfers(broker_budget_bytes))
         self._urls = urls
+        self._refused = refused
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
         self.broadcasts = BroadcastService(
             fleet=fleet,
@@ -81,6 +84,8 @@ class BlockService(RequestService):
         request = decode(payload, BlocksRequest)
         check_id(request.id)
         self._check(request)
+        if reason := self._refused(device):
+            raise DataError(f"this device gets no blocks: {reason}")
         size = await self._size(request.digest)
         total = -(-size // BLOCK_BYTES)
         if request.urls and total >= MIN_URL_BLOCKS and (urls := await asyncio.to_thread(self._urls, request.digest)):

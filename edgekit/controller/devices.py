@@ -12,6 +12,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
 from edgekit.controller.clocks import DeviceClocks
+from edgekit.controller.refusals import RefusalService
 from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError
 from edgekit.identity.series import RunHistory, is_behind
 from edgekit.mqtt import topics
@@ -58,6 +59,8 @@ class DeviceService:
     Args:
         fleet, transport, state, clock: As Controller.
         director: Signs commands.
+        refusals: Knows removed and quarantined devices.
+        quarantine_clones: Put a name that two devices use into quarantine.
 
     Attributes:
         clocks: Differences of the devices' clocks.
@@ -66,13 +69,22 @@ class DeviceService:
     """
 
     def __init__(
-        self, *, fleet: str, transport: Transport, state: FleetState, clock: Clock, director: CryptoSigner
+        self,
+        *,
+        fleet: str,
+        transport: Transport,
+        state: FleetState,
+        clock: Clock,
+        director: CryptoSigner,
+        refusals: RefusalService,
+        quarantine_clones: bool = False,
     ) -> None:
         self._fleet = fleet
         self._transport = transport
         self._state = state
         self._clock = clock
         self._director = director
+        self._refusals, self._quarantine_clones = refusals, quarantine_clones
         self._inbox: asyncio.Queue[Arrived] = asyncio.Queue(INBOX_MESSAGES)
         self._worker: asyncio.Task[None] | None = None
         self._keys: dict[str, Key] = {}
@@ -160,10 +172,13 @@ class DeviceService:
         where = topics.parse_device(message.topic)
         if where is None or where.kind not in self._handlers or not message.payload:
             return
+        if where.device in self._refusals.refused and not message.retained:
+            self._refusals.heard(where.device)
         try:
             self._handlers[where.kind](where.device, arrived)
         except NotFoundError as error:
-            self._reject(where.device, "unknown-device", error)
+            if where.device not in self._refusals.refused and where.device not in self._state.lifecycle.refused():
+                self._reject(where.device, "unknown-device", error)
         except SignatureError as error:
             self._reject(where.device, "bad-signature", error)
         except DataError as error:
@@ -205,7 +220,10 @@ class DeviceService:
         self._notices.append((device, Answer(id=NOTICE, data=seal(notice, self._director))))
 
     def _tell_double(self, device: str, found: str) -> None:
-        self._tell(device, "name-used-twice", "", f"{found}: two devices use the name {device}")
+        message = f"{found}: two devices use the name {device}"
+        self._tell(device, "name-used-twice", "", message)
+        if self._quarantine_clones:
+            self._state.lifecycle.quarantine(device, message, self._clock.wall())
 
     def _save_presence(self, device: str, arrived: Arrived) -> None:
         self._state.devices.get(device)

@@ -14,6 +14,7 @@ from edgekit.controller.blocks import BlockService
 from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.metadata import MetadataService
+from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
 from edgekit.controller.standing import StandingService
 from edgekit.errors import EdgekitError, TransportError
@@ -33,6 +34,7 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     Attributes:
         tick_seconds: Time between two rounds.
         assignment_days: Lifetime of an assignment.
+        quarantine_clones: Put a name that two devices use into quarantine.
         broker_budget_bytes: Bytes of blocks that may be on the way to devices at one time.
         timestamp_check_seconds: Time between two checks of the registry's timestamp.
     """
@@ -41,6 +43,7 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     assignment_days: int = 30
     broker_budget_bytes: int = 16 * 1024**2
     timestamp_check_seconds: float = 600.0
+    quarantine_clones: bool = False
 
 
 class Controller:
@@ -84,6 +87,7 @@ class Controller:
         self._timestamp_checked = float("-inf")
         self._clock_offset = clock.wall() - clock.monotonic()
         self.tick_errors = 0
+        self.refusals = RefusalService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)
         self.blocks = BlockService(
             fleet=fleet,
             transport=transport,
@@ -91,9 +95,18 @@ class Controller:
             clock=clock,
             broker_budget_bytes=options.broker_budget_bytes,
             urls=blob_urls,
+            refused=self.refusals.reason,
         )
         self.metadata = MetadataService(fleet=fleet, transport=transport, store=store)
-        self.devices = DeviceService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)
+        self.devices = DeviceService(
+            fleet=fleet,
+            transport=transport,
+            state=state,
+            clock=clock,
+            director=director,
+            refusals=self.refusals,
+            quarantine_clones=options.quarantine_clones,
+        )
         self.rollouts = RolloutService(
             fleet=fleet,
             transport=transport,
@@ -144,6 +157,7 @@ class Controller:
             await self.rollouts.publish()
             await self.devices.send_commands()
             await self.devices.send_notices()
+            await self.refusals.tick()
 
     async def _check_timestamp(self) -> None:
         now, wall = self._clock.monotonic(), self._clock.wall()

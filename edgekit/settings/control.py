@@ -71,6 +71,13 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             "'signed' stands for URLs that the store signs (s3://, gs://, az://). Empty: blocks come over MQTT only."
         ),
     ] = ""
+    quarantine_clones: Annotated[
+        bool,
+        Meta(
+            description="Whether the controller puts a device into quarantine when two agents report under its name. "
+            "Else it only stores the event name-used-twice."
+        ),
+    ] = False
     tick_seconds: Annotated[Positive, Meta(description="Interval at which the controller advances rollouts.")] = 0.5
     api: Annotated[
         str,

@@ -15,8 +15,10 @@ from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
+from edgekit.state.lifecycle import LifecycleTable, Refused
 from edgekit.state.operators import Operator, OperatorTable, Role
 from edgekit.state.overview import OverviewTable
+from edgekit.state.records import RecordTable
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
@@ -31,8 +33,11 @@ __all__ = [
     "DeviceView",
     "FleetState",
     "GroupTable",
+    "LifecycleTable",
     "Operator",
     "OperatorTable",
+    "RecordTable",
+    "Refused",
     "Role",
     "RolloutTable",
     "SavedGroup",
@@ -50,7 +55,7 @@ class FleetState:
     Attributes:
         fleet: Name of the fleet.
         author: Who makes changes.
-        devices, rollouts, assignments, commands, groups, standing, audit, operators: Its tables.
+        devices, lifecycle, records, rollouts, assignments, commands, groups, standing, audit, operators: Its tables.
         overview: Numbers of devices by what they run.
 
     Args:
@@ -68,6 +73,8 @@ class FleetState:
         self.author = author
         self.offline_after_seconds = offline_after_seconds
         self.devices = DeviceTable(engine, fleet, author=author)
+        self.lifecycle = LifecycleTable(engine, fleet, author=author)
+        self.records = RecordTable(engine, fleet, author=author)
         self.rollouts = RolloutTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)
         self.groups = GroupTable(engine, fleet, author=author)
         self.standing = StandingTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)

@@ -11,7 +11,7 @@ from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
 from edgekit.state._sql import FleetTable, put, to_json
 from edgekit.state.devices import read_report
-from edgekit.state.tables import assignments, reports
+from edgekit.state.tables import assignments, devices, reports
 from edgekit.trust.assignment import Entry
 
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
@@ -52,13 +52,13 @@ class AssignmentTable(FleetTable):
         return _read(row) if row is not None else None
 
     def all(self) -> list[StoredAssignment]:
-        """All assignments, by device name."""
+        """All assignments of devices that are not in quarantine, by device name."""
         with self._reading() as connection:
-            return [_read(row) for row in connection.execute(self._query()).mappings()]
+            return [_read(row) for row in connection.execute(self._given()).mappings()]
 
     def unsigned(self, renew_before: float) -> list[StoredAssignment]:
         """Assignments that must be signed: unsigned ones, and those that expire before `renew_before` (wall clock)."""
-        query = self._query().where(sa.or_(assignments.c.payload.is_(None), assignments.c.expires < renew_before))
+        query = self._given().where(sa.or_(assignments.c.payload.is_(None), assignments.c.expires < renew_before))
         with self._reading() as connection:
             stored = [_read(row) for row in connection.execute(query).mappings()]
         for one in stored:
@@ -77,7 +77,7 @@ class AssignmentTable(FleetTable):
 
     def unpublished(self) -> list[StoredAssignment]:
         """Signed assignments that the broker does not have yet."""
-        query = self._query().where(assignments.c.payload.is_not(None), assignments.c.published < assignments.c.version)
+        query = self._given().where(assignments.c.payload.is_not(None), assignments.c.published < assignments.c.version)
         with self._reading() as connection:
             return [_read(row) for row in connection.execute(query).mappings()]
 
@@ -110,6 +110,11 @@ class AssignmentTable(FleetTable):
 
     def _query(self) -> sa.Select[tuple[object, ...]]:
         return sa.select(assignments).where(assignments.c.fleet == self._fleet).order_by(assignments.c.device)
+
+    def _given(self) -> sa.Select[tuple[object, ...]]:
+        """The assignments of devices that are not in quarantine."""
+        held = sa.select(devices.c.name).where(devices.c.fleet == self._fleet, devices.c.quarantined.is_not(None))
+        return self._query().where(assignments.c.device.not_in(held))
 
     def _one(self, device: str) -> sa.Select[tuple[object, ...]]:
         return self._query().where(assignments.c.device == device).with_for_update()

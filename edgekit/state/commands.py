@@ -15,7 +15,7 @@ from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.audit import record, take_turn
 from edgekit.state.devices import MAX_TEXT, read_report
-from edgekit.state.tables import commands, presence, reports
+from edgekit.state.tables import commands, devices, presence, reports
 
 MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
@@ -128,7 +128,9 @@ class CommandTable(FleetTable):
         query = (
             sa.select(commands)
             .join(presence, (presence.c.fleet == commands.c.fleet) & (presence.c.device == commands.c.device))
+            .join(devices, (devices.c.fleet == commands.c.fleet) & (devices.c.name == commands.c.device))
             .where(commands.c.fleet == self._fleet, commands.c.state == ASKED, presence.c.online)
+            .where(devices.c.quarantined.is_(None))
             .order_by(commands.c.id)
         )
         with self._reading() as connection:

@@ -19,7 +19,7 @@ from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record
 from edgekit.state.filters import cohort_condition
 from edgekit.state.report_writer import ReportWriter
-from edgekit.state.tables import assignments, commands, devices, events, presence, reports
+from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -52,6 +52,7 @@ class DeviceView(msgspec.Struct, frozen=True):
         models, outcomes, facts: From its last report.
         telemetry: Its last counters.
         fault: What of its rows in the database cannot be read; empty if all can.
+        quarantine: Why it is in quarantine; empty if it is not.
     """
 
     device: str
@@ -67,6 +68,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     facts: dict[str, Any] = {}
     telemetry: dict[str, Any] = {}
     fault: str = ""
+    quarantine: str = ""
 
     @property
     def edgekit(self) -> str:
@@ -120,6 +122,8 @@ class DeviceTable(FleetTable):
         with self._writing() as connection:
             try:
                 connection.execute(devices.insert().values(fleet=self._fleet, name=device.name, **row))
+                again = sa.and_(removed_devices.c.fleet == self._fleet, removed_devices.c.name == device.name)
+                connection.execute(removed_devices.delete().where(again))
                 put_labels(connection, self._fleet, device.name, device.labels)
                 state = {"target": device.target, "labels": device.labels, "enrolled": device.enrolled}
                 now = device.enrolled
@@ -416,6 +420,7 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         facts=report.facts if report else {},
         telemetry=_telemetry(row["telemetry"]),
         fault=f"the database's row cannot be read: {', '.join(faults)}" if faults else "",
+        quarantine=(row["quarantine_reason"] or "yes") if row["quarantined"] is not None else "",
     )
 
 

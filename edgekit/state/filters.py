@@ -47,6 +47,11 @@ class Selection(msgspec.Struct, frozen=True):
     groups: Mapping[str, str] = {}
 
 
+def may_change() -> Condition:
+    """The devices that get new assignments: all but those in quarantine."""
+    return devices.c.quarantined.is_(None)
+
+
 def cohort_condition(cohort: Cohort, now: float, offline_after_seconds: float) -> Condition:
     """The devices that a cohort selects, as a condition on the table of devices."""
     conditions: list[Condition] = []

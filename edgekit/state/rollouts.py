@@ -28,7 +28,7 @@ from edgekit.rollout.values import (
 from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.audit import record
 from edgekit.state.devices import read_report
-from edgekit.state.filters import cohort_condition
+from edgekit.state.filters import cohort_condition, may_change
 from edgekit.state.rollout_rows import read_progress, read_rollout
 from edgekit.state.rollout_steps import audited_change, save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
@@ -329,7 +329,7 @@ class RolloutTable(FleetTable):
         query = (
             sa.select(devices.c.name, devices.c.target, reports.c.body)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
-            .where(devices.c.fleet == self._fleet)
+            .where(devices.c.fleet == self._fleet, may_change())
             .where(sa.or_(devices.c.enrolled >= since, reports.c.received >= since))
         )
         selected = cohort_condition(rollout.cohort, now, self._offline_after)

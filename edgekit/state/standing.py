@@ -18,7 +18,7 @@ from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.assignments import assign, assigned_entries
 from edgekit.state.audit import record
 from edgekit.state.devices import read_report
-from edgekit.state.filters import cohort_condition
+from edgekit.state.filters import cohort_condition, may_change
 from edgekit.state.tables import assignments, devices, reports, rollout_devices, rollouts, standing
 from edgekit.trust.assignment import Entry
 
@@ -193,7 +193,7 @@ class StandingTable(FleetTable):
         return (
             sa.select(devices.c.name, devices.c.target, reports.c.body)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
-            .where(devices.c.fleet == self._fleet, devices.c.target.in_(list(one.entries)))
+            .where(devices.c.fleet == self._fleet, devices.c.target.in_(list(one.entries)), may_change())
             .where(cohort_condition(one.cohort, now, self._offline_after), ~in_rollout, ~has_it)
             .order_by(devices.c.enrolled, devices.c.name)
         )

@@ -50,6 +50,7 @@ devices = sa.Table(
     sa.Column("enrolled", sa.Double, nullable=False),
     sa.Column("quarantined", sa.Double),  # wall clock seconds of the quarantine; NULL for none
     sa.Column("quarantine_reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("quarantine_told", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 # Devices that were removed and not enrolled anew: they are refused, and told so once.
@@ -263,16 +264,7 @@ def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
         SettingsError: the URL is not valid, its driver is missing, or the database is newer than this edgekit.
         UnavailableError: the database cannot be reached or migrated.
     """
-    try:
-        engine = sa.create_engine(url, **_engine_options(url, busy_seconds))
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise SettingsError(
-            f"database {_without_password(url)!r} cannot be used: {error}",
-            advice="Write sqlite:///file.db, or postgresql+psycopg://user@host/name with psycopg installed.",
-        ) from error
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", functools.partial(_prepare_sqlite, busy_seconds))
-        sa.event.listen(engine, "begin", _begin_sqlite)
+    engine = connect_database(url, busy_seconds=busy_seconds)
     try:
         _while_busy(lambda: _migrate(engine), busy_seconds)
     except sa.exc.SQLAlchemyError as error:
@@ -283,6 +275,25 @@ def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
     except SettingsError:
         engine.dispose()
         raise
+    return engine
+
+
+def connect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
+    """Connect to a database as it is; arguments as `open_database`.
+
+    Raises:
+        SettingsError: the URL is not valid, or its driver is missing.
+    """
+    try:
+        engine = sa.create_engine(url, **_engine_options(url, busy_seconds))
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise SettingsError(
+            f"database {_without_password(url)!r} cannot be used: {error}",
+            advice="Write sqlite:///file.db, or postgresql+psycopg://user@host/name with psycopg installed.",
+        ) from error
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", functools.partial(_prepare_sqlite, busy_seconds))
+        sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
-from securesystemslib.signer import Signer
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
@@ -117,6 +118,25 @@ def verify_assignment(
             f"assignment has version {assignment.version}, expected at least {seen_version}, which was accepted before"
         )
     return assignment
+
+
+def open_assignment(payload: bytes, director: Key) -> Assignment:
+    """Parse an assignment that a known director key has signed, also an expired one.
+
+    Raises:
+        SignatureError: the key did not sign it.
+        VerificationError: it is malformed.
+    """
+    try:
+        document = Metadata[Targets].from_bytes(payload)
+        if not isinstance(document.signed, Targets) or director.keyid not in document.signatures:
+            raise SignatureError("assignment is not signed by the director's key")
+        director.verify_signature(document.signatures[director.keyid], document.signed_bytes)
+    except UnverifiedSignatureError as error:
+        raise SignatureError("assignment is not signed by the director's key") from error
+    except (RepositoryError, ValueError) as error:
+        raise VerificationError(f"assignment cannot be parsed: {error}") from error
+    return _parse(document.signed)
 
 
 def check_agrees(

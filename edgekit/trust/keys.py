@@ -176,6 +176,19 @@ def parse_public(data: bytes, label: str = "public key") -> SSlibKey:
     return SSlibKey.from_crypto(public)
 
 
+def public_pem(key: SSlibKey) -> str:
+    """PEM of an Ed25519 public key.
+
+    Raises:
+        SettingsError: the key's bytes are no Ed25519 public key.
+    """
+    try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
+    except ValueError as error:
+        raise SettingsError(f"public key cannot be read: {error}") from error
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+
+
 def is_encrypted(path: Path) -> bool:
     """True if the private key file needs a passphrase.
 

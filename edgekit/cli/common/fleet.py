@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from edgekit.cli.common.console import needs_extra, note
 from edgekit.errors import EdgekitError, NotFoundError, SettingsError
-from edgekit.settings import ControlSettings
+from edgekit.mqtt.topics import CONTROLLER
+from edgekit.settings import ControlSettings, tls_files
 
 if TYPE_CHECKING:
+    from edgekit.mqtt.transport import MqttTransport
     from edgekit.registry import RegistryReader
     from edgekit.state import DeviceView, FleetState
 
@@ -37,6 +40,21 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
         yield state
     finally:
         state.close()
+
+
+def control_transport(settings: ControlSettings) -> MqttTransport:
+    """The connection of a controller to the broker, not started yet. Raises SettingsError."""
+    with needs_extra("controller"):
+        from edgekit.mqtt.transport import MqttTransport
+    tls = tls_files(settings)
+    return MqttTransport(
+        settings.broker,
+        client_id=f"controller-{settings.fleet}-{secrets.token_hex(4)}",
+        username=CONTROLLER,
+        ca=tls.ca,
+        certificate=tls.certificate,
+        key=tls.key,
+    )
 
 
 def _user() -> str:

@@ -5,10 +5,12 @@ import shutil
 import msgspec
 import pytest
 
+from edgekit.controller.recovery import collect_retained, found_devices
 from edgekit.mqtt import topics
 from edgekit.mqtt.broker import find_mosquitto, start_broker
-from edgekit.mqtt.messages import Presence, Reported, encode
+from edgekit.mqtt.messages import NOTICE, Answer, BlocksRequest, Presence, Range, Reported, decode, encode
 from edgekit.rollout.cohort import Device as Enrolled
+from edgekit.state import open_fleet_state
 from edgekit.trust.envelopes import seal
 from edgekit.trust.keys import generate_key, load_signer
 from tests.edgekit.controller.test_with_an_agent import fleet_of_one
@@ -16,6 +18,7 @@ from tests.simulators.agent_process import AgentProcess
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device
 from tests.simulators.disk import FaultyDisk
+from tests.simulators.transport import MemoryTransport
 
 CLOCK_1970 = "tests/simulators/clock_1970"
 
@@ -86,7 +89,7 @@ async def test_retained_report_of_another_key_teaches_nothing(tmp_path):
         side.broker.publish(topics.device(FLEET, DEVICE, "reported"), payload, qos=1, retain=True)
         await device.start()
         await side.until(lambda: kinds(side) >= {"bad-signature"})
-        await device.until(lambda: device.reported().run != before.run)
+        await device.until(lambda: side.broker.retained[topics.device(FLEET, DEVICE, "reported")] != payload)
         assert device.reported().number < 10**6
 
 
@@ -168,3 +171,67 @@ def _enrolled(side, url):
     pem = (folder / "device.pub").read_text()
     side.state.devices.enroll(Enrolled("pi-1", "x86-64", pem, enrolled=side.clock.wall()))
     return AgentProcess(folder)
+
+
+async def test_removed_device_is_told_once_and_retains_nothing(tmp_path):
+    """It keeps its model, logs the reason, and its further messages make no events."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.publish("digits", "1.0.0")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: device.rests("1.0.0") and view(side).assignment == 1)
+        side.state.lifecycle.remove(DEVICE, side.clock.wall())
+        topic = topics.device(FLEET, DEVICE, "desired")
+        await side.until(lambda: topic not in side.broker.retained)
+        for _ in range(3):
+            device.agent._link.changed()
+            await device.until(lambda: device.rests("1.0.0"))
+        await side.until(lambda: side.state.lifecycle.refused()[DEVICE].told)
+        assert "unknown-device" not in kinds(side)
+        assert device.inference.live == {"digits": "1.0.0"}
+        answers = [m for m in side.broker.published if m.topic == topics.answer(FLEET, DEVICE)]
+        assert sum(decode(m.payload, Answer).id == NOTICE for m in answers) == 1
+
+
+async def test_copies_go_into_quarantine_where_the_setting_asks_for_it(tmp_path):
+    """Reports are still stored, blocks are refused."""
+    side = ControlSide(tmp_path)
+    side.options = msgspec.structs.replace(side.options, quarantine_clones=True)
+    async with side:
+        device = await side.device("pi-1")
+        for number, run in enumerate(["a", "b", "a"], 10):
+            await device.report(number=number, run=run)
+        await side.until(lambda: view(side, "pi-1").quarantine)
+        await side.until(lambda: side.controller.refusals.reason("pi-1"))
+        await device.report(number=30, run="a", facts={"heard": True})
+        await side.until(lambda: view(side, "pi-1").facts)
+        request = BlocksRequest("r1", "0" * 64, (Range(0, 0),), 1)
+        await device.transport.publish(topics.request(FLEET, "blocks", "pi-1"), encode(request), qos=1)
+        await side.until(lambda: any(decode(a, Answer).error == "bad-request" for a in device.answers))
+
+
+async def test_a_lost_database_is_rebuilt_from_what_devices_signed(tmp_path):
+    """Key, target, numbers and the signed assignment come back; forged and older reports are named and left out."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.publish("digits", "1.0.0")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: device.rests("1.0.0") and view(side).assignment == 1)
+        retained = await collect_retained(MemoryTransport(side.broker, "recovery"), FLEET, 0.2)
+        await side.stop_controller()
+    report = device.reported()
+    forged = msgspec.structs.replace(report, device="pi-9")
+    retained["pi-9"] = {"reported": seal(forged, generate_key(tmp_path / "other.key"))}
+    older = msgspec.structs.replace(report, device="pi-8", key=b"")
+    retained["pi-8"] = {"reported": seal(older, device.signer)}
+    found = {one.name: one for one in found_devices(retained, FLEET, side.director.public_key, 1000.0)}
+    assert "signature" in found["pi-9"].fault or "signed" in found["pi-9"].fault
+    assert "device.pub" in found["pi-8"].fault
+    assert "target profile" in found[DEVICE].fault  # the simulated device has no target among its facts
+    facts = {"target": TARGET}
+    retained[DEVICE]["reported"] = seal(msgspec.structs.replace(report, facts=facts), device.signer)
+    (good,) = found_devices({DEVICE: retained[DEVICE]}, FLEET, side.director.public_key, 1000.0)
+    state = open_fleet_state(f"sqlite:///{tmp_path / 'new.db'}", FLEET)
+    state.records.add([(good.record, good.report)], 1000.0, source="reports", assignments={DEVICE: good.assignment})
+    assert state.devices.get(DEVICE).public_key.strip() == (tmp_path / "device" / "device.pub").read_text().strip()
+    assert state.assignments.get(DEVICE).entries["digits"].version == "1.0.0"
+    assert state.devices.numbers(DEVICE).report == report.number
+    state.close()

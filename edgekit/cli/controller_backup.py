@@ -1,0 +1,229 @@
+"""`edgekit controller backup` and `restore`: the database and the keys in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import msgspec
+
+from edgekit import __version__
+from edgekit.cli.common.console import control_settings, json_option, needs_extra, note, print_json
+from edgekit.cli.common.numbers import Seconds
+from edgekit.cli.controller_recovery import restore_from_devices
+from edgekit.errors import DataError, DiskError, EdgekitError, SettingsError
+from edgekit.settings import ControlSettings
+
+FORMAT = 1
+INDEX = "backup.json"
+MAX_INDEX_BYTES = 16 * 1024**2
+
+
+class Index(msgspec.Struct, frozen=True):
+    """The index of a backup: `files` has the sha256 of every other member by its name."""
+
+    format: int
+    edgekit: str
+    fleet: str
+    made: float
+    revision: str
+    rows: dict[str, int]
+    files: dict[str, str]
+
+
+@click.command()
+@click.option(
+    "-o", "output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write (.tar)."
+)
+@json_option
+def backup(output: Path, as_json: bool) -> None:
+    """Write the database and the key folder to one file, also while controllers run.
+
+    The file has private keys: keep it like them. The registry is not in it; copy its store.
+
+    \b
+    Example:
+      edgekit controller backup -o edgekit-backup.tar
+    """
+    settings = control_settings()
+    if output.exists():
+        raise SettingsError(f"{output} exists", advice="Name a new file: backups are never overwritten.")
+    with needs_extra("controller"):
+        from edgekit.state.backup import dump_database
+        from edgekit.state.tables import open_database
+    engine = open_database(settings.database)
+    try:
+        with TemporaryDirectory(prefix="edgekit-backup-") as folder:
+            revision, rows = dump_database(engine, Path(folder))
+            files = {f"database/{path.name}": path for path in sorted(Path(folder).iterdir())}
+            files |= {f"keys/{path.name}": path for path in sorted(settings.keys.glob("*")) if path.is_file()}
+            digests = {name: _sha256(path) for name, path in files.items()}
+            index = Index(FORMAT, __version__, settings.fleet, time.time(), revision, rows, digests)
+            _write(output, index, files)
+    except OSError as error:
+        raise DiskError(f"the backup {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        engine.dispose()
+    keys = sum(name.startswith("keys/") for name in index.files)
+    if as_json:
+        print_json({"file": output, "rows": rows, "keys": keys})
+        return
+    note(f"{output}: {sum(rows.values())} rows of {len(rows)} tables, {keys} files of {settings.keys}")
+    note("it has private keys: keep it where only you can read it")
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--from-devices",
+    is_flag=True,
+    help="Without a backup: list the devices whose signed reports the broker retains; with --yes also enroll them.",
+)
+@click.option("--yes", is_flag=True, help="With --from-devices: enroll the listed devices.")
+@click.option(
+    "--seconds", type=Seconds(1, 600), default=5.0, show_default=True, help="With --from-devices: how long to listen."
+)
+@json_option
+def restore(file: Path | None, from_devices: bool, yes: bool, seconds: float, as_json: bool) -> None:
+    """Restore a backup into an empty database and key folder, as edgekit.toml names them. Overwrites nothing.
+
+    Stop every controller of the fleet first. Numbers of assignments and commands go on above those that the devices
+    report.
+
+    \b
+    Examples:
+      edgekit controller restore edgekit-backup.tar
+      edgekit controller restore --from-devices
+    """
+    settings = control_settings()
+    if (file is None) != from_devices:
+        raise click.UsageError("Name a backup, or give --from-devices.")
+    if file is None:
+        restore_from_devices(settings, yes=yes, seconds=seconds, as_json=as_json)
+    else:
+        _restore_file(settings, file, as_json=as_json)
+
+
+def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> None:
+    with needs_extra("controller"):
+        from edgekit.state.backup import load_database
+    with TemporaryDirectory(prefix="edgekit-restore-") as folder:
+        index = _unpack(file, Path(folder))
+        if index.fleet != settings.fleet:
+            raise SettingsError(
+                f"the backup is of fleet {index.fleet!r}, edgekit.toml names {settings.fleet!r}",
+                advice="Set `fleet` in edgekit.toml to the backup's fleet.",
+            )
+        keys = {Path(name).name: Path(folder) / name for name in index.files if name.startswith("keys/")}
+        _check_keys(settings, keys)
+        rows = load_database(settings.database, Path(folder) / "database", index.revision)
+        if rows != index.rows:
+            raise DataError(f"the restored tables have {rows} rows, the backup says {index.rows}")
+        for name, path in keys.items():
+            _place(path, settings.keys / name)
+    if as_json:
+        print_json({"fleet": index.fleet, "made": index.made, "rows": rows, "keys": len(keys)})
+        return
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(index.made))
+    note(f"restored {sum(rows.values())} rows and {len(keys)} key files of fleet {index.fleet}, as of {made}")
+    note("check the audit log with: edgekit audit verify")
+
+
+def _write(output: Path, index: Index, files: dict[str, Path]) -> None:
+    part = output.with_name(f"{output.name}.part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as stream:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            data = msgspec.json.encode(index)
+            member = tarfile.TarInfo(INDEX)
+            member.size, member.mtime, member.mode = len(data), int(index.made), 0o600
+            archive.addfile(member, io.BytesIO(data))
+            for name, path in files.items():
+                archive.add(path, arcname=name, recursive=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.rename(output)
+
+
+def _unpack(file: Path, folder: Path) -> Index:
+    """Unpack the members that the index names into `folder`, and compare their digests."""
+    try:
+        with tarfile.open(file, "r:") as archive:
+            first = archive.next()
+            if first is None or first.name != INDEX or first.size > MAX_INDEX_BYTES:
+                raise DataError(f"{file} has no {INDEX}, so it is no backup of edgekit")
+            index = msgspec.json.decode(_member(archive, first).read(), type=Index)
+            if index.format != FORMAT:
+                raise DataError(f"the backup has format {index.format}, this edgekit reads {FORMAT}")
+            for kind in ("database", "keys"):
+                (folder / kind).mkdir()
+            for member in archive:
+                kind, _, name = member.name.partition("/")
+                if member.name == INDEX:
+                    continue
+                if (
+                    member.name not in index.files
+                    or kind not in ("database", "keys")
+                    or "/" in name
+                    or not member.isreg()
+                ):
+                    raise DataError(f"{file} has the member {member.name!r}, which its index does not name")
+                with (folder / kind / name).open("wb") as target:
+                    source = _member(archive, member)
+                    while chunk := source.read(1024**2):
+                        target.write(chunk)
+    except (tarfile.TarError, msgspec.MsgspecError, EOFError) as error:
+        raise DataError(f"{file} is no whole backup: {error}") from error
+    for name, digest in index.files.items():
+        path = folder / name
+        if not path.exists() or _sha256(path) != digest:
+            raise DataError(f"{name} in {file} is {'damaged' if path.exists() else 'missing'}; nothing was restored")
+    return index
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BufferedIOBase:
+    stream = archive.extractfile(member)
+    if stream is None:
+        raise DataError(f"the member {member.name!r} of the backup is no file")
+    return stream  # type: ignore[return-value]
+
+
+def _check_keys(settings: ControlSettings, keys: dict[str, Path]) -> None:
+    different = [
+        name
+        for name, path in keys.items()
+        if (settings.keys / name).exists() and (settings.keys / name).read_bytes() != path.read_bytes()
+    ]
+    if different:
+        raise SettingsError(
+            f"{settings.keys} has other files of the names {', '.join(sorted(different))}",
+            advice="Restore into an empty key folder: move this one away, or set `keys`.",
+        )
+
+
+def _place(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not target.exists():
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(source.read_bytes())
+    except OSError as error:
+        raise DiskError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1024**2):
+                digest.update(chunk)
+            return digest.hexdigest()
+    except OSError as error:
+        raise EdgekitError(f"{path} cannot be read: {error.strerror or error}") from error
