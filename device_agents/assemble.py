@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,28 @@ def make_cloud_client(settings: AgentSettings) -> CloudClient:
     """The client of the cloud tier that the settings name.
 
     Raises:
-        SettingsError: the API key cannot be read.
+        SettingsError: the API key or a file for TLS cannot be read.
     """
     key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
-    return CloudClient(settings.cloud_url, api_key=key)
+    return CloudClient(settings.cloud_url, api_key=key, tls=_cloud_tls(settings))
+
+
+def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:
+    """For a cloud tier with an authority of its own, or that asks for a certificate; None for neither."""
+    authority, certificate, key = settings.cloud_ca, settings.cloud_certificate, settings.cloud_key
+    if authority is None and certificate is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key, password="")  # a prompt would stop the agent
+    except OSError as error:
+        names = ", ".join(str(path) for path in (authority, certificate, key) if path is not None)
+        raise SettingsError(
+            f"{names} cannot be used for TLS with the cloud tier: {error}",
+            advice="cloud_ca, cloud_certificate and cloud_key name PEM files; the key has no password.",
+        ) from error
+    return context
 
 
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:

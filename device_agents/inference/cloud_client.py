@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import secrets
+import ssl
 import time
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
@@ -41,17 +42,19 @@ class CloudClient:
         url: Base URL, for example ``https://cloud.example:8700``.
         model: Model name there, for every model; empty for the name that is asked.
         api_key: Sent as ``Authorization: Bearer``; empty for none.
+        tls: For https, with the authority of the server or a certificate of the device; None for the system's
+            authorities and no certificate.
 
     Raises:
         SettingsError: the URL has another scheme than http and https, or no host.
     """
 
-    def __init__(self, url: str, *, model: str = "", api_key: str = "") -> None:
+    def __init__(self, url: str, *, model: str = "", api_key: str = "", tls: ssl.SSLContext | None = None) -> None:
         self._url = url.rstrip("/")
         self._model = model
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = HttpClient(self._url)
+            self._http = HttpClient(self._url, tls=tls)
         except ValueError as error:
             raise SettingsError(f"cloud_url: {error}") from error
         self._takes_binary: dict[str, bool] = {}  # by model

@@ -76,14 +76,15 @@ class HttpClient:
     Args:
         url: Base URL. Raises ValueError as `Url.of`.
         idle_seconds: How long an unused connection is kept.
+        tls: For https; None for the system's authorities and no certificate.
     """
 
-    def __init__(self, url: str, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, url: str, *, idle_seconds: float = IDLE_SECONDS, tls: ssl.SSLContext | None = None) -> None:
         self._url = Url.of(url)
         self._idle_seconds = idle_seconds
         self._idle: list[_Connection] = []  # the one used last at the end
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
 
     async def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_seconds: float
@@ -150,8 +151,9 @@ class HttpClient:
         if url.is_tls and self._tls is None:
             self._tls = await loop.run_in_executor(None, ssl.create_default_context)
         server_name = url.host if url.is_tls else None
+        context = self._tls if url.is_tls else None
         _, connection = await loop.create_connection(
-            _Connection, url.host, url.port, ssl=self._tls, server_hostname=server_name, happy_eyeballs_delay=0.25
+            _Connection, url.host, url.port, ssl=context, server_hostname=server_name, happy_eyeballs_delay=0.25
         )
         return connection
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import signal
 import time
 from collections.abc import Coroutine
@@ -12,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli.common.cloud_entrance import Entrance, open_entrance
+from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note, step
 from edgekit.cli.common.cpus import usable_cpus
 from edgekit.cli.common.numbers import Whole
 from edgekit.errors import SettingsError
-from edgekit.serving.http.addresses import is_loopback
+from edgekit.serving.api.keys import digest_of
+from edgekit.serving.http.addresses import parse_networks
 from edgekit.serving.http.limits import Limits
 from edgekit.serving.models.cloud_options import CloudModelOptions
 from edgekit.settings.groups import MIB, settings_group
@@ -27,7 +32,10 @@ if TYPE_CHECKING:
     from edgekit.serving.endpoints import Endpoints
     from edgekit.settings import ControlSettings
 
-MIN_KEY_LENGTH = 16
+__all__ = ["cloud", "read_api_key"]
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LOOK_SECONDS = 2.0  # between two looks at files that may change
 
 
 @click.group()
@@ -49,7 +57,14 @@ def cloud() -> None:
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=Whole(0, 65535), help="0 takes any free port [default: 8700].")
 @click.option("--grpc-port", type=Whole(0, 65535), help="Serve gRPC on this port too; needs edgekit[grpc].")
-@click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
+@click.option("--health-port", type=Whole(0, 65535), help="Serve health and metrics here, without TLS and key.")
+@click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API keys.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path, dir_okay=False), help="PEM file; serve TLS only.")
+@click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False), help="PEM file of its private key.")
+@click.option(
+    "--client-ca", type=click.Path(path_type=Path, dir_okay=False), help="Clients need a certificate of this authority."
+)
+@click.option("--access-log", metavar="FILE", help="Append a JSON line for each HTTP request; - is stdout.")
 @click.option(
     "--class-key",
     "class_keys",
@@ -64,7 +79,7 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
 
     Bundles come from the registry and are verified. When every model has passed its self-test, one line with the URL
     is printed. New versions are served when they are published or promoted to the channel, without a restart. An
-    address that is not loopback needs an API key.
+    address that is not loopback needs API keys or client certificates.
 
     \b
     Examples:
@@ -72,24 +87,37 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
       edgekit cloud serve --all --channel stable
       edgekit cloud serve digits-cloud --channel stable --canary-channel canary --canary-share 0.1
       edgekit cloud serve digits-cloud --host 0.0.0.0 --api-key-file cloud.key
+      edgekit cloud serve digits-cloud --tls-certificate tier.pem --tls-key tier.key --client-ca devices.pem
       edgekit cloud serve digits-cloud --grpc-port 8701
       edgekit cloud serve digits-cloud --class-key cloud-class.key
     """
     if bool(models) == every:
         raise click.UsageError("Missing argument 'MODEL...'. Name models, or give --all.")
     settings = _settings(flags)
-    local_only = is_loopback(settings.cloud_host)
-    key = read_api_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
-    if not key and not local_only:
-        raise SettingsError(
-            f"without an API key the cloud tier listens on loopback only, not on {settings.cloud_host}",
-            advice=_MAKE_KEY.format(file="cloud.key") + " Then give --api-key-file cloud.key.",
-        )
+    entrance = open_entrance(settings)
     ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
         bundles = _bundles(settings, root or settings.keys / "root.json", Path(folder))
-        asyncio.run(_serve(settings, bundles, None if every else models, target, key, local_only))
+        asyncio.run(_serve(settings, bundles, None if every else models, target, entrance))
+
+
+@cloud.command()
+@click.argument("name")
+def key(name: str) -> None:
+    """Make an API key for one device, team or site.
+
+    The key is printed on stdout. The table for the key file, which holds the key's digest only, is printed on stderr.
+
+    \b
+    Example:
+      edgekit cloud key site-north > site-north.key 2>> cloud-keys.toml
+    """
+    if not NAME.fullmatch(name):
+        raise click.UsageError(f"the name is {name!r}, expected letters, digits, - and _, at most 64.")
+    made = secrets.token_urlsafe(24)
+    note(f'[keys.{name}]\nsha256 = ["{digest_of(made)}"]')
+    click.echo(made)
 
 
 def _settings(flags: dict[str, Any]) -> ControlSettings:
@@ -105,8 +133,7 @@ async def _serve(
     bundles: Bundles,
     names: tuple[str, ...] | None,
     target: str,
-    key: str,
-    local_only: bool,
+    entrance: Entrance,
 ) -> None:
     with needs_extra("cloud"):
         from edgekit.serving.cloud import CloudModels
@@ -119,25 +146,27 @@ async def _serve(
             await follower.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, follower.wake)
+        loop.add_signal_handler(signal.SIGHUP, _hang_up, entrance, follower)
         async with open_endpoints(
             served,
             _addresses(settings),
             max_request_bytes=settings.cloud_max_request_mib * MIB,
-            api_key=key,
-            local_only=local_only,
+            keys=entrance.keys,
+            local_only=entrance.is_local,
             limits=_limits(settings),
+            tls=entrance.tls,
+            access_log=entrance.log.write if entrance.log is not None else None,
         ) as endpoints:
             titles = ", ".join(f"{name} {served.version(name)}" for name in served.models())
             click.echo(f"cloud tier ready at {endpoints} ({titles})")  # click flushes
-            await _until(stopped, follower.follow(settings.cloud_refresh_seconds))
+            await _until(stopped, follower.follow(settings.cloud_refresh_seconds), _look(entrance))
     finally:
         await served.close()
 
 
-async def _until(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until `stopped` is set; its errors, which are bugs, end the command."""
-    tasks = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(work)]
+async def _until(stopped: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
+    """Run `works` until `stopped` is set; their errors, which are bugs, end the command."""
+    tasks = [asyncio.ensure_future(work) for work in (stopped.wait(), *works)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -148,19 +177,32 @@ async def _until(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> Non
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _hang_up(entrance: Entrance, follower: Follower) -> None:
+    entrance.hang_up(note)
+    follower.wake()
+
+
+async def _look(entrance: Entrance) -> None:
+    """Read keys and certificate again when their files change."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        entrance.look(note)
+
+
 def _addresses(settings: ControlSettings) -> Endpoints:
     from edgekit.serving.endpoints import Endpoints
 
     host = f"[{settings.cloud_host}]" if ":" in settings.cloud_host else settings.cloud_host
     grpc = "" if settings.cloud_grpc_port is None else f"{host}:{settings.cloud_grpc_port}"
-    return Endpoints(url=f"{host}:{settings.cloud_port}", grpc=grpc)
+    health = "" if settings.cloud_health_port is None else f"{host}:{settings.cloud_health_port}"
+    return Endpoints(url=f"{host}:{settings.cloud_port}", grpc=grpc, health=health)
 
 
 def _limits(settings: ControlSettings) -> Limits:
     return Limits(
         connections=settings.cloud_max_connections,
         peer_connections=settings.cloud_max_connections_per_address,
-        trusted_proxies=settings.cloud_trusted_proxies,
+        trusted_proxies=parse_networks(settings.cloud_trusted_proxies),
         drain_seconds=settings.cloud_drain_seconds,
     )
 
@@ -202,29 +244,3 @@ def _bundles(settings: ControlSettings, root: Path, folder: Path) -> Bundles:
         ) from error
     reader = RegistryReader(open_store(settings.registry), trusted, folder / "metadata")
     return RegistryBundles(reader, folder, keyring.ids)
-
-
-_MAKE_KEY = "Make one: (umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(24))' > {file})."
-
-
-def read_api_key(path: Path) -> str:
-    """The key in a file that only its owner may read.
-
-    Raises:
-        SettingsError: the file is missing, readable by others, or has no usable key; the advice says how to make one.
-    """
-    advice = _MAKE_KEY.format(file=path)
-    try:
-        mode = path.stat().st_mode
-        key = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError as error:
-        raise SettingsError(f"there is no API key file {path}", advice=advice) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"API key file {path} cannot be read: {error}", advice=advice) from error
-    if mode & 0o077:
-        raise SettingsError(f"API key file {path} can be read by others", advice=f"Run: chmod 600 {path}")
-    if len(key) < MIN_KEY_LENGTH or any(c.isspace() or not c.isprintable() for c in key):
-        raise SettingsError(
-            f"API key file {path} must contain one word of at least {MIN_KEY_LENGTH} characters", advice=advice
-        )
-    return key

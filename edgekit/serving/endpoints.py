@@ -6,15 +6,22 @@ This file stands above `http` and `grpc`, because it opens both and neither may 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.errors import MissingExtraError
+from edgekit.serving.api.keys import Keys, one_key
 from edgekit.serving.api.model_server import ModelServer
-from edgekit.serving.http.app import App
+from edgekit.serving.api.tls import ServerTls
+from edgekit.serving.http.access_log import LoggedApp
+from edgekit.serving.http.app import App, ProbesApp
 from edgekit.serving.http.limits import Limits
+from edgekit.serving.http.messages import Application
 from edgekit.serving.http.server import serve
+
+if TYPE_CHECKING:
+    from edgekit.serving.grpc.server import BoundGrpc, GrpcService
 
 
 class Endpoints(NamedTuple):
@@ -25,16 +32,19 @@ class Endpoints(NamedTuple):
         socket: HTTP over this UNIX socket.
         grpc: gRPC over TCP, ``host:port`` with the real port.
         grpc_socket: gRPC over this UNIX socket.
+        health: Health and metrics over TCP without TLS and key, ``http://host:port`` with the real port.
     """
 
     url: str = ""
     socket: Path | None = None
     grpc: str = ""
     grpc_socket: Path | None = None
+    health: str = ""
 
     def __str__(self) -> str:
         named = [self.url, f"unix:{self.socket}" if self.socket and not self.url else ""]
         named += [f"grpc {self.grpc}" if self.grpc else "", f"grpc unix:{self.grpc_socket}" if self.grpc_socket else ""]
+        named += [f"health {self.health}" if self.health else ""]
         return ", ".join(name for name in named if name)
 
 
@@ -45,16 +55,21 @@ async def open_endpoints(
     *,
     max_request_bytes: int,
     api_key: str = "",
+    keys: Keys | None = None,
     local_only: bool = True,
     limits: Limits | None = None,
+    tls: ServerTls | None = None,
+    access_log: Callable[[bytes], object] | None = None,
 ) -> AsyncIterator[Endpoints]:
     """Serve until the block ends, then let running requests finish.
 
     Args:
         server: Runs the models.
-        wanted: Addresses to listen on; here `url` is ``host:port``, and port 0 takes any free one.
-        max_request_bytes, api_key, local_only: As for `App`.
+        wanted: Addresses to listen on; here `url` and `health` are ``host:port``, and port 0 takes any free one.
+        max_request_bytes, api_key, keys, local_only: As for `App`.
         limits: Sizes, times and numbers of connections; the defaults where None.
+        tls: For TLS on TCP, of HTTP and gRPC; None for none. The port for health has none.
+        access_log: Called with a JSON line for each HTTP request; None for no log.
 
     Yields:
         The open endpoints.
@@ -64,20 +79,42 @@ async def open_endpoints(
         UnavailableError: an address is taken, or this process may not bind it.
         MissingExtraError: gRPC is wanted and not installed.
     """
+    limits = limits or Limits()
+    keys = keys or (Keys(one_key(api_key)) if api_key else None)  # HTTP and gRPC count the same uses
     async with contextlib.AsyncExitStack() as stack:
         codes, opened = None, Endpoints()
         if wanted.grpc or wanted.grpc_socket:
-            try:
-                from edgekit.serving.grpc.server import GrpcService, serve_grpc
-            except ModuleNotFoundError as error:
-                raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
-            service = GrpcService(server, max_request_bytes=max_request_bytes, api_key=api_key)
-            drain = (limits or Limits()).drain_seconds
-            listening = serve_grpc(service, address=wanted.grpc, socket=wanted.grpc_socket, drain_seconds=drain)
-            bound = await stack.enter_async_context(listening)
+            service = _grpc_service(server, max_request_bytes, keys)
+            bound = await stack.enter_async_context(_serve_grpc(service, wanted, limits, tls))
             codes, opened = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
-        app = App(server, max_request_bytes=max_request_bytes, api_key=api_key, local_only=local_only, grpc_codes=codes)
+        app = App(server, max_request_bytes=max_request_bytes, keys=keys, local_only=local_only, grpc_codes=codes)
+        if wanted.health:
+            probes = serve(ProbesApp(app), http=wanted.health, limits=limits)
+            opened = opened._replace(health=(await stack.enter_async_context(probes)).url)
         if wanted.url or wanted.socket:
-            http = await stack.enter_async_context(serve(app, http=wanted.url, socket=wanted.socket, limits=limits))
+            served: Application = app
+            if access_log is not None:
+                served = LoggedApp(app, access_log, owner=app.owner, trusted_proxies=limits.trusted_proxies)
+            context = tls.context if tls is not None else None
+            listening = serve(served, http=wanted.url, socket=wanted.socket, limits=limits, tls=context)
+            http = await stack.enter_async_context(listening)
             opened = opened._replace(url=http.url, socket=http.socket)
         yield opened
+
+
+def _grpc_service(server: ModelServer, max_request_bytes: int, keys: Keys | None) -> GrpcService:
+    try:
+        from edgekit.serving.grpc.server import GrpcService
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
+    return GrpcService(server, max_request_bytes=max_request_bytes, keys=keys)
+
+
+def _serve_grpc(
+    service: GrpcService, wanted: Endpoints, limits: Limits, tls: ServerTls | None
+) -> contextlib.AbstractAsyncContextManager[BoundGrpc]:
+    from edgekit.serving.grpc.server import serve_grpc
+
+    return serve_grpc(
+        service, address=wanted.grpc, socket=wanted.grpc_socket, drain_seconds=limits.drain_seconds, tls=tls
+    )

@@ -272,6 +272,17 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that the device sends to the cloud tier.")
     ] = None
+    cloud_ca: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the authority that signed the cloud tier's certificate. Unset: the system's "
+            "authorities."
+        ),
+    ] = None
+    cloud_certificate: Annotated[
+        Path | None, Meta(description="PEM file of the device's own certificate for the cloud tier.")
+    ] = None
+    cloud_key: Annotated[Path | None, Meta(description="PEM file of the private key of cloud_certificate.")] = None
     cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
@@ -280,3 +291,8 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         check_tags(self.tags)
         if self.cloud_url:
             check_url("cloud_url", self.cloud_url)
+        named = [name for name in ("cloud_ca", "cloud_certificate", "cloud_key") if getattr(self, name) is not None]
+        if named and not self.cloud_url.startswith("https://"):
+            raise ValueError(f"{', '.join(named)}: set, but cloud_url is {self.cloud_url!r}, expected https://...")
+        if (self.cloud_certificate is None) != (self.cloud_key is None):
+            raise ValueError("cloud_certificate and cloud_key belong together: set both, or neither")

@@ -107,8 +107,37 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Meta(description="gRPC port of the cloud tier; 0 takes any free port. Unset: no gRPC. Needs edgekit[grpc]."),
     ] = None
     cloud_api_key_file: Annotated[
-        Path | None, Meta(description="File with the API key that clients of the cloud tier must send.")
+        Path | None,
+        Meta(
+            description="File with the API keys that clients of the cloud tier must send: one bare key, or TOML with a "
+            "table [keys.NAME] for each owner. It is read again when it changes."
+        ),
     ] = None
+    cloud_tls_certificate: Annotated[
+        Path | None,
+        Meta(description="PEM file of the cloud tier's certificate chain. With it, the tier speaks TLS only."),
+    ] = None
+    cloud_tls_key: Annotated[
+        Path | None, Meta(description="PEM file of the private key of cloud_tls_certificate, without a password.")
+    ] = None
+    cloud_client_ca: Annotated[
+        Path | None,
+        Meta(description="PEM file of the authority whose certificates clients of the cloud tier must have."),
+    ] = None
+    cloud_health_port: Annotated[
+        Port | None,
+        Meta(
+            description="Port for /v2/health and /metrics without TLS and key, for Kubernetes and Prometheus; 0 takes "
+            "any free port. Unset: none."
+        ),
+    ] = None
+    cloud_access_log: Annotated[
+        str,
+        Meta(
+            description="File to which the cloud tier appends a JSON line for each HTTP request; - is stdout. It is "
+            "opened again at SIGHUP. Empty: no log."
+        ),
+    ] = ""
     cloud_max_connections: Annotated[
         Count,
         Meta(
@@ -127,8 +156,9 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloud_trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(
-            description="Addresses of proxies and load balancers in front of the cloud tier; "
-            "cloud_max_connections_per_address does not hold for them."
+            description="Addresses or networks of proxies and load balancers in front of the cloud tier. "
+            "cloud_max_connections_per_address does not hold for them, and the access log believes their "
+            "X-Forwarded-For."
         ),
     ] = ()
     cloud_drain_seconds: Annotated[

@@ -20,6 +20,7 @@ from device_agents.__main__ import agent
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import parse_targets
 from edgekit.cli.main import edgekit
+from edgekit.serving.api.keys import parse_keys
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 
 if sys.version_info >= (3, 11):
@@ -113,7 +114,7 @@ def test_a_call_of_something_that_is_not_there_is_found() -> None:
 
 @pytest.mark.parametrize("body", blocks("toml"))
 def test_toml_loads(body: str, tmp_path: Path) -> None:
-    """Each block loads as settings, target profiles, a recipe, or steps before and after the model."""
+    """Each block loads as settings, API keys, target profiles, a recipe, or steps before and after the model."""
     tables = tomllib.loads(body)
     file = tmp_path / "block.toml"
     file.write_text(body)
@@ -124,6 +125,8 @@ def test_toml_loads(body: str, tmp_path: Path) -> None:
         assert msgspec.convert(tables, Recipe)
     elif any("arch" in table for table in tables.values() if isinstance(table, dict)):
         assert parse_targets(body)
+    elif isinstance(tables.get("keys"), dict):
+        assert parse_keys(body)
     elif set(tables) <= set(ControlSettings.__struct_fields__):
         assert load_settings(ControlSettings, file=file, environ={})
     else:

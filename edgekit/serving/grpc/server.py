@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -19,7 +19,9 @@ from google.protobuf import json_format
 
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, NotFoundError, SettingsError, UnavailableError
 from edgekit.serving.api import documents
+from edgekit.serving.api.keys import ForbiddenError, Keys, UnauthorizedError, one_key
 from edgekit.serving.api.model_server import ModelServer
+from edgekit.serving.api.tls import ServerTls
 from edgekit.serving.grpc import codec as grpc_codec
 from edgekit.serving.grpc.messages import METHODS, SERVICE, message
 from edgekit.serving.http.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
@@ -36,6 +38,9 @@ MAX_METADATA_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 20
 CONNECTION_IDLE_SECONDS = 300
 _FRAMING_BYTES = 64 * 1024  # of a message, besides its tensors
+HEALTH = "grpc.health.v1.Health"
+_HEALTH_REQUEST = "ModelReadyRequest"  # has the same field 1, a string, as HealthCheckRequest
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse with its status
 _PROBES = ("ServerLive", "ServerReady")
 
 
@@ -59,21 +64,24 @@ class GrpcService:
         max_request_bytes: Longer requests get RESOURCE_EXHAUSTED.
         api_key: Every call except ServerLive and ServerReady must carry it as ``authorization: Bearer``; empty for no
             key.
+        keys: In place of `api_key`: several keys with limits; None for none.
 
     Attributes:
         codes: Number of calls by the name of their status.
     """
 
-    def __init__(self, server: ModelServer, *, max_request_bytes: int, api_key: str = "") -> None:
+    def __init__(
+        self, server: ModelServer, *, max_request_bytes: int, api_key: str = "", keys: Keys | None = None
+    ) -> None:
         self._server = server
-        self._api_key = api_key
+        self._keys = keys or (Keys(one_key(api_key)) if api_key else None)
         self.max_request_bytes = max_request_bytes
         self.codes: Counter[str] = Counter()
 
     @property
     def has_key(self) -> bool:
         """True where callers must send an API key."""
-        return bool(self._api_key)
+        return self._keys is not None
 
     def handler(self) -> Any:
         """The handler of all methods, for `grpc.aio.server`."""
@@ -81,13 +89,35 @@ class GrpcService:
             SERVICE, {name: grpc.unary_unary_rpc_method_handler(self._method(name)) for name in METHODS}
         )
 
+    def health_handler(self) -> Any:
+        """The handler of ``grpc.health.v1.Health/Check``, which needs no key; for `grpc.aio.server`.
+
+        The service "" is the whole server; a model's name is that model. There is no ``Watch``.
+        """
+
+        async def check(data: bytes, context: Any) -> bytes:
+            try:
+                name = grpc_codec.parse(_HEALTH_REQUEST, data).name
+                if name not in ("", SERVICE):
+                    self._server.describe(name, None)
+            except (NotFoundError, DataError) as error:
+                await context.abort(_status("Check", error)[0], str(error))
+            except UnavailableError:
+                return _NOT_SERVING
+            return _SERVING if self._server.ready() else _NOT_SERVING
+
+        return grpc.method_handlers_generic_handler(HEALTH, {"Check": grpc.unary_unary_rpc_method_handler(check)})
+
     def _method(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         answer: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
 
         async def call(data: bytes, context: Any) -> bytes:
             try:
-                self._check_key(name, context)
-                response = (await answer(grpc_codec.parse(f"{name}Request", data), context)).SerializeToString()
+                key = self._find_key(name, context)
+                received = grpc_codec.parse(f"{name}Request", data)
+                if self._keys is not None and name == "ModelInfer":
+                    self._keys.charge(key, received.model_name, time.time(), time.monotonic())
+                response = (await answer(received, context)).SerializeToString()
             except asyncio.CancelledError:  # the client left, or its deadline has passed
                 self.codes["CANCELLED"] += 1
                 raise
@@ -101,15 +131,13 @@ class GrpcService:
 
         return call
 
-    def _check_key(self, name: str, context: Any) -> None:
-        if not self._api_key or name in _PROBES:
-            return
+    def _find_key(self, name: str, context: Any) -> str:
+        """The digest of the call's key; empty where none is needed. Raises UnauthorizedError."""
+        if self._keys is None or name in _PROBES:
+            return ""
         given = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), "")
         scheme, _, key = str(given).partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            key.encode("utf-8", "replace"), self._api_key.encode()
-        ):
-            raise _KeyError("the API key is missing or wrong; send metadata authorization: Bearer <key>")
+        return self._keys.find(key if scheme.lower() == "bearer" else "", time.time())
 
     # --- the methods, with the protocol's names
 
@@ -149,10 +177,6 @@ class GrpcService:
         return grpc_codec.infer_response(response, request, received)
 
 
-class _KeyError(EdgekitError):
-    """A call without the right API key."""
-
-
 def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ...]]:
     """The gRPC status of an error, and its trailing metadata."""
     code = grpc.StatusCode
@@ -160,7 +184,8 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
         late = code.DEADLINE_EXCEEDED if isinstance(error, DeadlineError) else code.RESOURCE_EXHAUSTED
         return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
     for kind, status in (
-        (_KeyError, code.UNAUTHENTICATED),
+        (UnauthorizedError, code.UNAUTHENTICATED),
+        (ForbiddenError, code.PERMISSION_DENIED),
         (StreamEndedError, code.FAILED_PRECONDITION),
         (DataError, code.INVALID_ARGUMENT),
         (NotFoundError, code.NOT_FOUND),
@@ -192,19 +217,23 @@ async def serve_grpc(
     socket: Path | None = None,
     max_calls: int = MAX_CALLS,
     drain_seconds: float = DRAIN_SECONDS,
+    tls: ServerTls | None = None,
 ) -> AsyncIterator[BoundGrpc]:
     """Serve until the block ends, then let running calls finish (up to `drain_seconds`).
 
     Args:
         service: Answers the calls.
-        address: ``host:port``; port 0 takes any free one; empty for no TCP. Without an API key it must be loopback,
-            because gRPC has no Host header by which a web page's request could be recognized.
+        address: ``host:port``; port 0 takes any free one; empty for no TCP. Without an API key and without client
+            certificates it must be loopback, because gRPC has no Host header by which a web page's request could be
+            recognized.
         socket: Path of a UNIX socket (mode 0660), or None; a socket that a dead server left there is replaced.
         max_calls: Most calls at the same time; further calls get RESOURCE_EXHAUSTED.
         drain_seconds: How long running calls may take at the end.
+        tls: For TLS on TCP; None for none.
 
     Raises:
-        SettingsError: the address is malformed, or not loopback and there is no API key.
+        SettingsError: the address is malformed, or not loopback and neither an API key nor a client certificate is
+            asked for.
         UnavailableError: an address is taken, or this process may not bind it.
     """
     options = {
@@ -218,9 +247,9 @@ async def serve_grpc(
         "grpc.so_reuseport": 0,  # else a second server could take half of the connections unnoticed
     }
     server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=max_calls)
-    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_generic_rpc_handlers((service.handler(), service.health_handler()))
     with contextlib.ExitStack() as stack:
-        bound = _bind_tcp(server, address, service) if address else ""
+        bound = _bind_tcp(server, address, service, tls) if address else ""
         if socket is not None:
             _bind_unix(server, socket)
             stack.enter_context(removed_after(socket))
@@ -231,15 +260,19 @@ async def serve_grpc(
             await asyncio.shield(server.stop(drain_seconds))
 
 
-def _bind_tcp(server: Any, address: str, service: GrpcService) -> str:
+def _bind_tcp(server: Any, address: str, service: GrpcService, tls: ServerTls | None) -> str:
     host, _ = parse_address(address)
-    if not service.has_key and not is_loopback(host):
+    is_open = not service.has_key and not (tls is not None and tls.asks_clients)
+    if is_open and not is_loopback(host):
         raise SettingsError(
             f"gRPC without an API key is served on loopback only, not on {host}",
             advice="Use 127.0.0.1, or a UNIX socket.",
         )
     try:
-        port = server.add_insecure_port(address)
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, tls.grpc_credentials())
     except RuntimeError as error:
         raise UnavailableError(
             f"cannot listen on {address} for gRPC: {error}", advice="Choose another address or port."

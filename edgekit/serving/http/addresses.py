@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket as sockets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgekit.errors import SettingsError, UnavailableError
@@ -39,6 +40,30 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def parse_networks(names: Iterable[str]) -> tuple[str, ...]:
+    """The networks that addresses and networks name, for example 10.0.0.7 and 10.0.0.0/8.
+
+    Raises:
+        SettingsError: one is neither.
+    """
+    try:
+        return tuple(str(ipaddress.ip_network(name, strict=False)) for name in names)
+    except ValueError as error:
+        raise SettingsError(
+            f"trusted proxies: {error}", advice="Name addresses or networks, such as 10.0.0.0/8."
+        ) from error
+
+
+@functools.lru_cache(maxsize=1024)
+def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
+    """True where an address is in one of the networks; False for what is no address."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network, strict=False) for network in networks)
 
 
 def make_room(path: Path) -> None:

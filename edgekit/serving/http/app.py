@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from email.utils import formatdate
@@ -17,6 +17,7 @@ import msgspec
 
 from edgekit.errors import ArenaFullError, ConflictError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving.api import documents
+from edgekit.serving.api.keys import ForbiddenError, Keys, UnauthorizedError, one_key
 from edgekit.serving.api.model_server import ModelServer, TakesOutcomes
 from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, latencies_of, render
@@ -69,6 +70,7 @@ class App:
         server: Runs the models.
         max_request_bytes: Longer bodies get 413.
         api_key: Every request except health must carry it as ``Authorization: Bearer``; empty for no key.
+        keys: In place of `api_key`: several keys with limits; None for none.
         local_only: Without an API key, refuse requests over TCP that name a foreign host or come from a web page, so
             that no page in a browser on this machine can use the server. With a key the name does not matter, because
             proxies keep the name that the client used.
@@ -81,12 +83,13 @@ class App:
         *,
         max_request_bytes: int,
         api_key: str = "",
+        keys: Keys | None = None,
         local_only: bool = True,
         grpc_codes: Mapping[str, int] | None = None,
     ) -> None:
         self._server = server
         self._max_request_bytes = max_request_bytes
-        self._api_key = api_key
+        self._keys = keys or (Keys(one_key(api_key)) if api_key else None)
         self._local_only = local_only
         self._grpc_codes = grpc_codes
         self._statuses: Counter[int] = Counter()
@@ -103,10 +106,15 @@ class App:
 
     def begin(self, head: Head) -> Reply | Work:
         """The answer, where it does not need the body; else the work that makes it from the body."""
-        try:
-            return self._route(head)
-        except Exception as error:  # every error gets a status; `_failure` logs bugs
-            return _failure(head, error)
+        return _decided(self._route, head)
+
+    def probe(self, head: Head) -> Reply | Work:
+        """The answer to a request for health or metrics, which needs no key here."""
+        return _decided(self._route_probe, head)
+
+    def owner(self, head: Head) -> str:
+        """The name of the owner of a request's key; empty for none."""
+        return self._keys.name(bearer_key(head)) if self._keys is not None else ""
 
     def too_long(self, stated: str) -> Reply:
         """The answer to a body over the limit."""
@@ -154,29 +162,42 @@ class App:
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _route_probe(self, head: Head) -> Reply:
+        path = _split(head.path)
+        if path[:2] == ("v2", "health"):
+            return self._health(head, path)
+        if path == ("metrics",):
+            return self._metrics(head)
+        raise _HttpError(404, f"there is nothing at {head.path}; this port has /v2/health and /metrics")
+
     def _route(self, head: Head) -> Reply | Work:
         self._check_origin(head)
         path = _split(head.path)
         if path[:2] == ("v2", "health"):
             return self._health(head, path)
-        self._check_key(head)
+        key = self._find_key(head)
+        if path == ("metrics",):
+            return self._metrics(head)
         if path[:2] == ("v2", "models") and len(path) > 2:
             if path == ("v2", "models", "stats"):
                 _need(head, "GET")
                 return _json(documents.statistics(self._server, documents.every(self._server)))
-            return self._model(head, path[2], *_model_path(path[3:]))
-        if path == ("metrics",):
-            _need(head, "GET")
-            server = self._server
-            text = render(server.counters(), self._statuses, self._grpc_codes, gauges_of(server), latencies_of(server))
-            return Reply(200, text, {"Content-Type": METRICS_TYPE})
+            return self._model(head, key, path[2], *_model_path(path[3:]))
         if path == ("v2",):
             _need(head, "GET")
             return _json(documents.server())
         if path == ("v2", "repository", "index"):
             _need(head, "POST")
-            return RepeatableWork(_reply, head, self._index)
+            return RepeatableWork(_reply, head, self._index, head)
         raise _HttpError(404, f"there is nothing at {head.path}")
+
+    def _metrics(self, head: Head) -> Reply:
+        _need(head, "GET")
+        server, counts = self._server, self._keys.counts() if self._keys is not None else {}
+        text = render(
+            server.counters(), self._statuses, self._grpc_codes, gauges_of(server), latencies_of(server), counts
+        )
+        return Reply(200, text, {"Content-Type": METRICS_TYPE})
 
     def _health(self, head: Head, path: tuple[str, ...]) -> Reply:
         if path[2:] not in (("live",), ("ready",)):
@@ -188,7 +209,7 @@ class App:
             raise UnavailableError("a model is not ready")
         return _json({path[2]: True})
 
-    def _model(self, head: Head, model: str, version: str | None, action: str) -> Reply | Work:
+    def _model(self, head: Head, key: str, model: str, version: str | None, action: str) -> Reply | Work:
         if self._stopping and action in ("infer", "ready"):
             raise _stopping_error()
         if action == "infer":
@@ -197,8 +218,8 @@ class App:
                 raise _HttpError(415, "compressed requests are not served, send them as they are")
             length = oip.header_length(head.header(_LENGTH))
             if length is None and (media := raw_body.parse_media(head.headers.get(b"content-type", b""))) is not None:
-                return self._raw_body_work(head, model, version, media)
-            return RepeatableWork(_reply, head, self._infer, model, version, length)
+                return self._raw_body_work(head, key, model, version, media)
+            return RepeatableWork(_reply, head, self._infer, key, model, version, length)
         if action == "outcome" and version is None:
             _need(head, "POST")
             return functools.partial(_reply, head, self._outcome, model)
@@ -218,10 +239,11 @@ class App:
         self._server.outcome(model, outcome.id, good=outcome.good)
         return _json({"id": outcome.id, "good": outcome.good})
 
-    async def _index(self, body: bytes) -> Reply:
+    async def _index(self, head: Head, body: bytes) -> Reply:
+        self._find_key(head)  # again, because this work may be repeated after the keys have changed
         return _json(documents.index(self._server, oip.wants_ready_only(body)))
 
-    def _raw_body_work(self, head: Head, model: str, version: str | None, media: raw_body.Media) -> Work:
+    def _raw_body_work(self, head: Head, key: str, model: str, version: str | None, media: raw_body.Media) -> Work:
         """The work for a body whose media type is not the protocol's."""
         try:
             raw = self._server.describe(model, version).raw
@@ -229,7 +251,7 @@ class App:
             raw = ()
         name = raw_body.input_for(media, raw)
         if name is not None:
-            return functools.partial(_reply, head, self._infer_raw_body, head, model, version, (media, name))
+            return functools.partial(_reply, head, self._infer_raw_body, head, key, model, version, (media, name))
         refused = _HttpError(415, raw_body.refusal(media, model, raw), {"Accept": ", ".join(raw_body.accepted(raw))})
         if media.kind != "text":
             raise refused
@@ -238,19 +260,28 @@ class App:
             """Some clients send JSON as text/plain."""
             if not body.lstrip().startswith(b"{"):
                 raise refused
-            return await self._infer(model, version, None, body)
+            return await self._infer(key, model, version, None, body)
 
         return functools.partial(_reply, head, infer)
 
     async def _infer_raw_body(
-        self, head: Head, model: str, version: str | None, media_and_input: tuple[raw_body.Media, str], body: bytes
+        self,
+        head: Head,
+        key: str,
+        model: str,
+        version: str | None,
+        media_and_input: tuple[raw_body.Media, str],
+        body: bytes,
     ) -> Reply:
+        self._charge(key, model)
         request = raw_body.parse_raw_body(body, *media_and_input, head.headers)
         response = await self._server.answer(model, version, request)
         encoded = await asyncio.to_thread(oip.encode_response, response, request)  # it came from a thread anyway
-        return Reply(200, encoded.body, encoded.headers)
+        return Reply(200, encoded.body, encoded.headers, response.version)
 
-    async def _infer(self, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
+    async def _infer(self, key: str, model: str, version: str | None, length: int | None, body: bytes) -> Reply:
+        if key:
+            self._charge(key, model)
         if length == 0:
             request = oip.parse_raw(body, self._server.describe(model, version).inputs)
         elif (len(body) if length is None else length) > LONG_JSON:  # parsing may take seconds; other requests go on
@@ -262,10 +293,10 @@ class App:
             encoded = await asyncio.to_thread(oip.encode_response, response, request)
         else:
             encoded = oip.encode_response(response, request)
-        return Reply(200, encoded.body, encoded.headers)
+        return Reply(200, encoded.body, encoded.headers, response.version)
 
     def _check_origin(self, head: Head) -> None:
-        if not self._local_only or not head.over_tcp or self._api_key:  # a web page does not know the key
+        if not self._local_only or not head.over_tcp or self._keys is not None:  # a web page does not know the key
             return
         if b"origin" in head.headers:
             raise _HttpError(403, "requests from web pages are refused")
@@ -273,17 +304,44 @@ class App:
         if host and not _is_local(host):
             raise _HttpError(403, f"host is {host!r}, expected localhost or 127.0.0.1")
 
-    def _check_key(self, head: Head) -> None:
-        if not self._api_key:
-            return
-        scheme, _, given = (head.header(b"authorization") or "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise _HttpError(401, "the API key is missing or wrong; send Authorization: Bearer <key>", challenge)
+    def _find_key(self, head: Head) -> str:
+        """The digest of the request's key; empty where none is needed. Raises UnauthorizedError."""
+        return self._keys.find(bearer_key(head), time.time()) if self._keys is not None else ""
+
+    def _charge(self, key: str, model: str) -> None:
+        """Count an inference request of a key; see `Keys.charge`."""
+        if self._keys is not None:
+            self._keys.charge(key, model, time.time(), time.monotonic())
+
+
+class ProbesApp:
+    """Health and metrics of an `App` on a port of their own, without TLS and key, for probes of the system around it.
+
+    Args:
+        app: Makes the answers.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.max_request_bytes = app.max_request_bytes
+        self.begin, self.stop, self.too_long, self.count = app.probe, app.stop, app.too_long, app.count
+
+
+def bearer_key(head: Head) -> str:
+    """The API key in a request's header; empty for none."""
+    scheme, _, given = (head.header(b"authorization") or "").partition(" ")
+    return given if scheme.lower() == "bearer" else ""
 
 
 def _stopping_error() -> _HttpError:
     return _HttpError(503, "the server is stopping; try again", {"Retry-After": "1"})
+
+
+def _decided(route: Callable[[Head], Reply | Work], head: Head) -> Reply | Work:
+    """The decision of `route`, errors included."""
+    try:
+        return route(head)
+    except Exception as error:  # every error gets a status; `_failure` logs bugs
+        return _failure(head, error)
 
 
 async def _reply(head: Head, answer: Callable[..., Awaitable[Reply]], *arguments: Any) -> Reply:
@@ -300,7 +358,10 @@ def _failure(head: Head, error: Exception) -> Reply:
         return _error(error.status, str(error), error.headers)
     if isinstance(error, OverloadedError):
         return _error(429, str(error), {"Retry-After": str(math.ceil(error.retry_after_seconds))})
+    if isinstance(error, UnauthorizedError):
+        return _error(401, str(error), {"WWW-Authenticate": "Bearer"})
     for kind, status in (
+        (ForbiddenError, 403),
         (StreamEndedError, 410),
         (DataError, 400),
         (NotFoundError, 404),

@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Keep the connection open only for the answers to complete requests."""
-        if self._ended or not (self._task is not None or self._waiting):
+        if self._ended or not (self._task is not None or self._waiting) or not self._transport.can_write_eof():
             return False
         self._is_last = self._half_closed = True
         self._probe()
@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         self.deadline = self._loop.time() + self._limits.linger_seconds
         self._unsent = self._transport.get_write_buffer_size()
-        if self._half_closed:
+        if self._half_closed or not self._transport.can_write_eof():  # TLS cannot close one side only
             self._transport.close()  # which sends what was written first
         elif not self._transport.is_closing():
             self._transport.write_eof()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from edgekit.serving.http.addresses import is_trusted
 from edgekit.serving.http.head_cache import HeadCache
 from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
@@ -124,7 +125,8 @@ class Connections:
         return ""
 
     def _is_limited(self, peer: str) -> bool:
-        return bool(self.limits.peer_connections and peer) and peer not in self.limits.trusted_proxies
+        limited = bool(self.limits.peer_connections and peer)
+        return limited and not is_trusted(peer, self.limits.trusted_proxies)
 
     def discard(self, connection: OpenConnection) -> None:
         """Forget a connection that is closed."""

@@ -11,7 +11,8 @@ class Limits(NamedTuple):
     Attributes:
         connections: Most open connections of one listener; TCP and the UNIX socket have one each.
         peer_connections: Most of them from one address; 0 for no such limit, as behind a proxy all have one address.
-        trusted_proxies: Addresses that `peer_connections` does not hold for.
+        trusted_proxies: Addresses and networks that `peer_connections` does not hold for.
+        handshake_seconds: Longest time for a TLS handshake.
         fresh_seconds: A connection that has made no request for so long gives way before those of working clients.
         header_bytes: Longest header of a request.
         header_seconds: Longest time for a header to arrive.
@@ -29,6 +30,7 @@ class Limits(NamedTuple):
     connections: int = 256
     peer_connections: int = 0
     trusted_proxies: tuple[str, ...] = ()
+    handshake_seconds: float = 10.0
     fresh_seconds: float = 1.0
     header_bytes: int = 64 * 1024
     header_seconds: float = 20.0

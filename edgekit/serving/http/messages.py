@@ -18,12 +18,14 @@ class Head(NamedTuple):
         path: Without the query, percent-decoded.
         headers: Values by lower-case name; the values of a repeated header are joined by ``", "``.
         over_tcp: False on a UNIX socket, which no web page can reach.
+        peer: Address of the client or of the proxy before it; empty where it is unknown.
     """
 
     method: str
     path: str
     headers: Mapping[bytes, bytes]
     over_tcp: bool
+    peer: str = ""
 
     def header(self, name: bytes) -> str | None:
         """Value of a header; None where it is missing."""
@@ -32,11 +34,17 @@ class Head(NamedTuple):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One answer.
+
+    Attributes:
+        status, body, headers: As they are sent.
+        version: Version of the model that answered, for the log; empty for other answers.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = {}
+    version: str = ""
 
 
 # Makes a reply from a body. The first step runs outside any task; only work that must wait becomes a task.

@@ -38,6 +38,13 @@ def _of_model(kind: Literal["counter", "gauge"], short: str, text: str) -> Metri
 METRICS = (
     Metric("edgekit_http_responses_total", "counter", "HTTP responses by status code.", ("code",)),
     Metric("edgekit_grpc_responses_total", "counter", "gRPC calls by status.", ("code",)),
+    Metric(
+        "edgekit_key_requests_total",
+        "counter",
+        "Inference requests by the owner of the API key and the outcome: requests (let in), rate, quota or model (why "
+        "one was refused).",
+        ("key", "outcome"),
+    ),
     _of_model("counter", "requests", "Inference requests."),
     _of_model("counter", "errors", "Requests that ended with an error."),
     _of_model("counter", "local", "Requests that the local model answered."),
@@ -84,6 +91,7 @@ METRICS = (
 )
 
 _LATENCY = "edgekit_model_latency_seconds"
+_KEYS = "edgekit_key_requests_total"
 _KNOWN = {metric.name for metric in METRICS}
 _SECOND_LABELS = {metric.name: metric.labels[1] for metric in METRICS if len(metric.labels) > 1}
 
@@ -122,6 +130,7 @@ def render(
     grpc_codes: Mapping[str, int] | None = None,
     gauges: Mapping[str, Mapping[str, float]] | None = None,
     latencies: Mapping[tuple[str, str], Latency] | None = None,
+    keys: Mapping[tuple[str, str], int] | None = None,
 ) -> bytes:
     """Render the text of /metrics.
 
@@ -131,6 +140,7 @@ def render(
         grpc_codes: gRPC calls by the name of their status; None where gRPC is not served.
         gauges: Present values by model, then by short name.
         latencies: Histograms by model and version.
+        keys: Inference requests by the owner of the API key and the outcome.
 
     Raises:
         LookupError: a metric is not in METRICS.
@@ -139,6 +149,11 @@ def render(
     if grpc_codes is not None:
         samples["edgekit_grpc_responses_total"] = _by_code(grpc_codes)
     samples |= _by_model(counters, "_total") | _by_model(gauges or {}, "")
+    if keys:
+        samples[_KEYS] = [
+            (f'key="{_escape(name)}",outcome="{outcome}"', str(count))
+            for (name, outcome), count in sorted(keys.items())
+        ]
     unknown = samples.keys() - _KNOWN
     if unknown:
         raise LookupError(f"metrics {', '.join(sorted(unknown))} have no entry in METRICS; add one with a help text")

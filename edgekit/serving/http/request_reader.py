@@ -32,6 +32,8 @@ class Request(msgspec.Struct, frozen=True):
 class RequestHandler(Protocol):
     """The connection that a reader reads for."""
 
+    peer: str  # address of the client; empty on a UNIX socket
+
     def head_read(self) -> None:
         """A head is complete; the time limit of the body begins."""
         ...
@@ -130,7 +132,7 @@ class RequestReader:
         if self._parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
             raise HeadRefusedError("connections cannot be upgraded here; send the request as plain HTTP/1.1")
         self.method = self._parser.get_method().decode()
-        head = Head(self.method, path_of(self._url, headers), headers, self._over_tcp)
+        head = Head(self.method, path_of(self._url, headers), headers, self._over_tcp, self._handler.peer)
         self.in_head = False
         self.accepts_interim = self._parser.get_http_version() != "1.0"
         self.unparsed_bytes = 0

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import socket as sockets
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ class Bound(NamedTuple):
     """Addresses of a running server.
 
     Attributes:
-        url: ``http://host:port`` with the real port; empty without TCP.
+        url: ``http://host:port`` or ``https://host:port`` with the real port; empty without TCP.
         socket: Path of the UNIX socket, or None.
     """
 
@@ -37,7 +38,12 @@ class Bound(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def serve(
-    app: Application, *, http: str = "", socket: Path | None = None, limits: Limits | None = None
+    app: Application,
+    *,
+    http: str = "",
+    socket: Path | None = None,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bound]:
     """Serve `app` until the block ends, then let accepted requests finish (up to `Limits.drain_seconds`).
 
@@ -49,6 +55,7 @@ async def serve(
         http: ``host:port``; port 0 takes any free one; empty for no TCP.
         socket: Path of a UNIX socket (mode 0660), or None; a socket that a dead server left there is replaced.
         limits: Sizes, times and numbers; the defaults where None.
+        tls: For TLS on TCP; None for none. Connections are counted from the end of their handshake.
 
     Raises:
         SettingsError: an address is malformed.
@@ -61,14 +68,18 @@ async def serve(
         if http:
             tcp = stack.enter_context(_bind_tcp(http))
             listeners.append(tcp)
-            url = _url(tcp)
+            url = _url(tcp, "https" if tls else "http")
         if socket is not None:
             listeners.append(stack.enter_context(_bind_unix(socket)))
         servers = []
         for one in listeners:  # each has its own limit, so that nobody on the network shuts out local applications
             registries.append(connections := Connections(app, limits))
             make = functools.partial(Connection, connections)
-            servers.append(await loop.create_server(make, sock=one, backlog=_BACKLOG))
+            secured = tls if one.family != sockets.AF_UNIX else None
+            handshake = None if secured is None else limits.handshake_seconds
+            servers.append(
+                await loop.create_server(make, sock=one, backlog=_BACKLOG, ssl=secured, ssl_handshake_timeout=handshake)
+            )
         try:
             yield Bound(url, socket)
         finally:
@@ -109,9 +120,9 @@ def _bind_tcp(address: str) -> Iterator[sockets.socket]:
         yield listener
 
 
-def _url(listener: sockets.socket) -> str:
+def _url(listener: sockets.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,14 +17,19 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from device_agents.inference.cloud_client import CloudClient
-from edgekit.cli.cloud import read_api_key
+from device_agents.inference.failures import CloudRefusedError
+from device_agents.inference.http_client import HttpClient
+from edgekit.cli.cloud import cloud, read_api_key
 from edgekit.errors import SettingsError
 from edgekit.registry import publish
+from edgekit.serving.api.keys import digest_of, parse_keys
 from edgekit.serving.http.addresses import is_loopback
 from edgekit.storage.stores import open_store
 from edgekit.trust.repository import Repository
+from tests.simulators.pki import Pki
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
 
 KEY = "a-key-of-the-test"
@@ -113,11 +120,51 @@ async def test_the_newest_version_is_served_until_a_signal(registry: Path, numbe
     assert "big 1.2.0 is served now (before: 1.1.0)" in err
 
 
+async def test_keys_certificate_log_and_probes_of_an_owner(registry: Path) -> None:
+    """A device with its own key over TLS, a key that is withdrawn while the tier runs, and a log that is rotated."""
+    pki, keys = Pki(registry, names=("server",)), registry / "cloud.key"
+    keys.touch(mode=0o600)
+    keys.write_text(f'[keys.north]\nkeys = ["{KEY}"]\n[keys.south]\nkeys = ["{KEY}-2"]\n')
+    options = ("--tls-certificate", "server.pem", "--tls-key", "server.key", "--api-key-file", "cloud.key")
+    log = ("--health-port", "0", "--access-log", "access.log")
+    with command(registry, "--all", "--port", "0", *options, *log) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            line = child.stdout.readline()
+            found = re.fullmatch(r"cloud tier ready at (https://\S+), health (http://\S+) \(big 1\.1\.0\)\n", line)
+            assert found, line + child.stderr.read()
+            client = CloudClient(found.group(1), api_key=KEY, tls=ssl.create_default_context(cafile=pki.ca))
+            await client.infer("big", {"x": SURE}, timeout_seconds=10)
+            (registry / "access.log").rename(registry / "access.log.1")
+            keys.write_text(f'[keys.south]\nkeys = ["{KEY}-2"]\n')
+            child.send_signal(signal.SIGHUP)
+            refusal = ""
+            for _ in range(100):
+                try:
+                    await client.infer("big", {"x": SURE}, timeout_seconds=10)
+                except CloudRefusedError as error:
+                    refusal = str(error)
+                    break
+                await asyncio.sleep(0.1)
+            assert "401: the API key is missing or wrong" in refusal
+            client.close()
+            probe = HttpClient(found.group(2))
+            assert (await probe.request("GET", "/v2/health/ready", headers={}, timeout_seconds=10)).status == 200
+            probe.close()
+        finally:
+            child.terminate()
+    assert json.loads((registry / "access.log.1").read_text().splitlines()[0])["key"] == "north"
+    assert json.loads((registry / "access.log").read_text().splitlines()[-1])["status"] == 401
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
         (("big", "--host", "0.0.0.0"), 1, "without an API key the cloud tier listens on loopback only"),
         (("big", "--api-key-file", "none.key"), 1, "there is no API key file none.key"),
+        (("big", "--client-ca", "ca.pem"), 1, "cloud_client_ca needs both"),
+        (("big", "--all"), 2, "Name models, or give --all"),
         (("nothing",), 1, "has no model 'nothing'"),
         (("big", "--target", "jetson-orin"), 1, "no current version for 'jetson-orin'"),
         (("big", "--root", "none.json"), 1, "the trusted root cannot be read"),
@@ -144,6 +191,14 @@ def test_a_tampered_blob_is_refused(registry: Path) -> None:
         _, err = child.communicate(timeout=240)
     assert child.returncode == 3, err
     assert "model.onnx: digest does not match: expected sha256" in err
+
+
+def test_a_new_key_is_printed_with_its_table(tmp_path: Path) -> None:
+    """The key on stdout, its digest in a table on stderr; the table makes a key file."""
+    result = CliRunner().invoke(cloud, ["key", "site-north"])
+    owners = parse_keys(result.stderr)
+    assert [(one.name, one.digests) for one in owners] == [("site-north", (digest_of(result.stdout.strip()),))]
+    assert CliRunner().invoke(cloud, ["key", "two words"]).exit_code == 2
 
 
 def test_an_api_key_file_must_be_private_and_hold_a_key(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.assemble import threshold_warnings
+from device_agents.assemble import make_cloud_client, threshold_warnings
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
 from edgekit.serving.models.cloud_options import CloudModelOptions
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from edgekit.settings.groups import settings_group
+from tests.simulators.pki import Pki
 
 NEEDED = 'device = "pi-1"\nfleet = "lab"\ntarget = "x86-64"\n'
 
@@ -72,3 +73,19 @@ def test_a_model_of_the_cloud_tier_has_its_own_settings(tmp_path: Path) -> None:
     file.write_text("[cloud_models.big]\ncanary = 0.1\n")
     with pytest.raises(SettingsError, match="canary"):
         load_settings(ControlSettings, file=file, environ={})
+
+
+def test_files_for_tls_need_https_and_belong_together(tmp_path: Path) -> None:
+    """A device with a private authority, or a certificate of its own."""
+    for text, says in (
+        ('cloud_url = "http://a"\ncloud_ca = "ca.pem"', r"cloud_ca: set, but cloud_url is 'http://a'"),
+        ('cloud_url = "https://a"\ncloud_certificate = "d.pem"', "belong together"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            read(tmp_path, text)
+    settings = read(tmp_path, 'cloud_url = "https://127.0.0.1:1"\ncloud_ca = "ca.pem"')
+    with pytest.raises(SettingsError, match=r"ca\.pem cannot be used for TLS with the cloud tier"):
+        make_cloud_client(settings)
+    Pki(tmp_path, names=("device",))
+    own = 'cloud_ca = "ca.pem"\ncloud_certificate = "device.pem"\ncloud_key = "device.key"'
+    make_cloud_client(read(tmp_path, f'cloud_url = "https://127.0.0.1:1"\n{own}')).close()
