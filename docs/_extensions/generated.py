@@ -9,7 +9,6 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from edgekit.serving.http.metrics import METRICS
 from edgekit.settings.reference import describe_settings
 
 
@@ -30,11 +29,15 @@ class Settings(SphinxDirective):
 
 
 class Metrics(SphinxDirective):
-    """A table of every metric of /metrics."""
+    """A table of every metric of /metrics; the argument is ``module:TABLE``."""
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """The table."""
-        rows = [[f"`{one.name}`", one.kind, ", ".join(one.labels), one.help] for one in METRICS]
+        module, _, name = self.arguments[0].partition(":")
+        table = getattr(importlib.import_module(module), name)
+        rows = [[f"`{one.name}`", one.kind, ", ".join(one.labels), one.help] for one in table]
         return [_table(["metric", "type", "labels", "meaning"], [38, 9, 9, 44], rows)]
 
 

@@ -118,7 +118,7 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     loop = asyncio.get_running_loop()
     announcement = loop.create_task(_announce_connection(settings, transport))
-    web = loop.create_task(serve_web(operations, settings, stop))
+    web = loop.create_task(serve_web(operations, settings, stop, service.values))
     try:
         await service.run(stop)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.cli.common.console import needs_extra, note
@@ -24,8 +25,13 @@ def check_api(settings: ControlSettings) -> None:
         parse_api(settings.api)
 
 
-async def serve_web(operations: Operations, settings: ControlSettings, stop: asyncio.Event) -> None:
-    """Serve API and pages until `stop` is set.
+async def serve_web(
+    operations: Operations,
+    settings: ControlSettings,
+    stop: asyncio.Event,
+    values: Callable[[], Mapping[str, float]],
+) -> None:
+    """Serve API, pages and metrics until `stop` is set; `values` are the controller's own counters.
 
     A taken address stops no rollout: it is noted on stderr, and tried again until it is free, so that a standby
     controller on the same machine takes it over.
@@ -37,7 +43,8 @@ async def serve_web(operations: Operations, settings: ControlSettings, stop: asy
         from edgekit.controller.web import WebOptions, make_app, serve
     host, port = parse_api(settings.api)
     names = {name.lower() for name in settings.api_hosts} | ({host} - set(ANY_ADDRESS))
-    app = make_app(operations, SystemClock(), WebOptions(hosts=names, free_reads=not settings.api_login), stop)
+    options = WebOptions(hosts=names, free_reads=not settings.api_login)
+    app = make_app(operations, SystemClock(), options, stop, values)
     if not _is_loopback(host):
         note(f"the API listens on {settings.api} without TLS; put a proxy in front of it")
     said = ""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable
+from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable, usage
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
+from edgekit.cli.device_columns import (
+    device_row,
+    models_text,
+    outcomes_text,
+    parse_columns,
+    presence_text,
+)
 from edgekit.cli.rollout.text import time_text
-
-if TYPE_CHECKING:
-    from edgekit.state import DeviceView
+from edgekit.errors import SettingsError
 
 FACT_WIDTH = 80
 PAGE = 100
@@ -27,6 +32,21 @@ PAGE = 100
 )
 @click.option("--after", default="", metavar="ID", help="Begin after this device: the next page.")
 @click.option("--all", "everything", is_flag=True, help="All devices on one page.")
+@click.option(
+    "--sort",
+    default="name",
+    show_default=True,
+    metavar="KEY",
+    help="name, target, enrolled or seen; with - before it in the reverse order.",
+)
+@click.option("--offset", type=Whole(0, 1_000_000_000), default=0, metavar="N", help="Leave out the first N devices.")
+@click.option(
+    "--columns",
+    default="",
+    metavar="LIST",
+    help="Columns, separated by commas: device, target, presence, assigned, models, deployments, seen, enrolled, "
+    "labels, label.KEY, fact.KEY, version(MODEL), digest(MODEL).",
+)
 @json_option
 def list_command(
     targets: tuple[str, ...],
@@ -35,6 +55,9 @@ def list_command(
     limit: int | None,
     after: str,
     everything: bool,
+    sort: str,
+    offset: int,
+    columns: str,
     as_json: bool,
 ) -> None:
     """List the devices with their models and the outcomes of their last deployments.
@@ -43,7 +66,12 @@ def list_command(
     Examples:
       edgekit device list --json
       edgekit device list --filter 'label.site in (north, west) and version(digits) < 2.0 and not online'
+      edgekit device list --sort -seen --columns 'device,seen,label.site,version(digits)'
     """
+    with usage():
+        shown = parse_columns(columns)
+        if after and sort != "name":
+            raise SettingsError("--after needs a list by name", advice="With --sort, use --offset.")
     cohort = parse_cohort(targets, labels, filter_text)
     settings = control_settings()
     if limit is None and not as_json and not everything:
@@ -51,7 +79,9 @@ def list_command(
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         now, offline_after = time.time(), settings.offline_after_seconds
-        views = state.devices.views(now, offline_after, cohort=cohort, after=after, limit=limit)
+        page: Any = {"after": after, "offset": offset, "limit": limit, "sort": sort}
+        with usage():
+            views = state.devices.views(now, offline_after, cohort=cohort, **page)
         total = len(views) if limit is None else state.devices.count(now, offline_after, cohort)
         nothing = state.nobody(cohort) if not total and cohort.text else None
     if as_json:
@@ -59,10 +89,10 @@ def list_command(
     elif nothing is not None:
         note(f"{nothing}. {nothing.advice}")
     elif views:
-        rows = [(v.device, v.target, _presence(v), _assigned(v), _models(v), _outcomes(v)) for v in views]
-        print_table(("device", "target", "presence", "assigned", "models", "last deployments"), rows)
-        if len(views) < total:
-            note(f"{len(views)} of {total} devices; the next page: --after {views[-1].device}")
+        print_table(shown, [device_row(view, shown) for view in views])
+        if offset + len(views) < total and limit is not None:
+            onward = f"--after {views[-1].device}" if sort == "name" else f"--offset {offset + len(views)}"
+            note(f"{len(views)} of {total} devices; the next page: {onward}")
     else:
         note(f"No device is enrolled in fleet {settings.fleet}.")
 
@@ -77,62 +107,28 @@ def show(name: str, as_json: bool) -> None:
     Example:
       edgekit device show pi-1
     """
-    settings = control_settings()
-    with fleet_state(settings) as state:
-        state.devices.get(name)
-        (view,) = state.devices.views(time.time(), settings.offline_after_seconds, name)
-        assignment = state.assignments.get(name)
-        events = state.devices.events(name)
-    entries = assignment.entries if assignment else {}
-    version = assignment.version if assignment else 0
+    with fleet_state(control_settings()) as state:
+        from edgekit.state.detail import describe_device
+
+        found = describe_device(state, name, time.time())
     if as_json:
-        print_json({"reported": view, "assigned": {"version": version, "entries": entries}, "events": events})
+        print_json(found)
         return
+    view, assigned = found.reported, found.assigned
     rows = [
         ("target", view.target),
         ("labels", ", ".join(f"{key}={value}" for key, value in view.labels.items()) or "-"),
-        ("presence", _presence(view)),
+        ("presence", presence_text(view)),
         *([("quarantine", view.quarantine)] if view.quarantine else []),
-        ("models", _models(view)),
-        ("last deployments", _outcomes(view)),
-        ("assigned", ", ".join(f"{e.name} {e.version}" for e in entries.values()) or "-"),
-        ("assignment", f"version {version}, accepted {view.assignment}"),
+        ("models", models_text(view)),
+        ("last deployments", outcomes_text(view)),
+        ("assigned", ", ".join(f"{e.name} {e.version}" for e in assigned.entries.values()) or "-"),
+        ("assignment", f"version {assigned.version}, accepted {view.assignment}"),
     ]
     print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
-    for event in events:
+    for event in found.events:
         text = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
         click.echo(f"{time_text(event.at)}  {printable(text)}")
-
-
-def _presence(view: DeviceView) -> str:
-    return f"{_connection(view)}, in quarantine" if view.quarantine else _connection(view)
-
-
-def _connection(view: DeviceView) -> str:
-    if view.online:
-        return "online"
-    return f"offline since {time_text(view.seen)}" if view.seen else "never seen"
-
-
-def _assigned(view: DeviceView) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(view.assigned.items())) or "nothing assigned"
-
-
-def _models(view: DeviceView) -> str:
-    parts = []
-    for name, running in sorted(view.models.items()):
-        state = "" if running.state == "IDLE" else f" ({running.state})"
-        state = f" (waits: {running.waiting.reason})" if running.waiting else state
-        parts.append(f"{name} {running.version or 'none'}{state}")
-    return ", ".join(parts) or "-"
-
-
-def _outcomes(view: DeviceView) -> str:
-    parts = []
-    for name, outcome in sorted(view.outcomes.items()):
-        error = f": {outcome.error}" if outcome.error else ""
-        parts.append(f"{name} {outcome.version} {outcome.result}{error}")
-    return ", ".join(parts) or "-"
 
 
 def _short(value: Any) -> str:

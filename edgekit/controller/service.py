@@ -119,6 +119,18 @@ class Controller:
 
         self.standing = StandingService(state=state, reader=reader, clock=clock)
 
+    def values(self) -> dict[str, float]:
+        """The controller's own counters and present values, for its metrics."""
+        return {
+            "connected": float(self._transport.connected),
+            "transfers": self.blocks.leases.active,
+            "broadcasts_total": self.blocks.broadcasts.started,
+            "broadcast_blocks_total": self.blocks.broadcasts.blocks_sent,
+            "tick_errors_total": self.tick_errors,
+            "dropped_messages_total": self.devices.dropped,
+            "failed_messages_total": self.devices.failures,
+        }
+
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
         services = (self.blocks, self.metadata, self.devices)

@@ -10,6 +10,7 @@ import msgspec
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
+_UNITS = ((86_400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 MIN_FINISHED = 3  # so many devices of a wave must have succeeded before an estimate is made from them
 
 
@@ -36,6 +37,15 @@ def counts_text(counts: Mapping[str, int], late: int = 0) -> str:
     names = {state.value: state.name.lower().replace("_", " ") for state in DeviceState}
     text = ", ".join(f"{counts[value]:,} {name}" for value, name in names.items() if counts.get(value))
     return (text or "no devices yet") + (f" ({late:,} late)" if late else "")
+
+
+def duration(seconds: float) -> str:
+    """For example ``40 s``, ``12 min``, ``3 h`` or ``2 days``."""
+    for unit, name in _UNITS:
+        if seconds >= unit:
+            count = int(seconds / unit)
+            return f"{count} {name}{'s' if name == 'day' and count > 1 else ''}"
+    return "0 s"
 
 
 def wave_progress(plan: RolloutPlan, wave: int, counts: Mapping[str, int]) -> list[WaveProgress]:

@@ -180,6 +180,18 @@ class DeviceTable(FleetTable):
         Raises:
             SettingsError: the cohort's filter cannot be read, or names a group that is not there, or `sort` is unknown.
         """
+        heard = (presence.c.fleet == devices.c.fleet) & (presence.c.device == devices.c.name)
+        order = (*_order(sort), devices.c.name)
+        page = (
+            sa.select(devices.c.name)
+            .select_from(devices.outerjoin(presence, heard))
+            .where(devices.c.fleet == self._fleet, devices.c.name > after)
+            .where(cohort_condition(cohort, now, offline_after_seconds))
+        )
+        if name is not None:
+            page = page.where(devices.c.name == name)
+        if limit is not None or offset:  # no report is read but those of the page; SQLite needs a limit with an offset
+            page = page.order_by(*order).limit(MAX_ROW if limit is None else limit).offset(offset)
         query = (
             sa.select(
                 devices,
@@ -190,17 +202,11 @@ class DeviceTable(FleetTable):
                 assignments.c.entries,
             )
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
-            .outerjoin(presence, (presence.c.fleet == devices.c.fleet) & (presence.c.device == devices.c.name))
+            .outerjoin(presence, heard)
             .outerjoin(assignments, (assignments.c.fleet == devices.c.fleet) & (assignments.c.device == devices.c.name))
-            .where(devices.c.fleet == self._fleet, devices.c.name > after)
-            .where(cohort_condition(cohort, now, offline_after_seconds))
-            .order_by(*_order(sort), devices.c.name)
-            .limit(limit)
+            .where(devices.c.fleet == self._fleet, devices.c.name.in_(page.subquery().select()))
+            .order_by(*order)
         )
-        if offset:
-            query = query.limit(MAX_ROW if limit is None else limit).offset(offset)  # SQLite needs a limit with it
-        if name is not None:
-            query = query.where(devices.c.name == name)
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [_view(row, now - offline_after_seconds) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import click
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
+from edgekit.cli.rollout.live import ASCII, BLOCKS, live_lines
 from edgekit.cli.rollout.text import counts_of, status_lines
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.document import RolloutDocument, document
@@ -70,6 +72,8 @@ def list_command(as_json: bool) -> None:
 @json_option
 def watch(number: int | None, as_json: bool) -> None:
     """Show a rollout until it ends; exit 3 when it pauses itself or is aborted. Without ID, the newest rollout.
+
+    On a terminal: its waves as they fill, an estimate of the time left, and the devices that failed or wait.
 
     \b
     Example:
@@ -139,7 +143,9 @@ def _show(rollout: Rollout, shown: list[str], *, live: bool) -> list[str]:
     With `live` on a terminal, the status replaces the lines in `shown`. Otherwise each change is one line.
     """
     if live and sys.stdout.isatty():
-        lines = status_lines(rollout)
+        size = shutil.get_terminal_size()
+        signs = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII
+        lines = [line[: size.columns - 1] for line in live_lines(rollout, time.time(), height=size.lines, signs=signs)]
         if lines != shown:
             click.echo((f"\x1b[{len(shown)}A\x1b[J" if shown else "") + "\n".join(lines))
         return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 from starlette.applications import Starlette
@@ -18,13 +18,21 @@ from edgekit import __version__
 from edgekit.controller.operations import Operations
 from edgekit.controller.web.api import api_routes
 from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
+from edgekit.controller.web.metrics import (
+    CONTROLLER_METRICS,
+    MAX_ROLLOUTS,
+    controller_samples,
+    fleet_samples,
+    render_samples,
+)
 from edgekit.controller.web.openapi import openapi
-from edgekit.controller.web.pages import PageSite, page_routes
+from edgekit.controller.web.pages import PageSite, Visit, page_routes
 from edgekit.controller.web.rendering import FOLDER, environment
 from edgekit.controller.web.requests import Door, Guard
 from edgekit.controller.web.rollout_pages import rollout_routes
 from edgekit.errors import EdgekitError, NotFoundError
 from edgekit.protocols import Clock
+from edgekit.serving.http.metrics import METRICS_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +49,13 @@ class WebOptions(msgspec.Struct, frozen=True):
     free_reads: bool = True
 
 
-def make_app(operations: Operations, clock: Clock, options: WebOptions, stopping: asyncio.Event) -> ASGIApp:
+def make_app(
+    operations: Operations,
+    clock: Clock,
+    options: WebOptions,
+    stopping: asyncio.Event,
+    values: Callable[[], Mapping[str, float]] = dict,
+) -> ASGIApp:
     """The application.
 
     Args:
@@ -49,6 +63,7 @@ def make_app(operations: Operations, clock: Clock, options: WebOptions, stopping
         clock: Time of sessions.
         options: Options.
         stopping: Set when the server stops, so that streams end.
+        values: The controller's own counters, for the metrics.
     """
     door = Door(operations.state, clock, free_reads=options.free_reads)
     site = PageSite(operations, door, environment(), openapi(ENDPOINTS, __version__))
@@ -66,7 +81,13 @@ def make_app(operations: Operations, clock: Clock, options: WebOptions, stopping
         response.status_code = status
         return response
 
+    def metrics(visit: Visit) -> Response:
+        rollouts = operations.state.rollouts.documents(limit=MAX_ROLLOUTS)
+        samples = [*fleet_samples(operations.overview(), rollouts), *controller_samples(values())]
+        return Response(render_samples(CONTROLLER_METRICS, samples), media_type=METRICS_TYPE)
+
     routes = [
+        site.route("/metrics", metrics),
         *api_routes(operations, door, __version__),
         *page_routes(site),
         *rollout_routes(site, stopping),

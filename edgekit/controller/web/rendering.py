@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import jinja2
 
 from edgekit.bounds import MAX_DATE
-from edgekit.rollout.progress import counts_text
+from edgekit.rollout.progress import counts_text, duration
 from edgekit.state import AuditEntry
 from edgekit.state.overview import VersionCount
 
 FOLDER = Path(__file__).parent
 TONES = 6  # shades that stay apart; further versions are drawn together
-_UNITS = ((86_400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _KINDS = {
     "RUNNING": "busy",
     "PAUSED": "warn",
@@ -73,15 +72,6 @@ def environment() -> jinja2.Environment:
     )
     made.globals["counts_text"] = counts_text
     return made
-
-
-def duration(seconds: float) -> str:
-    """For example ``40 s``, ``12 min``, ``3 h`` or ``2 days``."""
-    for unit, name in _UNITS:
-        if seconds >= unit:
-            count = int(seconds / unit)
-            return f"{count} {name}{'s' if name == 'day' and count > 1 else ''}"
-    return "0 s"
 
 
 def tones(versions: list[VersionCount]) -> list[Part]:

@@ -17,10 +17,9 @@ from starlette.routing import Route
 from edgekit.controller.operations import DEFAULTS, RolloutRequest
 from edgekit.controller.web.endpoints import AbortBody, NameOrNone, NumberPath, PageQuery, PauseBody
 from edgekit.controller.web.pages import PageSite, Visit, converted
-from edgekit.controller.web.rendering import duration
 from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry
-from edgekit.rollout.progress import WaveProgress, seconds_left, wave_progress
+from edgekit.rollout.progress import WaveProgress, duration, seconds_left, wave_progress
 from edgekit.rollout.values import (
     UNDECIDED,
     Aborted,
@@ -173,7 +172,6 @@ def _one(visit: Visit) -> Response:
         ended=rollout.ended,
         undecided=sum(values["rollout"].counts[one.value] for one in UNDECIDED),
         may_operate=visit.visitor.may(Role.OPERATOR),
-        chart=None,
     )
 
 

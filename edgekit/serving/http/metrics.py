@@ -171,7 +171,7 @@ def render(
 def _histogram(latencies: Mapping[tuple[str, str], Latency]) -> list[str]:
     lines = []
     for (model, version), one in sorted(latencies.items()):
-        labels, below = f'model="{_escape(model)}",version="{_escape(version)}"', 0
+        labels, below = f'model="{escape_label(model)}",version="{escape_label(version)}"', 0
         for bound, count in zip((*map(str, BOUNDS), "+Inf"), one.counts, strict=True):
             below += count
             lines.append(f'{_LATENCY}_bucket{{{labels},le="{bound}"}} {below}')
@@ -191,12 +191,13 @@ def _by_model(values: Mapping[str, Mapping[str, float]], ending: str) -> dict[st
         for full, value in one.items():
             short, _, second = full.partition(".")
             name = f"edgekit_model_{short}{ending}"
-            labels = f'model="{_escape(model)}"'
+            labels = f'model="{escape_label(model)}"'
             if second:
-                labels += f',{_SECOND_LABELS.get(name, "kind")}="{_escape(second)}"'
+                labels += f',{_SECOND_LABELS.get(name, "kind")}="{escape_label(second)}"'
             by_metric.setdefault(name, []).append((labels, f"{value:.17g}"))
     return by_metric
 
 
-def _escape(label: str) -> str:
+def escape_label(label: str) -> str:
+    """The value of a label, as it stands between quotes."""
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

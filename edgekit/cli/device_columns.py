@@ -1,0 +1,102 @@
+"""Columns of `edgekit device list`: the ones that are always there, and those that --columns names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgekit.cli.rollout.text import time_text
+from edgekit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from edgekit.state import DeviceView
+
+DEFAULT = ("device", "target", "presence", "assigned", "models", "last deployments")
+_KEYED = re.compile(r"(label|fact)\.(.{1,63})|(version|digest)\(([a-z0-9][a-z0-9._-]{0,62})\)")
+
+
+def presence_text(view: DeviceView) -> str:
+    """Whether the device is connected, and since when not; and whether it is in quarantine."""
+    return f"{_connection(view)}, in quarantine" if view.quarantine else _connection(view)
+
+
+def _connection(view: DeviceView) -> str:
+    if view.online:
+        return "online"
+    return f"offline since {time_text(view.seen)}" if view.seen else "never seen"
+
+
+def assigned_text(view: DeviceView) -> str:
+    """What its assignment names."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(view.assigned.items())) or "nothing assigned"
+
+
+def models_text(view: DeviceView) -> str:
+    """What it runs, and what it waits for."""
+    parts = []
+    for name, running in sorted(view.models.items()):
+        state = "" if running.state == "IDLE" else f" ({running.state})"
+        state = f" (waits: {running.waiting.reason})" if running.waiting else state
+        parts.append(f"{name} {running.version or 'none'}{state}")
+    return ", ".join(parts) or "-"
+
+
+def outcomes_text(view: DeviceView) -> str:
+    """How its last deployments ended."""
+    parts = []
+    for name, outcome in sorted(view.outcomes.items()):
+        error = f": {outcome.error}" if outcome.error else ""
+        parts.append(f"{name} {outcome.version} {outcome.result}{error}")
+    return ", ".join(parts) or "-"
+
+
+_PLAIN: dict[str, Callable[[DeviceView], str]] = {
+    "device": lambda view: view.device,
+    "target": lambda view: view.target,
+    "presence": presence_text,
+    "assigned": assigned_text,
+    "models": models_text,
+    "deployments": outcomes_text,
+    "last deployments": outcomes_text,
+    "seen": lambda view: time_text(view.seen),
+    "enrolled": lambda view: time_text(view.enrolled),
+    "labels": lambda view: ", ".join(f"{key}={value}" for key, value in sorted(view.labels.items())) or "-",
+}
+
+
+def parse_columns(text: str) -> tuple[str, ...]:
+    """The columns of a list separated by commas; the usual ones of an empty text.
+
+    Raises:
+        SettingsError: one of them is unknown; names the nearest.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in _PLAIN and not _KEYED.fullmatch(name):
+            near = difflib.get_close_matches(name, _PLAIN, n=1)
+            known = ", ".join(one for one in _PLAIN if " " not in one)
+            raise SettingsError(
+                f"column {name!r} is not one of {known}, label.KEY, fact.KEY, version(MODEL) and digest(MODEL)",
+                advice=f"Did you mean {near[0]!r}?" if near else "",
+            )
+    return names or DEFAULT
+
+
+def device_row(view: DeviceView, columns: Sequence[str]) -> list[str]:
+    """The cells of one device; a dash where it has no value."""
+    return [_cell(view, column) for column in columns]
+
+
+def _cell(view: DeviceView, column: str) -> str:
+    if column in _PLAIN:
+        return _PLAIN[column](view)
+    match = _KEYED.fullmatch(column)
+    assert match is not None  # parse_columns has checked it
+    kind, key, what, model = match.groups()
+    if kind:
+        value = (view.labels if kind == "label" else view.facts).get(key)
+        return "-" if value is None or value == "" else str(value)
+    running = view.models.get(model)
+    return (getattr(running, what) if running else "") or "-"
