@@ -151,7 +151,7 @@ def render(
     samples |= _by_model(counters, "_total") | _by_model(gauges or {}, "")
     if keys:
         samples[_KEYS] = [
-            (f'key="{_escape(name)}",outcome="{outcome}"', str(count))
+            (f'key="{escape_label(name)}",outcome="{outcome}"', str(count))
             for (name, outcome), count in sorted(keys.items())
         ]
     unknown = samples.keys() - _KNOWN
