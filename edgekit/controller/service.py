@@ -97,7 +97,7 @@ class Controller:
             urls=blob_urls,
             refused=self.refusals.reason,
         )
-        self.metadata = MetadataService(fleet=fleet, transport=transport, store=store)
+        self.metadata = MetadataService(fleet=fleet, transport=transport, store=store, clock=clock)
         self.devices = DeviceService(
             fleet=fleet,
             transport=transport,

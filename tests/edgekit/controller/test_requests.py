@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.blocks import MAX_CREDIT, BlockCache, BlockService
-from edgekit.controller.metadata import MetadataService
+from edgekit.controller.metadata import MAX_METADATA_BYTES, MetadataService
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Answer, BlocksRequest, MetadataRequest, Range, decode, encode
 from edgekit.registry import blob_name
@@ -65,7 +65,7 @@ class Desk:
             clock=self.clock,
             broker_budget_bytes=options.get("broker_budget_bytes", 4 * 2**20),
         )
-        self.metadata = MetadataService(fleet=FLEET, transport=transport, store=self.store)
+        self.metadata = MetadataService(fleet=FLEET, transport=transport, store=self.store, clock=self.clock)
         self.transports = {"controller": transport}
         self.answers = {}
 
@@ -244,6 +244,23 @@ async def test_metadata_comes_in_parts(folder):
     assert [(p.id, p.index, p.total) for p in parts] == [("m1", i, 3) for i in range(3)]
     assert b"".join(p.data for p in parts) == b"s" * (2 * BLOCK_BYTES + 1)
     assert max(len(p.data) for p in parts) == BLOCK_BYTES
+
+
+async def test_devices_in_step_share_one_copy_of_a_metadata_file(folder):
+    """200 requests at once hold one copy in memory; the timestamp, which changes, is read again each time."""
+    async with Desk(folder) as desk:
+        snapshot = [desk.metadata._file("7.snapshot.json") for _ in range(200)]
+        copies = await asyncio.gather(*snapshot, desk.metadata._file("7.snapshot.json"))
+        assert len({id(copy) for copy in copies}) == 1
+        assert await desk.metadata._file("7.snapshot.json") is copies[0]
+        desk.store.put("metadata/timestamp.json", b"{1}")
+        assert await desk.metadata._file("timestamp.json") == b"{1}"
+        desk.store.put("metadata/timestamp.json", b"{2}")
+        assert await desk.metadata._file("timestamp.json") == b"{2}"
+        desk.store.put("metadata/8.targets.json", bytes(MAX_METADATA_BYTES + 1))
+        (answer,) = await desk.ask("metadata", MetadataRequest("m1", "8.targets.json"))
+    assert answer.error == "busy"
+    assert "more than" in answer.message
 
 
 async def test_missing_metadata_is_not_found(folder):
