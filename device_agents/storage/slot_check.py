@@ -30,7 +30,7 @@ def check_slot(disk: Disk, model: str, installed: Installed) -> Manifest:
 def rebuilt_state(disk: Disk, model: str) -> UpdateRecord:
     """The state of a model whose record is lost, from its pointer: the known-good bundle, if that slot is whole.
 
-    The release counter is not on the disk, so the first release that an assignment names afterwards is accepted.
+    The release counter is not on the disk, but the version is: a lower one is refused, as before the loss.
     """
     try:
         pointer = Slots(disk, model).pointer()
@@ -39,9 +39,10 @@ def rebuilt_state(disk: Disk, model: str) -> UpdateRecord:
         log.error("%s: its state cannot be rebuilt: %s", model, error)
         pointer, good = Pointer(), None
     if good is not None and pointer.active == pointer.known_good:
-        return UpdateRecord(active=good, known_good=good)
+        return UpdateRecord(active=good, known_good=good, highest=good.version)
     # The active bundle was not committed, or is damaged: ROLLING_BACK writes the pointer again.
-    return UpdateRecord(name=UpdateState.ROLLING_BACK, active=good, known_good=good, ending="retry")
+    highest = good.version if good is not None else ""
+    return UpdateRecord(name=UpdateState.ROLLING_BACK, active=good, known_good=good, highest=highest, ending="retry")
 
 
 def installed_in(disk: Disk, model: str, slot: str) -> Installed:

@@ -130,6 +130,7 @@ def test_a_model_without_any_copy_is_what_its_pointer_and_a_whole_slot_say():
     state = Journal(disk).models()["digits"]
     assert (state.name, state.active.slot, state.active.digest) == (UpdateState.IDLE, "a", manifest.digest)
     assert state.known_good == state.active
+    assert state.highest == manifest.version  # a lower version is still a downgrade
     disk.write("models/digits/a/model.onnx", bytes(len(MODEL)))
     assert Journal(disk).models()["digits"].known_good is None
     Slots(disk, "digits").point("b", "a")
