@@ -55,6 +55,7 @@ class MqttTransport:
         ca: PEM file of the authorities that may sign the broker's certificate; the system's where None (mqtts only).
         certificate, key: PEM files of this client's own certificate (mqtts only).
         options: Time limits and sizes; the defaults where None.
+        luck: Returns the random number in [0, 1) that sets the wait before each attempt.
 
     Attributes:
         handler_errors: Number of errors raised by handlers and listeners.
@@ -79,6 +80,7 @@ class MqttTransport:
         certificate: Path | None = None,
         key: Path | None = None,
         options: TransportOptions | None = None,
+        luck: Callable[[], float] = random.random,
     ) -> None:
         self.address = parse_url(url)
         self.handler_errors = 0
@@ -96,6 +98,7 @@ class MqttTransport:
             tls=tls_context(ca, certificate, key) if self.address.tls else None,
         )
         self._clock = clock or SystemClock()
+        self._luck = luck
         self._routes: dict[str, Route] = {}
         self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
         self._listeners: list[Callable[[bool], None]] = []
@@ -236,9 +239,7 @@ class MqttTransport:
                 self._set_connected(False)
             self._link = None
             options = self._options
-            await asyncio.sleep(
-                backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, random.random())
-            )
+            await asyncio.sleep(backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, self._luck()))
             failures += 1
 
     async def _attempt(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -28,9 +29,11 @@ async def broker() -> AsyncIterator[ScriptedBroker]:
 async def make(broker: ScriptedBroker) -> AsyncIterator[Callable[..., MqttTransport]]:
     made: list[MqttTransport] = []
 
-    def transport(url: str = "", *, clock: Clock | None = None, **options: float) -> MqttTransport:
+    def transport(
+        url: str = "", *, clock: Clock | None = None, luck: Callable[[], float] = random.random, **options: float
+    ) -> MqttTransport:
         chosen = TransportOptions(**{"backoff_seconds": 0.01, **options})  # type: ignore[arg-type]
-        made.append(MqttTransport(url or broker.url, client_id="d1", clock=clock, options=chosen))
+        made.append(MqttTransport(url or broker.url, client_id="d1", clock=clock, options=chosen, luck=luck))
         return made[-1]
 
     yield transport
@@ -438,6 +441,23 @@ async def test_an_unstable_connection_is_renewed_ever_later(
     await transport.start()
     await asyncio.sleep(0.5)
     assert 1 <= len(broker.connects) < 40
+
+
+async def test_each_wait_before_a_reconnect_is_drawn_anew(
+    broker: ScriptedBroker, make: Callable[..., MqttTransport]
+) -> None:
+    """Devices that a broker disconnects together do not come back together: the whole wait is random, and each is."""
+    broker.closing, drawn = True, []
+
+    def luck() -> float:
+        drawn.append(0.0)
+        return 0.0
+
+    transport = make(clock=LeapingClock(1.0), backoff_seconds=3600.0, backoff_cap_seconds=3600.0, luck=luck)
+    await transport.start()
+    await until(lambda: len(broker.connects) >= 5)
+    assert len(drawn) >= 4
+    assert MqttTransport(broker.url, client_id="d2")._luck is random.random
 
 
 async def test_an_error_that_nobody_foresaw_is_counted_and_the_connection_renewed(
