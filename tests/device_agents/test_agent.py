@@ -146,6 +146,35 @@ async def test_enough_good_answers_end_probation_before_its_time(desk, device):
     await device.settled("1.0.0")
 
 
+class Counted(set):
+    """A set that counts how often something was found in it."""
+
+    found = 0
+
+    def __contains__(self, item):
+        inside = super().__contains__(item)
+        self.found += inside
+        return inside
+
+
+async def test_a_rollback_that_cannot_load_yet_is_repeated_and_its_slot_counts_as_good(desk, device):
+    """No memory at the moment, for example: only wrong bytes make a slot bad, and nothing is fetched again."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.inference.dying.add("2.0.0")
+    device.inference.broken = Counted({"1.0.0"})
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.inference.broken.found >= 2)
+    sent = desk.blocks_sent
+    device.inference.broken.clear()
+    await device.settled("1.0.0")
+    assert device.inference.live == {"digits": "1.0.0"}
+    assert (device.state.outcome.version, device.state.outcome.result) == ("2.0.0", "rolled-back")
+    assert desk.blocks_sent == sent
+    events = [open_envelope(p, messages.Event, device.signer.public_key).kind for p in desk.said("event")]
+    assert "slot-damaged" not in events
+
+
 async def test_a_first_bundle_that_fails_in_probation_leaves_none(desk, device):
     """Without a known-good bundle the device is as empty as before."""
     device.inference.dying.add("1.0.0")

@@ -364,6 +364,7 @@ async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_p
         await service.infer("small", {"x": np.full_like(SURE, np.nan)})  # not the model's fault
         found = service.counters()["small"]
         assert (found["runs"], found["runtime_errors"], found["unusable"]) == (6, 3, 2)
+        assert found["run_us"] > 0
 
 
 async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp_path) -> None:

@@ -82,13 +82,18 @@ async def test_will_of_an_older_session_does_not_end_the_newer_one(tmp_path):
     """Presence follows the session number and not the order of arrival."""
     async with ControlSide(tmp_path) as side:
         device = await side.device("pi-1")
-        await device.say("presence", encode(Presence(online=True, session=5)), retain=True)
-        await device.say("presence", encode(Presence(online=False, session=4)))
-        await device.say("presence", encode(Presence(online=False, session=5)))
-        await side.until(lambda: not view(side).online)
-        await device.say("presence", encode(Presence(online=True, session=6)))
-        await device.say("presence", encode(Presence(online=False, session=5)))
-        await side.until(lambda: view(side).online)
+
+        async def online_after(*said):
+            for online, session in said:
+                await device.say("presence", encode(Presence(online=online, session=session)))
+            mark = float(said[-1][1])
+            await device.say("telemetry", encode(Telemetry("pi-1", 1.0, 1.0, {"mark": mark})))
+            await side.until(lambda: view(side).telemetry.get("counters") == {"mark": mark})
+            return view(side).online
+
+        assert await online_after((True, 5), (False, 4))
+        assert not await online_after((False, 5))
+        assert await online_after((True, 7), (False, 6))
 
 
 async def test_heartbeat_after_a_late_will_means_online(tmp_path):
