@@ -185,6 +185,10 @@ class TransportError(UnavailableError):
     """The broker cannot be reached, or does not accept a message."""
 
 
+class PacketTooLargeError(TransportError):
+    """A message is larger than the broker accepts, so sending it again does not help."""
+
+
 class CloudError(UnavailableError):
     """The cloud tier did not give a usable answer."""
 

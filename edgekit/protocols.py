@@ -55,6 +55,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def packet_limit(self) -> int:
+        """The largest packet that the broker accepts, in bytes; 0 while it is not known."""
+        ...
+
+    @property
     def takeovers(self) -> int:
         """Connections that the broker ended because another client connected under the same name (MQTT 5 says so)."""
         ...
@@ -81,7 +86,8 @@ class Transport(Protocol):
         """Send one message; at QoS 1 returns once the broker has it.
 
         Raises:
-            TransportError: Not connected, the outgoing queue is full, the payload is too large, or no answer came.
+            PacketTooLargeError: The message is larger than the broker accepts; sending it again does not help.
+            TransportError: Not connected, the outgoing queue is full, or no answer came.
         """
         ...
 

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.bounds import number_fault
-from edgekit.errors import DataError, DiskError, TransportError
+from edgekit.errors import DataError, DiskError, PacketTooLargeError, TransportError
 from edgekit.mqtt import messages, topics
+from edgekit.mqtt.limits import packet_fault
 from edgekit.protocols import Clock, Message, Transport, Will
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within
@@ -64,6 +65,7 @@ class ControlLink:
         self._queued: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED_EVENTS)  # kind of topic, payload
         self._changed = asyncio.Event()
         self._birth_sent = False
+        self._told_limit = 0
         self._stopping = False
         self._desired: bytes | None = None
         self._desired_changed = asyncio.Event()
@@ -104,6 +106,8 @@ class ControlLink:
         payload = seal(result, self._signer)
         try:
             await self._transport.publish(self._topic("result"), payload, qos=1)
+        except PacketTooLargeError as error:
+            log.error("the result of command %d is dropped: %s", result.number, error)
         except TransportError as error:
             log.warning("the result of command %d waits: %s", result.number, error)
             self._queued.append(("result", payload))
@@ -150,7 +154,7 @@ class ControlLink:
             await self._send_report()
             while self._queued:
                 kind, payload = self._queued[0]
-                await self._transport.publish(self._topic(kind), payload, qos=1)
+                await self._send(kind, payload)
                 self._queued.popleft()
         except TransportError as error:
             log.warning("the report waits: %s", error)
@@ -164,7 +168,14 @@ class ControlLink:
         except DiskError as error:  # its number could not be noted: events are sent, the next heartbeat tries again
             log.error("the report waits: %s", error)
             return
-        await self._transport.publish(self._topic("reported"), seal(report, self._signer), qos=1, retain=True)
+        await self._send("reported", seal(report, self._signer), retain=True)
+
+    async def _send(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send one message, or give it up where the broker accepts none of this size. Raises TransportError."""
+        try:
+            await self._transport.publish(self._topic(kind), payload, qos=1, retain=retain)
+        except PacketTooLargeError as error:
+            log.error("a message on %s is dropped: %s", self._topic(kind), error)
 
     async def _send_presence(self, online: bool) -> None:
         presence = messages.Presence(online, self._session)
@@ -173,10 +184,20 @@ class ControlLink:
     def _on_connection(self, connected: bool) -> None:
         if connected:
             log.info("connected to the broker")
+            self._check_packets()
         elif not self._stopping:
             log.warning("no connection to the broker; the agent answers locally, deployments wait")
         self._birth_sent = False  # the broker may have published the will since
         self._changed.set()
+
+    def _check_packets(self) -> None:
+        """Say once for each limit that blocks cannot come through this broker."""
+        limit = self._transport.packet_limit
+        fault = packet_fault(limit)
+        if fault and limit != self._told_limit:
+            log.error("%s", fault)
+            self.event(messages.Event(self._device, "packet-limit", self._clock.wall(), message=fault))
+        self._told_limit = limit
 
     def _on_desired(self, message: Message) -> None:
         if message.payload:  # an empty payload clears the retained assignment

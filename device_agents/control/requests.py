@@ -8,8 +8,9 @@ import logging
 import secrets
 from collections.abc import Callable
 
-from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
+from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, TransportError, UnavailableError
 from edgekit.mqtt import messages, topics
+from edgekit.mqtt.messages import TOO_LARGE
 from edgekit.protocols import Handler, Message, Transport
 from edgekit.waiting import within
 
@@ -182,11 +183,17 @@ def check_answer(answer: messages.Answer, name: str) -> None:
     Raises:
         NotFoundError: the requested thing does not exist.
         UnavailableError: the controller is busy.
+        PacketTooLargeError: the broker does not accept the answer.
         DataError: the controller refused the request.
     """
     if answer.error == "not-found":
         raise NotFoundError(f"the controller has no {name}: {answer.message}")
     if answer.error == "busy":
         raise UnavailableError(f"the controller is busy and did not send {name}")
+    if answer.error == TOO_LARGE:
+        raise PacketTooLargeError(
+            f"the controller cannot send {name}: {answer.message}",
+            advice="Set the broker's maximum packet size, or let blocks come by HTTP (blob_urls of the controller).",
+        )
     if answer.error:
         raise DataError(f"the controller refused the request for {name}: {answer.error} {answer.message}".rstrip())

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from device_agents.control.link import ControlLink
-from edgekit.errors import TransportError
+from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.messages import Telemetry
 from edgekit.protocols import Clock
 
@@ -68,6 +68,9 @@ class TelemetrySender:
             totals, now = self._counters(), self._clock.monotonic()
             try:
                 await self._link.telemetry(window.peek(totals, now=now, at=self._clock.wall()))
+                window.sent(totals, now=now)
+            except PacketTooLargeError as error:  # a longer window would not be smaller
+                log.error("telemetry is dropped: %s", error)
                 window.sent(totals, now=now)
             except TransportError as error:
                 log.debug("telemetry waits: %s", error)

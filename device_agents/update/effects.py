@@ -50,6 +50,7 @@ from edgekit.errors import (
     EdgekitError,
     ExpiredError,
     MissingExtraError,
+    PacketTooLargeError,
     SelfTestError,
     UnavailableError,
     VerificationError,
@@ -62,7 +63,8 @@ log = logging.getLogger(__name__)
 INCOMING = "incoming"
 WATCH_SECONDS = 0.5
 _TEMPORARY = (UnavailableError, ExpiredError)  # the controller renews expired metadata
-_PERMANENT = (DiskError, MissingExtraError)  # kinds of UnavailableError that another attempt does not solve
+# Kinds of UnavailableError that another attempt does not solve.
+_PERMANENT = (DiskError, MissingExtraError, PacketTooLargeError)
 _REFUSED = (VerificationError, CompatibilityError, SelfTestError)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
 from edgekit.errors import DataError, EdgekitError
 from edgekit.mqtt import topics
+from edgekit.mqtt.limits import broadcast_blocks
 from edgekit.mqtt.messages import BlocksRequest, BroadcastBlocks, BroadcastClaim, decode, encode
 from edgekit.protocols import Clock, Message, Transport
 from edgekit.transfer.broadcast import GATHER_SECONDS, Broadcast, WaitingDevices, bits_of, bytes_per_second
@@ -145,7 +146,8 @@ class BroadcastService:
     async def _send(self, digest: str, broadcast: Broadcast) -> None:
         topic = topics.broadcast(self._fleet, digest)
         due = self._clock.monotonic()
-        while (run := broadcast.next_run()) is not None:
+        most = broadcast_blocks(self._transport.packet_limit)
+        while (run := broadcast.next_run(most)) is not None:
             blocks = await self._read(digest, list(run))
             data = b"".join(block for _, block in blocks)
             # QoS 1 up to the broker, whose acknowledgements set the pace; devices subscribe with QoS 0.

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from edgekit.errors import DataError, NotFoundError, TransportError, UnavailableError
+from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, TransportError, UnavailableError
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import Answer, decode, encode
+from edgekit.mqtt.messages import TOO_LARGE, Answer, decode, encode
 from edgekit.protocols import Message, Transport
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class RequestService(abc.ABC):
                 raise UnavailableError(f"{MAX_OUTSTANDING_PER_DEVICE} requests of this device are being answered")
             async for answer in self.answers(device, payload):
                 await self._send(device, answer)
+        except PacketTooLargeError as error:
+            await self._refuse(device, payload, TOO_LARGE, error)
         except TransportError as error:
             log.debug("answer to %s was not sent: %s", device, error)
         except DataError as error:
@@ -125,7 +127,8 @@ class RequestService(abc.ABC):
 
     async def _refuse(self, device: str, payload: bytes, error: str, reason: Exception) -> None:
         self.refused[error] += 1
-        log.info("%s request of %s: %s: %s", self._kind, device, error, reason)
+        level = logging.ERROR if error == TOO_LARGE else logging.INFO
+        log.log(level, "%s request of %s: %s: %s", self._kind, device, error, reason)
         try:
             busy = reason if isinstance(reason, BusyError) else BusyError("", 0.0)
             answer = Answer(

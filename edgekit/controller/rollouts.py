@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
+from edgekit.errors import EdgekitError, NotFoundError, PacketTooLargeError, UnavailableError
 from edgekit.mqtt import topics
+from edgekit.mqtt.messages import Event
 from edgekit.protocols import Clock, Transport
 from edgekit.registry import RegistryReader
 from edgekit.trust.assignment import Assignment, sign_assignment
@@ -113,7 +114,13 @@ class RolloutService:
         if stored.payload is None:
             return
         topic = topics.device(self._fleet, stored.device, "desired")
-        await self._transport.publish(topic, stored.payload, qos=1, retain=True)
+        try:
+            await self._transport.publish(topic, stored.payload, qos=1, retain=True)
+        except PacketTooLargeError as error:  # tried again after the next connect, when the broker may accept more
+            log.error("the assignment of %s cannot be sent: %s", stored.device, error)
+            now = self._clock.wall()
+            event = Event(stored.device, "assignment-too-large", now, error=type(error).__name__, message=str(error))
+            await asyncio.to_thread(self._state.devices.add_event, event, now)
         if stored.published != stored.version:
             await asyncio.to_thread(self._state.assignments.published, stored.device, stored.version)
 

@@ -18,6 +18,7 @@ from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
 from edgekit.controller.standing import StandingService
 from edgekit.errors import EdgekitError, TransportError
+from edgekit.mqtt.limits import packet_fault
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import RegistryReader
 from edgekit.waiting import within
@@ -135,6 +136,7 @@ class Controller:
         """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
         services = (self.blocks, self.metadata, self.devices)
         self._transport.on_connection(self.rollouts.connection_changed)
+        self._transport.on_connection(self._check_packets)
         for service in services:
             await service.start()
         await self._transport.start()
@@ -149,6 +151,10 @@ class Controller:
             for service in services:
                 await service.stop()
             await self._transport.stop()
+
+    def _check_packets(self, connected: bool) -> None:
+        if connected and (fault := packet_fault(self._transport.packet_limit)):
+            log.error("%s", fault)
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""

@@ -24,8 +24,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edgekit.errors import TransportError
+from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.address import explain_failure
+from edgekit.mqtt.limits import ADVISED_BYTES, PACKET_OVERHEAD_BYTES, too_large
 from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.outbox import MAX_INFLIGHT, Outbox
 from edgekit.protocols import Will
@@ -34,7 +35,6 @@ from edgekit.waiting import within
 log = logging.getLogger(__name__)
 
 MISC_SECONDS = 1.0  # interval of paho's loop_misc, which sends keepalive pings
-PACKET_OVERHEAD_BYTES = 1024  # upper bound for topic, headers and properties of one PUBLISH
 FILTERS_PER_SUBSCRIBE = 8  # the smallest known limit of hosted brokers
 SESSION_TAKEN_OVER = 0x8E  # reason of a DISCONNECT in MQTT 5
 
@@ -78,6 +78,7 @@ class Link:
         protocol: ``5`` or ``3.1.1``.
         subscribed: Requested filters in the broker's form.
         refused: Reasons of refused filters, by filter.
+        packet_limit: The largest packet that both sides accept, in bytes.
         shares: True where the broker offers shared subscriptions.
         outbox: Queued and unacknowledged messages.
         closed: Done when the connection has ended; its result is the reason.
@@ -103,7 +104,7 @@ class Link:
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._acknowledgements: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
-        self._packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
+        self.packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
         self._attached = False
         self._misc: asyncio.TimerHandle | None = None
         self._client = self._make_client()
@@ -213,9 +214,18 @@ class Link:
 
     # --- sending
 
-    def fits(self, topic: str, payload: bytes) -> bool:
-        """True where the broker accepts a packet of this size."""
-        return len(topic) + len(payload) + 64 <= self._packet_limit
+    def check_fits(self, topic: str, payload: bytes) -> None:
+        """Check that the broker accepts a packet of this size.
+
+        Raises:
+            PacketTooLargeError: it does not.
+        """
+        needed = len(topic.encode()) + len(payload) + 64
+        if needed > self.packet_limit:
+            raise PacketTooLargeError(
+                f"{too_large(needed, self.packet_limit)} ({topic})",
+                advice=f"Set the broker's maximum packet size (mosquitto: max_packet_size) to {ADVISED_BYTES}.",
+            )
 
     def send(
         self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_seconds: int | None
@@ -341,7 +351,7 @@ class Link:
             return
         if not reason.is_failure:
             self.shares = self.protocol == "5" and bool(getattr(properties, "SharedSubscriptionAvailable", 1))
-            self._packet_limit = min(self._packet_limit, getattr(properties, "MaximumPacketSize", self._packet_limit))
+            self.packet_limit = min(self.packet_limit, getattr(properties, "MaximumPacketSize", self.packet_limit))
             self.outbox.inflight_limit = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))
             self._accepted.set_result(None)
         elif reason.getName() == "Unsupported protocol version":

@@ -62,7 +62,7 @@ class Answer(msgspec.Struct, frozen=True):
         index: Index of the block or part.
         total: Number of the blob's blocks or the file's parts.
         data: The bytes; empty with an error.
-        error: ``""``, ``not-found``, ``busy``, ``unknown-kind`` or ``bad-request``.
+        error: ``""``, ``not-found``, ``busy``, ``unknown-kind``, ``bad-request`` or ``too-large`` (for the broker).
         message: The error in words.
         retry_seconds: With ``busy``: when to send the request again; 0 where unknown.
         urls: URLs that serve ranges of the blob over HTTP. They are unsigned hints, and no block comes with them.
@@ -279,6 +279,7 @@ class Result(msgspec.Struct, frozen=True):
     detail: dict[str, Any] = {}
 
 
+TOO_LARGE = "too-large"
 # Ids of an Answer that no request asked for.
 NOTICE = "notice"  # its data is a Notice, signed by the director
 OWN_REPORT = "report"  # its data is the last stored report of the receiver, which has signed it

@@ -17,7 +17,7 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.matcher import MQTTMatcher
 
 from edgekit.clock import SystemClock
-from edgekit.errors import TransportError
+from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.address import parse_url, tls_context
 from edgekit.mqtt.link import FILTERS_PER_SUBSCRIBE, Link, LinkTarget, ProtocolRefusedError
 from edgekit.mqtt.options import TransportOptions
@@ -120,6 +120,11 @@ class MqttTransport:
         """The version of MQTT that the broker accepted last, ``5`` or ``3.1.1``; None before the first connection."""
         return self._protocol
 
+    @property
+    def packet_limit(self) -> int:
+        """The largest packet that the broker accepts, in bytes; 0 while not connected."""
+        return self._link.packet_limit if self._link is not None and self.connected else 0
+
     async def start(self) -> None:
         """Start a task that connects, and reconnects after every loss. Does nothing when started already."""
         if self._task is None:
@@ -164,8 +169,9 @@ class MqttTransport:
             expiry_seconds: The broker deletes the message after this time; without effect under MQTT 3.1.1.
 
         Raises:
-            TransportError: not connected, no room in the queue in time, the payload is too large, the broker refused
-                the message, or did not acknowledge it in time.
+            PacketTooLargeError: the message is larger than edgekit or the broker accepts.
+            TransportError: not connected, no room in the queue in time, the broker refused the message, or did not
+                acknowledge it in time.
             ValueError: `topic` has a wildcard, or `qos` is neither 0 nor 1.
         """
         if not topic or "+" in topic or "#" in topic or "\0" in topic:
@@ -173,12 +179,12 @@ class MqttTransport:
         if qos not in (0, 1):
             raise ValueError(f"QoS is {qos}, expected 0 or 1")
         if len(payload) > self._options.max_payload_bytes:
-            raise TransportError(f"payload is {len(payload)} bytes, the limit is {self._options.max_payload_bytes}")
+            limit = self._options.max_payload_bytes
+            raise PacketTooLargeError(f"payload is {len(payload)} bytes, the limit is {limit}")
         link = self._link
         if link is None or not self.connected:
             raise TransportError(f"not connected to broker {self.address}: {self._last_failure}")
-        if not link.fits(topic, payload):
-            raise TransportError(f"payload is {len(payload)} bytes, more than broker {self.address} accepts")
+        link.check_fits(topic, payload)
         send = functools.partial(link.send, topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
         if self._queueing.locked() or not link.outbox.has_room(len(payload), qos):
             future = await self._in_time(self._when_room(link, len(payload), qos, send), "the outgoing queue is full")

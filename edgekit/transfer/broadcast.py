@@ -114,13 +114,13 @@ class Broadcast:
         self.devices.add(device)
         return True
 
-    def next_run(self) -> Iterator[int] | None:
-        """Indexes of consecutive blocks for the next message; None if every block was sent."""
+    def next_run(self, most: int = MAX_BROADCAST_BLOCKS) -> Iterator[int] | None:
+        """Indexes of at most `most` consecutive blocks for the next message; None if every block was sent."""
         if not self._pending:
             return None
         first = (self._pending & -self._pending).bit_length() - 1
         count = 0
-        while count < MAX_BROADCAST_BLOCKS and self._pending >> (first + count) & 1:
+        while count < most and self._pending >> (first + count) & 1:
             count += 1
         self._pending &= ~(((1 << count) - 1) << first)
         self.sent += count

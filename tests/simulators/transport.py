@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable
 
 from paho.mqtt.client import topic_matches_sub
 
-from edgekit.errors import TransportError
+from edgekit.errors import PacketTooLargeError, TransportError
+from edgekit.mqtt.limits import too_large
 from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
 from edgekit.protocols import Handler, Message, Will
 
@@ -38,6 +39,7 @@ class MemoryBroker:
             empty list loses the message at any QoS, two items repeat it, other bytes tamper with it.
         retained: Payload by topic.
         published: Every message that clients and wills published, in order.
+        packet_limit: The largest payload that it accepts, in bytes; 0 for no limit.
         up: False between `stop` and `start`.
     """
 
@@ -49,6 +51,7 @@ class MemoryBroker:
         self.retained: dict[str, bytes] = {}
         self.published: list[Message] = []
         self.up = True
+        self.packet_limit = 0
         self._random = random.Random(seed)
         self._clients: dict[str, MemoryTransport] = {}
         self._held: set[str] = set()
@@ -192,6 +195,11 @@ class MemoryTransport:
         """As the protocol says."""
         return self._connected.is_set()
 
+    @property
+    def packet_limit(self) -> int:
+        """As the protocol says."""
+        return self._broker.packet_limit if self.connected else 0
+
     async def start(self) -> None:
         """As the protocol says."""
         if not self.started:
@@ -219,9 +227,11 @@ class MemoryTransport:
         if not topic or "+" in topic or "#" in topic:
             raise ValueError(f"{topic!r} is not a topic to publish on")
         if len(payload) > MAX_PAYLOAD_BYTES:
-            raise TransportError(f"payload is {len(payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}")
+            raise PacketTooLargeError(f"payload is {len(payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}")
         if not self.connected:
             raise TransportError("not connected to the broker")
+        if self.packet_limit and len(payload) > self.packet_limit:
+            raise PacketTooLargeError(too_large(len(payload), self.packet_limit))
         self._broker.publish(topic, bytes(payload), qos=qos, retain=retain)
         await asyncio.sleep(0)
 

@@ -138,7 +138,7 @@ async def test_processes_with_a_clock_in_1970_and_two_of_one_name(tmp_path):
     async with await start_broker("127.0.0.1", 0, tmp_path / "broker", kind="mosquitto") as broker:
         side = ControlSide(tmp_path, broker.url)
         async with side:
-            agent = _enrolled(side, broker.url)
+            agent = enrolled(side, broker.url)
             await agent.start()
             await side.until(lambda: view(side, "pi-1").online)
             await agent.end()
@@ -160,7 +160,7 @@ async def test_processes_with_a_clock_in_1970_and_two_of_one_name(tmp_path):
             assert "the name pi-1 is used twice" in agent.log() + copy.log()
 
 
-def _enrolled(side, url):
+def enrolled(side, url):
     folder = side.folder / "pi-1"
     folder.mkdir()
     generate_key(folder / "device.key")

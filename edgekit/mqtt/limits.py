@@ -1,0 +1,40 @@
+"""Rules about a broker's largest packet. Pure."""
+
+from __future__ import annotations
+
+from edgekit.bundle.manifest import BLOCK_BYTES
+from edgekit.mqtt.messages import MAX_BROADCAST_BLOCKS
+
+PACKET_OVERHEAD_BYTES = 1024  # upper bound for topic, headers, properties and the fields beside the data
+BLOCK_PACKET_BYTES = BLOCK_BYTES + PACKET_OVERHEAD_BYTES
+ADVISED_BYTES = 327_680  # five blocks: a broadcast has up to three, and an assignment may have four
+
+
+def packet_fault(limit: int) -> str:
+    """Why blocks cannot come through a broker; empty if they can.
+
+    Args:
+        limit: The broker's largest packet in bytes; 0 where it did not say.
+    """
+    if not limit or limit >= BLOCK_PACKET_BYTES:
+        return ""
+    return (
+        f"the broker accepts packets of up to {limit} bytes, and a block needs {BLOCK_PACKET_BYTES}: no bundle with a "
+        f"larger file can come over MQTT. Set the broker's maximum packet size (mosquitto: max_packet_size) to "
+        f"{ADVISED_BYTES}, or let blocks come by HTTP (blob_urls)"
+    )
+
+
+def too_large(needed: int, limit: int) -> str:
+    """The error of one message; both sizes in bytes."""
+    return f"the packet needs {needed} bytes, and the broker accepts {limit}"
+
+
+def broadcast_blocks(limit: int) -> int:
+    """Blocks of one broadcast message; at least 1, because a single block fails with an error of its own.
+
+    Args:
+        limit: The broker's largest packet in bytes; 0 where it did not say.
+    """
+    most = (limit - PACKET_OVERHEAD_BYTES) // BLOCK_BYTES if limit else MAX_BROADCAST_BLOCKS
+    return max(1, min(most, MAX_BROADCAST_BLOCKS))
