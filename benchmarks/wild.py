@@ -1,7 +1,8 @@
 """Models as people have them: each is converted or clearly refused, proofs are checked, and sizes compared.
 
 `make bench-wild [ARGS="MODEL ... [--target NAME ...] [--again]"]` runs each model for each target and keeps each result
-under ``.bench/wild/results``, so an interrupted run goes on where it was. The figures are those of all kept results.
+in ``benchmarks/results/wild``, so an interrupted run goes on where it was, on another day too. The figures are those of
+all kept results.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy as np
 from benchmarks import wild_judge
 from benchmarks.results import Figure, publish
 from benchmarks.wild_memory import Finished, measured
-from benchmarks.wild_models import FOLDER, MODELS, TOOL_MARK, Wild, prepare
+from benchmarks.wild_models import MODELS, TOOL_MARK, Wild, prepare
 
+RESULTS = Path(__file__).parent / "results" / "wild"
 TARGETS = ("raspberry-pi-4", "raspberry-pi-5", "jetson-orin", "coral-edgetpu")
 MAX_DROP = 0.01  # the default of --max-drop, and the quality that a stock file must keep
 WIDE_DROP = 0.1  # where no candidate keeps MAX_DROP
@@ -53,10 +55,10 @@ def main(arguments: Sequence[str] = ()) -> None:
         parser.error(f"unknown model: {', '.join(unknown)}; known: {', '.join(MODELS)}")
     for name in options.models or MODELS:
         for target in options.target or TARGETS:
-            path = FOLDER / "results" / f"{name}--{target}.json"
+            path = RESULTS / f"{name}--{target}.json"
             if options.again or not path.exists():
                 _keep(path, _one(MODELS[name], target))
-    publish("wild", _figures([json.loads(path.read_text()) for path in sorted((FOLDER / "results").glob("*.json"))]))
+    publish("wild", _figures([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
 
 
 def _keep(path: Path, result: Result) -> None:
@@ -82,7 +84,7 @@ def _one(wild: Wild, target: str) -> Result:
         folder = Path(name)
         size = ("--aim", "size", "--accept-unproven")
         done = _convert(wild, target, folder / "size", "data", *size)
-        figures = {"seconds": done.seconds, "peak_bytes": done.peak_bytes}
+        figures = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds, "peak_bytes": done.peak_bytes}
         if done.status == REFUSED:  # nothing within the default budget: files are then compared at what it reaches
             done = _convert(wild, target, folder / "size", "data", *size, "--max-drop", str(WIDE_DROP))
         result |= {**figures, **_outcome(done)}
@@ -225,7 +227,9 @@ def _lines(result: Result) -> list[Figure]:
     best = _best_stock(result)
     return [
         Figure(f"{name}: bytes", result["bytes"], "B", best and MAX_RATIO * best, peers=stock, note=note),
-        Figure(f"{name}: time", result["seconds"], "s", MAX_SECONDS),
+        Figure(
+            f"{name}: time", result["seconds"], "s", MAX_SECONDS, note=f"{result['cpu_seconds']:.0f} s of processor"
+        ),
         Figure(f"{name}: peak memory", result["peak_bytes"], "B", MAX_BYTES),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ class Finished(msgspec.Struct, frozen=True):
         status: Its exit status; None if it was ended at the time limit.
         out, err: What it wrote.
         seconds: Wall time.
+        cpu_seconds: Processor time of its processes that have ended by themselves, user and system.
         peak_bytes: Largest sum of the proportional set sizes (PSS) of its processes, sampled.
     """
 
@@ -30,13 +32,14 @@ class Finished(msgspec.Struct, frozen=True):
     out: str
     err: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
 def measured(command: Sequence[str], *, limit_seconds: float, env: Mapping[str, str]) -> Finished:
     """Run `command` in a session of its own; end the whole session at the limit."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        begun, peak = time.monotonic(), 0
+        begun, used, peak = time.monotonic(), _cpu_seconds(), 0
         child = subprocess.Popen(command, stdout=out, stderr=err, env=dict(env), start_new_session=True)
         try:
             while child.poll() is None and time.monotonic() - begun < limit_seconds:
@@ -52,7 +55,13 @@ def measured(command: Sequence[str], *, limit_seconds: float, env: Mapping[str, 
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
-    return Finished(status, texts[0], texts[1], seconds, peak)
+    return Finished(status, texts[0], texts[1], seconds, _cpu_seconds() - used, peak)
+
+
+def _cpu_seconds() -> float:
+    """Processor time of all children that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _tree(root: int) -> list[int]:

@@ -23,7 +23,8 @@ def result(**changes):
     }
     base = {
         "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None,
-        "stock": stock, "seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200, "distances": {"y": 0.004},
+        "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200,
+        "distances": {"y": 0.004},
     }  # fmt: skip
     return {**base, **changes}
 
@@ -73,7 +74,7 @@ def test_a_refusal_counts_only_where_a_stock_tool_converts():
 )
 def test_messages_of_other_tools_are_seen(text, foreign):
     """Tracebacks, escape codes and texts of TensorFlow or ONNX Runtime count as foreign."""
-    found = wild._outcome(Finished(1, "", text, 1.0, 1))
+    found = wild._outcome(Finished(1, "", text, 1.0, 1.0, 1))
     assert bool(found["foreign"]) is foreign
     assert found["refusal"].startswith("exit 1: ")
 
