@@ -76,7 +76,8 @@ def observe(progress: DeviceProgress, running: Running | None, gates: tuple[Gate
 def gate_views(rollout: Rollout) -> list[GateView]:
     """The present evidence of each gate of a rollout."""
     observed = [progress.observed for progress in rollout.devices.values() if progress.observed]
-    return [_view(gate, observed, accepted=gate.text in rollout.accepted_gates) for gate in rollout.plan.gates]
+    limit = LIMIT * len(rollout.plan.gates)  # several gates share the false stops that one may have
+    return [_view(gate, observed, limit, accepted=gate.text in rollout.accepted_gates) for gate in rollout.plan.gates]
 
 
 def failed_gate(rollout: Rollout) -> str:
@@ -94,7 +95,7 @@ def failed_gate(rollout: Rollout) -> str:
     return "; ".join(reasons)
 
 
-def _view(gate: Gate, observed: list[Observed], *, accepted: bool) -> GateView:
+def _view(gate: Gate, observed: list[Observed], limit: float, *, accepted: bool) -> GateView:
     pairs = [one.pairs[gate.text] for one in observed if gate.text in one.pairs]
     counts = np.array([(one.worse, one.equal, one.better) for one in pairs], np.int64).reshape(-1, 3).T
     evidence = weigh(counts[0], counts[1], counts[2], gate.margin)
@@ -105,13 +106,13 @@ def _view(gate: Gate, observed: list[Observed], *, accepted: bool) -> GateView:
     return GateView(
         gate=gate.text,
         evidence=value,
-        limit=LIMIT,
+        limit=limit,
         pairs=total,
         devices=len(pairs),
         baseline=shares[0],
         candidate=shares[1],
         dropped=int(evidence.dropped),
-        failed=value >= LIMIT,
+        failed=value >= limit,
         accepted=accepted,
     )
 

@@ -67,7 +67,7 @@ async def test_an_outcome_is_accepted_once_and_counted_for_the_bundle_that_answe
 
 async def test_a_cloud_tier_counts_no_outcomes():
     """It answers 404 with the reason."""
-    async with serve(App(CloudModels({}), max_request_bytes=2**20), http="127.0.0.1:0", socket=None) as bound:
+    async with serve(App(CloudModels(), max_request_bytes=2**20), http="127.0.0.1:0", socket=None) as bound:
         status, answer = await ask(int(bound.url.rsplit(":", 1)[1]), "/v2/models/m/outcome", {"id": "a", "good": True})
     assert (status, answer["error"]) == (404, "this server counts no outcomes; the agent on a device does")
 

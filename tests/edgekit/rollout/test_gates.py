@@ -135,6 +135,13 @@ class Story:
         self.take(Surveyed({name: DeviceStatus(digest=NEW, running=running) for name in names}))
 
 
+def test_several_gates_together_stop_an_equal_model_as_rarely_as_one():
+    """Each of two gates needs twice the evidence, so that their chances of a false stop add up to that of one."""
+    (alone,) = gate_views(Story().state)
+    views = gate_views(Story(gates=(parse_gate("outcome"), parse_gate("errors"))).state)
+    assert [view.limit for view in views] == [2 * alone.limit, 2 * alone.limit]
+
+
 def test_a_model_that_behaves_worse_pauses_the_rollout():
     """In its first wave; the reason has both shares, and resuming accepts the evidence."""
     story = Story(waves=(Wave(count=3), Wave(share=1.0)))
