@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench docs dist constraints clean
+.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench docs images dist constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -60,6 +60,9 @@ docs: $(STAMP)  ## build the documentation site in build/docs (no network)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
+images: $(STAMP)  ## build the container images in build/images (Debian, as root; needs mmdebstrap and umoci)
+	UV=$(BIN)/uv deploy/containers/build.sh build/images agent controller cloud
+
 dist: $(STAMP)  ## build wheel and sdist in dist/, and check the wheel in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
@@ -68,6 +71,8 @@ dist: $(STAMP)  ## build wheel and sdist in dist/, and check the wheel in an emp
 constraints: $(STAMP)  ## pin the newest dependencies, with hashes; UPGRADE= keeps current pins where possible
 	$(BIN)/uv pip compile pyproject.toml --extra all --group dev $(COMPILE) $(UPGRADE) -c constraints/limits.in -o constraints/all.txt
 	$(BIN)/uv pip compile pyproject.toml --extra agent --extra litert --extra onnx -c constraints/all.txt $(COMPILE) -o constraints/agent.txt
+	$(BIN)/uv pip compile pyproject.toml --extra controller --extra postgres -c constraints/all.txt $(COMPILE) -o constraints/controller.txt
+	$(BIN)/uv pip compile pyproject.toml --extra cloud --extra grpc --extra images -c constraints/all.txt $(COMPILE) -o constraints/cloud.txt
 
 UPGRADE := --upgrade
 COMPILE := --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --quiet

@@ -23,6 +23,7 @@ PEERS = {
     "onnx2tf": ("onnx2tf==1.29.24", "backports-strenum<1.3"),  # it pins its whole environment, TensorFlow 2.19 included
     "onnxsim": ("onnxsim==0.8.1", *ONNXRUNTIME),
     "torch-pruning": ("torch==2.13.0", "torch-pruning==1.6.1", "onnx==1.23.2"),
+    "kubernetes-validate": ("kubernetes-validate==1.37.0",),
     "bentoml": ("bentoml==1.4.39", *ONNXRUNTIME),
 }
 INSTALL_SECONDS = 900

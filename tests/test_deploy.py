@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from device_agents.__main__ import agent
+from edgekit.cli.main import edgekit
 from edgekit.mqtt.broker import mosquitto_acl
-from edgekit.settings import AgentSettings
+from edgekit.settings import AgentSettings, ControlSettings, load_settings
+from tests.docs.test_code_blocks import check_call
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -77,3 +80,44 @@ def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "Config loaded" in done.stderr, done.stderr
     assert done.returncode != 0  # it must not listen
+
+
+def indented(text: str, key: str) -> str:
+    """The lines under ``key: |`` of a YAML file, without their indentation."""
+    after = text.partition(f"{key}: |\n")[2]
+    first = re.match(r" +", after)
+    assert first, key
+    lines = after.splitlines()
+    ends = next((n for n, line in enumerate(lines) if line and not line.startswith(first.group())), len(lines))
+    return "\n".join(line[first.end() :] for line in lines[:ends])
+
+
+def test_the_cloud_tier_of_kubernetes_has_settings_and_a_command_that_exist(tmp_path: Path) -> None:
+    """Its ports are those of the containers and of the probes."""
+    text = (DEPLOY / "kubernetes" / "cloud.yaml").read_text()
+    file = tmp_path / "edgekit.toml"
+    file.write_text(indented(text, "edgekit.toml"))
+    settings = load_settings(ControlSettings, file=file, environ={})
+    ports = (settings.cloud_port, settings.cloud_grpc_port, settings.cloud_health_port)
+    assert tuple(map(int, re.findall(r"containerPort: (\d+)", text))) == ports
+    assert "terminationGracePeriodSeconds: 45" in text
+    assert settings.cloud_drain_seconds + 5 < 45
+    for name in ("cloud.yaml", "inferenceservice.yaml"):
+        listed = re.search(r"args:\n((?: +- .*\n)+)", (DEPLOY / "kubernetes" / name).read_text())
+        assert listed
+        words = [line.strip(" -") for line in listed.group(1).replace("- --", "- @@").splitlines()]
+        check_call(edgekit, "edgekit", [word.replace("@@", "--") for word in words])
+
+
+@pytest.mark.parametrize("role", ["agent", "controller", "cloud"])
+def test_an_image_has_a_command_that_exists_and_pinned_packages(role: str) -> None:
+    """Its packages are those of constraints/all.txt, in the same versions; make constraints writes both."""
+    conf = dict(re.findall(r'(?m)^(\w+)="(.*)"$', (DEPLOY / "containers" / f"{role}.conf").read_text()))
+    program = agent if conf["ENTRYPOINT"] == "python3 -m device_agents" else edgekit
+    check_call(program, str(program.name), conf["COMMAND"].split())
+    constraints = DEPLOY.parent / "constraints"
+    pins, every = (
+        set(re.findall(r"(?m)^([\w.-]+==\S+)", (constraints / f"{name}.txt").read_text())) for name in (role, "all")
+    )
+    assert len(pins) > 20
+    assert pins <= every
