@@ -23,6 +23,7 @@ from device_agents.remote.restart import restart_process
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
+from device_agents.watchdog import watched
 from edgekit.cli.common.console import ignore_hangup, json_option, needs_extra, note, print_json, print_table
 from edgekit.cli.completion import completion_command
 from edgekit.cli.main import run as run_command
@@ -112,7 +113,7 @@ async def _run(config: Path, flags: dict[str, Any], notifier: Notifier) -> bool:
                     inference, addresses, max_request_bytes=settings.max_request_bytes, limits=limits
                 ) as endpoints:
                     click.echo(f"agent {settings.device} ready at {endpoints}")
-                    async with notifier.running(f"ready at {endpoints}"):
+                    async with watched(settings.watchdog_seconds), notifier.running(f"ready at {endpoints}"):
                         await agent.run()
         finally:
             if cloud is not None:

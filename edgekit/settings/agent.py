@@ -227,6 +227,14 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Positive,
         Meta(description="Longest duration of one deployment step; then the attempt fails. Verified blocks are kept."),
     ] = 600.0
+    watchdog_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="When the agent's event loop stands still for so long, for example because a model hangs on "
+            "it, the process ends with exit code 1, and systemd or a container engine starts it again; 0: never.",
+        ),
+    ] = 60.0
     probation_seconds: Annotated[
         float, Meta(ge=0, description="How long a new bundle answers live requests before it is judged and committed.")
     ] = 3.0
