@@ -135,6 +135,18 @@ async def test_a_model_that_fails_live_traffic_is_rolled_back_though_its_golden_
     assert device.inference.history == ["1.0.0", "1.0.0", "1.1.0", "1.0.0"]  # the second by the restart
 
 
+async def test_a_few_failed_requests_are_judged_at_the_end_of_probation(desk, device):
+    """A quiet device: too few requests to judge at once, but half of them failed."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    device.inference.flaky.add("1.1.0")
+    device.inference.failing = 1
+    desk.assign(desk.publish("1.1.0"))
+    report = await reports(device, lambda r: r.outcomes["digits"].version == "1.1.0")
+    assert report.outcomes["digits"].result == "rolled-back"
+    assert "failed in the runtime" in report.outcomes["digits"].message
+
+
 async def test_enough_good_answers_end_probation_before_its_time(desk, device):
     """A busy device need not wait."""
     await device.stop()
@@ -434,6 +446,13 @@ async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
     waiting = report.models["digits"].waiting
     assert (waiting.reason, waiting.digest) == ("quiet-hours", device.state.deployment.digest)
     assert 0 < waiting.since <= time.time()
+    asked, attempts = metadata_requests(desk), device.state.attempts
+    await device.until(lambda: device.state.attempts >= attempts + 3)
+    assert metadata_requests(desk) == asked
+
+
+def metadata_requests(desk):
+    return sum("/request/metadata/" in message.topic for message in desk.broker.published)
 
 
 async def test_a_changed_condition_is_reported_at_once(desk, device):

@@ -140,6 +140,7 @@ class FakeInference:
         broken: Versions that do not load.
         dying: Versions that fail their self-test when live.
         flaky: Versions that pass their self-test, but fail every second live request.
+        failing: How many of their requests fail from one look at the counters to the next.
         growing: What the next call of `grown` returns.
     """
 
@@ -149,7 +150,7 @@ class FakeInference:
         self.broken: set[str] = set()
         self.dying: set[str] = set()
         self.flaky: set[str] = set()
-        self.errors = 0
+        self.failing, self.errors = 10, 0
         self.growing: list[Grown] = []
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
@@ -183,7 +184,7 @@ class FakeInference:
 
     def counters(self) -> dict[str, dict[str, float]]:
         """See the protocol."""
-        self.errors += 10 * (self.live.get("digits") in self.flaky)
+        self.errors += self.failing * (self.live.get("digits") in self.flaky)
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
 
     def assign(self, models: Collection[str]) -> None:
