@@ -19,6 +19,7 @@ from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
 from edgekit.cli.controller_backup import backup, restore
 from edgekit.cli.controller_token import token
 from edgekit.cli.controller_web import check_api, serve_web
+from edgekit.cli.controller_webhook import webhook
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings
 
@@ -74,6 +75,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
         from edgekit.controller import Controller, ControllerOptions
         from edgekit.controller.blob_urls import blob_urls
         from edgekit.controller.operations import Operations
+        from edgekit.controller.posting import post
         from edgekit.registry import RegistryReader
         from edgekit.state import open_fleet_state
         from edgekit.storage.stores import open_store
@@ -103,6 +105,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
             ),
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),
+            post=post,
         )
         operations = Operations(state, RegistryReader(store, read_root(settings), cache / "api"), SystemClock())
         await _serve(service, settings, transport, operations)
@@ -165,3 +168,4 @@ def _note_time(repository: Repository) -> None:
 
 
 controller.add_command(token)
+controller.add_command(webhook)

@@ -188,6 +188,24 @@ class Operations:
         """
         return document(self.state.rollouts.apply(number, event, self.now))
 
+    def label(self, name: str, changes: dict[str, str | None]) -> dict[str, str]:
+        """Set labels of a device, and remove those whose value is None; returns its labels.
+
+        Raises:
+            NotFoundError: no such device is enrolled, or it has no label that is to be removed.
+        """
+        return self.state.lifecycle.label(name, changes, self.now)
+
+    def quarantine(self, name: str, reason: str) -> DeviceDetail:
+        """Stop giving a device anything. Raises NotFoundError if it is not enrolled."""
+        self.state.lifecycle.quarantine(name, reason, self.now)
+        return self.device(name)
+
+    def release(self, name: str) -> DeviceDetail:
+        """End a device's quarantine. Raises NotFoundError if it is not enrolled."""
+        self.state.lifecycle.release(name, self.now)
+        return self.device(name)
+
     def add_standing(self, request: StandingRequest) -> dict[str, object]:
         """Add a standing assignment and describe it.
 

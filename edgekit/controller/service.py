@@ -17,6 +17,7 @@ from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
 from edgekit.controller.standing import StandingService
+from edgekit.controller.webhooks import Post, WebhookService, no_post
 from edgekit.errors import EdgekitError, TransportError
 from edgekit.mqtt.limits import packet_fault
 from edgekit.protocols import Clock, Store, Transport
@@ -62,6 +63,7 @@ class Controller:
         renew_timestamp: Signs the registry's timestamp again when it is due or was signed in the future; without its
             keys, only warns about the latter. None checks nothing.
         blob_urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
+        post: Posts to receivers of webhooks; without it, webhooks wait for another controller.
 
     Attributes:
         tick_errors: Parts of rounds that failed; the next round repeats them.
@@ -80,6 +82,7 @@ class Controller:
         options: ControllerOptions | None = None,
         renew_timestamp: Callable[[], object] | None = None,
         blob_urls: Callable[[str], Sequence[str]] = lambda digest: (),
+        post: Post = no_post,
     ) -> None:
         self._transport = transport
         self._clock = clock
@@ -119,6 +122,7 @@ class Controller:
         )
 
         self.standing = StandingService(state=state, reader=reader, clock=clock)
+        self.webhooks = WebhookService(state=state, clock=clock, post=post)
 
     def values(self) -> dict[str, float]:
         """The controller's own counters and present values, for its metrics."""
@@ -127,6 +131,8 @@ class Controller:
             "transfers": self.blocks.leases.active,
             "broadcasts_total": self.blocks.broadcasts.started,
             "broadcast_blocks_total": self.blocks.broadcasts.blocks_sent,
+            "webhook_deliveries_total": self.webhooks.deliveries,
+            "webhook_failures_total": self.webhooks.failures,
             "tick_errors_total": self.tick_errors,
             "dropped_messages_total": self.devices.dropped,
             "failed_messages_total": self.devices.failures,
@@ -134,7 +140,7 @@ class Controller:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
-        services = (self.blocks, self.metadata, self.devices)
+        services = (self.blocks, self.metadata, self.devices, self.webhooks)
         self._transport.on_connection(self.rollouts.connection_changed)
         self._transport.on_connection(self._check_packets)
         for service in services:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from edgekit.rollout.gate_watch import GateView
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
@@ -46,6 +47,23 @@ def duration(seconds: float) -> str:
             count = int(seconds / unit)
             return f"{count} {name}{'s' if name == 'day' and count > 1 else ''}"
     return "0 s"
+
+
+def count_of_devices(count: int) -> str:
+    """For example ``1 device`` or ``3 devices``."""
+    return f"{count} device{'' if count == 1 else 's'}"
+
+
+def gate_text(view: GateView) -> str:
+    """The evidence of a gate for people, for example ``gate 'outcome drop <= 0': 90.0% before, 85.1% now, ...``."""
+    if not view.pairs:
+        return f"gate '{view.gate}': no device has reported observations of both models yet"
+    verdict = "accepted by an operator" if view.failed and view.accepted else "failed" if view.failed else "open"
+    apart = f", {count_of_devices(view.dropped)} set apart" if view.dropped else ""
+    return (
+        f"gate '{view.gate}': {view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs of "
+        f"{count_of_devices(view.devices)}{apart}; evidence {view.evidence:.3g} of {view.limit:g}: {verdict}"
+    )
 
 
 def wave_progress(plan: RolloutPlan, wave: int, counts: Mapping[str, int]) -> list[WaveProgress]:

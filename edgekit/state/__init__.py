@@ -22,6 +22,7 @@ from edgekit.state.records import RecordTable
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
+from edgekit.state.webhooks import WebhookTable
 
 __all__ = [
     "ActiveRollout",
@@ -55,7 +56,8 @@ class FleetState:
     Attributes:
         fleet: Name of the fleet.
         author: Who makes changes.
-        devices, lifecycle, records, rollouts, assignments, commands, groups, standing, audit, operators: Its tables.
+        devices, lifecycle, records, rollouts, assignments, commands, groups, standing, audit: Its tables.
+        operators, webhooks: Who may use the API of the controller, and who is told of events.
         overview: Numbers of devices by what they run.
 
     Args:
@@ -83,6 +85,7 @@ class FleetState:
         self.commands = CommandTable(engine, fleet, author=author)
         self.operators = OperatorTable(engine, fleet, author=author)
         self.overview = OverviewTable(engine, fleet)
+        self.webhooks = WebhookTable(engine, fleet, author=author)
 
     def by(self, author: str) -> FleetState:
         """The same state, for changes by another author."""

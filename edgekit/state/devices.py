@@ -16,7 +16,7 @@ from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, T
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
 from edgekit.state.attributes import put_labels
-from edgekit.state.audit import record
+from edgekit.state.audit import record, take_turn
 from edgekit.state.filters import cohort_condition
 from edgekit.state.report_writer import ReportWriter
 from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
@@ -303,6 +303,7 @@ class DeviceTable(FleetTable):
             **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
         }
         with self._writing() as connection:
+            take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
             connection.execute(events.insert().values(fleet=self._fleet, **values))
             stranger = values["kind"] == UNKNOWN_DEVICE
             same = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edgekit.cli.common.console import printable
 from edgekit.cli.rollout.text import counts_of, device_text, time_text
-from edgekit.rollout.progress import duration, seconds_left, wave_progress
+from edgekit.rollout.gate_watch import gate_views
+from edgekit.rollout.progress import duration, gate_text, seconds_left, wave_progress
 from edgekit.rollout.values import IN_FLIGHT, DeviceProgress, DeviceState, Rollout
 
 BAR_WIDTH = 30
@@ -31,6 +32,7 @@ def live_lines(rollout: Rollout, now: float, *, height: int, signs: str = BLOCKS
         lines.append(f"unreadable: {printable(rollout.fault)}")
     lines += _wave_lines(rollout, signs)
     lines.append(counts_of(rollout))
+    lines += [gate_text(view) for view in gate_views(rollout)]
     found = [(name, one) for name, one in sorted(rollout.devices.items()) if one.state in NEEDS_A_LOOK]
     room = max(1, height - len(lines) - 2)
     width = max((len(name) for name, _ in found[:room]), default=0)

@@ -21,9 +21,9 @@ from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.rollout.plan_options import plan_options
 from edgekit.cli.rollout.show import follow
-from edgekit.cli.rollout.text import count_of_devices
 from edgekit.rollout.document import document
 from edgekit.rollout.plan import RolloutPlan
+from edgekit.rollout.progress import count_of_devices
 
 if TYPE_CHECKING:
     from edgekit.controller.planning import Planned

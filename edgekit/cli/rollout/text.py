@@ -6,14 +6,9 @@ from datetime import datetime
 
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
-from edgekit.rollout.gate_watch import GateView, gate_views
-from edgekit.rollout.progress import counts_text
+from edgekit.rollout.gate_watch import gate_views
+from edgekit.rollout.progress import counts_text, gate_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
-
-
-def count_of_devices(count: int) -> str:
-    """For example ``1 device`` or ``3 devices``."""
-    return f"{count} device{'' if count == 1 else 's'}"
 
 
 def time_text(seconds: float) -> str:
@@ -40,18 +35,6 @@ def status_lines(rollout: Rollout) -> list[str]:
     for name, progress in sorted(rollout.devices.items()):
         lines.append(f"  {name:<{width}}  {progress.state.name:<9}  {device_text(rollout, progress)}".rstrip())
     return lines
-
-
-def gate_text(view: GateView) -> str:
-    """The evidence of a gate for people, for example ``gate 'outcome drop <= 0': 90.0% before, 85.1% now, ...``."""
-    if not view.pairs:
-        return f"gate '{view.gate}': no device has reported observations of both models yet"
-    verdict = "accepted by an operator" if view.failed and view.accepted else "failed" if view.failed else "open"
-    apart = f", {count_of_devices(view.dropped)} set apart" if view.dropped else ""
-    return (
-        f"gate '{view.gate}': {view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs of "
-        f"{count_of_devices(view.devices)}{apart}; evidence {view.evidence:.3g} of {view.limit:g}: {verdict}"
-    )
 
 
 def device_text(rollout: Rollout, progress: DeviceProgress) -> str:

@@ -19,6 +19,7 @@ from edgekit.state import AuditEntry, Operator, SavedGroup, StoredEvent
 from edgekit.state.detail import DeviceDetail
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
+from edgekit.state.tables import MAX_VALUE
 
 PREFIX = "/api/v1"
 
@@ -26,6 +27,7 @@ NameOrNone = Annotated[str, Meta(pattern=f"^({NAME_PATTERN.pattern})?$")]
 Number = Annotated[int, Meta(ge=1, le=MAX_ROW)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Offset = Annotated[int, Meta(ge=0, le=MAX_ROW)]
+Label = Annotated[str, Meta(min_length=1, max_length=MAX_VALUE, pattern="^[^\\u0000]+$")]
 Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern="^[^\\u0000]*$")]
 
 
@@ -95,6 +97,18 @@ class AbortBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a rollout is aborted."""
 
     reason: Reason = Aborted().reason
+
+
+class LabelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Labels to set; null removes one."""
+
+    labels: Annotated[dict[Label, Label | None], Meta(min_length=1, max_length=100)]
+
+
+class QuarantineBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a device is put into quarantine."""
+
+    reason: Reason
 
 
 class ErrorDocument(msgspec.Struct, frozen=True):
@@ -182,6 +196,15 @@ ENDPOINTS = (
              _devices, query=DeviceQuery),
     Endpoint("GET", "/devices/{name}", "getDevice", "One device: its report, its assignment, its latest events.",
              DeviceDetail, lambda call: call.operations.device(call.path.name), parameters=NamePath),
+    Endpoint("POST", "/devices/{name}/labels", "labelDevice", "Set labels of a device, or remove some.",
+             dict[str, str], lambda call: call.operations.label(call.path.name, call.body.labels), role=Role.OPERATOR,
+             parameters=NamePath, body=LabelBody),
+    Endpoint("POST", "/devices/{name}/quarantine", "quarantineDevice", "Stop giving a device anything.", DeviceDetail,
+             lambda call: call.operations.quarantine(call.path.name, call.body.reason), role=Role.OPERATOR,
+             parameters=NamePath, body=QuarantineBody),
+    Endpoint("POST", "/devices/{name}/release", "releaseDevice", "End the quarantine of a device.", DeviceDetail,
+             lambda call: call.operations.release(call.path.name), role=Role.OPERATOR, parameters=NamePath,
+             body=Nothing),
     Endpoint("GET", "/groups", "listGroups", "The saved groups.", list[SavedGroup],
              lambda call: call.operations.state.groups.all()),
     Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,

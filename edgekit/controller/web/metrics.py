@@ -43,6 +43,8 @@ CONTROLLER_METRICS = (
     Metric("edgekit_controller_transfers", "gauge", "Transfers of blocks that are in progress.", ()),
     Metric("edgekit_controller_broadcasts_total", "counter", "Broadcasts that sent blocks.", ()),
     Metric("edgekit_controller_broadcast_blocks_total", "counter", "Blocks that were broadcast.", ()),
+    Metric("edgekit_controller_webhook_deliveries_total", "counter", "Posts that receivers of webhooks accepted.", ()),
+    Metric("edgekit_controller_webhook_failures_total", "counter", "Posts that they did not accept.", ()),
     Metric("edgekit_controller_tick_errors_total", "counter", "Parts of rounds that failed.", ()),
     Metric("edgekit_controller_dropped_messages_total", "counter", "Messages dropped because the inbox was full.", ()),
     Metric("edgekit_controller_failed_messages_total", "counter", "Messages that could not be handled.", ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from edgekit.bounds import MAX_DATE
-from edgekit.rollout.progress import counts_text, duration
+from edgekit.rollout.progress import counts_text, duration, gate_text
 from edgekit.state import AuditEntry
 from edgekit.state.overview import VersionCount
 
@@ -25,6 +26,7 @@ _KINDS = {
     "FAILED": "bad",
     "WAITING": "warn",
     "NOT_REACHED": "warn",
+    "RETURNED": "warn",
     "TOLD": "busy",
     "succeeded": "good",
     "failed": "bad",
@@ -65,6 +67,8 @@ def environment() -> jinja2.Environment:
         tones=tones,
         pretty=lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False),
         change=_change,
+        state_parts=state_parts,
+        gate_text=gate_text,
         rollout_kind=lambda state: _KINDS.get(state, ""),
         device_kind=lambda state: _KINDS.get(state, ""),
         body_schema=_body_schema,
@@ -72,6 +76,15 @@ def environment() -> jinja2.Environment:
     )
     made.globals["counts_text"] = counts_text
     return made
+
+
+def state_parts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The parts of a bar of devices by state: what is done at the left, what is to come at the right."""
+    sums = dict.fromkeys(("good", "bad", "warn", "busy", "idle"), 0)
+    for state, count in counts.items():
+        if state != "SKIPPED":
+            sums[_KINDS.get(state, "idle")] += count
+    return list(sums.items())
 
 
 def tones(versions: list[VersionCount]) -> list[Part]:

@@ -19,6 +19,7 @@ from edgekit.controller.web.endpoints import AbortBody, NameOrNone, NumberPath, 
 from edgekit.controller.web.pages import PageSite, Visit, converted
 from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry
+from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.progress import WaveProgress, duration, seconds_left, wave_progress
 from edgekit.rollout.values import (
     UNDECIDED,
@@ -32,6 +33,9 @@ from edgekit.rollout.values import (
 )
 from edgekit.state.operators import Role
 
+# The order of the numbers on a rollout's page: what is done, what is to come, and the others.
+_FIRST = (DeviceState.SUCCEEDED, DeviceState.ASSIGNED, DeviceState.PENDING)
+_ORDER = (*_FIRST, *(one for one in DeviceState if one not in _FIRST))
 ROLLOUTS_PER_PAGE = 50
 MEMBERS_PER_PAGE = 100
 POLL_SECONDS = 1.0
@@ -39,7 +43,7 @@ MAX_STREAM_SECONDS = 3600.0  # a browser connects again by itself
 MAX_ESTIMATED = 500  # devices up to which a page reads all of them to estimate the time left
 
 _NAMES = ("model", "version", "filter", "downgrade", "waves", "success_threshold", "error_threshold", "min_failures",
-          "device_deadline_seconds", "max_wait_seconds")  # fmt: skip
+          "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure")  # fmt: skip
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
     ("success_threshold", "Success threshold", "The next wave starts when this share of the current one succeeded."),
@@ -51,6 +55,13 @@ _FIELDS = (
     ("min_failures", "Least failures", "It does not pause before this many devices failed."),
     ("device_deadline_seconds", "Deadline in seconds", "A device that reports nothing for this long has failed."),
     ("max_wait_seconds", "Longest wait in seconds", "A device that waits on purpose for longer is not reached."),
+    (
+        "gates",
+        "Gates (optional)",
+        "Stops where the new model is worse: outcome, errors, fallback, latency 50ms.",
+    ),
+    ("soak_seconds", "Soak in seconds", "Each wave is watched for so long after its devices have succeeded."),
+    ("on_failure", "On failure", "pause; or return: end the rollout, and give every device what it had before."),
 )
 
 
@@ -129,6 +140,8 @@ def _values(visit: Visit) -> dict[str, Any]:
         "eligible": eligible,
         "marks": [one.limit / eligible for one in waves[:-1] if 0 < one.limit < eligible],
         "left": _left(visit, rollout, eligible),
+        "gates": gate_views(visit.operations.state.rollouts.get(number)) if rollout.plan.gates else [],
+        "states": [(one.value, one.name.lower().replace("_", " ")) for one in _ORDER],
     }
 
 
@@ -166,6 +179,7 @@ def _one(visit: Visit) -> Response:
         "Rollouts",
         **values,
         state=query.state.value if query.state else "",
+        names={one.value: one.name.lower().replace("_", " ") for one in _ORDER},
         members=members,
         next_after=members[-1][0] if more else "",
         cohort=rollout.cohort.text,
@@ -199,6 +213,13 @@ def _given(fields: Mapping[str, str]) -> dict[str, str]:
     return {**values, "model": model, "version": version} if version else values
 
 
+def _request(values: Mapping[str, Any]) -> RolloutRequest:
+    """The values of the form as a request. Raises SettingsError if they are not valid."""
+    gates = [text.strip() for text in str(values.get("gates", "")).split(",") if text.strip()]
+    request: RolloutRequest = converted({**values, "gates": gates}, RolloutRequest)
+    return request
+
+
 def _new(visit: Visit) -> Response:
     values = _given(visit.request.query_params)
     step = {"2": 2, "3": 3, "4": 4}.get(visit.request.query_params.get("step", ""), 1)
@@ -217,7 +238,7 @@ def _step(visit: Visit, step: int, values: dict[str, str]) -> Response:
     if step == 3:
         return _show(visit, 3, values, matching=visit.operations.devices(values.get("filter", ""), limit=1).total)
     if step == 4:
-        request: RolloutRequest = converted(values, RolloutRequest)
+        request = _request(values)
         planned = visit.operations.plan(request)
         waves = [(wave.text, wave.limit(planned.devices)) for wave in planned.plan.waves]
         return _show(visit, 4, values, planned=planned, waves=waves, command=_command(request))
@@ -226,7 +247,7 @@ def _step(visit: Visit, step: int, values: dict[str, str]) -> Response:
 
 def _show(visit: Visit, step: int, values: dict[str, str], **shown: Any) -> Response:
     state = visit.operations.state
-    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:]}
+    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name != "gates"}
     filled = {"waves": ",".join(wave.text for wave in DEFAULTS.waves), **defaults, **values} if step == 3 else values
     base = {"fault": "", "advice": "", "releases": [], "groups": [], "total": 0, "matching": 0, "planned": None}
     if step == 2:
@@ -265,13 +286,16 @@ def _command(request: RolloutRequest) -> str:
     words = ["edgekit", "rollout", "start", request.model, request.version, "--waves", request.waves]
     words += ["--filter", request.filter] if request.filter else []
     words += ["--downgrade"] if request.downgrade else []
+    words += [word for gate in request.gates for word in ("--gate", gate)]
+    words += ["--soak", f"{request.soak_seconds:g}"] if request.soak_seconds else []
+    words += ["--on-failure", request.on_failure] if request.on_failure != DEFAULTS.on_failure else []
     return shlex.join(words)
 
 
 def _start(visit: Visit) -> Response:
     values = _given(visit.form)
     try:
-        started = visit.operations.start(converted(values, RolloutRequest))
+        started = visit.operations.start(_request(values))
     except AuthorError as error:
         return _show(visit, 3 if values.get("model") else 1, values, fault=str(error), advice=error.advice)
     return RedirectResponse(f"/rollouts/{started.id}", 303)

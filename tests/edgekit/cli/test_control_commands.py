@@ -334,8 +334,9 @@ def test_controller_waits_for_its_broker_and_ends_on_a_signal(shell, tmp_path):
     """The process reports that the broker cannot be reached and retries; SIGTERM ends it with exit 0."""
     code = "import sys; from edgekit.cli.main import main; sys.argv[0] = 'edgekit'; main()"
     command = [sys.executable, "-c", code, "controller", "run", "--broker", "mqtt://127.0.0.1:9"]
+    environment = {**os.environ, "EDGEKIT_API": ""}
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
         line = process.stderr.readline()

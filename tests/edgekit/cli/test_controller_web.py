@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from edgekit.cli.controller_web import parse_api
 from edgekit.errors import SettingsError
+from tests.simulators.receiver import receiver
 from tests.simulators.shell import Shell
 
 
@@ -78,6 +80,29 @@ def test_tokens_are_made_listed_and_removed(shell: Shell) -> None:
     assert [one["name"] for one in shell.json("edgekit controller token list --json")] == ["bob"]
     shell("edgekit controller token remove ann", expect=1)
     shell("edgekit controller token add carl --role king", expect=2)
+
+
+def test_webhooks_are_made_listed_served_and_removed(shell: Shell) -> None:
+    """A controller posts what happens from then on; the secret alone is on stdout, and in no list."""
+    shell("edgekit registry init")
+    with receiver() as server:
+        out, err = shell(f"edgekit controller webhook add {server.url} --kind audit")
+        assert out.startswith("whsec_")
+        assert "webhook 1 is told of audit" in err
+        shell("edgekit device enroll pi-1 --target raspberry-pi-4")
+        (waiting,) = shell.json("edgekit controller webhook list --json")
+        assert (waiting["pending"], waiting["kinds"]) == (1, ["audit"])
+        assert "whsec" not in str(waiting)
+        with controller(shell.folder, ""):
+            end = time.monotonic() + 60.0
+            while not server.got:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        assert json.loads(server.got[0][1])["kind"] == "device.enroll"
+    shell("edgekit controller webhook remove 1")
+    assert shell.json("edgekit controller webhook list --json") == []
+    shell("edgekit controller webhook remove 1", expect=1)
+    shell("edgekit controller webhook add ftp://example.com/", expect=2)
 
 
 @pytest.mark.parametrize("text", ["8800", "localhost", ":8800", "a:b", "a:99999", "a:-1"])

@@ -98,6 +98,22 @@ def test_standing_assignments(fleet: WebFleet, operator: Client) -> None:
     assert operator.send("DELETE", f"/api/v1/standing/{added.json()['id']}").status == 404
 
 
+def test_labels_and_quarantine_of_a_device(fleet: WebFleet, operator: Client) -> None:
+    """Set and removed by one request; a device in quarantine says why, until it is released."""
+    path = "/api/v1/devices/pi-0002"
+    assert operator.post(f"{path}/labels", {"labels": {"ring": "1", "site": None}}).json() == {"ring": "1"}
+    assert operator.post(f"{path}/labels", {"labels": {"missing": None}}).status == 404
+    assert operator.post(f"{path}/labels", {"labels": {}}).status == 400
+    assert operator.post(f"{path}/labels", {"labels": {"ring": "a\0b"}}).status == 400
+    held = operator.post(f"{path}/quarantine", {"reason": "smoke was seen"}).json()
+    assert held["reported"]["quarantine"] == "smoke was seen"
+    assert "In quarantine: smoke was seen" in operator.get("/devices/pi-0002").text
+    assert operator.post(f"{path}/release").json()["reported"]["quarantine"] == ""
+    found = [(one.what, one.who) for one in fleet.state.audit.entries(limit=3)]
+    names = ("device.release", "device.quarantine", "device.label")
+    assert found == [(name, "the-operator@api") for name in names]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -107,6 +123,8 @@ def test_standing_assignments(fleet: WebFleet, operator: Client) -> None:
         ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "typo": 1}, 400),
         ("/rollouts/plan", {"model": "digits", "version": "9.9.9"}, 404),
         ("/rollouts/plan", {"model": "Digits", "version": "1.1.0"}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "gates": ["speed"]}, 400),
+        ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "on_failure": "explode"}, 400),
         ("/rollouts/plan", {"model": "digits", "version": "1.1.0", "filter": "label.site == nowhere"}, 404),
         ("/rollouts/1/pause", {"reason": ""}, 400),
         ("/rollouts/1/pause", {"reason": "a\0b"}, 400),

@@ -89,6 +89,9 @@ def test_a_rollout_starts_in_four_steps_without_a_script(fleet: WebFleet, client
     assert "3 devices are selected" in step3
     link = "/rollouts/new?step=4&model=digits&version=1.1.0&filter=online&waves=1,100%25"
     assert "edgekit rollout start digits 1.1.0 --waves 1,100% --filter online" in client.get(link).text
+    link += "&gates=outcome+drop+<%3D+0.02,errors&soak_seconds=60&on_failure=return"
+    command = "--gate &#39;outcome drop &lt;= 0.02&#39; --gate errors --soak 60 --on-failure return"
+    assert command in client.get(link).text.replace("&#34;", "'")
     step4 = session.get(link).text
     assert "would reach 3 devices" in step4
     hidden = {
@@ -105,6 +108,7 @@ def test_a_rollout_starts_in_four_steps_without_a_script(fleet: WebFleet, client
     assert "Rollout 2" in page
     assert "Abort rollout 2" in page
     assert "--filter &#39;online&#39;" in page
+    assert "gate &#39;outcome drop &lt;= 0.02&#39;: no device has reported observations" in page
 
 
 def test_an_empty_fleet_says_what_to_do(tmp_path) -> None:
