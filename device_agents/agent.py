@@ -281,7 +281,14 @@ class Agent:
             retry_seconds=timings.assignment_retry_seconds,
         )
         commands = self._make_commands()
-        telemetry = TelemetrySender(options.device, self._link, self._counters, parts.clock)
+        telemetry = TelemetrySender(
+            options.device,
+            session=parts.journal.record.session,
+            link=self._link,
+            counters=self._counters,
+            take_sketches=lambda: {**inference.take_sketches(), **self._condition.take_sketches()},
+            clock=parts.clock,
+        )
         return [
             self._link.warn_without_broker(timings.no_broker_seconds),
             self._link.run(),

@@ -12,6 +12,7 @@ from tuf.api.metadata import TargetFile
 from edgekit.bundle.manifest import Manifest
 from edgekit.mqtt.messages import Behaviour
 from edgekit.serving.models.memory_growth import Grown
+from edgekit.sketches.sketch import Sketch
 from edgekit.trust.assignment import Assignment
 
 
@@ -59,6 +60,10 @@ class Inference(Protocol):
 
     def behaviour(self, model: str) -> Mapping[str, Behaviour]:
         """How the bundles of a model behaved that ran last, by digest; the newest is the last."""
+        ...
+
+    def take_sketches(self) -> dict[str, Sketch]:
+        """Sketches of the answers since the last call, by their names in telemetry (`edgekit.sketches.signals`)."""
         ...
 
     async def grown(self) -> Sequence[Grown]:

@@ -21,6 +21,7 @@ from edgekit.errors import RuntimeLoadError, SelfTestError
 from edgekit.mqtt.messages import Behaviour
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.serving.models.memory_growth import Grown
+from edgekit.sketches.sketch import Sketch
 
 
 class SimulatedInference:
@@ -64,6 +65,10 @@ class SimulatedInference:
         return {}
 
     def behaviour(self, model: str) -> Mapping[str, Behaviour]:
+        """Nothing: there are no requests."""
+        return {}
+
+    def take_sketches(self) -> dict[str, Sketch]:
         """Nothing: there are no requests."""
         return {}
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.calibration.histogram import BINS, Histogram
 from converters.calibration.range_rules import read_range
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from edgekit.errors import CalibrationError
 from edgekit.runtimes.onnx import OnnxRuntime
+from edgekit.sketches.histogram import BINS, Histogram
 from edgekit.tensors import Array
 
 CALIBRATION_CHUNK_ROWS = 16

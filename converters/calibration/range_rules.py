@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.calibration.histogram import BINS, Histogram
+from edgekit.sketches.histogram import BINS, Histogram
 from edgekit.tensors import Array
 
 TAIL = 1e-4

@@ -1,4 +1,4 @@
-"""Telemetry: the increase of counters since the last message."""
+"""Telemetry: the increase of counters, and sketches of values, since the last message."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from device_agents.control.link import ControlLink
 from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.messages import Telemetry
 from edgekit.protocols import Clock
+from edgekit.sketches.signals import MAX_SKETCHES
+from edgekit.sketches.sketch import Sketch
 
 log = logging.getLogger(__name__)
 
@@ -48,32 +52,56 @@ class Window:
 
 
 class TelemetrySender:
-    """Sends the increase of the counters at an interval.
+    """Sends the increase of the counters, and the sketches, at an interval.
 
     Args:
         device: Name of the device.
+        session: Number of this run of the agent.
         link: Sends the messages.
         counters: Gives the present totals.
+        take_sketches: Gives the sketches since the last call.
         clock: Time.
     """
 
-    def __init__(self, device: str, link: ControlLink, counters: Callable[[], dict[str, float]], clock: Clock) -> None:
-        self._device, self._link, self._counters, self._clock = device, link, counters, clock
+    def __init__(
+        self,
+        device: str,
+        *,
+        session: int,
+        link: ControlLink,
+        counters: Callable[[], dict[str, float]],
+        take_sketches: Callable[[], dict[str, Sketch]],
+        clock: Clock,
+    ) -> None:
+        self._device, self._session, self._link = device, session, link
+        self._counters, self._take_sketches, self._clock = counters, take_sketches, clock
 
     async def run(self, seconds: float) -> None:
         """Send every `seconds` until cancelled. A message that cannot be sent becomes part of the next one."""
-        window = Window(self._device, self._clock.monotonic())
+        window, number, sketches = Window(self._device, self._clock.monotonic()), 0, dict[str, Sketch]()
         while True:
             await asyncio.sleep(seconds)
             totals, now = self._counters(), self._clock.monotonic()
+            sketches = joined(sketches, self._take_sketches())
+            number += 1
+            message = window.peek(totals, now=now, at=self._clock.wall())
+            message = msgspec.structs.replace(message, sketches=sketches, session=self._session, number=number)
             try:
-                await self._link.telemetry(window.peek(totals, now=now, at=self._clock.wall()))
+                await self._link.telemetry(message)
                 window.sent(totals, now=now)
+                sketches = {}
             except PacketTooLargeError as error:  # a longer window would not be smaller
                 log.error("telemetry is dropped: %s", error)
                 window.sent(totals, now=now)
+                sketches = {}
             except TransportError as error:
                 log.debug("telemetry waits: %s", error)
+
+
+def joined(waiting: Mapping[str, Sketch], taken: Mapping[str, Sketch]) -> dict[str, Sketch]:
+    """Sketches that were not sent, with new ones; at most MAX_SKETCHES, and the new ones come first."""
+    both = {key: sketch.merged(waiting[key]) if key in waiting else sketch for key, sketch in taken.items()}
+    return dict([*both.items(), *((k, v) for k, v in waiting.items() if k not in both)][:MAX_SKETCHES])
 
 
 def flatten(counters: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
+from device_agents.inference.sketching import ServedSketches
 from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest
 from edgekit.bundle.manifest import Manifest
@@ -40,6 +41,7 @@ from edgekit.serving.session.sequence import Sequence, parse_sequence
 from edgekit.serving.session.session import Load, Session
 from edgekit.serving.session.statistics import Statistics
 from edgekit.serving.worker.loader import Loader
+from edgekit.sketches.sketch import Sketch
 from edgekit.tensors import Array
 
 COUNTERS = (
@@ -106,6 +108,7 @@ class InferenceService:
         self._router = InferenceRouter(self._manager, self._fallback, cloud_options, self._clock, self._prepare_again)
         self._counters: dict[str, dict[str, int]] = {}
         self._behaviour = BehaviourLog()
+        self._sketches = ServedSketches()
         self._requests_at_last_survey = 0
 
     async def __aenter__(self) -> InferenceService:
@@ -259,6 +262,7 @@ class InferenceService:
             counters["errors"] += 1
             if request.session is not None and not isinstance(error, AuthorError):  # not the client's fault
                 self._behaviour.failed(model, request.session.digest)
+                self._sketches.failed(model, request.session.digest)
             raise
         answered_by = response.parameters["edgekit_route"]
         counters[answered_by] += 1
@@ -267,7 +271,19 @@ class InferenceService:
             self._behaviour.answered(model, digest, now - begun, local=answered_by == routing_rules.Route.LOCAL)
             if request_id:
                 self._behaviour.remember(model, request_id, digest, now)
+            self._sketch(request, request.session, response, seconds=now - begun, now=now)
         return response if outputs is response.outputs else msgspec.structs.replace(response, outputs=outputs)
+
+    def _sketch(
+        self, request: Request, session: Session, response: InferResponse, *, seconds: float, now: float
+    ) -> None:
+        """Count an answer in the sketches of the bundle of `session`."""
+        name, digest, said = request.model, session.digest, response.parameters
+        self._sketches.answered(
+            name, digest, seconds=seconds, route=said["edgekit_route"], score=said.get("edgekit_score")
+        )
+        if self._sketches.wants_sample(name, digest, now):
+            self._sketches.sample(name, digest, session.manifest.task, request.inputs, response.outputs)
 
     async def _prepare(self, request: Request) -> None:
         """Preprocess the inputs for the active bundle."""
@@ -345,6 +361,10 @@ class InferenceService:
         for name, failures in (self._fallback.failures() if self._fallback else {}).items():
             totals[name] |= {f"cloud_failures.{reason}": float(n) for reason, n in failures.items()}
         return totals
+
+    def take_sketches(self) -> dict[str, Sketch]:
+        """Sketches of the answers since the last call, by their names in telemetry."""
+        return self._sketches.take()
 
     async def grown(self) -> list[Grown]:
         """Models (or the agent) that hold far more memory than after loading, each reported once.

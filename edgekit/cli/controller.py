@@ -102,6 +102,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 assignment_days=settings.assignment_days,
                 broker_budget_bytes=settings.broker_budget_bytes,
                 quarantine_clones=settings.quarantine_clones,
+                telemetry_days=settings.telemetry_days,
             ),
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),

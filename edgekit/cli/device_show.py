@@ -20,6 +20,8 @@ from edgekit.cli.device_columns import (
 )
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import SettingsError
+from edgekit.health.summary import Summary
+from edgekit.sketches.signals import ROUTES
 
 FACT_WIDTH = 80
 PAGE = 100
@@ -126,9 +128,31 @@ def show(name: str, as_json: bool) -> None:
         ("assignment", f"version {assigned.version}, accepted {view.assignment}"),
     ]
     print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])
+    _print_summary(found.telemetry)
+    for one in found.alarms:
+        click.echo(f"alarm since {time_text(one.since)}: {one.model} {printable(one.kind)}: {printable(one.message)}")
     for event in found.events:
         text = " ".join(part for part in (event.kind, event.model, event.error, event.message) if part)
         click.echo(f"{time_text(event.at)}  {printable(text)}")
+
+
+def _print_summary(summary: Summary) -> None:
+    """What the device did in the last day, a line for each bundle."""
+    if summary.bundles:
+        rows = [
+            (
+                one.model,
+                one.digest,
+                str(one.requests),
+                *(f"{one.routes.get(route, 0.0):.1%}" for route in ROUTES),
+                *("-" if value is None else f"{value:.3g}" for value in (one.p50_ms, one.p95_ms, one.score)),
+            )
+            for one in summary.bundles
+        ]
+        print_table(("last 24 hours", "digest", "requests", *ROUTES, "p50 ms", "p95 ms", "score"), rows)
+    if summary.temperature_celsius is not None:
+        median, highest = summary.temperature_celsius
+        click.echo(f"temperature in the last 24 hours: median {median:.0f} °C, highest {highest:.0f} °C")
 
 
 def _short(value: Any) -> str:

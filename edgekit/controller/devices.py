@@ -251,7 +251,9 @@ class DeviceService:
         telemetry = decode(arrived.message.payload, Telemetry)
         if telemetry.device != device:
             raise DataError(f"the telemetry names device {telemetry.device[:64]!r} on the topic of {device!r}")
-        self._state.devices.save_telemetry(telemetry, self._clock.wall())
+        now = self._clock.wall()
+        self._state.telemetry.add(telemetry, now)
+        self._state.devices.save_telemetry(msgspec.structs.replace(telemetry, sketches={}), now)
 
     def _open(self, device: str, message: Message, kind: type[T]) -> T:
         """Verify the message with the key of the topic's device and decode it; it must name the same device."""

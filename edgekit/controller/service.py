@@ -13,6 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from edgekit.controller.blocks import BlockService
 from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
+from edgekit.controller.health import HealthService
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
@@ -39,6 +40,7 @@ class ControllerOptions(msgspec.Struct, frozen=True):
         quarantine_clones: Put a name that two devices use into quarantine.
         broker_budget_bytes: Bytes of blocks that may be on the way to devices at one time.
         timestamp_check_seconds: Time between two checks of the registry's timestamp.
+        telemetry_days: How long roll-ups of telemetry are kept.
     """
 
     tick_seconds: float = 0.5
@@ -46,6 +48,7 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     broker_budget_bytes: int = 16 * 1024**2
     timestamp_check_seconds: float = 600.0
     quarantine_clones: bool = False
+    telemetry_days: int = 14
 
 
 class Controller:
@@ -123,6 +126,7 @@ class Controller:
 
         self.standing = StandingService(state=state, reader=reader, clock=clock)
         self.webhooks = WebhookService(state=state, clock=clock, post=post)
+        self.health = HealthService(state=state, clock=clock, telemetry_days=options.telemetry_days)
 
     def values(self) -> dict[str, float]:
         """The controller's own counters and present values, for its metrics."""
@@ -164,7 +168,7 @@ class Controller:
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""
-        for part in (self._check_timestamp, self.rollouts.tick, self.standing.tick, self._publish):
+        for part in (self._check_timestamp, self.rollouts.tick, self.standing.tick, self.health.tick, self._publish):
             try:
                 await part()
             except TransportError as error:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgekit.errors import DataError
+from edgekit.sketches.sketch import Sketch
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_SPREAD_SECONDS = 86_400.0  # a forged hint delays no device for longer
@@ -243,12 +244,27 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """``device/<id>/telemetry``: increases of counters since the last message, over `seconds`."""
+    """``device/<id>/telemetry``: increases of counters since the last message, over `seconds`.
+
+    A lost message loses what it counts and nothing else.
+
+    Attributes:
+        device: Name of the sender.
+        at: Wall clock seconds.
+        seconds: Length of the window.
+        counters: Increases by name.
+        sketches: Sketches of the values of the window, by name (`edgekit.sketches.signals`).
+        session, number: The session of the agent and a number that rises in it, so that nothing is counted twice; 0
+            from devices that send no sketches.
+    """
 
     device: str
     at: float
     seconds: float
     counters: dict[str, float]
+    sketches: dict[str, Sketch] = {}
+    session: int = 0
+    number: int = 0
 
 
 class Command(msgspec.Struct, frozen=True):

@@ -57,6 +57,9 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     offline_after_seconds: Annotated[
         Positive, Meta(description="A device is shown as offline when nothing was received from it for this long.")
     ] = 90.0
+    telemetry_days: Annotated[
+        Count, Meta(le=3650, description="How long the hourly roll-ups of devices' telemetry are kept.")
+    ] = 14
     broker_budget_bytes: Annotated[
         Count,
         Meta(

@@ -22,14 +22,17 @@ from edgekit.state.records import RecordTable
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
+from edgekit.state.telemetry import Alarm, DeviceHour, TelemetryTable
 from edgekit.state.webhooks import WebhookTable
 
 __all__ = [
     "ActiveRollout",
+    "Alarm",
     "AssignmentTable",
     "AuditEntry",
     "AuditTable",
     "CommandTable",
+    "DeviceHour",
     "DeviceTable",
     "DeviceView",
     "FleetState",
@@ -46,6 +49,7 @@ __all__ = [
     "StoredAssignment",
     "StoredCommand",
     "StoredEvent",
+    "TelemetryTable",
     "open_fleet_state",
 ]
 
@@ -86,6 +90,7 @@ class FleetState:
         self.operators = OperatorTable(engine, fleet, author=author)
         self.overview = OverviewTable(engine, fleet)
         self.webhooks = WebhookTable(engine, fleet, author=author)
+        self.telemetry = TelemetryTable(engine, fleet, author=author)
 
     def by(self, author: str) -> FleetState:
         """The same state, for changes by another author."""

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekit.health.summary import Summary, summarise
 from edgekit.state.devices import DeviceView, StoredEvent
+from edgekit.state.telemetry import Alarm
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
+
+SUMMARY_SECONDS = 86_400.0
 
 
 class AssignedDocument(msgspec.Struct, frozen=True):
@@ -21,11 +25,13 @@ class AssignedDocument(msgspec.Struct, frozen=True):
 
 
 class DeviceDetail(msgspec.Struct, frozen=True):
-    """One device: its last report, its assignment, and its latest events, the newest first."""
+    """One device: its last report, its assignment, its latest events (the newest first), its last day, open alarms."""
 
     reported: DeviceView
     assigned: AssignedDocument
     events: list[StoredEvent]
+    telemetry: Summary
+    alarms: list[Alarm]
 
 
 def describe_device(state: FleetState, name: str, now: float, events: int = 20) -> DeviceDetail:
@@ -38,4 +44,6 @@ def describe_device(state: FleetState, name: str, now: float, events: int = 20) 
     (view,) = state.devices.views(now, state.offline_after_seconds, name)
     assignment = state.assignments.get(name)
     assigned = AssignedDocument(assignment.version, assignment.entries) if assignment else AssignedDocument(0, {})
-    return DeviceDetail(view, assigned, state.devices.events(name, events))
+    day = state.telemetry.hours(name, since=now - SUMMARY_SECONDS)
+    telemetry = summarise(hour.body.sketches for hour in day)
+    return DeviceDetail(view, assigned, state.devices.events(name, events), telemetry, state.telemetry.alarms(name))

@@ -294,22 +294,8 @@ class DeviceTable(FleetTable):
         Raises:
             DataError: the event cannot be stored as JSON.
         """
-        untrusted_json(event)
-        detail = to_json(event.detail)
-        values = {
-            "at": now,
-            "message": untrusted_text(event.message, MAX_TEXT),
-            "detail": detail if len(detail) <= MAX_TEXT else "{}",
-            **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
-        }
         with self._writing() as connection:
-            take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
-            connection.execute(events.insert().values(fleet=self._fleet, **values))
-            stranger = values["kind"] == UNKNOWN_DEVICE
-            same = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
-            mine = sa.and_(events.c.fleet == self._fleet, same)
-            kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(self._max_events).limit(1)
-            connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
+            insert_event(connection, self._fleet, event, now, max_events=self._max_events)
 
     def events(
         self,
@@ -378,6 +364,27 @@ def _order(sort: str) -> list[sa.ColumnElement[Any]]:
             advice=f"Did you mean {near[0]!r}?" if near else "",
         )
     return [column.desc() if sort.startswith("-") else column]
+
+
+def insert_event(
+    connection: sa.Connection, fleet: str, event: Event, now: float, *, max_events: int = MAX_STORED_EVENTS
+) -> None:
+    """Store one event inside the caller's transaction, as `DeviceTable.add_event`."""
+    untrusted_json(event)
+    detail = to_json(event.detail)
+    values = {
+        "at": now,
+        "message": untrusted_text(event.message, MAX_TEXT),
+        "detail": detail if len(detail) <= MAX_TEXT else "{}",
+        **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
+    }
+    take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
+    connection.execute(events.insert().values(fleet=fleet, **values))
+    stranger = values["kind"] == UNKNOWN_DEVICE
+    same = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
+    mine = sa.and_(events.c.fleet == fleet, same)
+    kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(max_events).limit(1)
+    connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
 
 
 def read_report(body: str | None) -> Reported | None:

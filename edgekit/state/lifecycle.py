@@ -16,6 +16,7 @@ from edgekit.state.audit import record
 from edgekit.state.commands import ASKED, EXPIRED, SENT
 from edgekit.state.devices import MAX_TEXT, read_device
 from edgekit.state.tables import (
+    alarms,
     assignments,
     attributes,
     commands,
@@ -25,6 +26,8 @@ from edgekit.state.tables import (
     reports,
     rollout_devices,
     rollouts,
+    telemetry_hours,
+    telemetry_marks,
 )
 
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
@@ -59,7 +62,7 @@ class LifecycleTable(FleetTable):
             row = self._row(connection, name)
             device = read_device(row)
             self._leave_rollouts(connection, name)
-            for table in (reports, presence, assignments, attributes):
+            for table in (reports, presence, assignments, attributes, telemetry_hours, telemetry_marks, alarms):
                 connection.execute(table.delete().where(table.c.fleet == self._fleet, table.c.device == name))
             connection.execute(devices.delete().where(devices.c.fleet == self._fleet, devices.c.name == name))
             key = {"fleet": self._fleet, "name": name}
@@ -86,7 +89,8 @@ class LifecycleTable(FleetTable):
                 raise SettingsError(f"device {name!r} has this key already", advice="Give the file of a new key.")
             self._change(connection, name, public_key=public_key)
             # The new key's numbers may begin anew: nothing that the old key signed is accepted any more.
-            for table, values in ((reports, {"number": 0, "payload": None}), (presence, {"session": 0})):
+            marks = (telemetry_marks, {"session": 0, "number": 0})
+            for table, values in ((reports, {"number": 0, "payload": None}), (presence, {"session": 0}), marks):
                 mine = sa.and_(table.c.fleet == self._fleet, table.c.device == name)
                 connection.execute(table.update().where(mine).values(**values))
             states = {"before": {"public_key": before}, "after": {"public_key": public_key}}

@@ -249,6 +249,44 @@ webhooks = sa.Table(
     sa.Column("error", sa.Text, nullable=False),
 )
 
+# The telemetry of each device, added up by the hour (wall clock seconds / 3600).
+telemetry_hours = sa.Table(
+    "telemetry_hours",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True),
+    sa.Column("body", JSON_TEXT, nullable=False),
+    sa.Column("judged", sa.Boolean, nullable=False),
+    sa.Index(None, "fleet", "hour"),
+)
+
+# The last message of telemetry that was added for each device, and how its bundles began.
+telemetry_marks = sa.Table(
+    "telemetry_marks",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("device", NAME_COLUMN, primary_key=True),
+    sa.Column("session", sa.BigInteger, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("baselines", JSON_TEXT, nullable=False),
+)
+
+alarms = sa.Table(
+    "alarms",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fleet", NAME_COLUMN, nullable=False),
+    sa.Column("device", NAME_COLUMN, nullable=False),
+    sa.Column("model", NAME_COLUMN, nullable=False),
+    sa.Column("kind", sa.String(160), nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("seen", sa.Double, nullable=False),
+    sa.Column("ended", sa.Double),  # NULL while it is open
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Index(None, "fleet", "device"),
+)
+
 
 def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
     """Connect to ``sqlite:///file`` or ``postgresql+driver://...`` and bring its tables up to date.

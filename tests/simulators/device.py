@@ -142,6 +142,7 @@ class FakeInference:
         flaky: Versions that pass their self-test, but fail every second live request.
         failing: How many of their requests fail from one look at the counters to the next.
         growing: What the next call of `grown` returns.
+        sketches: What the next call of `take_sketches` returns.
     """
 
     def __init__(self) -> None:
@@ -152,6 +153,7 @@ class FakeInference:
         self.flaky: set[str] = set()
         self.failing, self.errors = 10, 0
         self.growing: list[Grown] = []
+        self.sketches: dict = {}
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """See the protocol."""
@@ -186,6 +188,11 @@ class FakeInference:
         """See the protocol."""
         self.errors += self.failing * (self.live.get("digits") in self.flaky)
         return {"digits": {"local": 3.0, "runs": 2.0 * self.errors, "runtime_errors": float(self.errors)}}
+
+    def take_sketches(self) -> dict:
+        """See the protocol. Returns `sketches` once."""
+        taken, self.sketches = self.sketches, {}
+        return taken
 
     def assign(self, models: Collection[str]) -> None:
         """Nothing here depends on the names."""

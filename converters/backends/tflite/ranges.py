@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from converters.calibration.calibrate import histogram_of
-from converters.calibration.histogram import Histogram
 from converters.first_runs import open_keeping_tensors
+from edgekit.sketches.histogram import Histogram
 from edgekit.tensors import Array
 
 CLOSE = 1e-4  # share of the largest value by which float sums in another order may differ

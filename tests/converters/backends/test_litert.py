@@ -11,7 +11,6 @@ from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite.facts import pieces_of
 from converters.backends.tflite.ranges import tensor_histograms
 from converters.backends.tflite.reader import match_layers, operators_of, parse_tflite, weighted_ops
-from converters.calibration.histogram import Histogram
 from converters.calibration.range_rules import read_range
 from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
@@ -21,6 +20,7 @@ from converters.graph.graph import Graph
 from converters.passes.weights import with_constants
 from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
 from edgekit.errors import CalibrationError, ConversionError
+from edgekit.sketches.histogram import Histogram
 from tests.simulators import models
 from tests.simulators.conv_models import separable
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from converters.calibration.calibrate import Calibration, calibrate
-from converters.calibration.histogram import BINS, Histogram
 from converters.calibration.range_rules import read_range
 from converters.data.samples import Samples
 from converters.frontends.onnx import canonical
 from edgekit.bundle.recipe import RANGES
 from edgekit.errors import CalibrationError
+from edgekit.sketches.histogram import BINS, Histogram
 from tests.simulators import models
 
 LIMIT = 2.0**100

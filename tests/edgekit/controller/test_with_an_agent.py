@@ -3,6 +3,8 @@
 import contextlib
 import math
 
+from device_agents.condition.rules import Condition
+from edgekit.health.summary import summarise
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import (
     MAX_PAYLOAD_BYTES,
@@ -21,6 +23,7 @@ from edgekit.mqtt.messages import (
 from edgekit.registry import blob_name
 from edgekit.rollout.cohort import Device as Enrolled
 from edgekit.rollout.values import Aborted, RolloutState
+from edgekit.sketches.sketch import made
 from edgekit.trust.rotation import KeyManager
 from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE, Device
@@ -191,3 +194,18 @@ async def test_garbage_on_every_topic_harms_neither_side(tmp_path):
         services = (parts.blocks, parts.metadata, parts.devices, parts.blocks.broadcasts)
         assert [one.failures for one in services] == [0] * 4
         assert device.agent._counters()["agent.unexpected_errors"] == 0
+
+
+async def test_sketches_reach_the_roll_up_of_the_hour(tmp_path):
+    """What the agent's inference counted is in the database once, whatever the broker does with the message."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.broker.duplicate = 1.0
+        device.inference.sketches = {"digits@0123456789ab/route": made(0, {0: 7}, (0.0, 0.0), 7)}
+        device.condition = Condition(temperature_celsius=61)
+        await side.until(lambda: len(summary(side).bundles) == 1 and summary(side).temperature_celsius)
+        assert summary(side).bundles[0].requests == 7
+        assert summary(side).temperature_celsius == (61.0, 61.0)
+
+
+def summary(side):
+    return summarise(hour.body.sketches for hour in side.state.telemetry.hours(DEVICE))

@@ -45,7 +45,7 @@ def test_devices_by_filter_order_and_page(client: Client) -> None:
 def test_one_device_with_its_history(client: Client) -> None:
     """The same document as `device show --json`; names that are not enrolled are 404."""
     found = client.get("/api/v1/devices/pi-0001").json()
-    assert set(found) == {"reported", "assigned", "events"}
+    assert set(found) == {"reported", "assigned", "events", "telemetry", "alarms"}
     assert found["reported"]["labels"] == {"site": HOSTILE}
     assert [one["kind"] for one in found["events"]] == ["started", "bad-signature"]
     assert client.get("/api/v1/devices/pi-9999").status == 404

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from edgekit.sketches.sketch import Sketch, made
 from edgekit.tensors import Array
 
 BINS = 2048
@@ -71,6 +72,13 @@ class Histogram(msgspec.Struct, frozen=True):
             counts = np.zeros_like(counts)
             counts[BINS // 4 : BINS // 4 + BINS // 2] = joined
         return counts
+
+
+def of_histogram(histogram: Histogram, samples: int) -> Sketch:
+    """The sketch of a tensor's values, of which `samples` independent observations were made."""
+    indexes = np.flatnonzero(histogram.counts)
+    bins = {int(index) - BINS // 2: int(histogram.counts[index]) for index in indexes}
+    return made(histogram.exponent, bins, (histogram.minimum, histogram.maximum), samples)
 
 
 def _exponent(reach: float) -> int:

@@ -1,0 +1,261 @@
+"""Tables of telemetry: hourly roll-ups of each device, the baselines of its bundles, and alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import sqlalchemy as sa
+
+from edgekit.bounds import MAX_INTEGER, number_fault
+from edgekit.errors import DataError
+from edgekit.health.alarms import Baseline, Finding, judge_hour
+from edgekit.mqtt.messages import Event, Telemetry
+from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
+from edgekit.sketches.sketch import Sketch, sketch_fault
+from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
+from edgekit.state.devices import insert_event
+from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
+
+HOUR_SECONDS = 3600
+MAX_COUNTERS, MAX_NAME = 300, 160
+MAX_ROLLED_SKETCHES = 200  # of one hour of one device
+JUDGED_AT_ONCE = 200
+MAX_CLOSED_ALARMS = 200  # that are kept for each device
+MAX_TEXT = 500
+ALARM = "alarm"
+
+
+class HourBody(msgspec.Struct, frozen=True):
+    """The telemetry of one device in one hour.
+
+    Attributes:
+        seconds: Length of the windows together.
+        counters: Increases that are not 0.
+        sketches: By their names in telemetry.
+    """
+
+    seconds: float = 0.0
+    counters: dict[str, float] = {}
+    sketches: dict[str, Sketch] = {}
+
+
+class DeviceHour(msgspec.Struct, frozen=True):
+    """One roll-up; `start` is the controller's wall clock in seconds, a multiple of an hour."""
+
+    device: str
+    start: float
+    body: HourBody
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """One alarm.
+
+    Attributes:
+        device: Name of the device.
+        model: Name of the model; ``agent`` for the device itself.
+        kind: As `Finding.kind`.
+        since, seen: Begin of the first and of the last hour that was judged so; wall clock seconds.
+        ended: Begin of the hour that was judged well again; None while it is open.
+        message: What was found last.
+    """
+
+    device: str
+    model: str
+    kind: str
+    since: float
+    seen: float
+    ended: float | None
+    message: str
+
+
+_BODY = msgspec.json.Decoder(HourBody)
+_BASELINES = msgspec.json.Decoder(dict[str, Baseline])
+
+
+class TelemetryTable(FleetTable):
+    """The telemetry of one fleet."""
+
+    def add(self, telemetry: Telemetry, now: float) -> bool:
+        """Add a message to the roll-up of the present hour; False if it holds nothing, or was added before.
+
+        Args:
+            telemetry: The message. Only messages with a number are added: others cannot be told from repetitions.
+            now: Wall clock seconds.
+
+        Raises:
+            DataError: a number or a name is not valid.
+        """
+        fresh = _checked(telemetry)
+        if telemetry.number <= 0 or not (fresh.counters or fresh.sketches):
+            return False
+        hour = int(now // HOUR_SECONDS)
+        key = {"fleet": self._fleet, "device": telemetry.device}
+        with self._writing() as connection:
+            mark = {"session": telemetry.session, "number": telemetry.number}
+            newer = sa.or_(
+                telemetry_marks.c.session < telemetry.session,
+                sa.and_(telemetry_marks.c.session == telemetry.session, telemetry_marks.c.number < telemetry.number),
+            )
+            if not put(connection, telemetry_marks, key, mark, on_insert={"baselines": "{}"}, only_if=newer):
+                return False
+            query = sa.select(telemetry_hours.c.body).where(self._hour(telemetry.device, hour))
+            before = connection.execute(query.with_for_update()).scalar()
+            body = _joined(_read_body(before), fresh)
+            put(connection, telemetry_hours, {**key, "hour": hour}, {"body": to_json(body), "judged": False})
+        return True
+
+    def hours(self, device: str, *, since: float = 0.0) -> list[DeviceHour]:
+        """The roll-ups of a device whose hour begins at `since` (wall clock seconds) or later, the oldest first."""
+        query = (
+            sa.select(telemetry_hours)
+            .where(telemetry_hours.c.fleet == self._fleet, telemetry_hours.c.device == device)
+            .where(telemetry_hours.c.hour >= since / HOUR_SECONDS)
+            .order_by(telemetry_hours.c.hour)
+        )
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [DeviceHour(device, float(row["hour"] * HOUR_SECONDS), _read_body(row["body"])) for row in rows]
+
+    def judge(self, now: float) -> int:
+        """Judge hours that are over, raise and end alarms; returns how many hours were judged.
+
+        Two controllers may call it at once: each hour is judged by one of them.
+        """
+        over = int(now // HOUR_SECONDS)
+        due = (
+            sa.select(telemetry_hours.c.device, telemetry_hours.c.hour)
+            .where(telemetry_hours.c.fleet == self._fleet, telemetry_hours.c.hour < over)
+            .where(sa.not_(telemetry_hours.c.judged))
+            .order_by(telemetry_hours.c.hour)
+            .limit(JUDGED_AT_ONCE)
+        )
+        with self._reading() as connection:
+            rows = connection.execute(due).all()
+        return sum(self._judge_one(row.device, row.hour, now) for row in rows)
+
+    def forget(self, now: float, days: int) -> int:
+        """Delete roll-ups that are older than `days`; returns how many."""
+        limit = int((now - days * 86_400) // HOUR_SECONDS)
+        old = sa.and_(telemetry_hours.c.fleet == self._fleet, telemetry_hours.c.hour < limit)
+        with self._writing() as connection:
+            return connection.execute(telemetry_hours.delete().where(old)).rowcount
+
+    def alarms(self, device: str | None = None, *, ended: bool = False, limit: int = 500) -> list[Alarm]:
+        """Alarms of all devices or of one, the newest first.
+
+        Args:
+            device: Name of one device; None for all.
+            ended: Also those that have ended.
+            limit: Number of alarms.
+        """
+        query = sa.select(alarms).where(alarms.c.fleet == self._fleet).order_by(alarms.c.id.desc()).limit(limit)
+        if device is not None:
+            query = query.where(alarms.c.device == device)
+        if not ended:
+            query = query.where(alarms.c.ended.is_(None))
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Alarm(**{name: row[name] for name in Alarm.__struct_fields__}) for row in rows]
+
+    def _judge_one(self, device: str, hour: int, now: float) -> bool:
+        mine = sa.and_(telemetry_marks.c.fleet == self._fleet, telemetry_marks.c.device == device)
+        with self._writing() as connection:
+            undone = sa.and_(self._hour(device, hour), sa.not_(telemetry_hours.c.judged))
+            if connection.execute(telemetry_hours.update().where(undone).values(judged=True)).rowcount != 1:
+                return False  # another controller judges it
+            body = connection.execute(sa.select(telemetry_hours.c.body).where(self._hour(device, hour))).scalar()
+            stored = connection.execute(sa.select(telemetry_marks.c.baselines).where(mine)).scalar()
+            judgement = judge_hour(_read_baselines(stored), hour, _read_body(body).sketches)
+            text = to_json(judgement.baselines)
+            if text != stored:
+                connection.execute(telemetry_marks.update().where(mine).values(baselines=text))
+            at = float(hour * HOUR_SECONDS)
+            for model in judgement.fresh:
+                ended = sa.and_(self._open(device), alarms.c.model == model)
+                connection.execute(alarms.update().where(ended).values(ended=at))
+            for finding in judgement.findings:
+                self._apply(connection, device, at, finding, now)
+        return True
+
+    def _apply(self, connection: sa.Connection, device: str, at: float, finding: Finding, now: float) -> None:
+        """Raise, keep or end the alarm of a finding; a new alarm is also an event, which pages and webhooks show."""
+        kind = untrusted_text(finding.kind, MAX_NAME)
+        same = sa.and_(self._open(device), alarms.c.model == finding.model, alarms.c.kind == kind)
+        if not finding.alarm:
+            connection.execute(alarms.update().where(same).values(ended=at))
+            return
+        message = untrusted_text(finding.message, MAX_TEXT)
+        if connection.execute(alarms.update().where(same).values(seen=at, message=message)).rowcount:
+            return
+        values = {"model": finding.model, "kind": kind, "message": message}
+        row = {"fleet": self._fleet, "device": device, "since": at, "seen": at, **values}
+        connection.execute(alarms.insert().values(**row))
+        event = Event(device, ALARM, now, finding.model, finding.kind, message)
+        insert_event(connection, self._fleet, event, now)
+        mine = sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.ended.is_not(None))
+        kept = sa.select(alarms.c.id).where(mine).order_by(alarms.c.id.desc()).offset(MAX_CLOSED_ALARMS).limit(1)
+        connection.execute(alarms.delete().where(mine, alarms.c.id <= kept.scalar_subquery()))
+
+    def _open(self, device: str) -> sa.ColumnElement[bool]:
+        return sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.ended.is_(None))
+
+    def _hour(self, device: str, hour: int) -> sa.ColumnElement[bool]:
+        return sa.and_(
+            telemetry_hours.c.fleet == self._fleet,
+            telemetry_hours.c.device == device,
+            telemetry_hours.c.hour == hour,
+        )
+
+
+def _checked(telemetry: Telemetry) -> HourBody:
+    """What a message adds. Raises DataError for numbers and names that cannot be added up."""
+    for word, rising in (("session", telemetry.session), ("number", telemetry.number)):
+        if not 0 <= rising <= MAX_INTEGER:
+            raise DataError(f"{word} is {rising}, expected 0 to {MAX_INTEGER}")
+    if fault := number_fault("seconds", telemetry.seconds, 0, 1e7):
+        raise DataError(fault)
+    if len(telemetry.counters) > MAX_COUNTERS or len(telemetry.sketches) > MAX_SKETCHES:
+        found = f"{len(telemetry.counters)} counters and {len(telemetry.sketches)} sketches"
+        raise DataError(f"the telemetry has {found}, expected at most {MAX_COUNTERS} and {MAX_SKETCHES}")
+    counters: dict[str, float] = {}
+    for name, value in telemetry.counters.items():
+        if len(name) > MAX_NAME or number_fault(name, value, 0, MAX_INTEGER):
+            raise DataError(f"counter {name[:MAX_NAME]!r} is {value!r}, expected 0 to {MAX_INTEGER}")
+        if value:
+            counters[untrusted_text(name, MAX_NAME)] = value
+    for key, sketch in telemetry.sketches.items():
+        if len(key) > MAX_NAME or parse_signal(key) is None:
+            raise DataError(f"{key[:MAX_NAME]!r} is no name of a sketch")
+        if fault := sketch_fault(sketch):
+            raise DataError(f"sketch {key} is not valid: {fault}")
+    return HourBody(telemetry.seconds, counters, telemetry.sketches)
+
+
+def _joined(one: HourBody, other: HourBody) -> HourBody:
+    counters, sketches = dict(one.counters), dict(one.sketches)
+    for name, value in other.counters.items():
+        if name in counters or len(counters) < MAX_COUNTERS:
+            counters[name] = counters.get(name, 0.0) + value
+    for key, sketch in other.sketches.items():
+        if key in sketches:
+            sketches[key] = sketches[key].merged(sketch)
+        elif len(sketches) < MAX_ROLLED_SKETCHES:
+            sketches[key] = sketch
+    return HourBody(one.seconds + other.seconds, counters, sketches)
+
+
+def _read_body(text: str | None) -> HourBody:
+    """A stored roll-up; an empty one where it cannot be read."""
+    try:
+        return _BODY.decode(text) if text else HourBody()
+    except (msgspec.MsgspecError, ValueError):
+        return HourBody()
+
+
+def _read_baselines(text: str | None) -> Mapping[str, Baseline]:
+    """Stored baselines; none where they cannot be read: they begin again."""
+    try:
+        return _BASELINES.decode(text) if text else {}
+    except (msgspec.MsgspecError, ValueError):
+        return {}

@@ -1,0 +1,191 @@
+"""Roll-ups, baselines and alarms in SQL, on both kinds of databases."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgekit.errors import DataError
+from edgekit.health.alarms import BASELINE_HOURS
+from edgekit.mqtt.messages import Telemetry
+from edgekit.rollout.cohort import Device
+from edgekit.sketches.sketch import Sketch, made
+from edgekit.state import FleetState, open_fleet_state
+from tests.simulators.postgres import emptied, missing, running_postgres
+
+HOUR = 3600.0
+KEY = "digits@0123456789ab/route"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    if "EDGEKIT_TEST_POSTGRES" in os.environ:
+        yield os.environ["EDGEKIT_TEST_POSTGRES"]
+        return
+    if missing():
+        pytest.skip(missing())
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    return emptied(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def state(url: str) -> Iterator[FleetState]:
+    opened = open_fleet_state(url, "f")
+    yield opened
+    opened.close()
+
+
+def routes(local: int, error: int = 0) -> Sketch:
+    bins = {index: count for index, count in ((0, local), (3, error)) if count}
+    return made(0, bins, (float(min(bins)), float(max(bins))), local + error)
+
+
+def message(number: int, *, session: int = 1, device: str = "a", local: int = 100, error: int = 0) -> Telemetry:
+    return Telemetry(
+        device, 0.0, 60.0, {"digits.requests": 5.0, "idle": 0.0}, {KEY: routes(local, error)}, session, number
+    )
+
+
+def test_messages_of_an_hour_add_up_once_each(state: FleetState) -> None:
+    """Repetitions, messages out of order and those of an older session are not counted again; a lost one is missing."""
+    for number in (1, 2, 2, 1, 4):
+        state.telemetry.add(message(number), 10 * HOUR + number)
+    assert not state.telemetry.add(message(9, session=0), 10 * HOUR)
+    assert state.telemetry.add(message(1, session=2), 10 * HOUR)
+    assert state.telemetry.add(message(2, session=2), 11 * HOUR)
+    (first, second) = state.telemetry.hours("a")
+    assert (first.start, first.body.seconds, first.body.counters) == (10 * HOUR, 240.0, {"digits.requests": 20.0})
+    assert first.body.sketches == {KEY: routes(400)}
+    assert second.body.sketches == {KEY: routes(100)}
+    assert [one.start for one in state.telemetry.hours("a", since=10.5 * HOUR)] == [11 * HOUR]
+
+
+def test_messages_without_a_number_or_content_are_not_rolled_up(state: FleetState) -> None:
+    """Older agents cannot be told from their repetitions; an idle device costs no row."""
+    assert not state.telemetry.add(Telemetry("a", 0.0, 60.0, {"n": 5.0}), 1.0)
+    assert not state.telemetry.add(Telemetry("a", 0.0, 60.0, {"n": 0.0}, {}, 1, 1), 1.0)
+    assert state.telemetry.hours("a") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sketches": {KEY: Sketch(0, 0, (-1,), 0.0, 0.0, 1)}},
+        {"sketches": {"no name": routes(1)}},
+        {"sketches": {f"m@0123456789ab/input.{n}": routes(1) for n in range(65)}},
+        {"counters": {"n": float("nan")}},
+        {"counters": {"n": -1.0}},
+        {"counters": {f"n{n}": 1.0 for n in range(301)}},
+        {"counters": {"n" * 161: 1.0}},
+        {"seconds": float("inf")},
+        {"number": 2**60},
+    ],
+)
+def test_what_cannot_be_added_is_refused_and_loses_nothing(state: FleetState, changes: dict) -> None:
+    """The message is refused as a whole; what was stored stays, and the next one is added."""
+    state.telemetry.add(message(1), 0.0)
+    with pytest.raises(DataError):
+        state.telemetry.add(msgspec.structs.replace(message(2), **changes), 0.0)
+    assert state.telemetry.add(message(2), 0.0)
+    (hour,) = state.telemetry.hours("a")
+    assert hour.body.sketches[KEY].total == 200
+
+
+def fill(state: FleetState, hours: range, **counts: int) -> None:
+    for hour in hours:
+        state.telemetry.add(message(hour + 1, **counts), hour * HOUR + 5)
+
+
+def test_an_alarm_is_raised_kept_and_ended(state: FleetState) -> None:
+    """By whole hours only; each is judged once, and an alarm that ended stays in the list of all."""
+    fill(state, range(BASELINE_HOURS), local=500)
+    fill(state, range(24, 26), local=400, error=100)
+    assert state.telemetry.judge(25 * HOUR) == 25, "hour 25 is not over"
+    (first,) = state.telemetry.alarms()
+    assert (first.device, first.model, first.kind, first.since, first.ended) == (
+        "a",
+        "digits",
+        "errors",
+        24 * HOUR,
+        None,
+    )
+    assert "20.00% of 500 requests failed, in the baseline 0.00%" in first.message
+    assert state.telemetry.judge(26 * HOUR + 1) == 1
+    assert state.telemetry.judge(26 * HOUR + 1) == 0
+    (still,) = state.telemetry.alarms("a")
+    assert (still.since, still.seen) == (24 * HOUR, 25 * HOUR)
+    fill(state, range(26, 27), local=500)
+    state.telemetry.judge(28 * HOUR)
+    assert state.telemetry.alarms() == []
+    (ended,) = state.telemetry.alarms(ended=True)
+    assert ended.ended == 26 * HOUR
+    (event,) = state.devices.events("a")
+    assert (event.kind, event.model, event.error) == ("alarm", "digits", "errors")
+
+
+def test_a_new_bundle_ends_the_alarms_of_the_one_before(state: FleetState) -> None:
+    """It is not compared with it, so nothing else would end them."""
+    fill(state, range(BASELINE_HOURS), local=500)
+    fill(state, range(24, 25), error=500, local=1)
+    state.telemetry.judge(25 * HOUR)
+    assert len(state.telemetry.alarms()) == 1
+    new = msgspec.structs.replace(message(99), sketches={KEY.replace("0123", "ffff"): routes(10)})
+    state.telemetry.add(new, 25 * HOUR)
+    state.telemetry.judge(26 * HOUR)
+    assert state.telemetry.alarms() == []
+
+
+def test_two_controllers_judge_each_hour_once(url: str) -> None:
+    """Both get each message, both judge: every hour is counted once and judged once."""
+    states = [open_fleet_state(url, "f") for _ in range(2)]
+    judged: list[int] = []
+
+    def work(state: FleetState) -> None:
+        for hour in range(12):
+            state.telemetry.add(message(hour + 1), hour * HOUR)
+        judged.append(state.telemetry.judge(99 * HOUR))
+
+    threads = [threading.Thread(target=work, args=(state,)) for state in states]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hours = states[0].telemetry.hours("a")
+    assert sum(hour.body.sketches[KEY].total for hour in hours) == 1200
+    assert sum(judged) + states[0].telemetry.judge(99 * HOUR) == 12
+    for state in states:
+        state.close()
+
+
+def test_a_removed_device_leaves_none_and_a_new_key_counts_anew(state: FleetState) -> None:
+    """Its roll-ups and alarms go with it; after a new key, lower numbers count again."""
+    state.devices.enroll(Device("a", "pi", "pem"))
+    state.telemetry.add(message(9, session=9), 0.0)
+    state.lifecycle.rekey("a", "another pem", 1.0)
+    assert state.telemetry.add(message(1, session=1), 0.0)
+    state.lifecycle.remove("a", 2.0)
+    assert state.telemetry.hours("a") == []
+
+
+def test_old_roll_ups_are_deleted_and_baselines_stay(state: FleetState) -> None:
+    """By whole days; what a bundle is compared with is older than that."""
+    fill(state, range(30), local=500)
+    state.telemetry.judge(30 * HOUR)
+    assert state.telemetry.forget(30 * HOUR, 1) == 6
+    assert len(state.telemetry.hours("a")) == 24
+    state.telemetry.forget(1000 * HOUR, 1)
+    state.telemetry.add(message(99, error=400), 1000 * HOUR)
+    state.telemetry.judge(1001 * HOUR)
+    assert [one.kind for one in state.telemetry.alarms()] == ["errors"]
