@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,33 @@ async def _run(config: Path, flags: dict[str, Any], notifier: Notifier) -> bool:
                     inference, addresses, max_request_bytes=settings.max_request_bytes, limits=limits
                 ) as endpoints:
                     click.echo(f"agent {settings.device} ready at {endpoints}")
-                    async with watched(settings.watchdog_seconds), notifier.running(f"ready at {endpoints}"):
+                    async with (
+                        watched(settings.watchdog_seconds),
+                        notifier.running(f"ready at {endpoints}"),
+                        _checking(settings, config),
+                    ):
                         await agent.run()
         finally:
             if cloud is not None:
                 cloud.close()
     return agent.restarting
+
+
+@contextlib.asynccontextmanager
+async def _checking(settings: AgentSettings, config: Path) -> AsyncIterator[None]:
+    """Compare models and interfaces with the cloud tier meanwhile, where there is one."""
+    if not settings.cloud_url:
+        yield
+        return
+    from device_agents.diagnostics.at_start import check_at_start
+    from device_agents.diagnostics.checks import checks_of
+
+    task = asyncio.ensure_future(check_at_start(checks_of(settings, config)["cloud tier"]))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @agent.command()
