@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
-from edgekit.controller.planning import Planned, plan_rollout, standing_entries
+from edgekit.controller.planning import Planned, plan_rollout, standing_entries, with_canaries
 from edgekit.errors import SettingsError
 from edgekit.filters import parse_filter
 from edgekit.filters.parsing import MAX_CHARACTERS
@@ -20,7 +20,7 @@ from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.gates import MAX_GATES, parse_gate
 from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
-from edgekit.state import DeviceView, FleetState
+from edgekit.state import DeviceView, FleetPause, FleetState
 from edgekit.state.detail import DeviceDetail, describe_device
 from edgekit.state.overview import Overview
 from edgekit.trust.assignment import Entry
@@ -50,6 +50,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         downgrade: Also downgrade devices that ran a newer release, where the publisher allows it.
         success_threshold, error_threshold, min_failures, device_deadline_seconds, max_wait_seconds, soak_seconds,
             on_failure: As `RolloutPlan`.
+        canaries: The devices that come first, as a wave of their own, as a filter.
+        approval: As `RolloutPlan`.
         gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
     """
 
@@ -68,6 +70,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     gates: Annotated[list[Text], Meta(max_length=MAX_GATES)] = []
     soak_seconds: float = DEFAULTS.soak_seconds
     on_failure: Literal["pause", "return"] = "pause"
+    approval: Literal["", "start", "waves"] = ""
+    canaries: Text = ""
 
     @property
     def plan(self) -> RolloutPlan:
@@ -82,6 +86,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             gates=tuple(parse_gate(gate) for gate in self.gates),
             soak_seconds=self.soak_seconds,
             on_failure=self.on_failure,
+            approval=self.approval,
         )
 
 
@@ -206,6 +211,10 @@ class Operations:
         self.state.lifecycle.release(name, self.now)
         return self.device(name)
 
+    def pause(self, paused: bool, reason: str = "") -> FleetPause:
+        """Pause or resume the fleet. Raises RefusedError if it is so already."""
+        return self.state.pause.set(paused, self.now, reason=reason)
+
     def add_standing(self, request: StandingRequest) -> dict[str, object]:
         """Add a standing assignment and describe it.
 
@@ -236,6 +245,9 @@ class Operations:
         members = self.state.devices.views(self.now, self.state.offline_after_seconds, cohort=cohort)
         if not members:
             raise self.state.nobody(cohort)
+        if request.canaries:
+            plan = msgspec.structs.replace(plan, canaries=self.cohort(request.canaries))
+            plan = with_canaries(self.state, plan, members, self.now)
         with self._registry_lock:
             self._reader.refresh()
             planned, entries = plan_rollout(

@@ -11,12 +11,12 @@ from edgekit.bundle.order import version_order
 from edgekit.bundle.readers import TooOld, too_old
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.registry import RegistryReader, Release
-from edgekit.rollout.plan import RETURN, RolloutPlan
+from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
 from edgekit.rollout.preflight import refusal
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
-    from edgekit.state import DeviceView
+    from edgekit.state import DeviceView, FleetState
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -91,6 +91,31 @@ def plan_rollout(
         plan=plan,
     )
     return planned, entries
+
+
+def with_canaries(state: FleetState, plan: RolloutPlan, members: Sequence[DeviceView], now: float) -> RolloutPlan:
+    """The plan with a first wave of its canaries, where it names some.
+
+    Args:
+        state: The fleet.
+        plan: The plan as the operator wrote it.
+        members: The devices that the rollout selects.
+        now: Wall clock seconds.
+
+    Raises:
+        NotFoundError: no device of the rollout is a canary.
+        SettingsError: the waves after the canaries do not rise.
+    """
+    if plan.canaries is None:
+        return plan
+    found = state.devices.views(now, state.offline_after_seconds, cohort=plan.canaries)
+    count = len({device.device for device in found} & {device.device for device in members})
+    if not count:
+        raise NotFoundError(
+            f"no device of the rollout matches the canaries, {plan.canaries.text}",
+            advice="See: edgekit device list --filter FILTER",
+        )
+    return msgspec.structs.replace(plan, waves=(Wave(count=count), *plan.waves))
 
 
 def standing_entries(reader: RegistryReader, model: str, version: str, channel: str) -> dict[str, Entry]:

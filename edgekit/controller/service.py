@@ -14,6 +14,7 @@ from edgekit.controller.blocks import BlockService
 from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.health import HealthService
+from edgekit.controller.hints import HintService
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
@@ -124,6 +125,7 @@ class Controller:
             assignment_seconds=options.assignment_days * 86_400.0,
         )
 
+        self.hints = HintService(fleet=fleet, transport=transport, state=state)
         self.standing = StandingService(state=state, reader=reader, clock=clock)
         self.webhooks = WebhookService(state=state, clock=clock, post=post)
         self.health = HealthService(state=state, clock=clock, telemetry_days=options.telemetry_days)
@@ -147,6 +149,7 @@ class Controller:
         services = (self.blocks, self.metadata, self.devices, self.webhooks)
         self._transport.on_connection(self.rollouts.connection_changed)
         self._transport.on_connection(self._check_packets)
+        self._transport.on_connection(self.hints.connection_changed)
         for service in services:
             await service.start()
         await self._transport.start()
@@ -182,6 +185,7 @@ class Controller:
 
     async def _publish(self) -> None:
         if self._transport.connected:
+            await self.hints.publish()  # before assignments, so that a paused fleet begins nothing
             await self.rollouts.publish()
             await self.devices.send_commands()
             await self.devices.send_notices()

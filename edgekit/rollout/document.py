@@ -40,6 +40,7 @@ class RolloutDocument(msgspec.Struct, frozen=True):
         counts: Number of devices by state.
         late: Number of devices that succeeded after the rollout had counted them otherwise.
         unreadable: What of its stored state cannot be read; empty if all can.
+        awaits_approval: True while the next wave waits for an approval.
         gates: The evidence of each gate, where the devices were asked for.
         devices: Its devices by name, where they were asked for.
     """
@@ -56,6 +57,7 @@ class RolloutDocument(msgspec.Struct, frozen=True):
     late: int
     decisions: list[Decision]
     unreadable: str
+    awaits_approval: bool = False
     gates: list[GateView] | msgspec.UnsetType = msgspec.UNSET
     devices: dict[str, DeviceDocument] | msgspec.UnsetType = msgspec.UNSET
 
@@ -85,6 +87,7 @@ def document(
         late=sum(progress.late for progress in rollout.devices.values()) if late is None else late,
         decisions=list(rollout.decisions),
         unreadable=rollout.fault,
+        awaits_approval=rollout.awaits_approval,
         gates=gate_views(rollout) if devices else msgspec.UNSET,
         devices=described,
     )

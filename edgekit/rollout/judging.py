@@ -24,14 +24,18 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
         now: Wall clock seconds.
     """
     failure = _failure(progress.digest or status.digest, status)
+    if progress.state is DeviceState.CANCELLED:
+        return progress
     if progress.state in UNASSIGNED:
         if not status.digest:
             return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
-        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=failure.at if failure else None)
+        at = failure.at if failure else None
+        canary = progress.canary or status.canary
+        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=at, canary=canary)
     if _runs(progress, status):
         return _changed(progress, DeviceState.SUCCEEDED, now, excused=False)
     if failure and failure.at != progress.old_outcome:
-        return _changed(progress, DeviceState.FAILED, now, _text(failure))
+        return _changed(progress, DeviceState.FAILED, now, _text(failure), old_outcome=failure.at)
     return _waited(progress, status, now) if progress.state in IN_FLIGHT else progress
 
 
@@ -42,7 +46,7 @@ def judge_late(progress: DeviceProgress, status: DeviceStatus, now: float, *, re
         progress, status, now: As `judge`.
         returns: The rollout has taken back the assignment of every device.
     """
-    if progress.state in UNASSIGNED:
+    if progress.state in (*UNASSIGNED, DeviceState.CANCELLED):
         return progress
     if returns and _runs_another(progress, status):
         return _changed(progress, DeviceState.RETURNED, now, late=True)
@@ -88,6 +92,15 @@ def restarted(progress: DeviceProgress, now: float) -> DeviceProgress:
     if progress.state in (DeviceState.FAILED, DeviceState.NOT_REACHED):
         return msgspec.structs.replace(progress, excused=True)
     return progress
+
+
+def retried(progress: DeviceProgress, now: float) -> DeviceProgress:
+    """The progress of a device that failed or was not reached, and gets the assignment again."""
+    told = DeviceState.ASSIGNED
+    fresh = msgspec.structs.replace(progress, state=told, assigned_at=now, at=now, reason="", excused=False)
+    return msgspec.structs.replace(
+        fresh, waited=0.0, waiting_since=0.0, verdict=None, verdict_at=0.0, verdict_reason=""
+    )
 
 
 def _changed(

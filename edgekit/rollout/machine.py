@@ -20,20 +20,24 @@ import msgspec
 from edgekit.errors import RefusedError
 from edgekit.rollout.cohort import wave_order
 from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
-from edgekit.rollout.judging import after_deadline, deadline, judge, judge_late, restarted
-from edgekit.rollout.plan import RETURN
+from edgekit.rollout.judging import after_deadline, deadline, judge, judge_late, restarted, retried
+from edgekit.rollout.plan import BEFORE_WAVES, RETURN
 from edgekit.rollout.values import (
     IN_FLIGHT,
+    OUTSIDE,
     UNASSIGNED,
     UNDECIDED,
     Aborted,
+    Approved,
     Assign,
+    Cancelled,
     DeviceProgress,
     DeviceState,
     Effect,
     Keep,
     Paused,
     Resumed,
+    Retried,
     Return,
     Revert,
     Rollout,
@@ -63,9 +67,12 @@ def step(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     row = TABLE.get((rollout.state, type(event)))
     if row is None:
         verb = type(event).__name__.lower()
+        again = f"Start it again, devices that run it succeed at once: edgekit rollout start {rollout.model} "
         raise RefusedError(
             f"rollout {rollout.id} is {rollout.state.value} and cannot be {verb}",
-            advice=f"See: edgekit rollout status {rollout.id}",
+            advice=f"{again}{rollout.version}"
+            if isinstance(event, Retried)
+            else f"See: edgekit rollout status {rollout.id}",
         )
     return row(rollout, event, now)
 
@@ -142,6 +149,58 @@ def _abort(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     return RolloutStep(decided(rollout, RolloutState.ABORTED, now, reason=reason), effects)
 
 
+def _approve(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    if not rollout.awaits_approval:
+        raise RefusedError(
+            f"no wave of rollout {rollout.id} waits for an approval",
+            advice=f"See: edgekit rollout status {rollout.id}",
+        )
+    return _settle(msgspec.structs.replace(rollout, approved=rollout.approved + 1, awaits_approval=False), now)
+
+
+def _retry(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    """Assign the bundle again where it failed or did not arrive; a paused rollout goes on."""
+    devices = dict(rollout.devices)
+    chosen = [
+        name
+        for name, progress in sorted(devices.items())
+        if progress.state in (DeviceState.FAILED, DeviceState.NOT_REACHED)
+    ]
+    if not chosen:
+        raise RefusedError(
+            f"no device of rollout {rollout.id} has failed", advice=f"See: edgekit rollout status {rollout.id}"
+        )
+    for name in chosen:
+        devices[name] = retried(devices[name], now)
+    again = msgspec.structs.replace(rollout, devices=devices)
+    if rollout.state is not RolloutState.RUNNING:
+        again = decided(again, RolloutState.RUNNING, now)
+    settled = _settle(again, now)
+    return RolloutStep(settled.state, (*(Assign(name) for name in chosen), *settled.effects), settled.wake_at)
+
+
+def _cancel(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    """Take one device out; its earlier assignment comes back, where it had this one."""
+    assert isinstance(event, Cancelled)
+    progress = rollout.devices.get(event.device)
+    if progress is None or progress.state in OUTSIDE:
+        raise RefusedError(f"device {event.device!r} is not in rollout {rollout.id}")
+    if progress.state is DeviceState.SUCCEEDED:
+        raise RefusedError(
+            f"device {event.device!r} has succeeded in rollout {rollout.id}",
+            advice=f"To bring it back, start a rollout of the earlier version with --filter 'name == {event.device}'.",
+        )
+    taken = msgspec.structs.replace(
+        progress, state=DeviceState.CANCELLED, reason="cancelled by an operator", at=now, waiting_since=0.0
+    )
+    without = msgspec.structs.replace(rollout, devices={**rollout.devices, event.device: taken})
+    reverts: tuple[Effect, ...] = (Revert(event.device),) if progress.state in UNDECIDED else ()
+    if rollout.state is not RolloutState.RUNNING:
+        return RolloutStep(without, reverts)
+    settled = _settle(without, now)
+    return RolloutStep(settled.state, (*reverts, *settled.effects), settled.wake_at)
+
+
 Row: TypeAlias = Callable[[Rollout, RolloutEvent, float], RolloutStep]
 
 TABLE: dict[tuple[RolloutState, type], Row] = {
@@ -151,9 +210,14 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
     (RolloutState.RUNNING, Surveyed): _survey_running,
     (RolloutState.RUNNING, Paused): _pause,
     (RolloutState.RUNNING, Aborted): _abort,
+    (RolloutState.RUNNING, Approved): _approve,
+    (RolloutState.RUNNING, Retried): _retry,
+    (RolloutState.RUNNING, Cancelled): _cancel,
     (RolloutState.PAUSED, Surveyed): _survey_paused,
     (RolloutState.PAUSED, Resumed): _resume,
     (RolloutState.PAUSED, Aborted): _abort,
+    (RolloutState.PAUSED, Retried): _retry,
+    (RolloutState.PAUSED, Cancelled): _cancel,
     (RolloutState.FINISHED, Surveyed): _survey_ended,
     (RolloutState.ABORTED, Surveyed): _survey_ended,
 }
@@ -179,7 +243,7 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     if reason:
         return _stop(rollout, reason, now)
     devices = dict(rollout.devices)
-    eligible = [name for name, progress in devices.items() if progress.state is not DeviceState.SKIPPED]
+    eligible = [name for name, progress in devices.items() if progress.state not in OUTSIDE]
     if not eligible:
         return RolloutStep(rollout)  # no device yet; devices that enroll later get the assignment
     # A device that cannot be reached gives its place in the wave to another one.
@@ -191,9 +255,14 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
             break
         if _soaks_until(rollout, wave) > now:
             break
+        if not _is_approved(rollout, wave + 1):
+            return _await_approval(rollout, now)
         wave += 1
+    if room > 0 and not _is_approved(rollout, wave):
+        return _await_approval(rollout, now)
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
-    chosen = wave_order(rollout.id, pending)[: max(0, room)]
+    order = sorted(wave_order(rollout.id, pending), key=lambda name: not devices[name].canary)
+    chosen = order[: max(0, room)]
     for name in chosen:
         told = DeviceState.ASSIGNED
         devices[name] = msgspec.structs.replace(devices[name], state=told, assigned_at=now, at=now, wave=wave)
@@ -216,6 +285,18 @@ def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> Rollout
         stopped = _stop(rollout, reason, now)
         return RolloutStep(stopped.state, (*effects, *stopped.effects))
     return RolloutStep(decided(rollout, RolloutState.FINISHED, now), effects)
+
+
+def _is_approved(rollout: Rollout, wave: int) -> bool:
+    """True if a wave may start; with ``start``, the approval of the first one holds for all."""
+    approval = rollout.plan.approval
+    return not approval or rollout.approved > (wave if approval == BEFORE_WAVES else 0)
+
+
+def _await_approval(rollout: Rollout, now: float) -> RolloutStep:
+    due = [at for p in rollout.devices.values() if (at := deadline(p, rollout.plan)) is not None]
+    waiting = msgspec.structs.replace(rollout, awaits_approval=True)
+    return RolloutStep(waiting, wake_at=min(due, default=None))
 
 
 def _stop(rollout: Rollout, reason: str, now: float) -> RolloutStep:
@@ -244,7 +325,7 @@ def _soaks_until(rollout: Rollout, wave: int) -> float:
 
 def _too_many_failures(rollout: Rollout) -> str:
     plan = rollout.plan
-    neither = (DeviceState.WAITING, DeviceState.NOT_REACHED)
+    neither = (DeviceState.WAITING, DeviceState.NOT_REACHED, DeviceState.CANCELLED)
     judged = [p for p in rollout.devices.values() if p.assigned_at and not p.excused and p.state not in neither]
     failed = [p for p in judged if p.state is DeviceState.FAILED]
     if len(failed) < plan.min_failures or len(failed) <= plan.error_threshold * len(judged):
@@ -257,7 +338,7 @@ def _too_many_failures(rollout: Rollout) -> str:
 
 def _judged(rollout: Rollout, wave: int) -> list[DeviceProgress]:
     """The devices of a wave whose success counts: not those that were not reached, or whose failure is accepted."""
-    unjudged = (*UNASSIGNED, DeviceState.NOT_REACHED)
+    unjudged = (*UNASSIGNED, *OUTSIDE, DeviceState.NOT_REACHED)
     return [p for p in rollout.devices.values() if p.wave == wave and p.state not in unjudged and not p.excused]
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
+from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.gates import MAX_GATES, Gate
 
 
@@ -34,6 +35,7 @@ class Wave(msgspec.Struct, frozen=True):
 
 
 PAUSE, RETURN = "pause", "return"
+AT_START, BEFORE_WAVES = "start", "waves"
 DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
 
@@ -53,6 +55,9 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         soak_seconds: A wave is complete so long after enough of its devices have succeeded; gates need this time.
         on_failure: ``pause``, or ``return``: failures and gates end the rollout, and each device gets the assignment
             back that it had before.
+        approval: Who else must agree: ``start`` waits for `edgekit rollout approve` before the first wave, ``waves``
+            before each one; empty waits for nobody.
+        canaries: The devices that come before all others; None for no preference.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -64,6 +69,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     gates: tuple[Gate, ...] = ()
     soak_seconds: float = 0.0
     on_failure: str = PAUSE
+    approval: str = ""
+    canaries: Cohort | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -86,6 +93,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         faults.append(number_fault("soak_seconds", self.soak_seconds, 0, MAX_SECONDS))
         if self.on_failure not in (PAUSE, RETURN):
             faults.append(f"on_failure is {self.on_failure!r}, expected {PAUSE} or {RETURN}")
+        if self.approval not in ("", AT_START, BEFORE_WAVES):
+            faults.append(f"approval is {self.approval!r}, expected {AT_START} or {BEFORE_WAVES}")
         names = [gate.text.split(" <=")[0] for gate in self.gates]
         if len(set(names)) < len(names) or len(names) > MAX_GATES:
             faults.append(f"there may be at most {MAX_GATES} gates, each of another kind")

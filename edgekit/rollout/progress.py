@@ -9,7 +9,7 @@ import msgspec
 
 from edgekit.rollout.gate_watch import GateView
 from edgekit.rollout.plan import RolloutPlan
-from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
+from edgekit.rollout.values import OUTSIDE, DeviceProgress, DeviceState, Rollout, RolloutState
 
 _UNITS = ((86_400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 MIN_FINISHED = 3  # so many devices of a wave must have succeeded before an estimate is made from them
@@ -74,7 +74,7 @@ def wave_progress(plan: RolloutPlan, wave: int, counts: Mapping[str, int]) -> li
         wave: Index of its current wave.
         counts: Its devices by state.
     """
-    eligible = sum(counts.values()) - counts.get(DeviceState.SKIPPED.value, 0)
+    eligible = sum(counts.values()) - sum(counts.get(state.value, 0) for state in OUTSIDE)
     unassigned = counts.get(DeviceState.PENDING.value, 0) + counts.get(DeviceState.NOT_REACHED.value, 0)
     assigned = eligible - unassigned
     found, before = [], 0

@@ -33,6 +33,7 @@ class DeviceState(str, enum.Enum):
     WAITING: the device waits on purpose, for example in its quiet hours; neither a success nor a failure.
     NOT_REACHED: it has waited for longer than the plan allows; neither a success nor a failure.
     SKIPPED: the model has no bundle for the device's target.
+    CANCELLED: an operator took the device out of the rollout.
     RETURNED: the rollout has stopped itself, and the device runs its earlier bundle.
     """
 
@@ -43,12 +44,14 @@ class DeviceState(str, enum.Enum):
     FAILED = "FAILED"
     NOT_REACHED = "NOT_REACHED"
     SKIPPED = "SKIPPED"
+    CANCELLED = "CANCELLED"
     RETURNED = "RETURNED"
 
 
 IN_FLIGHT = (DeviceState.ASSIGNED, DeviceState.WAITING)  # it can still succeed before its time is over
 UNDECIDED = (*IN_FLIGHT, DeviceState.FAILED, DeviceState.NOT_REACHED)  # has the assignment and does not run the bundle
 UNASSIGNED = (DeviceState.PENDING, DeviceState.SKIPPED)
+OUTSIDE = (DeviceState.SKIPPED, DeviceState.CANCELLED)  # not in the rollout: waves are sizes of the others
 
 
 class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_at"}):
@@ -68,6 +71,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
         verdict: The state that counted, where the device changed afterwards: an assigned device that activated the
             bundle before an abort, a failed one that succeeded late. None where nothing changed afterwards.
         verdict_at, verdict_reason: Time and reason of that state.
+        canary: True if it comes before the others.
         observed: What it reported for the gates of the rollout; None without gates.
     """
 
@@ -84,6 +88,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
     verdict: DeviceState | None = None
     verdict_at: float = 0.0
     verdict_reason: str = ""
+    canary: bool = False
     observed: Observed | None = None
 
     @property
@@ -122,6 +127,8 @@ class Rollout(msgspec.Struct, frozen=True):
         wave: Index of the current wave.
         reason: Why it is paused or aborted, for people.
         stopped_itself: True if failures or a gate stopped it, false if an operator did.
+        approved: Number of waves that were approved, where the plan asks for it.
+        awaits_approval: True while the next wave waits for nothing but an approval.
         accepted_gates: Gates that had failed when an operator resumed it; they stop nothing any more.
         devices: Progress by device name.
         decisions: Its last changes of state, oldest first.
@@ -139,6 +146,8 @@ class Rollout(msgspec.Struct, frozen=True):
     stopped_itself: bool = False
     devices: dict[str, DeviceProgress] = {}
     decisions: tuple[Decision, ...] = ()
+    approved: int = 0
+    awaits_approval: bool = False
     accepted_gates: tuple[str, ...] = ()
     fault: str = ""
 
@@ -185,11 +194,13 @@ class DeviceStatus(msgspec.Struct, frozen=True):
         digest: Digest of the bundle for its target; empty if the model has none.
         running: What the device runs, as it last reported; None before its first report.
         outcome: Outcome of the last deployment of the model, as the device reported it.
+        canary: True if it is one of the plan's canaries.
     """
 
     digest: str
     running: Running | None = None
     outcome: Outcome | None = None
+    canary: bool = False
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -218,7 +229,21 @@ class Aborted(msgspec.Struct, frozen=True):
     reason: str = "aborted by an operator"
 
 
-RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted"
+class Approved(msgspec.Struct, frozen=True):
+    """An operator approved the wave that waits for it."""
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """An operator asked for another attempt on the devices that failed or were not reached."""
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """An operator took a device out of the rollout."""
+
+    device: str
+
+
+RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted | Approved | Retried | Cancelled"
 
 
 # --- effects

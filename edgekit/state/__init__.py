@@ -15,6 +15,7 @@ from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
+from edgekit.state.hints import FleetPause, PauseTable
 from edgekit.state.lifecycle import LifecycleTable, Refused
 from edgekit.state.operators import Operator, OperatorTable, Role
 from edgekit.state.overview import OverviewTable
@@ -35,6 +36,7 @@ __all__ = [
     "DeviceHour",
     "DeviceTable",
     "DeviceView",
+    "FleetPause",
     "FleetState",
     "GroupTable",
     "LifecycleTable",
@@ -62,6 +64,7 @@ class FleetState:
         author: Who makes changes.
         devices, lifecycle, records, rollouts, assignments, commands, groups, standing, audit: Its tables.
         operators, webhooks: Who may use the API of the controller, and who is told of events.
+        pause: The pause of the fleet.
         overview: Numbers of devices by what they run.
 
     Args:
@@ -88,6 +91,7 @@ class FleetState:
         self.assignments = AssignmentTable(engine, fleet)
         self.commands = CommandTable(engine, fleet, author=author)
         self.operators = OperatorTable(engine, fleet, author=author)
+        self.pause = PauseTable(engine, fleet, author=author)
         self.overview = OverviewTable(engine, fleet)
         self.webhooks = WebhookTable(engine, fleet, author=author)
         self.telemetry = TelemetryTable(engine, fleet, author=author)

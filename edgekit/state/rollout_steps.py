@@ -11,10 +11,17 @@ import sqlalchemy as sa
 
 from edgekit.errors import DataError
 from edgekit.rollout.values import (
+    UNASSIGNED,
     UNDECIDED,
+    Aborted,
+    Approved,
     Assign,
+    Cancelled,
     DeviceState,
     Keep,
+    Paused,
+    Resumed,
+    Retried,
     Return,
     Revert,
     Rollout,
@@ -30,6 +37,15 @@ from edgekit.state.tables import rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
 _ENTRY = msgspec.json.Decoder(Entry)  # built at import, as in edgekit.state.rollout_rows
+
+_WORDS: dict[type, str] = {
+    Paused: "pause",
+    Resumed: "resume",
+    Aborted: "abort",
+    Approved: "approve",
+    Retried: "retry",
+    Cancelled: "cancel",
+}
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +75,9 @@ def save_step(
     for effect in step.effects:
         try:
             if isinstance(effect, Assign):
-                _assign(connection, fleet, after, effect.device, entries)
+                progress = before.devices.get(effect.device)
+                again = progress is not None and progress.state not in UNASSIGNED
+                _assign(connection, fleet, after, effect.device, entries, again=again)
             elif isinstance(effect, Keep):
                 _keep(connection, fleet, after, effect.device, entries)
             else:
@@ -107,12 +125,13 @@ def audited_change(
             **msgspec.structs.asdict(after.plan),
             "waves": [wave.text for wave in after.plan.waves],
             "gates": [gate.text for gate in after.plan.gates],
+            "canaries": after.plan.canaries.text if after.plan.canaries else "",
         }
         bundles = {target: entry.sha256 for target, entry in entries.items()}
         made = {"model": after.model, "version": after.version, "devices": after.cohort.text or "all"}
         return AuditedChange("rollout.start", {"after": {**made, "bundles": bundles, "plan": plan}})
     if not isinstance(event, Surveyed):
-        word = {"Paused": "pause", "Resumed": "resume", "Aborted": "abort"}[type(event).__name__]
+        word = _WORDS[type(event)]
     elif after.state is not before.state:
         word = after.state.value.lower()
     elif step.effects:
@@ -148,11 +167,15 @@ def _undecided(number: int) -> sa.ScalarSelect[int]:
     return sa.select(sa.func.count()).select_from(rollout_devices).where(mine).scalar_subquery()
 
 
-def _assign(connection: sa.Connection, fleet: str, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:
+def _assign(
+    connection: sa.Connection, fleet: str, rollout: Rollout, device: str, entries: Mapping[str, Entry], *, again: bool
+) -> None:
     entry = entry_of(entries, rollout.devices[device].digest)
     if entry is None:
         raise DataError("the rollout has no bundle with the digest of this device")
     previous = assign(connection, fleet, device, rollout.model, entry)
+    if again:
+        return  # the entry before the rollout is noted
     mine = sa.and_(rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == device)
     connection.execute(rollout_devices.update().where(mine).values(previous=to_json(previous) if previous else None))
 

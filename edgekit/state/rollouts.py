@@ -327,7 +327,7 @@ class RolloutTable(FleetTable):
         """Reports of the devices in the rollout, and of those that its cohort selects now."""
         member = sa.and_(rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == devices.c.name)
         query = (
-            sa.select(devices.c.name, devices.c.target, reports.c.body)
+            sa.select(devices.c.name, devices.c.target, reports.c.body, self._canary(rollout, now).label("canary"))
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet, may_change())
             .where(sa.or_(devices.c.enrolled >= since, reports.c.received >= since))
@@ -339,8 +339,13 @@ class RolloutTable(FleetTable):
         statuses = {}
         for row in connection.execute(query.where(selected)):
             entry = entries.get(row.target)
-            statuses[row.name] = _status(rollout.model, entry.sha256 if entry else "", row.body)
+            statuses[row.name] = _status(rollout.model, entry.sha256 if entry else "", row.body, bool(row.canary))
         return statuses
+
+    def _canary(self, rollout: Rollout, now: float) -> sa.ColumnElement[bool]:
+        """Whether a device is one of the plan's canaries, as a column."""
+        canaries = rollout.plan.canaries
+        return sa.false() if canaries is None else cohort_condition(canaries, now, self._offline_after)
 
     def _reported_late(self, now: float, since: float) -> sa.Select[tuple[int, str, str]]:
         """Rollout, device and report of devices that reported since `since`, in rollouts that ended before.
@@ -376,10 +381,11 @@ def _no_rollout(number: int, fleet: str) -> NotFoundError:
     return NotFoundError(f"there is no rollout {number} in fleet {fleet!r}", advice="See: edgekit rollout list")
 
 
-def _status(model: str, digest: str, body: str | None) -> DeviceStatus:
+def _status(model: str, digest: str, body: str | None, canary: bool = False) -> DeviceStatus:
     report = read_report(body)
     return DeviceStatus(
         digest=digest,
         running=report.models.get(model) if report else None,
         outcome=report.outcomes.get(model) if report else None,
+        canary=canary,
     )

@@ -133,6 +133,15 @@ standing = sa.Table(
     sa.Column("created", sa.Double, nullable=False),
 )
 
+fleet_pauses = sa.Table(
+    "fleet_pauses",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+)
+
 presence = sa.Table(
     "presence",
     metadata,

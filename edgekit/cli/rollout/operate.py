@@ -1,4 +1,4 @@
-"""`edgekit rollout pause`, `resume` and `abort`."""
+"""`edgekit rollout approve`, `pause`, `resume`, `retry`, `cancel` and `abort`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
 from edgekit.rollout.document import document
 from edgekit.rollout.machine import step
-from edgekit.rollout.values import Aborted, Assign, Paused, Resumed, Return, Revert, RolloutEvent
+from edgekit.rollout.values import (
+    Aborted,
+    Approved,
+    Assign,
+    Cancelled,
+    Paused,
+    Resumed,
+    Retried,
+    Return,
+    Revert,
+    RolloutEvent,
+)
 
 
 @click.command()
@@ -57,6 +68,49 @@ def abort(number: int, reason: str, dry_run: bool, as_json: bool) -> None:
       edgekit rollout abort 3 --dry-run
     """
     _operate(number, Aborted(reason), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=ROLLOUT)
+@dry_run_option
+@json_option
+def approve(number: int, dry_run: bool, as_json: bool) -> None:
+    """Let the wave start that waits for an approval.
+
+    \b
+    Example:
+      edgekit rollout approve 3
+    """
+    _operate(number, Approved(), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=ROLLOUT)
+@dry_run_option
+@json_option
+def retry(number: int, dry_run: bool, as_json: bool) -> None:
+    """Try again on the devices that failed or were not reached; a paused rollout goes on.
+
+    \b
+    Example:
+      edgekit rollout retry 3
+    """
+    _operate(number, Retried(), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=ROLLOUT)
+@click.argument("device")
+@dry_run_option
+@json_option
+def cancel(number: int, device: str, dry_run: bool, as_json: bool) -> None:
+    """Take one device out of a rollout; it gets its previous assignment back.
+
+    \b
+    Example:
+      edgekit rollout cancel 3 pi-4
+    """
+    _operate(number, Cancelled(device), dry_run, as_json)
 
 
 def _operate(number: int, event: RolloutEvent, dry_run: bool, as_json: bool) -> None:

@@ -10,8 +10,9 @@ import click
 
 from edgekit.cli.common.console import usage
 from edgekit.cli.common.numbers import Number, Seconds, Whole
+from edgekit.cli.common.selection import parse_cohort
 from edgekit.rollout.gates import parse_gate
-from edgekit.rollout.plan import PAUSE, RETURN, RolloutPlan, parse_waves
+from edgekit.rollout.plan import AT_START, BEFORE_WAVES, PAUSE, RETURN, RolloutPlan, parse_waves
 
 DEFAULTS = RolloutPlan()
 _OPTIONS = (
@@ -60,6 +61,17 @@ _OPTIONS = (
         "is neither a success nor a failure.",
     ),
     click.option(
+        "--canaries",
+        metavar="FILTER",
+        default="",
+        help="These devices come first, as a wave of their own: 'label.ring == 0' or 'name in (pi-1, pi-2)'.",
+    ),
+    click.option(
+        "--approval",
+        type=click.Choice([AT_START, BEFORE_WAVES]),
+        help="Wait for `edgekit rollout approve` before the first wave, or before each one.",
+    ),
+    click.option(
         "--gate",
         "gates",
         multiple=True,
@@ -101,6 +113,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 gates=tuple(parse_gate(gate) for gate in values.pop("gates")),
                 soak_seconds=values.pop("soak"),
                 on_failure=values.pop("on_failure"),
+                approval=values.pop("approval") or "",
+                canaries=parse_cohort((), (), text) if (text := values.pop("canaries")) else None,
             )
         return function(plan=plan, **values)
 

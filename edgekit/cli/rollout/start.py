@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from edgekit.cli.common.console import (
     control_settings,
@@ -69,12 +70,16 @@ def start(
     settings = control_settings()
     cohort = parse_cohort(targets, labels, filter_text)
     with needs_extra("controller"):
-        from edgekit.controller.planning import plan_rollout
+        from edgekit.controller.planning import plan_rollout, with_canaries
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         members = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
         if not members:
             raise state.nobody(cohort)
+        if plan.canaries is not None:
+            plan = msgspec.structs.replace(plan, canaries=with_groups(state, plan.canaries))
+        with usage():
+            plan = with_canaries(state, plan, members, time.time())
         with registry_reader(settings) as reader, usage():
             planned, entries = plan_rollout(reader, members, name, version, plan=plan, downgrade=downgrade)
         if dry_run:

@@ -29,6 +29,8 @@ def status_lines(rollout: Rollout) -> list[str]:
         lines.append(f"unreadable: {printable(rollout.fault)}")
     if decision and rollout.state is not RolloutState.RUNNING and decision.counts != _present(rollout):
         lines.append(f"at that time {counts_text(decision.counts)}")
+    if rollout.awaits_approval and rollout.state is RolloutState.RUNNING:
+        lines.append(f"the next wave waits for: edgekit rollout approve {rollout.id}")
     lines += [gate_text(view) for view in gate_views(rollout)]
     lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_of(rollout)}")
     width = max((len(name) for name in rollout.devices), default=0)

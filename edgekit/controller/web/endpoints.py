@@ -14,8 +14,8 @@ from edgekit.controller.operations import DevicePage, Name, Operations, RolloutR
 from edgekit.controller.planning import Planned
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.document import RolloutDocument, document
-from edgekit.rollout.values import Aborted, Paused, Resumed
-from edgekit.state import AuditEntry, Operator, SavedGroup, StoredEvent
+from edgekit.rollout.values import Aborted, Approved, Cancelled, Paused, Resumed, Retried
+from edgekit.state import AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
 from edgekit.state.detail import DeviceDetail
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
@@ -109,6 +109,18 @@ class QuarantineBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a device is put into quarantine."""
 
     reason: Reason
+
+
+class CancelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which device leaves a rollout."""
+
+    device: Name
+
+
+class FleetPauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why the fleet is paused."""
+
+    reason: Reason = ""
 
 
 class ErrorDocument(msgspec.Struct, frozen=True):
@@ -232,6 +244,23 @@ ENDPOINTS = (
              "End a rollout; devices that have not succeeded get their previous assignment back.", RolloutDocument,
              lambda call: call.operations.steer(call.path.number, Aborted(call.body.reason)), role=Role.OPERATOR,
              parameters=NumberPath, body=AbortBody),
+    Endpoint("POST", "/rollouts/{number}/approve", "approveRollout", "Let the wave start that waits for an approval.",
+             RolloutDocument, lambda call: call.operations.steer(call.path.number, Approved()), role=Role.OPERATOR,
+             parameters=NumberPath, body=Nothing),
+    Endpoint("POST", "/rollouts/{number}/retry", "retryRollout",
+             "Try again on the devices that failed or were not reached.", RolloutDocument,
+             lambda call: call.operations.steer(call.path.number, Retried()), role=Role.OPERATOR,
+             parameters=NumberPath, body=Nothing),
+    Endpoint("POST", "/rollouts/{number}/cancel", "cancelDevice",
+             "Take one device out of a rollout; it gets its previous assignment back.", RolloutDocument,
+             lambda call: call.operations.steer(call.path.number, Cancelled(call.body.device)), role=Role.OPERATOR,
+             parameters=NumberPath, body=CancelBody),
+    Endpoint("GET", "/fleet/pause", "getPause", "Whether devices of the fleet begin changes.", FleetPause,
+             lambda call: call.operations.state.pause.get()),
+    Endpoint("POST", "/fleet/pause", "pauseFleet", "Let no device begin a change.", FleetPause,
+             lambda call: call.operations.pause(True, call.body.reason), role=Role.OPERATOR, body=FleetPauseBody),
+    Endpoint("POST", "/fleet/resume", "resumeFleet", "Let devices begin changes again.", FleetPause,
+             lambda call: call.operations.pause(False), role=Role.OPERATOR, body=Nothing),
     Endpoint("GET", "/standing", "listStanding", "The standing assignments, in the order in which they count.",
              list[dict[str, Any]], _standing),
     Endpoint("POST", "/standing", "addStanding", "Add a standing assignment.", dict[str, Any],

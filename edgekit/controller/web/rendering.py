@@ -82,7 +82,7 @@ def state_parts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """The parts of a bar of devices by state: what is done at the left, what is to come at the right."""
     sums = dict.fromkeys(("good", "bad", "warn", "busy", "idle"), 0)
     for state, count in counts.items():
-        if state != "SKIPPED":
+        if state not in ("SKIPPED", "CANCELLED"):
             sums[_KINDS.get(state, "idle")] += count
     return list(sums.items())
 

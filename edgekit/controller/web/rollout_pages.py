@@ -132,7 +132,7 @@ def _values(visit: Visit) -> dict[str, Any]:
     number = converted(dict(visit.request.path_params), NumberPath).number
     rollout, described = visit.operations.state.rollouts.counted(number)
     waves = wave_progress(rollout.plan, rollout.wave, described.counts)
-    eligible = sum(described.counts.values()) - described.counts["SKIPPED"]
+    eligible = sum(described.counts.values()) - described.counts["SKIPPED"] - described.counts["CANCELLED"]
     return {
         "rollout": described,
         "decided": rollout.decision,

@@ -184,3 +184,35 @@ def test_a_rollout_that_returns_devices_asks_whether_they_can_return(shell: Shel
     assert "edgekit registry allow-downgrade digits 2.0.0" in err
     shell("edgekit registry allow-downgrade digits 2.0.0")
     shell("edgekit rollout start digits 2.1.0 --on-failure return")
+
+
+def test_canaries_wait_for_an_approval_and_one_device_leaves(shell: Shell) -> None:
+    """The first wave has as many devices as match; a filter that matches nobody starts nothing."""
+    enroll(shell, "pi-1", "pi-2", "pi-3")
+    start = "edgekit rollout start digits 2.0.0 --waves 100%"
+    _, err = shell(f"{start} --canaries 'name == pi-9'", expect=1)
+    assert "no device of the rollout matches the canaries, --filter 'name == pi-9'" in err
+    shell(f"{start} --canaries 'name in (pi-2, pi-3)' --approval start")
+    assert survey(shell).counts()["TOLD"] == 0
+    out, _ = shell("edgekit rollout status 1")
+    assert "the next wave waits for: edgekit rollout approve 1" in out
+    planned = shell.json("edgekit rollout approve 1 --dry-run --json")
+    assert sorted(planned["tell"]) == ["pi-2", "pi-3"]
+    shell("edgekit rollout approve 1")
+    _, err = shell("edgekit rollout approve 1", expect=3)
+    assert "no wave of rollout 1 waits for an approval" in err
+    shell("edgekit rollout cancel 1 pi-2")
+    states = {name: one["state"] for name, one in shell.json("edgekit rollout status --json")["devices"].items()}
+    assert (states["pi-2"], states["pi-3"]) == ("CANCELLED", "TOLD")
+    changes = [entry["what"] for entry in shell.json("edgekit audit list --what rollout --json")]
+    assert {"rollout.approve", "rollout.cancel", "rollout.start"} <= set(changes)
+
+
+def test_a_fleet_is_paused_once(shell: Shell) -> None:
+    """A second pause is refused, and status has the reason."""
+    assert shell.json("edgekit fleet status --json") == {"paused": False, "reason": "", "since": 0.0}
+    shell("edgekit fleet pause --reason 'broker moves'")
+    assert "is paused: broker moves" in shell("edgekit fleet status")[1]
+    assert "already paused" in shell("edgekit fleet pause", expect=3)[1]
+    shell("edgekit fleet resume")
+    assert "is not paused" in shell("edgekit fleet resume", expect=3)[1]

@@ -1,0 +1,73 @@
+"""`edgekit fleet`: pause and resume all changes of a fleet."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from edgekit.cli.common.console import control_settings, json_option, note, print_json
+from edgekit.cli.common.fleet import fleet_state
+
+
+@click.group()
+def fleet() -> None:
+    """Pause or resume every change of the fleet's devices.
+
+    \b
+    Examples:
+      edgekit fleet pause --reason "broker moves tonight"
+      edgekit fleet resume
+    """
+
+
+@fleet.command()
+@click.option("--reason", default="", help="Reason, as `edgekit fleet status` and the audit log show it.")
+@json_option
+def pause(reason: str, as_json: bool) -> None:
+    """Let no device begin a change. Installed models answer on; a change that has begun is finished.
+
+    \b
+    Example:
+      edgekit fleet pause --reason "broker moves tonight"
+    """
+    _set(True, reason, as_json)
+
+
+@fleet.command()
+@json_option
+def resume(as_json: bool) -> None:
+    """Let devices begin changes again.
+
+    \b
+    Example:
+      edgekit fleet resume
+    """
+    _set(False, "", as_json)
+
+
+@fleet.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show whether the fleet is paused.
+
+    \b
+    Example:
+      edgekit fleet status --json
+    """
+    with fleet_state(control_settings()) as state:
+        found = state.pause.get()
+        if as_json:
+            print_json(found)
+        else:
+            reason = f": {found.reason}" if found.reason else ""
+            note(f"fleet {state.fleet} is paused{reason}" if found.paused else f"fleet {state.fleet} is not paused")
+
+
+def _set(paused: bool, reason: str, as_json: bool) -> None:
+    with fleet_state(control_settings()) as state:
+        found = state.pause.set(paused, time.time(), reason=reason)
+        if as_json:
+            print_json(found)
+        else:
+            note(f"fleet {state.fleet} is {'paused' if paused else 'resumed'}; a running controller tells its devices")

@@ -1,0 +1,44 @@
+"""The hint service: tells all devices whether the fleet is paused, in a retained message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from edgekit.mqtt import topics
+from edgekit.mqtt.messages import FleetHints, encode
+from edgekit.protocols import Transport
+
+if TYPE_CHECKING:
+    from edgekit.state import FleetState
+
+
+class HintService:
+    """Publishes the fleet's hints when they change, and after each connection to the broker.
+
+    Args:
+        fleet, transport, state: As Controller.
+    """
+
+    def __init__(self, *, fleet: str, transport: Transport, state: FleetState) -> None:
+        self._topic = topics.fleet_hints(fleet)
+        self._transport, self._state = transport, state
+        self._published: FleetHints | None = None
+
+    def connection_changed(self, connected: bool) -> None:
+        """Publish again after a reconnect, because the broker may have lost its retained messages."""
+        self._published = None
+
+    async def publish(self) -> None:
+        """Publish the hints if the broker does not have them.
+
+        Raises:
+            TransportError: the broker cannot be reached; the next call repeats the work.
+            UnavailableError: the database did not answer.
+        """
+        pause = await asyncio.to_thread(self._state.pause.get)
+        hints = FleetHints(paused=pause.paused)
+        if hints == self._published or (self._published is None and not pause.since):
+            return  # a fleet that was never paused has no message
+        await self._transport.publish(self._topic, encode(hints), qos=1, retain=True)
+        self._published = hints

@@ -1,0 +1,175 @@
+"""Approvals, canaries, another attempt, and single devices that leave a rollout: the machine's rules."""
+
+import msgspec
+import pytest
+
+from edgekit.errors import RefusedError, SettingsError
+from edgekit.mqtt.messages import Outcome, Running
+from edgekit.rollout.machine import step
+from edgekit.rollout.plan import RolloutPlan, Wave
+from edgekit.rollout.values import (
+    Approved,
+    Assign,
+    Cancelled,
+    DeviceState,
+    DeviceStatus,
+    Paused,
+    Retried,
+    Revert,
+    Rollout,
+    RolloutState,
+    Started,
+    Surveyed,
+)
+
+NEW, OLD = "a" * 64, "b" * 64
+NAMES = [f"d-{number}" for number in range(4)]
+
+
+class Story:
+    """A rollout to four devices, and what it had them assigned or reverted."""
+
+    def __init__(self, canaries=(), **plan):
+        self.now = 1000.0
+        self.state = Rollout(id=7, model="digits", version="1.1.0", plan=RolloutPlan(**plan))
+        self.effects = []
+        self.take(Started())
+        running = Running(digest=OLD)
+        self.take(Surveyed({one: DeviceStatus(NEW, running, canary=one in canaries) for one in NAMES}))
+
+    def take(self, event):
+        result = step(self.state, event, self.now)
+        self.state = result.state
+        self.effects += result.effects
+
+    def succeed(self, *names):
+        self.take(Surveyed({name: DeviceStatus(NEW, Running(digest=NEW)) for name in names}))
+
+    def fail(self, *names, at=5.0):
+        outcome = Outcome(NEW, "1.1.0", "refused", "SelfTestError", "wrong", at)
+        self.take(Surveyed({name: DeviceStatus(NEW, Running(digest=OLD), outcome) for name in names}))
+
+    def devices(self, kind=Assign):
+        return [effect.device for effect in self.effects if isinstance(effect, kind)]
+
+    def states(self):
+        return {name: progress.state.name for name, progress in self.state.devices.items()}
+
+
+def test_a_rollout_waits_for_its_approval_before_the_start():
+    """One approval is enough for all waves, and nobody is assigned before."""
+    story = Story(approval="start", waves=(Wave(count=1), Wave(share=1.0)))
+    assert (story.devices(), story.state.awaits_approval) == ([], True)
+    story.take(Approved())
+    assert len(story.devices()) == 1
+    with pytest.raises(RefusedError, match="no wave of rollout 7 waits"):
+        story.take(Approved())
+    story.succeed(*story.devices())
+    assert len(story.devices()) == 4
+
+
+def test_each_wave_waits_for_its_approval():
+    """The next one asks again when the one before has succeeded."""
+    story = Story(approval="waves", waves=(Wave(count=1), Wave(count=2), Wave(share=1.0)))
+    for assigned in (1, 2, 4):
+        assert story.state.awaits_approval
+        story.take(Approved())
+        assert not story.state.awaits_approval
+        assert len(story.devices()) == assigned
+        story.succeed(*story.devices())
+    assert story.state.state is RolloutState.FINISHED
+
+
+def test_devices_in_flight_keep_their_deadline_while_a_wave_waits():
+    """Silence is a failure, also while an operator thinks."""
+    story = Story(
+        approval="waves", waves=(Wave(count=2), Wave(share=1.0)), success_threshold=0.5, device_deadline_seconds=60.0
+    )
+    story.take(Approved())
+    story.succeed(story.devices()[0])
+    assert story.state.awaits_approval
+    story.now += 61
+    story.take(Surveyed())
+    assert story.state.state is RolloutState.PAUSED
+
+
+def test_canaries_come_first():
+    """Whatever the order of the waves would be."""
+    for canary in NAMES:
+        story = Story(canaries=(canary,), waves=(Wave(count=1), Wave(share=1.0)))
+        assert story.devices() == [canary]
+
+
+def test_another_attempt_is_made_where_it_failed():
+    """The old failure does not count again, a new one does; what succeeded is left alone."""
+    story = Story(waves=(Wave(share=1.0),), error_threshold=0.0)
+    story.succeed("d-0", "d-1", "d-2")
+    story.fail("d-3")
+    assert story.state.state is RolloutState.PAUSED
+    story.effects.clear()
+    story.take(Retried())
+    assert story.devices() == ["d-3"]
+    story.fail("d-3")
+    assert story.state.state is RolloutState.RUNNING
+    story.fail("d-3", at=6.0)
+    assert story.state.state is RolloutState.PAUSED
+    story.take(Retried())
+    story.succeed("d-3")
+    assert story.state.state is RolloutState.FINISHED
+
+
+def test_another_attempt_needs_a_failure_and_a_rollout_that_has_not_ended():
+    """An ended one stays ended; the advice is to start it again."""
+    story = Story(waves=(Wave(share=1.0),), error_threshold=0.5, success_threshold=0.5)
+    with pytest.raises(RefusedError, match="no device of rollout 7 has failed"):
+        story.take(Retried())
+    story.succeed("d-0", "d-1", "d-2")
+    story.fail("d-3")
+    assert story.state.state is RolloutState.FINISHED
+    with pytest.raises(RefusedError, match="is FINISHED and cannot be retried") as caught:
+        story.take(Retried())
+    assert "edgekit rollout start digits 1.1.0" in caught.value.advice
+
+
+def test_one_device_leaves_the_rollout():
+    """In flight it gets its earlier assignment back; later reports change nothing; the others go on."""
+    story = Story(waves=(Wave(count=2), Wave(share=1.0)))
+    first, second = story.devices()
+    story.take(Cancelled(first))
+    assert story.devices(Revert) == [first]
+    story.fail(first)
+    story.succeed(second)
+    pending = next(name for name, state in story.states().items() if state == "TOLD" or state == "ASSIGNED")
+    story.take(Cancelled(pending))
+    story.succeed(*(name for name, state in story.states().items() if state == "ASSIGNED"))
+    assert story.state.state is RolloutState.FINISHED
+    assert sorted(story.states().values()) == ["CANCELLED", "CANCELLED", "SUCCEEDED", "SUCCEEDED"]
+    assert story.state.devices[first].reason == "cancelled by an operator"
+
+
+def test_only_devices_of_the_rollout_can_leave_it():
+    """Not strangers, not twice, and not after success."""
+    story = Story(waves=(Wave(share=1.0),))
+    story.succeed("d-0")
+    for device, says in (("x", "not in rollout 7"), ("d-0", "has succeeded")):
+        with pytest.raises(RefusedError, match=says):
+            story.take(Cancelled(device))
+    story.take(Paused())
+    story.take(Cancelled("d-1"))
+    assert story.state.state is RolloutState.PAUSED
+    with pytest.raises(RefusedError, match="not in rollout 7"):
+        story.take(Cancelled("d-1"))
+
+
+def test_a_device_that_was_never_assigned_leaves_without_a_trace():
+    """There is nothing to give back."""
+    story = Story(waves=(Wave(count=1), Wave(share=1.0)))
+    pending = next(name for name, progress in story.state.devices.items() if progress.state is DeviceState.PENDING)
+    story.take(Cancelled(pending))
+    assert story.devices(Revert) == []
+
+
+def test_a_plan_names_a_known_approval():
+    """Anything else is refused when the plan is made."""
+    with pytest.raises(SettingsError, match="approval is 'never'"):
+        msgspec.structs.replace(RolloutPlan(), approval="never")
