@@ -21,6 +21,7 @@ from device_agents.deployment import UpdateRecord
 from device_agents.remote.logs import LogTail
 from device_agents.remote.overlay import load_agent_settings
 from device_agents.remote.restart import restart_process
+from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.systemd import Notifier
@@ -227,6 +228,28 @@ def check(config: Path, as_json: bool) -> int:
             ("CHECK", "", "FOUND"), [(row["check"], "ok" if row["ok"] else "FAILED", row["found"]) for row in rows]
         )
     return 0 if all(row["ok"] for row in rows) else 1
+
+
+@agent.command()
+@click.argument("model")
+@click.option("--no", "declines", is_flag=True, help="Decline; another answer can be given later.")
+@config_option
+@json_option
+def agree(model: str, declines: bool, config: Path, as_json: bool) -> None:
+    """Agree to the update of MODEL that waits for it, or decline it; a running agent notices within seconds.
+
+    \b
+    Examples:
+      edgekit-agent agree digits --config pi-1/agent.toml
+      edgekit-agent agree digits --no
+    """
+    disk = FolderDisk(load_settings(AgentSettings, file=config).state)
+    deployment = asks_consent(model, Journal(disk).models().get(model))
+    Consents(disk).put(model, deployment.digest, not declines)
+    if as_json:
+        print_json({"model": model, "version": deployment.version, "agree": not declines})
+    else:
+        note(f"{model} {deployment.version}: {'declined' if declines else 'agreed'}")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from device_agents.condition.rules import Condition
 from device_agents.condition.watch import ConditionWatch
 from device_agents.control.assignment import AssignmentFollower
 from device_agents.control.commands import Commands
+from device_agents.control.consent_watch import watch_consents
 from device_agents.control.crash_events import watch_crashes
 from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
@@ -29,8 +30,10 @@ from device_agents.profiling.profiler import Profiler
 from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
+from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
+from device_agents.update.conditions import Conditions
 from device_agents.update.effects import BundleChecks, Effects
 from device_agents.update.machine import UpdateMachine
 from device_agents.update.recovery import Recovery
@@ -105,6 +108,7 @@ class Agent:
         self._condition = ConditionWatch(parts.condition, lambda: self._link.changed())
         self._link = self._make_link()
         self._events = EventSender(options.device, self._link, parts.clock, lambda: self.states)
+        self._consents = Consents(parts.disk)
         self._effects = self._make_effects()
         self._machine = UpdateMachine(options.limits)
         self._numbers = self._make_numbers()
@@ -152,6 +156,7 @@ class Agent:
             fetcher=self._fetcher,
             inference=parts.inference,
             checks=BundleChecks(parts.self_test, parts.mismatches, self._options.probation),
+            conditions=Conditions(self._consents, parts.clock),
             download=download,
             clock=parts.clock,
         )
@@ -225,6 +230,21 @@ class Agent:
             await self._link.stop()
             if self._stopping:
                 await in_thread(self._journal.end_session)
+
+    async def consent(self, model: str, agreed: bool) -> str:
+        """Take the user's answer to the update of a model that asks for an agreement.
+
+        Returns:
+            The version of the update.
+
+        Raises:
+            NotFoundError: no update of the model asks for one.
+            DiskError: the answer cannot be stored.
+        """
+        deployment = asks_consent(model, self.states.get(model))
+        await in_thread(self._consents.put, model, deployment.digest, agreed)
+        self._updaters[model].offer(deployment)  # tried at once
+        return deployment.version
 
     def stop(self) -> None:
         """Ask `run` to end."""
@@ -304,6 +324,7 @@ class Agent:
                 parts.clock,
                 survey_seconds=timings.crash_survey_seconds,
             ),
+            watch_consents(self._consents, lambda: self.states, lambda model, one: self._updaters[model].offer(one)),
             watch_growth(inference.grown, self._events.send_growth, survey_seconds=timings.memory_survey_seconds),
         ]
 
@@ -394,4 +415,6 @@ def _to_deployment(entry: Entry, assignment: int) -> Deployment:
         release=entry.release,
         assignment=assignment,
         downgrade=entry.downgrade,
+        consent=entry.consent,
+        window=entry.window,
     )

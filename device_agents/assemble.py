@@ -246,6 +246,7 @@ def make_agent(
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)
+    inference.ask_consent(agent.consent)
     return agent
 
 

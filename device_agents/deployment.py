@@ -50,6 +50,8 @@ class Deployment(msgspec.Struct, frozen=True):
         name, version, target, release: Identity and release counter.
         assignment: Version of the assignment that names it.
         downgrade: True when the signed assignment allows a release older than the last committed one.
+        consent: True when it waits until the user agrees.
+        window: The time of day in which it may be made, as in ``22:00-05:00``; empty for any.
     """
 
     digest: str
@@ -61,6 +63,8 @@ class Deployment(msgspec.Struct, frozen=True):
     release: int
     assignment: int
     downgrade: bool = False
+    consent: bool = False
+    window: str = ""
 
 
 class Installed(msgspec.Struct, frozen=True):

@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from device_agents.download.metered import MeteredLink
-from device_agents.download.throttle import Bucket, QuietHours, QuietHoursError
+from device_agents.download.throttle import Bucket, QuietHoursError
+from edgekit.hours import Hours
 from edgekit.protocols import Clock
 
 
@@ -25,7 +26,7 @@ class Gate:
         clock: Clock,
         *,
         bytes_per_second: int = 0,
-        quiet: QuietHours | None = None,
+        quiet: Hours | None = None,
         metered: MeteredLink | None = None,
     ) -> None:
         self._clock, self._quiet, self._metered = clock, quiet, metered or MeteredLink()

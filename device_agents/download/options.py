@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from device_agents.download.metered import MeteredLink
-from device_agents.download.throttle import QuietHours
+from edgekit.hours import Hours
 
 
 class DownloadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class DownloadOptions(msgspec.Struct, frozen=True, kw_only=True):
     download_bytes_per_second: int = 0
     download_budget: float = 3.0
     download_urls: bool = True
-    quiet_hours: QuietHours | None = None
+    quiet_hours: Hours | None = None
     metered: MeteredLink = MeteredLink()
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import UnavailableError
-
-_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+from edgekit.hours import Hours, parse_hours
 
 
 class QuietHoursError(UnavailableError):
@@ -18,37 +15,9 @@ class QuietHoursError(UnavailableError):
     waiting = "quiet-hours"
 
 
-class QuietHours(msgspec.Struct, frozen=True):
-    """A range of local time: from minute `first` of the day up to minute `last`, which may be on the next day."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return "-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in (self.first, self.last))
-
-    def __contains__(self, minute: int) -> bool:
-        if self.first <= self.last:
-            return self.first <= minute < self.last
-        return minute >= self.first or minute < self.last
-
-
-def parse_quiet_hours(text: str) -> QuietHours | None:
-    """Parse ``22:00-06:30``; None for an empty text.
-
-    Raises:
-        ValueError: the text has another form, or the range is empty.
-    """
-    if not text:
-        return None
-    match = _HOURS.fullmatch(text)
-    if match is None:
-        raise ValueError(f"quiet hours are {text!r}, expected HH:MM-HH:MM, for example 08:00-18:30")
-    first_hour, first_minute, last_hour, last_minute = (int(part) for part in match.groups())
-    hours = QuietHours(first_hour * 60 + first_minute, last_hour * 60 + last_minute)
-    if hours.first == hours.last:
-        raise ValueError(f"quiet hours {text!r} begin and end at the same time; pause the rollout to stop downloads")
-    return hours
+def parse_quiet_hours(text: str) -> Hours | None:
+    """Parse ``22:00-06:30``; None for an empty text. Raises ValueError as `parse_hours`."""
+    return parse_hours(text, "quiet hours", "pause the rollout to stop downloads")
 
 
 class Bucket(msgspec.Struct, frozen=True):

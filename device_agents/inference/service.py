@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -109,6 +109,7 @@ class InferenceService:
         self._counters: dict[str, dict[str, int]] = {}
         self._behaviour = BehaviourLog()
         self._sketches = ServedSketches()
+        self._answer_consent: Callable[[str, bool], Awaitable[str]] | None = None
         self._requests_at_last_survey = 0
 
     async def __aenter__(self) -> InferenceService:
@@ -345,6 +346,16 @@ class InferenceService:
     def outcome(self, model: str, request: str, *, good: bool) -> None:
         """Count the application's judgement of the answer to a request; see TakesOutcomes."""
         self._behaviour.outcome(model, request, self._clock.monotonic(), good=good)
+
+    def ask_consent(self, answer: Callable[[str, bool], Awaitable[str]]) -> None:
+        """Pass answers of the user to updates on to `answer`, which returns the version of the update."""
+        self._answer_consent = answer
+
+    async def consent(self, model: str, *, agreed: bool) -> str:
+        """Take the user's answer to an update of a model; see TakesConsent."""
+        if self._answer_consent is None:
+            raise NotFoundError(f"no update of model {model!r} asks for an agreement")
+        return await self._answer_consent(model, agreed)
 
     def behaviour(self, model: str) -> dict[str, Behaviour]:
         """How the bundles of a model behaved that answered last, by digest; the newest is the last."""

@@ -21,7 +21,7 @@ from edgekit.errors import DataError, DiskError
 from edgekit.protocols import Disk
 
 DEVICE_FORMAT = 1
-MODEL_FORMAT = 2  # 1 had no version of the highest release
+MODEL_FORMAT = 2  # 1 had neither the version of the highest release nor conditions of deployments
 REPORTS_AT_ONCE = 1000
 _DEVICE = "journal/device.json"
 _MODELS = "journal/models"

@@ -41,6 +41,7 @@ from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.threads import in_thread
+from device_agents.update.conditions import Conditions
 from device_agents.update.probation import ProbationLimits, enough, live_faults
 from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgekit.deltas.description import parse_offers
@@ -92,6 +93,7 @@ class Effects:
         fetcher: Fetches blocks and manifests.
         inference: Answers local applications; switched to a new bundle here.
         checks: The checks of a bundle.
+        conditions: Checks what the assignment sets as conditions.
         download: Limits of downloads.
         clock: Wall time for reports and expiry.
 
@@ -110,11 +112,13 @@ class Effects:
         fetcher: BlockFetcher,
         inference: Inference,
         checks: BundleChecks,
+        conditions: Conditions,
         download: DownloadOptions,
         clock: Clock,
     ) -> None:
         self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
         self._inference, self._checks, self._download_options, self._clock = inference, checks, download, clock
+        self._conditions = conditions
         self._activated: dict[str, dict[str, float]] = {}  # model -> its counters at the activation
         self._fetched: dict[str, int] = {}  # model -> bytes that the present attempt has fetched
         self._live: dict[str, tuple[str, str]] = {}  # model -> slot and digest of the live bundle
@@ -214,6 +218,7 @@ class Effects:
             downgrade=deployment.downgrade,
         )
         self._fetched.pop(deployment.name, None)
+        await self._conditions.check(deployment)
         self._fetcher.gate.check_open()
         self._fetcher.gate.check_cost(state.fetched)
         target_file = await self.find_target(entry.path)
@@ -306,6 +311,7 @@ class Effects:
 
     async def _test(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
+        self._conditions.check_window(deployment)  # a long download may have ended after the window
         slots = Slots(self._disk, deployment.name)
         manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
         await self._checks.self_test(manifest, slots.path(state.inactive_slot))

@@ -50,6 +50,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         downgrade: Also downgrade devices that ran a newer release, where the publisher allows it.
         success_threshold, error_threshold, min_failures, device_deadline_seconds, max_wait_seconds, soak_seconds,
             on_failure: As `RolloutPlan`.
+        consent, window: As `RolloutPlan`.
         canaries: The devices that come first, as a wave of their own, as a filter.
         approval: As `RolloutPlan`.
         gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
@@ -72,6 +73,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     on_failure: Literal["pause", "return"] = "pause"
     approval: Literal["", "start", "waves"] = ""
     canaries: Text = ""
+    consent: bool = False
+    window: Text = ""
 
     @property
     def plan(self) -> RolloutPlan:
@@ -87,6 +90,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             soak_seconds=self.soak_seconds,
             on_failure=self.on_failure,
             approval=self.approval,
+            consent=self.consent,
+            window=self.window,
         )
 
 

@@ -108,7 +108,8 @@ class Waiting(msgspec.Struct, frozen=True):
     """Why the device waits on purpose with the deployment of a model, inside `Running`.
 
     Attributes:
-        reason: A word: ``quiet-hours``, ``metered``, ``consent``, ``disk``, ``spool`` or ``paused``; others may come.
+        reason: A word: ``quiet-hours``, ``metered``, ``consent``, ``declined``, ``window``, ``disk``, ``spool`` or
+            ``paused``; others may come.
         since: Wall clock seconds of the device.
         digest: Digest of the bundle that waits.
     """

@@ -9,6 +9,7 @@ import msgspec
 
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
+from edgekit.hours import parse_hours
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.gates import MAX_GATES, Gate
 
@@ -58,6 +59,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         approval: Who else must agree: ``start`` waits for `edgekit rollout approve` before the first wave, ``waves``
             before each one; empty waits for nobody.
         canaries: The devices that come before all others; None for no preference.
+        consent: Each device waits until its user agrees; such a device is WAITING.
+        window: The time of day in which devices change, in their own time zones, as in ``22:00-05:00``; empty for any.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -71,6 +74,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     on_failure: str = PAUSE
     approval: str = ""
     canaries: Cohort | None = None
+    consent: bool = False
+    window: str = ""
 
     def __post_init__(self) -> None:
         faults = []
@@ -95,6 +100,10 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             faults.append(f"on_failure is {self.on_failure!r}, expected {PAUSE} or {RETURN}")
         if self.approval not in ("", AT_START, BEFORE_WAVES):
             faults.append(f"approval is {self.approval!r}, expected {AT_START} or {BEFORE_WAVES}")
+        try:
+            parse_hours(self.window, "maintenance windows")
+        except ValueError as error:
+            faults.append(str(error))
         names = [gate.text.split(" <=")[0] for gate in self.gates]
         if len(set(names)) < len(names) or len(names) > MAX_GATES:
             faults.append(f"there may be at most {MAX_GATES} gates, each of another kind")

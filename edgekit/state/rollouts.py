@@ -91,6 +91,7 @@ class RolloutTable(FleetTable):
         Raises:
             RefusedError: another rollout of the model has not ended.
         """
+        entries = {target: _conditioned(entry, plan) for target, entry in entries.items()}
         with self._writing() as connection:
             self._refuse_second(connection, model)
             values = {
@@ -275,9 +276,9 @@ class RolloutTable(FleetTable):
             now: Wall clock seconds.
         """
         with self._writing() as connection:
-            _, entries = self._load(connection, number, lock=True)
+            rollout, entries = self._load(connection, number, lock=True)
             downgrade = any(one.downgrade for one in entries.values())  # --downgrade holds for the whole rollout
-            entry = msgspec.structs.replace(entry, downgrade=downgrade)
+            entry = msgspec.structs.replace(_conditioned(entry, rollout.plan), downgrade=downgrade)
             values = {"entries": to_json({**entries, target: entry}), "revision": rollouts.c.revision + 1}
             connection.execute(rollouts.update().where(rollouts.c.id == number).values(**values))
             state = {"target": target, "version": entry.version, "digest": entry.sha256}
@@ -379,6 +380,11 @@ class RolloutTable(FleetTable):
 
 def _no_rollout(number: int, fleet: str) -> NotFoundError:
     return NotFoundError(f"there is no rollout {number} in fleet {fleet!r}", advice="See: edgekit rollout list")
+
+
+def _conditioned(entry: Entry, plan: RolloutPlan) -> Entry:
+    """The entry with the conditions that the plan sets for devices."""
+    return msgspec.structs.replace(entry, consent=plan.consent, window=plan.window)
 
 
 def _status(model: str, digest: str, body: str | None, canary: bool = False) -> DeviceStatus:

@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, frozen=True):
         name, target, version: Identity of the bundle.
         release: Counter that rises by one with every publish of this model.
         downgrade: True if the device may go back to this release from a newer one; the publisher must allow it too.
+        consent: True if the device waits until its user agrees.
+        window: The time of day in which the device may change, in its own time zone, as in ``22:00-05:00``.
     """
 
     path: str
@@ -48,6 +50,8 @@ class Entry(msgspec.Struct, frozen=True):
     version: str
     release: int
     downgrade: bool = False
+    consent: bool = False
+    window: str = ""
 
 
 _ENTRY = msgspec.msgpack.Decoder(Entry)  # built at import, as in edgekit.mqtt.messages
@@ -191,6 +195,10 @@ def _target_file(entry: Entry) -> TargetFile:
     }
     if entry.downgrade:
         custom[DOWNGRADE] = True
+    if entry.consent:
+        custom["consent"] = True
+    if entry.window:
+        custom["window"] = entry.window
     return TargetFile(entry.length, {"sha256": entry.sha256}, entry.path, {"custom": custom})
 
 

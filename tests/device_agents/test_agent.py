@@ -9,10 +9,10 @@ import msgspec
 from device_agents.condition.rules import Condition
 from device_agents.deployment import UpdateState
 from device_agents.download.options import DownloadOptions
-from device_agents.download.throttle import QuietHours
 from device_agents.options import AgentTimings
 from device_agents.storage.slots import Pointer, Slots
 from device_agents.update.probation import ProbationLimits
+from edgekit.hours import Hours
 from edgekit.mqtt import messages, topics
 from edgekit.trust.envelopes import open_envelope
 from edgekit.trust.keys import generate_key
@@ -433,7 +433,7 @@ async def test_in_quiet_hours_nothing_is_downloaded(desk, device):
     await device.stop()
     now = time.localtime()
     minute = now.tm_hour * 60 + now.tm_min
-    quiet_hours = QuietHours((minute - 30) % 1440, (minute + 30) % 1440)
+    quiet_hours = Hours((minute - 30) % 1440, (minute + 30) % 1440)
     device.options = {"download": DownloadOptions(quiet_hours=quiet_hours)}
     await device.start()
     desk.assign(desk.publish("1.0.0"))

@@ -72,6 +72,15 @@ _OPTIONS = (
         help="Wait for `edgekit rollout approve` before the first wave, or before each one.",
     ),
     click.option(
+        "--consent", is_flag=True, help="Each device waits until its user agrees (edgekit-agent agree MODEL)."
+    ),
+    click.option(
+        "--window",
+        metavar="HH:MM-HH:MM",
+        default="",
+        help="Devices change in this time of day only, in their own time zones, for example 22:00-05:00.",
+    ),
+    click.option(
         "--gate",
         "gates",
         multiple=True,
@@ -113,6 +122,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 gates=tuple(parse_gate(gate) for gate in values.pop("gates")),
                 soak_seconds=values.pop("soak"),
                 on_failure=values.pop("on_failure"),
+                consent=values.pop("consent"),
+                window=values.pop("window"),
                 approval=values.pop("approval") or "",
                 canaries=parse_cohort((), (), text) if (text := values.pop("canaries")) else None,
             )

@@ -66,3 +66,19 @@ class TakesOutcomes(Protocol):
             ConflictError: it was judged before.
         """
         ...
+
+
+@runtime_checkable
+class TakesConsent(Protocol):
+    """A server that passes a user's answer to an update on to the agent."""
+
+    async def consent(self, model: str, *, agreed: bool) -> str:
+        """Take the answer to the update of a model that asks for an agreement.
+
+        Returns:
+            The version of the update.
+
+        Raises:
+            NotFoundError: no update of the model asks for one.
+        """
+        ...

@@ -18,7 +18,7 @@ import msgspec
 from edgekit.errors import ArenaFullError, ConflictError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.serving.api import documents
 from edgekit.serving.api.keys import ForbiddenError, Keys, UnauthorizedError, one_key
-from edgekit.serving.api.model_server import ModelServer, TakesOutcomes
+from edgekit.serving.api.model_server import ModelServer, TakesConsent, TakesOutcomes
 from edgekit.serving.http.messages import Head, RepeatableWork, Reply, Work
 from edgekit.serving.http.metrics import METRICS_TYPE, gauges_of, latencies_of, render
 from edgekit.serving.oip import codec as oip
@@ -45,6 +45,13 @@ class _Outcome(msgspec.Struct):
     good: bool
 
 
+class _Consent(msgspec.Struct):
+    """Body of ``POST /v2/models/<m>/consent``."""
+
+    agree: bool
+
+
+_CONSENT = msgspec.json.Decoder(_Consent)
 _OUTCOME = msgspec.json.Decoder(_Outcome)  # built at import, as in edgekit.mqtt.messages
 
 
@@ -223,6 +230,9 @@ class App:
         if action == "outcome" and version is None:
             _need(head, "POST")
             return functools.partial(_reply, head, self._outcome, model)
+        if action == "consent" and version is None:
+            _need(head, "POST")
+            return functools.partial(_reply, head, self._consent, model)
         _need(head, "GET")
         if action == "stats":
             return _json(documents.statistics(self._server, [(model, version)]))
@@ -238,6 +248,16 @@ class App:
             raise DataError(f'the outcome is not {{"id": "...", "good": true}}: {error}') from error
         self._server.outcome(model, outcome.id, good=outcome.good)
         return _json({"id": outcome.id, "good": outcome.good})
+
+    async def _consent(self, model: str, body: bytes) -> Reply:
+        if not isinstance(self._server, TakesConsent):
+            raise _HttpError(404, "this server asks for no agreement; the agent on a device does")
+        try:
+            agreed = _CONSENT.decode(body).agree
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f'the answer is not {{"agree": true}}: {error}') from error
+        updated = await self._server.consent(model, agreed=agreed)
+        return _json({"model": model, "version": updated, "agree": agreed})
 
     async def _index(self, head: Head, body: bytes) -> Reply:
         self._find_key(head)  # again, because this work may be repeated after the keys have changed
@@ -397,9 +417,11 @@ def _model_path(rest: tuple[str, ...]) -> tuple[str | None, str]:
     version = None
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    if rest in ((), ("ready",), ("infer",), ("stats",), ("outcome",)):
+    if rest in ((), ("ready",), ("infer",), ("stats",), ("outcome",), ("consent",)):
         return version, rest[0] if rest else ""
-    raise _HttpError(404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer, outcome or stats")
+    raise _HttpError(
+        404, f"a model has nothing at {'/'.join(rest)!r}, expected ready, infer, outcome, consent or stats"
+    )
 
 
 def _need(head: Head, method: str) -> None:

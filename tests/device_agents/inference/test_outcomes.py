@@ -112,3 +112,22 @@ def test_memory_is_bounded(monkeypatch):
     counts.outcome("m", "90", 1.0, good=True)
     assert list(counts.behaviour("m")) == ["d98", "d99", "d"]
     assert counts.behaviour("m")["d99"].slower[:4] == (1, 1, 0, 0)
+
+
+async def test_an_application_answers_for_the_user(tmp_path):
+    """The agent takes the answer; where nothing asks for one it is 404, and what is no answer 400."""
+    answers = []
+
+    async def take(model, agreed):
+        answers.append((model, agreed))
+        return "1.1.0"
+
+    service = InferenceService()
+    async with serve(App(service, max_request_bytes=2**20), http="127.0.0.1:0", socket=None) as bound:
+        port = int(bound.url.rsplit(":", 1)[1])
+        assert (await ask(port, "/v2/models/m/consent", {"agree": True}))[0] == 404
+        service.ask_consent(take)
+        found = await ask(port, "/v2/models/m/consent", {"agree": False})
+        assert found == (200, {"model": "m", "version": "1.1.0", "agree": False})
+        assert (await ask(port, "/v2/models/m/consent", {"agree": "no"}))[0] == 400
+    assert answers == [("m", False)]
