@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "update")  # without a name; `wild` takes hours
+NAMES = ("convert", "serve", "swap", "fleet", "pages", "update")  # without a name; `wild` takes hours
 LONG = ("wild",)
 
 

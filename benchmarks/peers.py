@@ -20,6 +20,7 @@ PEERS = {
     "kserve": ("kserve==0.21.0", *ONNXRUNTIME),
     "litserve": ("litserve==0.2.19", *ONNXRUNTIME),
     "bsdiff4": ("bsdiff4==1.3.2",),
+    "schemathesis": ("schemathesis==4.32.5",),  # tests the API of the controller
     "onnx2tf": ("onnx2tf==1.29.24", "backports-strenum<1.3"),  # it pins its whole environment, TensorFlow 2.19 included
     "onnxsim": ("onnxsim==0.8.1", *ONNXRUNTIME),
     "torch-pruning": ("torch==2.13.0", "torch-pruning==1.6.1", "onnx==1.23.2"),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgekit.bounds import MAX_INTEGER, MAX_SECONDS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.controller.planning import Planned, plan_rollout, standing_entries, with_canaries
 from edgekit.errors import SettingsError
@@ -27,6 +28,7 @@ from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()
 
+Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(pattern=f"^{NAME_PATTERN.pattern}$")]
 Version = Annotated[str, Meta(pattern=f"^{VERSION.pattern}$")]
 Text = Annotated[str, Meta(max_length=MAX_CHARACTERS, pattern="^[^\\u0000]*$")]  # PostgreSQL stores no NUL
@@ -63,13 +65,13 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     targets: Annotated[list[Name], Meta(max_length=100)] = []
     labels: Annotated[dict[Text, Text], Meta(max_length=100)] = {}
     downgrade: bool = False
-    success_threshold: float = DEFAULTS.success_threshold
-    error_threshold: float = DEFAULTS.error_threshold
-    min_failures: int = DEFAULTS.min_failures
-    device_deadline_seconds: float = DEFAULTS.device_deadline_seconds
-    max_wait_seconds: float = DEFAULTS.max_wait_seconds
+    success_threshold: Share = DEFAULTS.success_threshold
+    error_threshold: Share = DEFAULTS.error_threshold
+    min_failures: Annotated[int, Meta(ge=1, le=MAX_INTEGER)] = DEFAULTS.min_failures
+    device_deadline_seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = DEFAULTS.device_deadline_seconds
+    max_wait_seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = DEFAULTS.max_wait_seconds
     gates: Annotated[list[Text], Meta(max_length=MAX_GATES)] = []
-    soak_seconds: float = DEFAULTS.soak_seconds
+    soak_seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = DEFAULTS.soak_seconds
     on_failure: Literal["pause", "return"] = "pause"
     approval: Literal["", "start", "waves"] = ""
     canaries: Text = ""

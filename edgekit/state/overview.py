@@ -71,40 +71,34 @@ class OverviewTable(FleetTable):
             now: Wall clock seconds.
             offline_after_seconds: A device that sent nothing for this long is offline.
         """
-        mine = devices.c.fleet == self._fleet
-        joined = devices.outerjoin(
-            presence, (presence.c.fleet == devices.c.fleet) & (presence.c.device == devices.c.name)
-        )
-        online = sa.and_(presence.c.online, presence.c.seen >= now - offline_after_seconds)
-        seen = sa.func.coalesce(presence.c.seen, 0.0) > 0
         by_target = (
-            sa.select(
-                devices.c.target,
-                sa.func.count().label("devices"),
-                sa.func.sum(sa.case((online, 1), else_=0)).label("online"),
-                sa.func.sum(sa.case((seen, 0), else_=1)).label("never"),
-            )
-            .select_from(joined)
-            .where(mine)
+            sa.select(devices.c.target, sa.func.count().label("devices"))
+            .where(devices.c.fleet == self._fleet)
             .group_by(devices.c.target)
             .order_by(devices.c.target)
         )
+        online = sa.and_(presence.c.online, presence.c.seen >= now - offline_after_seconds)
+        heard = sa.select(
+            sa.func.coalesce(sa.func.sum(sa.case((online, 1), else_=0)), 0).label("online"),
+            sa.func.coalesce(sa.func.sum(sa.case((presence.c.seen > 0, 1), else_=0)), 0).label("seen"),
+        ).where(presence.c.fleet == self._fleet)  # only enrolled devices have a row
         alarms = (
             sa.select(sa.func.count())
             .select_from(events)
             .where(events.c.fleet == self._fleet, events.c.error != "", events.c.at >= now - RECENT_SECONDS)
         )
         with self._reading() as connection:
-            targets = connection.execute(by_target).all()
+            targets = {row.target: row.devices for row in connection.execute(by_target)}
+            counts = connection.execute(heard).one()
             models = self._models(connection)
             recent = connection.execute(alarms).scalar() or 0
         return Overview(
             fleet=self._fleet,
             at=now,
-            devices=sum(row.devices for row in targets),
-            online=sum(row.online for row in targets),
-            never_seen=sum(row.never for row in targets),
-            targets={row.target: row.devices for row in targets},
+            devices=sum(targets.values()),
+            online=counts.online,
+            never_seen=sum(targets.values()) - counts.seen,
+            targets=targets,
             models=models,
             alarms=recent,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -63,7 +63,11 @@ def api_routes(operations: Operations, door: Door, version: str) -> list[Route]:
     return [
         Route("/openapi.json", openapi_document),
         *(
-            Route(PREFIX + path, _Path(paths[path], operations, door), methods=[one.method for one in paths[path]])
+            Route(
+                PREFIX + path.replace("{number}", "{number:int}"),
+                _Path(paths[path], operations, door),
+                methods=[one.method for one in paths[path]],
+            )
             for path in ordered
         ),
     ]
@@ -114,7 +118,7 @@ class _Path:
         self._door.check(request, visitor, endpoint.role)
         call = Call(
             operations=acting(self._operations, visitor) if endpoint.role is not Role.VIEWER else self._operations,
-            path=_texts(dict(request.path_params), endpoint.parameters, "path"),
+            path=_texts(request.path_params, endpoint.parameters, "path"),
             query=_texts(_single(request), endpoint.query, "query"),
             body=_json(request, endpoint, body),
         )
@@ -131,7 +135,7 @@ def _single(request: Request) -> dict[str, str]:
     return dict(items)
 
 
-def _texts(values: dict[str, str], kind: type[msgspec.Struct], place: str) -> Any:
+def _texts(values: Mapping[str, Any], kind: type[msgspec.Struct], place: str) -> Any:
     try:
         return msgspec.convert(values, kind, strict=False)
     except (msgspec.MsgspecError, ValueError) as error:

@@ -156,6 +156,8 @@ def test_bad_requests_are_refused_with_a_reason(operator: Client) -> None:
     assert answer.status == 405
     assert "GET" in answer.headers["allow"]
     assert operator.get("/api/v1/nothing").json()["error"]
+    assert operator.get("/api/v1/rollouts/plan").status == 405
+    assert operator.get("/api/v1/rollouts/one").status == 404
 
 
 def test_the_api_describes_itself(client: Client) -> None:
