@@ -100,14 +100,14 @@ def _opened(path: Path, child: TensorFlowProcess, stated: Stated) -> Iterator[_M
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
     runtime = open_runtime(manifest, path, providers=HOST_PROVIDERS)
     try:
-        interface = _interface(manifest)
+        interface = bundle_interface(manifest)
         samples = tuple(sample_spec(one.spec) for one in interface.inputs if one.in_graph)
         yield _Model(interface, samples, lambda inputs: run_rows(runtime, inputs), manifest.task.output)
     finally:
         runtime.close()
 
 
-def _interface(manifest: Manifest) -> Interface:
+def bundle_interface(manifest: Manifest) -> Interface:
     """The interface that a bundle offers."""
     inputs = tuple(
         SourceInput(one.spec, None if one.value is msgspec.UNSET else one.value, one.unread is True)
@@ -122,7 +122,7 @@ def _stated(models: list[Path], files: list[Path]) -> Stated:
     known: dict[str, DataArray] = data_arrays(files[0]) if files else {}
     for path in models:
         if (path / MANIFEST_NAME).is_file():
-            for one in _interface(parse_manifest((path / MANIFEST_NAME).read_bytes())).inputs:
+            for one in bundle_interface(parse_manifest((path / MANIFEST_NAME).read_bytes())).inputs:
                 shape = (1, *(size or 1 for size in sample_spec(one.spec).shape[1:]))
                 known[one.spec.name] = DataArray(() if one.value is not None else shape, one.value)
     return Stated(data=known)

@@ -24,3 +24,16 @@ def version_of(distribution: str) -> str | None:
 def versions_of(distributions: Iterable[str]) -> dict[str, str]:
     """Versions by distribution; distributions that are not installed are left out."""
     return {name: version for name in distributions if (version := version_of(name)) is not None}
+
+
+# Distributions that provide a runtime, in the order in which the adapters try them.
+_RUNTIMES = {
+    "litert": ("ai-edge-litert", "tflite-runtime"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+
+def runtime_version(runtime: str) -> str:
+    """The distribution and version that provide a bundle's runtime here; empty if none does."""
+    found = versions_of(_RUNTIMES.get(runtime, ()))
+    return " ".join(next(iter(found.items()))) if found else ""

@@ -15,10 +15,9 @@ import numpy as np
 from scipy import stats
 
 from converters.cascade.mean_test import LEAST_LABELLED, MOST_UNLABELLED, MeanTest, binomial_test, design
+from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET
 from edgekit.tensors import Array
 
-ACCURACY, REGRET, KEPT_ACCURACY = "accuracy", "regret", "kept-accuracy"
-TARGETS = (ACCURACY, REGRET, KEPT_ACCURACY)
 _RATE_GRID = 100  # thresholds at which the rate of disagreement is bounded
 _POWER = 0.8  # probability of a proof that `samples_needed` asks for
 
@@ -48,6 +47,10 @@ class Pairs(msgspec.Struct, frozen=True):
     def without_labels(self) -> Pairs:
         """The same answers without what the labels say."""
         return Pairs(self.score, self.differs)
+
+    def joined(self, more: Pairs) -> Pairs:
+        """These answers and more, without labels."""
+        return Pairs(np.concatenate([self.score, more.score]), np.concatenate([self.differs, more.differs]))
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -81,7 +84,7 @@ def curve(pairs: Pairs, target: str) -> Curve:
 
     Args:
         pairs: Answers, with labels unless the target is ``regret``.
-        target: One of TARGETS.
+        target: One of the targets of certificates.
     """
     kept, sent = _losses(pairs, target)
     thresholds, first = _thresholds(pairs.score)
@@ -109,7 +112,7 @@ def certify(goal: Goal, fit: Pairs, certifying: Pairs, unlabelled: Pairs | None 
     """
     extra = unlabelled.take(slice(MOST_UNLABELLED * len(certifying))) if unlabelled is not None else None
     if goal.target == REGRET and extra is not None:
-        certifying, extra = _joined(certifying, extra), None
+        certifying, extra = certifying.without_labels().joined(extra), None
     if extra is not None and (len(certifying) < LEAST_LABELLED or len(extra) < len(certifying) / 2):
         extra = None
     start = _start(goal, fit)
@@ -267,7 +270,3 @@ def _scored(test: MeanTest, target: str, certifying: Pairs, unlabelled: Pairs) -
         np.concatenate([labelled[stratum, loss.astype(np.int64)], plain[other]]) for stratum, loss, other in pairs
     )
     return kept, sent
-
-
-def _joined(first: Pairs, second: Pairs) -> Pairs:
-    return Pairs(np.concatenate([first.score, second.score]), np.concatenate([first.differs, second.differs]))

@@ -24,6 +24,10 @@ COMMANDS = {
         "edgekit.cli.profile:profile",
         "Measure a bundle: instructions on ARM, or time here.",
     ),
+    "calibrate": (
+        "edgekit.cli.calibrate:calibrate",
+        "Certify when a device sends its answers to the cloud tier.",
+    ),
     "targets": ("edgekit.cli.targets:targets", "List target profiles, or show one."),
     "registry": ("edgekit.cli.registry.group:registry", "Create the signed registry, publish bundles, verify it."),
     "rollout": ("edgekit.cli.rollout.group:rollout", "Roll a version out in waves; watch, pause, resume, abort."),

@@ -138,7 +138,7 @@ def onnx_bundle(
         Binding(spec=spec, artifact=TensorSpec(spec.name, spec.dtype, (batch, *spec.shape[1:])))
         for spec in (X, SCORES, TAG)
     ]
-    return _write(
+    return write_files(
         folder,
         model=("model.onnx", model),
         golden=write_golden({"x": x}, {key: value.astype(np.float32) for key, value in outputs.items()}),
@@ -168,7 +168,7 @@ def identity_bundle(folder: Path, *, name: str, dtypes: tuple[str, ...]) -> Mani
         specs = [TensorSpec(dtype + suffix, DType(dtype), (None, 2)) for dtype in dtypes]
         return tuple(Binding(spec, spec) for spec in specs)
 
-    return _write(
+    return write_files(
         folder,
         model=("model.onnx", bytes(model.SerializeToString())),
         golden=write_golden(values, {f"{dtype}_out": value for dtype, value in values.items()}),
@@ -185,7 +185,7 @@ def litert_bundle(folder: Path, *, name: str = "small", version: str = "1.0.0", 
     """Write a LiteRT bundle of `litert_model`."""
     x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
     dtype = DType.INT8 if quantized else DType.FLOAT32
-    return _write(
+    return write_files(
         folder,
         model=("model.tflite", litert_model(quantized=quantized)),
         golden=write_golden({"x": x}, {"scores": softmax(x)}),
@@ -203,7 +203,7 @@ def litert_bundle(folder: Path, *, name: str = "small", version: str = "1.0.0", 
     )
 
 
-def _write(
+def write_files(
     folder: Path,
     *,
     model: tuple[str, bytes],

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 from converters.cascade.certifying import (
-    ACCURACY,
-    KEPT_ACCURACY,
-    REGRET,
     Goal,
     Pairs,
     certify,
@@ -20,6 +17,7 @@ from converters.cascade.certifying import (
     samples_needed,
     share_bound,
 )
+from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET
 from tests.converters.cascade import pairs
 
 GOAL = Goal(ACCURACY, 0.08, 0.05)

@@ -1,0 +1,134 @@
+"""Opens the bundles of a calibration, and writes the certified bundle: the same artifact, one file more."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from converters.bundle import require_writable, with_files, write_bundle
+from converters.candidates.candidate import HOST_PROVIDERS, run_rows
+from converters.cascade.calibrate import Calibration, Promise, Run, calibrate
+from converters.cascade.page import with_section
+from converters.compare import bundle_interface
+from converters.data.samples import Samples, load_samples
+from converters.graph.interface import sample_spec
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest, parse_manifest
+from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, processing_digest
+from edgekit.errors import DataError, RefusedError
+from edgekit.runtimes import open_runtime
+from edgekit.versions import runtime_version
+
+PAGE = "report.html"
+
+
+class Tier(msgspec.Struct, frozen=True):
+    """A cloud model: its name, the digest of its bundle, and the function that runs it."""
+
+    name: str
+    digest: str
+    run: Run
+
+
+def read_bundle(path: Path, role: str) -> Manifest:
+    """The manifest of a bundle for the role ``edge`` or ``cloud``.
+
+    Raises:
+        DataError: there is no bundle, or it is sealed.
+        ManifestError: its manifest is not valid.
+    """
+    if not (path / MANIFEST_NAME).is_file():
+        raise DataError(
+            f"--{role} {path} is not a bundle",
+            advice="A certificate is bound to the digests of what runs: convert the model first"
+            + (", with --target server, or give the URL of the tier." if role == "cloud" else "."),
+        )
+    manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
+    if manifest.sealed is not None:
+        raise DataError(f"--{role} {path} is sealed", advice="Calibrate the plain bundle, then publish it sealed.")
+    return manifest
+
+
+@contextlib.contextmanager
+def bundle_tier(path: Path) -> Iterator[Tier]:
+    """A bundle in place of the cloud tier that will serve it; runs on this machine."""
+    manifest = read_bundle(path, "cloud")
+    with _running(manifest, path) as run:
+        yield Tier(manifest.name, manifest.digest, run)
+
+
+def certify_bundle(
+    edge: Path, tier: Tier, promise: Promise, data: Path, unlabelled: Path | None, version: str, output: Path | None
+) -> tuple[Path, Calibration]:
+    """Certify an edge bundle with a cloud tier, and write the bundle of the new version.
+
+    Args:
+        edge: Folder of the edge bundle.
+        tier: The cloud model.
+        promise: What is to be proven.
+        data, unlabelled: Held-out samples, and more whose labels are not used; None for none.
+        version: Version of the new bundle; empty for the next patch version.
+        output: Folder of the new bundle's folder; None for that of the edge bundle.
+
+    Raises:
+        DataError: a bundle or the data cannot be used.
+        RefusedError: the target is not proven, or the tier reports no digest.
+    """
+    manifest = read_bundle(edge, "edge")
+    if manifest.task.kind != "classification":
+        raise DataError(
+            f"the task of {manifest.name} is {manifest.task.kind!r}: certificates are for classification",
+            advice="Convert the model with --task classification if its output holds scores of classes.",
+        )
+    if not tier.digest:
+        raise RefusedError(
+            "the cloud tier reports no digest of its model, so nobody could notice that the model has changed",
+            advice="It can serve without a certificate; edgekit cloud serve reports the digest.",
+        )
+    new = msgspec.structs.replace(manifest, version=version or _next(manifest.version))
+    if not VERSION.fullmatch(new.version):
+        raise DataError(f"version {new.version!r} is not of the form X.Y.Z")
+    folder = output or edge.absolute().parent
+    name = f"{new.name}-{new.version}-{new.target}"
+    if require_writable(folder, name).exists():
+        raise DataError(f"{folder / name} exists", advice="Give another --version, or another folder with -o.")
+    bound = Bound(
+        manifest.file(ROLE_MODEL).sha256,
+        processing_digest(manifest),
+        manifest.runtime,
+        runtime_version(manifest.runtime),
+        tier.name,
+        tier.digest,
+    )
+    with _running(manifest, edge) as run:
+        samples, more = (None if one is None else _samples(one, manifest) for one in (data, unlabelled))
+        assert samples is not None
+        result = calibrate(promise, manifest.task, run, tier.run, samples, more, bound)
+    files = {entry.path: (entry.role, (edge / entry.path).read_bytes()) for entry in manifest.files}
+    files[CERTIFICATE_NAME] = (ROLE_CERTIFICATE, result.certificate.canonical_bytes())
+    if PAGE in files:
+        files[PAGE] = (ROLE_REPORT, with_section(files[PAGE][1], result))
+    return write_bundle(folder, name, with_files(new, files), files), result
+
+
+def _samples(path: Path, manifest: Manifest) -> Samples:
+    interface = bundle_interface(manifest)
+    specs = [sample_spec(one.spec) for one in interface.inputs if one.in_graph]
+    return load_samples(path, specs, classes=manifest.task.labels, interface=interface)
+
+
+@contextlib.contextmanager
+def _running(manifest: Manifest, folder: Path) -> Iterator[Run]:
+    runtime = open_runtime(manifest, folder, providers=HOST_PROVIDERS)
+    try:
+        yield lambda inputs: run_rows(runtime, inputs)
+    finally:
+        runtime.close()
+
+
+def _next(version: str) -> str:
+    numbers = re.split(r"\.", version)
+    return ".".join([*numbers[:2], str(int(numbers[2]) + 1)])

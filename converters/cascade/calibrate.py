@@ -1,0 +1,252 @@
+"""Certifies an edge bundle together with a cloud model, from answers of both to the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+
+from converters.cascade.certifying import (
+    Curve,
+    Goal,
+    Pairs,
+    certify,
+    curve,
+    disagreement_bound,
+    naive_threshold,
+    samples_needed,
+    share_bound,
+)
+from converters.cascade.scores import area, fit_temperature, functions
+from converters.data.samples import Samples, split_samples
+from edgekit.bundle.manifest import Task
+from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET, Bound, Bounded, Certificate
+from edgekit.certificate.scoring import ScoreFunction, score
+from edgekit.errors import DataError, RefusedError
+from edgekit.tensors import Array
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+TARGET_SHARE, RATE_SHARE = 0.8, 0.1  # of the error probability: for the target, and for each of the two rates
+_BEST_STEPS = 10
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """What is to be proven: one of the targets of certificates, its value, and the confidence."""
+
+    target: str
+    value: float
+    confidence: float
+
+    @property
+    def limit(self) -> float:
+        """The allowed mean loss."""
+        return self.value if self.target == REGRET else 1 - self.value
+
+    def shown(self, loss: float) -> float:
+        """A mean loss in the unit of `value`."""
+        return loss if self.target == REGRET else 1 - loss
+
+    def goal(self) -> Goal:
+        """The promise as a goal of `certifying`."""
+        return Goal(self.target, self.limit, TARGET_SHARE * (1 - self.confidence))
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """A score function and the mean loss over all shares sent, on the samples of the choice."""
+
+    function: ScoreFunction
+    area: float
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """A certificate and what the report shows beside it.
+
+    Attributes:
+        certificate: The certificate.
+        tried: The score functions, the chosen one first.
+        proof: Measured losses on the samples of the proof.
+        naive: Threshold that meets the target on these samples and proves nothing; None where there is none.
+        loss: Measured loss at the certified threshold.
+        limit: Allowed loss.
+    """
+
+    certificate: Certificate
+    tried: tuple[Tried, ...]
+    proof: Curve
+    naive: float | None
+    loss: float
+    limit: float
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """Answers of both models: the edge's decision output (N, classes), the cloud's classes (N,), and labels if any."""
+
+    edge: Array
+    cloud: Array
+    labels: Array | None
+
+    def pairs(self, function: ScoreFunction) -> Pairs:
+        """The answers as pairs, scored by `function`."""
+        decided = self.edge.argmax(axis=-1)
+        scores, differs = score(function, self.edge), decided != self.cloud
+        if self.labels is None:
+            return Pairs(scores, differs)
+        return Pairs(scores, differs, decided != self.labels, self.cloud != self.labels)
+
+
+def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
+    """Run both models on the samples.
+
+    Raises:
+        DataError: an answer is not one row of scores a sample, or the models have different classes.
+    """
+    outputs = {where: run(samples.inputs).get(task.output) for where, run in (("edge", edge), ("cloud", cloud))}
+    for where, found in outputs.items():
+        if found is None or found.ndim != 2 or len(found) != len(samples) or found.shape[1] < 2:
+            shape = "none" if found is None else str(list(found.shape))
+            raise DataError(
+                f"the {where} model's output {task.output!r} is {shape}, expected [{len(samples)}, classes]",
+                advice="Certificates are for classifiers with one row of scores for each sample.",
+            )
+    first, second = outputs["edge"], outputs["cloud"]
+    assert first is not None
+    assert second is not None
+    if first.shape != second.shape:
+        raise DataError(f"the edge model has {first.shape[1]} classes, and the cloud model {second.shape[1]}")
+    faults = [where for where, found in (("edge", first), ("cloud", second)) if not np.isfinite(found).all()]
+    if faults:
+        raise DataError(f"answers of the {' and the '.join(faults)} model hold NaN or infinity")
+    labels = samples.labels
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise DataError(f"labels are {labels.dtype} of shape {list(labels.shape)}, expected class indices (N,)")
+    return Answers(first, second.argmax(axis=-1), labels)
+
+
+def calibrate(
+    promise: Promise, task: Task, edge: Run, cloud: Run, samples: Samples, unlabelled: Samples | None, bound: Bound
+) -> Calibration:
+    """Fit the scores on one part of the samples, choose on another, and certify a threshold on the rest.
+
+    Args:
+        promise: What is to be proven.
+        task: Task of the edge bundle.
+        edge, cloud: Run the models on samples (N, ...).
+        samples: Held-out samples; with labels unless the target is ``regret``.
+        unlabelled: More samples, whose labels are not used; None for none.
+        bound: What the certificate is bound to.
+
+    Raises:
+        DataError: the samples or answers do not fit.
+        RefusedError: the target is not proven; the message has the reason, the best to be had, and how many samples
+            would do.
+    """
+    if promise.target != REGRET and samples.labels is None:
+        raise DataError(
+            f"the target {promise.target} needs labels, and the data has none",
+            advice="Add class indices as y, or use --regret, which needs none.",
+        )
+    split = split_samples(samples)
+    parts = (split.calibration, split.choice, split.proof)
+    fitting, choice, proof = (answers(edge, cloud, part, task) for part in parts)
+    more = None if unlabelled is None else answers(edge, cloud, unlabelled, task)
+    tried = _tried(promise, task, fitting, choice)
+    function = tried[0].function
+    chosen, proving = choice.pairs(function), proof.pairs(function)
+    extra = None if more is None else more.pairs(function).without_labels()
+    goal = promise.goal()
+    threshold = certify(goal, chosen, proving, extra)
+    if threshold is None or not np.isfinite(threshold):
+        raise _refusal(promise, chosen, proving, extra, everything=threshold is not None)
+    certificate = _certificate(promise, function, threshold, chosen, proving, extra, task.output, bound)
+    found = curve(proving, goal.target)
+    loss = float(found.loss[np.searchsorted(found.threshold, threshold)])
+    return Calibration(certificate, tried, found, naive_threshold(proving, goal), loss, goal.limit)
+
+
+def _tried(promise: Promise, task: Task, fitting: Answers, choice: Answers) -> tuple[Tried, ...]:
+    classes = fitting.cloud if fitting.labels is None else fitting.labels
+    if classes.min() < 0 or classes.max() >= fitting.edge.shape[1]:
+        count = fitting.edge.shape[1]
+        raise DataError(f"labels go from {classes.min()} to {classes.max()}, and the models have {count} classes")
+    temperature = fit_temperature(fitting.edge, task.scores, classes)
+    plain = fitting.pairs(ScoreFunction(scores=task.scores))
+    made = functions(fitting.edge, task.scores, temperature, plain)
+    found = [Tried(one, area(choice.pairs(one), promise.target)) for one in made]
+    return tuple(sorted(found, key=lambda one: one.area))
+
+
+def _certificate(
+    promise: Promise,
+    function: ScoreFunction,
+    threshold: float,
+    chosen: Pairs,
+    proving: Pairs,
+    extra: Pairs | None,
+    output: str,
+    bound: Bound,
+) -> Certificate:
+    plain = proving.without_labels()
+    everything = plain if extra is None else plain.joined(extra)
+    error = RATE_SHARE * (1 - promise.confidence)
+    share = share_bound(everything, threshold, error)
+    kept = everything.score >= threshold
+    certificate = Certificate(
+        target=promise.target,
+        value=promise.value,
+        error=TARGET_SHARE * (1 - promise.confidence),
+        confidence=promise.confidence,
+        score=function,
+        threshold=threshold,
+        output=output,
+        sent=Bounded(float(1 - kept.mean()), share, error),
+        disagreement=Bounded(
+            float(everything.differs[kept].mean()) if kept.any() else 0.0,
+            disagreement_bound(everything, chosen, threshold, share, error),
+            error,
+        ),
+        bound=bound,
+        samples=len(proving),
+        unlabelled=0 if extra is None else len(extra),
+    )
+    if proving.edge_wrong is None or proving.cloud_wrong is None:
+        return certificate
+    accuracies = (float(1 - wrong.mean()) for wrong in (proving.edge_wrong, proving.cloud_wrong))
+    return msgspec.structs.replace(
+        certificate, **dict(zip(("edge_accuracy", "cloud_accuracy"), accuracies, strict=True))
+    )
+
+
+def _refusal(promise: Promise, chosen: Pairs, proving: Pairs, extra: Pairs | None, *, everything: bool) -> RefusedError:
+    """Why there is no certificate, the best that can be had, and how many samples would do."""
+    goal = promise.goal()
+    found = curve(proving, goal.target)
+    measured = float(np.nanmin(found.loss[:-1]))
+    words = {ACCURACY: "accuracy of the pair", REGRET: "regret", KEPT_ACCURACY: "accuracy of what is kept"}
+    if everything:
+        reason = "it is proven only where every answer is sent, which needs no edge model"
+    else:
+        reason = f"measured is {promise.shown(measured):.4f} at the best threshold, on {len(proving)} samples"
+    best = _best(goal, chosen, proving, extra)
+    needed = samples_needed(goal, proving)
+    side = "at most" if promise.target == REGRET else "at least"
+    advice = f"Proven by these samples is {side} {promise.shown(best):.4f}." if best is not None else ""
+    if needed is None:
+        advice += " No number of samples would prove the target with these two models."
+    elif needed > len(proving):
+        advice += f" About {needed} samples in the proof would do, {round(needed / 0.6)} in all."
+    return RefusedError(
+        f"{words[promise.target]} of {side} {promise.value:g} is not proven at {promise.confidence:.0%}: {reason}",
+        advice=advice.strip(),
+    )
+
+
+def _best(goal: Goal, chosen: Pairs, proving: Pairs, extra: Pairs | None) -> float | None:
+    """The smallest limit that is proven below sending everything, by bisection; None where none below 1 is."""
+    low, high = goal.limit, 1.0
+    for _ in range(_BEST_STEPS):
+        middle = (low + high) / 2
+        found = certify(msgspec.structs.replace(goal, limit=middle), chosen, proving, extra)
+        low, high = (low, middle) if found is not None and np.isfinite(found) else (middle, high)
+    return None if high >= 1.0 else high

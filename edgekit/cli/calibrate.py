@@ -1,0 +1,172 @@
+"""`edgekit calibrate`: certifies the threshold between an edge bundle and a cloud model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from edgekit.bundle.golden import read_golden
+from edgekit.bundle.manifest import ROLE_GOLDEN, VERSION
+from edgekit.bundle.sample_rows import run_samples
+from edgekit.cli.common.cloud_files import read_api_key
+from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
+from edgekit.cli.common.native_output import native_output_hidden
+from edgekit.cli.common.numbers import Number
+from edgekit.errors import RefusedError
+from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    from converters.cascade.bundles import Tier
+    from converters.cascade.calibrate import Calibration
+    from edgekit.bundle.manifest import Manifest
+
+DEFAULT_REGRET = 0.02
+ROWS = 32  # of one request to a cloud tier
+CALL_SECONDS = 60.0
+_SHARE = Number(0.0001, 0.9999)
+
+
+@click.command()
+@click.option("--edge", type=click.Path(path_type=Path), required=True, help="Bundle of the edge model.")
+@click.option("--cloud", required=True, metavar="BUNDLE|URL", help="Bundle of the cloud model, or a cloud tier's URL.")
+@click.option("--cloud-model", default="", help="Its name in the cloud tier [default: the edge bundle's name].")
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the tier's API key."
+)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Held-out samples (.npz, .npy, images).")
+@click.option("--unlabeled", type=click.Path(path_type=Path), help="More samples; labels in them are not used.")
+@click.option("--accuracy", type=_SHARE, help="Prove that the pair's accuracy is at least this.")
+@click.option(
+    "--regret",
+    type=_SHARE,
+    help="Prove that at most this share of answers is kept and differs from the cloud's; needs no labels "
+    f"[default: {DEFAULT_REGRET}].",
+)
+@click.option("--kept-accuracy", type=_SHARE, help="Prove that the accuracy of kept answers is at least this.")
+@click.option("--confidence", type=Number(0.5, 0.9999), default=0.95, show_default=True, help="Of the certificate.")
+@click.option("--version", "version", default="", help="Version of the new bundle [default: the next patch version].")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for it [default: that of the edge bundle]."
+)
+@json_option
+def calibrate(
+    edge: Path,
+    cloud: str,
+    cloud_model: str,
+    api_key_file: Path | None,
+    data: Path,
+    unlabeled: Path | None,
+    confidence: float,
+    version: str,
+    output: Path | None,
+    as_json: bool,
+    **targets: float | None,
+) -> None:
+    """Certify the score below which a device sends its answers to the cloud tier.
+
+    Both models run on held-out samples. One part of them fits the temperature and the score functions, one chooses
+    among them, and one proves the threshold. The result is a new version of the bundle around the same artifact, with
+    the file certificate.json. It holds for the two models, the preprocessing and the runtime that it was made with.
+
+    Exits 3 and writes nothing where the target is not proven; the message says what is, and how many samples would do.
+
+    \b
+    Examples:
+      edgekit calibrate --edge bundles/digits-1.0.0-raspberry-pi-4 --cloud bundles/digits-1.0.0-server
+          --data held-out.npz --accuracy 0.97
+      edgekit calibrate --edge bundles/digits-1.0.0-raspberry-pi-4 --cloud https://cloud.example:8700
+          --data unlabeled.npy --regret 0.02
+    """
+    given = {name.replace("_", "-"): value for name, value in targets.items() if value is not None}
+    if len(given) > 1:
+        raise click.UsageError(
+            f"{' and '.join('--' + one for one in given)} were given; one target is proven at a time."
+        )
+    if version and not VERSION.fullmatch(version):
+        raise click.UsageError(f"--version is {version!r}, expected X.Y.Z.")
+    with needs_extra("convert"):
+        from converters.cascade.bundles import certify_bundle, read_bundle
+        from converters.cascade.calibrate import Promise
+
+    target, value = next(iter(given.items())) if given else ("regret", DEFAULT_REGRET)
+    promise = Promise(target, value, confidence)
+    with native_output_hidden(), contextlib.ExitStack() as stack:
+        manifest = read_bundle(edge, "edge")
+        golden = (edge / manifest.file(ROLE_GOLDEN).path).read_bytes()
+        tier = stack.enter_context(_tier(cloud, cloud_model or manifest.name, api_key_file, manifest, golden))
+        with step("running both models and proving a threshold"):
+            folder, result = certify_bundle(edge, tier, promise, data, unlabeled, version, output)
+    if as_json:
+        print_json({"bundle": str(folder), **_values(result)})
+        return
+    print_table(["fact", "value"], _facts(result))
+    note(f"written: {folder}")
+
+
+@contextlib.contextmanager
+def _tier(cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, golden: bytes) -> Iterator[Tier]:
+    """The cloud model: a bundle on this machine, or a tier that is asked over the network."""
+    from converters.cascade.bundles import Tier, bundle_tier
+
+    if "://" not in cloud:
+        with bundle_tier(Path(cloud)) as tier:
+            yield tier
+        return
+    with needs_extra("agent"):
+        from device_agents.inference.cloud_client import CloudClient
+
+    key = read_api_key(api_key_file) if api_key_file else ""
+    client, loop, digests = CloudClient(cloud, model=model, api_key=key), asyncio.new_event_loop(), set[str]()
+    inputs = [one.spec for one in manifest.inputs]
+    outputs = [one.spec for one in manifest.outputs if one.spec.name == manifest.task.output]
+
+    def ask(feed: dict[str, Array]) -> dict[str, Array]:
+        answer = loop.run_until_complete(client.infer(model, feed, timeout_seconds=CALL_SECONDS))
+        digests.add(answer.digest)
+        if len(digests) > 1:
+            raise RefusedError(
+                "the cloud tier's model changed while it was asked", advice="Run the command again when it is stable."
+            )
+        return answer.outputs
+
+    def run(samples: Mapping[str, Array]) -> dict[str, Array]:
+        return run_samples(ask, inputs, outputs, samples, rows=ROWS)
+
+    try:
+        run({name: value[:1] for name, value in read_golden(golden)[0].items()})
+        yield Tier(model, next(iter(digests)), run)
+    finally:
+        client.close()
+        loop.close()
+
+
+def _facts(result: Calibration) -> list[tuple[str, str]]:
+    one = result.certificate
+    facts = [
+        ("proven", f"{one.promise}, at {one.confidence:.4g} confidence"),
+        ("samples", f"{one.samples} in the proof" + (f", {one.unlabelled} without labels" if one.unlabelled else "")),
+        ("score", f"{one.score.name}, temperature {one.score.temperature:.3g}"),
+        ("threshold", f"{one.threshold:.6g}"),
+        ("sent", f"{one.sent.value:.1%}, at most {one.sent.upper:.1%}"),
+        ("kept and different", f"{one.disagreement.value:.2%} of those kept, at most {one.disagreement.upper:.2%}"),
+    ]
+    if isinstance(one.edge_accuracy, float) and isinstance(one.cloud_accuracy, float):
+        facts.append(("accuracy", f"edge {one.edge_accuracy:.4f}, cloud {one.cloud_accuracy:.4f}"))
+    if result.naive is not None:
+        share = float(np.interp(result.naive, result.proof.threshold[:-1], result.proof.sent[:-1]))
+        facts.append(("naive choice", f"{share:.1%} sent; it proves nothing"))
+    bound = one.bound
+    facts.append(("holds for", f"edge artifact {bound.edge_model[:12]}, {bound.runtime_version}"))
+    facts.append(("", f"cloud model {bound.cloud_model}, digest {bound.cloud_digest[:12]}"))
+    return [*facts, ("certificate", one.id)]
+
+
+def _values(result: Calibration) -> dict[str, Any]:
+    scores = [{"name": one.function.name, "area": one.area} for one in result.tried]
+    return {"id": result.certificate.id, "certificate": result.certificate, "scores": scores, "naive": result.naive}
