@@ -39,7 +39,7 @@ def convert(
         cache: Cache with the candidates of earlier conversions; None makes all candidates anew.
         choices: The options of `ConversionOptions`: targets, data, test, metric, aim, max_drop, confidence,
             accept_unproven, max_bytes, max_cost, recipe, runtime, targets_file, name, version, output, preprocess,
-            prune.
+            prune, seed, finetune.
 
     Returns:
         One report per target, in the order of the targets; `bundle` is the path of the folder that was written.

@@ -47,6 +47,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         prune: ``auto`` removes dead channels and searches which others can go, ``dead`` removes dead ones only,
             ``none`` keeps all, and a share such as ``0.5`` keeps that share of the bytes or the cost, as the aim says.
         seed: Seed of everything that is drawn at random.
+        finetune: The user's training loop for pruned graphs, ``module:function``; None without one.
         signature: Name of a SavedModel's signature; None for the default one.
         input_shapes: Sizes of all axes of an input, by its name; for inputs with free axes besides the batch.
         dims: Sizes of free axes by their symbol.
@@ -84,6 +85,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     preprocess: str | Path | None = None
     prune: str = "auto"
     seed: int = 0
+    finetune: str | None = None
     signature: str | None = None
     input_shapes: Mapping[str, Sequence[int]] = {}
     dims: Mapping[str, int] = {}
@@ -103,6 +105,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
                     f"prune is {self.prune} and a recipe is given, which says itself what is pruned",
                     advice="Leave one of them out.",
                 )
+        self._check_finetune()
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, expected 0 or more")
         if not 0.5 <= self.confidence < 1.0:
@@ -125,10 +128,31 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
                 f"version {self.version!r} does not have the form X.Y.Z", advice="Give for example --version 1.0.0."
             )
 
+    def _check_finetune(self) -> None:
+        if self.finetune is None:
+            return
+        module, colon, function = self.finetune.partition(":")
+        if not (module and colon and function):
+            raise SettingsError(
+                f"finetune is {self.finetune!r}, expected module:function",
+                advice="Give for example --finetune my_training:train, with the module's folder on PYTHONPATH.",
+            )
+        if self.data is None or (self.recipe is None and self.prune in ("dead", "none")):
+            missing = "there is no data" if self.data is None else f"prune is {self.prune}"
+            raise SettingsError(
+                f"finetune is given and {missing}: the loop trains pruned graphs on samples",
+                advice="Give --data and --prune auto or a share, or leave --finetune out.",
+            )
+        if self.recipe is not None and not self.recipe.own:
+            raise SettingsError(
+                "finetune and a recipe are given, and the recipe's recovery has no 'own'",
+                advice="Leave one of them out.",
+            )
+
     @property
-    def own_metric(self) -> bool:
-        """True where the metric is a function of the user (``module:function``), whose code may change."""
-        return any(":" in name for name in (self.metric or "", *self.metrics.values()))
+    def own_code(self) -> bool:
+        """True where a metric or the training loop is a function of the user, whose code may change."""
+        return self.finetune is not None or any(":" in name for name in (self.metric or "", *self.metrics.values()))
 
 
 def _require_share(text: str) -> None:

@@ -38,6 +38,7 @@ from converters.cost.estimate import memory_mib
 from converters.data.stateful import data_inputs, first_stream
 from converters.data.steps_file import write_steps
 from converters.framework_process import TensorFlowProcess
+from converters.frontends import ONNX
 from converters.graph.graph import Graph, digest_of
 from converters.machine import scratch_folder
 from converters.plan import ConversionPlan
@@ -63,6 +64,7 @@ from converters.up_to_date import replacement_reason
 from edgekit.bundle.manifest import Golden, Manifest, OutputQuality, Quality
 from edgekit.bundle.recipe import PRUNED, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
+from edgekit.runtimes import LITERT
 from edgekit.versions import versions_of
 
 MACS_PER_SECOND = 5e9  # of a search, on one core; measured with `search_macs` on a network of 700,000 parameters
@@ -97,6 +99,9 @@ def run_plan(
     with contextlib.ExitStack() as stack:
         child = child or stack.enter_context(TensorFlowProcess())
         scratch = stack.enter_context(scratch_folder(prefix="edgekit-convert-"))
+        if plan.finetune:
+            with step(f"import the training loop {plan.finetune}"):
+                child.call("find_loop", name=plan.finetune)
         prepared = prepare(plan, child, step)
         require_targets(plan.profiles, prepared.source)
         for note in prepared.notes:
@@ -107,14 +112,11 @@ def run_plan(
         pool = stack.enter_context(TaskPool(task_context, warm_up=load_libraries, costs=costs))
         if plan.recipe is None and prepared.calibration is not None:
             pool.expect(search_macs(prepared.fixed, len(prepared.calibration)) / MACS_PER_SECOND)
-        pruning = _pruning(plan, prepared, context, step)
         evidence = prepared.evidence
+        levels = _levels(plan, prepared, context, cache_scope, step)
+        pruning = _pruning(plan, prepared, context, step)
         route = evaluate_direct_route(plan.recipe, plan.profiles, prepared.source, context, evidence, cache_scope, step)
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
-        levels = None
-        if plan.recipe is None and plan.prune not in ("dead", "none"):
-            judged = evidence.decision, evidence.looked_at
-            levels = Levels(context, *judged, plan.seed, cache_scope=cache_scope, step=step)
         shared = _Shared(plan, prepared, context, builder, pruning, levels, route)
         results = [_convert_for(shared, profile, runtime, step) for profile, runtime in plan.profiles]
     reports = []
@@ -148,6 +150,33 @@ class _Shared(msgspec.Struct, frozen=True):
     route: RouteReport | None
 
 
+def _levels(
+    plan: ConversionPlan, prepared: Prepared, context: ConversionContext, cache_scope: CacheScope, step: StepCallback
+) -> Levels | None:
+    """The levels of pruning; None where no recipe has any. A recipe's own recovered graph is made here."""
+    recipe, evidence = plan.recipe, prepared.evidence
+    seed = plan.seed if recipe is None else recipe.seed or 0
+    levels = Levels(
+        context,
+        evidence.decision,
+        evidence.looked_at,
+        seed,
+        # A conversion that needs no TensorFlow otherwise does not start it for training.
+        trains=prepared.source.format != ONNX
+        or any(runtime == LITERT for _, runtime in plan.profiles)
+        or (recipe is not None and bool(recipe.recovery)),
+        own=plan.finetune,
+        cache_scope=cache_scope,
+        step=step,
+    )
+    if recipe is None:
+        return levels if plan.prune not in ("dead", "none") else None
+    if recipe.recovery:
+        with step("recover the graph of the recipe"):
+            levels.remake(recipe.base)
+    return None
+
+
 def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContext, step: StepCallback) -> Pruning:
     if plan.prune == "none" or prepared.graph.opaque is not None:  # channels of hidden operators are not known
         return Pruning(plan.prune, sum(prepared.channels.values()))
@@ -162,7 +191,7 @@ def _pruning(plan: ConversionPlan, prepared: Prepared, context: ConversionContex
 
 def _cache_scope(plan: ConversionPlan, prepared: Prepared, cache: Cache | None) -> CacheScope:
     """The part of the cache for this graph, these samples and tools, and this kind of processor."""
-    if plan.own_metric:  # its code may have changed
+    if plan.own_code:  # its code may have changed
         return CacheScope()
     evidence = prepared.evidence
     rows: list[Any] = []

@@ -42,6 +42,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         prune: ``auto`` removes dead channels and searches which others can go, ``dead`` removes dead ones only,
             ``none`` keeps all, and a share such as ``0.5`` keeps that share of the bytes or the cost, as the aim says.
         seed: Seed of everything that is drawn at random.
+        finetune: The user's training loop for pruned graphs, ``module:function``; empty without one.
         signature: Name of a SavedModel's signature; empty for the default one.
         stated: What the user stated of the inputs, without the data.
     """
@@ -66,6 +67,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     ignore_outputs: tuple[str, ...] = ()
     task: str = ""
     seed: int = 0
+    finetune: str = ""
 
     @property
     def share(self) -> float | None:
@@ -73,9 +75,9 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         return None if self.prune in PRUNES else float(self.prune)
 
     @property
-    def own_metric(self) -> bool:
-        """True where a metric is a function of the user (``module:function``), whose code may change."""
-        return any(":" in name for name in (self.metric or "", *self.metrics.values()))
+    def own_code(self) -> bool:
+        """True where a metric or the training loop is a function of the user, whose code may change."""
+        return bool(self.finetune) or any(":" in name for name in (self.metric or "", *self.metrics.values()))
 
     def bundle_name(self, profile: TargetProfile) -> str:
         """Name of the folder that a target's bundle is written to."""
@@ -109,6 +111,11 @@ class ConversionPlan(msgspec.Struct, frozen=True):
             raise RecipeError("an int8 recipe needs calibration samples", advice=DATA_ADVICE)
         if self.recipe.pruned and self.data is None:
             raise RecipeError("a pruned recipe needs samples of its channels", advice=DATA_ADVICE)
+        if self.recipe.own and not self.finetune:
+            raise RecipeError(
+                "the recipe was made with a training loop of the user, and none is given",
+                advice="Give --finetune module:function, or remove 'own' from the recipe's recovery.",
+            )
         by_precision = {recipe.precision: recipe for recipe in recipes}
         symmetric = self.recipe.symmetric or by_precision[self.recipe.precision].symmetric
         return [msgspec.structs.replace(self.recipe, symmetric=symmetric)]
@@ -156,6 +163,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         preprocess=str(options.preprocess) if options.preprocess is not None else None,
         prune=options.prune,
         seed=options.seed,
+        finetune=options.finetune or "",
         metrics=dict(options.metrics),
         ignore_outputs=tuple(options.ignore_outputs),
         task=_checked_task(options.task),

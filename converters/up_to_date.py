@@ -86,7 +86,7 @@ class ConversionRequest:
     def _inputs_digest(self) -> str | None:
         """Digest of all inputs of the request; None where a change could not be detected or a file cannot be read."""
         options = self._options
-        if options.own_metric:
+        if options.own_code:
             return None
         try:
             table = Path(options.targets_file).read_text(encoding="utf-8") if options.targets_file is not None else None

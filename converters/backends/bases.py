@@ -19,7 +19,7 @@ from converters.pruning.pruner import ChannelPruner
 from converters.quality import parity
 from converters.quality.noise import measure_noise
 from edgekit.bundle.recipe import Recipe
-from edgekit.errors import CalibrationError
+from edgekit.errors import CalibrationError, ConversionError
 
 PARITY_ROWS = 16
 MOST_IN_MEMORY = 3  # pruned graphs, each twice; others are read from the scratch folder again
@@ -48,6 +48,7 @@ class Bases:
         self._dead: DeadChannels | None = None
         self._pruner: ChannelPruner | None = None
         self._kept: dict[Recipe, Pair] = {}
+        self._faults: dict[Recipe, ConversionError] = {}
 
     @property
     def samples(self) -> Samples:
@@ -91,6 +92,14 @@ class Bases:
         fixed = run_pass(Simplify(), graph.with_batch(1)).graph
         require_parity(graph, fixed, "fix the batch", self._samples)
         self.store_pair(recipe, (graph, fixed))
+
+    def store_fault(self, recipe: Recipe, fault: ConversionError) -> None:
+        """Store why the base of `recipe` cannot be made."""
+        self._faults[recipe.base] = fault
+
+    def fault(self, recipe: Recipe) -> ConversionError | None:
+        """Why the base of `recipe` cannot be made; None where it can."""
+        return self._faults.get(recipe.base)
 
     def store_pair(self, recipe: Recipe, pair: Pair) -> None:
         """Store both graphs of the base of `recipe`."""

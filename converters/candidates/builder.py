@@ -16,7 +16,7 @@ from converters.cache import CacheScope
 from converters.calibration.calibrate import Calibration
 from converters.candidates.candidate import Candidate, failed, make_candidate
 from converters.candidates.channel_search import FINE_SHARES, SHARES, ChannelSearch, PrunedShare
-from converters.candidates.levels import Levels, with_base
+from converters.candidates.levels import Levels, PruningLevel, with_base
 from converters.candidates.sensitivity import Sensitivity, float_answers, sensitivities
 from converters.candidates.strategy import Make, Search, base_of
 from converters.candidates.task_context import TaskContext
@@ -32,6 +32,7 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import EdgekitError
 from edgekit.tensors import Array
 
+MOST_RECOVERED = 3  # levels of a target; each takes as long as a few candidates
 CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks of the pool
 
 
@@ -103,9 +104,23 @@ class CandidateBuilder:
         cheapest = min(made, key=lambda one: one.cost.value).recipe
         costs: dict[str, float] = {}
 
+        made_levels: dict[Recipe, PruningLevel] = {}
+        tried: set[Recipe] = set()
+
+        def known(level: PruningLevel) -> PrunedShare:
+            made_levels[level.base] = level
+            return PrunedShare(level.share, level.base, level.parameters, level.divergence)
+
         def level_at(share: float) -> PrunedShare | None:
             level = levels.at(share, target.profile, aim, cheapest)
-            return PrunedShare(share, level.base, level.parameters, level.divergence) if level else None
+            return known(level) if level else None
+
+        def recovered(level: PrunedShare) -> list[PrunedShare]:
+            made = made_levels[level.base]
+            if len(tried | {made.base}) > MOST_RECOVERED or not levels.is_recoverable(made):
+                return [level]
+            tried.add(made.base)
+            return [known(one) for one in levels.recovered(made)]
 
         def cost_of(recipe: Recipe) -> float:
             if recipe.id not in costs:
@@ -113,7 +128,10 @@ class CandidateBuilder:
             return costs[recipe.id]
 
         budget, shares = self._task_context.budget, FINE_SHARES if levels.fast else SHARES
-        ChannelSearch(make, level_at, cost_of, with_base, budget=budget, aim=aim, shares=shares).run(measured)
+        search = ChannelSearch(
+            make, level_at, cost_of, with_base, budget=budget, aim=aim, shares=shares, recovered=recovered
+        )
+        search.run(measured)
 
     def sensitivity(self, profile: TargetProfile, runtime: str, base: Recipe) -> tuple[Sensitivity, ...]:
         """The scores of this target's layers, in the graph that `base` starts from; empty where none were needed."""
@@ -121,6 +139,9 @@ class CandidateBuilder:
 
     def _make(self, target: _BuildTarget, recipes: Sequence[Recipe]) -> list[Candidate]:
         """The candidates of `recipes`, in this order: in this process as long as that is faster, then in others."""
+        for recipe in recipes:
+            if fault := self._context.bases.fault(recipe):
+                self._store(target, recipe, fault)
         todo = [recipe for recipe in recipes if not self._is_made(target, recipe)]
         # Direct ones first: they are quick, and their file exists in this process only.
         todo.sort(key=lambda recipe: not recipe.direct)
@@ -234,7 +255,8 @@ class CandidateBuilder:
         return msgspec.structs.replace(made, measured=measured)
 
     def _cost(self, target: _BuildTarget, recipe: Recipe) -> Cost:
-        graph = self._context.base_graph(self._context.fixed, recipe)
+        known = recipe.without_own if self._context.bases.fault(recipe) else recipe
+        graph = self._context.base_graph(self._context.fixed, known)
         return estimate(graph, target.profile, recipe, self._context.overhead(recipe))
 
     def _sensitivities(self, backend: Backend, *, base: Recipe) -> list[Sensitivity]:

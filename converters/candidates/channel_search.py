@@ -59,6 +59,7 @@ class ChannelSearch:
     Args:
         make: Makes and measures recipes; returns the measurements in their order.
         level_at: The level of a share; None where there is none.
+        recovered: What recovery makes of a level: one level or two, or the same level.
         cost_of: The estimated cost of a recipe.
         with_base: A recipe with the pruning of a base.
         budget: Limits on the drops on the choice split.
@@ -76,6 +77,7 @@ class ChannelSearch:
         budget: Budget,
         aim: str,
         shares: Sequence[float] = SHARES,
+        recovered: Callable[[PrunedShare], list[PrunedShare]] = lambda level: [level],
     ) -> None:
         self._make = make
         self._level_at = level_at
@@ -85,6 +87,8 @@ class ChannelSearch:
         self._aim = aim
         self._factor = 1.0  # of the float graph's divergence
         self._levels: list[PrunedShare] = []
+        self._recover = recovered
+        self._recovered: dict[float, list[PrunedShare]] = {}
         self._shares = list(shares)
 
     def run(self, measured: Sequence[Measured]) -> list[Measured]:
@@ -104,6 +108,11 @@ class ChannelSearch:
             chosen = _chosen(pairs, bounds)[: most - len(found)]
             if not chosen and number >= len(BOUNDS):
                 break
+            tried |= {pair.recipe.id for pair in chosen}
+            chosen = [
+                one for pair in chosen for one in self._variants(pair) if one.recipe.id not in tried - {pair.recipe.id}
+            ]
+            chosen = chosen[: most - len(found)]
             tried |= {pair.recipe.id for pair in chosen}
             made = self._make([pair.recipe for pair in chosen]) if chosen else []
             found += made
@@ -167,6 +176,14 @@ class ChannelSearch:
             if level is not None:
                 self._levels.append(level)
         return [self._pair(partner, level) for level in self._levels for partner in partners]
+
+    def _variants(self, pair: Pair) -> list[Pair]:
+        """The pair with what recovery made of its level."""
+        share = pair.level.share
+        if share not in self._recovered:
+            self._recovered[share] = self._recover(pair.level)
+            self._levels = [self._recovered[share][0] if one.share == share else one for one in self._levels]
+        return [self._pair(pair.partner, level) for level in self._recovered[share]]
 
     def _pair(self, partner: Measured, level: PrunedShare) -> Pair:
         recipe = self._with_base(partner.recipe, level.base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 import onnx
@@ -13,10 +14,11 @@ from converters.cost.estimate import estimate
 from converters.graph.graph import Graph
 from converters.progress import StepCallback, no_step
 from converters.pruning.pruner import LEAST_ROWS, ChannelPruner, numbers_of, parameters
-from converters.report.channels import ChannelReport, CurvePoint, LayerWidth
-from edgekit.bundle.recipe import CHANNELS, WHOLE, Recipe
+from converters.pruning.recovery import LOST, Recovered, Recovery, copies_in, labels_for
+from converters.report.channels import ChannelReport, CurvePoint, LayerWidth, RecoveryStep
+from edgekit.bundle.recipe import CHANNELS, OWN, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
-from edgekit.errors import ConversionError, ParityError
+from edgekit.errors import ConversionError, EdgekitError, ParityError
 
 NO_DATA = "Only dead channels were looked for: without --data, nothing says which other channels matter."
 OPAQUE = "No channels were pruned: the operators of this model are not known."
@@ -36,7 +38,9 @@ class PruningLevel(msgspec.Struct, frozen=True):
         share: The share of the cost that was aimed at.
         left: The share of the cost that is left of the float graph.
         parameters: The share of the parameters that is left.
-        divergence: From the float model's answers on the calibration split, after the refit.
+        divergence: From the float model's answers on the calibration split, after the refit; for a recovered graph
+            times the gain on held-out rows.
+        steps: The steps of its recovery that were tried.
     """
 
     base: Recipe
@@ -44,6 +48,7 @@ class PruningLevel(msgspec.Struct, frozen=True):
     left: float
     parameters: float
     divergence: float
+    steps: tuple[RecoveryStep, ...] = ()
 
 
 class Levels:
@@ -53,7 +58,9 @@ class Levels:
         context: The context of the backends, which stores the pruned graphs.
         decision: The output that holds class scores; empty without classes.
         looked_at: The outputs that count.
-        seed: Seed of the positions that the fits sample.
+        seed: Seed of the positions that the fits sample, and of training.
+        trains: Recover graphs by training, in TensorFlow.
+        own: The user's training loop, ``module:function``; empty without one.
         cache_scope: Levels that earlier runs made of the same inputs.
         step: Called with the name of each step.
     """
@@ -65,6 +72,8 @@ class Levels:
         looked_at: tuple[str, ...],
         seed: int,
         *,
+        trains: bool = False,
+        own: str = "",
         cache_scope: CacheScope | None = None,
         step: StepCallback = no_step,
     ) -> None:
@@ -76,6 +85,9 @@ class Levels:
         self._pruner: ChannelPruner | None = None
         self._fault = ""
         self._made: dict[tuple[str, float], PruningLevel | None] = {}
+        self._recovered: dict[Recipe, list[PruningLevel]] = {}
+        self._trains, self._own = trains, own
+        self._copies: str | None = None  # the kind of copies that the first recovery chose
 
     @property
     def obstacle(self) -> str:
@@ -104,12 +116,23 @@ class Levels:
             self._pruner = ChannelPruner(self._context.graph, self._context.samples, self._judged, self._seed)
         return self._pruner
 
+    @cached_property
+    def recovery(self) -> Recovery:
+        """Recovers what `pruner` made. Raises as `pruner`."""
+        process = self._context.child if self._trains or self._own else None
+        labels = labels_for(self._context.samples, self._judged[0])
+        return Recovery(self.pruner, process, labels, self._own)
+
     @property
     def made(self) -> list[PruningLevel]:
-        """The levels made so far, the largest share first."""
-        return sorted(
-            (one for one in self._made.values() if one is not None and one.parameters), key=lambda one: -one.share
-        )
+        """The levels made so far, the largest share first; each is followed by what recovery made of it."""
+        plain = [one for one in self._made.values() if one is not None and one.parameters]
+        levels = sorted(plain, key=lambda one: -one.share)
+        found: list[PruningLevel] = []
+        for level in levels:
+            variants = self._recovered.get(level.base, [level])
+            found += variants if level.base == variants[0].base else [level, *variants]
+        return found
 
     def at(self, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel | None:
         """The level that leaves `share` of the bytes or of the cost; None where the graph cannot shrink so far.
@@ -140,11 +163,87 @@ class Levels:
         level = self._cache_scope.get(("level", self._seed, *key), PruningLevel)
         if level is None or not level.parameters:
             return level
-        data = self._cache_scope.get(("base", level.base), bytes)
-        if data is None:
-            return None
-        self._context.bases.store(level.base, Graph(onnx.load_model_from_string(data)))
-        return level
+        return level if self._load(level.base) else None
+
+    def recovered(self, level: PruningLevel) -> list[PruningLevel]:
+        """What recovery makes of a level: one, or two where the user's loop changes it too.
+
+        It is the level itself where the refit lost little, where no step helps, and where there are too few rows.
+        """
+        if level.base not in self._recovered:
+            self._recovered[level.base] = self._recover(level) if self.is_recoverable(level) else [level]
+        return self._recovered[level.base]
+
+    def is_recoverable(self, level: PruningLevel) -> bool:
+        """True where the refit lost something, or the user's loop has to run, and there are enough rows."""
+        return self.recovery.possible and (bool(self._own) or level.divergence >= LOST)
+
+    def remake(self, base: Recipe) -> None:
+        """Make the recovered graph that a recipe of the user starts from, and store it in the context.
+
+        Raises:
+            ConversionError: The recipe does not fit the model, or the data.
+        """
+        self._context.bases.store(base, self.recovery.remake(base.kept or (), base.recovery or ()))
+
+    def _recover(self, level: PruningLevel) -> list[PruningLevel]:
+        if self._own:  # its code may have changed, so nothing of it is cached
+            return self._with_own(level, *self._recovered_anew(level))
+        key = "recovered", level.base, self._trains, self._copies
+        made = self._cache_scope.get(key, PruningLevel)
+        if made is None or not (made.base == level.base or self._load(made.base)):
+            made, _ = self._recovered_anew(level)
+            self._cache_scope.put(key, made)
+        if self._copies is None:
+            self._copies = copies_in(made.base.recovery or ())
+        return [made]
+
+    def _recovered_anew(self, level: PruningLevel) -> tuple[PruningLevel, Recovered]:
+        with self._step(f"recover the graph of {level.share:.0%}"):
+            try:
+                recovered = self.recovery.recover(level.base.kept or (), self._plain(level), self._copies)
+                made = self._level_of(level, recovered)
+            except EdgekitError as error:  # recovery only adds candidates
+                step = RecoveryStep("recovery", level.divergence, level.divergence, note=str(error))
+                recovered, made = Recovered(None, (), (step,)), msgspec.structs.replace(level, steps=(step,))
+        if self._copies is None:
+            self._copies = copies_in(recovered.recovery)
+        return made, recovered
+
+    def _with_own(self, level: PruningLevel, made: PruningLevel, recovered: Recovered) -> list[PruningLevel]:
+        """The recovered level, and beside it the one after the user's loop, whose fault ends only its candidates."""
+        base = msgspec.structs.replace(level.base, recovery=(*recovered.recovery, OWN))
+        with self._step(f"run the training loop on the graph of {level.share:.0%}"):
+            try:
+                result = self.recovery.own(self._plain(level), recovered)
+                if result.graph is None:
+                    return [msgspec.structs.replace(made, steps=result.steps)]
+                return [made, self._level_of(level, result)]
+            except (ConversionError, ParityError) as error:
+                self._context.bases.store_fault(base, ConversionError(str(error)))
+                step = RecoveryStep(OWN, made.divergence, made.divergence, note=str(error))
+                return [made, msgspec.structs.replace(made, base=base, steps=(*recovered.steps, step))]
+
+    def _level_of(self, level: PruningLevel, recovered: Recovered) -> PruningLevel:
+        """The level with a recovered graph. Raises ParityError."""
+        if recovered.graph is None:
+            return msgspec.structs.replace(level, steps=recovered.steps)
+        base = msgspec.structs.replace(level.base, recovery=recovered.recovery)
+        self._context.bases.store(base, recovered.graph)
+        if len(data := recovered.graph.to_bytes()) <= CACHED_BYTES:
+            self._cache_scope.put(("base", base), data)
+        divergence = level.divergence * recovered.gain
+        return msgspec.structs.replace(level, base=base, divergence=divergence, steps=recovered.steps)
+
+    def _plain(self, level: PruningLevel) -> Graph:
+        return self._context.base_graph(self._context.graph, level.base)
+
+    def _load(self, base: Recipe) -> bool:
+        """Load the graph that an earlier run made of `base`. False where there is none."""
+        data = self._cache_scope.get(("base", base), bytes)
+        if data is not None:
+            self._context.bases.store(base, Graph(onnx.load_model_from_string(data)))
+        return data is not None
 
     def kinds_at(self, share: float, profile: TargetProfile, aim: str, kinds: Sequence[Recipe]) -> list[Recipe]:
         """`kinds` of the lowered route, pruned to the share that the user asked for.
@@ -163,7 +262,7 @@ class Levels:
                 self._fault or obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
                 advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
             )
-        return [with_base(kind, level.base) for kind in lowered]
+        return [with_base(kind, one.base) for one in self.recovered(level) for kind in lowered]
 
     def _make(self, name: str, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel:
         """The level; one without parameters where the graph cannot shrink so far."""
@@ -206,14 +305,17 @@ def channel_report(
             one.parameters,
             one.divergence,
             tuple(recipe.id for recipe in recipes if recipe.lossy and recipe.base == one.base),
+            one.steps,
         )
         for one in levels.made
     )
     kept = {name: len(numbers_of(text)) for name, text in chosen.kept or ()}
     widths = tuple(LayerWidth(name, channels.get(name, count), count) for name, count in kept.items())
-    return ChannelReport(asked, curve, widths, levels.pruner.frozen)
+    return ChannelReport(asked, curve, widths, levels.pruner.frozen, taken=chosen.recovery or ())
 
 
 def with_base(recipe: Recipe, base: Recipe) -> Recipe:
     """`recipe` with the pruning of `base`."""
-    return msgspec.structs.replace(recipe, prune=base.prune, kept=base.kept, share=base.share, seed=base.seed)
+    return msgspec.structs.replace(
+        recipe, prune=base.prune, kept=base.kept, share=base.share, seed=base.seed, recovery=base.recovery
+    )

@@ -32,22 +32,34 @@ from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.signs import never_negative
-from converters.lowering.values import Value, of
+from converters.lowering.values import Value, identity, of
 from converters.lowering.weights import Weights
 from edgekit.errors import UnsupportedOpError
 
 
 def execute(
-    graph: Graph, values: dict[str, Value], *, loops: bool = False, weights: Weights | None = None
+    graph: Graph,
+    values: dict[str, Value],
+    *,
+    loops: bool = False,
+    weights: Weights | None = None,
+    trained: Mapping[str, Any] | None = None,
 ) -> list[Value]:
     """The outputs of `graph`; `values` holds its inputs and receives all other values.
 
-    With `loops`, recurrent layers stay loops instead of being unrolled. `weights` holds large weights as variables.
+    Args:
+        graph: The graph, with a fixed batch.
+        values: Its inputs by name.
+        loops: Recurrent layers stay loops instead of being unrolled.
+        weights: Holds large weights as variables.
+        trained: Tensors that take the place of constants, by the constant's name: weights and biases of convolutions
+            and dense layers.
 
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
     """
     values.update({name: of(value) for name, value in graph.constants.items()})
+    values.update({name: Value(tensor, identity(len(tensor.shape)), True) for name, tensor in (trained or {}).items()})
     positive = never_negative(graph)
     read = {name for node in graph.nodes for name in node.input if name} | {spec.name for spec in graph.outputs}
     for node in with_gelus(graph):

@@ -40,8 +40,8 @@ def required(value: Value | None) -> Value:
 
 
 def constant(value: Value | None, what: str) -> Any:
-    """The numpy value of an input that must be constant."""
-    if value is None or not value.constant:
+    """The value of an input that must be constant: a numpy array, or a tensor where it is trained."""
+    if value is None or not (value.constant or value.trained):
         raise CannotLowerError(f"{what} is not constant, and must be")
     return value.plain()
 

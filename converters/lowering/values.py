@@ -46,10 +46,14 @@ def _in_steps(tensor: Any, perm: Sequence[int]) -> Any:
 
 @dataclass(frozen=True)
 class Value:
-    """Logical axis i of the value is axis order[i] of `tensor`; constants are numpy arrays in logical order."""
+    """Logical axis i of the value is axis order[i] of `tensor`; constants are numpy arrays in logical order.
+
+    `trained` is True for a tensor in the place of a constant, whose values training changes.
+    """
 
     tensor: Any
     order: Order
+    trained: bool = False
 
     @property
     def constant(self) -> bool:

@@ -82,20 +82,20 @@ class ChannelPruner:
                 advice=f"Give --data with at least {5 * LEAST_ROWS} samples; a fifth of them are for calibration.",
             )
         self.graph = graph
-        self._samples = samples
-        self._judged = judged
+        self.samples = samples
+        self.judged = judged
         self.seed = seed
         self._paths: dict[str, list[Step]] = {}
 
     @cached_property
     def families(self) -> list[Family]:
         """The families with channels that can go."""
-        return families_of(self._channels)
+        return families_of(self.channels)
 
     @cached_property
     def frozen(self) -> dict[str, str]:
         """The reason why a layer keeps all its channels, by its name."""
-        return frozen_layers(self._channels)
+        return frozen_layers(self.channels)
 
     def level(self, share: float, costs: Costs, name: str) -> Level:
         """The level that leaves about `share` of the cost.
@@ -111,16 +111,16 @@ class ChannelPruner:
             steps = self._paths[name]
             whole, low, high = costs(self.graph), 0.0, float(len(steps))
             removed = self._removed(steps, high)
-            left = costs(without(self._channels, removed)) / whole
+            left = costs(without(self.channels, removed)) / whole
             for _ in range(HALVINGS if left < share else 0):
                 middle = (low + high) / 2
                 tried = self._removed(steps, middle)
-                part = costs(without(self._channels, tried)) / whole
+                part = costs(without(self.channels, tried)) / whole
                 if part > share:
                     low = middle
                 else:
                     high, removed, left = middle, tried, part
-            return Level(share, kept_by_layer(self._channels, removed), left)
+            return Level(share, kept_by_layer(self.channels, removed), left)
 
     def pruned(self, kept: Sequence[tuple[str, str]]) -> PrunedGraph:
         """The graph whose layers keep `kept`, with all later layers fitted to the original.
@@ -128,28 +128,29 @@ class ChannelPruner:
         Raises:
             ConversionError: The layers or channels do not fit the graph.
         """
-        removed = removed_by_names(self._channels, {name: numbers_of(text) for name, text in kept})
+        removed = removed_by_names(self.channels, {name: numbers_of(text) for name, text in kept})
         with threadpool_limits(1):
-            made = refit(self._channels, removed, without(self._channels, removed), self._chunks, self.seed)
+            made = refit(self.channels, removed, without(self.channels, removed), self._chunks, self.seed)
             expected = {name: value[: len(made.answers[name])] for name, value in self._expected.items()}
-            return PrunedGraph(made.graph, made.fits, divergence(expected, made.answers, *self._judged))
+            return PrunedGraph(made.graph, made.fits, divergence(expected, made.answers, *self.judged))
 
     @cached_property
-    def _channels(self) -> Channels:
+    def channels(self) -> Channels:
+        """The channels of the graph."""
         return channels_of(self.graph)
 
     @cached_property
     def _chunks(self) -> list[dict[str, Array]]:
-        return chunks_of(self.graph, self._samples, least=2 * FOLDS)
+        return chunks_of(self.graph, self.samples, least=2 * FOLDS)
 
     @cached_property
     def _expected(self) -> dict[str, Array]:
         rows = sum(len(next(iter(chunk.values()))) for chunk in self._chunks)
-        return self.graph.run(self._samples.take(slice(0, rows)).inputs)
+        return self.graph.run(self.samples.take(slice(0, rows)).inputs)
 
     @cached_property
     def _ranking(self) -> Ranking:
-        return rank(self._channels, self.families, self._chunks, self.seed)
+        return rank(self.channels, self.families, self._chunks, self.seed)
 
     @cached_property
     def _divergences(self) -> list[dict[int, float]]:
@@ -162,23 +163,23 @@ class ChannelPruner:
         ratios = RATIOS if macs * rows * families * len(RATIOS) <= TABLE_MACS else FEW_RATIOS
         if macs * rows * families * len(ratios) > TABLE_MACS:
             return [_energies(one.costs) for one in self._ranking.eliminations]
-        inputs = self._samples.take(slice(0, rows)).inputs
+        inputs = self.samples.take(slice(0, rows)).inputs
         expected = {name: value[:rows] for name, value in self._expected.items()}
         table = []
         for number, family in enumerate(self.families):
             found = {}
             for count in sorted({round(ratio * len(family.units)) for ratio in ratios} - {0}):
                 removed = self._removed_of(number, count)
-                small = without(self._channels, removed)
-                answers = compensated(self._channels, removed, small, self._ranking.readers).run(inputs)
-                found[count] = divergence(expected, answers, *self._judged)
+                small = without(self.channels, removed)
+                answers = compensated(self.channels, removed, small, self._ranking.readers).run(inputs)
+                found[count] = divergence(expected, answers, *self.judged)
             table.append(found)
         return table
 
     def _points(self, number: int, costs: Costs) -> list[Point]:
         whole = costs(self.graph)
         return [
-            Point(count, lost, 1.0 - costs(without(self._channels, self._removed_of(number, count))) / whole)
+            Point(count, lost, 1.0 - costs(without(self.channels, self._removed_of(number, count))) / whole)
             for count, lost in self._divergences[number].items()
         ]
 
@@ -190,7 +191,7 @@ class ChannelPruner:
 
     def _removed_counts(self, counts: Sequence[int]) -> Array:
         orders = [one.order for one in self._ranking.eliminations]
-        return removed_channels(self._channels, self.families, orders, counts)
+        return removed_channels(self.channels, self.families, orders, counts)
 
 
 def _energies(costs: Array) -> dict[int, float]:

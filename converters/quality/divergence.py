@@ -32,7 +32,7 @@ def divergence(
         if judged is not None and name not in judged:
             continue
         if name == decision:
-            logits = _are_logits(value)  # of the float model alone: rounded probabilities do not add up to 1
+            logits = are_logits(value)  # of the float model alone: rounded probabilities do not add up to 1
             before, after = _probabilities(value, logits=logits), _probabilities(answers[name], logits=logits)
             total += float(np.mean(np.sum(before * (np.log(before) - np.log(after)), axis=-1)))
         elif value.size:
@@ -40,7 +40,8 @@ def divergence(
     return total
 
 
-def _are_logits(scores: Array) -> bool:
+def are_logits(scores: Array) -> bool:
+    """True where scores (N, ..., classes) are not probabilities: some are negative, or they do not add up to 1."""
     values = scores.astype(np.float64)
     return bool(values.min(initial=0.0) < 0.0 or np.abs(values.sum(axis=-1) - 1.0).max(initial=0.0) > ONE)
 

@@ -17,6 +17,9 @@ ROUNDINGS = ("nearest", "gptq")
 LOWERED, DIRECT = "lowered", "direct"
 RECIPE_ROUTES = (LOWERED, DIRECT)
 PRUNED, UNPRUNED, CHANNELS = "dead", "none", "channels"
+MIXED, SHIFTED, FLIPPED = "mixed", "shifted", "flipped"
+DISTILLED, FINE_TUNED, OWN = "distilled", "fine-tuned", "own"
+RECOVERIES = (MIXED, SHIFTED, FLIPPED, DISTILLED, FINE_TUNED, OWN)  # in the order in which they are taken
 RANGES_TEXT = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -44,7 +47,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kept: For ``channels``: the name of each layer that loses channels, and the channels that it keeps, as in
             ``0-3,7``. Layers whose channels are tied keep the same ones.
         share: For ``channels``: the share of the cost that `kept` was chosen for; for people only.
-        seed: Seed of the positions that the fit samples; 0 is stored as absent.
+        seed: Seed of the positions that the fit samples, and of training; 0 is stored as absent.
+        recovery: For ``channels``: what was done beside the plain fit, in this order: the fit and the training saw
+            ``mixed``, ``shifted`` or ``flipped`` copies of the samples too; the graph was ``distilled`` from the float
+            model, ``fine-tuned`` on labels, or trained by the user's ``own`` loop.
     """
 
     precision: str = "float32"
@@ -62,6 +68,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept: tuple[tuple[str, str], ...] | msgspec.UnsetType = msgspec.UNSET
     share: float | msgspec.UnsetType = msgspec.UNSET
     seed: int | msgspec.UnsetType = msgspec.UNSET
+    recovery: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for field, known in (("precision", PRECISIONS), ("ranges", RANGES), ("rounding", ROUNDINGS)):
@@ -91,7 +98,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, "prune", msgspec.UNSET)
         if self.seed == 0:
             msgspec.structs.force_setattr(self, "seed", msgspec.UNSET)
-        given = [name for name in ("kept", "share", "seed") if getattr(self, name) is not msgspec.UNSET]
+        if not self.recovery:
+            msgspec.structs.force_setattr(self, "recovery", msgspec.UNSET)
+        given = [name for name in ("kept", "share", "seed", "recovery") if getattr(self, name) is not msgspec.UNSET]
         if self.prune != CHANNELS and given:
             raise RecipeError(
                 f"{', '.join(given)}: given without prune {CHANNELS!r}", advice=f"Set prune to {CHANNELS!r}."
@@ -104,6 +113,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, text in self.kept or ():
             if not RANGES_TEXT.fullmatch(text):
                 raise RecipeError(f"kept of layer {name} is {text!r}, expected channels as in 0-3,7")
+        places = [RECOVERIES.index(step) if step in RECOVERIES else -1 for step in self.recovery or ()]
+        copies = sum(step in (MIXED, SHIFTED, FLIPPED) for step in self.recovery or ())
+        if -1 in places or places != sorted(set(places)) or copies > 1:
+            raise RecipeError(
+                f"recovery is {list(self.recovery or ())}, expected some of {', '.join(RECOVERIES)} in this order, and "
+                "one of the first three at most"
+            )
 
     def _require_direct(self) -> None:
         if self.route != DIRECT:
@@ -138,7 +154,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def base(self) -> Recipe:
         """The recipe with its pruning alone. Recipes with the same base start from the same float graph."""
-        return Recipe(prune=self.prune, kept=self.kept, share=self.share, seed=self.seed)
+        return Recipe(prune=self.prune, kept=self.kept, share=self.share, seed=self.seed, recovery=self.recovery)
+
+    @property
+    def own(self) -> bool:
+        """True if the user's own loop trained the graph."""
+        return OWN in (self.recovery or ())
+
+    @property
+    def without_own(self) -> Recipe:
+        """The recipe without the user's own loop; its graph has the same shape."""
+        return msgspec.structs.replace(self, recovery=tuple(step for step in self.recovery or () if step != OWN))
 
     @property
     def id(self) -> str:
@@ -156,6 +182,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append(self.ranges)
         if self.lossy:
             parts.append(f"kept{self.share * 100:.0f}" if self.share is not msgspec.UNSET else "kept")
+            parts += (self.recovery or ())[-1:]
         elif self.pruned:
             parts.append("pruned")
         if self.equalize:
@@ -172,7 +199,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append(DIRECT)
         if self.float_layers or self.int4_layers or self.lossy:
             named: list[object] = [sorted(set(self.float_layers)), sorted(set(self.int4_layers))]
-            named += [self.kept, self.seed or 0] if self.lossy else []
+            named += [self.kept, self.seed or 0, *(self.recovery or ())] if self.lossy else []
             parts.append(hashlib.sha256(msgspec.json.encode(named)).hexdigest()[:6])
         return "-".join(parts)
 

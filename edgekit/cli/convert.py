@@ -98,6 +98,11 @@ _Value = TypeVar("_Value", str, float)
 @click.option(
     "--seed", type=Whole(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything that is drawn at random."
 )
+@click.option(
+    "--finetune",
+    metavar="MODULE:FUNCTION",
+    help="Your training loop for pruned graphs, called as function(model, samples, labels, seed) with a tf.Module.",
+)
 @click.option("--signature", metavar="NAME", help="The signature of a SavedModel [default: serving_default].")
 @click.option(
     "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
@@ -224,7 +229,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
         except KeyboardInterrupt:
             _print_interrupted(plan, measured_by_target)
             bundles = ", ".join(map(str, written)) or "no bundle"
-            cached = cache is not None and not plan.own_metric
+            cached = cache is not None and not plan.own_code
             note(f"{bundles} was written" + ("; run the same command again to continue" if cached else ""))
             raise
 

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-HEAVY = {"digits.py", "convert_keras.py", "convert_onnx.py", "ask_with_a_photo.py"}  # they convert or train
+HEAVY = {
+    "digits.py",
+    "convert_keras.py",
+    "convert_onnx.py",
+    "finetune.py",
+    "ask_with_a_photo.py",
+}  # they convert or train
 MODELS = {"digits.py"}  # makes the demo's models; the demo runs it
 
 
@@ -35,4 +41,4 @@ def test_every_promised_example_is_there() -> None:
     """The folder has one script for each part of edgekit that a newcomer wants to see."""
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     workflow = {"digits", "convert_keras", "convert_onnx", "publish_and_verify", "agent_on_loopback"}
-    assert names >= workflow | {"staged_rollout", "ask_the_agent", "embed_inference", "ask_with_a_photo"}
+    assert names >= workflow | {"staged_rollout", "ask_the_agent", "embed_inference", "ask_with_a_photo", "finetune"}

@@ -16,8 +16,9 @@ from converters.lowering.windows import Image, Pads, Window, image_of, padded, w
 def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...)."""
     image = image_of(inputs[0])
-    weights = _as_image_weights(constant(inputs[1], "weights"))
-    window = window_of(image, constant(inputs[1], "weights").shape[2:], attrs)
+    given = constant(inputs[1], "weights")
+    weights = _as_image_weights(given)
+    window = window_of(image, given.shape[2:], attrs)
     tensor, padding = padded(image, window, 0.0)
     group = int(attrs.get("group", 1))
     strides, dilations = window.strides, window.dilations
@@ -30,7 +31,12 @@ def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 
 def _as_image_weights(weights: Any) -> Any:
-    return weights[:, :, None] if weights.ndim == 3 else weights
+    return weights[:, :, None] if len(weights.shape) == 3 else weights
+
+
+def _turned(weights: Any, axes: tuple[int, ...]) -> Any:
+    """Weights with their axes in another order; an array stays an array, so that the converter sees a constant."""
+    return weights.transpose(axes) if isinstance(weights, np.ndarray) else tf.transpose(weights, axes)
 
 
 def _biased(result: Any, inputs: Inputs) -> Any:
@@ -40,15 +46,19 @@ def _biased(result: Any, inputs: Inputs) -> Any:
 
 def _depthwise(tensor: Any, weights: Any, channels: int, window: Window, padding: str) -> Any:
     multiplier = weights.shape[0] // channels
-    kernel = weights.reshape(channels, multiplier, *weights.shape[2:]).transpose(2, 3, 0, 1)
+    shape = (channels, multiplier, *weights.shape[2:])
+    split = weights.reshape(shape) if isinstance(weights, np.ndarray) else tf.reshape(weights, shape)
+    kernel = _turned(split, (2, 3, 0, 1))
     return tf.nn.depthwise_conv2d(tensor, kernel, (1, *window.strides, 1), padding, dilations=window.dilations)
 
 
 def _grouped(tensor: Any, weights: Any, group: int, window: Window, padding: str, variable: Any) -> Any:
-    kernels = np.split(weights.transpose(2, 3, 1, 0), group, axis=3)
+    turned = _turned(weights, (2, 3, 1, 0))
+    constants = isinstance(turned, np.ndarray)
+    kernels = map(np.ascontiguousarray, np.split(turned, group, axis=3)) if constants else tf.split(turned, group, 3)
     parts = tf.split(tensor, group, axis=3) if group > 1 else [tensor]
     results = [
-        tf.nn.conv2d(part, variable(np.ascontiguousarray(kernel)), window.strides, padding, dilations=window.dilations)
+        tf.nn.conv2d(part, variable(kernel), window.strides, padding, dilations=window.dilations)
         for part, kernel in zip(parts, kernels, strict=True)
     ]
     return tf.concat(results, axis=3) if group > 1 else results[0]

@@ -1,0 +1,268 @@
+"""Recovery of pruned graphs beyond the plain refit: more inputs for it, distillation, labels, and the user's own loop.
+
+Every fifth row of the calibration split is held out. A step is taken where the graph that it makes of the other rows
+has less divergence from the original on the held-out rows; else it is undone. Copies are judged by fits without the
+held-out rows. Training starts from the fit to all rows, which knows the held-out ones: that is to its disadvantage.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from converters.data.samples import Samples
+from converters.framework_process import FrameworkProcess
+from converters.graph.graph import Graph
+from converters.passes.channels.groups import without
+from converters.passes.stepping import chunks_of
+from converters.passes.weights import with_constants
+from converters.pruning.augmentation import kinds_for, with_copies
+from converters.pruning.families import removed_by_names
+from converters.pruning.pruner import ChannelPruner, numbers_of
+from converters.pruning.refit import FOLDS, refit
+from converters.pruning.teaching import taught
+from converters.quality.divergence import are_logits, divergence
+from converters.report.channels import RecoveryStep
+from converters.training.schedule import Lesson, Schedule
+from edgekit.bundle.recipe import DISTILLED, FINE_TUNED, FLIPPED, MIXED, OWN, SHIFTED
+from edgekit.errors import ConversionError, EdgekitError
+from edgekit.tensors import Array
+
+HELD_OUT = 5  # one row in so many judges
+LEAST_ROWS = 40  # with fewer, the held-out rows say nothing
+COPIES, MOST_ROWS = 3, 1024  # copies of each row, and rows with copies
+CLEARLY = 0.95  # copies have to lower the divergence to this share, on both halves of the held-out rows
+LOST = 0.02  # divergence below which there is little to recover
+STEPS, LEAST_STEPS, ROWS, RATE = 200, 50, 16, 4e-3
+TRAINING_MACS = 6e10  # of one training; a step takes about three runs of each of its rows
+
+Kept = tuple[tuple[str, str], ...]
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """A recovered graph.
+
+    Attributes:
+        graph: The graph; None where no step helped.
+        recovery: The steps that were taken, as in a recipe.
+        steps: All steps that were tried.
+    """
+
+    graph: Graph | None
+    recovery: tuple[str, ...]
+    steps: tuple[RecoveryStep, ...]
+
+    @property
+    def gain(self) -> float:
+        """The divergence after all steps as a share of that before, on held-out rows."""
+        return math.prod(step.after / max(step.before, 1e-12) for step in self.steps if step.taken)
+
+
+class Recovery:
+    """Recovers graphs that `pruner` pruned.
+
+    Args:
+        pruner: The pruner, with its samples: the calibration split.
+        process: TensorFlow's process; None where no training is wanted.
+        labels: Class indices (N,) of the samples; None without labels.
+        own: The user's training loop, ``module:function``; empty without one.
+    """
+
+    def __init__(
+        self, pruner: ChannelPruner, process: FrameworkProcess | None, labels: Array | None = None, own: str = ""
+    ) -> None:
+        self._pruner, self._process, self._own = pruner, process, own
+        self._labels = labels
+        rows = np.arange(len(pruner.samples))
+        self._train_rows = rows[rows % HELD_OUT != HELD_OUT - 1]
+        self._held = pruner.samples.take(rows[rows % HELD_OUT == HELD_OUT - 1])
+        self._train = pruner.samples.take(self._train_rows)
+        self._copies: str | None = None
+        self._expected: dict[str, Array] = {}
+
+    @property
+    def possible(self) -> bool:
+        """True where the held-out rows are enough to judge by."""
+        return len(self._pruner.samples) >= LEAST_ROWS
+
+    def recover(self, kept: Kept, plain: Graph, copies: str | None = None) -> Recovered:
+        """Try every step but the user's loop on the graph whose layers keep `kept`.
+
+        Args:
+            kept: The kept channels of each layer, by its name.
+            plain: This graph after the plain fit on all rows.
+            copies: The kind of copies that was chosen before, empty for none; None chooses.
+
+        Raises:
+            ConversionError: The layers or channels do not fit the graph.
+        """
+        tried: list[RecoveryStep] = []
+        if copies is None:
+            copies, tried = self._choose_copies(kept)
+        graph, taken = (self._fitted(kept, self._pruner.samples, copies), [copies]) if copies else (plain, [])
+        before = self._lost(graph)
+        names = [DISTILLED, FINE_TUNED] if self._labels is not None else [DISTILLED]
+        for name in names if self._process is not None else []:
+            made, step = self._attempt(name, graph, before, functools.partial(self._trained, kept, copies, name))
+            tried.append(step)
+            if made is not None:
+                graph, before = made, step.after
+                taken.append(name)
+        return Recovered(graph if taken else None, tuple(taken), tuple(tried))
+
+    def own(self, plain: Graph, before: Recovered) -> Recovered:
+        """Run the user's loop on a recovered graph, or on the `plain` one where no step helped.
+
+        Raises:
+            ConversionError: The user's function raised an error, its process ended, or answers are not finite.
+        """
+        graph = before.graph or plain
+        lost = self._lost(graph)
+        made = self._looped(graph)
+        after = self._lost(made)
+        if not math.isfinite(after):
+            raise ConversionError(f"the training loop {self._own} left a graph whose answers are not finite")
+        step = RecoveryStep(OWN, lost, after, taken=after < lost)
+        taken = (*before.recovery, OWN) if step.taken else before.recovery
+        return Recovered(made if step.taken else None, taken, (*before.steps, step))
+
+    def remake(self, kept: Kept, recovery: Sequence[str]) -> Graph:
+        """The graph of a recipe: exactly the steps `recovery` are taken.
+
+        Raises:
+            ConversionError: The layers do not fit the graph, or a step cannot be taken.
+        """
+        copies = copies_in(recovery)
+        graph = self._fitted(kept, self._pruner.samples, copies) if copies else self._pruner.pruned(kept).graph
+        for name in [step for step in recovery if step != copies]:
+            graph = self._looped(graph) if name == OWN else self._trained(kept, copies, name, graph)
+        return graph
+
+    def _choose_copies(self, kept: Kept) -> tuple[str, list[RecoveryStep]]:
+        """The kind of copies that clearly helps the refit on both halves of the held-out rows; empty for none."""
+        plain = self._fitted(kept, self._train, "")
+        before, halves = self._lost(plain), self._lost_by_half(plain)
+        best, tried = "", []
+        least = math.inf
+        for kind in kinds_for(self._train.inputs):
+            graph = self._fitted(kept, self._train, kind)
+            lost = self._lost(graph)
+            clear = all(new <= CLEARLY * old for new, old in zip(self._lost_by_half(graph), halves, strict=True))
+            tried.append(RecoveryStep(kind, before, lost))
+            if clear and lost < least:
+                best, least = kind, lost
+        return best, [msgspec.structs.replace(step, taken=step.step == best) for step in tried]
+
+    def _attempt(
+        self, name: str, graph: Graph, before: float, make: Callable[[Graph], Graph]
+    ) -> tuple[Graph | None, RecoveryStep]:
+        """The trained graph where it is better, else None; a fault undoes the step, because it only adds candidates."""
+        try:
+            made = make(graph)
+        except EdgekitError as error:
+            return None, RecoveryStep(name, before, before, note=str(error))
+        after = self._lost(made)
+        if not math.isfinite(after):
+            return None, RecoveryStep(name, before, before, note="its answers are not finite")
+        return (made if after < before else None), RecoveryStep(name, before, after, taken=after < before)
+
+    def _trained(self, kept: Kept, copies: str, name: str, graph: Graph) -> Graph:
+        steps = training_steps(graph)
+        if self._process is None or not steps:
+            raise ConversionError("training was left out, because it would take too long beside the rest of the search")
+        inputs = self._with_copies(self._train, copies).inputs
+        labels = None
+        if name == FINE_TUNED:
+            if self._labels is None:
+                raise ConversionError(
+                    "the recipe was made by fine-tuning on labels, and the data have none for its scores",
+                    advice="Give data with class indices y, or remove 'fine-tuned' from the recipe's recovery.",
+                )
+            inputs, labels, steps = self._train.inputs, self._labels[self._train_rows], steps // 2
+        answers, layers = taught(self._pruner.channels, self._removed(kept), graph, inputs)
+        decision = self._pruner.judged[0]
+        logits = bool(decision) and are_logits(answers[decision])
+        lesson = Lesson(dict(inputs), answers, layers, decision, logits, labels)
+        schedule = Schedule(steps, ROWS, RATE, self._pruner.seed)
+        new = self._process.call("distill", model=graph.to_bytes(), lesson=lesson, schedule=schedule)
+        return _changed(graph, new)
+
+    def _looped(self, graph: Graph) -> Graph:
+        if self._process is None or not self._own:
+            raise ConversionError(
+                "the recipe was made with a training loop of the user, and none is given",
+                advice="Give --finetune module:function, or remove 'own' from the recipe's recovery.",
+            )
+        labels = self._pruner.samples.labels
+        new = self._process.call(
+            "run_loop",
+            model=graph.to_bytes(),
+            name=self._own,
+            inputs=self._train.inputs,
+            labels=None if labels is None else labels[self._train_rows],
+            seed=self._pruner.seed,
+        )
+        return _changed(graph, new)
+
+    def _fitted(self, kept: Kept, samples: Samples, copies: str) -> Graph:
+        """The graph whose layers are fitted on `samples` and copies of them."""
+        pruner, removed = self._pruner, self._removed(kept)
+        chunks = chunks_of(pruner.graph, self._with_copies(samples, copies), least=2 * FOLDS)
+        with threadpool_limits(1):
+            return refit(pruner.channels, removed, without(pruner.channels, removed), chunks, pruner.seed).graph
+
+    def _with_copies(self, samples: Samples, copies: str) -> Samples:
+        count = min(COPIES, MOST_ROWS // len(samples) - 1) if copies else 0
+        if count < 1:
+            return samples
+        return Samples(with_copies(samples.inputs, copies, count, self._pruner.seed))
+
+    def _removed(self, kept: Kept) -> Array:
+        return removed_by_names(self._pruner.channels, {name: numbers_of(text) for name, text in kept})
+
+    def _lost(self, graph: Graph) -> float:
+        return self._lost_on(graph, slice(None))
+
+    def _lost_by_half(self, graph: Graph) -> tuple[float, float]:
+        middle = len(self._held) // 2
+        return self._lost_on(graph, slice(0, middle)), self._lost_on(graph, slice(middle, None))
+
+    def _lost_on(self, graph: Graph, rows: slice) -> float:
+        """The divergence of `graph` from the original on some held-out rows; infinite where answers are not finite."""
+        self._expected = self._expected or self._pruner.graph.run(self._held.inputs)
+        answers = graph.run(self._held.take(rows).inputs)
+        if not all(np.isfinite(value).all() for value in answers.values() if value.dtype.kind == "f"):
+            return math.inf
+        expected = {name: value[rows] for name, value in self._expected.items()}
+        return divergence(expected, answers, *self._pruner.judged)
+
+
+def copies_in(recovery: Sequence[str]) -> str:
+    """The kind of copies among the steps of a recovery; empty for none."""
+    return next((step for step in recovery if step in (MIXED, SHIFTED, FLIPPED)), "")
+
+
+def labels_for(samples: Samples, decision: str) -> Array | None:
+    """Class indices (N,) for fine-tuning; None where the model has no class scores, or the labels are no indices."""
+    labels = samples.labels
+    known = bool(decision) and labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+    return labels if known else None
+
+
+def training_steps(graph: Graph) -> int:
+    """The number of steps of one training of `graph`; 0 where too few are affordable."""
+    macs = sum(graph.macs.values()) or 1
+    steps = min(STEPS, int(TRAINING_MACS / (3 * macs * ROWS)))
+    return steps if steps >= LEAST_STEPS else 0
+
+
+def _changed(graph: Graph, values: dict[str, Array]) -> Graph:
+    faults = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if faults:
+        raise ConversionError(f"training left weights that are not finite: {', '.join(faults[:3])}")
+    return with_constants(graph, values)
