@@ -14,6 +14,7 @@ from edgekit.controller.planning import Planned, plan_rollout, standing_entries,
 from edgekit.errors import SettingsError
 from edgekit.filters import parse_filter
 from edgekit.filters.parsing import MAX_CHARACTERS
+from edgekit.health.summary import Summary, summarise
 from edgekit.protocols import Clock
 from edgekit.registry import CatalogueEntry, RegistryReader
 from edgekit.rollout.cohort import Cohort
@@ -159,6 +160,11 @@ class Operations:
     def device(self, name: str, events: int = 20) -> DeviceDetail:
         """One device. Raises NotFoundError if it is not enrolled."""
         return describe_device(self.state, name, self.now, events)
+
+    def hours(self, name: str, seconds: float) -> list[tuple[float, Summary]]:
+        """Begin and summary of each of a device's hours in the last `seconds`, the oldest first."""
+        found = self.state.telemetry.hours(name, since=self.now - seconds)
+        return [(hour.start, summarise([hour.body.sketches])) for hour in found]
 
     def releases(self, model: str = "") -> list[CatalogueEntry]:
         """The published bundles.

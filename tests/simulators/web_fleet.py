@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from edgekit.clock import SystemClock
 from edgekit.controller.operations import Operations
 from edgekit.controller.web import WebOptions, make_app, serve
-from edgekit.mqtt.messages import Event, Outcome, Reported, Running, Waiting
+from edgekit.mqtt.messages import Event, Outcome, Reported, Running, Telemetry, Waiting
 from edgekit.registry import RegistryReader, publish
 from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import RolloutPlan, parse_waves
+from edgekit.sketches.sketch import made
 from edgekit.state import FleetState, Role, open_fleet_state
+from edgekit.state.tables import alarms
 from edgekit.storage.stores import open_store
 from edgekit.trust.repository import Repository
 from tests.simulators.control import TARGET, write_bundle
@@ -78,6 +80,7 @@ def fill(state: FleetState, reader: RegistryReader, devices: int, *, rollout: bo
             event = Event(names[0], "bad-signature", now - 300.0, "digits", "SignatureError", message)
             state.devices.add_event(event, now - 300.0)
             state.devices.add_event(Event(names[0], "started", now - 600.0), now - 600.0)
+            _measured(state, names[0], new.sha256[:12], now)
 
 
 def _roll_out(state: FleetState, names: list[str], old: str, new, now: float) -> None:
@@ -94,6 +97,23 @@ def _roll_out(state: FleetState, names: list[str], old: str, new, now: float) ->
                 running = Running(old if failed else new.sha256, "1.0.0" if failed else "1.1.0", moment)
                 _report(state, name, 2, running, outcome)
         rollout = state.rollouts.survey(number, moment)
+
+
+def _measured(state: FleetState, name: str, digest: str, now: float) -> None:
+    """A day and a half of telemetry, with an hour without any, and a last hour that is slower than the others."""
+    for hour in range(36):
+        if hour == 12:
+            continue
+        slow = 4 if hour == 35 else 0
+        routes = made(0, {0: 90 + hour % 7, 1: 10}, (0.0, 1.0), 100)
+        latency = made(-3, {24 + hour % 5 + slow: 60, 30 + slow: 40}, (3.0, 4.5), 100)
+        heat = made(0, {48 + hour % 9: 6}, (48.0, 49.0 + hour % 9), 6)
+        sketches = {f"digits@{digest}/route": routes, f"digits@{digest}/latency": latency, "agent/temperature": heat}
+        telemetry = Telemetry(name, now, 3600.0, {"digits.requests": 100.0}, sketches, 1, hour + 1)
+        assert state.telemetry.add(telemetry, now - 3600.0 * (35 - hour))
+    found = {"fleet": FLEET, "device": name, "model": "digits", "since": now - 7200.0, "seen": now - 3600.0}
+    with state._engine.begin() as connection:
+        connection.execute(alarms.insert().values(**found, kind="latency", message="answers take 9 ms, before 5 ms"))
 
 
 def _report(state: FleetState, name: str, number: int, running: Running, outcome: Outcome | None = None) -> None:

@@ -15,7 +15,7 @@ from edgekit.controller.planning import Planned
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.values import Aborted, Approved, Cancelled, Paused, Resumed, Retried
-from edgekit.state import AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
+from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
 from edgekit.state.detail import DeviceDetail
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
@@ -62,6 +62,12 @@ class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: NameOrNone = ""
     alarms: bool = False
     before: Number | None = None
+    limit: Limit = 100
+
+
+class LimitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many."""
+
     limit: Limit = 100
 
 
@@ -221,6 +227,8 @@ ENDPOINTS = (
              lambda call: call.operations.state.groups.all()),
     Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,
              query=EventQuery),
+    Endpoint("GET", "/alarms", "listAlarms", "Open alarms from telemetry, the newest first.", list[Alarm],
+             lambda call: call.operations.state.telemetry.alarms(limit=call.query.limit), query=LimitQuery),
     Endpoint("GET", "/audit", "listAudit", "Entries of the audit log, the newest first.", list[AuditEntry], _audit,
              query=AuditQuery),
     Endpoint("GET", "/releases", "listReleases", "The published bundles, verified.", list[CatalogueEntry],

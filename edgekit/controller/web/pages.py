@@ -16,6 +16,7 @@ from starlette.routing import Route
 from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor, origin_fault
 from edgekit.controller.web.api import acting, status_of
+from edgekit.controller.web.charts import hour_charts
 from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, Limit, NamePath, Number
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
@@ -26,6 +27,7 @@ RECENT_ROLLOUTS = 5
 DEVICES_PER_PAGE = 50
 ENTRIES_PER_PAGE = 100
 HISTORY = 100
+CHART_SECONDS = 2 * 86_400.0
 TITLES = {400: "Not valid", 401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Refused", 503: "Try again"}
 
 Handler = Callable[["Visit"], Response]
@@ -180,6 +182,7 @@ def _device(visit: Visit) -> Response:
     view = detail.reported
     names = sorted({*view.models, *view.outcomes, *detail.assigned.entries})
     counters = view.telemetry.get("counters")
+    now = visit.operations.now
     return visit.page(
         "device.html",
         "Devices",
@@ -188,6 +191,9 @@ def _device(visit: Visit) -> Response:
         events=detail.events,
         names=names,
         counters=counters if isinstance(counters, dict) else {},
+        day=detail.telemetry,
+        alarms=detail.alarms,
+        charts=hour_charts(visit.operations.hours(name, CHART_SECONDS), now - CHART_SECONDS, now),
     )
 
 
@@ -203,7 +209,8 @@ def _releases(visit: Visit) -> Response:
 def _alarms(visit: Visit) -> Response:
     query: AlarmQuery = visit.query(AlarmQuery)
     events = visit.operations.state.devices.events(None, query.limit, before=query.before, alarms=not query.all)
-    return visit.page("alarms.html", "Alarms", query=query, events=events)
+    found = [] if query.all or query.before else visit.operations.state.telemetry.alarms(limit=query.limit)
+    return visit.page("alarms.html", "Alarms", query=query, events=events, open_alarms=found)
 
 
 def _audit(visit: Visit) -> Response:
