@@ -43,6 +43,7 @@ VERIFYING, STAGING, TESTING = UpdateState.VERIFYING, UpdateState.STAGING, Update
 ACTIVATING, PROBATION, COMMITTING = UpdateState.ACTIVATING, UpdateState.PROBATION, UpdateState.COMMITTING
 ROLLING_BACK, CLEANING = UpdateState.ROLLING_BACK, UpdateState.CLEANING
 
+PENDING = transitions.PENDING
 CLOCKS_DIFFER_SECONDS = 1.0  # the two clocks may differ by this much; a deadline must not pass before the budget ends
 
 
@@ -69,6 +70,12 @@ TABLE: tuple[Row, ...] = (
     Row(IDLE,         Offered,        "older",     IDLE),
     Row(IDLE,         Offered,        "unchanged", IDLE),
     Row(IDLE,         Cancelled,      "",          IDLE),
+    # The end of a deployment that waits for another attempt: its blocks, and the space that they have, are freed.
+    Row(IDLE,         Offered,        "older, pending",     CLEANING, (Effect.CLEAN,)),
+    Row(IDLE,         Offered,        "unchanged, pending", CLEANING, (Effect.CLEAN,)),
+    Row(IDLE,         Cancelled,      "pending",            CLEANING, (Effect.CLEAN,)),
+    Row(CLEANING,     Offered,        "pending",            CLEANING, (Effect.CLEAN,)),
+    Row(CLEANING,     Cancelled,      "pending",            CLEANING, (Effect.CLEAN,)),
     Row(IDLE,         DeadlinePassed, "retry",     RESOLVING,    (Effect.RESOLVE,)),
     Row(IDLE,         DeadlinePassed, "stable",    IDLE),
     Row(RESOLVING,    Resolved,       "",          DOWNLOADING,  (Effect.DOWNLOAD,)),
@@ -179,6 +186,8 @@ class UpdateMachine:
         """The case of an event in a state, for the look-up of its row."""
         if isinstance(event, Offered):
             return transitions.offer_case(state, event.deployment)
+        if isinstance(event, Cancelled):
+            return PENDING if transitions.is_pending(state) else ""
         if isinstance(event, DeadlinePassed) and state.name is IDLE:
             return "retry" if state.deployment is not None else "stable" if state.watching else ""
         if isinstance(event, DeadlinePassed) and state.name is PROBATION:
@@ -213,7 +222,7 @@ class UpdateMachine:
         if isinstance(event, Offered):
             return transitions.offer(changed, event, case, was=state.name, before=state.name in _BEFORE)
         if isinstance(event, Cancelled):
-            return transitions.cancel(changed, was=state.name, before=state.name in _BEFORE)
+            return transitions.cancel(changed, case, was=state.name, before=state.name in _BEFORE)
         if isinstance(event, Failed) and state.name is not ROLLING_BACK:
             return transitions.fail(changed, event, self._limits)
         if isinstance(event, DeadlinePassed):

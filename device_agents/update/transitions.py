@@ -22,6 +22,7 @@ from device_agents.deployment import (
 from edgekit.bundle.order import is_older
 from edgekit.mqtt.messages import Outcome, Waiting
 
+PENDING = "pending"  # part of the case of an event that ends a deployment which waits for another attempt
 OLDER = "DowngradeError"  # class name of the error with which an older bundle is refused
 
 
@@ -34,13 +35,16 @@ def replace(state: UpdateRecord, **changes: object) -> UpdateRecord:
 
 
 def offer_case(state: UpdateRecord, offer: Deployment) -> str:
-    """The case of an offer: ``wanted``, ``unchanged`` or, in IDLE, ``older``."""
+    """The case of an offer: ``wanted``, ``unchanged`` or, in IDLE, ``older``; with PENDING where it drops a retry."""
+    pending = is_pending(state) and idle_offer_case(state, offer) != "wanted"
     if state.name is UpdateState.IDLE:
-        return idle_offer_case(state, offer)
+        return idle_offer_case(state, offer) + (f", {PENDING}" if pending else "")
     target = state.offered or (None if state.ending in ("failed", "dropped") else state.deployment)
     if target is not None and target.digest == offer.digest:
         return "unchanged"
-    return "unchanged" if target is None and _settled(state, offer) else "wanted"
+    if target is None and _settled(state, offer):
+        return "unchanged"
+    return PENDING if pending else "wanted"
 
 
 def idle_offer_case(state: UpdateRecord, offer: Deployment) -> str:
@@ -59,17 +63,24 @@ def offer(state: UpdateRecord, event: Offered, case: str, *, was: UpdateState, b
         state = state if again else _reset_attempts(state, event.at)
         return replace(state, deployment=offer, ending="", note="")
     if was is UpdateState.IDLE:
-        state = _end_deployment(_note_running_offer(state, offer))
-        return _refuse_older(state, offer, event.at) if case == "older" else state
+        state = _dropped(_note_running_offer(state, offer)) if PENDING in case else _note_running_offer(state, offer)
+        state = _end_deployment(state)
+        return _refuse_older(state, offer, event.at) if case.startswith("older") else state
     if case == "unchanged":
         return _note_repeated_offer(state, offer)
-    return replace(state, offered=offer, ending="dropped" if before else state.ending)
+    return replace(state, offered=offer, ending="dropped" if before or case == PENDING else state.ending)
 
 
-def cancel(state: UpdateRecord, *, was: UpdateState, before: bool) -> UpdateRecord:
+def is_pending(state: UpdateRecord) -> bool:
+    """True while a deployment waits for another attempt, or is about to; a repair of the committed bundle is none."""
+    waits = state.name is UpdateState.IDLE or (state.name is UpdateState.CLEANING and state.ending == "retry")
+    return waits and state.deployment is not None and state.deployment != state.kept
+
+
+def cancel(state: UpdateRecord, case: str, *, was: UpdateState, before: bool) -> UpdateRecord:
     """After the assignment stopped naming a bundle for this model."""
     if was is UpdateState.IDLE:
-        return _end_deployment(state)
+        return _end_deployment(_dropped(state) if case == PENDING else state)
     dropped = before or state.ending == "retry"
     return replace(state, offered=None, ending="dropped" if dropped else state.ending)
 
@@ -110,6 +121,10 @@ def _note_repeated_offer(state: UpdateRecord, offer: Deployment) -> UpdateRecord
 def _reset_attempts(state: UpdateRecord, at: float) -> UpdateRecord:
     """Reset the counters of attempts, for a new deployment that begins at `at`."""
     return replace(state, attempts=0, tried=0, fetched=0, interrupted=0, note="", waiting=None, begun=at)
+
+
+def _dropped(state: UpdateRecord) -> UpdateRecord:
+    return replace(state, ending="dropped")
 
 
 def _end_deployment(state: UpdateRecord) -> UpdateRecord:

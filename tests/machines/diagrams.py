@@ -112,6 +112,7 @@ ARROWS: dict[tuple[UpdateState, UpdateState], Arrow] = {
     (UpdateState.PROBATION, UpdateState.COMMITTING): Arrow("M135 602V631", 145, 621),
     (UpdateState.COMMITTING, UpdateState.CLEANING): Arrow("M210 651H725V283H691", 400, 645),
     (UpdateState.ROLLING_BACK, UpdateState.CLEANING): Arrow("M615 564V303", 625, 440),
+    (UpdateState.IDLE, UpdateState.CLEANING): Arrow("M211 46H628V263", 440, 104, centre=True),
     (UpdateState.CLEANING, UpdateState.IDLE): Arrow("M640 264V35H211", 425, 28, centre=True),
     (UpdateState.CLEANING, UpdateState.RESOLVING): Arrow("M590 264V147H211", 340, 141),
 }

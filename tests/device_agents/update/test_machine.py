@@ -162,6 +162,19 @@ def test_a_cancel_ends_a_transfer_and_leaves_an_activation_alone():
     assert (state.name, effects[-1]) == (UpdateState.PROBATION, Effect.WATCH)
 
 
+@pytest.mark.parametrize("waits", [(), (Cleaned(),)], ids=["about to wait", "waits"])
+@pytest.mark.parametrize("ends", [Offered(OLD), Cancelled()], ids=["what runs", "nothing"])
+def test_the_blocks_of_a_deployment_that_waits_are_removed_when_it_is_withdrawn(waits, ends):
+    """A cleaning that keeps them for the next attempt is begun again."""
+    failed = Failed(error="MeteredError", message="it costs", passing=True, waiting="metered")
+    state, _ = told(Offered(NEW), Resolved(), failed, *waits)
+    assert state.deployment == NEW
+    state, effects = told(ends, state=state)
+    assert (state.name, state.ending, effects) == (UpdateState.CLEANING, "dropped", [Effect.CLEAN])
+    state, _ = told(Cleaned(), state=state)
+    assert (state.name, state.deployment, state.offered) == (UpdateState.IDLE, None, None)
+
+
 def test_going_back_to_what_runs_drops_the_transfer():
     """An aborted rollout offers the running bundle again."""
     state, effects = told(Offered(NEW), Resolved(), Offered(OLD), Cleaned())

@@ -1,6 +1,10 @@
 """The outcome of a deployment reaches the controller, however late; a withdrawn assignment stops a transfer."""
 
+import pytest
+
 from device_agents.deployment import UpdateState
+from device_agents.download.metered import MeteredLink
+from device_agents.download.options import DownloadOptions
 from edgekit.mqtt import topics
 from tests.simulators.device import DEVICE, FLEET
 
@@ -41,3 +45,21 @@ async def test_a_withdrawn_order_ends_a_transfer_and_leaves_nothing(desk, device
     await device.settled("1.0.0")
     assert device.disk.list("incoming") == []
     assert device.inference.history == ["1.0.0"]
+
+
+@pytest.mark.parametrize("instead", ["nothing", "what runs"])
+async def test_a_withdrawn_order_that_waits_leaves_nothing_either(desk, device, tmp_path, instead):
+    """Its blocks would hold the space of a whole bundle until the next deployment of the model."""
+    first = desk.publish("1.0.0")
+    desk.assign(first)
+    await device.settled("1.0.0")
+    await device.stop()
+    (tmp_path / "metered").touch()
+    link = MeteredLink(file=tmp_path / "metered", deployment_bytes=3 * 65536)
+    device.options = {"download": DownloadOptions(metered=link)}
+    await device.start()
+    desk.assign(desk.publish("2.0.0"))
+    await device.until(lambda: device.state.waits is not None and device.disk.list("incoming/digits"))
+    desk.assign(*([first] if instead == "what runs" else []))
+    await device.until(lambda: device.rests("1.0.0") and not device.disk.list("incoming"))
+    assert device.inference.live == {"digits": "1.0.0"}
