@@ -55,7 +55,7 @@ class BundleDownload:
             make_room: Called once when there is not enough space; frees the space that can be spared.
 
         Raises:
-            SpaceError: there is not enough space; this is found before the first byte is fetched.
+            SpaceError: there is not enough space; this is found, and all space is reserved, before the first byte.
             DiskError: the disk failed.
             DigestMismatchError: the source sent a wrong block three times.
             RefusedError: the budget is spent.
@@ -85,6 +85,10 @@ class BundleDownload:
                 f"{manifest.name} {manifest.version} needs {needed} bytes of disk, {free} are free",
                 advice="Free some space on the device.",
             )
+        for entry in manifest.files:  # all of them now: other models are downloaded at the same time
+            name = f"{folder}/{entry.path}"
+            if self._unreserved(name, entry):
+                self._disk.preallocate(name, entry.size)
 
     def _unreserved(self, name: str, entry: FileEntry) -> int:
         return max(0, entry.size - self._disk.size(name)) if self._disk.exists(name) else entry.size

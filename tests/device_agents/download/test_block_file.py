@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from device_agents.download.block_file import BlockFile
+from device_agents.download.block_file import SPARE_BYTES, BlockFile
 from device_agents.download.bundle import BundleDownload
 from device_agents.storage.slots import CHUNK_BYTES, Slots
 from edgekit.bundle.manifest import BLOCK_BYTES, file_entry
@@ -66,6 +66,20 @@ async def test_a_block_that_comes_several_times_is_fetched_once():
     asked, counters = await download(MemoryDisk(), blocks(1, 2, 1, 2, 1) + b"end")
     assert asked == [0, 1, 5, 0]
     assert counters["bytes_fetched"] == 2 * BLOCK_BYTES + 3 + len(b"golden")
+
+
+async def test_the_space_of_every_file_is_reserved_before_the_first_block():
+    """Another model's download cannot take the space of a file whose turn comes later."""
+    disk, model, free = MemoryDisk(capacity=10 * BLOCK_BYTES + SPARE_BYTES), blocks(*range(8)), []
+
+    class Watching(Source):
+        async def blocks(self, digest, wanted, hashes=(), *, wasted=None):
+            free.append(disk.free_bytes())
+            async for index, data in super().blocks(digest, wanted, hashes):
+                yield index, data
+
+    await download(disk, model, Watching(model, b"golden"))
+    assert free[0] <= disk.capacity - len(model) - len(b"golden")
 
 
 def test_a_block_that_is_here_already_is_hashed_once():
