@@ -197,6 +197,10 @@ class DiskError(UnavailableError):
     """The local disk is full or failing."""
 
 
+class ShortageError(DiskError):
+    """A file could not be used for want of memory or file descriptors; the disk and its bytes may be right."""
+
+
 class SpaceError(DiskError):
     """There is not enough space on the local disk; nothing was written yet."""
 

@@ -53,6 +53,7 @@ from edgekit.errors import (
     MissingExtraError,
     PacketTooLargeError,
     SelfTestError,
+    ShortageError,
     UnavailableError,
     VerificationError,
 )
@@ -150,7 +151,8 @@ class Effects:
             return outcome(at=self._clock.wall())
         except EdgekitError as error:
             waiting = error.waiting if isinstance(error, UnavailableError) else ""
-            passing = bool(waiting) or (isinstance(error, _TEMPORARY) and not isinstance(error, _PERMANENT))
+            passing = bool(waiting) or isinstance(error, ShortageError)
+            passing = passing or (isinstance(error, _TEMPORARY) and not isinstance(error, _PERMANENT))
             refused = isinstance(error, _REFUSED) and not passing
             log.warning("%s: %s failed: %s: %s", model, effect.value, type(error).__name__, error)
             fetched = self._fetched.pop(model, 0)
@@ -181,11 +183,14 @@ class Effects:
     async def examine(
         self, model: str, installed: Installed, state: UpdateRecord, *, answering: bool
     ) -> Damaged | None:
-        """Hash every file of a slot; None when all are whole."""
+        """Hash every file of a slot; None when all are whole, or when that cannot be determined now."""
         try:
             await in_thread(check_slot, self._disk, model, installed)
             return None
         except EdgekitError as error:
+            if isinstance(error, ShortageError):
+                log.warning("%s %s cannot be checked now: %s", model, installed.version, error)
+                return None
             name, message = type(error).__name__, str(error)
         log.error("%s %s is damaged in slot %s: %s", model, installed.version, installed.slot, message)
         fallback = state.previous is not None and await self._whole(model, state.previous)
@@ -199,7 +204,7 @@ class Effects:
             await in_thread(check_slot, self._disk, model, installed)
         except EdgekitError as error:
             log.warning("%s %s is not whole either: %s", model, installed.version, error)
-            return False
+            return isinstance(error, ShortageError)
         return True
 
     def _failed(self, error: Exception, **how: Any) -> Failed:

@@ -13,11 +13,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekit.errors import DiskError
+from edgekit.errors import DiskError, ShortageError
 from edgekit.storage.disk_calls import DiskCalls
 
 NEW_SUFFIX = ".new~"
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # file descriptors, memory
 
 
 def split_name(name: str) -> tuple[str, ...]:
@@ -281,12 +282,20 @@ class MemoryDisk:
 
 @contextlib.contextmanager
 def _wrapped(action: str, name: str) -> Iterator[None]:
-    """Turn errors of the file system into DiskError; FileNotFoundError and FileExistsError pass through."""
+    """Turn errors of the file system into DiskError; FileNotFoundError and FileExistsError pass through.
+
+    What this process or the machine is short of says nothing about the disk, and is a ShortageError.
+    """
     try:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
+        if error.errno in _SHORT_OF:
+            raise ShortageError(
+                f"cannot {action} {name} at the moment: {error.strerror}",
+                advice="Close other programs, or raise the limits of this process (ulimit -n).",
+            ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "Free some space on the device." if full else "Check the file system and its permissions."
         raise DiskError(f"cannot {action} {name}: {error.strerror or error}", advice=advice) from error

@@ -7,10 +7,10 @@ import pytest
 
 from device_agents.options import AgentTimings
 from device_agents.storage.slot_check import check_slot, installed_in
-from edgekit.errors import DigestMismatchError, DiskError
+from edgekit.errors import DigestMismatchError, DiskError, ShortageError
 from edgekit.mqtt import messages
 from edgekit.trust.envelopes import open_envelope
-from tests.simulators.device import Desk
+from tests.simulators.device import Desk, Device
 from tests.simulators.real_device import RealDevice, publish_real
 from tests.simulators.transport import MemoryBroker
 
@@ -104,6 +104,31 @@ async def test_a_damaged_slot_is_told_the_other_one_answers_and_it_is_fetched_ag
     assert await updated.answering() == "2.0.0"
     assert desk.blocks_sent <= 2  # the manifest, and the block that was damaged
     updated.check_rest()
+
+
+async def test_a_slot_that_cannot_be_read_for_want_of_descriptors_is_not_bad(tmp_path, desk):
+    """Nothing is told, nothing is fetched again, and the newest version goes on."""
+    device = Device(tmp_path / "small", desk.broker, desk.root)
+    await device.start()
+    for version in ("1.0.0", "2.0.0"):
+        desk.assign(desk.publish(version))
+        await device.settled(version)
+    await device.stop()
+    refused, read_at = [], device.disk.read_at
+
+    def short(name, offset, length):
+        refused.append(name)
+        raise ShortageError(f"cannot read {name} at the moment")
+
+    device.disk.read_at = short
+    await device.start()
+    await device.until(lambda: refused)
+    device.disk.read_at = read_at
+    desk.assign(desk.publish("3.0.0"))
+    await device.settled("3.0.0")
+    assert device.inference.history == ["1.0.0", "2.0.0", "2.0.0", "3.0.0"]  # the third by the restart
+    assert told(desk, device, "slot-damaged") == []
+    await device.stop()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz"])

@@ -1,10 +1,11 @@
 import errno
 import os
+import resource
 import stat
 
 import pytest
 
-from edgekit.errors import DiskError
+from edgekit.errors import DiskError, ShortageError
 from edgekit.storage import disk as disk_module
 from edgekit.storage.disk import FolderDisk, MemoryDisk
 from tests.simulators.disk import FaultyDisk, PowerCut
@@ -145,3 +146,19 @@ def test_a_power_cut_loses_what_was_not_synced():
     with pytest.raises(PowerCut):
         survivor.write("kept", b"2")
     assert survivor.after_power_cut().read("kept") == b"1"
+
+
+def test_a_process_without_file_descriptors_does_not_blame_the_disk(tmp_path):
+    """The bytes are right; another read, a moment later, gives them."""
+    disk = FolderDisk(tmp_path)
+    disk.write("name", b"right")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(tmp_path, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(ShortageError, match="at the moment: Too many open files"):
+            disk.read("name")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert disk.read("name") == b"right"
