@@ -17,7 +17,7 @@ from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor, origin_fault
 from edgekit.controller.web.api import acting, status_of
 from edgekit.controller.web.charts import hour_charts
-from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, Limit, NamePath, Number
+from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPauseBody, Limit, NamePath, Number
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
 from edgekit.errors import AuthorError, EdgekitError, SettingsError
@@ -138,6 +138,8 @@ def page_routes(site: PageSite) -> list[Route]:
     return [
         site.route("/", _fleet),
         site.route("/part", _fleet_part),
+        site.route("/fleet/pause", _pause_fleet, role=Role.OPERATOR, method="POST"),
+        site.route("/fleet/resume", _resume_fleet, role=Role.OPERATOR, method="POST"),
         site.route("/devices", _devices),
         site.route("/devices/{name}", _device),
         site.route("/releases", _releases),
@@ -152,7 +154,9 @@ def page_routes(site: PageSite) -> list[Route]:
 
 def _fleet_values(visit: Visit) -> dict[str, Any]:
     rollouts = visit.operations.state.rollouts.documents(limit=RECENT_ROLLOUTS)
-    return {"overview": visit.operations.overview(), "rollouts": rollouts}
+    pause = visit.operations.state.pause.get()
+    may_operate = visit.visitor.may(Role.OPERATOR)
+    return {"overview": visit.operations.overview(), "rollouts": rollouts, "pause": pause, "may_operate": may_operate}
 
 
 def _fleet(visit: Visit) -> Response:
@@ -161,6 +165,16 @@ def _fleet(visit: Visit) -> Response:
 
 def _fleet_part(visit: Visit) -> Response:
     return visit.page("fleet_part.html", **_fleet_values(visit))
+
+
+def _pause_fleet(visit: Visit) -> Response:
+    visit.operations.pause(True, converted({"reason": visit.form.get("reason", "")}, FleetPauseBody).reason)
+    return RedirectResponse("/", 303)
+
+
+def _resume_fleet(visit: Visit) -> Response:
+    visit.operations.pause(False)
+    return RedirectResponse("/", 303)
 
 
 def _devices(visit: Visit) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,9 +24,11 @@ from edgekit.rollout.progress import WaveProgress, duration, seconds_left, wave_
 from edgekit.rollout.values import (
     UNDECIDED,
     Aborted,
+    Approved,
     DeviceState,
     Paused,
     Resumed,
+    Retried,
     Rollout,
     RolloutEvent,
     RolloutState,
@@ -43,7 +45,9 @@ MAX_STREAM_SECONDS = 3600.0  # a browser connects again by itself
 MAX_ESTIMATED = 500  # devices up to which a page reads all of them to estimate the time left
 
 _NAMES = ("model", "version", "filter", "downgrade", "waves", "success_threshold", "error_threshold", "min_failures",
-          "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure")  # fmt: skip
+          "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure",
+          "canaries", "approval")  # fmt: skip
+_OPTIONAL = ("gates", "canaries", "approval")
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
     ("success_threshold", "Success threshold", "The next wave starts when this share of the current one succeeded."),
@@ -62,7 +66,19 @@ _FIELDS = (
     ),
     ("soak_seconds", "Soak in seconds", "Each wave is watched for so long after its devices have succeeded."),
     ("on_failure", "On failure", "pause; or return: end the rollout, and give every device what it had before."),
+    ("canaries", "Canaries (optional)", "A filter: these devices come first, as a wave of their own."),
+    ("approval", "Approval (optional)", "start: someone approves the first wave; waves: someone approves each wave."),
 )
+
+
+# What each form of a rollout's page does; the argument holds the reason, where the form has one.
+_STEERING: dict[str, Callable[[dict[str, str]], RolloutEvent]] = {
+    "pause": lambda fields: Paused(converted(fields, PauseBody).reason),
+    "resume": lambda fields: Resumed(),
+    "abort": lambda fields: Aborted(converted(fields, AbortBody).reason),
+    "approve": lambda fields: Approved(),
+    "retry": lambda fields: Retried(),
+}
 
 
 class MemberQuery(msgspec.Struct, frozen=True):
@@ -95,7 +111,7 @@ def rollout_routes(site: PageSite, stopping: asyncio.Event) -> list[Route]:
         Route("/rollouts/{number}/stream", stream),
         *(
             site.route(f"/rollouts/{{number}}/{verb}", _steering(verb), role=Role.OPERATOR, method="POST")
-            for verb in ("pause", "resume", "abort")
+            for verb in _STEERING
         ),
     ]
 
@@ -184,6 +200,7 @@ def _one(visit: Visit) -> Response:
         next_after=members[-1][0] if more else "",
         cohort=rollout.cohort.text,
         ended=rollout.ended,
+        retryable=sum(values["rollout"].counts[one.value] for one in (DeviceState.FAILED, DeviceState.NOT_REACHED)),
         undecided=sum(values["rollout"].counts[one.value] for one in UNDECIDED),
         may_operate=visit.visitor.may(Role.OPERATOR),
     )
@@ -193,12 +210,7 @@ def _steering(verb: str) -> Any:
     def steer(visit: Visit) -> Response:
         number = converted(dict(visit.request.path_params), NumberPath).number
         reason = {"reason": visit.form["reason"]} if "reason" in visit.form else {}
-        event: RolloutEvent = Resumed()
-        if verb == "pause":
-            event = Paused(converted(reason, PauseBody).reason)
-        elif verb == "abort":
-            event = Aborted(converted(reason, AbortBody).reason)
-        visit.operations.steer(number, event)
+        visit.operations.steer(number, _STEERING[verb](reason))
         return RedirectResponse(f"/rollouts/{number}", 303)
 
     return steer
@@ -247,7 +259,7 @@ def _step(visit: Visit, step: int, values: dict[str, str]) -> Response:
 
 def _show(visit: Visit, step: int, values: dict[str, str], **shown: Any) -> Response:
     state = visit.operations.state
-    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name != "gates"}
+    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name not in _OPTIONAL}
     filled = {"waves": ",".join(wave.text for wave in DEFAULTS.waves), **defaults, **values} if step == 3 else values
     base = {"fault": "", "advice": "", "releases": [], "groups": [], "total": 0, "matching": 0, "planned": None}
     if step == 2:
@@ -262,6 +274,7 @@ def _show(visit: Visit, step: int, values: dict[str, str], **shown: Any) -> Resp
         values={"model": "", "version": "", "filter": "", **filled},
         back="/rollouts/new?" + urlencode({"step": step - 1, **values}),
         fields=_FIELDS,
+        optional=_OPTIONAL,
         names=_NAMES,
         may_operate=visit.visitor.may(Role.OPERATOR),
         **{"waves": [], "command": "", **base, **shown},
@@ -287,6 +300,8 @@ def _command(request: RolloutRequest) -> str:
     words += ["--filter", request.filter] if request.filter else []
     words += ["--downgrade"] if request.downgrade else []
     words += [word for gate in request.gates for word in ("--gate", gate)]
+    words += ["--canaries", request.canaries] if request.canaries else []
+    words += ["--approval", request.approval] if request.approval else []
     words += ["--soak", f"{request.soak_seconds:g}"] if request.soak_seconds else []
     words += ["--on-failure", request.on_failure] if request.on_failure != DEFAULTS.on_failure else []
     return shlex.join(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from urllib.parse import urlencode
 
 import pytest
 
@@ -137,3 +138,37 @@ def test_the_style_has_no_address_of_another_server() -> None:
         text = (FOLDER / "static" / name).read_text()
         assert "http" not in text
         assert "@import" not in text
+
+
+def test_an_operator_approves_retries_and_pauses_the_fleet(fleet: WebFleet, client: Client) -> None:
+    """By the forms that the pages show where they are possible, and to nobody else."""
+    for one in fleet.state.rollouts.active():
+        fleet.operations.steer(one.id, Aborted())
+    cookie = client.form("/login", {"token": fleet.tokens["operator"]}).headers["set-cookie"].partition(";")[0]
+    session = Client(fleet.url, cookie=cookie)
+    csrf = {"csrf": re.search(r'name="csrf" value="([^"]+)"', session.get("/").text)[1]}
+    values = {
+        "model": "digits",
+        "version": "1.1.0",
+        "waves": "100%",
+        "approval": "start",
+        "canaries": "name == pi-0001",
+    }
+    assert (
+        "--canaries &#39;name == pi-0001&#39; --approval start"
+        in client.get(f"/rollouts/new?step=4&{urlencode(values)}").text
+    )
+    address = session.form("/rollouts/new", {**values, **csrf}).headers["location"]
+    number = int(address.rpartition("/")[2])
+    fleet.state.rollouts.survey(number, fleet.operations.now)
+    assert "Approve the next wave" in session.get(address).text
+    assert "waits for an approval" in client.get(address).text
+    assert "Approve the next wave" not in client.get(address).text
+    assert session.form(f"{address}/approve", csrf).status == 303
+    assert not fleet.state.rollouts.get(number).awaits_approval
+    assert session.form("/fleet/pause", {**csrf, "reason": "store visit"}).status == 303
+    assert "The fleet is paused" in client.get("/part").text
+    assert "store visit" in session.get("/").text
+    assert session.form("/fleet/resume", csrf).status == 303
+    assert "The fleet is paused" not in client.get("/").text
+    assert [one.what for one in fleet.state.audit.entries(limit=2)] == ["fleet.resume", "fleet.pause"]
