@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from device_agents.deployment import UpdateRecord
+from device_agents.join import join
 from device_agents.remote.logs import LogTail
 from device_agents.remote.overlay import load_agent_settings
 from device_agents.remote.restart import restart_process
@@ -55,6 +56,7 @@ def agent(verbose: bool) -> None:
 
 
 agent.add_command(completion_command("edgekit-agent"))
+agent.add_command(join)
 
 
 def config_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
 from device_agents.control.memory_events import watch_growth
 from device_agents.control.numbers import NumberFollower
+from device_agents.control.renewal import CertificateParts, CertificateRenewal
 from device_agents.control.reports import ReportBuilder
 from device_agents.control.requests import RequestClient
 from device_agents.control.telemetry import TelemetrySender, flatten
@@ -60,6 +61,7 @@ class AgentParts(NamedTuple):
         clock: Time.
         condition: Reads the facts that change; it blocks for some milliseconds.
         remote: What remote commands need; by default only the self-test is offered.
+        certificate: The TLS certificate to renew; None where there is none.
     """
 
     disk: Disk
@@ -74,6 +76,7 @@ class AgentParts(NamedTuple):
     clock: Clock
     condition: Callable[[], Condition] = Condition
     remote: RemoteParts = RemoteParts()
+    certificate: CertificateParts | None = None
 
 
 class Agent:
@@ -212,6 +215,8 @@ class Agent:
         await self._link.start()
         for work in self._work():
             self._spawn(work)
+        if self._parts.certificate is not None:
+            self._spawn(self._renewal(self._parts.certificate).run())
         for updater in self._updaters.values():
             self._spawn(updater.run())
         self._spawn(self._recovery.examine_slots())
@@ -327,6 +332,17 @@ class Agent:
             watch_consents(self._consents, lambda: self.states, lambda model, one: self._updaters[model].offer(one)),
             watch_growth(inference.grown, self._events.send_growth, survey_seconds=timings.memory_survey_seconds),
         ]
+
+    def _renewal(self, certificate: CertificateParts) -> CertificateRenewal:
+        return CertificateRenewal(
+            self._options.device,
+            self._options.fleet,
+            certificate,
+            requests=self._requests,
+            signer=self._parts.signer,
+            events=self._events,
+            clock=self._parts.clock,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -19,6 +19,7 @@ from tuf.api.metadata import Metadata, Root
 from device_agents.agent import Agent, AgentParts
 from device_agents.condition.reading import read_condition
 from device_agents.control.link import presence_will
+from device_agents.control.renewal import CertificateParts, mend_pair
 from device_agents.deployment import Limits
 from device_agents.download.metered import MeteredLink
 from device_agents.download.options import DownloadOptions
@@ -56,6 +57,7 @@ from edgekit.trust.keys import load_signer
 _log = logging.getLogger(__name__)
 
 AGENT_LOCK_NAME = "lock"
+PROBE_SECONDS = 20.0
 ENGINES = "engines"  # folder of TensorRT engines
 
 
@@ -165,6 +167,8 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
     """The broker connection; the user name is the device's name unless the URL has one. Raises SettingsError."""
     username = None if "@" in settings.broker else settings.device
     tls = tls_files(settings)
+    if tls.certificate is not None and tls.key is not None:
+        mend_pair(tls.certificate, tls.key)
     return MqttTransport(
         settings.broker,
         client_id=client_id,
@@ -230,10 +234,11 @@ def make_agent(
     async def self_test(manifest: object, folder: Path) -> object:
         return await inference.try_bundle(manifest, folder)  # type: ignore[arg-type]
 
+    transport = make_transport(settings, client_id=settings.device, will=will)
     parts = AgentParts(
         disk=disk,
         journal=journal,
-        transport=make_transport(settings, client_id=settings.device, will=will),
+        transport=transport,
         trust=lambda fetch: TrustClient(settings.state / "tuf", root, fetch),
         inference=inference,
         self_test=self_test,
@@ -243,11 +248,27 @@ def make_agent(
         clock=SystemClock(),
         condition=lambda: read_condition(settings.state),
         remote=(remote or RemoteParts())._replace(profile=_profile_options(settings)),
+        certificate=_certificate_parts(settings, transport),
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)
     inference.ask_consent(agent.consent)
     return agent
+
+
+def _certificate_parts(settings: AgentSettings, transport: MqttTransport) -> CertificateParts | None:
+    """The device's certificate, where it has a key of its own; one that a person manages in one file is left alone."""
+    certificate, key = settings.broker_certificate, settings.broker_key
+    if certificate is None or key is None:
+        return None
+
+    async def probe(pem: Path, private: Path) -> None:
+        await check_broker(msgspec.structs.replace(settings, broker_certificate=pem, broker_key=private), PROBE_SECONDS)
+
+    def adopt() -> None:
+        transport.use_tls(settings.broker_ca, certificate, key)
+
+    return CertificateParts(certificate, key, probe, adopt)
 
 
 def make_remote(config: Path, flags: Mapping[str, Any], tail: LogTail, overlay: Overlay) -> RemoteParts:

@@ -12,16 +12,19 @@ import pytest
 
 from device_agents.__main__ import agent
 from edgekit.cli.main import edgekit
-from edgekit.mqtt.broker import mosquitto_acl
+from edgekit.mqtt.broker_files import BrokerFiles, claim_acl, mosquitto_acl, mosquitto_fleet_config
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from tests.docs.test_code_blocks import check_call
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+USUAL = BrokerFiles(claim_port=8884, revocations=True)
 
 
-def test_the_broker_rules_of_a_fleet_are_those_of_the_private_broker() -> None:
-    """deploy/edgekit.acl is the text of `mosquitto_acl()`; write it again after a change of that function."""
+def test_the_files_of_the_fleet_broker_are_those_of_the_command() -> None:
+    """deploy/ has what `edgekit broker config --claim-port 8884` writes; write it again after a change there."""
     assert (DEPLOY / "edgekit.acl").read_text() == mosquitto_acl()
+    assert (DEPLOY / "edgekit-claim.acl").read_text() == claim_acl()
+    assert (DEPLOY / "mosquitto.conf").read_text() == mosquitto_fleet_config(USUAL)
 
 
 def test_the_unit_sets_only_settings_that_exist() -> None:
@@ -72,9 +75,10 @@ def test_mosquitto_knows_every_option_of_the_fleet_broker(tmp_path: Path) -> Non
         pytest.skip("mosquitto is not installed")
     text = (DEPLOY / "mosquitto.conf").read_text().replace("/var/lib/mosquitto/", f"{tmp_path}/")
     (tmp_path / "acl").write_text(mosquitto_acl())
-    text = text.replace("/etc/mosquitto/edgekit.acl", str(tmp_path / "acl")).replace(
-        "listener 8883", "listener 18883 127.0.0.1"
-    )
+    for port in ("8883", "8884"):
+        text = text.replace(f"listener {port}", f"listener 1{port} 127.0.0.1")
+    for name in ("edgekit.acl", "edgekit-claim.acl"):
+        text = text.replace(f"/etc/mosquitto/{name}", str(tmp_path / "acl"))
     (tmp_path / "mosquitto.conf").write_text(text)
     command = [program, "-c", str(tmp_path / "mosquitto.conf")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

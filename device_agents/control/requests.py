@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 METADATA_TIMEOUT_SECONDS = 5.0
 METADATA_ATTEMPTS = 3
+CERTIFICATE_SECONDS = 20.0
 MAX_PARTS = 128
 
 Receive = Callable[[messages.Answer | None], None]
@@ -146,6 +147,34 @@ class RequestClient:
                 await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
                 return await self._collect(queue, name)
         raise UnavailableError(f"no controller answered the request for {name} ({METADATA_ATTEMPTS} attempts)")
+
+    async def certificate(self, sign: Callable[[str], bytes]) -> bytes:
+        """The data of the answer to a request for a certificate.
+
+        Args:
+            sign: Makes the signed request for a request id.
+
+        Raises:
+            DataError: the controller refused; the message says why.
+            UnavailableError: no controller answered.
+            TransportError: the agent is stopping, or the request cannot be sent.
+        """
+        queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
+        pending = PendingRequest(self, queue.put_nowait)
+        with contextlib.closing(pending):
+            topic = topics.request(self._fleet, "certificate", self._device)
+            await self._transport.publish(topic, sign(pending.new_id()), qos=1, expiry_seconds=60)
+            try:
+                answer = await within(CERTIFICATE_SECONDS, queue.get())
+            except asyncio.TimeoutError:
+                raise UnavailableError(
+                    f"no controller answered the request for a certificate within {CERTIFICATE_SECONDS:g} s",
+                    advice="A controller with the fleet's certificate authority must run.",
+                ) from None
+        if answer is None:
+            raise TransportError("the agent is stopping")
+        check_answer(answer, "certificate")
+        return answer.data
 
     async def _collect(self, queue: asyncio.Queue[messages.Answer | None], name: str) -> bytes:
         parts: dict[int, bytes] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgekit.bundle.targets import builtin_targets
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
 from edgekit.cli.common.fleet import control_transport, read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
@@ -25,8 +26,10 @@ from edgekit.settings import ControlSettings
 
 if TYPE_CHECKING:
     from edgekit.controller import Controller
+    from edgekit.controller.joins import JoinService
     from edgekit.controller.operations import Operations
     from edgekit.mqtt.transport import MqttTransport
+    from edgekit.state import FleetState
     from edgekit.trust.repository import Repository
 
 CONNECT_SECONDS = 2.0  # time without a connection after which the reason is printed
@@ -107,9 +110,37 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),
             post=post,
+            joins=_join_service(settings, transport, state, passphrase),
         )
         operations = Operations(state, RegistryReader(store, read_root(settings), cache / "api"), SystemClock())
         await _serve(service, settings, transport, operations)
+
+
+def _join_service(
+    settings: ControlSettings, transport: MqttTransport, state: FleetState, passphrase: str | None
+) -> JoinService | None:
+    """The service that signs certificates; None where there is no authority in the key folder."""
+    from edgekit.clock import SystemClock
+    from edgekit.controller.joins import JoinService
+    from edgekit.identity.authority import CERTIFICATE_FILE, KEY_FILE, Authority
+
+    if not (settings.keys / CERTIFICATE_FILE).exists():
+        return None
+    if not (settings.keys / KEY_FILE).exists():
+        note(f"there is no {KEY_FILE} in {settings.keys}: this controller signs no certificates")
+        return None
+    targets = builtin_targets()
+    return JoinService(
+        fleet=settings.fleet,
+        transport=transport,
+        state=state,
+        clock=SystemClock(),
+        authority=Authority.load(settings.keys, passphrase),
+        root=read_root(settings),
+        days=settings.certificate_days,
+        broker=settings.device_broker or settings.broker,
+        known_target=lambda name: name in targets and targets[name].agent,
+    )
 
 
 async def _serve(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.bundle.targets import builtin_targets, find_target
+from edgekit.cli.ca import device_certificate
 from edgekit.cli.common.class_keys import plain_class_keys
 from edgekit.cli.common.console import (
     control_settings,
@@ -21,17 +22,20 @@ from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
 from edgekit.cli.common.numbers import SHARE
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device_changes import label, quarantine, rekey, remove
+from edgekit.cli.device_code import code
 from edgekit.cli.device_command import command
-from edgekit.cli.device_folder import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES, check_tls, write_folder
+from edgekit.cli.device_folder import check_tls, write_folder
 from edgekit.cli.device_group import group
 from edgekit.cli.device_results import results
 from edgekit.cli.device_show import list_command, show
 from edgekit.cli.device_transfer import export, import_devices
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
+from edgekit.settings.device_files import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES
 
 if TYPE_CHECKING:
-    pass
+    from edgekit.identity.authority import Issued
+    from edgekit.settings import ControlSettings
 
 POLL_SECONDS = 0.2
 FACT_WIDTH = 80
@@ -126,6 +130,7 @@ def enroll(
     Example:
       edgekit device enroll pi-1 --target raspberry-pi-4 -o pi-1
       edgekit-agent run --config pi-1/agent.toml
+      edgekit device enroll pi-2 --target raspberry-pi-4 --broker mqtts://broker.example     # see: edgekit ca
       edgekit device enroll pi-2 --target raspberry-pi-4 --broker mqtts://broker.example \
           --broker-ca ca.pem --certificate pi-2.pem --key pi-2.key
       edgekit device enroll pi-3 --target raspberry-pi-4 --class cameras
@@ -134,12 +139,7 @@ def enroll(
     folder = folder or Path("devices") / name
     with usage():
         name, parsed = _checked_name(name), parse_labels(labels)
-    if broker_ca is None and settings.broker.startswith("mqtts://"):
-        broker_ca = settings.broker_ca
-    named = {"broker_ca": broker_ca, "broker_certificate": certificate, "broker_key": key}
-    tls = {name: path for name, path in named.items() if path is not None}
-    check_tls(settings.broker, tls)
-    copies: dict[str, Path | bytes] = {TLS_FILES[name]: path for name, path in tls.items()}
+    copies, issued = _tls_files(settings, name, broker_ca, certificate, key, passphrase_file)
     class_keys = plain_class_keys(settings.keys, classes, passphrase_file)
     copies.update(class_keys)
     if cloud_api_key_file is not None:
@@ -149,7 +149,7 @@ def enroll(
         "fleet": settings.fleet,
         "target": _checked_target(target),
         "broker": settings.broker,
-        **{name: TLS_FILES[name] for name in tls},
+        **{role: file for role, file in TLS_FILES.items() if file in copies},
         "class_keys": list(class_keys) or None,
         "http": http,
         "cloud_url": cloud_url,
@@ -165,7 +165,32 @@ def enroll(
         return
     with fleet_state(settings) as state:
         write_folder(state, folder, agent, root=root, labels=parsed, public_key=public_key, copies=copies)
+        if issued is not None:
+            state.certificates.add(issued)
     _print_enrolled(name, settings.fleet, folder, has_key=public_key is None, as_json=as_json)
+
+
+def _tls_files(
+    settings: ControlSettings,
+    name: str,
+    broker_ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    passphrase_file: Path | None,
+) -> tuple[dict[str, Path | bytes], Issued | None]:
+    """The TLS files of the device's folder, and the certificate that the fleet's authority has signed for it."""
+    tls = settings.broker.startswith("mqtts://")
+    if broker_ca is None and tls:
+        broker_ca = settings.broker_ca
+    named = {"broker_ca": broker_ca, "broker_certificate": certificate, "broker_key": key}
+    given = {role: path for role, path in named.items() if path is not None}
+    check_tls(settings.broker, given)
+    copies: dict[str, Path | bytes] = {TLS_FILES[role]: path for role, path in given.items()}
+    made = device_certificate(settings, name, passphrase_file) if tls and certificate is None else None
+    if made is None:
+        return copies, None
+    own = {"broker_ca": made.ca, "broker_certificate": made.issued.pem.encode(), "broker_key": made.key}
+    return {**{TLS_FILES[role]: data for role, data in own.items()}, **copies}, made.issued
 
 
 def _print_enrolled(name: str, fleet: str, folder: Path, *, has_key: bool, as_json: bool) -> None:
@@ -204,5 +229,6 @@ for _command in (
     quarantine,
     export,
     import_devices,
+    code,
 ):
     device.add_command(_command)

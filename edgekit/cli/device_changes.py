@@ -17,8 +17,8 @@ from edgekit.cli.common.console import (
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, parse_labels
-from edgekit.cli.device_folder import KEY_FILE, SETTINGS_FILE
 from edgekit.errors import SettingsError
+from edgekit.settings.device_files import KEY_FILE, SETTINGS_FILE
 
 
 @click.command()

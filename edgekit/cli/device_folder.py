@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from edgekit.errors import DiskError, SettingsError
 from edgekit.mqtt.address import tls_context
 from edgekit.rollout.cohort import Device
 from edgekit.settings import AgentSettings, load_settings, tls_files
+from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
 
-KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
-TLS_FILES = {"broker_ca": "broker-ca.pem", "broker_certificate": "broker.pem", "broker_key": "broker.key"}
 _PUBLIC = (TLS_FILES["broker_ca"], TLS_FILES["broker_certificate"])
 
 
@@ -86,7 +84,7 @@ def write_folder(
             for name, source in copies.items():
                 _copy(source, folder / name)
             (folder / ROOT_FILE).write_bytes(root)
-            (folder / SETTINGS_FILE).write_bytes(_toml(agent).encode())
+            (folder / SETTINGS_FILE).write_bytes(settings_toml(agent).encode())
             state.devices.enroll(
                 Device(
                     name=agent["device"], target=agent["target"], public_key=pem, labels=labels, enrolled=time.time()
@@ -118,9 +116,3 @@ def _undo(written: list[Path]) -> None:
             path.unlink(missing_ok=True)
     for folder in filter(Path.is_dir, written):
         folder.rmdir()
-
-
-def _toml(values: Mapping[str, Any]) -> str:
-    """TOML of flat values; strings and numbers are written as JSON, which is valid TOML."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from securesystemslib.signer import CryptoSigner
@@ -15,6 +15,7 @@ from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.health import HealthService
 from edgekit.controller.hints import HintService
+from edgekit.controller.joins import JoinService
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
@@ -68,6 +69,7 @@ class Controller:
             keys, only warns about the latter. None checks nothing.
         blob_urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
         post: Posts to receivers of webhooks; without it, webhooks wait for another controller.
+        joins: Enrolls devices with codes and renews certificates; None where the fleet has no authority of its own.
 
     Attributes:
         tick_errors: Parts of rounds that failed; the next round repeats them.
@@ -87,6 +89,7 @@ class Controller:
         renew_timestamp: Callable[[], object] | None = None,
         blob_urls: Callable[[str], Sequence[str]] = lambda digest: (),
         post: Post = no_post,
+        joins: JoinService | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
@@ -95,6 +98,7 @@ class Controller:
         self._timestamp_checked = float("-inf")
         self._clock_offset = clock.wall() - clock.monotonic()
         self.tick_errors = 0
+        self._joins = joins
         self.refusals = RefusalService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)
         self.blocks = BlockService(
             fleet=fleet,
@@ -146,7 +150,8 @@ class Controller:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
-        services = (self.blocks, self.metadata, self.devices, self.webhooks)
+        services: list[Any] = [self.blocks, self.metadata, self.devices, self.webhooks]
+        services += [self._joins] if self._joins is not None else []
         self._transport.on_connection(self.rollouts.connection_changed)
         self._transport.on_connection(self._check_packets)
         self._transport.on_connection(self.hints.connection_changed)

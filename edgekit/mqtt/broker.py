@@ -23,17 +23,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgekit.errors import MissingExtraError, SettingsError, TransportError
+from edgekit.mqtt.broker_files import mosquitto_acl
 from edgekit.mqtt.messages import MAX_PAYLOAD_BYTES
 from edgekit.mqtt.mosquitto import find_mosquitto
-from edgekit.mqtt.topics import CONTROLLER, DEVICE_KINDS, REQUEST_KINDS, ROOT
 from edgekit.waiting import within
 
 if TYPE_CHECKING:
     from edgekit.mqtt.embedded_broker import EmbeddedAmqtt
 
 KINDS = ("auto", "mosquitto", "amqtt")
-DEVICE_READS = ("desired", "command")
-DEVICE_READS_AND_WRITES = ("reported",)  # a device that lost its disk learns its last number from its own report
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -119,17 +117,6 @@ def mosquitto_config(host: str, port: int, folder: Path) -> str:
     ]
     if os.geteuid() == 0:
         lines.append("user root")  # else mosquitto changes to a user who may not write into `folder`
-    return "\n".join(lines) + "\n"
-
-
-def mosquitto_acl() -> str:
-    """Access rules: the controller may use all topics, a device its own (by user name), and no other user any."""
-    lines = [f"topic deny {ROOT}/#", "", f"user {CONTROLLER}", f"topic readwrite {ROOT}/#", ""]
-    for kind in DEVICE_KINDS:
-        access = "readwrite" if kind in DEVICE_READS_AND_WRITES else "read" if kind in DEVICE_READS else "write"
-        lines.append(f"pattern {access} {ROOT}/+/device/%u/{kind}")
-    lines += [f"pattern write {ROOT}/+/request/{kind}/%u" for kind in REQUEST_KINDS]
-    lines += [f"pattern read {ROOT}/+/{rest}" for rest in ("answer/%u", "wave/+", "fleet")]
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 ROOT = "edgekit/v1"
 DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEVICE_KINDS = ("desired", "reported", "presence", "telemetry", "event", "command", "result")
-REQUEST_KINDS = ("metadata", "blocks")
+REQUEST_KINDS = ("metadata", "blocks", "certificate")
 CONTROLLER = "controller"  # the broker user that may read and write everything; no device may have this name
 
 
@@ -26,6 +26,13 @@ class RequestTopic(NamedTuple):
     fleet: str
     kind: str
     device: str
+
+
+class ClaimTopic(NamedTuple):
+    """A topic below ``claim/``: the id of an enrollment code."""
+
+    fleet: str
+    token: str
 
 
 def check_name(name: str) -> str:
@@ -84,6 +91,16 @@ def broadcast_claim(fleet: str, digest: str) -> str:
     return f"{_fleet(fleet)}/wave/{digest}/claim"
 
 
+def claim(fleet: str, token: str) -> str:
+    """``edgekit/v1/<fleet>/claim/<token id>``; `token` ``+`` makes a filter."""
+    return f"{_fleet(fleet)}/claim/{_level(token)}"
+
+
+def claim_answer(fleet: str, token: str) -> str:
+    """``edgekit/v1/<fleet>/claim/<token id>/answer``."""
+    return f"{claim(fleet, token)}/answer"
+
+
 def fleet_hints(fleet: str) -> str:
     """``edgekit/v1/<fleet>/fleet``."""
     return f"{_fleet(fleet)}/fleet"
@@ -107,6 +124,16 @@ def parse_request(topic: str) -> RequestTopic | None:
     if not DEVICE_NAME.fullmatch(parts[2]) or not DEVICE_NAME.fullmatch(parts[5]):
         return None
     return RequestTopic(parts[2], parts[4], parts[5])
+
+
+def parse_claim(topic: str) -> ClaimTopic | None:
+    """The parts of a claim topic, or None for any other topic."""
+    parts = topic.split("/")
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[3] != "claim":
+        return None
+    if not DEVICE_NAME.fullmatch(parts[2]) or not DEVICE_NAME.fullmatch(parts[4]):
+        return None
+    return ClaimTopic(parts[2], parts[4])
 
 
 def _fleet(fleet: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.matcher import MQTTMatcher
 
@@ -225,6 +226,11 @@ class MqttTransport:
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         """Call `listener(connected)` after every change; after a connect, when subscriptions are acknowledged."""
         self._listeners.append(listener)
+
+    def use_tls(self, ca: Path | None, certificate: Path | None, key: Path | None) -> None:
+        """Use other TLS files from the next connection on. Arguments and errors as of the class."""
+        if self.address.tls:
+            self._target = msgspec.structs.replace(self._target, tls=tls_context(ca, certificate, key))
 
     # --- the connection
 

@@ -74,6 +74,20 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             "'signed' stands for URLs that the store signs (s3://, gs://, az://). Empty: blocks come over MQTT only."
         ),
     ] = ""
+    device_broker: Annotated[
+        str,
+        Meta(
+            description="URL of the broker as devices reach it, for devices that enroll themselves. Empty: the setting "
+            "broker."
+        ),
+    ] = ""
+    certificate_days: Annotated[
+        Count,
+        Meta(
+            le=3650,
+            description="Lifetime of the certificates that the fleet's authority signs for devices.",
+        ),
+    ] = 90
     quarantine_clones: Annotated[
         bool,
         Meta(

@@ -12,6 +12,7 @@ from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
+from edgekit.state.certificates import CertificateTable, StoredCertificate
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
@@ -32,6 +33,7 @@ __all__ = [
     "AssignmentTable",
     "AuditEntry",
     "AuditTable",
+    "CertificateTable",
     "CommandTable",
     "DeviceHour",
     "DeviceTable",
@@ -49,6 +51,7 @@ __all__ = [
     "SavedGroup",
     "StandingTable",
     "StoredAssignment",
+    "StoredCertificate",
     "StoredCommand",
     "StoredEvent",
     "TelemetryTable",
@@ -62,7 +65,7 @@ class FleetState:
     Attributes:
         fleet: Name of the fleet.
         author: Who makes changes.
-        devices, lifecycle, records, rollouts, assignments, commands, groups, standing, audit: Its tables.
+        devices, lifecycle, records, certificates, rollouts, assignments, commands, groups, standing, audit: Its tables.
         operators, webhooks: Who may use the API of the controller, and who is told of events.
         pause: The pause of the fleet.
         overview: Numbers of devices by what they run.
@@ -84,6 +87,7 @@ class FleetState:
         self.devices = DeviceTable(engine, fleet, author=author)
         self.lifecycle = LifecycleTable(engine, fleet, author=author)
         self.records = RecordTable(engine, fleet, author=author)
+        self.certificates = CertificateTable(engine, fleet, author=author)
         self.rollouts = RolloutTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)
         self.groups = GroupTable(engine, fleet, author=author)
         self.standing = StandingTable(engine, fleet, author=author, offline_after_seconds=offline_after_seconds)

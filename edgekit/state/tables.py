@@ -64,6 +64,33 @@ removed_devices = sa.Table(
     sa.Column("told", sa.Boolean, nullable=False),
 )
 
+# Certificates that the fleet's authority has signed.
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("serial", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("issued", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("revoked", sa.Double, nullable=False),  # 0 for one that is not revoked
+)
+
+# Codes with which devices enroll themselves.
+join_codes = sa.Table(
+    "join_codes",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("token", sa.String(16), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("left", sa.Integer, nullable=False),
+    sa.Column("name", NAME_COLUMN, nullable=False),
+    sa.Column("target", NAME_COLUMN, nullable=False),
+    sa.Column("labels", JSON_TEXT, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+)
+
 # The last report of each device.
 reports = sa.Table(
     "reports",

@@ -112,6 +112,21 @@ def write_private(path: Path, private: Ed25519PrivateKey | X25519PrivateKey, pas
         raise SettingsError(f"key {path} cannot be written: {error}") from error
 
 
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read.
+
+    Raises:
+        SettingsError: there is such a file already, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(path, data, 0o600)
+    except FileExistsError as error:
+        raise SettingsError(f"there is already a file {path}", advice="Keys are never overwritten.") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error}") from error
+
+
 def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
     """Load a private key file.
 

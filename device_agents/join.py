@@ -1,0 +1,101 @@
+"""`edgekit-agent join`: this device makes its keys, enrolls itself with a code, and writes its folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+
+import click
+
+from device_agents.control.joining import join_fleet
+from edgekit.cli.common.console import needs_extra, note
+from edgekit.errors import DiskError, SettingsError
+from edgekit.identity.join import parse_code
+from edgekit.mqtt.topics import check_device_name
+from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
+
+
+@click.command()
+@click.argument("url")
+@click.option("--code", required=True, help="Enrollment code, from `edgekit device code`.")
+@click.option("--id", "name", required=True, metavar="ID", help="Name of this device in the fleet.")
+@click.option("--target", required=True, help="Target profile of this device, for example raspberry-pi-4.")
+@click.option(
+    "-o",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("."),
+    show_default=True,
+    help="Folder for the keys, the certificate, the trusted root and agent.toml.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM of the authority of a mqtts:// URL [default: the system's authorities].",
+)
+@click.option("--broker", metavar="URL", help="Broker for this device [default: as the controller says].")
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=60.0, show_default=True, help="How long to wait.")
+def join(
+    url: str, code: str, name: str, target: str, folder: Path, ca: Path | None, broker: str | None, seconds: float
+) -> None:
+    """Enroll this device at the claim listener URL of the fleet's broker.
+
+    The private keys are made here and never leave this device. The code proves both sides to each other, so the
+    listener needs no trust.
+
+    \b
+    Example:
+      edgekit-agent join mqtt://broker.example:8884 --code north.k7f3q2ab.Yb... --id pi-1 --target raspberry-pi-4
+    """
+    with needs_extra("agent"):
+        from edgekit.identity.authority import generate_tls_key, make_request, private_pem
+        from edgekit.mqtt.transport import MqttTransport
+        from edgekit.trust.keys import generate_key, load_signer, write_secret
+    parsed = parse_code(code)
+    try:
+        check_device_name(name)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    key = folder / KEY_FILE
+    files = {role: folder / file for role, file in TLS_FILES.items()}
+    taken = [path.name for path in (folder / SETTINGS_FILE, *files.values()) if path.exists()]
+    if taken:
+        raise SettingsError(f"{folder} already has {', '.join(taken)}", advice="Name another folder with -o.")
+    signer = load_signer(key) if key.exists() else generate_key(key)  # a repeated join goes on with the same key
+    tls_key = generate_tls_key()
+    transport = MqttTransport(url, client_id=f"join-{secrets.token_hex(8)}", ca=ca)
+    csr = make_request(tls_key, name)
+    answer = asyncio.run(join_fleet(transport, parsed, name, target, signer=signer, csr=csr, seconds=seconds))
+    settings = {
+        "device": name,
+        "fleet": answer.fleet,
+        "target": target,
+        "broker": broker or answer.broker,
+        **{role: path.name for role, path in files.items()},
+    }
+    written: list[Path] = []
+    with contextlib.ExitStack() as unfinished:
+        unfinished.callback(_remove, written)
+        try:
+            write_secret(files["broker_key"], private_pem(tls_key))
+            written.append(files["broker_key"])
+            for path, data in (
+                (files["broker_certificate"], answer.certificate),
+                (files["broker_ca"], answer.ca),
+                (folder / ROOT_FILE, answer.root),
+                (folder / SETTINGS_FILE, settings_toml(settings).encode()),
+            ):
+                written.append(path)
+                path.write_bytes(data)
+        except OSError as error:
+            raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+        unfinished.pop_all()
+    note(f"{name} is enrolled in fleet {answer.fleet}; its private keys are in {folder} and stay on this device")
+    note(f"run: edgekit-agent run --config {folder / SETTINGS_FILE}")
+
+
+def _remove(written: list[Path]) -> None:
+    for path in written:
+        path.unlink(missing_ok=True)
