@@ -40,10 +40,13 @@ def restore_from_devices(settings: ControlSettings, *, yes: bool, seconds: float
         )
     targets = builtin_targets()
     with fleet_state(settings) as state:
-        known = {device.name for device in state.devices.all()}
+        known = {device.name: "it is enrolled already" for device in state.devices.all()}
+        known |= {
+            one.device: "it was removed from the fleet" for one in state.lifecycle.refused().values() if one.removed
+        }
         rows, chosen = [], []
         for one in found:
-            fault = one.fault or ("it is enrolled already" if one.name in known else "")
+            fault = one.fault or known.get(one.name, "")
             if one.record is not None and not fault and one.record.target not in targets:
                 fault = f"there is no target profile {one.record.target!r}"
             target = one.record.target if one.record else ""

@@ -41,11 +41,15 @@ def remove(name: str, dry_run: bool, as_json: bool) -> None:
         if dry_run:
             note(f"would remove {name} ({found.target}) from fleet {settings.fleet}")
             return
-        state.lifecycle.remove(name, time.time())
+        now = time.time()
+        state.lifecycle.remove(name, now)
+        valid = [one for one in state.certificates.all(name) if not one.revoked and one.expires > now]
     if as_json:
         print_json({"device": name, "fleet": settings.fleet, "removed": True})
         return
     note(f"{name} is removed from fleet {settings.fleet}; its messages are refused from now on")
+    if valid:
+        note(f"the broker still accepts its certificate: edgekit ca revoke {name} -o broker/revoked.crl")
 
 
 @click.command()

@@ -60,7 +60,7 @@ class RefusalService:
             TransportError: the broker cannot be reached; the next tick repeats the work.
         """
         now = self._clock.monotonic()
-        if self._heard or now - self._looked >= REFRESH_SECONDS:
+        if now - self._looked >= REFRESH_SECONDS:
             self.refused = await asyncio.to_thread(self._state.lifecycle.refused)
             self._looked = now
         for one in [one for one in self.refused.values() if one.removed and one.device not in self._cleared]:
@@ -70,6 +70,8 @@ class RefusalService:
         self._cleared &= self.refused.keys()
         while self._heard:
             found = self.refused.get(self._heard.popleft())
+            if found is not None and found.removed:
+                self._cleared.discard(found.device)  # the broker retains what it sent: cleared in the next round
             if found is not None and not found.told:
                 await self._tell(found)
 

@@ -186,6 +186,8 @@ async def test_removed_device_is_told_once_and_retains_nothing(tmp_path):
             device.agent._link.changed()
             await device.until(lambda: device.rests("1.0.0"))
         await side.until(lambda: side.state.lifecycle.refused()[DEVICE].told)
+        reported = topics.device(FLEET, DEVICE, "reported")
+        await side.until(lambda: reported not in side.broker.retained)  # also what it sent after its removal
         assert "unknown-device" not in kinds(side)
         assert device.inference.live == {"digits": "1.0.0"}
         answers = [m for m in side.broker.published if m.topic == topics.answer(FLEET, DEVICE)]
