@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FULL_SURVEY_SECONDS = 30.0
+GATED_SECONDS = 5.0  # with gates every report is a change; each survey reads the whole rollout
 OVERLAP_SECONDS = 10.0  # a report gets its time stamp before its transaction is committed
 MISSING_TARGETS_SECONDS = 60.0
 PUBLISH_AT_ONCE = 32
@@ -39,6 +40,7 @@ class _LastSurvey(msgspec.Struct):
         change: Time of the fleet's latest change then.
         at, full, targets: Times of the last survey, of the last full one, and of the last check for missing bundles.
         state: State of the rollout after it.
+        gated: True if the rollout has gates.
     """
 
     revision: int = -1
@@ -47,6 +49,7 @@ class _LastSurvey(msgspec.Struct):
     full: float = float("-inf")
     targets: float = float("-inf")
     state: str = ""
+    gated: bool = False
 
 
 class RolloutService:
@@ -151,6 +154,8 @@ class RolloutService:
             last.targets = now
         full = last.revision != active.revision or now - last.full >= FULL_SURVEY_SECONDS
         due = active.wake_at is not None and now >= active.wake_at
+        if last.gated and not due and 0 <= now - last.at < GATED_SECONDS:
+            return
         if not full and not due and last.change == change:
             return
         rollout = self._state.rollouts.survey(active.id, now, 0.0 if full else last.at - OVERLAP_SECONDS)
@@ -166,6 +171,7 @@ class RolloutService:
             full=now if full else last.full,
             targets=last.targets,
             state=rollout.state.value,
+            gated=bool(rollout.plan.gates),
         )
 
     def _fill_targets(self, number: int, now: float) -> None:

@@ -1,7 +1,9 @@
 """Gates through a real controller and database: reports of devices stop a rollout, and the cohort returns."""
 
 import msgspec
+import pytest
 
+from edgekit.controller import rollouts
 from edgekit.mqtt.messages import Behaviour, Running
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device as Enrolled
@@ -21,6 +23,12 @@ async def behave(device, **behaviours):
     """Let a device report how bundles behaved, by digest; the last one is what runs."""
     device.models["digits"] = Running(digest=device.models["digits"].digest, version="1", behaviour=behaviours)
     await device.report()
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    """Survey gated rollouts as often as others, so that no test waits."""
+    monkeypatch.setattr(rollouts, "GATED_SECONDS", 0.02)
 
 
 async def three_devices(side):
