@@ -31,7 +31,7 @@ from edgekit.cli.common.console import ignore_hangup, json_option, needs_extra, 
 from edgekit.cli.completion import completion_command
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import VersionedGroup, version_options
-from edgekit.errors import DataError, EdgekitError, NotFoundError
+from edgekit.errors import DataError, EdgekitError, NotFoundError, RefusedError
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.storage.disk import FolderDisk
 
@@ -252,6 +252,37 @@ def agree(model: str, declines: bool, config: Path, as_json: bool) -> None:
         print_json({"model": model, "version": deployment.version, "agree": not declines})
     else:
         note(f"{model} {deployment.version}: {'declined' if declines else 'agreed'}")
+
+
+@agent.command(name="import")
+@click.argument("path", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
+@config_option
+@json_option
+def import_command(path: Path, config: Path, as_json: bool) -> int:
+    """Install what an update file has for this device, without a network; exit 3 if it is refused.
+
+    `edgekit registry export` writes the file. It is verified as if it came over the network, and the outcome is
+    reported when there is a broker. Of a folder, the file with this device's newest assignment is taken. Stop the agent
+    first: this command answers local applications meanwhile.
+
+    \b
+    Example:
+      edgekit-agent import /media/stick/pi-1.edgekit --config pi-1/agent.toml
+    """
+    settings, _ = load_agent_settings(config, {}, start=False)
+    with needs_extra("agent"):
+        from device_agents.offline.running import import_file
+    rows = asyncio.run(import_file(settings, path))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            ("MODEL", "VERSION", "RESULT", ""),
+            [(row.model, row.version, row.result, f"{row.error} {row.message}".strip()) for row in rows],
+        )
+    if any(row.result == "refused" for row in rows):
+        return RefusedError.exit_code
+    return 0 if all(row.result in ("succeeded", "current") for row in rows) else 1
 
 
 def main() -> None:

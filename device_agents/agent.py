@@ -251,6 +251,19 @@ class Agent:
         self._updaters[model].offer(deployment)  # tried at once
         return deployment.version
 
+    async def verify(self, payload: bytes) -> Assignment:
+        """Verify an assignment that came another way than from the broker; `run` must be running.
+
+        Raises:
+            VerificationError: it is refused.
+            UnavailableError: metadata could not be fetched.
+        """
+        return await self._verify(payload)
+
+    def follow(self, assignment: Assignment) -> None:
+        """Follow an assignment that `verify` returned."""
+        self._follow(assignment)
+
     def stop(self) -> None:
         """Ask `run` to end."""
         self._stopping = True

@@ -41,7 +41,7 @@ from edgekit.clock import SystemClock
 from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.mqtt.topics import check_device_name, check_name
 from edgekit.mqtt.transport import MqttTransport
-from edgekit.protocols import Will
+from edgekit.protocols import Transport, Will
 from edgekit.runtimes.providers import Acceleration
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import use_keyring
@@ -207,7 +207,12 @@ def metered_link(settings: AgentSettings) -> MeteredLink:
 
 
 def make_agent(
-    settings: AgentSettings, inference: InferenceService, facts: Facts, remote: RemoteParts | None = None
+    settings: AgentSettings,
+    inference: InferenceService,
+    facts: Facts,
+    remote: RemoteParts | None = None,
+    *,
+    transport: Transport | None = None,
 ) -> Agent:
     """The agent; it begins a new session in the journal.
 
@@ -216,6 +221,7 @@ def make_agent(
         inference: Answers local applications.
         facts: What this device measured of itself.
         remote: What remote commands need of this process; None for an agent that is embedded in an application.
+        transport: Used instead of a connection to the broker.
 
     Raises:
         SettingsError: the key or the broker's URL is not usable.
@@ -234,7 +240,10 @@ def make_agent(
     async def self_test(manifest: object, folder: Path) -> object:
         return await inference.try_bundle(manifest, folder)  # type: ignore[arg-type]
 
-    transport = make_transport(settings, client_id=settings.device, will=will)
+    certificate = None
+    if transport is None:
+        connection = make_transport(settings, client_id=settings.device, will=will)
+        transport, certificate = connection, _certificate_parts(settings, connection)
     parts = AgentParts(
         disk=disk,
         journal=journal,
@@ -248,7 +257,7 @@ def make_agent(
         clock=SystemClock(),
         condition=lambda: read_condition(settings.state),
         remote=(remote or RemoteParts())._replace(profile=_profile_options(settings)),
-        certificate=_certificate_parts(settings, transport),
+        certificate=certificate,
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)

@@ -1,0 +1,109 @@
+"""`edgekit registry export`: which devices it chooses, what it writes, and when it writes nothing."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import DataError, NotFoundError
+from edgekit.state.assignments import assign
+from edgekit.trust.assignment import Assignment, Entry, sign_assignment
+from edgekit.trust.keys import key_path, load_signer
+from edgekit.update_file import UpdateFile, find_update_file
+from tests.simulators.control import write_bundle
+from tests.simulators.shell import TARGET, Shell, enroll
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edgekit.toml").write_text('fleet = "f1"\n')
+    shell = Shell(tmp_path, monkeypatch, capfd)
+    shell("edgekit registry init")
+    write_bundle(tmp_path / "b", "digits", "1.0.0")
+    shell("edgekit registry publish b")
+    enroll(shell, "pi-1", "pi-2", "pi-3")
+    return shell
+
+
+def order(shell: Shell, *names: str, sign: bool = True) -> None:
+    """Assign digits 1.0.0, and sign as a controller does."""
+    (row,) = shell.json("edgekit registry list --json")
+    fields = {name: row[name] for name in ("path", "length", "sha256", "name", "target", "version", "release")}
+    entry, expires = Entry(**fields), time.time() + 86_400.0
+    director = load_signer(key_path(shell.folder / "keys", "director"))
+    state = shell.state()
+    for name in names:
+        with state.assignments._writing() as connection:
+            assign(connection, "f1", name, "digits", entry)
+        if sign:
+            version = state.assignments.get(name).version
+            document = sign_assignment(Assignment(name, "f1", version, expires, {"digits": entry}), director)
+            state.assignments.signed(name, version, document, expires)
+    state.close()
+
+
+def test_a_file_has_what_its_devices_need(shell: Shell, tmp_path: Path) -> None:
+    """One device or a filter; assignments, metadata and every blob once, without compression."""
+    order(shell, "pi-1", "pi-2")
+    out, err = shell(f"edgekit registry export --for 'target == {TARGET}' -o all.edgekit")
+    assert "all.edgekit has 1 bundle(s) for 2 device(s)" in out
+    assert "run there: edgekit-agent import all.edgekit" in out
+    assert "nothing is assigned to pi-3" in err
+    with zipfile.ZipFile("all.edgekit") as archive:
+        names = archive.namelist()
+        assert {one.compress_type for one in archive.infolist()} == {zipfile.ZIP_STORED}
+    assert len(set(names)) == len(names)
+    assert {name for name in names if name.startswith("desired/")} == {"desired/pi-1.json", "desired/pi-2.json"}
+    assert {name.split(".", 1)[-1] for name in names if name.startswith("metadata/")} == {
+        *("json", "snapshot.json", "targets.json", "publisher-digits.json")
+    }
+    found = shell.json("edgekit registry export --for pi-1 -o one.edgekit --json")
+    assert (found["devices"], found["bundles"]) == (["pi-1"], [f"digits 1.0.0 {TARGET}"])
+    assert time.time() < found["expires"] < time.time() + 86_401
+    assert find_update_file(tmp_path, "pi-2") == tmp_path / "all.edgekit"
+    with pytest.raises(NotFoundError, match="pi-9"):
+        find_update_file(tmp_path, "pi-9")
+
+
+@pytest.mark.parametrize(
+    ("who", "status", "says"),
+    [
+        ("pi-3", 1, "nothing is assigned to pi-3"),
+        ("'label.site == nowhere'", 1, "no device of fleet 'f1' matches"),
+        ("pi-2", 1, "are not signed"),
+        ("'target = x'", 2, "cannot be read"),
+        ("nobody", 2, "is no field"),
+    ],
+)
+def test_nothing_is_written_for_nobody(shell: Shell, tmp_path: Path, who: str, status: int, says: str) -> None:
+    """The reason and what to do; an older file stays."""
+    order(shell, "pi-1")
+    order(shell, "pi-2", sign=False)
+    (tmp_path / "x.edgekit").write_text("older")
+    _, err = shell(f"edgekit registry export --for {who} -o x.edgekit", expect=status)
+    assert says in err
+    assert (tmp_path / "x.edgekit").read_text() == "older"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["text", "compressed", "foreign", "newer", "cut", "no-index"])
+def test_other_files_are_no_update_files(tmp_path: Path, fault: str) -> None:
+    """Whatever lies on the stick; nothing is unpacked."""
+    path = tmp_path / "x.edgekit"
+    index = b'{"format":%d,"fleet":"f","created":1,"devices":[]}' % (9 if fault == "newer" else 1)
+    how = zipfile.ZIP_DEFLATED if fault == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", how) as archive:
+        if fault != "no-index":
+            archive.writestr("index.json", index)
+        if fault == "foreign":
+            archive.writestr("../../etc/passwd", b"x")
+    if fault == "text":
+        path.write_text("hello")
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises((DataError, NotFoundError), match=r"x\.edgekit"):
+        UpdateFile(path)
