@@ -261,6 +261,7 @@ def make_agent(
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)
+    inference.listen_certificates(agent.events.send_certificate)
     inference.ask_consent(agent.consent)
     return agent
 

@@ -59,6 +59,10 @@ class EventSender:
         message = f"the process of {version or 'the model'} crashed: {crashed.crashes}, since the start {crashed.total}"
         self.send("model-crashed", crashed.model, "WorkerCrashedError", message, detail)
 
+    def send_certificate(self, kind: str, model: str, message: str, detail: dict[str, Any]) -> None:
+        """Send an event about an offload certificate that is void, or refuted in the field."""
+        self.send(kind, model, "", message, detail)
+
     def send_growth(self, grown: Grown) -> None:
         """Send an event about a model, or the agent, that holds far more memory than after loading."""
         message = growth_text(grown)

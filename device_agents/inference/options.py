@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from edgekit.runtimes.providers import Acceleration
-from edgekit.serving.models.options import FallbackThreshold, ModelSettings, SendInputs
+from edgekit.serving.models.options import FallbackThreshold, ModelSettings, RefutedCertificate, SendInputs
 
-NEVER, ALL = "never", "all"
+NEVER, ALL, LOCAL_ONLY = "never", "all", "local-only"
 _SENDS_ALL = 2.0  # no score is that high
 
 
@@ -27,6 +27,9 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
             above 1) sends all.
         send_inputs: Whether inputs may leave the device.
         cloud_timeout_seconds: Longest wait for an answer of the cloud tier.
+        exploration_share: Share of the confident answers under a certificate that is also sent to the cloud tier.
+        explorations_per_day: Most such answers of a model in a day.
+        refuted_certificate: What a refuted certificate changes.
         acceleration: ONNX Runtime's execution providers and memory limits; None takes the best installed provider.
     """
 
@@ -37,6 +40,9 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
     cloud_timeout_seconds: float = 2.0
+    exploration_share: float = 0.0075
+    explorations_per_day: int = 1000
+    refuted_certificate: RefutedCertificate = "careful"
     acceleration: Acceleration | None = None
 
 
@@ -47,11 +53,15 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
         cloud_model: Its name there; empty for the same name.
         threshold: Local answers with a lower score go there.
         send_inputs: Whether its inputs may leave the device.
+        own_threshold: True where the threshold is set for this model; then a certificate's threshold is not used.
+        refuted_certificate: What a refuted certificate changes.
     """
 
     cloud_model: str = ""
     threshold: float = 0.8
     send_inputs: SendInputs = "allowed"
+    own_threshold: bool = False
+    refuted_certificate: RefutedCertificate = "careful"
 
     @classmethod
     def of(cls, service: ServiceOptions, model: ModelSettings | None) -> CloudOptions:
@@ -66,6 +76,8 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
             cloud_model=choose("cloud_model"),
             threshold=_SENDS_ALL if threshold == ALL else float(threshold),
             send_inputs=choose("send_inputs"),
+            own_threshold=model is not None and model.fallback_threshold is not None,
+            refuted_certificate=service.refuted_certificate,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from device_agents.inference import routing_rules
 from device_agents.inference.answer_rules import Expected
+from device_agents.inference.certified import Held
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.protocols import CloudAnswer
@@ -38,6 +39,7 @@ class Request:
         inputs: The logical inputs for `session`.
         usable: False when the local answer holds NaN.
         prepared: The decoded inputs; None where the inputs need no preprocessing.
+        certificate: Id of the certificate that holds for the answer; None for none.
     """
 
     def __init__(
@@ -62,6 +64,11 @@ class Request:
         self.patience, self.wanted = patience, wanted
         self.usable = True
         self.prepared: Prepared | None = None
+        self.certificate: str | None = None
+
+    def certify(self, held: Held) -> None:
+        """Let the response carry the certificate, if it holds now."""
+        self.certificate = held.certificate.id if held.claimed else None
 
     @property
     def stateful(self) -> bool:
@@ -86,7 +93,7 @@ class Request:
 
     def respond(self, outputs: dict[str, Array], decision: Decision, score: float | None = None) -> InferResponse:
         """The response from the local model, with the reason in its parameters."""
-        parameters = _why(decision, score)
+        parameters = self._why(decision, score)
         version = ""
         if self.session is not None:
             version = self.session.manifest.version
@@ -96,7 +103,7 @@ class Request:
 
     def respond_from_cloud(self, answer: CloudAnswer, decision: Decision, score: float | None = None) -> InferResponse:
         """The response from the cloud tier, with the version and digest that answered, where the tier states them."""
-        parameters = _why(decision, score)
+        parameters = self._why(decision, score)
         if answer.digest:
             parameters["edgekit_model"] = answer.digest
         if answer.version:
@@ -105,12 +112,13 @@ class Request:
             parameters["edgekit_local_model"] = self.session.digest
         return InferResponse(self.model, answer.version, answer.outputs, parameters)
 
-
-def _why(decision: Decision, score: float | None) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"edgekit_route": _TEXT[decision.route], "edgekit_reason": _TEXT[decision.reason]}
-    if score is not None:
-        parameters["edgekit_score"] = score
-    return parameters
+    def _why(self, decision: Decision, score: float | None) -> dict[str, Any]:
+        parameters: dict[str, Any] = {"edgekit_route": _TEXT[decision.route], "edgekit_reason": _TEXT[decision.reason]}
+        if score is not None:
+            parameters["edgekit_score"] = score
+        if self.certificate is not None:
+            parameters["edgekit_certificate"] = self.certificate
+        return parameters
 
 
 def stateful_error(request: Request) -> DataError:

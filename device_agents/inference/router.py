@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 from device_agents.inference import routing_rules
+from device_agents.inference.certificates import Certificates
+from device_agents.inference.exploring import Explorer, note_cloud
 from device_agents.inference.fallback import Fallback, FallbackError
-from device_agents.inference.options import NEVER, CloudOptions
+from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
@@ -29,6 +31,8 @@ class InferenceRouter:
         clock: Time for deadlines.
         prepare_again: Prepares a request again, for the session of another bundle; called when the bundle was switched
             while the request waited.
+        certificates: Certificates of the active bundles.
+        explorer: Sends some confident answers to the cloud tier too; None without a cloud tier.
     """
 
     def __init__(
@@ -38,9 +42,12 @@ class InferenceRouter:
         options: Callable[[str], CloudOptions],
         clock: Clock,
         prepare_again: Callable[[Request, Session], Awaitable[None]],
+        certificates: Certificates,
+        explorer: Explorer | None,
     ) -> None:
         self._manager, self._fallback = manager, fallback
         self._options, self._clock, self._prepare_again = options, clock, prepare_again
+        self._certificates, self._explorer = certificates, explorer
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
@@ -59,6 +66,8 @@ class InferenceRouter:
             return await self._answer_without_local(request, error, has_cloud=has_cloud)
         assert request.session is not None  # it answered
         score = routing_rules.score(request.session.manifest.task, outputs)
+        held = None if options.own_threshold else self._certificates.of(request.model, request.session.digest)
+        certified = None if held is None or not held.applies else routing_rules.certified_scores(held, outputs)
         after = routing_rules.after_running(
             request.route,
             score=score,
@@ -67,13 +76,28 @@ class InferenceRouter:
             usable=request.usable,
             stateful=request.stateful,
             without=without,
+            sure=routing_rules.certified_sure(
+                held, certified, score, options.threshold, local_only=options.refuted_certificate == LOCAL_ONLY
+            ),
         )
+        one_row = held is not None and certified is not None and len(certified) == 1
         if after.route is not Route.CLOUD:
+            if one_row and held is not None and after.reason is Reason.CONFIDENT and has_cloud:
+                request.certify(held)
+                if self._explorer is not None:
+                    self._explorer.consider(request, held, outputs)
             return request.respond(outputs, after, score)
         try:
-            return request.respond_from_cloud(await self._ask_cloud(request, outputs), after, score)
+            answer = await self._ask_cloud(request, outputs)
         except FallbackError as error:
+            if held is not None:
+                held.cloud_failed()
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
+        if held is not None:
+            note_cloud(self._certificates, request.model, held, answer.digest)
+            if one_row and after.reason is Reason.LOW_SCORE:
+                request.certify(held)
+        return request.respond_from_cloud(answer, after, score)
 
     async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
         if first.reason is Reason.STATEFUL:

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from device_agents.inference.certified import Held
 from edgekit.bundle.manifest import Task
 from edgekit.bundle.scores import row_scores
+from edgekit.certificate.scoring import score as certificate_score
 from edgekit.tensors import Array
 
 AUTO, LOCAL_ONLY, CLOUD_ONLY = "auto", "local-only", "cloud-only"
@@ -95,6 +97,7 @@ def after_running(
     usable: bool = True,
     stateful: bool = False,
     without: Reason = Reason.NO_CLOUD,
+    sure: bool | None = None,
 ) -> Decision:
     """The route after the local model has answered: local if that answer is good enough, else the cloud tier.
 
@@ -106,6 +109,7 @@ def after_running(
         usable: False for an answer that holds NaN.
         stateful: True for a request of a model with state, which only this device answers.
         without: Reason why there is no cloud tier for this model, where `has_cloud` is False.
+        sure: What a certificate says of the answer, instead of score and threshold; None without one.
     """
     if stateful:
         return _STATEFUL if usable or route == LOCAL_ONLY else Decision(Route.DEGRADED, Reason.LOCAL_ERROR)
@@ -115,9 +119,38 @@ def after_running(
         return Decision(Route.CLOUD if has_cloud else Route.DEGRADED, Reason.LOCAL_ERROR)
     if score is None:
         return _NO_SCORE
-    if score >= threshold:
+    if score >= threshold if sure is None else sure:
         return _CONFIDENT
     return Decision(Route.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Route.LOCAL, without)
+
+
+def certified_scores(held: Held, outputs: Mapping[str, Array]) -> Array | None:
+    """The scores (N,) of a certificate's function; None where the answer has not one row of scores a sample."""
+    values = outputs.get(held.certificate.output)
+    if values is None or values.ndim != 2 or not len(values) or values.shape[1] < 2:
+        return None
+    return certificate_score(held.certificate.score, values)
+
+
+def certified_sure(
+    held: Held | None, certified: Array | None, score: float | None, threshold: float, *, local_only: bool
+) -> bool | None:
+    """Whether an answer is good enough by its certificate: every row is at or above the certified threshold.
+
+    After a refutation the answer must also reach the threshold of the settings; with `local_only` it is kept always.
+
+    Args:
+        held: The certificate; None without one.
+        certified: Its scores (N,), from `certified_scores`; None where it does not apply.
+        score, threshold: Score of the answer, and the threshold of the settings.
+        local_only: The policy after a refutation.
+    """
+    if held is None or certified is None:
+        return None
+    if held.refuted and local_only:
+        return True
+    sure = bool((certified >= held.certificate.threshold).all())
+    return sure and not (held.refuted and (score is None or score < threshold))
 
 
 def reserve_seconds(patience: float | None) -> float:

@@ -16,6 +16,9 @@ import msgspec
 
 from device_agents.inference import routing_rules
 from device_agents.inference.behaviour import BehaviourLog
+from device_agents.inference.certificates import Certificates
+from device_agents.inference.certificates import Listener as CertificateListener
+from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
@@ -47,6 +50,7 @@ from edgekit.tensors import Array
 COUNTERS = (
     *("requests", "local", "cloud", "degraded", "errors", "cloud_errors"),
     *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us`: microseconds, queue included
+    *("certified", "explored", "explored_differing"),
     *("shed", "expired"),  # refused by the local model: its queue was full, or the deadline was too near
 )
 
@@ -105,7 +109,21 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._router = InferenceRouter(self._manager, self._fallback, cloud_options, self._clock, self._prepare_again)
+        self._certificates = Certificates(service.explorations_per_day)
+        self._explorer = None
+        if self._fallback is not None:
+            self._explorer = Explorer(
+                self._fallback, self._certificates, self._clock, service.exploration_share, spread
+            )
+        self._router = InferenceRouter(
+            self._manager,
+            self._fallback,
+            cloud_options,
+            self._clock,
+            self._prepare_again,
+            self._certificates,
+            self._explorer,
+        )
         self._counters: dict[str, dict[str, int]] = {}
         self._behaviour = BehaviourLog()
         self._sketches = ServedSketches()
@@ -122,6 +140,8 @@ class InferenceService:
 
     async def close(self) -> None:
         """Answer the accepted requests, then unload every model."""
+        if self._explorer is not None:
+            await self._explorer.close()
         await self._manager.close()
 
     # --- models
@@ -143,6 +163,7 @@ class InferenceService:
         """
         self._counters.setdefault(model, _new_counters())
         await self._manager.activate(model, manifest, folder, check=_run_golden if compare else None)
+        self._certificates.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Test a bundle that is not active on its golden samples, in a runtime of its own with the model's isolation.
@@ -157,9 +178,14 @@ class InferenceService:
         """Call ``listener(kind, model, seconds)`` in a load over `long_seconds` (``model-loading``) and after it."""
         self._manager.progress.listen(listener, long_seconds=long_seconds)
 
+    def listen_certificates(self, listener: CertificateListener) -> None:
+        """Call ``listener(kind, model, message, detail)`` where a certificate is void, or refuted in the field."""
+        self._certificates.listen(listener)
+
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
+        self._certificates.forget(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Run the golden samples on the live model, in its request queue.
@@ -217,7 +243,8 @@ class InferenceService:
         Returns:
             Outputs by name, and parameters: ``edgekit_route`` (local, cloud, degraded), ``edgekit_reason``,
             ``edgekit_score`` of the local answer, and ``edgekit_model`` and ``edgekit_version`` of the bundle that
-            answered, where that is known. An answer of the cloud tier has the digest of the device's bundle in
+            answered, where that is known; ``edgekit_certificate``, the id of the certificate, where one holds for this
+            answer. An answer of the cloud tier has the digest of the device's bundle in
             ``edgekit_local_model``.
 
         Raises:
@@ -267,6 +294,7 @@ class InferenceService:
             raise
         answered_by = response.parameters["edgekit_route"]
         counters[answered_by] += 1
+        counters["certified"] += request.certificate is not None
         if request.session is not None:
             digest, now = request.session.digest, self._clock.monotonic()
             self._behaviour.answered(model, digest, now - begun, local=answered_by == routing_rules.Route.LOCAL)

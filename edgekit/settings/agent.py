@@ -10,12 +10,15 @@ from msgspec import Meta, Struct
 from edgekit.serving.models.options import (
     BatchRows,
     CloudModel,
+    ExplorationShare,
+    ExplorationsPerDay,
     FallbackThreshold,
     Instances,
     Isolation,
     MaxStreams,
     ModelSettings,
     QueueLimit,
+    RefutedCertificate,
     RunTimeoutSeconds,
     SendInputs,
     StreamIdleSeconds,
@@ -294,6 +297,9 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
+    exploration_share: ExplorationShare = 0.0075
+    explorations_per_day: ExplorationsPerDay = 1000
+    refuted_certificate: RefutedCertificate = "careful"
 
     def __post_init__(self) -> None:
         check_tags(self.tags)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from edgekit.bounds import MAX_INTEGER
+
 QueueLimit = Annotated[
     int,
     Meta(
@@ -81,6 +83,28 @@ SendInputs = Annotated[
     Meta(
         description="Whether inputs of requests may be sent to the cloud tier. never: nothing of a request leaves the "
         "device, whatever the score is and whatever the client asks for."
+    ),
+]
+
+ExplorationShare = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=0.1,
+        description="Share of the confident answers under a certificate that is also sent to the cloud tier, after "
+        "they were returned, to test the certificate. 0 never tests it.",
+        extra={"unit": "share (0 to 0.1)"},
+    ),
+]
+ExplorationsPerDay = Annotated[
+    int,
+    Meta(ge=0, le=MAX_INTEGER, description="Most such answers of a model in a day.", extra={"unit": "answers a day"}),
+]
+RefutedCertificate = Annotated[
+    Literal["careful", "local-only"],
+    Meta(
+        description="After a certificate is refuted: careful: answers must also reach fallback_threshold to be kept. "
+        "local-only: no answer is sent for its score."
     ),
 ]
 

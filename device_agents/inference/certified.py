@@ -1,0 +1,88 @@
+"""The state of a bundle's offload certificate on this device: whether it holds, and what refutes it. Pure.
+
+A certificate is claimed for an answer only while all of this is true: the bundle and its runtime are those that were
+certified, the cloud tier's last answer came from the certified cloud model, no field test has refuted it, and the
+request had one row. For the accuracy of the pair, the cloud tier must also be answering.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from edgekit.certificate.document import ACCURACY, Certificate
+from edgekit.certificate.refutation import Explored, refuted
+
+REFUTATION_ERROR = 0.01  # probability that a certificate whose bound holds is ever refuted on one device
+DAY_SECONDS = 86_400.0
+
+
+class News(str, enum.Enum):
+    """What the controller is told about a certificate; the values are kinds of events."""
+
+    VOID = "certificate-void"
+    CLOUD_CHANGED = "certificate-cloud-changed"
+    REFUTED = "certificate-refuted"
+
+
+class Held:
+    """A certificate on this device.
+
+    Args:
+        certificate: From the bundle.
+        void: Why it does not hold here; empty where it does.
+        per_day: Most answers explored in a day.
+
+    Attributes:
+        explored: Confident answers that were also sent.
+        refuted: True once the test in the field has refuted it.
+    """
+
+    def __init__(self, certificate: Certificate, void: tuple[str, ...], per_day: int) -> None:
+        self.certificate, self.void, self._per_day = certificate, void, per_day
+        self.explored, self.refuted = Explored(), False
+        self._cloud: str | None = None  # digest of the cloud tier's last answer
+        self._cloud_fails = False
+        self._day, self._today = 0, 0
+
+    @property
+    def applies(self) -> bool:
+        """True where its score and threshold are used; also after a refutation, then with more care."""
+        return not self.void
+
+    @property
+    def claimed(self) -> bool:
+        """True where a local answer to one row may carry the certificate."""
+        holds = not self.void and not self.refuted and self._cloud == self.certificate.bound.cloud_digest
+        return holds and not (self._cloud_fails and self.certificate.target == ACCURACY)
+
+    def cloud_answered(self, digest: str) -> bool:
+        """Note an answer of the cloud tier. True if its model has just become another than the certified."""
+        before, self._cloud, self._cloud_fails = self._cloud, digest, False
+        return digest != self.certificate.bound.cloud_digest and digest != before
+
+    def cloud_failed(self) -> None:
+        """Note that the cloud tier gave no usable answer."""
+        self._cloud_fails = True
+
+    def may_explore(self, now: float) -> bool:
+        """True where one more confident answer may be sent today; it is counted.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        day = math.floor(now / DAY_SECONDS)
+        if day != self._day:
+            self._day, self._today = day, 0
+        if self.void or self.refuted or self._today >= self._per_day:
+            return False
+        self._today += 1
+        return True
+
+    def explore(self, *, differs: bool) -> bool:
+        """Count an explored answer of the certified cloud model. True if it has just refuted the certificate."""
+        self.explored = self.explored.plus(1, int(differs))
+        if self.refuted or not refuted(self.explored, self.certificate.disagreement.upper, REFUTATION_ERROR):
+            return False
+        self.refuted = True
+        return True

@@ -1,0 +1,82 @@
+"""Sends a small share of confident answers to the cloud tier too, and tests the certificate with what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from device_agents.inference.certificates import Certificates
+from device_agents.inference.certified import Held, News
+from device_agents.inference.fallback import Fallback, FallbackError
+from device_agents.inference.request import Request
+from edgekit.protocols import Clock
+from edgekit.tensors import Array
+
+MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier
+
+
+class Explorer:
+    """Explores confident answers after they were returned.
+
+    Args:
+        fallback: The cloud tier.
+        certificates: Where news are told.
+        clock: Time for the daily limit.
+        share: Share of the confident answers, 0 to 1.
+        spread: Gives random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self, fallback: Fallback, certificates: Certificates, clock: Clock, share: float, spread: Callable[[], float]
+    ) -> None:
+        self._fallback, self._certificates, self._clock = fallback, certificates, clock
+        self._share, self._spread = share, spread
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def consider(self, request: Request, held: Held, local: dict[str, Array]) -> None:
+        """Explore a confident answer to one row, if chance and limits say so; returns at once."""
+        if self._spread() >= self._share or len(self._tasks) >= MOST_AT_ONCE:
+            return
+        if not held.may_explore(self._clock.monotonic()):
+            return
+        task = asyncio.get_running_loop().create_task(self._explore(request, held, local))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _explore(self, request: Request, held: Held, local: dict[str, Array]) -> None:
+        output = held.certificate.output
+        expected = request.expected._replace(local=local, wanted=(output,))
+        try:
+            answer = await self._fallback.ask(request.model, request.inputs, left_seconds=None, expected=expected)
+        except FallbackError:
+            held.cloud_failed()
+            return
+        request.counters["explored"] += 1
+        note_cloud(self._certificates, request.model, held, answer.digest)
+        if answer.digest != held.certificate.bound.cloud_digest:
+            return
+        differs = bool((answer.outputs[output].argmax(-1) != local[output].argmax(-1)).any())
+        request.counters["explored_differing"] += differs
+        if held.explore(differs=differs):
+            found, bound = held.explored, held.certificate.disagreement.upper
+            message = (
+                f"the certificate is refuted: {found.differing} of {found.count} kept answers differ from the cloud's, "
+                f"certified were at most {bound:.1%}"
+            )
+            detail = {"id": held.certificate.id, "explored": found.count, "differing": found.differing}
+            self._certificates.tell(News.REFUTED, request.model, message, detail)
+
+
+def note_cloud(certificates: Certificates, model: str, held: Held, digest: str) -> None:
+    """Note the digest of the cloud tier's answer, and tell when it is not that of the certified model."""
+    if held.cloud_answered(digest):
+        wanted = held.certificate.bound.cloud_digest[:12]
+        message = f"the cloud tier answers with {digest[:12] or 'no digest'}, certified was {wanted}"
+        certificates.tell(News.CLOUD_CHANGED, model, message, {"id": held.certificate.id, "digest": digest})

@@ -1,0 +1,215 @@
+"""Offload certificates on a device: applied, claimed only where they hold, tested in the field, and refuted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import numpy as np
+import pytest
+
+from device_agents.inference.options import ServiceOptions
+from device_agents.inference.service import InferenceService
+from edgekit.bundle.manifest import ROLE_MODEL, file_entry
+from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, Bounded, Certificate
+from edgekit.certificate.scoring import ScoreFunction, score
+from edgekit.errors import CloudError
+from edgekit.runtimes import open_runtime
+from edgekit.serving.models.options import ModelSettings
+from edgekit.versions import runtime_version
+from tests.simulators.cascade_models import CLASSES, FEATURES, edge_bundle, samples
+from tests.simulators.cloud import MemoryCloud
+
+CLOUD = "ab" * 32
+ANSWER = {"scores": np.eye(CLASSES, dtype=np.float32)[:1] * 9}
+
+
+def certified_bundle(folder, *, threshold=0.5, upper=0.05, target="accuracy", runtime=None):
+    """An edge bundle with a certificate on the margin; returns manifest and certificate."""
+    manifest = edge_bundle(folder)
+    certificate = Certificate(
+        target=target,
+        value=0.9,
+        error=0.04,
+        confidence=0.95,
+        score=ScoreFunction("margin", "logits"),
+        threshold=threshold,
+        output="scores",
+        sent=Bounded(0.4, 0.45, 0.005),
+        disagreement=Bounded(0.03, upper, 0.005),
+        bound=Bound(
+            manifest.file(ROLE_MODEL).sha256,
+            "",
+            "onnxruntime",
+            runtime or runtime_version("onnxruntime"),
+            "pair-cloud",
+            CLOUD,
+        ),
+        samples=1000,
+    )
+    data = certificate.canonical_bytes()
+    (folder / CERTIFICATE_NAME).write_bytes(data)
+    files = (*manifest.files, file_entry(CERTIFICATE_NAME, ROLE_CERTIFICATE, data))
+    manifest = msgspec.structs.replace(manifest, files=files)
+    (folder / "manifest.json").write_bytes(manifest.canonical_bytes())
+    return manifest, certificate
+
+
+def rows_by_margin(manifest, folder, n=400):
+    """Samples in ascending order of the edge's margin, and the margins."""
+    x = samples(n, seed=12)["x"]
+    runtime = open_runtime(manifest, folder)
+    margins = score(ScoreFunction("margin", "logits"), runtime.run({"x": x})["scores"])
+    runtime.close()
+    order = np.argsort(margins)
+    return x[order], margins[order]
+
+
+@pytest.fixture
+def cloud():
+    made = MemoryCloud(ANSWER)
+    made.digest = CLOUD
+    return made
+
+
+async def test_the_certified_score_and_threshold_decide_and_only_a_true_certificate_is_claimed(tmp_path, cloud):
+    """Rows below the margin are sent. Before the tier has shown its digest, nothing is claimed."""
+    manifest, certificate = certified_bundle(tmp_path)
+    x, margins = rows_by_margin(manifest, tmp_path)
+    at = int(np.searchsorted(margins, certificate.threshold))
+    unsure, sure = x[at - 1 : at], x[at : at + 1]
+    async with InferenceService(cloud=cloud, service=ServiceOptions(exploration_share=0.0)) as service:
+        await service.activate("pair", manifest, tmp_path)
+        first = (await service.infer("pair", {"x": sure})).parameters
+        assert (first["edgekit_route"], first["edgekit_reason"]) == ("local", "confident")
+        assert "edgekit_certificate" not in first
+        sent = (await service.infer("pair", {"x": unsure})).parameters
+        assert (sent["edgekit_route"], sent["edgekit_certificate"]) == ("cloud", certificate.id)
+        assert (await service.infer("pair", {"x": sure})).parameters["edgekit_certificate"] == certificate.id
+        both = (await service.infer("pair", {"x": x[-2:]})).parameters  # rows of one request are not independent
+        assert "edgekit_certificate" not in both
+        alone = (await service.infer("pair", {"x": sure}, route="local-only")).parameters
+        assert "edgekit_certificate" not in alone
+        assert service.counters()["pair"]["certified"] == 2
+
+
+async def test_another_cloud_model_ends_the_claim_until_the_certified_one_is_back(tmp_path, cloud):
+    """An answer with another digest, or with none, is used without a certificate, and told once."""
+    manifest, certificate = certified_bundle(tmp_path)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    news = []
+    async with InferenceService(cloud=cloud, service=ServiceOptions(exploration_share=0.0)) as service:
+        service.listen_certificates(lambda *one: news.append(one))
+        await service.activate("pair", manifest, tmp_path)
+        for digest, claimed in ((CLOUD, True), ("cd" * 32, False), ("cd" * 32, False), ("", False), (CLOUD, True)):
+            cloud.digest = digest
+            for row in (x[:1], x[-1:]):  # the cloud's answer, then a local one
+                got = (await service.infer("pair", {"x": row})).parameters
+                assert (got.get("edgekit_certificate") == certificate.id) is claimed
+    assert [one[0] for one in news] == ["certificate-cloud-changed"] * 2
+
+
+async def test_while_the_cloud_tier_fails_the_accuracy_of_the_pair_is_not_claimed(tmp_path, cloud):
+    """Local answers carry the certificate of kept accuracy still, and that of the pair not."""
+    for target, claimed in (("accuracy", False), ("kept-accuracy", True)):
+        folder = tmp_path / target
+        manifest, _ = certified_bundle(folder, target=target)
+        x, _ = rows_by_margin(manifest, folder)
+        cloud.fault = None
+        async with InferenceService(cloud=cloud, service=ServiceOptions(exploration_share=0.0)) as service:
+            await service.activate("pair", manifest, folder)
+            await service.infer("pair", {"x": x[:1]})
+            cloud.fault = CloudError("no")
+            degraded = (await service.infer("pair", {"x": x[:1]})).parameters
+            assert degraded["edgekit_route"] == "degraded"
+            assert "edgekit_certificate" not in degraded
+            sure = (await service.infer("pair", {"x": x[-1:]})).parameters
+            assert ("edgekit_certificate" in sure) is claimed
+
+
+async def test_a_void_certificate_is_told_and_not_used(tmp_path, cloud):
+    """Another runtime version: the settings' threshold decides, and the event says why."""
+    manifest, _ = certified_bundle(tmp_path, threshold=2.0, runtime="onnxruntime 0.9")
+    x, _ = rows_by_margin(manifest, tmp_path)
+    news = []
+    async with InferenceService(cloud=cloud, service=ServiceOptions(fallback_threshold=0.0)) as service:
+        await service.activate("pair", manifest, tmp_path)
+        service.listen_certificates(lambda *one: news.append(one))
+        got = (await service.infer("pair", {"x": x[:1]})).parameters
+    assert got["edgekit_route"] == "local"
+    assert "edgekit_certificate" not in got
+    assert [one[0] for one in news] == ["certificate-void"]
+    assert "certified was onnxruntime 0.9" in news[0][2]
+
+
+async def test_a_damaged_certificate_leaves_the_model_answering(tmp_path, cloud):
+    """The bundle works as one without a certificate, and the damage is told."""
+    manifest, _ = certified_bundle(tmp_path)
+    (tmp_path / CERTIFICATE_NAME).write_bytes(b"{}")
+    news = []
+    async with InferenceService(cloud=cloud) as service:
+        service.listen_certificates(lambda *one: news.append(one))
+        await service.activate("pair", manifest, tmp_path)
+        assert (await service.infer("pair", {"x": np.zeros((1, FEATURES), np.float32)})).outputs["scores"].shape
+    assert [one[0] for one in news] == ["certificate-void"]
+    assert "was changed" in news[0][2]
+
+
+async def test_a_threshold_of_the_models_own_wins_over_the_certificate(tmp_path, cloud):
+    """An operator's own number is used, and then no certificate is claimed."""
+    manifest, _ = certified_bundle(tmp_path, threshold=2.0)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    own = {"pair": ModelSettings(fallback_threshold=0.0)}
+    async with InferenceService(cloud=cloud, models=own) as service:
+        await service.activate("pair", manifest, tmp_path)
+        got = (await service.infer("pair", {"x": x[:1]})).parameters
+    assert got["edgekit_route"] == "local"
+
+
+async def explored(service, x, rounds):
+    """Ask for rows one by one, and let the exploration of each end."""
+    for at in range(rounds):
+        await service.infer("pair", {"x": x[at % len(x)][None]})
+        for _ in range(20):  # the cloud in memory answers within a few turns of the loop
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("policy", ["careful", "local-only"])
+async def test_a_shift_is_refuted_by_exploration_and_the_device_turns_careful(tmp_path, cloud, policy):
+    """The cloud contradicts every confident answer: the certificate is refuted, told once, and no longer claimed."""
+    manifest, certificate = certified_bundle(tmp_path, upper=0.2)
+    x, margins = rows_by_margin(manifest, tmp_path)
+    options = ServiceOptions(exploration_share=1.0, fallback_threshold="all", refuted_certificate=policy)
+    news = []
+    async with InferenceService(cloud=cloud, service=options) as service:
+        service.listen_certificates(lambda *one: news.append(one))
+        await service.activate("pair", manifest, tmp_path)
+        sure = x[margins >= certificate.threshold]
+        local = (await service.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+        against = sure[local != 0]  # the cloud always says class 0
+        await explored(service, against, 3)
+        assert not news
+        await explored(service, against, 12)
+        assert [one[0] for one in news] == ["certificate-refuted"]
+        assert news[0][3]["differing"] == news[0][3]["explored"] <= 12
+        got = (await service.infer("pair", {"x": against[:1]})).parameters
+        assert "edgekit_certificate" not in got
+        assert got["edgekit_route"] == ("cloud" if policy == "careful" else "local")
+
+
+async def test_exploration_is_rare_and_limited_by_the_day(tmp_path, cloud):
+    """A share of 20 % explores about that many confident answers, until the limit of the day."""
+    manifest, _ = certified_bundle(tmp_path, threshold=-1.0, upper=0.999)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    chances = iter(np.random.default_rng(1).random(100_000))
+    options = ServiceOptions(exploration_share=0.2, explorations_per_day=30)
+    async with InferenceService(cloud=cloud, service=options, spread=lambda: float(next(chances))) as service:
+        await service.activate("pair", manifest, tmp_path)
+        seen = []
+        for row in x[:300]:
+            assert (await service.infer("pair", {"x": row[None]})).parameters["edgekit_route"] == "local"
+            for _ in range(20):
+                await asyncio.sleep(0)
+            seen.append(len(cloud.asked))
+    assert 10 <= seen[99] <= 30
+    assert seen[-1] == 30
