@@ -1,8 +1,8 @@
 """The state of a bundle's offload certificate on this device: whether it holds, and what refutes it. Pure.
 
 A certificate is claimed for an answer only while all of this is true: the bundle and its runtime are those that were
-certified, the cloud tier's last answer came from the certified cloud model, no field test has refuted it, and the
-request had one row. For the accuracy of the pair, the cloud tier must also be answering.
+certified, the cloud tier's last answer came from the certified cloud model, no field test has refuted it, and each row
+took the route of its own score. For the accuracy of the pair, the cloud tier must also be answering.
 """
 
 from __future__ import annotations

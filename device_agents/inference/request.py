@@ -101,13 +101,20 @@ class Request:
             parameters["edgekit_version"] = version
         return InferResponse(self.model, version, outputs, parameters)
 
-    def respond_from_cloud(self, answer: CloudAnswer, decision: Decision, score: float | None = None) -> InferResponse:
-        """The response from the cloud tier, with the version and digest that answered, where the tier states them."""
+    def respond_from_cloud(
+        self, answer: CloudAnswer, decision: Decision, score: float | None = None, *, rows: int | None = None
+    ) -> InferResponse:
+        """The response from the cloud tier, with the version and digest that answered, where the tier states them.
+
+        `rows` is the number of rows that the tier answered, where the device answered others; None for all.
+        """
         parameters = self._why(decision, score)
         if answer.digest:
             parameters["edgekit_model"] = answer.digest
         if answer.version:
             parameters["edgekit_version"] = answer.version
+        if rows is not None:
+            parameters["edgekit_cloud_rows"] = rows
         if self.session is not None:
             parameters["edgekit_local_model"] = self.session.digest
         return InferResponse(self.model, answer.version, answer.outputs, parameters)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from device_agents.inference import routing_rules
+from device_agents.inference import routing_rules, row_splitting
 from device_agents.inference.certificates import Certificates
+from device_agents.inference.certified import Held
 from device_agents.inference.exploring import Explorer, note_cloud
 from device_agents.inference.fallback import Fallback, FallbackError
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
@@ -80,24 +81,42 @@ class InferenceRouter:
                 held, certified, score, options.threshold, local_only=options.refuted_certificate == LOCAL_ONLY
             ),
         )
-        one_row = held is not None and certified is not None and len(certified) == 1
         if after.route is not Route.CLOUD:
-            if one_row and held is not None and after.reason is Reason.CONFIDENT and has_cloud:
+            if held is not None and certified is not None and after.reason is Reason.CONFIDENT and has_cloud:
                 request.certify(held)
-                if self._explorer is not None:
+                if self._explorer is not None and len(certified) == 1:
                     self._explorer.consider(request, held, outputs)
             return request.respond(outputs, after, score)
+        rows = None
+        if after.reason is Reason.LOW_SCORE:
+            rows = self._unsure_rows(request, held, certified, outputs, options.threshold)
         try:
-            answer = await self._ask_cloud(request, outputs)
+            answer = await self._ask_cloud(request, outputs, rows)
         except FallbackError as error:
             if held is not None:
                 held.cloud_failed()
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
         if held is not None:
             note_cloud(self._certificates, request.model, held, answer.digest)
-            if one_row and after.reason is Reason.LOW_SCORE:
+            if certified is not None and after.reason is Reason.LOW_SCORE and (rows is not None or len(certified) == 1):
                 request.certify(held)
-        return request.respond_from_cloud(answer, after, score)
+        return request.respond_from_cloud(answer, after, score, rows=None if rows is None else int(rows.sum()))
+
+    @staticmethod
+    def _unsure_rows(
+        request: Request, held: Held | None, certified: Array | None, outputs: Mapping[str, Array], threshold: float
+    ) -> Array | None:
+        """The rows that need the cloud tier; None where the request is sent as a whole."""
+        assert request.session is not None  # it answered
+        session = request.session
+        rows = row_splitting.unsure_rows(held, certified, session.manifest.task, outputs, threshold)
+        if rows is None or len(rows) < 2 or not rows.any():
+            return None
+        return (
+            rows
+            if row_splitting.may_split(session.inputs, session.outputs, request.inputs, outputs, len(rows))
+            else None
+        )
 
     async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
         if first.reason is Reason.STATEFUL:
@@ -146,8 +165,13 @@ class InferenceRouter:
         except CloudError as cloud_error:
             raise error from cloud_error
 
-    async def _ask_cloud(self, request: Request, local: Mapping[str, Array] | None = None) -> CloudAnswer:
-        """Ask the cloud tier. With a local answer at hand, time is kept to return that one before the deadline."""
+    async def _ask_cloud(
+        self, request: Request, local: Mapping[str, Array] | None = None, rows: Array | None = None
+    ) -> CloudAnswer:
+        """Ask the cloud tier. With a local answer at hand, time is kept to return that one before the deadline.
+
+        Only the rows where `rows` (N,) is true are sent, and the local answer has the others; None sends all.
+        """
         assert self._fallback is not None
         left, expected = None, request.expected
         if request.deadline is not None:
@@ -155,11 +179,19 @@ class InferenceRouter:
         if local is not None:
             expected = expected._replace(local=local)
             left = None if left is None else left - routing_rules.reserve_seconds(request.patience)
+        inputs = request.inputs
+        if rows is not None and local is not None and request.session is not None:
+            inputs = row_splitting.take(request.session.inputs, inputs, rows)
+            expected = expected._replace(sent=inputs, local=row_splitting.take(request.session.outputs, local, rows))
         try:
-            return await self._fallback.ask(request.model, request.inputs, left_seconds=left, expected=expected)
+            answer = await self._fallback.ask(request.model, inputs, left_seconds=left, expected=expected)
         except CloudError:
             request.counters["cloud_errors"] += 1
             raise
+        if rows is None or local is None or request.session is None:
+            return answer
+        outputs = row_splitting.joined(request.session.outputs, local, answer.outputs, rows)
+        return CloudAnswer(outputs, answer.version, answer.digest)
 
     async def _acquire(self, request: Request) -> Session:
         """The loaded session for a request; the caller uses it before its next await."""

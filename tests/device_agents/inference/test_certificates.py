@@ -86,8 +86,6 @@ async def test_the_certified_score_and_threshold_decide_and_only_a_true_certific
         sent = (await service.infer("pair", {"x": unsure})).parameters
         assert (sent["edgekit_route"], sent["edgekit_certificate"]) == ("cloud", certificate.id)
         assert (await service.infer("pair", {"x": sure})).parameters["edgekit_certificate"] == certificate.id
-        both = (await service.infer("pair", {"x": x[-2:]})).parameters  # rows of one request are not independent
-        assert "edgekit_certificate" not in both
         alone = (await service.infer("pair", {"x": sure}, route="local-only")).parameters
         assert "edgekit_certificate" not in alone
         assert service.counters()["pair"]["certified"] == 2
@@ -213,3 +211,37 @@ async def test_exploration_is_rare_and_limited_by_the_day(tmp_path, cloud):
             seen.append(len(cloud.asked))
     assert 10 <= seen[99] <= 30
     assert seen[-1] == 30
+
+
+async def test_only_the_unsure_rows_of_a_request_travel(tmp_path, cloud):
+    """The cloud tier gets these rows alone, the others keep the device's answer, and the certificate holds for both."""
+    manifest, certificate = certified_bundle(tmp_path)
+    x, margins = rows_by_margin(manifest, tmp_path)
+    mixed = x[[-1, 0, -2, 1]]
+    cloud.outputs = {"scores": np.tile(ANSWER["scores"], (2, 1))}
+    async with InferenceService(cloud=cloud, service=ServiceOptions(exploration_share=0.0)) as service:
+        await service.activate("pair", manifest, tmp_path)
+        local = (await service.infer("pair", {"x": mixed}, route="local-only")).outputs["scores"]
+        answer = await service.infer("pair", {"x": mixed})
+    np.testing.assert_array_equal(cloud.asked[-1][1]["x"], mixed[[1, 3]])
+    np.testing.assert_array_equal(answer.outputs["scores"][[0, 2]], local[[0, 2]])
+    np.testing.assert_array_equal(answer.outputs["scores"][[1, 3]], cloud.outputs["scores"])
+    assert answer.parameters["edgekit_cloud_rows"] == 2
+    assert answer.parameters["edgekit_certificate"] == certificate.id
+    assert margins[1] < certificate.threshold < margins[-2]
+
+
+async def test_rows_are_split_without_a_certificate_too_and_a_failure_keeps_the_local_answer(tmp_path, cloud):
+    """The settings' threshold decides by row; an answer with a wrong number of rows is not used."""
+    manifest = edge_bundle(tmp_path)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    mixed = x[[-1, 0]]
+    async with InferenceService(cloud=cloud, service=ServiceOptions(fallback_threshold=0.7)) as service:
+        await service.activate("pair", manifest, tmp_path)
+        answer = await service.infer("pair", {"x": mixed})
+        assert answer.parameters["edgekit_cloud_rows"] == 1
+        np.testing.assert_array_equal(cloud.asked[-1][1]["x"], mixed[1:])
+        cloud.outputs = {"scores": np.tile(ANSWER["scores"], (2, 1))}
+        again = await service.infer("pair", {"x": mixed})
+    assert again.parameters["edgekit_route"] == "degraded"
+    assert again.outputs["scores"].shape == (2, CLASSES)
