@@ -7,7 +7,7 @@ import io
 import os
 import tarfile
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import click
@@ -62,7 +62,12 @@ def backup(output: Path, as_json: bool) -> None:
         with TemporaryDirectory(prefix="edgekit-backup-") as folder:
             revision, rows = dump_database(engine, Path(folder))
             files = {f"database/{path.name}": path for path in sorted(Path(folder).iterdir())}
-            files |= {f"keys/{path.name}": path for path in sorted(settings.keys.glob("*")) if path.is_file()}
+            folder_of_keys = settings.keys
+            files |= {
+                f"keys/{p.relative_to(folder_of_keys).as_posix()}": p
+                for p in sorted(folder_of_keys.rglob("*"))
+                if p.is_file()
+            }
             digests = {name: _sha256(path) for name, path in files.items()}
             index = Index(FORMAT, __version__, settings.fleet, time.time(), revision, rows, digests)
             _write(output, index, files)
@@ -120,7 +125,7 @@ def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> No
                 f"the backup is of fleet {index.fleet!r}, edgekit.toml names {settings.fleet!r}",
                 advice="Set `fleet` in edgekit.toml to the backup's fleet.",
             )
-        keys = {Path(name).name: Path(folder) / name for name in index.files if name.startswith("keys/")}
+        keys = {name.removeprefix("keys/"): Path(folder) / name for name in index.files if name.startswith("keys/")}
         _check_keys(settings, keys)
         rows = load_database(settings.database, Path(folder) / "database", index.revision)
         if rows != index.rows:
@@ -161,20 +166,14 @@ def _unpack(file: Path, folder: Path) -> Index:
             index = msgspec.json.decode(_member(archive, first).read(), type=Index)
             if index.format != FORMAT:
                 raise DataError(f"the backup has format {index.format}, this edgekit reads {FORMAT}")
-            for kind in ("database", "keys"):
-                (folder / kind).mkdir()
+            _check_names(file, index)
             for member in archive:
-                kind, _, name = member.name.partition("/")
                 if member.name == INDEX:
                     continue
-                if (
-                    member.name not in index.files
-                    or kind not in ("database", "keys")
-                    or "/" in name
-                    or not member.isreg()
-                ):
+                if member.name not in index.files or not member.isreg():
                     raise DataError(f"{file} has the member {member.name!r}, which its index does not name")
-                with (folder / kind / name).open("wb") as target:
+                (folder / member.name).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / member.name).open("wb") as target:
                     source = _member(archive, member)
                     while chunk := source.read(1024**2):
                         target.write(chunk)
@@ -185,6 +184,14 @@ def _unpack(file: Path, folder: Path) -> Index:
         if not path.exists() or _sha256(path) != digest:
             raise DataError(f"{name} in {file} is {'damaged' if path.exists() else 'missing'}; nothing was restored")
     return index
+
+
+def _check_names(file: Path, index: Index) -> None:
+    """Check that every name of the index stays in the folders of a backup."""
+    for name in index.files:
+        kind, *rest = PurePosixPath(name).parts
+        if kind not in ("database", "keys") or not rest or ".." in rest or PurePosixPath(name).as_posix() != name:
+            raise DataError(f"{file} names the file {name!r}, expected database/FILE or keys/FILE")
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BufferedIOBase:

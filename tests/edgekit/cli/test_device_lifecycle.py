@@ -89,6 +89,7 @@ def test_exported_devices_are_imported_elsewhere_or_not_at_all(shell):
 def test_backup_is_restored_into_nothing(shell):
     """Every row and key comes back, the audit log is whole, and nothing that exists is overwritten."""
     say(shell, "pi-1")
+    shell("edgekit registry class add cameras")
     shell("edgekit controller backup -o backup.tar")
     assert (shell.folder / "backup.tar").stat().st_mode & 0o077 == 0
     assert "exists" in shell("edgekit controller backup -o backup.tar", 1)[1]
@@ -100,8 +101,10 @@ def test_backup_is_restored_into_nothing(shell):
     shell("edgekit controller restore backup.tar")
     assert shell.json("edgekit device list --json") == before
     assert "are whole" in "".join(shell("edgekit audit verify"))
-    for lost in (shell.folder / "lost").iterdir():
-        kept = shell.folder / "keys" / lost.name
+    lost_files = [path for path in (shell.folder / "lost").rglob("*") if path.is_file()]
+    assert any(path.parent.name == "classes" for path in lost_files)
+    for lost in lost_files:
+        kept = shell.folder / "keys" / lost.relative_to(shell.folder / "lost")
         assert kept.read_bytes() == lost.read_bytes()
         assert kept.stat().st_mode & 0o077 == 0
     shell("edgekit device enroll pi-3 --target raspberry-pi-4")
@@ -124,6 +127,8 @@ def test_damaged_backup_restores_nothing(shell):
             new.addfile(member, old.extractfile(member))
         new.add("edgekit.toml", arcname="keys/../evil")
     assert "does not name" in shell("edgekit controller restore more.tar", 1)[1]
+    (shell.folder / "outside.tar").write_bytes(data.replace(b'"keys/root.json"', b'"keys/../a.json"'))
+    assert "expected database/FILE or keys/FILE" in shell("edgekit controller restore outside.tar", 1)[1]
     (shell.folder / "text.tar").write_text("no tar")
     assert "no whole backup" in shell("edgekit controller restore text.tar", 1)[1]
     assert not (shell.folder / "edgekit.db").exists() or shell.json("edgekit device list --json") == []
