@@ -21,7 +21,7 @@ PATHS = (
     "/",
     "/devices",
     "/devices?filter=version(digits)%20==%201.0.0",
-    "/devices?sort=-seen&offset=1500",
+    "/devices?sort=-seen",
     "/devices/pi-0001",
     "/rollouts",
     "/rollouts/1",
