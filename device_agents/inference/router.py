@@ -83,7 +83,8 @@ class InferenceRouter:
         )
         if after.route is not Route.CLOUD:
             if held is not None and certified is not None and after.reason is Reason.CONFIDENT and has_cloud:
-                request.certify(held)
+                if len(certified) == 1 or _may_split(request, outputs, len(certified)):
+                    request.certify(held)
                 if self._explorer is not None and len(certified) == 1:
                     self._explorer.consider(request, held, outputs)
             return request.respond(outputs, after, score)
@@ -112,11 +113,7 @@ class InferenceRouter:
         rows = row_splitting.unsure_rows(held, certified, session.manifest.task, outputs, threshold)
         if rows is None or len(rows) < 2 or not rows.any():
             return None
-        return (
-            rows
-            if row_splitting.may_split(session.inputs, session.outputs, request.inputs, outputs, len(rows))
-            else None
-        )
+        return rows if _may_split(request, outputs, len(rows)) else None
 
     async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
         if first.reason is Reason.STATEFUL:
@@ -202,3 +199,11 @@ class InferenceRouter:
             await self._prepare_again(request, session)
         request.session = session
         return session
+
+
+def _may_split(request: Request, outputs: Mapping[str, Array], rows: int) -> bool:
+    """True where each of the rows can take a route of its own."""
+    session = request.session
+    return session is not None and row_splitting.may_split(
+        session.inputs, session.outputs, request.inputs, outputs, rows
+    )

@@ -111,9 +111,12 @@ def test_the_other_targets_hold_too(goal: Goal, extra: int, truth) -> None:
     ],
 )
 def test_the_promise_and_the_share_sent_over_many_draws(goal, n: int, extra: int, ratio: float, truth) -> None:
-    """2,000 draws of each size: the promise, the share sent over the oracle's, and the draws without a certificate."""
+    """2,000 draws of each size: the promise, the share sent over the oracle's, and the draws without a certificate.
+
+    An exact test may break its promise in almost 5 %, so the count may be two standard errors above that.
+    """
     certified, broken, _ = simulate(goal, n, extra, 2000, truth, seed=11)
-    assert broken <= 0.05
+    assert broken <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
     if math.isfinite(ratio):
         assert len(certified) >= 0.94 * 2000
         assert certified.mean() / pairs.oracle(0.08) <= ratio
