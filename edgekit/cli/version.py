@@ -16,7 +16,7 @@ REPORTED_PACKAGES = (
     "torch", "onnx", "onnxscript", "onnxslim", "tf2onnx", "litert-quantizer", "numpy", "scipy", "scikit-learn",
     "paho-mqtt", "amqtt", "httptools", "grpcio", "protobuf", "tuf", "securesystemslib", "cryptography", "obstore",
     "zstandard", "sqlalchemy", "alembic", "psycopg", "pillow", "click", "msgspec", "jinja2", "joblib", "flatbuffers",
-    "lark", "starlette", "uvicorn", "threadpoolctl", "tomli",
+    "lark", "starlette", "uvicorn", "cyclonedx-python-lib", "threadpoolctl", "tomli",
 )  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])

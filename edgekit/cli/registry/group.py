@@ -12,6 +12,7 @@ from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import given_passphrase, passphrase_option
 from edgekit.cli.registry.classes import class_group
 from edgekit.cli.registry.export import export
+from edgekit.cli.registry.inventory import bom, where
 from edgekit.cli.registry.keys import key, renew
 from edgekit.cli.registry.options import opened, registry_options
 from edgekit.cli.registry.publish import publish
@@ -30,7 +31,20 @@ def registry() -> None:
     """
 
 
-for _command in (key, renew, class_group, publish, list_command, show, promote, retire, allow_downgrade, export):
+for _command in (
+    key,
+    renew,
+    class_group,
+    publish,
+    list_command,
+    show,
+    promote,
+    retire,
+    allow_downgrade,
+    export,
+    bom,
+    where,
+):
     registry.add_command(_command)
 
 
