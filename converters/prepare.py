@@ -12,7 +12,15 @@ from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps, with_after
 from converters.data.random_inputs import RandomInputs, plausible_samples
-from converters.data.samples import Samples, Split, data_arrays, load_samples, split_samples
+from converters.data.samples import (
+    CALIBRATION_SHARE,
+    Samples,
+    Split,
+    calibration_share,
+    data_arrays,
+    load_samples,
+    split_samples,
+)
 from converters.data.stateful import stream_note, visible, with_states
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX, Source, load_model
@@ -82,7 +90,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     with step("read the samples"):
         classes = preprocessing.labels if preprocessing else ()
         data = load_samples(plan.data, specs, processor, classes, interface) if plan.data is not None else None
-        split = split_samples(data) if data is not None else None
+        split = _split(plan, data) if data is not None else None
         test = load_samples(plan.test, specs, processor, classes, interface) if plan.test is not None else None
         drawn = RandomInputs(split.choice) if split else _random(source)
     choice = drawn.samples
@@ -123,6 +131,13 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
             *_state_notes(source.graph, split),
         ),
     )
+
+
+def _split(plan: ConversionPlan, data: Samples) -> Split:
+    """The splits of the data. Without a wish for proof, what the proof does not need is for calibration."""
+    drops = (plan.budget.max_drop, *plan.budget.max_drops.values())
+    shares = [calibration_share(len(data), drop, plan.budget.confidence) for drop in drops]
+    return split_samples(data, min(shares) if plan.accept_unproven else CALIBRATION_SHARE)
 
 
 def _constant_notes(evidence: Evidence, split: Split | None) -> list[str]:

@@ -25,6 +25,7 @@ LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefi
 GROUPS = "group"
 SINGLE = "x"
 CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.2
+MOST_CALIBRATION, MOST_ROWS = 0.5, 256  # share and rows of calibration where a point estimate is accepted
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -95,9 +96,9 @@ class Split(msgspec.Struct, frozen=True):
 
     Attributes:
         digest: sha256 of all rows, sorted by their digests; it does not depend on the order of the rows.
-        calibration: Rows for activation ranges (20 %).
+        calibration: Rows for activation ranges, rounding and pruning (20 %, or more: see `calibration_share`).
         choice: Rows for the choice between candidates (20 %).
-        proof: Rows for the proof of the chosen candidate (60 %).
+        proof: Rows for the proof of the chosen candidate (60 %, or less).
     """
 
     digest: str
@@ -296,24 +297,42 @@ def _only_value(loaded: Any, name: str, shape: tuple[int, ...]) -> Number | None
     return number
 
 
-def split_samples(samples: Samples) -> Split:
+def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
+    """The calibration split's share of `rows` where a point estimate is accepted: 20 to 50 %.
+
+    A proof without any loss needs ln(1 - confidence) / ln(1 - max_drop) rows (from the binomial distribution). Rows of
+    the proof split beyond these go to calibration, until it has `MOST_ROWS`.
+
+    Args:
+        rows: Number of all rows.
+        max_drop: The budget; one that is no share leaves 20 %.
+        confidence: Of the bound on the drop.
+    """
+    if not 0.0 < max_drop < 1.0:
+        return CALIBRATION_SHARE
+    needed = math.log(1.0 - confidence) / math.log(1.0 - max_drop)
+    spare = 1.0 - CHOICE_SHARE - needed / rows
+    return max(min(spare, MOST_CALIBRATION, MOST_ROWS / rows), CALIBRATION_SHARE)
+
+
+def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE) -> Split:
     """Split data into its three parts by the digest of each row, so that a row is always in the same part.
 
-    Equal rows have equal digests, so duplicates are in one part. Shares are near 20, 20 and 60 %, and exact where no
-    rows are equal. Streams stay whole (see `split_streams`).
+    Equal rows have equal digests, so duplicates are in one part. Shares are near `calibration`, 20 % and the rest, and
+    exact where no rows are equal. Streams stay whole (see `split_streams`).
 
     Raises:
         DataError: there are fewer than five different rows, or too few rows in streams.
     """
     digests = [_row_digest(samples, row) for row in range(len(samples))]
     if samples.stream is not None:
-        digest, rows, streams = split_streams(samples.stream, digests, (CALIBRATION_SHARE, CHOICE_SHARE))
+        digest, rows, streams = split_streams(samples.stream, digests, (calibration, CHOICE_SHARE))
         samples = msgspec.structs.replace(samples, stream=streams)
         return Split(digest.hex(), *(samples.take(part) for part in rows))
     order = np.array(sorted(range(len(samples)), key=lambda row: digests[row]), dtype=np.int64)
     whole = hashlib.sha256(b"".join(digests[row] for row in order)).hexdigest()
-    first = _end(order, digests, round(len(samples) * CALIBRATION_SHARE))
-    second = _end(order, digests, max(first, round(len(samples) * (CALIBRATION_SHARE + CHOICE_SHARE))))
+    first = _end(order, digests, round(len(samples) * calibration))
+    second = _end(order, digests, max(first, round(len(samples) * (calibration + CHOICE_SHARE))))
     parts = [order[:first], order[first:second], order[second:]]
     if not all(len(part) for part in parts):
         raise DataError(

@@ -178,6 +178,27 @@ def test_int8_bundle_keeps_its_calibration(onnx_folder, tmp_path):
     assert not (tmp_path / "float32" / "model-1.0.0-raspberry-pi-5" / "calibration.bin").exists()
 
 
+def test_point_estimates_leave_more_samples_for_calibration(onnx_folder, tmp_path):
+    """Half of the samples calibrate where a point estimate is accepted and a proof needs few; else a fifth."""
+    splits = []
+    for accepted in (False, True):
+        [report] = convert(
+            onnx_folder / "model.onnx",
+            targets=["raspberry-pi-5"],
+            runtime="onnxruntime",
+            data=onnx_folder / "data.npz",
+            recipe=Recipe("float32"),
+            accept_unproven=accepted,
+            output=tmp_path / str(accepted),
+            max_drop=0.2,
+        )
+        split = report.split
+        rows = split.calibration + split.choice + split.proof
+        splits.append((split.calibration / rows, split.choice / rows))
+    assert splits[0] == pytest.approx((0.2, 0.2), abs=0.01)
+    assert splits[1] == pytest.approx((0.5 if rows <= 512 else 256 / rows, 0.2), abs=0.01)
+
+
 def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):
     """--runtime onnxruntime on a board that runs both: float32, QDQ int8 and integer weights; no float16.
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.data.samples import Samples, load_samples, split_samples
+from converters.data.samples import Samples, calibration_share, load_samples, split_samples
 from edgekit.errors import DataError
 from edgekit.tensors import DType, TensorSpec
 
@@ -100,6 +100,19 @@ def test_split_has_its_shares_and_no_common_row():
     split = split_samples(Samples({"image": images(100)}, np.arange(100)))
     parts = [split.calibration, split.choice, split.proof]
     assert [len(part) for part in parts] == [20, 20, 60]
+    assert sorted(np.concatenate([part.labels for part in parts])) == list(range(100))
+
+
+def test_calibration_gets_what_a_proof_does_not_need():
+    """With a point estimate accepted, the proof keeps the rows of a proof without losses; half of all rows at most."""
+    assert calibration_share(400, 0.03, 0.95) == 0.5
+    assert calibration_share(500, 0.01, 0.95) == pytest.approx(1 - 0.2 - 298.07 / 500, abs=1e-4)
+    assert calibration_share(1000, 0.01, 0.95) == 0.256
+    for rows, drop in ((5000, 0.01), (200, 0.01), (100, 0.0), (100, 3.0)):
+        assert calibration_share(rows, drop, 0.95) == 0.2
+    split = split_samples(Samples({"image": images(100)}, np.arange(100)), 0.5)
+    parts = [split.calibration, split.choice, split.proof]
+    assert [len(part) for part in parts] == [50, 20, 30]
     assert sorted(np.concatenate([part.labels for part in parts])) == list(range(100))
 
 
