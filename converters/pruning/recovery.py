@@ -35,6 +35,7 @@ from edgekit.tensors import Array
 
 HELD_OUT = 5  # one row in so many judges
 LEAST_ROWS = 40  # with fewer, the held-out rows say nothing
+LEAST_HELD_OUT = 32  # rows that can choose copies; 16 chose a kind that was no better on others
 COPIES, MOST_ROWS = 3, 1024  # copies of each row, and rows with copies
 CLEARLY = 0.95  # copies have to lower the divergence to this share, on both halves of the held-out rows
 LOST = 0.02  # divergence below which there is little to recover
@@ -145,6 +146,8 @@ class Recovery:
 
     def _choose_copies(self, kept: Kept) -> tuple[str, list[RecoveryStep]]:
         """The kind of copies that clearly helps the refit on both halves of the held-out rows; empty for none."""
+        if len(self._held) < LEAST_HELD_OUT:
+            return "", []
         plain = self._fitted(kept, self._train, "")
         before, halves = self._lost(plain), self._lost_by_half(plain)
         best, tried = "", []

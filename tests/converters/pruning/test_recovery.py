@@ -38,7 +38,7 @@ def _held_out(pruner, graph):
 @pytest.mark.parametrize("name", ["plain", "depthwise", "flatten", "attention"])
 def test_copies_are_taken_only_where_held_out_rows_are_better(name):
     """Of the kinds of copies the best one is taken, and only one that clearly helps on held-out rows."""
-    pruner, kept, _ = _pruner(name)
+    pruner, kept, _ = _pruner(name, rows=200)
     plain = pruner.pruned(kept).graph
     found = Recovery(pruner, None).recover(kept, plain)
     taken = [step for step in found.steps if step.taken]
@@ -49,6 +49,8 @@ def test_copies_are_taken_only_where_held_out_rows_are_better(name):
     assert (found.graph is None) == (not taken)
     assert found.gain <= 1.0
     assert found.steps == Recovery(pruner, None).recover(kept, plain).steps
+    few, kept, _ = _pruner(name, rows=100)
+    assert not Recovery(few, None).recover(kept, few.pruned(kept).graph).steps
 
 
 def test_copies_are_of_the_rows_that_were_given():
