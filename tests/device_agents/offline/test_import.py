@@ -37,6 +37,7 @@ from tests.simulators.small_models import onnx_bundle
 LONG_SECONDS = 30
 PATIENCE_SECONDS = 120.0
 BALLAST_BYTES = 3_000_000
+PULLED_BLOCKS = 20
 
 
 def enroll(side: ControlSide, name: str) -> Path:
@@ -103,14 +104,25 @@ def changed(path: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
     return copy
 
 
+class Pulled(FileTransport):
+    """A stick that is pulled after some blocks: requests get no answer any more."""
+
+    async def publish(self, topic: str, payload: bytes, **how: object) -> None:
+        """Answer a request while there is a stick."""
+        if self.blocks_sent < PULLED_BLOCKS:
+            await super().publish(topic, payload, **how)
+
+
 @contextlib.asynccontextmanager
-async def importing(folder: Path, path: Path) -> AsyncIterator[tuple[object, FileTransport, Callable[[], object]]]:
+async def importing(
+    folder: Path, path: Path, kind: type[FileTransport] = FileTransport
+) -> AsyncIterator[tuple[object, FileTransport, Callable[[], object]]]:
     """An agent in this process that may import a file."""
     settings = load_settings(AgentSettings, file=folder / "agent.toml", environ={})
     settings = msgspec.structs.replace(settings, quiet_hours="", metered=False)
     inference, _ = make_inference(settings)
     with UpdateFile(path) as file:
-        transport = FileTransport(file, FLEET, settings.device)
+        transport = kind(file, FLEET, settings.device)
         async with inference:
             agent = make_agent(settings, inference, measure_facts("x86-64"), transport=transport)
             await agent.start()
@@ -210,14 +222,14 @@ async def test_an_interrupted_import_goes_on_with_what_it_has(tmp_path: Path) ->
         await assigned(side, "1.0.0", "pi-1")
         path = export(side, tmp_path / "one.edgekit", "pi-1")
         whole = BALLAST_BYTES // 65_536
-        async with importing(folder, path) as (_, transport, follow):
+        async with importing(folder, path, Pulled) as (_, transport, follow):
             task = asyncio.ensure_future(follow())
-            await until(lambda: transport.blocks_sent >= whole // 2)
+            await until(lambda: transport.blocks_sent >= PULLED_BLOCKS)
+            await asyncio.sleep(0.2)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            first = transport.blocks_sent
-        assert first < whole
+            assert transport.blocks_sent < whole
         async with importing(folder, path) as (_, transport, follow):
             assert await follow() == [Imported("small", "1.0.0", "succeeded")]
-            assert transport.blocks_sent < whole - first // 2
+            assert transport.blocks_sent <= whole - PULLED_BLOCKS // 2
