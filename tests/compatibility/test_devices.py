@@ -77,7 +77,14 @@ def test_journal_is_read(release, tmp_path, moment):
         written = json.loads(data.partition(b"\n")[0])
         written = written.get("state", written)
         again = json.loads(msgspec.json.encode(record))
-        assert {key: again[key] for key in written} == written
+        assert _stored(again, written) == written
+
+
+def _stored(value, written):
+    """`value` without what was not `written`: fields that are newer than the release."""
+    if isinstance(value, dict) and isinstance(written, dict):
+        return {key: _stored(value[key], below) for key, below in written.items()}
+    return value
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

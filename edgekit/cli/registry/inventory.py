@@ -14,7 +14,6 @@ from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.registry.options import registry_options
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import DiskError, EdgekitError, NotFoundError
-from edgekit.registry.components import SHORTEST_DIGEST, matches, runs_runtime
 
 if TYPE_CHECKING:
     from edgekit.registry import RegistryReader, Release
@@ -127,6 +126,8 @@ def where(component: str, url: str | None, keys: Path | None, as_json: bool) -> 
       edgekit registry where 9f86d081884c
       edgekit registry where onnxruntime==1.31.1 --json
     """
+    from edgekit.registry.components import SHORTEST_DIGEST, matches
+
     if len(component) < SHORTEST_DIGEST and all(one in "0123456789abcdef" for one in component):
         note(f"{component} is read as a name: a digest needs {SHORTEST_DIGEST} characters")
     settings = control_settings(registry=url, keys=keys)
@@ -159,6 +160,8 @@ def where(component: str, url: str | None, keys: Path | None, as_json: bool) -> 
 
 
 def _uses(state: FleetState, view: DeviceView, bundles: dict[str, list[str]], component: str) -> list[Use]:
+    from edgekit.registry.components import runs_runtime
+
     uses = []
     for model, running in sorted(view.models.items()):
         if running.digest in bundles:

@@ -81,7 +81,8 @@ def test_a_shell_completes_nouns_verbs_and_options(shell: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_the_agent(shell: str) -> None:
     """`edgekit-agent` has the same command; its name has a dash, which no shell function may have everywhere."""
-    assert set(offered(shell, "edgekit-agent", "")) == {"run", "status", "check", "completion"}
+    found = set(offered(shell, "edgekit-agent", ""))
+    assert found == {"run", "status", "check", "join", "import", "agree", "completion"}
 
 
 def test_every_noun_is_offered() -> None:
