@@ -10,8 +10,8 @@ import click
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.cli.common.numbers import Seconds, Whole
-from edgekit.cli.device_profile import profile_on_device
-from edgekit.cli.device_results import report_answers
+from edgekit.cli.device.profile import profile_on_device
+from edgekit.cli.device.results import report_answers
 
 if TYPE_CHECKING:
     from converters.cost.profile import Profile

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.cli.controller_web import parse_api
+from edgekit.cli.controller.web import parse_api
 from edgekit.errors import SettingsError
 from tests.simulators.receiver import receiver
 from tests.simulators.shell import Shell

@@ -57,7 +57,7 @@ def test_clocks_that_differ_as_usual_cause_nothing(registry: Registry) -> None:
 
 def test_a_controller_without_the_keys_says_who_must_sign(registry: Registry, tmp_path: Path, capfd) -> None:
     """It cannot sign anew, so it names the command for the machine that can."""
-    from edgekit.cli.controller import _note_time
+    from edgekit.cli.controller.group import _note_time
 
     sign_ahead(registry, 2)
     held = tmp_path / "controller"

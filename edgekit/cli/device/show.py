@@ -11,7 +11,7 @@ from edgekit.cli.common.console import control_settings, json_option, note, prin
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
-from edgekit.cli.device_columns import (
+from edgekit.cli.device.columns import (
     device_row,
     models_text,
     outcomes_text,

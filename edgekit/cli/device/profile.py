@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.cli.common.console import control_settings, note
 from edgekit.cli.common.fleet import fleet_state, registry_reader
-from edgekit.cli.device_results import await_answers
+from edgekit.cli.device.results import await_answers
 from edgekit.errors import ManifestError, NotFoundError
 from edgekit.mqtt.command_arguments import PROFILE
 

@@ -16,7 +16,7 @@ import msgspec
 from edgekit import __version__
 from edgekit.cli.common.console import control_settings, json_option, needs_extra, note, print_json
 from edgekit.cli.common.numbers import Seconds
-from edgekit.cli.controller_recovery import restore_from_devices
+from edgekit.cli.controller.recovery import restore_from_devices
 from edgekit.errors import DataError, DiskError, EdgekitError, SettingsError
 from edgekit.settings import ControlSettings
 

@@ -21,14 +21,14 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, parse_labels, read_root
 from edgekit.cli.common.numbers import SHARE
 from edgekit.cli.common.passphrase import passphrase_option
-from edgekit.cli.device_changes import label, quarantine, rekey, remove
-from edgekit.cli.device_code import code
-from edgekit.cli.device_command import command
-from edgekit.cli.device_folder import check_tls, write_folder
-from edgekit.cli.device_group import group
-from edgekit.cli.device_results import results
-from edgekit.cli.device_show import list_command, show
-from edgekit.cli.device_transfer import export, import_devices
+from edgekit.cli.device.changes import label, quarantine, rekey, remove
+from edgekit.cli.device.code import code
+from edgekit.cli.device.command import command
+from edgekit.cli.device.folder import check_tls, write_folder
+from edgekit.cli.device.results import results
+from edgekit.cli.device.saved_groups import group
+from edgekit.cli.device.show import list_command, show
+from edgekit.cli.device.transfer import export, import_devices
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
 from edgekit.settings.device_files import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES

@@ -11,7 +11,7 @@ from edgekit.cli.common.console import control_settings, json_option, note, prin
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
-from edgekit.cli.device_results import await_answers, report_answers
+from edgekit.cli.device.results import await_answers, report_answers
 from edgekit.errors import DataError
 from edgekit.mqtt.command_arguments import (
     COMMAND_KINDS,

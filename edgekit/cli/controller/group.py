@@ -17,10 +17,10 @@ from edgekit.bundle.targets import builtin_targets
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
 from edgekit.cli.common.fleet import control_transport, read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
-from edgekit.cli.controller_backup import backup, restore
-from edgekit.cli.controller_token import token
-from edgekit.cli.controller_web import check_api, serve_web
-from edgekit.cli.controller_webhook import webhook
+from edgekit.cli.controller.backup import backup, restore
+from edgekit.cli.controller.token import token
+from edgekit.cli.controller.web import check_api, serve_web
+from edgekit.cli.controller.webhook import webhook
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings
 
