@@ -19,7 +19,7 @@ CONNECTION_SECONDS = 3600.0
 
 
 class RemoteParts(NamedTuple):
-    """What remote commands need of the process around the agent; a part that is None is not offered.
+    """Parts of the process around the agent that remote commands need; a part that is None is not offered.
 
     Attributes:
         logs: The newest lines of the log.

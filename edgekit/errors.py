@@ -59,7 +59,7 @@ class NotFoundError(AuthorError):
 
 
 class ConflictError(AuthorError):
-    """What may be done once was done before."""
+    """An action that is allowed only once was done before."""
 
 
 # --- data that must not be trusted

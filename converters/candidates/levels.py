@@ -166,7 +166,7 @@ class Levels:
         return level if self._load(level.base) else None
 
     def recovered(self, level: PruningLevel) -> list[PruningLevel]:
-        """What recovery makes of a level: one, or two where the user's loop changes it too.
+        """Recover a level: the result is one level, or two where the user's loop changes it too.
 
         It is the level itself where the refit lost little, where no step helps, and where there are too few rows.
         """

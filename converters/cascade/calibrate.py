@@ -33,7 +33,7 @@ _BEST_STEPS = 10
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """What is to be proven: one of the targets of certificates, its value, and the confidence."""
+    """The claim to prove: one of the targets of certificates, its value, and the confidence."""
 
     target: str
     value: float

@@ -95,7 +95,7 @@ class ChannelReport(msgspec.Struct, frozen=True):
 
     @property
     def _trained(self) -> str:
-        """What was done to the chosen artifact beside the fit."""
+        """The training of the chosen artifact beside the fit, in words; empty if there was none."""
         words = {
             "distilled": "distilled from the float model",
             "fine-tuned": "fine-tuned on labels",

@@ -1,4 +1,4 @@
-"""What a training learns from, and its steps. Pure."""
+"""The data of a training, and its steps. Pure."""
 
 from __future__ import annotations
 

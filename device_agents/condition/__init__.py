@@ -1,4 +1,4 @@
-"""What changes on a device while the agent runs: temperature, throttling, free space, uptime and its clock.
+"""Values that change on a device while the agent runs: temperature, throttling, free space, uptime and its clock.
 
-What stays the same until the next start is in `device_agents.facts`. Nothing here decides about bundles.
+Values that stay the same until the next start are in `device_agents.facts`. Nothing here decides about bundles.
 """

@@ -120,7 +120,7 @@ def _clock_synchronised(root: Path) -> bool | None:
 
 
 def _adjtimex() -> bool | None:
-    """What the kernel says; None where it may not be asked, as in the sandbox of the systemd unit."""
+    """Ask the kernel if the clock is synchronised; None where that is not allowed, as in the systemd unit's sandbox."""
     try:
         status: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # modes 0: changes nothing
     except (OSError, AttributeError):

@@ -18,7 +18,7 @@ DAY_SECONDS = 86_400.0
 
 
 class News(str, enum.Enum):
-    """What the controller is told about a certificate; the values are kinds of events."""
+    """Reports to the controller about a certificate; the values are kinds of events."""
 
     VOID = "certificate-void"
     CLOUD_CHANGED = "certificate-cloud-changed"

@@ -6,7 +6,7 @@ import msgspec
 
 
 class MeasuringJob(msgspec.Struct, frozen=True):
-    """What to measure, and the limits.
+    """The measurement to make, and its limits.
 
     Attributes:
         seconds: How long runs are measured.

@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 class OverlayRecord(msgspec.Struct, frozen=True):
-    """What the overlay file holds.
+    """The content of the overlay file.
 
     Attributes:
         values: Settings by key, as text; they win over the settings file and the environment.

@@ -32,7 +32,7 @@ class Bounded(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """What the certificate is bound to; it is void where one of these is different.
+    """The models, steps and runtime that a certificate is bound to; it is void where one of them is different.
 
     Attributes:
         edge_model: sha256 of the edge artifact, hex.

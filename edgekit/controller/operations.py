@@ -1,4 +1,4 @@
-"""What operators read and do, for API and pages; the command line calls the same functions of the fleet state."""
+"""Reads and changes by operators, for API and pages; the command line calls the same functions of the fleet state."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Operations:
             return self._reader.list(model or None)
 
     def plan(self, request: RolloutRequest) -> Planned:
-        """What a rollout would do; starts nothing. Raises as `start`, but for refusals, which the plan lists."""
+        """Plan a rollout without starting it. Raises as `start`, but for refusals, which the plan lists."""
         return self._planned(request)[0]
 
     def start(self, request: RolloutRequest) -> RolloutDocument:

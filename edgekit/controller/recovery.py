@@ -66,7 +66,7 @@ async def collect_retained(transport: Transport, fleet: str, seconds: float) -> 
 def found_devices(
     retained: Mapping[str, Mapping[str, bytes]], fleet: str, director: Key, now: float
 ) -> list[FoundDevice]:
-    """What the retained messages prove, by device name.
+    """List the devices that sent retained reports, by name: each with the record that these prove, or the fault.
 
     A report proves that its sender has the key that it names. That this sender may have the name is proven only by the
     broker, which lets a device write on its own topics alone.

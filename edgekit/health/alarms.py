@@ -38,7 +38,7 @@ MAX_BUNDLES = 8  # baselines kept for a device
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a difference must be to matter, and the level of false alarms; the defaults are the module's constants."""
+    """The least differences that matter, and the level of false alarms; the defaults are the module's constants."""
 
     level: float = LEVEL
     slower: float = SLOWER

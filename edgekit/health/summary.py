@@ -31,7 +31,7 @@ class BundleSummary(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a device did in some hours.
+    """The activity of a device in some hours.
 
     Attributes:
         hours: Hours with telemetry.

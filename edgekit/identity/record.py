@@ -26,7 +26,7 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
-    """What a controller knows of one device.
+    """The record that a controller has of one device.
 
     Attributes:
         name, target, public_key, labels, enrolled: As enrolled.

@@ -348,7 +348,7 @@ class ClaimMessage(msgspec.Struct, frozen=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True):
-    """What a new device asks for.
+    """The request of a new device to be enrolled.
 
     Attributes:
         id: Id of the request.
@@ -367,7 +367,7 @@ class ClaimRequest(msgspec.Struct, frozen=True):
 
 
 class ClaimProof(msgspec.Struct, frozen=True):
-    """What a new device signs with its own key: its name and the id of the enrollment code."""
+    """The values that a new device signs with its own key: its name and the id of the enrollment code."""
 
     name: str
     token: str

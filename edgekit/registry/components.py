@@ -12,7 +12,7 @@ PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "tflite-ru
 
 
 def matches(manifest: Manifest, wanted: str) -> list[str]:
-    """What of a bundle is the component; empty if nothing is.
+    """The parts of a bundle that are the component; empty if none is.
 
     Args:
         manifest: The bundle's manifest.

@@ -32,7 +32,7 @@ from edgekit.update_file import BLOBS, DESIRED, FORMAT, INDEX, METADATA, Index
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What one device is told.
+    """The signed assignment for one device.
 
     Attributes:
         device: Name of the device.

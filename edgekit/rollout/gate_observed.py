@@ -1,4 +1,4 @@
-"""What the devices of a rollout with gates have reported about the previous and the new model. Pure rules."""
+"""Counts and pairs that the devices of a rollout with gates report about the previous and the new model. Pure rules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Counted(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a device of a rollout with gates has reported.
+    """The counts and pairs that a device of a rollout with gates has reported.
 
     Attributes:
         previous: Digest of the model before; empty while it is not known.

@@ -23,7 +23,7 @@ _SHORTEST_MS = 2.0**-10
 
 
 class Signal(NamedTuple):
-    """What a sketch is of: a model (AGENT for the device), the first characters of its digest, and the signal."""
+    """The subject of a sketch: a model (AGENT for the device), the first characters of its digest, and the signal."""
 
     model: str
     digest: str

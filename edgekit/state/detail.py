@@ -18,7 +18,7 @@ SUMMARY_SECONDS = 86_400.0
 
 
 class AssignedDocument(msgspec.Struct, frozen=True):
-    """What a device should run: the version of its assignment, 0 for none, and its entries by model."""
+    """The assignment of a device: its version, 0 for none, and its entries by model."""
 
     version: int
     entries: dict[str, Entry]

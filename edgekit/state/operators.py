@@ -20,7 +20,7 @@ TOKEN_BYTES = 32
 
 
 class Role(str, enum.Enum):
-    """What an operator may do; each role may do everything of the one before.
+    """The permissions of an operator; each role includes those of the one before.
 
     VIEWER: read. OPERATOR: also start and steer rollouts, and change standing assignments. ADMIN: also see who has a
     token.

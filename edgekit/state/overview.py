@@ -1,4 +1,4 @@
-"""What a fleet runs, as numbers: counted in SQL, so that it takes about the same time for any fleet."""
+"""Numbers of a fleet and its models: counted in SQL, so that it takes about the same time for any fleet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VersionCount(msgspec.Struct, frozen=True):
 
 
 class ModelCount(msgspec.Struct, frozen=True):
-    """What runs where: one model.
+    """Numbers of devices that have one model, by version and by state.
 
     Attributes:
         model: Its name.

@@ -209,7 +209,7 @@ class TelemetryTable(FleetTable):
 
 
 def _checked(telemetry: Telemetry) -> HourBody:
-    """What a message adds. Raises DataError for numbers and names that cannot be added up."""
+    """The checked values of a message. Raises DataError for numbers and names that cannot be added up."""
     for word, rising in (("session", telemetry.session), ("number", telemetry.number)):
         if not 0 <= rising <= MAX_INTEGER:
             raise DataError(f"{word} is {rising}, expected 0 to {MAX_INTEGER}")

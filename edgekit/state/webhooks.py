@@ -72,7 +72,7 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What is to be posted to one receiver next, in this order.
+    """The notices to post next to one receiver, in this order.
 
     Attributes:
         webhook: Number of the receiver.

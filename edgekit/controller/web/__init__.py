@@ -1,4 +1,4 @@
-"""What operators see and do over HTTP: a JSON API with OpenAPI, pages, and static files.
+"""The controller over HTTP, for operators: a JSON API with OpenAPI, pages, and static files.
 
 Reading and changing the fleet is in `edgekit.controller.operations`; no rule of the fleet may live here.
 """

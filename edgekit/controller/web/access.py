@@ -1,4 +1,4 @@
-"""Who may do what over HTTP: names of the server, origins, and roles. Pure rules.
+"""Rules of access over HTTP: names of the server, origins, and roles. Pure.
 
 Reads are free for programs and people on the machine itself (loopback, no proxy in between), because they can read the
 database anyway. Everything else needs an operator's token, or the session that its owner opened with it.
@@ -19,7 +19,7 @@ PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-f
 
 
 class Visitor(msgspec.Struct, frozen=True):
-    """Who makes a request.
+    """The person or program that makes a request.
 
     Attributes:
         name: Name of the operator; empty without a login.

@@ -144,7 +144,7 @@ def _list(visit: Visit) -> Response:
 
 
 def _values(visit: Visit) -> dict[str, Any]:
-    """What the live part of a rollout's page shows, from counts in SQL."""
+    """Values for the live part of a rollout's page, from counts in SQL."""
     number = converted(dict(visit.request.path_params), NumberPath).number
     rollout, described = visit.operations.state.rollouts.counted(number)
     waves = wave_progress(rollout.plan, rollout.wave, described.counts)
