@@ -1,4 +1,4 @@
-"""Who may use the cloud tier, and what is written of them: API keys, TLS and the access log, from the settings."""
+"""Access to the cloud tier and its record: API keys, TLS and the access log, from the settings."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ def _connection(view: DeviceView) -> str:
 
 
 def assigned_text(view: DeviceView) -> str:
-    """What its assignment names."""
+    """The models and versions of its assignment."""
     return ", ".join(f"{name} {version}" for name, version in sorted(view.assigned.items())) or "nothing assigned"
 
 
 def models_text(view: DeviceView) -> str:
-    """What it runs, and what it waits for."""
+    """The models that it runs, each with its version and state or the reason of its wait."""
     parts = []
     for name, running in sorted(view.models.items()):
         state = "" if running.state == "IDLE" else f" ({running.state})"

@@ -137,7 +137,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    """What the device did in the last day, a line for each bundle."""
+    """Print the activity of the device in the last day, a line for each bundle."""
     if summary.bundles:
         rows = [
             (

@@ -45,7 +45,7 @@ class RegistryBundles:
         folder = self._folder / f"{row.name}-{row.version}-{next(self._numbers)}"
         try:
             self._reader.download(manifest, folder)
-        except BaseException:
+        except BaseException:  # also a cancelled download leaves no folder; raised again
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return manifest, folder
