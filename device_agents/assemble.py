@@ -25,8 +25,10 @@ from device_agents.download.metered import MeteredLink
 from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
+from device_agents.flag_file import is_set
 from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.options import ALL, ServiceOptions
+from device_agents.inference.routing_rules import Reason
 from device_agents.inference.service import InferenceService
 from device_agents.options import AgentOptions
 from device_agents.profiling.profiler import ProfileOptions
@@ -119,8 +121,17 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
         models=settings.models,
         service=settings_group(ServiceOptions, settings, acceleration=acceleration),
         footprints=DiskFootprints(FolderDisk(settings.state)),
+        hold=lambda: fallback_hold(settings),
+        disk=FolderDisk(settings.state),
     )
     return inference, cloud
+
+
+def fallback_hold(settings: AgentSettings) -> Reason | None:
+    """Why the cloud tier may not be called at present; None where it may be."""
+    if is_set(settings.offline, settings.offline_file):
+        return Reason.OFFLINE
+    return None if settings.metered_fallback or not metered_link(settings).is_metered() else Reason.METERED
 
 
 def threshold_warnings(settings: AgentSettings) -> list[str]:
@@ -262,6 +273,7 @@ def make_agent(
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)
     inference.listen_certificates(agent.events.send_certificate)
+    inference.listen_budgets(agent.events.send_budget)
     inference.ask_consent(agent.consent)
     return agent
 

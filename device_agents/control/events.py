@@ -63,6 +63,10 @@ class EventSender:
         """Send an event about an offload certificate that is void, or refuted in the field."""
         self.send(kind, model, "", message, detail)
 
+    def send_budget(self, kind: str, model: str, message: str, detail: dict[str, Any]) -> None:
+        """Send an event about a spent daily budget of the cloud tier; `model` is empty for that of all models."""
+        self.send(kind, model, "", message, detail)
+
     def send_growth(self, grown: Grown) -> None:
         """Send an event about a model, or the agent, that holds far more memory than after loading."""
         message = growth_text(grown)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from device_agents.assemble import (
     check_broker,
+    fallback_hold,
     make_cloud_client,
     metered_link,
     read_root,
@@ -165,9 +166,14 @@ class _Checks:
         if not settings.cloud_url:
             return "no cloud tier is configured; every answer is local"
         kept = sorted(name for name in self._cloud_models() if self._cloud_options(name).send_inputs == NEVER)
-        return f"{settings.cloud_url}{'; never sent: ' + ', '.join(kept) if kept else ''}"
+        hold = fallback_hold(settings)
+        held = f"; not called now: {hold.value}" if hold else ""
+        return f"{settings.cloud_url}{'; never sent: ' + ', '.join(kept) if kept else ''}{held}"
 
     def cloud(self) -> str:
+        hold = fallback_hold(self._settings)
+        if hold is not None:
+            return f"not asked, because this device holds calls back now: {hold.value}"
         models = {
             name: (options.cloud_model or name, manifest)
             for name, manifest in self._cloud_models().items()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from device_agents.flag_file import is_set
 from edgekit.errors import UnavailableError
 
 
@@ -30,15 +31,7 @@ class MeteredLink(msgspec.Struct, frozen=True):
 
     def is_metered(self) -> bool:
         """True while the link is metered, or while that cannot be determined."""
-        if self.always or self.file is None:
-            return self.always
-        try:
-            self.file.lstat()
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True  # for example a folder without search permission: waiting costs nothing
-        return True
+        return is_set(self.always, self.file)
 
     def check(self, fetched: int) -> None:
         """Raise MeteredError when a deployment that has fetched `fetched` bytes must wait."""

@@ -9,6 +9,7 @@ from device_agents.inference.certificates import Certificates
 from device_agents.inference.certified import Held, News
 from device_agents.inference.fallback import Fallback, FallbackError
 from device_agents.inference.request import Request
+from device_agents.inference.routing_rules import Reason
 from edgekit.protocols import Clock
 from edgekit.tensors import Array
 
@@ -54,9 +55,12 @@ class Explorer:
         output = held.certificate.output
         expected = request.expected._replace(local=local, wanted=(output,))
         try:
-            answer = await self._fallback.ask(request.model, request.inputs, left_seconds=None, expected=expected)
-        except FallbackError:
-            held.cloud_failed()
+            answer = await self._fallback.ask(  # a sure answer: with score 1 it never takes what an unsure one needs
+                request.model, request.inputs, left_seconds=None, expected=expected, score=1.0
+            )
+        except FallbackError as error:
+            if error.reason is not Reason.BUDGET_PACE:  # which keeps sure answers first; unsure ones may still be sent
+                held.cloud_failed()
             return
         request.counters["explored"] += 1
         note_cloud(self._certificates, request.model, held, answer.digest)

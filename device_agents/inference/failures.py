@@ -22,6 +22,10 @@ class Failure(str, enum.Enum):
     BREAKER_OPEN = "breaker-open"  # this and the following: the cloud tier was not called
     BUSY = "busy"
     DEADLINE = "deadline"
+    OFFLINE = "offline"
+    METERED = "metered"
+    BUDGET_SPENT = "budget-spent"
+    BUDGET_PACE = "budget-pace"
 
 
 class CloudTimeoutError(CloudError):

@@ -7,8 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from device_agents.inference import budget_rules
 from device_agents.inference.answer_rules import Expected, checked
 from device_agents.inference.breaker import Breaker, BreakerState, pace_of
+from device_agents.inference.budget_rules import Verdict
+from device_agents.inference.budgets import Budgets
 from device_agents.inference.failures import CloudOverloadedError, CloudTimeoutError, Failure, failure_of
 from device_agents.inference.options import NEVER, CloudOptions
 from device_agents.inference.routing_rules import Reason
@@ -23,6 +26,18 @@ MAX_CLOUD_CALLS = 8  # of one model at one time
 TIMEOUT_FLOOR_SECONDS, _USUAL_TIMES = 0.1, 2.0
 _SMOOTHING = 0.2  # weight of the newest answer in the usual time of an answer
 LOG_SECONDS = 60.0  # each kind of failure of a model is logged once in this time
+HELD_LOG_SECONDS = 3600.0  # and each reason for which the owner has calls held back
+_HELD = {
+    Reason.OFFLINE: "this device is offline (settings offline and offline_file)",
+    Reason.METERED: "the link is metered, and metered_fallback is false",
+    Reason.BUDGET_SPENT: "the call is more than what is left of the day's budget",
+    Reason.BUDGET_PACE: "the day's budget is spent too fast; only less sure answers are sent",
+}
+_OF_VERDICT = {
+    Verdict.ALLOWED: None,
+    Verdict.PACED: Reason.BUDGET_PACE,
+    Verdict.SPENT: Reason.BUDGET_SPENT,
+}
 
 
 class FallbackError(CloudError):
@@ -62,6 +77,8 @@ class Fallback:
         timeout_seconds: Longest wait for one answer.
         options: Gives a model's options for the cloud tier.
         spread: Gives random numbers from 0 to 1 for the breakers.
+        budgets: The daily budgets of calls and bytes.
+        hold: Says why no call may be made at present (``offline``, ``metered``); None where calls may be made.
     """
 
     def __init__(
@@ -71,12 +88,15 @@ class Fallback:
         timeout_seconds: float,
         options: Callable[[str], CloudOptions],
         spread: Callable[[], float],
+        budgets: Budgets,
+        hold: Callable[[], Reason | None] = lambda: None,
     ) -> None:
         self._cloud = cloud
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._options = options
         self._spread = spread
+        self._budgets, self._hold = budgets, hold
         self._lines: dict[str, _Line] = {}
 
     def failures(self) -> dict[str, dict[str, int]]:
@@ -84,7 +104,13 @@ class Fallback:
         return {name: {one.value: n for one, n in line.failures.items()} for name, line in self._lines.items()}
 
     async def ask(
-        self, model: str, inputs: Mapping[str, Array], *, left_seconds: float | None, expected: Expected
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        left_seconds: float | None,
+        expected: Expected,
+        score: float | None = None,
     ) -> CloudAnswer:
         """Call once. Everything that a request sends to the cloud tier passes here.
 
@@ -93,6 +119,7 @@ class Fallback:
             inputs: Logical inputs.
             left_seconds: Longest wait that the request allows; None for no deadline.
             expected: What the device knows of the answer.
+            score: Score of the local answer, 0 to 1, which a budget that burns too fast may keep; None for none.
 
         Raises:
             FallbackError: there is no usable answer; the message says why.
@@ -102,9 +129,13 @@ class Fallback:
             raise FallbackError(Reason.PRIVATE, f"inputs of model {model!r} may not leave this device (send_inputs)")
         line = self._lines.setdefault(model, _Line())
         timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
+        size = budget_rules.size_of(inputs)
+        self._check_held(model, line, size, score)
         self._admit(model, line, timeout)
+        self._budgets.spend(model, size)
         started = self._clock.monotonic()
         with self._calling(line) as ended:
+            await self._budgets.store(model)
             try:
                 answer = await self._cloud.infer(
                     options.cloud_model or model, inputs, timeout_seconds=timeout, wanted=expected.needed
@@ -118,6 +149,16 @@ class Fallback:
         spent = self._clock.monotonic() - started
         line.usual_seconds += (spent - line.usual_seconds) * (_SMOOTHING if line.usual_seconds else 1.0)
         return CloudAnswer(outputs, answer.version, answer.digest)
+
+    def _check_held(self, model: str, line: _Line, size: int, score: float | None) -> None:
+        """Refuse a call that the owner's settings hold back at present."""
+        reason = self._hold() or _OF_VERDICT[self._budgets.judge(model, size, score)]
+        if reason is None:
+            return
+        failure, error = Failure(reason.value), FallbackError(reason, _HELD[reason])
+        line.failures[failure] += 1
+        self._note(model, line, failure, error, HELD_LOG_SECONDS)
+        raise error
 
     def _admit(self, model: str, line: _Line, timeout: float) -> None:
         """Refuse a call that the deadline, the limit of calls or the breaker forbids."""
@@ -169,11 +210,11 @@ class Fallback:
             line.breaker = line.breaker.failed(now, self._spread(), pace_of(failure), str(error))
         return FallbackError(reason, str(error))
 
-    def _note(self, model: str, line: _Line, failure: Failure, error: CloudError) -> None:
+    def _note(self, model: str, line: _Line, failure: Failure, error: CloudError, seconds: float = LOG_SECONDS) -> None:
         """Log the failure, unless one of its kind was logged a short time ago."""
         now, count = self._clock.monotonic(), line.failures[failure]
-        at, before = line.logged.get(failure, (now - LOG_SECONDS, 0))
-        if now - at < LOG_SECONDS:
+        at, before = line.logged.get(failure, (now - seconds, 0))
+        if now - at < seconds:
             return
         line.logged[failure] = now, count
         since = f" ({count - before - 1} more since the last message)" if count - before > 1 else ""

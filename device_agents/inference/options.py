@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from device_agents.inference.budget_rules import Budget
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.models.options import FallbackThreshold, ModelSettings, RefutedCertificate, SendInputs
 
@@ -27,6 +28,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
             above 1) sends all.
         send_inputs: Whether inputs may leave the device.
         cloud_timeout_seconds: Longest wait for an answer of the cloud tier.
+        cloud_calls_per_day, cloud_bytes_per_day: Budget of all models together; 0 for no limit.
         exploration_share: Share of the confident answers under a certificate that is also sent to the cloud tier.
         explorations_per_day: Most such answers of a model in a day.
         refuted_certificate: What a refuted certificate changes.
@@ -40,10 +42,17 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
     cloud_timeout_seconds: float = 2.0
+    cloud_calls_per_day: int = 0
+    cloud_bytes_per_day: int = 0
     exploration_share: float = 0.0075
     explorations_per_day: int = 1000
     refuted_certificate: RefutedCertificate = "careful"
     acceleration: Acceleration | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """The daily budget of all models together."""
+        return Budget(self.cloud_calls_per_day, self.cloud_bytes_per_day)
 
 
 class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +64,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
         send_inputs: Whether its inputs may leave the device.
         own_threshold: True where the threshold is set for this model; then a certificate's threshold is not used.
         refuted_certificate: What a refuted certificate changes.
+        budget: Its daily budget, beside that of all models.
     """
 
     cloud_model: str = ""
@@ -62,22 +72,25 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
     send_inputs: SendInputs = "allowed"
     own_threshold: bool = False
     refuted_certificate: RefutedCertificate = "careful"
+    budget: Budget = Budget()
 
     @classmethod
     def of(cls, service: ServiceOptions, model: ModelSettings | None) -> CloudOptions:
         """The options of the service, with those that are set for the model replaced."""
+        own = model or ModelSettings()
 
         def choose(name: str) -> Any:
-            own = getattr(model, name) if model is not None else None
-            return getattr(service, name) if own is None else own
+            value = getattr(own, name)
+            return getattr(service, name) if value is None else value
 
         threshold = choose("fallback_threshold")
         return cls(
             cloud_model=choose("cloud_model"),
             threshold=_SENDS_ALL if threshold == ALL else float(threshold),
             send_inputs=choose("send_inputs"),
-            own_threshold=model is not None and model.fallback_threshold is not None,
+            own_threshold=own.fallback_threshold is not None,
             refuted_certificate=service.refuted_certificate,
+            budget=Budget(own.cloud_calls_per_day or 0, own.cloud_bytes_per_day or 0),
         )
 
 

@@ -91,8 +91,9 @@ class InferenceRouter:
         rows = None
         if after.reason is Reason.LOW_SCORE:
             rows = self._unsure_rows(request, held, certified, outputs, options.threshold)
+        unsure = score if after.reason is Reason.LOW_SCORE else None
         try:
-            answer = await self._ask_cloud(request, outputs, rows)
+            answer = await self._ask_cloud(request, outputs, rows, unsure)
         except FallbackError as error:
             if held is not None:
                 held.cloud_failed()
@@ -163,11 +164,16 @@ class InferenceRouter:
             raise error from cloud_error
 
     async def _ask_cloud(
-        self, request: Request, local: Mapping[str, Array] | None = None, rows: Array | None = None
+        self,
+        request: Request,
+        local: Mapping[str, Array] | None = None,
+        rows: Array | None = None,
+        score: float | None = None,
     ) -> CloudAnswer:
         """Ask the cloud tier. With a local answer at hand, time is kept to return that one before the deadline.
 
-        Only the rows where `rows` (N,) is true are sent, and the local answer has the others; None sends all.
+        Only the rows where `rows` (N,) is true are sent, and the local answer has the others; None sends all. `score`
+        is that of a local answer that can be kept.
         """
         assert self._fallback is not None
         left, expected = None, request.expected
@@ -181,7 +187,7 @@ class InferenceRouter:
             inputs = row_splitting.take(request.session.inputs, inputs, rows)
             expected = expected._replace(sent=inputs, local=row_splitting.take(request.session.outputs, local, rows))
         try:
-            answer = await self._fallback.ask(request.model, inputs, left_seconds=left, expected=expected)
+            answer = await self._fallback.ask(request.model, inputs, left_seconds=left, expected=expected, score=score)
         except CloudError:
             request.counters["cloud_errors"] += 1
             raise

@@ -50,6 +50,10 @@ class Reason(str, enum.Enum):
     DEADLINE = "deadline"
     STATEFUL = "stateful"  # the model has state, which is on this device only
     PRIVATE = "private"  # the settings say that inputs of this model never leave the device
+    OFFLINE = "offline"  # the settings, or offline_file, keep this device from calling the cloud tier
+    METERED = "metered"  # the link is metered, and the settings allow no calls over it
+    BUDGET_SPENT = "budget-spent"  # the day's budget of calls or bytes has no room for this call
+    BUDGET_PACE = "budget-pace"  # the day's budget is spent faster than the day passes; less sure answers go first
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ import msgspec
 
 from device_agents.inference import routing_rules
 from device_agents.inference.behaviour import BehaviourLog
+from device_agents.inference.budgets import Budgets
+from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.exploring import Explorer
@@ -30,7 +32,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
 from edgekit.errors import AuthorError, DataError, EdgekitError, NotFoundError, UnavailableError
 from edgekit.mqtt.messages import Behaviour
-from edgekit.protocols import Clock, CloudTier
+from edgekit.protocols import Clock, CloudTier, Disk
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.models.load_progress import LONG_SECONDS, LoadListener
 from edgekit.serving.models.manager import ModelManager
@@ -65,6 +67,8 @@ class InferenceService:
         service: Options of the service as a whole.
         footprints: Stores the measured memory of models across restarts; None does not store it.
         clock: Time for deadlines and the circuit breaker.
+        hold: Says why the cloud tier may not be called at present; None where it may be.
+        disk: Folder where spent budgets are stored across restarts; None does not store them.
         load: Opens a bundle's runtime; None for the adapters of `edgekit.runtimes`, isolated as `options` say.
         spread: Gives random numbers from 0 to 1 for the circuit breaker.
         old: Fields of `service` one by one, as release 0.1.0 took them; each gives a DeprecationWarning.
@@ -82,6 +86,8 @@ class InferenceService:
         service: ServiceOptions | None = None,
         footprints: Footprints | None = None,
         clock: Clock | None = None,
+        hold: Callable[[], routing_rules.Reason | None] = lambda: None,
+        disk: Disk | None = None,
         load: Load | None = None,
         spread: Callable[[], float] = random.random,
         **old: Any,
@@ -92,9 +98,13 @@ class InferenceService:
         own, defaults = models or {}, options or ModelOptions()
         self._configured, self._assigned = frozenset(own), frozenset[str]()
         cloud_options = functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
-        self._fallback = (
-            Fallback(cloud, self._clock, service.cloud_timeout_seconds, cloud_options, spread) if cloud else None
-        )
+        self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
+        self._certificates = Certificates(service.explorations_per_day)
+        self._fallback = self._explorer = None
+        if cloud is not None:
+            timeout, share = service.cloud_timeout_seconds, service.exploration_share
+            self._fallback = Fallback(cloud, self._clock, timeout, cloud_options, spread, self._budgets, hold)
+            self._explorer = Explorer(self._fallback, self._certificates, self._clock, share, spread)
 
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults
@@ -109,12 +119,6 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._certificates = Certificates(service.explorations_per_day)
-        self._explorer = None
-        if self._fallback is not None:
-            self._explorer = Explorer(
-                self._fallback, self._certificates, self._clock, service.exploration_share, spread
-            )
         self._router = InferenceRouter(
             self._manager,
             self._fallback,
@@ -143,6 +147,7 @@ class InferenceService:
         if self._explorer is not None:
             await self._explorer.close()
         await self._manager.close()
+        await self._budgets.close()
 
     # --- models
 
@@ -181,6 +186,10 @@ class InferenceService:
     def listen_certificates(self, listener: CertificateListener) -> None:
         """Call ``listener(kind, model, message, detail)`` where a certificate is void, or refuted in the field."""
         self._certificates.listen(listener)
+
+    def listen_budgets(self, listener: BudgetListener) -> None:
+        """Call ``listener(kind, model, message, detail)`` once a day for each cloud budget that is spent."""
+        self._budgets.listen(listener)
 
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""

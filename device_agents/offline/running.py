@@ -37,12 +37,12 @@ async def import_file(settings: AgentSettings, path: Path) -> list[Imported]:
         UnavailableError: an agent runs with the same state folder, or a deployment cannot go on.
         VerificationError: the assignment is refused.
     """
-    settings = msgspec.structs.replace(settings, **_NO_NETWORK)
+    served, settings = settings, msgspec.structs.replace(settings, **_NO_NETWORK)
     with UpdateFile(find_update_file(path, settings.device)) as file:
         payload = file.desired(settings.device)
         with single_instance(settings.state):
             facts = await in_thread(measure_facts, settings.target, state=settings.state, tags=settings.tags)
-            inference, cloud = make_inference(settings)
+            inference, cloud = make_inference(served)  # its cloud tier is reached over the network
             try:
                 async with inference:
                     transport = FileTransport(file, settings.fleet, settings.device)

@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 
 from edgekit.serving.models.options import (
     BatchRows,
+    CloudBytesPerDay,
+    CloudCallsPerDay,
     CloudModel,
     ExplorationShare,
     ExplorationsPerDay,
@@ -199,7 +201,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         bool,
         Meta(
             description="Whether the link is always metered (its traffic costs money). On a metered link a deployment "
-            "waits when it has fetched metered_deployment_bytes."
+            "waits when it has fetched metered_deployment_bytes, and the cloud tier is not called (metered_fallback)."
         ),
     ] = False
     metered_file: Annotated[
@@ -275,7 +277,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         ),
     ] = 600.0
 
-    # The cloud tier. [models.NAME] sets cloud_model, fallback_threshold and send_inputs for one model.
+    # The cloud tier. [models.NAME] sets cloud_model, fallback_threshold, send_inputs and budgets for one model.
     cloud_url: Annotated[
         str, Meta(description="Base URL of the cloud tier, http:// or https://. Empty: no cloud tier.")
     ] = ""
@@ -297,6 +299,18 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
+    cloud_calls_per_day: CloudCallsPerDay = 0
+    cloud_bytes_per_day: CloudBytesPerDay = 0
+    metered_fallback: Annotated[
+        bool, Meta(description="Whether the cloud tier is also called while the link is metered.")
+    ] = False
+    offline: Annotated[
+        bool, Meta(description="True: the cloud tier is never called, and models answer locally. Updates go on.")
+    ] = False
+    offline_file: Annotated[
+        Path | None,
+        Meta(description="The cloud tier is not called while this file exists; a network hook creates and removes it."),
+    ] = None
     exploration_share: ExplorationShare = 0.0075
     explorations_per_day: ExplorationsPerDay = 1000
     refuted_certificate: RefutedCertificate = "careful"

@@ -85,6 +85,26 @@ SendInputs = Annotated[
         "device, whatever the score is and whatever the client asks for."
     ),
 ]
+CloudCallsPerDay = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=MAX_INTEGER,
+        description="Most calls of the cloud tier in a day, failed ones included; 0 for no limit. Outside of "
+        "[models.NAME] for all models together, beside the models' own limits.",
+        extra={"unit": "calls a day"},
+    ),
+]
+CloudBytesPerDay = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=MAX_INTEGER,
+        description="Most bytes of input tensors that are sent to the cloud tier in a day; 0 for no limit. Outside of "
+        "[models.NAME] for all models together, beside the models' own limits.",
+        extra={"unit": "bytes a day"},
+    ),
+]
 
 ExplorationShare = Annotated[
     float,
@@ -138,6 +158,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_model: CloudModel | None = None
     fallback_threshold: FallbackThreshold | None = None
     send_inputs: SendInputs | None = None
+    cloud_calls_per_day: CloudCallsPerDay | None = None
+    cloud_bytes_per_day: CloudBytesPerDay | None = None
 
     def over(self, options: ModelOptions) -> ModelOptions:
         """`options` with the fields that are set here replaced."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_agents.assemble import make_cloud_client, threshold_warnings
+from device_agents.inference.budget_rules import Budget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
 from edgekit.serving.models.cloud_options import CloudModelOptions
@@ -50,13 +51,15 @@ def test_thresholds_above_one_work_with_a_warning(tmp_path: Path) -> None:
 
 def test_a_model_has_its_own_settings_over_the_agents(tmp_path: Path) -> None:
     """What a table does not set comes from the agent's keys."""
-    text = 'cloud_model = "big"\nfallback_threshold = 0.7\n[models.a]\nsend_inputs = "never"\n'
-    text += '[models.b]\ncloud_model = ""\nfallback_threshold = 0.0\n'
+    text = 'cloud_model = "big"\nfallback_threshold = 0.7\ncloud_calls_per_day = 9\n[models.a]\nsend_inputs = "never"\n'
+    text += '[models.b]\ncloud_model = ""\nfallback_threshold = 0.0\ncloud_calls_per_day = 4\ncloud_bytes_per_day = 5\n'
     settings = read(tmp_path, text)
     service = settings_group(ServiceOptions, settings)
     a, b = (CloudOptions.of(service, settings.models[name]) for name in "ab")
     assert a == CloudOptions(cloud_model="big", threshold=0.7, send_inputs="never")
-    assert b == CloudOptions(cloud_model="", threshold=0.0, send_inputs="allowed")
+    budget = Budget(calls=4, bytes=5)  # beside that of all models
+    assert b == CloudOptions(cloud_model="", threshold=0.0, send_inputs="allowed", own_threshold=True, budget=budget)
+    assert service.cloud_calls_per_day == 9
 
 
 def test_a_model_of_the_cloud_tier_has_its_own_settings(tmp_path: Path) -> None:
