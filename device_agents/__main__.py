@@ -163,7 +163,7 @@ def status(config: Path, as_json: bool) -> None:
         )
     disk = FolderDisk(settings.state)
     journal = Journal(disk)
-    models = journal.models()
+    models = {name: state for name, state in journal.models().items() if not state.is_gone}
     if as_json:
         print_json(
             {

@@ -33,6 +33,7 @@ from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
 from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.journal import Journal
+from device_agents.storage.slots import Slots
 from device_agents.threads import in_thread
 from device_agents.update.conditions import Conditions
 from device_agents.update.effects import BundleChecks, Effects
@@ -183,8 +184,8 @@ class Agent:
 
     @property
     def states(self) -> dict[str, UpdateRecord]:
-        """Update state of each model."""
-        return {name: updater.state for name, updater in self._updaters.items()}
+        """Update state of each model that is not uninstalled."""
+        return {name: updater.state for name, updater in self._updaters.items() if not updater.state.is_gone}
 
     @property
     def events(self) -> EventSender:
@@ -198,8 +199,9 @@ class Agent:
             DataError: the journal was written by another version of the agent.
             DiskError: the disk failed.
         """
-        self._parts.inference.assign(list(self._journal.models()))
-        for model, state in self._journal.models().items():
+        models = self._journal.models()
+        self._parts.inference.assign([model for model, state in models.items() if not state.is_gone])
+        for model, state in models.items():
             self._add_updater(model, state)
             await self._recovery.resume(model, state)
         for damage in self._journal.damage:
@@ -396,9 +398,10 @@ class Agent:
                 self._parts.clock.wall(),
                 seen_version=self._journal.record.assignment,
             )
-        for name, entry in assignment.entries.items():
-            if name != entry.name or not NAME_PATTERN.fullmatch(name):
-                raise VerificationError(f"assignment {assignment.version} names a model {name!r} that is no model name")
+        odd = [name for name, entry in assignment.entries.items() if name != entry.name]
+        odd += [name for name in (*assignment.entries, *assignment.uninstall) if not NAME_PATTERN.fullmatch(name)]
+        if odd:
+            raise VerificationError(f"assignment {assignment.version} names a model {odd[0]!r} that is no model name")
         await in_thread(self._journal.accept_assignment, assignment.version)
         return assignment
 
@@ -412,14 +415,19 @@ class Agent:
                 updater.cancel()
 
     def _follow(self, assignment: Assignment) -> None:
-        """Offer each bundle of an assignment to its updater; cancel the updates of models that it does not name."""
+        """Offer each bundle to its updater, remove models to uninstall, and cancel updates without an entry."""
         self._parts.inference.assign(list(assignment.entries))
         for name, entry in assignment.entries.items():
             if name not in self._updaters:
                 self._spawn(self._add_updater(name, UpdateRecord()).run())
             self._updaters[name].offer(_to_deployment(entry, assignment.version))
+        for name in assignment.uninstall:
+            if name not in self._updaters and self._parts.disk.exists(Slots(self._parts.disk, name).root):
+                self._spawn(self._add_updater(name, UpdateRecord()).run())  # the journal of the model was lost
         for name, updater in self._updaters.items():
-            if name not in assignment.entries:
+            if name in assignment.uninstall:
+                updater.uninstall()
+            elif name not in assignment.entries:
                 updater.cancel()
 
     def _counters(self) -> dict[str, float]:

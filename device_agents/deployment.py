@@ -104,6 +104,7 @@ class UpdateRecord(msgspec.Struct, frozen=True):
         crashes: Count of crashes of the process since the commit, or in ROLLING_BACK.
         probing: True in PROBATION when the watch is over and the live model runs its golden samples.
         deadline: Monotonic seconds at which DeadlinePassed is sent.
+        uninstalled: True once the operator has taken the model off the device; see `is_gone`.
     """
 
     name: UpdateState = UpdateState.IDLE
@@ -129,6 +130,12 @@ class UpdateRecord(msgspec.Struct, frozen=True):
     crashes: int = 0
     probing: bool = False
     deadline: float | None = None
+    uninstalled: bool = False
+
+    @property
+    def is_gone(self) -> bool:
+        """True where the model was uninstalled and nothing was offered since; only its highest release is known."""
+        return self.uninstalled and self == removed(self)
 
     @property
     def waits(self) -> Waiting | None:
@@ -140,6 +147,11 @@ class UpdateRecord(msgspec.Struct, frozen=True):
     def inactive_slot(self) -> str:
         """The slot that may be written: never the known-good one."""
         return "b" if self.known_good is not None and self.known_good.slot == "a" else "a"
+
+
+def removed(state: UpdateRecord) -> UpdateRecord:
+    """The state after the model was uninstalled. Older releases than before are still refused."""
+    return UpdateRecord(release=state.release, highest=state.highest, uninstalled=True)
 
 
 def with_highest(state: UpdateRecord) -> UpdateRecord:
@@ -201,6 +213,10 @@ class Offered(UpdateEvent, frozen=True):
 
 class Cancelled(UpdateEvent, frozen=True):
     """The assignment no longer names a bundle for this model."""
+
+
+class Uninstalled(UpdateEvent, frozen=True):
+    """The assignment says that the model is to be removed. It ends the machine; a later offer begins anew."""
 
 
 class DeadlinePassed(UpdateEvent, frozen=True):

@@ -132,9 +132,11 @@ class AssignmentFollower:
                 await within(left, self._link.hints_changed.wait())
 
     def _changes(self, assignment: Assignment) -> dict[str, str]:
-        """Digests of the bundles that the device does not run, by model."""
+        """Digests of the bundles that the device does not run, by model; empty for a model that is to be removed."""
         running = {name: state.active.digest if state.active else "" for name, state in self._states().items()}
-        return {n: entry.sha256 for n, entry in assignment.entries.items() if running.get(n) != entry.sha256}
+        removals = dict.fromkeys((name for name in assignment.uninstall if name in running), "")
+        wanted = {n: entry.sha256 for n, entry in assignment.entries.items() if running.get(n) != entry.sha256}
+        return wanted | removals
 
     def _hold(self, wanted: Mapping[str, str], version: int) -> None:
         """Report that the deployments of these models wait."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from device_agents.control.crash_events import Crashed
 from device_agents.control.link import ControlLink
-from device_agents.deployment import UpdateEvent, UpdateRecord
+from device_agents.deployment import Uninstalled, UpdateEvent, UpdateRecord
 from edgekit.mqtt import messages
 from edgekit.protocols import Clock
 from edgekit.serving.models.memory_growth import Grown, growth_text
@@ -44,6 +44,9 @@ class EventSender:
         if after.note and after.note != before.note:
             error, _, message = after.note.partition(": ")
             self.send("deployment-delayed", model, error, message)
+        if isinstance(event, Uninstalled):
+            version = before.active.version if before.active else ""
+            self.send("uninstalled", model, "", f"{version or 'nothing'} ran here before", {"version": version})
         if after != before:
             self._link.changed()
 

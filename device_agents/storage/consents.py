@@ -46,6 +46,12 @@ class Consents:
         answers = {**self._read(), model: Consent(digest, agreed)}
         self._disk.write(FILE_NAME, msgspec.json.encode(answers))
 
+    def forget(self, model: str) -> None:
+        """Remove the answer for a model, if there is one. Raises DiskError."""
+        answers = self._read()
+        if answers.pop(model, None) is not None:
+            self._disk.write(FILE_NAME, msgspec.json.encode(answers))
+
     def _read(self) -> dict[str, Consent]:
         try:
             return _CONSENTS.decode(self._disk.read(FILE_NAME)) if self._disk.exists(FILE_NAME) else {}

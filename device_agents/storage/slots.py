@@ -36,6 +36,9 @@ class Slots:
         disk: The device's folder.
         model: Name of the model.
 
+    Attributes:
+        root: Disk name of the folder with both slots and the pointer.
+
     Raises:
         ValueError: the name cannot be a folder name.
     """
@@ -44,7 +47,7 @@ class Slots:
         if not NAME_PATTERN.fullmatch(model):
             raise ValueError(f"{model!r} is not a model name")
         self._disk = disk
-        self._root = f"{_ROOT}/{model}"
+        self.root = f"{_ROOT}/{model}"
 
     def pointer(self) -> Pointer:
         """The pointer on the disk.
@@ -52,7 +55,7 @@ class Slots:
         Raises:
             DataError: the pointer cannot be read.
         """
-        name = f"{self._root}/active"
+        name = f"{self.root}/active"
         if not self._disk.exists(name):
             return Pointer()
         try:
@@ -62,7 +65,7 @@ class Slots:
 
     def point(self, active: str, known_good: str) -> None:
         """Write the pointer, atomically and durably; a damaged one is replaced."""
-        name = f"{self._root}/active"
+        name = f"{self.root}/active"
         if not active and not known_good:
             self._disk.remove(name)
             return
@@ -77,7 +80,7 @@ class Slots:
         """Disk name of a slot."""
         if slot not in SLOTS:
             raise ValueError(f"{slot!r} is not a slot, expected a or b")
-        return f"{self._root}/{slot}"
+        return f"{self.root}/{slot}"
 
     def path(self, slot: str) -> Path:
         """Path of a slot, for a runtime that opens the files itself."""

@@ -60,6 +60,10 @@ class Conditions:
         if not agreed:
             raise DeclinedError(f"{deployment.name} {deployment.version} was declined by the user")
 
+    def forget(self, model: str) -> None:
+        """Forget the user's answer for a model. Raises DiskError."""
+        self._consents.forget(model)
+
     def check_window(self, deployment: Deployment) -> None:
         """Raise WindowError outside of the maintenance window."""
         try:

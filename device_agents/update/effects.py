@@ -180,6 +180,25 @@ class Effects:
         await self._inference.activate(model, manifest, slots.path(installed.slot), compare=False)
         self._live[model] = (installed.slot, installed.digest)
 
+    async def uninstall(self, model: str, *, keep: UpdateRecord | None) -> None:
+        """Stop answering for a model, and remove its files. The journal comes first: a cut leaves unused files at most.
+
+        Args:
+            model: Name of the model.
+            keep: What the journal keeps; None where it has that already.
+
+        Raises:
+            DiskError: the disk failed; the model does not answer, and another attempt removes the rest.
+        """
+        await self._inference.deactivate(model)
+        for known in (self._live, self._activated, self._fetched):
+            known.pop(model, None)
+        if keep is not None:
+            await in_thread(self._journal.save, model, keep)
+        await in_thread(self._conditions.forget, model)
+        for folder in (f"{INCOMING}/{model}", Slots(self._disk, model).root):
+            await in_thread(self._disk.remove, folder)
+
     async def examine(
         self, model: str, installed: Installed, state: UpdateRecord, *, answering: bool
     ) -> Damaged | None:

@@ -16,14 +16,16 @@ from device_agents.deployment import (
     Failed,
     Installed,
     Offered,
+    Uninstalled,
     UpdateEvent,
     UpdateRecord,
+    removed,
 )
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
 from device_agents.update.effects import Effects
 from device_agents.update.machine import UpdateMachine, UpdateStep
-from edgekit.errors import DiskError
+from edgekit.errors import DiskError, EdgekitError
 from edgekit.protocols import Clock
 from edgekit.waiting import within
 
@@ -104,6 +106,10 @@ class Updater:
         """The assignment names no bundle for this model."""
         self._inbox.put_nowait((None, Cancelled(at=self._clock.wall())))
 
+    def uninstall(self) -> None:
+        """The assignment says that the model is to be removed."""
+        self._inbox.put_nowait((None, Uninstalled(at=self._clock.wall())))
+
     async def run(self) -> None:
         """Handle events until cancelled. A running effect is then cancelled; the next start runs it again."""
         try:
@@ -112,8 +118,10 @@ class Updater:
                 self._start(self._booted[2].effects)
             while True:
                 event = await self._next()
-                if event is not None:
-                    await self._handle(event)
+                if isinstance(event, Uninstalled):
+                    await self._uninstall(event)
+                elif event is not None and not (self.state.is_gone and isinstance(event, Damaged)):
+                    await self._handle(event)  # a check of the slots may end after their removal
         finally:
             await self._stop_running()
 
@@ -140,6 +148,22 @@ class Updater:
             # The running effect belongs to the previous state. It must end before another one uses the same files.
             await self._stop_running()
             self._start(effects)
+
+    async def _uninstall(self, event: Uninstalled) -> None:
+        """Stop the model's update, whatever its state, and remove the model; tried again until the disk allows it."""
+        await self._stop_running()
+        before, after = self.state, removed(self.state)
+        while True:
+            try:
+                await self._effects.uninstall(self.model, keep=None if before == after else after)
+                break
+            except EdgekitError as error:
+                log.error("%s: cannot be uninstalled now: %s", self.model, error)
+                await asyncio.sleep(self._journal_retry_seconds)
+        self.state = after
+        if before != after:
+            log.info("%s: uninstalled", self.model)
+            self._listener(self.model, before, after, event)
 
     async def _step(self, event: UpdateEvent) -> tuple[Effect, ...]:
         """Journal the state that follows from `event`; no effect runs before the journal is durable."""

@@ -11,6 +11,7 @@ from edgekit.bundle.order import version_order
 from edgekit.bundle.readers import TooOld, too_old
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.registry import RegistryReader, Release
+from edgekit.rollout.agent_needs import Ignoring, ignoring, plan_needs
 from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
 from edgekit.rollout.preflight import refusal
 from edgekit.trust.assignment import Entry
@@ -29,6 +30,7 @@ class Planned(msgspec.Struct, frozen=True):
         too_old: By target, the devices whose edgekit cannot read its bundle.
         refusals: Why a device would refuse the bundle, by its name.
         plan: Waves and thresholds.
+        ignoring: The devices whose agent is too old for conditions and gates of the plan; None if there are none.
     """
 
     devices: int
@@ -37,6 +39,7 @@ class Planned(msgspec.Struct, frozen=True):
     too_old: dict[str, TooOld]
     refusals: dict[str, str]
     plan: RolloutPlan
+    ignoring: Ignoring | None = None
 
     def check_refusals(self, name: str, version: str) -> None:
         """Raise RefusedError when no device of the rollout would take the bundle."""
@@ -89,6 +92,7 @@ def plan_rollout(
         too_old=_too_old(releases, members),
         refusals=_refusals(name, releases, entries, members),
         plan=plan,
+        ignoring=ignoring(plan_needs(plan), {one.device: one.edgekit for one in members if one.target in entries}),
     )
     return planned, entries
 

@@ -205,7 +205,12 @@ class RolloutService:
                 continue
             expires = float(math.floor(now + self._lifetime))
             assignment = Assignment(
-                device=stored.device, fleet=self._fleet, version=version, expires=expires, entries=stored.entries
+                device=stored.device,
+                fleet=self._fleet,
+                version=version,
+                expires=expires,
+                entries=stored.entries,
+                uninstall=stored.uninstall,
             )
             payload = sign_assignment(assignment, self._director)
             self._state.assignments.signed(stored.device, version, payload, expires)

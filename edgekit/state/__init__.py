@@ -25,6 +25,7 @@ from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
 from edgekit.state.telemetry import Alarm, DeviceHour, TelemetryTable
+from edgekit.state.uninstall import UninstallTable
 from edgekit.state.webhooks import WebhookTable
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "StoredCommand",
     "StoredEvent",
     "TelemetryTable",
+    "UninstallTable",
     "open_fleet_state",
 ]
 
@@ -68,6 +70,7 @@ class FleetState:
         devices, lifecycle, records, certificates, rollouts, assignments, commands, groups, standing, audit: Its tables.
         operators, webhooks: Who may use the API of the controller, and who is told of events.
         pause: The pause of the fleet.
+        uninstall: Takes models off devices.
         overview: Numbers of devices by what they run.
 
     Args:
@@ -96,6 +99,7 @@ class FleetState:
         self.commands = CommandTable(engine, fleet, author=author)
         self.operators = OperatorTable(engine, fleet, author=author)
         self.pause = PauseTable(engine, fleet, author=author)
+        self.uninstall = UninstallTable(engine, fleet, author=author)
         self.overview = OverviewTable(engine, fleet)
         self.webhooks = WebhookTable(engine, fleet, author=author)
         self.telemetry = TelemetryTable(engine, fleet, author=author)

@@ -16,6 +16,7 @@ from edgekit.trust.assignment import Entry
 
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _ENTRIES = msgspec.json.Decoder(dict[str, Entry])
+_NAMES = msgspec.json.Decoder(tuple[str, ...])
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
         expires: Expiry of the signed document, wall clock seconds.
         published: The version that the broker has; 0 for none.
         fault: Why its entries cannot be read; empty if they can. Such an assignment is not signed again.
+        uninstall: Models that the device removes, in the order of their names.
     """
 
     device: str
@@ -40,6 +42,7 @@ class StoredAssignment(msgspec.Struct, frozen=True):
     expires: float
     published: int = 0
     fault: str = ""
+    uninstall: tuple[str, ...] = ()
 
 
 class AssignmentTable(FleetTable):
@@ -120,14 +123,23 @@ class AssignmentTable(FleetTable):
         return self._query().where(assignments.c.device == device).with_for_update()
 
 
-def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry: Entry | None) -> Entry | None:
+def assign(
+    connection: sa.Connection,
+    fleet: str,
+    device: str,
+    model: str,
+    entry: Entry | None,
+    *,
+    uninstall: bool = False,
+) -> Entry | None:
     """Change the entry of `model` in the assignment of `device`, inside the caller's transaction.
 
     Args:
         connection: The transaction.
         fleet, device: The device.
         model: Name of the model.
-        entry: The new entry; None removes the model.
+        entry: The new entry; None removes the model from the assignment.
+        uninstall: Without an entry, the device removes the model; otherwise it keeps what it has.
 
     Returns:
         The previous entry; None if there was none.
@@ -138,11 +150,15 @@ def assign(connection: sa.Connection, fleet: str, device: str, model: str, entry
     where = sa.and_(assignments.c.fleet == fleet, assignments.c.device == device)
     row = connection.execute(sa.select(assignments).where(where).with_for_update()).mappings().first()
     entries = _entries(row["entries"], device) if row is not None else {}
+    removed = set(_names(row["uninstall"], device)) if row is not None else set()
     previous = entries.pop(model, None)
     if entry is not None:
         entries[model] = entry
+        removed.discard(model)
+    elif uninstall:
+        removed.add(model)
     version = next_version(connection, fleet, device, row["version"] if row is not None else 0)
-    values = {"version": version, "entries": to_json(entries), "payload": None}
+    values = {"version": version, "entries": to_json(entries), "payload": None, "uninstall": to_json(sorted(removed))}
     on_insert = {"expires": 0.0, "published": 0}
     put(connection, assignments, {"fleet": fleet, "device": device}, values, on_insert=on_insert)
     return previous
@@ -164,6 +180,20 @@ def assigned_entries(connection: sa.Connection, fleet: str, device: str) -> dict
     return _entries(text, device) if text else {}
 
 
+def uninstalled(connection: sa.Connection, fleet: str, device: str) -> tuple[str, ...]:
+    """The models that a device's assignment removes. Raises DataError if they cannot be read."""
+    query = sa.select(assignments.c.uninstall).where(assignments.c.fleet == fleet, assignments.c.device == device)
+    text = connection.execute(query).scalar()
+    return _names(text, device) if text else ()
+
+
+def _names(text: str, device: str) -> tuple[str, ...]:
+    try:
+        return _NAMES.decode(text)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DataError(f"the models to uninstall on {device} cannot be read: {error}") from error
+
+
 def _entries(text: str, device: str) -> dict[str, Entry]:
     try:
         return _ENTRIES.decode(text)
@@ -172,9 +202,11 @@ def _entries(text: str, device: str) -> dict[str, Entry]:
 
 
 def _read(row: sa.RowMapping) -> StoredAssignment:
-    entries, fault = {}, ""
+    entries: dict[str, Entry] = {}
+    removed: tuple[str, ...] = ()
+    fault = ""
     try:
-        entries = _entries(row["entries"], row["device"])
+        entries, removed = _entries(row["entries"], row["device"]), _names(row["uninstall"], row["device"])
     except DataError as error:
         fault = str(error)
     return StoredAssignment(
@@ -185,4 +217,5 @@ def _read(row: sa.RowMapping) -> StoredAssignment:
         expires=row["expires"],
         published=row["published"],
         fault=fault,
+        uninstall=removed,
     )

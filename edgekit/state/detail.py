@@ -18,10 +18,11 @@ SUMMARY_SECONDS = 86_400.0
 
 
 class AssignedDocument(msgspec.Struct, frozen=True):
-    """The assignment of a device: its version, 0 for none, and its entries by model."""
+    """A device's assignment: its version, 0 for none, its entries by model, and the models that it removes."""
 
     version: int
     entries: dict[str, Entry]
+    uninstall: tuple[str, ...] = ()
 
 
 class DeviceDetail(msgspec.Struct, frozen=True):
@@ -43,7 +44,9 @@ def describe_device(state: FleetState, name: str, now: float, events: int = 20) 
     state.devices.get(name)
     (view,) = state.devices.views(now, state.offline_after_seconds, name)
     assignment = state.assignments.get(name)
-    assigned = AssignedDocument(assignment.version, assignment.entries) if assignment else AssignedDocument(0, {})
+    assigned = AssignedDocument(0, {})
+    if assignment:
+        assigned = AssignedDocument(assignment.version, assignment.entries, assignment.uninstall)
     day = state.telemetry.hours(name, since=now - SUMMARY_SECONDS)
     telemetry = summarise(hour.body.sketches for hour in day)
     return DeviceDetail(view, assigned, state.devices.events(name, events), telemetry, state.telemetry.alarms(name))

@@ -93,7 +93,11 @@ class RecordTable(FleetTable):
                 self._insert_report(connection, device, report)
                 if assignments and (assignment := assignments.get(device.name)):
                     accepted = report.assignment if report else 0
-                    values = {"version": max(assignment.version, accepted), "entries": to_json(assignment.entries)}
+                    values = {
+                        "version": max(assignment.version, accepted),
+                        "entries": to_json(assignment.entries),
+                        "uninstall": to_json(assignment.uninstall),
+                    }
                     key = {"fleet": self._fleet, "device": device.name}
                     connection.execute(assigned.insert().values(**key, **values, expires=0.0, published=0))
                 after = {"target": device.target, "labels": device.labels, "source": source}

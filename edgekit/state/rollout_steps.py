@@ -31,7 +31,7 @@ from edgekit.rollout.values import (
     Surveyed,
 )
 from edgekit.state._sql import put, to_json
-from edgekit.state.assignments import assign, assigned_entries
+from edgekit.state.assignments import assign, assigned_entries, uninstalled
 from edgekit.state.rollout_rows import entry_of
 from edgekit.state.tables import rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
@@ -189,6 +189,8 @@ def _revert(connection: sa.Connection, fleet: str, rollout: Rollout, device: str
 
 def _keep(connection: sa.Connection, fleet: str, rollout: Rollout, device: str, entries: Mapping[str, Entry]) -> None:
     """Assign the bundle that runs, where the abort has restored the entry before it and nobody changed it since."""
+    if rollout.model in uninstalled(connection, fleet, device):
+        return
     current = assigned_entries(connection, fleet, device).get(rollout.model)
     entry = entry_of(entries, rollout.devices[device].digest)
     if entry is not None and current == _previous(connection, rollout, device):

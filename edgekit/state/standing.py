@@ -125,7 +125,7 @@ class StandingTable(FleetTable):
         """Assign the models of all standing assignments to devices that have nothing of them, as many as may be now.
 
         Devices in a running or paused rollout of the model belong to the rollout. A device that would refuse the
-        bundle is left out.
+        bundle is left out, and so is one on which an operator has uninstalled the model.
 
         Returns:
             Names of the devices by the number of the standing assignment.
@@ -183,10 +183,13 @@ class StandingTable(FleetTable):
             .correlate(devices)
             .exists()
         )
-        has_it = (
+        settled = (
             sa.select(assignments.c.device)
             .where(assignments.c.fleet == self._fleet, assignments.c.device == devices.c.name)
-            .where(assignments.c.entries.contains(f'"{one.model}":{{', autoescape=True))
+            .where(
+                assignments.c.entries.contains(f'"{one.model}":{{', autoescape=True)
+                | assignments.c.uninstall.contains(f'"{one.model}"', autoescape=True)
+            )
             .correlate(devices)
             .exists()
         )
@@ -194,7 +197,7 @@ class StandingTable(FleetTable):
             sa.select(devices.c.name, devices.c.target, reports.c.body)
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet, devices.c.target.in_(list(one.entries)), may_change())
-            .where(cohort_condition(one.cohort, now, self._offline_after), ~in_rollout, ~has_it)
+            .where(cohort_condition(one.cohort, now, self._offline_after), ~in_rollout, ~settled)
             .order_by(devices.c.enrolled, devices.c.name)
         )
 

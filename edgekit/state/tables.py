@@ -219,6 +219,7 @@ assignments = sa.Table(
     sa.Column("payload", sa.LargeBinary),
     sa.Column("expires", sa.Double, nullable=False),
     sa.Column("published", sa.BigInteger, nullable=False),
+    sa.Column("uninstall", JSON_TEXT, nullable=False, server_default="[]"),
 )
 
 commands = sa.Table(

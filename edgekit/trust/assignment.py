@@ -65,6 +65,7 @@ class Assignment(msgspec.Struct, frozen=True):
         version: Rises from 1 with every new assignment for the device.
         expires: Wall clock seconds; signing drops fractions.
         entries: Entries by model name.
+        uninstall: Models that the device removes. A model that is only missing from `entries` stays on the device.
     """
 
     device: str
@@ -72,16 +73,20 @@ class Assignment(msgspec.Struct, frozen=True):
     version: int
     expires: float
     entries: Mapping[str, Entry]
+    uninstall: tuple[str, ...] = ()
 
 
 def sign_assignment(assignment: Assignment, signer: Signer) -> bytes:
     """The signed TUF document, as published on the ``desired`` topic."""
     targets = {entry.path: _target_file(entry) for entry in assignment.entries.values()}
+    custom: dict[str, Any] = {"device": assignment.device, "fleet": assignment.fleet}
+    if assignment.uninstall:
+        custom["uninstall"] = list(assignment.uninstall)
     signed = Targets(
         version=assignment.version,
         expires=datetime.fromtimestamp(math.floor(assignment.expires), timezone.utc),
         targets=targets,
-        unrecognized_fields={"custom": {"device": assignment.device, "fleet": assignment.fleet}},
+        unrecognized_fields={"custom": custom},
     )
     document = Metadata(signed)
     document.sign(signer)
@@ -230,18 +235,22 @@ def _parse(signed: Targets) -> Assignment:
             entries[entry.name] = entry
     except msgspec.ValidationError as error:
         raise VerificationError(f"assignment is not valid: {error}") from error
+    if both := sorted(entries.keys() & set(recipient.uninstall)):
+        raise VerificationError(f"assignment both names and uninstalls {', '.join(both)}")
     return Assignment(
         device=recipient.device,
         fleet=recipient.fleet,
         version=signed.version,
         expires=signed.expires.timestamp(),
         entries=entries,
+        uninstall=recipient.uninstall,
     )
 
 
 class _Recipient(msgspec.Struct, frozen=True):
     device: str
     fleet: str
+    uninstall: tuple[str, ...] = ()
 
 
 _RECIPIENT = msgspec.msgpack.Decoder(_Recipient)

@@ -29,6 +29,7 @@ from edgekit.cli.device.results import results
 from edgekit.cli.device.saved_groups import group
 from edgekit.cli.device.show import list_command, show
 from edgekit.cli.device.transfer import export, import_devices
+from edgekit.cli.device.uninstall import uninstall
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
 from edgekit.settings.device_files import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES
@@ -224,6 +225,7 @@ for _command in (
     results,
     group,
     remove,
+    uninstall,
     rekey,
     label,
     quarantine,

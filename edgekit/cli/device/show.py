@@ -125,6 +125,7 @@ def show(name: str, as_json: bool) -> None:
         ("models", models_text(view)),
         ("last deployments", outcomes_text(view)),
         ("assigned", ", ".join(f"{e.name} {e.version}" for e in assigned.entries.values()) or "-"),
+        *([("uninstalled", ", ".join(assigned.uninstall))] if assigned.uninstall else []),
         ("assignment", f"version {assigned.version}, accepted {view.assignment}"),
     ]
     print_table((name, ""), [*rows, *((f"fact {key}", _short(value)) for key, value in sorted(view.facts.items()))])

@@ -102,6 +102,8 @@ def _note_exceptions(planned: Planned) -> None:
         note(f"no bundle for {target}: {count_of_devices(count)} skipped until one is published")
     for target, old in planned.too_old.items():
         note(f"{target}: {old.message}")
+    if planned.ignoring:
+        note(planned.ignoring.message)
     for device, reason in sorted(planned.refusals.items())[:MAX_SHOWN]:
         note(f"{device} will refuse it: {reason}")
     if len(planned.refusals) > MAX_SHOWN:

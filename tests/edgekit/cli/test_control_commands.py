@@ -256,6 +256,22 @@ def test_devices_that_are_too_old_for_a_bundle_are_named(shell):
     assert "cannot read" not in err
 
 
+def test_agents_that_ignore_conditions_are_named(shell):
+    """Consent, windows and gates need an agent that obeys them; the dry run and the start say so."""
+    enroll(shell, "pi-1", "pi-2")
+    state = shell.state()
+    for name, version in (("pi-1", "0.1.0"), ("pi-2", __version__)):
+        state.devices.save_report(Reported(name, "f1", 1, 0.0, 1, {}, {}, facts={"edgekit": version}), time.time())
+    state.close()
+    start = "edgekit rollout start digits 1.0.0"
+    said = "1 device ignores consent, gates, which needs edgekit 0.2.0: pi-1 (0.1.0); update edgekit there first"
+    plan = shell.json(f"{start} --consent --gate outcome --dry-run --json")
+    assert plan["ignoring"]["devices"] == {"pi-1": "0.1.0"}
+    assert "maintenance windows" in shell(f"{start} --window 22:00-05:00 --dry-run")[1]
+    assert "ignores" not in shell(f"{start} --dry-run")[1]
+    assert said in shell(f"{start} --consent --gate outcome")[1]
+
+
 def test_cohort_options_choose_devices(shell):
     """Only devices with the label take part."""
     enroll(shell, "pi-1")

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from edgekit.mqtt.messages import Reported
+from edgekit.mqtt.messages import Reported, Running
 from edgekit.state import open_fleet_state
 from edgekit.trust.envelopes import seal
 from edgekit.trust.keys import load_signer
@@ -52,6 +52,27 @@ def test_labels_quarantine_new_key_and_removal(shell):
     assert "no device 'pi-1'" in shell("edgekit device remove pi-1", 1)[1]
     found = [entry["what"] for entry in shell.json("edgekit audit list --subject pi-1 --json")]
     assert found[:5] == ["device.remove", "device.rekey", "device.release", "device.quarantine", "device.label"]
+
+
+def test_a_model_is_taken_off_devices(shell):
+    """The plan changes nothing; agents that ignore it are named; the selection is one device or options."""
+    state = shell.state()
+    for name, version in (("pi-1", "0.1.0"), ("pi-2", "0.2.0")):
+        running = {"digits": Running(digest="a" * 64, version="1.0.0")}
+        state.devices.save_report(Reported(name, "f1", 1, 0.0, 1, running, {}, facts={"edgekit": version}), 1000.0)
+    state.close()
+    _, err = shell("edgekit device uninstall digits --filter 'name in (pi-1, pi-2)' --dry-run")
+    assert "digits would be taken off 2 devices: pi-1, pi-2" in err
+    assert "1 device ignores uninstalling, which needs edgekit 0.2.0: pi-1 (0.1.0)" in err
+    assert shell.state().assignments.all() == []
+    assert "is taken off 1 device: pi-2" in shell("edgekit device uninstall digits pi-2")[1]
+    assert "asked before: pi-2" in shell("edgekit device uninstall digits pi-2")[1]
+    assert shell.json("edgekit device show pi-2 --json")["assigned"]["uninstall"] == ["digits"]
+    (entry,) = shell.json("edgekit audit list --what device.uninstall --json")
+    assert (entry["subject"], entry["before"]["running"]) == ("pi-2", "1.0.0")
+    assert "none of the selected devices has model 'other'" in shell("edgekit device uninstall other pi-2", 1)[1]
+    assert "Name one device, or select" in shell("edgekit device uninstall digits", 2)[1]
+    assert "Name one device, or select" in shell("edgekit device uninstall digits pi-1 --label a=b", 2)[1]
 
 
 def test_exported_devices_are_imported_elsewhere_or_not_at_all(shell):

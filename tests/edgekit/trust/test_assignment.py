@@ -46,6 +46,14 @@ def order(registry: Registry, client: TrustClient, **changes: object) -> bytes:
     )
 
 
+def test_models_to_uninstall_are_signed_and_never_assigned_too(registry: Registry, client: TrustClient) -> None:
+    """They survive; an assignment that both names and removes a model is refused."""
+    made = client.verify_assignment(order(registry, client, uninstall=("wake",)), "pi-1", "lab", registry.clock.now)
+    assert made.uninstall == ("wake",)
+    with pytest.raises(VerificationError, match="both names and uninstalls digits"):
+        client.verify_assignment(order(registry, client, uninstall=("digits",)), "pi-1", "lab", registry.clock.now)
+
+
 def test_a_device_gets_back_what_the_director_signed(registry: Registry, client: TrustClient) -> None:
     """Every field survives, a repeated delivery of the same version included."""
     payload = order(registry, client)
