@@ -34,6 +34,7 @@ from edgekit.rollout.values import (
     DeviceProgress,
     DeviceState,
     Effect,
+    Forced,
     Keep,
     Paused,
     Resumed,
@@ -179,6 +180,29 @@ def _retry(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     return RolloutStep(settled.state, (*(Assign(name) for name in chosen), *settled.effects), settled.wake_at)
 
 
+def _force(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
+    """Ask no user any more: devices on their way get the assignment without the condition, and so do later ones."""
+    if not rollout.plan.consent:
+        raise RefusedError(
+            f"no device of rollout {rollout.id} waits until its user agrees",
+            advice="Quiet hours, metered links and maintenance windows hold for every rollout.",
+        )
+    devices = dict(rollout.devices)
+    chosen = [
+        name for name, progress in sorted(devices.items()) if progress.state in (*IN_FLIGHT, DeviceState.NOT_REACHED)
+    ]
+    for name in chosen:
+        if devices[name].state is DeviceState.NOT_REACHED:
+            devices[name] = retried(devices[name], now)
+    plan = msgspec.structs.replace(rollout.plan, consent=False)
+    forced = msgspec.structs.replace(rollout, plan=plan, devices=devices)
+    again = tuple(Assign(name) for name in chosen)
+    if rollout.state is not RolloutState.RUNNING:
+        return RolloutStep(forced, again)
+    settled = _settle(forced, now)
+    return RolloutStep(settled.state, (*again, *settled.effects), settled.wake_at)
+
+
 def _cancel(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     """Take one device out; its earlier assignment comes back, where it had this one."""
     assert isinstance(event, Cancelled)
@@ -212,11 +236,13 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
     (RolloutState.RUNNING, Aborted): _abort,
     (RolloutState.RUNNING, Approved): _approve,
     (RolloutState.RUNNING, Retried): _retry,
+    (RolloutState.RUNNING, Forced): _force,
     (RolloutState.RUNNING, Cancelled): _cancel,
     (RolloutState.PAUSED, Surveyed): _survey_paused,
     (RolloutState.PAUSED, Resumed): _resume,
     (RolloutState.PAUSED, Aborted): _abort,
     (RolloutState.PAUSED, Retried): _retry,
+    (RolloutState.PAUSED, Forced): _force,
     (RolloutState.PAUSED, Cancelled): _cancel,
     (RolloutState.FINISHED, Surveyed): _survey_ended,
     (RolloutState.ABORTED, Surveyed): _survey_ended,

@@ -237,13 +237,17 @@ class Retried(msgspec.Struct, frozen=True):
     """An operator asked for another attempt on the devices that failed or were not reached."""
 
 
+class Forced(msgspec.Struct, frozen=True):
+    """An operator decided that devices no longer wait until their users agree."""
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     """An operator took a device out of the rollout."""
 
     device: str
 
 
-RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted | Approved | Retried | Cancelled"
+RolloutEvent: TypeAlias = "Started | Surveyed | Paused | Resumed | Aborted | Approved | Retried | Forced | Cancelled"
 
 
 # --- effects

@@ -18,6 +18,7 @@ from edgekit.rollout.values import (
     Assign,
     Cancelled,
     DeviceState,
+    Forced,
     Keep,
     Paused,
     Resumed,
@@ -44,6 +45,7 @@ _WORDS: dict[type, str] = {
     Aborted: "abort",
     Approved: "approve",
     Retried: "retry",
+    Forced: "force",
     Cancelled: "cancel",
 }
 

@@ -19,6 +19,7 @@ from edgekit.rollout.values import (
     DeviceProgress,
     DeviceState,
     DeviceStatus,
+    Forced,
     Rollout,
     RolloutEvent,
     RolloutState,
@@ -289,6 +290,9 @@ class RolloutTable(FleetTable):
     ) -> Rollout:
         """Apply an event, store the result, and note the change in the audit log."""
         result = step(rollout, event, now)
+        if isinstance(event, Forced):
+            entries = {target: _conditioned(entry, result.state.plan) for target, entry in entries.items()}
+            connection.execute(rollouts.update().where(rollouts.c.id == rollout.id).values(entries=to_json(entries)))
         stored = save_step(connection, self._fleet, rollout, result, entries, now)
         if change := audited_change(rollout, event, result, entries):
             record(connection, self._fleet, self._author, change.what, rollout.id, now=now, **change.states)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from edgekit.cli.rollout.operate import abort, approve, cancel, pause, resume, retry
+from edgekit.cli.rollout.operate import abort, approve, cancel, force, pause, resume, retry
 from edgekit.cli.rollout.show import list_command, status, watch
 from edgekit.cli.rollout.start import start
 
 
 @click.group()
 def rollout() -> None:
-    """Roll a version out in waves; watch, approve, pause, resume, retry, cancel, abort.
+    """Roll a version out in waves; watch, approve, pause, resume, retry, force, cancel, abort.
 
     \b
     Examples:
@@ -20,5 +20,5 @@ def rollout() -> None:
     """
 
 
-for _command in (start, status, list_command, watch, approve, pause, resume, retry, cancel, abort):
+for _command in (start, status, list_command, watch, approve, pause, resume, retry, force, cancel, abort):
     rollout.add_command(_command)

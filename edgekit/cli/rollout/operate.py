@@ -1,4 +1,4 @@
-"""`edgekit rollout approve`, `pause`, `resume`, `retry`, `cancel` and `abort`."""
+"""`edgekit rollout approve`, `pause`, `resume`, `retry`, `force`, `cancel` and `abort`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edgekit.rollout.values import (
     Approved,
     Assign,
     Cancelled,
+    Forced,
     Paused,
     Resumed,
     Retried,
@@ -96,6 +97,23 @@ def retry(number: int, dry_run: bool, as_json: bool) -> None:
       edgekit rollout retry 3
     """
     _operate(number, Retried(), dry_run, as_json)
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=ROLLOUT)
+@dry_run_option
+@json_option
+def force(number: int, dry_run: bool, as_json: bool) -> None:
+    """Let no device wait until its user agrees, also where the user declined.
+
+    Quiet hours, metered links and maintenance windows hold as before. Devices that were not reached get another
+    attempt.
+
+    \b
+    Example:
+      edgekit rollout force 3 --dry-run
+    """
+    _operate(number, Forced(), dry_run, as_json)
 
 
 @click.command()

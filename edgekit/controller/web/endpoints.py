@@ -14,7 +14,7 @@ from edgekit.controller.operations import DevicePage, Name, Operations, RolloutR
 from edgekit.controller.planning import Planned
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.document import RolloutDocument, document
-from edgekit.rollout.values import Aborted, Approved, Cancelled, Paused, Resumed, Retried
+from edgekit.rollout.values import Aborted, Approved, Cancelled, Forced, Paused, Resumed, Retried
 from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
 from edgekit.state.detail import DeviceDetail
 from edgekit.state.operators import Role
@@ -258,6 +258,10 @@ ENDPOINTS = (
     Endpoint("POST", "/rollouts/{number}/retry", "retryRollout",
              "Try again on the devices that failed or were not reached.", RolloutDocument,
              lambda call: call.operations.steer(call.path.number, Retried()), role=Role.OPERATOR,
+             parameters=NumberPath, body=Nothing),
+    Endpoint("POST", "/rollouts/{number}/force", "forceRollout",
+             "Let no device wait until its user agrees; quiet hours, metered links and windows hold.", RolloutDocument,
+             lambda call: call.operations.steer(call.path.number, Forced()), role=Role.OPERATOR,
              parameters=NumberPath, body=Nothing),
     Endpoint("POST", "/rollouts/{number}/cancel", "cancelDevice",
              "Take one device out of a rollout; it gets its previous assignment back.", RolloutDocument,

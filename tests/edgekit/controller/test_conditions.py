@@ -6,7 +6,7 @@ import pytest
 
 from device_agents.storage.consents import Consents
 from edgekit.errors import NotFoundError
-from edgekit.rollout.values import Aborted, RolloutState
+from edgekit.rollout.values import Aborted, Forced, Paused, RolloutState
 from tests.edgekit.controller.test_with_an_agent import fleet_of_one
 from tests.simulators.device import DEVICE
 
@@ -64,6 +64,34 @@ async def test_a_rollout_without_consent_asks_nobody(tmp_path):
         side.start("digits", "1.0.0")
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert device.inference.live == {"digits": "1.0.0"}
+
+
+async def test_a_forced_rollout_asks_nobody_any_more(tmp_path):
+    """A user's no is overridden, also while the rollout is paused; the change is in the audit log."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.publish("digits", "1.0.0")
+        side.start("digits", "1.0.0", consent=True)
+        await side.until(lambda: waits(side, "consent"))
+        await device.agent.consent("digits", False)
+        await side.until(lambda: waits(side, "declined"))
+        side.state.rollouts.apply(1, Paused(), side.clock.wall())
+        side.state.rollouts.apply(1, Forced(), side.clock.wall())
+        await side.until(lambda: device.inference.live == {"digits": "1.0.0"})
+        assert [entry.subject for entry in side.state.audit.entries(what="rollout.force")] == ["1"]
+        assert not side.state.assignments.get(DEVICE).entries["digits"].consent
+
+
+async def test_a_forced_rollout_still_waits_for_its_window(tmp_path):
+    """The user is not asked, but the maintenance window holds."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        side.publish("digits", "1.0.0")
+        side.start("digits", "1.0.0", consent=True, window=window(120))
+        await side.until(lambda: waits(side, "window"))
+        before = side.state.assignments.get(DEVICE).version
+        side.state.rollouts.apply(1, Forced(), side.clock.wall())
+        await side.until(lambda: device.reported().assignment > before)
+        await side.until(lambda: waits(side, "window") and not device.state.deployment.consent)
+        assert device.inference.live == {}
 
 
 async def test_a_device_waits_for_its_window(tmp_path):

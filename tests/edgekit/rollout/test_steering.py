@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from edgekit.errors import RefusedError, SettingsError
-from edgekit.mqtt.messages import Outcome, Running
+from edgekit.mqtt.messages import Outcome, Running, Waiting
 from edgekit.rollout.machine import step
 from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.rollout.values import (
@@ -13,6 +13,7 @@ from edgekit.rollout.values import (
     Cancelled,
     DeviceState,
     DeviceStatus,
+    Forced,
     Paused,
     Retried,
     Revert,
@@ -173,3 +174,35 @@ def test_a_plan_names_a_known_approval():
     """Anything else is refused when the plan is made."""
     with pytest.raises(SettingsError, match="approval is 'never'"):
         msgspec.structs.replace(RolloutPlan(), approval="never")
+
+
+def test_force_assigns_again_where_the_bundle_is_not_yet():
+    """Devices on their way and those not reached get it without the condition; a second force has nothing to do."""
+    story = Story(consent=True, waves=(Wave(count=2), Wave(share=1.0)), max_wait_seconds=50.0)
+    first, second = story.devices()
+    waiting = Waiting("consent", 1.0, NEW)
+    running = Running(digest=OLD, waiting=waiting)
+    story.take(Surveyed({first: DeviceStatus(NEW, running)}))
+    assert story.states()[first] == "WAITING"
+    story.succeed(second)
+    story.effects = []
+    story.take(Forced())
+    assert first in story.devices()
+    assert second not in story.devices()
+    assert not story.state.plan.consent
+    with pytest.raises(RefusedError, match="no device of rollout 7 waits until its user agrees"):
+        story.take(Forced())
+
+
+def test_force_tries_again_where_no_user_answered_in_time():
+    """A device that waited for too long was not reached; it gets the assignment and a full deadline."""
+    story = Story(consent=True, max_wait_seconds=50.0)
+    (first,) = story.devices()
+    story.take(Surveyed({first: DeviceStatus(NEW, Running(digest=OLD, waiting=Waiting("consent", 1.0, NEW)))}))
+    story.now += 51.0
+    story.take(Surveyed({}))
+    assert story.states()[first] == "NOT_REACHED"
+    story.effects = []
+    story.take(Forced())
+    assert first in story.devices()
+    assert story.state.devices[first].assigned_at == story.now
