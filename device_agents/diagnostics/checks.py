@@ -22,7 +22,7 @@ from device_agents.diagnostics.check_rules import judge_clock, judge_providers
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
-from device_agents.inference.options import NEVER, CloudOptions, ServiceOptions
+from device_agents.inference.options import DECODED, NEVER, CloudOptions, ServiceOptions
 from device_agents.remote.overlay import Overlay
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
@@ -165,10 +165,14 @@ class _Checks:
             raise SettingsError("; ".join(faults))
         if not settings.cloud_url:
             return "no cloud tier is configured; every answer is local"
-        kept = sorted(name for name in self._cloud_models() if self._cloud_options(name).send_inputs == NEVER)
+        policies = {name: self._cloud_options(name).send_inputs for name in sorted(self._cloud_models())}
+        kept = [name for name, policy in policies.items() if policy == NEVER]
+        decoded = [name for name, policy in policies.items() if policy == DECODED]
         hold = fallback_hold(settings)
         held = f"; not called now: {hold.value}" if hold else ""
-        return f"{settings.cloud_url}{'; never sent: ' + ', '.join(kept) if kept else ''}{held}"
+        said = f"; never sent: {', '.join(kept)}" if kept else ""
+        said += f"; sent decoded only: {', '.join(decoded)}" if decoded else ""
+        return f"{settings.cloud_url}{said}{held}"
 
     def cloud(self) -> str:
         hold = fallback_hold(self._settings)

@@ -26,6 +26,7 @@ class Failure(str, enum.Enum):
     METERED = "metered"
     BUDGET_SPENT = "budget-spent"
     BUDGET_PACE = "budget-pace"
+    STREAM_PAUSE = "stream-pause"
 
 
 class CloudTimeoutError(CloudError):

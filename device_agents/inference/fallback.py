@@ -6,14 +6,16 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 from device_agents.inference import budget_rules
 from device_agents.inference.answer_rules import Expected, checked
 from device_agents.inference.breaker import Breaker, BreakerState, pace_of
 from device_agents.inference.budget_rules import Verdict
 from device_agents.inference.budgets import Budgets
+from device_agents.inference.egress_rules import StreamPauses, release
 from device_agents.inference.failures import CloudOverloadedError, CloudTimeoutError, Failure, failure_of
-from device_agents.inference.options import NEVER, CloudOptions
+from device_agents.inference.options import CloudOptions
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
 from edgekit.protocols import Clock, CloudAnswer, CloudTier
@@ -32,6 +34,7 @@ _HELD = {
     Reason.METERED: "the link is metered, and metered_fallback is false",
     Reason.BUDGET_SPENT: "the call is more than what is left of the day's budget",
     Reason.BUDGET_PACE: "the day's budget is spent too fast; only less sure answers are sent",
+    Reason.STREAM_PAUSE: "the stream was sent a short time ago (stream_pause_seconds)",
 }
 _OF_VERDICT = {
     Verdict.ALLOWED: None,
@@ -97,6 +100,7 @@ class Fallback:
         self._options = options
         self._spread = spread
         self._budgets, self._hold = budgets, hold
+        self._pauses = StreamPauses()
         self._lines: dict[str, _Line] = {}
 
     def failures(self) -> dict[str, dict[str, int]]:
@@ -111,8 +115,9 @@ class Fallback:
         left_seconds: float | None,
         expected: Expected,
         score: float | None = None,
+        stream: int | str | None = None,
     ) -> CloudAnswer:
-        """Call once. Everything that a request sends to the cloud tier passes here.
+        """Call once. Everything that a request sends to the cloud tier passes here, and `release` decides on it.
 
         Args:
             model: Name on the device.
@@ -120,25 +125,31 @@ class Fallback:
             left_seconds: Longest wait that the request allows; None for no deadline.
             expected: What the device knows of the answer.
             score: Score of the local answer, 0 to 1, which a budget that burns too fast may keep; None for none.
+            stream: Id of the client's stream; None for none.
 
         Raises:
             FallbackError: there is no usable answer; the message says why.
         """
         options = self._options(model)
-        if options.send_inputs == NEVER:
-            raise FallbackError(Reason.PRIVATE, f"inputs of model {model!r} may not leave this device (send_inputs)")
+        released = release(options.send_inputs, model, inputs)
+        if released.fault:
+            raise FallbackError(Reason.PRIVATE, released.fault)
         line = self._lines.setdefault(model, _Line())
         timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
-        size = budget_rules.size_of(inputs)
+        size, started = budget_rules.size_of(released.inputs), self._clock.monotonic()
+        paused = None if stream is None or not options.stream_pause_seconds else (model, stream)
+        if score is not None and not self._pauses.allow(paused, started, options.stream_pause_seconds):
+            self._hold_back(model, line, Reason.STREAM_PAUSE)
         self._check_held(model, line, size, score)
         self._admit(model, line, timeout)
         self._budgets.spend(model, size)
-        started = self._clock.monotonic()
+        if paused is not None:
+            self._pauses.note(paused, started)
         with self._calling(line) as ended:
             await self._budgets.store(model)
             try:
                 answer = await self._cloud.infer(
-                    options.cloud_model or model, inputs, timeout_seconds=timeout, wanted=expected.needed
+                    options.cloud_model or model, released.inputs, timeout_seconds=timeout, wanted=expected.needed
                 )
                 outputs = checked(answer.outputs, expected)
             except CloudError as error:
@@ -153,8 +164,10 @@ class Fallback:
     def _check_held(self, model: str, line: _Line, size: int, score: float | None) -> None:
         """Refuse a call that the owner's settings hold back at present."""
         reason = self._hold() or _OF_VERDICT[self._budgets.judge(model, size, score)]
-        if reason is None:
-            return
+        if reason is not None:
+            self._hold_back(model, line, reason)
+
+    def _hold_back(self, model: str, line: _Line, reason: Reason) -> NoReturn:
         failure, error = Failure(reason.value), FallbackError(reason, _HELD[reason])
         line.failures[failure] += 1
         self._note(model, line, failure, error, HELD_LOG_SECONDS)

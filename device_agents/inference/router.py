@@ -187,7 +187,10 @@ class InferenceRouter:
             inputs = row_splitting.take(request.session.inputs, inputs, rows)
             expected = expected._replace(sent=inputs, local=row_splitting.take(request.session.outputs, local, rows))
         try:
-            answer = await self._fallback.ask(request.model, inputs, left_seconds=left, expected=expected, score=score)
+            stream = None if request.place is None else request.place.id
+            answer = await self._fallback.ask(
+                request.model, inputs, left_seconds=left, expected=expected, score=score, stream=stream
+            )
         except CloudError:
             request.counters["cloud_errors"] += 1
             raise

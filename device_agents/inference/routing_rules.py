@@ -54,6 +54,7 @@ class Reason(str, enum.Enum):
     METERED = "metered"  # the link is metered, and the settings allow no calls over it
     BUDGET_SPENT = "budget-spent"  # the day's budget of calls or bytes has no room for this call
     BUDGET_PACE = "budget-pace"  # the day's budget is spent faster than the day passes; less sure answers go first
+    STREAM_PAUSE = "stream-pause"  # the stream was sent a short time ago, and has a local answer now
 
 
 class Decision(msgspec.Struct, frozen=True):

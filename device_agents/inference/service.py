@@ -42,7 +42,7 @@ from edgekit.serving.oip.codec import InferRequest, InferResponse
 from edgekit.serving.oip.deadlines import check_deadline_ms
 from edgekit.serving.session.memory_usage import Footprints
 from edgekit.serving.session.preparation import as_sent, parse_postprocess, prepare
-from edgekit.serving.session.sequence import Sequence, parse_sequence
+from edgekit.serving.session.sequence import Sequence, parse_ignored_sequence, parse_sequence
 from edgekit.serving.session.session import Load, Session
 from edgekit.serving.session.statistics import Statistics
 from edgekit.serving.worker.loader import Loader
@@ -245,7 +245,7 @@ class InferenceService:
             postprocess: Whether the bundle's postprocessing (labels, boxes ...) is applied; None applies it when bytes
                 were sent.
             sequence: The stream of the request, for a model with state; None for a request of its own, from the zero
-                state. Other models ignore it.
+                state. Other models use its id for `stream_pause_seconds` only.
             wanted: Outputs of the model that the caller needs; empty for all. Other outputs may be missing.
             request_id: The caller's id, with which `outcome` can judge the answer; None where it does not.
 
@@ -363,7 +363,7 @@ class InferenceService:
         route, deadline_ms = parse_parameters(request.parameters)
         session = self._session(model)
         stateless = session is not None and session.streams is None  # it ignores streams, as Triton does
-        sequence = None if stateless else parse_sequence(request.parameters)
+        sequence = (parse_ignored_sequence if stateless else parse_sequence)(request.parameters)
         if session is not None and request.outputs:
             check_outputs(session, request)
         postprocess = parse_postprocess(request.parameters)

@@ -79,10 +79,19 @@ FallbackThreshold = (
     | Literal["all"]
 )
 SendInputs = Annotated[
-    Literal["allowed", "never"],
+    Literal["allowed", "decoded", "never"],
     Meta(
-        description="Whether inputs of requests may be sent to the cloud tier. never: nothing of a request leaves the "
-        "device, whatever the score is and whatever the client asks for."
+        description="Whether inputs of requests may be sent to the cloud tier. decoded: tensors of numbers, and never "
+        "bytes as a client sent them (an encoded image, a text). never: nothing of a request leaves the device, "
+        "whatever the score is and whatever the client asks for."
+    ),
+]
+StreamPauseSeconds = Annotated[
+    float,
+    Meta(
+        ge=0,
+        description="Shortest time between two unsure answers of one stream (`sequence_id`) for which the cloud tier "
+        "is called; those in between stay local. 0 for none.",
     ),
 ]
 CloudCallsPerDay = Annotated[
@@ -158,6 +167,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_model: CloudModel | None = None
     fallback_threshold: FallbackThreshold | None = None
     send_inputs: SendInputs | None = None
+    stream_pause_seconds: StreamPauseSeconds | None = None
     cloud_calls_per_day: CloudCallsPerDay | None = None
     cloud_bytes_per_day: CloudBytesPerDay | None = None
 

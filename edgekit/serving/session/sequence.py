@@ -48,6 +48,14 @@ def parse_sequence(parameters: Mapping[str, Any]) -> Sequence | None:
     return None
 
 
+def parse_ignored_sequence(parameters: Mapping[str, Any]) -> Sequence | None:
+    """As `parse_sequence`, for a model without state, which takes any parameters; None where they name no stream."""
+    try:
+        return parse_sequence(parameters)
+    except DataError:
+        return None
+
+
 def _flag(parameters: Mapping[str, Any], name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):

@@ -1,0 +1,147 @@
+"""What may leave the device: no route gets a forbidden tensor out, and a stream is not sent too often."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import device_agents
+from device_agents.inference.egress_rules import MOST_STREAMS, StreamPauses, release
+from device_agents.inference.options import ServiceOptions
+from device_agents.inference.service import InferenceService
+from edgekit.errors import EdgekitError, UnavailableError
+from edgekit.serving.models.options import ModelSettings
+from edgekit.serving.oip.codec import InferRequest
+from edgekit.serving.session.sequence import Sequence
+from tests.device_agents.inference.test_processing import photo, raw, with_processing
+from tests.device_agents.inference.test_service import HeldClock, where
+from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
+from tests.simulators.small_models import SURE, UNSURE, onnx_bundle
+
+KINDS, POLICIES = ("photo", "plain", "far"), ("allowed", "decoded", "never")
+Device = tuple[asyncio.AbstractEventLoop, InferenceService, MemoryCloud, HeldClock]
+NAN = np.full_like(UNSURE, np.nan)
+PHOTO = {"photo": raw(photo((9, 9, 9)))}  # it is decoded to a tensor that the model is unsure of
+INPUTS = ({"x": UNSURE}, {"x": SURE}, {"x": NAN}, PHOTO, {"x": raw(b"text")}, {**PHOTO, "x": UNSURE})
+ROUTES = ("auto", "local-only", "cloud-only")
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """For each policy: a model with preprocessing, one without, and one that only the cloud tier has."""
+    cloud, clock = MemoryCloud(CLOUD_OUTPUTS), HeldClock()
+    own = {f"{kind}-{policy}": ModelSettings(send_inputs=policy) for policy in POLICIES for kind in KINDS}
+    loop = asyncio.new_event_loop()
+
+    async def made() -> InferenceService:
+        service = InferenceService(cloud=cloud, models=own, clock=clock)
+        for policy in POLICIES:
+            for kind, bundle in (("photo", with_processing), ("plain", onnx_bundle)):
+                folder = tmp_path_factory.mktemp(kind)
+                name = f"{kind}-{policy}"
+                await service.activate(name, bundle(folder, name=name), folder)
+        return service
+
+    service = loop.run_until_complete(made())
+    yield loop, service, cloud, clock
+    loop.run_until_complete(service.close())
+    loop.close()
+
+
+def test_no_request_gets_a_forbidden_tensor_out(device: Device) -> None:
+    """Every combination: nothing under never, only decoded tensors under decoded, nothing with local-only."""
+    loop, service, cloud, clock = device
+    sent_by = dict.fromkeys(POLICIES, 0)
+    choices = (KINDS, POLICIES, ROUTES, INPUTS, (None, True), (None, Sequence("a", start=True)), (None, 0.001))
+    for kind, policy, route, inputs, postprocess, stream, deadline_ms in itertools.product(*choices):
+        cloud.asked.clear()
+        clock.now += 10_000.0  # no open breaker hides what would be sent
+        request = service.infer(
+            f"{kind}-{policy}", inputs, route=route, postprocess=postprocess, sequence=stream, deadline_ms=deadline_ms
+        )
+        with contextlib.suppress(EdgekitError):  # also a refusal keeps the policy
+            loop.run_until_complete(request)
+        sent = [value for _, tensors, _ in cloud.asked for value in tensors.values()]
+        sent_by[policy] += len(cloud.asked)
+        assert not (sent and (policy == "never" or route == "local-only")), (kind, policy, route)
+        if policy == "decoded" or kind == "photo":
+            assert all(value.dtype.kind == "f" for value in sent), (kind, policy, route)
+    assert sent_by["allowed"] > sent_by["decoded"] > 50
+
+
+def test_what_is_allowed_does_leave_the_device(device: Device) -> None:
+    """The test above could not fail if nothing was ever sent."""
+    loop, service, cloud, _ = device
+    for model, inputs, kind in [
+        ("photo-decoded", PHOTO, "f"),
+        ("plain-decoded", {"x": UNSURE}, "f"),
+        ("far-decoded", {"x": UNSURE}, "f"),
+        ("far-allowed", PHOTO, "O"),
+    ]:
+        cloud.asked.clear()
+        assert where(loop.run_until_complete(service.infer(model, inputs, route="cloud-only")))[0] == "cloud"
+        ((_, sent, _),) = cloud.asked
+        assert {value.dtype.kind for value in sent.values()} == {kind}
+    with pytest.raises(UnavailableError, match="'photo' of model 'far-decoded' is bytes, and only decoded"):
+        loop.run_until_complete(service.infer("far-decoded", PHOTO))
+
+
+@given(st.text(), st.sampled_from([{"x": UNSURE}, PHOTO]))
+def test_a_policy_that_is_not_known_releases_nothing(policy, inputs) -> None:
+    """Only the two words that allow something do."""
+    found = release(policy, "m", inputs)
+    assert bool(found.inputs) is (policy == "allowed" or (policy == "decoded" and inputs is not PHOTO))
+    assert bool(found.fault) is not bool(found.inputs)
+
+
+def test_one_function_calls_the_cloud_tier() -> None:
+    """No other file of the device calls the client's infer."""
+    callers = []
+    for path in Path(device_agents.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "infer":
+                callers.append((path.name, ast.unparse(node.func.value)))
+    assert [one for one in callers if "cloud" in one[1].lower()] == [("fallback.py", "self._cloud")]
+
+
+async def test_a_stream_is_sent_once_in_its_pause(tmp_path: Path) -> None:
+    """Its other unsure answers stay local; other streams, requests without one and NaN are sent."""
+    cloud, clock = MemoryCloud(CLOUD_OUTPUTS), HeldClock()
+    options = ServiceOptions(stream_pause_seconds=5.0)
+    async with InferenceService(cloud=cloud, clock=clock, service=options) as service:
+        await service.activate("small", onnx_bundle(tmp_path), tmp_path)
+
+        async def ask(parameters: dict[str, object], values: np.ndarray = UNSURE) -> tuple[str, str]:
+            return where(await service.answer("small", None, InferRequest({"x": values}, parameters=parameters)))
+
+        sent, kept = ("cloud", "low-score"), ("degraded", "stream-pause")
+        assert await ask({"sequence_id": 7}) == sent
+        assert await ask({"sequence_id": 7}) == kept
+        assert await ask({"sequence_id": "7"}) == sent
+        assert await ask({}) == await ask({}) == sent
+        assert await ask({"sequence_id": 7}, NAN) == ("cloud", "local-error")
+        clock.now += 5.0
+        assert await ask({"sequence_id": 7}) == sent
+        assert await ask({"sequence_id": True}) == sent  # no stream; a model without state takes it, as before
+        assert service.counters()["small"]["cloud_failures.stream-pause"] == 1
+
+
+def test_streams_are_bounded() -> None:
+    """The one that was sent longest ago is forgotten."""
+    pauses = StreamPauses()
+    for stream in range(MOST_STREAMS):
+        pauses.note(stream, 0.0)
+    pauses.note(0, 0.0)
+    pauses.note("new", 0.0)
+    assert not pauses.allow(0, 1.0, 5.0)
+    assert pauses.allow(1, 1.0, 5.0)
+    assert pauses.allow(0, 5.0, 5.0)
