@@ -74,11 +74,9 @@ async def start_control_side(home: Path, broker_url: str) -> MqttTransport:
     """Serve the registry's metadata and blocks over MQTT."""
     store = open_store(f"file://{home}/registry")
     transport = MqttTransport(broker_url, client_id="controller", username="controller")
-    blocks = BlockService(
-        fleet=FLEET, store=store, transport=transport, clock=SystemClock(), broker_budget_bytes=16 * 1024**2
-    )
-    await blocks.start()
-    await MetadataService(fleet=FLEET, store=store, transport=transport).start()
+    shared = {"fleet": FLEET, "store": store, "transport": transport, "clock": SystemClock()}
+    await BlockService(**shared, broker_budget_bytes=16 * 1024**2).start()
+    await MetadataService(**shared).start()
     await transport.start()
     await transport.wait_connected(10)
     return transport

@@ -18,7 +18,7 @@ from edgekit.cli.common.cloud_entrance import Entrance, open_entrance
 from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note, step
 from edgekit.cli.common.cpus import usable_cpus
-from edgekit.cli.common.numbers import Whole
+from edgekit.cli.common.numbers import SHARE, Whole
 from edgekit.errors import SettingsError
 from edgekit.serving.api.keys import digest_of
 from edgekit.serving.http.addresses import parse_networks
@@ -48,7 +48,7 @@ def cloud() -> None:
 @click.option("--all", "every", is_flag=True, help="Serve every model that has a bundle for the target, new ones too.")
 @click.option("--channel", help="Serve the newest version of this channel [default: the newest of all].")
 @click.option("--canary-channel", help="Let the newest version of this channel answer a share of the requests.")
-@click.option("--canary-share", type=click.FloatRange(0, 1), help="That share, 0 to 1.")
+@click.option("--canary-share", type=SHARE, help="That share, 0 to 1.")
 @click.option("--versions", type=Whole(1, 32), help="Newest versions that are served side by side [default: 1].")
 @click.option("--registry", "url", metavar="URL", help="file://, s3://, gs:// or az:// store.")
 @click.option(

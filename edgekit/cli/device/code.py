@@ -9,7 +9,7 @@ import click
 
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, usage
 from edgekit.cli.common.fleet import fleet_state, parse_labels
-from edgekit.cli.common.numbers import Whole
+from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.rollout.text import time_text
 from edgekit.identity.join import SECRET_BYTES, StoredCode, check_limits, make_code
 
@@ -17,7 +17,7 @@ from edgekit.identity.join import SECRET_BYTES, StoredCode, check_limits, make_c
 @click.command()
 @click.option("--quota", type=Whole(1, 100_000), default=1, show_default=True, help="Devices that may use it.")
 @click.option(
-    "--hours", type=click.FloatRange(0.01, 8760), default=24.0, show_default=True, help="Lifetime of the code."
+    "--hours", type=Number(0.01, 8760), default=24.0, show_default=True, help="Lifetime of the code."
 )
 @click.option("--id", "name", default="", metavar="ID", help="The only device name that it is for.")
 @click.option("--target", default="", help="The only target profile that it is for.")
