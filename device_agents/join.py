@@ -11,6 +11,7 @@ import click
 
 from device_agents.control.joining import join_fleet
 from edgekit.cli.common.console import needs_extra, note
+from edgekit.cli.common.numbers import Number
 from edgekit.errors import DiskError, SettingsError
 from edgekit.identity.join import parse_code
 from edgekit.mqtt.topics import check_device_name
@@ -36,7 +37,7 @@ from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TL
     help="PEM of the authority of a mqtts:// URL [default: the system's authorities].",
 )
 @click.option("--broker", metavar="URL", help="Broker for this device [default: as the controller says].")
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=60.0, show_default=True, help="How long to wait.")
+@click.option("--seconds", type=Number(1, 3600), default=60.0, show_default=True, help="How long to wait.")
 def join(
     url: str, code: str, name: str, target: str, folder: Path, ca: Path | None, broker: str | None, seconds: float
 ) -> None:

@@ -16,9 +16,7 @@ from edgekit.identity.join import SECRET_BYTES, StoredCode, check_limits, make_c
 
 @click.command()
 @click.option("--quota", type=Whole(1, 100_000), default=1, show_default=True, help="Devices that may use it.")
-@click.option(
-    "--hours", type=Number(0.01, 8760), default=24.0, show_default=True, help="Lifetime of the code."
-)
+@click.option("--hours", type=Number(0.01, 8760), default=24.0, show_default=True, help="Lifetime of the code.")
 @click.option("--id", "name", default="", metavar="ID", help="The only device name that it is for.")
 @click.option("--target", default="", help="The only target profile that it is for.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the devices; may be repeated.")
