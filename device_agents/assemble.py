@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
@@ -47,6 +48,7 @@ from edgekit.protocols import Transport, Will
 from edgekit.runtimes.providers import Acceleration
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import use_keyring
+from edgekit.serving.http.addresses import is_loopback
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.memory_usage import few_arenas
 from edgekit.settings import AgentSettings, tls_files
@@ -131,7 +133,15 @@ def fallback_hold(settings: AgentSettings) -> Reason | None:
     """Why the cloud tier may not be called at present; None where it may be."""
     if is_set(settings.offline, settings.offline_file):
         return Reason.OFFLINE
+    if settings.cloud_api_key_file and not settings.cloud_unencrypted and _is_open(settings.cloud_url):
+        return Reason.UNENCRYPTED
     return None if settings.metered_fallback or not metered_link(settings).is_metered() else Reason.METERED
+
+
+def _is_open(url: str) -> bool:
+    """True if what is sent to `url` can be read on the network."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
 def threshold_warnings(settings: AgentSettings) -> list[str]:

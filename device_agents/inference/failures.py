@@ -23,6 +23,7 @@ class Failure(str, enum.Enum):
     BUSY = "busy"
     DEADLINE = "deadline"
     OFFLINE = "offline"
+    UNENCRYPTED = "unencrypted"
     METERED = "metered"
     BUDGET_SPENT = "budget-spent"
     BUDGET_PACE = "budget-pace"

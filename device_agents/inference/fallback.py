@@ -31,6 +31,8 @@ LOG_SECONDS = 60.0  # each kind of failure of a model is logged once in this tim
 HELD_LOG_SECONDS = 3600.0  # and each reason for which the owner has calls held back
 _HELD = {
     Reason.OFFLINE: "this device is offline (settings offline and offline_file)",
+    Reason.UNENCRYPTED: "the API key would travel unencrypted to another host: write https:// in cloud_url, or set "
+    "cloud_unencrypted = true",
     Reason.METERED: "the link is metered, and metered_fallback is false",
     Reason.BUDGET_SPENT: "the call is more than what is left of the day's budget",
     Reason.BUDGET_PACE: "the day's budget is spent too fast; only less sure answers are sent",

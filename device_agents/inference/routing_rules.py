@@ -51,6 +51,7 @@ class Reason(str, enum.Enum):
     STATEFUL = "stateful"  # the model has state, which is on this device only
     PRIVATE = "private"  # the settings say that inputs of this model never leave the device
     OFFLINE = "offline"  # the settings, or offline_file, keep this device from calling the cloud tier
+    UNENCRYPTED = "unencrypted"  # the API key would travel over http:// to another host
     METERED = "metered"  # the link is metered, and the settings allow no calls over it
     BUDGET_SPENT = "budget-spent"  # the day's budget of calls or bytes has no room for this call
     BUDGET_PACE = "budget-pace"  # the day's budget is spent faster than the day passes; less sure answers go first

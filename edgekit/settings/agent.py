@@ -286,6 +286,9 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that the device sends to the cloud tier.")
     ] = None
+    cloud_unencrypted: Annotated[
+        bool, Meta(description="Whether the API key and inputs may travel over http:// to another host.")
+    ] = False
     cloud_ca: Annotated[
         Path | None,
         Meta(

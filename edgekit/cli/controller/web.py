@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.cli.common.console import needs_extra, note
 from edgekit.errors import SettingsError, UnavailableError
+from edgekit.serving.http.addresses import is_loopback
 from edgekit.settings import ControlSettings
 from edgekit.waiting import within
 
@@ -45,7 +45,7 @@ async def serve_web(
     names = {name.lower() for name in settings.api_hosts} | ({host} - set(ANY_ADDRESS))
     options = WebOptions(hosts=names, free_reads=not settings.api_login)
     app = make_app(operations, SystemClock(), options, stop, values)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         note(f"the API listens on {settings.api} without TLS; put a proxy in front of it")
     said = ""
     while not stop.is_set():
@@ -74,10 +74,3 @@ def parse_api(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise SettingsError(f"api is {text!r}, expected host:port", advice="Write for example api = '127.0.0.1:8800'.")
     return host.lower(), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.assemble import make_inference
+from device_agents.assemble import fallback_hold, make_inference
 from device_agents.inference.budget_rules import DAY_SECONDS
 from device_agents.inference.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions
@@ -59,6 +59,30 @@ async def test_offline_and_metered_devices_answer_locally_and_say_why(tmp_path: 
         assert await found(allowed, tmp_path, "fallback") == url
         assert (await found(device(tmp_path, url, offline=True), tmp_path, "fallback")).endswith("offline")
     assert (counters["cloud_failures.offline"], counters["cloud_failures.metered"]) == (2, 1)
+
+
+async def test_an_api_key_does_not_travel_unencrypted_unless_the_owner_says_so(tmp_path: Path) -> None:
+    """Over http:// to another host no call is made; https, loopback, no key, and `cloud_unencrypted` are fine."""
+    url = "http://192.0.2.1:8700"  # an address for documentation: a call would wait for its time-out
+    settings = device(tmp_path, url, cloud_timeout_seconds=30.0)
+    service, cloud = make_inference(settings)
+    assert cloud is not None
+    async with service:
+        await service.activate("small", onnx_bundle(tmp_path / "b"), tmp_path / "b")
+        assert where(await service.infer("small", {"x": UNSURE})) == ("degraded", "unencrypted")
+        with pytest.raises(UnavailableError, match="cloud_unencrypted = true"):
+            await service.infer("small", {"x": UNSURE}, route="cloud-only")
+    cloud.close()
+    assert await found(settings, tmp_path, "fallback") == f"{url}; not called now: unencrypted"
+    assert (await found(settings, tmp_path)).startswith("not asked")
+    for fine in (
+        device(tmp_path, url, cloud_unencrypted=True),
+        device(tmp_path, url, cloud_api_key_file=None),
+        device(tmp_path, "https://192.0.2.1:8700"),
+        device(tmp_path, "http://localhost:8700"),
+        device(tmp_path, "http://[::1]:8700"),
+    ):
+        assert fallback_hold(fine) is None
 
 
 async def test_a_spent_budget_keeps_answers_here_until_the_next_day_and_over_restarts(
