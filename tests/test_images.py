@@ -91,7 +91,7 @@ def give(folder: Path) -> None:
 @pytest.fixture
 def home(images: Path) -> Iterator[Path]:
     """A new folder in the home of every root filesystem's user; the one of the cloud tier."""
-    homes = [images / f"rootfs-{role}" / "var/lib/edgekit/work" for role in ROLES]
+    homes = [images / f"rootfs-{role}" / "var/lib/edgekit/scratch" for role in ROLES]
     for one in homes:
         shutil.rmtree(one, ignore_errors=True)
         one.mkdir()
@@ -129,7 +129,14 @@ async def test_the_cloud_tiers_image_serves_a_model(images: Path, home: Path) ->
     onnx_bundle(home / "made", name="big", target="server", batch=None, gain=5.0)
     publish(store, repository, home / "made")
     give(home)
-    where = ("--registry", "file:///var/lib/edgekit/work/registry", "--root", "work/keys/root.json", "--port", "0")
+    where = (
+        "--registry",
+        "file:///var/lib/edgekit/scratch/registry",
+        "--root",
+        "scratch/keys/root.json",
+        "--port",
+        "0",
+    )
     with inside(images, "cloud", "-m", "edgekit", "cloud", "serve", "--all", *where) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -144,16 +151,16 @@ async def test_the_cloud_tiers_image_serves_a_model(images: Path, home: Path) ->
 
 def test_the_agents_image_runs_models_of_both_runtimes(images: Path, home: Path) -> None:
     """ONNX Runtime and LiteRT pass the self-test of a bundle, as they do before a switch."""
-    work = images / "rootfs-agent/var/lib/edgekit/work"
-    onnx_bundle(work / "onnx")
-    litert_bundle(work / "litert")
-    assert run(images, "agent", "-c", SELF_TEST, "work/onnx", "work/litert") == "onnxruntime True\nlitert True\n"
+    scratch = images / "rootfs-agent/var/lib/edgekit/scratch"
+    onnx_bundle(scratch / "onnx")
+    litert_bundle(scratch / "litert")
+    assert run(images, "agent", "-c", SELF_TEST, "scratch/onnx", "scratch/litert") == "onnxruntime True\nlitert True\n"
     assert "edgekit" in run(images, "agent", "-m", "device_agents", "--version")
 
 
 def test_the_controllers_image_makes_a_registry(images: Path, home: Path) -> None:
     """Commands of the control side run in it, as its user."""
-    where = ("--registry", "file://work/registry", "--keys", "work/keys")
+    where = ("--registry", "file://scratch/registry", "--keys", "scratch/keys")
     run(images, "controller", "-m", "edgekit", "registry", "init", *where)
-    assert list((images / "rootfs-controller/var/lib/edgekit/work/registry/metadata").glob("*.root.json"))
+    assert list((images / "rootfs-controller/var/lib/edgekit/scratch/registry/metadata").glob("*.root.json"))
     assert "--broker" in run(images, "controller", "-m", "edgekit", "controller", "run", "--help")

@@ -7,7 +7,7 @@ import secrets
 
 from securesystemslib.signer import CryptoSigner
 
-from edgekit.errors import DataError, EdgekitError, RefusedError, UnavailableError, VerificationError
+from edgekit.errors import EdgekitError, RefusedError, UnavailableError
 from edgekit.identity.join import Code, open_answer, sign_request
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import ClaimAnswer, ClaimMessage, ClaimProof, ClaimRequest, decode, encode
@@ -84,5 +84,5 @@ def _opened(message: Message, code: Code) -> ClaimAnswer | None:
     """The answer in a message; None for one that the code does not prove, such as of another device."""
     try:
         return decode(open_answer(decode(message.payload, ClaimMessage), code.key), ClaimAnswer)
-    except (DataError, VerificationError, EdgekitError):
+    except EdgekitError:
         return None

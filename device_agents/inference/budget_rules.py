@@ -53,7 +53,7 @@ class Verdict(str, enum.Enum):
 
 
 def today(spent: Spent, now: float) -> Spent:
-    """What is spent of the present day. A day begins at the first call after the end of the last one.
+    """The calls and bytes spent in the present day. A day begins at the first call after the end of the last one.
 
     Args:
         spent: As it was stored.
@@ -90,7 +90,7 @@ def add(spent: Spent, size: int) -> Spent:
 
 
 def reserved(budget: Budget, spent: Spent) -> Spent:
-    """What is stored as spent: a little more, which a device that loses its power gives up."""
+    """The value to store: a little more than was spent; a device that loses its power gives up the difference."""
     return msgspec.structs.replace(
         spent,
         calls=max(spent.calls, min(spent.calls + int(RESERVE_SHARE * budget.calls), budget.calls)),

@@ -25,7 +25,7 @@ Listener = Callable[[str, str, str, dict[str, Any]], None]
 
 
 class Budgets:
-    """What the models and the device as a whole have spent today; a call must be within both budgets.
+    """Spending of each model and of the device as a whole today; a call must be within both budgets.
 
     Args:
         total: Budget of all models together.

@@ -14,14 +14,14 @@ MOST_STREAMS = 4096  # of all models; the one that was sent longest ago is forgo
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What may leave the device; nothing where `fault` says why."""
+    """Inputs that may leave the device; none where `fault` says why."""
 
     inputs: dict[str, Array] = {}
     fault: str = ""
 
 
 def release(policy: SendInputs, model: str, inputs: Mapping[str, Array]) -> Release:
-    """What of a model's inputs may leave the device under a policy; a request leaves whole or not at all.
+    """Inputs of a model that may leave the device under a policy; a request leaves whole or not at all.
 
     Args:
         policy: ``allowed``: everything. ``decoded``: numbers, and never bytes as a client sent them (an encoded image,

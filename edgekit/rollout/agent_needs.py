@@ -40,7 +40,7 @@ class Ignoring(msgspec.Struct, frozen=True):
 
 
 def plan_needs(plan: RolloutPlan) -> list[str]:
-    """What a plan needs from agents."""
+    """Features of a plan that agents must know."""
     asked = {CONSENT: plan.consent, WINDOW: bool(plan.window), GATES: bool(plan.gates)}
     return [need for need, used in asked.items() if used]
 

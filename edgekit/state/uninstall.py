@@ -46,7 +46,7 @@ class UninstallTable(FleetTable):
     """Takes models off the devices of one fleet."""
 
     def plan(self, model: str, names: Sequence[str]) -> list[Uninstall]:
-        """What `run` would do; changes nothing. Arguments and errors as `run`."""
+        """Describe the changes that `run` would make, and make none. Arguments and errors as `run`."""
         with self._reading() as connection:
             return self._plan(connection, model, names)
 
