@@ -68,9 +68,9 @@ async def test_new_disk_learns_from_the_retained_report_alone(tmp_path):
         side.publish("digits", "1.0.0")
         side.start("digits", "1.0.0")
         await side.until(lambda: device.rests("1.0.0") and view(side).assignment == 1)
-        before = device.reported()
         await side.stop_controller()
         await device.stop()
+        before = device.reported()  # the last one: a device that stops may send another
         device.disk = FaultyDisk()
         await device.start()
         await device.until(lambda: device.reported().number > before.number)
