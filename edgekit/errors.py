@@ -202,7 +202,7 @@ class ShortageError(DiskError):
 
 
 class SpaceError(DiskError):
-    """There is not enough space on the local disk; nothing was written yet."""
+    """There is not enough space on the local disk, now or in the middle of a write; files keep their old content."""
 
     waiting = "disk"
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekit.errors import DiskError, ShortageError
+from edgekit.errors import DiskError, ShortageError, SpaceError
 from edgekit.storage.disk_calls import DiskCalls
 
 NEW_SUFFIX = ".new~"
@@ -277,13 +277,14 @@ class MemoryDisk:
 
     def _reserve(self, more: int) -> None:
         if more > self.free_bytes():
-            raise DiskError(f"no space left: {more} more bytes are needed, {self.free_bytes()} are free")
+            raise SpaceError(f"no space left: {more} more bytes are needed, {self.free_bytes()} are free")
 
 
 @contextlib.contextmanager
 def _wrapped(action: str, name: str) -> Iterator[None]:
     """Turn errors of the file system into DiskError; FileNotFoundError and FileExistsError pass through.
 
+    A full disk, or a quota that is used up, is a SpaceError: it passes when somebody frees space.
     What this process or the machine is short of says nothing about the disk, and is a ShortageError.
     """
     try:
@@ -296,6 +297,7 @@ def _wrapped(action: str, name: str) -> Iterator[None]:
                 f"cannot {action} {name} at the moment: {error.strerror}",
                 advice="Close other programs, or raise the limits of this process (ulimit -n).",
             ) from error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "Free some space on the device." if full else "Check the file system and its permissions."
-        raise DiskError(f"cannot {action} {name}: {error.strerror or error}", advice=advice) from error
+        message = f"cannot {action} {name}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SpaceError(message, advice="Free some space on the device.") from error
+        raise DiskError(message, advice="Check the file system and its permissions.") from error

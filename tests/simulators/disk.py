@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgekit.errors import DiskError
+from edgekit.errors import SpaceError
 from edgekit.storage.disk import MemoryDisk
 
 
@@ -95,4 +95,4 @@ class FaultyDisk(MemoryDisk):
 def full(change: int, method: str, name: str) -> None:
     """A fault: no space for new data."""
     if method in ("write", "preallocate", "write_at"):
-        raise DiskError(f"no space left for {name}")
+        raise SpaceError(f"no space left for {name}")

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from device_agents.deployment import UpdateState
 from device_agents.download.block_file import SYNC_EVERY_BLOCKS
 from device_agents.options import AgentTimings
@@ -149,24 +151,32 @@ async def test_a_disk_that_fails_at_any_change_ends_in_the_old_or_the_new_bundle
         await device.stop()
 
 
-async def test_a_full_disk_while_staging_fails_the_update_and_the_old_model_stays(desk, tmp_path):
-    """The failure is journalled from the reserve, reported, and not repeated by itself."""
+@pytest.mark.parametrize("fills_at", ["model.onnx", "model.onnx.map", "manifest.json"])
+async def test_a_disk_that_fills_during_an_update_makes_it_wait_for_space(desk, tmp_path, fills_at):
+    """Other programs write too. The old model answers, and the device says that it waits."""
     desk.assign(desk.publish("1.0.0"))
     device = Device(tmp_path / "device", desk.broker, desk.root)
     await device.start()
     await device.settled("1.0.0")
+    filled = []
 
-    def full_at_staging(change, method, name):
-        if name.endswith("/b/manifest.json"):
-            full(change, method, name)
+    def fill(change, method, name):
+        if filled or (name.endswith(f"/{fills_at}") and method != "preallocate"):
+            filled.append(name)
+            if not name.startswith("journal"):  # which has space of its own in reserve
+                full(change, method, name)
 
-    device.disk.fault = full_at_staging
+    device.disk.fault = fill
+    desk.blocks_sent = 0
     desk.assign(desk.publish("2.0.0"))
-    await device.until(lambda: device.state.outcome.version == "2.0.0")
-    await device.settled("1.0.0")
-    assert (device.state.outcome.result, device.state.outcome.error) == ("failed", "DiskError")
+    await device.until(lambda: device.state.waits is not None)
+    assert device.state.waits.reason == "disk"
+    assert "no space left" in device.state.note
     assert device.inference.history == ["1.0.0"]
-    assert not device.disk.exists("models/digits/b")
+    device.disk.fault = None
+    await device.settled("2.0.0")
+    assert device.state.waits is None
+    check_whole(device)
     await device.stop()
 
 
@@ -244,7 +254,7 @@ async def test_a_restart_on_a_full_disk_answers_and_goes_on_when_there_is_space(
     await device.start()
     assert device.inference.live == {"digits": "1.0.0"}
     desk.assign(desk.publish("3.0.0"))
-    await device.until(lambda: any(e.kind == "assignment-delayed" and e.error == "DiskError" for e in events(device)))
+    await device.until(lambda: any(e.kind == "assignment-delayed" and e.error == "SpaceError" for e in events(device)))
     device.disk.fault = None
     desk.tamper = lambda digest, index, data: data
     await device.settled("3.0.0")
