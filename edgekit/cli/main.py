@@ -24,6 +24,10 @@ COMMANDS = {
         "edgekit.cli.profile:profile",
         "Measure a bundle: instructions on ARM, or time here.",
     ),
+    "recheck": (
+        "edgekit.cli.recheck:recheck",
+        "Compare a bundle on another version of its runtime.",
+    ),
     "calibrate": (
         "edgekit.cli.calibrate:calibrate",
         "Certify when a device sends its answers to the cloud tier.",

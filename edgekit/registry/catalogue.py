@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 from tuf.api.metadata import TargetFile
 
+from edgekit.bundle.evidence import Evidence, parse_evidence
 from edgekit.bundle.manifest import SHA256, VERSION, Manifest, target_path
 from edgekit.deltas.description import Offer, parse_offers
 from edgekit.errors import NotFoundError, VerificationError
@@ -35,6 +36,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
         channel: Channel that it was last promoted to; empty for none.
         downgrade: True if its publisher lets devices go back to it from a newer release.
         deltas: Deltas that make it from another file.
+        evidence: Comparisons of it on other runtime versions.
     """
 
     name: str
@@ -48,6 +50,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     channel: str = ""
     downgrade: bool = False
     deltas: tuple[Offer, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 _ENTRY = msgspec.msgpack.Decoder(CatalogueEntry)  # built at import, as in edgekit.mqtt.messages
@@ -75,6 +78,7 @@ class Release(msgspec.Struct, frozen=True):
     length: int
     sha256: str
     downgrade: bool = False
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def entry(self) -> Entry:
@@ -127,6 +131,7 @@ def parse_entry(path: str, target: TargetFile) -> CatalogueEntry:
                 "length": target.length,
                 "sha256": target.hashes.get("sha256"),
                 "deltas": parse_offers(custom),
+                "evidence": parse_evidence(custom),
             },
             CatalogueEntry,
         )
@@ -146,6 +151,7 @@ def make_release(manifest: Manifest, row: CatalogueEntry) -> Release:
         length=row.length,
         sha256=row.sha256,
         downgrade=row.downgrade,
+        evidence=row.evidence,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -171,6 +171,39 @@ class Repository:
             changed[role].targets[target.path] = target
             self._committer.commit(state, changed)
             return target
+
+    def check_signing(self, name: str) -> None:
+        """Check that the keys for a change of a published model are here. Raises NotFoundError if one is not."""
+        state = self._committer.load()
+        self._committer.signers(publisher_role(name), state.top())
+        for role in (Snapshot.type, Timestamp.type):
+            self._committer.signers(role, state.root)
+
+    def add_fields(self, manifest: bytes, change: Callable[[Mapping[str, object]], Mapping[str, object]]) -> TargetFile:
+        """Change signed fields of a published bundle's target; its content, digest and release number stay.
+
+        Args:
+            manifest: The canonical bytes of the bundle's manifest.
+            change: Gives the fields to set, from those that are signed now; nobody else changes them meanwhile.
+
+        Raises:
+            NotFoundError: the bundle is not published, or a key is not here.
+            ManifestError: the manifest is not valid, or its version is published with other content.
+        """
+        parsed = parse_manifest(manifest)
+        with self._committer.locked():
+            state = self._committer.load()
+            known = _published(state, parsed, manifest)
+            if known is None:
+                raise NotFoundError(
+                    f"{parsed.name} {parsed.version} for {parsed.target} is not published in this registry",
+                    advice="Publish it first: edgekit registry publish BUNDLE",
+                )
+            known.custom.update(change(known.custom))
+            publisher = state.publisher(parsed.name)
+            publisher.targets[known.path] = known
+            self._committer.commit(state, {publisher_role(parsed.name): self._committer.next(publisher, "publisher")})
+            return known
 
     def mark(
         self,

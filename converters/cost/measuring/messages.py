@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+EMULATED = "--emulated"  # argument of a process that is emulated
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One artifact to measure.

@@ -18,8 +18,9 @@ import numpy as np
 
 import converters
 import edgekit
+from converters.cache import cache_root
 from converters.cost.emulated.folder import arm_folder, counting_command, missing, prepare_command
-from converters.cost.measuring.messages import Job, Outcome
+from converters.cost.measuring.messages import EMULATED, Job, Outcome
 from edgekit.errors import RuntimeLoadError, UnavailableError
 from edgekit.tensors import Array
 
@@ -71,7 +72,7 @@ class Measuring:
         if line is None:
             status, text = self._end(), self._errors()
             raise RuntimeLoadError(
-                f"{path.name} ended its process on {self._where} with {_reason(status)}. {text}".strip()
+                f"{path.name} ended its process on {self._where} with {ended_with(status)}. {text}".strip()
             )
         outcome = msgspec.json.decode(line, type=Outcome)
         if outcome.fault:
@@ -92,17 +93,7 @@ class Measuring:
 
     def _start(self) -> subprocess.Popen[bytes]:
         folder = Path(self._folder.name)
-        command, environment = [sys.executable, "-m", MODULE], dict(os.environ)
-        if self._where != HOST:
-            home = arm_folder()
-            environment |= {
-                "PYTHONPATH": f"{home / 'site'}:{_code(home)}",
-                "PYTHONPYCACHEPREFIX": str(home / "pycache"),  # compiling all of it takes 15 s
-                "PYTHONHASHSEED": "0",  # the same count each time
-            }
-            for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
-                environment.pop(name, None)
-            command = [*counting_command(home, self._where), "-P", "-m", MODULE, "--emulated"]
+        command, environment = child_command(self._where, MODULE)
         with (folder / "errors").open("wb") as errors:
             try:
                 self._process = subprocess.Popen(
@@ -135,8 +126,36 @@ class Measuring:
         return "\n".join(text.strip().splitlines()[-ERROR_LINES:])
 
 
-def _code(home: Path) -> Path:
-    """A folder with this edgekit's code, without the packages beside it, which are for this machine's processor."""
+def child_command(
+    where: str, module: str, *, python: Path | None = None, site: Path | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a module of this package in a process of its own, and the environment of that process.
+
+    Args:
+        where: `HOST`, or an ARM core that is emulated, whose instructions are counted then.
+        module: The module. An emulated one gets the argument ``--emulated``.
+        python: On the host, the Python of another environment; None for this one.
+        site: On an emulated core, the folder of other packages; None for those that were prepared.
+    """
+    environment = dict(os.environ)
+    if where == HOST and python is None:
+        return [sys.executable, "-m", module], environment
+    for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+        environment.pop(name, None)
+    if where == HOST:
+        environment["PYTHONPATH"] = str(code_folder(cache_root()))
+        return [str(python), "-m", module], environment
+    home = arm_folder()
+    environment |= {
+        "PYTHONPATH": f"{site or home / 'site'}:{code_folder(home)}",
+        "PYTHONPYCACHEPREFIX": str(home / "pycache"),  # compiling all of it takes 15 s
+        "PYTHONHASHSEED": "0",  # the same count each time
+    }
+    return [*counting_command(home, where), "-P", "-m", module, EMULATED], environment
+
+
+def code_folder(home: Path) -> Path:
+    """A folder with this edgekit's code, without the packages beside it, which are for another Python or processor."""
     sources = [Path(str(package.__file__)).parent for package in (edgekit, converters)]
     folder = home / "code" / hashlib.sha256(str(sources).encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,5 +165,6 @@ def _code(home: Path) -> Path:
     return folder
 
 
-def _reason(status: int) -> str:
+def ended_with(status: int) -> str:
+    """How a process ended, from its return code."""
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"

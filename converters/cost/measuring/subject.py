@@ -21,12 +21,11 @@ import numpy as np
 
 from converters.cost.measuring.counters import Counter, Memory, emulated_counter, kernel_counter
 from converters.cost.measuring.layers import LayersError, litert_layers, onnx_layers
-from converters.cost.measuring.messages import Job, Layer, Outcome
+from converters.cost.measuring.messages import EMULATED, Job, Layer, Outcome
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import LITERT
 from edgekit.tensors import Array
 
-EMULATED = "--emulated"
 COUNTED_INSTRUCTIONS = 4e6  # runs are repeated up to about this many, so that one run's noise does not matter
 MOST_RUNS = 64
 FEWEST_TIMED = 20

@@ -75,6 +75,8 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
             click.echo(f"  {entry.role:<8} {entry.path}, {entry.size} bytes, sha256 {entry.sha256[:12]}")
         for offer in next(row.deltas for row in rows if row.path == release.path):
             click.echo(f"  delta    from sha256 {offer.base[:12]}, {offer.size + offer.length} bytes")
+        for one in release.evidence:
+            click.echo(f"  evidence {one.outcome} with {one.compared} on {one.arch}, report {one.report[:12]}")
 
 
 @click.command()
