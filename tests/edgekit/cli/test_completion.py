@@ -73,7 +73,7 @@ def answered(module: str, program: str, line: str) -> tuple[list[str], set[str]]
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_nouns_verbs_and_options(shell: str) -> None:
     """A noun that was begun, the verbs of a noun, and a long option that was begun."""
-    assert offered(shell, "edgekit", "re") == ["registry"]
+    assert offered(shell, "edgekit", "re") == ["recheck", "registry"]
     assert {"init", "publish", "verify"} <= set(offered(shell, "edgekit", "registry", ""))
     assert offered(shell, "edgekit", "convert", "--max-b") == ["--max-bytes"]
 
