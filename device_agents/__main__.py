@@ -132,7 +132,7 @@ async def _run(config: Path, flags: dict[str, Any], notifier: Notifier) -> bool:
 @contextlib.asynccontextmanager
 async def _checking(settings: AgentSettings, config: Path) -> AsyncIterator[None]:
     """Compare models and interfaces with the cloud tier meanwhile, where there is one."""
-    if not settings.cloud_url:
+    if not settings.all_cloud_urls():
         yield
         return
     from device_agents.diagnostics.at_start import check_at_start

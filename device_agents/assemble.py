@@ -28,7 +28,9 @@ from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
 from device_agents.flag_file import is_set
 from device_agents.inference.cloud_client import CloudClient
+from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.options import ALL, ServiceOptions
+from device_agents.inference.retry_budget import RetryBudget
 from device_agents.inference.routing_rules import Reason
 from device_agents.inference.service import InferenceService
 from device_agents.options import AgentOptions
@@ -97,8 +99,8 @@ def _open_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a worn card is read-only; its models still answer
 
 
-def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClient | None]:
-    """The inference service, and the client of the cloud tier if the settings name one. Call it once in a process.
+def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudEndpoints | None]:
+    """The inference service, and the endpoints of the cloud tier if the settings name some. Call it once in a process.
 
     Raises:
         SettingsError: the API key or a class key cannot be read.
@@ -106,9 +108,7 @@ def make_inference(settings: AgentSettings) -> tuple[InferenceService, CloudClie
     """
     few_arenas()
     use_keyring(Keyring(settings.class_keys))
-    cloud = None
-    if settings.cloud_url:
-        cloud = make_cloud_client(settings)
+    cloud = make_cloud(settings)
     for warning in threshold_warnings(settings):
         _log.warning("%s", warning)
     acceleration = settings_group(
@@ -133,15 +133,15 @@ def fallback_hold(settings: AgentSettings) -> Reason | None:
     """Why the cloud tier may not be called at present; None where it may be."""
     if is_set(settings.offline, settings.offline_file):
         return Reason.OFFLINE
-    if settings.cloud_api_key_file and not settings.cloud_unencrypted and _is_open(settings.cloud_url):
-        return Reason.UNENCRYPTED
     return None if settings.metered_fallback or not metered_link(settings).is_metered() else Reason.METERED
 
 
-def _is_open(url: str) -> bool:
-    """True if what is sent to `url` can be read on the network."""
+def endpoint_hold(settings: AgentSettings, url: str) -> Reason | None:
+    """Why an endpoint may never be called: the API key would travel where it can be read; None where it may be."""
     parts = urlsplit(url)
-    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    is_open = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    refused = is_open and settings.cloud_api_key_file and not settings.cloud_unencrypted
+    return Reason.UNENCRYPTED if refused else None
 
 
 def threshold_warnings(settings: AgentSettings) -> list[str]:
@@ -156,14 +156,43 @@ def threshold_warnings(settings: AgentSettings) -> list[str]:
     ]
 
 
-def make_cloud_client(settings: AgentSettings) -> CloudClient:
-    """The client of the cloud tier that the settings name.
+def make_cloud(settings: AgentSettings) -> CloudEndpoints | None:
+    """The endpoints of the cloud tier that the settings name; None for none.
 
     Raises:
         SettingsError: the API key or a file for TLS cannot be read.
     """
+    retries = RetryBudget()
+    clients = make_cloud_clients(settings, retries)
+    if not clients:
+        return None
+
+    def endpoints(model: str) -> tuple[CloudEndpoint, ...]:
+        urls = settings.cloud_urls_of(model)
+        return tuple(CloudEndpoint(without_user(url), clients[url], endpoint_hold(settings, url)) for url in urls)
+
+    def close() -> None:
+        for client in clients.values():
+            client.close()
+
+    own = {name: endpoints(name) for name, one in settings.models.items() if one.cloud_url is not None}
+    return CloudEndpoints(endpoints(""), own, retries=retries, close=close)
+
+
+def make_cloud_clients(settings: AgentSettings, retries: RetryBudget) -> dict[str, CloudClient]:
+    """A client for each endpoint that the settings name, by URL. Raises SettingsError as `make_cloud`."""
+    urls = settings.all_cloud_urls()
+    if not urls:
+        return {}
     key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
-    return CloudClient(settings.cloud_url, api_key=key, tls=_cloud_tls(settings))
+    tls = _cloud_tls(settings)
+    return {url: CloudClient(url, api_key=key, tls=tls, may_retry=retries.take) for url in urls}
+
+
+def without_user(url: str) -> str:
+    """A URL without a user's name and password, for messages and metrics."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:

@@ -253,11 +253,13 @@ class CloudAnswer(msgspec.Struct, frozen=True):
         outputs: Arrays by name.
         version: Version of the model that answered; empty where the server does not say.
         digest: Digest of the bundle that answered; empty where the server does not say.
+        endpoint: URL of the server that answered; empty where there is only one client without a name.
     """
 
     outputs: dict[str, Array]
     version: str = ""
     digest: str = ""
+    endpoint: str = ""
 
 
 class CloudTier(Protocol):

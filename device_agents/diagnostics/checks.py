@@ -11,18 +11,21 @@ from pathlib import Path
 
 from device_agents.assemble import (
     check_broker,
+    endpoint_hold,
     fallback_hold,
-    make_cloud_client,
+    make_cloud_clients,
     metered_link,
     read_root,
     root_version,
     threshold_warnings,
+    without_user,
 )
 from device_agents.diagnostics.check_rules import judge_clock, judge_providers
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
 from device_agents.inference.options import DECODED, NEVER, CloudOptions, ServiceOptions
+from device_agents.inference.retry_budget import RetryBudget
 from device_agents.remote.overlay import Overlay
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
@@ -30,7 +33,7 @@ from device_agents.storage.slots import Slots
 from edgekit.bundle.compat import Facts
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import state_links
-from edgekit.errors import DataError, EdgekitError, SettingsError, UnavailableError
+from edgekit.errors import CloudError, DataError, EdgekitError, SettingsError, UnavailableError
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings
 from edgekit.settings.groups import settings_group
@@ -66,7 +69,7 @@ def checks_of(settings: AgentSettings, config: Path, overlay: Overlay | None = N
         "providers": checks.providers,
         "broker": checks.broker,
         "fallback": checks.fallback,
-        **({"cloud tier": checks.cloud} if settings.cloud_url else {}),
+        **({"cloud tier": checks.cloud} if settings.all_cloud_urls() else {}),
     }
 
 
@@ -163,31 +166,56 @@ class _Checks:
         faults = threshold_warnings(settings)
         if faults:
             raise SettingsError("; ".join(faults))
-        if not settings.cloud_url:
+        if not settings.all_cloud_urls():
             return "no cloud tier is configured; every answer is local"
         policies = {name: self._cloud_options(name).send_inputs for name in sorted(self._cloud_models())}
         kept = [name for name, policy in policies.items() if policy == NEVER]
         decoded = [name for name, policy in policies.items() if policy == DECODED]
-        hold = fallback_hold(settings)
-        held = f"; not called now: {hold.value}" if hold else ""
+        held = {url: fallback_hold(settings) or endpoint_hold(settings, url) for url in settings.all_cloud_urls()}
+        shared = len(set(held.values())) == 1
+        urls = [
+            without_user(url) + (f" (not called now: {hold.value})" if hold and not shared else "")
+            for url, hold in held.items()
+        ]
+        hold = next(iter(held.values()))
         said = f"; never sent: {', '.join(kept)}" if kept else ""
         said += f"; sent decoded only: {', '.join(decoded)}" if decoded else ""
-        return f"{settings.cloud_url}{said}{held}"
+        return ", ".join(urls) + said + (f"; not called now: {hold.value}" if hold and shared else "")
 
     def cloud(self) -> str:
-        hold = fallback_hold(self._settings)
-        if hold is not None:
-            return f"not asked, because this device holds calls back now: {hold.value}"
-        models = {
+        """Ask every endpoint, each for the models that it serves."""
+        settings, found, faults, away = self._settings, dict[str, str](), list[str](), 0
+        clients = make_cloud_clients(settings, RetryBudget())
+        for url, client in clients.items():
+            hold = fallback_hold(settings) or endpoint_hold(settings, url)
+            if hold is not None:
+                found[url] = f"not asked, because this device holds calls back now: {hold.value}"
+                continue
+            try:
+                found[url] = asyncio.run(check_cloud(client, self._models_at(url)))
+            except (CloudError, UnavailableError) as error:
+                if len(clients) == 1:
+                    raise
+                faults.append(f"{without_user(url)}: {error}")
+                away += isinstance(error, CloudError)
+            finally:
+                client.close()
+        if faults:
+            kind = CloudError if away == len(clients) else UnavailableError
+            raise kind("; ".join(faults), advice="Correct the cloud tier or the agent's settings cloud_*.")
+        return (
+            next(iter(found.values()))
+            if len(found) == 1
+            else "; ".join(f"{without_user(u)}: {t}" for u, t in found.items())
+        )
+
+    def _models_at(self, url: str) -> dict[str, tuple[str, Manifest | None]]:
+        """The models that an endpoint answers for: the name there, and the installed bundle, where there is one."""
+        return {
             name: (options.cloud_model or name, manifest)
             for name, manifest in self._cloud_models().items()
-            if (options := self._cloud_options(name)).send_inputs != NEVER
+            if url in self._settings.cloud_urls_of(name) and (options := self._cloud_options(name)).send_inputs != NEVER
         }
-        client = make_cloud_client(self._settings)
-        try:
-            return asyncio.run(check_cloud(client, models))
-        finally:
-            client.close()
 
     def _cloud_options(self, name: str) -> CloudOptions:
         service = settings_group(ServiceOptions, self._settings)

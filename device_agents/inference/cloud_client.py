@@ -9,7 +9,7 @@ import itertools
 import secrets
 import ssl
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
@@ -44,17 +44,26 @@ class CloudClient:
         api_key: Sent as ``Authorization: Bearer``; empty for none.
         tls: For https, with the authority of the server or a certificate of the device; None for the system's
             authorities and no certificate.
+        may_retry: Whether a request may be sent once more, where a reused connection had been forgotten.
 
     Raises:
         SettingsError: the URL has another scheme than http and https, or no host.
     """
 
-    def __init__(self, url: str, *, model: str = "", api_key: str = "", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        api_key: str = "",
+        tls: ssl.SSLContext | None = None,
+        may_retry: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._url = url.rstrip("/")
         self._model = model
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = HttpClient(self._url, tls=tls)
+            self._http = HttpClient(self._url, tls=tls, may_retry=may_retry)
         except ValueError as error:
             raise SettingsError(f"cloud_url: {error}") from error
         self._takes_binary: dict[str, bool] = {}  # by model

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certified import Held, News
-from device_agents.inference.fallback import Fallback, FallbackError
+from device_agents.inference.failures import FallbackError
+from device_agents.inference.fallback import Fallback
 from device_agents.inference.request import Request
 from device_agents.inference.routing_rules import Reason
 from edgekit.protocols import Clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
 
 
@@ -19,6 +20,7 @@ class Failure(str, enum.Enum):
     REFUSED = "refused"
     WRONG_INTERFACE = "wrong-interface"  # other names, dtypes or shapes than the device's model has
     UNUSABLE = "unusable-answer"  # not the protocol, or values that cannot be right
+    RETRY_BUDGET = "retry-budget"  # a further endpoint was not tried after a failure
     BREAKER_OPEN = "breaker-open"  # this and the following: the cloud tier was not called
     BUSY = "busy"
     DEADLINE = "deadline"
@@ -28,6 +30,7 @@ class Failure(str, enum.Enum):
     BUDGET_SPENT = "budget-spent"
     BUDGET_PACE = "budget-pace"
     STREAM_PAUSE = "stream-pause"
+    NO_CLOUD = "no-cloud"
 
 
 class CloudTimeoutError(CloudError):
@@ -70,6 +73,19 @@ class CloudInterfaceError(CloudError):
 
 class CloudUnusableError(CloudError):
     """The answer does not follow the protocol, or its values cannot be right."""
+
+
+class FallbackError(CloudError):
+    """The cloud tier gave no usable answer.
+
+    Args:
+        reason: Value for ``edgekit_reason``.
+        message: For people.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 _KINDS = {

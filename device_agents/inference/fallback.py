@@ -1,32 +1,28 @@
-"""Calls the cloud tier: limits concurrent calls, applies each model's circuit breaker, checks the answer."""
+"""Calls the cloud tier: its endpoints in their order, within the model's limits, and checks the answer."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
 
 from device_agents.inference import budget_rules
 from device_agents.inference.answer_rules import Expected, checked
-from device_agents.inference.breaker import Breaker, BreakerState, pace_of
 from device_agents.inference.budget_rules import Verdict
 from device_agents.inference.budgets import Budgets
+from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.egress_rules import StreamPauses, release
-from device_agents.inference.failures import CloudOverloadedError, CloudTimeoutError, Failure, failure_of
+from device_agents.inference.endpoint_line import EndpointLine
+from device_agents.inference.failures import Failure, FallbackError, failure_of
 from device_agents.inference.options import CloudOptions
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
-from edgekit.protocols import Clock, CloudAnswer, CloudTier
+from edgekit.protocols import Clock, CloudAnswer
 from edgekit.tensors import Array
 
 _log = logging.getLogger(__name__)
 
-MAX_CLOUD_CALLS = 8  # of one model at one time
-# A time-out says something about the cloud tier where the call had at least so much time, and several times the usual.
-TIMEOUT_FLOOR_SECONDS, _USUAL_TIMES = 0.1, 2.0
-_SMOOTHING = 0.2  # weight of the newest answer in the usual time of an answer
 LOG_SECONDS = 60.0  # each kind of failure of a model is logged once in this time
 HELD_LOG_SECONDS = 3600.0  # and each reason for which the owner has calls held back
 _HELD = {
@@ -37,49 +33,55 @@ _HELD = {
     Reason.BUDGET_SPENT: "the call is more than what is left of the day's budget",
     Reason.BUDGET_PACE: "the day's budget is spent too fast; only less sure answers are sent",
     Reason.STREAM_PAUSE: "the stream was sent a short time ago (stream_pause_seconds)",
+    Reason.DEADLINE: "the deadline is too near to call the cloud tier",
 }
 _OF_VERDICT = {
     Verdict.ALLOWED: None,
     Verdict.PACED: Reason.BUDGET_PACE,
     Verdict.SPENT: Reason.BUDGET_SPENT,
 }
+_NOT_CALLED = {Reason.CLOUD_BUSY: Failure.BUSY}  # other reasons have the same word as the failure
 
 
-class FallbackError(CloudError):
-    """The cloud tier gave no usable answer.
+class _Request(NamedTuple):
+    """What one request sends, and until when it waits."""
 
-    Args:
-        reason: Value for ``edgekit_reason``.
-        message: For people.
-    """
+    model: str
+    there: str
+    inputs: Mapping[str, Array]
+    size: int
+    score: float | None
+    expected: Expected
+    ends: float
+    is_short: bool
 
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+
+class _Try(NamedTuple):
+    """One call of one endpoint; `is_cut` where it may take less than the request waits."""
+
+    endpoint: CloudEndpoint
+    line: EndpointLine
+    timeout: float
+    is_cut: bool
 
 
-class _Line:
-    """The state of the calls for one model."""
+class _Counts:
+    """The counts of one model."""
 
     def __init__(self) -> None:
-        self.breaker = Breaker()
-        self.calls = 0
-        self.usual_seconds = 0.0
         self.failures: Counter[Failure] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.retries = 0
         self.logged: dict[Failure, tuple[float, int]] = {}  # when, and the count then
-
-    @property
-    def floor_seconds(self) -> float:
-        return max(TIMEOUT_FLOOR_SECONDS, _USUAL_TIMES * self.usual_seconds)
 
 
 class Fallback:
-    """Calls the cloud tier while the model's circuit breaker allows it.
+    """Calls the first endpoint that may be called, and after its failure a further one, within the budget of retries.
 
     Args:
-        cloud: Client of the cloud tier.
+        endpoints: The endpoints of the cloud tier.
         clock: Time for the breakers and deadlines.
-        timeout_seconds: Longest wait for one answer.
+        timeout_seconds: Longest wait of one request, whatever the number of endpoints is.
         options: Gives a model's options for the cloud tier.
         spread: Gives random numbers from 0 to 1 for the breakers.
         budgets: The daily budgets of calls and bytes.
@@ -88,7 +90,7 @@ class Fallback:
 
     def __init__(
         self,
-        cloud: CloudTier,
+        endpoints: CloudEndpoints,
         clock: Clock,
         timeout_seconds: float,
         options: Callable[[str], CloudOptions],
@@ -96,18 +98,23 @@ class Fallback:
         budgets: Budgets,
         hold: Callable[[], Reason | None] = lambda: None,
     ) -> None:
-        self._cloud = cloud
+        self._endpoints = endpoints
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._options = options
         self._spread = spread
         self._budgets, self._hold = budgets, hold
         self._pauses = StreamPauses()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, str], EndpointLine] = {}
+        self._counts: dict[str, _Counts] = {}
 
-    def failures(self) -> dict[str, dict[str, int]]:
-        """Failures by model, then by `Failure`, rising."""
-        return {name: {one.value: n for one, n in line.failures.items()} for name, line in self._lines.items()}
+    def serves(self, model: str) -> bool:
+        """True for a model that has an endpoint."""
+        return bool(self._endpoints.of(model))
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """Rising counts by model, under their names in `METRICS`."""
+        return {name: _named(counts) for name, counts in self._counts.items()}
 
     async def ask(
         self,
@@ -119,7 +126,7 @@ class Fallback:
         score: float | None = None,
         stream: int | str | None = None,
     ) -> CloudAnswer:
-        """Call once. Everything that a request sends to the cloud tier passes here, and `release` decides on it.
+        """Ask once. Everything that a request sends to the cloud tier passes here, and `release` decides on it.
 
         Args:
             model: Name on the device.
@@ -136,101 +143,133 @@ class Fallback:
         released = release(options.send_inputs, model, inputs)
         if released.fault:
             raise FallbackError(Reason.PRIVATE, released.fault)
-        line = self._lines.setdefault(model, _Line())
+        counts = self._counts.setdefault(model, _Counts())
         timeout = self._timeout_seconds if left_seconds is None else min(self._timeout_seconds, left_seconds)
         size, started = budget_rules.size_of(released.inputs), self._clock.monotonic()
         paused = None if stream is None or not options.stream_pause_seconds else (model, stream)
         if score is not None and not self._pauses.allow(paused, started, options.stream_pause_seconds):
-            self._hold_back(model, line, Reason.STREAM_PAUSE)
-        self._check_held(model, line, size, score)
-        self._admit(model, line, timeout)
-        self._budgets.spend(model, size)
-        if paused is not None:
-            self._pauses.note(paused, started)
-        with self._calling(line) as ended:
-            await self._budgets.store(model)
+            self._not_called(model, counts, FallbackError(Reason.STREAM_PAUSE, _HELD[Reason.STREAM_PAUSE]))
+        request = _Request(
+            model,
+            options.cloud_model or model,
+            released.inputs,
+            size,
+            score,
+            expected,
+            started + timeout,
+            timeout < self._timeout_seconds,
+        )
+
+        def begin() -> None:
+            if paused is not None:
+                self._pauses.note(paused, started)
+
+        answer = await self._ask_in_order(request, counts, begin)
+        counts.answers[answer.endpoint] += 1
+        return answer
+
+    async def _ask_in_order(self, request: _Request, counts: _Counts, begin: Callable[[], object]) -> CloudAnswer:
+        """The answer of the first endpoint that gives one; `begin` is called before each call."""
+        refused = failed = None
+        self._endpoints.retries.called()
+        endpoints = self._endpoints.of(request.model)
+        for index, endpoint in enumerate(endpoints):
             try:
-                answer = await self._cloud.infer(
-                    options.cloud_model or model, released.inputs, timeout_seconds=timeout, wanted=expected.needed
+                one = self._try(request, endpoint, endpoints[index + 1 :])
+                self._check_held(request, one)
+                if failed is not None and not self._endpoints.retries.has_one:
+                    counts.failures[Failure.RETRY_BUDGET] += 1
+                    break
+                one.line.admit(one.timeout, self._clock.monotonic())
+            except FallbackError as error:
+                refused = refused or error
+                continue
+            if failed is not None:
+                counts.retries += self._endpoints.retries.take()
+            begin()
+            try:
+                return await self._call(request, counts, one)
+            except FallbackError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        self._not_called(request.model, counts, refused)
+
+    def _line(self, model: str, endpoint: CloudEndpoint) -> EndpointLine:
+        key = (model, endpoint.name)
+        if key not in self._lines:
+            self._lines[key] = EndpointLine(model, self._timeout_seconds)
+        return self._lines[key]
+
+    def _try(self, request: _Request, endpoint: CloudEndpoint, further: tuple[CloudEndpoint, ...]) -> _Try:
+        """A try of an endpoint: it gets all that is left, or less where something else can answer."""
+        line, left = self._line(request.model, endpoint), request.ends - self._clock.monotonic()
+        others = sum(one.hold is None and self._line(request.model, one).is_closed for one in further)
+        timeout = left
+        if others or request.expected.local:
+            timeout = min(left, line.times.try_seconds(left / (others + 1)))
+        return _Try(endpoint, line, timeout, timeout < left)
+
+    def _check_held(self, request: _Request, one: _Try) -> None:
+        """Refuse a call that the owner's settings hold back at present, or that would come too late."""
+        reason = self._hold() or one.endpoint.hold
+        if reason is None:
+            reason = _OF_VERDICT[self._budgets.judge(request.model, request.size, request.score)]
+        if reason is None and one.timeout <= 0:
+            reason = Reason.DEADLINE
+        if reason is not None:
+            raise FallbackError(reason, _HELD[reason])
+
+    async def _call(self, request: _Request, counts: _Counts, one: _Try) -> CloudAnswer:
+        """Call one endpoint. Raises FallbackError."""
+        started = self._clock.monotonic()
+        self._budgets.spend(request.model, request.size)
+        with one.line.calling(self._clock.monotonic) as ended:
+            await self._budgets.store(request.model)
+            try:
+                answer = await one.endpoint.tier.infer(
+                    request.there, request.inputs, timeout_seconds=one.timeout, wanted=request.expected.needed
                 )
-                outputs = checked(answer.outputs, expected)
+                outputs = checked(answer.outputs, request.expected)
             except CloudError as error:
                 ended()
-                raise self._failed(model, line, error, timeout) from error
+                raise self._failed(request, counts, one, error) from error
             ended()
-        line.breaker = line.breaker.succeeded()
-        spent = self._clock.monotonic() - started
-        line.usual_seconds += (spent - line.usual_seconds) * (_SMOOTHING if line.usual_seconds else 1.0)
-        return CloudAnswer(outputs, answer.version, answer.digest)
+        one.line.succeeded(self._clock.monotonic() - started)
+        return CloudAnswer(outputs, answer.version, answer.digest, one.endpoint.name)
 
-    def _check_held(self, model: str, line: _Line, size: int, score: float | None) -> None:
-        """Refuse a call that the owner's settings hold back at present."""
-        reason = self._hold() or _OF_VERDICT[self._budgets.judge(model, size, score)]
-        if reason is not None:
-            self._hold_back(model, line, reason)
+    def _failed(self, request: _Request, counts: _Counts, one: _Try, error: CloudError) -> FallbackError:
+        """Count a failed call, log it, and let the breaker know of it."""
+        failure = failure_of(error)
+        counts.failures[failure] += 1
+        self._note(request.model, counts, failure, error)
+        one.line.failed(error, one.timeout, self._clock.monotonic(), self._spread())
+        is_late = failure is Failure.TIMEOUT and request.is_short and not one.is_cut
+        return FallbackError(Reason.DEADLINE if is_late else Reason.CLOUD_FAILED, str(error))
 
-    def _hold_back(self, model: str, line: _Line, reason: Reason) -> NoReturn:
-        failure, error = Failure(reason.value), FallbackError(reason, _HELD[reason])
-        line.failures[failure] += 1
-        self._note(model, line, failure, error, HELD_LOG_SECONDS)
+    def _not_called(self, model: str, counts: _Counts, error: FallbackError | None) -> NoReturn:
+        """Count a request for which no endpoint was called, and raise the reason of the first."""
+        error = error or FallbackError(Reason.NO_CLOUD, f"model {model!r} has no cloud tier")
+        failure = _NOT_CALLED.get(error.reason) or Failure(error.reason.value)
+        counts.failures[failure] += 1
+        if error.reason in _HELD and error.reason is not Reason.DEADLINE:
+            self._note(model, counts, failure, error, HELD_LOG_SECONDS)
         raise error
 
-    def _admit(self, model: str, line: _Line, timeout: float) -> None:
-        """Refuse a call that the deadline, the limit of calls or the breaker forbids."""
-        if timeout <= 0:
-            line.failures[Failure.DEADLINE] += 1
-            raise FallbackError(Reason.DEADLINE, "the deadline is too near to call the cloud tier")
-        if line.calls >= MAX_CLOUD_CALLS:
-            line.failures[Failure.BUSY] += 1
-            message = f"{MAX_CLOUD_CALLS} requests of model {model!r} wait for the cloud tier already"
-            raise FallbackError(Reason.CLOUD_BUSY, message)
-        is_closed = line.breaker.state is BreakerState.CLOSED
-        allowed = is_closed or timeout >= min(line.floor_seconds, self._timeout_seconds)  # else it would prove nothing
-        if allowed:
-            line.breaker, allowed = line.breaker.admit(self._clock.monotonic())
-        if not allowed:
-            line.failures[Failure.BREAKER_OPEN] += 1
-            message = (
-                f"the cloud tier failed {line.breaker.failures} times in a row for model {model!r} and is not called "
-                f"at present; the last failure: {line.breaker.why}"
-            )
-            raise FallbackError(Reason.BREAKER_OPEN, message)
-
-    @contextlib.contextmanager
-    def _calling(self, line: _Line) -> Iterator[Callable[[], object]]:
-        """Count one call; a call that does not report its end (it was cancelled) is abandoned."""
-
-        def abandon() -> None:
-            line.breaker = line.breaker.abandoned(self._clock.monotonic())
-
-        line.calls += 1
-        with contextlib.ExitStack() as stack:
-            stack.callback(abandon)
-            try:
-                yield stack.pop_all
-            finally:
-                line.calls -= 1
-
-    def _failed(self, model: str, line: _Line, error: CloudError, timeout: float) -> FallbackError:
-        """Count a failed call, log it, and let the breaker know of it."""
-        now, failure, is_short = self._clock.monotonic(), failure_of(error), timeout < self._timeout_seconds
-        line.failures[failure] += 1
-        self._note(model, line, failure, error)
-        reason = Reason.DEADLINE if failure is Failure.TIMEOUT and is_short else Reason.CLOUD_FAILED
-        if isinstance(error, CloudTimeoutError) and is_short and timeout < line.floor_seconds:
-            line.breaker = line.breaker.abandoned(now)  # the deadline was short; this is no failure of the cloud tier
-        elif isinstance(error, CloudOverloadedError) and error.retry_after_seconds is not None:
-            line.breaker = line.breaker.held(now, self._spread(), error.retry_after_seconds, str(error))
-        else:
-            line.breaker = line.breaker.failed(now, self._spread(), pace_of(failure), str(error))
-        return FallbackError(reason, str(error))
-
-    def _note(self, model: str, line: _Line, failure: Failure, error: CloudError, seconds: float = LOG_SECONDS) -> None:
+    def _note(
+        self, model: str, counts: _Counts, failure: Failure, error: CloudError, seconds: float = LOG_SECONDS
+    ) -> None:
         """Log the failure, unless one of its kind was logged a short time ago."""
-        now, count = self._clock.monotonic(), line.failures[failure]
-        at, before = line.logged.get(failure, (now - seconds, 0))
+        now, count = self._clock.monotonic(), counts.failures[failure]
+        at, before = counts.logged.get(failure, (now - seconds, 0))
         if now - at < seconds:
             return
-        line.logged[failure] = now, count
+        counts.logged[failure] = now, count
         since = f" ({count - before - 1} more since the last message)" if count - before > 1 else ""
         _log.warning("cloud tier, model %s: %s: %s%s", model, failure.value, error, since)
+
+
+def _named(counts: _Counts) -> dict[str, float]:
+    named = {f"cloud_failures.{failure.value}": float(n) for failure, n in counts.failures.items()}
+    named |= {f"cloud_answers.{endpoint}": float(n) for endpoint, n in counts.answers.items() if endpoint}
+    return {**named, "cloud_retries": float(counts.retries)}

@@ -7,7 +7,7 @@ import contextlib
 import socket as sockets
 import ssl
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -71,20 +71,28 @@ class HttpClient:
 
     Silent connections are dropped after `idle_seconds`, and TCP watches the others (keepalive). A request on a
     connection that was used before, and that fails before any byte of an answer, is sent once more on a new one: the
-    server, or a NAT on the way, had forgotten the connection.
+    server, or a NAT on the way, had forgotten the connection. `may_retry` is asked before.
 
     Args:
         url: Base URL. Raises ValueError as `Url.of`.
         idle_seconds: How long an unused connection is kept.
         tls: For https; None for the system's authorities and no certificate.
+        may_retry: Whether a request may be sent once more now; takes it from a budget.
     """
 
-    def __init__(self, url: str, *, idle_seconds: float = IDLE_SECONDS, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        idle_seconds: float = IDLE_SECONDS,
+        tls: ssl.SSLContext | None = None,
+        may_retry: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._url = Url.of(url)
         self._idle_seconds = idle_seconds
         self._idle: list[_Connection] = []  # the one used last at the end
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tls = tls
+        self._tls, self._may_retry = tls, may_retry
 
     async def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_seconds: float
@@ -121,6 +129,8 @@ class HttpClient:
                 if error.began:
                     raise
                 self.close()  # the others are older
+                if not self._may_retry():
+                    raise
         return await self._exchange(await self._connect(), data)
 
     async def _exchange(self, connection: _Connection, data: bytes) -> HttpReply:

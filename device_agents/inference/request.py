@@ -113,6 +113,8 @@ class Request:
             parameters["edgekit_model"] = answer.digest
         if answer.version:
             parameters["edgekit_version"] = answer.version
+        if answer.endpoint:
+            parameters["edgekit_cloud_endpoint"] = answer.endpoint
         if rows is not None:
             parameters["edgekit_cloud_rows"] = rows
         if self.session is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+import msgspec
+
 from device_agents.inference import routing_rules, row_splitting
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certified import Held
 from device_agents.inference.exploring import Explorer, note_cloud
-from device_agents.inference.fallback import Fallback, FallbackError
+from device_agents.inference.failures import FallbackError
+from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
@@ -53,8 +56,9 @@ class InferenceRouter:
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
         options = self._options(request.model)
-        has_cloud = self._fallback is not None and options.send_inputs != NEVER
-        without = Reason.NO_CLOUD if self._fallback is None else Reason.PRIVATE
+        is_served = self._fallback is not None and self._fallback.serves(request.model)
+        has_cloud = is_served and options.send_inputs != NEVER
+        without = Reason.PRIVATE if is_served else Reason.NO_CLOUD
         has_local = request.session is not None
         first = routing_rules.before_running(
             request.route, has_local=has_local, has_cloud=has_cloud, stateful=request.stateful, without=without
@@ -197,7 +201,7 @@ class InferenceRouter:
         if rows is None or local is None or request.session is None:
             return answer
         outputs = row_splitting.joined(request.session.outputs, local, answer.outputs, rows)
-        return CloudAnswer(outputs, answer.version, answer.digest)
+        return msgspec.structs.replace(answer, outputs=outputs)
 
     async def _acquire(self, request: Request) -> Session:
         """The loaded session for a request; the caller uses it before its next await."""

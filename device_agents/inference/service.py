@@ -20,6 +20,7 @@ from device_agents.inference.budgets import Budgets
 from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
+from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
@@ -61,7 +62,7 @@ class InferenceService:
     """Local inference for any number of models, with the cloud tier as a fallback.
 
     Args:
-        cloud: Client of the cloud tier; None for no cloud tier.
+        cloud: Client of the cloud tier, or its endpoints; None for no cloud tier.
         options: How models are served.
         models: Options of single models, by name; they win over `options`.
         service: Options of the service as a whole.
@@ -80,7 +81,7 @@ class InferenceService:
     def __init__(
         self,
         *,
-        cloud: CloudTier | None = None,
+        cloud: CloudTier | CloudEndpoints | None = None,
         options: ModelOptions | None = None,
         models: Mapping[str, ModelSettings] | None = None,
         service: ServiceOptions | None = None,
@@ -101,9 +102,10 @@ class InferenceService:
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
         self._certificates = Certificates(service.explorations_per_day)
         self._fallback = self._explorer = None
-        if cloud is not None:
+        endpoints = endpoints_of(cloud)
+        if endpoints is not None:
             timeout, share = service.cloud_timeout_seconds, service.exploration_share
-            self._fallback = Fallback(cloud, self._clock, timeout, cloud_options, spread, self._budgets, hold)
+            self._fallback = Fallback(endpoints, self._clock, timeout, cloud_options, spread, self._budgets, hold)
             self._explorer = Explorer(self._fallback, self._certificates, self._clock, share, spread)
 
         def options_of(model: str) -> ModelOptions:
@@ -399,15 +401,15 @@ class InferenceService:
         return self._behaviour.behaviour(model)
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, ``cloud_failures.<reason>``."""
+        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, and those of `Fallback`."""
         totals = {}
         for name, counters in self._counters.items():
             model = self._manager.get(name)
             own = model.counters if model else _NO_MODEL
             totals[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
             totals[name]["crashes"] = float(model.crashes if model else 0)
-        for name, failures in (self._fallback.failures() if self._fallback else {}).items():
-            totals[name] |= {f"cloud_failures.{reason}": float(n) for reason, n in failures.items()}
+        for name, counts in (self._fallback.counters() if self._fallback else {}).items():
+            totals[name] |= counts
         return totals
 
     def take_sketches(self) -> dict[str, Sketch]:
@@ -460,7 +462,8 @@ class InferenceService:
         return session
 
     def _check_exists(self, model: str, version: str | None, session: Session | None) -> None:
-        if session is None and (self._fallback is None or not self._is_known(model)):
+        is_served = self._fallback is not None and self._fallback.serves(model)
+        if session is None and not (is_served and self._is_known(model)):
             raise NotFoundError(
                 f"there is no model {model!r}",
                 advice=f"Models: {', '.join(self.models()) or 'none'}. A model that only the cloud tier has needs a "

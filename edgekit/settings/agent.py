@@ -12,6 +12,7 @@ from edgekit.serving.models.options import (
     CloudBytesPerDay,
     CloudCallsPerDay,
     CloudModel,
+    CloudUrl,
     ExplorationShare,
     ExplorationsPerDay,
     FallbackThreshold,
@@ -26,6 +27,7 @@ from edgekit.serving.models.options import (
     StreamIdleSeconds,
     StreamPauseSeconds,
     Swap,
+    cloud_urls,
 )
 from edgekit.settings.types import (
     BrokerCa,
@@ -278,10 +280,8 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         ),
     ] = 600.0
 
-    # The cloud tier. [models.NAME] sets cloud_model, fallback_threshold, send_inputs and budgets for one model.
-    cloud_url: Annotated[
-        str, Meta(description="Base URL of the cloud tier, http:// or https://. Empty: no cloud tier.")
-    ] = ""
+    # The cloud tier. [models.NAME] sets cloud_url, cloud_model, fallback_threshold, send_inputs and budgets of a model.
+    cloud_url: CloudUrl = ""
     cloud_model: CloudModel = ""
     cloud_api_key_file: Annotated[
         Path | None, Meta(description="File with the API key that the device sends to the cloud tier.")
@@ -322,10 +322,27 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def __post_init__(self) -> None:
         check_tags(self.tags)
-        if self.cloud_url:
-            check_url("cloud_url", self.cloud_url)
-        named = [name for name in ("cloud_ca", "cloud_certificate", "cloud_key") if getattr(self, name) is not None]
-        if named and not self.cloud_url.startswith("https://"):
-            raise ValueError(f"{', '.join(named)}: set, but cloud_url is {self.cloud_url!r}, expected https://...")
+        self._check_cloud_urls()
         if (self.cloud_certificate is None) != (self.cloud_key is None):
             raise ValueError("cloud_certificate and cloud_key belong together: set both, or neither")
+
+    def cloud_urls_of(self, model: str = "") -> tuple[str, ...]:
+        """The endpoints of a model in their order; without a name, of models that have none of their own."""
+        own = self.models[model].cloud_url if model in self.models else None
+        return cloud_urls(self.cloud_url if own is None else own)
+
+    def all_cloud_urls(self) -> tuple[str, ...]:
+        """Every endpoint that some model has, each once."""
+        return tuple(dict.fromkeys(url for name in ("", *self.models) for url in self.cloud_urls_of(name)))
+
+    def _check_cloud_urls(self) -> None:
+        own = {f"models.{name}.cloud_url": one.cloud_url for name, one in self.models.items()}
+        for key, value in {"cloud_url": self.cloud_url, **own}.items():
+            urls = cloud_urls(value or "")
+            for url in urls:
+                check_url(key, url)
+            if len(set(urls)) < len(urls):
+                raise ValueError(f"{key} names the same URL twice")
+        named = [name for name in ("cloud_ca", "cloud_certificate", "cloud_key") if getattr(self, name) is not None]
+        if named and not any(url.startswith("https://") for url in self.all_cloud_urls()):
+            raise ValueError(f"{', '.join(named)}: set, but cloud_url is {self.cloud_url!r}, expected https://...")

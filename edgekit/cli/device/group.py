@@ -94,7 +94,9 @@ def device() -> None:
     help="Let the device open bundles that are published for CLASS; may be repeated. See: edgekit registry class",
 )
 @passphrase_option
-@click.option("--cloud-url", help="Base URL of the cloud tier.")
+@click.option(
+    "--cloud-url", "cloud_urls", multiple=True, help="Base URL of the cloud tier; again for the next one to ask."
+)
 @click.option("--cloud-model", help="Name of the model in the cloud tier [default: the same name].")
 @click.option(
     "--cloud-api-key-file",
@@ -118,7 +120,7 @@ def enroll(
     key: Path | None,
     classes: tuple[str, ...],
     passphrase_file: Path | None,
-    cloud_url: str | None,
+    cloud_urls: tuple[str, ...],
     cloud_model: str | None,
     cloud_api_key_file: Path | None,
     threshold: float | None,
@@ -153,7 +155,7 @@ def enroll(
         **{role: file for role, file in TLS_FILES.items() if file in copies},
         "class_keys": list(class_keys) or None,
         "http": http,
-        "cloud_url": cloud_url,
+        "cloud_url": list(cloud_urls) if len(cloud_urls) > 1 else next(iter(cloud_urls), None),
         "cloud_model": cloud_model,
         "cloud_api_key_file": CLOUD_KEY_FILE if cloud_api_key_file else None,
         "fallback_threshold": threshold,

@@ -63,6 +63,15 @@ METRICS = (
         "Calls of the cloud tier that failed or were not made, by reason (docs/serving.md has the reasons).",
         ("model", "reason"),
     ),
+    Metric(
+        "edgekit_model_cloud_answers_total",
+        "counter",
+        "Usable answers of the cloud tier, by the endpoint that gave them.",
+        ("model", "endpoint"),
+    ),
+    _of_model(
+        "counter", "cloud_retries", "Calls of a further endpoint of the cloud tier after another one had failed."
+    ),
     _of_model("counter", "certified", "Answers that carry a certificate, because it holds for them."),
     _of_model("counter", "explored", "Confident answers that were also sent to the cloud tier, to test a certificate."),
     _of_model("counter", "explored_differing", "Explored answers that differ from the certified cloud model's."),

@@ -8,6 +8,8 @@ from msgspec import Meta, Struct, structs
 
 from edgekit.bounds import MAX_INTEGER
 
+MAX_ENDPOINTS = 8  # of one model
+
 QueueLimit = Annotated[
     int,
     Meta(
@@ -65,6 +67,13 @@ StreamIdleSeconds = Annotated[
 ]
 
 
+CloudUrl = Annotated[
+    str | Annotated[tuple[str, ...], Meta(max_length=MAX_ENDPOINTS)],
+    Meta(
+        description="Base URL of the cloud tier, http:// or https://, or a list of them: the next one is asked where "
+        "the one before fails, or its breaker is open. Empty: no cloud tier."
+    ),
+]
 CloudModel = Annotated[str, Meta(description="Name of the model in the cloud tier. Empty: the same name.")]
 FallbackThreshold = (
     Annotated[
@@ -138,6 +147,11 @@ RefutedCertificate = Annotated[
 ]
 
 
+def cloud_urls(value: CloudUrl) -> tuple[str, ...]:
+    """The URLs that a setting `cloud_url` names, in their order."""
+    return tuple(value) if not isinstance(value, str) else (value,) if value else ()
+
+
 class ModelOptions(Struct, frozen=True, kw_only=True):
     """How one model is served; each type above describes its field."""
 
@@ -164,6 +178,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     run_timeout_seconds: RunTimeoutSeconds | None = None
     max_streams: MaxStreams | None = None
     stream_idle_seconds: StreamIdleSeconds | None = None
+    cloud_url: CloudUrl | None = None
     cloud_model: CloudModel | None = None
     fallback_threshold: FallbackThreshold | None = None
     send_inputs: SendInputs | None = None

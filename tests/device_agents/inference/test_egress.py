@@ -110,7 +110,9 @@ def test_one_function_calls_the_cloud_tier() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "infer":
                 callers.append((path.name, ast.unparse(node.func.value)))
-    assert [one for one in callers if "cloud" in one[1].lower()] == [("fallback.py", "self._cloud")]
+    assert [one for one in callers if "cloud" in one[1].lower() or "tier" in one[1]] == [
+        ("fallback.py", "one.endpoint.tier")
+    ]
 
 
 async def test_a_stream_is_sent_once_in_its_pause(tmp_path: Path) -> None:

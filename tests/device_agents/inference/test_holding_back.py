@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.assemble import fallback_hold, make_inference
+from device_agents.assemble import endpoint_hold, make_inference
 from device_agents.inference.budget_rules import DAY_SECONDS
 from device_agents.inference.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions
@@ -82,7 +82,8 @@ async def test_an_api_key_does_not_travel_unencrypted_unless_the_owner_says_so(t
         device(tmp_path, "http://localhost:8700"),
         device(tmp_path, "http://[::1]:8700"),
     ):
-        assert fallback_hold(fine) is None
+        assert isinstance(fine.cloud_url, str)
+        assert endpoint_hold(fine, fine.cloud_url) is None
 
 
 async def test_a_spent_budget_keeps_answers_here_until_the_next_day_and_over_restarts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError
 from edgekit.serving.http.metrics import METRICS, gauges_of, render
@@ -17,9 +18,10 @@ OF_THE_CLOUD_TIER = ("edgekit_key_requests_total", "edgekit_model_latency_second
 
 async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_exposed(tmp_path: Path) -> None:
     """The text of /metrics after one request, with HTTP and gRPC, is a device's part of the table."""
-    cloud = MemoryCloud(CLOUD_OUTPUTS)
-    cloud.fault = CloudError("away")
-    async with InferenceService(cloud=cloud) as service:
+    first, second = MemoryCloud(CLOUD_OUTPUTS), MemoryCloud(CLOUD_OUTPUTS)
+    first.fault = CloudError("away")
+    endpoints = CloudEndpoints((CloudEndpoint("http://a", first), CloudEndpoint("http://b", second)))
+    async with InferenceService(cloud=endpoints) as service:
         await service.activate("small", onnx_bundle(tmp_path), tmp_path)
         await service.infer("small", {"x": UNSURE})
         text = render(service.counters(), {200: 1}, {"OK": 1}, gauges_of(service)).decode()

@@ -158,6 +158,7 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "explored_differing": 0,
         "cloud_failures.failed": 3,
         "cloud_failures.breaker-open": 3,
+        "cloud_retries": 0,
         "swaps": 1,
         "loads": 1,
         "evictions": 0,

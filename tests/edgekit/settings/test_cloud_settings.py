@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.assemble import make_cloud_client, threshold_warnings
+from device_agents.assemble import make_cloud, threshold_warnings
 from device_agents.inference.budget_rules import Budget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
@@ -88,7 +88,9 @@ def test_files_for_tls_need_https_and_belong_together(tmp_path: Path) -> None:
             read(tmp_path, text)
     settings = read(tmp_path, 'cloud_url = "https://127.0.0.1:1"\ncloud_ca = "ca.pem"')
     with pytest.raises(SettingsError, match=r"ca\.pem cannot be used for TLS with the cloud tier"):
-        make_cloud_client(settings)
+        make_cloud(settings)
     Pki(tmp_path, names=("device",))
     own = 'cloud_ca = "ca.pem"\ncloud_certificate = "device.pem"\ncloud_key = "device.key"'
-    make_cloud_client(read(tmp_path, f'cloud_url = "https://127.0.0.1:1"\n{own}')).close()
+    made = make_cloud(read(tmp_path, f'cloud_url = "https://127.0.0.1:1"\n{own}'))
+    assert made is not None
+    made.close()
