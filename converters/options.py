@@ -14,6 +14,7 @@ from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ManifestError, SettingsError
 
+SEND_INPUTS = ("allowed", "decoded", "never")
 PRUNES = ("auto", "dead", "none")
 
 
@@ -54,6 +55,8 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
         fixed: Values of inputs that are always the same, by name; the graph is specialised for them.
         cut: Tensors of an ONNX model that become its outputs; ``auto`` alone cuts before operators whose number of
             results depends on the data, and writes the steps that take their place.
+        send_inputs: What devices may send to the cloud tier at most: ``allowed``, ``decoded`` (tensors of numbers, and
+            never bytes as a client sent them) or ``never``.
         state: For a model with state, the input that an output feeds in the next call, by the output's name.
 
     Raises:
@@ -92,10 +95,13 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
     fixed: Mapping[str, Number] = {}
     cut: Sequence[str] = ()
     state: Mapping[str, str] = {}
+    send_inputs: str = "allowed"
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise SettingsError("no target is given", advice="Give --target; `edgekit targets` lists the targets.")
+        if self.send_inputs not in SEND_INPUTS:
+            raise SettingsError(f"send_inputs is {self.send_inputs!r}, expected {', '.join(SEND_INPUTS)}")
         if self.aim not in AIMS:
             raise SettingsError(f"aim is {self.aim!r}, expected {' or '.join(AIMS)}")
         if self.prune not in PRUNES:

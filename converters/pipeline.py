@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -341,6 +341,7 @@ def _report(
         worst_class=class_report(chosen.judgement, sizes, plan.budget, same=chosen.same),
         noise=prepared.noise.outputs,
         task=prepared.task_report,
+        send_inputs=plan.send_inputs,
     )
 
 
@@ -386,9 +387,15 @@ def _manifest(
         source_sha256=prepared.source.sha256,
         tools=report.tools,
         processing=prepared.preprocessing.processing if prepared.preprocessing else msgspec.UNSET,
+        send_inputs=_limit(report.send_inputs),
     )
     golden = measure_golden(artifact, recipe, manifest, rows, expected, profile=profile, folder=folder / "golden")
     return msgspec.structs.replace(manifest, golden=golden), golden_bytes(rows, expected)
+
+
+def _limit(send_inputs: str) -> Literal["decoded", "never"] | msgspec.UnsetType:
+    """The limit of the manifest; unset for ``allowed``, so that such manifests keep their bytes and digest."""
+    return msgspec.convert(send_inputs, Literal["decoded", "never"]) if send_inputs != "allowed" else msgspec.UNSET
 
 
 def _qualities(report: Report) -> tuple[OutputQuality, ...] | msgspec.UnsetType:

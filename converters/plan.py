@@ -45,6 +45,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         finetune: The user's training loop for pruned graphs, ``module:function``; empty without one.
         signature: Name of a SavedModel's signature; empty for the default one.
         stated: What the user stated of the inputs, without the data.
+        send_inputs: What devices may send to the cloud tier at most.
     """
 
     model: Path
@@ -68,6 +69,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     task: str = ""
     seed: int = 0
     finetune: str = ""
+    send_inputs: str = "allowed"
 
     @property
     def share(self) -> float | None:
@@ -168,6 +170,7 @@ def make_plan(model: str | Path, options: ConversionOptions) -> ConversionPlan:
         ignore_outputs=tuple(options.ignore_outputs),
         task=_checked_task(options.task),
         signature=options.signature or "",
+        send_inputs=options.send_inputs,
         stated=Stated(options.input_shapes, options.dims, options.fixed, state=options.state, cut=tuple(options.cut)),
     )
     for profile, runtime in profiles:

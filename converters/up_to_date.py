@@ -126,7 +126,7 @@ def replacement_reason(folder: Path, manifest: Manifest, report: Report) -> str:
 
 
 def _differences(old: Report, new: Report) -> str:
-    choices = ("name", "version", "runtime", "metric", "aim", "budget", "preprocess")
+    choices = ("name", "version", "runtime", "metric", "aim", "budget", "preprocess", "send_inputs")
     differs_by = {
         "another model": old.source.sha256 != new.source.sha256,
         "other samples": (old.data, old.split) != (new.data, new.split),

@@ -175,6 +175,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         outputs: What was proven of each output of the chosen artifact.
         worst_class: The class or group with the largest drop; null without classes.
         noise: The noise of the float model, by output.
+        send_inputs: What devices may send to the cloud tier at most.
         task: What the outputs mean, and the share of samples that a device would send to the cloud tier.
     """
 
@@ -207,6 +208,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     noise: tuple[OutputNoise, ...] = ()
     channels: ChannelReport | None = None
     task: TaskReport | None = None
+    send_inputs: str = "allowed"
 
     @property
     def chosen_candidate(self) -> CandidateReport:

@@ -24,7 +24,8 @@ from device_agents.diagnostics.check_rules import judge_clock, judge_providers
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
-from device_agents.inference.options import DECODED, NEVER, CloudOptions, ServiceOptions
+from device_agents.inference.egress_rules import stricter
+from device_agents.inference.options import ALLOWED, DECODED, NEVER, CloudOptions, ServiceOptions
 from device_agents.inference.retry_budget import RetryBudget
 from device_agents.remote.overlay import Overlay
 from device_agents.storage.journal import Journal
@@ -168,7 +169,7 @@ class _Checks:
             raise SettingsError("; ".join(faults))
         if not settings.all_cloud_urls():
             return "no cloud tier is configured; every answer is local"
-        policies = {name: self._cloud_options(name).send_inputs for name in sorted(self._cloud_models())}
+        policies = {name: self._policy(name, manifest) for name, manifest in sorted(self._cloud_models().items())}
         kept = [name for name, policy in policies.items() if policy == NEVER]
         decoded = [name for name, policy in policies.items() if policy == DECODED]
         held = {url: fallback_hold(settings) or endpoint_hold(settings, url) for url in settings.all_cloud_urls()}
@@ -212,10 +213,14 @@ class _Checks:
     def _models_at(self, url: str) -> dict[str, tuple[str, Manifest | None]]:
         """The models that an endpoint answers for: the name there, and the installed bundle, where there is one."""
         return {
-            name: (options.cloud_model or name, manifest)
+            name: (self._cloud_options(name).cloud_model or name, manifest)
             for name, manifest in self._cloud_models().items()
-            if url in self._settings.cloud_urls_of(name) and (options := self._cloud_options(name)).send_inputs != NEVER
+            if url in self._settings.cloud_urls_of(name) and self._policy(name, manifest) != NEVER
         }
+
+    def _policy(self, name: str, manifest: Manifest | None) -> str:
+        """What may be sent of a model: the stricter of settings and bundle."""
+        return stricter(self._cloud_options(name).send_inputs, manifest.may_send if manifest else ALLOWED)
 
     def _cloud_options(self, name: str) -> CloudOptions:
         service = settings_group(ServiceOptions, self._settings)

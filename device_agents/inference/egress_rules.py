@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import msgspec
 
-from device_agents.inference.options import ALLOWED, DECODED
+from device_agents.inference.options import ALLOWED, DECODED, CloudOptions
 from edgekit.serving.models.options import SendInputs
 from edgekit.tensors import Array, DType
 
 MOST_STREAMS = 4096  # of all models; the one that was sent longest ago is forgotten first, and may be sent sooner
+
+
+_WHERE = "send_inputs of the settings or of the bundle"
+_ORDER: tuple[SendInputs, ...] = ("allowed", "decoded", "never")
+_STRICTNESS: dict[str, int] = {policy: strictness for strictness, policy in enumerate(_ORDER)}
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -32,14 +37,51 @@ def release(policy: SendInputs, model: str, inputs: Mapping[str, Array]) -> Rele
     if policy == ALLOWED:
         return Release(dict(inputs))
     if policy != DECODED:
-        return Release(fault=f"inputs of model {model!r} may not leave this device (send_inputs)")
+        return Release(
+            fault=f"inputs of model {model!r} may not leave this device (send_inputs of the settings or the bundle)"
+        )
     raw = sorted(name for name, value in inputs.items() if DType.of(value.dtype) is DType.BYTES)
     if raw:
         return Release(
             fault=f"input {', '.join(map(repr, raw))} of model {model!r} is bytes, and only decoded tensors may leave "
-            "this device (send_inputs)"
+            f"this device ({_WHERE})"
         )
     return Release(dict(inputs))
+
+
+def stricter(one: str, other: str) -> SendInputs:
+    """The stricter of two policies; one that is not known counts as ``never``."""
+    return _ORDER[max(_STRICTNESS.get(policy, len(_ORDER) - 1) for policy in (one, other))]
+
+
+class BundleLimits:
+    """What the bundles of this device let out of it, by model; a model without a bundle has no limit here."""
+
+    def __init__(self) -> None:
+        self._limits: dict[str, SendInputs] = {}
+
+    def of(self, model: str) -> SendInputs:
+        """The limit of a model's bundles."""
+        return self._limits.get(model, _ORDER[0])
+
+    def within(self, options: Callable[[str], CloudOptions]) -> Callable[[str], CloudOptions]:
+        """`options` of each model with the stricter policy of the settings and of its bundles."""
+
+        def limited(model: str) -> CloudOptions:
+            own = options(model)
+            return own.within(stricter(own.send_inputs, self.of(model)))
+
+        return limited
+
+    def begin(self, model: str, limit: str) -> SendInputs:
+        """A bundle with this limit is about to answer; until `settle` the stricter one holds. Returns the old one."""
+        before = self.of(model)
+        self._limits[model] = stricter(before, limit)
+        return before
+
+    def settle(self, model: str, limit: str) -> None:
+        """The bundle that answers from now on has this limit."""
+        self._limits[model] = stricter(ALLOWED, limit)
 
 
 class StreamPauses:

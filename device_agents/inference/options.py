@@ -99,6 +99,10 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
             budget=Budget(own.cloud_calls_per_day or 0, own.cloud_bytes_per_day or 0),
         )
 
+    def within(self, send_inputs: SendInputs) -> CloudOptions:
+        """These options with another policy of inputs."""
+        return self if send_inputs == self.send_inputs else msgspec.structs.replace(self, send_inputs=send_inputs)
+
 
 def with_old_names(options: ServiceOptions | None, old: Mapping[str, Any]) -> ServiceOptions:
     """`options`, with the keyword arguments that release 0.1.0 took one by one; each gives a warning.

@@ -49,7 +49,7 @@ class Reason(str, enum.Enum):
     CLOUD_FAILED = "cloud-failed"
     DEADLINE = "deadline"
     STATEFUL = "stateful"  # the model has state, which is on this device only
-    PRIVATE = "private"  # the settings say that inputs of this model never leave the device
+    PRIVATE = "private"  # the settings or the bundle say that inputs of this model never leave the device
     OFFLINE = "offline"  # the settings, or offline_file, keep this device from calling the cloud tier
     UNENCRYPTED = "unencrypted"  # the API key would travel over http:// to another host
     METERED = "metered"  # the link is metered, and the settings allow no calls over it

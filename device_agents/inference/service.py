@@ -21,6 +21,7 @@ from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
+from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
@@ -69,7 +70,8 @@ class InferenceService:
         footprints: Stores the measured memory of models across restarts; None does not store it.
         clock: Time for deadlines and the circuit breaker.
         hold: Says why the cloud tier may not be called at present; None where it may be.
-        disk: Folder where spent budgets are stored across restarts; None does not store them.
+        disk: Folder where spent budgets and the evidence against certificates are stored across restarts; None does
+            not store them.
         load: Opens a bundle's runtime; None for the adapters of `edgekit.runtimes`, isolated as `options` say.
         spread: Gives random numbers from 0 to 1 for the circuit breaker.
         old: Fields of `service` one by one, as release 0.1.0 took them; each gives a DeprecationWarning.
@@ -98,9 +100,12 @@ class InferenceService:
         self._default_deadline_ms = service.deadline_ms or None
         own, defaults = models or {}, options or ModelOptions()
         self._configured, self._assigned = frozenset(own), frozenset[str]()
-        cloud_options = functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
+        self._limits = BundleLimits()
+        cloud_options = self._limits.within(
+            functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
+        )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
-        self._certificates = Certificates(service.explorations_per_day)
+        self._certificates = Certificates(service.explorations_per_day, disk)
         self._fallback = self._explorer = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
@@ -148,6 +153,7 @@ class InferenceService:
         """Answer the accepted requests, then unload every model."""
         if self._explorer is not None:
             await self._explorer.close()
+        await self._certificates.close()
         await self._manager.close()
         await self._budgets.close()
 
@@ -169,7 +175,14 @@ class InferenceService:
                 bundle keeps answering.
         """
         self._counters.setdefault(model, _new_counters())
-        await self._manager.activate(model, manifest, folder, check=_run_golden if compare else None)
+        before = self._limits.begin(model, manifest.may_send)
+        try:
+            await self._manager.activate(model, manifest, folder, check=_run_golden if compare else None)
+        except BaseException:
+            if self._session(model) is not None:
+                self._limits.settle(model, before)
+            raise
+        self._limits.settle(model, manifest.may_send)
         self._certificates.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -197,6 +197,7 @@ class Manifest(msgspec.Struct, frozen=True):
         source_sha256: Digest of the source model.
         tools: Versions of the tools of the conversion.
         processing: Steps before and after the model; absent if clients use the model's own tensors only.
+        send_inputs: ``decoded`` or ``never``: what devices may send to the cloud tier at most; absent for ``allowed``.
         encryption: Absent for plain files. Otherwise `files` has sizes and digests of the encrypted files.
         format: Format version of this document.
     """
@@ -218,6 +219,7 @@ class Manifest(msgspec.Struct, frozen=True):
     tools: dict[str, str] = {}
     # UNSET and not None, so that manifests without it keep their bytes and digest.
     processing: Processing | msgspec.UnsetType = msgspec.UNSET
+    send_inputs: Literal["decoded", "never"] | msgspec.UnsetType = msgspec.UNSET
     encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
     format: int = MANIFEST_FORMAT
 
@@ -231,6 +233,11 @@ class Manifest(msgspec.Struct, frozen=True):
             if entry.role == role:
                 return entry
         raise ManifestError(f"bundle {self.name} {self.version} has no file with role {role!r}")
+
+    @property
+    def may_send(self) -> str:
+        """What devices may send to the cloud tier: ``allowed``, ``decoded`` or ``never``."""
+        return self.send_inputs if isinstance(self.send_inputs, str) else "allowed"
 
     @property
     def sealed(self) -> Encryption | None:

@@ -29,6 +29,7 @@ NEEDS: tuple[tuple[str, str, Callable[[Manifest], bool]], ...] = (
     ("state between calls", "0.2.0", _any_binding(lambda one: one.state is not msgspec.UNSET)),
     ("inputs that are fixed or unread", "0.2.0", _any_binding(lambda one: not one.in_artifact)),
     ("kept channels in its recipe", "0.2.0", lambda manifest: manifest.recipe.lossy),
+    ("a limit on what is sent to the cloud tier", "0.2.0", lambda manifest: manifest.may_send != "allowed"),
     ("tensors without a batch as the first axis", "0.2.0", _any_binding(lambda one: one.spec.batch_axis != 0)),
 )
 

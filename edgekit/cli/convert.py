@@ -120,6 +120,14 @@ _Value = TypeVar("_Value", str, float)
     multiple=True,
     help="The output is the input of the next call of a stream, as in hn=h.",
 )
+@click.option(
+    "--send-inputs",
+    type=click.Choice(["allowed", "decoded", "never"]),
+    default="allowed",
+    show_default=True,
+    help="What devices may send to the cloud tier: everything; decoded tensors, and never an image or a text as it "
+    "came in; or nothing. The settings of a device can only be stricter.",
+)
 @click.option("--recipe", help=f"The only recipe to try: {', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--runtime", type=click.Choice(["litert", "onnxruntime"]), help="The runtime, where a target runs both.")
 @click.option("--targets-file", type=click.Path(path_type=Path), help="Your own target profiles (.toml).")

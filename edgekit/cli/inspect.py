@@ -62,6 +62,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         **_output_qualities(manifest),
         "cost": f"{manifest.cost.value:.4g} {manifest.cost.unit} ({manifest.cost.kind})" if manifest.cost else None,
         "golden": _golden(manifest),
+        "send_inputs": manifest.may_send,
         "requires": manifest.requires,
         "source": manifest.source_sha256,
         "inputs": [_binding(binding) for binding in manifest.inputs],

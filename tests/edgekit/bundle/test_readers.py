@@ -40,6 +40,7 @@ USES = {
     "state": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, state="hn"))),
     "fixed": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, value=0.5))),
     "unread": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, unread=True))),
+    "send_inputs": replaced(send_inputs="never"),
     "batch": replaced(outputs=(Binding(TensorSpec("y", DType.FLOAT32, (5, None)), X),)),
 }
 

@@ -42,6 +42,19 @@ def test_convert_goes_on_from_what_was_made_unless_told_otherwise(call, model, t
     assert ["server: float32" in errors for errors in runs] == [True, False, True]
 
 
+def test_a_bundle_says_what_devices_may_send_at_most(call, model, tmp_path):
+    """The limit is in the manifest, shown by inspect and in the report; without it the manifest has no such key."""
+    for limit in ("allowed", "decoded", "never"):
+        folder = tmp_path / limit
+        options = ["--send-inputs", limit] if limit != "allowed" else []
+        assert call("convert", model, "--target", "server", "-o", folder, *options)[0] == 0
+        bundle = folder / "shapes-1.0.0-server"
+        assert json.loads(call("inspect", bundle, "--json")[1])["send_inputs"] == limit
+        assert ('"send_inputs"' in (bundle / "manifest.json").read_text()) is (limit != "allowed")
+        assert json.loads((bundle / "report.json").read_text())["send_inputs"] == limit
+    assert call("convert", model, "--target", "server", "--send-inputs", "some")[0] == 2
+
+
 def test_same_command_again_does_nothing_and_loads_nothing(call, model, tmp_path):
     """The repeated command prints the same table and imports none of the libraries that convert."""
     options = ["convert", model, "--target", "server", "--data", tmp_path / "data.npz", "-o", tmp_path / "out"]
