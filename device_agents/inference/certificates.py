@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from device_agents.inference.certified import Held, News
+from device_agents.inference.refutation_store import RefutationStore
 from edgekit.bundle.manifest import Manifest
 from edgekit.certificate.document import certificate_entry, parse_certificate, void_reasons
 from edgekit.errors import EdgekitError, ManifestError
+from edgekit.protocols import Disk
 from edgekit.sealing.opening import read_file
 from edgekit.versions import runtime_version
 
@@ -25,10 +27,11 @@ class Certificates:
 
     Args:
         per_day: Most answers of a model that are explored in a day.
+        disk: Folder where the evidence against certificates is stored; None where a restart forgets it.
     """
 
-    def __init__(self, per_day: int) -> None:
-        self._per_day = per_day
+    def __init__(self, per_day: int, disk: Disk | None = None) -> None:
+        self._per_day, self._store = per_day, RefutationStore(disk)
         self._held: dict[str, tuple[str, Held | None]] = {}
         self._listener: Listener | None = None
         self._untold: list[tuple[str, str, str, dict[str, Any]]] = []
@@ -62,7 +65,9 @@ class Certificates:
             self.tell(News.VOID, model, f"the certificate cannot be read: {error}", {})
             return
         void = tuple(void_reasons(certificate, manifest, runtime_version(manifest.runtime)))
-        self._held[model] = (digest, Held(certificate, void, self._per_day))
+        held = Held(certificate, void, self._per_day)
+        self._store.restore(held)
+        self._held[model] = (digest, held)
         if void:
             self.tell(
                 News.VOID, model, "the certificate does not hold here: " + "; ".join(void), {"id": certificate.id}
@@ -71,6 +76,16 @@ class Certificates:
     def forget(self, model: str) -> None:
         """Drop the certificate of a model that is no longer active."""
         self._held.pop(model, None)
+
+    async def explored(self, held: Held) -> None:
+        """Store the evidence on a certificate, now and then, and a refutation at once."""
+        await self._store.keep(held)
+
+    async def close(self) -> None:
+        """Store the evidence on every certificate."""
+        for _, held in self._held.values():
+            if held is not None:
+                await self._store.store(held)
 
     def tell(self, news: News, model: str, message: str, detail: dict[str, Any]) -> None:
         """Log a piece of news and pass it to the listener."""

@@ -77,6 +77,7 @@ class Explorer:
             )
             detail = {"id": held.certificate.id, "explored": found.count, "differing": found.differing}
             self._certificates.tell(News.REFUTED, request.model, message, detail)
+        await self._certificates.explored(held)
 
 
 def note_cloud(certificates: Certificates, model: str, held: Held, digest: str) -> None:

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agents.inference.certified import Held
 from device_agents.inference.options import ServiceOptions
+from device_agents.inference.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import ROLE_MODEL, file_entry
 from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, Bounded, Certificate
@@ -16,6 +18,7 @@ from edgekit.certificate.scoring import ScoreFunction, score
 from edgekit.errors import CloudError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.models.options import ModelSettings
+from edgekit.storage.disk import FolderDisk
 from edgekit.versions import runtime_version
 from tests.simulators.cascade_models import CLASSES, FEATURES, edge_bundle, samples
 from tests.simulators.cloud import MemoryCloud
@@ -164,6 +167,15 @@ async def test_a_threshold_of_the_models_own_wins_over_the_certificate(tmp_path,
     assert got["edgekit_route"] == "local"
 
 
+async def until(holds):
+    """Wait for a write on a thread."""
+    for _ in range(500):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
 async def explored(service, x, rounds):
     """Ask for rows one by one, and let the exploration of each end."""
     for at in range(rounds):
@@ -193,6 +205,95 @@ async def test_a_shift_is_refuted_by_exploration_and_the_device_turns_careful(tm
         got = (await service.infer("pair", {"x": against[:1]})).parameters
         assert "edgekit_certificate" not in got
         assert got["edgekit_route"] == ("cloud" if policy == "careful" else "local")
+
+
+async def test_a_refutation_outlives_the_agent_and_a_new_certificate_starts_anew(tmp_path, cloud):
+    """Also without a stop, as after a loss of power; the same certificate comes back refuted, another one does not."""
+    manifest, certificate = certified_bundle(tmp_path / "a", upper=0.2)
+    x, margins = rows_by_margin(manifest, tmp_path / "a")
+    options, state = ServiceOptions(exploration_share=1.0, fallback_threshold=0.0), FolderDisk(tmp_path / "state")
+
+    def made():
+        return InferenceService(cloud=cloud, service=options, disk=state)
+
+    first = made()
+    await first.activate("pair", manifest, tmp_path / "a")
+    sure = x[margins >= certificate.threshold]
+    local = (await first.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+    against = sure[local != 0]
+    await explored(first, against, 15)
+    await until(lambda: state.exists(FILE_NAME))
+    copy = (tmp_path / "state" / FILE_NAME).read_bytes()  # the power fails here
+    await first.close()
+    (tmp_path / "state" / FILE_NAME).write_bytes(copy)
+    other, fresh = certified_bundle(tmp_path / "b", upper=0.21)
+    for bundle, folder, expected in ((manifest, "a", None), (other, "b", fresh.id), (manifest, "a", None)):
+        asked = len(cloud.asked)
+        async with made() as service:
+            await service.activate("pair", bundle, tmp_path / folder)
+            await service.infer("pair", {"x": x[:1]})
+            got = (await service.infer("pair", {"x": sure[:1]}, route="auto")).parameters
+            assert got.get("edgekit_certificate") == expected
+            await explored(service, against, 1)
+        assert (len(cloud.asked) > asked + 1) is (expected is not None)  # a refuted certificate is not explored
+
+
+async def test_evidence_adds_up_over_restarts(tmp_path, cloud):
+    """Two starts explore five answers each; together they refute, alone none does."""
+    manifest, certificate = certified_bundle(tmp_path / "a", upper=0.5)
+    x, margins = rows_by_margin(manifest, tmp_path / "a")
+    sure, news = x[margins >= certificate.threshold], []
+    for start in range(3):
+        service = InferenceService(
+            cloud=cloud, service=ServiceOptions(exploration_share=1.0), disk=FolderDisk(tmp_path / "state")
+        )
+        async with service:
+            service.listen_certificates(lambda *one: news.append(one))
+            await service.activate("pair", manifest, tmp_path / "a")
+            local = (await service.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+            await explored(service, sure[local != 0], 5)
+        assert bool(news) is (start >= 1)
+    assert [(one[0], one[3]["explored"]) for one in news] == [("certificate-refuted", news[0][3]["explored"])]
+    assert news[0][3]["explored"] > 5
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b'{"ID": {"explored": -1}}', b'{"ID": {"explored": 1, "differing": 5}}']
+)
+async def test_a_damaged_file_of_evidence_costs_nothing_but_the_evidence(tmp_path, cloud, data):
+    """The certificate is used and tested as if it was new."""
+    manifest, certificate = certified_bundle(tmp_path / "a")
+    disk = FolderDisk(tmp_path / "state")
+    disk.write(FILE_NAME, data.replace(b"ID", certificate.id.encode()))
+    x, _ = rows_by_margin(manifest, tmp_path / "a")
+    async with InferenceService(cloud=cloud, service=ServiceOptions(exploration_share=0.0), disk=disk) as service:
+        await service.activate("pair", manifest, tmp_path / "a")
+        await service.infer("pair", {"x": x[:1]})
+        assert (await service.infer("pair", {"x": x[-1:]})).parameters["edgekit_certificate"] == certificate.id
+
+
+async def test_the_store_of_evidence_is_bounded_and_survives_a_full_disk(tmp_path, caplog):
+    """The newest certificates are kept; a write that fails is logged, and the refutation holds until the stop."""
+    disk = FolderDisk(tmp_path / "state")
+    _, certificate = certified_bundle(tmp_path / "a")
+
+    def refuted_one(number):
+        held = Held(msgspec.structs.replace(certificate, samples=number), (), 10)
+        held.refuted = True
+        return held
+
+    store = RefutationStore(disk)
+    for number in range(MOST_CERTIFICATES + 5):
+        await store.keep(refuted_one(number))
+    again = RefutationStore(disk)
+    for number, expected in ((0, False), (4, False), (5, True), (MOST_CERTIFICATES + 4, True)):
+        held = Held(msgspec.structs.replace(certificate, samples=number), (), 10)
+        again.restore(held)
+        assert held.refuted is expected
+    (tmp_path / "state" / FILE_NAME).unlink()
+    (tmp_path / "state" / FILE_NAME).mkdir()  # no file can be put in its place
+    await store.keep(refuted_one(9999))
+    assert "cannot be stored" in caplog.text
 
 
 async def test_exploration_is_rare_and_limited_by_the_day(tmp_path, cloud):
