@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -119,13 +119,19 @@ def bundle_interface(manifest: Manifest) -> Interface:
 
 def _stated(models: list[Path], files: list[Path]) -> Stated:
     """Sizes and values of inputs for models with free axes: those of a bundle among `models`, and those of the data."""
-    known: dict[str, DataArray] = data_arrays(files[0]) if files else {}
-    for path in models:
-        if (path / MANIFEST_NAME).is_file():
-            for one in bundle_interface(parse_manifest((path / MANIFEST_NAME).read_bytes())).inputs:
-                shape = (1, *(size or 1 for size in sample_spec(one.spec).shape[1:]))
-                known[one.spec.name] = DataArray(() if one.value is not None else shape, one.value)
-    return Stated(data=known)
+    manifests = [(path / MANIFEST_NAME).read_bytes() for path in models if (path / MANIFEST_NAME).is_file()]
+    known = data_arrays(files[0]) if files else {}
+    return stated_like([parse_manifest(data) for data in manifests], known)
+
+
+def stated_like(bundles: Iterable[Manifest], known: Mapping[str, DataArray] | None = None) -> Stated:
+    """The sizes and values of inputs that models beside these bundles have, and those that are `known` otherwise."""
+    found = dict(known or {})
+    for manifest in bundles:
+        for one in bundle_interface(manifest).inputs:
+            shape = (1, *(size or 1 for size in sample_spec(one.spec).shape[1:]))
+            found[one.spec.name] = DataArray(() if one.value is not None else shape, one.value)
+    return Stated(data=found)
 
 
 def _tensors(model: _Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -13,8 +13,11 @@ from converters.bundle import require_writable, with_files, write_bundle
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
 from converters.cascade.calibrate import Calibration, Promise, Run, calibrate
 from converters.cascade.page import with_section
-from converters.compare import bundle_interface
+from converters.cascade.record import with_cascade
+from converters.compare import bundle_interface, stated_like
 from converters.data.samples import Samples, load_samples
+from converters.framework_process import TensorFlowProcess
+from converters.frontends import load_model
 from converters.graph.interface import sample_spec
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest, parse_manifest
 from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, processing_digest
@@ -22,15 +25,23 @@ from edgekit.errors import DataError, RefusedError
 from edgekit.runtimes import open_runtime
 from edgekit.versions import runtime_version
 
-PAGE = "report.html"
+PAGE, REPORT = "report.html", "report.json"
 
 
 class Tier(msgspec.Struct, frozen=True):
-    """A cloud model: its name, the digest of its bundle, and the function that runs it."""
+    """A cloud model.
+
+    Attributes:
+        name: Its name in the tier, or that of its file.
+        digest: Of its bundle, or of the file, hex.
+        run: Runs it.
+        format: Of the file; empty for a bundle or a tier.
+    """
 
     name: str
     digest: str
     run: Run
+    format: str = ""
 
 
 def read_bundle(path: Path, role: str) -> Manifest:
@@ -43,8 +54,7 @@ def read_bundle(path: Path, role: str) -> Manifest:
     if not (path / MANIFEST_NAME).is_file():
         raise DataError(
             f"--{role} {path} is not a bundle",
-            advice="A certificate is bound to the digests of what runs: convert the model first"
-            + (", with --target server, or give the URL of the tier." if role == "cloud" else "."),
+            advice="A certificate is bound to the digests of what runs: convert the model first.",
         )
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
     if manifest.sealed is not None:
@@ -58,6 +68,36 @@ def bundle_tier(path: Path) -> Iterator[Tier]:
     manifest = read_bundle(path, "cloud")
     with _running(manifest, path) as run:
         yield Tier(manifest.name, manifest.digest, run)
+
+
+@contextlib.contextmanager
+def model_tier(path: Path, edge: Manifest) -> Iterator[Tier]:
+    """A source model, run by its own framework, in place of a server of the same file.
+
+    Raises:
+        DataError: there is no such file, or it has other inputs than the edge bundle.
+        ModelFormatError, UnsupportedOpError: it cannot be read.
+    """
+    if not path.exists():
+        raise DataError(f"--cloud {path} does not exist", advice="Give a bundle, a model file, or the URL of a tier.")
+    interface = bundle_interface(edge)
+    with TensorFlowProcess() as child:
+        source = load_model(path, child, stated_like([edge]))
+        theirs = {one.spec.name: one.spec for one in source.graph.interface.inputs}
+        ours = {one.spec.name: one.spec for one in interface.inputs}
+        faults = [f"input {name!r} is missing" for name in theirs.keys() ^ ours.keys()]
+        faults += [
+            f"input {name!r} is {spec.dtype.value}{spec.shape_text}, the edge bundle's is "
+            f"{ours[name].dtype.value}{ours[name].shape_text}"
+            for name, spec in theirs.items()
+            if name in ours and (spec.dtype, spec.shape[1:]) != (ours[name].dtype, ours[name].shape[1:])
+        ]
+        if faults:
+            raise DataError(
+                f"--cloud {path} has other inputs than the edge bundle: {'; '.join(sorted(faults))}",
+                advice="Both models get the same samples.",
+            )
+        yield Tier(path.name, source.sha256, source.answers, source.format)
 
 
 def certify_bundle(
@@ -102,6 +142,7 @@ def certify_bundle(
         runtime_version(manifest.runtime),
         tier.name,
         tier.digest,
+        tier.format or msgspec.UNSET,
     )
     with _running(manifest, edge) as run:
         samples, more = (None if one is None else _samples(one, manifest) for one in (data, unlabelled))
@@ -109,6 +150,8 @@ def certify_bundle(
         result = calibrate(promise, manifest.task, run, tier.run, samples, more, bound)
     files = {entry.path: (entry.role, (edge / entry.path).read_bytes()) for entry in manifest.files}
     files[CERTIFICATE_NAME] = (ROLE_CERTIFICATE, result.certificate.canonical_bytes())
+    if REPORT in files:
+        files[REPORT] = (ROLE_REPORT, with_cascade(files[REPORT][1], result))
     if PAGE in files:
         files[PAGE] = (ROLE_REPORT, with_section(files[PAGE][1], result))
     return write_bundle(folder, name, with_files(new, files), files), result

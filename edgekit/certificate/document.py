@@ -39,7 +39,9 @@ class Bound(msgspec.Struct, frozen=True):
         processing: sha256 of the steps around the edge model and their files, hex; empty without steps.
         runtime, runtime_version: What ran the edge model.
         cloud_model: Name of the cloud model in its tier; for people.
-        cloud_digest: Bundle digest of the cloud model, as its tier reports it, hex.
+        cloud_digest: Digest of the cloud model, hex, as the answers of its tier report it: of the bundle, or of the
+            model's own file where `cloud_format` is set.
+        cloud_format: Format of the model file that was run instead of a bundle; absent for a bundle or a tier.
     """
 
     edge_model: str
@@ -48,6 +50,17 @@ class Bound(msgspec.Struct, frozen=True):
     runtime_version: str
     cloud_model: str
     cloud_digest: str
+    cloud_format: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def served_by(self) -> str:
+        """Who must answer for the certificate to be claimed, in words."""
+        if self.cloud_format is msgspec.UNSET:
+            return "a cloud tier whose answers report this digest of the bundle (edgekit cloud serve does)"
+        return (
+            f"a server of this {self.cloud_format} file whose answers report the file's sha256 as edgekit_model; "
+            "edgekit cloud serve serves bundles, so calibrate with its bundle for it"
+        )
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from edgekit.bundle.golden import read_golden
-from edgekit.bundle.manifest import ROLE_GOLDEN, VERSION
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, VERSION
 from edgekit.bundle.sample_rows import run_samples
 from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
@@ -34,7 +34,9 @@ _SHARE = Number(0.0001, 0.9999)
 
 @click.command()
 @click.option("--edge", type=click.Path(path_type=Path), required=True, help="Bundle of the edge model.")
-@click.option("--cloud", required=True, metavar="BUNDLE|URL", help="Bundle of the cloud model, or a cloud tier's URL.")
+@click.option(
+    "--cloud", required=True, metavar="BUNDLE|MODEL|URL", help="Bundle or file of the cloud model, or a tier's URL."
+)
 @click.option("--cloud-model", default="", help="Its name in the cloud tier [default: the edge bundle's name].")
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the tier's API key."
@@ -69,6 +71,10 @@ def calibrate(
     **targets: float | None,
 ) -> None:
     """Certify the score below which a device sends its answers to the cloud tier.
+
+    The cloud model is a bundle, the URL of a tier that serves one, or a model file as `edgekit convert` takes it, which
+    its own framework runs. A device claims the certificate while the tier reports the same digest: of the bundle, or of
+    the file where a server of yours serves that.
 
     Both models run on held-out samples. One part of them fits the temperature and the score functions, one chooses
     among them, and one proves the threshold. The result is a new version of the bundle around the same artifact, with
@@ -111,11 +117,12 @@ def calibrate(
 
 @contextlib.contextmanager
 def _tier(cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, golden: bytes) -> Iterator[Tier]:
-    """The cloud model: a bundle on this machine, or a tier that is asked over the network."""
-    from converters.cascade.bundles import Tier, bundle_tier
+    """The cloud model: a bundle or a model file on this machine, or a tier that is asked over the network."""
+    from converters.cascade.bundles import Tier, bundle_tier, model_tier
 
     if "://" not in cloud:
-        with bundle_tier(Path(cloud)) as tier:
+        path = Path(cloud)
+        with bundle_tier(path) if (path / MANIFEST_NAME).is_file() else model_tier(path, manifest) as tier:
             yield tier
         return
     with needs_extra("agent"):
@@ -164,7 +171,7 @@ def _facts(result: Calibration) -> list[tuple[str, str]]:
     bound = one.bound
     facts.append(("holds for", f"edge artifact {bound.edge_model[:12]}, {bound.runtime_version}"))
     facts.append(("", f"cloud model {bound.cloud_model}, digest {bound.cloud_digest[:12]}"))
-    return [*facts, ("certificate", one.id)]
+    return [*facts, ("served by", bound.served_by), ("certificate", one.id)]
 
 
 def _values(result: Calibration) -> dict[str, Any]:

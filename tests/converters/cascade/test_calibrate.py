@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 
 from edgekit.bundle.manifest import ROLE_MODEL, ROLE_REPORT, file_entry, parse_manifest
 from edgekit.certificate.document import CERTIFICATE_NAME, parse_certificate
@@ -142,6 +144,56 @@ def test_the_pages_section_is_replaced_and_not_added_twice(folder, tmp_path) -> 
     assert page.count("Certificate for cloud fallback") == 1
     assert "at most 0.05 of all" in page
     assert page.index("Chosen") < page.index("Certificate for") < page.index("Candidates")
+
+
+def test_a_model_file_is_certified_like_its_bundle_and_bound_to_its_own_digest(folder, tmp_path) -> None:
+    """The same threshold; the digest is that of the file, and the command says which server can claim it."""
+    model, found = folder / "cloud" / "model.onnx", {}
+    for name, cloud in (("bundle", folder / "cloud"), ("file", model)):
+        arguments = ["--edge", str(folder / "edge"), "--cloud", str(cloud), "--data", str(folder / "data.npz")]
+        done = CliRunner().invoke(
+            edgekit, ["calibrate", *arguments, "--regret", "0.05", "-o", str(tmp_path / name), "--json"]
+        )
+        assert done.exit_code == 0, done.output
+        found[name] = json.loads(done.stdout)["certificate"]
+    bound = found["file"]["bound"]
+    assert found["file"]["threshold"] == pytest.approx(found["bundle"]["threshold"], rel=1e-3)
+    assert (bound["cloud_digest"], bound["cloud_format"]) == (hashlib.sha256(model.read_bytes()).hexdigest(), "onnx")
+    assert "cloud_format" not in found["bundle"]["bound"]
+    certificate = parse_certificate((tmp_path / "file" / "pair-1.0.1-x86-64" / CERTIFICATE_NAME).read_bytes())
+    assert "report the file's sha256 as edgekit_model" in certificate.bound.served_by
+
+
+@pytest.mark.parametrize(("cloud", "says"), [("none.onnx", "does not exist"), ("other.onnx", "input 'a' is missing")])
+def test_a_model_file_that_does_not_fit_is_refused(folder, tmp_path, cloud, says) -> None:
+    """The message names the inputs."""
+    node, values = helper.make_node("Softmax", ["a"], ["scores"]), [("a", "scores")]
+    infos = [[helper.make_tensor_value_info(one, 1, ["n", 8])] for pair in values for one in pair]
+    other = helper.make_model(helper.make_graph([node], "g", *infos), opset_imports=[helper.make_opsetid("", 17)])
+    (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
+    arguments = ["--edge", str(folder / "edge"), "--cloud", str(tmp_path / cloud), "--data", str(folder / "data.npz")]
+    done = CliRunner().invoke(edgekit, ["calibrate", *arguments, "--regret", "0.05", "-o", str(tmp_path)])
+    assert says in str(done.exception)
+
+
+def test_the_report_has_the_cascade(folder, tmp_path) -> None:
+    """The certificate and the measured curve, beside what the report had; a second calibration replaces them."""
+    edge = tmp_path / "edge"
+    manifest = edge_bundle(edge)
+    (edge / "report.json").write_bytes(b'{"name": "pair"}')
+    entry = file_entry("report.json", ROLE_REPORT, b'{"name": "pair"}')
+    manifest = msgspec.structs.replace(manifest, files=(*manifest.files, entry))
+    (edge / "manifest.json").write_bytes(manifest.canonical_bytes())
+    for version, value, before in (("1.0.1", "0.03", edge), ("1.0.2", "0.05", tmp_path / "pair-1.0.1-x86-64")):
+        assert calibrate(folder, "--regret", value, output=tmp_path, edge=str(before)).exit_code == 0
+        bundle = tmp_path / f"pair-{version}-x86-64"
+        report = json.loads((bundle / "report.json").read_text())
+        found, certificate = report["cascade"], parse_certificate((bundle / CERTIFICATE_NAME).read_bytes())
+        assert (report["name"], found["id"]) == ("pair", certificate.id)
+        assert found["certificate"]["value"] == float(value)
+        assert found["loss"]["measured"] <= found["loss"]["limit"] == float(value)
+        assert found["curve"][-1] == {"threshold": None, "sent": 1.0, "loss": 0.0}
+        assert [one["sent"] for one in found["curve"]] == sorted(one["sent"] for one in found["curve"])
 
 
 def test_wrong_use_is_explained(folder, tmp_path) -> None:
