@@ -60,6 +60,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def shares(self) -> bool:
+        """True where the broker shares the messages of a `group` among its subscribers; False while not connected."""
+        ...
+
+    @property
     def takeovers(self) -> int:
         """Connections that the broker ended because another client connected under the same name (MQTT 5 says so)."""
         ...

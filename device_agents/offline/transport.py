@@ -42,6 +42,11 @@ class FileTransport:
         return self._started.is_set()
 
     @property
+    def shares(self) -> bool:
+        """False: there is one client."""
+        return False
+
+    @property
     def packet_limit(self) -> int:
         """0: a file has no limit."""
         return 0

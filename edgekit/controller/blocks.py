@@ -39,6 +39,7 @@ class BlockService(RequestService):
         urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
         refused: Returns why a device gets no blocks; empty for one that does.
         gather_seconds: As BroadcastService.
+        answers_here: As RequestService.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class BlockService(RequestService):
         urls: Callable[[str], Sequence[str]] = lambda digest: (),
         refused: Callable[[str], str] = lambda device: "",
         gather_seconds: float = GATHER_SECONDS,
+        answers_here: Callable[[], bool] = lambda: True,
     ) -> None:
-        super().__init__(fleet=fleet, kind="blocks", transport=transport)
+        super().__init__(fleet=fleet, kind="blocks", transport=transport, answers_here=answers_here)
         self._store = store
         self._clock = clock
         self.leases = Leases(max_transfers(broker_budget_bytes))

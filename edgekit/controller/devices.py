@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner, Key
 
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.controller.refusals import RefusalService
-from edgekit.errors import DataError, NotFoundError, SignatureError, UnavailableError
+from edgekit.errors import DataError, NotFoundError, SignatureError, TransportError, UnavailableError
 from edgekit.identity.series import RunHistory, is_behind
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import (
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 INBOX_MESSAGES = 10_000
 MAX_NOTICES = 1000
+HELD_SECONDS = 60.0  # longer than a standby needs to notice that the leader has ended
+RETAINED = ("reported", "presence")
 SAME_EVENT_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 
@@ -61,6 +63,8 @@ class DeviceService:
         director: Signs commands.
         refusals: Knows removed and quarantined devices.
         quarantine_clones: Put a name that two devices use into quarantine.
+        leading: True while this controller stores messages. Else it keeps those of the last HELD_SECONDS, which it
+            stores if it begins to lead: the leader before may not have stored them.
 
     Attributes:
         clocks: Differences of the devices' clocks.
@@ -78,6 +82,7 @@ class DeviceService:
         director: CryptoSigner,
         refusals: RefusalService,
         quarantine_clones: bool = False,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._fleet = fleet
         self._transport = transport
@@ -85,7 +90,10 @@ class DeviceService:
         self._clock = clock
         self._director = director
         self._refusals, self._quarantine_clones = refusals, quarantine_clones
-        self._inbox: asyncio.Queue[Arrived] = asyncio.Queue(INBOX_MESSAGES)
+        self._leading = leading
+        self._inbox: deque[Arrived] = deque()
+        self._wake = asyncio.Event()
+        self._subscribing: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._keys: dict[str, Key] = {}
         self._rejected_at: dict[tuple[str, str], float] = {}
@@ -110,9 +118,23 @@ class DeviceService:
 
     async def stop(self) -> None:
         """Stop handling messages."""
-        if self._worker:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        tasks = [task for task in (self._worker, self._subscribing) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def leading_changed(self, leading: bool) -> None:
+        """Store what was kept, and get the retained messages again: this controller has dropped older ones."""
+        self._wake.set()
+        if leading and self._transport.connected:
+            self._subscribing = asyncio.get_running_loop().create_task(self._get_retained())
+
+    async def _get_retained(self) -> None:
+        try:
+            for kind in RETAINED:
+                await self._transport.subscribe(topics.device(self._fleet, "+", kind), self._put)
+        except TransportError as error:
+            log.info("retained messages come with the next connection to the broker: %s", error)
 
     async def send_commands(self) -> None:
         """Send the operators' commands to the devices that are online.
@@ -146,26 +168,32 @@ class DeviceService:
             await self._transport.publish(topics.answer(self._fleet, device), encode(answer))
 
     def _put(self, message: Message) -> None:
-        try:
-            self._inbox.put_nowait(Arrived(message, self._clock.wall()))
-        except asyncio.QueueFull:
+        now = self._clock.wall()
+        if not self._leading():
+            while self._inbox and (len(self._inbox) >= INBOX_MESSAGES or self._inbox[0].at < now - HELD_SECONDS):
+                self._inbox.popleft()
+        elif len(self._inbox) >= INBOX_MESSAGES:
             self.dropped += 1  # the device reports its state again with the next heartbeat
+            return
+        self._inbox.append(Arrived(message, now))
+        self._wake.set()
 
     async def _work(self) -> None:
         while True:
-            arrived = await self._inbox.get()
-            message = arrived.message
-            while True:
-                try:
-                    await asyncio.to_thread(self._handle, arrived)
-                    break
-                except UnavailableError as error:
-                    log.warning("%s will be stored later: %s", message.topic, error)
-                    await asyncio.sleep(RETRY_SECONDS)
-                except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
-                    self.failures += 1
-                    log.exception("a message on %s could not be handled", message.topic)
-                    break
+            if not self._inbox or not self._leading():
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            arrived = self._inbox.popleft()
+            try:
+                await asyncio.to_thread(self._handle, arrived)
+            except UnavailableError as error:
+                self._inbox.appendleft(arrived)
+                log.warning("%s will be stored later: %s", arrived.message.topic, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
+                self.failures += 1
+                log.exception("a message on %s could not be handled", arrived.message.topic)
 
     def _handle(self, arrived: Arrived) -> None:
         message = arrived.message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.blocks import BlockCache
@@ -26,8 +26,16 @@ class MetadataService(RequestService):
     Devices in step request the same files. They share one read of a file and one copy of its bytes.
     """
 
-    def __init__(self, *, fleet: str, transport: Transport, store: Store, clock: Clock) -> None:
-        super().__init__(fleet=fleet, kind="metadata", transport=transport)
+    def __init__(
+        self,
+        *,
+        fleet: str,
+        transport: Transport,
+        store: Store,
+        clock: Clock,
+        answers_here: Callable[[], bool] = lambda: True,
+    ) -> None:
+        super().__init__(fleet=fleet, kind="metadata", transport=transport, answers_here=answers_here)
         self._store = store
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
         self._reading: dict[str, asyncio.Future[bytes]] = {}

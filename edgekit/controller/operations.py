@@ -138,7 +138,9 @@ class Operations:
 
     def overview(self) -> Overview:
         """The fleet in numbers."""
-        return self.state.overview.count(self.now, self.state.offline_after_seconds)
+        now = self.now
+        counted = self.state.overview.count(now, self.state.offline_after_seconds)
+        return msgspec.structs.replace(counted, controllers=self.state.leaders.all(now))
 
     def cohort(self, text: str, targets: list[str] | None = None, labels: dict[str, str] | None = None) -> Cohort:
         """The cohort of a filter, with the saved groups that it names.

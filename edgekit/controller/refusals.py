@@ -53,16 +53,19 @@ class RefusalService:
         """Note that a refused device sent a message, in any thread; `tick` tells it if it was not told."""
         self._heard.append(device)
 
-    async def tick(self) -> None:
-        """Look for refused devices, clear the retained messages of removed ones, and tell those that were heard.
-
-        Raises:
-            TransportError: the broker cannot be reached; the next tick repeats the work.
-        """
+    async def look(self) -> None:
+        """Look for refused devices, if the last look was a while ago. Raises UnavailableError without the database."""
         now = self._clock.monotonic()
         if now - self._looked >= REFRESH_SECONDS:
             self.refused = await asyncio.to_thread(self._state.lifecycle.refused)
             self._looked = now
+
+    async def tick(self) -> None:
+        """Clear the retained messages of removed devices, and tell the refused ones that were heard.
+
+        Raises:
+            TransportError: the broker cannot be reached; the next tick repeats the work.
+        """
         for one in [one for one in self.refused.values() if one.removed and one.device not in self._cleared]:
             for kind in RETAINED:
                 await self._transport.publish(topics.device(self._fleet, one.device, kind), b"", qos=1, retain=True)

@@ -10,7 +10,7 @@ import abc
 import asyncio
 import collections
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -49,6 +49,7 @@ class RequestService(abc.ABC):
         fleet: Name of the fleet.
         kind: The kind in the topic ``request/<kind>/<device>``.
         transport: Connection to the broker.
+        answers_here: False while another controller answers all requests, because the broker does not share them.
 
     Attributes:
         refused: Requests that got an error answer, by error.
@@ -56,10 +57,13 @@ class RequestService(abc.ABC):
         failures: Requests that failed with an unexpected error.
     """
 
-    def __init__(self, *, fleet: str, kind: str, transport: Transport) -> None:
+    def __init__(
+        self, *, fleet: str, kind: str, transport: Transport, answers_here: Callable[[], bool] = lambda: True
+    ) -> None:
         self._fleet = fleet
         self._kind = kind
         self._transport = transport
+        self._answers_here = answers_here
         self._tasks: set[asyncio.Task[None]] = set()
         self._outstanding: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
@@ -88,7 +92,9 @@ class RequestService(abc.ABC):
 
     def _take(self, message: Message) -> None:
         where = topics.parse_request(message.topic)
-        if where is None or message.retained:  # a retained request is stale, or somebody forged it
+        if (
+            where is None or message.retained or not self._answers_here()
+        ):  # a retained request is stale, or somebody forged it
             return
         if len(self._tasks) >= MAX_OUTSTANDING:
             self.dropped += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,6 +59,7 @@ class RolloutService:
     Args:
         fleet, transport, state, reader, clock: As Controller.
         director: Signs assignments.
+        leading: False as soon as another controller signs and publishes.
         assignment_seconds: Lifetime of an assignment; it is renewed after two thirds of it.
     """
 
@@ -71,6 +73,7 @@ class RolloutService:
         clock: Clock,
         director: CryptoSigner,
         assignment_seconds: float,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._fleet = fleet
         self._transport = transport
@@ -78,6 +81,7 @@ class RolloutService:
         self._reader = reader
         self._clock = clock
         self._director = director
+        self._leading = leading
         self._lifetime = assignment_seconds
         self._surveys: dict[int, _LastSurvey] = {}
         self._watched = (-1.0, 0.0)  # the fleet's latest change at the last look at ended rollouts, and its time
@@ -85,7 +89,10 @@ class RolloutService:
         self._signers_checked = False
 
     def connection_changed(self, connected: bool) -> None:
-        """Publish all assignments again after a reconnect, because the broker may have lost its retained messages."""
+        """Publish all assignments again after a reconnect, because the broker may have lost its retained messages.
+
+        Also when this controller begins to lead: the leader before may have published an older version last.
+        """
         self._publish_all = self._publish_all or connected
 
     async def tick(self) -> None:
@@ -108,6 +115,8 @@ class RolloutService:
             table = self._state.assignments
             stored = await asyncio.to_thread(table.all if everything else table.unpublished)
             for at in range(0, len(stored), PUBLISH_AT_ONCE):
+                if not self._leading():
+                    return
                 await asyncio.gather(*map(self._publish_one, stored[at : at + PUBLISH_AT_ONCE]))
         except EdgekitError:
             self._publish_all = self._publish_all or everything
@@ -198,6 +207,8 @@ class RolloutService:
             self._state.assignments.renew_other_signers(self._director.public_key.keyid)
             self._signers_checked = True
         for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
+            if not self._leading():
+                return
             version: int | None = stored.version
             if stored.payload is not None:
                 version = self._state.assignments.renew(stored.device, stored.version)

@@ -16,6 +16,7 @@ from edgekit.controller.devices import DeviceService
 from edgekit.controller.health import HealthService
 from edgekit.controller.hints import HintService
 from edgekit.controller.joins import JoinService
+from edgekit.controller.leadership import Leadership, controller_name
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
@@ -56,6 +57,9 @@ class ControllerOptions(msgspec.Struct, frozen=True):
 class Controller:
     """Serves one fleet. Several controllers may serve the same fleet with one database and one store.
 
+    All of them answer requests, enroll devices and serve their API. Only the leader stores what devices send, advances
+    rollouts, signs, publishes, judges telemetry and posts webhooks.
+
     Args:
         fleet: Name of the fleet.
         transport: Connection to the broker, not started yet.
@@ -72,6 +76,7 @@ class Controller:
         joins: Enrolls devices with codes and renews certificates; None where the fleet has no authority of its own.
 
     Attributes:
+        leadership: Says whether this controller leads.
         tick_errors: Parts of rounds that failed; the next round repeats them.
     """
 
@@ -99,6 +104,7 @@ class Controller:
         self._clock_offset = clock.wall() - clock.monotonic()
         self.tick_errors = 0
         self._joins = joins
+        self.leadership = Leadership(state=state, lock=state.leader_lock(), clock=clock, name=controller_name())
         self.refusals = RefusalService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)
         self.blocks = BlockService(
             fleet=fleet,
@@ -108,8 +114,11 @@ class Controller:
             broker_budget_bytes=options.broker_budget_bytes,
             urls=blob_urls,
             refused=self.refusals.reason,
+            answers_here=self._answers_here,
         )
-        self.metadata = MetadataService(fleet=fleet, transport=transport, store=store, clock=clock)
+        self.metadata = MetadataService(
+            fleet=fleet, transport=transport, store=store, clock=clock, answers_here=self._answers_here
+        )
         self.devices = DeviceService(
             fleet=fleet,
             transport=transport,
@@ -118,26 +127,35 @@ class Controller:
             director=director,
             refusals=self.refusals,
             quarantine_clones=options.quarantine_clones,
+            leading=self._leads,
         )
+        self.hints = HintService(fleet=fleet, transport=transport, state=state)
+        self._add_leader_services(state.fenced(self.leadership.check), reader, director, post)
+
+    def _add_leader_services(
+        self, state: FleetState, reader: RegistryReader, director: CryptoSigner, post: Post
+    ) -> None:
+        """The services that only the leader runs; `state` refuses writes of a controller that does not lead."""
+        clock, options = self._clock, self._options
         self.rollouts = RolloutService(
-            fleet=fleet,
-            transport=transport,
+            fleet=state.fleet,
+            transport=self._transport,
             state=state,
             reader=reader,
             clock=clock,
             director=director,
+            leading=self._leads,
             assignment_seconds=options.assignment_days * 86_400.0,
         )
-
-        self.hints = HintService(fleet=fleet, transport=transport, state=state)
         self.standing = StandingService(state=state, reader=reader, clock=clock)
-        self.webhooks = WebhookService(state=state, clock=clock, post=post)
+        self.webhooks = WebhookService(state=state, clock=clock, post=post, leading=self._leads)
         self.health = HealthService(state=state, clock=clock, telemetry_days=options.telemetry_days)
 
     def values(self) -> dict[str, float]:
         """The controller's own counters and present values, for its metrics."""
         return {
             "connected": float(self._transport.connected),
+            "leading": float(self.leadership.leading),
             "transfers": self.blocks.leases.active,
             "broadcasts_total": self.blocks.broadcasts.started,
             "broadcast_blocks_total": self.blocks.broadcasts.blocks_sent,
@@ -149,12 +167,19 @@ class Controller:
         }
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached."""
+        """Serve until `stop` is set; retries while the broker, the store or the database cannot be reached.
+
+        Raises:
+            RefusedError: another controller runs with this database, which serves only one.
+        """
         services: list[Any] = [self.blocks, self.metadata, self.devices, self.webhooks]
         services += [self._joins] if self._joins is not None else []
         self._transport.on_connection(self.rollouts.connection_changed)
         self._transport.on_connection(self._check_packets)
         self._transport.on_connection(self.hints.connection_changed)
+        for listener in (self.rollouts.connection_changed, self.hints.connection_changed, self.devices.leading_changed):
+            self.leadership.on_change(listener)
+        await self.leadership.start()
         for service in services:
             await service.start()
         await self._transport.start()
@@ -169,6 +194,14 @@ class Controller:
             for service in services:
                 await service.stop()
             await self._transport.stop()
+            await self.leadership.stop()
+
+    def _leads(self) -> bool:
+        return self.leadership.leading
+
+    def _answers_here(self) -> bool:
+        """False where every controller gets every request, and the leader answers it."""
+        return self._transport.shares or self.leadership.leading
 
     def _check_packets(self, connected: bool) -> None:
         if connected and (fault := packet_fault(self._transport.packet_limit)):
@@ -176,7 +209,10 @@ class Controller:
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""
-        for part in (self._check_timestamp, self.rollouts.tick, self.standing.tick, self.health.tick, self._publish):
+        leader_parts = (self._check_timestamp, self.rollouts.tick, self.standing.tick, self.health.tick, self._publish)
+        for part in (self.refusals.look, *leader_parts):
+            if part in leader_parts and not self.leadership.leading:
+                return
             try:
                 await part()
             except TransportError as error:

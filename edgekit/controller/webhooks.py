@@ -68,13 +68,16 @@ class WebhookService:
     Args:
         state, clock: As Controller.
         post: Posts a body to a URL and returns the status; raises UnavailableError without an answer. Blocks.
+        leading: False while another controller delivers.
 
     Attributes:
         deliveries, failures: Attempts that succeeded, and that did not.
     """
 
-    def __init__(self, *, state: FleetState, clock: Clock, post: Post) -> None:
-        self._state, self._clock, self._post = state, clock, post
+    def __init__(
+        self, *, state: FleetState, clock: Clock, post: Post, leading: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._state, self._clock, self._post, self._leading = state, clock, post, leading
         self._worker: asyncio.Task[None] | None = None
         self.deliveries = self.failures = 0
 
@@ -91,7 +94,8 @@ class WebhookService:
     async def _work(self) -> None:
         while True:
             try:
-                await self.round()
+                if self._leading():
+                    await self.round()
             except UnavailableError as error:
                 log.warning("webhooks will be delivered later: %s", error)
             except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
@@ -112,7 +116,7 @@ class WebhookService:
         """Post one notice after the other; stop at the first one that fails, so that their order stays."""
         table, started, failures = self._state.webhooks, self._clock.monotonic(), batch.failures
         for notice, reached in batch.notices:
-            if self._clock.monotonic() - started > LEASE_SECONDS / 2:
+            if not self._leading() or self._clock.monotonic() - started > LEASE_SECONDS / 2:
                 table.release(batch.webhook)
                 return
             if fault := self._attempt(batch, notice):

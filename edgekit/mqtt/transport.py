@@ -126,6 +126,11 @@ class MqttTransport:
         """The largest packet that the broker accepts, in bytes; 0 while not connected."""
         return self._link.packet_limit if self._link is not None and self.connected else 0
 
+    @property
+    def shares(self) -> bool:
+        """True where the broker offers shared subscriptions; False while not connected."""
+        return self._link is not None and self.connected and self._link.shares
+
     async def start(self) -> None:
         """Start a task that connects, and reconnects after every loss. Does nothing when started already."""
         if self._task is None:

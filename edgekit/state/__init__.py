@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
+from edgekit.state._sql import Fence
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.certificates import CertificateTable, StoredCertificate
@@ -17,6 +18,8 @@ from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.filters import GroupTable, SavedGroup
 from edgekit.state.hints import FleetPause, PauseTable
+from edgekit.state.leader_lock import LeaderLock, leader_lock
+from edgekit.state.leaders import ControllerView, LeaderTable
 from edgekit.state.lifecycle import LifecycleTable, Refused
 from edgekit.state.operators import Operator, OperatorTable, Role
 from edgekit.state.overview import OverviewTable
@@ -36,12 +39,14 @@ __all__ = [
     "AuditTable",
     "CertificateTable",
     "CommandTable",
+    "ControllerView",
     "DeviceHour",
     "DeviceTable",
     "DeviceView",
     "FleetPause",
     "FleetState",
     "GroupTable",
+    "LeaderTable",
     "LifecycleTable",
     "Operator",
     "OperatorTable",
@@ -72,6 +77,7 @@ class FleetState:
         pause: The pause of the fleet.
         uninstall: Takes models off devices.
         overview: Numbers of devices by what they run.
+        leaders: The controllers of the fleet, and which of them leads.
 
     Args:
         engine: The database.
@@ -103,10 +109,20 @@ class FleetState:
         self.overview = OverviewTable(engine, fleet)
         self.webhooks = WebhookTable(engine, fleet, author=author)
         self.telemetry = TelemetryTable(engine, fleet, author=author)
+        self.leaders = LeaderTable(engine, fleet)
 
     def by(self, author: str) -> FleetState:
         """The same state, for changes by another author."""
         return FleetState(self._engine, self.fleet, offline_after_seconds=self.offline_after_seconds, author=author)
+
+    def fenced(self, fence: Fence) -> FleetState:
+        """The same state; `fence` is called at the start of each writing transaction, and ends it by raising."""
+        engine = self._engine.execution_options(fence=fence)
+        return FleetState(engine, self.fleet, offline_after_seconds=self.offline_after_seconds, author=self.author)
+
+    def leader_lock(self) -> LeaderLock:
+        """The lock that one controller of the fleet holds, not taken yet."""
+        return leader_lock(self._engine, self.fleet)
 
     def nobody(self, cohort: Cohort) -> NotFoundError:
         """The error for a selection without devices: it names the selection and the nearest values of the fleet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
+
+Fence = Callable[[sa.Connection], None]  # raises at the start of a writing transaction that must not be made
 
 
 class FleetTable:
@@ -29,14 +31,17 @@ class FleetTable:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with _wrapped_errors(), self._engine.connect() as connection, connection.begin():
+        with wrapped_errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _wrapped_errors(), self._engine.connect() as connection:
+        with wrapped_errors(), self._engine.connect() as connection:
             connection = connection.execution_options(writes=True)
+            fence: Fence | None = connection.get_execution_options().get("fence")
             with connection.begin():
+                if fence is not None:
+                    fence(connection)
                 yield connection
 
 
@@ -100,7 +105,8 @@ def untrusted_text(text: str, limit: int) -> str:
 
 
 @contextlib.contextmanager
-def _wrapped_errors() -> Iterator[None]:
+def wrapped_errors() -> Iterator[None]:
+    """Raise UnavailableError where the database did not answer, and DataError where it refuses a value."""
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:

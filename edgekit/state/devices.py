@@ -289,7 +289,7 @@ class DeviceTable(FleetTable):
             self._put_presence(connection, telemetry.device, {"seen": now, "telemetry": text})
 
     def add_event(self, event: Event, now: float) -> None:
-        """Store one event; deletes the device's oldest events above `max_events`, and none of other devices.
+        """Store one event, once; deletes the device's oldest events above `max_events`, and none of other devices.
 
         Raises:
             DataError: the event cannot be stored as JSON.
@@ -369,20 +369,24 @@ def _order(sort: str) -> list[sa.ColumnElement[Any]]:
 def insert_event(
     connection: sa.Connection, fleet: str, event: Event, now: float, *, max_events: int = MAX_STORED_EVENTS
 ) -> None:
-    """Store one event inside the caller's transaction, as `DeviceTable.add_event`."""
+    """Store one event inside the caller's transaction, as `DeviceTable.add_event`; not one that is stored already."""
     untrusted_json(event)
     detail = to_json(event.detail)
     values = {
         "at": now,
         "message": untrusted_text(event.message, MAX_TEXT),
         "detail": detail if len(detail) <= MAX_TEXT else "{}",
+        "sent": event.at,
         **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
     }
+    same = [events.c[name] == values[name] for name in ("device", "kind", "model", "sent", "message")]
     take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
+    if connection.execute(sa.select(events.c.id).where(events.c.fleet == fleet, *same).limit(1)).first():
+        return
     connection.execute(events.insert().values(fleet=fleet, **values))
     stranger = values["kind"] == UNKNOWN_DEVICE
-    same = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
-    mine = sa.and_(events.c.fleet == fleet, same)
+    similar = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
+    mine = sa.and_(events.c.fleet == fleet, similar)
     kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(max_events).limit(1)
     connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
 

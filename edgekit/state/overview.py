@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.state._sql import FleetTable
+from edgekit.state.leaders import ControllerView
 from edgekit.state.tables import attributes, devices, events, presence
 
 RECENT_SECONDS = 86_400.0
@@ -49,6 +50,7 @@ class Overview(msgspec.Struct, frozen=True):
         targets: Devices by target profile.
         models: What runs where, by the model's name.
         alarms: Events with an error in the last day.
+        controllers: The controllers, the leader first.
     """
 
     fleet: str
@@ -59,6 +61,7 @@ class Overview(msgspec.Struct, frozen=True):
     targets: dict[str, int]
     models: list[ModelCount]
     alarms: int
+    controllers: list[ControllerView] = []
 
 
 class OverviewTable(FleetTable):

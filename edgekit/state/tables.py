@@ -26,6 +26,15 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 T = TypeVar("T")
 
+# A server that vanished is noticed after about ten seconds instead of minutes.
+_NOTICE_LOSS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -253,7 +262,28 @@ events = sa.Table(
     sa.Column("error", sa.String(63), nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("detail", JSON_TEXT, nullable=False),
+    sa.Column("sent", sa.Double, nullable=False, server_default="0"),  # by the device's clock, to know repetitions
     sa.Index(None, "fleet", "device"),
+)
+
+# Which controller leads: the term rises with each leader, and each write of a leader checks it.
+leaders = sa.Table(
+    "leaders",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("term", sa.BigInteger, nullable=False),
+    sa.Column("controller", NAME_COLUMN, nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+)
+
+# Controllers that run, or that ended without a word.
+controllers = sa.Table(
+    "controllers",
+    metadata,
+    sa.Column("fleet", NAME_COLUMN, primary_key=True),
+    sa.Column("name", NAME_COLUMN, primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("seen", sa.Double, nullable=False),
 )
 
 # Who may use the API of the controller; `token` is the sha256 of the operator's token.
@@ -400,7 +430,11 @@ def _migrate(engine: sa.Engine) -> None:
 
 def _engine_options(url: str, busy_seconds: float) -> dict[str, Any]:
     if not url.startswith("sqlite"):
-        return {"pool_pre_ping": True}
+        given = sa.make_url(url).query
+        return {
+            "pool_pre_ping": True,
+            "connect_args": {name: value for name, value in _NOTICE_LOSS.items() if name not in given},
+        }
     return {"connect_args": {"timeout": busy_seconds, "check_same_thread": False}}
 
 

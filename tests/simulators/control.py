@@ -166,6 +166,7 @@ class ControlSide:
         self.options = ControllerOptions(tick_seconds=0.01)
         self.clock = SystemClock()
         self.controller: Controller | None = None
+        self.transport: Transport | None = None
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -182,9 +183,10 @@ class ControlSide:
     async def start_controller(self) -> None:
         """Start a new controller on the same database."""
         self._stop = asyncio.Event()
+        self.transport = self._transport()
         self.controller = Controller(
             fleet=FLEET,
-            transport=self._transport(),
+            transport=self.transport,
             state=self.state,
             store=self.store,
             reader=self.reader(),
@@ -192,7 +194,11 @@ class ControlSide:
             clock=self.clock,
             options=self.options,
         )
-        self._running = asyncio.get_running_loop().create_task(self.controller.run(self._stop))
+        running = self._running = asyncio.get_running_loop().create_task(self.controller.run(self._stop))
+        if not self.url and self.broker.up:  # devices' messages before that would be lost, or retained
+            connected = asyncio.ensure_future(self.transport.wait_connected(PATIENCE_SECONDS))
+            await asyncio.wait((connected, running), return_when=asyncio.FIRST_COMPLETED)
+            connected.cancel()
 
     def _transport(self) -> Transport:
         if self.url:

@@ -46,15 +46,24 @@ def running_postgres() -> Iterator[str]:
         if os.geteuid() == 0:
             shutil.chown(folder, USER)
         _run("initdb", "-D", folder / "data", "-U", USER, "--auth=trust", "--no-sync", "--locale=C", "--encoding=UTF8")
-        options = f"-k {folder} -c listen_addresses= -c fsync=off"
-        log = folder / "log"
-        _run("pg_ctl", "-D", folder / "data", "-l", log, "-o", options, "-w", "-t", str(START_SECONDS), "start")
+        _start(folder)
         try:
             yield f"postgresql+psycopg://{USER}@/postgres?host={folder}"
         finally:
-            _run("pg_ctl", "-D", folder / "data", "-m", "immediate", "-w", "stop")
+            _stop(folder)
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def stopped(url: str) -> Iterator[None]:
+    """Stop a server of `running_postgres` at once, as if its machine crashed, and start it again at the end."""
+    folder = Path(str(sa.make_url(url).query["host"]))
+    _stop(folder)
+    try:
+        yield
+    finally:
+        _start(folder)
 
 
 def emptied(url: str) -> str:
@@ -65,6 +74,16 @@ def emptied(url: str) -> str:
         connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
     return url
+
+
+def _start(folder: Path) -> None:
+    options = f"-k {folder} -c listen_addresses= -c fsync=off"
+    log = folder / "log"
+    _run("pg_ctl", "-D", folder / "data", "-l", log, "-o", options, "-w", "-t", str(START_SECONDS), "start")
+
+
+def _stop(folder: Path) -> None:
+    _run("pg_ctl", "-D", folder / "data", "-m", "immediate", "-w", "stop")
 
 
 def _run(program: str, *arguments: str | Path) -> None:

@@ -196,6 +196,11 @@ class MemoryTransport:
         return self._connected.is_set()
 
     @property
+    def shares(self) -> bool:
+        """True while connected."""
+        return self.connected
+
+    @property
     def packet_limit(self) -> int:
         """As the protocol says."""
         return self._broker.packet_limit if self.connected else 0

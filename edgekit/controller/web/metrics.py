@@ -40,6 +40,7 @@ CONTROLLER_METRICS = (
         ("rollout", "model", "version", "state"),
     ),
     Metric("edgekit_controller_connected", "gauge", "1 while the broker is connected, else 0.", ()),
+    Metric("edgekit_controller_leading", "gauge", "1 while this controller leads its fleet, 0 while it stands by.", ()),
     Metric("edgekit_controller_transfers", "gauge", "Transfers of blocks that are in progress.", ()),
     Metric("edgekit_controller_broadcasts_total", "counter", "Broadcasts that sent blocks.", ()),
     Metric("edgekit_controller_broadcast_blocks_total", "counter", "Blocks that were broadcast.", ()),

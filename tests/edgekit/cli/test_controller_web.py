@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def controller(folder: Path, api: str):
             process.wait(30.0)
 
 
+def until_running(shell: Shell) -> None:
+    end = time.monotonic() + 60.0
+    while not shell.json("edgekit fleet status --json")["controllers"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def line_with(process: subprocess.Popen, words: str) -> str:
     for line in process.stderr:
         if words in line:
@@ -47,16 +55,35 @@ def line_with(process: subprocess.Popen, words: str) -> str:
     raise AssertionError(f"the controller ended without a line with {words!r}")
 
 
-def test_a_controller_serves_its_api_and_leaves_the_address_to_the_next(shell: Shell) -> None:
-    """Without a broker too. A second one on the same address says so, works on, and takes it over."""
+def test_a_second_controller_of_a_sqlite_database_is_refused(shell: Shell) -> None:
+    """It ends at once and says what to do; the first one works on."""
     shell("edgekit registry init")
+    with controller(shell.folder, "") as first:
+        until_running(shell)
+        with controller(shell.folder, "") as second:
+            assert "serves only one" in line_with(second, "another controller")
+            assert second.wait(30.0) == 3
+        assert first.poll() is None
+        (one,) = shell.json("edgekit fleet status --json")["controllers"]
+        assert one["leads"]
+    assert shell.json("edgekit fleet status --json")["controllers"] == []
+    assert "no controller" in shell("edgekit fleet status")[1]
+
+
+def test_a_controller_serves_its_api_and_leaves_the_address_to_the_next(shell: Shell) -> None:
+    """Without a broker too. One of another fleet on the same address says so, works on, and takes it over."""
+    shell("edgekit registry init")
+    other = shell.folder / "other"
+    shutil.copytree(shell.folder / "keys", other / "keys")
+    shutil.copytree(shell.folder / "registry", other / "registry")
+    shutil.copy(shell.folder / "edgekit.toml", other)
     token = shell("edgekit controller token add ann --role admin")[0].strip()
     with controller(shell.folder, "127.0.0.1:0") as first:
         url = line_with(first, "API and pages:").rpartition(" ")[2].strip()
         request = urllib.request.Request(f"{url}/api/v1/operators", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request) as reply:
             assert [one["name"] for one in json.load(reply)] == ["ann"]
-        with controller(shell.folder, url.removeprefix("http://")) as second:
+        with controller(other, url.removeprefix("http://")) as second:
             assert "Address already in use; trying again" in line_with(second, "the API is not served")
             first.send_signal(signal.SIGTERM)
             assert first.wait(30.0) == 0

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from edgekit.controller.devices import HELD_SECONDS
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
 from edgekit.rollout.values import RolloutState
@@ -204,3 +205,27 @@ def _nested(depth):
     for _ in range(depth):
         value = [value]
     return value
+
+
+async def test_a_standby_keeps_messages_and_stores_them_when_it_leads(tmp_path):
+    """What came while the leader had ended is not lost; what is older than HELD_SECONDS is."""
+    leading = True
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await device.report(facts={"n": 1})
+        await side.until(lambda: view(side).facts == {"n": 1})
+        service = side.controller.devices
+        service._leading = lambda: leading
+        leading = False
+        for number, kind in enumerate(("old", "new")):
+            event = seal(Event("pi-1", kind, float(number + 1)), device.signer)
+            await device.say("event", event)
+        await side.until(lambda: len(service._inbox) == 2)
+        service._inbox[0] = service._inbox[0]._replace(at=side.clock.wall() - HELD_SECONDS - 1.0)
+        await device.report(number=70, facts={"n": 70})
+        await side.until(lambda: any("reported" in one.message.topic for one in service._inbox))
+        assert events(side) == []
+        leading = True
+        service.leading_changed(True)
+        await side.until(lambda: view(side).facts == {"n": 70})
+        assert events(side) == ["new"]

@@ -294,3 +294,17 @@ def test_garbage_never_breaks_a_service(tmp_path_factory, kind, payload):
             assert desk.blocks.failures == desk.metadata.failures == 0
 
     asyncio.run(story())
+
+
+async def test_a_standby_leaves_requests_to_the_leader_where_the_broker_does_not_share_them(folder):
+    """Both get the request; the one that leads answers it."""
+    async with Desk(folder) as desk:
+        desk.blocks._answers_here = lambda: False
+        desk.metadata._answers_here = lambda: False
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(desk.ask("blocks", want((0, 0))), 0.3)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(desk.ask("metadata", MetadataRequest("r1", "timestamp.json")), 0.3)
+        desk.blocks._answers_here = lambda: True
+        (answer,) = await desk.ask("blocks", want((3, 3)))
+        assert answer.index == 3
