@@ -29,6 +29,7 @@ from edgekit.bundle.manifest import (
 )
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import TargetProfile
+from edgekit.drift.reference import REFERENCE_NAME, ROLE_REFERENCE
 from edgekit.errors import ConversionError, DataError
 from edgekit.tensors import Array
 
@@ -102,11 +103,14 @@ def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:
     return np.sort(rows[picked])
 
 
-def bundle_files(artifact: Artifact, golden: bytes, report: bytes, page: bytes) -> dict[str, tuple[str, bytes]]:
-    """The bundle's files except the manifest: (role, bytes) by name."""
+def bundle_files(
+    artifact: Artifact, golden: bytes, report: bytes, page: bytes, reference: bytes
+) -> dict[str, tuple[str, bytes]]:
+    """The bundle's files except the manifest: (role, bytes) by name; no file for empty bytes beside the artifact."""
     beside = {
         COMPILED: (ROLE_COMPILED, artifact.compiled),
         CALIBRATION: (ROLE_CALIBRATION, artifact.calibration),
+        REFERENCE_NAME: (ROLE_REFERENCE, reference),
     }
     return {
         artifact.file: (ROLE_MODEL, artifact.data),

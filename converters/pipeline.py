@@ -37,6 +37,7 @@ from converters.candidates.test_set import score_artifact
 from converters.cost.estimate import memory_mib
 from converters.data.stateful import data_inputs, first_stream
 from converters.data.steps_file import write_steps
+from converters.drift_reference import References
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import ONNX
 from converters.graph.graph import Graph, digest_of
@@ -117,7 +118,8 @@ def run_plan(
         pruning = _pruning(plan, prepared, context, step)
         route = evaluate_direct_route(plan.recipe, plan.profiles, prepared.source, context, evidence, cache_scope, step)
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
-        shared = _Shared(plan, prepared, context, builder, pruning, levels, route)
+        references = References.of(prepared.calibration, evidence.choice, evidence.proof)
+        shared = _Shared(plan, prepared, context, builder, pruning, levels, route, references)
         results = [_convert_for(shared, profile, runtime, step) for profile, runtime in plan.profiles]
     reports = []
     for report, manifest, files in results:
@@ -148,6 +150,7 @@ class _Shared(msgspec.Struct, frozen=True):
     pruning: Pruning
     levels: Levels | None
     route: RouteReport | None
+    references: References
 
 
 def _levels(
@@ -260,9 +263,11 @@ def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: St
             parity=(*report.parity, *matrix.parity),
             route=route,
         )
+        reference, drift = shared.references.for_artifact(chosen.artifact, prepared.task, folder / "reference")
+        report = msgspec.structs.replace(report, drift=drift)
         requirements = _requirements(graph, chosen.artifact)
         manifest, golden = _manifest(plan, prepared, profile, chosen, report, requirements, folder)
-        files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report))
+        files = bundle_files(chosen.artifact, golden, report_json(report), report_html(report), reference)
         files.update(prepared.preprocessing.bundle_files() if prepared.preprocessing else {})
     return report, with_files(manifest, files), files
 

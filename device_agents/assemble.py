@@ -313,6 +313,7 @@ def make_agent(
     inference.listen(agent.events.send_load)
     inference.listen_certificates(agent.events.send_certificate)
     inference.listen_budgets(agent.events.send_budget)
+    inference.listen_drift(agent.events.send_drift)
     inference.ask_consent(agent.consent)
     return agent
 

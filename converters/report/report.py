@@ -75,6 +75,29 @@ class SplitReport(msgspec.Struct, frozen=True):
     proof: int
 
 
+class DriftReport(msgspec.Struct, frozen=True):
+    """The reference with which devices compare their inputs and answers.
+
+    Attributes:
+        statistics: Their names; empty without a reference.
+        samples: Largest number of samples of a statistic.
+        bytes: Size of the reference.
+        reason: Why there is none; empty where there is one.
+    """
+
+    statistics: tuple[str, ...] = ()
+    samples: int = 0
+    bytes: int = 0
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What people need to know of it."""
+        if self.reason:
+            return f"The bundle has no reference for drift: {self.reason}."
+        return f"Devices compare {len(self.statistics)} statistics with those of {self.samples} samples of the data."
+
+
 class FloatReport(msgspec.Struct, frozen=True):
     """The canonical float model: its size and its quality on the proof split."""
 
@@ -177,6 +200,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
         noise: The noise of the float model, by output.
         send_inputs: What devices may send to the cloud tier at most.
         task: What the outputs mean, and the share of samples that a device would send to the cloud tier.
+        drift: The reference for the test of drift; null in reports of earlier releases.
     """
 
     name: str
@@ -209,6 +233,7 @@ class Report(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     channels: ChannelReport | None = None
     task: TaskReport | None = None
     send_inputs: str = "allowed"
+    drift: DriftReport | None = None
 
     @property
     def chosen_candidate(self) -> CandidateReport:

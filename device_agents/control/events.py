@@ -70,6 +70,10 @@ class EventSender:
         """Send an event about a spent daily budget of the cloud tier; `model` is empty for that of all models."""
         self.send(kind, model, "", message, detail)
 
+    def send_drift(self, kind: str, model: str, error: str, message: str, detail: dict[str, Any]) -> None:
+        """Send an event about inputs or answers that begin or cease to differ; `error` is the subject that begins."""
+        self.send(kind, model, error, message, detail)
+
     def send_growth(self, grown: Grown) -> None:
         """Send an event about a model, or the agent, that holds far more memory than after loading."""
         message = growth_text(grown)

@@ -38,6 +38,7 @@ class Request:
         session: Session of the bundle that was active on arrival, later of the bundle that answered.
         inputs: The logical inputs for `session`.
         usable: False when the local answer holds NaN.
+        local: Outputs of the local model, whatever the client gets; None where it did not answer.
         prepared: The decoded inputs; None where the inputs need no preprocessing.
         certificate: Id of the certificate that holds for the answer; None for none.
     """
@@ -63,6 +64,7 @@ class Request:
         self.session = session
         self.patience, self.wanted = patience, wanted
         self.usable = True
+        self.local: Mapping[str, Array] | None = None
         self.prepared: Prepared | None = None
         self.certificate: str | None = None
 

@@ -150,7 +150,7 @@ class InferenceRouter:
             raise
         counters["runs"] += 1
         counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
-        request.usable = routing_rules.usable(outputs)
+        request.local, request.usable = outputs, routing_rules.usable(outputs)
         if not request.usable:
             counters["unusable"] += routing_rules.usable(request.inputs)
         return outputs

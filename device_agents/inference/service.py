@@ -22,6 +22,8 @@ from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
 from device_agents.inference.egress_rules import BundleLimits
+from device_agents.inference.drift import DriftWatch
+from device_agents.inference.drift import Listener as DriftListener
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
@@ -70,8 +72,8 @@ class InferenceService:
         footprints: Stores the measured memory of models across restarts; None does not store it.
         clock: Time for deadlines and the circuit breaker.
         hold: Says why the cloud tier may not be called at present; None where it may be.
-        disk: Folder where spent budgets and the evidence against certificates are stored across restarts; None does
-            not store them.
+        disk: Folder where spent budgets, the evidence against certificates and the counts of the test of drift are
+            stored across restarts; None does not store them.
         load: Opens a bundle's runtime; None for the adapters of `edgekit.runtimes`, isolated as `options` say.
         spread: Gives random numbers from 0 to 1 for the circuit breaker.
         old: Fields of `service` one by one, as release 0.1.0 took them; each gives a DeprecationWarning.
@@ -106,6 +108,7 @@ class InferenceService:
         )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
         self._certificates = Certificates(service.explorations_per_day, disk)
+        self._drift = DriftWatch(service.drift_seconds, service.drift_error, self._clock, disk)
         self._fallback = self._explorer = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
@@ -156,6 +159,7 @@ class InferenceService:
         await self._certificates.close()
         await self._manager.close()
         await self._budgets.close()
+        await self._drift.close()
 
     # --- models
 
@@ -184,6 +188,7 @@ class InferenceService:
             raise
         self._limits.settle(model, manifest.may_send)
         self._certificates.take(model, manifest, folder)
+        self._drift.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Test a bundle that is not active on its golden samples, in a runtime of its own with the model's isolation.
@@ -206,10 +211,15 @@ class InferenceService:
         """Call ``listener(kind, model, message, detail)`` once a day for each cloud budget that is spent."""
         self._budgets.listen(listener)
 
+    def listen_drift(self, listener: DriftListener) -> None:
+        """Call ``listener(kind, model, error, message, detail)`` where inputs or answers begin or cease to differ."""
+        self._drift.listen(listener)
+
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
         self._certificates.forget(model)
+        self._drift.forget(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Run the golden samples on the live model, in its request queue.
@@ -337,6 +347,8 @@ class InferenceService:
         )
         if self._sketches.wants_sample(name, digest, now):
             self._sketches.sample(name, digest, session.manifest.task, request.inputs, response.outputs)
+        if request.local is not None and self._drift.wants(name, now):
+            self._drift.sample(name, session, request.inputs, request.local)
 
     async def _prepare(self, request: Request) -> None:
         """Preprocess the inputs for the active bundle."""
@@ -444,7 +456,7 @@ class InferenceService:
         """Present values by model with a bundle; measures the memory of workers, up to a millisecond each.
 
         `memory_bytes` (0 while unloaded), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker, open
-        `streams` of a model with state.
+        `streams` of a model with state; where drift is tested, `drifting` subjects and `drift_samples`.
         """
         values: dict[str, dict[str, float]] = {}
         for name, model in self._manager.all().items():
@@ -459,6 +471,7 @@ class InferenceService:
                     "loaded": float(session is not None),
                     "streams": len(session.streams) if session and session.streams is not None else 0,
                     "restarts": restarts,
+                    **self._drift.gauges(name),
                 }
         return values
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable
@@ -12,11 +14,12 @@ from edgekit.cli.rollout.text import time_text
 
 @click.group()
 def alarm() -> None:
-    """List alarms of devices: latency, drift, errors, heat.
+    """List alarms of devices (latency, drift, errors, heat), and end those of drift.
 
     \b
-    Example:
+    Examples:
       edgekit alarm list
+      edgekit alarm end pi-1
     """
 
 
@@ -30,6 +33,7 @@ def list_alarms(device: str | None, everything: bool, limit: int, as_json: bool)
 
     An hour of a device is an alarm if it differs from the first 24 hours of the same bundle there, by more than chance
     explains and by an amount that matters. At most one hour in a million is a false alarm, for each signal.
+    Alarms drift.* come from the device: what it sees differs from the calibration data of its bundle.
 
     \b
     Examples:
@@ -57,3 +61,26 @@ def list_alarms(device: str | None, everything: bool, limit: int, as_json: bool)
             for one in found
         ]
         print_table(("device", "model", "alarm", "since", "ended", "found"), rows)
+
+
+@alarm.command(name="end")
+@click.argument("device", metavar="DEVICE")
+@click.option("--model", default="", metavar="NAME", help="Only alarms of this model.")
+@click.option("--kind", default="", metavar="KIND", help="Only this alarm, such as drift.input.x.")
+@json_option
+def end(device: str, model: str, kind: str, as_json: bool) -> None:
+    """End open alarms of drift that you have looked into.
+
+    The device raises the alarm again only after the drift has ended there and has begun anew.
+
+    \b
+    Example:
+      edgekit alarm end pi-1 --model digits
+    """
+    with fleet_state(control_settings()) as state:
+        state.devices.get(device)
+        kinds = state.drift.end(device, model, kind, time.time())
+    if as_json:
+        print_json({"device": device, "ended": kinds})
+    else:
+        note(f"Ended for {device}: {', '.join(map(printable, kinds))}.")

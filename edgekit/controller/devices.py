@@ -44,6 +44,7 @@ INBOX_MESSAGES = 10_000
 MAX_NOTICES = 1000
 HELD_SECONDS = 60.0  # longer than a standby needs to notice that the leader has ended
 RETAINED = ("reported", "presence")
+DRIFT_KINDS = ("drift", "drift-ended")
 SAME_EVENT_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 
@@ -267,7 +268,10 @@ class DeviceService:
 
     def _save_event(self, device: str, arrived: Arrived) -> None:
         event = self._open(device, arrived.message, Event)
-        self._state.devices.add_event(event, self._clock.wall())
+        if event.kind in DRIFT_KINDS:
+            self._state.drift.save(event, self._clock.wall())
+        else:
+            self._state.devices.add_event(event, self._clock.wall())
 
     def _save_result(self, device: str, arrived: Arrived) -> None:
         result = self._open(device, arrived.message, Result)

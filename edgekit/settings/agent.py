@@ -81,6 +81,25 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     broker_key: BrokerKey = None
     heartbeat_seconds: Annotated[Positive, Meta(description="Interval at which the device repeats its report.")] = 30.0
     telemetry_seconds: Annotated[Positive, Meta(description="Interval at which the device sends its counters.")] = 60.0
+    drift_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Shortest time between two requests of a model that the test of drift counts; 0: no test. "
+            "Choose it so long that two of them have little in common.",
+        ),
+    ] = 10.0
+    drift_error: Annotated[
+        float,
+        Meta(
+            ge=1e-9,
+            le=0.5,
+            description="Probability that the test of a bundle on this device ever reports a drift where there is "
+            "none, for all inputs and answers together.",
+            extra={"unit": "probability"},
+        ),
+    ] = 0.001
 
     # The local endpoints.
     http: Annotated[

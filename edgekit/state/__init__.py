@@ -16,6 +16,7 @@ from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.certificates import CertificateTable, StoredCertificate
 from edgekit.state.commands import CommandTable, StoredCommand
 from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
+from edgekit.state.drift import DriftTable
 from edgekit.state.filters import GroupTable, SavedGroup
 from edgekit.state.hints import FleetPause, PauseTable
 from edgekit.state.leader_lock import LeaderLock, leader_lock
@@ -43,6 +44,7 @@ __all__ = [
     "DeviceHour",
     "DeviceTable",
     "DeviceView",
+    "DriftTable",
     "FleetPause",
     "FleetState",
     "GroupTable",
@@ -78,6 +80,7 @@ class FleetState:
         uninstall: Takes models off devices.
         overview: Numbers of devices by what they run.
         leaders: The controllers of the fleet, and which of them leads.
+        telemetry, drift: Telemetry with its alarms, and the alarms that devices raise themselves.
 
     Args:
         engine: The database.
@@ -110,6 +113,7 @@ class FleetState:
         self.webhooks = WebhookTable(engine, fleet, author=author)
         self.telemetry = TelemetryTable(engine, fleet, author=author)
         self.leaders = LeaderTable(engine, fleet)
+        self.drift = DriftTable(engine, fleet, author=author)
 
     def by(self, author: str) -> FleetState:
         """The same state, for changes by another author."""

@@ -15,13 +15,13 @@ from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
 from edgekit.state.devices import insert_event
+from edgekit.state.drift import forget_ended, is_drift
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
 
 HOUR_SECONDS = 3600
 MAX_COUNTERS, MAX_NAME = 300, 160
 MAX_ROLLED_SKETCHES = 200  # of one hour of one device
 JUDGED_AT_ONCE = 200
-MAX_CLOSED_ALARMS = 200  # that are kept for each device
 MAX_TEXT = 500
 ALARM = "alarm"
 
@@ -172,7 +172,7 @@ class TelemetryTable(FleetTable):
                 connection.execute(telemetry_marks.update().where(mine).values(baselines=text))
             at = float(hour * HOUR_SECONDS)
             for model in judgement.fresh:
-                ended = sa.and_(self._open(device), alarms.c.model == model)
+                ended = sa.and_(self._open(device), alarms.c.model == model, sa.not_(is_drift()))
                 connection.execute(alarms.update().where(ended).values(ended=at))
             for finding in judgement.findings:
                 self._apply(connection, device, at, finding, now)
@@ -193,9 +193,7 @@ class TelemetryTable(FleetTable):
         connection.execute(alarms.insert().values(**row))
         event = Event(device, ALARM, now, finding.model, finding.kind, message)
         insert_event(connection, self._fleet, event, now)
-        mine = sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.ended.is_not(None))
-        kept = sa.select(alarms.c.id).where(mine).order_by(alarms.c.id.desc()).offset(MAX_CLOSED_ALARMS).limit(1)
-        connection.execute(alarms.delete().where(mine, alarms.c.id <= kept.scalar_subquery()))
+        forget_ended(connection, self._fleet, device)
 
     def _open(self, device: str) -> sa.ColumnElement[bool]:
         return sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.ended.is_(None))

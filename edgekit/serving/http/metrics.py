@@ -93,6 +93,8 @@ METRICS = (
     _of_model("gauge", "waiting", "Requests that wait or run now."),
     _of_model("gauge", "loaded", "1 while the model is in memory, else 0."),
     _of_model("gauge", "streams", "Open streams of a model with state."),
+    _of_model("gauge", "drifting", "Inputs and answers that differ from the calibration data (docs/drift.md)."),
+    _of_model("gauge", "drift_samples", "Requests that the test of drift has counted for the active bundle."),
     Metric(
         "edgekit_model_latency_seconds",
         "histogram",

@@ -56,6 +56,8 @@ CHANGED = AgentSettings(
     fallback_threshold=0.26,
     cloud_model="big",
     send_inputs="never",
+    drift_seconds=27.0,
+    drift_error=0.0028,
 )
 
 
@@ -107,6 +109,8 @@ def test_the_options_of_inference_come_from_the_settings() -> None:
         cloud_model="big",
         send_inputs="never",
         cloud_timeout_seconds=25.0,
+        drift_seconds=27.0,
+        drift_error=0.0028,
     )
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgekit.errors import DataError
+from edgekit.errors import DataError, NotFoundError
 from edgekit.health.alarms import BASELINE_HOURS
-from edgekit.mqtt.messages import Telemetry
+from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.rollout.cohort import Device
 from edgekit.sketches.sketch import Sketch, made
 from edgekit.state import FleetState, open_fleet_state
+from edgekit.state.drift import MAX_CLOSED_ALARMS, MAX_OPEN
 from tests.simulators.postgres import emptied, missing, running_postgres
 
 HOUR = 3600.0
@@ -189,3 +190,59 @@ def test_old_roll_ups_are_deleted_and_baselines_stay(state: FleetState) -> None:
     state.telemetry.add(message(99, error=400), 1000 * HOUR)
     state.telemetry.judge(1001 * HOUR)
     assert [one.kind for one in state.telemetry.alarms()] == ["errors"]
+
+
+def drift(kind: str = "drift", *, subject: str = "input.x", message: str = "moved", device: str = "a", **more: object):
+    return Event(device, kind, 5.0, "digits", subject, message, {"subject": subject, **more})
+
+
+def test_devices_raise_and_end_alarms_of_drift(state: FleetState) -> None:
+    """Each subject has an alarm; what is told twice is one alarm, and the end is stored."""
+    assert state.drift.save(drift(), 1.0)
+    assert state.drift.save(drift(subject="score"), 2.0)
+    assert not state.drift.save(drift(again=True), 3.0)
+    assert state.drift.save(drift(message="moved further"), 4.0)
+    assert {(one.kind, one.message, one.since) for one in state.telemetry.alarms("a")} == {
+        ("drift.input.x", "moved further", 1.0),
+        ("drift.score", "moved", 2.0),
+    }
+    assert state.drift.save(drift("drift-ended"), 6.0)
+    assert not state.drift.save(drift("drift-ended"), 7.0)
+    (open_one,) = state.telemetry.alarms("a")
+    assert open_one.kind == "drift.score"
+    assert [event.kind for event in state.devices.events("a")] == ["drift-ended", "drift", "drift", "drift"]
+
+
+def test_an_operator_ends_alarms_of_drift(state: FleetState) -> None:
+    """The device's repetition does not raise it again, a new drift does; other alarms cannot be ended so."""
+    state.drift.save(drift(), 1.0)
+    state.drift.save(drift(subject="score"), 1.0)
+    assert state.drift.end("a", "digits", "drift.score", 2.0) == ["drift.score"]
+    assert state.drift.end("a", "", "", 2.0) == ["drift.input.x"]
+    for model, kind in (("", ""), ("other", ""), ("digits", "latency")):
+        with pytest.raises(NotFoundError, match="no open alarm of drift"):
+            state.drift.end("a", model, kind, 3.0)
+    assert not state.drift.save(drift(again=True), 4.0)
+    assert state.telemetry.alarms("a") == []
+    assert state.drift.save(drift(), 5.0)
+    assert len(state.telemetry.alarms("a")) == 1
+    assert [entry.what for entry in state.audit.entries(what="alarm.end")] == ["alarm.end", "alarm.end"]
+
+
+def test_hours_of_telemetry_do_not_end_alarms_of_drift(state: FleetState) -> None:
+    """A fresh baseline ends the alarms of an earlier bundle; the device itself ends those of drift."""
+    state.drift.save(drift(), 9 * HOUR)
+    state.telemetry.add(message(1), 10 * HOUR)
+    assert state.telemetry.judge(11 * HOUR) == 1
+    assert [one.kind for one in state.telemetry.alarms("a")] == ["drift.input.x"]
+
+
+def test_a_device_cannot_fill_the_table_of_alarms(state: FleetState) -> None:
+    """Open and ended ones are limited, and names are cut."""
+    for number in range(300):
+        state.drift.save(drift(subject=f"input.{number}" + "x" * 500), float(number))
+    assert len(state.telemetry.alarms("a")) == MAX_OPEN
+    for number in range(300):
+        state.drift.save(drift(subject=str(number), device="b"), float(number))
+        state.drift.save(drift("drift-ended", subject=str(number), device="b"), float(number))
+    assert len(state.telemetry.alarms("b", ended=True, limit=1000)) == MAX_CLOSED_ALARMS + 1
